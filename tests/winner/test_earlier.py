@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import toys
-from test_winner import SPACE, CountedTest, flat, plan_of, test_part, work
+from judged import SPACE, CountedTest, flat, plan_of, work
 from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.question import question as question_module
@@ -19,12 +19,9 @@ from studyloom.winner.evaluation import evaluate_winner
 SETTINGS = {"top": 1, "seeds": 2}
 
 
-SMALL = [override for override in SPACE if not override.startswith("space.train")]
-
-
 @pytest.fixture(scope="module", params=EACH_KIND)
 def question(request):
-    return ask(*SMALL, *KINDS[request.param])
+    return ask(*SPACE, *KINDS[request.param])
 
 
 @pytest.fixture
@@ -44,23 +41,22 @@ def trained(monkeypatch):
 
 def judged(question, url, run_dir, trials, **settings):
     """Works through the stages of a budget, and returns plan, answer and openings of the test."""
-    plan, test = plan_of(question, url, run_dir, trials, **SETTINGS | settings), None
+    plan, test = plan_of(question, url, run_dir, trials, **SETTINGS | settings), CountedTest()
     work(plan)
-    test = CountedTest(test_part())
     return plan, evaluate_winner(plan, test, ["x"]), test.loaded
 
 
 def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
-    question, url, tmp_path, trained
+    question, sqlite_url, tmp_path, trained
 ):
     """Values, curves and weights, and the test; only what is new is trained."""
-    small, answer, opened = judged(question, url, tmp_path, 4)
+    small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
     assert opened == 1
     assert answer.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     weights = load_weights(tmp_path / "winner.pt")
     before = {*small.candidates}
     trained.clear()
-    large, grown, opened = judged(question, url, tmp_path, 5)
+    large, grown, opened = judged(question, sqlite_url, tmp_path, 5)
     assert {*large.candidates} == before, "the fifth is not among the best"
     assert len(trained) == 1, "the fifth trial of the search"
     assert grown.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
@@ -70,14 +66,11 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
         (large.reevaluation, small.reevaluation),
         (large.retraining, small.retraining),
     ):
-        ours, theirs = (
-            {(t.params["candidate"], t.params["seed"]): t for t in s.stored.trials()}
-            for s in (stage, was)
-        )
-        for key, trial in ours.items():
-            assert trial.values == theirs[key].values
-            assert trial.user_attrs["epochs"] == theirs[key].user_attrs["epochs"]
-            assert trial.user_attrs[REUSED] == f"{was.stored.name}, trial {theirs[key].number}"
+        for training, trial in stage.trained.items():
+            same = was.trained[training]
+            assert trial.values == same.values
+            assert trial.user_attrs["epochs"] == same.user_attrs["epochs"]
+            assert trial.user_attrs[REUSED] == f"{was.stored.name}, trial {same.number}"
     again, weights = flat(load_weights(tmp_path / "winner.pt")), flat(weights)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     lines = "\n".join(winner_lines(grown))
@@ -91,7 +84,7 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
     """There is no retraining; what another host keeps is trained again."""
     if not keeps:
         monkeypatch.setattr(toys.Run, "keep", lambda self, **parts: None)
-    question = ask(*SMALL, *(override for override in LOOP if "test" not in override))
+    question = ask(*SPACE, *(override for override in LOOP if "test" not in override))
     small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
     assert (answer.test, opened) == (None, 0)
     assert (tmp_path / "winner.pt").exists() == keeps
@@ -127,18 +120,6 @@ def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_k
 
 
 @pytest.mark.chaos
-def test_a_network_that_is_lost_is_trained_again_and_counts_as_trained(
-    question, sqlite_url, tmp_path, trained
-):
-    plan, answer, _ = judged(question, sqlite_url, tmp_path, 4)
-    for file in plan.retraining.weights.iterdir():
-        file.unlink()
-    _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
-    assert grown.reused == {"re-evaluation": (4, 4), "retraining": (0, 4)}
-    assert grown.winner.values == answer.winner.values
-
-
-@pytest.mark.chaos
 def test_what_other_code_has_trained_is_trained_again(question, url, tmp_path, trained):
     """After an accepted change of one's own code nothing of before is reused, nor the test."""
 
@@ -165,7 +146,7 @@ def test_a_command_that_was_killed_after_the_test_reads_its_result(question, sql
     """It was stored as soon as it was known; to test again is possible if one asks for it."""
     plan, answer, _ = judged(question, sqlite_url, tmp_path, 4)
     (tmp_path / "winner.json").unlink()
-    test = CountedTest(test_part())
+    test = CountedTest()
     again = evaluate_winner(plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS), test, ["x"])
     assert test.loaded == 0
     assert again.test == answer.test

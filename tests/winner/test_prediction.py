@@ -12,7 +12,7 @@ from answers import write_winner
 from PIL import Image, ImageDraw
 from sounds import sweep, wav
 
-from studyloom.data import Picture, Reader, Sound
+from studyloom.data import Reader, Sound
 from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
@@ -22,7 +22,8 @@ from studyloom.training.checkpoint import save_weights
 from studyloom.winner import predictor
 from studyloom.winner.predictor import Network, Predictor, load_network, predict, read_inputs
 
-FACTS = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081}
+PICTURE = {"_target_": "studyloom.data.Picture"}
+FACTS = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081, "transform": PICTURE}
 MODEL = "studyloom.models.MLP"
 
 
@@ -61,29 +62,16 @@ def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(
     assert answers[0].confidence == pytest.approx(float(expected.values[3]), abs=1e-5)
 
 
-def test_a_colour_picture_of_a_grey_network_is_read_as_grey(run_dir, digits, tmp_path):
-    Image.fromarray(digits[0]).save(tmp_path / "grey.png")
-    Image.fromarray(digits[0]).convert("RGBA").save(tmp_path / "colour.png")
-    grey, colour = (
-        read_inputs(tmp_path / name, load_network(run_dir)) for name in ("grey.png", "colour.png")
-    )
-    assert torch.equal(grey.rows, colour.rows)
-    network = Network(MLP((3, 28, 28), 10), (3, 28, 28), Picture())
-    assert read_inputs(tmp_path / "colour.png", network).rows.shape == (1, 3, 28, 28)
-
-
 def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
     run_dir, digits, tmp_path
 ):
     for name in ("first.png", "last.png"):
         Image.fromarray(digits[0]).save(tmp_path / name)
+    two = (2).to_bytes(4, "big")
     contents = {
         "words": (b"hello", "must be a picture or an IDX file"),
         "labels": (b"\0\0\x08\x01\0\0\0\x08" + bytes(8), "magic number"),
-        "small": (
-            b"\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x02" + bytes(8),
-            "must be 28 × 28 pixels, as the network takes them; got 2 × 2",
-        ),
+        "small": (b"\0\0\x08\x03" + 3 * two + bytes(8), "must be 28 × 28 pixels, as the network"),
         "empty": (b"", "is empty"),
     }
     for name, (content, _) in contents.items():
@@ -116,9 +104,8 @@ def test_nothing_hostile_is_called(tmp_path):
     for model in (touch, {"_target_": MODEL, "hidden": [touch]}):
         with pytest.raises(ConfigError, match=r"_target_"):
             load_network(write_winner(tmp_path / "run", model, state, **FACTS))
-    own = write_winner(
-        tmp_path / "run", {"_target_": MODEL, "hidden": []}, state, **FACTS, transform=touch
-    )
+    hostile = FACTS | {"transform": touch}
+    own = write_winner(tmp_path / "run", {"_target_": MODEL, "hidden": []}, state, **hostile)
     with pytest.raises(ConfigError, match="not among the code"):
         load_network(own)
     assert not canary.exists()
@@ -148,22 +135,15 @@ def tabular(tmp_path):
     return write_winner(tmp_path / "tabular", section, state, **facts)
 
 
-def test_a_table_is_read_by_the_names_of_its_columns(tabular, tmp_path):
+def test_a_table_is_read_by_the_names_of_its_columns_and_an_array_by_their_order(tabular, tmp_path):
     (tmp_path / "rows.csv").write_text("name,age,size\na,1,12\nb,2,8\n")
-    answers = list(predict(load_network(tabular), [tmp_path / "rows.csv"]))
-    assert [answer.word for answer in answers] == ["large", "small"]
-    assert str(answers[0]).split("\t")[1:] == ["large", f"{1 / (1 + math.exp(-4)):.4f}"], (
-        "standardised as in training"
-    )
-
-
-def test_an_array_holds_one_input_or_several(tabular, tmp_path):
     np.save(tmp_path / "one.npy", np.array([12, 0]))
     np.save(tmp_path / "several.npy", np.array([[12.0, 0.0], [8.0, 0.0]]))
-    network = load_network(tabular)
-    assert [
-        a.label for a in predict(network, [tmp_path / "one.npy", tmp_path / "several.npy"])
-    ] == [0, 0, 1]
+    asked = [tmp_path / name for name in ("rows.csv", "one.npy", "several.npy")]
+    answers = list(predict(load_network(tabular), asked))
+    assert [answer.word for answer in answers] == ["large", "small", "large", "large", "small"]
+    standardised = f"{1 / (1 + math.exp(-4)):.4f}"
+    assert str(answers[0]).split("\t")[1:] == ["large", standardised], "as in training"
 
 
 class Tokens(torch.nn.Module):
@@ -211,8 +191,6 @@ def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, mon
         "letter.csv": (b"size,age\n1,x\n", "line 2 must have 2 fields, and numbers for size, age"),
         "none.csv": (b"size,age\n", "must hold at least one line of numbers"),
         "utf16.csv": (b"\xff\xfe\x00", "must be a .npy file or a CSV file"),
-        "cut.npy": (b"\x93NUMPY", "EOF"),
-        "empty.csv": (b"", "it is empty"),
         "large.csv": (b"size,age\n" + b"1,2\n" * 2**18, "must have at most 1 MiB; divide it"),
     }
     (tmp_path / "folder").mkdir()
@@ -241,7 +219,7 @@ def digits_read(tmp_path_factory):
     gram = inputs.T @ inputs + 100 * torch.eye(785, dtype=torch.float64)
     weights = (10 * torch.linalg.solve(gram, inputs.T @ classes)).float().T
     layer = {"1.weight": weights[:, :784].clone(), "1.bias": weights[:, 784].clone()}
-    transform = {"_target_": "studyloom.data.Picture"} | asdict(Embedded().transform)
+    transform = PICTURE | asdict(Embedded().transform)
     return layer, FACTS | {"inputs": asdict(InputRange.of(split)), "transform": transform}
 
 
@@ -278,19 +256,15 @@ def drawn(folder):
     inverted, on_white = ("inverted: white background",), "transparent parts laid on white"
     made = {
         "black.png": (page, {}, inverted),
-        "small.png": (seven(28), {}, inverted),
         "white.png": (seven(200, 255, 0), {}, ("200 × 200 pixels",)),
         "alpha.png": (Image.merge("RGBA", (clear, clear, clear, ink)), {}, (on_white, *inverted)),
         "light.png": (Image.merge("LA", (empty, ink)), {}, ("transparent parts laid on black",)),
-        "grey-alpha.png": (Image.merge("LA", (clear, ink)), {}, (on_white, *inverted)),
         "deep.png": (deep, {}, inverted),
         "float.tiff": (Image.fromarray((np.array(page) / 255).astype(np.float32)), {}, inverted),
         "palette.png": (page.convert("P"), {}, inverted),
-        "bits.png": (page.convert("1"), {}, inverted),
         "cmyk.jpg": (page.convert("CMYK"), {}, inverted),
         "turned.jpg": (turned, {"exif": exif}, ("turned upright", *inverted)),
         "frames.gif": (page, frames, ("first of several frames", *inverted)),
-        "frames.webp": (page, frames, ("first of several frames", *inverted)),
         "wide.png": (wide, {}, ("400 × 200 pixels", *inverted)),
         "photo.jpg": (photo, {}, ("3000 × 2000 pixels", *inverted)),
     }
@@ -317,9 +291,7 @@ def test_an_image_is_answered_alike_at_each_scale_from_a_file_and_from_python(
         "bytes": image,
         "words": image.astype(np.uint16) * 257,
         "whole": image.astype(np.int64),
-        "floats": image.astype(np.float64),
         "unit": image / 255,
-        "single": image[None].astype(np.float32) / 255,
         "columns": np.asfortranarray(image),
         "inputs": ((image / 255 - 0.1307) / 0.3081)[None].astype(np.float32),
     }
@@ -334,12 +306,8 @@ def test_an_image_is_answered_alike_at_each_scale_from_a_file_and_from_python(
     assert notes["bytes"] == notes["inputs"] == ""
     assert notes["unit"] == "numbers taken as pixels from 0 to 1"
     assert notes["words"] == "numbers taken as pixels from 0 to 65535"
-    for name, array in scales.items():
-        asked = (
-            torch.from_numpy(np.ascontiguousarray(array).astype(np.int64))
-            if (name == "words")
-            else array
-        )
+    for name in ("words", "unit", "columns", "inputs"):
+        asked = scales[name].astype(np.int64) if name == "words" else scales[name]
         prediction = Predictor(network).predict(asked)
         assert prediction.classes.tolist() == [answers[0].label]
         assert prediction.notes == (notes[name],)
@@ -348,9 +316,8 @@ def test_an_image_is_answered_alike_at_each_scale_from_a_file_and_from_python(
 def test_what_is_unlike_the_training_data_is_said_beside_its_answer(reader, digits, tmp_path):
     np.save(tmp_path / "other-scale.npy", digits[3][None] / 127.5 - 1)
     Image.new("L", (28, 28), 0).save(tmp_path / "empty.png")
-    scaled, empty = predict(
-        load_network(reader), [tmp_path / "other-scale.npy", tmp_path / "empty.png"]
-    )
+    asked = [tmp_path / name for name in ("other-scale.npy", "empty.png")]
+    scaled, empty = predict(load_network(reader), asked)
     assert scaled.note.startswith("unlike the training data: values -1.0000 to 1.0000 (there -0.42")
     assert empty.note.startswith("unlike the training data: mean -0.4242")
 
@@ -387,9 +354,6 @@ def test_pictures_are_refused_if_nobody_says_how_they_become_inputs(own, tmp_pat
     np.save(tmp_path / "loaded.npy", Embedded().test().inputs[:3].numpy())
     answers = list(predict(network, [tmp_path / "loaded.npy"]))  # as `load` returns them
     assert [answer.note for answer in answers] == [""] * 3
-    network = load_network(own(None, mean=0.1307, std=0.3081))
-    (answer,) = predict(network, [tmp_path / "seven.png"])
-    assert answer.note.startswith("pixels scaled to -0.4242 to 2.8215, since the data source does")
 
 
 def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp_path):
@@ -406,7 +370,7 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
 
 def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wrap(own, tmp_path):
     network = load_network(own(HALVE), [__name__])
-    for dtype in (np.uint16, np.int64, np.int16):
+    for dtype in (np.uint16, np.int16):
         levels = np.arange(784, dtype=dtype).reshape(28, 28) % 256
         np.save(tmp_path / "bytes.npy", levels)
         inputs = read_inputs(tmp_path / "bytes.npy", network)
@@ -417,7 +381,7 @@ def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wr
         inputs = read_inputs(tmp_path / "words.npy", network)
         reduced = torch.from_numpy(deep.astype(np.float32) / 257).round().to(torch.uint8)
         assert torch.equal(inputs.rows[0], halve(reduced[None], 255))
-        assert inputs.done == ["numbers taken as pixels from 0 to 65535"]
+        assert inputs.notes == ["numbers taken as pixels from 0 to 65535"]
     for level in (-1, 65536):
         np.save(tmp_path / "none.npy", np.full((28, 28), level, np.int32))
         with pytest.raises(PredictError, match=f"must be from 0 to 65535; got {level} to {level}"):
@@ -465,7 +429,7 @@ def letters(tmp_path):
     """A run directory, of a network whose inputs were whole numbers of a Dataset."""
     torch.manual_seed(0)
     state = MLP((5,), 3, hidden=[]).state_dict()
-    facts = {"shape": [5], "outputs": 3, "loaded": True, "kind": "int64"}
+    facts = {"shape": [5], "outputs": 3, "loaded": True, "kind": "int64", "reads": True}
     facts["transform"] = {"_target_": f"{__name__}.Letters"}
     return write_winner(tmp_path / "letters", {"_target_": MODEL, "hidden": []}, state, **facts)
 
@@ -482,10 +446,11 @@ def test_each_input_of_a_file_has_an_answer_and_what_was_done_to_it(letters, tmp
 
 def test_a_file_of_which_a_reader_makes_no_inputs_is_named(letters, tmp_path):
     network = load_network(letters, [__name__])
+    shapeless = "winner.json: data.transform does not make (5,) of a file"
     for content, said in (
         (b"bug", "data.transform: KeyError: 'bug'"),
-        (b"flat", "winner.json: data.transform does not make (5,) of a file"),
-        (b"short\nline", "winner.json: data.transform does not make (5,) of a file"),
+        (b"flat", shapeless),
+        (b"short\nline", shapeless),
     ):
         (tmp_path / "asked").write_bytes(content)
         with pytest.raises(PredictError) as caught:
@@ -497,14 +462,11 @@ def test_what_a_file_is_its_content_says_and_not_its_name(reader, digits, tmp_pa
     Image.fromarray(digits[3]).save(tmp_path / "picture.npy", "PNG")
     np.save(tmp_path / "array.npy", digits[3])
     (tmp_path / "array.npy").rename(tmp_path / "array.png")
-    first, second = predict(
-        load_network(reader), [tmp_path / "picture.npy", tmp_path / "array.png"]
-    )
-    assert first.confidence == pytest.approx(second.confidence, abs=1e-5)
-
-
-def test_a_name_with_control_characters_is_shown_with_their_escapes(reader, digits, tmp_path):
     path = tmp_path / "a\x1b[2J\nerror: b\t\udcff.png"
     Image.fromarray(digits[3]).save(str(path), "PNG")
-    (answer,) = predict(load_network(reader), [path])
-    assert answer.name == f"{tmp_path}/a\\x1b[2J\\nerror: b\\t\\udcff.png"
+    asked = [tmp_path / "picture.npy", tmp_path / "array.png", path]
+    first, second, third = predict(load_network(reader), asked)
+    assert first.confidence == pytest.approx(second.confidence, abs=1e-5)
+    assert third.name == f"{tmp_path}/a\\x1b[2J\\nerror: b\\t\\udcff.png", (
+        "no terminal is told more"
+    )

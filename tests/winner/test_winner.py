@@ -4,48 +4,33 @@ import base64
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import toys
 import yaml
+from judged import SPACE, SPLIT, CountedTest, flat, plan_of, test_part, train, train_plainly, work
 from PIL import Image
-from scipy import stats
-from toys import EACH_KIND, KINDS, TINY, TWO, Never, ask, compose, toy_folds, toy_split
+from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.sources import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
-from studyloom.question.question import Question
-from studyloom.question.run import Place, Run
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.worker import Worker
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
-from studyloom.training.randomness import seeded
-from studyloom.training.trainer import Training
-from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import read_answer
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.stages import Plan, Stage, is_answer_of
-from studyloom.winner.statistics import compare, summarise
 from studyloom.winner.trainings import kept_epoch
 
-SPLIT = toy_split()
-SPACE = (
-    *TINY,
-    "space=lr",
-    "+space.train.batch_size.choice=[16,32,64]",
-    "sampler=random",
-    "pruner=none",
-)
 TRIALS = 4
 
 
@@ -57,89 +42,19 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def question(kind):
-    space = [override for override in SPACE if not override.startswith("space.train")]
-    return ask(*space, *KINDS[kind])
+    return ask(*SPACE, *KINDS[kind])
 
 
 network = pytest.mark.parametrize("kind", ["network"], indirect=True)
-
-
-def train_plainly(stage, candidate, seed):
-    """Trains a candidate without any objective of ours; returns the value and what is kept."""
-    trainings = stage.asked
-    if trainings.question.config.objective["_target_"] is None:
-        training = Training([trainings.job(candidate, seed)], SPLIT)
-        list(training)
-        return training.history[-1][0].value, training.weights()[0]
-    parts = map(SPLIT.part, trainings.fold(seed))
-    fresh, cpu = trainings.fresh_seed(seed), torch.device("cpu")
-    run = Run(Place(0, 1, stage.title, 0, fresh, cpu, None, *parts), "accuracy", lambda *_: None)
-    with seeded(fresh):
-        value = toys.train(trainings.question.at(trainings.candidates[candidate]), run)
-    return value, run.states()
-
-
-def flat(weights):
-    """Returns the tensors of a network, also those that a loop has kept under its name."""
-    return weights.get("network", weights)
-
-
-class CountedTest:
-    """Loads the test part, and counts how often."""
-
-    def __init__(self, split):
-        self.split = split
-        self.loaded = 0
-
-    def __call__(self):
-        self.loaded += 1
-        return self.split
-
-
-def test_part():
-    """Makes other images of the same classes."""
-    generator = torch.Generator().manual_seed(1)
-    noise = 0.5 * torch.randn(SPLIT.inputs.shape, generator=generator)
-    return replace(SPLIT, inputs=SPLIT.inputs + noise, digest="test")
-
-
-test_part.__test__ = False
-
-
-def plan_of(question: Question, url, run_dir, trials=TRIALS, **settings):
-    stored = create_study(url, "s", question.identity("toy"), trials, goals=question.goals)
-    search = Stage("search", stored, question, trials)
-    return Plan(
-        search,
-        question,
-        TrainingData(SimpleNamespace(validation=40), SPLIT),
-        url,
-        run_dir,
-        WinnerSection(**settings),
-    )
-
-
-def train(stage, split, trials, folder=None):
-    """Works on trials of a stage as a worker does."""
-    data = TrainingData(None, split, toy_folds(split))
-    Worker(stage.asked, stage.stored, data, Never(), folder, weights=stage.weights).run(trials)
-
-
-def work(plan: Plan):
-    """Works through the stages."""
-    for stage in plan:
-        folder = plan.run_dir / "checkpoints" / stage.title
-        folder.mkdir(parents=True, exist_ok=True)
-        train(stage, plan.data.split, stage.trials, folder)
 
 
 @pytest.fixture(scope="module")
 def evaluated(question, tmp_path_factory):
     """A plan whose stages have ended, what winner.json holds, and how often the test was loaded."""
     run_dir = tmp_path_factory.mktemp("evaluated")
-    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, top=2, seeds=3)
+    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=3)
     work(plan)
-    test = CountedTest(test_part())
+    test = CountedTest()
     evaluate_winner(plan, test, ["python", "-m", "studies.mnist"])
     return plan, read_answer(run_dir), test.loaded
 
@@ -147,17 +62,17 @@ def evaluated(question, tmp_path_factory):
 # Stages
 
 
-@pytest.mark.parametrize("ended", [0, 1, 4])
 def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
-    question, evaluated, tmp_path, ended
+    question, evaluated, tmp_path
 ):
     """Before all have been judged, nobody asks for the winner."""
+    ended = 4
     url = f"sqlite:///{tmp_path}/study.db"
-    first = plan_of(question, url, tmp_path, top=2, seeds=3)
+    first = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=3)
     train(first.search, SPLIT, TRIALS)
     train(first.reevaluation, SPLIT, ended)
     first.close()
-    plan = plan_of(question, url, tmp_path, top=2, seeds=3)
+    plan = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=3)
     assert plan.todo() >= plan.reevaluation.trials - ended
     assert not plan.is_done()
     assert [stage.title for stage in plan] == ["search", "re-evaluation"]
@@ -210,21 +125,18 @@ def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_we
     assert all(torch.equal(flat(stored)[name], tensor) for name, tensor in flat(again).items())
 
 
-@pytest.mark.parametrize(
-    ("curves", "keep", "epoch"),
-    [
-        ({"value": [0.1, 0.5, 0.5, 0.2]}, "best", 2),
-        ({"value": [0.1, 0.5, 0.5, 0.2]}, "last", 4),
-        ({"value": [0.1, 0.5, 0.9], "jobs": [3, 3, 1]}, "best", 2),
-        ({}, "best", None),
-    ],
-)
-def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve(curves, keep, epoch):
-    assert kept_epoch(curves, keep, ACCURACY) == epoch
+def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
+    curve = {"value": [0.1, 0.5, 0.5, 0.2]}
+    assert kept_epoch(curve, "best", ACCURACY) == 2
+    assert kept_epoch(curve, "last", ACCURACY) == 4
+    in_turn = {"value": [0.1, 0.5, 0.9], "jobs": [3, 3, 1]}
+    assert kept_epoch(in_turn, "best", ACCURACY) == 2
+    assert kept_epoch({}, "best", ACCURACY) is None
 
 
+@network
 def test_workers_share_the_stages_on_both_databases(question, url, tmp_path):
-    plan, other = (plan_of(question, url, tmp_path, top=1, seeds=2) for _ in range(2))
+    plan, other = (plan_of(question, url, tmp_path, 2, top=1, seeds=2) for _ in range(2))
     work(plan)
     assert other.is_done()
     assert other.winner == plan.winner
@@ -232,36 +144,21 @@ def test_workers_share_the_stages_on_both_databases(question, url, tmp_path):
     assert numbers == [*range(len(plan.candidates) * 2)]
 
 
-def test_a_search_without_a_result_has_no_winner_and_nothing_left_to_do(tmp_path):
-    question = ask(*TINY[:-1], "space=none", "pruner=none", "optimizer=sgd", "optimizer.lr=1e30")
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
-    assert plan.todo() > 1
-    work(plan)
-    assert [stage.title for stage in plan] == ["search"]
-    assert not plan.is_done()
-    assert plan.todo() == 0
-
-
-def test_a_single_candidate_wins_without_being_judged(tmp_path):
+def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_not(tmp_path):
     question = ask(*TINY[:-1], "space=none", "pruner=none")
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(plan)
     assert [stage.title for stage in plan] == ["search", "retraining"]
-    answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    answer = evaluate_winner(plan, CountedTest(), ["x"])
     assert answer.winner.trial == 0
     assert answer.winner.gap is None
     assert len(answer.test.winner.values) == 2
-
-
-def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, tmp_path):
-    url = f"sqlite:///{tmp_path}/study.db"
-    small = plan_of(question, url, tmp_path, trials=2, top=1, seeds=2)
-    work(small)
-    work(plan_of(question, url, tmp_path, trials=5, top=1, seeds=2))
-    again = plan_of(question, url, tmp_path, trials=2, top=1, seeds=2)
-    assert {*again.candidates} <= {0, 1}
-    assert again.is_done()
-    assert again.winner == small.winner
+    diverging = ask(*TINY[:-1], "space=none", "pruner=none", "optimizer=sgd", "optimizer.lr=1e30")
+    (tmp_path / "diverging").mkdir()
+    url = f"sqlite:///{tmp_path}/diverging/study.db"
+    without = plan_of(diverging, url, tmp_path / "diverging", trials=1, seeds=2)
+    work(without)
+    assert (without.is_done(), without.todo()) == (False, 0), "there is none that could win"
 
 
 # The test
@@ -269,7 +166,7 @@ def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, t
 
 def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(question, tmp_path):
     """Also one that a killed command did not come back from; and the answer says how many."""
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=1, seeds=2)
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2)
     work(plan)
 
     def killed():
@@ -278,7 +175,7 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(ques
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_winner(plan, killed, ["x"])
-    answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    answer = evaluate_winner(plan, CountedTest(), ["x"])
     assert answer.test.openings == plan.search.stored.test_openings() == 2
     assert "the test part was opened 2 times" in "\n".join(winner_lines(answer))
     assert "opened 2 times" in (tmp_path / "model_card.md").read_text()
@@ -298,8 +195,8 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(question, tmp_path
         ):
             wrong.setattr(toys, "test", test)
             with pytest.raises(NoWinner, match=words):
-                evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert evaluate_winner(plan, CountedTest(test_part()), ["x"]).test.openings == 4
+                evaluate_winner(plan, CountedTest(), ["x"])
+    assert evaluate_winner(plan, CountedTest(), ["x"]).test.openings == 4
 
 
 @network
@@ -310,7 +207,7 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question,
     part = test_part()
     lacking = replace(part, targets=part.targets.clamp(max=8))
     with pytest.raises(NoWinner, match=r"no value on the test part: objective\.metric=roc_auc: "):
-        evaluate_winner(plan, CountedTest(lacking), ["x"])
+        evaluate_winner(plan, lambda: lacking, ["x"])
 
 
 def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
@@ -345,28 +242,13 @@ def test_wrong_images_are_wrong_and_the_surest_come_first(evaluated):
         assert Image.open(io.BytesIO(base64.b64decode(content))).size == (4, 4)
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 31, 32, 200])
-def test_an_interval_is_that_of_scipy(count):
-    values = np.random.default_rng(0).normal(0.9, 0.01, count)
-    error = stats.sem(values)
-    expected = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=error)
-    assert summarise(values.tolist()).interval == pytest.approx(expected, rel=1e-9)
-
-
-def test_a_difference_is_that_of_each_seed_with_itself():
-    answer = compare({3: [0.9, 0.8], 0: [0.7, 0.6]}, winner=3, baseline=0)
-    assert answer.difference.mean == pytest.approx(0.2)
-    assert answer.difference.std == pytest.approx(0.0, abs=1e-12)
-    assert compare({3: [0.9, 0.8]}, winner=3, baseline=None).difference is None
-
-
 def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question, tmp_path):
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=1, seeds=2)
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2)
     work(plan)
-    first = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    first = evaluate_winner(plan, CountedTest(), ["x"])
     for file in plan.retraining.weights.iterdir():
         file.unlink()
-    again = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    again = evaluate_winner(plan, CountedTest(), ["x"])
     assert replace(again.test, openings=1) == first.test
 
 
@@ -483,15 +365,6 @@ def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecas
     assert "CSV files with 6 numbers in a line" in (plan.run_dir / "model_card.md").read_text()
 
 
-def test_the_report_of_numbers_shows_them_over_time_and_says_that_less_is_better(forecast):
-    plan, answer, _ = forecast
-    page = render(plan.search.stored, answer, None, "")
-    assert "Predictions on the test part" in page
-    assert "Confusion" not in page
-    assert "mae, less is better" in page
-    assert "Persistence, test" in page
-
-
 def test_predict_answers_as_the_winner_did(forecast):
     plan, answer, source = forecast
     np.save(plan.run_dir / "windows.npy", source.test().inputs.numpy())
@@ -503,30 +376,46 @@ def test_predict_answers_as_the_winner_did(forecast):
 # Two objectives
 
 
-def two(url, run_dir, *overrides, **settings):
-    """Makes a plan with two objectives.
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A study with two objectives whose search has ended.
 
     Its candidates have 4 to 64 units, each of 27 parameters, and 10 parameters beside them.
     """
-    question = ask(*TWO, "study.baseline=true", *overrides)
-    return plan_of(question, url, run_dir, trials=6, **{"top": 2, "seeds": 2} | settings)
+    folder = tmp_path_factory.mktemp("searched")
+    question = ask(*TWO, "study.baseline=true")
+    plan = plan_of(question, f"sqlite:///{folder}/study.db", folder, 6)
+    train(plan.search, SPLIT, 6)
+    plan.close()
+    return folder / "study.db"
+
+
+@pytest.fixture
+def two(searched, tmp_path):
+    """Makes a plan of that study, once its search has ended."""
+    shutil.copy(searched, tmp_path / "study.db")
+
+    def make(*overrides, **settings):
+        question = ask(*TWO, "study.baseline=true", *overrides)
+        url = f"sqlite:///{tmp_path}/study.db"
+        return plan_of(question, url, tmp_path, trials=6, **{"top": 2, "seeds": 2} | settings)
+
+    return make
 
 
 def costs_of(plan):
     return {trial.number: trial.values[1] for trial in plan.search.stored.trials()}
 
 
-def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(url, tmp_path):
-    plan = two(url, tmp_path, "winner.rule='max accuracy where parameters < 400'")
+def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(two, tmp_path):
+    plan = two("winner.rule='max accuracy where parameters < 400'")
     work(plan)
     costs, values = costs_of(plan), {t.number: t.values[0] for t in plan.search.stored.trials()}
     keeping = sorted((n for n in costs if costs[n] < 400), key=lambda n: (-values[n], costs[n], n))
     assert 0 not in keeping, "the baseline has 442"
     assert {*plan.candidates} == {*keeping[:2], 0}, "it is judged to be compared with"
     assert plan.winner in keeping
-    test = CountedTest(test_part())
-    answer = evaluate_winner(plan, test, ["python", "-m", "studies.pareto"])
-    assert test.loaded == 1
+    answer = evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.pareto"])
     means = {row.trial: row.mean for row in answer.candidates}
     assert means[plan.winner] == max(means[number] for number in keeping[:2])
     assert (answer.rule, answer.keeps) == ("max accuracy where parameters < 400", True)
@@ -536,65 +425,43 @@ def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(ur
     assert first.endswith(f", parameters {costs[plan.winner]:.0f}")
     *_, last = winner_lines(replace(answer, keeps=False))
     assert "on fresh seeds no candidate keeps to max accuracy where parameters < 400" in last
-    assert (
-        "Chosen by `max accuracy where parameters < 400`"
-        in (tmp_path / "model_card.md").read_text()
-    )
-    page = render(plan.search.stored, answer, None, "")
-    assert '<li class="c-winner">' in page
+    card = (tmp_path / "model_card.md").read_text()
+    assert "Chosen by `max accuracy where parameters < 400`" in card
 
 
-def test_another_rule_chooses_another_winner_of_the_same_search(url, tmp_path):
-    plan = two(url, tmp_path, "winner.rule='max accuracy'")
-    work(plan)
-    before = {trial.number: trial.values for trial in plan.search.stored.trials()}
-    smallest = two(url, tmp_path, "winner.rule='min parameters'")
-    work(smallest)
-    assert {trial.number: trial.values for trial in plan.search.stored.trials()} == before
-    costs = costs_of(plan)
-    assert costs[smallest.winner] == min(costs.values())
-    assert smallest.last.stored.name != plan.last.stored.name
-
-
-def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(sqlite_url, tmp_path):
-    tests = []
+def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two):
+    """Another rule chooses another winner of the same search."""
+    tests, winners = [], []
     for rule in ("max accuracy", "min parameters", "max accuracy"):
-        plan = two(sqlite_url, tmp_path, f"winner.rule='{rule}'", top=1)
+        plan = two(f"winner.rule='{rule}'", top=1)
         work(plan)
-        tests.append(evaluate_winner(plan, CountedTest(test_part()), []).test)
+        tests.append(evaluate_winner(plan, CountedTest(), []).test)
+        winners.append(plan.winner)
+    costs = costs_of(plan)
+    assert costs[winners[1]] == min(costs.values())
     assert [test.openings for test in tests] == [1, 2, 2]
-    winners = [test.winner for test in tests]
-    assert winners[0] == winners[2] != winners[1]
+    assert tests[0].winner == tests[2].winner != tests[1].winner
 
 
-def test_where_no_trial_keeps_to_the_rule_there_is_no_winner(sqlite_url, tmp_path):
-    plan = two(sqlite_url, tmp_path, "winner.rule='max accuracy where parameters < 1'")
-    work(plan)
+def test_where_no_trial_keeps_to_the_rule_there_is_no_winner(two):
+    plan = two("winner.rule='max accuracy where parameters < 1'")
     assert plan.candidates == {}
     assert [stage.title for stage in plan] == ["search"]
     assert not plan.is_done()
 
 
-def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(
-    sqlite_url, tmp_path, monkeypatch
-):
-    rule = "winner.rule='min parameters where accuracy > 0.01'"
-    work(two(sqlite_url, tmp_path, rule))
-    plan = two(sqlite_url, tmp_path, rule)
-    small, large = sorted(plan.eligible, key=costs_of(plan).__getitem__)[:2]
-    means = {small: 0.002, large: 0.003, 0: 0.004}
-    monkeypatch.setattr(
-        Plan, "fresh_values", property(lambda plan: {n: [means[n]] for n in plan.candidates})
-    )
-    plan.ranked = [trial for trial in plan.ranked if trial.number in (small, large)]
+def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two, monkeypatch):
+    plan = two("winner.rule='min parameters where accuracy > 0.01'")
+    small, large = sorted(plan.candidates, key=costs_of(plan).__getitem__)[:2]
+    means = {number: [0.001] for number in plan.candidates} | {small: [0.002], large: [0.003]}
+    monkeypatch.setattr(Plan, "fresh_values", means)
     assert plan.winner == large
     assert not plan.rule.holds(plan.known_values(large))
 
 
-def test_without_a_rule_the_winner_has_no_more_parameters_than_the_baseline(sqlite_url, tmp_path):
-    plan = two(sqlite_url, tmp_path)
-    work(plan)
+def test_without_a_rule_the_winner_has_no_more_parameters_than_the_baseline(two):
+    plan = two()
     costs = costs_of(plan)
     assert str(plan.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    assert 0 in plan.eligible
-    assert costs[plan.winner] <= costs[0]
+    assert 0 in plan.entrants
+    assert all(costs[number] <= costs[0] for number in plan.entrants)

@@ -7,9 +7,8 @@ Reading one imports no torch.
 import hashlib
 import itertools
 import json
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,7 +20,6 @@ from studyloom.text import one_line
 
 COMMITTEE, CARD = "committee.pt", "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
-MODULE = re.compile(r"\w[\w.-]*")
 # Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
     *("winner.json", "winner.yaml", "winner.pt", COMMITTEE, CARD, "report.html", RECORD, NETWORK),
@@ -35,12 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Summary:
-    """Values that differ by their seed alone.
-
-    Attributes:
-        std: the sample standard deviation; None for a single value.
-        interval: the 95 % interval of the mean; None if it is not known.
-    """
+    """Values that differ by their seed alone; `interval` is the 95 % interval of their mean."""
 
     mean: float
     std: float | None = None
@@ -79,11 +72,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Left:
-    """A candidate that has left a race.
+    """A candidate that has left a race, as it failed, was behind, or was worse.
 
     Attributes:
         seeds: after how many.
-        cause: failed, behind or worse.
         leader: the trial that it was worse than, with probability `p` of being so by chance.
     """
 
@@ -97,12 +89,7 @@ class Left:
 
 @dataclass(frozen=True)
 class RaceResult:
-    """How the re-evaluation went as a race.
-
-    Attributes:
-        seeds: how many the last ones were trained with.
-        last: the trials that stayed to the end.
-    """
+    """How the re-evaluation went as a race; the `last` trials were trained with `seeds`."""
 
     entrants: int
     trainings: int
@@ -128,7 +115,7 @@ class Scores:
         baseline: None if there is none or it has won, as for the difference.
         references: what rules without a network reach, such as the most frequent class.
         further: what a function of the user's own has measured, for each seed.
-        earlier: whether it was opened for these networks by an earlier answer.
+        earlier: whether an earlier answer opened it for these networks.
     """
 
     winner: Summary
@@ -159,8 +146,7 @@ class DataFacts:
         digest: SHA-256 of the training part.
         shape: of one input; None if it is not one tensor.
         mean: what was subtracted from pixels from 0 to 1, and `std` what they were divided by.
-        loaded: whether the examples come from a Dataset, and are not in memory.
-        kind: the type of the inputs of a Dataset.
+        loaded: whether the examples come from a Dataset, and `kind` the type of its inputs.
         transform: how a file becomes an input, as a section with a `_target_`.
     """
 
@@ -180,14 +166,19 @@ class DataFacts:
     reads: bool = False
     transform: dict[str, Any] | None = None
 
+    @property
+    def fits_files(self) -> bool:
+        """Whether a file can hold an input: a tensor of numbers, and not of token ids."""
+        token_ids = self.loaded and str(self.kind).startswith("int")
+        return self.reads or (self.shape is not None and not token_ids)
+
 
 @dataclass(frozen=True)
 class Member:
-    """A network of a committee.
+    """A network of a committee, which was chosen so many times.
 
     Attributes:
         stage: re-evaluation, or retraining if it was trained on all data.
-        times: how often it was chosen.
         dtype: in which it takes inputs; None as they come.
     """
 
@@ -214,7 +205,6 @@ class Committee:
 
     Attributes:
         candidates: the trials whose networks it was chosen from, the best first.
-        average: how outputs become one: softmax, sigmoid or mean.
     """
 
     candidates: tuple[int, ...]
@@ -432,12 +422,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """A variant of a winner that was made small, as it was judged on a validation part.
-
-    Attributes:
-        note: why there is none; the other values are not known then.
-        latency: by the size of the batch.
-    """
+    """A variant of a winner that was made small, as judged; `note` says why there is none."""
 
     name: str
     note: str | None = None
@@ -492,9 +477,8 @@ class Compressed:
     """The document compress.json: the winner made small.
 
     Attributes:
-        winner: the SHA-256 of winner.pt, and `committee` of committee.pt if that taught.
-        digest: the SHA-256 of winner.onnx.
-        margin: what may be lost.
+        winner: the SHA-256 of winner.pt, `committee` that of committee.pt if it taught, and
+            `digest` that of winner.onnx.
     """
 
     winner: str
@@ -554,9 +538,6 @@ def write_answer(run_dir: Path, answer: Answer, files: Mapping[str, bytes]) -> A
 
     It has their digests, and goes first: if the command is killed before the last of them is in its
     place, those of another answer are not taken for this one's.
-
-    Raises:
-        OSError: a file cannot be written.
     """
     written = replace(answer, files={name: digest_of(content) for name, content in files.items()})
     write_json(run_dir / "winner.json", written)
@@ -574,7 +555,6 @@ def load_answer(run_dir: Path) -> Answer:
 
     Raises:
         PredictError: there is none, or it holds something else.
-        OSError: it cannot be read.
     """
     path = run_dir / "winner.json"
     try:
@@ -630,20 +610,6 @@ def check_whole(run_dir: Path, answer: Answer, *names: str) -> None:
             "winner.json, since a command was killed while it wrote them; run the study's command "
             f"again, or studyloom winner {shlex.quote(str(run_dir))}"
         )
-
-
-def stated_page(answer: Answer) -> Sequence[str] | None:
-    """Returns the command of the study's page that winner.json states; None if it states no such.
-
-    It is shown to be typed again, and winner.json may be another person's: a module, a file, or
-    `studyloom run` of one is all that a page can be.
-    """
-    match answer.command:
-        case ("python", "-m", module) if MODULE.fullmatch(module):
-            return answer.command
-        case ("python", path) | ("python", "-m", "studyloom", "run", path):
-            return None if path.startswith("-") or path != one_line(path) else answer.command
-    return None
 
 
 def belongs_to(answer: Answer, stored: StoredStudy) -> bool:

@@ -12,6 +12,7 @@ these two is chosen, that of its configuration and seed which has seen all data 
 it does in the winner.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,43 +22,34 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from optuna.trial import TrialState
 from torch import Tensor, nn
 
 from studyloom.config.trust import check_targets
 from studyloom.config.values import value_at
-from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import PredictError
 from studyloom.metrics import Metric
 from studyloom.question.jobs import build_network, measure_costs
 from studyloom.study.stored_study import REEVALUATION, RETRAINING
-from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
-from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import (
     COMMITTEE,
     Answer,
     AverageName,
     Committee,
     DataFacts,
-    DtypeName,
     Member,
     Validation,
     check_whole,
 )
-from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import AVERAGES, Average, summarise
+from studyloom.winner.trainings import input_dtype, judge_network
 
 ROUNDS = 20  # networks that are added to a committee at most; the best size up to this is taken
 OF_LABELS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 FAULTS = (ValueError, RuntimeError, LookupError)  # of outputs that have no mean or no value
-DTYPES: dict[DtypeName, torch.dtype] = {
-    "float32": torch.float32,
-    "int32": torch.int32,
-    "int64": torch.int64,
-}
 COSTS = ("parameters", "latency_ms")
 
 
@@ -71,9 +63,6 @@ def select(
 
     Args:
         outputs: of each network, (n, …); the best ones should come first.
-
-    Raises:
-        UndefinedMetric: the metric has no value.
     """
     parts = [average.to_mean(each.double()) for each in outputs]
     total, chosen = torch.zeros_like(parts[0]), []
@@ -91,17 +80,12 @@ def select(
     return {position: best[1].count(position) for position in sorted({*best[1]})}
 
 
-def candidates_of(plan: Plan) -> tuple[int, ...]:
-    """Returns the trials whose networks may be members, the best first: those that may win."""
-    return tuple(trial.number for trial in plan.ranked if trial.number in plan.candidates)
-
-
 def choose(plan: Plan) -> Committee:
     """Chooses a committee by validation predictions alone; it says why there is none."""
     try:
         return _choose(plan)
     except FAULTS as error:
-        return Committee(candidates_of(plan), note=_note(error))
+        return Committee(tuple(plan.entrants), note=_note(error))
 
 
 def _note(error: Exception) -> str:
@@ -110,14 +94,16 @@ def _note(error: Exception) -> str:
 
 def _choose(plan: Plan) -> Committee:
     stage, metric, split = plan.reevaluation, plan.question.metric, plan.data.split
-    trainings, candidates = stage.trainings, candidates_of(plan)
+    trainings, candidates = stage.trainings, plan.entrants
     assert split is not None
-    final = {*_trained_in(plan.retraining)}
+    final = {key for key, trial in plan.retraining.trained.items() if trial.value is not None}
     named = average_of(trainings.job(candidates[0], 0), split)
     average = AVERAGES[named]
     groups: dict[bytes, list[tuple[int, int]]] = {}
-    judged = [key for key in _trained_in(stage) if key[0] in candidates]
-    for trial, seed in sorted(judged, key=lambda key: (candidates.index(key[0]), key[1])):
+    trained = {key for key, trial in stage.trained.items() if trial.value is not None}
+    for trial, seed in itertools.product(candidates, range(trainings.seeds)):
+        if (trial, seed) not in trained:
+            continue
         valid = trainings.job(trial, seed).valid.cpu().numpy().tobytes()
         groups.setdefault(valid, []).append((trial, seed))
     members, values, singles = [], [], []
@@ -125,11 +111,9 @@ def _choose(plan: Plan) -> Committee:
         outputs = []
         for trial, seed in keys:
             job = trainings.job(trial, seed)
-            model = job.model(shape=split.shape, outputs=split.outputs)
-            model.load_state_dict(plan.load_or_train(stage, trial, seed) or {})
-            predicted, targets = evaluate_network(job, model, split, job.valid)
-            outputs.append(predicted.cpu())
-        targets = targets.cpu()
+            weights = plan.load_or_train(stage, trial, seed) or {}
+            predicted, targets = judge_network(job, weights, split, job.valid)
+            outputs.append(predicted)
         times = select(outputs, targets, metric, average)
         shares = [count / sum(times.values()) for count in times.values()]
         values.append(metric(average([outputs[position] for position in times], shares), targets))
@@ -143,16 +127,8 @@ def _choose(plan: Plan) -> Committee:
             members.append(Member(trial, seed, title, count, share, model_section, dtype))
     members.sort(key=lambda member: (candidates.index(member.trial), member.seed))
     validation = Validation(fmean(values), fmean(singles))
-    return Committee(candidates, members=tuple(members), average=named, validation=validation)
-
-
-def _trained_in(stage: Stage) -> list[tuple[int, int]]:
-    """Returns the candidate and the seed of each training of a stage that has a value."""
-    return [
-        (trial.params["candidate"], trial.params["seed"])
-        for trial in stage.stored.trials()
-        if trial.state == TrialState.COMPLETE and "seed" in trial.params
-    ]
+    networks = tuple(members)
+    return Committee(tuple(candidates), members=networks, average=named, validation=validation)
 
 
 def average_of(job: Job, split: Part) -> AverageName:
@@ -162,18 +138,9 @@ def average_of(job: Job, split: Part) -> AverageName:
     return "sigmoid" if isinstance(getattr(job.loss, "loss", None), OF_LABELS) else "mean"
 
 
-def input_dtype(job: Job, split: Part) -> DtypeName | None:
-    """Returns the type in which the network of a job takes whole inputs; None of other inputs."""
-    if not isinstance(split, Split) or split.inputs.is_floating_point():
-        return None
-    network = job.model(shape=split.shape, outputs=split.outputs)
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    return names[batch_dtype(job, network, split)]
-
-
 def recall(plan: Plan, tested: Committee | None) -> Committee | None:
     """Returns a committee that was tested, if it was chosen from the candidates of now."""
-    if tested is None or tested.candidates != candidates_of(plan):
+    if tested is None or [*tested.candidates] != plan.entrants:
         return None
     return tested
 
@@ -191,7 +158,7 @@ def judge(
         outputs, targets = zip(*(outputs_of(member) for member in choice.members), strict=True)
         mean = AVERAGES[choice.average](outputs, [member.share for member in choice.members])
         value = plan.question.metric(mean, targets[0])
-        costs = {trial: _costs(plan, trial) for trial in candidates_of(plan)}
+        costs = {trial: _costs(plan, trial) for trial in plan.entrants}
     except FAULTS as error:
         return Committee(choice.candidates, note=_note(error))
     return replace(
@@ -235,8 +202,8 @@ def remove_others(plan: Plan, answer: Answer) -> None:
         for member in answer.committee.members
         if member.stage == REEVALUATION
     }
-    for trial in stage.stored.trials():
-        if (trial.params.get("candidate"), trial.params.get("seed")) not in members:
+    for training, trial in stage.trained.items():
+        if training not in members:
             (stage.weights / f"trial-{trial.number}.pt").unlink(missing_ok=True)
 
 
@@ -247,7 +214,7 @@ class CommitteeNetwork(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.shares = tuple(member.share for member in entry.members)
-        self.dtypes = tuple(member.dtype and DTYPES[member.dtype] for member in entry.members)
+        self.dtypes = tuple(m.dtype and getattr(torch, m.dtype) for m in entry.members)
         self.average = AVERAGES[entry.average]
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
@@ -265,7 +232,6 @@ def load_committee(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> Com
     Raises:
         PredictError: there is no committee, or its file cannot be used.
         ConfigError: winner.json names something that is not trusted.
-        OSError: a file cannot be read.
     """
     entry, path = answer.committee, run_dir / COMMITTEE
     if entry is None or answer.data is None or not entry.members:
@@ -283,9 +249,6 @@ def load_networks(
     sections: Sequence[DictConfig], path: Path, facts: DataFacts, *, several: bool = True
 ) -> list[nn.Module]:
     """Builds networks of trusted code, and gives them the weights of a file.
-
-    Args:
-        path: of the state dicts, by the position of the network.
 
     Raises:
         PredictError: the weights cannot be read, or are of other networks.

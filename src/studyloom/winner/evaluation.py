@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial
-from torch import Tensor, nn
+from torch import Tensor
 
 from studyloom.config.trust import needed_trust, packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
@@ -29,7 +29,6 @@ from studyloom.study.stored_study import RETRAINING
 from studyloom.text import format_value, one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job
-from studyloom.training.trainer import evaluate_network
 from studyloom.winner import committee
 from studyloom.winner.answer import (
     CARD,
@@ -50,7 +49,7 @@ from studyloom.winner.answer import (
 )
 from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import compare, resample, summarise
-from studyloom.winner.trainings import CandidateTrainings, earlier_test
+from studyloom.winner.trainings import earlier_test, input_dtype, judge_network, make_network
 from studyloom.winner.wording import model_card, race_lines
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
@@ -68,13 +67,10 @@ def evaluate_winner(
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
     What the test part gave is stored in the database as soon as it is known. If the same networks
-    were tested before, the test part stays closed.
+    were tested before, the test part stays closed, unless the test is to be made `anew`.
 
     A loop without `objective.test` is not tested: the re-evaluation has found the winner, and
     winner.pt holds what the loop has kept there.
-
-    Args:
-        anew: whether to open the test part also if it was opened for these networks before.
 
     Raises:
         NoWinner: a final training or the test has failed.
@@ -141,14 +137,7 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
             row = replace(row, **vars(known), gap=metric.sign * (value - known.mean))
         rows.append(row)
     # Who left a race early was behind then, whatever its mean on fewer seeds.
-    worst = -metric.sign * math.inf
-    return sorted(
-        rows,
-        key=lambda row: (
-            -len(row.values),
-            -metric.sign * (worst if row.mean is None else row.mean),
-        ),
-    )
+    return sorted(rows, key=lambda row: (-len(row.values), -metric.sign * (row.mean or 0.0)))
 
 
 def describe_race(race: Race, trials: Sequence[FrozenTrial], budget: int) -> RaceResult:
@@ -191,20 +180,15 @@ def test_trainings(
     stored, wanted = plan.search.stored, plan.settings.committee
     known = earlier_test(stored, plan.retraining.stored)
     choice = committee.recall(plan, known[0].committee) if wanted and known else None
-    if not anew and known is not None and not (wanted and choice is None):
-        tested, earlier = known
-        if not wanted:
-            tested = replace(tested, committee=None)
+    if known is not None and not anew and (choice is not None or not wanted):
+        tested, earlier = replace(known[0], committee=choice), known[1]
         kept = plan.load_or_train(plan.retraining, plan.winner, 0)
     else:
         trainings = plan.retraining.trainings
-        trained = {
-            n: [
-                plan.load_or_train(plan.retraining, n, seed) or {}
-                for seed in range(trainings.seeds)
-            ]
-            for n in trainings.candidates
-        }
+        trained: dict[int, list[dict[str, Any]]] = {}
+        for n, seed in trainings.trainings:
+            weights = plan.load_or_train(plan.retraining, n, seed) or {}
+            trained.setdefault(n, []).append(weights)
         if wanted and choice is None:
             choice = committee.choose(plan)
         stored.count_test_opening()  # before it, should this be killed
@@ -228,10 +212,7 @@ def call_test(
     trained: Mapping[int, Sequence[dict[str, Any]]],
     test: Callable[[], Part],
 ) -> Tested:
-    """Opens the test part, and has `objective.test` test what loops have kept.
-
-    Args:
-        trained: the states that each seed has kept, by candidate.
+    """Opens the test part, and has `objective.test` test what loops have kept for each seed.
 
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
@@ -265,10 +246,7 @@ def measure(
     test: Callable[[], Part],
     choice: Committee | None = None,
 ) -> Tested:
-    """Opens the test part, and measures networks on it.
-
-    Args:
-        networks: the weights of each seed, by candidate.
+    """Opens the test part, and measures networks on it, given the weights of each seed.
 
     Raises:
         UndefinedMetric: the metric has no value there.
@@ -277,7 +255,7 @@ def measure(
     assert split is not None
     sealed = test().to(split.device)
     judged = {
-        n: [judge_network(trainings, n, weights, sealed) for weights in by_seed]
+        n: [judge_network(trainings.job(n, 0), weights, sealed) for weights in by_seed]
         for n, by_seed in networks.items()
     }
     values = {n: [metric(*pair) for pair in each] for n, each in judged.items()}
@@ -290,7 +268,7 @@ def measure(
             rule: metric(predicted.cpu(), targets) for rule, predicted in sealed.references.items()
         }
         shown = shown_predictions(outputs, targets, sealed)
-        network = build_network(job, networks[plan.winner][0], sealed)
+        network = make_network(job, networks[plan.winner][0], sealed)
         mistakes = [each.index for each in shown.get("wrong", ())]
         explain = load_plugin("explain")
         shown |= explain(job, network, metric, outputs, targets, sealed, mistakes, seed)
@@ -300,9 +278,8 @@ def measure(
         def outputs_of(member: Member) -> tuple[Tensor, Tensor]:
             if member.stage == RETRAINING:
                 return judged[member.trial][member.seed]
-            stage = plan.reevaluation
-            weights = plan.load_or_train(stage, member.trial, member.seed) or {}
-            return judge_network(stage.trainings, member.trial, weights, sealed)
+            weights = plan.load_or_train(plan.reevaluation, member.trial, member.seed) or {}
+            return judge_network(trainings.job(member.trial, 0), weights, sealed)
 
         choice = committee.judge(plan, choice, outputs_of, values[plan.winner])
     return Tested(
@@ -316,22 +293,6 @@ def measure(
     )
 
 
-def judge_network(
-    trainings: CandidateTrainings, candidate: int, weights: Mapping[str, Tensor], split: Part
-) -> tuple[Tensor, Tensor]:
-    """Returns outputs and targets of a candidate's network on a split, both (n, …), on the CPU."""
-    job = trainings.job(candidate, 0)
-    outputs, targets = evaluate_network(job, build_network(job, weights, split), split)
-    return outputs.cpu(), targets.cpu()
-
-
-def build_network(job: Job, weights: Mapping[str, Tensor], split: Part) -> nn.Module:
-    """Returns the network of a job with these weights."""
-    model = job.model(shape=split.shape, outputs=split.outputs)
-    model.load_state_dict(weights)
-    return model
-
-
 def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> DataFacts:
     """Describes the data, as far as one must know them to use the network of a job."""
     source, section = plan.data.source, value_at(plan.question.config, "data.transform")
@@ -343,7 +304,7 @@ def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> DataFacts:
         outputs=sealed.outputs,
         mean=split.mean,
         std=split.std,
-        dtype=committee.input_dtype(job, split) or "float32",
+        dtype=input_dtype(job, split) or "float32",
         classifies=sealed.classifies,
         names=tuple(sealed.names),
         columns=tuple(sealed.columns),
@@ -358,13 +319,10 @@ def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> DataFacts:
 def shown_predictions(outputs: Tensor, targets: Tensor, split: Part) -> dict[str, Any]:
     """Returns predictions of the winner for the report: mistakes, or numbers.
 
-    Args:
-        outputs: on the test part, (n, outputs), on the CPU.
-
     Returns:
         fields of `Tested`: for classes `confusion`, `classes` and `wrong`, the most confident
-        mistakes first; for numbers `predictions`. None for what is neither, such as a class for
-        each pixel.
+        mistakes first; for numbers `predictions`; none for other targets, such as a class for each
+        pixel.
     """
     if split.classifies and outputs.ndim == 2 and targets.ndim == 1:
         return _confusion_and_wrong(outputs.softmax(1), targets, split)
@@ -380,20 +338,14 @@ def _confusion_and_wrong(probabilities: Tensor, labels: Tensor, split: Part) -> 
     confidence, predicted = probabilities.max(1)
     counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
     wrong = (predicted != labels).nonzero().flatten()
-    wrong = wrong[confidence[wrong].argsort(descending=True)][:WRONG]
+    mistakes = []
+    for index in wrong[confidence[wrong].argsort(descending=True)][:WRONG].tolist():
+        label, taken, sure = (each[index].item() for each in (labels, predicted, confidence))
+        mistakes.append(Wrong(index, label, taken, sure, picture(split.input_at(index))))
     return {
         "confusion": tuple(map(tuple, counts.reshape(classes, classes).tolist())),
         "classes": tuple(split.names) or tuple(map(str, range(classes))),
-        "wrong": tuple(
-            Wrong(
-                index,
-                int(labels[index]),
-                int(predicted[index]),
-                float(confidence[index]),
-                picture(split.input_at(index)),
-            )
-            for index in wrong.tolist()
-        ),
+        "wrong": tuple(mistakes),
     }
 
 

@@ -9,7 +9,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.answer import Answer, DataFacts, check_whole, load_answer
-from studyloom.winner.committee import DTYPES, load_committee, load_networks
+from studyloom.winner.committee import load_committee, load_networks
 
 MOST_BYTES = 256 * 2**20  # of a file; MNIST's largest has 47 million, unpacked
 MOST_INPUTS = 1_000_000  # of a file
@@ -41,11 +41,11 @@ SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no wo
 ORIENTATION = 0x0112  # EXIF's tag
 SPARE = 16  # times the size of inputs: a larger picture is reduced before it becomes floats
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
+NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
 OF_A_LOOP = (
     "{}: the winner is a loop of your own, which has no network of ours; studyloom.load_winner "
     "gives its configuration and what it kept"
 )
-ASSUMED = "pixels scaled to {low} to {high}, since the data source does not say how"
 SILENT = (
     "the data source of this winner does not say how a picture becomes an input; name it as "
     "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
@@ -58,7 +58,6 @@ class Network:
     """A trained network, and what it expects.
 
     Attributes:
-        shape: of one input, such as (channels, height, width).
         transform: how what a file holds becomes an input; None if nobody said it.
         dtype: in which it takes inputs; whole for a network that begins with an embedding.
         refusal: why no file holds an input for it; "" if some do.
@@ -67,7 +66,6 @@ class Network:
     model: nn.Module
     shape: tuple[int, ...]
     transform: Transform | None = None
-    remark: str = ""
     seen: InputRange | None = None
     classifies: bool = True
     names: tuple[str, ...] = ()
@@ -76,10 +74,7 @@ class Network:
     refusal: str = ""
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Predicts for float32 inputs (n, *shape).
-
-        Returns:
-            probabilities (n, classes), or numbers (n, outputs).
+        """Predicts probabilities (n, classes), or numbers (n, outputs), for float32 (n, *shape).
 
         Raises:
             PredictError: the outputs are not finite, or no row for each input.
@@ -106,7 +101,6 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
     Raises:
         PredictError: there is no such answer, or its files cannot be used.
         ConfigError: winner.yaml or winner.json names something that is not trusted.
-        OSError: a file cannot be read.
     """
     answer = load_answer(run_dir)
     if (facts := answer.data) is None:
@@ -120,32 +114,12 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
         if "model" not in config:
             raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
         (model,) = load_networks([config.model], run_dir / "winner.pt", facts, several=False)
-    shape = facts.shape or ()
-    seen = None if facts.inputs is None else InputRange(**vars(facts.inputs))
-    transform, remark = _transform_of(facts, trusted), ""
-    if isinstance(transform, Picture):
-        transform = transform.completed(facts.mean, facts.std)
-    elif transform is None and is_picture(shape) and not facts.loaded:
-        transform, remark = _assume(facts.mean, facts.std, seen)
-    refusal = ""
-    if isinstance(transform, Reader):  # says itself in what an input is unlike the training data
-        seen = None
-    elif facts.shape is None:
-        refusal = f"the inputs of this winner are more than one tensor of numbers; {IN_PYTHON}"
-    elif facts.loaded and str(facts.kind).startswith("int"):
-        refusal = f"the inputs of this winner are {facts.kind}, such as token ids; {IN_PYTHON}"
-    return Network(
-        model,
-        shape,
-        transform,
-        remark,
-        seen,
-        facts.classifies,
-        facts.names,
-        facts.columns,
-        DTYPES[facts.dtype],
-        refusal,
-    )
+    seen = None
+    if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
+        seen = InputRange(**vars(facts.inputs))
+    transform, refusal = _transform_of(facts, trusted), "" if facts.fits_files else NO_FILE
+    known = (facts.classifies, facts.names, facts.columns, getattr(torch, facts.dtype))
+    return Network(model, facts.shape or (), transform, seen, *known, refusal)
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str]) -> Transform | None:
@@ -157,47 +131,24 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str]) -> Transform | None:
     transform = build(OmegaConf.create(config).data.transform)
     if not callable(transform):
         raise PredictError("winner.json: data.transform must have the _target_ of a function")
+    if isinstance(transform, Picture):
+        return transform.completed(facts.mean, facts.std)
     return transform  # type: ignore[no-any-return]
-
-
-def _assume(mean: float, std: float, seen: InputRange | None) -> tuple[Picture | None, str]:
-    """Assumes how pictures become inputs, where the training inputs do not contradict it."""
-    low, high = (0 - mean) / (std or 1.0), (1 - mean) / (std or 1.0)
-    if seen is not None and not (
-        low - 1e-3 <= min(seen.low) and (low + high) / 2 < max(seen.high) <= high + 1e-3
-    ):
-        return None, ""
-    remark = ASSUMED.format(low=format_value(low), high=format_value(high))
-    return Picture(mean=mean, std=std or 1.0), remark
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a network, and what is to be said beside its answers.
-
-    Attributes:
-        rows: float32 (n, *shape), finite.
-        unlike: in what single ones differ from the training data, by their position.
-    """
+    """Inputs of a network, float32 (n, *shape); a note beside each answer is "" for nothing."""
 
     rows: Tensor
-    done: Sequence[str]
-    unlike: Mapping[int, str]
-
-    def note(self, position: int) -> str:
-        """Returns the note beside an answer; "" without one."""
-        return "; ".join(word for word in (*self.done, self.unlike.get(position, "")) if word)
+    notes: Sequence[str]
 
 
 def read_inputs(path: Path, network: Network) -> Inputs:
     """Reads the inputs that a file holds for a network; what it is, its content says.
 
-    Args:
-        path: a .npy file of one input or several. Otherwise for sounds a WAV file, and what a
-            `Reader` reads; for pictures a picture or an IDX file; else a CSV file of inputs.
-
-    Raises:
-        PredictError: the file cannot be read, or holds something else.
+    It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
+    `Reader` reads; for pictures a picture or an IDX file; else a CSV file of inputs.
     """
     if network.refusal:
         raise PredictError(network.refusal)
@@ -237,18 +188,13 @@ def _read_content(path: Path) -> bytes:
 
 
 def _read_lines(content: bytes, columns: Sequence[str], count: int) -> Tensor:
-    """Reads a CSV file with an input in each line.
+    """Reads a CSV file with an input in each line, as float32 (n, count).
 
     Args:
         columns: the names of the inputs, which its first line then has; empty for no such line.
-
-    Returns:
-        float32 (n, count).
-
-    Raises:
-        PredictError: it holds something else; the first line that cannot be used.
     """
     rows, positions, width = [], [*range(count)], count
+    wanted = f"{count} numbers, which the network takes"
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
         if columns:
@@ -256,19 +202,15 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int) -> Tensor:
             if missing := [name for name in columns if header.count(name) != 1]:
                 raise PredictError(f"it must have one column {', '.join(missing)}")
             positions, width = [header.index(name) for name in columns], len(header)
+            wanted = f"{width} fields, and numbers for {', '.join(columns)}"
         for row in reader:
-            if not row:
-                continue
             try:
-                rows.append([float(row[position]) for position in positions])
-            except (ValueError, IndexError):
-                rows.append([])
-            if len(row) != width or not rows[-1]:
-                line = f"line {reader.line_num} must have {width}"
-                numbers = f"fields, and numbers for {', '.join(columns)}"
-                raise PredictError(
-                    f"{line} {numbers if columns else 'numbers, which the network takes'}"
-                )
+                if row and len(row) != width:
+                    raise ValueError
+                if row:
+                    rows.append([float(row[position]) for position in positions])
+            except ValueError:
+                raise PredictError(f"line {reader.line_num} must have {wanted}") from None
     except (UnicodeDecodeError, csv.Error):
         raise PredictError("it must be a .npy file or a CSV file") from None
     if not rows:
@@ -284,9 +226,6 @@ def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[T
 
     Returns:
         float32 (channels, height, width) from 0 (black) to 1 (white), and what was done, in words.
-
-    Raises:
-        PredictError: it is no picture, or damaged.
     """
     try:
         with warnings.catch_warnings():
@@ -352,9 +291,6 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
 
     Args:
         numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
-
-    Raises:
-        PredictError: they have another shape, are not finite, or are whole and no pixels.
     """
     if network.refusal:
         raise PredictError(network.refusal)
@@ -399,26 +335,24 @@ def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inp
     if pixels.dtype == torch.uint8:
         pixels = pixels.float().div_(255)
     inputs, more = network.transform(pixels.expand(-1, network.shape[0], -1, -1), size)
-    return _finish(inputs, [network.remark, *done, *more], network)
+    return _finish(inputs, [*done, *more], network)
 
 
 def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:
     """Makes inputs of what a file holds, by a transform that reads it as a whole."""
-    notes: Sequence[str] = ()
     try:
-        rows, done = read(content)
+        rows, said = read(content)
     except ValueError as error:
         raise PredictError(str(error)) from None
     except Exception as error:  # whatever a user's class raises
         raise _own_fault(error) from error
-    if isinstance(read, Reader):
-        done, notes = [], done
+    if isinstance(read, Sound):
+        rows, done, own = rows[None], said, []
     else:
-        rows = rows[None]
-    if tuple(rows.shape[1:]) != network.shape or len(notes) not in (0, len(rows)):
+        done, own = [], said
+    if tuple(rows.shape[1:]) != network.shape or len(own) not in (0, len(rows)):
         raise PredictError(f"winner.json: data.transform does not make {network.shape} of a file")
-    inputs = _finish(rows.float(), done, network)
-    return replace(inputs, unlike=dict(enumerate(notes))) if notes else inputs
+    return _finish(rows.float(), done, network, own)
 
 
 def _apply(network: Network, items: Tensor) -> Tensor:
@@ -441,13 +375,20 @@ def _own_fault(error: Exception) -> PredictError:
     return PredictError(f"data.transform: {type(error).__name__}: {one_line(str(error))[:200]}")
 
 
-def _finish(rows: Tensor, done: Iterable[str], network: Network) -> Inputs:
-    """Checks inputs, and says in what they are unlike those of the training."""
+def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[str] = ()) -> Inputs:
+    """Checks inputs, and notes what was done to them and in what they are unlike the training data.
+
+    Args:
+        own: what a `Reader` says of each.
+    """
     if len(rows) > MOST_INPUTS:
         raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
     _check_finite(rows)
-    unlike = {} if network.seen is None else network.seen.unlike(rows, network.columns)
-    return Inputs(rows, list(done), unlike)
+    single: Mapping[int, str] = dict(enumerate(own))
+    if network.seen is not None:
+        single = network.seen.unlike(rows, network.columns)
+    words = [(*done, single.get(position, "")) for position in range(len(rows))]
+    return Inputs(rows, ["; ".join(filter(None, each)) for each in words])
 
 
 def _check_finite(rows: Tensor) -> None:
@@ -459,12 +400,7 @@ def _check_finite(rows: Tensor) -> None:
 
 @dataclass(frozen=True)
 class FileAnswer:
-    """The prediction for one input of a file: a class and its probability, or numbers.
-
-    Attributes:
-        name: the file; for one of several inputs with its position there.
-        note: what was done to the input, and in what it is unlike the training data.
-    """
+    """The prediction for one input of a file: a class and its probability, or numbers."""
 
     name: str
     label: int | None = None
@@ -500,9 +436,8 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             mistakes.append(f"{name}: {one_line(reason)[:200]}")
             continue
-        for position, row in enumerate(rows):
+        for position, (row, note) in enumerate(zip(rows, inputs.notes, strict=True)):
             own = name if len(rows) == 1 else f"{name}[{position}]"
-            note = inputs.note(position)
             if network.classifies:
                 label = int(row.argmax())
                 word = network.names[label] if label < len(network.names) else ""
@@ -522,8 +457,7 @@ class Prediction:
         probabilities: float32 (n, classes); None for numbers.
         names: the names of the predicted classes, one per input; empty if classes have none.
         values: float32 (n, outputs), the predicted numbers; None for classes.
-        notes: what was done to each input, and in what it is unlike the training data; "" if there
-            is nothing to say.
+        notes: what was done to each input, and in what it is unlike the training data.
     """
 
     classes: Tensor | None = None
@@ -574,7 +508,7 @@ class Predictor:
             raise PredictError(
                 f"inputs: {error}".replace("inputs: it must", "inputs must")
             ) from None
-        notes = tuple(asked.note(position) for position in range(len(outputs)))
+        notes = tuple(asked.notes)
         if not self._network.classifies:
             return Prediction(values=outputs, notes=notes)
         classes, words = outputs.argmax(1), self._network.names
@@ -603,9 +537,6 @@ class LoopWinner:
 
         Args:
             parts: objects with `load_state_dict`, by the names that the loop gave to `run.keep`.
-
-        Raises:
-            PredictError: the loop kept nothing under a name.
         """
         if unknown := [name for name in parts if name not in self.states]:
             raise PredictError(
@@ -634,7 +565,6 @@ def load_winner(
     Raises:
         PredictError: there is no winner, or no committee, or its files cannot be used.
         ConfigError: winner.yaml names what is not trusted.
-        OSError: a file cannot be read.
     """
     folder = Path(run_dir)
     answer = load_answer(folder)

@@ -16,7 +16,7 @@ they survive crashes as the search does.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.split import Fold
@@ -48,6 +48,7 @@ from studyloom.training.checkpoint import load_weights
 from studyloom.winner.answer import Answer, belongs_to
 from studyloom.winner.trainings import (
     CandidateTrainings,
+    by_training,
     earlier_trainings,
     folder_name,
     kept_epoch,
@@ -59,7 +60,6 @@ class Stage:
     """One stage of a run: a stored study, and where its trials come from.
 
     Args:
-        asked: where its trials come from.
         weights: the folder for the trained networks; None to keep none.
     """
 
@@ -74,6 +74,11 @@ class Stage:
         """Where the trials of a stage after the search come from."""
         assert isinstance(self.asked, CandidateTrainings)
         return self.asked
+
+    @property
+    def trained(self) -> dict[Training, FrozenTrial]:
+        """The ended trials of a stage after the search; one without a value has failed."""
+        return by_training(trial for trial in self.stored.trials() if trial.state.is_finished())
 
     def todo(self) -> int:
         """Returns how many trials have not ended yet."""
@@ -178,27 +183,20 @@ class Plan:
     def values(self, stage: Stage) -> dict[int, list[float]]:
         """Returns a value per seed for each candidate of which no training failed."""
         asked = Counter(candidate for candidate, _ in stage.trainings.trainings)
-        by_candidate: dict[int, dict[int, float]] = {}
-        for trial in stage.stored.trials():
-            if trial.state == TrialState.COMPLETE:
-                by_seed = by_candidate.setdefault(trial.params["candidate"], {})
-                by_seed[trial.params["seed"]] = trial.values[0]
-        return {
-            number: [by_seed[seed] for seed in sorted(by_seed)]
-            for number, by_seed in sorted(by_candidate.items())
-            if len(by_seed) == asked[number]
-        }
+        known: dict[int, list[float]] = {}
+        trained = stage.trained
+        for candidate, seed in sorted(trained):
+            if (value := trained[candidate, seed].value) is not None:
+                known.setdefault(candidate, []).append(value)
+        return {n: values for n, values in known.items() if len(values) == asked[n]}
 
     def reused(self) -> dict[str, tuple[int, int]]:
         """Returns how many trainings of each later stage were reused from earlier ones, of all."""
-        stages = [stage for stage in self if stage is not self.search]
-        return {
-            stage.title: (
-                sum(REUSED in trial.user_attrs for trial in stage.stored.trials()),
-                stage.trials,
-            )
-            for stage in stages
-        }
+        counts = {}
+        for stage in [*self][1:]:
+            reused = sum(REUSED in trial.user_attrs for trial in stage.stored.trials())
+            counts[stage.title] = reused, stage.trials
+        return counts
 
     def todo(self) -> int:
         """Returns how many trainings are left at most, in this stage and those to come."""
@@ -268,7 +266,8 @@ class Plan:
 
     def baseline(self) -> int | None:
         """Returns the number of the baseline, if it is a candidate."""
-        numbers = [t.number for t in self.search.stored.trials() if BASELINE in t.user_attrs]
+        trials = self.search.stored.trials()
+        numbers = (t.number for t in trials if BASELINE in t.user_attrs)
         return next((number for number in numbers if number in self.candidates), None)
 
     @cached_property
@@ -318,8 +317,8 @@ class Plan:
     @property
     def race(self) -> Race:
         """How far the race has come, by the trainings that have ended."""
-        sign = self.question.metric.sign
-        return find_race(self._judging.stored.trials(), self.entrants, self.budget, sign)
+        results = {training: trial.value for training, trial in self._judging.trained.items()}
+        return run_race(self.entrants, results, self.budget, self.question.metric.sign)
 
     @property
     def reevaluation(self) -> Stage:
@@ -347,11 +346,10 @@ class Plan:
         # Without a test there is no retraining, whose networks the answer would have.
         kept = self.settings.committee or not self.question.tested
         weights = self.run_dir / "winner" if kept else None
-        if not self.races:
-            seeds = self.settings.seeds
-            return self._make_stage(REEVALUATION, self.candidates, seeds, fold, weights)
-        entrants = {number: self.candidates[number] for number in self.entrants}
-        return self._make_stage(REEVALUATION, entrants, self.budget, fold, weights)
+        judged, seeds = self.candidates, self.settings.seeds
+        if self.races:
+            judged, seeds = {n: self.candidates[n] for n in self.entrants}, self.budget
+        return self._make_stage(REEVALUATION, judged, seeds, fold, weights)
 
     @cached_property
     def retraining(self) -> Stage:
@@ -363,8 +361,9 @@ class Plan:
         split = self.data.split
         nothing = torch.arange(0)  # a loop that names no data
         fold = (nothing, nothing) if split is None else split.whole()
+        last = (self.winner, self.baseline())
         finalists = {
-            n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())
+            number: self.candidates[number] for number in self.candidates if number in last
         }
         seeds, folder = self.settings.seeds, self.run_dir / "winner"
         return self._make_stage(RETRAINING, finalists, seeds, lambda seed: fold, folder)
@@ -375,7 +374,7 @@ class Plan:
         candidates: Mapping[int, Point],
         seeds: int,
         fold: Callable[[int], Fold],
-        weights: Path | None = None,
+        weights: Path | None,
     ) -> Stage:
         """Makes the study of a stage, or opens it; settings that change its trainings name it."""
         search, settings = self.search, self.settings
@@ -394,9 +393,7 @@ class Plan:
         known = earlier_trainings(search.stored, title, name, weights, needed=committee)
         trainings = CandidateTrainings(self.question, candidates, seeds, fold, known)
         identity = {"candidates": [*candidates], "seeds": seeds, **code}
-        trials = min(
-            len(trainings.trainings), self.budget
-        )  # a race of 8 candidates has 8 × 20 trainings
+        trials = min(len(trainings.trainings), self.budget)  # a race of 8 could ask for 8 × 20
         make = partial(
             create_study,
             self.url,
@@ -429,8 +426,7 @@ class Plan:
             NoWinner: that training has failed.
         """
         assert stage.weights is not None
-        wanted = {"candidate": candidate, "seed": seed}
-        trial = next(trial for trial in stage.stored.trials() if trial.params == wanted)
+        trial = stage.trained[candidate, seed]
         if trial.value is None:
             reason = reason_of(trial) or trial.state.name
             raise NoWinner(f"trial {candidate} could not be trained on all data: {reason}")
@@ -445,46 +441,16 @@ class Plan:
         return objective.weights()
 
 
-def find_race(
-    trials: Iterable[FrozenTrial], entrants: Sequence[int], budget: int, sign: int
-) -> Race:
-    """Finds how far a race has come, by the trials of the re-evaluation.
-
-    Slot n has the n-th training of the race. If another program has deleted a trial and its
-    training anew gave another value, a slot may have a training that is no longer called for. The
-    one that the slot should have counts as failed then, so that the race ends nevertheless.
-    """
-    results: dict[Training, float | None] = {}
-    ended = set()
-    for trial in trials:
-        if SLOT in trial.user_attrs and trial.state.is_finished():
-            ended.add(trial.user_attrs[SLOT])
-            if {"candidate", "seed"} <= {*trial.params}:
-                complete = trial.state == TrialState.COMPLETE
-                training = trial.params["candidate"], trial.params["seed"]
-                results[training] = trial.values[0] if complete else None
-    while True:
-        race = run_race(entrants, results, budget, sign)
-        lost = [
-            training
-            for slot, training in enumerate(race.trainings)
-            if slot in ended and training in race.open
-        ]
-        if not lost:
-            return race
-        results |= dict.fromkeys(lost)
-
-
 def is_answer_of(answer: Answer, plan: Plan) -> bool:
     """Whether an answer comes from the final stage of this very plan.
 
     The name of the stage has the budget and the rule; what was judged has the question and seeds.
     """
-    if answer.stage != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
-        return False
-    if plan.settings.committee and answer.committee is None:
-        return False
-    if answer.trials != plan.trials:  # the search had ended, and went on since
-        return False
     fresh = plan.fresh_values
-    return all(list(row.values) == fresh.get(row.trial, []) for row in answer.candidates)
+    return (
+        answer.stage == plan.last.stored.name
+        and belongs_to(answer, plan.search.stored)
+        and answer.trials == plan.trials  # else the search had ended, and went on since
+        and not (plan.settings.committee and answer.committee is None)
+        and all([*row.values] == fresh.get(row.trial, []) for row in answer.candidates)
+    )

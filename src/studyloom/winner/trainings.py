@@ -7,7 +7,7 @@ takes over what earlier stages have trained and tested, unless the user's own co
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor, nn
 
-from studyloom.data.split import Fold
-from studyloom.data.training_data import TrainingData
+from studyloom.data.split import Fold, Split
+from studyloom.data.training_data import Part, TrainingData
 from studyloom.metrics import Metric
 from studyloom.question.jobs import build_jobs
 from studyloom.question.objective import Attempt, Objective, StoredObjective
@@ -40,18 +41,18 @@ from studyloom.storage.attributes import (
 )
 from studyloom.study.race import Training
 from studyloom.study.stored_study import RETRAINING, StoredStudy
+from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
-from studyloom.winner.answer import Tested, from_document
+from studyloom.training.trainer import evaluate_network
+from studyloom.winner.answer import DtypeName, Tested, from_document
+
+COMPLETE = (TrialState.COMPLETE,)
 
 
 @dataclass(frozen=True)
 class EarlierTraining:
-    """A training that another stage has done.
-
-    Attributes:
-        weights: the file of its network; None if none was kept.
-    """
+    """A training that another stage has done; `weights` is None if no network was kept."""
 
     trial: FrozenTrial
     source: str
@@ -85,7 +86,7 @@ class CandidateTrainings:
     candidates: Mapping[int, Point]
     seeds: int
     fold: Callable[[int], Fold]
-    known: Mapping[tuple[int, int], EarlierTraining] = field(default_factory=dict)
+    known: Mapping[Training, EarlierTraining] = field(default_factory=dict)
     baseline: Point | None = None
     in_turn: bool = False
     raced: tuple[Training, ...] | None = None
@@ -166,12 +167,41 @@ class CandidateTrainings:
         return NopPruner()
 
 
-def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric) -> int | None:
-    """Returns the epoch that was kept of a trial, by its mean curve over folds and seeds.
+def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
+    """Returns trials of later stages by their candidate and seed; of several the last."""
+    return {
+        (trial.params["candidate"], trial.params["seed"]): trial
+        for trial in trials
+        if {"candidate", "seed"} <= {*trial.params}
+    }
 
-    Returns:
-        the number of the epoch, from 1; None if there are no curves.
-    """
+
+def make_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> nn.Module:
+    """Makes the network of a job for the examples of a part, with weights."""
+    network = job.model(shape=part.shape, outputs=part.outputs)
+    network.load_state_dict(weights)
+    return network
+
+
+def judge_network(
+    job: Job, weights: Mapping[str, Tensor], part: Part, indices: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns outputs and targets of the network of a job, both (n, …), on the CPU."""
+    outputs, targets = evaluate_network(job, make_network(job, weights, part), part, indices)
+    return outputs.cpu(), targets.cpu()
+
+
+def input_dtype(job: Job, part: Part) -> DtypeName | None:
+    """Returns the type in which the network of a job takes whole inputs; None of other inputs."""
+    if not isinstance(part, Split) or part.inputs.is_floating_point():
+        return None
+    network = job.model(shape=part.shape, outputs=part.outputs)
+    name: Any = str(batch_dtype(job, network, part)).removeprefix("torch.")
+    return name  # type: ignore[no-any-return]
+
+
+def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric) -> int | None:
+    """Returns the epoch, from 1, that was kept of a trial by its mean curve; None without one."""
     values = curves.get("value", ())
     if not values or keep == "last":
         return len(values) or None
@@ -192,20 +222,19 @@ def earlier_stages(
 
 
 def earlier_trainings(
-    search: StoredStudy, title: str, name: str, folder: Path | None, *, needed: bool = False
-) -> Mapping[tuple[int, int], EarlierTraining]:
+    search: StoredStudy, title: str, name: str, folder: Path | None, *, needed: bool
+) -> Mapping[Training, EarlierTraining]:
     """Returns the trainings of other stages, by candidate and seed."""
-    known: dict[tuple[int, int], EarlierTraining] = {}
+    known: dict[Training, EarlierTraining] = {}
     for stage, study_id, _ in earlier_stages(search, title, name):
         weights = None if folder is None else folder / folder_name(stage)
-        for trial in search.storage.get_all_trials(study_id, deepcopy=False):
-            if trial.state == TrialState.COMPLETE and {"candidate", "seed"} <= {*trial.params}:
-                source = trial.user_attrs.get(REUSED, f"{stage}, trial {trial.number}")
-                # A loop may have kept nothing; and a network of before is not marked.
-                kept = needed or title == RETRAINING or KEPT in trial.user_attrs
-                file = weights / f"trial-{trial.number}.pt" if weights and kept else None
-                key = trial.params["candidate"], trial.params["seed"]
-                known.setdefault(key, EarlierTraining(trial, source, file))
+        trials = search.storage.get_all_trials(study_id, deepcopy=False, states=COMPLETE)
+        for training, trial in by_training(trials).items():
+            source = trial.user_attrs.get(REUSED, f"{stage}, trial {trial.number}")
+            # A loop may have kept nothing; and a network of before is not marked.
+            kept = needed or title == RETRAINING or KEPT in trial.user_attrs
+            file = weights / f"trial-{trial.number}.pt" if weights and kept else None
+            known.setdefault(training, EarlierTraining(trial, source, file))
     return known
 
 
@@ -213,9 +242,8 @@ def earlier_test(search: StoredStudy, retraining: StoredStudy) -> tuple[Tested, 
     """Returns the test of the same networks by an earlier answer, if there was one.
 
     Returns:
-        what it gave, and whether that is of another stage: one with another budget or rule, and
-        the same winner. Else it is of a command that was killed before it wrote the answer, or of
-        an answer that the run directory no longer holds.
+        what it gave, and whether that is of another stage. Else it is of a command that was killed
+        before it wrote the answer, or of an answer that the run directory no longer holds.
     """
     own = retraining.optuna.user_attrs
     others = earlier_stages(search, RETRAINING, retraining.name)

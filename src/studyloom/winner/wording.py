@@ -152,7 +152,7 @@ def accepted_files(data: DataFacts) -> str:
     shape, transform = data.shape, data.transform or {}
     if data.reads:
         return f"files that {transform['_target_']} reads"
-    if shape is None or (data.loaded and str(data.kind).startswith("int")):
+    if shape is None or not data.fits_files:
         return "no files, since its inputs are not one tensor of numbers"
     sizes = format_shape(shape)
     arrays = f".npy files of {sizes} numbers, or of several such"

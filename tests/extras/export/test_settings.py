@@ -31,17 +31,10 @@ def test_a_config_says_the_same_as_a_command_line():
     section = {"margin": 0.01, "ratios": [0.5], "teacher": "committee"}
     words = ["margin=0.01", "ratios=[0.5]", "teacher=committee"]
     assert settings_of(section) == parse_settings(words)
-
-
-def test_mistakes_of_a_config_are_told_with_their_whole_keys():
     with pytest.raises(ConfigError) as caught:
         settings_of({"margn": 1, "margin": True, "widths": 0.5})
-    said = caught.value.mistakes
-    assert [line.partition(" ")[0].rstrip(":") for line in said] == [
-        *("compress.margn", "compress.margin", "compress.widths")
-    ]
-    with pytest.raises(ConfigError, match="must be true, null, or settings"):
-        settings_of("yes")
+    keys = [line.partition(" ")[0].rstrip(":") for line in caught.value.mistakes]
+    assert keys == ["compress.margn", "compress.margin", "compress.widths"]
 
 
 def test_a_document_of_settings_is_what_a_json_file_gives_back():

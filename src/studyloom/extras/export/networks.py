@@ -28,6 +28,7 @@ from studyloom.training.trainer import Training, evaluate_network
 from studyloom.winner.answer import Answer, Committee
 from studyloom.winner.committee import CommitteeNetwork, average_of, load_committee
 from studyloom.winner.stages import Plan
+from studyloom.winner.trainings import make_network
 
 TEMPERATURE = 4.0  # of the softened outputs
 SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
@@ -136,8 +137,7 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     part, trainings = plan.data.split, plan.last.trainings
     assert part is not None
     job = trainings.job(plan.winner, 0)
-    network = job.model(shape=part.shape, outputs=part.outputs)
-    network.load_state_dict(load_weights(plan.run_dir / "winner.pt"))
+    network = make_network(job, load_weights(plan.run_dir / "winner.pt"), part)
     model = plan.question.at(plan.candidates[plan.winner]).model
     return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)
 
@@ -167,9 +167,7 @@ def train_network(job: Job, part: Part) -> nn.Module:
     training = Training([job], part)
     for _ in training:
         pass
-    network = job.model(shape=part.shape, outputs=part.outputs)
-    network.load_state_dict(training.weights()[0])
-    return network.cpu().eval()
+    return make_network(job, training.weights()[0], part).cpu().eval()
 
 
 def evaluate(

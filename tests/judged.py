@@ -1,0 +1,91 @@
+"""Plans on toy data: their stages are worked on here, as a worker does, and then tested."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+import toys
+from toys import TINY, Never, toy_folds, toy_split
+
+from studyloom.config.schema import WinnerSection
+from studyloom.data.training_data import TrainingData
+from studyloom.question.run import Place, Run
+from studyloom.study.opening import create_study
+from studyloom.study.worker import Worker
+from studyloom.training.randomness import seeded
+from studyloom.training.trainer import Training
+from studyloom.winner.stages import Plan, Stage
+
+SPLIT = toy_split()
+SPACE = (
+    *(*TINY[:-1], "space=lr", "+space.train.batch_size.choice=[16,32,64]"),
+    *("sampler=random", "pruner=none"),
+)
+# Networks that differ in kind, so that a committee is better than each of them.
+MIXED = (
+    *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.seed=1"),
+    "+space.model.activation.choice=[relu,tanh,sigmoid]",
+    "+space.optimizer.lr.float=[0.003,0.1]",
+)
+
+
+class CountedTest:
+    """Loads the test part, and counts how often."""
+
+    def __init__(self):
+        self.loaded = 0
+
+    def __call__(self):
+        self.loaded += 1
+        return test_part()
+
+
+def test_part():
+    """Makes other images of the same classes."""
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.5 * torch.randn(SPLIT.inputs.shape, generator=generator)
+    return replace(SPLIT, inputs=SPLIT.inputs + noise, digest="test")
+
+
+test_part.__test__ = False
+
+
+def plan_of(question, url, run_dir, trials, **settings):
+    stored = create_study(url, "s", question.identity("toy"), trials, goals=question.goals)
+    search, data = Stage("search", stored, question, trials), SimpleNamespace(validation=40)
+    where = (TrainingData(data, SPLIT), url, run_dir)
+    return Plan(search, question, *where, WinnerSection(**settings))
+
+
+def train(stage, split, trials, folder=None):
+    """Works on trials of a stage."""
+    data = TrainingData(None, split, toy_folds(split))
+    Worker(stage.asked, stage.stored, data, Never(), folder, weights=stage.weights).run(trials)
+
+
+def work(plan):
+    """Works through the stages."""
+    for stage in plan:
+        folder = plan.run_dir / "checkpoints" / stage.title
+        folder.mkdir(parents=True, exist_ok=True)
+        train(stage, plan.data.split, stage.trials, folder)
+
+
+def train_plainly(stage, candidate, seed):
+    """Trains a candidate without any objective of ours; returns the value and what is kept."""
+    trainings = stage.asked
+    if trainings.question.config.objective["_target_"] is None:
+        training = Training([trainings.job(candidate, seed)], SPLIT)
+        list(training)
+        return training.history[-1][0].value, training.weights()[0]
+    parts = map(SPLIT.part, trainings.fold(seed))
+    fresh, cpu = trainings.fresh_seed(seed), torch.device("cpu")
+    run = Run(Place(0, 1, stage.title, 0, fresh, cpu, None, *parts), "accuracy", lambda *_: None)
+    with seeded(fresh):
+        value = toys.train(trainings.question.at(trainings.candidates[candidate]), run)
+    return value, run.states()
+
+
+def flat(weights):
+    """Returns the tensors of a network, also those that a loop has kept under its name."""
+    return weights.get("network", weights)
