@@ -152,7 +152,6 @@ def _check(
         attempt(lambda: attempt.mistakes.extend(find(question, data)))
     if launcher is not None and not attempt.mistakes:
         attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
-    if launcher is not None and not attempt.mistakes:
         attempt.mistakes += check_one_process(question, launcher)
 
 

@@ -340,8 +340,9 @@ def _confusion_and_wrong(probabilities: Tensor, labels: Tensor, split: Part) -> 
     wrong = (predicted != labels).nonzero().flatten()
     mistakes = []
     for index in wrong[confidence[wrong].argsort(descending=True)][:WRONG].tolist():
-        label, taken, sure = (each[index].item() for each in (labels, predicted, confidence))
-        mistakes.append(Wrong(index, label, taken, sure, picture(split.input_at(index))))
+        label, taken = int(labels[index]), int(predicted[index])
+        image = picture(split.input_at(index))
+        mistakes.append(Wrong(index, label, taken, float(confidence[index]), image))
     return {
         "confusion": tuple(map(tuple, counts.reshape(classes, classes).tolist())),
         "classes": tuple(split.names) or tuple(map(str, range(classes))),

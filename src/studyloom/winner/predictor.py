@@ -346,10 +346,10 @@ def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inp
         raise PredictError(str(error)) from None
     except Exception as error:  # whatever a user's class raises
         raise _own_fault(error) from error
+    nothing: Sequence[str] = ()
+    done, own = (nothing, said) if isinstance(read, Reader) else (said, nothing)
     if isinstance(read, Sound):
-        rows, done, own = rows[None], said, []
-    else:
-        done, own = [], said
+        rows = rows[None]
     if tuple(rows.shape[1:]) != network.shape or len(own) not in (0, len(rows)):
         raise PredictError(f"winner.json: data.transform does not make {network.shape} of a file")
     return _finish(rows.float(), done, network, own)

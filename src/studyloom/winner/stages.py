@@ -166,7 +166,8 @@ class Plan:
 
     def is_done(self) -> bool:
         """Whether all stages have ended and there is a winner, to be tested if that is possible."""
-        return self._is_last(self.current) and not self.current.todo() and bool(self.eligible)
+        stage = self.current
+        return self._is_last(stage) and not stage.todo() and bool(self.eligible)
 
     def _is_last(self, stage: Stage) -> bool:
         """Whether the winner is known once a stage has ended.
