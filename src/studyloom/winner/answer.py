@@ -1,4 +1,4 @@
-"""The answer of a study: what winner.json and compress.json hold, written, read and moved aside.
+"""The answer of a study: winner.json and compress.json, written, read and moved aside.
 
 Everybody who shows an answer reads these types. They are winner.json: its keys are their fields.
 Reading one imports no torch.
@@ -101,7 +101,7 @@ class RaceResult:
 
 @dataclass(frozen=True)
 class Covered:
-    """What the intervals of a test cover: seeds, examples, or seeds and examples."""
+    """The cover of the intervals of a test: seeds, examples, or seeds and examples."""
 
     covers: str
     resamples: int | None = None
@@ -109,7 +109,7 @@ class Covered:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the test part gave.
+    """The results on the test part.
 
     Attributes:
         baseline: None if there is none or it has won, as for the difference.
@@ -140,7 +140,7 @@ class RangeFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What one must know of the data to use the network.
+    """The facts of the data that the use of the network needs.
 
     Attributes:
         digest: SHA-256 of the training part.
@@ -230,7 +230,7 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network predicted (`told`), and the targets; `ordered` if they are in time order."""
+    """The predictions of a network (`told`) and the targets; `ordered` if in time order."""
 
     told: tuple[tuple[float, ...], ...]
     came: tuple[tuple[float, ...], ...]
@@ -317,7 +317,7 @@ class ExplainedText:
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """What is known once the test part was opened; the study stores it.
+    """The findings on the test part, which the study stores.
 
     Attributes:
         note: why there are no predictions to show.
@@ -356,7 +356,7 @@ class MetricFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Tested):
-    """What winner.json holds.
+    """The content of winner.json.
 
     Attributes:
         trials: that the winner was chosen from, and `study_trials` all of the study by then.

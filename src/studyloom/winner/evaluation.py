@@ -212,7 +212,7 @@ def call_test(
     trained: Mapping[int, Sequence[dict[str, Any]]],
     test: Callable[[], Part],
 ) -> Tested:
-    """Opens the test part, and has `objective.test` test what loops have kept for each seed.
+    """Opens the test part, and has `objective.test` judge the states of loops for each seed.
 
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.

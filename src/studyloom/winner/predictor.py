@@ -55,7 +55,7 @@ SILENT = (
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and what it expects.
+    """A trained network, and its expectations of inputs.
 
     Attributes:
         transform: how what a file holds becomes an input; None if nobody said it.
@@ -145,7 +145,7 @@ class Inputs:
 
 
 def read_inputs(path: Path, network: Network) -> Inputs:
-    """Reads the inputs that a file holds for a network; what it is, its content says.
+    """Reads the inputs that a file holds for a network; its content says its kind.
 
     It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
     `Reader` reads; for pictures a picture or an IDX file; else a CSV file of inputs.
@@ -339,7 +339,7 @@ def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inp
 
 
 def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:
-    """Makes inputs of what a file holds, by a transform that reads it as a whole."""
+    """Makes inputs of a file by a transform that reads it as a whole."""
     try:
         rows, said = read(content)
     except ValueError as error:
@@ -376,7 +376,7 @@ def _own_fault(error: Exception) -> PredictError:
 
 
 def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[str] = ()) -> Inputs:
-    """Checks inputs, and notes what was done to them and in what they are unlike the training data.
+    """Checks inputs, and notes how they were changed and differ from the training data.
 
     Args:
         own: what a `Reader` says of each.
@@ -450,7 +450,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a winner predicts: classes with probabilities, or numbers.
+    """The predictions of a winner: classes with probabilities, or numbers.
 
     Attributes:
         classes: int64 (n,), the most probable class of each input; None for numbers.

@@ -178,7 +178,7 @@ class Plan:
 
     @property
     def fresh_values(self) -> dict[int, list[float]]:
-        """What the re-evaluation gave, by candidate and seed; empty if there is none."""
+        """The values of the re-evaluation, by candidate and seed; empty if there is none."""
         return self.values(self.reevaluation) if self.reevaluates else {}
 
     def values(self, stage: Stage) -> dict[int, list[float]]:
@@ -418,7 +418,7 @@ class Plan:
         return stage
 
     def load_or_train(self, stage: Stage, candidate: int, seed: int) -> dict[str, Any] | None:
-        """Loads what a stage has kept of a training; trains again if another host keeps it.
+        """Loads the network of a training; trains it again if another host keeps it.
 
         Returns:
             the weights of a network, or the states of a loop; None if the loop has kept nothing.

@@ -1,4 +1,4 @@
-"""What a study has found, as trackers are given it."""
+"""The findings of a study, as trackers are given them."""
 
 from collections import Counter
 from pathlib import Path
