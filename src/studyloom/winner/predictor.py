@@ -204,11 +204,12 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int) -> Tensor:
             positions, width = [header.index(name) for name in columns], len(header)
             wanted = f"{width} fields, and numbers for {', '.join(columns)}"
         for row in reader:
+            if not row:
+                continue
             try:
-                if row and len(row) != width:
-                    raise ValueError
-                if row:
-                    rows.append([float(row[position]) for position in positions])
+                if len(row) != width:
+                    raise ValueError("some numbers are missing, or too many")
+                rows.append([float(row[position]) for position in positions])
             except ValueError:
                 raise PredictError(f"line {reader.line_num} must have {wanted}") from None
     except (UnicodeDecodeError, csv.Error):
