@@ -136,7 +136,7 @@ def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
 
 @network
 def test_workers_share_the_stages_on_both_databases(question, url, tmp_path):
-    plan, other = (plan_of(question, url, tmp_path, 2, top=1, seeds=2) for _ in range(2))
+    plan, other = (plan_of(question, url, tmp_path, TRIALS, top=1, seeds=2) for _ in range(2))
     work(plan)
     assert other.is_done()
     assert other.winner == plan.winner

@@ -72,14 +72,14 @@ class Run(TypedDict):
     """
 
     exit_code: int
-    reason: str | None
-    study: str | None
-    run_dir: str | None
-    stage: StageName | None
-    done: int | None
-    budget: int | None
-    best: Best | None
-    answer: Answer | None
+    reason: NotRequired[str | None]
+    study: NotRequired[str | None]
+    run_dir: NotRequired[str | None]
+    stage: NotRequired[StageName | None]
+    done: NotRequired[int | None]
+    budget: NotRequired[int | None]
+    best: NotRequired[Best | None]
+    answer: NotRequired[Answer | None]
 
 
 class Heart(TypedDict):
