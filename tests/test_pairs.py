@@ -50,7 +50,7 @@ def test_a_missing_part_says_nothing(parts, fusion):
 
 
 def test_a_few_batches_of_the_study_learn_the_digits():
-    quick = ("train.samples_per_epoch=1000", "train.epochs=2", "objective.folds=1")
+    quick = ("train.samples_per_epoch=400", "train.epochs=2", "objective.folds=1")
     question = ask("model.fusion=add", *quick, name="seen_and_heard")
     source = build(question.config.data)
     split = source.train()
