@@ -111,7 +111,7 @@ def test_finished_trials_that_are_gone_are_said_and_trained_again(small):
     ended(small, "study.trials=6")
     delete_trials(small, "number IN (0, 2, 5)")
     printed = ended(small, "study.trials=6")
-    assert "slots 0, 2, 5: not as their trials say" in printed
+    assert "slots 0, 2, 5: differ from their trials" in printed
     check_whole(small, 6)
 
 
@@ -124,7 +124,7 @@ def test_a_ledger_that_lost_slots_gets_them_back(small, gone):
     before = small.stored().trials()
     sql(small, f"DELETE FROM studyloom_slots WHERE {gone}")
     printed = ended(small, "study.trials=8")
-    assert "not as their trials say" in printed
+    assert "differ from their trials" in printed
     check_whole(small, 8)
     assert small.stored().trials()[:6] == before
 
@@ -136,7 +136,7 @@ def test_doctor_shows_what_it_would_mend_and_mends_it(small):
     delete_trials(small, "number = 4")
     before = sql(small, "SELECT * FROM studyloom_slots ORDER BY slot")
     shown = asked(small, "doctor", "--repair", code=2)
-    assert "slots 1, 4: not as their trials say" in shown
+    assert "slots 1, 4: differ from their trials" in shown
     assert "--yes" in shown
     assert "the next run of the study mends this, or --repair" in asked(small, "doctor")
     assert sql(small, "SELECT * FROM studyloom_slots ORDER BY slot") == before

@@ -14,8 +14,7 @@ from optuna.trial import TrialState, create_trial
 from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
 from studyloom.storage.database import execute, read
-from studyloom.storage.ledger import Ledger
-from studyloom.storage.slots import create_table
+from studyloom.storage.ledger import Ledger, create_table
 
 MAXIMIZE = [StudyDirection.MAXIMIZE]
 
@@ -39,21 +38,20 @@ def ledger_of(opened, study_id):
     return Ledger(opened, study_id, "of s")
 
 
-def begin(opened, study_id, _=None, owner="w", fresh=False):
+def begin(opened, study_id, _=None, owner="w"):
     """Claims a slot with a trial, as a worker does."""
     ledger = ledger_of(opened, study_id)
 
     def make(connection, slot):
         return sql.insert(connection, study_id, {"slot": slot})._trial_id
 
-    return ledger.claim(owner, 99, 60.0, make, fresh=fresh)
+    return ledger.claim(owner, 99, 60.0, make)
 
 
 def finish(opened, study_id, claim, value=0.5):
     """Ends a trial and its claim, as a worker does."""
 
     def write(connection):
-        sql.check_running(connection, claim.trial_id)
         sql.write(connection, sql.end(claim.trial_id, TrialState.COMPLETE, [value]))
 
     return ledger_of(opened, study_id).finish(claim, write)

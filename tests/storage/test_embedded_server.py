@@ -156,12 +156,6 @@ def test_a_missing_wheel_and_a_space_in_the_path_are_said_with_the_way_out(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_urls_are_left_as_they_are():
-    for url in ("sqlite:///a.db", "postgresql://u@h/d", "nonsense"):
-        assert serve(url) == url
-        assert folder_of(url) is None
-
-
 @pytest.mark.nightly
 def test_a_study_runs_on_it_with_two_workers_and_is_looked_at_afterwards(folder, use):
     run_dir = folder.parent

@@ -12,19 +12,37 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event, insert, select, update
 
-from studyloom.errors import StorageError
+from studyloom.errors import ClaimLost, StorageError, TrialDeleted
 from studyloom.processes import worker_id
 from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
 from studyloom.storage.database import connect, execute, read
-from studyloom.storage.ledger import Ledger, clear, compare, reconcile
-from studyloom.storage.slots import SLOTS, Report, Standing, create_table
+from studyloom.storage.ledger import (
+    SLOTS,
+    Ledger,
+    Report,
+    Standing,
+    clear,
+    compare,
+    create_table,
+    reconcile,
+)
 
 LEASE = 60.0
 
 
 @pytest.fixture
-def ledger(url):
+def ledger(sqlite_url):
+    return open_ledger(sqlite_url)
+
+
+@pytest.fixture
+def either(url):
+    """The ledger on both databases, for what their statements differ in."""
+    return open_ledger(url)
+
+
+def open_ledger(url):
     backend = connect(url, create=True)
     create_table(backend)
     return make(backend, "s")
@@ -37,18 +55,25 @@ def make(backend, name):
     return Ledger(backend, execute(backend, lambda connection: add(connection, name)), uuid)
 
 
+def maker(ledger):
+    """Makes the trial of a claim, as a worker does."""
+    return lambda connection, slot: (
+        sql.insert(connection, ledger.study_id, {"slot": slot})._trial_id
+    )
+
+
 def pass_time(ledger, seconds):
     """Has time pass on the database's clock: all that is stored moves back."""
     moved = {name: SLOTS.c[name] - seconds for name in ("since", "expires")}
     execute(ledger.storage, lambda connection: connection.execute(update(SLOTS).values(**moved)))
 
 
-def test_every_slot_is_claimed_once_whoever_asks(ledger, url):
-    ledger.extend(40)
+def test_every_slot_is_claimed_once_whoever_asks(either, url):
+    either.extend(40)
     claimed = []
 
     def work(owner):
-        own = Ledger(connect(url), ledger.study_id, ledger.uuid)
+        own = Ledger(connect(url), either.study_id, either.uuid)
         while (claim := own.claim(owner, 40, LEASE)) is not None:
             claimed.append(claim.slot)
             own.finish(claim)
@@ -80,38 +105,44 @@ def test_a_slot_handed_back_is_next_and_keeps_its_trial_and_counts_no_death(ledg
     assert again.deaths == 0
 
 
-def test_a_claim_and_its_trial_are_made_together_or_not_at_all(ledger):
-    ledger.extend(2)
-
-    def make(connection, slot):
-        return sql.insert(connection, ledger.study_id, {"slot": slot})._trial_id
+def test_a_claim_and_its_trial_are_made_together_or_not_at_all(either):
+    either.extend(2)
+    make = maker(either)
 
     def die(connection, slot):
         make(connection, slot)
         raise ConnectionAbortedError
 
     with pytest.raises(ConnectionAbortedError):
-        ledger.claim("a", 2, LEASE, die)
-    assert ledger.counts()["free"] == 2
-    assert ledger.storage.get_all_trials(ledger.study_id) == []
-    claims = [ledger.claim(owner, 2, LEASE, make) for owner in "aba"]  # a lost its first answer
-    trials = ledger.storage.get_all_trials(ledger.study_id)
+        either.claim("a", 2, LEASE, die)
+    assert either.counts()["free"] == 2
+    assert either.storage.get_all_trials(either.study_id) == []
+    claims = [either.claim(owner, 2, LEASE, make) for owner in "aba"]  # a lost its first answer
+    trials = either.storage.get_all_trials(either.study_id)
     assert [(t.number, t.user_attrs) for t in trials] == [(0, {"slot": 0}), (1, {"slot": 1})]
     assert [claim.trial_id for claim in claims] == [trials[n]._trial_id for n in (0, 1, 0)]
     assert (claims[2].token, claims[2].deaths) == (claims[0].token + 1, 0)
 
 
-def test_a_fresh_claim_takes_no_slot_with_a_trial_that_its_worker_held_before(ledger):
-    """No answer was lost: another process may have had the id of the worker."""
-    ledger.extend(2)
-    held = ledger.claim("w", 2, LEASE, lambda *_: 3)
-    fresh = ledger.claim("w", 2, LEASE, fresh=True)
-    assert (fresh.slot, fresh.trial_id) == (held.slot + 1, None)
+def test_nothing_is_written_for_a_trial_that_another_program_has_ended_or_deleted(either):
+    either.extend(2)
+    make = maker(either)
+    ended, deleted = (either.claim(owner, 2, LEASE, make) for owner in "ab")
+    either.storage.set_trial_state_values(ended.trial_id, TrialState.COMPLETE, [1.0])
+    gone = sql.USER_ATTRIBUTES.delete().where(sql.USER_ATTRIBUTES.c.trial_id == deleted.trial_id)
+    execute(either.storage, lambda connection: connection.execute(gone))
+    for claim, error in ((ended, ClaimLost), (deleted, TrialDeleted)):
+        for change in (partial(either.renew, lease=LEASE), either.finish, either.release):
+            with pytest.raises(error):
+                change(claim, write=pytest.fail)
+    assert either.counts() == {"free": 0, "held": 2, "done": 0}
+    assert either.release(deleted), "so that the next claim makes another trial"
 
 
 def test_a_claim_stays_as_it_was_where_what_comes_with_it_fails(ledger):
     ledger.extend(1)
-    claim = ledger.claim("w", 1, LEASE)
+    make = maker(ledger)
+    claim = ledger.claim("w", 1, LEASE, make)
 
     def fail(connection):
         raise ConnectionAbortedError
@@ -121,24 +152,24 @@ def test_a_claim_stays_as_it_was_where_what_comes_with_it_fails(ledger):
     assert ledger.counts() == {"free": 0, "held": 1, "done": 0}
 
 
-def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_can_write_nothing(ledger):
-    ledger.extend(1)
-    late = ledger.claim("late", 1, LEASE, lambda *_: 7)
-    pass_time(ledger, LEASE - 10)
-    assert ledger.claim("heir", 1, LEASE) is None
-    pass_time(ledger, 20)
-    heir = ledger.claim("heir", 1, LEASE)
+def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_can_write_nothing(either):
+    either.extend(1)
+    late = either.claim("late", 1, LEASE, lambda *_: 7)
+    pass_time(either, LEASE - 10)
+    assert either.claim("heir", 1, LEASE) is None
+    pass_time(either, 20)
+    heir = either.claim("heir", 1, LEASE)
     assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
     assert heir.death == "its lease ended"
     written = []
     for late_call in (
-        lambda: ledger.renew(late, LEASE, written.append),
-        lambda: ledger.finish(late, written.append),
-        lambda: ledger.release(late, written.append),
+        lambda: either.renew(late, LEASE, written.append),
+        lambda: either.finish(late, written.append),
+        lambda: either.release(late, written.append),
     ):
         assert not late_call()
     assert written == []
-    assert [(held.owner, held.trial_id) for held in ledger.held()] == [("heir", 7)]
+    assert [(held.owner, held.trial_id) for held in either.held()] == [("heir", 7)]
 
 
 def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledger):
@@ -192,22 +223,22 @@ def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(led
     assert [held.owner for held in ledger.held()] == sorted([here, elsewhere])
 
 
-def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_since(ledger):
-    ledger.extend(2)
-    first = ledger.claim("w", 2, LEASE)
-    assert ledger.overdue(["v", "w"], 100.0) == []
-    pass_time(ledger, 101.0)
-    assert ledger.overdue(["v"], 100.0) == []
-    (overdue,) = ledger.overdue(["v", "w"], 100.0)
+def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_since(either):
+    either.extend(2)
+    first = either.claim("w", 2, LEASE)
+    assert either.overdue(["v", "w"], 100.0) == []
+    pass_time(either, 101.0)
+    assert either.overdue(["v"], 100.0) == []
+    (overdue,) = either.overdue(["v", "w"], 100.0)
     assert (overdue.owner, overdue.slot) == ("w", first.slot)
-    ledger.finish(first)
-    second = ledger.claim("w", 2, LEASE)
-    ledger.record_death("w", "too long", overdue=overdue)
-    heir = ledger.claim("heir", 2, LEASE)
+    either.finish(first)
+    second = either.claim("w", 2, LEASE)
+    either.record_death("w", "too long", overdue=overdue)
+    heir = either.claim("heir", 2, LEASE)
     assert (heir.slot, heir.deaths, heir.fatal) == (second.slot, 1, False)
-    (overdue,) = ledger.overdue(["heir"], -1.0)
-    ledger.record_death("heir", "too long", overdue=overdue)
-    assert ledger.claim("next", 2, LEASE).fatal
+    (overdue,) = either.overdue(["heir"], -1.0)
+    either.record_death("heir", "too long", overdue=overdue)
+    assert either.claim("next", 2, LEASE).fatal
 
 
 def test_two_studies_share_a_database_and_no_slot(ledger):
@@ -236,32 +267,33 @@ class Order:
         return [rung for rung in (2, 4) if rung <= longest]
 
 
-def test_standings_say_what_each_trial_had_reported_at_each_rung_and_what_it_costs(ledger):
-    ledger.extend(4)
+def test_standings_say_what_each_trial_had_reported_at_each_rung_and_what_it_costs(either):
+    either.extend(4)
 
     def claim(owner, cost, *steps):
         attributes = {"parameters": cost, "other": 1.0}
-        made = partial(sql.insert, study_id=ledger.study_id, user_attrs=attributes)
-        claim = ledger.claim(owner, 4, LEASE, lambda c, _: made(c)._trial_id, fresh=True)
+        made = partial(sql.insert, study_id=either.study_id, user_attrs=attributes)
+        claim = either.claim(owner, 4, LEASE, lambda c, _: made(c)._trial_id)
         for step in steps:
-            ledger.storage.set_trial_intermediate_value(claim.trial_id, step, step / 10)
+            either.storage.set_trial_intermediate_value(claim.trial_id, step, step / 10)
         return claim
 
-    ledger.finish(claim("a", 7.0, 1, 3, 4))
-    ledger.release(claim("a", 8.0, 1))
+    either.finish(claim("a", 7.0, 1, 3, 4))
+    released = claim("a", 8.0, 1)
     claim("b", 9.0, 2)
+    either.release(released)
     order = Order()
-    done, handed_back, other, fresh = ledger.standings("a", 4, order)
+    done, handed_back, other, fresh = either.standings("a", 4, order)
     reports = {2: Report(3, 0.3), 4: Report(4, 0.4)}
     assert done == Standing(0, "done", 4, reports, costs={"parameters": 7.0})
     assert handed_back == Standing(1, "open", 1, costs={"parameters": 8.0})
     assert other == Standing(2, "held", 2, {2: Report(2, 0.2)}, costs={"parameters": 9.0})
     assert fresh == Standing(3, "fresh")
-    ledger.storage.set_trial_intermediate_value(ledger.held()[0].trial_id, 5, 0.5)
-    again = ledger.standings("b", 4, order)
+    either.storage.set_trial_intermediate_value(either.held()[0].trial_id, 5, 0.5)
+    again = either.standings("b", 4, order)
     assert [standing.state for standing in again] == ["done", "open", "own", "fresh"]
     assert again[2].reports == {2: Report(2, 0.2), 4: Report(5, 0.5)}
-    anew = Ledger(ledger.storage, ledger.study_id, ledger.uuid)
+    anew = Ledger(either.storage, either.study_id, either.uuid)
     assert again == anew.standings("b", 4, order)
 
 
@@ -280,11 +312,11 @@ def rows(ledger):
     return read(ledger.storage, lambda c: [tuple(row) for row in c.execute(statement)])
 
 
-def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(ledger):
-    ledger.extend(6)
-    ended, running = fill(ledger, 0), fill(ledger, 1, TrialState.RUNNING)
-    waiting, far = fill(ledger, 3, TrialState.WAITING), fill(ledger, 8)
-    fill(ledger, None)  # another program's
+def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(either):
+    either.extend(6)
+    ended, running = fill(either, 0), fill(either, 1, TrialState.RUNNING)
+    waiting, far = fill(either, 3, TrialState.WAITING), fill(either, 8)
+    fill(either, None)  # another program's
     for slot, state, trial_id in (
         (0, "free", None),
         (1, "done", running),
@@ -294,21 +326,21 @@ def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(ledg
     ):
         values = {"state": state, "trial_id": trial_id, "expires": 0.0, "owner": "w"}
         execute(
-            ledger.storage,
+            either.storage,
             lambda c, slot=slot, values=values: c.execute(
                 update(SLOTS).where(SLOTS.c.slot == slot).values(**values)
             ),
         )
-    before, found = rows(ledger), compare(ledger)
-    assert found.startswith("slots 0-4, 8: not as their trials say")
-    assert rows(ledger) == before
-    assert reconcile(ledger, "s", 6)
-    assert rows(ledger) == [
+    before, found = rows(either), compare(either)
+    assert found.startswith("slots 0-4, 8: differ from their trials")
+    assert rows(either) == before
+    assert reconcile(either, "s", 6)
+    assert rows(either) == [
         *((0, "done", ended), (1, "free", running), (2, "free", None), (3, "free", waiting)),
         *((4, "free", None), (5, "free", None), (8, "done", far)),
     ]
-    assert compare(ledger) is None
-    assert not reconcile(ledger, "s", 6)
+    assert compare(either) is None
+    assert not reconcile(either, "s", 6)
 
 
 def test_who_held_a_slot_that_is_mended_has_lost_it_and_a_living_holder_keeps_his(ledger):
@@ -340,7 +372,6 @@ def test_of_two_trials_with_one_slot_or_number_a_person_decides(ledger, what):
 CALLS = {
     "claim": lambda ledger, trials: ledger.claim("w", trials, LEASE),
     "claim of a begun one": lambda ledger, trials: ledger.claim("w", trials, LEASE, begun=True),
-    "claim of a fresh one": lambda ledger, trials: ledger.claim("w", trials, LEASE, fresh=True),
     "todo": lambda ledger, trials: ledger.todo(trials),
     "held": lambda ledger, trials: ledger.held(),
     "overdue": lambda ledger, trials: ledger.overdue(["w"], 0.0),

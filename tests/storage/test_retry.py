@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 from failures import (
     WRITES,
     begin,
@@ -19,14 +18,13 @@ from failures import (
     in_background,
     ledger_of,
     make_study,
-    template,
 )
 from optuna.distributions import FloatDistribution
 from servers import Server
 
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import sql
-from studyloom.storage.database import LOCK_KEY, POSTGRES, connect, exclusive, execute
+from studyloom.storage.database import POSTGRES, connect, exclusive, execute
 
 
 @pytest.fixture(scope="module")
@@ -68,27 +66,6 @@ def test_a_server_that_is_away_is_waited_for(server, served, lines, end):
     assert "postgres:***@/postgres" in first
     assert "trying again for up to 20 s" in first
     assert "is back after" in last
-
-
-def test_a_server_that_ends_while_it_works_on_a_call_is_waited_for(server, served, lines):
-    """A stranger locks the study's row, so that the server is at work on the call when it ends."""
-    opened, study_id, _ = served
-    stranger = server.connection().execution_options(isolation_level="READ COMMITTED")
-    stranger.exec_driver_sql("SELECT * FROM studies FOR UPDATE")
-
-    def restart():
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        while not server.ask(waiting)[0]:
-            time.sleep(0.01)
-        server.stop(signal.SIGQUIT)
-        server.start()
-
-    with in_background(restart):
-        opened.create_new_trial(study_id, template())
-    assert [trial.number for trial in opened.get_all_trials(study_id)] == [0, 1]
-    stranger.invalidate()
-    stranger.close()
-    assert "is back after" in lines.lines[-1]
 
 
 def test_what_a_time_limit_of_the_server_ends_is_done_again(server, served, lines, monkeypatch):
@@ -226,21 +203,6 @@ def test_what_is_wrong_with_an_address_is_told_at_once(server, served, lines):
     assert lines.lines == []
 
 
-def test_a_database_that_was_spoilt_in_mid_run_is_named_at_once(server, served, lines):
-    opened, study_id, trial_id = served
-    server.spoilt = True
-    server.ask("DROP SCHEMA public CASCADE")
-    server.end_connections()
-    try:
-        for write in (WRITES["an attribute"], WRITES["a trial"]):
-            with pytest.raises(StorageLost) as caught:
-                write(opened, study_id, trial_id)
-            check_shown(caught.value, "does not exist")
-    finally:
-        server.ask("ALTER DATABASE postgres RESET ALL", database="template1")
-    assert lines.lines == []
-
-
 def test_a_server_that_only_reads_is_waited_for_and_asked_over_a_new_connection(
     server, served, lines
 ):
@@ -263,27 +225,6 @@ def test_a_server_that_only_reads_is_waited_for_and_asked_over_a_new_connection(
     assert "in a read-only transaction (the server does not take writes" in first
     assert "trying again for up to 20 s" in first
     assert "is back after" in last
-
-
-def test_a_time_limit_for_statements_does_not_end_the_wait_for_the_lock_of_the_creator(
-    server, served
-):
-    server.ask("ALTER DATABASE postgres SET statement_timeout = 50")
-    try:
-        with server.connection(database="postgres") as other:
-            other.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(LOCK_KEY)))
-
-            def let_go():
-                waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN "
-                waiting += "(SELECT pid FROM pg_stat_activity WHERE now() - query_start > '0.2 s')"
-                while not server.ask(waiting)[0]:
-                    time.sleep(0.01)
-                other.close()
-
-            with in_background(let_go), exclusive(server.url):
-                pass
-    finally:
-        server.ask("ALTER DATABASE postgres RESET ALL", database="template1")
 
 
 ONCE = ("a trial", "a study", "an end")  # which workers do otherwise
@@ -394,23 +335,6 @@ def test_a_commit_whose_answer_was_lost_is_done_once(served, proxied, what, cut,
             }[what]
         ]
     assert len(lines.lines) == 2
-
-
-@pytest.mark.parametrize("cut", ["before", "after"])
-def test_points_whose_claims_lost_their_answer_are_queued_once_each(served, proxied, cut):
-    _, study_id, _ = served
-    proxy, opened = proxied
-    ledger = ledger_of(opened, study_id)
-    claims = []
-    for _ in range(3):  # as an enqueuer does
-        proxy.cut = cut
-        claims.append(begin(opened, study_id, fresh=True))
-        assert ledger.release(claims[-1])
-    assert proxy.cuts == 3
-    assert [claim.slot for claim in claims] == [0, 1, 2]
-    assert [opened.get_trial(claim.trial_id).user_attrs["slot"] for claim in claims] == [0, 1, 2]
-    assert len(opened.get_all_trials(study_id)) == 4  # one was there
-    assert ledger.counts() == {"free": 99, "held": 0, "done": 0}
 
 
 @pytest.mark.parametrize("what", ONCE)

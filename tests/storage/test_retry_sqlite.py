@@ -11,10 +11,7 @@ import time
 
 import pytest
 from failures import MAXIMIZE, WRITES, check_shown, contents, in_background, make_study, template
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
 from studyloom.errors import StorageLost
@@ -116,23 +113,6 @@ def test_no_call_waits_any_more_once_one_has_ended_in_an_error(sqlite_url, lines
         retry.run(attempt)
     assert not retry.away
     assert ["is back after" in line for line in lines.lines] == [False, True][:told]
-
-
-def test_the_errors_of_optuna_are_its_own(url):
-    opened = connect(url, create=True)
-    study_id = opened.create_new_study(MAXIMIZE, "s")
-    trial_id = opened.create_new_trial(study_id, template())
-    opened.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
-    with pytest.raises(DuplicatedStudyError):
-        opened.create_new_study(MAXIMIZE, "s")
-    with pytest.raises(UpdateFinishedTrialError):
-        opened.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
-    with pytest.raises(KeyError):
-        opened.get_study_id_from_name("t")
-    first, second = (opened.create_new_trial(study_id, template()) for _ in range(2))
-    opened.set_trial_param(first, "x", 0.5, FloatDistribution(0, 1))
-    with pytest.raises(ValueError, match="distribution"):
-        opened.set_trial_param(second, "x", 0, CategoricalDistribution([1]))
 
 
 def test_every_method_that_asks_the_database_is_retried():

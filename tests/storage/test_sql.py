@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
@@ -41,12 +40,8 @@ def begin(opened, **user_attrs):
     )
 
 
-def write(opened, trial_id, *writes):
-    def work(connection):
-        sql.check_running(connection, trial_id)
-        sql.write(connection, writes)
-
-    execute(opened, work)
+def write(opened, *writes):
+    execute(opened, lambda connection: sql.write(connection, writes))
 
 
 REPORTS = {1: 0.25, 2: math.inf, 3: -math.inf}
@@ -61,10 +56,8 @@ def test_what_is_written_optuna_reads_and_what_optuna_reads_is_read(opened):
     ]
     reports = [sql.report(first, step, value) for step, value in REPORTS.items()]
     attributes = [sql.user_attr(first, "k", {"deep": [1, None]}), sql.system_attr(first, "s", "ä")]
-    write(
-        opened, first, *params, *reports, *attributes, *sql.end(first, TrialState.COMPLETE, [0.75])
-    )
-    write(opened, second, *sql.end(second, TrialState.FAIL, None))
+    write(opened, *params, *reports, *attributes, *sql.end(first, TrialState.COMPLETE, [0.75]))
+    write(opened, *sql.end(second, TrialState.FAIL, None))
     trials = opened.get_all_trials(opened.study_id)
     assert trials == shipped(opened)
     assert [trial.number for trial in trials] == [0, 1, 2]
@@ -122,18 +115,10 @@ def test_a_write_may_be_done_twice(opened):
         sql.user_attr(trial_id, "k", 1),
         sql.system_attr(trial_id, "k", 1),
     ]
-    write(opened, trial_id, *writes)
+    write(opened, *writes)
     once = opened.get_trial(trial_id)
-    write(opened, trial_id, *writes)
+    write(opened, *writes)
     assert opened.get_trial(trial_id) == once
-
-
-def test_nothing_is_written_to_a_trial_that_has_ended(opened):
-    trial_id = begin(opened)
-    opened.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
-    with pytest.raises(UpdateFinishedTrialError, match="COMPLETE"):
-        write(opened, trial_id, sql.report(trial_id, 1, 0.5))
-    assert opened.get_trial(trial_id).intermediate_values == {}
 
 
 def test_times_are_local_and_stored_in_utc(opened, monkeypatch):

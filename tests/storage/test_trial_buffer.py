@@ -3,7 +3,6 @@
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import get_storage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -14,12 +13,11 @@ from studyloom.storage.attributes import PAUSED, SLOT
 from studyloom.storage.database import connect, execute
 from studyloom.storage.trial_buffer import TrialBuffer
 
-X = FloatDistribution(0.0, 1.0)
-
 
 @pytest.fixture
-def backend(url):
-    backend = connect(url, create=True)
+def backend(sqlite_url):
+    """The statements are tested on both databases in `test_sql` and `test_ledger`."""
+    backend = connect(sqlite_url, create=True)
     backend.create_new_study([StudyDirection.MAXIMIZE], "s")
     return backend
 
@@ -105,37 +103,12 @@ def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, bac
     assert study.trials[0].intermediate_values == {}
 
 
-def test_without_a_trial_here_each_call_asks_the_database(buffer, study, backend):
-    trial_id = begin(backend)
-    assert [trial._trial_id for trial in study.trials] == [trial_id]
-    buffer.set_trial_param(trial_id, "x", 0.5, X)
-    buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
-    buffer.set_trial_user_attr(trial_id, "u", 1)
-    buffer.set_trial_system_attr(trial_id, "s", 1)
-    backend.set_trial_user_attr(trial_id, "v", 1)
-    (seen,) = study.trials
-    assert seen == stored(backend, trial_id) == buffer.get_trial(trial_id)
-    assert (seen.params, seen.user_attrs) == ({"x": 0.5}, {SLOT: 0, "u": 1, "v": 1})
-    buffer.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
-    assert study.best_value == 1.0
-
-
-def test_a_trial_that_another_has_ended_is_not_written(buffer, backend):
-    trial_id = begin(backend)
-    buffer.load(1, trial_id)
-    buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
-    backend.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
-    with pytest.raises(UpdateFinishedTrialError):
-        execute(backend, buffer.write)
-    assert stored(backend, trial_id).intermediate_values == {}
-
-
 def test_who_reads_a_trial_does_not_see_it_change(buffer, study, backend):
     trial_id = begin(backend)
     before = buffer.load(1, trial_id)
     (listed,) = study.get_trials(deepcopy=False)
     buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
-    buffer.set_trial_param(trial_id, "x", 0.5, X)
+    buffer.set_trial_param(trial_id, "x", 0.5, FloatDistribution(0, 1))
     assert before.intermediate_values == listed.intermediate_values == {}
     assert before.params == listed.params == {}
     buffer.get_trial(trial_id).user_attrs["mine"] = 1

@@ -20,24 +20,13 @@ URLS = [
 ]
 
 
-@pytest.mark.parametrize("url", URLS)
-def test_parsing_what_has_been_parsed_changes_nothing(url):
-    address = parse_url(url)
-    assert parse_url(address) == address
-    assert parse_url(address.render_as_string(hide_password=False)) == address
-
-
-@pytest.mark.parametrize("url", URLS)
-def test_a_url_for_people_has_no_password(url):
-    assert CANARY not in without_password(parse_url(url))
-
-
-@pytest.mark.parametrize(
-    "url", ["postgresql://u@h/d", "postgres://u@h/d", "postgresql+psycopg://u@h/d"]
-)
-def test_every_way_to_write_postgresql_uses_psycopg_3(url):
-    assert without_password(parse_url(url)) == "postgresql+psycopg://u@h/d" or "postgres" in url
-    assert parse_url(url).drivername == "postgresql+psycopg"
+def test_parsing_twice_changes_nothing_and_a_url_for_people_has_no_password():
+    for url in URLS:
+        address = parse_url(url)
+        assert parse_url(address) == address
+        assert parse_url(address.render_as_string(hide_password=False)) == address
+        assert address.drivername in ("sqlite", "postgresql+psycopg")
+        assert CANARY not in without_password(address)
 
 
 @pytest.mark.parametrize(("query", "user"), [("&user=ann", "ann"), ("", "bob")])
@@ -48,16 +37,6 @@ def test_a_password_in_the_query_survives_without_a_user_before_the_host(query, 
     assert (address.username, address.password) == (user, CANARY)
     assert CANARY in address.render_as_string(hide_password=False)
     assert parse_url(address) == address
-
-
-def test_a_password_in_the_query_becomes_the_one_that_is_hidden():
-    address = parse_url(f"postgresql://u@h/d?password={CANARY}&sslmode=require")
-    assert address.password == CANARY
-    assert dict(address.query) == {"sslmode": "require"}
-
-
-def test_a_relative_path_stays_relative():
-    assert parse_url("sqlite:///runs/study.db").database == "runs/study.db"
 
 
 @pytest.mark.parametrize(
@@ -100,9 +79,3 @@ def test_a_comma_in_a_password_makes_it_no_list_of_hosts():
             assert has_several_hosts(address) == place.startswith("a:")
             assert address.host == (None if place.startswith("a:") else "h")
             assert CANARY not in without_password(address)
-
-
-def test_an_at_sign_in_the_query_makes_the_hosts_no_password():
-    address = parse_url("postgresql://a:5432,b:5433/d?application_name=x@y")
-    assert (address.username, address.password) == (None, None)
-    assert has_several_hosts(address)

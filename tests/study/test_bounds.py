@@ -8,7 +8,7 @@ from toy_worker import RANDOM, fresh, outcomes, work
 from toys import Signal, ask, fill
 
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import ENDED, PAUSED, SLOT
+from studyloom.storage.attributes import PAUSED, SLOT
 from studyloom.storage.ledger import compare
 from studyloom.study.early_end import (
     ending,
@@ -117,15 +117,6 @@ def test_what_was_decided_stays_until_other_bounds_are_set(sqlite_url, question)
     assert ending(stored, TRIALS).decision() == decided.decision()
     set_bounds(stored, 0.2, 1000, TRIALS)
     assert ending(stored, TRIALS) is None
-
-
-def test_who_is_killed_before_an_end_is_stored_leaves_it_to_the_next(sqlite_url, question):
-    stored = fresh(sqlite_url, question, TRIALS)
-    set_bounds(stored, REGRET, None, TRIALS)
-    done(stored, 10)
-    found = ending(stored, TRIALS)
-    stored.optuna.set_user_attr(ENDED, None)
-    assert ending(open_study(sqlite_url, "s"), TRIALS) == found
 
 
 def test_only_values_that_may_win_count(sqlite_url):

@@ -10,7 +10,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.study import stopping, worker
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Limits
-from studyloom.study.stopping import Stop, begin_again, following, read_control, set_control
+from studyloom.study.stopping import begin_again, following, read_control, set_control
 from studyloom.study.worker import Worker
 
 
@@ -52,34 +52,6 @@ def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
         set_control(stored, "stop")
         assert told.asked.wait(30)
     assert told.words == "studyloom stop"
-
-
-def test_a_worker_that_a_launcher_started_waits_for_the_launchers_word(stored, monkeypatch):
-    monkeypatch.setattr(stopping, "POLL", 0.001)
-    set_control(stored, "stop")
-    looked = threading.Semaphore(0)
-    read = stopping.read_control
-
-    def look(stored):
-        looked.release()
-        return read(stored)
-
-    monkeypatch.setattr(stopping, "read_control", look)
-    told = Told()
-    with following(stored, told, stops=False):
-        for _ in range(3):
-            assert looked.acquire(timeout=30)
-    assert not told.asked.is_set()
-
-
-def test_a_stop_of_another_terminal_cuts_an_epoch_short_and_is_no_signal():
-    with Stop() as stop:
-        stop.request("studyloom stop")
-        assert stop()
-        assert (stop.signal, stop.requested) == (None, "studyloom stop")
-        assert stop.ended_by == "studyloom stop"
-        stop.request("once more")
-        assert stop.requested == "studyloom stop"
 
 
 def test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values(sqlite_url, url, monkeypatch):

@@ -1,7 +1,6 @@
 """Earlier studies that are found: whose, how many, and what of a stranger's is never touched."""
 
 import math
-import os
 import shutil
 
 import optuna
@@ -13,11 +12,11 @@ from toy_worker import RANDOM, work
 from toys import ask, fill
 
 from studyloom.errors import ConfigError
-from studyloom.storage.attributes import PLANNED, SLOT
-from studyloom.study import earlier_studies
+from studyloom.storage.attributes import SLOT
+from studyloom.study import warm_start
 from studyloom.study.earlier_studies import find_earlier
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.warm_start import Begun, begun, enqueue, find_warm_starts
+from studyloom.study.warm_start import enqueue, find_warm_starts, sources_of
 
 pytestmark = pytest.mark.chaos  # real workers; what decides is tested by itself in tests/search
 
@@ -78,8 +77,8 @@ def labels(remembered):
     return {each.label for each in remembered.studies}
 
 
-def starts_of(question, remembered, already=None):
-    return find_warm_starts(question, already or Begun(), lambda: remembered)
+def starts_of(question, remembered, already=()):
+    return find_warm_starts(question, already, lambda: remembered)
 
 
 # Which are found
@@ -114,18 +113,6 @@ def test_a_study_met_in_two_folders_counts_once(runs):
     a = sibling(runs, "a")
     shutil.copytree(a, runs / "copy")
     assert len(found(runs).studies) == 1
-
-
-def test_of_very_many_the_newest_are_looked_at_and_that_is_said(runs, monkeypatch):
-    monkeypatch.setattr(earlier_studies, "MOST_STUDIES", 2)
-    for number in range(4):
-        folder = sibling(runs, f"r{number}", seed=number + 1, trials=1)
-        os.utime(folder, (number, number))
-    remembered = found(runs)
-    assert labels(remembered) == {str(runs / "r3"), str(runs / "r2")}
-    assert remembered.notes == [
-        "study.from=auto: looked at the newest 2 of 4 earlier studies; study.from=[…] names others"
-    ]
 
 
 # What is a stranger's
@@ -166,16 +153,16 @@ def test_points_of_several_studies_come_after_the_baseline_and_say_from_where(ur
     starts = starts_of(question, found(runs, url, question))
     assert len(starts.points) == 4
     stored = create_study(url, "new", question.identity("toy"), 6)
-    assert enqueue(stored, starts, 6, url, space=question.space, baseline=question.baseline) == 0
+    assert enqueue(stored, starts, 6, baseline=question.baseline) == 0
     sources = [trial.user_attrs.get("enqueued") for trial in stored.trials()]
     assert sources[0] == "the configuration as composed"
     assert sources[1:] == [start.source for start in starts.points]
     tried = [trial.params for trial in (*_trials(a), *open_study(url, "one").trials())]
     assert all(start.point.params in tried for start in starts.points)
-    assert begun(stored).sources[0] == "auto"
-    assert {*begun(stored).sources[1:]} == {each.rpartition(", trial")[0] for each in sources[1:]}
+    assert sources_of(stored)[0] == "auto"
+    assert {*sources_of(stored)[1:]} == {each.rpartition(", trial")[0] for each in sources[1:]}
     assert all(any(note.startswith(f"{s}: begins with its trials") for note in starts.notes)
-               for s in begun(stored).sources[1:])  # fmt: skip
+               for s in sources_of(stored)[1:])  # fmt: skip
 
 
 def _trials(folder):
@@ -194,39 +181,33 @@ def test_nothing_that_fits_is_a_note_and_the_study_goes_on(runs):
     assert starts_of(other, found(runs / "a")).notes == starts.notes
 
 
-@pytest.mark.parametrize("first", [lambda now, again: now, lambda now, again: again])
-def test_a_study_that_was_killed_while_points_were_queued_queues_the_same_ones(url, runs, first):
+def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_others(
+    url, runs, monkeypatch
+):
     """Although the earlier studies have gone on, and auto would choose others now."""
     question = ask(*AUTO, "study.top=3")
     sibling(runs, "a", seed=1, trials=4)
     chosen = starts_of(question, found(runs, question=question))
     stored = create_study(url, "new", question.identity("toy"), 6)
-    with pytest.MonkeyPatch.context() as patch:
-        calls = []
-
-        def die_at_the_third(*arguments, **attributes):
-            calls.append(arguments)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return _enqueue_point(*arguments, **attributes)
-
-        from studyloom.study import warm_start as module
-
-        _enqueue_point = module._enqueue_point
-        patch.setattr(module, "_enqueue_point", die_at_the_third)
+    with monkeypatch.context() as patch:
+        patch.setattr(warm_start, "enter", die)
         with pytest.raises(KeyboardInterrupt):
-            enqueue(stored, chosen, 6, url, space=question.space, baseline=question.baseline)
-    assert len(stored.trials()) == 2  # the baseline and a point
+            enqueue(stored, chosen, 6, baseline=question.baseline)
+    assert stored.trials() == []
+    enqueue(stored, chosen, 6, baseline=question.baseline)
     sibling(runs, "b", seed=9, trials=6)
     now = starts_of(question, found(runs, question=question))
     assert [s.source for s in now.points] != [s.source for s in chosen.points]
-    again = starts_of(question, found(runs, question=question), begun(stored))
+    again = starts_of(question, found(runs, question=question), sources_of(stored))
     assert again.points == []
-    for starts in (first(now, again), now, again):  # also of a command that had looked before
-        enqueue(stored, starts, 6, url, space=question.space, baseline=question.baseline)
+    for starts in (now, again):  # also of a command that had looked before
+        enqueue(stored, starts, 6, baseline=question.baseline)
     params = [trial.params for trial in stored.trials()[1:]]
-    assert sorted(map(str, params)) == sorted(str(s.point.params) for s in chosen.points)
-    assert stored.optuna.user_attrs[PLANNED] is None
+    assert params == [start.point.params for start in chosen.points]
+
+
+def die(*_):
+    raise KeyboardInterrupt
 
 
 # A list
@@ -236,12 +217,11 @@ def test_a_list_of_sources_gives_a_portfolio_and_each_is_read_once(url, runs):
     finished(url, name="one", seed=1, trials=4)
     a = sibling(runs, "a", seed=2, trials=4)
     listed = ask(*RANDOM, f"study.from=['{url}#one',{a},{a}/,'{url}#one']", "study.top=4")
-    starts = find_warm_starts(listed, Begun())
+    starts = find_warm_starts(listed, ())
     assert len(starts.points) == 4
     assert len(starts.sources) == 2
     assert CANARY not in repr((starts.sources, starts.notes))
-    assert sum("twice; it counts once" in note for note in starts.notes) == 2
-    half = find_warm_starts(listed, Begun(starts.sources[:1]))
+    half = find_warm_starts(listed, starts.sources[:1])
     assert {start.source.rpartition(",")[0] for start in half.points} == {str(a)}
 
 
@@ -249,13 +229,13 @@ def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
     listed = f"study.from=[nowhere,7,auto,'mysql://host/x',{sibling(runs, 'a')}]"
     question = ask(*RANDOM, listed, "study.top=0")
     with pytest.raises(ConfigError) as caught:
-        find_warm_starts(question, Begun())
+        find_warm_starts(question, ())
     text = "\n".join(caught.value.mistakes)
     for words in (
         "study.from: nowhere: no study has run there",
-        "study.from[1] must be a run directory or the URL of a database; got 7",
-        "study.from[2]: auto looks for earlier studies itself",
-        "study.from[3]: storage.url",
+        "study.from must be a run directory or the URL of a database; got 7",
+        "study.from: auto looks for earlier studies itself",
+        "study.from: storage.url",
         "study.top must be at least 1; got 0",
     ):
         assert words in text, (words, text)

@@ -32,7 +32,7 @@ def test_it_ends_at_the_first_estimate_below_the_regret():
     assert (found.gain, found.slots) == (asked[end - 1], f"0-{end - 1}")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_trials_under_way_bring_what_was_decided_stays(seed):
     """Four workers: which of the slots under way ends next is drawn; it is asked at each claim."""
     fate, state, decided = random.Random(seed), {}, None
@@ -77,13 +77,6 @@ def test_what_another_program_stores_is_no_bound_and_decides_nothing():
     for stored in (None, 1, "x", {}, {"gain": "x"}, {"gain": 0.1, "regret": 0.01}):
         assert find_ending(BOUNDS, outcomes(VALUES[:11]), stored) is None
     assert find_ending(BOUNDS, outcomes(VALUES)) is None, "nor does a budget that is spent"
-
-
-def test_who_only_looks_decides_nothing():
-    ended = outcomes(VALUES[: end_of(BOUNDS)])
-    assert find_ending(BOUNDS, ended, decide=False) is None
-    decided = find_ending(BOUNDS, ended).decision()
-    assert find_ending(BOUNDS, ended, decided, decide=False).gain == decided["gain"]
 
 
 def test_it_ends_when_its_trials_have_reported_the_epochs_those_under_way_too():

@@ -10,7 +10,6 @@ from studyloom.study.stored_study import (
     end_job,
     note_answer,
     note_compressed,
-    note_stage,
     open_beside,
     read_job,
 )
@@ -36,22 +35,6 @@ def test_a_job_is_read_as_it_was_stored_and_ends_once(stored):
     assert job.began < job.at
     begin_job(stored, JOB, 0.0)
     assert read_job(stored)[0].ended is None
-
-
-def test_stages_are_noted_by_title(stored):
-    note_stage(stored, "re-evaluation", "toy/re-evaluation 8-3-5")
-    note_stage(stored, "retraining", "toy/retraining 8-3-5")
-    note_stage(stored, "re-evaluation", "toy/re-evaluation 16-3-5")
-    assert read_job(stored)[1] == {
-        "re-evaluation": "toy/re-evaluation 16-3-5",
-        "retraining": "toy/retraining 8-3-5",
-    }
-
-
-def test_an_answer_without_a_test_is_noted_as_well(stored):
-    note_answer(stored, answer_of(winner={"trial": 2}).in_short())
-    noted = read_job(stored)[2]
-    assert (noted["trial"], noted["test"], noted["fresh"]) == (2, None, None)
 
 
 def test_what_is_noted_of_a_winner_made_small_stays_with_that_winner(stored):

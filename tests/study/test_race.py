@@ -48,23 +48,6 @@ def test_a_race_never_has_more_trainings_than_its_budget_and_always_ends(sizes, 
     assert len({counts[candidate] for candidate in race.running}) <= 1, "they had the same seeds"
 
 
-def test_whoever_is_not_dropped_early_has_as_many_seeds_as_before():
-    """With equal candidates nobody is worse beyond doubt, as a rule."""
-    for top, seeds in ((3, 5), (1, 2), (2, 3), (3, 4), (7, 5)):
-        budget = (top + 1) * seeds
-        entrants = [*range(count_entrants(budget, seeds))]
-        race = finish(entrants, noise(3), budget)
-        assert not any(leaving.cause == "worse" for leaving in race.left)
-        assert max(seed for _, seed in race.trainings) + 1 >= seeds
-        assert len(entrants) >= top + 1, "and none begins with fewer candidates"
-
-
-def test_more_is_better_only_if_the_sign_says_so():
-    for sign, best in ((1, 9), (-1, 2)):
-        race = finish([4, 7, 2, 9], lambda candidate, seed: candidate + 0.5 * seed, sign=sign)
-        assert race.running[0] == best
-
-
 @settings(max_examples=20, deadline=None)
 @given(some.integers(0, 10**6), some.randoms())
 def test_the_order_in_which_results_arrive_changes_nothing(draw, dice):
@@ -86,7 +69,7 @@ def test_what_is_asked_for_is_only_added_to(draw):
 
 def test_the_best_leaves_as_worse_beyond_doubt_no_more_often_than_alpha():
     """Among equals any may be the best: so nobody is to be dropped more often."""
-    races, dropped = 600, 0
+    races, dropped = 300, 0
     for draw in range(races):
         race = finish([*range(8)], noise(draw))
         dropped += any(leaving.cause == "worse" and leaving.candidate == 0 for leaving in race.left)

@@ -1,6 +1,5 @@
 import os
 import signal
-import threading
 import time
 from multiprocessing.util import Finalize
 
@@ -66,19 +65,6 @@ def test_other_signals_stop_although_they_were_ignored(number):
         signal.signal(number, before)
 
 
-def test_outside_the_main_thread_signals_stay_as_they_are():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def work():
-        with Stop(timeout=0.0) as stop:
-            seen.append((stop(), signal.getsignal(signal.SIGINT)))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(True, before)]
-
-
 def test_work_that_may_be_left_is_left_at_the_first_signal():
     assert not issubclass(Stopped, Exception), "no handler of a user's swallows it"
     with Stop() as stop:
@@ -111,10 +97,3 @@ def test_a_signal_in_a_finalizer_is_seen_at_the_next_look(kind, monkeypatch):
         del thing
         assert stop()  # which the body asks at the end of each epoch
     assert dropped == []
-
-
-def test_a_time_limit_stops_without_a_signal():
-    with Stop(timeout=0.0) as stop:
-        assert stop()
-        assert stop.signal is None
-    assert not Stop(timeout=100.0)()

@@ -4,10 +4,9 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 from toys import fill, two_sided
 
-from studyloom.metrics import Goal
 from studyloom.question.rule import parse_rule
 from studyloom.storage.attributes import RULE
-from studyloom.study.opening import create_study, open_study
+from studyloom.study.opening import open_study
 
 
 def beaten(one, by):
@@ -66,20 +65,3 @@ def test_what_is_no_rule_in_a_database_of_somebody_else_is_left_alone(sqlite_url
     for stated in ("max nothing", "rm -rf", 7, {"a": 1}):
         stored.optuna.set_user_attr(RULE, stated)
         assert stored.rule() == stored.default_rule()
-
-
-def test_a_rule_may_bound_what_a_limit_has_measured(sqlite_url):
-    stored = create_study(sqlite_url, "s", {}, 3)
-    for value, cost in ((0.9, 2.0), (0.8, 1.0), (0.95, None)):
-        fill(
-            stored,
-            create_trial(value=value, user_attrs={} if cost is None else {"latency_ms": cost}),
-        )
-    rule = parse_rule(
-        "max accuracy where latency_ms < 2", [*stored.goals, Goal("latency_ms", "minimize")]
-    )
-    assert [trial.number for trial in stored.ranked(rule)] == [1]
-    assert [trial.number for trial in stored.ranked()] == [2, 0, 1]
-
-
-# Created, opened, and refused

@@ -1,14 +1,14 @@
 """Trackers have of a study what its database has, whoever worked on it and stopped when."""
 
 import threading
-from functools import partial
 
 import pytest
 from toy_worker import FOLDER, RANDOM, fresh, work
 from toys import ask
 from tracked import in_database, seen_of
 
-from studyloom.study.tracking import Feed, TrackedAnswer, Tracking, project, track_study
+from studyloom.study import tracking
+from studyloom.study.tracking import TrackedAnswer, project, track_study, track_trials
 
 
 class Memory:
@@ -61,37 +61,25 @@ def test_one_that_lists_its_trials_is_given_those_that_are_missing_alone(stored,
 def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_path, caplog):
     memory = Memory()
     memory.away = True
-    first, second, _ = stored.trials()
-    with Tracking({"mine": memory}, stored, tmp_path) as tracking:
-        tracking.end(first)
-        assert memory.told.acquire(timeout=60)
+    first, second, third = stored.trials()
+    with track_trials(stored, {"mine": memory}, tmp_path) as write:
+        for trial in (first, second):
+            write(trial)
+            assert memory.told.acquire(timeout=60)
         memory.away = False
-        tracking.end(second)
-    assert {*memory.trials} == {0, 1}
-    (away, back) = [record.message for record in caplog.records]
-    assert away == "track.mine: no answer from ␛[31mhost; the study goes on"
-    assert back.startswith("track.mine: is back after ")
+        write(third)
+    assert {*memory.trials} == {2}
+    assert caplog.messages == ["track.mine: no answer from ␛[31mhost; the study goes on"]
+    project(stored, {"mine": memory}, tmp_path)
+    assert memory.trials == in_database(stored)
 
 
-def test_nobody_waits_for_one_that_hangs_and_the_same_command_is_named(monkeypatch, caplog):
-    hangs = threading.Event()
-    feed = Feed("mine")
-    feed.put(hangs.wait)
-    feed.close(0.01)
+def test_nobody_waits_for_one_that_hangs_and_the_same_command_is_named(
+    stored, tmp_path, monkeypatch, caplog
+):
+    hangs, memory = threading.Event(), Memory()
+    monkeypatch.setattr(tracking, "COMMAND_WAITS", 0.01)
+    monkeypatch.setattr(memory, "write_trial", lambda _: hangs.wait())
+    project(stored, {"mine": memory}, tmp_path)
     hangs.set()
     assert caplog.messages == ["track.mine: it may lack trials; the same command writes them"]
-
-
-def test_one_trial_that_a_tracker_refuses_costs_the_others_nothing():
-    told = []
-
-    def write(number):
-        if number == 0:
-            raise ValueError("0 is refused")
-        told.append(number)
-
-    feed = Feed("mine")
-    for number in range(4):
-        feed.put(partial(write, number))
-    feed.close(60)
-    assert sorted({*told}) == [1, 2, 3]

@@ -1,24 +1,26 @@
+"""Points to begin with: placed in the space, queued once, taken from earlier studies."""
+
 import threading
 
 import optuna
 import pytest
 import yaml
-from commands import CANARY, QUICK, study
+from commands import CANARY
 from optuna.trial import TrialState
-from toys import TINY, Never, ask, toy_folds, toy_split
+from toy_worker import RANDOM, fresh, work
+from toys import TINY, ask
 
-from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
-from studyloom.study import worker as worker_module
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.reporter import Limits
-from studyloom.study.warm_start import Begun, WarmStarts, enqueue, find_warm_starts, place_point
-from studyloom.study.warm_start import begun as taken_by
-from studyloom.study.worker import Worker
+from studyloom.study.opening import open_study
+from studyloom.study.warm_start import (
+    WarmStarts,
+    enqueue,
+    find_warm_starts,
+    place_point,
+    sources_of,
+)
 
-SPLIT = toy_split()
-RANDOM = (*TINY, "sampler=random", "pruner=none")
 CNN = (
     "{model:cnn,model.cnn.channels:16,"
     "optimizer:sgd,optimizer.sgd.lr:0.1,optimizer.sgd.momentum:0.5}"
@@ -31,29 +33,17 @@ def question():
     return ask(*RANDOM)
 
 
-def work(question, stored, trials, folder):
-    Worker(
-        question, stored, TrainingData(None, SPLIT, toy_folds(SPLIT)), Never(), folder, Limits()
-    ).run(trials)
-
-
-def begun(url, question, trials, folder, name="s"):
+def begun(url, question, trials):
     """Creates a study with its warm starts enqueued, before any worker starts."""
-    stored = create_study(url, name, question.identity("toy"), trials)
-    enqueue(
-        stored,
-        find_warm_starts(question, taken_by(stored)),
-        trials,
-        url,
-        space=question.space,
-        baseline=question.baseline,
-    )
+    stored = fresh(url, question, trials)
+    starts = find_warm_starts(question, sources_of(stored))
+    enqueue(stored, starts, trials, baseline=question.baseline)
     return stored
 
 
 def mistakes_of(*overrides):
     with pytest.raises(ConfigError) as caught:
-        find_warm_starts(ask(*RANDOM, *overrides), Begun())
+        find_warm_starts(ask(*RANDOM, *overrides), ())
     return caught.value.mistakes
 
 
@@ -116,11 +106,11 @@ def test_a_start_that_cannot_be_is_refused():
 # Trials of the points
 
 
-def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays(url, tmp_path):
+def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays(url):
     question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
-    stored = begun(url, question, 5, tmp_path)
+    stored = begun(url, question, 5)
     assert [trial.state for trial in stored.trials()] == [TrialState.WAITING] * 3
-    work(question, stored, 5, tmp_path)
+    work(question, stored, 5)
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(5)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
@@ -138,15 +128,13 @@ def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays
     assert all(trial.datetime_start and trial.user_attrs[WORKER] for trial in trials)
 
 
-def test_a_point_has_one_owner_among_many_workers_and_commands(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        worker_module, "worker_id", lambda pid: f"elsewhere:{threading.get_ident()}"
-    )
+@pytest.mark.usefixtures("threads_are_workers")
+def test_a_point_has_one_owner_among_many_workers_and_commands(url):
     question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
 
     def command():
-        stored = begun(url, question, 8, tmp_path)
-        work(question, stored, 8, tmp_path)
+        stored = begun(url, question, 8)
+        work(question, stored, 8)
 
     commands = [threading.Thread(target=command) for _ in range(4)]
     for thread in commands:
@@ -166,15 +154,13 @@ def test_a_point_has_one_owner_among_many_workers_and_commands(url, tmp_path, mo
     assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 8
 
 
-def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(
-    sqlite_url, question, tmp_path
-):
-    stored = begun(sqlite_url, question, 3, tmp_path)
-    work(question, stored, 2, tmp_path)
+def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(sqlite_url, question):
+    stored = begun(sqlite_url, question, 3)
+    work(question, stored, 2)
     later = ask(*RANDOM, f"study.enqueue=[{CNN}]")
     for _ in range(2):
-        stored = begun(sqlite_url, later, 3, tmp_path)
-        work(later, stored, 3, tmp_path)
+        stored = begun(sqlite_url, later, 3)
+        work(later, stored, 3)
     assert [trial.user_attrs.get(ENQUEUED) for trial in stored.trials()] == [
         None,
         None,
@@ -191,7 +177,7 @@ def earlier(tmp_path, question):
     run_dir = tmp_path / "earlier"
     (run_dir / ".hydra").mkdir(parents=True)
     (run_dir / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"study": {"name": "s"}}))
-    work(question, begun(f"sqlite:///{run_dir}/study.db", question, 6, run_dir), 6, run_dir)
+    work(question, begun(f"sqlite:///{run_dir}/study.db", question, 6), 6)
     return run_dir
 
 
@@ -199,83 +185,55 @@ def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_g
     earlier, tmp_path
 ):
     question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=1")
-    starts = find_warm_starts(question, Begun())
+    starts = find_warm_starts(question, ())
     best = open_study(f"sqlite:///{earlier}/study.db", "s").ranked()[:2]
     assert [start.point.params for start in starts.points] == [trial.params for trial in best]
     assert starts.notes == [f"{earlier}: begins with its trials {best[0].number}, {best[1].number}"]
     url = f"sqlite:///{tmp_path}/later.db"
-    stored = begun(url, question, 4, tmp_path)
-    work(question, stored, 4, tmp_path)
+    stored = begun(url, question, 4)
+    work(question, stored, 4)
     tried = [trial.params for trial in stored.trials()]
     assert all(trial.params in tried for trial in best)
-    assert taken_by(stored).sources == [str(earlier)]
+    assert sources_of(stored) == [str(earlier)]
 
 
-def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question, tmp_path):
-    work(question, begun(url, question, 2, tmp_path), 2, tmp_path)
+def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question):
+    work(question, begun(url, question, 2), 2)
     for source in (url, f"{url}#s"):
-        starts = find_warm_starts(ask(*RANDOM, f"study.from='{source}'", "study.top=1"), Begun())
+        starts = find_warm_starts(ask(*RANDOM, f"study.from='{source}'", "study.top=1"), ())
         assert len(starts.points) == 1
         assert CANARY not in repr((starts.sources, starts.notes, starts.points[0].source))
 
 
-def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
-    narrow = ask(
-        *RANDOM, f"study.from={earlier}", "space.model.mlp.hidden.length.int=[1,1]", "~space.train"
-    )
-    starts = find_warm_starts(narrow, Begun())
+def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earlier):
+    overrides = (*RANDOM, f"study.from={earlier}", "~space.train")
+    narrow = ask(*overrides, "space.model.mlp.hidden.length.int=[1,1]", "study.top=6")
+    starts = find_warm_starts(narrow, ())
     for start in starts.points:
         params = start.point.params
         again = narrow.space.walk(lambda parameter, params=params: params[parameter.name])
         assert again.params == params
-    notes = "\n".join(starts.notes)
-    for trial in open_study(f"sqlite:///{earlier}/study.db", "s").trials():
-        long = trial.params.get("model.mlp.hidden.length", 1) > 1
-        assert (f"trial {trial.number} does not fit: model.mlp.hidden.length=" in notes) == long
-    assert "train.batch_size is not searched here" in notes
+    assert 0 < len(starts.points) < 6
+    assert "train.batch_size is not searched here" in starts.notes[0]
+    other = ("train.batch_size=7", "space.train.batch_size.choice=[7]")
+    (note,) = find_warm_starts(ask(*overrides[:-1], *other), ()).notes
+    assert note.startswith(f"{earlier}: none of its trials is taken: train.batch_size=")
 
 
 def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
     other = ask(*TINY[:-1], f"study.from={earlier}", "space=lr", "study.top=6")
-    starts = find_warm_starts(other, Begun())
+    starts = find_warm_starts(other, ())
     adamw = [
         trial
         for trial in open_study(f"sqlite:///{earlier}/study.db", "s").ranked()
         if (trial.params["optimizer"], trial.params["model"]) == ("adamw", "mlp")
+        if trial.params["optimizer.adamw.lr"] != other.baseline.params["optimizer.lr"]
     ]
     assert [s.point.params["optimizer.lr"] for s in starts.points] == [
         t.params["optimizer.adamw.lr"] for t in adamw
     ]
-    assert any(
-        "model=cnn, but here it is mlp" in note or "optimizer=sgd, but here it is adamw" in note
-        for note in starts.notes
-    )
 
 
 def test_an_earlier_study_is_looked_at_once(earlier):
     question = ask(*RANDOM, f"study.from={earlier}")
-    assert find_warm_starts(question, Begun([str(earlier)])) == WarmStarts([], [str(earlier)], [])
-
-
-def test_a_warm_start_is_told_and_the_same_command_goes_on_without_its_source(tmp_path):
-    first, later = tmp_path / "first", tmp_path / "later"
-    done = study(*QUICK, "study.trials=3", "launcher.workers=1", f"run_dir={first}")
-    assert done.returncode == 0, done.stderr
-    overrides = (
-        *QUICK,
-        f"study.from={first}",
-        "study.top=2",
-        "launcher.workers=1",
-        f"run_dir={later}",
-    )
-    done = study(*overrides, "study.trials=4")
-    assert done.returncode == 0, done.stderr
-    assert f"{first}: begins with its trials" in done.stdout
-    first.rename(tmp_path / "gone")
-    done = study(*overrides, "study.trials=5")
-    assert done.returncode == 0, done.stderr
-    best = open_study(f"sqlite:///{tmp_path}/gone/study.db", "mnist").ranked()[:2]
-    trials = open_study(f"sqlite:///{later}/study.db", "mnist").trials()
-    assert len(trials) == 5
-    assert all(trial.params in [early.params for early in trials[:3]] for trial in best)
-    assert any(str(trial.user_attrs.get(ENQUEUED)).startswith(str(first)) for trial in trials)
+    assert find_warm_starts(question, [str(earlier)]) == WarmStarts([], [str(earlier)], [])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from optuna.trial import TrialState
-from toy_worker import RANDOM, SPLIT, LockedDatabase, fresh, work
+from toy_worker import SPLIT, fresh, work
 from toys import TINY, Signal, ask, toy_folds
 
 from studyloom.config.values import with_values
@@ -55,7 +55,7 @@ def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_u
 
 @pytest.mark.parametrize(
     ("kind", "pruner", "after"),
-    [("network", "none", 1), ("network", "wilcoxon", 4), ("loop", "wilcoxon", 3)],
+    [("network", "none", 1), ("network", "wilcoxon", 4)],
     indirect=["kind"],
 )
 def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(
@@ -111,29 +111,3 @@ def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_
     assert curve["number"] == [1, 2, 3]
     assert curve["value"][-1] == pytest.approx(seen.mean(), abs=1e-6)
     assert worse.user_attrs[STANDARD_ERROR] == pytest.approx(seen.std(ddof=1) / np.sqrt(3))
-
-
-@pytest.mark.usefixtures("impatient")
-def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they_were_to_be(
-    sqlite_url, kind
-):
-    """The first job ends while the database is away; the pruner would end the trial there."""
-    pruner = (
-        "pruner._target_=optuna.pruners.ThresholdPruner",
-        "+pruner.lower=1.1",
-        "+pruner.steps=jobs",
-    )
-    question = ask(*CROSS, *kind, *RANDOM[-2:], *pruner, "study.baseline=false")
-    stored = fresh(sqlite_url, question, 1)
-    locked = LockedDatabase(stored)
-    work(question, stored, 1, locked, folds=FIVE)
-    assert locked.epoch >= 4
-    assert locked.reported == []
-    (trial,) = stored.trials()
-    assert trial.state == TrialState.PRUNED
-    assert list(trial.intermediate_values) == [1]
-    assert trial.user_attrs[EPOCHS]["number"] == [1, 2]
-    assert trial.user_attrs[EPOCHS]["value"][-1] == pytest.approx(
-        trial.intermediate_values[1], abs=1e-6
-    )
-    assert STANDARD_ERROR not in trial.user_attrs

@@ -10,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 from toys import fill
 
 from studyloom.storage.database import connect, plain_engine
-from studyloom.storage.slots import create_table
+from studyloom.storage.ledger import create_table
 from studyloom.storage.urls import parse_url
 from studyloom.study.opening import create_study
 from studyloom.views import doctor

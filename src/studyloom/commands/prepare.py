@@ -36,15 +36,14 @@ from studyloom.study.opening import check_code, check_question, create_study, op
 from studyloom.study.reporter import Limits, Stopwatch
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import Job, StoredStudy
-from studyloom.study.tracking import Tracker, Tracking, build_trackers
+from studyloom.study.tracking import Tracker, build_trackers, track_trials
 from studyloom.study.warm_start import (
-    Begun,
     WarmStarts,
-    begun,
     enqueue,
     find_warm_starts,
     missing_baseline,
     redo_baseline,
+    sources_of,
 )
 from studyloom.study.worker import Worker
 from studyloom.training.ranks import ALONE, Ranks
@@ -231,13 +230,13 @@ def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts
     """Returns the points to begin with; opens the database only for those of earlier studies."""
     cfg = question.config
     if cfg.study["from"] is None:
-        return find_warm_starts(question, Begun())
+        return find_warm_starts(question, ())
     folder, name = folder_of(url), str(cfg.study.name)
     address = url if folder is not None and not folder.exists() else serve(url, own=True)
-    before = Begun()  # what the study has taken from earlier ones; nothing if it does not exist
+    before: list[str] = []  # the earlier studies of which it has trials; none if it does not exist
     if folder_of(address) is None:
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            before = begun(stored)
+            before = sources_of(stored)
 
     def remember() -> Remembered:
         identity = question.identity(data.digest)
@@ -319,12 +318,10 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     set_bounds(stored, study.regret if study.stop == "regret" else None, study.epochs, trials)
     if question.baseline is not None:
         if study.redo_baseline:
-            redo_baseline(stored, prepared.url)
+            redo_baseline(stored)
         if (missing := missing_baseline(stored)) is not None:
             log.warning("%s", missing)
-    space, baseline = question.space, question.baseline
-    left = enqueue(stored, prepared.starts, trials, prepared.url, space=space, baseline=baseline)
-    if left:
+    if left := enqueue(stored, prepared.starts, trials, baseline=question.baseline):
         log.warning(
             "%d points to begin with are left out: all %d trials have begun; raise study.trials",
             left,
@@ -374,8 +371,8 @@ def task_of(
             where = (prepared.data, stop, checkpoints, limits, stage.weights, stopwatch)
             last = (say_claimed, stage.title, lambda: stop.paused)
             trackers = prepared.trackers if search else {}
-            with Tracking(trackers, stage.stored, prepared.run_dir) as tracking:
-                worker = Worker(stage.asked, stage.stored, *where, *last, tracking)
+            with track_trials(stage.stored, trackers, prepared.run_dir) as on_end:
+                worker = Worker(stage.asked, stage.stored, *where, *last, on_end)
                 worker.run(stage.trials)
             if stop():
                 return

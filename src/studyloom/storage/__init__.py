@@ -10,7 +10,6 @@ __all__ = [
     "database",
     "embedded_server",
     "ledger",
-    "slots",
     "sql",
     "trial_buffer",
     "urls",

@@ -12,7 +12,6 @@ BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is s
 ENDED = "ended"  # dict[str, Any] | None: why it has ended so, decided once
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
-PLANNED = "planned"  # dict | None: the `points` of earlier studies that are being queued, `sources`
 TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json

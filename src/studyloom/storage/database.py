@@ -36,7 +36,6 @@ from studyloom.storage.optuna_internals import (
     TABLES,
     BaseModel,
     VersionInfoModel,
-    VersionManager,
 )
 from studyloom.storage.retry import (
     Retry,
@@ -107,22 +106,8 @@ class RetryingStorage(RDBStorage):
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
 
-    @functools.cached_property
-    def _version_manager(self) -> VersionManager:  # type: ignore[override]
-        return VersionManager(self.url, self.engine, self.scoped_session)
-
     def __getstate__(self) -> dict[Any, Any]:
         raise TypeError("a storage cannot be pickled; each process opens its own")
-
-    def check_version(self, *, create: bool) -> None:
-        """Has Optuna refuse tables of another version, or make those that are missing."""
-        try:
-            if create:
-                BaseModel.metadata.create_all(self.engine)
-            self._version_manager.check_table_schema_compatibility()
-        finally:
-            self.scoped_session.remove()
-            self.engine.dispose()  # Optuna takes two connections at once, and a worker takes one
 
     def close(self) -> None:
         """Closes the connections; a later call opens them again."""
@@ -147,9 +132,7 @@ class RetryingStorage(RDBStorage):
     def call(self, work: Callable[[], T], *, writes: bool) -> T:
         """Calls a function that uses this storage, again after each failure that passes.
 
-        Args:
-            work: Must bear being called twice.
-            writes: Whether its transactions write; SQLite's take the lock accordingly.
+        SQLite's transactions take the write lock at their beginning if they write.
         """
 
         def attempt() -> T:
@@ -296,10 +279,6 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
         create: Whether to create its tables, which one process at a time may do (see `exclusive`).
         deadline: Seconds that this and every later call on the storage waits for a database that
             is away.
-
-    Raises:
-        StorageError: It does not exist or cannot be used or, without a deadline, be reached.
-        StorageLost: It could not be reached until the deadline.
     """
     address = parse_url(url)
 
@@ -321,7 +300,10 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
             )
         storage = _open(address, deadline)
         if known is None or known != newest_version():
-            storage.check_version(create=create)
+            # Optuna's own constructor makes what is missing, or refuses tables of another version.
+            RDBStorage(
+                storage.url, storage.engine_kwargs, skip_table_creation=not create
+            ).engine.dispose()
         return storage
 
     with explained(address):
@@ -486,10 +468,8 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
 
     12 processes that tried together crashed up to 11 of them.
 
-    Args:
-        url: The database. The folder of a SQLite file is created.
-        deadline: Seconds to wait for a database that is away; by default none, so that a person
-            learns of a mistyped host at once.
+    The folder of a SQLite file is created. By default a database that is away is not waited for, so
+    that a person learns of a mistyped host at once.
     """
     address = parse_url(url)
     if not is_sqlite(address):

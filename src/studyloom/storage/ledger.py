@@ -5,45 +5,215 @@ of workers, restarts and crashes make exactly `study.trials` trials. A claim is 
 database's clock. Whoever claims a slot that was released, or whose lease has ended, goes on with
 the trial that was started there; the slot's token tells the previous holder, should it still be
 alive, that it has lost the slot.
+
+Statements are built once: building one takes longer than the database takes to run it.
 """
 
+import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
-from studyloom.errors import StorageError
+from studyloom.errors import ClaimLost, StorageError, StorageLost
 from studyloom.processes import host_id, is_alive
 from studyloom.storage import sql
+from studyloom.storage.attributes import BASELINE, SLOT
 from studyloom.storage.database import RetryingStorage, execute, read
+from studyloom.storage.optuna_internals import TrialIntermediateValueModel
 from studyloom.storage.retry import call_state
-from studyloom.storage.slots import (
-    HAS_NONE,
-    HAS_TRIAL,
-    HELD_BY_ME,
-    IS_HELD,
-    IS_OPEN,
-    OF_STUDY,
-    SLOTS,
-    Known,
-    Order,
-    Standing,
-    check_table,
-    clock,
-    create_table,
-    has_expired,
-    read_standings,
-)
+from studyloom.storage.sql import REPORTS, TRIALS, USER_ATTRIBUTES
+from studyloom.storage.urls import without_password
 from studyloom.text import format_ranges
 
 # A lease lasts for this many of the longest epoch so far, or the seconds that `study.lease` says.
 LEASE_FACTOR = 4
 WriteRows = Callable[[sa.Connection], None]
 log = logging.getLogger(__name__)
+
+# The table
+
+METADATA = sa.MetaData()
+SLOTS = sa.Table(
+    "studyloom_slots",
+    METADATA,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("slot", sa.Integer, primary_key=True),
+    sa.Column("state", sa.String(4), nullable=False),  # free, held, done
+    sa.Column("token", sa.Integer, nullable=False),  # claims so far: an old token has lost the slot
+    sa.Column("deaths", sa.Integer, nullable=False),  # claims that ended with their worker
+    sa.Column("death", sa.Text),  # how the last of them ended
+    sa.Column("fatal", sa.Integer, nullable=False),  # 1: the trial must not be tried again
+    sa.Column("trial_id", sa.Integer),
+    sa.Column("owner", sa.String(300)),
+    sa.Column("since", sa.Float(53)),  # start of the claim: seconds on the database's clock
+    sa.Column("expires", sa.Float(53)),  # end of its lease, on the same clock
+)
+# As the indexes say it, without a parameter: of 100 000 slots nearly all are done, and without the
+# indexes a claim goes through all of them.
+IS_OPEN = SLOTS.c.state != sa.literal_column("'done'")
+IS_HELD = SLOTS.c.state == sa.literal_column("'held'")
+HAS_TRIAL, HAS_NONE = SLOTS.c.trial_id.is_not(None), SLOTS.c.trial_id.is_(None)
+for _name, _rows in (
+    ("studyloom_open_begun", sa.and_(IS_OPEN, HAS_TRIAL)),
+    ("studyloom_open_fresh", sa.and_(IS_OPEN, HAS_NONE)),
+    ("studyloom_held", IS_HELD),
+):
+    sa.Index(_name, SLOTS.c.study_id, SLOTS.c.slot, sqlite_where=_rows, postgresql_where=_rows)
+# By it Optuna finds a trial by its number, which it does for each trial.
+TRIAL_NUMBERS = "CREATE INDEX IF NOT EXISTS studyloom_trial_numbers ON trials (study_id, number)"
+
+
+class clock(FunctionElement[float]):
+    """Seconds since 1970 on the database's clock: those of the workers may differ by hours."""
+
+    type = sa.Float(53)
+    inherit_cache = True
+
+
+@compiles(clock, "sqlite")
+def _clock_sqlite(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(clock, "postgresql")
+def _clock_postgresql(*_: Any, **__: Any) -> str:
+    return "extract(epoch from clock_timestamp())"
+
+
+def check_table(storage: RetryingStorage) -> bool:
+    """Returns whether there is a table of the ledger's name.
+
+    Raises:
+        StorageError: It is another program's, or that of another version of studyloom.
+    """
+
+    def missing_columns(connection: sa.Connection) -> list[str] | None:
+        inspector = sa.inspect(connection)
+        if not inspector.has_table(SLOTS.name):
+            return None
+        known = {column["name"] for column in inspector.get_columns(SLOTS.name)}
+        return sorted({column.name for column in SLOTS.columns} - known)
+
+    missing = read(storage, missing_columns)
+    if missing:
+        where = without_password(storage.retry.address)
+        raise StorageError(
+            f"storage.url: cannot use {where}: its table {SLOTS.name} has no {', '.join(missing)}; "
+            "if another version of studyloom created it, install that version; if another program "
+            "did, rename it, or use another database"
+        )
+    return missing is not None
+
+
+def create_table(storage: RetryingStorage) -> None:
+    """Creates the table with its indexes, and the index on Optuna's trials, if there is none."""
+    if not check_table(storage):
+        execute(storage, METADATA.create_all)
+        # Whoever does not own the trials may make no index of them, and claims more slowly.
+        with suppress(StorageLost):
+            execute(storage, lambda connection: connection.exec_driver_sql(TRIAL_NUMBERS))
+
+
+# Statements of workers
+
+OF_STUDY = sa.and_(SLOTS.c.study_id == sa.bindparam("study"), SLOTS.c.slot < sa.bindparam("trials"))
+HELD_BY_ME = sa.and_(IS_HELD, SLOTS.c.owner == sa.bindparam("me"))
+EXPIRED = sa.and_(IS_HELD, SLOTS.c.owner != sa.bindparam("me"), SLOTS.c.expires < clock())
+READY = sa.or_(SLOTS.c.state == "free", EXPIRED)
+# What the trial of a slot says of itself. As text, since SQLAlchemy names no tables in a RETURNING.
+TRIAL_STATE = sa.literal_column(
+    "(SELECT state FROM trials WHERE trials.trial_id = studyloom_slots.trial_id)",
+    TRIALS.c.state.type,
+).label("trial_state")
+FILLED = sa.literal_column(
+    "(SELECT value_json FROM trials JOIN trial_user_attributes USING (trial_id) "
+    "WHERE trials.trial_id = studyloom_slots.trial_id "
+    f"AND trials.study_id = studyloom_slots.study_id AND key = '{SLOT}')",
+    sa.Text(),
+).label("filled")
+# ("slot" and "token" would be taken for columns to set.)
+OWN_CLAIM = sa.and_(
+    SLOTS.c.study_id == sa.bindparam("study"),
+    SLOTS.c.slot == sa.bindparam("own_slot"),
+    SLOTS.c.token == sa.bindparam("own_token"),
+    sql.IS_STUDY,
+)
+RENEW = (
+    sa.update(SLOTS)
+    .where(OWN_CLAIM, IS_HELD)
+    .values(expires=clock() + sa.bindparam("lease"))
+    .returning(TRIAL_STATE, FILLED)
+)
+END = (
+    sa.update(SLOTS)
+    .where(OWN_CLAIM, IS_HELD)
+    .values(state=sa.bindparam("next_state"), owner=None, expires=None)
+    .returning(TRIAL_STATE, FILLED)
+)
+STATE = sa.select(SLOTS.c.state).where(OWN_CLAIM)
+NEW_SLOT = sa.text(
+    "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
+    "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
+)
+# A new token takes the slot from whoever held it before.
+ENTRY = sa.text(
+    "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal, trial_id) "
+    "VALUES (:study, :slot, :state, 0, 0, 0, :trial_id) ON CONFLICT (study_id, slot) DO UPDATE "
+    "SET state = excluded.state, trial_id = excluded.trial_id, token = studyloom_slots.token + 1, "
+    "deaths = 0, death = NULL, fatal = 0, owner = NULL, expires = NULL"
+)
+
+
+@lru_cache
+def _claiming(begun: bool, chosen: bool) -> sa.Update:
+    """Builds the statement that takes a slot.
+
+    With `begun` only a slot with a trial, with `chosen` only that of the parameter of this name.
+    """
+    kinds = (HAS_TRIAL,) if begun else (HAS_TRIAL, HAS_NONE)
+    slot: sa.ColumnElement[int]
+    if chosen:
+        slot = sa.bindparam("chosen", type_=SLOTS.c.slot.type)
+    else:
+        # In this order, each by an index of its own: the slot of a claim whose answer was lost, one
+        # with a trial, a new one.
+        mine = [_first(HELD_BY_ME, kind) for kind in kinds]
+        found = [*mine, *(_first(IS_OPEN, READY, kind) for kind in kinds)]
+        slot = sa.func.coalesce(*found, -1)
+    columns = ("slot", "token", "trial_id", "deaths", "death", "fatal")
+    return (
+        sa.update(SLOTS)
+        .where(OF_STUDY, IS_OPEN, sa.or_(HELD_BY_ME, READY), sa.or_(*kinds), SLOTS.c.slot == slot)
+        .values(
+            state="held",
+            owner=sa.bindparam("me"),
+            token=SLOTS.c.token + 1,
+            deaths=SLOTS.c.deaths + sa.case((EXPIRED, 1), else_=0),
+            death=sa.case((EXPIRED, "its lease ended"), else_=SLOTS.c.death),
+            since=clock(),
+            expires=clock() + sa.bindparam("lease"),
+        )
+        .returning(*(SLOTS.c[name] for name in columns), FILLED)
+    )
+
+
+def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    return (
+        sa.select(SLOTS.c.slot)
+        .where(OF_STUDY, *conditions)
+        .order_by(SLOTS.c.slot)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
+        .scalar_subquery()
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +248,120 @@ class HeldClaim(NamedTuple):
     token: int
 
 
+FRESH, OPEN, OWN, HELD, DONE = "fresh", "open", "own", "held", "done"
+
+
+class Report(NamedTuple):
+    """The report of a trial at a rung: its first at the rung's step or later."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far the trial of a slot has come, and whether a worker holds it.
+
+    Attributes:
+        state: FRESH without a trial; OPEN with one that no living worker holds; OWN if the worker
+            that asks holds it; HELD by another; DONE.
+    """
+
+    slot: int
+    state: str
+    last: int | None = None  # the last step that it has reported
+    reports: Mapping[int, Report] = field(default_factory=dict)  # at each rung it has come to
+    exempt: bool = False  # the baseline, which always goes on to its end
+    costs: Mapping[str, float] = field(default_factory=dict)  # by the names that were asked for
+
+
+class Next(NamedTuple):
+    """The slot that is claimed next."""
+
+    slot: int
+    over: bool = False  # its trial is only told how it ended: it goes no further
+
+
+class Order(Protocol):
+    """Decides which slot is claimed next: a pure function, so that all workers decide the same."""
+
+    @property
+    def costs(self) -> Sequence[str]:
+        """The names of the costs that decide."""
+        ...
+
+    def rungs(self, longest: int) -> Sequence[int]:
+        """Returns the steps at which trials are compared, up to the longest so far, ascending."""
+        ...
+
+    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
+        """Returns the slot to claim; None if there is nothing to do until others get further.
+
+        Args:
+            standings: All slots of the budget, in their order.
+            closed: Whether the search has ended: no trial begins, and none is promoted.
+        """
+        ...
+
+
+ASKED = sa.and_(OF_STUDY, sql.among(SLOTS.c.slot, sa.bindparam("slots", type_=sa.String)))
+STATES = (
+    sa.select(
+        SLOTS.c.slot,
+        sa.case(
+            (SLOTS.c.state == "done", DONE),
+            (HELD_BY_ME, OWN),
+            (sa.and_(READY, HAS_NONE), FRESH),
+            (READY, OPEN),
+            else_=HELD,
+        ),
+        SLOTS.c.token,
+        SLOTS.c.state != "held",
+    )
+    .where(OF_STUDY)
+    .order_by(SLOTS.c.slot)
+)
+REPORTED = (
+    sa.select(
+        *(SLOTS.c.slot, REPORTS.c.step),
+        *(REPORTS.c.intermediate_value, REPORTS.c.intermediate_value_type),
+    )
+    .join(REPORTS, REPORTS.c.trial_id == SLOTS.c.trial_id)
+    .where(ASKED)
+    .order_by(REPORTS.c.step)
+)
+MARKED = (
+    sa.select(SLOTS.c.slot, USER_ATTRIBUTES.c.key, USER_ATTRIBUTES.c.value_json)
+    .join(USER_ATTRIBUTES, USER_ATTRIBUTES.c.trial_id == SLOTS.c.trial_id)
+    .where(ASKED, USER_ATTRIBUTES.c.key.in_(sa.bindparam("names", expanding=True)))
+)
+
+
+def _read_standings(
+    connection: sa.Connection, order: Order, of: Mapping[str, Any], slots: Sequence[int]
+) -> dict[int, Standing]:
+    """Reads all of some slots but their state."""
+    asked = {**of, "slots": json.dumps(slots), "names": [BASELINE, *order.costs]}
+    value_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
+    reported = defaultdict[int, list[Report]](list)
+    for slot, step, *value in connection.execute(REPORTED, asked):
+        reported[slot].append(Report(step, value_of(*value)))
+    marks = defaultdict[int, dict[str, Any]](dict)
+    for slot, name, stored in connection.execute(MARKED, asked):
+        marks[slot][name] = json.loads(stored)
+    found = {}
+    for slot in slots:
+        reports, of_trial = reported[slot], marks[slot]
+        last = reports[-1].step if reports else None
+        at_rungs = {
+            rung: next(report for report in reports if report.step >= rung)
+            for rung in (order.rungs(last) if last is not None else ())
+        }
+        costs = {name: float(of_trial[name]) for name in order.costs if name in of_trial}
+        found[slot] = Standing(slot, FRESH, last, at_rungs, BASELINE in of_trial, costs)
+    return found
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The slots of one study.
@@ -91,19 +375,19 @@ class Ledger:
     storage: RetryingStorage
     study_id: int
     uuid: str
-    _known: dict[Order, Known] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @property
-    def _dialect(self) -> str:
-        return self.storage.engine.dialect.name
+    # What was last read of each slot, and the token that it had; -1 if a worker held it. Of 1 000
+    # slots this saves nine tenths of the time.
+    _known: dict[int, tuple[int, Standing]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def _mine(self) -> sa.ColumnElement[bool]:
         return SLOTS.c.study_id == self.study_id
 
     @property
-    def _now(self) -> sa.ColumnElement[float]:
-        return clock(self._dialect)
+    def _study(self) -> dict[str, Any]:
+        return sql.study(self.study_id, self.uuid)
 
     def extend(self, trials: int) -> None:
         """Gives the study at least `trials` slots."""
@@ -123,7 +407,6 @@ class Ledger:
         lease: float,
         make: Callable[[sa.Connection, int], int] | None = None,
         *,
-        fresh: bool = False,
         begun: bool = False,
         order: Order | None = None,
     ) -> Claim | None:
@@ -137,7 +420,6 @@ class Ledger:
             lease: Seconds until the claim ends unless it is renewed.
             make: Creates a trial for a slot that has none, or whose trial is gone, in the
                 transaction of the claim, and returns its id.
-            fresh: Whether to take only a slot without a trial that no other worker has held.
             begun: Whether to take only a slot with a trial, since the search has ended.
             order: Decides which slot is taken; None for the first, one with a trial before others.
 
@@ -148,67 +430,83 @@ class Ledger:
         def take(connection: sa.Connection) -> Claim | None:
             # Before the slot is chosen, so that slots and trials are in the same order.
             sql.lock_study(connection, self.study_id, self.uuid)
-            chosen = None
+            of = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
+            over = False
             if order is not None:
                 standings = self._standings(connection, owner, trials, order)
                 if (chosen := order.choose(standings, closed=begun)) is None:
                     return None
-            # Of a fresh claim whose answer was lost, an earlier try may have made the trial.
-            repeated = fresh and call_state.uncertain
-            statement = _claiming(self._dialect, fresh, begun, chosen is not None, repeated)
-            of = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
-            of["chosen"] = None if chosen is None else chosen.slot
-            row = connection.execute(statement, of).one_or_none()
+                of["chosen"], over = chosen
+            row = connection.execute(_claiming(begun, order is not None), of).one_or_none()
             if row is None:
                 return None
-            over = chosen is not None and chosen.over
-            known = (row.slot, row.token, row.trial_id, row.deaths, row.death, bool(row.fatal))
-            claim = Claim(*known, over)
-            return claim if make is None else self._with_trial(connection, claim, make)
+            slot, token, trial_id, deaths, death, fatal, filled = row
+            claim = Claim(slot, token, trial_id, deaths, death, bool(fatal), over)
+            if make is None or (claim.trial_id and sql.parse_slot(filled) == claim.slot):
+                return claim
+            if claim.trial_id is not None:
+                log.warning("slot %d: its trial is gone; a new one takes its place", claim.slot)
+                # What happened to the other trial does not count.
+                claim = Claim(claim.slot, claim.token, None)
+            claim = replace(claim, trial_id=make(connection, claim.slot))
+            known = {"deaths": claim.deaths, "death": claim.death, "fatal": int(claim.fatal)}
+            linked = sa.update(SLOTS).where(self._mine, SLOTS.c.slot == claim.slot)
+            connection.execute(linked.values(trial_id=claim.trial_id, **known))
+            return claim
 
         return execute(self.storage, take)
-
-    def _with_trial(
-        self, connection: sa.Connection, claim: Claim, make: Callable[[sa.Connection, int], int]
-    ) -> Claim:
-        """Creates the trial of a claim if there is none, also where it was deleted."""
-        if claim.trial_id is not None:
-            if sql.fills(connection, self.study_id, claim.trial_id, claim.slot):
-                return claim
-            log.warning("slot %d: its trial is gone; a new one takes its place", claim.slot)
-            # What happened to the other trial does not count.
-            claim = Claim(claim.slot, claim.token, None)
-        claim = replace(claim, trial_id=make(connection, claim.slot))
-        values = {
-            "trial_id": claim.trial_id,
-            "deaths": claim.deaths,
-            "death": claim.death,
-            "fatal": int(claim.fatal),
-        }
-        connection.execute(
-            sa.update(SLOTS).where(self._mine, SLOTS.c.slot == claim.slot).values(values)
-        )
-        return claim
 
     def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
         """Extends a claim, in one transaction with whatever else there is to write.
 
         Args:
-            lease: Seconds from now until it ends.
-            write: Writes further rows; it must bear being called twice.
+            write: Writes further rows of the claim's trial; it must bear being called twice.
 
         Returns:
             False if another worker has the slot by now; then nothing was written.
+
+        Raises:
+            ClaimLost: Another program has ended or deleted the trial; nothing was written.
         """
-        return self._update(self._renewal, claim, "held", write, lease=lease)
+        return self._update(RENEW, claim, "held", write, lease=lease)
 
     def finish(self, claim: Claim, write: WriteRows | None = None) -> bool:
         """Ends a claim whose slot is done; otherwise like `renew`."""
-        return self._update(self._end, claim, "done", write, next_state="done")
+        return self._update(END, claim, "done", write, next_state="done")
 
     def release(self, claim: Claim, write: WriteRows | None = None) -> bool:
         """Gives a slot back with the trial that was started there; otherwise like `renew`."""
-        return self._update(self._end, claim, "free", write, next_state="free")
+        return self._update(END, claim, "free", write, next_state="free")
+
+    def _update(
+        self,
+        statement: sa.UpdateBase,
+        claim: Claim,
+        state: str,
+        write: WriteRows | None,
+        **values: object,
+    ) -> bool:
+        """Runs a statement that updates no row if the claim no longer holds, and writes more rows.
+
+        Afterwards the slot is in a state.
+        """
+        own = self._study | {"own_slot": claim.slot, "own_token": claim.token}
+
+        def work(connection: sa.Connection) -> bool:
+            row = connection.execute(statement, own | values).one_or_none()
+            if row is None:
+                # An earlier try may have done its COMMIT, and only the answer was lost.
+                return call_state.uncertain and connection.execute(STATE, own).scalar() == state
+            if write is not None:
+                trial_state, filled = row
+                if sql.parse_slot(filled) != claim.slot:
+                    raise sql.trial_deleted()
+                if trial_state.is_finished():
+                    raise ClaimLost
+                write(connection)
+            return True
+
+        return execute(self.storage, work)
 
     def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
         """Reads where the first slots stand, as for a claim."""
@@ -217,68 +515,25 @@ class Ledger:
     def _standings(
         self, connection: sa.Connection, owner: str, trials: int, order: Order
     ) -> list[Standing]:
-        known = self._known.setdefault(order, {})
-        return read_standings(connection, self.study_id, trials, order, owner, known)
-
-    # Statements that a worker runs after each epoch, built once: building one took longer than the
-    # database takes to run it. ("slot" and "token" would be taken for columns to set.)
-
-    @cached_property
-    def _own(self) -> sa.ColumnElement[bool]:
-        return sa.and_(
-            SLOTS.c.study_id == self.study_id,
-            SLOTS.c.slot == sa.bindparam("own_slot"),
-            SLOTS.c.token == sa.bindparam("own_token"),
-            sql.is_study(self.study_id, self.uuid),
-        )
-
-    @cached_property
-    def _renewal(self) -> sa.Update:
-        renewed = self._now + sa.bindparam("lease")
-        return sa.update(SLOTS).where(self._own, IS_HELD).values(expires=renewed)
-
-    @cached_property
-    def _end(self) -> sa.Update:
-        ended: dict[str, Any] = {
-            "state": sa.bindparam("next_state"),
-            "owner": None,
-            "expires": None,
-        }
-        return sa.update(SLOTS).where(self._own, IS_HELD).values(ended)
-
-    def _update(
-        self,
-        statement: sa.Update,
-        claim: Claim,
-        state: str,
-        write: WriteRows | None,
-        **values: object,
-    ) -> bool:
-        """Runs a statement that updates no row if the claim no longer holds, and writes more rows.
-
-        Args:
-            state: The state of the slot afterwards.
-        """
-        own = {"own_slot": claim.slot, "own_token": claim.token}
-        stored = sa.select(SLOTS.c.state).where(self._own)
-
-        def work(connection: sa.Connection) -> bool:
-            if not connection.execute(statement, own | values).rowcount:
-                # An earlier try may have done its COMMIT, and only the answer was lost.
-                return call_state.uncertain and connection.execute(stored, own).scalar() == state
-            if write is not None:
-                write(connection)
-            return True
-
-        return execute(self.storage, work)
+        of = {"study": self.study_id, "trials": trials, "me": owner}
+        rows = connection.execute(STATES, of).all()
+        # Nobody reports for a slot that is not held, and who takes it gives it another token.
+        changed = [
+            slot
+            for slot, _, token, rests in rows
+            if not rests or slot not in self._known or self._known[slot][0] != token
+        ]
+        read = _read_standings(connection, order, of, changed)
+        standings = []
+        for slot, state, token, rests in rows:
+            standing = replace(read.get(slot) or self._known[slot][1], state=state)
+            self._known[slot] = (token if rests else -1, standing)
+            standings.append(standing)
+        return standings
 
     def renew_for(self, workers: Sequence[str], lease: float) -> None:
-        """Extends the claims of workers for their supervisor, which sees that they are alive.
-
-        Args:
-            lease: Seconds from now until their claims end; a later end stays.
-        """
-        ends = self._now + lease
+        """Extends the claims of workers for their supervisor; a lease that ends later stays."""
+        ends = clock() + lease
         statement = (
             sa.update(SLOTS).where(_held_by(workers), SLOTS.c.expires < ends).values(expires=ends)
         )
@@ -322,7 +577,7 @@ class Ledger:
     def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
         """Selects the claims of workers that are older than `limit` seconds."""
         columns = (SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
-        query = sa.select(*columns).where(_held_by(workers), self._now - SLOTS.c.since > limit)
+        query = sa.select(*columns).where(_held_by(workers), clock() - SLOTS.c.since > limit)
         return read(
             self.storage, lambda connection: [HeldClaim(*row) for row in connection.execute(query)]
         )
@@ -336,9 +591,8 @@ class Ledger:
             .scalar_subquery()
             for condition in (HAS_TRIAL, HAS_NONE)
         )
-        exists = sql.is_study(self.study_id, self.uuid)
-        query = sa.select(begun_slots if begun else begun_slots + fresh_slots, exists)
-        number, found = read(self.storage, lambda connection: connection.execute(query).one())
+        query = sa.select(begun_slots if begun else begun_slots + fresh_slots, sql.IS_STUDY)
+        number, found = read(self.storage, lambda c: c.execute(query, self._study).one())
         if not found:
             raise sql.study_deleted()
         return int(number)
@@ -351,7 +605,7 @@ class Ledger:
 
     def held(self) -> list[HeldSlot]:
         """Lists the slots that workers hold, in the order of the workers' ids."""
-        left, age = SLOTS.c.expires - self._now, self._now - SLOTS.c.since
+        left, age = SLOTS.c.expires - clock(), clock() - SLOTS.c.since
         query = (
             sa.select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
             .where(self._mine, IS_HELD)
@@ -380,63 +634,7 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
     return sa.and_(SLOTS.c.owner.in_(workers), IS_HELD)
 
 
-@lru_cache
-def _claiming(dialect: str, fresh: bool, begun: bool, chosen: bool, repeated: bool) -> sa.Update:
-    """Builds the statement that takes a slot, which takes longer than the database to run it.
-
-    Args:
-        fresh: Whether only a slot is taken without a trial that no other worker has held.
-        begun: Whether only a slot with a trial is taken.
-        chosen: Whether only the slot of the parameter `chosen` is taken.
-        repeated: Whether a fresh slot may have a trial if this worker holds it.
-    """
-    expired = has_expired(dialect)
-    ready = sa.or_(SLOTS.c.state == "free", expired)
-    takeable = sa.and_(OF_STUDY, IS_OPEN, sa.or_(HELD_BY_ME, ready))
-    slot: sa.ColumnElement[int]
-    if chosen:
-        slot = sa.bindparam("chosen", type_=SLOTS.c.slot.type)
-        takeable = sa.and_(takeable, HAS_TRIAL) if begun else takeable
-    else:
-        # In this order, each by an index of its own: the slot of a claim whose answer was lost, one
-        # with a trial, a new one.
-        found: list[sa.ScalarSelect[int]] = []
-        if not fresh or repeated:
-            found.append(_first(HAS_TRIAL, HELD_BY_ME))
-        if not begun:
-            found.append(_first(HAS_NONE, HELD_BY_ME))
-        if not fresh:
-            found.append(_first(IS_OPEN, HAS_TRIAL, ready))
-        if not begun:
-            untouched = [SLOTS.c.token == 0] if fresh else []
-            found.append(_first(IS_OPEN, HAS_NONE, ready, *untouched))
-        slot = sa.func.coalesce(*found, -1)
-    columns = ("slot", "token", "trial_id", "deaths", "death", "fatal")
-    return (
-        sa.update(SLOTS)
-        .where(takeable, SLOTS.c.slot == slot)
-        .values(
-            state="held",
-            owner=sa.bindparam("me"),
-            token=SLOTS.c.token + 1,
-            deaths=SLOTS.c.deaths + sa.case((expired, 1), else_=0),
-            death=sa.case((expired, "its lease ended"), else_=SLOTS.c.death),
-            since=clock(dialect),
-            expires=clock(dialect) + sa.bindparam("lease"),
-        )
-        .returning(*(SLOTS.c[name] for name in columns))
-    )
-
-
-def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    return (
-        sa.select(SLOTS.c.slot)
-        .where(OF_STUDY, *conditions)
-        .order_by(SLOTS.c.slot)
-        .limit(1)
-        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
-        .scalar_subquery()
-    )
+# What others have changed
 
 
 class Entry(NamedTuple):
@@ -447,23 +645,17 @@ class Entry(NamedTuple):
     trial_id: int | None
 
 
-NEW_SLOT = sa.text(
-    "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
-    "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
-)
-# A new token takes the slot from whoever held it before.
-ENTRY = sa.text(
-    "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal, trial_id) "
-    "VALUES (:study, :slot, :state, 0, 0, 0, :trial_id) ON CONFLICT (study_id, slot) DO UPDATE "
-    "SET state = excluded.state, trial_id = excluded.trial_id, token = studyloom_slots.token + 1, "
-    "deaths = 0, death = NULL, fatal = 0, owner = NULL, expires = NULL"
-)
-
-
 def enter(connection: sa.Connection, study_id: int, entries: Sequence[Entry]) -> None:
     """Writes rows of the ledger; whoever holds one of the slots has lost it."""
     if entries:
         connection.execute(ENTRY, [{"study": study_id, **entry._asdict()} for entry in entries])
+
+
+def untouched(connection: sa.Connection, study_id: int, trials: int) -> list[int]:
+    """Returns which of the first `trials` slots no worker has held yet, and no trial has."""
+    query = sa.select(SLOTS.c.slot).where(OF_STUDY, IS_OPEN, HAS_NONE, SLOTS.c.token == 0)
+    of = {"study": study_id, "trials": trials}
+    return [*connection.execute(query.order_by(SLOTS.c.slot), of).scalars()]
 
 
 def clear(connection: sa.Connection, study_id: int) -> None:
@@ -472,16 +664,12 @@ def clear(connection: sa.Connection, study_id: int) -> None:
 
 
 def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
-    """Mends a ledger that differs from the trials, logs where, and extends it to `trials` slots.
+    """Mends a ledger that differs from the trials, and extends it to `trials` slots.
 
     Returns:
-        Whether they differed.
-
-    Raises:
-        StorageError: Two trials have one slot or one number, so that a person must decide.
+        Whether they differed; see `compare`.
     """
-    if not check_table(ledger.storage):
-        create_table(ledger.storage)
+    create_table(ledger.storage)
     found = compare(ledger, mend=True)
     if found is not None:
         log.warning("%s: %s", name, found)
@@ -495,17 +683,13 @@ def compare(ledger: Ledger, *, mend: bool = False) -> str | None:
     A slot that a worker holds is left as it is: what is wrong there meets the worker itself, with
     its next report.
 
-    Args:
-        mend: Whether the rows that differ are written.
-
     Returns:
         Which slots differed, and how that is mended; None if none did.
 
     Raises:
-        StorageError: Two trials have one slot or one number.
-        StorageLost: The study was deleted.
+        StorageError: Two trials have one slot or one number, so that a person must decide.
     """
-    leased = sa.and_(IS_HELD, SLOTS.c.expires > ledger._now)
+    leased = sa.and_(IS_HELD, SLOTS.c.expires > clock())
     query = sa.select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(ledger._mine)
 
     def work(connection: sa.Connection) -> list[Entry]:

@@ -16,7 +16,6 @@ from optuna.storages._rdb.models import (
     TrialValueModel,
     VersionInfoModel,
 )
-from optuna.storages._rdb.storage import _VersionManager as VersionManager
 from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "TrialIntermediateValueModel",
     "TrialValueModel",
     "VersionInfoModel",
-    "VersionManager",
 ]
 
 MIGRATIONS = Path(models.__file__).parent / "alembic" / "versions"

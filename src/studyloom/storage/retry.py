@@ -170,12 +170,7 @@ class Retry:
 
 
 def diagnose(error: BaseException, address: URL) -> StorageLost:
-    """Finds out what a failure means that SQLAlchemy or Optuna has raised.
-
-    Returns:
-        An error with the driver's words and the way out, and with the attributes `passing` and
-        `broken`.
-    """
+    """Turns a failure of SQLAlchemy or Optuna into one with the driver's words and the way out."""
     # SQLAlchemy and Optuna wrap the driver's error, and may stumble again after a failure.
     driver_error: BaseException | None = error
     while driver_error is not None and not isinstance(driver_error, DBAPIError):
@@ -202,11 +197,7 @@ def file_gone(address: URL) -> StorageLost:
 
 
 def file_identity(address: URL) -> tuple[int, int] | None:
-    """Tells which file a SQLite database is now.
-
-    Returns:
-        Device and inode; None if there is no file, or an empty one.
-    """
+    """Returns device and inode of a SQLite database; None if there is no file, or an empty one."""
     try:
         status = os.stat(str(address.database))
     except OSError:
@@ -235,12 +226,7 @@ def is_read_only(error: DBAPIError) -> bool:
 
 
 def driver_message(error: BaseException, address: URL | None = None) -> str:
-    """Formats the driver's own words for a failure on one line, with the way out if one is known.
-
-    Args:
-        error: Any exception; its innermost cause is shown.
-        address: The database, whose password is replaced by ***.
-    """
+    """Formats the driver's words for a failure on one line, with the way out if it is known."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__

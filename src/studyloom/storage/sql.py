@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.ext.compiler import compiles
@@ -77,7 +76,21 @@ def _among_postgresql(element: among, compiler: Any, **named: Any) -> str:
     return f"{column} = ANY (ARRAY(SELECT json_array_elements_text({ids}::json)::integer))"
 
 
+def _upsert(
+    table: str, key: str, *columns: str, of: str = "trial_id", keep: bool = False
+) -> sa.TextClause:
+    names = (of, key, *columns)
+    updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
+    return sa.text(
+        f"INSERT INTO {table} ({', '.join(names)}) "
+        f"VALUES ({', '.join(f':{name}' for name in names)}) "
+        f"ON CONFLICT ({of}, {key}) DO {'NOTHING' if keep else f'UPDATE SET {updates}'}"
+    )
+
+
 # Studies
+
+STUDY_ATTRIBUTE = _upsert("study_user_attributes", "key", "value_json", of="study_id")
 
 
 def add_study(
@@ -100,22 +113,36 @@ def add_study(
         row = {"study_id": study_id, "objective": objective, "direction": direction}
         connection.execute(TABLES["study_directions"].insert(), row)
     for key, value in user_attrs.items():
-        attribute = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
-        connection.execute(STUDY_ATTRIBUTES.insert(), attribute)
+        set_study_attr(connection, study_id, key, value)
     return study_id
 
 
-def is_study(study_id: int, uuid: str) -> sa.ColumnElement[bool]:
-    """The condition that a study still exists and is no later one with its id."""
-    return (
-        sa.select(STUDY_ATTRIBUTES.c.study_id)
-        .where(
-            STUDY_ATTRIBUTES.c.study_id == study_id,
-            STUDY_ATTRIBUTES.c.key == UUID,
-            STUDY_ATTRIBUTES.c.value_json == json.dumps(uuid),
-        )
-        .exists()
+def set_study_attr(connection: sa.Connection, study_id: int, key: str, value: Any) -> None:
+    """Stores a user attribute of a study, whose value must be JSON."""
+    attribute = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+    connection.execute(STUDY_ATTRIBUTE, attribute)
+
+
+# The study still exists, and is no later one with its id.
+IS_STUDY = (
+    sa.select(STUDY_ATTRIBUTES.c.study_id)
+    .where(
+        STUDY_ATTRIBUTES.c.study_id == sa.bindparam("study"),
+        STUDY_ATTRIBUTES.c.key == UUID,
+        STUDY_ATTRIBUTES.c.value_json == sa.bindparam("uuid"),
     )
+    .exists()
+)
+LOCK = (
+    sa.select(STUDIES.c.study_id)
+    .where(STUDIES.c.study_id == sa.bindparam("study"), IS_STUDY)
+    .with_for_update()
+)
+
+
+def study(study_id: int, uuid: str) -> dict[str, Any]:
+    """Returns the values of the parameters of IS_STUDY."""
+    return {"study": study_id, "uuid": json.dumps(uuid)}
 
 
 def study_deleted() -> StorageLost:
@@ -132,10 +159,7 @@ def lock_study(connection: sa.Connection, study_id: int, uuid: str) -> None:
     SQLite has one writer at a time; on PostgreSQL they wait for the row of the study. Raises
     StorageLost if the study no longer exists.
     """
-    row = sa.select(STUDIES.c.study_id).where(
-        STUDIES.c.study_id == study_id, is_study(study_id, uuid)
-    )
-    if connection.execute(row.with_for_update()).first() is None:
+    if connection.execute(LOCK, study(study_id, uuid)).first() is None:
         raise study_deleted()
 
 
@@ -192,8 +216,7 @@ def read(
 
     Args:
         connection: In a transaction, so that the parts of a trial fit together.
-        selection: ALL_TRIALS, SOME_TRIALS or NAMED.
-        parameters: What the selection asks for: `study`; `study`, `ids` and `after`; or `ids`.
+        selection: ALL_TRIALS of a `study`; SOME_TRIALS, by `ids` or `after` one; NAMED, by `ids`.
     """
     return _with_details(connection, connection.execute(selection, parameters).all(), DETAILS)
 
@@ -285,12 +308,13 @@ def heads(connection: sa.Connection, study_id: int) -> list[TrialHead]:
         .order_by(TRIALS.c.trial_id)
     )
     return [
-        TrialHead(trial_id, number, state, _parse_slot(stored))
+        TrialHead(trial_id, number, state, parse_slot(stored))
         for trial_id, number, state, stored in connection.execute(query)
     ]
 
 
-def _parse_slot(stored: str | None) -> int | None:
+def parse_slot(stored: str | None) -> int | None:
+    """Returns the slot that a stored attribute SLOT names; None for what no worker has stored."""
     slot = None if stored is None else json.loads(stored)
     return slot if is_slot(slot) else None
 
@@ -298,17 +322,6 @@ def _parse_slot(stored: str | None) -> int | None:
 def is_slot(value: Any) -> bool:
     """Whether a value of the attribute SLOT is one that a worker may have stored."""
     return type(value) is int and 0 <= value <= LARGEST_SLOT
-
-
-def fills(connection: sa.Connection, study_id: int, trial_id: int, slot: int) -> bool:
-    """Whether a trial exists, in a study, and says that it fills a slot."""
-    query = (
-        sa.select(USER_ATTRIBUTES.c.value_json)
-        .join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
-        .where(TRIALS.c.trial_id == trial_id, TRIALS.c.study_id == study_id)
-        .where(USER_ATTRIBUTES.c.key == SLOT)
-    )
-    return _parse_slot(connection.execute(query).scalar()) == slot
 
 
 def without_ours(trial: FrozenTrial) -> FrozenTrial:
@@ -357,23 +370,6 @@ def insert(
     return trial
 
 
-def check_running(connection: sa.Connection, trial_id: int, slot: int | None = None) -> None:
-    """Makes sure that nobody has ended a trial; until the commit nobody can.
-
-    Args:
-        slot: The slot that it fills; None if that does not matter.
-
-    Raises:
-        UpdateFinishedTrialError: Another worker has ended it.
-        TrialDeleted: It no longer exists. SQLite may have given its id to another trial.
-    """
-    state, stored = connection.execute(STATE, {"id": trial_id}).one_or_none() or (None, None)
-    if state is None or (slot is not None and _parse_slot(stored) != slot):
-        raise trial_deleted()
-    if state.is_finished():
-        raise UpdateFinishedTrialError(f"trial {trial_id} has ended: {state.name}")
-
-
 def trial_deleted() -> TrialDeleted:
     """Makes the error of a trial that is gone."""
     return TrialDeleted("another program has deleted its trial; a new one takes its place")
@@ -383,16 +379,6 @@ def write(connection: sa.Connection, writes: Iterable[Write]) -> None:
     """Writes rows in their order, neighbours of one kind together. It may run twice."""
     for statement, group in groupby(writes, key=itemgetter(0)):
         connection.execute(statement, [values for _, values in group])
-
-
-def _upsert(table: str, key: str, *columns: str, keep: bool = False) -> sa.TextClause:
-    names = ("trial_id", key, *columns)
-    updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
-    return sa.text(
-        f"INSERT INTO {table} ({', '.join(names)}) "
-        f"VALUES ({', '.join(f':{name}' for name in names)}) "
-        f"ON CONFLICT (trial_id, {key}) DO {'NOTHING' if keep else f'UPDATE SET {updates}'}"
-    )
 
 
 # Not one more than that of the latest trial: where trials were deleted, Optuna gives out numbers
@@ -409,16 +395,6 @@ INSERT = (
         datetime_start=sa.bindparam("at"),
     )
     .returning(TRIALS.c.trial_id, TRIALS.c.number)
-)
-STATE = (
-    sa.select(
-        TRIALS.c.state,
-        sa.select(USER_ATTRIBUTES.c.value_json)
-        .where(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == SLOT)
-        .scalar_subquery(),
-    )
-    .where(TRIALS.c.trial_id == sa.bindparam("id"))
-    .with_for_update()
 )
 PARAM = _upsert("trial_params", "param_name", "param_value", "distribution_json", keep=True)
 VALUE = _upsert("trial_values", "objective", "value", "value_type")

@@ -58,11 +58,7 @@ class TrialBuffer(CachedStorage):
         return self._backend.retry
 
     def make(self, connection: Connection, study_id: int, user_attrs: Mapping[str, Any]) -> int:
-        """Creates a running trial, which `load` then need not read, and returns its id.
-
-        Args:
-            connection: In a transaction that has called `lock_study`.
-        """
+        """Creates a running trial, which `load` then need not read, and returns its id."""
         self._made = sql.insert(connection, study_id, user_attrs)
         return self._made._trial_id
 
@@ -94,16 +90,7 @@ class TrialBuffer(CachedStorage):
             self._others.forget_changes()
 
     def write(self, connection: Connection) -> None:
-        """Writes the changes of the worker's own trial. It may run twice.
-
-        The caller, whose writing transaction it is, calls `mark_written` after the commit.
-
-        Raises:
-            UpdateFinishedTrialError: Another worker has ended the trial.
-            TrialDeleted: It no longer exists.
-        """
-        assert self._own is not None
-        sql.check_running(connection, self._own._trial_id, self._own.user_attrs.get(SLOT))
+        """Writes the changes of the worker's own trial; `mark_written` follows the commit."""
         sql.write(connection, self._writes)
 
     def mark_written(self) -> None:

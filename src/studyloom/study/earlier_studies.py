@@ -63,10 +63,6 @@ def read_earlier(source: str) -> Earlier:
     Args:
         source: a run directory, or a study in a database as `URL#NAME`; `URL` alone will do if the
             database holds only one study.
-
-    Raises:
-        ConfigError: the folder is not a run directory.
-        StorageError: there is no such database, or no such study in it.
     """
     url, _, name = source.partition("#")
     if "://" not in source:
@@ -211,9 +207,6 @@ def rank_scores(ranked: int, behind: int) -> NDArray[np.float64]:
     forty has 0.99, and one that was alone has 0.5: it shows little.
 
     The trials `behind` those with a rank are all equally bad, such as pruned ones.
-
-    Returns:
-        (ranked + behind,) scores in (0, 1), the best first.
     """
     places = np.concatenate([np.arange(ranked) + 0.5, np.full(behind, ranked + behind / 2)])
     return np.asarray(1.0 - places / max(1, ranked + behind))
@@ -225,14 +218,11 @@ def choose_points(
     """Chooses points of earlier studies, each adding most to those before it.
 
     The greedy choice maximises the mean over studies of the best score that a chosen point has
-    there. What score a point has in a study is known as a distribution only, `ScoresNearby`; so it
+    there. What score a point has in a study is known as a distribution only, `scores_nearby`; so it
     is the expected best score. That is submodular, so the greedy choice comes within 1 - 1/e of the
     best set (Nemhauser, Wolsey and Fisher, 1978). Auto-sklearn 2.0 makes portfolios of
     configurations so, from a matrix of all of them on all tasks (Feurer et al., 2022,
     arXiv:2007.04074).
-
-    Args:
-        categorical: (parameters,) which parameters are categorical.
 
     Returns:
         The study and the trial of each point, in the order in which they are to be tried; none
@@ -246,51 +236,43 @@ def choose_points(
     if not candidates:
         return []
     points = np.stack([studies[number].points[trial] for number, trial in candidates])
-    nearby = [ScoresNearby.of(points, study, categorical) for study in studies]
-    below = [np.ones(len(each.steps)) for each in nearby]  # that no chosen point is as good
+    nearby = [scores_nearby(points, study, categorical) for study in studies]
+    below = [np.ones(len(steps)) for _, steps in nearby]  # that no chosen point is as good
     left = np.ones(len(candidates), dtype=bool)
     chosen: list[tuple[int, int]] = []
     while left.any() and len(chosen) < count:
         gains = sum(
-            each.at_least @ (each.steps * rest) for each, rest in zip(nearby, below, strict=True)
+            at_least @ (steps * rest) for (at_least, steps), rest in zip(nearby, below, strict=True)
         )
         place = int(np.where(left, gains, -np.inf).argmax())
         chosen.append(candidates[place])
         below = [
-            rest * (1 - each.at_least[place]) for each, rest in zip(nearby, below, strict=True)
+            rest * (1 - at_least[place]) for (at_least, _), rest in zip(nearby, below, strict=True)
         ]
         left &= squared_distances(points, points[[place]], categorical)[:, 0] > 0
     return chosen
 
 
-@dataclass(frozen=True)
-class ScoresNearby:
-    """The scores that points may have in a study: the values of its trials, weighted by nearness.
+def scores_nearby(
+    points: NDArray[np.float64], study: EarlierStudy, categorical: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Estimates the scores that points have in a study: those of its trials, by their nearness.
 
     The weights are those of Nadaraya and Watson (1964), also at points that the study has tried: a
     trial's own rank owes much to the luck of its seed.
 
-    Args:
-        at_least: (points, trials) the probability that a point is as good as a trial, for the
-            trials in the order of their scores, the best first.
-        steps: (trials,) by how much the score of a trial is above the next one's.
+    Returns:
+        (points, trials) the probability that a point is as good as a trial, for the trials in the
+        order of their scores, the best first; (trials,) by how much the score of a trial is above
+        the next one's.
     """
-
-    at_least: NDArray[np.float64]
-    steps: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls, points: NDArray[np.float64], study: EarlierStudy, categorical: NDArray[np.bool_]
-    ) -> "ScoresNearby":
-        """Estimates the scores of points in a study."""
-        order = np.argsort(-study.scores, kind="stable")
-        scores = study.scores[order]
-        distances = squared_distances(points, study.points[order], categorical)
-        nearest = distances.min(axis=1, keepdims=True, initial=np.inf)
-        weights = np.exp((nearest - distances) / (2 * BANDWIDTH**2))
-        weights /= weights.sum(axis=1, keepdims=True)
-        return cls(weights.cumsum(axis=1), scores - np.append(scores[1:], 0.0))
+    order = np.argsort(-study.scores, kind="stable")
+    scores = study.scores[order]
+    distances = squared_distances(points, study.points[order], categorical)
+    nearest = distances.min(axis=1, keepdims=True, initial=np.inf)
+    weights = np.exp((nearest - distances) / (2 * BANDWIDTH**2))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights.cumsum(axis=1), scores - np.append(scores[1:], 0.0)
 
 
 def squared_distances(

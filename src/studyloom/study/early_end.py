@@ -25,8 +25,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
 from studyloom.study import failures
-from studyloom.study.opening import is_stage_name
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, is_stage_name
 from studyloom.text import format_ranges, format_value
 
 SHARE = 0.2  # of the trials: the largest that saves 30 % on HPOLib with 40 trials
@@ -93,16 +92,11 @@ class Bounds:
 
 
 class Outcome(NamedTuple):
-    """The outcome of a trial, as a search sees it.
-
-    Attributes:
-        ended: whether it has ended, or waits to be promoted.
-        value: the more the better; None if it has none that counts.
-    """
+    """The outcome of a trial, as a search sees it."""
 
     slot: int
-    ended: bool
-    value: float | None
+    ended: bool  # or it waits to be promoted
+    value: float | None  # the more the better; None if it has none that counts
     epochs: int
 
 

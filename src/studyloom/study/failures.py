@@ -85,11 +85,7 @@ def explain(error: BaseException) -> Failure:
 
 @dataclass(frozen=True)
 class FailureCount:
-    """The failed trials of one kind.
-
-    Args:
-        trials: the failed trials, by number; at least one.
-    """
+    """The failed trials of one kind, by number; at least one."""
 
     kind: str
     trials: Sequence[FrozenTrial]
@@ -124,11 +120,7 @@ def outcome(trial: FrozenTrial) -> str:
 
 
 def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
-    """Counts the failed trials by kind, the most frequent kind first.
-
-    Args:
-        trials: the trials of a study, by number; those that did not fail are skipped.
-    """
+    """Counts the failed trials by kind, the most frequent kind first."""
     failed = [trial for trial in trials if outcome(trial) == "failed"]
     counts = Counter(_kind(trial) for trial in failed)
     return [

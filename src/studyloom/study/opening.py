@@ -6,6 +6,7 @@ A study is identified by its question: the same name with another question is re
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import optuna
@@ -28,12 +29,18 @@ from studyloom.storage.database import (
     is_empty,
     is_sqlite,
 )
-from studyloom.storage.ledger import Ledger, NoLedger, clear, reconcile
-from studyloom.storage.slots import check_table, create_table
+from studyloom.storage.ledger import (
+    Ledger,
+    NoLedger,
+    check_table,
+    clear,
+    create_table,
+    reconcile,
+)
 from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, is_stage_name
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
 
@@ -45,14 +52,10 @@ def check_question(
     *,
     accept_code_change: bool = False,
 ) -> Mapping[str, Any]:
-    """Checks that a study asks a question.
+    """Checks that a study asks a question, and returns what to store of it.
 
     Args:
-        was: the question that is stored with it.
         accept_code_change: whether the user's own code may be another than before.
-
-    Returns:
-        The question to store: with the digests of the code as it is now, if that is accepted.
 
     Raises:
         QuestionError: the study asks another question, or another program has made it.
@@ -119,12 +122,15 @@ def _another_question(name: str, changes: Sequence[str]) -> QuestionError:
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
-    """Opens a study that exists.
-
-    Raises:
-        StorageError: there is no such database, or no study of that name in it.
-    """
-    return _load(connect(url, deadline=deadline), name)
+    """Opens a study that exists; raises StorageError if there is none."""
+    with closed_on_error(connect(url, deadline=deadline)) as backend:
+        stored = _load(backend, name)
+        if stored.ours and not check_table(backend):
+            raise StorageError(
+                f"study.name: the ledger of {name!r}, the table studyloom_slots, is gone; the "
+                "command that runs the study makes it again"
+            )
+    return stored
 
 
 def _load(backend: RetryingStorage, name: str) -> StoredStudy:
@@ -133,24 +139,13 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         names = ", ".join(study.study_name for study in storage.get_all_studies()) or "none"
-        backend.engine.dispose()
         raise StorageError(
             f"study.name must name a study that exists; the database holds no study {name!r}; "
             f"it holds {names}"
         ) from None
     study = optuna.load_study(study_name=name, storage=storage)
     attributes = study.user_attrs
-    try:
-        _check_format(name, attributes)
-    except StorageError:
-        backend.engine.dispose()
-        raise
-    if QUESTION in attributes and not check_table(backend):
-        backend.engine.dispose()
-        raise StorageError(
-            f"study.name: the ledger of {name!r}, the table studyloom_slots, is gone; the command "
-            "that runs the study makes it again"
-        )
+    _check_format(name, attributes)
     ledger = Ledger if QUESTION in attributes else NoLedger
     return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID, "")))
 
@@ -167,16 +162,10 @@ def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
         )
 
 
-def is_stage_name(name: str) -> bool:
-    """Whether a study is a later stage of another one; no name that a user gives has a slash."""
-    return "/" in name
-
-
 def study_names(url: str, deadline: float) -> list[str]:
     """Returns the names of the studies of a database, without the later stages of studies."""
-    backend = connect(url, deadline=deadline)
-    names = [study.study_name for study in TrialBuffer(backend).get_all_studies()]
-    backend.engine.dispose()
+    with closing(connect(url, deadline=deadline)) as backend:
+        names = [study.study_name for study in backend.get_all_studies()]
     return [name for name in names if not is_stage_name(name)]
 
 
@@ -215,38 +204,22 @@ def create_study(
     Args:
         wait: whether to wait even if the database is away at the first call, as in the midst of a
             run. By default a mistyped host is reported at once.
-
-    Raises:
-        QuestionError: the study exists and asks another question, or another program made it.
-        StorageError: the database cannot be used, or its records contradict each other.
     """
     lock = exclusive(url, deadline=deadline if wait else 0.0)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
-        check_table(backend)
-        attributes = {
-            QUESTION: dict(question),
-            UUID: uuid.uuid4().hex,
-            FORMAT: FORMAT_NUMBER,
-            VERSION: __version__,
-        }
-        if name not in {study.study_name for study in TrialBuffer(backend).get_all_studies()}:
+        if name not in {study.study_name for study in backend.get_all_studies()}:
             create_table(backend)
-            _make_study(backend, name, goals, attributes)
-        study = optuna.load_study(study_name=name, storage=TrialBuffer(backend))
-        known = study.user_attrs
-        _check_format(name, known)
-        accepted = check_question(
-            name, known.get(QUESTION), question, accept_code_change=accept_code_change
-        )
-        if study.metric_names is None:  # optuna-dashboard shows them
+            _make_study(backend, name, goals, question)
+        stored = _load(backend, name)
+        was = stored.question()
+        accepted = check_question(name, was, question, accept_code_change=accept_code_change)
+        if stored.optuna.metric_names is None:  # optuna-dashboard shows them
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names([goal.name for goal in goals])
-        create_table(backend)
-        stored = _load(backend, name)
+                stored.optuna.set_metric_names([goal.name for goal in goals])
         reconcile(stored.ledger, name, trials)
-        if accepted != known[QUESTION]:
-            change = code_of(known[QUESTION]).items() ^ code_of(accepted).items()
+        if accepted != was:
+            change = code_of(was or {}).items() ^ code_of(accepted).items()
             changed = sorted({key for key, _ in change})
             changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
             stored.optuna.set_user_attr(CODE_CHANGES, changes)
@@ -257,13 +230,18 @@ def create_study(
 
 
 def _make_study(
-    backend: RetryingStorage, name: str, goals: Sequence[Goal], attributes: Mapping[str, Any]
+    backend: RetryingStorage, name: str, goals: Sequence[Goal], question: Mapping[str, Any]
 ) -> None:
     """Creates a study in one transaction: without QUESTION it is one of another program."""
-    ways = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
+    directions = [StudyDirection[goal.direction.upper()] for goal in goals]
+    attributes = {
+        QUESTION: dict(question),
+        UUID: uuid.uuid4().hex,
+        FORMAT: FORMAT_NUMBER,
+        VERSION: __version__,
+    }
 
     def make(connection: Connection) -> None:
-        directions = [ways[goal.direction] for goal in goals]
         clear(connection, add_study(connection, name, directions, attributes))
 
     execute(backend, make)

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial
 from studyloom.metrics import Goal
 from studyloom.question.question import FunctionQuestion, Question
 from studyloom.seeds import derive
-from studyloom.storage.slots import DONE, FRESH, OPEN, OWN, Next, Standing
+from studyloom.storage.ledger import DONE, FRESH, OPEN, OWN, Next, Standing
 
 
 def dominance(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
@@ -56,9 +56,6 @@ def rank_points(points: tuple[tuple[float, ...], ...]) -> tuple[int, ...]:
     is the farthest from all before it (the paper's epsilon-net), so that however few are taken,
     they lie all along the front. A distance is one of ranks among all points, since networks differ
     by orders of magnitude in what they cost. Of equal points the earlier one comes first.
-
-    Returns:
-        The positions of the points, the best first.
     """
     if not points:
         return ()
@@ -162,9 +159,6 @@ class PromotionOrder:
     best to promote, the highest rung first; then a trial that a worker has handed back, and then a
     new one. Trials are told by slot: of equal values the earlier slot is the better one. A trial of
     which a value or a cost is NaN or unknown is promoted never.
-
-    Attributes:
-        goals: what the values of a trial are, the reported one first; the others are its costs.
     """
 
     min_resource: int
@@ -209,7 +203,7 @@ class PromotionOrder:
         return bool(rungs) and rungs[-1] > before
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
-        """Returns the slot to claim; see `storage.slots.Order`."""
+        """Returns the slot to claim; see `storage.ledger.Order`."""
         over = self.hopeless(standings, closed=closed)
         if (own := next((s.slot for s in standings if s.state == OWN), None)) is not None:
             return Next(own, own in over)

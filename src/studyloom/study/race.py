@@ -112,11 +112,7 @@ def run_race(
 
 
 def _look(values: Mapping[int, Sequence[float]], seeds: int, kept: int) -> Iterator[Leaving]:
-    """Yields who leaves after a round.
-
-    Args:
-        values: of each candidate by seed, more being better; fewer than `seeds` if one failed.
-    """
+    """Yields who leaves after a round; fewer values than `seeds` are those of one that failed."""
     whole = {c: each for c, each in values.items() if len(each) == seeds}
     ranked = sorted(whole, key=lambda c: -fmean(whole[c]))  # stable: the first of a tie stays first
     leader = ranked[0] if ranked else None

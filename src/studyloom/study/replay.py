@@ -6,30 +6,20 @@ is called, because a database can come from somebody else.
 
 import contextlib
 import functools
-import itertools
-import json
 import math
 import operator
-import os
-import platform
-import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import optuna
 import torch
-import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna import TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom._version import __version__
 from studyloom.config import trust
 from studyloom.config.build import build
 from studyloom.config.runs import read_written
@@ -48,102 +38,13 @@ from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, EPOCHS, FAILURE, JOBS, MADE, REASON
 from studyloom.study import failures
 from studyloom.study.failures import Failure
+from studyloom.study.reporter import Provenance
 from studyloom.study.stopping import Stop
 from studyloom.text import format_ranges
 from studyloom.training.steps import on_threads
 from studyloom.training.trainer import Training
 
-
-@dataclass(frozen=True)
-class Provenance:
-    """The record of how a trial was made, as one JSON object of about 1.2 kB.
-
-    Args:
-        config: the resolved sections, without data.root.
-        study_seed: decides the folds.
-        data: the digest of the training data.
-    """
-
-    config: dict[str, Any]
-    seed: int
-    study_seed: int
-    data: str
-    in_turn: bool
-    device: str
-    claims: int
-    environment: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns plain values; one that JSON does not know, such as a path, becomes text."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return plain
-
-    def on_threads(self, count: int) -> "Provenance":
-        """Returns the provenance of a training that used so many threads."""
-        return replace(self, environment={**self.environment, "threads": count})
-
-    @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> "Provenance":
-        """Reads a provenance; raises ValueError if a field is missing or has the wrong type."""
-        try:
-            return msgspec.convert(stored, cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"its attribute `{MADE}` cannot be used: {error}") from None
-
-
-def current_environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "optuna": optuna.__version__,
-        "studyloom": __version__,
-        "device": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        **({"ranks": ranks} if ranks > 1 else {}),
-    }
-
-
-@functools.cache
-def processor() -> str:
-    """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
-    try:
-        cpu_info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        cpu_info = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE)
-    name = match[1] if match else platform.machine()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-@functools.cache
-def commit() -> str | None:
-    """Returns the commit of the working directory, with -dirty if tracked files differ from it.
-
-    None without git, outside a repository, and before the first commit.
-    """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # writes nothing
-    try:
-        done = subprocess.run(
-            command,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 QUANTITIES = ("value", "train_loss", "valid_loss")
-SECTIONS = ("data", "model", "optimizer", "scheduler")  # that a configuration must have
 # Another number of threads, processor or release adds in another order. Between one and two
 # threads, six epochs on MNIST-5k were at most 0.9 % apart in their losses and 1 of 800 images.
 # Near divergence the same rounding is amplified without bound (150 images at a rate of 0.3): that
@@ -181,11 +82,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart two trainings may be and still count as equal.
-
-    Args:
-        examples: the number of validation examples; 0 if it is not known.
-    """
+    """How far apart two trainings may be and still count as equal."""
 
     metric: str
     examples: int
@@ -219,14 +116,10 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     replayable = {trial.number: trial for trial in trials if MADE in trial.user_attrs}
     if number in replayable:
         return replayable[number]
-    hint = f"those that can be replayed: {format_ranges([*replayable]) or 'none'}"
-    for trial in trials:
-        if trial.number == number:
-            state = trial.state.name.lower()
-            raise ValueError(
-                f"trial {number} ({state}) stored nothing that it could be replayed from; {hint}"
-            )
-    raise ValueError(f"--trial {number}: there is no such trial; {hint}")
+    known = number in (trial.number for trial in trials)
+    why = "stored nothing that it could be replayed from" if known else "does not exist"
+    numbers = format_ranges([*replayable]) or "none"
+    raise ValueError(f"--trial: trial {number} {why}; those that can be replayed: {numbers}")
 
 
 def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
@@ -234,9 +127,6 @@ def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
 
     Args:
         loop: whether it called a loop, whose curves have names of its own.
-
-    Raises:
-        ValueError: the stored learning curve has the wrong form.
     """
     reported = [value for _, value in sorted(trial.intermediate_values.items())]
     stored = trial.user_attrs.get(EPOCHS)
@@ -248,8 +138,7 @@ def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
     curve = {metric: columns.get("value", [])}
     if stored:
         curve |= {name: columns.get(name, []) for name in further}
-    values = [*itertools.chain(*curve.values())]
-    if len({*map(len, curve.values())}) > 1 or (None in values and not loop):
+    if len({*map(len, curve.values())}) > 1:
         raise ValueError(f"its attribute `{EPOCHS}` must have a number for each epoch and quantity")
     jobs = sum(int(count or 0) for count in columns.get(JOBS, [1] * len(curve[metric])))
     kind, reason = trial.user_attrs.get(FAILURE), str(trial.user_attrs.get(REASON))
@@ -261,22 +150,15 @@ def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
 
 
 def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
-    """Returns the configuration of a trial, after checking that all it names may be called.
-
-    Raises:
-        ConfigError: it names something that is not trusted, or has the wrong form.
-    """
+    """Returns the configuration of a trial, after checking that all it names may be called."""
     trust.check_targets(provenance.config, trusted)
     sections = {"train": OmegaConf.structured(TrainSection), "objective": SCHEMA.objective.copy()}
-    where = "the configuration that the trial stored"
     try:
         cfg = OmegaConf.merge(sections, provenance.config)
     except OmegaConfBaseException as error:
-        raise ConfigError([f"{where}: {describe_error(error)}"]) from None
+        words = f"the configuration that the trial stored: {describe_error(error)}"
+        raise ConfigError([words]) from None
     assert isinstance(cfg, DictConfig)
-    missing = [name for name in SECTIONS if name not in cfg]
-    if missing and not is_loop(cfg):
-        raise ConfigError([f"{where} has no {', '.join(missing)}"])
     return cfg
 
 
@@ -291,9 +173,6 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
     Returns:
         The data, on a GPU if the trial used one and there is one here; empty if they are a loop's
         own.
-
-    Raises:
-        ValueError: the trial was trained on other data.
     """
     if is_loop(cfg) and not names_data(cfg):
         return TrainingData()
@@ -317,11 +196,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
 
 @contextlib.contextmanager
 def threads(count: Any) -> Iterator[None]:
-    """Runs the body with as many threads as the trial had.
-
-    Args:
-        count: from a database; anything but a whole number from 1 to MOST_THREADS is ignored.
-    """
+    """Runs the body with as many threads as the trial had."""
     usable = type(count) is int and 1 <= count <= MOST_THREADS
     with on_threads(count if usable else torch.get_num_threads()):
         yield
@@ -407,27 +282,19 @@ def first_difference(stored: Course, now: Course, tolerance: Tolerance | None) -
     if returned and differ(metric, stored.value, now.value):
         return words(now.epochs, metric, stored.value, now.value)
     outside = stored.failure is not None and stored.failure.kind in OUTSIDE
-    pair, exactly = (None if outside else stored.failure, now.failure), tolerance is None
-    one, other = (_comparable(failure, exactly=exactly) for failure in pair)
-    if one != other:
-        shown = (_format_failure(failure, exactly=exactly) for failure in pair)
-        return words(now.epochs + (now.failure is not None), "failure", *shown)
+    pair = (None if outside else stored.failure, now.failure)
+    before, after = (_format_failure(failure, exactly=tolerance is None) for failure in pair)
+    if before != after:
+        return words(now.epochs + (now.failure is not None), "failure", before, after)
     return None
 
 
-def _comparable(failure: Failure | None, *, exactly: bool) -> tuple[str, str] | None:
-    """Returns the words that two failures of one kind share; ours differ between versions."""
-    if failure is None:
-        return None
-    words = ""
-    if exactly and failure.kind in WITH_NUMBERS:
-        words = failure.reason
-    elif exactly and failure.kind == failures.ERROR:  # the class of the exception
-        words = failure.reason.partition(":")[0]
-    return failure.kind, words
-
-
 def _format_failure(failure: Failure | None, *, exactly: bool) -> str:
+    """Formats the words that two failures of one kind share; ours differ between versions."""
     if failure is None:
         return "none"
-    return f"{failure.kind} ({failure.reason})" if exactly else failure.kind
+    if exactly and failure.kind in WITH_NUMBERS:
+        return f"{failure.kind} ({failure.reason})"
+    if exactly and failure.kind == failures.ERROR:  # the class of the exception
+        return f"{failure.kind} ({failure.reason.partition(':')[0]})"
+    return failure.kind

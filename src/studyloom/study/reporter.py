@@ -6,22 +6,33 @@ while the database is away or slow, and learns later that the trial was to end.
 """
 
 import contextlib
+import functools
+import json
 import logging
 import os
+import platform
+import re
+import subprocess
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from typing import Generic, TypeVar
+from pathlib import Path
+from queue import Queue
+from typing import Any, Generic, TypeVar
 
+import msgspec
+import numpy as np
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
+import torch
+import torch.distributed as dist
 from optuna.pruners import NopPruner
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from studyloom._version import __version__
 from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
 from studyloom.question.objective import (
     NetworkObjective,
@@ -51,9 +62,7 @@ from studyloom.study import failures
 from studyloom.study.early_end import ending
 from studyloom.study.failures import Failure
 from studyloom.study.promotion import PromotionOrder
-from studyloom.study.replay import Provenance
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.tracking import Tracking
 from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
 
@@ -111,6 +120,94 @@ class Stopwatch:
         return taken
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """The record of how a trial was made, as one JSON object of about 1.2 kB.
+
+    Args:
+        config: the resolved sections, without data.root.
+        study_seed: decides the folds.
+        data: the digest of the training data.
+    """
+
+    config: dict[str, Any]
+    seed: int
+    study_seed: int
+    data: str
+    in_turn: bool
+    device: str
+    claims: int
+    environment: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain values; one that JSON does not know, such as a path, becomes text."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
+
+    def on_threads(self, count: int) -> "Provenance":
+        """Returns the provenance of a training that used so many threads."""
+        return replace(self, environment={**self.environment, "threads": count})
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> "Provenance":
+        """Reads a provenance; raises ValueError if a field is missing or has the wrong type."""
+        try:
+            return msgspec.convert(stored, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"its attribute `{MADE}` cannot be used: {error}") from None
+
+
+def current_environment(device: torch.device) -> dict[str, Any]:
+    """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "optuna": optuna.__version__,
+        "studyloom": __version__,
+        "device": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        **({"ranks": ranks} if ranks > 1 else {}),
+    }
+
+
+@functools.cache
+def processor() -> str:
+    """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
+    try:
+        cpu_info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        cpu_info = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE)
+    name = match[1] if match else platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+@functools.cache
+def commit() -> str | None:
+    """Returns the commit of the working directory, with -dirty if tracked files differ from it.
+
+    None without git, outside a repository, and before the first commit.
+    """
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # writes nothing
+    try:
+        done = subprocess.run(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
 @dataclass
 class Reporter:
     """A worker's trial and its claim on it: stores how the trial goes, and how it ends.
@@ -124,6 +221,7 @@ class Reporter:
         trials: the budget of the study.
 
     Attributes:
+        provenance: what is needed to train the trial again; None if that is impossible.
         progress: whether a step was reported that no worker before had come to.
         raised: what a report has raised into the objective, which may catch it or raise another:
             so an exception of ours is told from one of the same type that the user's code raised.
@@ -136,15 +234,16 @@ class Reporter:
     limits: Limits
     releasing: Callable[[], bool]
     watch: Stopwatch
-    tracking: Tracking = field(default_factory=Tracking)
+    on_end: Callable[[FrozenTrial], None] = lambda trial: None
     comparable: bool = True
     order: PromotionOrder | None = None
     trials: int = 0
+    provenance: Provenance | None = field(default=None, init=False)
     progress: bool = field(default=False, init=False)
     raised: BaseException | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._began, self._pid = time.monotonic(), os.getpid()
+        self._began = time.monotonic()
         self._longest = 0.0  # seconds of the longest step so far
         self._outbox = Outbox(self.post, self.stored.is_away)
 
@@ -155,11 +254,7 @@ class Reporter:
         reported: int,
         stopping: Stopping,
     ) -> float:
-        """Runs an objective to its value, and posts what it reports until then.
-
-        Args:
-            reported: the last report that is stored already; -1 for none.
-        """
+        """Runs an objective to its value, and posts what it reports after step `reported`."""
         self._objective, self._checkpoint = objective, checkpoint
         self._reported = self._latest = reported
         self._evaluated = objective.evaluating  # seconds of evaluation at the last step
@@ -252,18 +347,15 @@ class Reporter:
 
         The value of a trial is that of its last step, and not the best of all, which would be the
         luckiest.
-
-        Raises:
-            TrialPruned: the pruner ends the trial; the argument of the exception is the step.
         """
         step, at_rung = item
         objective, buffer, trial_id = self._objective, self.stored.storage, self.trial._trial_id
         self._longest = max(self._longest, step.seconds)
-        self._store_costs(objective.costs())  # at the rungs trials are ranked by them
         if at_rung:
             known = self.trial.user_attrs.get(RUNGS, [])
             self.trial.set_user_attr(RUNGS, [*known, step.number])
             self.trial.set_user_attr(PAUSED, step.number)
+            self.store(objective)  # whoever tells it that it goes no further has not trained it
         # Of jobs that are trained in turn the end of each is reported. (`Trial.report` refuses
         # several objectives, whose curves are kept all the same.)
         number, rest = divmod(step.number, objective.stride)
@@ -311,11 +403,7 @@ class Reporter:
 
     def _write(self, change: Callable[..., bool]) -> None:
         """Writes the news of the trial, in one transaction with a change of its claim."""
-        try:
-            held = change(self.claim, write=self.stored.storage.write)
-        except UpdateFinishedTrialError:  # another program has ended the trial
-            raise ClaimLost from None
-        if not held:
+        if not change(self.claim, write=self.stored.storage.write):
             raise ClaimLost
 
     def constrain(self, costs: Sequence[Cost]) -> None:
@@ -341,7 +429,7 @@ class Reporter:
                 if cost.limit is not None:
                     self.trial.set_constraint(cost.quantity, cost.excess)
 
-    def store(self, objective: Objective | None, provenance: Provenance | None) -> None:
+    def store(self, objective: Objective | None) -> None:
         """Adds the learning curve, the provenance, and where the time went, to the next commit."""
         if isinstance(objective, StoredObjective):
             self.trial.set_user_attr(REUSED, objective.source)
@@ -351,7 +439,7 @@ class Reporter:
                 if (error := objective.standard_error()) is not None:
                     self.trial.set_user_attr(STANDARD_ERROR, error)
                 self.trial.set_user_attr(EPOCHS, columns)
-        if provenance is not None:
+        if (provenance := self.provenance) is not None:
             if isinstance(objective, NetworkObjective):
                 provenance = provenance.on_threads(objective.training.threads)
             self.trial.set_user_attr(MADE, provenance.as_json())
@@ -391,13 +479,7 @@ class Reporter:
         return mistaken or len(same) == self.limits.max_failures
 
     def tell(self, value: float | None, state: TrialState) -> None:
-        """Ends the trial and its claim.
-
-        Args:
-            value: of the metric; None if there is none. Its further goals are costs.
-        """
-        if os.getpid() != self._pid:  # a fork that the objective made, which has come back
-            os._exit(1)
+        """Ends the trial, with the value of the metric if it has one, and its claim."""
         if state == TrialState.PRUNED and len(self.stored.goals) > 1:
             self._rank_behind()
         goals = self.stored.goals[1:] if value is not None else ()
@@ -405,7 +487,7 @@ class Reporter:
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
         told = self.stored.storage.get_trial(self.trial._trial_id)
         self._end_claim(self.stored.ledger.finish)
-        self.tracking.end(told)
+        self.on_end(told)
         shown = "" if value is None else f" {format_value(value)}"
         log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
 
@@ -430,8 +512,7 @@ class Outbox(Generic[T]):
 
     def __init__(self, post: Callable[[T], None], is_away: Callable[[], bool]) -> None:
         self._post, self._is_away = post, is_away
-        self._items = deque[T]()
-        self._changed = threading.Condition()
+        self._queue: Queue[T | None] = Queue()  # None at its end
         self._error: BaseException | None = None
         self._closed = False
 
@@ -442,18 +523,16 @@ class Outbox(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        hangs = self._queue.unfinished_tasks and self._error is None
+        self._closed = True
+        self._queue.put(None)
         # A daemon that still runs when the interpreter ends may abort the process.
-        if not self._items or self._error is not None:
+        if not hangs:
             self._thread.join()
 
     def send(self, item: T) -> None:
         """Adds an item, and waits until it is posted or the database turns out to be away."""
-        with self._changed:
-            self._items.append(item)
-            self._changed.notify_all()
+        self._queue.put(item)
         end = time.monotonic() + SEND_TIMEOUT
         self._wait(lambda: self._is_away() or time.monotonic() > end)
 
@@ -462,26 +541,17 @@ class Outbox(Generic[T]):
         self._wait(lambda: False)
 
     def _wait(self, goes_on: Callable[[], bool]) -> None:
-        with self._changed:
-            while self._items and self._error is None and not goes_on():
-                self._changed.wait(POLL)
+        with self._queue.all_tasks_done:
+            while self._queue.unfinished_tasks and self._error is None and not goes_on():
+                self._queue.all_tasks_done.wait(POLL)
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while self._error is None:
-            with self._changed:
-                self._changed.wait_for(lambda: self._items or self._closed)
-                if self._closed:
-                    return
-                item = self._items[0]
-            error: BaseException | None = None
-            try:
-                self._post(item)
-            except BaseException as caught:
-                error = caught
-            with self._changed:
-                if error is None:
-                    self._items.popleft()
-                self._error = error
-                self._changed.notify_all()
+        while (item := self._queue.get()) is not None:
+            if self._error is None and not self._closed:
+                try:
+                    self._post(item)
+                except BaseException as error:
+                    self._error = error
+            self._queue.task_done()

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -24,7 +24,7 @@ from studyloom.storage.attributes import (
     WORKER,
 )
 from studyloom.study.failures import outcome, reason_of
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, epochs
 from studyloom.text import printable, without_formula
 
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
@@ -143,7 +143,11 @@ def curve_rows(stored: StoredStudy) -> Rows:
     """
     trials = stored.trials()
     names = tuple(dict.fromkeys([*CURVES, *quantities(trials)]))
-    rows = [row for trial in trials for row in _curve(trial, names)]
+    rows = (
+        (trial.number, epoch.get("number"), *(epoch.get(name) for name in names))
+        for trial in trials
+        for epoch in epochs(trial)
+    )
     return Rows(("trial", "epoch", *names), tuple(rows))
 
 
@@ -151,18 +155,6 @@ def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
     """Returns the quantities of each epoch beside the value, in the order of the first."""
     names = (name for trial in trials for name in trial.user_attrs.get(EPOCHS) or ())
     return [name for name in dict.fromkeys(names) if name not in COLUMNS]
-
-
-def _curve(trial: FrozenTrial, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    curve = trial.user_attrs.get(EPOCHS)
-    if not curve:
-        for step, value in sorted(trial.intermediate_values.items()):
-            yield (trial.number, step, value, *[None] * (len(names) - 1))
-        return
-    length = max(map(len, curve.values()))
-    columns = [curve.get(name) or [None] * length for name in ("number", *names)]
-    for epoch in zip(*columns, strict=False):
-        yield (trial.number, *epoch)
 
 
 def as_csv(rows: Rows) -> str:

@@ -100,9 +100,6 @@ class Stop:
         """Lets the first signal interrupt the body, which may be left at any step.
 
         Use it for nothing else: an exception between the two halves of a transaction does harm.
-
-        Raises:
-            Stopped: it was asked to stop, before the body or in it.
         """
         self._interruptible = True
         try:

@@ -1,10 +1,11 @@
 """A study as it is in its database: what it asks, its trials, and which of them are best."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from studyloom.storage.attributes import (
     ANSWERED,
     BASELINE,
     CODE_CHANGES,
+    EPOCHS,
     FAILURE,
     FORMER_SLOT,
     HALTED,
@@ -99,12 +101,7 @@ class StoredStudy:
         return reason and mask_passwords(reason)
 
     def check_halted(self, prefix: str = "") -> None:
-        """Raises an error if the study has stopped itself.
-
-        Raises:
-            UndefinedObjective: it has, because its objective is not a finite number.
-            Halted: it has, for another reason.
-        """
+        """Raises Halted if the study has stopped itself; as UndefinedObjective, by its metric."""
         (reason,) = self.attributes(HALTED)
         if reason is None:
             return
@@ -225,11 +222,7 @@ class StoredStudy:
             self.optuna.set_user_attr(RULE, stated)
 
     def attributes(self, *names: str) -> list[Any]:
-        """Reads attributes of the study as they are now; None for each that it has not.
-
-        Raises:
-            StorageLost: the database stays away.
-        """
+        """Reads attributes of the study as they are now; None for each that it has not."""
         return read(self.ledger.storage, lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
 
     def rule(self) -> Rule:
@@ -260,6 +253,19 @@ class StoredStudy:
 def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
     """Returns the value of a trial for a goal; None if there is no trial, or it has no value."""
     return None if trial is None or trial.values is None else float(trial.values[goal])
+
+
+def epochs(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
+    """Yields the learning curve of a trial, each epoch by its columns; else what it has reported.
+
+    A value may be None where another epoch has one.
+    """
+    columns = trial.user_attrs.get(EPOCHS) or {
+        "number": sorted(trial.intermediate_values),
+        "value": [value for _, value in sorted(trial.intermediate_values.items())],
+    }
+    for epoch in zip_longest(*columns.values()):
+        yield dict(zip(columns, epoch, strict=True))
 
 
 SMALL = "compressed"  # in the answer in short: the winner made small
@@ -303,6 +309,11 @@ class Job:
     def stage_of(self, name: str, title: str) -> str:
         """Returns how the name of the study of a later stage begins."""
         return f"{name}/{title} {self.trials}-{self.top}-{self.seeds}"
+
+
+def is_stage_name(name: str) -> bool:
+    """Whether a study is a later stage of another one; no name that a user gives has a slash."""
+    return "/" in name
 
 
 def now() -> str:

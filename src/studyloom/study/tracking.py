@@ -9,14 +9,13 @@ trial is told at least once, and told again it comes to the same run.
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from optuna.trial import FrozenTrial
@@ -27,7 +26,6 @@ from studyloom.metrics import COSTS
 from studyloom.storage.attributes import (
     BASELINE,
     COLUMNS,
-    EPOCHS,
     FAILURE,
     REASON,
     STANDARD_ERROR,
@@ -35,13 +33,12 @@ from studyloom.storage.attributes import (
     WORKER,
 )
 from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, epochs
 from studyloom.text import mask_passwords, one_line, shorten
 
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
 COMMAND_WAITS = 60.0  # the same at the end of a command, for each tracker
-METHODS = ("write_trial", "write_answer")
 log = logging.getLogger(__name__)
 
 
@@ -110,6 +107,7 @@ class TrackedAnswer:
     files: Mapping[str, Path]
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """A tracker, of a section of `track`. Its methods are called from a thread, and may raise."""
 
@@ -157,10 +155,10 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
         except ConfigError as error:
             mistakes += error.mistakes
             continue
-        if missing := [each for each in METHODS if not callable(getattr(tracker, each, None))]:
+        if not isinstance(tracker, Tracker):
             mistakes.append(
-                f"track.{name}: {type(tracker).__name__} has no {' and no '.join(missing)}; a "
-                "tracker has write_trial(trial) and write_answer(answer)"
+                f"track.{name}: a tracker has write_trial(trial) and write_answer(answer); "
+                f"{type(tracker).__name__} has not"
             )
         trackers[str(name)] = tracker
     if mistakes:
@@ -171,80 +169,54 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
 class Feed:
     """A thread that writes to one tracker what it is given, in order; nobody waits for it.
 
-    What a tracker refuses is tried again after the next trial, and at the end.
+    What a tracker refuses in a worker the command writes at its end.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._left: list[Callable[[], None]] = []
-        self._away_since: float | None = None
+        self._refused = False
         self._thread = threading.Thread(target=self._run, name=f"track.{name}", daemon=True)
         self._thread.start()
 
     def put(self, write: Callable[[], None]) -> None:
         self._queue.put(write)
 
-    def close(self, seconds: float) -> None:
-        """Waits for what is left, but no longer than `seconds`, and says if something is."""
+    def close(self, seconds: float) -> bool:
+        """Waits until all is written, but no longer than `seconds`; returns whether all is."""
         self._queue.put(None)
         self._thread.join(seconds)
-        if self._thread.is_alive() or self._left:
-            log.warning("track.%s: it may lack trials; the same command writes them", self.name)
+        return not self._refused and not self._thread.is_alive()
 
     def _run(self) -> None:
         while (write := self._queue.get()) is not None:
-            if not self._attempt(write):
-                self._left.append(write)
-                continue
-            while self._left and self._attempt(self._left[0]):
-                del self._left[0]
-            if not self._left and self._away_since is not None:
-                away = time.monotonic() - self._away_since
-                log.warning("track.%s: is back after %.0f s", self.name, away)
-                self._away_since = None
-
-    def _attempt(self, write: Callable[[], None]) -> bool:
-        try:
-            write()
-        except Exception as error:
-            if self._away_since is None:
-                self._away_since = time.monotonic()
-                words = one_line(mask_passwords(str(error))) or type(error).__name__
-                log.warning("track.%s: %s; the study goes on", self.name, shorten(words, 300))
-            return False
-        return True
+            try:
+                write()
+            except Exception as error:
+                if not self._refused:
+                    words = one_line(mask_passwords(str(error))) or type(error).__name__
+                    log.warning("track.%s: %s; the study goes on", self.name, shorten(words, 300))
+                self._refused = True
 
 
-class Tracking:
-    """Writes the trials of a worker to its trackers, each once it has ended. A context."""
+@contextmanager
+def track_trials(
+    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path
+) -> Iterator[Callable[[FrozenTrial], None]]:
+    """Gives the body a function that writes a trial that has ended to each tracker."""
+    feeds = [(tracker, Feed(name)) for name, tracker in trackers.items()]
 
-    def __init__(
-        self,
-        trackers: Mapping[str, Tracker] = MappingProxyType({}),
-        stored: StoredStudy | None = None,
-        run_dir: Path = Path(),
-    ) -> None:
-        self._trackers, self._stored, self._run_dir = trackers, stored, run_dir
-        self._feeds: list[tuple[Tracker, Feed]] = []
+    def write(trial: FrozenTrial) -> None:
+        if feeds:
+            told = track_trial(trial, stored, track_study(stored, run_dir))
+            for tracker, feed in feeds:
+                feed.put(partial(tracker.write_trial, told))
 
-    def __enter__(self) -> "Tracking":
-        self._feeds = [(tracker, Feed(name)) for name, tracker in self._trackers.items()]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for _tracker, feed in self._feeds:
+    try:
+        yield write
+    finally:
+        for _, feed in feeds:
             feed.close(WORKER_WAITS)
-        self._feeds = []
-
-    def end(self, trial: FrozenTrial) -> None:
-        """Writes a trial that has ended in the database."""
-        if not self._feeds:
-            return
-        assert self._stored is not None
-        told = track_trial(trial, self._stored, track_study(self._stored, self._run_dir))
-        for tracker, feed in self._feeds:
-            feed.put(partial(tracker.write_trial, told))
 
 
 def project(
@@ -269,7 +241,8 @@ def project(
             feed.put(partial(tracker.write_answer, answer))
         feeds.append(feed)
     for feed in feeds:
-        feed.close(COMMAND_WAITS)
+        if not feed.close(COMMAND_WAITS):
+            log.warning("track.%s: it may lack trials; the same command writes them", feed.name)
 
 
 def _write_missing(tracker: Tracker, study: TrackedStudy, trials: Sequence[TrackedTrial]) -> None:
@@ -329,16 +302,9 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[Point]:
     Their time is spread over the trial by the seconds of each epoch, since none is stored.
     """
     at = (trial.datetime_start or datetime.now()).timestamp()
-    columns: Mapping[str, Sequence[Any]] = trial.user_attrs.get(EPOCHS) or {}
-    if not columns:
-        for step, value in sorted(trial.intermediate_values.items()):
-            yield Point(step, metric, value, at + step / 1000)
-        return
-    names = {"value": metric} | {name: name for name in columns if name not in COLUMNS}
-    seconds = columns.get("seconds") or ()
-    for position, number in enumerate(columns.get("number", ())):
-        at += seconds[position] if position < len(seconds) else 0.0
-        for column, name in names.items():
-            values = columns.get(column, ())
-            if position < len(values) and isinstance(value := values[position], int | float):
-                yield Point(int(number), name, float(value), at)
+    for epoch in epochs(trial):
+        at += epoch.get("seconds", 0.001)
+        for column, value in epoch.items():
+            name = metric if column == "value" else column
+            if (column == "value" or column not in COLUMNS) and isinstance(value, int | float):
+                yield Point(int(epoch["number"]), name, float(value), at)

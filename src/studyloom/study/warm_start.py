@@ -6,7 +6,7 @@ a waiting trial with fixed parameters before any worker starts. The question of 
 same with them and without.
 """
 
-import os
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +19,12 @@ from optuna.trial import FrozenTrial
 from studyloom.config.overrides import group_options
 from studyloom.config.values import has_key, value_at
 from studyloom.errors import ConfigError
-from studyloom.processes import worker_id
 from studyloom.question.question import Question, end_of, stand_in
-from studyloom.space.tree import Parameter, Point, Space, group_of, is_ordered, place_in, why_not
+from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, why_not
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, SLOT, SOURCES
-from studyloom.storage.database import Connection, exclusive, execute
-from studyloom.storage.ledger import Entry, enter
-from studyloom.storage.sql import fills, set_aside
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, SLOT, SOURCES
+from studyloom.storage.database import Connection, execute
+from studyloom.storage.ledger import Entry, enter, untouched
 from studyloom.study.earlier_studies import (
     AUTO,
     Earlier,
@@ -124,13 +122,7 @@ def _check_unasked(
         if option != value:
             placed.wrong.append(f"{subject}, but here it is {option}")
         return
-    parent, _, last = key.rpartition(".")
-    items = placed.point.values.get(parent, value_at(composed, parent) if parent else None)
-    if isinstance(items, list) and (last == "length" or last.isdigit()):
-        same = value == len(items) if last == "length" else [value] == items[int(last) :][:1]
-    else:
-        same = has_key(composed, key) and value_at(composed, key) == value
-    if not same:
+    if not has_key(composed, key) or value_at(composed, key) != value:
         hint = nearest(name, [*placed.point.params])
         placed.unasked[name] = f"{subject} is not a parameter of this point{hint}"
 
@@ -198,32 +190,46 @@ def take_points(
 ) -> list[WarmStart]:
     """Chooses trials of earlier studies that are points of this study's space too.
 
+    Of a single study these are the best, of several a portfolio.
+
     Args:
         looked: whether these are studies that nobody has named, of which many may not fit.
     """
-    if len(studies) == 1 and not looked:
-        return _best_points(question, studies[0], top, notes)
-    most = max(2 * CANDIDATES, MOST_PLACED // max(1, len(studies)))
-    placed = [(earlier, _place_study(question, earlier, top, most)) for earlier in studies]
-    names: dict[str, BaseDistribution] = {}
-    for each in (each for _, trials in placed for each in trials):
-        names |= each.placed.point.distributions
-    tables = [_coordinates(trials, names) for _, trials in placed]
-    categorical = np.array([not is_ordered(each) for each in names.values()], dtype=bool)
-    chosen = defaultdict[int, list[PlacedTrial]](list)
+    taken = defaultdict[int, list[PlacedTrial]](list)
     starts: list[WarmStart] = []
-    for number, row in choose_points(tables, categorical, top):
-        earlier, trials = placed[number]
-        chosen[number].append(trials[row])
-        starts.append(trials[row].start(earlier))
-    for number, (earlier, trials) in enumerate(placed):
-        if number in chosen:
-            notes.append(_note_taken(earlier, chosen[number]))
-        elif not trials and not looked:
-            notes.append(f"{earlier.label}: none of its trials fits this space")
+    for number, trial in _choose(question, studies, top, alone=not looked):
+        taken[number].append(trial)
+        source = f"{studies[number].label}, trial {trial.number}"
+        starts.append(WarmStart(trial.placed.point, source, taken=True))
+    for number, earlier in enumerate(studies):
+        if number in taken:
+            notes.append(_note_taken(earlier, taken[number]))
+        elif not looked:
+            notes.append(
+                f"{earlier.label}: none of its trials is taken{_why_not(question, earlier)}"
+            )
     if looked and not starts:
         notes.append(f"study.from={AUTO}: no earlier study has a point of this space; it goes on")
     return starts
+
+
+def _choose(
+    question: Question, studies: Sequence[Earlier], top: int, *, alone: bool
+) -> Iterator[tuple[int, "PlacedTrial"]]:
+    """Yields the trials to take, each with the position of its study."""
+    if alone and len(studies) == 1:
+        best = (trial for trial in _place_trials(question, studies[0], top) if trial.eligible)
+        yield from ((0, trial) for trial in itertools.islice(best, top))
+        return
+    most = max(2 * CANDIDATES, MOST_PLACED // max(1, len(studies)))
+    placed = [[*_place_trials(question, earlier, top, most)] for earlier in studies]
+    names: dict[str, BaseDistribution] = {}
+    for trial in itertools.chain.from_iterable(placed):
+        names |= trial.placed.point.distributions
+    tables = [_coordinates(trials, names) for trials in placed]
+    categorical = np.array([not is_ordered(each) for each in names.values()], dtype=bool)
+    for number, row in choose_points(tables, categorical, top):
+        yield number, placed[number][row]
 
 
 @dataclass(frozen=True)
@@ -232,14 +238,13 @@ class PlacedTrial:
 
     number: int
     placed: PlacedPoint
-    score: float = 1.0
-    eligible: bool = True
-
-    def start(self, earlier: Earlier) -> WarmStart:
-        return WarmStart(self.placed.point, f"{earlier.label}, trial {self.number}", taken=True)
+    score: float
+    eligible: bool
 
 
-def _place_study(question: Question, earlier: Earlier, top: int, most: int) -> list[PlacedTrial]:
+def _place_trials(
+    question: Question, earlier: Earlier, top: int, most: int = MOST_PLACED
+) -> Iterator[PlacedTrial]:
     """Places trials of an earlier study: of more than `most`, the best, and others evenly."""
     trials = [*earlier.ranked, *earlier.behind]
     scores = rank_scores(len(earlier.ranked), len(earlier.behind))
@@ -248,17 +253,24 @@ def _place_study(question: Question, earlier: Earlier, top: int, most: int) -> l
     if len(rows) > most:
         rest = np.linspace(CANDIDATES, len(trials) - 1, most - CANDIDATES)
         rows = [*rows[:CANDIDATES], *rest.round().astype(int).tolist()]
-    placed: list[PlacedTrial] = []
+    few = max(CANDIDATES, top)
     for row in rows:
         try:
             at = place_point(question, trials[row].params)
         except Exception:  # a name that no key can have, in what somebody else has written
             continue
         if not at.wrong and len(at.composed) < len(at.point.params):
-            few = sum(each.eligible for each in placed) < max(CANDIDATES, top)
-            eligible = few and row < len(earlier.ranked) and at.point.params != baseline
-            placed.append(PlacedTrial(trials[row].number, at, float(scores[row]), eligible))
-    return placed
+            eligible = few > 0 and row < len(earlier.ranked) and at.point.params != baseline
+            few -= eligible
+            yield PlacedTrial(trials[row].number, at, float(scores[row]), eligible)
+
+
+def _why_not(question: Question, earlier: Earlier) -> str:
+    """Words why the best trial of a study is no point of this one; empty if nothing is wrong."""
+    wrong = [
+        each for trial in earlier.ranked[:1] for each in place_point(question, trial.params).wrong
+    ]
+    return f": {'; '.join(wrong)}" if wrong else ""
 
 
 def _coordinates(
@@ -272,27 +284,6 @@ def _coordinates(
             points[row, columns[name]] = place_in(names[name], value)
     scores = np.array([trial.score for trial in trials])
     return EarlierStudy(points, scores, np.array([t.eligible for t in trials], dtype=bool))
-
-
-def _best_points(
-    question: Question, earlier: Earlier, top: int, notes: list[str]
-) -> list[WarmStart]:
-    """Returns the best trials of an earlier study that are points of this study's space too."""
-    label = earlier.label
-    taken: list[PlacedTrial] = []
-    for trial in earlier.ranked:
-        if len(taken) == top:
-            break
-        placed = place_point(question, trial.params)
-        if placed.wrong:
-            notes.append(f"{label}: trial {trial.number} does not fit: {'; '.join(placed.wrong)}")
-            continue
-        taken.append(PlacedTrial(trial.number, placed))
-    if taken:
-        notes.insert(0, _note_taken(earlier, taken))
-    else:
-        notes.append(f"{label}: none of its trials fits this space")
-    return [trial.start(earlier) for trial in taken]
 
 
 def _note_taken(earlier: Earlier, taken: Sequence[PlacedTrial]) -> str:
@@ -319,26 +310,13 @@ class WarmStarts:
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Begun:
-    """The points that a study has taken from earlier ones so far.
-
-    Attributes:
-        sources: the earlier studies whose trials it has; they are not read again.
-        planned: whether points were chosen that are perhaps not all queued, since the command was
-            killed. They are written down in the study, and no others are chosen.
-    """
-
-    sources: Sequence[str] = ()
-    planned: bool = False
-
-
 def find_warm_starts(
-    question: Question, begun: Begun, remember: Callable[[], Remembered] = Remembered
+    question: Question, begun: Sequence[str], remember: Callable[[], Remembered] = Remembered
 ) -> WarmStarts:
     """Finds the points that `study.enqueue` and `study.from` name.
 
     Args:
+        begun: the earlier studies of which the study has trials already; they are not read again.
         remember: looks for earlier studies, for `study.from=auto`.
 
     Raises:
@@ -366,11 +344,9 @@ def find_warm_starts(
             f"study.enqueue: {len(points)} points{beside} are more than "
             f"study.trials={study.trials}; raise study.trials, or remove points"
         )
-    sources = _sources(wanted, mistakes, notes)
-    new = [source for label, source in sources.items() if label not in begun.sources]
+    sources = _sources(wanted, mistakes)
+    new = [source for label, source in sources.items() if label not in begun]
     studies = list[Earlier]()
-    if begun.planned and not mistakes:
-        return WarmStarts(points, [*sources], notes)
     if new == [AUTO] and not mistakes:
         found = remember()
         studies, notes = [*found.studies], [*notes, *found.notes]
@@ -384,37 +360,32 @@ def find_warm_starts(
     return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
 
 
-def _sources(wanted: Any, mistakes: list[str], notes: list[str]) -> dict[str, str]:
+def _sources(wanted: Any, mistakes: list[str]) -> dict[str, str]:
     """Returns the sources that `study.from` names, by their label; each once."""
     if wanted in (None, AUTO):
         return {} if wanted is None else {AUTO: AUTO}
     sources: dict[str, str] = {}
-    for index, source in enumerate(wanted if isinstance(wanted, list) else [wanted]):
-        key = f"study.from[{index}]" if isinstance(wanted, list) else "study.from"
+    for source in wanted if isinstance(wanted, list) else [wanted]:
         if source == AUTO:
             mistakes.append(
-                f"{key}: auto looks for earlier studies itself, and cannot stand beside others; "
-                "set study.from=auto, or name all"
+                "study.from: auto looks for earlier studies itself, and cannot stand beside "
+                "others; set study.from=auto, or name all"
             )
         elif not isinstance(source, str) or not source:
             mistakes.append(
-                f"{key} must be a run directory or the URL of a database; got {source!r}"
+                f"study.from must be a run directory or the URL of a database; got {source!r}"
             )
         else:
             try:
-                label = source_label(source)
+                sources.setdefault(source_label(source), source)
             except ValueError as error:
-                mistakes.append(f"{key}: {error}")
-                continue
-            if label in sources:
-                notes.append(f"study.from names {label} twice; it counts once")
-            sources[label] = source
+                mistakes.append(f"study.from: {error}")
     return sources
 
 
 def _read_all(sources: Sequence[str], mistakes: list[str], notes: list[str]) -> list[Earlier]:
     """Reads the earlier studies that are named, each once; collects why one cannot be read."""
-    studies: list[Earlier] = []
+    studies: dict[str | None, Earlier] = {}
     for source in sources:
         try:
             earlier = read_earlier(source)
@@ -422,14 +393,10 @@ def _read_all(sources: Sequence[str], mistakes: list[str], notes: list[str]) -> 
             lines = getattr(error, "mistakes", [str(error)])
             mistakes += [f"study.from: {line}" for line in lines]
             continue
-        same = [each.label for each in studies if earlier.uuid and each.uuid == earlier.uuid]
-        if same:
-            notes.append(f"{earlier.label} is the study of {same[0]}; it counts once")
-            continue
         if earlier.open:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
-        studies.append(earlier)
-    return studies
+        studies.setdefault(earlier.uuid or source, earlier)
+    return [*studies.values()]
 
 
 def _enqueued_points(question: Question, enqueued: Any, mistakes: list[str]) -> Iterator[WarmStart]:
@@ -447,125 +414,90 @@ def _enqueued_points(question: Question, enqueued: Any, mistakes: list[str]) -> 
         yield WarmStart(placed.point, source)
 
 
-LEASE = 60.0  # seconds that a slot is held while its trial is made
 AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from
 
 
-def begun(stored: StoredStudy) -> Begun:
-    """Returns the points that a study has taken from earlier studies."""
-    attributes = stored.optuna.user_attrs
-    return Begun(list(attributes.get(SOURCES, [])), bool(attributes.get(PLANNED)))
+def sources_of(stored: StoredStudy) -> list[str]:
+    """Returns the earlier studies of which a study has trials."""
+    return list(stored.optuna.user_attrs.get(SOURCES, []))
 
 
-def enqueue(
-    stored: StoredStudy,
-    starts: WarmStarts,
-    trials: int,
-    url: str,
-    *,
-    space: Space,
-    baseline: Point | None,
-) -> int:
-    """Queues each point that no trial of the study has tried.
+def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: Point | None) -> int:
+    """Queues each point that no trial of the study has tried, all of them in one transaction.
 
-    The baseline is queued before the first point, because it is trial 0. Points of earlier studies
-    are written down before the first of them is queued. So they are the same ones if the command is
-    killed in the midst, although those studies may have gone on.
+    The baseline is queued before the first point, because it is trial 0. Of an earlier study from
+    which the study has trials already no further ones are taken.
 
     Returns:
         How many points found no free slot.
     """
-    left_out = 0
-    with exclusive(url):
-        tried = [trial.params for trial in stored.trials()]
-        points, sources = _settle(stored, starts, space)
-        if not tried and baseline is not None and points:
-            _enqueue_point(stored, Point(), AS_COMPOSED, trials, **{BASELINE: True})
+    study_id = stored.ledger.study_id
+
+    def queue(connection: Connection) -> int:
+        tried = [trial.params for trial in _lock_trials(connection, stored)]
+        (known,) = sql.study_attrs(connection, study_id, SOURCES)
+        known = known or []
+        looked = AUTO in known and AUTO in starts.sources
+        again = looked or {*starts.sources} <= {*known}
+        points = [start for start in starts.points if not (start.taken and again)]
+        waiting: list[tuple[Point, dict[str, Any]]] = []
         if baseline is not None:
+            if not tried and points:
+                waiting.append((Point(), {BASELINE: True, ENQUEUED: AS_COMPOSED}))
             tried.append(baseline.params)
         for start in points:
             if start.point.params not in tried:
                 tried.append(start.point.params)
-                left_out += not _enqueue_point(stored, start.point, start.source, trials)
-        known = begun(stored).sources
-        if any(source not in known for source in sources):
-            stored.optuna.set_user_attr(SOURCES, [*dict.fromkeys([*known, *sources])])
-        if begun(stored).planned:
-            stored.optuna.set_user_attr(PLANNED, None)
-    return left_out
+                waiting.append((start.point, {ENQUEUED: start.source}))
+        slots = untouched(connection, study_id, trials) if waiting else []
+        for slot, (point, attributes) in zip(slots, waiting, strict=False):
+            _queue_trial(connection, study_id, slot, point, attributes)
+        if sources := [*dict.fromkeys([*known, *starts.sources])]:
+            sql.set_study_attr(connection, study_id, SOURCES, sources)
+        return max(0, len(waiting) - len(slots))
+
+    return execute(stored.ledger.storage, queue) if starts.points or starts.sources else 0
 
 
-def _settle(
-    stored: StoredStudy, starts: WarmStarts, space: Space
-) -> tuple[list[WarmStart], Sequence[str]]:
-    """Returns the points to queue and where they come from; writes down those of earlier studies.
-
-    What was written down first counts: a command may have been killed, or another one may have
-    looked at the earlier studies at a later moment.
-    """
-    typed = [start for start in starts.points if not start.taken]
-    taken = [start for start in starts.points if start.taken]
-    known, plan = begun(stored).sources, stored.optuna.user_attrs.get(PLANNED)
-    looked = AUTO in known and AUTO in starts.sources
-    if not plan and (not taken or looked or {*starts.sources} <= {*known}):
-        return typed, starts.sources
-    if not plan:
-        points = [{"params": start.point.params, "source": start.source} for start in taken]
-        plan = {"sources": [*starts.sources], "points": points}
-        stored.optuna.set_user_attr(PLANNED, plan)
-    planned = (
-        WarmStart(space.at(point["params"]), point["source"], taken=True)
-        for point in plan["points"]
-    )
-    return [*typed, *planned], plan["sources"]
-
-
-def _enqueue_point(
-    stored: StoredStudy, point: Point, source: str, trials: int, **user_attrs: Any
-) -> bool:
-    """Makes a waiting trial of a point, and returns whether there was a free slot for it."""
+def _lock_trials(connection: Connection, stored: StoredStudy) -> list[FrozenTrial]:
+    """Reads the trials that fill slots; until the commit nobody makes another."""
     ledger = stored.ledger
-
-    def make(connection: Connection, slot: int) -> int:
-        attributes = {SLOT: slot, ENQUEUED: source, **user_attrs}
-        return sql.insert(connection, ledger.study_id, attributes, point)._trial_id
-
-    claim = ledger.claim(worker_id(os.getpid()), trials, LEASE, make, fresh=True)
-    if claim is None:
-        return False
-    ledger.release(claim)
-    return True
+    sql.lock_study(connection, ledger.study_id, ledger.uuid)
+    trials = sql.read(connection, sql.ALL_TRIALS, study=ledger.study_id)
+    return [trial for trial in trials if sql.is_slot(trial.user_attrs.get(SLOT))]
 
 
-def failed_baseline(stored: StoredStudy) -> FrozenTrial | None:
+def _queue_trial(
+    connection: Connection, study_id: int, slot: int, point: Point, attributes: dict[str, Any]
+) -> None:
+    """Makes a waiting trial of a point, and opens a slot for it."""
+    trial = sql.insert(connection, study_id, {SLOT: slot, **attributes}, point)
+    enter(connection, study_id, [Entry(slot, "free", trial._trial_id)])
+
+
+def failed_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """Returns the baseline if it has failed; None if there is one that has not, or none at all."""
-    baselines = [trial for trial in stored.trials() if BASELINE in trial.user_attrs]
+    baselines = [trial for trial in trials if BASELINE in trial.user_attrs]
     failed = bool(baselines) and all(outcome(trial) == "failed" for trial in baselines)
     return baselines[-1] if failed else None
 
 
-def redo_baseline(stored: StoredStudy, url: str) -> None:
+def redo_baseline(stored: StoredStudy) -> None:
     """Opens the slot of a baseline that has failed for a new trial of the same configuration.
 
     The failed trial is set aside: it is kept, but no longer counted, so that N trials stay N.
     Nothing changes if the baseline has not failed.
     """
-    ledger = stored.ledger
+    study_id = stored.ledger.study_id
 
-    def replace(connection: Connection, failed: FrozenTrial, slot: int) -> None:
-        sql.lock_study(connection, ledger.study_id, ledger.uuid)
-        if not fills(connection, ledger.study_id, failed._trial_id, slot):
-            return  # an earlier try has done its COMMIT, and only the answer was lost
-        sql.write(connection, [set_aside(failed._trial_id)])
-        attributes = {SLOT: slot, BASELINE: True, ENQUEUED: AS_COMPOSED}
-        trial_id = sql.insert(connection, ledger.study_id, attributes, Point())._trial_id
-        enter(connection, ledger.study_id, [Entry(slot, "free", trial_id)])
+    def redo(connection: Connection) -> None:
+        if (failed := failed_baseline(_lock_trials(connection, stored))) is not None:
+            sql.write(connection, [sql.set_aside(failed._trial_id)])
+            slot, attributes = failed.user_attrs[SLOT], {BASELINE: True, ENQUEUED: AS_COMPOSED}
+            _queue_trial(connection, study_id, slot, Point(), attributes)
 
-    with exclusive(url):
-        if (failed := failed_baseline(stored)) is not None:
-            slot = int(failed.user_attrs[SLOT])
-            execute(ledger.storage, lambda connection: replace(connection, failed, slot))
-            stored.storage.forget(ledger.study_id)
+    execute(stored.ledger.storage, redo)
+    stored.storage.forget(study_id)
 
 
 def missing_baseline(stored: StoredStudy) -> str | None:
@@ -573,7 +505,7 @@ def missing_baseline(stored: StoredStudy) -> str | None:
 
     One whose training diverged, or whose network was too large, would only do so again.
     """
-    failed = failed_baseline(stored)
+    failed = failed_baseline(stored.trials())
     if failed is None or failed.user_attrs.get(FAILURE) in TEACHES:
         return None
     reason = reason_of(failed) or NO_REASON

@@ -36,17 +36,21 @@ from studyloom.question.question import KEEPS_STATE
 from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
-from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
+from studyloom.storage.attributes import BASELINE, KEPT, PAUSED, SLOT, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
 from studyloom.study.failures import Failure
 from studyloom.study.promotion import Promotion, PromotionOrder
-from studyloom.study.replay import Provenance, current_environment
-from studyloom.study.reporter import Limits, Reporter, Stopwatch
+from studyloom.study.reporter import (
+    Limits,
+    Provenance,
+    Reporter,
+    Stopwatch,
+    current_environment,
+)
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.tracking import Tracking
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 
@@ -147,7 +151,7 @@ class Worker:
     on_claim: Callable[[], None] = lambda: None
     stage: str = "search"
     pausing: Callable[[], bool] = lambda: False
-    tracking: Tracking = field(default_factory=Tracking)
+    on_end: Callable[[FrozenTrial], None] = lambda trial: None
 
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots until all are done or the worker is asked to stop.
@@ -207,9 +211,6 @@ class Worker:
         Of two processes that begin together, each has its claim before it looks, so that both do
         not go on. The sampler is made here, once for all trials of this process.
 
-        Args:
-            claim: the first of this process, which is released if another one is at work.
-
         Raises:
             LaunchError: another process works on the study; the claim was released.
         """
@@ -255,11 +256,7 @@ class Worker:
             self.stored.storage.clear()
 
     def run_trial(self, claim: Claim, order: PromotionOrder | None, trials: int) -> None:
-        """Runs the trial of a claim from its present state to its end.
-
-        Raises:
-            Paused: it waits at a rung, and its slot was given back.
-        """
+        """Runs the trial of a claim from its present state to its end, or to a rung (Paused)."""
         assert claim.trial_id is not None
         with self.watch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
@@ -279,7 +276,7 @@ class Worker:
 
         where = (self.stored, trial, claim, worker_id(os.getpid()), self.limits, releasing)
         decides = (comparable, order if prunable else None, trials)
-        reporter = Reporter(*where, self.watch, self.tracking, *decides)
+        reporter = Reporter(*where, self.watch, self.on_end, *decides)
         if claim.over or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, reporter)
             return
@@ -325,20 +322,13 @@ class Worker:
         One of which too many workers died fails. One that was paused, and is not to be promoted, is
         pruned at its last report.
         """
-        claim, objective, checkpoint = reporter.claim, None, None
+        claim, checkpoint = reporter.claim, None
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
             point = self.question.space.at(frozen.params)
             checkpoint = self.files.checkpoint(frozen.number, point)
-            numbers = frozen.user_attrs.get(EPOCHS, {}).get("number") or [None]
-            whole = claim.over and numbers[-1] == frozen.last_step
-            if claim.over and not whole:  # its worker died before it had stored the rest
-                objective = self.make_objective(claim, frozen.number, point)
-                state = None if checkpoint is None else checkpoint.load()
-                if state is not None:
-                    with contextlib.suppress(ValueError):
-                        objective.restore(state)
-            if not whole:
-                reporter.store(objective, self.provenance(claim, point, frozen.number))
+            if not claim.over:
+                reporter.provenance = self.provenance(claim, point, frozen.number)
+                reporter.store(None)
         if claim.over:
             reporter.tell(None, TrialState.PRUNED)
         else:
@@ -352,10 +342,9 @@ class Worker:
         number, state = frozen.number, TrialState.COMPLETE
         value: float | None = None
         failure: Failure | None = None
-        provenance: Provenance | None = None
         objective: Objective | None = None
         try:
-            provenance = self.provenance(reporter.claim, point, number)
+            reporter.provenance = self.provenance(reporter.claim, point, number)
             reporter.constrain(self.question.measure_costs(point, self.data))
             objective = self.make_objective(reporter.claim, number, point)
             value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
@@ -363,7 +352,6 @@ class Worker:
             error = reporter.raised or caught
             ours = error is reporter.raised
             if ours and isinstance(error, Paused):
-                reporter.store(objective, provenance)
                 reporter.pause()
             theirs = isinstance(error, Stopped | Interrupted)
             if theirs or (ours and isinstance(error, StorageLost | ClaimLost | Paused)):
@@ -375,7 +363,7 @@ class Worker:
                 if objective is not None and ours:
                     # Later epochs ran while the database was away.
                     objective.cut(error.args[0].number)
-        reporter.store(objective, provenance)
+        reporter.store(objective)
         if failure is not None:
             reporter.fail(failure)
         else:
@@ -388,11 +376,7 @@ class Worker:
         checkpoint: Checkpoint | None,
         reported: int | None,
     ) -> float:
-        """Runs an objective from its last checkpoint on, and returns its value.
-
-        Args:
-            reported: the last step of the trial that is stored; None if there is none.
-        """
+        """Runs an objective from its last checkpoint on, and returns its value."""
         number = reporter.trial.number
         with self.watch("checkpoints"):
             state = None if checkpoint is None else checkpoint.load()

@@ -16,9 +16,7 @@ from studyloom.study.replay import (
     OUTSIDE,
     REORDERING,
     Course,
-    Provenance,
     Tolerance,
-    current_environment,
     find_trial,
     first_difference,
     is_loop,
@@ -28,6 +26,7 @@ from studyloom.study.replay import (
     threads,
     train_again,
 )
+from studyloom.study.reporter import Provenance, current_environment
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value, one_line
 

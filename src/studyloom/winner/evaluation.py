@@ -24,7 +24,7 @@ from studyloom.question.question import SECTIONS, FunctionQuestion
 from studyloom.storage.attributes import TESTED
 from studyloom.study.failures import outcome, reason_of
 from studyloom.study.race import Leaving, Race
-from studyloom.study.replay import current_environment
+from studyloom.study.reporter import current_environment
 from studyloom.study.stored_study import RETRAINING
 from studyloom.text import format_value, one_line
 from studyloom.training.checkpoint import pack_weights
