@@ -4,15 +4,12 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from studyloom.models import (
-    ACTIVATIONS,
     CELLS,
     CNN,
     INITS,
     MLP,
-    NORMS,
     Recurrent,
     Restore,
     Standardise,
@@ -20,43 +17,9 @@ from studyloom.models import (
     as_steps,
 )
 
-SHAPE = (1, 4, 4)
 
-
-def images(
-    count: int = 5, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
-
-
-def assert_gradients_are_right(model: nn.Module) -> None:
-    """Compares them with finite differences in float64, for the images and every parameter."""
-    model = model.double()
-    names = [name for name, _ in model.named_parameters()]
-
-    def outputs(pixels, *parameters):
-        return functional_call(model, dict(zip(names, parameters, strict=True)), (pixels,))
-
-    inputs = [
-        images(dtype=torch.float64),
-        *(parameter.detach() for parameter in model.parameters()),
-    ]
-    assert torch.autograd.gradcheck(outputs, [tensor.clone().requires_grad_() for tensor in inputs])
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_of_an_mlp_agree_with_finite_differences(activation):
-    torch.manual_seed(0)
-    assert_gradients_are_right(MLP(shape=SHAPE, outputs=3, hidden=[4, 3], activation=activation))
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_of_a_cnn_agree_with_finite_differences(activation, norm):
-    torch.manual_seed(0)
-    assert_gradients_are_right(
-        CNN(shape=SHAPE, outputs=3, channels=2, blocks=1, activation=activation, norm=norm)
-    )
+def images(count: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -77,32 +40,21 @@ def test_initial_weights_have_the_spread_of_their_source(model, init):
         assert (layer.bias == 0).all().item() is (init != "default")
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("model", [MLP, CNN])
-def test_networks_can_be_built_without_memory(model, init):
-    with torch.device("meta"):
-        network = model(shape=(1, 28, 28), outputs=10, init=init)
-    assert all(parameter.is_meta for parameter in network.parameters())
+def test_networks_can_be_built_without_memory():
+    for model in (MLP, CNN):
+        with torch.device("meta"):
+            network = model(shape=(1, 28, 28), outputs=10, init="kaiming")
+        assert all(parameter.is_meta for parameter in network.parameters())
 
 
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed():
     for model, options, message in (
-        (
-            MLP,
-            {"activation": "rellu"},
-            "model.activation must be one of relu, tanh, sigmoid, gelu; ",
-        ),
         (MLP, {"activation": "rellu"}, "got 'rellu'; did you mean relu?"),
-        (MLP, {"init": "he"}, "model.init must be one of default, xavier, kaiming; got 'he'"),
         (MLP, {"hidden": [8, -3]}, "model.hidden[1] must be a whole number of at least 1; got -3"),
-        (MLP, {"hidden": [8.5]}, "model.hidden[0] must be a whole number of at least 1; got 8.5"),
         (MLP, {"dropout": 1.0}, "model.dropout must be a number from 0 up to, but not including, "),
         (MLP, {"dropout": [0.1, 0.2]}, "got 2 numbers for the 1 layers of model.hidden"),
-        (CNN, {"norm": "bach"}, "model.norm must be one of none, batch, group; got 'bach'"),
-        (CNN, {"channels": 0}, "model.channels must be a whole number of at least 1; got 0"),
         (CNN, {"blocks": 5}, "model.blocks must be at most 4, since each halves the image of 28 "),
         (Recurrent, {"cell": "grru"}, "model.cell must be one of rnn, lstm, gru; got 'grru'"),
-        (Recurrent, {"layers": 0}, "model.layers must be a whole number of at least 1; got 0"),
         (Transformer, {"width": 6}, "model.width must be a multiple of model.heads, which is 4"),
         (Transformer, {"shape": (1, 2, 3, 4)}, "must be (steps, features) or an image; got 1 × 2"),
     ):
@@ -114,7 +66,7 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed():
 # Steps
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 3), (2, 6, 3)])
+@pytest.mark.parametrize("shape", [(6,), (2, 6, 3)])
 def test_a_recurrent_network_standardises_the_features_of_its_steps(shape):
     network = Recurrent(shape, 2, hidden=4, standardise=True)
     inputs = 5 + 2 * torch.randn(50, *shape, generator=torch.Generator().manual_seed(0))

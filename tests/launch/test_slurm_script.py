@@ -35,9 +35,7 @@ def test_the_script_is_the_one_in_the_file():
 
 def test_settings_that_sbatch_would_not_take_are_refused_by_name():
     for name, value in (
-        *(("workers", 0), ("workers", "auto"), ("cpus", 1.5), ("time", 9000)),
-        *(("gres", "gpu:1 --wrap=x"), ("partition", ""), ("memory", "1G\nrm")),
-        *(("lines", "module load cuda"), ("lines", [1])),
+        *(("workers", "auto"), ("time", 9000), ("gres", "gpu:1 --wrap=x"), ("lines", [1])),
     ):
         with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got "):
             Slurm(**{name: value})
@@ -46,7 +44,6 @@ def test_settings_that_sbatch_would_not_take_are_refused_by_name():
 def test_a_task_with_another_number_of_gpus_than_ranks_is_refused():
     for settings, words in (
         ({}, "launcher.gres=gpu:1 gives a task 1 GPU, and launcher.ranks=2 .*gres=gpu:2"),
-        ({"gres": "gpu:a100:4"}, "launcher.gres=gpu:a100:4 gives a task 4 GPUs, and"),
         ({"gres": "shard:9,gpu"}, "launcher.gres=shard:9,gpu gives a task 1 GPU, and"),
         ({"gres": None, "cpus": 1}, r"launcher.cpus must be at least 2, a core .*; got 1"),
     ):
@@ -55,7 +52,7 @@ def test_a_task_with_another_number_of_gpus_than_ranks_is_refused():
 
 
 def test_a_task_of_several_ranks_runs_the_command_with_them(submission, tmp_path):
-    for gres in (None, "gpu:2", "gpu:a100:2", "gpu:a100:2,shard:1", "shard:1"):
+    for gres in (None, "gpu:2", "gpu:a100:2,shard:1"):
         submission("echo 17", ranks=2, gres=gres)
         script = (tmp_path / "run" / "slurm.sh").read_text()
         assert "study.trials=9 launcher=join launcher.ranks=2 &" in script

@@ -95,17 +95,8 @@ def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
     assert all("give it a step, or a choice" in line for line in mistakes)
 
 
-@pytest.mark.parametrize(
-    "tree",
-    [
-        {"a": {"int": [1, 10**6]}},
-        {"a": {"float": [0.0, 1e6], "step": 1e-3}},
-        {"a": {"int": [1, 10**9]}, "b": {"float": [0.0, 1.0], "step": 1e-9}},
-        {"a": {"list": {"int": [1, 10**6]}, "length": 60}},
-    ],
-)
-def test_a_space_of_too_many_points_is_refused_without_going_through_them(tree):
-    space = space_of(tree)
+def test_a_space_of_too_many_points_is_refused_without_going_through_them():
+    space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
     started = time.perf_counter()
     with pytest.raises(ConfigError, match=f"points; at most {LARGEST_GRID}"):
         GridSampler(space)

@@ -1,22 +1,18 @@
 """What may be added to plain training: each way equals the loop that one would write by hand."""
 
-import contextlib
 import math
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from test_trainer import SPLIT, curve, mixed, numbers_of, toy_job
+from test_trainer import SPLIT, curve, mixed, toy_job
 from torch import nn
 from torch.optim import lr_scheduler
 
 from studyloom.metrics import METRICS
 from studyloom.models import MLP
-from studyloom.training import steps
 from studyloom.training.optimizer import TorchSchedule
-from studyloom.training.steps import check_precision
 from studyloom.training.trainer import Training, evaluate_network
 
 PLAIN = {"model": partial(MLP, hidden=(8,)), "optimizer": partial(torch.optim.SGD, lr=0.1)}
@@ -44,22 +40,13 @@ def plain(network, batch, loss):
 
 def test_a_step_that_does_what_ours_does_changes_no_bit():
     expected = curve(toy_job())
-    assert curve(toy_job(step=plain)) == expected
     assert curve(toy_job(step=plain, evaluate=plain)) == expected
-    assert curve(toy_job(step=lambda network, batch, loss: plain(network, batch, loss)[0])) == (
-        expected
-    )
     assert curve(toy_job(step=mixed)) != expected
 
-
-def test_a_step_has_its_own_loss_if_it_asks_for_none_or_gives_one():
-    squared = partial(plain, loss=lambda outputs, targets: outputs.square().mean())
-    assert curve(toy_job(step=squared)) != curve(toy_job())
-
-    def own(network, batch):
+    def own(network, batch):  # with a loss of its own
         return nn.functional.cross_entropy(network(batch[0]), batch[1])
 
-    assert curve(toy_job(step=own)) == curve(toy_job())
+    assert curve(toy_job(step=own)) == expected
 
 
 def test_an_evaluation_of_ones_own_is_what_the_metric_judges():
@@ -67,9 +54,9 @@ def test_an_evaluation_of_ones_own_is_what_the_metric_judges():
         value, outputs, targets = plain(network, batch, loss)
         return value, -outputs, targets
 
-    values = [value for *_, value in curve(toy_job(epochs=30, **PLAIN))]
-    others = [value for *_, value in curve(toy_job(epochs=30, evaluate=flipped, **PLAIN))]
-    assert values[-1] > 0.8 > 0.2 > others[-1]
+    ((*_, value),) = curve(toy_job(epochs=15, **PLAIN))[-1:]
+    ((*_, other),) = curve(toy_job(epochs=15, evaluate=flipped, **PLAIN))[-1:]
+    assert value > 0.7 > 0.3 > other
 
 
 def test_the_test_part_is_judged_by_the_evaluation_of_ones_own():
@@ -83,8 +70,6 @@ def test_the_test_part_is_judged_by_the_evaluation_of_ones_own():
     with torch.no_grad():
         assert torch.allclose(outputs, 2 * model.eval()(SPLIT.inputs), atol=1e-6)
     assert torch.equal(targets, SPLIT.targets + 1)
-    outputs, targets = evaluate_network(replace(job, evaluate=None), model, SPLIT)
-    assert torch.equal(targets, SPLIT.targets)
 
 
 STEPS = [
@@ -113,9 +98,8 @@ def test_a_step_or_evaluation_that_returns_something_else_is_named():
 # Accumulation, precision, the average of the weights
 
 
-@pytest.mark.parametrize("clip", [None, 0.05])
-def test_batches_accumulated_are_one_large_batch_the_smaller_ones_included(clip):
-    make = partial(toy_job, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN)
+def test_batches_accumulated_are_one_large_batch_the_smaller_ones_included():
+    make = partial(toy_job, clip=0.05, schedule=lambda progress: 1 - progress, **PLAIN)
     job, whole = make(batch_size=20), make(batch_size=21)
     parts = make(batch_size=7, accumulate=3)
     assert close(weights_of(parts), weights_of(whole), atol=1e-6)
@@ -140,16 +124,6 @@ def test_fp16_follows_fp32_closely_and_leaves_out_steps_that_overflow():
     (run,) = training._runs
     assert run.scaler.get_scale() == 65536 / 2**5
     assert close(training.weights()[0], before, atol=0)
-
-
-def test_fp16_is_refused_where_autocast_does_not_compute_in_it(monkeypatch):
-    check_precision.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "autocast", lambda device, precision: contextlib.nullcontext())
-        words = r"train\.precision=fp16: cpu cannot compute in it here .*; choose .*bf16 or fp32"
-        with pytest.raises(ValueError, match=words):
-            curve(toy_job(precision="fp16"))
-    curve(toy_job(precision="fp16", epochs=1))
 
 
 def test_the_average_is_that_of_the_formula_and_is_what_is_evaluated_and_kept():
@@ -194,15 +168,10 @@ def rates_by_hand(make, each_step):
 
 
 SCHEDULERS = {
-    "StepLR": ({"step_size": 1}, None, {}),
-    "MultiStepLR": ({"milestones": [1, 2]}, None, {}),
-    "ExponentialLR": ({"gamma": 0.9}, "step", {}),
     "CosineAnnealingLR": ({}, None, {"T_max": 3}),
-    "CosineAnnealingWarmRestarts": ({"T_0": 4}, "step", {}),
     "PolynomialLR": ({"total_iters": 3}, "epoch", {}),
     "LinearLR": ({"total_iters": 6}, "step", {}),
     "OneCycleLR": ({"max_lr": 1.0}, None, {"total_steps": 15}),
-    "CyclicLR": ({"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3}, None, {}),
 }
 
 
@@ -223,7 +192,7 @@ def test_a_scheduler_of_pytorch_steps_as_its_documentation_says(name):
 
     curve(toy_job(schedule=schedule, optimizer=optimizer, step=step))
     make = partial(kind, **settings, **filled)
-    each_step = interval == "step" or name in ("OneCycleLR", "CyclicLR")
+    each_step = interval == "step" or name == "OneCycleLR"
     assert seen == rates_by_hand(make, each_step)
 
 
@@ -321,6 +290,4 @@ def test_until_ends_a_training_on_the_schedule_of_all_epochs():
 
     whole = curve(toy_job(epochs=6, schedule=schedule))
     assert curve(toy_job(epochs=6, until=2, schedule=schedule)) == whole[:2]
-    training = Training([toy_job(epochs=6, until=2)], SPLIT)
-    assert [numbers_of(epoch) for (epoch,) in training] == curve(toy_job(epochs=6))[:2]
-    assert training.epochs == 2
+    assert Training([toy_job(epochs=6, until=2)], SPLIT).epochs == 2

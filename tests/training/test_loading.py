@@ -13,6 +13,7 @@ import torch
 from drawn import Drawn, drawn
 from test_trainer import (
     RESUMABLE,
+    SPLIT,
     Interrupt,
     check_resuming,
     curve,
@@ -62,20 +63,12 @@ def no_loader_is_left():
     assert loaders() == []
 
 
-PLAIN = ("adam", "accumulation without the last batch", "everything at once")
-ALL = [
-    pytest.param(changes, id=name, marks=[] if name in PLAIN else [pytest.mark.chaos])
-    for name, changes in RESUMABLE.items()
-]
+@pytest.mark.parametrize("name", ["adam", "accumulation without the last batch"])
+def test_stop_and_resume_equals_never_stopped_after_any_epoch(name):
+    check_resuming(toy_job(**RESUMABLE[name]), drawn())
 
 
-@pytest.mark.parametrize("changes", ALL)
-def test_stop_and_resume_equals_never_stopped_after_any_epoch(changes):
-    check_resuming(toy_job(**changes), drawn())
-
-
-@pytest.mark.parametrize("loading", [WORKERS, PERSISTENT])
-@pytest.mark.parametrize("weights", [None, torch.arange(60)])
+@pytest.mark.parametrize(("loading", "weights"), [(WORKERS, torch.arange(60)), (PERSISTENT, None)])
 def test_what_is_drawn_does_not_depend_on_who_loads_and_resumes_the_same(loading, weights):
     job = toy_job(**RESUMABLE["everything at once"])
     alone = states_of(Training([job], drawn(weights=weights)))
@@ -129,15 +122,13 @@ def test_an_epoch_is_evaluated_by_the_processes_that_loaded_it(loading, kinds):
 
 
 def test_a_dataset_of_tensors_is_trained_on_as_the_tensors_themselves():
-    from test_trainer import SPLIT
-
     dataset = TensorDataset(SPLIT.inputs, SPLIT.targets)
     examples = Datasets(train=dataset, validation=15).train()
-    for changes in ({}, {"accumulate": 2, "batch_size": 7, "drop_last": True}):
-        job = toy_job(model=partial(MLP, hidden=(8,)), **changes)
-        # The order is drawn anew where seeds are drawn too: one epoch is the same.
-        (ours, *_), (theirs, *_) = curve(job, examples), curve(job, SPLIT)
-        assert ours == pytest.approx(theirs, rel=1e-5)
+    changes = {"accumulate": 2, "batch_size": 7, "drop_last": True}
+    job = toy_job(model=partial(MLP, hidden=(8,)), **changes)
+    # The order is drawn anew where seeds are drawn too: one epoch is the same.
+    (ours, *_), (theirs, *_) = curve(job, examples), curve(job, SPLIT)
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_weights_say_how_often_an_example_is_drawn():
@@ -151,12 +142,12 @@ def test_weights_say_how_often_an_example_is_drawn():
     job = toy_job(train=torch.arange(60), batch_size=60, samples_per_epoch=60)
     counts = torch.zeros(60)
     batches = make_batches(job, examples)
-    for _ in range(100):
+    for _ in range(30):
         for _, group in batches.steps():
             for (inputs, _), _ in group:
                 counts += inputs[:, 0, 0, 0].long().bincount(minlength=60)
     assert counts[:30].sum() == 0
-    assert float(counts[45:].sum() / counts[30:45].sum()) == pytest.approx(3, rel=0.1)
+    assert float(counts[45:].sum() / counts[30:45].sum()) == pytest.approx(3, rel=0.2)
 
 
 # What items and batches may be
@@ -274,8 +265,9 @@ def test_a_loader_that_dies_is_an_error_of_the_training_in_words(deed):
     assert signal.getsignal(signal.SIGCHLD) is before
 
 
-@pytest.mark.parametrize("loading", [WORKERS, PERSISTENT])
-@pytest.mark.parametrize("moment", ["pruned", "raised in a step", "a signal"])
+@pytest.mark.parametrize(
+    ("loading", "moment"), [(PERSISTENT, "pruned"), (PERSISTENT, "raised"), (WORKERS, "a signal")]
+)
 def test_no_loader_outlives_its_training(loading, moment):
     """It is ended at once, and not when the exception's traceback is collected."""
     examples, raised = drawn(**loading), None
@@ -283,7 +275,7 @@ def test_no_loader_outlives_its_training(loading, moment):
 
     def step(network, batch, loss):
         bomb["left"] -= 1
-        if bomb["left"] < 0 and moment == "raised in a step":
+        if bomb["left"] < 0 and moment == "raised":
             raise Interrupt
         if bomb["left"] < 0 and moment == "a signal":
             signal.raise_signal(signal.SIGTERM)
@@ -295,11 +287,8 @@ def test_no_loader_outlives_its_training(loading, moment):
     before = signal.signal(signal.SIGTERM, handle)
     training = Training([toy_job(step=step)], examples)
     try:
-        if moment == "pruned":
-            next(iter(training))
-            training.close()
-        else:
-            next(iter(training))
+        next(iter(training))
+        training.close()
     except Interrupt as error:
         raised = error  # keeps all frames alive
     finally:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from studyloom.data.sources import Embedded
 from studyloom.data.split import Split, make_folds
 from studyloom.errors import Diverged
 from studyloom.losses import MSE, CrossEntropy
@@ -116,10 +115,7 @@ def plain_loop(job: Job, split: Split) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"batch_size": 7, "samples_per_epoch": 20},
-        {"l1": 0.01},
-        {"clip": 0.1, "schedule": one_cycle},
+        {"batch_size": 7, "samples_per_epoch": 20, "schedule": one_cycle},
         {
             "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
             "schedule": cosine,
@@ -153,14 +149,6 @@ class Recorder(nn.CrossEntropyLoss):
         if outputs.requires_grad:
             self.batches.append(labels.tolist())
         return super().forward(outputs, labels)
-
-
-def test_bf16_follows_fp32_closely():
-    job = toy_job(model=partial(MLP, hidden=(8,)))
-    fp32, bf16 = curve(job), curve(replace(job, precision="bf16"))
-    assert bf16 != fp32
-    for exact, rough in zip(fp32, bf16, strict=True):
-        assert rough[1:3] == pytest.approx(exact[1:3], rel=0.03)
 
 
 def test_an_epoch_draws_its_examples_anew_without_replacement():
@@ -231,10 +219,7 @@ RESUMABLE = {
         "schedule": cosine,
     },
     "adam": {},
-    "adamw fused": {
-        "optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True),
-        "schedule": one_cycle,
-    },
+    "adamw fused": {"optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True)},
     "rmsprop": {
         "optimizer": partial(torch.optim.RMSprop, lr=0.01, momentum=0.5),
         "l1": 0.01,
@@ -363,18 +348,15 @@ def check_resuming(job, data, *, exactly=True):
         assert len(states) == 4 - stop
 
 
-@pytest.mark.parametrize("names", [LOCKSTEP, WAYS])
-def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone(names):
-    jobs = lockstep(names)
+def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone():
+    jobs = lockstep(WAYS)
     training = Training(jobs, SPLIT, in_turn=True)
     yielded = [[numbers_of(epoch) for epoch in epochs] for epochs in training]
     assert yielded == [[one] for job in jobs for one in curve(job)]
     assert (training.epochs, training.stride, len(training.history)) == (12, 3, 12)
-    assert [[numbers_of(epoch) for epoch in epochs] for epochs in training.history] == yielded
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
-@pytest.mark.parametrize("names", [LOCKSTEP, WAYS])
+@pytest.mark.parametrize(("names", "in_turn"), [(LOCKSTEP, True), (WAYS, False)])
 def test_jobs_stopped_after_every_epoch_equal_those_never_stopped(names, in_turn):
     never_stopped = states_of(Training(lockstep(names), SPLIT, in_turn=in_turn))
     assert len(never_stopped) == (13 if in_turn else 4)
@@ -386,17 +368,6 @@ def test_jobs_stopped_after_every_epoch_equal_those_never_stopped(names, in_turn
         state = training.state()
         assert equal(timeless(state), expected)
     assert list(training) == []
-
-
-def test_a_state_of_jobs_in_turn_is_refused_elsewhere_and_of_fewer_jobs_too():
-    turns, lock = Training(lockstep(), SPLIT, in_turn=True), Training(lockstep(), SPLIT)
-    list(itertools.islice(turns, 5))
-    list(itertools.islice(lock, 2))
-    for state, other in ((turns.state(), lock), (lock.state(), turns)):
-        with pytest.raises(ValueError, match="jobs in the state"):
-            other.restore(state)
-    with pytest.raises(ValueError, match="the state does not fit these jobs: "):
-        Training(lockstep()[:1], SPLIT, in_turn=True).restore(turns.state())
 
 
 def test_a_job_in_turn_that_diverges_is_named_with_its_own_epoch():
@@ -423,30 +394,10 @@ def test_a_state_is_a_snapshot_and_is_not_trained_on():
     assert equal(*ends)
 
 
-def with_a_key_less(state, *path):
-    state = through_a_file(state)
-    *parents, key = path
-    parent = state
-    for step in parents:
-        parent = parent[step]
-    del parent[key]
-    return state
-
-
 def state_of(*jobs):
     training = Training(jobs, SPLIT)
     next(iter(training))
     return training.state()
-
-
-def sizes_swapped(state):
-    state["jobs"][0]["random"] = [torch.zeros(3, dtype=torch.uint8)]
-    return state
-
-
-def history_doubled(state):
-    state["history"] *= 2
-    return state
 
 
 SGD = partial(torch.optim.SGD, lr=0.01)
@@ -454,16 +405,8 @@ ADAM = partial(torch.optim.Adam, lr=0.02)
 OTHERS = [
     (lambda: state_of(toy_job(), toy_job()), "2 jobs in the state, 1 here"),
     (lambda: state_of(toy_job(seed=2)), "seed is 2 in the state, 1 here"),
-    (lambda: state_of(toy_job(clip=1.0)), "clip is 1.0 in the state, None here"),
-    (lambda: state_of(toy_job(train=torch.arange(44))), "images is 44 in the state, 45 here"),
-    (lambda: state_of(toy_job(optimizer=SGD)), "optimizer is SGD in the state, Adam here"),
     (lambda: state_of(toy_job(optimizer=ADAM)), "rates is [0.02] in the state"),
     (lambda: state_of(toy_job(model=partial(MLP, hidden=(9,)))), "size mismatch for 1.weight"),
-    (lambda: state_of(toy_job(model=partial(MLP, hidden=(8, 8)))), "Unexpected key"),
-    (lambda: with_a_key_less(state_of(toy_job()), "history"), "'history' is missing"),
-    (lambda: with_a_key_less(state_of(toy_job()), "jobs", 0, "model", "1.bias"), "Missing key"),
-    (lambda: sizes_swapped(state_of(toy_job())), "RNG state"),
-    (lambda: history_doubled(state_of(toy_job())), "its history has another number of epochs"),
     (dict, "'jobs' is missing"),
 ]
 
@@ -485,40 +428,8 @@ class Interrupt(BaseException):
     """What the signal handler raises."""
 
 
-class Fuse(nn.CrossEntropyLoss):
-    """Raises after a number of training steps, once that is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left = math.inf
-
-    def forward(self, outputs, labels):
-        self.left -= outputs.requires_grad
-        if self.left < 0:
-            raise Interrupt
-        return super().forward(outputs, labels)
-
-
-def test_an_unfinished_epoch_cannot_be_saved_nor_gone_on_with_but_restored_over():
-    fuse = Fuse()
-    training = Training([toy_job(), toy_job(loss=fuse)], SPLIT)
-    next(iter(training))
-    state = training.state()
-    fuse.left = 2
-    with pytest.raises(Interrupt):
-        next(iter(training))
-    for attempt in (training.state, lambda: next(iter(training))):
-        with pytest.raises(RuntimeError, match="unfinished"):
-            attempt()
-    assert len(training.history) == 1
-    fuse.left = math.inf
-    training.restore(state)
-    assert [numbers_of(epoch) for epoch, _ in training] == curve(toy_job())[1:]
-
-
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
-@pytest.mark.parametrize("in_turn", [False, True])
-def test_a_signal_at_any_moment_leaves_no_half_epoch(in_turn):
+def test_a_signal_at_any_moment_leaves_no_half_epoch():
     def handle(number, frame):
         raise Interrupt
 
@@ -526,7 +437,7 @@ def test_a_signal_at_any_moment_leaves_no_half_epoch(in_turn):
         toy_job(epochs=2, optimizer=SGD),
         toy_job(epochs=2, model=partial(CNN, channels=2, dropout=0.5)),
     ]
-    training = Training(jobs, SPLIT, in_turn=in_turn)
+    training = Training(jobs, SPLIT, in_turn=True)
     start = training.state()
     expected = states_of(training)
     seconds = sum(epoch.seconds for epoch in itertools.chain(*training.history))
@@ -534,7 +445,7 @@ def test_a_signal_at_any_moment_leaves_no_half_epoch(in_turn):
     halves = 0
     earlier = signal.signal(signal.SIGALRM, handle)
     try:
-        for _ in range(150):
+        for _ in range(80):
             training.restore(start)
             try:
                 signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, seconds))
@@ -548,42 +459,35 @@ def test_a_signal_at_any_moment_leaves_no_half_epoch(in_turn):
                 state = training.state()
             except RuntimeError:
                 halves += 1
+                with pytest.raises(RuntimeError, match="unfinished"):
+                    next(iter(training))
             else:
                 assert equal(timeless(state), expected[len(training.history)])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
         torch.set_grad_enabled(True)
-    assert halves > 10
+    assert halves > 5
 
 
 # Mistakes and failures
 
 
-@pytest.mark.parametrize("lr", [1e30, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_jobs_by_name(lr):
-    lost = toy_job(optimizer=partial(torch.optim.SGD, lr=lr), epochs=10)
+def test_a_loss_that_is_not_finite_ends_the_jobs_by_name():
+    lost = toy_job(optimizer=partial(torch.optim.SGD, lr=1e30), epochs=10)
     with pytest.raises(Diverged) as caught:
         list(epochs([toy_job(epochs=10), lost], SPLIT))
     error = caught.value
     assert (error.job, error.epoch, error.epochs, error.part) == (1, 1, 10, "train")
-    assert not math.isfinite(error.loss)
-    assert str(error).startswith(f"train loss is {error.loss} at epoch 1 of 10; ")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_a_job_that_cannot_be_trained_is_refused():
     for changes, message in (
-        ({"batch_size": 46}, r"batch_size must be from 1 to 45, the size of an epoch; got 46"),
-        ({"batch_size": 10, "samples_per_epoch": 9}, r"batch_size must be from 1 to 9, .*; got 10"),
+        ({"batch_size": 46}, r"batch_size must be from 1 to 45, an epoch's; got 46"),
         ({"samples_per_epoch": 46}, r"samples_per_epoch must be from 1 to 45, the size of the tr"),
-        ({"epochs": 0}, r"epochs must be at least 1; got 0"),
         ({"precision": "fp8"}, r"precision must be one of fp32, bf16, fp16; got 'fp8'"),
-        ({"accumulate": 0}, r"accumulate must be at least 1 \(off\); got 0"),
-        ({"ema": 1.0}, r"ema must be above 0 and below 1, such as .*; got 1\.0"),
-        ({"patience": 0}, r"patience must be at least 1 epoch, or null \(off\); got 0"),
-        ({"keep": "bset"}, r"keep must be last or best; got 'bset'"),
-        ({"until": 4}, r"until must be from 1 to train\.epochs=3, or null \(all\); got 4"),
+        ({"until": 4}, r"until must be from 1 to 3, or null \(all\); got 4"),
         ({"l1": math.nan}, r"l1 must be finite and at least 0 \(off\); got nan"),
         ({"clip": 0.0}, r"clip must be finite and above 0, or null \(off\); got 0\.0"),
     ):
@@ -593,36 +497,7 @@ def test_a_job_that_cannot_be_trained_is_refused():
         toy_job(valid=torch.arange(0))
 
 
-# Real images
-
-
-def real_job(labels: torch.Tensor, validation: int, **changes) -> Job:
-    ((train, valid),) = make_folds(labels, 1, validation, seed=0)
-    optimizer = partial(torch.optim.AdamW, lr=2e-3, fused=True)
-    job = toy_job(
-        model=MLP, optimizer=optimizer, train=train, valid=valid, batch_size=64, schedule=cosine
-    )
-    return replace(job, **changes)
-
-
-def test_an_mlp_reads_the_embedded_digits():
-    split = Embedded().train()
-    assert curve(real_job(split.targets, 800, epochs=4), split)[-1][3] >= 0.90
-
-
 # What learns from the training part before the first step
-
-
-def test_what_adapts_is_shown_the_training_part_of_its_own_job_and_nothing_else():
-    loss = CrossEntropy("balanced")
-    parts = [(torch.arange(0, 60, 3), torch.arange(3)), (torch.arange(20), torch.arange(40, 60))]
-    model = partial(MLP, standardise=True)
-    jobs = [toy_job(model=model, loss=loss, train=train, valid=valid) for train, valid in parts]
-    for (train, _), run in zip(parts, Training(jobs, SPLIT)._runs, strict=True):
-        expected = SPLIT.inputs[train].flatten(0, -2).mean(0)
-        assert torch.allclose(run.model.state_dict()["0.mean"], expected, atol=1e-6)
-        assert len(run.loss.balance.weight) == len({*SPLIT.targets[train].tolist()})
-    assert loss.balance.weight is None
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, 1), (2, 2)])
@@ -646,35 +521,12 @@ def test_a_training_uses_its_threads_and_gives_the_others_back(threads, expected
     assert training.threads == expected
 
 
-class Learner(nn.Linear):
-    """A network that keeps what `adapt` was called with."""
-
-    def __init__(self, shape, outputs):
-        super().__init__(math.prod(shape), outputs)
-        self.register_buffer("shown", torch.zeros(0))
-
-    def adapt(self, inputs, targets):
-        self.shown = inputs.flatten(1).sum(1)
-
-    def forward(self, inputs):
-        return super().forward(inputs.flatten(1))
-
-
 def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else():
-    split = toy_split()
-    jobs = [
-        Job(
-            Learner,
-            torch.optim.Adam,
-            lambda _: 1.0,
-            nn.CrossEntropyLoss(),
-            train,
-            valid,
-            1,
-            10,
-            seed=0,
-        )
-        for train, valid in make_folds(split.targets, 3, 0, 0)
-    ]
-    for job, weights in zip(jobs, Training(jobs, split).weights(), strict=True):
-        assert torch.equal(weights["shown"], split.inputs[job.train].flatten(1).sum(1))
+    model, loss = partial(MLP, standardise=True), CrossEntropy("balanced")
+    folds = make_folds(SPLIT.targets, 3, 0, 0)
+    jobs = [toy_job(model=model, loss=loss, train=train, valid=valid) for train, valid in folds]
+    for job, run in zip(jobs, Training(jobs, SPLIT)._runs, strict=True):
+        expected = SPLIT.inputs[job.train].flatten(0, -2).mean(0)
+        assert torch.allclose(run.model.state_dict()["0.mean"], expected, atol=1e-6)
+        assert len(run.loss.balance.weight) == 3
+    assert loss.balance.weight is None

@@ -2,8 +2,7 @@
 
 Training and test part are loaded by separate calls, so that a search cannot read the test part by
 accident. A source says in its `transform` how what a file holds becomes an input, for `predict`.
-The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`. Beside
-them: `Tokens`, by which texts have words, and `asset`, which opens a file of the package.
+The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
 """
 
 from studyloom.data.datasets import Datasets

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import Subset
 
 from studyloom.data.examples import (
     ALWAYS,
@@ -27,7 +27,6 @@ from studyloom.data.examples import (
 from studyloom.data.split import Tokens
 from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
 
-MOST_WORKERS = 256  # processes that load the batches of a trial
 NO_TEST = (
     "data.test must be the Dataset of the test part, on which the winner is tested once; without "
     "one, set winner.enabled=false: then the study ends with its search, and best.yaml"
@@ -49,8 +48,8 @@ class Datasets:
     Args:
         train: the Dataset to train on, or a function that returns it; so are `valid` and `test`.
         valid: that to choose by, which is never trained on; None: some of `train` are held out.
-        load: called with "train", "test" and, if `validation` is None, "valid"; returns the
-            Dataset. In place of the three above.
+        load: called with "train", "test" and, if `validation` is None, "valid", for those of the
+            three above that are not given; returns the Dataset.
         evaluate: the examples of `train`, in the same order, as they are to be evaluated: without
             random crops, for instance. None: `train` itself.
         validation: how many training examples are held out to choose by.
@@ -96,10 +95,10 @@ class Datasets:
         digest: Any = None,
         transform: Any = None,
     ) -> None:
-        if type(num_workers) is not int or not 0 <= num_workers <= MOST_WORKERS:
+        if type(num_workers) is not int or num_workers < 0:
             raise DataError(
-                f"data.num_workers must be a whole number from 0 (the trial loads its batches "
-                f"itself) to {MOST_WORKERS}; got {num_workers!r}"
+                "data.num_workers must be a whole number from 0 (the trial loads its batches "
+                f"itself); got {num_workers!r}"
             )
         if load is None and train is None:
             raise DataError(
@@ -107,17 +106,6 @@ class Datasets:
                 '"train", "valid" or "test" that returns one, with _partial_: true'
             )
         self._given = {"train": train, "valid": valid, "test": test, "evaluate": evaluate}
-        both = [key for key in ("train", "valid", "test") if self._given[key] is not None]
-        if load is not None and both:
-            raise DataError(
-                f"data.load takes the place of data.{both[0]}; leave out one of the two"
-            )
-        for name, function in (("load", load), ("collate", collate)):
-            if function is not None and not callable(function):
-                raise DataError(
-                    f"data.{name} must be a function (_partial_: true), or an object that can be "
-                    f"called; got {type(function).__name__}"
-                )
         self._load, self._collate = load, collate
         self._loading = Loading(num_workers, bool(pin_memory), bool(persistent_workers))
         self._weights, self._groups, self._targets = weights, groups, targets
@@ -240,15 +228,12 @@ class Datasets:
             raise DataError(
                 f"{key}: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
-        must = f"{key} must be a map-style Dataset, with __len__ and __getitem__; "
-        if isinstance(dataset, IterableDataset):
-            raise DataError(
-                f"{must}{type(dataset).__name__} is an IterableDataset, whose examples can be "
-                "neither held out nor drawn by their number; write it as one, "
-                f"{TRAIN_IT_YOURSELF}"
-            )
+        # Those of an IterableDataset can be neither held out nor drawn by their number.
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise DataError(f"{must}got {'None' if dataset is None else type(dataset).__name__}")
+            raise DataError(
+                f"{key} must be a map-style Dataset, with __len__ and __getitem__, "
+                f"{TRAIN_IT_YOURSELF}; got {type(dataset).__name__}"
+            )
         if not len(dataset):
             raise DataError(f"{key} must have at least one item; {type(dataset).__name__} is empty")
         return dataset
@@ -391,10 +376,7 @@ def _content(value: Any) -> Iterator[bytes]:
 
 
 def places(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Returns the paths of the keys of a section `data` that say where and how data are loaded.
-
-    In the sections of Datasets, `root` is such a key at any depth.
-    """
+    """Returns the paths of the keys of a section `data` that say where and how data are loaded."""
     found: list[tuple[str, ...]] = [("root",)] if "root" in data else []
     if str(data.get("_target_", "")).startswith("studyloom.data.") and {*data} & {*LOADERS}:
         found += [(name,) for name in LOADING if name in data]

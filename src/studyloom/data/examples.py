@@ -26,10 +26,7 @@ ALWAYS = 0  # the seed under which they are
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Has PyTorch, NumPy and Python draw from a seed in the body, and gives their states back.
-
-    The seed is from 0 to 2⁶³ - 1. It takes 0.1 ms.
-    """
+    """Has PyTorch, NumPy and Python draw from a seed in the body, and gives their states back."""
     generator = torch.default_generator
     states = generator.get_state(), np.random.get_state(), random.getstate()
     try:
@@ -45,10 +42,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """The items of one Dataset, or of several one after the other, and how they become a batch.
-
-    If there is a `cache`, each item is loaded once.
-    """
+    """The items of one Dataset, or of several one after the other, and how they become a batch."""
 
     parts: tuple[tuple[str, Any], ...]  # the datasets, each after the key that names it
     collate: Callable[[list[Any]], Any] | None = None
@@ -94,7 +88,7 @@ class Items:
         make = default_collate if self.collate is None else self.collate
         name = "PyTorch's default_collate" if self.collate is None else name_of(self.collate)
         try:
-            batch = make(items)
+            return make(items)
         except MemoryError:
             raise
         except Exception as error:  # whatever a user's function raises
@@ -107,21 +101,13 @@ class Items:
                 error,
                 f" for {len(items)} items{way_out if self.collate is None else ''}",
             ) from error
-        if batch is None:
-            raise DataError(
-                f"data.collate must return the batch of a list of items; {name} returned None"
-            )
-        return batch
 
 
 @dataclass(frozen=True)
 class Loading:
     """How items are loaded; no part of what a study asks, since it changes no result.
 
-    Args:
-        num_workers: processes of each trial that load batches; 0: the trial itself does.
-        persistent_workers: whether these processes outlive an epoch, training and evaluation.
-            They end with the trial.
+    With `persistent_workers` the processes that load outlive an epoch, and end with the trial.
     """
 
     num_workers: int = 0
@@ -219,22 +205,12 @@ class Examples:
         return input_of(item_at(self.evaluation, index))
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Calls `adapt` of modules of a network or loss with no inputs, (n, 0), and the classes.
-
-        Raises:
-            DataError: a network wants to learn from inputs, or the classes are not known.
-        """
-        if part == "network":
+        """Calls `adapt` of modules of a loss with no inputs, (n, 0), and the classes."""
+        if part == "network" or self.targets is None:
             raise DataError(
-                "model: it learns from all training inputs before the first step (its method "
-                "adapt, as model.standardise=true has it), and a Dataset loads them one by one; "
-                "normalise them in the Dataset"
-            )
-        if self.targets is None:
-            raise DataError(
-                "loss: it learns from all training targets before the first step (its method "
-                "adapt, as loss.weights=balanced has it), and the Dataset has no attribute "
-                "`targets` or `labels`; give them as data.targets, or the weights as a list"
+                f"the {part} learns from all inputs or targets before the first step (its method "
+                "adapt, as in model.standardise=true and loss.weights=balanced), and a Dataset "
+                "loads them one by one; normalise them in the Dataset, or give data.targets"
             )
         inputs, targets = torch.empty(len(train), 0), self.targets[train.cpu()].to(self.device)
         for module in modules:
@@ -305,8 +281,7 @@ def _as_tensor(value: Any) -> Tensor | None:
 def structure(value: Any, *, nested: bool = False) -> str:
     """Describes the structure of a batch or an item, without its sizes.
 
-    A list of things alike, and a tuple of them within the batch (`nested`), is described by one of
-    them: such as ragged sequences, or the names of the files.
+    A list of things alike, and a tuple of them within the batch, is described by one of them.
     """
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "array"

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from studyloom.data.split import Split, check_sizes, digest_of, format_sizes, make_folds, parts_of
+from studyloom.data.split import Split, check_sizes, digest_of, format_sizes, make_folds
 from studyloom.data.transform import Picture, Transform
 from studyloom.errors import DataError, UnfitData
 from studyloom.files import ASSETS, asset
@@ -27,15 +27,13 @@ from studyloom.text import format_shape, nearest
 
 ASSET = ASSETS / "mnist5k.npz"
 CLASSES = 10
+GZIP = b"\x1f\x8b"
 OWN = "studyloom:"  # before the name of a file that comes with the package
 Bytes = NDArray[np.uint8]
 
 
 class Source(NamedTuple):
-    """Where a data set lies, what its pixels are normalised by, and how pictures become like its.
-
-    Its mean and standard deviation are of the training pixels on the scale 0 to 1.
-    """
+    """Where a data set lies, and what its training pixels, from 0 to 1, are normalised by."""
 
     folder: str  # below $STUDYLOOM_DATA
     torchvision: str  # torchvision's class, and the folder below data/
@@ -54,8 +52,8 @@ SOURCES = {
 class Embedded:
     """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
 
-    `scripts/embed.py` made it. `validation` of the training images are held out to choose by, and
-    `studyloom predict` makes inputs of pictures by `transform`, as in all sources.
+    `validation` of the training images are held out to choose by, and `studyloom predict` makes
+    inputs of pictures by `transform`, as in all sources.
     """
 
     validation: int = 800
@@ -77,9 +75,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Idx:
-    """MNIST or Fashion-MNIST from the four IDX files that their authors publish.
-
-    Each file may be packed (.gz) or not.
+    """MNIST or Fashion-MNIST from the four IDX files that their authors publish, packed or not.
 
     Without `root` they are read from $STUDYLOOM_DATA/mnist or $STUDYLOOM_DATA/fashion-mnist, if
     that folder exists; else from data/MNIST/raw or data/FashionMNIST/raw below the working
@@ -116,38 +112,21 @@ class Idx:
     def _split(self, prefix: str) -> Split:
         source = SOURCES[self.dataset]
         names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-        folder, named_by = self._folder(source)
-        if named_by == "download" and None in [_find(folder, name) for name in names]:
+        folder = Path("data", source.torchvision, "raw").absolute()
+        shared = os.environ.get("STUDYLOOM_DATA")
+        if self.root is not None:
+            folder = Path(self.root).expanduser()
+        elif shared and Path(shared, source.folder).expanduser().is_dir():
+            folder = Path(shared, source.folder).expanduser()
+        elif not all(any(folder.glob(f"{name}*")) for name in names):
             _download(source, folder)
-        arrays = []
-        for name, dimensions in zip(names, (3, 1), strict=True):
-            if (path := _find(folder, name)) is None:
-                raise DataError(
-                    f"{folder} ({named_by}) must hold the four files of {self.dataset}; "
-                    f"it has no {name} or {name}.gz"
-                )
-            arrays.append(read_idx(path, dimensions))
-        images, labels = arrays
+        images, labels = read_idx(folder, names[0], 3), read_idx(folder, names[1], 1)
         if len(images) != len(labels) or not images.size or labels.max() >= CLASSES:
             raise DataError(
                 f"{folder}: {names[0]} and {names[1]} must hold as many images as labels from 0 to "
                 f"{CLASSES - 1}; got images {format_shape(images.shape)} and {len(labels)} labels"
-                f"{f' up to {labels.max()}' if len(labels) else ''}"
             )
         return _normalised(images, labels, source)
-
-    def _folder(self, source: Source) -> tuple[Path, str]:
-        """Returns the folder to read, and what named it."""
-        if self.root is not None:
-            folder = Path(self.root).expanduser()
-            if not folder.is_dir():
-                instead = "is a file" if folder.exists() else "does not exist"
-                raise DataError(f"data.root must be a folder; {self.root!r} {instead}")
-            return folder, "data.root"
-        shared = os.environ.get("STUDYLOOM_DATA")
-        if shared and (folder := Path(shared).expanduser() / source.folder).is_dir():
-            return folder, "STUDYLOOM_DATA"
-        return Path("data", source.torchvision, "raw").absolute(), "download"
 
 
 def _normalised(images: Bytes, labels: Bytes, source: Source) -> Split:
@@ -167,42 +146,40 @@ def _normalised(images: Bytes, labels: Bytes, source: Source) -> Split:
     )
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def read_idx(path: Path, dimensions: int) -> Bytes:
+def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
+    """Reads a file of a folder, or its packed form, as an array."""
+    plain = folder / name
+    path = plain if plain.is_file() else folder / f"{name}.gz"
     try:
-        raw = path.read_bytes()
+        return parse_idx(path.read_bytes(), str(path), dimensions)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return parse_idx(raw, str(path), dimensions, packed=path.suffix == ".gz")
+        raise DataError(
+            f"{folder} must hold {name} or {name}.gz: {error.strerror or error}"
+        ) from error
 
 
-def parse_idx(
-    raw: bytes, name: str, dimensions: int, *, packed: bool, most: float = math.inf
-) -> Bytes:
-    """Parses what an IDX file of bytes holds.
+def parse_idx(raw: bytes, name: str, dimensions: int, most: float = math.inf) -> Bytes:
+    """Parses the content of an IDX file, which may be gzip's.
 
     That is the magic number 0x0800 + dimensions and the size of each dimension, all big-endian, and
     then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
 
     Args:
-        packed: whether the content is gzip's.
         most: the bytes that its array may take.
 
     Raises:
         DataError: the content has another format, or is too large.
     """
-    content = gzip.GzipFile(fileobj=io.BytesIO(raw)) if packed else io.BytesIO(raw)
+    packed, content = raw.startswith(GZIP), io.BytesIO(raw)
+    file = gzip.GzipFile(fileobj=content) if packed else content
     try:
-        magic, *sizes = np.frombuffer(content.read(4 + 4 * dimensions), ">u4").tolist()
+        magic, *sizes = np.frombuffer(file.read(4 + 4 * dimensions), ">u4").tolist()
         count = math.prod(sizes)
         if magic != 0x0800 + dimensions or len(sizes) != dimensions:
             raise ValueError(f"expected the magic number {0x0800 + dimensions}, found {magic}")
         if count > most:
             raise ValueError(f"must have at most {most} bytes; it says {format_shape(sizes)}")
-        body = content.read(count + 1)
+        body = file.read(count + 1)
         if len(body) != count:
             found = "truncated" if len(body) < count else "over-long"
             raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {found}")
@@ -212,10 +189,9 @@ def parse_idx(
 
 
 def _download(source: Source, folder: Path) -> None:
-    """Downloads the four files to `folder`, checked by torchvision's md5.
+    """Downloads the four files, checked by torchvision's md5.
 
-    They are downloaded to a temporary folder and renamed into place, since several workers may
-    start on an empty folder at once.
+    Each is renamed into place, since several workers may start on an empty folder at once.
     """
     try:
         from torchvision import datasets  # type: ignore[import-untyped]  # 2.2 s to import
@@ -269,73 +245,58 @@ class Loaded:
     def train(self) -> Split:
         split = self._split("train")
         # What the test part is compared with: it need not load the training part again.
-        facts = split.shape, tuple(split.targets.shape[1:]), split.outputs
-        object.__setattr__(self, "_training", facts)
+        object.__setattr__(self, "_known", (split.shape, split.targets.shape[1:], split.outputs))
         if isinstance(self.transform, Picture):
             self.transform.check(split)
         return split
 
     def test(self) -> Split:
-        if not hasattr(self, "_training"):
+        if not hasattr(self, "_known"):
             self.train()
-        return self._split("test")
+        shape, shape_of_targets, outputs = self._known  # type: ignore[attr-defined]
+        split = self._split("test", outputs)
+        if (split.shape, split.targets.shape[1:]) != (shape, shape_of_targets):
+            raise UnfitData(
+                "data.load('test') must return examples like those of the training part, each of "
+                f"inputs {format_sizes(shape)} and targets {format_sizes(shape_of_targets)}; got "
+                f"{format_sizes(split.shape)} and {format_sizes(split.targets.shape[1:])}"
+            )
+        return split
 
-    def _split(self, part: str) -> Split:
+    def _split(self, part: str, outputs: int | None = None) -> Split:
+        """Loads a part; `outputs` are those of the training part, where they are known."""
         where = f"data.load({part!r})"
         pair = self.load(part)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UnfitData(
                 f"{where} must return a pair of inputs and targets; got {type(pair).__name__}"
             )
-        inputs, targets = (
-            _stored(_tensor(pair[0], where, "inputs")),
-            _tensor(pair[1], where, "targets"),
-        )
-        sizes = check_sizes(inputs, targets, f"{where} must return")
-        if targets.ndim > 2:
-            raise UnfitData(f"{where} must return targets (n,) or (n, outputs); got {sizes}")
-        classes = not targets.is_floating_point()
-        if classes and (targets.ndim > 1 or targets.min() < 0):
-            raise UnfitData(
-                f"{where} must return classes (n,), whole numbers from 0 on, or floats "
-                f"to predict numbers; got whole targets {format_sizes(targets)} from "
-                f"{int(targets.min())} on"
+        inputs = _stored(_tensor(pair[0], f"{where}: its inputs"))
+        targets = _tensor(pair[1], f"{where}: its targets")
+        check_sizes(inputs, targets, f"{where} must return")
+        if targets.is_floating_point():
+            targets = targets.float().reshape(len(targets), *(targets.shape[1:] or (1,)))
+            outputs = outputs or targets.shape[1]
+        else:
+            targets = targets.long()
+            outputs = outputs or int(targets.max()) + 1
+        try:
+            split = Split(
+                inputs,
+                targets,
+                outputs,
+                digest_of(inputs, targets),
+                ordered=self.ordered,
+                mapped=isinstance(pair[0], np.memmap) and inputs.data_ptr() == pair[0].ctypes.data,
             )
-        targets = targets.long() if classes else targets.float().reshape(len(targets), -1)
-        outputs = int(targets.max()) + 1 if classes else targets.shape[1]
-        if part == "test":
-            shape, shape_of_targets, known = self._training  # type: ignore[attr-defined]
-            if (inputs.shape[1:], targets.shape[1:]) != (shape, shape_of_targets):
-                raise UnfitData(
-                    f"{where} must return examples like those of the training part, inputs "
-                    f"{_of_any(shape)} and targets {_of_any(shape_of_targets)}; got {sizes}"
-                )
-            if classes and outputs > known:
-                raise DataError(
-                    f"{where} must return classes of the training part, 0 to {known - 1}; "
-                    f"got class {outputs - 1}"
-                )
-            outputs = known
-        return Split(
-            inputs,
-            targets,
-            outputs,
-            digest_of(inputs, targets),
-            ordered=self.ordered,
-            mapped=isinstance(pair[0], np.memmap) and inputs.data_ptr() == pair[0].ctypes.data,
-        )
-
-
-def _of_any(shape: tuple[int, ...]) -> str:
-    return f"({', '.join(map(str, ('n', *shape)))})"
+            split.check()
+        except DataError as error:
+            raise type(error)(f"{where}: {error}") from None
+        return split
 
 
 def _stored(inputs: Tensor) -> Tensor:
-    """Converts inputs to the type in which they are stored, if they have another one.
-
-    Floats become float32. Whole numbers keep their type, but for those with which PyTorch cannot
-    do much.
-    """
+    """Converts floats to float32, and whole numbers that PyTorch can hardly use to wider ones."""
     if inputs.dtype == torch.bool:
         return inputs.view(torch.uint8)
     if inputs.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
@@ -344,22 +305,16 @@ def _stored(inputs: Tensor) -> Tensor:
     return inputs.to(wider.get(inputs.dtype, torch.float32))
 
 
-def _tensor(value: Any, where: str, name: str) -> Tensor:
-    """Converts a value to a tensor of finite numbers on the CPU."""
+def _tensor(value: Any, name: str) -> Tensor:
+    """Converts a value to a tensor of real numbers on the CPU."""
     try:
         with warnings.catch_warnings():  # of a memory map that must not be written to; none is
             warnings.filterwarnings("ignore", ".*not writable", UserWarning)
             tensor = torch.as_tensor(value).detach().cpu()
-        finite = not tensor.dtype.is_floating_point or all(
-            bool(torch.isfinite(part).all()) for part in parts_of(tensor)
-        )
+        if tensor.is_complex():
+            raise TypeError("they are complex numbers")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UnfitData(f"{where}: its {name} must be a tensor or an array: {error}") from error
-    if not finite or tensor.is_complex():
-        raise DataError(
-            f"{where}: its {name} must be finite real numbers; "
-            "they hold NaN, infinity or complex numbers"
-        )
+        raise UnfitData(f"{name} must be a tensor or an array of real numbers: {error}") from error
     return tensor
 
 
@@ -367,8 +322,7 @@ def _tensor(value: Any, where: str, name: str) -> Tensor:
 class Table:
     """A CSV file with a header, of which one column is predicted from the others.
 
-    All other columns must hold numbers, which are the inputs as they are: a network that
-    standardises them (`studyloom.models.Standardise`) learns how from the training part alone.
+    All other columns must hold numbers, which are the inputs as they are.
 
     Args:
         path: the file, or studyloom:NAME for one that comes with the package.
@@ -423,7 +377,6 @@ class Series:
 
     Args:
         path: as for `Table`.
-        window: how many values an input holds.
         sealed: how many of the last values are the targets of the test part.
         validation: how many values before those are held out to choose by.
     """
@@ -498,7 +451,7 @@ def _column(table: dict[str, list[str]], path: str, key: str, name: str) -> list
 
 
 def _numbers(table: dict[str, list[str]], path: str, column: str) -> Tensor:
-    """Converts the words of a column to numbers, float32 (n,)."""
+    """Returns a column as float32 (n,)."""
     numbers = []
     for row, word in enumerate(table[column], 1):
         try:

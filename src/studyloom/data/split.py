@@ -88,17 +88,14 @@ class Split:
     """One part of a data set.
 
     Args:
-        inputs: (n, …), such as float32 (n, channels, height, width), normalised. Whole numbers keep
-            their type; a batch has them in the type that the network takes.
+        inputs: (n, …). Whole numbers keep their type; a batch has them as the network takes them.
         targets: classes, int64 (n,), from 0 to outputs - 1; or numbers to predict, float32
             (n, outputs).
         outputs: how many numbers a network returns for each input; of classes, one for each.
         digest: the sha256 of the raw bytes and their shapes, the same on every device.
         mean: what was subtracted from pixels on the scale 0 to 1.
         std: what they were divided by after that.
-        ordered: whether the rows are in time order.
         names: of the classes, or of the numbers to predict.
-        columns: the names of the inputs.
         references: predictions (n, outputs) of rules that need no network, by the rule's name.
         mapped: whether the inputs lie in a file that each process maps, and none holds.
 
@@ -183,18 +180,14 @@ class Split:
         return self.inputs[index]
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Calls `adapt(inputs, targets)` of modules; inputs that are whole numbers as float32."""
+        """Calls `adapt(inputs, targets)` of modules, with inputs that are floats."""
         inputs = self.inputs[train]
         inputs = inputs if inputs.is_floating_point() else inputs.float()
         for module in modules:
             module.adapt(inputs, self.targets[train])
 
     def check(self) -> None:
-        """Checks the values, which may come from a class of the user's own.
-
-        Raises:
-            DataError: an input or a target is not finite, or a class has no output.
-        """
+        """Raises DataError if an input or a target is not finite, or a class has no output."""
         for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
             # A value that is not finite makes a sum that is not: 0.02 s for 60 000 images, and
             # 0.2 s to look at each number.
@@ -202,14 +195,13 @@ class Split:
             if suspect and not bool(torch.isfinite(tensor).all()):
                 example = int((~torch.isfinite(tensor)).nonzero()[0, 0])
                 raise DataError(
-                    f"data: the {name} must be finite; those of example {example} of the training "
-                    "part hold NaN or infinity"
+                    f"data must have finite {name}; those of example {example} hold NaN or infinity"
                 )
         if self.classifies:
             low, high = int(self.targets.min()), int(self.targets.max())
             if low < 0 or high >= self.outputs:
                 raise DataError(
-                    f"data: classes must be from 0 to {self.outputs - 1}, one for each output; "
+                    f"data must have classes from 0 to {self.outputs - 1}, one for each output; "
                     f"got {low} to {high}"
                 )
 
@@ -257,9 +249,6 @@ def make_folds(
         count: the number of folds. 1 holds out exactly `validation` examples. From 2 on, the sizes
             of the validation parts differ by at most one, and each example is validated once.
         groups: the group of each example, (n,).
-
-    Returns:
-        int64, ascending, on the device of the targets.
     """
     total = len(targets)
     if count < 1:
@@ -337,11 +326,7 @@ def _draw_groups(groups: Tensor, count: int, validation: int, seed: int) -> Tens
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:
-    """Returns the sha256 of two tensors on the CPU, and of their shapes.
-
-    Inputs that are whole numbers are read as float32, so that their type changes nothing; from 2^24
-    on they may have the digest of their neighbours.
-    """
+    """Returns the sha256 of two tensors on the CPU; inputs are read as float32, of any type."""
     digest = hashlib.sha256(
         f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode()
     )
@@ -361,11 +346,11 @@ def parts_of(tensor: Tensor) -> Sequence[Tensor]:
 
 def check_sizes(inputs: Tensor, targets: Tensor, must: str) -> str:
     """Raises UnfitData unless there are as many inputs as targets; else returns their sizes."""
-    sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
+    sizes = f"inputs {format_sizes(inputs.shape)} and targets {format_sizes(targets.shape)}"
     if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
         raise UnfitData(f"{must} as many targets as inputs, and at least one; got {sizes}")
     return sizes
 
 
-def format_sizes(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
+def format_sizes(shape: Sequence[int]) -> str:
+    return f"({', '.join(map(str, shape))})"

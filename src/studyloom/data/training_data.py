@@ -62,11 +62,9 @@ class TrainingData:
 
 
 def share(split: Part, key: str) -> Part:
-    """Shares a large training part with the workers of this process, if it is in memory.
+    """Shares a large training part with the workers of this process; returns it mapped from a file.
 
-    Returns:
-        the part, mapped from the file; or as it was, if it is small, a file already, or the
-        temporary folder has no room.
+    One that is small, a file already, or has no room in the temporary folder stays as it was.
     """
     if type(split) is not Split or split.mapped or split.device.type != "cpu":
         return split
@@ -91,10 +89,7 @@ def share(split: Part, key: str) -> Part:
 
 
 def load_shared(train: Callable[[], Part], key: str) -> Part:
-    """Returns the training part that the launcher of this worker has shared; else loads it.
-
-    Both must have named the same `key`, which says what the part follows from.
-    """
+    """Returns the training part that the launcher has shared under the same key; else loads it."""
     while _held:
         os.close(_held.popitem()[1])
     # Removed, since a worker may run another study, of other data.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from studyloom.data.sound import Sound
-from studyloom.data.split import Split, parts_of
+from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import DataError
 from studyloom.text import format_shape, format_value, nearest
@@ -142,10 +142,9 @@ class Picture:
         return pixels.sub_(mean).div_(std)
 
     def is_inverted(self, pixels: Tensor) -> bool:
-        """Whether most pictures of a file have the other background.
+        """Whether most pictures of a file have the other background, the median along the border.
 
-        The background is the median along the border; what differs from it is drawn. A file is
-        inverted as a whole, since a data set may hold single pictures that look as if inverted.
+        A data set may hold single pictures that look as if inverted.
         """
         if self.background is None:
             return False
@@ -258,10 +257,7 @@ def is_picture(shape: Sequence[int]) -> bool:
 
 
 class Reader(ABC):
-    """How a whole file becomes inputs, where they are no pictures, sounds or lines of numbers.
-
-    A class of the user's own derives from it, such as one that reads texts.
-    """
+    """How a whole file becomes inputs, such as texts; a class of the user's own derives from it."""
 
     @abstractmethod
     def __call__(self, content: bytes) -> tuple[Tensor, Sequence[str]]:
@@ -281,10 +277,7 @@ Transform = Picture | Sound | Reader | Callable[[Tensor], Any]
 
 
 def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
-    """Describes the transform of a source as a section of a config; None if none can name it.
-
-    `section` is what the config has under `data.transform`, in plain values.
-    """
+    """Describes the transform of a source as a section of a config; None if none can name it."""
     transform = getattr(source, "transform", None)
     if isinstance(transform, Picture):
         fields = asdict(transform.completed(split.mean, split.std))
@@ -316,19 +309,14 @@ class InputRange:
         """Measures the inputs of a training part; None if they are not in memory."""
         if not isinstance(split, Split):
             return None
+        rows = split.inputs.flatten(1) if split.inputs.ndim > 1 else split.inputs[:, None]
         by_column = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
-        lows, highs, means = [], [], []
-        for part in parts_of(split.inputs):
-            rows = part.flatten(1) if part.ndim > 1 else part[:, None]
-            low, high = rows.aminmax(dim=0) if by_column else rows.aminmax()
-            lows.append(low.reshape(-1))
-            highs.append(high.reshape(-1))
-            means.append(rows.mean(1, dtype=None if rows.is_floating_point() else torch.float32))
-        ends = torch.cat(means).aminmax()
+        low, high = rows.aminmax(dim=0) if by_column else rows.aminmax()
+        means = rows.mean(1, dtype=None if rows.is_floating_point() else torch.float32).aminmax()
         return cls(
-            tuple(map(float, torch.stack(lows).amin(0).tolist())),
-            tuple(map(float, torch.stack(highs).amax(0).tolist())),
-            (float(ends.min), float(ends.max)),
+            tuple(map(float, low.reshape(-1).tolist())),
+            tuple(map(float, high.reshape(-1).tolist())),
+            (float(means.min), float(means.max)),
         )
 
     def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:

@@ -31,10 +31,6 @@ LAST = 30.0  # seconds for what is still to be sent when the command ends
 log = logging.getLogger(__name__)
 
 
-class NotTaken(RuntimeError):
-    """A service or a command has not taken a notice."""
-
-
 class Notices:
     """Sends what people want to know of a job.
 
@@ -98,10 +94,11 @@ class Notices:
         while (notice := self._queue.get()) is not None:
             for target in self._targets:
                 try:
-                    send(target, notice)
+                    failure = send(target, notice)
                 except Exception as error:  # its words may hold the secret of a URL
-                    why = error if isinstance(error, NotTaken) else type(error).__name__
-                    log.warning("notify: %s: %s", name_of(target), why)
+                    failure = type(error).__name__
+                if failure is not None:
+                    log.warning("notify: %s: %s", name_of(target), failure)
 
 
 def is_url(target: str) -> bool:
@@ -144,14 +141,8 @@ def load_apprise() -> Any:
     return apprise
 
 
-def send(target: str, notice: dict[str, Any]) -> None:
-    """Sends a notice.
-
-    Raises:
-        NotTaken: the service has refused it, or the command has failed.
-        OSError: the command cannot be started.
-        subprocess.TimeoutExpired: it takes too long; it was ended.
-    """
+def send(target: str, notice: dict[str, Any]) -> str | None:
+    """Sends a notice; returns why it was refused, and None if it was not."""
     # A command would take what begins with a dash for an option.
     subject = one_line(f"{notice['study']}: {notice['subject']}").lstrip("-")
     if is_url(target):
@@ -160,9 +151,8 @@ def send(target: str, notice: dict[str, Any]) -> None:
         service.add(target)
         # As plain text, or a service that shows HTML or Markdown would render it.
         body, plain = printable(notice["body"]), apprise.NotifyFormat.TEXT
-        if not service.notify(title=subject, body=body, body_format=plain):
-            raise NotTaken("the service has not taken the notice")
-        return
+        taken = service.notify(title=subject, body=body, body_format=plain)
+        return None if taken else "the service has not taken the notice"
     done = subprocess.run(
         [*shlex.split(target), subject],
         input=json.dumps(finite(notice), default=str).encode(),
@@ -170,5 +160,4 @@ def send(target: str, notice: dict[str, Any]) -> None:
         stderr=subprocess.DEVNULL,
         timeout=COMMAND_LIMIT,
     )
-    if done.returncode:
-        raise NotTaken(f"the command has ended with exit code {done.returncode}")
+    return f"the command has ended with exit code {done.returncode}" if done.returncode else None

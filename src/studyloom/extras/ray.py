@@ -7,7 +7,6 @@ import secrets
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from studyloom.launch.task import WORKER_VARIABLE, Task
 from studyloom.processes import host_id
 from studyloom.study.stopping import Stop
 
-RETRY = 1.0  # seconds between tries to start a worker on an actor that Ray is restarting
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
 # The beginnings of the variables that a worker inherits.
@@ -100,12 +98,7 @@ class Ray:
         return max(self.num_cpus, self.ranks)
 
     def room(self, resources: dict[str, float], share: float) -> int:
-        """Returns for how many workers a node has room.
-
-        Args:
-            resources: of the node, by name.
-            share: the GPUs of one worker.
-        """
+        """Returns for how many workers, each of a share of GPUs, a node has room."""
         fitting = resources.get("CPU", 0.0) / self.cpus
         if share:
             count = resources.get("GPU", 0.0)
@@ -158,13 +151,10 @@ class Ray:
             import_ray().shutdown()
 
     def connect(self, task: Task | None = None) -> Any:
-        """Joins the cluster at the address, and gives it the code: this folder, and studyloom.
+        """Joins the cluster, gives it this folder and studyloom, and returns the module `ray`.
 
         Args:
             task: whose run directory is left out of the copy of this folder.
-
-        Returns:
-            The module `ray`.
 
         Raises:
             LaunchError: Ray is missing, or the cluster cannot be reached.
@@ -209,9 +199,6 @@ def own_cluster(cpus: int) -> Iterator[Any]:
 
     The cluster listens to everybody, therefore it gets a token that nobody else knows. If this
     process is killed, Ray's own processes end by themselves, some of them after a minute.
-
-    Args:
-        cpus: the number of cores that Ray may give away.
     """
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ |= token | {"RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
@@ -241,11 +228,7 @@ def import_ray() -> Any:
 
 
 def join(address: str | None, **options: Any) -> Any:
-    """Calls `ray.init`, but keeps our handlers of signals, and returns the module `ray`.
-
-    Raises:
-        LaunchError: Ray is missing, or the cluster cannot be reached.
-    """
+    """Calls `ray.init`, but keeps our handlers of signals; raises LaunchError if it fails."""
     ray = import_ray()
     # At its usual level Ray reports what it leaves out of its copy of the folder.
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -277,7 +260,6 @@ class RayWorker:
         ray: the module `ray`, connected.
         remote: the actor's class, as `ray.remote` made it.
         command: the arguments of a Python interpreter that runs a worker.
-        log: the file to which the worker's output is appended.
     """
 
     def __init__(self, ray: Any, remote: Any, command: Sequence[str], log: Path) -> None:
@@ -287,7 +269,6 @@ class RayWorker:
         self._ray, self._remote = ray, remote
         self._actor: Any = None
         self._answer: Any = None  # the reference to what the actor is asked now
-        self._retry: float | None = None  # the time of the next try to start
         environment = {k: value for k, value in os.environ.items() if k.startswith(INHERITED)}
         environment[WORKER_VARIABLE] = "1"
         here, package = Path.cwd(), PACKAGE.parent
@@ -296,20 +277,18 @@ class RayWorker:
 
     @property
     def active(self) -> bool:
-        return self._answer is not None or self._retry is not None
+        return self._answer is not None
 
     def start(self) -> None:
         """Has the actor start a worker; makes the actor first if there is none."""
         self.log.touch()  # by this file a node knows that it shares the disk
         if self._actor is None:
             self._actor = self._remote.remote()
-        self._answer, self._retry = self._actor.start.remote(*self._call), None
+        self._answer = self._actor.start.remote(*self._call)
         self.said = {}
 
     def poll(self) -> WorkerExit | None:
         """Returns how the worker ended, and None if it has not; appends its output to the log."""
-        if self._retry is not None and time.monotonic() > self._retry:
-            self.start()
         if self._answer is None or not self._ray.wait([self._answer], timeout=0)[0]:
             return None
         try:
@@ -329,7 +308,7 @@ class RayWorker:
         """
         unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
         if unavailable and self.worker_id is None:  # Ray is restarting it, or waits for room
-            self._answer, self._retry = None, time.monotonic() + RETRY
+            self.start()
             return None
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         with self.log.open("a") as log:
@@ -347,7 +326,7 @@ class RayWorker:
 
     def kill(self) -> str | None:
         """Ends the worker's process group, and returns the id that the worker had in the ledger."""
-        ended, self.worker_id, self._answer, self._retry = self.worker_id, None, None, None
+        ended, self.worker_id, self._answer = self.worker_id, None, None
         if ended is not None and self._actor is not None:
             with suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.kill.remote(), timeout=KILL_DEADLINE)

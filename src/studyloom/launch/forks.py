@@ -149,11 +149,7 @@ class Watch:
             listener.ask(pid, number)
 
     def _end_others(self, grace: float) -> None:
-        """Ends what is left of a child that has ended, such as a session that a trial has begun.
-
-        Args:
-            grace: seconds in which the processes may end by themselves.
-        """
+        """Ends what is left of a child that has ended, after seconds of grace."""
         end = time.monotonic() + grace
         while left := [*self._below(psutil.Process())]:
             _, alive = psutil.wait_procs(left, timeout=max(0.1, end - time.monotonic()))
@@ -216,15 +212,11 @@ class ForkServer:
             os.waitpid(self._pid, 0)
 
     def start(self, environment: Mapping[str, str], log: Path, line: int) -> "ForkedWorker":
-        """Forks a worker, the leader of a session.
+        """Forks a worker, the leader of a session; raises OSError if the fork server has died.
 
         Args:
             environment: the variables that are set for the worker; OMP_NUM_THREADS among them.
-            log: the file to which its output is appended.
             line: the descriptor of its end of a line.
-
-        Raises:
-            OSError: the fork server has died.
         """
         try:
             self._calls.send((dict(environment), str(log)))

@@ -115,11 +115,7 @@ class Line:
 
 
 class Listener:
-    """The launcher's end of a line.
-
-    Attributes:
-        words: what the worker has said: each word, and what belongs to it.
-    """
+    """The launcher's end of a line."""
 
     def __init__(self) -> None:
         self.words: dict[str, str] = {}

@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from studyloom.data.training_data import shared_variables
 from studyloom.errors import LaunchError
-from studyloom.launch.forks import ForkedWorker
+from studyloom.launch.forks import ForkedWorker, ForkServer
 from studyloom.launch.line import VARIABLE, Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import WORKER_VARIABLE, Forks, Task, renewing_leases
+from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
 from studyloom.processes import MARK, host_id, worker_id
 from studyloom.study.stopping import Stop
 
@@ -126,11 +126,7 @@ class Local:
 
 
 def check_count(name: str, value: object, *, auto: bool = False) -> None:
-    """Raises ValueError if a number of the launcher is none, such as its workers or ranks.
-
-    Args:
-        auto: whether it may also be "auto".
-    """
+    """Raises ValueError if a number of the launcher is none; it may be "auto" if `auto` is set."""
     if (type(value) is not int or value < 1) and not (auto and value == "auto"):
         words = f"{'auto, or ' * auto}a whole number of at least 1"
         raise ValueError(f"launcher.{name} must be {words}; got {value!r}")
@@ -153,17 +149,14 @@ class LocalWorker:
     """The handle of a worker on this host, which is the leader of a process group.
 
     Args:
-        command: starts the worker, if it is not forked.
-        environment: the variables that are set for the worker.
+        command: starts the worker where there is no fork server, on a GPU, or if that has died.
         log: the file to which the worker's output is appended.
-        fork_server: forks the worker. Without one, on a GPU, and if the fork server has died, the
-            worker is started as a command.
     """
 
     command: list[str]
     environment: dict[str, str]
     log: Path
-    fork_server: Forks | None = None
+    fork_server: ForkServer | None = None
     failures: int = field(default=0, init=False)
     said: dict[str, str] = field(default_factory=dict, init=False)
     listener: Listener = field(init=False)
@@ -214,10 +207,9 @@ class LocalWorker:
         if self.fork_server is None or "CUDA_VISIBLE_DEVICES" in self.environment:
             return None
         try:
-            worker: ForkedWorker = self.fork_server.start(self.environment, self.log, line)
+            return self.fork_server.start(self.environment, self.log, line)
         except OSError:
             return None
-        return worker
 
     def _spawn(self, line: int) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:

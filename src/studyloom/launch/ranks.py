@@ -126,10 +126,6 @@ def _train(ranks: Ranks, parent: int, train: Train) -> NoReturn:
 def _join_group(ranks: Ranks, listener: socket.socket | None = None) -> None:
     """Makes PyTorch's process group: gloo, and NCCL beside it for tensors on GPUs.
 
-    Args:
-        ranks: as this process sees them.
-        listener: of rank 0.
-
     Raises:
         ConfigError: there are fewer GPUs than ranks.
     """
@@ -182,11 +178,7 @@ class Peers:
         self.end()
 
     def connect(self) -> Ranks:
-        """Waits for the others, and returns the ranks as rank 0 sees them.
-
-        Raises:
-            ConfigError: there are fewer GPUs than ranks.
-        """
+        """Waits for the others, and returns the ranks as rank 0 sees them."""
         if not self.processes:
             return ALONE
         ranks = Ranks(0, len(self.processes) + 1, self.lines, self.end)

@@ -29,8 +29,7 @@ class WorkerExit:
     """How a worker ended.
 
     Args:
-        code: its exit code, negative for a signal; None if nobody saw it.
-        words: what happened, if nobody saw the exit code.
+        code: its exit code, negative for a signal; None if nobody saw it, and `words` tell more.
     """
 
     code: int | None
@@ -56,11 +55,10 @@ class WorkerHandle(Protocol):
     """Starts, watches and ends one worker at a time, on some device of some host.
 
     Attributes:
-        log: the file to which the worker's output goes.
         failures: how many workers in a row died before they claimed a slot.
         said: what the worker has said on its line; see `launch.line`.
         active: whether there is a worker, or one is being started.
-        worker_id: the worker's id in the ledger; None while there is no worker yet.
+        worker_id: in the ledger; None while there is no worker yet.
     """
 
     log: Path
@@ -183,11 +181,7 @@ class Supervisor:
                 worker.stop()
 
     def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
-        """Kills what a worker that ended left behind, and starts another if there is work left.
-
-        Whether there is, the database says, and no exit code: an objective may end its process with
-        any.
-        """
+        """Kills what a worker left behind, and starts another if the database has work left."""
         said, held = worker.said, 0
         released = int(said.get("ended", 0)) > 128
         death = said.get("died", f"the worker ended with {worker_exit}")

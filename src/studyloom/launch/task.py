@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,9 +34,7 @@ class Command:
     """A command that runs a study: the one that runs now, or one that equals a call from Python.
 
     Args:
-        program: what a Python interpreter is given before the overrides, such as
-            ("-m", "studies.mnist").
-        arguments: Hydra's overrides and options.
+        program: what Python is given before the overrides, such as ("-m", "studies.mnist").
         age: returns the seconds for which the command has run.
     """
 
@@ -62,19 +60,9 @@ class Command:
         return [argument for argument in self.arguments if not argument.startswith(left_out)]
 
     def worker(self, ranks: int = 1) -> list[str]:
-        """Returns the arguments with which a Python interpreter runs a worker of this command.
-
-        Args:
-            ranks: how many processes train each of its trials.
-        """
+        """Returns the arguments with which Python runs a worker of this command."""
         several = [f"launcher.ranks={ranks}"] if ranks > 1 else []
         return [*self.program, *self.without("launcher"), "launcher=join", *several]
-
-
-class Forks(Protocol):
-    """A fork server of workers: a `launch.forks.ForkServer`."""
-
-    def start(self, environment: Mapping[str, str], log: Path, line: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -84,12 +72,7 @@ class Task:
     Args:
         work: works in this process until nothing is left or the worker is asked to stop.
         todo: returns the number of open slots, at most.
-        ledger: of the study.
-        run_dir: the folder of the run; logs are written below it.
-        limits: of the trials and the study.
-        name: of the study.
-        fork_server: forks workers; None if each worker is started as a command.
-        command: the command that runs the study.
+        fork_server: a `launch.forks.ForkServer`; None if each worker is started as a command.
         halted: returns whether the study has stopped itself.
     """
 
@@ -99,7 +82,7 @@ class Task:
     run_dir: Path
     limits: Limits
     name: str
-    fork_server: Forks | None = None
+    fork_server: Any = None
     command: Command = field(default_factory=Command.of_this_process)
     halted: Callable[[], bool] = lambda: False
 
@@ -135,13 +118,7 @@ class Launcher(Protocol):
 
 @contextlib.contextmanager
 def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iterator[None]:
-    """Renews the leases of workers while the body runs.
-
-    A thread does it, so that neither a long epoch nor an absent database holds the body up.
-
-    Args:
-        worker_ids: returns the ids of the workers that live now.
-    """
+    """Renews the leases of the workers that live now, in a thread, while the body runs."""
 
     def renew(end: threading.Event) -> None:
         while not end.wait(task.limits.lease / RENEWALS):

@@ -32,14 +32,11 @@ def parse_space(
     """Parses the tree of a search space.
 
     Args:
-        tree: plain mappings, as YAML gives them.
-        options: returns the options of a Hydra group such as `model/block`, and nothing if there
-            is no such group.
+        options: returns the options of a Hydra group such as `model/block`; none for no group.
         above: the config key below which the keys of the tree lie; empty for the root.
 
     Raises:
-        ConfigError: lists every mistake in the tree. Whether its keys exist in the config is not
-            checked here.
+        ConfigError: lists every mistake in the tree; its keys are not looked up in the config.
     """
     parser = _Parser(options)
     space = Space(tuple(parser.parse_nodes(tree, "", above)))
@@ -198,39 +195,26 @@ class _Parser:
                 )
         if type(log) is not bool:
             self.mistakes.append(f"space.{name}.log must be true or false; got {log!r}")
-        if before == len(self.mistakes):
-            self._check_range(spec, where, f"space.{name}.step")
         if before < len(self.mistakes):
             return None
         low, high = bounds
-        if step is not None:  # the highest value is the last step that is not above the high end
+        if step is not None and step > 0:
             first, last, width = map(_exact, (low, high, step))
+            if 0 < last - first < width:
+                self.mistakes.append(
+                    f"space.{name}.step must not be wider than the range [{low}, {high}]; "
+                    f"got {step}"
+                )
+                return None
+            # The highest value is the last step that is not above the high end.
             high = type(high)(first + (last - first) // width * width)
-        if kind == "int":
-            return IntDistribution(low, high, log=log, step=1 if step is None else step)
-        return FloatDistribution(float(low), float(high), log=log, step=step)
-
-    def _check_range(self, spec: Mapping[str, Any], where: str, step_where: str) -> None:
-        """Checks that the ends, the step and `log` of a range go together."""
-        (low, high), log, step = spec[where.rpartition(".")[2]], spec.get("log"), spec.get("step")
-        if low > high:
-            self.mistakes.append(
-                f"{where}: the low end {low} is above the high end {high}; write [{high}, {low}]"
-            )
-        if log and low <= 0:
-            self.mistakes.append(
-                f"{where}: a log range cannot start at {low}; start above 0, or drop log"
-            )
-        if log and step is not None:
-            self.mistakes.append(
-                f"{step_where}: {step} cannot be combined with log: true; drop one of them"
-            )
-        if step is not None and step <= 0:
-            self.mistakes.append(f"{step_where} must be above 0; got {step}")
-        elif step is not None and 0 < _exact(high) - _exact(low) < _exact(step):
-            self.mistakes.append(
-                f"{step_where} must not be wider than the range [{low}, {high}]; got {step}"
-            )
+        try:
+            if kind == "int":
+                return IntDistribution(low, high, log=log, step=1 if step is None else step)
+            return FloatDistribution(float(low), float(high), log=log, step=step)
+        except ValueError as error:  # the ends, the step and `log` do not go together
+            self.mistakes.append(f"{where}: {error}")
+            return None
 
     def _parse_choice(self, choices: Any, where: str) -> CategoricalDistribution | None:
         if not isinstance(choices, list | tuple) or not choices:

@@ -94,9 +94,8 @@ class Parameter:
     """A parameter that a walk through the tree asks for.
 
     Attributes:
-        key: the config key that it decides.
-        role: what it decides there: the option of a group, a value, or a list's length or item.
-        index: the position of the item in its list, from 0.
+        key: the config key at which it decides what `role` says.
+        index: the position of an item in its list, from 0.
     """
 
     name: str
@@ -196,12 +195,9 @@ class Space:
         return self.walk(decide)
 
     def default(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Point:
-        """Returns the point of a composed config.
+        """Returns the point of a composed config, whose value at a key `lookup` returns.
 
-        Args:
-            choices: the chosen option of each Hydra group.
-            lookup: returns the config's value at a key; a scalar at the key of a list stands for
-                each of its items.
+        A scalar at the key of a list stands for each of its items.
         """
 
         def decide(parameter: Parameter) -> Any:
@@ -217,10 +213,7 @@ class Space:
         return self.walk(decide)
 
     def size(self) -> float:
-        """Returns the number of points.
-
-        It is infinite if a range is continuous, or if no float is as large.
-        """
+        """Returns the number of points: infinity for a continuous range, or beyond all floats."""
         try:
             return _count_points(self.nodes)
         except OverflowError:
@@ -259,19 +252,13 @@ class Space:
                 return
             trail[-1] += 1
 
-    @functools.cached_property
+    @functools.cached_property  # each trial has a sampler of its own: 10 000 points take 0.2 s
     def grid(self) -> tuple[Point, ...]:
-        """All points of a finite space.
-
-        Cached, since each trial has a sampler of its own: 10 000 points take 0.2 s.
-        """
+        """All points of a finite space."""
         return tuple(self.points())
 
     def branches(self) -> Iterator[tuple[dict[str, str], tuple[Node, ...]]]:
-        """Yields each branch of the tree: the group choices that lead there, and its leaves.
-
-        The root comes first.
-        """
+        """Yields each branch, from the root on: the choices that lead there, and its leaves."""
 
         def below(
             choices: dict[str, str], nodes: Sequence[Node]
@@ -341,10 +328,7 @@ def count_values(distribution: BaseDistribution) -> float:
 
 
 def nth_value(distribution: BaseDistribution, index: int) -> Any:
-    """Returns the value at a position of a finite distribution as one would write it.
-
-    It is 0.3, and not 3 × 0.1. Positions go from 0 to `count_values(distribution)` - 1.
-    """
+    """Returns the value at a position of a finite distribution as written: 0.3, not 3 × 0.1."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return choices[index]
@@ -356,10 +340,7 @@ def nth_value(distribution: BaseDistribution, index: int) -> Any:
 
 
 def why_not(distribution: BaseDistribution, value: Any) -> str | None:
-    """Explains why a distribution cannot give a value; None if it can.
-
-    The words end a sentence that begins with the value: "is outside its range [1, 8]".
-    """
+    """Explains why a distribution cannot give a value: "is outside …"; None if it can."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             if any(value == choice and type(value) is type(choice) for choice in choices):
@@ -386,10 +367,7 @@ def why_not(distribution: BaseDistribution, value: Any) -> str | None:
 
 
 def is_ordered(distribution: BaseDistribution) -> bool:
-    """Whether the values of a distribution are numbers, of which near ones are alike.
-
-    Choices are if they are numbers that rise, such as [16, 32, 64].
-    """
+    """Whether near values of a distribution are alike: numbers, or choices of rising numbers."""
     if not isinstance(distribution, CategoricalDistribution):
         return True
     choices = distribution.choices

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from multiprocessing.util import get_temp_dir
 from typing import Any
@@ -35,6 +35,9 @@ EVALUATION_BATCH = {"cpu": 256, "cuda": 4096}
 # Whether to train on the batch, its seed, and the indices of its examples.
 Request = tuple[bool, int, list[int]]
 Sized = tuple[Any, int]  # a batch, and the number of its examples
+# How many examples a step has in all ranks, and this rank's share of its batches, all of which are
+# to be taken before the next step.
+Step = tuple[int, Iterable[Sized]]
 
 
 def make_batches(job: Job, split: Part, ranks: Ranks = ALONE) -> "Batches":
@@ -60,22 +63,21 @@ class TensorBatches:
         self.valid = job.valid.to(split.device)
         self._whole = ranks.alone and job.accumulate == 1  # whether a step has one batch
 
-    def steps(self) -> Iterator[tuple[int, Iterable[Sized]]]:
-        """Yields the batch of each step of an epoch, in a fresh order of the examples.
+    def steps(self) -> Iterator[Step]:
+        """Draws the order of an epoch's examples, and returns what each step trains on.
 
-        That is the number of examples in all ranks, and this rank's share of the batches, all of
-        which are to be taken before the next step. The order is drawn from PyTorch's generator on
-        the CPU: the same on every device. The last step and the last batch may be smaller.
+        It is drawn from PyTorch's generator on the CPU: the same on every device. The last step and
+        the last batch may be smaller.
         """
-        job, share = self._job, self._ranks.share
+        job = self._job
         order = self.train[torch.randperm(len(self.train))[: job.samples].to(self.train.device)]
-        for indices in torch.split(order, job.batch_size * job.accumulate):
-            count = indices.numel()
-            if self._whole:
-                yield count, ((self.at(indices), count),)
-                continue
-            shares = filter(len, map(share, torch.split(indices, job.batch_size)))
-            yield count, ((self.at(share), len(share)) for share in shares)
+        return map(self._step, torch.split(order, job.batch_size * job.accumulate))
+
+    def _step(self, indices: Tensor) -> Step:
+        if self._whole:
+            return len(indices), ((self.at(indices), len(indices)),)
+        shares = map(self._ranks.share, torch.split(indices, self._job.batch_size))
+        return len(indices), ((self.at(share), len(share)) for share in shares if len(share))
 
     def part(self, indices: Tensor) -> Iterator[Sized]:
         """Yields the batches to evaluate the examples at `indices`, in their order."""
@@ -108,18 +110,19 @@ class ExampleBatches:
         self._loader = Loader(examples)
         self._structures: dict[bool, str] = {}
 
-    def steps(self) -> Iterator[tuple[int, Iterable[Sized]]]:
-        job = self._job
-        parts = torch.split(self._draw(), job.batch_size)
-        shares = [self._ranks.share(part).tolist() for part in parts]
+    def steps(self) -> Iterator[Step]:
+        parts = torch.split(self._draw(), self._job.batch_size)
         # What a rank draws for its examples is its own.
         seeds = torch.randint(2**62, (len(parts),)) + self._ranks.rank
-        requests = [
-            (True, seed, share) for seed, share in zip(seeds.tolist(), shares, strict=True) if share
-        ]
-        batches = self._loader.load(requests)
-        for first in range(0, len(parts), job.accumulate):
-            group = slice(first, first + job.accumulate)
+        return self._load_steps(parts, seeds.tolist())
+
+    def _load_steps(self, parts: Sequence[Tensor], seeds: list[int]) -> Iterator[Step]:
+        shares = [self._ranks.share(part).tolist() for part in parts]
+        batches = self._loader.load(
+            [(True, seed, share) for seed, share in zip(seeds, shares, strict=True) if share]
+        )
+        for first in range(0, len(parts), self._job.accumulate):
+            group = slice(first, first + self._job.accumulate)
             sizes = [len(share) for share in shares[group] if share]
             loaded = ((self._checked(next(batches), True), size) for size in sizes)
             yield sum(map(len, parts[group])), loaded
@@ -177,17 +180,12 @@ class Loader:
     def __init__(self, examples: Examples) -> None:
         self._views = {True: examples.training, False: examples.evaluation}
         self._loading, self._device = examples.loading, examples.device
-        self._plan = Plan()
+        self._requests: list[Request] = []  # of the pass under way
         self._loader: DataLoader[Any] | None = None
         self._running: Any = None
 
     def load(self, requests: Iterable[Request]) -> Iterator[Any]:
-        """Yields the batch of each request, in their order.
-
-        Raises:
-            DataError: an item or the collate function raises an exception.
-            LoaderDied: a process that loads has died.
-        """
+        """Yields the batch of each request. Raises DataError, and LoaderDied if a process dies."""
         if not self._loading.num_workers:
             yield from map(self.load_here, requests)
             return
@@ -221,7 +219,7 @@ class Loader:
 
     def _start(self, requests: Iterable[Request]) -> None:
         """Starts the processes, or gives those that persist their next work."""
-        self._plan.requests = requests
+        self._requests[:] = requests
         before = signal.getsignal(signal.SIGCHLD)
         # An exception between two forks would leave processes that nobody ends.
         with signals_deferred(), warnings.catch_warnings():
@@ -242,7 +240,7 @@ class Loader:
         loading, forks = self._loading, sys.platform == "linux"
         return DataLoader(
             Requested(self._views),
-            sampler=self._plan,
+            sampler=self._requests,
             batch_size=None,
             num_workers=loading.num_workers,
             collate_fn=_unchanged,
@@ -265,15 +263,6 @@ class Loader:
                 f"cannot go on: {' '.join(str(error).split())[:300]}; it was killed, as for want "
                 "of memory, or the Dataset ended it; data.num_workers=0 loads in the trial itself"
             ) from error
-
-
-class Plan:
-    """The sampler of a DataLoader: the requests of the pass under way."""
-
-    requests: Iterable[Request] = ()
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
 
 
 class Requested(Dataset[Any]):
@@ -312,15 +301,11 @@ def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -
 
 
 def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
-    """Returns the type in which a network gets inputs, which are stored as `load` returned them.
+    """Returns the type in which a network gets inputs; raises DataError if it takes none.
 
-    Floats are float32 already. Of whole numbers two examples show what the network takes: bytes,
-    which are mostly pixels, are tried as float32 first, and then as int64; others first as whole
-    numbers, which an embedding needs, and then as float32, which a linear layer needs. For a step
-    of the user's own it is `unseen_dtype`.
-
-    Raises:
-        DataError: it takes neither.
+    Of whole numbers two examples show it: bytes, which are mostly pixels, are tried as float32
+    first, and then as int64; others first as whole numbers, which an embedding needs, and then as
+    float32, which a linear layer needs. For a step of the user's own it is `unseen_dtype`.
     """
     stored = split.inputs.dtype
     if stored.is_floating_point or job.step is not None or job.evaluate is not None:
@@ -341,10 +326,7 @@ def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
 
 
 def unseen_dtype(split: Split) -> torch.dtype:
-    """Returns the type in which batches have inputs if no network is tried: that of the split.
-
-    Only bytes, which are mostly pixels, become float32.
-    """
+    """Returns the type of inputs if no network is tried: that of the split; bytes as float32."""
     stored = split.inputs.dtype
     return torch.float32 if stored == torch.uint8 else stored
 

@@ -38,10 +38,7 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.name}.previous")
 
     def save(self, state: dict[str, Any]) -> None:
-        """Saves a state durably: once this returns, it survives a power cut.
-
-        It may hold whatever torch.load(weights_only=True) reads: tensors, numbers, strings, None,
-        and lists, tuples and dicts of them.
+        """Saves a state that torch.load(weights_only=True) reads; it survives a power cut then.
 
         Raises:
             OSError: the file, which it names, cannot be written; the states saved before stay.
@@ -131,11 +128,7 @@ class Checkpoint:
 
 
 def snapshot(value: Any, where: str) -> Any:
-    """Copies a state of tensors and plain values to the CPU; `where` names it in the error.
-
-    Raises:
-        TypeError: it holds something else, which a checkpoint would have to execute to read.
-    """
+    """Copies a state to the CPU; raises TypeError unless it is of tensors and plain values."""
     return _rebuilt(value, _copied, where)
 
 
@@ -207,10 +200,7 @@ def load_weights(path: Path) -> dict[str, Any]:
 
 
 def digest_of(path: Path, *, durable: bool = False) -> str:
-    """Returns a digest of a file, or of the names and contents of all files of a folder.
-
-    If it is to be `durable`, they survive a power cut once this returns.
-    """
+    """Returns a digest of a file, or of a folder; if `durable`, they then survive a power cut."""
     digest = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:

@@ -78,43 +78,24 @@ class Job:
                 "data.validation must leave at least one example to validate on; "
                 f"got none, beside {available} to train on"
             )
-        for key, fits, must in (
-            ("epochs", self.epochs >= 1, "at least 1"),
-            (
-                "samples_per_epoch",
+        clips = self.clip is None or 0 < self.clip < math.inf
+        checks = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "samples_per_epoch": (
                 1 <= samples <= available,
                 f"from 1 to {available}, the size of the training part",
             ),
-            (
-                "batch_size",
-                1 <= self.batch_size <= samples,
-                f"from 1 to {samples}, the size of an epoch",
-            ),
-            ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            ("l1", 0 <= self.l1 < math.inf, "finite and at least 0 (off)"),
-            (
-                "clip",
-                self.clip is None or 0 < self.clip < math.inf,
-                "finite and above 0, or null (off)",
-            ),
-            ("accumulate", self.accumulate >= 1, "at least 1 (off)"),
-            (
-                "ema",
-                self.ema is None or 0 < self.ema < 1,
-                "above 0 and below 1, such as 0.999, or null (off)",
-            ),
-            (
-                "patience",
-                self.patience is None or self.patience >= 1,
-                "at least 1 epoch, or null (off)",
-            ),
-            ("keep", self.keep in KEEPS, " or ".join(KEEPS)),
-            (
-                "until",
-                1 <= self.last <= self.epochs,
-                f"from 1 to train.epochs={self.epochs}, or null (all)",
-            ),
-        ):
+            "batch_size": (1 <= self.batch_size <= samples, f"from 1 to {samples}, an epoch's"),
+            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            "l1": (0 <= self.l1 < math.inf, "finite and at least 0 (off)"),
+            "clip": (clips, "finite and above 0, or null (off)"),
+            "accumulate": (self.accumulate >= 1, "at least 1 (off)"),
+            "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null (off)"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1, or null (off)"),
+            "keep": (self.keep in KEEPS, " or ".join(KEEPS)),
+            "until": (1 <= self.last <= self.epochs, f"from 1 to {self.epochs}, or null (all)"),
+        }
+        for key, (fits, must) in checks.items():
             if not fits:
                 raise ValueError(f"train.{key} must be {must}; got {getattr(self, key)!r}")
 

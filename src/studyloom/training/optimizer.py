@@ -236,11 +236,7 @@ Schedule = Callable[[float], float] | TorchSchedule
 
 
 class Rates:
-    """Sets the learning rates of one training's optimizer.
-
-    A schedule that is a function maps progress in [0, 1) to a factor on the rates that the
-    optimizer has now.
-    """
+    """Sets the learning rates of one training's optimizer."""
 
     def __init__(
         self,
@@ -259,7 +255,7 @@ class Rates:
             self._every_step = schedule.every_step
 
     def before_step(self, progress: float) -> None:
-        """Sets the rates of a step, at a share of the training's steps in [0, 1)."""
+        """Sets the rates of a step."""
         if not isinstance(self._schedule, TorchSchedule):
             # A float, since NumPy's scalars cannot be saved.
             factor = float(self._schedule(progress))
@@ -295,26 +291,19 @@ class Rates:
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """Checks that a function maps progress to a factor, at the start of training.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raises ValueError unless a function maps progress to a factor, at the start of training."""
     if isinstance(schedule, TorchSchedule):
         return
-    way_out = (
-        "a schedule is a function of progress from 0 to 1 to a factor on the rate, with "
-        "_partial_: true, or a class of torch.optim.lr_scheduler"
-    )
     try:
         factor: Any = schedule(0.0)
+        usable = hasattr(factor, "__float__") and 0 <= float(factor) < math.inf
+        wrong = None if usable else f"got {factor!r} for progress 0"
     except ValueError:  # which says what is wrong
         raise
     except Exception as error:
-        raise ValueError(f"scheduler: {type(error).__name__}: {error}; {way_out}") from error
-    try:
-        usable = math.isfinite(float(factor)) and float(factor) >= 0
-    except (TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise ValueError(f"scheduler: got {factor!r} for progress 0; {way_out}")
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong is not None:
+        raise ValueError(
+            f"scheduler: {wrong}; a schedule is a function of progress from 0 to 1 to a factor on "
+            "the rate, with _partial_: true, or a class of torch.optim.lr_scheduler"
+        )

@@ -100,10 +100,9 @@ class Ranks:
         self._tell(END)
 
     def follow(self, take_part: Callable[[Any], None]) -> None:
-        """Takes part in what rank 0 leads, again and again, until rank 0 has ended.
+        """Takes part in what rank 0 leads, until rank 0 has ended; `take_part` gets the `call`.
 
-        `take_part` gets the `call`, and ends when `go_on` returns False. What it raises alone is
-        raised here, and rank 0 has been told.
+        What it raises alone is raised here, and rank 0 has been told.
         """
         failed: BaseException | None = None
         while True:
@@ -207,10 +206,9 @@ class Ranks:
         return result
 
     def sum_gradients(self, weights: Sequence[nn.Parameter], work: Callable[[], Tensor]) -> Tensor:
-        """Calls a function that computes gradients, and adds up those of all ranks.
+        """Calls a function that computes gradients, and adds up those of all ranks, and its number.
 
-        A weight to which no rank has a gradient keeps none. The numbers () that the function
-        returns are added up too. What it raises in the first rank that does is raised in all.
+        A weight to which no rank has a gradient keeps none. What is raised in one is raised in all.
         """
         error, total = None, None
         try:

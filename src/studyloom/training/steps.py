@@ -19,7 +19,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +48,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 class Steps:
-    """Computes the batches of one job.
+    """Computes the batches of one job, whose loss is always in fp32.
 
     Args:
-        precision: of the network; the loss is computed in fp32.
         step: for training batches: returns a loss, or (loss, outputs, targets), of which only the
             loss is used; None for the network's outputs and `loss`.
         evaluate: for batches to evaluate: returns (loss, outputs, targets); None for the same.
@@ -83,17 +82,8 @@ class Steps:
                     f"{name_of(self._step)} returned {_describe(result)}"
                 )
             loss = result if isinstance(result, Tensor) else result[0]
-        if loss.ndim:
-            raise ValueError(
-                f"{self._source('train.step', self._step)} must be a scalar, the mean over the "
-                f"batch; got {_describe(loss)}; return loss.mean(), or set loss.reduction=mean"
-            )
-        if not loss.requires_grad:
-            raise ValueError(
-                f"{self._source('train.step', self._step)} must depend on parameters that are "
-                "trained, and has no gradient: it was detached, computed under torch.no_grad() or "
-                "made of numbers, or all parameters are frozen"
-            )
+        if loss.ndim or not loss.requires_grad:
+            _refuse_loss(loss, "train.step", self._step)
         return loss if self._step is None else loss.float()
 
     def evaluate(self, network: nn.Module, batch: Any, count: int) -> Outcome:
@@ -109,10 +99,7 @@ class Steps:
             )
         loss, outputs, targets = result
         if loss.ndim:
-            raise ValueError(
-                f"{self._source('train.evaluate', self._evaluate)} must be a scalar, the mean over "
-                f"the batch; got {_describe(loss)}"
-            )
+            _refuse_loss(loss, "train.evaluate", self._evaluate)
         for name, tensor in (("outputs", outputs), ("targets", targets)):
             if not tensor.ndim or len(tensor) != count:
                 raise ValueError(
@@ -132,11 +119,21 @@ class Steps:
             outputs = outputs.float()
         return self._loss(outputs, targets), outputs, targets
 
-    @staticmethod
-    def _source(key: str, function: OwnStep | None) -> str:
-        if function is None:
-            return "the loss of the section loss"
-        return f"the loss that {key} ({name_of(function)}) returns"
+
+def _refuse_loss(loss: Tensor, key: str, function: OwnStep | None) -> NoReturn:
+    """Raises ValueError for a loss that nothing can be trained by."""
+    of_function = function is not None
+    source = f"that {key} ({name_of(function)}) returns" if of_function else "of the section loss"
+    if loss.ndim:
+        raise ValueError(
+            f"the loss {source} must be a scalar, the mean over the batch; got {_describe(loss)}; "
+            "return loss.mean(), or set loss.reduction=mean"
+        )
+    raise ValueError(
+        f"the loss {source} must depend on parameters that are trained, and has no gradient: it "
+        "was detached, computed under torch.no_grad() or made of numbers, or all parameters are "
+        "frozen"
+    )
 
 
 @contextlib.contextmanager
@@ -151,11 +148,10 @@ def on_threads(count: int) -> Iterator[None]:
 
 
 def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int) -> int:
-    """Returns how many threads the training of a network uses; `read` gives a batch of one example.
+    """Returns how many threads a training uses; `read` gives a batch of one example.
 
-    It is one for small steps, and else, as where the operations cannot be counted, all that the
-    process has. The answer depends on network and batch alone, since the number of threads decides
-    the last bits of a result.
+    It is one for small steps, else all that the process has. The answer depends on network and
+    batch alone, since the number of threads decides the last bits of a result.
     """
     available, weights = torch.get_num_threads(), list(network.parameters())
     if available == 1 or any(weight.device.type != "cpu" for weight in weights):
@@ -171,11 +167,9 @@ def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int)
 
 
 def count_operations(network: nn.Module, batch: Any) -> int:
-    """Counts the operations of a forward pass, nearly: of each weight at each place of an output.
+    """Counts the multiplications and additions of a forward pass, nearly; adds hooks.
 
-    Multiplications and additions are one operation each. PyTorch's own FlopCounterMode counts all
-    of them, but it imports the compiler, which takes longer than a small trial. Hooks are added to
-    the network.
+    PyTorch's own FlopCounterMode imports the compiler, which takes longer than a small trial.
     """
     total = 0
 
@@ -199,9 +193,6 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
 
     A batch is (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
     that are a mapping, list or tuple are several arguments too.
-
-    Raises:
-        ValueError: the batch is something else.
     """
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         made = f"{len(batch)}" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, load_foreign, read_yaml
 from studyloom.data.sound import Sound
-from studyloom.data.sources import parse_idx
+from studyloom.data.sources import GZIP, parse_idx
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.files import is_own
@@ -164,9 +164,8 @@ def read_inputs(path: Path, network: Network) -> Inputs:
         return from_numbers(single, numbers.dtype.kind in "iu", network)
     if isinstance(transform, Sound | Reader):
         return _from_content(content, transform, network)
-    packed = content.startswith(b"\x1f\x8b")
-    if pictures and (packed or content.startswith(b"\0\0\x08")):
-        images = parse_idx(content, "IDX", 3, packed=packed, most=MOST_BYTES)
+    if pictures and content.startswith((GZIP, b"\0\0\x08")):
+        images = parse_idx(content, "IDX", 3, most=MOST_BYTES)
         return _from_pictures(torch.from_numpy(images.copy())[:, None], [], network)
     webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     if pictures or (own and (webp or content.startswith(SIGNATURES))):

@@ -103,9 +103,7 @@ def test_it_is_told_seed_trial_and_folder(config, make_run):
     assert f"v=1 7 3 {run.dir}" in Path(config().run_dir, "logs/trial-3.log").read_text()
 
 
-@pytest.mark.parametrize(
-    "value", ["a b", "$(touch x)", "'; touch x; '", '"', "{seed}", "*", "--flag\nx", ""], ids=repr
-)
+@pytest.mark.parametrize("value", ["$(touch x) '; touch x; '\"", "{seed} *\n--flag", ""], ids=repr)
 def test_a_value_is_one_word_whatever_it_holds(config, make_run, tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)
     code = 'import sys; print(len(sys.argv), repr(sys.argv[1]), "v=1")'
@@ -122,7 +120,6 @@ def test_a_value_is_one_word_whatever_it_holds(config, make_run, tmp_path, monke
         ("pass", "it printed nothing"),
         ('print("v=lots")', "objective.value found 'lots', which is no number"),
         ('import sys; sys.exit("bad rate")', "ended with exit code 1; the last lines .* bad rate"),
-        ("import os; os.kill(os.getpid(), 9)", "ended with signal SIGKILL"),
     ],
 )
 def test_a_command_without_a_value_says_why_with_its_last_lines(config, make_run, text, words):
@@ -174,16 +171,6 @@ def until(condition):
         time.sleep(0.01)
 
 
-def test_what_a_command_leaves_behind_ends_with_it(config, make_run):
-    text = (
-        'import subprocess; k = subprocess.Popen(["sleep", "1000"]); print("pid", k.pid); '
-        'print("v=1")'
-    )
-    assert says(text)(config(), make_run()) == 1.0
-    log = Path(config().run_dir, "logs/trial-3.log").read_text().splitlines()
-    until(lambda: not is_alive(int(log[1].split()[1])))
-
-
 def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     code = (
         "import os, sys\n"
@@ -225,7 +212,6 @@ MISTAKES = {
         ["nothing is called lt", "did you mean lr?", "no place for it; write {lr} there"],
     ),
     "a program that is not there": ({"run": "pyhton x.py {lr}"}, ["program pyhton cannot be run"]),
-    "a quote that is not closed": ({"run": "python main.py '{lr}"}, ["No closing quotation"]),
     "no command": ({"run": 3}, ["objective.run must be a command", "got 3"]),
     "several at once": (
         {"value": "(v", "step": "(a)(b)", "run": "nothing {lr}"},
@@ -239,19 +225,17 @@ MISTAKES = {
         {"params": {"lr": 0.1, "depth": 2}, "space": {"params": {"depth": {"int": [1, 3]}}}},
         ["space.params.depth: it would change nothing", "write {depth} there"],
     ),
-    "a group": ({"space": {"model": {"mlp": {}}}}, ["space.model: a command is told what lies"]),
     "a name of ours": ({"params": {"seed": 1, "lr": 1}}, ["params.seed: {seed} is the trial's"]),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_said_before_trial_0(project, config, mistake):
-    given, words = MISTAKES[mistake]
-    given = {"params": {"lr": 0.1}, "space": {"params": {"lr": {"float": [0, 1]}}}} | GOOD | given
-    space = parse_space(given.pop("space"), lambda group: ["mlp", "cnn"] * (group == "model"))
-    params = given.pop("params")
-    told = "\n".join(Command(**given).check(config(**params), space))
-    assert [word for word in words if word not in told] == [], told
+def test_a_mistake_is_said_before_trial_0(project, config):
+    usual = {"params": {"lr": 0.1}, "space": {"params": {"lr": {"float": [0, 1]}}}} | GOOD
+    for wrong, words in MISTAKES.values():
+        given = usual | wrong
+        space, params = parse_space(given.pop("space"), lambda group: []), given.pop("params")
+        told = "\n".join(Command(**given).check(config(**params), space))
+        assert [word for word in words if word not in told] == [], told
 
 
 def test_a_command_is_not_run_by_each_rank(ask):
