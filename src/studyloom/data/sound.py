@@ -79,7 +79,7 @@ class Sound:
         """
         samples, rate, done = read_wav(content)
         if rate != self.rate:
-            from scipy.signal import resample  # 0.4 s to import
+            from scipy.signal import resample  # type: ignore[import-untyped]  # 0.4 s to import
 
             samples = resample(samples, max(1, round(len(samples) * self.rate / rate)))
             done.append(f"{rate} samples a second, resampled to {self.rate}")
