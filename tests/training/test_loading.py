@@ -230,16 +230,6 @@ def test_an_item_that_raises_is_named_by_its_index_and_its_exception(loading):
     assert any("__getitem__" in note for note in e.value.__notes__)
 
 
-def test_batches_of_changing_structure_are_named():
-    def collate(items):
-        batch = [torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])]
-        return batch if len(items) == 10 else [*batch, 0]
-
-    examples = drawn(collate=collate)
-    with pytest.raises(DataError, match="all batches must be made of the same; the first was"):
-        curve(toy_job(batch_size=10), examples)
-
-
 class Fatal(Drawn):
     """Ends the process that loads item 20."""
 

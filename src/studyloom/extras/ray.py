@@ -45,16 +45,20 @@ class Ray:
 
     workers: int | str = "auto"
     num_gpus: float | None = None
-    num_cpus: float = 1
+    num_cpus: int = 1
     address: str | None = None
     ranks: int = 1
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, auto=True)
-        if self.num_gpus is not None:
-            _check_resource("num_gpus", self.num_gpus, least=0)
-        _check_resource("num_cpus", self.num_cpus, least=1)
+        check_count("num_cpus", self.num_cpus)
         check_count("ranks", self.ranks)
+        gpus = 0 if self.num_gpus is None else self.num_gpus
+        if type(gpus) not in (int, float) or gpus < 0 or (gpus > 1 and gpus % 1):
+            raise ValueError(
+                "launcher.num_gpus must be a whole number, a fraction below 1, or null; "
+                f"got {gpus!r}"
+            )
         if self.ranks > 1 and self.num_gpus not in (None, 0, self.ranks):
             raise ValueError(
                 f"launcher.num_gpus must be {self.ranks}, one for each of "
@@ -93,7 +97,7 @@ class Ray:
         return float(self.ranks * any(node.get("GPU") for node in resources))
 
     @property
-    def cpus(self) -> float:
+    def cpus(self) -> int:
         """The cores of one worker."""
         return max(self.num_cpus, self.ranks)
 
@@ -180,16 +184,6 @@ class Ray:
         raise LaunchError(
             f"launcher: no node has room for a worker of num_cpus={self.cpus:g} and "
             f"num_gpus={share:g}; there are {sizes}; ask for less, or for a larger cluster"
-        )
-
-
-def _check_resource(name: str, amount: Any, least: int) -> None:
-    """Raises ValueError if Ray cannot give an actor so many cores or GPUs."""
-    if type(amount) not in (int, float) or not amount >= least:
-        raise ValueError(f"launcher.{name} must be a number of at least {least}; got {amount!r}")
-    if amount > 1 and amount % 1:
-        raise ValueError(
-            f"launcher.{name} must be a whole number, or a fraction below 1; got {amount}"
         )
 
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from studyloom.data.examples import Examples, Items, move, structure
+from studyloom.data.examples import Examples, Items, move
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
-from studyloom.errors import TRAIN_IT_YOURSELF, DataError, LoaderDied
+from studyloom.errors import DataError, LoaderDied
 from studyloom.processes import end_with, signals_deferred
 from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE, Ranks
@@ -108,7 +108,6 @@ class ExampleBatches:
         self.train = job.train.to(examples.device)
         self.valid = job.valid.to(examples.device)
         self._loader = Loader(examples)
-        self._structures: dict[bool, str] = {}
 
     def steps(self) -> Iterator[Step]:
         parts = torch.split(self._draw(), self._job.batch_size)
@@ -124,7 +123,7 @@ class ExampleBatches:
         for first in range(0, len(parts), self._job.accumulate):
             group = slice(first, first + self._job.accumulate)
             sizes = [len(share) for share in shares[group] if share]
-            loaded = ((self._checked(next(batches), True), size) for size in sizes)
+            loaded = ((next(batches), size) for size in sizes)
             yield sum(map(len, parts[group])), loaded
         next(batches, None)  # the processes that load are free for what comes next
 
@@ -134,11 +133,11 @@ class ExampleBatches:
         parts = torch.split(indices.cpu(), self._job.batch_size)
         requests = ((False, number, part.tolist()) for number, part in enumerate(parts))
         for part, batch in zip(parts, self._loader.load(requests), strict=True):
-            yield self._checked(batch, False), len(part)
+            yield batch, len(part)
         self._loader.rest()
 
     def at(self, indices: Tensor) -> Any:
-        return self._checked(self._loader.load_here((True, 0, indices.tolist())), True)
+        return self._loader.load_here((True, 0, indices.tolist()))
 
     def fit(self, network: nn.Module) -> None:
         """Does nothing: a network gets what the Dataset gives."""
@@ -153,17 +152,6 @@ class ExampleBatches:
         if weights is None:
             return train[torch.randperm(len(train))[: job.samples]]
         return train[torch.multinomial(weights[train], job.samples, replacement=True)]
-
-    def _checked(self, batch: Any, training: bool) -> Any:
-        """Returns a batch, after a look at what it is made of, which takes some microseconds."""
-        made = structure(batch)
-        known = self._structures.setdefault(training, made)
-        if made != known:
-            raise DataError(
-                f"data: all batches must be made of the same; the first was {known}, and this one "
-                f"is {made}; see to it in the Dataset or data.collate, {TRAIN_IT_YOURSELF}"
-            )
-        return batch
 
 
 Batches = TensorBatches | ExampleBatches
