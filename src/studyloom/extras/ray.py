@@ -53,11 +53,11 @@ class Ray:
         check_count("workers", self.workers, auto=True)
         check_count("num_cpus", self.num_cpus)
         check_count("ranks", self.ranks)
-        gpus = 0 if self.num_gpus is None else self.num_gpus
-        if type(gpus) not in (int, float) or gpus < 0 or (gpus > 1 and gpus % 1):
+        asked = 0 if self.num_gpus is None else self.num_gpus
+        if type(asked) not in (int, float) or asked < 0 or (asked > 1 and asked % 1):
             raise ValueError(
                 "launcher.num_gpus must be a whole number, a fraction below 1, or null; "
-                f"got {gpus!r}"
+                f"got {asked!r}"
             )
         if self.ranks > 1 and self.num_gpus not in (None, 0, self.ranks):
             raise ValueError(
