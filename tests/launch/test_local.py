@@ -95,18 +95,6 @@ def test_a_second_stop_ends_at_once(tmp_path):
 
 @pytest.mark.chaos
 @linux
-def test_a_worker_that_dies_is_started_again_and_its_trial_goes_on(tmp_path):
-    process, worker_ids = at_work(tmp_path)
-    os.kill(pids(worker_ids)[0], signal.SIGKILL)
-    (tmp_path / "gate").touch()
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "a worker ended with signal SIGKILL" in err
-    assert_complete(tmp_path)
-
-
-@pytest.mark.chaos
-@linux
 def test_workers_do_not_outlive_a_killed_command(tmp_path):
     process, _ = at_work(tmp_path)
     process.kill()
