@@ -36,7 +36,7 @@ def test_values_that_no_training_can_use_are_refused():
             torch.tensor([[math.inf], [0.0]]),
             "finite targets; those of example 0",
         ),
-        (torch.zeros(2, 1), torch.tensor([0, 2]), "classes must be from 0 to 1, .* got 0 to 2"),
+        (torch.zeros(2, 1), torch.tensor([0, 2]), "have classes from 0 to 1, .* got 0 to 2"),
     ):
         with pytest.raises(DataError, match=words):
             Split(inputs, targets, 2 if targets.ndim == 1 else 1, "x").check()
