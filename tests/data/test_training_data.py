@@ -68,6 +68,7 @@ def worker(variables):
     process.join()
 
 
+@pytest.mark.chaos  # two processes that import PyTorch
 def test_workers_have_one_copy_in_which_nobody_changes_anything_for_others():
     split = make_split()
     ours = share(split, "key")

@@ -171,6 +171,7 @@ def until(condition):
         time.sleep(0.01)
 
 
+@pytest.mark.chaos
 def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     code = (
         "import os, sys\n"
