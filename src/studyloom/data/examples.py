@@ -88,7 +88,7 @@ class Items:
         make = default_collate if self.collate is None else self.collate
         name = "PyTorch's default_collate" if self.collate is None else name_of(self.collate)
         try:
-            return make(items)
+            batch = make(items)
         except MemoryError:
             raise
         except Exception as error:  # whatever a user's function raises
@@ -101,6 +101,11 @@ class Items:
                 error,
                 f" for {len(items)} items{way_out if self.collate is None else ''}",
             ) from error
+        if batch is None:
+            raise DataError(
+                f"data.collate must return the batch of a list of items; {name} returned None"
+            )
+        return batch
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
     for words in (
         "pip install 'studyloom[tensorboard]'",
         "track.a must be a section with a _target_, not 3",
-        "track.half: Half has no write_answer",
+        "write_answer(answer); Half has not",
     ):
         assert words in told
     with pytest.raises(ConfigError, match=r"track=\[tensorboard,mlflow\]"):
