@@ -237,15 +237,3 @@ def test_the_help_of_a_page_is_its_manual_with_options_groups_and_keys():
     ):
         assert words in done.stdout
     assert "study:" in page_help("About.", str(ROOT / "conf"), "mnist", ["no.such=key"])
-
-
-@pytest.mark.chaos
-def test_hydra_completes_the_overrides_of_a_page_that_is_run_as_a_file():
-    for typed, offered in (("mod", {"model.", "model="}), ("model=m", {"model=mlp"})):
-        line = f"python studies/mnist.py {typed}"
-        extra = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "PYTHONPATH": str(ROOT / "src")}
-        command = [sys.executable, "studies/mnist.py", "-sc", "query=bash"]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True
-        )
-        assert set(done.stdout.split()) == offered, done.stderr

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -266,30 +265,6 @@ def refused(*overrides, words, tmp_path):
     return done
 
 
-def test_unknown_names_on_the_command_line_are_told_all_at_once(tmp_path):
-    wrong = ("model=mpl", "modle=mlp", "study.trails=3", "optimizer.lrr=1", "study.trials=many")
-    words = (
-        "model=mpl: no such option; model has cnn, gru, lstm, mlp, rnn, transformer; "
-        "did you mean mlp?",
-        *("modle: no such key", "did you mean model?", "study.trails: no such key"),
-        *("did you mean trials?", "optimizer.lrr: no such key", "study.trials=many"),
-    )
-    refused(*wrong, words=words, tmp_path=tmp_path)
-
-
-def test_numbers_out_of_range_are_told_all_at_once_also_where_data_cannot_be_divided_by_them(
-    tmp_path,
-):
-    wrong = ("study.seed=-1", "study.trials=0", "objective.folds=0")
-    words = (
-        "study.seed must be at least 0; got -1",
-        "study.trials must be at least 1; got 0",
-        "objective.folds must be at least 1; got 0",
-    )
-    done = refused(*wrong, words=words, tmp_path=tmp_path)
-    assert len(done.stderr.splitlines()) == 3
-
-
 def test_what_a_space_could_build_is_built_before_trial_0(tmp_path):
     refused(
         "space.model.mlp.activation.choice=[relu,tahn]",
@@ -297,23 +272,6 @@ def test_what_a_space_could_build_is_built_before_trial_0(tmp_path):
         words=("tahn", "tanh", "train.batch_size", "100000"),
         tmp_path=tmp_path,
     )
-
-
-@pytest.mark.skipif(
-    not Path("/sys/kernel").is_dir(), reason="no folder here that refuses even root"
-)
-def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
-    refused(
-        "run_dir=/sys/kernel/run", words=("/sys/kernel/run", "run_dir=", "ermi"), tmp_path=tmp_path
-    )
-
-
-def test_a_study_name_that_is_no_folder_name_is_refused_before_a_folder_is_made(tmp_path):
-    for name in ("../up", "a/b", "'..'", "x" * 201):
-        done = study_here(f"study.name={name}", f"run_dir={tmp_path}/runs/${{study.name}}")
-        assert done.returncode == 2
-        assert "study.name must be a folder name" in done.stderr
-        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unreachable_database_is_named_without_its_password(tmp_path):
@@ -358,22 +316,3 @@ def test_more_workers_than_the_server_has_connections_for_are_refused_before_the
         check_connections(postgres_url, 300)
     check_connections("sqlite:///study.db", 300)
     check_connections(postgres_url, 1)  # is this process
-
-
-# On the full data
-
-
-@pytest.mark.skipif(
-    "STUDYLOOM_DATA" not in os.environ, reason="STUDYLOOM_DATA names no folder with the full data"
-)
-def test_the_tutorial_network_reaches_its_accuracy_on_full_mnist(tmp_path):
-    done = study(
-        *("data=mnist", "space=none", "study.trials=1", "optimizer=adam", "optimizer.lr=1e-3"),
-        *("train.batch_size=100", "train.epochs=10", "model.hidden=[128]", "winner.enabled=false"),
-        f"run_dir={tmp_path}",
-        STUDYLOOM_DATA=os.environ["STUDYLOOM_DATA"],
-    )
-    assert done.returncode == 0, done.stderr
-    (trial,) = trials_of(tmp_path)
-    assert trial.value >= 0.975
-    assert "s per epoch" in done.stdout

@@ -177,7 +177,7 @@ class Study:
         target = self.run_dir if folder is None else Path(folder)
         if target is None:
             raise ConfigError(
-                ["folder must be given, since the study was opened by its URL: report('folder')"]
+                "folder must be given, since the study was opened by its URL: report('folder')"
             )
         return write_report(self._stored, target)
 
@@ -311,7 +311,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     from studyloom.study.stopping import Stop, following
 
     if cfg.study.dry_run:
-        raise ConfigError(["study.dry_run begins no study; use the command: --dry-run"])
+        raise ConfigError("study.dry_run begins no study; use the command: --dry-run")
     console = make_console()
     console.quiet = quiet
     error: Exception | None = None

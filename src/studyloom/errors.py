@@ -32,21 +32,13 @@ class UserError(StudyloomError, ValueError):
 
     exit_code = 2
 
-    @property
-    def mistakes(self) -> list[str]:
-        return [str(self)]
+    def __init__(self, mistakes: str | Sequence[str]) -> None:
+        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
+        super().__init__("\n".join(self.mistakes))
 
 
 class ConfigError(UserError):
     """Every mistake found in a configuration or a search space."""
-
-    def __init__(self, mistakes: str | Sequence[str]) -> None:
-        self._mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
-        super().__init__("\n".join(self._mistakes))
-
-    @property
-    def mistakes(self) -> list[str]:
-        return list(self._mistakes)
 
 
 class DataError(UserError):
@@ -69,19 +61,7 @@ class ScaffoldError(UserError):
 
 
 class PredictError(UserError):
-    """There is no winner, or files hold no input for it.
-
-    Args:
-        mistakes: what is wrong, a line for each file.
-    """
-
-    def __init__(self, *mistakes: str) -> None:
-        super().__init__("\n".join(mistakes))
-        self._mistakes = list(mistakes)
-
-    @property
-    def mistakes(self) -> list[str]:
-        return list(self._mistakes)
+    """There is no winner, or files hold no input for it."""
 
 
 class CompressError(UserError):

@@ -1,7 +1,6 @@
 """Files: written whole or not at all, locked, and folders known to be the user's own."""
 
 import errno
-import hashlib
 import hmac
 import os
 import re
@@ -71,12 +70,6 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def digest_of_file(path: Path) -> str:
-    """Returns the SHA-256 of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def mark_own(folder: Path) -> None:

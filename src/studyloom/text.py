@@ -56,15 +56,9 @@ def in_markdown(text: str) -> str:
 
 def code_in_markdown(text: str) -> str:
     """Returns a text of any origin as code within a line of Markdown, also in a table."""
-    fence = fence_for(text, 1)
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     space = " " * ("`" in text)
     return f"{fence}{space}{one_line(text)}{space}{fence}".replace("|", "\\|")
-
-
-def fence_for(text: str, least: int) -> str:
-    """Returns a fence for code in Markdown: more backticks in a row than the text has."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    return "`" * max(least, longest + 1)
 
 
 class PrintableFormatter(logging.Formatter):

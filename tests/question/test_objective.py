@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from toys import TINY, Never, ask, toy_folds, toy_split
 
-from studyloom.errors import Diverged
 from studyloom.metrics import Metric
 from studyloom.question.objective import (
     NetworkObjective,
@@ -14,7 +13,6 @@ from studyloom.question.objective import (
     mean_epoch,
     run_epochs,
 )
-from studyloom.space.tree import Point
 from studyloom.training.trainer import Training
 
 SPLIT = toy_split()
@@ -23,12 +21,6 @@ SPLIT = toy_split()
 @pytest.fixture(scope="module")
 def question():
     return ask(*TINY, "train.epochs=4")
-
-
-def training_of(question, folds=1, point=None):
-    return Training(
-        question.jobs(point or question.baseline, toy_folds(SPLIT, folds), number=0), SPLIT
-    )
 
 
 def reports(steps, stride=1):
@@ -71,12 +63,6 @@ def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
         )
     assert curves[0] == curves[1]
     assert [len(epochs) for epochs in group_by_epoch(trainings[1].history[:6])] == [2, 2, 1, 1]
-
-
-def test_a_diverging_fold_ends_the_trial():
-    question = ask(*TINY, "optimizer=sgd", "optimizer.lr=1e30", "study.baseline=false")
-    with pytest.raises(Diverged, match="epoch"):
-        list(run_epochs(training_of(question, point=Point()), Never()))
 
 
 # Patience, and the best epoch

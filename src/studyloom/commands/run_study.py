@@ -29,7 +29,7 @@ from studyloom.commands.prepare import (
     prepare,
     task_of,
 )
-from studyloom.config.values import plain_sections, without_transform, write_yaml
+from studyloom.config.values import as_yaml, plain_sections, without_transform
 from studyloom.errors import (
     CompressError,
     Halted,
@@ -41,7 +41,7 @@ from studyloom.errors import (
     UserError,
     exit_with,
 )
-from studyloom.files import is_newer
+from studyloom.files import is_newer, write_whole
 from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
@@ -362,7 +362,7 @@ def write_best(plan: Plan, best: FrozenTrial) -> None:
         f"{goal.name} {value}" for goal, value in zip(question.goals, best.values, strict=True)
     )
     header = f"# {question.config.study.name}, trial {best.number}: validation {values}\n"
-    write_yaml(plan.run_dir / "best.yaml", sections, header)
+    write_whole(plan.run_dir / "best.yaml", header + as_yaml(sections))
 
 
 def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool = False) -> None:

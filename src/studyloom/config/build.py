@@ -63,18 +63,15 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
 
     Sections within it are built first, as Hydra's `instantiate` does, which takes 3 ms for each.
     Those that the target names in its attribute `DEFERRED` it gets as functions without arguments,
-    and they are built when it calls them.
+    and they are built when it calls them. With `_partial_: true` the result waits for the rest.
 
     Args:
-        section: a `_target_` with its arguments; with `_partial_: true` the result is a callable
-            that waits for the others.
         key: of a plain section, for errors.
         offered: further arguments, passed on if the target has a parameter of that name and the
             section has no value for it.
 
     Raises:
-        ConfigError: the section has no `_target_`, or one that cannot be imported, or the primary
-            config comes from elsewhere and the target is not trusted.
+        ConfigError: there is no such `_target_`, or it is not trusted.
     """
     target = find_target(section, key)
     if isinstance(section, DictConfig):

@@ -148,7 +148,7 @@ def register() -> None:
 def _run_dir(name: str, run_dir: str) -> str:
     # The name is checked here, since Hydra makes the run directory before any code of ours runs.
     if mistake := check_name(str(name)):
-        raise ConfigError([mistake])
+        raise ConfigError(mistake)
     return run_dir
 
 
@@ -157,12 +157,8 @@ class Composer:
     """Composes the user's own command again with other group choices.
 
     The user's overrides are kept, except those of a key that the other option does not have:
-    `model.hidden=[8]` is left out when a trial chooses a CNN.
-
-    Attributes:
-        config_name: the name of the primary config.
-        overrides: the user's overrides, as typed.
-        choices: the option of each group in the user's own config.
+    `model.hidden=[8]` is left out when a trial chooses a CNN. `choices` has the user's own option
+    of each group.
     """
 
     config_name: str
@@ -186,15 +182,9 @@ class Composer:
         self._cache[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
-        """Composes the config under other choices.
+        """Composes the config under other choices, by group; ConfigError if that is not possible.
 
         Each config is composed once (about 70 ms) and shared, so copy it before setting values.
-
-        Args:
-            choices: the option of each Hydra group that is not to keep the user's choice.
-
-        Raises:
-            ConfigError: an option that does not compose.
         """
         changed = {
             group: option for group, option in choices.items() if self.choices.get(group) != option
@@ -205,7 +195,7 @@ class Composer:
                 self._cache[cache_key] = self._compose(changed)
             except Exception as error:
                 named = ", ".join(f"{group}={option}" for group, option in changed.items())
-                raise ConfigError([f"{named}: {describe_compose_error(error)}"]) from error
+                raise ConfigError(f"{named}: {describe_compose_error(error)}") from error
         return self._cache[cache_key]
 
     def _compose(self, changed: Mapping[str, str]) -> DictConfig:
@@ -266,9 +256,6 @@ def restored_hydra() -> Iterator[None]:
 def find_config(key: str, name: str) -> Path:
     """Finds a config below the folder of the study's own, or else below the working directory.
 
-    Args:
-        key: names it in the error.
-
     Raises:
         ConfigError: there is no such file.
     """
@@ -280,7 +267,7 @@ def find_config(key: str, name: str) -> Path:
             if path.is_file():
                 return path.resolve()
     raise ConfigError(
-        [f"{key}={name}: there is no such file, as seen from {folders[0]} or from {folders[1]}"]
+        f"{key}={name}: there is no such file, as seen from {folders[0]} or from {folders[1]}"
     )
 
 
@@ -294,12 +281,8 @@ def application(
     values that they would have there.
 
     Args:
-        config: the file.
         values: nested mappings that are set in it.
         output: the folder of `hydra.runtime.output_dir`.
-
-    Raises:
-        ConfigError: it does not compose.
     """
     with own_world(), hydra.initialize_config_dir(str(config.parent), **VERSION_BASE):
         try:
@@ -311,7 +294,7 @@ def application(
                 del composed["hydra"]
             composed.merge_with(values)
         except Exception as error:
-            raise ConfigError([f"{config}: {describe_compose_error(error)}"]) from error
+            raise ConfigError(f"{config}: {describe_compose_error(error)}") from error
         # The application may initialise Hydra itself.
         GlobalHydra.instance().clear()
         yield composed

@@ -112,9 +112,6 @@ def folder_of_configs(task: Task, config_path: str) -> str:
 
     `python studies/mine.py` has Python look for modules in studies/; those that configs name, such
     as studies.mine, lie beside that folder.
-
-    Args:
-        config_path: as the page says it.
     """
     page = Path(task.__code__.co_filename).resolve()
     main = sys.modules["__main__"]
@@ -194,11 +191,9 @@ def refuse_passwords(argv: Sequence[str]) -> None:
         if "://" in shown and mask_passwords(shown).replace("***", "") != shown:
             key = argument.partition("=")[0].lstrip("+~")
             raise ConfigError(
-                [
-                    f"{key}: must not have a password on a command line, from where it gets into "
-                    "files; put the URL into STUDYLOOM_STORAGE, in the environment, with "
-                    "storage=postgres, or the password into ~/.pgpass"
-                ]
+                f"{key}: must not have a password on a command line, from where it gets into "
+                "files; put the URL into STUDYLOOM_STORAGE, in the environment, with "
+                "storage=postgres, or the password into ~/.pgpass"
             )
 
 
@@ -215,7 +210,7 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
         name, given, value = argument.partition("=")
         if name == "--events":
             if not given and (not left or left[0].startswith("-")):
-                raise ConfigError(["--events needs a FILE, which gets a line of JSON an event"])
+                raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
             os.environ[EVENTS] = value if given else left.pop(0)
         elif argument == "--json":
             os.environ[JSON] = "1"
@@ -239,11 +234,11 @@ def targets_of(argument: str) -> list[str]:
         value = raw.strip("'\"")
         if raw.startswith("["):
             raise ConfigError(
-                ["notify=[…]: cannot be read; quote each address: notify='[\"ntfy://topic\"]'"]
+                "notify=[…]: cannot be read; quote each address: notify='[\"ntfy://topic\"]'"
             ) from None
     items: list[Any] = value if isinstance(value, list) else [value]
     if any(not isinstance(item, str) or "\n" in item for item in items if item is not None):
-        raise ConfigError(["notify: must be a URL of apprise, a command, or a list of these"])
+        raise ConfigError("notify: must be a URL of apprise, a command, or a list of these")
     return [str(item) for item in items if item]
 
 
@@ -336,23 +331,17 @@ class Invocation:
 
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises ConfigError if something is not an override, such as an option of a command."""
-    items = [overrides] if isinstance(overrides, str) else overrides
-    wrong = [item for item in items if not isinstance(item, str) or item.startswith("-")]
-    if wrong or items is not overrides:
+    items = [None] if isinstance(overrides, str) else overrides
+    if any(not isinstance(item, str) or item.startswith("-") for item in items):
         raise ConfigError(
-            [
-                f"overrides must be a list of Hydra's, such as ['study.trials=50']; got {item!r}"
-                for item in wrong or items
-            ]
+            f"overrides must be a list of Hydra's, such as ['study.trials=50']; got {overrides!r}"
         )
 
 
 def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> Invocation:
-    """Finds the study that Python code names.
+    """Finds the study that Python code names: by a page, a primary config, or a composed config.
 
     Args:
-        source: a page, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
-            composed config.
         overrides: may name the run directory.
 
     Raises:
@@ -363,13 +352,11 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
     path = Path(source)
     if path.suffix not in (".py", ".yaml"):
         raise ConfigError(
-            [
-                "a study must be a page such as studies/mine.py, a primary config such as "
-                f"conf/mine.yaml, or a DictConfig; got {source}"
-            ]
+            "a study must be a page such as studies/mine.py, a primary config such as "
+            f"conf/mine.yaml, or a DictConfig; got {source}"
         )
     if not path.is_file():
-        raise ConfigError([f"{path}: there is no such file in {Path.cwd()}"])
+        raise ConfigError(f"{path}: there is no such file in {Path.cwd()}")
     return _of_page(path) if path.suffix == ".py" else _of_file(path)
 
 
@@ -391,37 +378,31 @@ def _of_page(path: Path) -> Invocation:
 
 def _import_page(path: Path, name: str) -> ModuleType:
     """Imports a page; raises ConfigError if this process has another module or package there."""
+    module = None
     try:
         module = importlib.import_module(name)
-        origin = module.__file__
     except ModuleNotFoundError as error:
         if error.name != name:  # something that the page imports
             raise
-        origin = sys.modules[name.partition(".")[0]].__file__
-    if origin is None or Path(origin).resolve() != path.resolve():
+    found = module or sys.modules[name.partition(".")[0]]
+    if module is None or Path(str(module.__file__)).resolve() != path.resolve():
         raise ConfigError(
-            [
-                f"{path}: cannot be imported as {name}, since this process has {origin} under that "
-                "name; run it in a process of its own"
-            ]
+            f"{path}: cannot be imported as {name}, since this process has {found.__file__} under "
+            "that name; run it in a process of its own"
         )
     return module
 
 
 def _decorated(module: ModuleType, path: Path) -> tuple[str, str]:
     """Returns the config_path and config_name of the function that `hydra_main` decorates."""
-    functions: dict[str, Any] = {
-        name: value
-        for name, value in vars(module).items()
-        if hasattr(value, "config_path") and value.__module__ == module.__name__
-    }
-    function = functions.get("main") if len(functions) > 1 else next(iter(functions.values()), None)
-    if function is None:
-        many = "several functions are" if functions else "no function is"
+    named = [value for value in vars(module).values() if hasattr(value, "config_path")]
+    pages = [value for value in named if value.__module__ == module.__name__]
+    if len(pages) != 1:
         raise ConfigError(
-            [f"{path}: {many} decorated with studyloom.config.hydra_main; a page has one, `main`"]
+            f"{path}: must have one function decorated with studyloom.config.hydra_main, such as "
+            f"`main`; it has {len(pages)}"
         )
-    return str(function.config_path), str(function.config_name)
+    return str(pages[0].config_path), str(pages[0].config_name)
 
 
 def _module_of(path: Path) -> tuple[Path, str]:
@@ -463,7 +444,7 @@ def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
     try:
         return Path(str(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)).run_dir))
     except OmegaConfBaseException as error:
-        raise ConfigError([f"run_dir: {' '.join(str(error).split())}"]) from None
+        raise ConfigError(f"run_dir: {' '.join(str(error).split())}") from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.schema import unknown_keys
-from studyloom.text import nearest, no_such_key, printable
+from studyloom.text import as_yaml, nearest, no_such_key, printable
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
 VERSION_BASE: dict[str, Any] = {"version_base": None} if hydra.__version__ < "1.4" else {}
@@ -91,7 +91,6 @@ def explain_override(override: str, error: Exception, compose: Callable[[], Dict
     """Explains on one line why an override failed, with the way out.
 
     Args:
-        error: what composing with it raised.
         compose: composes the config without it.
     """
     key, _, value = override.partition("=")
@@ -117,15 +116,11 @@ def explain_key(path: str, config: DictConfig) -> str | None:
     node: Any = config
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        above = ".".join(parts[:depth])
         if not isinstance(node, DictConfig):
-            if node is None:
-                below = ".".join(parts[depth:])
-                return (
-                    f"{path}: no such key, since {above} is null; if it takes keys, write "
-                    f"+{path}=…, or {above}={{{below}: …}}"
-                )
-            return f"{path}: no such key; {above} is {node} and has no keys"
+            return (
+                f"{path}: no such key; {'.'.join(parts[:depth])} is {as_yaml(node)} and has no "
+                f"keys; if it takes some, write +{path}=…"
+            )
         if part not in node:
             known = [str(name) for name in node if str(name) != "hydra"]
             missing = no_such_key(".".join(parts[: depth + 1]), known)
@@ -171,7 +166,6 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
     """Writes the help of a page: what it is, its options, its groups, and its keys as composed.
 
     Args:
-        about: the docstring of the page.
         argv: the overrides with which the keys are composed, if they can be.
     """
     GlobalHydra.instance().clear()

@@ -6,7 +6,6 @@ the user says is theirs, do these files decide what is opened outside of it, or 
 
 import itertools
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,15 +22,10 @@ from studyloom.text import nearest
 
 SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
 EMBEDDED = "embedded_postgres:///"  # the URL of a server whose data lies in the run directory
-# What a run directory from elsewhere must not resolve: all but one variable.
-RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:(?<!\$\{oc\.env:)|\$\{oc\.env:(?!STUDYLOOM_STORAGE[,}])")
 
 
 def storage_url(config: DictConfig | ListConfig) -> str | None:
     """Reads the storage URL of a config from `storage.file` or, without one, `storage.url`.
-
-    Returns:
-        The URL; None if neither is set.
 
     Raises:
         ConfigError: the file cannot be read, is empty, or can be read by other users too.
@@ -46,17 +40,15 @@ def storage_url(config: DictConfig | ListConfig) -> str | None:
         mode, url = stat.S_IMODE(path.stat().st_mode), path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", "not UTF-8 text")
-        raise ConfigError([f"storage.file: {path} cannot be read: {why}"]) from None
+        raise ConfigError(f"storage.file: {path} cannot be read: {why}") from None
     if mode & 0o077:
         raise ConfigError(
-            [
-                f"storage.file: {path} must be readable by its owner only, since it may hold a "
-                f"password; got mode {mode:04o}; run chmod 600 {path}"
-            ]
+            f"storage.file: {path} must be readable by its owner only, since it may hold a "
+            f"password; got mode {mode:04o}; run chmod 600 {path}"
         )
     if not url:
         raise ConfigError(
-            [f"storage.file: {path} is empty; put postgresql://user:password@host/database into it"]
+            f"storage.file: {path} is empty; put postgresql://user:password@host/database into it"
         )
     return url
 
@@ -74,25 +66,41 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     config = read_written(run_dir, "config.yaml")
     if trusted:
         mark_own(run_dir)
-    own = trusted or is_own(run_dir)
-    try:
-        config = config if own else _without_outside(run_dir, config)
-        url = storage_url(config)
-    except (InterpolationResolutionError, AttributeError):  # the variable is not set; no section
-        url = None
+    if trusted or is_own(run_dir):
+        name = OmegaConf.select(config, "study.name")
+        try:
+            url = storage_url(config)
+        except (InterpolationResolutionError, AttributeError):  # no variable, or no section
+            url = None
+    else:
+        url, name = _read_strangers(run_dir, config)
     # A database inside the folder is found from any working directory, and after a move.
-    inside = f"sqlite:///{run_dir / 'study.db'}"
     if url is not None and url.startswith(EMBEDDED):
         url = f"{EMBEDDED}{run_dir}/postgres"
     elif (run_dir / "study.db").exists():
-        url = inside
-    elif not own and url not in (None, inside, os.environ.get("STUDYLOOM_STORAGE")):
-        scheme = str(url).partition(":")[0][:20]
-        raise _not_own(run_dir, f"names a database outside of it ({scheme})")
+        url = f"sqlite:///{run_dir / 'study.db'}"
     if url is None:
         path = run_dir / ".hydra" / "config.yaml"
-        raise ConfigError([f"{path}: storage.url has no value; put the URL into STUDYLOOM_STORAGE"])
-    return url, str(OmegaConf.select(config, "study.name"))
+        raise ConfigError(f"{path}: storage.url has no value; put the URL into STUDYLOOM_STORAGE")
+    return url, str(name)
+
+
+def _read_strangers(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]:
+    """Reads the URL and name of a run directory from elsewhere, of which nothing is resolved.
+
+    Raises:
+        ConfigError: its database is neither inside of it, nor that of STUDYLOOM_STORAGE.
+    """
+    whole: Any = OmegaConf.to_container(config, resolve=False)
+    try:
+        url, name = str(whole["storage"]["url"]), whole["study"]["name"]
+    except (LookupError, TypeError):
+        return None, None
+    if url.startswith("${oc.env:STUDYLOOM_STORAGE"):
+        return os.environ.get("STUDYLOOM_STORAGE"), name
+    if not url.startswith(EMBEDDED) and not (run_dir / "study.db").exists():
+        raise _not_own(run_dir, "names a database outside of it")
+    return url, name
 
 
 def note_run(run_dir: Path) -> None:
@@ -112,10 +120,10 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
     except FileNotFoundError:
         near = nearest(run_dir, sibling_runs(run_dir))
         raise ConfigError(
-            [f"{run_dir}: no study has run there; a run directory holds .hydra/{name}{near}"]
+            f"{run_dir}: no study has run there; a run directory holds .hydra/{name}{near}"
         ) from None
     except NotADirectoryError:
-        raise ConfigError([f"{run_dir}: must be a folder, in which a study has run"]) from None
+        raise ConfigError(f"{run_dir}: must be a folder, in which a study has run") from None
 
 
 def sibling_runs(run_dir: Path) -> list[str]:
@@ -126,30 +134,10 @@ def sibling_runs(run_dir: Path) -> list[str]:
     return []
 
 
-def _without_outside(run_dir: Path, config: DictConfig) -> DictConfig:
-    """Returns where a run directory from elsewhere has its database, cut off from all else.
-
-    Raises:
-        ConfigError: that depends on a file, or on a variable that is not STUDYLOOM_STORAGE.
-    """
-    whole: Any = OmegaConf.to_container(config, resolve=False)
-    storage, name = whole.get("storage", {}), whole.get("study", {}).get("name")
-    kept = {
-        "run_dir": str(run_dir),
-        "storage": {"url": storage.get("url")},
-        "study": {"name": name},
-    }
-    if storage.get("file") is not None or RESOLVER.search(str(kept)):
-        raise _not_own(run_dir, "has its database's address read from a file or the environment")
-    return OmegaConf.create(kept)
-
-
 def _not_own(run_dir: Path, why: str) -> ConfigError:
     return ConfigError(
-        [
-            f"{run_dir}: no command of yours is known here to have run there, and its .hydra/ "
-            f"{why}; if you trust it with your machine, add --trust-config"
-        ]
+        f"{run_dir}: no command of yours is known here to have run there, and its .hydra/ "
+        f"{why}; if you trust it with your machine, add --trust-config"
     )
 
 
@@ -161,11 +149,9 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
 
     Args:
         overrides: replace the command's own overrides of the same keys.
-        trusted: whether the user says that it is theirs, which is noted.
 
     Raises:
-        ConfigError: no study has run there, or not by a command of the user's own, or its command
-            no longer composes.
+        ConfigError: no command of the user's own has run there, or it no longer composes.
     """
     import hydra  # here: who only looks at a run does not wait for it
     from hydra.core.global_hydra import GlobalHydra
@@ -206,5 +192,5 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
             yield cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            [f"{run_dir}: its command no longer composes: {describe_compose_error(error)}"]
+            f"{run_dir}: its command no longer composes: {describe_compose_error(error)}"
         ) from error

@@ -25,16 +25,13 @@ def write_study(name: str, folder: Path, kind: str = "tensors") -> dict[Path, st
 
     Args:
         name: of the study and its modules: lower-case letters, digits and _.
-        folder: of the project, which is made if it is missing.
-        kind: of training, one of KINDS.
 
     Raises:
         ScaffoldError: every reason why it cannot be written; nothing is written then.
-        OSError: the folder cannot be written to.
     """
     targets = {target: target.replace(PLACEHOLDER, name) for target in KINDS[kind]["files"]}
     if problems := [*_check_name(name), *_check_folder(folder, [*targets.values()])]:
-        raise ScaffoldError("\n".join(problems))
+        raise ScaffoldError(problems)
     written = {}
     for target, about in KINDS[kind]["files"].items():
         path = folder / targets[target]
@@ -61,18 +58,11 @@ def _check_name(name: str) -> list[str]:
         rule = "not be a keyword of Python"
     elif hidden := [path.relative_to(GROUPS) for path in GROUPS.rglob(f"{name}.yaml")]:
         rule = f"not hide a config of studyloom, {', '.join(map(str, hidden))}"
-    elif name in sys.stdlib_module_names or _is_installed(name):
+    elif name in sys.stdlib_module_names or importlib.util.find_spec(name):
         rule = "not hide an installed module"
     else:
         return []
     return [f"the name of a study must {rule}; got {name!r}; choose another name"]
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _check_folder(folder: Path, targets: Sequence[str]) -> list[str]:

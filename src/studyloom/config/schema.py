@@ -8,7 +8,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from studyloom.text import no_such_key, printable
 
-STOPS = ("regret",)  # what study.stop may be
 LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file systems give a name
 
 
@@ -193,13 +192,10 @@ def check_name(name: str) -> str | None:
 
 
 def unknown_keys(config: DictConfig) -> list[str]:
-    """Finds keys in studyloom's own sections that the schema lacks.
+    """Finds keys in studyloom's own sections that the schema lacks, and returns a line for each.
 
     Hydra itself accepts `+study.trails=9`. An objective with a `_target_` may have further keys:
     arguments, which are checked when it is built.
-
-    Returns:
-        One line a mistake.
     """
     if OmegaConf.get_type(config) is not Config:
         return [

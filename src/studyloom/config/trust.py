@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -76,10 +76,7 @@ class Guard:
         return any(folder.resolve().is_relative_to(own.resolve()) for own in self.own)
 
     def read(self, folder: Path, name: str) -> tuple[DictConfig, str | None]:
-        """Reads a config of a foreign folder, such as model/mlp.
-
-        Returns:
-            The config, and where its header `# @package` puts it.
+        """Reads a config of a foreign folder, such as model/mlp, and where its header puts it.
 
         Raises:
             ConfigError: every mistake in it.
@@ -139,9 +136,9 @@ def read_yaml(path: Path) -> DictConfig:
         config = OmegaConf.create(path.read_text())
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         words = " ".join(str(error).split())
-        raise ConfigError([f"{path}: cannot be read as YAML: {words}"]) from None
+        raise ConfigError(f"{path}: cannot be read as YAML: {words}") from None
     if not isinstance(config, DictConfig):
-        raise ConfigError([f"{path}: a configuration must be a mapping of sections"])
+        raise ConfigError(f"{path}: a configuration must be a mapping of sections")
     return config
 
 
@@ -174,9 +171,6 @@ def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
     """Checks a section before it is built, if the command has read a config from elsewhere.
 
     That may have changed arguments of the user's own code, so the whole section counts.
-
-    Raises:
-        ConfigError: every target that is not trusted.
     """
     guard = active()
     if guard is not None and guard.met:
@@ -350,22 +344,13 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     """Has a study's own modules found while the body runs, if the user consents.
 
     They are where the study was run, and its run directory, which may be another person's, says
-    where that is. The user consents by being in that folder, or by naming it with `--code`. It
-    comes last on the module path, so that it hides no other package.
-
-    Args:
-        folder: that the user named; None for none.
-        wanted: whether being in the folder is consent.
-
-    Raises:
-        ConfigError: as the body raised it; if a module was not found, with the way out.
+    where that is. The user consents by being in that folder, if that is `wanted`, or by naming a
+    `folder` with `--code`. It comes last on the module path, so that it hides no other package.
     """
     recorded = None
-    try:
+    with suppress(OSError, ConfigError, OmegaConfBaseException):
         runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml")
         recorded = Path(str(OmegaConf.select(runtime, "hydra.runtime.cwd")))
-    except (OSError, ConfigError, OmegaConfBaseException):
-        pass
     if folder is None and wanted and recorded == Path.cwd():
         folder = recorded
     if folder is not None:

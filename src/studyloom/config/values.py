@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -11,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError
 
 from studyloom.errors import ConfigError
-from studyloom.files import write_whole
 from studyloom.text import no_such_key
 
 
@@ -77,11 +75,6 @@ def keys_explained() -> Iterator[None]:
             f"{words}; your function asked for it: its config is that of the study, with the "
             "values of the trial; add a key of yours to the section params of its YAML file"
         ) from error
-
-
-def write_yaml(path: Path, config: Mapping[str, Any], header: str) -> None:
-    """Writes a config as YAML, whole or not at all, below a header of comment lines."""
-    write_whole(path, header + as_yaml(config))
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:

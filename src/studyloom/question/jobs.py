@@ -7,7 +7,6 @@ ConfigError, with every mistake in it, if a section cannot be built.
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from time import perf_counter
@@ -41,7 +40,6 @@ GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimize
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
 OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
 NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are without
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 WARM_UP = 5  # calls of a network before its latency is measured
 TIMED = 30  # calls whose median is the latency
 
@@ -76,11 +74,10 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
 
 
 def build_network(section: Section, shape: Sequence[int] | None, outputs: int | None) -> Any:
-    """Builds the network of a section.
+    """Builds the network of a section, which may have no parameters for shape and outputs.
 
     Args:
-        section: with the `_target_`, whose parameter for the number of outputs may be called
-            `outputs` or `classes`. A network without these parameters is not given them.
+        section: its target's parameter for the number of outputs may be `outputs` or `classes`.
         shape: of one input, without the batch; None if it is not one tensor.
         outputs: how many numbers the network gives for an input; None if that is not known.
     """
@@ -159,12 +156,6 @@ def build_schedule(
     target = find_target(section, key)
     if not (inspect.isclass(target) and issubclass(target, LRScheduler)):
         schedule: Callable[[float], float] = build(section, key)
-        if not callable(schedule):
-            raise ConfigError(
-                f"scheduler: {section['_target_']} returned {schedule!r}; a schedule is a "
-                "function of progress from 0 to 1 to a factor on the rate, with "
-                "_partial_: true, or a class of torch.optim.lr_scheduler"
-            )
         return schedule
     own = {name: value for name, value in section.items() if name not in (INTERVAL, "schedulers")}
     settings = dict(build(own | {"_partial_": True}, key).keywords)
@@ -186,20 +177,16 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
     if section is None:
         return None
     key = f"train.{name}"
-    if not isinstance(section, Mapping) or "_target_" not in section:
-        wanted = "{_target_: module.function, _partial_: true}, or null"
-        raise ConfigError(f"{key} must be {wanted}; got {section}")
-    target = section["_target_"]
-    if inspect.isroutine(find_target(section, key)) and not section.get("_partial_"):
-        raise ConfigError(f"{key}: {target} is a function, and needs _partial_: true")
+    if inspect.isroutine(find_target(section, key)):
+        section = section | {"_partial_": True}
     step: Callable[..., Any] = build(section, key)
     problem = f"it is a {type(step).__name__} that cannot be called"
     if callable(step):
         problem = why_not_callable(give_loss(step, functional.mse_loss), 2)
     if problem:
         raise ConfigError(
-            f"{key}._target_={target}: {problem}; it is called as (network, batch), and with "
-            "loss= if it has that parameter"
+            f"{key}._target_={section['_target_']}: {problem}; it is called as (network, batch), "
+            "and with loss= if it has that parameter"
         )
     return step
 
@@ -234,40 +221,25 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
     mistakes, built = [], []
     for name, group in groups.items():
         settings = dict(group) if isinstance(group, Mapping) else {}
-        match, frozen = settings.pop("match", None), settings.pop("frozen", False)
+        match, frozen = settings.pop("match", None), bool(settings.pop("frozen", False))
         patterns = match if isinstance(match, list) and match else [match]
-        problem = ""
-        if not all(isinstance(pattern, str) for pattern in patterns):
-            problem = f"must have match, a pattern of parameter names or a list, as in {example}"
-        elif frozen not in (True, False):
-            problem = "must have true or false for frozen"
-        elif frozen and settings:
-            problem = f"is frozen, and has {', '.join(settings)}, which would do nothing"
-        elif not all(_is_rate(settings.get(key, 0.0)) for key in ("lr", "weight_decay")):
-            problem = "must have numbers of at least 0 for lr and weight_decay"
-        if problem:
-            mistakes.append(f"optimizer.groups.{name}: {problem}; got {group!r}")
-        else:
+        if all(isinstance(pattern, str) for pattern in patterns):
             built.append(ParameterGroup(str(name), tuple(patterns), frozen, settings))
+        else:
+            mistakes.append(
+                f"optimizer.groups.{name}: must have match, a pattern of parameter names or a "
+                f"list, as in {example}; got {group!r}"
+            )
     if mistakes:
         raise ConfigError(mistakes)
     return tuple(built)
-
-
-def _is_rate(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 # Metrics and goals of networks
 
 
 def build_metric(objective: Section) -> Metric:
-    """Builds the metric of a study.
-
-    Args:
-        objective: the section, whose `metric` is one of METRICS or a callable of the user's own;
-            that may have its `direction` as an attribute.
-    """
+    """Builds the metric of the section `objective`: one of METRICS, or the user's own."""
     objective = plain(objective)
     named, direction = split_metric(objective)[0], objective["direction"]
     if isinstance(named, Mapping):
@@ -288,12 +260,7 @@ def build_metric(objective: Section) -> Metric:
 
 
 def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
-    """Splits `objective.metric` into the metric and the costs that are minimized beside it.
-
-    Returns:
-        The metric as the section has it, a name or a mapping with a `_target_`; and at most one of
-        COSTS.
-    """
+    """Splits `objective.metric` into the metric, and at most one of COSTS to minimize beside it."""
     named = objective["metric"]
     if not isinstance(named, list):
         return named, ()
@@ -370,15 +337,12 @@ MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
 def measure_costs(
     quantities: Collection[str], limits: Sequence[Condition], job: Job, split: Part
 ) -> list[Cost]:
-    """Builds the network of a job and measures its costs, on the first example of a part.
+    """Measures what a job's network costs on the first example of a part, limited costs first.
 
     The random state stays as it is.
 
     Args:
         quantities: to measure beside those that have a limit; of MEASURES.
-
-    Returns:
-        A cost for each quantity, those with a limit first.
     """
     limit_of = {limit.name: limit for limit in limits}
     with torch.random.fork_rng(devices=[]):
@@ -421,24 +385,16 @@ def build_function(objective: Section) -> Callable[..., Any]:
 
 
 def _argument_mistakes(section: Mapping[str, Any], target: Any) -> list[str]:
-    """Finds keys beside ours that a target does not take, and those that a class lacks."""
+    """Finds keys beside ours that a target does not take."""
     try:
         parameters = [*inspect.signature(target).parameters.values()]
     except (TypeError, ValueError):  # written in C
         return []
     own = parameters if inspect.isclass(target) else parameters[2:]  # without config and run
-    accepted = {each.name: each for each in own if each.kind not in VARIADIC}
-    known = [*accepted, *map(str, SCHEMA.objective)]
-    mistakes = []
-    if not any(each.kind is each.VAR_KEYWORD for each in own):
-        mistakes = _unknown_arguments("objective", section, known)
-    if inspect.isclass(target):
-        mistakes += [
-            f"objective.{name} must be set: {section['_target_']} needs it"
-            for name, each in accepted.items()
-            if each.default is each.empty and name not in section
-        ]
-    return mistakes
+    if any(each.kind is each.VAR_KEYWORD for each in own):
+        return []
+    accepted = [each.name for each in own if each.kind is not each.VAR_POSITIONAL]
+    return _unknown_arguments("objective", section, [*accepted, *map(str, SCHEMA.objective)])
 
 
 def build_test(test: Any) -> Callable[..., Any]:
@@ -455,13 +411,11 @@ def named_goals(objective: Section) -> list[tuple[str, Any]]:
         value if isinstance(value, list) else [value]
         for value in (objective["metric"], objective["direction"])
     )
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
         raise ConfigError(
-            "objective.metric must be a name for the value, or a list of names, since the "
-            f"function returns the values themselves; got {objective['metric']}"
+            "objective.metric must be a name for the value, or a list of different names, since "
+            f"the function returns the values themselves; got {objective['metric']}"
         )
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ConfigError([f"objective.metric: {name} is there twice" for name in twice])
     if len(directions) != len(names) or any(value not in DIRECTIONS for value in directions):
         each = f", for each of {', '.join(names)}" if len(names) > 1 else ""
         raise ConfigError(

@@ -113,37 +113,26 @@ class Loop:
 
     def values_of(self, returned: Any, run: Run) -> float:
         """Takes the value out of what a call has returned; further values are costs of the run."""
-        value, names = returned, [self.metric, *self.further]
-        if isinstance(returned, Mapping):
-            if self.metric not in returned:
-                raise UndefinedMetric(
-                    f"the objective returned {', '.join(map(str, returned)) or 'nothing'}: "
-                    f"expected objective.metric={self.metric} among the names"
-                )
-            value = returned[self.metric]
-            run.cost(**{name: v for name, v in returned.items() if name in self.quantities})
-        elif self.further and isinstance(returned, tuple | list):
-            if len(returned) != len(names):
-                raise UndefinedMetric(
-                    f"the objective returned {len(returned)} value{'s' * (len(returned) != 1)}: "
-                    f"expected {', '.join(names)}"
-                )
-            value = returned[0]
-            run.cost(**dict(zip(self.further, returned[1:], strict=True)))
-        if value is None and run.has_reported:
-            raise UndefinedMetric(
-                "the objective returned None: expected a finite number; end it with return "
-                "run.value"
-            )
-        number = finite(value, f"returned {value!r}")
+        names = [self.metric, *self.further]
+        if isinstance(returned, tuple | list) and len(returned) == len(names) > 1:
+            returned = dict(zip(names, returned, strict=True))
+        told = returned if isinstance(returned, Mapping) else {self.metric: returned}
+        run.cost(**{name: value for name, value in told.items() if name in self.quantities})
         run.check_costs()
+        if self.metric not in told:
+            raise UndefinedMetric(
+                f"the objective returned {', '.join(map(str, told)) or 'nothing'}: expected "
+                f"objective.metric={self.metric} among the names"
+            )
         if missing := [name for name in self.quantities if name not in run.costs]:
             raise UndefinedMetric(
                 f"the objective reported no {missing[0]}, which objective.constraints or "
                 f"objective.metric names: expected it by run.cost({missing[0]}=…), or in a dict "
                 "that it returns"
             )
-        return number
+        value = told[self.metric]
+        shown = "None, and not run.value" if value is None else repr(value)
+        return finite(value, f"returned {shown}")
 
     def check_kept(self, run: Run) -> None:
         """Raises ValueError if a call lacks what it must have to be paused, or to be tested."""

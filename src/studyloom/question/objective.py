@@ -100,7 +100,7 @@ class Objective:
         return 0.0
 
     def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
-        """Runs to the end, from the start or from the restored step.
+        """Runs to the end, from the start or from the restored step, and returns a finite number.
 
         Args:
             report: called after each new step. An exception that it raises ends the run and must
@@ -109,14 +109,10 @@ class Objective:
                 `stopping.interruptible()`, so that a signal can end it, and calls of `report` do
                 not.
 
-        Returns:
-            The value of the trial, a finite number: that of the last step for networks.
-
         Raises:
             Stopped: a signal came in the midst of a step, whose work is lost.
             Diverged: a loss is no longer finite.
             UndefinedMetric: the value, or that of a step, is not a finite number.
-            Exception: whatever `report` or the training itself raises.
         """
         raise NotImplementedError
 
@@ -131,11 +127,9 @@ class Objective:
         """
 
     def curves(self) -> dict[str, list[Any]]:
-        """Returns the learning curves that are stored with the trial.
+        """Returns the learning curves that are stored with the trial; none before the first step.
 
-        Returns:
-            A column for each quantity, all of the same length, of values that JSON can hold; an
-            empty dictionary before the first step.
+        They are columns by name, of the same length, and of values that JSON can hold.
         """
         return {}
 
@@ -148,11 +142,9 @@ class Objective:
         return []
 
     def state(self) -> dict[str, Any] | None:
-        """Returns all that `restore` needs to resume after the last finished step.
+        """Returns all that `restore` needs to resume after the last step; None if it cannot.
 
-        Returns:
-            A snapshot that later steps leave alone, as `torch.load(weights_only=True)` can read it;
-            None if the objective cannot be resumed.
+        It is a snapshot that later steps leave alone, and `torch.load(weights_only=True)` reads.
 
         Raises:
             RuntimeError: an exception has left a step unfinished.

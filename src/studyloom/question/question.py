@@ -133,11 +133,7 @@ class Question:
 
     @classmethod
     def gather(cls, cfg: DictConfig) -> TrainingData:
-        """Loads the training part of the data, and divides it into folds.
-
-        Raises:
-            ValueError: the data cannot be loaded or divided so.
-        """
+        """Loads the training part of the data, and divides it into folds."""
         source = build(cfg.data)
         if cfg.winner.enabled and cls.is_tested(cfg) and not getattr(source, "has_test", True):
             raise DataError(NO_TEST)
@@ -206,11 +202,7 @@ class Question:
         return build_jobs(self.at(point), folds, derive(self.seed, number))
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        """Measures the network of a point, before it is trained.
-
-        Returns:
-            A cost for each quantity that has a limit or is an objective.
-        """
+        """Measures the costs of a point's network that are limited or minimized."""
         costs = [goal.name for goal in self.goals[1:]]
         if not self.limits and not costs:
             return []
@@ -254,8 +246,7 @@ class Question:
         """Trains a trial as another rank, which leads the training.
 
         Args:
-            call: of the leading rank: what makes its objective of this question and data, and the
-                state from which it resumes, if it does.
+            call: what makes its objective of this question and data, and the state to resume from.
         """
         recipe, state = call
         made: list[Any] = []
@@ -278,8 +269,6 @@ class Question:
         section = plain(self.config.sampler)
         section.pop(KEEPS_STATE, None)
         target, given = find_target(section, "sampler"), section.get("seed")
-        if given is not None and (type(given) is not int or given < 0):
-            raise ConfigError(f"sampler.seed must be a whole number from 0 on; got {given!r}")
         seed = self.seed if given is None else given
         if not (isinstance(target, type) and issubclass(target, ONE_SEQUENCE)):
             seed = derive(seed, number, 1)

@@ -65,12 +65,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one network or loop.
-
-    Args:
-        quantity: one of COSTS, or a name that a loop has for it.
-        value: parameters, operations, milliseconds, or whatever a loop counts.
-    """
+    """The cost of one network or loop: one of COSTS, or a name that a loop has for it."""
 
     quantity: str
     value: float

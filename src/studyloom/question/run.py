@@ -145,11 +145,6 @@ class Run:
         return self._begun and self.keeps
 
     @property
-    def has_reported(self) -> bool:
-        """Whether there is a `value`."""
-        return bool(self._pending) or self._value is not None
-
-    @property
     def value(self) -> float:
         """The value that was reported last; UndefinedMetric if none was."""
         if self._pending:
@@ -202,14 +197,13 @@ class Run:
         Raises:
             ValueError: the path is not below `dir`.
         """
-        if not path.is_relative_to(self.dir):
-            raise ValueError(f"run.keep_files must get files in run.dir; got {path}")
+        name = str(path.relative_to(self.dir))
         try:
             digest = digest_of(path, durable=True)
         except OSError as error:
             log.warning("%s; a crash would now cost the epochs since the last checkpoint", error)
         else:
-            self._files = {"name": str(path.relative_to(self.dir)), "digest": digest}
+            self._files = {"name": name, "digest": digest}
 
     @functools.cached_property
     def checkpoint(self) -> Path | None:
@@ -235,22 +229,18 @@ class Run:
             count: how many epochs there are in all; None if that is not known.
 
         Raises:
-            ValueError: the count is no whole number from 1 on, or beyond what the pruner knows.
+            ValueError: the count is beyond what the pruner knows.
             RuntimeError: the epochs have begun already, or this is a test.
         """
         self._check_fit()
-        if count is not None and (not _is_whole(count) or count < 1):
-            raise ValueError(f"run.epochs must get a whole number of at least 1; got {count!r}")
-        if self._begun:
-            raise RuntimeError("run.epochs can be called once in a trial")
-        if self.stage == TEST:
-            raise RuntimeError("objective.test tests what was trained; it must not call run.epochs")
+        if self._begun or self.stage == TEST:
+            raise RuntimeError("run.epochs can be called once in a trial, and not in a test")
         if self.most is not None and count is not None and count > self.most:
             raise ValueError(
                 f"pruner.max_resource={self.most} must be the number of epochs, and the objective "
                 f"has {count}; set pruner.max_resource={count}, or a key of params that says it"
             )
-        self._begun, self.count = True, None if count is None else int(count)
+        self._begun, self.count = True, count
         begun = self._go_on() if self._saved is not None else 0
         return self._each_epoch(begun)
 
@@ -302,10 +292,8 @@ class Run:
     def cost(self, **quantities: Any) -> None:
         """Reports costs of the trial, such as parameters=net_size.
 
-        Those that `objective.constraints` or `objective.metric` names are stored.
-
-        Raises:
-            Infeasible: a quantity is beyond its limit; the trial ends here, and the sampler learns.
+        Those that `objective.constraints` or `objective.metric` names are stored. Beyond a limit
+        the trial ends here by `Infeasible`, and the sampler learns.
         """
         for name, value in quantities.items():
             number = finite(value, f"reported the cost {name}={value!r}")
@@ -358,26 +346,17 @@ class Run:
 
     def _take(self, values: Mapping[str, Any], step: int | None) -> None:
         self._check_fit()
-        checked = {}
-        for name, value in values.items():
-            shown = f"{value!r} at step {self._next_step(step)}"
-            shown = shown if name == self.metric else f"{name}={value!r}"
-            checked[name] = finite(value, f"reported {shown}")
+        checked = {name: finite(each, f"reported {name}={each!r}") for name, each in values.items()}
         if self._epoch is None:
             with self._place.ranks.deciding():
                 self.flush()
                 self._pending = checked
                 self.flush(step)
             return
-        if step is not None and step != self._epoch:
+        if step not in (None, self._epoch) or not self._pending.keys().isdisjoint(checked):
             raise UndefinedMetric(
-                f"the objective reported at step {step!r} in epoch {self._epoch} of run.epochs: "
-                "expected the number of the epoch"
-            )
-        if again := [name for name in checked if name in self._pending]:
-            raise UndefinedMetric(
-                f"the objective reported {again[0]} twice in epoch {self._epoch}: "
-                "expected one value an epoch"
+                f"the objective reported {', '.join(checked)} at step {step!r} in epoch "
+                f"{self._epoch} of run.epochs: expected each name once, at the step of the epoch"
             )
         self._pending |= checked
         self._compared(self._pending)  # refuses a name here, and not at the end of the epoch
@@ -434,9 +413,6 @@ def finite(value: Any, what: str) -> float:
 
     Args:
         what: the objective did, for the error: "returned nan".
-
-    Raises:
-        UndefinedMetric: the value is not a number, or not finite.
     """
     if isinstance(value, Tensor):
         value = value.detach()  # else torch warns of its gradient

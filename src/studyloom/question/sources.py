@@ -31,16 +31,14 @@ _first_digests: dict[str, tuple[ModuleType, Any, str]] = {}
 
 
 def code_digests(sections: Any) -> dict[str, str]:
-    """Returns the digest of each module of the user's own code that a config names.
+    """Returns the digests of the modules of the user's own code in a config, by `code.MODULE`.
 
     Installed packages, Python's own modules and studyloom are left out: an upgrade of these asks no
-    other question. So are modules that the named ones import.
+    other question. So are modules that the named ones import. What was typed into a notebook is
+    named `code.__main__.NAME`.
 
     Args:
         sections: of a config, as plain values.
-
-    Returns:
-        digests by `code.MODULE`; for what was typed into a notebook, by `code.__main__.NAME`.
 
     Raises:
         ConfigError: files have changed since this process imported them, so that it would call

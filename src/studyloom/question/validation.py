@@ -21,7 +21,7 @@ from optuna.trial import TrialState, create_trial
 from torch import Tensor
 
 from studyloom.config.overrides import explain_key, group_options
-from studyloom.config.schema import STOPS, Config, check_name
+from studyloom.config.schema import Config, check_name
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
@@ -35,7 +35,7 @@ from studyloom.errors import (
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_test, why_not_callable
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
-from studyloom.space.tree import Leaf, ListLeaf, Node, group_of, why_not
+from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of, why_not
 from studyloom.text import as_yaml, nearest
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
@@ -53,7 +53,6 @@ AT_LEAST = {
     "winner.top": 1,
     "winner.seeds": 1,
 }
-LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which samplers use
 # The sections whose objects are made anew for each trial.
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")
 
@@ -96,78 +95,75 @@ def check_sections(question: Question) -> Iterator[str]:
         value = value_at(question.config, key)
         if value is not None and not 0 < value < math.inf:
             yield f"{key} must be a positive number, or null; got {value}"
-    yield from (words for wrong, words in _rules(question) if wrong)
+    yield from _rules(question)
     yield from _check_goals(question)
     with contextlib.suppress(Exception):  # that it can be built is checked later, with all else
         yield from getattr(question.pruner(), "check", lambda _: ())(question)
 
 
-def _rules(question: Question) -> Iterator[tuple[bool, str]]:
-    """Yields rules of values that exclude each other: whether they meet, and the way out."""
+def _rules(question: Question) -> Iterator[str]:
+    """Yields values that exclude each other, with the way out."""
     config, choices = question.config, question.composer.choices
     study, objective, winner, train = config.study, config.objective, config.winner, config.train
     loop, pruner = isinstance(question, FunctionQuestion), f"pruner={choices.get('pruner')}"
-    yield (
-        study.seed > LARGEST_SEED,
-        f"study.seed must be at most {LARGEST_SEED}; got {study.seed}",
-    )
-    yield (
-        study.stop not in (None, *STOPS),
-        f"study.stop must be {' or '.join(STOPS)}, or null; got {study.stop}"
-        f"{nearest(str(study.stop), STOPS)}",
-    )
-    yield (
-        study.stop in (None, *STOPS) and (study.stop is None) != (study.regret is None),
-        "study.stop=regret and study.regret, such as 0.005, the gain that further trials are not "
-        "worth in units of the metric, go together; set both or none",
-    )
-    several = len(objective.metric) if isinstance(objective.metric, ListConfig) else 1
-    ways_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
-    yield (
-        study.stop is not None and several > 1,
-        "study.stop=regret asks what further trials gain in one value, and objective.metric names "
-        f"{several}; {ways_out}",
-    )
-    yield (
-        study.stop is not None and str(config.sampler.get("_target_")).endswith(".GridSampler"),
-        "study.stop=regret asks what further trials gain, and sampler=grid tries each point of a "
-        f"list; {ways_out}, or choose another sampler, such as sampler=random",
-    )
-    yield (
-        winner.enabled and winner.race and winner.seeds == 1,
-        "winner.race: nobody can leave a race of winner.seeds=1; set winner.seeds to 2 or more, or "
-        "winner.race=false",
-    )
-    for why, refused in {
-        "winner.enabled is false": not winner.enabled,
-        f"{objective.get('_target_')} is a loop of your own": loop,
-        "objective.metric names more than one": isinstance(objective.metric, ListConfig),
-        "train.evaluate returns outputs of its own": train.evaluate is not None,
-    }.items():
+    several = isinstance(objective.metric, ListConfig)
+    if study.stop not in (None, "regret"):
+        yield f"study.stop must be regret, or null; got {study.stop}"
+    elif (study.stop is None) != (study.regret is None):
         yield (
-            winner.committee and refused,
-            "winner.committee=true averages networks that studyloom trains and tests for a single "
-            f"objective, and {why}; set winner.committee=false",
+            "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
+            "not worth in units of the metric, go together; set both or none"
         )
-    yield (
-        question.steps not in ("epochs", "jobs"),
-        f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}",
-    )
-    yield (
-        question.in_turn and objective.folds == objective.seeds == 1,
-        f"{pruner} compares trials fold by fold and seed by seed, and a trial has only one of "
-        "each; set objective.folds=5, or choose another pruner, such as pruner=median",
-    )
-    yield (
-        question.in_turn and study.epochs is not None,
-        f"study.epochs counts epochs, and with {pruner} trials report whole folds and seeds; "
-        "choose pruner=median, or bound the search by study.trials or study.timeout",
-    )
-    yield (
-        not loop and 1 <= (study.epochs or 0) < train.epochs,
-        f"study.epochs must be at least train.epochs={train.epochs}, the epochs of one trial; "
-        f"got {study.epochs}",
-    )
+    bound = "and bound the search by study.trials or study.epochs"
+    grid = str(config.sampler.get("_target_")).endswith(".GridSampler")
+    for asked, needs, way_out, refusals in (
+        (
+            study.stop is not None,
+            "study.stop=regret asks what further trials gain in one value",
+            f"set study.stop=null, {bound}",
+            {
+                "objective.metric names more than one": several,
+                "sampler=grid tries each point of a list": grid,
+            },
+        ),
+        (
+            winner.enabled and winner.race,
+            "winner.race has candidates leave between seeds",
+            "set winner.race=false",
+            {"winner.seeds=1 is the only one": winner.seeds == 1},
+        ),
+        (
+            winner.committee,
+            "winner.committee=true averages networks that studyloom trains and tests for a single "
+            "objective",
+            "set winner.committee=false",
+            {
+                "winner.enabled is false": not winner.enabled,
+                f"{objective.get('_target_')} is a loop of your own": loop,
+                "objective.metric names more than one": several,
+                "train.evaluate returns outputs of its own": train.evaluate is not None,
+            },
+        ),
+        (
+            question.in_turn,
+            f"{pruner} compares trials fold by fold and seed by seed",
+            "choose another pruner, such as pruner=median",
+            {
+                "a trial has only one of each": objective.folds == objective.seeds == 1,
+                "study.epochs counts epochs": study.epochs is not None,
+            },
+        ),
+    ):
+        yield from (
+            f"{needs}, and {why}; {way_out}" for why, no in refusals.items() if asked and no
+        )
+    if question.steps not in ("epochs", "jobs"):
+        yield f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}"
+    if not loop and 1 <= (study.epochs or 0) < train.epochs:
+        yield (
+            f"study.epochs must be at least train.epochs={train.epochs}, the epochs of one trial; "
+            f"got {study.epochs}"
+        )
 
 
 def _check_goals(question: Question) -> Iterator[str]:
@@ -194,34 +190,14 @@ def _check_goals(question: Question) -> Iterator[str]:
         if winner.enabled and winner.race:
             yield f"winner.race: {chooses}; set winner.race=false, or another rule"
     if len(goals) > 1:
-        yield from _check_several(question)
-
-
-def _check_several(question: Question) -> Iterator[str]:
-    """Yields why the pruner or the sampler cannot be used with several objectives.
-
-    Optuna has no pruner that can, since it cannot tell which of two trials is behind before both
-    values are there. Ours that pauses trials knows what they cost by then.
-    """
-    goals, choices = question.goals, question.composer.choices
-    names = f"objective.metric names {' and '.join(goal.name for goal in goals)}"
-    single = f"a single objective, objective.metric={goals[0].name}"
-    with contextlib.suppress(Exception):  # that it can be built is checked later
-        pruner = question.pruner()
-        if not isinstance(pruner, NopPruner) and not getattr(pruner, "pauses", False):
-            yield (
-                f"pruner={choices.get('pruner')} compares trials by a single value, and {names}; "
-                f"set pruner=promotion or none, or {single}"
-            )
-    study = optuna.create_study(directions=[goal.direction for goal in goals])
-    try:
-        question.sampler(0).sample_relative(study, create_trial(state=TrialState.RUNNING), {})
-    except Exception as error:
-        if isinstance(error, ValueError) and "multi-objective" in str(error):
-            yield (
-                f"sampler={choices.get('sampler')} works for a single objective, and {names}; set "
-                f"sampler=tpe, nsga2, random, grid, qmc or gp, or {single}"
-            )
+        with contextlib.suppress(Exception):  # that it can be built is checked later
+            pruner = question.pruner()
+            if not isinstance(pruner, NopPruner) and not getattr(pruner, "pauses", False):
+                yield (
+                    f"pruner={question.composer.choices.get('pruner')} compares trials by a single "
+                    f"value, and objective.metric names {' and '.join(goal.name for goal in goals)}"
+                    "; set pruner=promotion or none, or name one"
+                )
 
 
 def check_ranks(question: Question, ranks: int) -> Iterator[str]:
@@ -317,10 +293,13 @@ def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
     They are the defaults, the low and the high corner of the space, and each choice alone.
     """
     yield {}
-    leaves = [node for node in nodes if isinstance(node, Leaf | ListLeaf)]
+    leaves = tuple(node for node in nodes if isinstance(node, Leaf | ListLeaf))
     if not leaves:
         return
-    low, high = ({node.key: _corner(node, end, leaves) for node in leaves} for end in (0, -1))
+    low, high = (
+        Space(leaves).walk(lambda parameter, end=end: end_of(parameter.distribution, end)).values
+        for end in (0, -1)
+    )
     yield from (low, high)
     for node in leaves:
         if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
@@ -330,43 +309,23 @@ def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
                 yield low | {node.key: [choice] * len(low[node.key])}
 
 
-def _corner(node: Leaf | ListLeaf, end: int, leaves: Sequence[Leaf | ListLeaf]) -> Any:
-    """Returns the value of a node at the low end (0) or the high end (-1)."""
-    if isinstance(node, Leaf):
-        return end_of(node.distribution, end)
-    length = node.length
-    if isinstance(length, str):  # that of another list
-        length = next(n.length for n in leaves if isinstance(n, ListLeaf) and n.key == node.length)
-    assert isinstance(length, IntDistribution)
-    return [end_of(node.item, end)] * int(end_of(length, end))
-
-
 # Functions of the user's own
 
 
 def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator[str]:
     """Yields the mistakes in the functions: they do not exist, or take other arguments."""
     objective = question.config.objective
-    called: dict[str, tuple[Callable[[], Any], int, str]] = {
-        f"objective._target_={objective['_target_']}": (
-            lambda: question.adapter,
-            2,
-            "(config, run) -> value",
-        )
-    }
-    if objective.test is not None:
-        test = (lambda: build_test(objective.test), 3, "(config, run, part) -> values")
-        called["objective.test"] = test
-    for key, (build, count, signature) in called.items():
-        try:
-            if problem := why_not_callable(build(), count):
-                yield f"{key}: {problem}; it is called as {signature}"
-        except ConfigError as error:
-            yield from error.mistakes
-    with contextlib.suppress(ConfigError):  # told above
-        yield from getattr(question.adapter, "check", lambda *_: ())(
-            question.config, question.space
-        )
+    key = f"objective._target_={objective['_target_']}"
+    try:
+        if problem := why_not_callable(question.adapter, 2):
+            yield f"{key}: {problem}; it is called as (config, run) -> value"
+        check = getattr(question.adapter, "check", None)
+        yield from check(question.config, question.space) if check else ()
+        test = None if objective.test is None else build_test(objective.test)
+        if test is not None and (problem := why_not_callable(test, 3)):
+            yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
+    except ConfigError as error:
+        yield from error.mistakes
     if objective.test is not None and data.split is not None and not hasattr(data.source, "test"):
         yield (
             "objective.test is given the test part of the data, and "
@@ -424,11 +383,6 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
 
     Args:
         last_batches: how many examples the last batch of an epoch may have.
-
-    Raises:
-        ValueError: a step raises an exception or returns something else than it must; or the last
-            batch has a single example, and the network cannot be trained on one.
-        Exception: what the parts raise.
     """
     own = job.step is not None or job.evaluate is not None
     sizes = {job.batch_size, *last_batches}
@@ -491,12 +445,9 @@ def _strict(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tenso
 
 @contextlib.contextmanager
 def _explained(name: str, own: object, size: int, single: int | None = None) -> Iterator[None]:
-    """Raises ValueError for what a step raises in the body, with the way out.
+    """Raises ValueError for what the user's `own` step, or ours, raises, with the way out.
 
     Args:
-        name: of the step, step or evaluate.
-        own: the user's own step; None for ours.
-        size: how many examples it is given.
         single: the batch size, if that leaves a last batch of one.
     """
     try:
@@ -511,16 +462,13 @@ def _explained(name: str, own: object, size: int, single: int | None = None) -> 
                 f"trained ({words}); set train.drop_last=true, or another train.batch_size than "
                 f"{single}"
             )
-        elif own is not None and f"train.{name}" not in words:
-            words = f"train.{name}: {words}, for {size} examples"
-        elif own is None and isinstance(error, ValueError):
-            words = or_train_it_yourself(words)
         elif own is None:
-            words = (
-                f"network and loss, on a batch of {size}: {words}; a batch is (inputs, …, targets),"
-                " and a step of your own says what else is computed of it: train.step, and "
-                f"train.evaluate, {TRAIN_IT_YOURSELF}"
+            where = (
+                "" if isinstance(error, ValueError) else f"network and loss, on {size} examples: "
             )
+            words = or_train_it_yourself(where + words)
+        elif f"train.{name}" not in words:
+            words = f"train.{name}: {words}, for {size} examples"
         raise ValueError(words) from error
 
 
@@ -545,8 +493,7 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
             of_fold = f" of fold {fold}" if len(folds) > 1 else ""
             yield f"{error}, in the validation part{of_fold}"
         except Exception as error:  # of a function of the user's own
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            yield f"objective.metric={metric.name}: {problem}"
+            yield f"objective.metric={metric.name}: {describe_error(error)}"
 
 
 def _check_kind(metric: Metric, *, classifies: bool) -> None:
@@ -564,7 +511,7 @@ def _check_kind(metric: Metric, *, classifies: bool) -> None:
 
 
 def _check_search(question: Question) -> Iterator[str]:
-    """Makes the sampler and the pruner, and tries the pruner; yields their mistakes."""
+    """Makes the sampler and the pruner, and tries both; yields their mistakes."""
     for name, attempt in (("sampler", _try_sampler), ("pruner", _try_pruner)):
         chosen = f"{name}={question.composer.choices.get(name)}"
         try:
@@ -579,9 +526,13 @@ def _check_search(question: Question) -> Iterator[str]:
 
 
 def _try_sampler(question: Question) -> None:
-    """Makes the sampler of the first trial."""
-    question.sampler(0)
+    """Makes the sampler of the first trial; some say only then that they take one objective."""
+    sampler = question.sampler(0)
     _ = question.keeps_state  # raises if a section says neither true nor false
+    directions = [goal.direction for goal in question.goals]
+    if len(directions) > 1:
+        study = optuna.create_study(directions=directions)
+        sampler.sample_relative(study, create_trial(state=TrialState.RUNNING), {})
 
 
 def _try_pruner(question: Question) -> None:

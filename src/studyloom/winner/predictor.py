@@ -445,7 +445,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
             else:
                 yield FileAnswer(own, values=tuple(row.tolist()), note=note)
     if mistakes:
-        raise PredictError(*mistakes)
+        raise PredictError(mistakes)
 
 
 @dataclass(frozen=True)
