@@ -73,16 +73,6 @@ def test_exported_members():
         api.serach  # noqa: B018
 
 
-def test_importing_studyloom_imports_nothing_else_that_is_installed():
-    """So it takes less than 50 ms; torch, Optuna and Hydra take two seconds."""
-    imports = (
-        "import sys; before = {*sys.modules}; import studyloom; print(*{*sys.modules} - before)"
-    )
-    imported = subprocess.check_output([sys.executable, "-c", imports], text=True).split()
-    packages = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
-    assert packages == {"studyloom"}
-
-
 # The same as the command
 
 
@@ -128,18 +118,6 @@ def test_a_composed_config_gives_the_trials_of_the_command(by_command, tmp_path,
     with api.run(config, ["model=cnn", "space=none", "optimizer.lr=0.01"], quiet=True) as study:
         assert study.best.config["model"]["_target_"] == "studyloom.models.CNN"
         assert study.best.config["optimizer"]["lr"] == 0.01
-
-
-@pytest.mark.chaos
-def test_the_command_of_a_file_gives_the_trials_of_its_page(by_command, tmp_path):
-    arguments = [*QUICK, *ONE, "launcher.workers=2", f"run_dir={tmp_path}"]
-    done = studyloom("run", CONF / "mnist.yaml", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert f"next   python -m studyloom run {CONF}/mnist.yaml" in done.stdout
-    assert facts(tmp_path) == by_command
-    done = studyloom("run", CONF / "mnist.yaml", "--dry-run", "study.trails=3")
-    assert done.returncode == 2
-    assert "did you mean trials?" in done.stderr
 
 
 @pytest.mark.chaos

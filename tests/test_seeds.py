@@ -2,8 +2,6 @@
 
 import itertools
 
-import pytest
-
 from studyloom.seeds import derive
 
 
@@ -17,8 +15,3 @@ def test_near_places_have_unrelated_seeds_of_their_own():
     assert all(0 <= derive(*path) < 2**32 for path in paths)
     differing = [bin(derive(0, number) ^ derive(0, number + 1)).count("1") for number in range(500)]
     assert 15 < sum(differing) / len(differing) < 17
-
-
-def test_a_seed_below_0_is_refused():
-    with pytest.raises(ValueError, match="non-negative"):
-        derive(-1)

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from toys import Never, Signal, compose
 
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError, Halted, NoWinner
+from studyloom.errors import ConfigError, Halted, NoWinner, UndefinedMetric
 from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.question import FunctionQuestion
 from studyloom.question.validation import validate
@@ -103,16 +103,19 @@ def test_all_random_numbers_start_from_the_trials_seed_and_the_callers_stay(ask,
     assert random.getstate() == before
 
 
-def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(ask, objective, tmp_path):
-    for number, value in enumerate((math.nan, "0.5", True)):
-        url = f"sqlite:///{tmp_path}/{number}.db"
+def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(
+    ask, objective, sqlite_url, tmp_path
+):
+    question = ask()
+    for value in (-math.inf, "0.5", None, True, [1.0]):
         objective(gives(value))
-        with pytest.raises(Halted, match="expected a finite number"):
-            work(ask(), url, tmp_path, 3)
-        (trial,) = create_study(url, "own", ask().identity(""), 3).trials()
-        assert trial.state == TrialState.FAIL
-        assert trial.user_attrs[FAILURE] == "undefined"
-        assert f"the objective returned {value!r}" in trial.user_attrs[REASON]
+        with pytest.raises(UndefinedMetric, match="expected a finite number"):
+            question.make_objective(question.baseline, 0, TrainingData()).run(print, Never())
+    objective(gives(math.nan))
+    with pytest.raises(Halted, match="the objective returned nan: expected a finite number"):
+        work(question, sqlite_url, tmp_path, 3)
+    (trial,) = create_study(sqlite_url, "own", question.identity(""), 3).trials()
+    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "undefined")
 
 
 def test_a_key_that_the_config_lacks_is_named_in_trial_0(ask, objective, sqlite_url, tmp_path):
@@ -238,14 +241,6 @@ def test_hyperband_counts_the_epochs_of_the_loop(ask, objective, sqlite_url, tmp
         work(ask(*three), sqlite_url, tmp_path, 1)
     stored = work(ask(*three, "pruner.max_resource=4"), sqlite_url, tmp_path, 3)
     assert TrialState.COMPLETE in [trial.state for trial in stored.trials()]
-
-
-def test_what_a_function_is_told_is_part_of_the_question(ask):
-    asked, other = ask().identity(""), ask("params.curve=2").identity("")
-    assert asked == ask().identity("")
-    assert {key for key in other if other[key] != asked[key]} == {"params.curve"}
-    assert asked["objective._target_"] == "test_function.parabola"
-    assert asked["study.direction"] == "maximize"
 
 
 def divides(config, run, part):

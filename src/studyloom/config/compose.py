@@ -95,13 +95,9 @@ class GuardedFiles(ReadOnce, FileConfigSource):
                 return super().load_config(config_path)
             key = (self.provider, self.path, config_path, read.st_mtime_ns, read.st_size)
             return self.read_once(key, lambda: FileConfigSource.load_config(self, config_path))
-        config, package = guard.read(folder, config_path)
-        return ConfigResult(
-            config=config,
-            path=f"{self.scheme()}://{self.path}",
-            provider=self.provider,
-            header={"package": package},
-        )
+        result = super().load_config(config_path)
+        guard.check(folder, config_path, result.config, (result.header or {}).get("package"))
+        return result
 
 
 class PackagedFiles(ReadOnce, ImportlibResourcesConfigSource):

@@ -15,6 +15,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.schema import unknown_keys
+from studyloom.config.values import flatten
 from studyloom.text import as_yaml, nearest, no_such_key, printable
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
@@ -134,16 +135,8 @@ def explain_key(path: str, config: DictConfig) -> str | None:
 def meant(name: str, config: DictConfig) -> str:
     """Suggests the whole key of a name that was typed without its section, such as `trials`."""
     found: dict[str, str] = {}
-    pending: list[tuple[str, Any]] = [("", config)]
-    while pending:
-        above, node = pending.pop(0)
-        for key in node if isinstance(node, DictConfig) else ():
-            path = f"{above}.{key!s}" if above else str(key)
-            if path != "hydra":
-                found.setdefault(str(key), path)
-                child = node._get_node(str(key))
-                if isinstance(child, DictConfig) and not child._is_missing():
-                    pending.append((path, child))
+    for path, _ in flatten(OmegaConf.to_container(config)):
+        found.setdefault(path.rpartition(".")[2], path)
     close = difflib.get_close_matches(name, found, n=1, cutoff=0.8)
     return f"; did you mean {found[close[0]]}?" if close else ""
 

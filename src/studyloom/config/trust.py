@@ -75,28 +75,25 @@ class Guard:
         """Whether a folder of configs is the user's own, or studyloom's."""
         return any(folder.resolve().is_relative_to(own.resolve()) for own in self.own)
 
-    def read(self, folder: Path, name: str) -> tuple[DictConfig, str | None]:
-        """Reads a config of a foreign folder, such as model/mlp, and where its header puts it.
+    def check(self, folder: Path, name: str, config: Any, package: str | None) -> None:
+        """Checks a config of a foreign folder, such as model/mlp, which its header puts somewhere.
 
         Raises:
             ConfigError: every mistake in it.
         """
         self.met, name = True, name.removesuffix(".yaml")
-        path = folder / f"{name}.yaml"
-        config = read_yaml(path)
-        headers = re.findall(r"^\s*#\s*@\s*(.*?)\s*$", path.read_text(), re.MULTILINE)
         plain: Any = OmegaConf.to_container(config, resolve=False)
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{folder / name}.yaml: must be a mapping of sections")
         found = [*_default_mistakes(plain.pop("defaults", []))]
-        if [header for header in headers if header not in ("package _global_", "package _group_")]:
+        if package not in (None, "_global_", "_group_"):
             found.append(("the header must be `# @package _global_`, or none", None))
-        package = "_global_" if "package _global_" in headers else None
-        if package is None:
+        if package != "_global_":
             for group in reversed(name.split("/")[:-1]):
                 plain = {group: plain}
         found += content_mistakes(plain, self.agreed)
         if found:
-            raise ConfigError([f"{path}: {words}" for words, _ in found])
-        return config, package
+            raise ConfigError([f"{folder / name}.yaml: {words}" for words, _ in found])
 
 
 _guards: list[Guard | None] = []
@@ -159,11 +156,7 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: every target that is not trusted, and every mistake.
     """
-    try:
-        mistakes = [words for words, _ in _find(config, "", trusted, references=False)]
-    except RecursionError:
-        mistakes = ["the configuration is nested too deeply, or in itself"]
-    if mistakes:
+    if mistakes := [words for words, _ in _find(config, "", trusted, references=False)]:
         raise ConfigError(mistakes)
 
 

@@ -34,7 +34,7 @@ from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule, freeze
 from studyloom.training.ranks import ALONE, Ranks
-from studyloom.training.steps import apply_network, give_loss
+from studyloom.training.steps import apply_network
 
 GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
@@ -123,7 +123,12 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
     without_effect = {key for key, value in NEUTRAL.items() if section.get(key) == value}
     accepted = inspect.signature(target).parameters
     settings = {k: v for k, v in section.items() if k in accepted or k not in without_effect}
-    mistakes = _unknown_arguments("loss", settings, accepted)
+    mistakes = [
+        f"loss.{name}: {section['_target_']} has no parameter {name}; it has "
+        f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with '~loss.{name}'"
+        for name in settings
+        if name not in accepted and not name.startswith("_")
+    ]
     if settings.get("reduction", "mean") != "mean":
         mistakes.append(
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
@@ -135,18 +140,6 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
     tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in lists.items()}
     made = build({k: v for k, v in settings.items() if k not in lists}, "loss", **tensors)
     return OneHot(made) if isinstance(made, OF_NUMBERS) else made
-
-
-def _unknown_arguments(
-    key: str, section: Mapping[str, Any], accepted: Collection[str]
-) -> list[str]:
-    """Finds the keys of a section that its target has no parameter for."""
-    return [
-        f"{key}.{name}: {section['_target_']} has no parameter {name}; it has "
-        f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with '~{key}.{name}'"
-        for name in section
-        if name not in accepted and not name.startswith("_")
-    ]
 
 
 def build_schedule(
@@ -161,10 +154,6 @@ def build_schedule(
     settings = dict(build(own | {"_partial_": True}, key).keywords)
     if "schedulers" in section:
         settings["schedulers"] = [build_schedule(inner, key) for inner in section["schedulers"]]
-    given = ("optimizer", "last_epoch", "verbose")
-    accepted = [name for name in inspect.signature(target).parameters if name not in given]
-    if unknown := _unknown_arguments(key, settings | {"_target_": section["_target_"]}, accepted):
-        raise ConfigError(unknown)
     return TorchSchedule(target, settings, section.get(INTERVAL))
 
 
@@ -180,26 +169,7 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
     if inspect.isroutine(find_target(section, key)):
         section = section | {"_partial_": True}
     step: Callable[..., Any] = build(section, key)
-    problem = f"it is a {type(step).__name__} that cannot be called"
-    if callable(step):
-        problem = why_not_callable(give_loss(step, functional.mse_loss), 2)
-    if problem:
-        raise ConfigError(
-            f"{key}._target_={section['_target_']}: {problem}; it is called as (network, batch), "
-            "and with loss= if it has that parameter"
-        )
     return step
-
-
-def why_not_callable(function: Callable[..., Any], arguments: int) -> str:
-    """Says why a function cannot be called with so many arguments; "" if it can."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except TypeError as error:
-        return str(error)
-    except ValueError:  # a function written in C has no signature
-        pass
-    return ""
 
 
 def build_optimizer(section: Section) -> Callable[..., Any]:
@@ -369,32 +339,18 @@ def build_function(objective: Section) -> Callable[..., Any]:
     ours = [name for name in SCHEMA.objective if name != "_target_"]
     section = {name: value for name, value in plain(objective).items() if name not in ours}
     target = find_target(section, "objective")
-    if mistakes := _argument_mistakes(section, target):
-        raise ConfigError(mistakes)
-    if inspect.isclass(target):
-        try:
-            made: Callable[..., Any] = build(section, "objective")
-        except ConfigError:
-            raise
-        except Exception as error:
-            words = f"objective._target_={section['_target_']}: {describe_error(error)}"
-            raise ConfigError(words) from error
-        return made
-    partial: functools.partial[Any] = build(section | {"_partial_": True}, "objective")
-    return partial if partial.args or partial.keywords else partial.func
-
-
-def _argument_mistakes(section: Mapping[str, Any], target: Any) -> list[str]:
-    """Finds keys beside ours that a target does not take."""
     try:
-        parameters = [*inspect.signature(target).parameters.values()]
-    except (TypeError, ValueError):  # written in C
-        return []
-    own = parameters if inspect.isclass(target) else parameters[2:]  # without config and run
-    if any(each.kind is each.VAR_KEYWORD for each in own):
-        return []
-    accepted = [each.name for each in own if each.kind is not each.VAR_POSITIONAL]
-    return _unknown_arguments("objective", section, [*accepted, *map(str, SCHEMA.objective)])
+        if inspect.isclass(target):
+            made: Callable[..., Any] = build(section, "objective")
+            return made
+        partial: functools.partial[Any] = build(section | {"_partial_": True}, "objective")
+        inspect.signature(target).bind_partial(*partial.args, **partial.keywords)
+    except ConfigError:
+        raise
+    except Exception as error:
+        words = f"objective._target_={section['_target_']}: {describe_error(error)}"
+        raise ConfigError(words) from error
+    return partial if partial.args or partial.keywords else partial.func
 
 
 def build_test(test: Any) -> Callable[..., Any]:

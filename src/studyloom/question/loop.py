@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -382,16 +382,5 @@ class LoopObjective(Objective):
         return self._states or None
 
 
-class Unstopped:
+class Unstopped(Stopping):
     """A `Stopping` of a rank that is not rank 0, which alone stops it."""
-
-    alone: str | None = None
-
-    def __call__(self) -> bool:
-        return False
-
-    def interruptible(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def give_way(self) -> None:
-        raise AssertionError("rank 0 gives way")

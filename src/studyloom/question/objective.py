@@ -7,7 +7,7 @@ reported after each epoch, or after each job if the jobs are trained in turn.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -23,24 +23,23 @@ from studyloom.training.trainer import Training
 
 
 class Stopping(Protocol):
-    """Whether the worker is to stop."""
+    """Whether the worker is to stop; a subclass that says nothing never is."""
 
     def __call__(self) -> bool:
         """Whether to stop at the next occasion."""
-        ...
+        return False
 
     def interruptible(self) -> AbstractContextManager[None]:
         """Surrounds work that may be cut short: a signal raises Stopped in the midst of it."""
-        ...
+        return nullcontext()
 
     @property
     def alone(self) -> str | None:
         """The name of a signal that came to this process alone, so that nobody asked to stop."""
-        ...
+        return None
 
     def give_way(self) -> None:
         """Stops after this trial; another process goes on."""
-        ...
 
 
 class Step(Protocol):

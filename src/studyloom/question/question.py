@@ -277,20 +277,15 @@ class Question:
         if re.fullmatch(r"optuna\..*CmaEsSampler", section["_target_"]):
             # In its place, ours, which reads no pickles from the database.
             section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
-        with warnings.catch_warnings():  # group=True, which branches need, is called experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler: BaseSampler = build(
-                section, "sampler", seed=seed, space=self.space, baseline=self.baseline
-            )
+        offered = {"seed": seed, "space": self.space, "baseline": self.baseline}
+        sampler: BaseSampler = _build_part(section, "sampler", **offered)
         return sampler
 
     def pruner(self) -> BasePruner:
         """Returns a new pruner of the section `pruner`."""
         section = plain(self.config.pruner)
         own = {name: each for name, each in section.items() if name not in (STEPS, KEEPS_STATE)}
-        with warnings.catch_warnings():  # optuna.pruners.WilcoxonPruner is called experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            pruner: BasePruner = build(own, "pruner")
+        pruner: BasePruner = _build_part(own, "pruner")
         return pruner
 
     @functools.cached_property
@@ -302,10 +297,7 @@ class Question:
         kept = []
         for name in ("sampler", "pruner"):
             section = self.config[name]
-            value = section.get(KEEPS_STATE, getattr(find_target(section), KEEPS_STATE, False))
-            if KEEPS_STATE in section and not isinstance(value, bool):
-                raise ConfigError(f"{name}.{KEEPS_STATE} must be true or false; got {value!r}")
-            if value:
+            if section.get(KEEPS_STATE, getattr(find_target(section), KEEPS_STATE, False)):
                 kept.append(name)
         return tuple(kept)
 
@@ -536,6 +528,13 @@ class FunctionQuestion(Question):
             ) from error
         finally:
             run.close()
+
+
+def _build_part(section: dict[str, Any], key: str, **offered: Any) -> Any:
+    """Builds a part of Optuna, which calls some experimental, such as group=True of TPE."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return build(section, key, **offered)
 
 
 def data_key(cfg: DictConfig) -> str:

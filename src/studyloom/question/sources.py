@@ -15,7 +15,6 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
-from types import ModuleType
 from typing import Any
 
 from studyloom.errors import ConfigError
@@ -26,8 +25,8 @@ DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 INSTALLED = ("site-packages", "dist-packages")
 
-# By module: the module and its spec as this process asked first, and the digest of its file then.
-_first_digests: dict[str, tuple[ModuleType, Any, str]] = {}
+# By module: its spec as this process asked first, and the digest of its file then.
+_first_digests: dict[str, tuple[Any, str]] = {}
 
 
 def code_digests(sections: Any) -> dict[str, str]:
@@ -64,16 +63,15 @@ def code_digests(sections: Any) -> dict[str, str]:
 def _is_edited(name: str, digest: str) -> bool:
     """Whether a module's source has another digest than when this process first asked for it.
 
-    A module that was reloaded since has another spec, and one that was imported anew is another.
+    A module that was imported again, or reloaded, has another spec.
     """
-    module = sys.modules.get(name)
-    if module is None:  # typed into a notebook
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is None:  # typed into a notebook
         return False
-    spec = getattr(module, "__spec__", None)
-    known, its_spec, first = _first_digests.get(name, (None, None, ""))
-    if known is module and its_spec is spec:
+    known, first = _first_digests.setdefault(name, (spec, digest))
+    if known is spec:
         return first != digest
-    _first_digests[name] = module, spec, digest
+    _first_digests[name] = spec, digest
     return False
 
 

@@ -6,6 +6,7 @@ pruner sees made-up trials.
 """
 
 import contextlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from studyloom.errors import (
     or_train_it_yourself,
 )
 from studyloom.metrics import METRICS, Goal, Metric
-from studyloom.question.jobs import build_jobs, build_test, why_not_callable
+from studyloom.question.jobs import build_jobs, build_test
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
 from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of, why_not
 from studyloom.text import as_yaml, nearest
@@ -106,7 +107,7 @@ def _rules(question: Question) -> Iterator[str]:
     config, choices = question.config, question.composer.choices
     study, objective, winner, train = config.study, config.objective, config.winner, config.train
     loop, pruner = isinstance(question, FunctionQuestion), f"pruner={choices.get('pruner')}"
-    several = isinstance(objective.metric, ListConfig)
+    several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
     if study.stop not in (None, "regret"):
         yield f"study.stop must be regret, or null; got {study.stop}"
     elif (study.stop is None) != (study.regret is None):
@@ -114,23 +115,17 @@ def _rules(question: Question) -> Iterator[str]:
             "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
             "not worth in units of the metric, go together; set both or none"
         )
-    bound = "and bound the search by study.trials or study.epochs"
+    single = objective.folds == objective.seeds == 1
     grid = str(config.sampler.get("_target_")).endswith(".GridSampler")
     for asked, needs, way_out, refusals in (
         (
             study.stop is not None,
             "study.stop=regret asks what further trials gain in one value",
-            f"set study.stop=null, {bound}",
+            "set study.stop=null, and bound the search by study.trials or study.epochs",
             {
                 "objective.metric names more than one": several,
                 "sampler=grid tries each point of a list": grid,
             },
-        ),
-        (
-            winner.enabled and winner.race,
-            "winner.race has candidates leave between seeds",
-            "set winner.race=false",
-            {"winner.seeds=1 is the only one": winner.seeds == 1},
         ),
         (
             winner.committee,
@@ -149,7 +144,7 @@ def _rules(question: Question) -> Iterator[str]:
             f"{pruner} compares trials fold by fold and seed by seed",
             "choose another pruner, such as pruner=median",
             {
-                "a trial has only one of each": objective.folds == objective.seeds == 1,
+                "objective.folds=1 and objective.seeds=1 are one of each": single,
                 "study.epochs counts epochs": study.epochs is not None,
             },
         ),
@@ -159,11 +154,6 @@ def _rules(question: Question) -> Iterator[str]:
         )
     if question.steps not in ("epochs", "jobs"):
         yield f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}"
-    if not loop and 1 <= (study.epochs or 0) < train.epochs:
-        yield (
-            f"study.epochs must be at least train.epochs={train.epochs}, the epochs of one trial; "
-            f"got {study.epochs}"
-        )
 
 
 def _check_goals(question: Question) -> Iterator[str]:
@@ -317,12 +307,12 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
     objective = question.config.objective
     key = f"objective._target_={objective['_target_']}"
     try:
-        if problem := why_not_callable(question.adapter, 2):
+        if problem := _why_not_called(question.adapter, 2):
             yield f"{key}: {problem}; it is called as (config, run) -> value"
         check = getattr(question.adapter, "check", None)
         yield from check(question.config, question.space) if check else ()
         test = None if objective.test is None else build_test(objective.test)
-        if test is not None and (problem := why_not_callable(test, 3)):
+        if test is not None and (problem := _why_not_called(test, 3)):
             yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
     except ConfigError as error:
         yield from error.mistakes
@@ -336,6 +326,15 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
             f"objective.folds={objective.folds}: the data are the function's own; divide them "
             "there, or name them in the section data, whose folds run.train and run.valid are"
         )
+
+
+def _why_not_called(function: Callable[..., Any], arguments: int) -> str:
+    """Says why a function cannot be called with so many arguments; "" if it can."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 # Networks
@@ -462,11 +461,11 @@ def _explained(name: str, own: object, size: int, single: int | None = None) -> 
                 f"trained ({words}); set train.drop_last=true, or another train.batch_size than "
                 f"{single}"
             )
+        elif own is None and isinstance(error, ValueError):
+            words = or_train_it_yourself(words)
         elif own is None:
-            where = (
-                "" if isinstance(error, ValueError) else f"network and loss, on {size} examples: "
-            )
-            words = or_train_it_yourself(where + words)
+            way_out = f"compute the loss in a step of your own, train.step, {TRAIN_IT_YOURSELF}"
+            words = f"network and loss, on {size} examples: {words}; {way_out}"
         elif f"train.{name}" not in words:
             words = f"train.{name}: {words}, for {size} examples"
         raise ValueError(words) from error
@@ -528,7 +527,6 @@ def _check_search(question: Question) -> Iterator[str]:
 def _try_sampler(question: Question) -> None:
     """Makes the sampler of the first trial; some say only then that they take one objective."""
     sampler = question.sampler(0)
-    _ = question.keeps_state  # raises if a section says neither true nor false
     directions = [goal.direction for goal in question.goals]
     if len(directions) > 1:
         study = optuna.create_study(directions=directions)

@@ -147,7 +147,7 @@ def test_the_applications_config_and_function_are_part_of_the_question(ask, proj
         (["objective.config=../configs/tain.yaml"], "objective.config=../configs/tain.yaml: there"),
         (["objective.call=src.train.tran"], "objective.call=src.train.tran: .*did you mean train?"),
         (["+space.epochs.int=[10,20]"], "the default params.epochs=5 is outside its range"),
-        (["+objective.valu=x"], "no parameter valu; it has config, call, value, "),
+        (["+objective.valu=x"], "got an unexpected keyword argument 'valu'"),
     ],
 )
 def test_a_mistake_is_said_before_trial_0(ask, overrides, words):
