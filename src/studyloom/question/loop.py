@@ -136,23 +136,21 @@ class Loop:
 
     def check_kept(self, run: Run) -> None:
         """Raises ValueError if a call lacks what it must have to be paused, or to be tested."""
-        pauses = self.resumes and run.stage == "search"
-        if pauses and not run.resumable:
+        missing = [name for name in self.further if name not in run.costs]
+        if self.resumes and run.stage == "search" and not run.resumable:
             raise ValueError(
-                "pruner=promotion goes on with trials from their state, and the objective keeps "
-                "none; call run.keep(net=…), loop over run.epochs(…) and report there, or set "
-                "pruner=asha"
+                "pruner=promotion goes on with trials from their state; call run.keep(net=…), loop "
+                "over run.epochs(…) and report there, or set pruner=asha"
             )
-        if pauses and (missing := [name for name in self.further if name not in run.costs]):
+        if self.resumes and run.stage == "search" and missing:
             raise ValueError(
-                f"pruner=promotion ranks trials by objective.metric={self.metric} and "
-                f"{', '.join(missing)}; tell {missing[0]} before the first report, by "
-                f"run.cost({missing[0]}=…), or set pruner=none"
+                f"pruner=promotion ranks trials by {missing[0]} too; tell {missing[0]} before the "
+                f"first report, by run.cost({missing[0]}=…), or set pruner=none"
             )
         if self.keeps and not run.keeps:
             raise ValueError(
-                "objective.test is given what run.keep keeps, and the objective keeps nothing; "
-                "call run.keep(net=…) before the first epoch"
+                "objective.test is given what run.keep keeps; call run.keep(net=…) before the "
+                "first epoch"
             )
 
 

@@ -38,11 +38,10 @@ from studyloom.question.jobs import build_jobs, build_test
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
 from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of, why_not
 from studyloom.text import as_yaml, nearest
-from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
-from studyloom.training.optimizer import Rates, check_schedule, make_optimizer
+from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import Steps, apply_network, on_threads
-from studyloom.training.trainer import Training
+from studyloom.training.trainer import JobRun
 
 # The least value of whole numbers; null is none.
 AT_LEAST = {
@@ -386,15 +385,10 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
     own = job.step is not None or job.evaluate is not None
     sizes = {job.batch_size, *last_batches}
     with torch.random.fork_rng(devices=[]), on_threads(1):
-        if not isinstance(split, Split):
-            Training([job], split)  # its modules may want to learn from what is not in memory
-        model = job.model(shape=split.shape, outputs=split.outputs)
-        optimizer = make_optimizer(job.optimizer, model, job.groups)
         check_schedule(job.schedule)
-        Rates(job.schedule, optimizer, job.epochs, 1, job.metric)
-        steps = Steps(_strict(job.loss), torch.device("cpu"), "fp32", job.step, job.evaluate)
-        batches = make_batches(job, split)
-        batches.fit(model)
+        run = JobRun(replace(job, precision="fp32"), split)  # this may be no device for another
+        model, batches = run.model, run.batches
+        steps = Steps(_strict(run.loss), run.device, "fp32", job.step, job.evaluate)
         if not own:
             for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
                 batches.at(job.train[:size])
