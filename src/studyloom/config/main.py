@@ -259,7 +259,6 @@ class Invocation:
     """A study to be run by this process.
 
     Args:
-        config_name: the name of the primary config in that folder, without `.yaml`.
         program: what a Python interpreter is given to run the same study as a command.
         root: the folder from which the modules of the study are imported, if it has any.
     """

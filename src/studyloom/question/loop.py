@@ -70,7 +70,6 @@ class Loop:
     Args:
         config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
         goals: what it returns, the metric first.
-        limits: of what it may cost.
         most_epochs: that the pruner knows of; None for any number.
         keeps: whether it must keep something, since it is to be tested.
         resumes: whether it must be able to go on from each epoch, since the pruner pauses trials.
@@ -160,11 +159,7 @@ class LoopObjective(Objective):
 
     The value is the mean of what the calls return. Of several jobs the end of each is compared with
     those of other trials. A loop that keeps its state goes on after its last whole epoch, and one
-    that does not begins its job anew.
-
-    Args:
-        trial: the number of the trial in its stage.
-        recipe: makes the same objective in the other ranks.
+    that does not begins its job anew. `recipe` makes the same objective in the other ranks.
     """
 
     loop: Loop

@@ -40,6 +40,7 @@ class Stopping(Protocol):
 
     def give_way(self) -> None:
         """Stops after this trial; another process goes on."""
+        return
 
 
 class Step(Protocol):

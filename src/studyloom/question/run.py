@@ -37,10 +37,8 @@ class Place:
     """Where a loop runs, and as what.
 
     Args:
-        trial: the number of the trial in its stage.
+        trial: its number in its stage: search, re-evaluation, retraining or test.
         attempt: how many workers have begun the trial, this one included.
-        stage: search, re-evaluation or retraining; or test.
-        fold: the number of the fold, from 0.
         seed: of this call; the random numbers of Python, NumPy and PyTorch start from it.
         folder: of this trial and fold alone; None for a temporary one.
         train: examples of the fold; None without `data`, as for `valid`.
@@ -74,7 +72,6 @@ class Run:
 
     Args:
         place: where it runs; its fields are attributes of the run.
-        metric: the name of the value that is compared.
         send: takes each report.
         limits: of what the trial may cost.
         saved: the state to go on from; None to begin.

@@ -285,10 +285,11 @@ def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
     leaves = tuple(node for node in nodes if isinstance(node, Leaf | ListLeaf))
     if not leaves:
         return
-    low, high = (
-        Space(leaves).walk(lambda parameter, end=end: end_of(parameter.distribution, end)).values
-        for end in (0, -1)
-    )
+
+    def corner(end: int) -> dict[str, Any]:
+        return Space(leaves).walk(lambda parameter: end_of(parameter.distribution, end)).values
+
+    low, high = corner(0), corner(-1)
     yield from (low, high)
     for node in leaves:
         if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
