@@ -1,7 +1,3 @@
-from optuna.trial import TrialState
-from toys import begin
-
-from studyloom.storage.attributes import FAILURE
 from studyloom.views.snapshot import WorkerStatus, take_snapshot
 
 
@@ -15,10 +11,3 @@ def test_a_study_is_taken_with_all_its_slots_trials_and_workers(half_done):
     params = half_done.trials()[4].params
     running = WorkerStatus("host:4", 4, 2, value=0.2, params=params)
     assert snapshot.workers == (running, WorkerStatus("host:9"))
-
-
-def test_a_trial_with_a_failure_has_failed_whatever_the_sampler_is_told_of_it(stored):
-    trial = begin(stored)
-    trial.set_user_attr(FAILURE, "diverged")
-    stored.optuna.tell(trial, state=TrialState.PRUNED)
-    assert take_snapshot(stored).outcomes == {"failed": 1}

@@ -148,21 +148,18 @@ class Chart(Block):
 
     def _part(self, mark: Mark, part: Part) -> str:
         places = [(self.x.place(x), SIZE - self.y.place(y)) for x, y in part]
+        (x, y), *others = places
+        start = f"M{_digits(x)} {_digits(y)}"
         if mark.shape == "bar":
-            (left, bottom), (right, _) = places
-            height = mark.width * SIZE / (self.y.high - self.y.low)
-            wide = max(right - left, 0.6)  # what took no time is seen too
-            start = f"M{_digits(left)} {_digits(bottom)}"
-            return f"{start}h{_digits(wide)}v-{_digits(height)}h-{_digits(wide)}z"
+            wide = _digits(max(others[0][0] - x, 0.6))  # what took no time is seen too
+            height = _digits(mark.width * SIZE / (self.y.high - self.y.low))
+            return f"{start}h{wide}v-{height}h-{wide}z"
         if mark.shape == "rug":
-            x, y = places[0]
             return f"M{_digits(x)} {_digits(y - 16)}v32"
-        if mark.shape != "line" or len(places) == 1:  # a curve of one epoch is a point
+        if mark.shape != "line" or not others:  # a curve of one epoch is a point
             return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
         corner = "H{}V{}" if "stepped" in mark.style else "L{} {}"
-        (x, y), *others = places
-        lines = [corner.format(_digits(x), _digits(y)) for x, y in others]
-        return f"M{_digits(x)} {_digits(y)}{''.join(lines)}"
+        return start + "".join(corner.format(_digits(x), _digits(y)) for x, y in others)
 
 
 def _digits(number: float) -> str:

@@ -110,10 +110,7 @@ def agreement(url: str) -> Finding:
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
-    """Shows how ledger and trials differ, and mends it if that is confirmed.
-
-    Returns:
-        The exit code: 0 if ledger and trials agree now, or 2.
+    """Shows how ledger and trials differ, mends it if confirmed, and returns the exit code.
 
     Raises:
         StorageError: the database cannot be used, or no rule says how a difference is mended.

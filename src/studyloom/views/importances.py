@@ -95,37 +95,31 @@ def _merits(trials: Sequence[FrozenTrial], sign: int, goal: int) -> tuple[list[F
 
     A pruned trial counts as the complete trial that stood where it did at its last step.
     """
+    unbroken = [trial for trial in trials if FAILURE not in trial.user_attrs]
     known = [
         trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-        and FAILURE not in trial.user_attrs
-        and math.isfinite((trial.values or [math.nan])[goal])
+        for trial in unbroken
+        if trial.state == TrialState.COMPLETE and math.isfinite((trial.values or [math.nan])[goal])
     ]
+    values = np.array([sign * trial.values[goal] for trial in known])
     if not known:
-        return [], np.empty(0)
-    values = np.array([sign * (trial.values or [0.0])[goal] for trial in known])
-    merits = [*map(float, values)]
-    at_step: dict[int, list[float]] = {}
-    for trial in known:
+        return [], values
+    diverged = [trial for trial in trials if trial.user_attrs.get(FAILURE) == DIVERGED]
+    merits = [*map(float, values), *[values.min() - 1.0] * len(diverged)]
+    at_step: dict[int | None, list[float]] = {}
+    for trial in known if goal == 0 else ():
         for step, value in trial.intermediate_values.items():
             at_step.setdefault(step, []).append(sign * value)
-    diverged = [trial for trial in trials if trial.user_attrs.get(FAILURE) == DIVERGED]
-    known += diverged
-    merits += [values.min() - 1.0] * len(diverged)
-    for trial in trials if goal == 0 else ():
-        last_step = trial.last_step
-        if (
-            trial.state != TrialState.PRUNED
-            or FAILURE in trial.user_attrs
-            or last_step not in at_step
-        ):
-            continue
-        if math.isfinite(last := trial.intermediate_values[last_step]):
-            known.append(trial)
-            stood = np.mean(np.array(at_step[last_step]) < sign * last)
-            merits.append(float(np.quantile(values, stood)))
-    return known, np.array(merits)
+    pruned = []
+    for trial in unbroken:
+        step = trial.last_step
+        if trial.state == TrialState.PRUNED and step is not None and step in at_step:
+            last = sign * trial.intermediate_values[step]
+            if math.isfinite(last):
+                pruned.append(trial)
+                stood = np.mean(np.array(at_step[step]) < last)
+                merits.append(float(np.quantile(values, stood)))
+    return [*known, *diverged, *pruned], np.array(merits)
 
 
 def _ranks(values: Array) -> Array:

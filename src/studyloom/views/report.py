@@ -214,15 +214,11 @@ def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
             next_best = max(worse, key=lambda other: stored.sign * other)
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
     yield from wording.race_lines(winner.race)
-    if (test := winner.test) is None:
-        return
-    if test.difference and test.difference.interval:
-        low, high = test.difference.interval
-        seen = "shows no difference" if low <= 0 <= high else "excludes 0"
-        interval = f"{number(low, '+')} to {number(high, '+')} {wording.format_covers(test)}"
-        yield f"The 95 % interval of the difference to the baseline, {interval}, {seen}."
-    opened = wording.format_openings(test.openings)
-    yield f"The test part was {opened}, after the winner was chosen."
+    if test := winner.test:
+        if test.difference:
+            words = wording.format_difference(test.difference, wording.format_covers(test))
+            yield f"The difference to the baseline is {words}."
+        yield f"The test part was {wording.format_tested(test)}."
 
 
 def facts(

@@ -210,7 +210,6 @@ def _trial_json(snapshot: Snapshot, trial: FrozenTrial | None) -> dict[str, Any]
 
 
 def print_status(status: Status, console: Console) -> None:
-    """Prints a status, as wide as the console."""
     console.print(render(status, console.width))
 
 
