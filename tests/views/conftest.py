@@ -1,6 +1,7 @@
 """Stored studies for the tests of views."""
 
 import pytest
+from made_trials import forty
 from optuna.trial import TrialState
 from toys import begin, fill
 
@@ -50,3 +51,13 @@ def study_of(sqlite_url):
         return stored
 
     return make
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory):
+    """The forty trials, stored once; tests only read them."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('searched')}/study.db"
+    stored = create_study(url, "toy", {"asks": "nothing"}, trials=40)
+    fill(stored, *forty())
+    yield stored
+    stored.close()

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 from answers import document_of
 from commands import environment
-from made_trials import a_trial, forty
+from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 from serving import ask, served
@@ -64,8 +64,8 @@ def test_a_taken_port_gives_way_to_the_next_free_one_and_no_port_is_named():
         bind(65536)
 
 
-def test_the_first_address_is_the_page_of_the_study_and_the_rest_is_behind_it(study_of):
-    with served(live(study_of(forty()))) as server:
+def test_the_first_address_is_the_page_of_the_study_and_the_rest_is_behind_it(searched):
+    with served(live(searched)) as server:
         status, headers, page = ask(server.server_port, "/")
         assert (status, headers["Cache-Control"]) == (200, "no-store")
         assert "connect-src &#39;self&#39;" in page

@@ -3,11 +3,12 @@ import re
 from datetime import datetime, timedelta
 
 import pytest
-from made_trials import AXIS, BEGAN, a_trial, forty
+from made_trials import AXIS, BEGAN, a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage.attributes import EPOCHS
+from studyloom.views import figures
 from studyloom.views.charts import (
     LETTER,
     Tick,
@@ -48,8 +49,8 @@ def over(distribution, *settings):
     )
 
 
-def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
-    best = best_of(study_of(forty()), 5)
+def test_of_many_trials_the_best_are_drawn_over_parallel_axes(searched):
+    best = best_of(searched, 5)
     assert [trial.number for trial in best] == [37, 36, 35, 32, 31]
     figure = parallel(best, ["model", "nowhere"], AXIS)
     lines = [mark for mark in figure.marks if mark.trials]
@@ -105,8 +106,8 @@ def test_a_curve_of_one_epoch_is_a_point():
     assert path.endswith("h.01")  # a line of no length, with round ends
 
 
-def test_the_history_marks_each_trial_once_and_the_best_so_far(study_of):
-    trials = study_of(forty()).trials()
+def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
+    trials = searched.trials()
     figure = history(trials, trials[37], trials[0], AXIS)
     drawn = sorted(n for mark in figure.marks if mark.name != "best" for n in mark.trials)
     assert drawn == [*range(40)]
@@ -199,26 +200,27 @@ def test_pruned_curves_end_where_they_were_pruned(study_of):
     assert (end.points[0][0], end.trials) == (2, [1])
 
 
-def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(study_of):
-    trials = study_of(forty()).trials()
-    assert len(curves(trials, trials[37], trials[0], AXIS).marks) <= 9
-    many = [a_trial(n, accuracy=0.5 + (n * 7 % 600) / 2000) for n in range(600)]
-    figure = curves(numbered(*many), many[0], None, AXIS)
+def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(monkeypatch):
+    monkeypatch.setattr(figures, "MOST_BEST", 10)
+    monkeypatch.setattr(figures, "MOST_LATEST", 20)
+    many = numbered(*(a_trial(n, accuracy=0.5 + (n * 7 % 90) / 200) for n in range(90)))
+    figure = curves(many, many[0], None, AXIS)
     drawn = {number for mark in figure.marks for number in mark.trials}
-    best = sorted(range(600), key=lambda n: -many[n].value)[:100]
-    assert drawn == {*best, *range(400, 600), 0}
-    assert figure.table.note == "540 further trials are left out."
+    best = sorted(range(90), key=lambda n: -many[n].value)[:10]
+    assert drawn == {*best, *range(70, 90), 0}
+    assert len(figure.marks) <= 9
+    assert figure.table.note == "30 further trials are left out."
 
 
-def test_two_parameters_are_drawn_that_occur_together(study_of):
-    trials = complete_trials(study_of(forty()).trials())
+def test_two_parameters_are_drawn_that_occur_together(searched):
+    trials = complete_trials(searched.trials())
     assert isinstance(together(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
     figure = together(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
     assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"
 
 
-def test_each_complete_trial_is_a_point_over_each_of_its_parameters(study_of):
-    trials = complete_trials(study_of(forty()).trials())
+def test_each_complete_trial_is_a_point_over_each_of_its_parameters(searched):
+    trials = complete_trials(searched.trials())
     charts = slices(trials, ["model", "lr", "cnn.channels"], trials[-1], AXIS).charts
     for name, chart in charts.items():
         own = [trial.number for trial in trials if name in trial.params]

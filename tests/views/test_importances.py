@@ -9,9 +9,16 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.storage.attributes import FAILURE
 from studyloom.study.failures import DIVERGED
+from studyloom.views import importances as module
 from studyloom.views.importances import importances, varied_parameters
 
 FRACTION = FloatDistribution(0.0, 1.0)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Few resamples, where the order alone is looked at."""
+    monkeypatch.setattr(module, "RESAMPLES", 6)
 
 
 def shares(trials, names=None, sign=1, goal=0):
@@ -90,7 +97,7 @@ def made(trials, value, **asked):
     return study.trials
 
 
-def test_what_decides_the_value_comes_first_whatever_its_kind():
+def test_what_decides_the_value_comes_first_whatever_its_kind(quick):
     letters = CategoricalDistribution(["a", "b", "c"])
     for name, value in (
         ("choice", lambda p: p["choice"] == "b"),
@@ -103,7 +110,7 @@ def test_what_decides_the_value_comes_first_whatever_its_kind():
         assert found[name] > 0.6
 
 
-def test_pruned_trials_count_by_where_they_stood_and_diverged_ones_as_the_worst():
+def test_pruned_trials_count_by_where_they_stood_and_diverged_ones_as_the_worst(quick):
     complete = [a_trial(n, accuracy=0.8 + n / 50, params={"lr": (0.5, RATE)}) for n in range(8)]
     for accuracy, failure in ((0.5, {}), (0.9, {FAILURE: DIVERGED})):
         worse = [
@@ -116,7 +123,7 @@ def test_pruned_trials_count_by_where_they_stood_and_diverged_ones_as_the_worst(
         assert shares([*complete, *worse], ["lr", "x"])["lr"] > 0.5
 
 
-def test_less_is_better_and_more_is_the_same_question_and_several_values_are_several():
+def test_less_is_better_and_more_is_the_same_question_and_several_values_are_several(quick):
     asked = {"a": IntDistribution(0, 6), "b": IntDistribution(0, 4)}
     trials = []
     for n in range(35):

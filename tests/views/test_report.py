@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from answers import answer_of, document_of
 from commands import CANARY
-from made_trials import a_trial, forty
+from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from toys import two_sided
@@ -89,8 +89,8 @@ class Reader(HTMLParser):
 # What is shown, and when.
 
 
-def test_the_headline_numbers(study_of):
-    page = Reader(render(study_of(forty()), WINNER, ""))
+def test_the_headline_numbers(searched):
+    page = Reader(render(searched, WINNER, ""))
     for words in (
         *("0.9370", "0.9000", "+0.0370", "0.9612 ± 0.0034", "0.9012 ± 0.0045"),
         *("+0.0600", "+0.0456 to +0.0789", "+0.0056", "trial 4, 2 seeds", "1000 test examples"),
@@ -99,8 +99,8 @@ def test_the_headline_numbers(study_of):
         assert words in page.text
 
 
-def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(study_of):
-    stored = study_of(forty())
+def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched):
+    stored = searched
     rule = "it is the best of 3 candidates by min image, on 2 fresh seeds"
     for won, others, said in (
         (row(4, 0.9, 0.9), [row(0, 0.8, 0.8), row(1, 0.99)], "it had the best mean of 3"),
@@ -144,8 +144,8 @@ def test_failures_only_are_told_by_class_with_their_messages(study_of):
     assert "The study has stopped, since its trials fail with this: ValueError: one" in page.text
 
 
-def test_a_table_has_every_trial_with_its_parameters_and_what_is_drawn_is_a_table_too(study_of):
-    html = render(study_of(forty()), WINNER, "")
+def test_a_table_has_every_trial_with_its_parameters_and_what_is_drawn_is_a_table_too(searched):
+    html = render(searched, WINNER, "")
     rows = re.findall(r'<tr id="trial-(\d+)" data-state="(\w+)">(.*?)</tr>', html, re.DOTALL)
     assert [int(number) for number, *_ in rows] == [*range(40)]
     assert {state for _, state, _ in rows} == {"complete", "pruned", "failed", "running"}
@@ -293,8 +293,8 @@ def crowded():
 
 
 @pytest.mark.browser
-def test_a_browser_draws_all_figures_and_asks_for_nothing(study_of, open_page):
-    page = open_page(render(study_of(forty()), WINNER, "a: 1"))
+def test_a_browser_draws_all_figures_and_asks_for_nothing(searched, open_page):
+    page = open_page(render(searched, WINNER, "a: 1"))
     assert page.locator(".plot").count() == 10
     drawn = page.evaluate(
         "[...document.querySelectorAll('.plot path')].map((p) => p.getTotalLength())"
@@ -304,9 +304,9 @@ def test_a_browser_draws_all_figures_and_asks_for_nothing(study_of, open_page):
 
 
 @pytest.mark.browser
-def test_no_two_labels_overlap_and_a_phone_scrolls_down_only(study_of, open_page):
+def test_no_two_labels_overlap_and_a_phone_scrolls_down_only(study_of, searched, open_page):
     pages = [
-        render(study_of(forty()), WINNER, "a" * 500),
+        render(searched, WINNER, "a" * 500),
         render(study_of(crowded(), name="crowded"), None, ""),
     ]
     for width in (360, 1280):
@@ -317,8 +317,8 @@ def test_no_two_labels_overlap_and_a_phone_scrolls_down_only(study_of, open_page
 
 
 @pytest.mark.browser
-def test_the_pointer_and_the_keyboard_read_a_point_with_its_parameters(study_of, open_page):
-    page = open_page(render(study_of(forty()), WINNER, ""))
+def test_the_pointer_and_the_keyboard_read_a_point_with_its_parameters(searched, open_page):
+    page = open_page(render(searched, WINNER, ""))
     plot = page.locator("#search .plot")
     plot.focus()
     page.keyboard.press("Home")
