@@ -23,28 +23,28 @@ from studyloom.views.progress import Progress
 KINDS = ("began", "reported", "ended", "best", "control", "halted", "answer", "exit")
 
 
-OF_TRIALS = ("began", "reported", "ended")
 # What an event of the job tells; it is told again when this has changed.
 TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answer"}
 
 
-def _key(event: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(event.get(name) for name in ("event", "stage", "trial", "epoch"))
-
-
 @dataclass
 class History:
-    """The events so far: those of trials by key, and the last of each kind of the whole job."""
+    """The events so far: the last epoch of each trial, and the last event of each kind of TOLD.
 
-    trials: set[tuple[Any, ...]] = field(default_factory=set)
+    The epoch is -1 before the first, and infinity after the end.
+    """
+
+    epochs: dict[tuple[str, int], float] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Takes note of an event that was told."""
-        if (kind := event["event"]) in OF_TRIALS:
-            self.trials.add(_key(event))
-        elif kind in TOLD:
+        if (kind := event["event"]) in TOLD:
             self.last[kind] = event[TOLD[kind]]
+        elif kind != "exit":
+            key = str(event["stage"]), int(event["trial"])
+            epoch = {"began": -1.0, "ended": math.inf}.get(kind) or float(event["epoch"])
+            self.epochs[key] = max(epoch, self.epochs.get(key, -1.0))
 
     @classmethod
     def read(cls, lines: Iterable[str], study_id: str | None) -> "History":
@@ -74,27 +74,26 @@ def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     for title, trials in progress.trials.items():
         for trial in trials:
-            if ("ended", title, trial.number, None) not in history.trials:
-                for event in _of_trial(trial):
-                    told = {"event": event.pop("event"), "stage": title, **event}
-                    if _key(told) not in history.trials:
-                        yield told
+            told = history.epochs.get((title, trial.number))
+            if told != math.inf:
+                yield from _of_trial(title, trial, told)
 
 
-def _of_trial(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-    """Yields all that has happened to a trial."""
+def _of_trial(title: str, trial: FrozenTrial, told: float | None) -> Iterator[dict[str, Any]]:
     ended = trial.state.is_finished()
     # Between its claim and its first commit a trial has no parameters yet.
     if trial.datetime_start is None or not (trial.params or trial.intermediate_values or ended):
         return
-    worker = trial.user_attrs.get(WORKER)
-    yield {"event": "began", "trial": trial.number, "params": trial.params, "worker": worker}
+    same = {"stage": title, "trial": trial.number}
+    if told is None:
+        worker = trial.user_attrs.get(WORKER)
+        yield {"event": "began", **same, "params": trial.params, "worker": worker}
     epochs = trial.user_attrs.get(PLANNED_EPOCHS)
     for epoch, value in sorted(trial.intermediate_values.items()):
-        reported = {"trial": trial.number, "epoch": epoch, "value": value, "epochs": epochs}
-        yield {"event": "reported", **reported}
+        if told is None or epoch > told:
+            yield {"event": "reported", **same, "epoch": epoch, "value": value, "epochs": epochs}
     if ended:
-        yield {"event": "ended", **_ended(trial)}
+        yield {"event": "ended", **same, **_ended(trial)}
 
 
 def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
