@@ -106,18 +106,18 @@ def _merits(trials: Sequence[FrozenTrial], sign: int, goal: int) -> tuple[list[F
         return [], values
     diverged = [trial for trial in trials if trial.user_attrs.get(FAILURE) == DIVERGED]
     merits = [*map(float, values), *[values.min() - 1.0] * len(diverged)]
-    at_step: dict[int | None, list[float]] = {}
+    at_step: dict[int, list[float]] = {}
     for trial in known if goal == 0 else ():
         for step, value in trial.intermediate_values.items():
             at_step.setdefault(step, []).append(sign * value)
     pruned = []
     for trial in unbroken:
-        step = trial.last_step
-        if trial.state == TrialState.PRUNED and step is not None and step in at_step:
-            last = sign * trial.intermediate_values[step]
+        end = trial.last_step
+        if trial.state == TrialState.PRUNED and end is not None and end in at_step:
+            last = sign * trial.intermediate_values[end]
             if math.isfinite(last):
                 pruned.append(trial)
-                stood = np.mean(np.array(at_step[step]) < last)
+                stood = np.mean(np.array(at_step[end]) < last)
                 merits.append(float(np.quantile(values, stood)))
     return [*known, *diverged, *pruned], np.array(merits)
 
