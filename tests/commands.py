@@ -73,8 +73,12 @@ def studyloom(
 def start(
     *overrides: str, within: Sequence[str] = (), page: str = "mnist", cwd: Path = ROOT, **extra: str
 ) -> subprocess.Popen[str]:
-    """Starts `python -m studies.PAGE OVERRIDES`, as an argument of the command `within`."""
-    command = [*within, sys.executable, "-m", f"studies.{page}", *overrides]
+    """Starts `python -m studies.PAGE OVERRIDES`, as an argument of the command `within`.
+
+    A page that is a YAML file is started by `studyloom run`.
+    """
+    module = ["studyloom", "run", page] if page.endswith(".yaml") else [f"studies.{page}"]
+    command = [*within, sys.executable, "-m", *module, *overrides]
     env = environment(**{"PYTHONPATH": str(ROOT)} | extra)
     return subprocess.Popen(
         command,

@@ -15,13 +15,13 @@ linux = pytest.mark.skipif(
 )
 
 
-def until(condition: Callable[[], Value], seconds: float = 120.0) -> Value:
+def until(condition: Callable[[], Value], seconds: float = 120.0, pause: float = 0.02) -> Value:
     """Waits until a condition returns something true, and returns that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := condition():
             return value
-        time.sleep(0.05)
+        time.sleep(pause)
     raise AssertionError("it did not happen in time")
 
 

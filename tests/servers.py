@@ -154,19 +154,10 @@ class Pair:
         self.first.ask("ALTER SYSTEM SET synchronous_standby_names = 'second'")
         self.first.ask("SELECT pg_reload_conf()")
 
-    @property
-    def ports(self):
-        return f"{self.first.port},{self.second.port}"
-
     def url(self, *query):
         """A URL of both, in libpq's form, with a password to look for."""
         hosts = f"127.0.0.1:{self.first.port},127.0.0.1:{self.second.port}"
         return f"postgresql://postgres:{CANARY}@{hosts}/postgres?{'&'.join(query)}"
-
-    def socket_url(self, *query):
-        """The same with the folders of their sockets, in the query."""
-        hosts = f"host={self.first.folder},{self.second.folder}&port={self.ports}"
-        return f"postgresql://postgres:{CANARY}@/postgres?{'&'.join([hosts, *query])}"
 
     def fail_over(self):
         """Ends the first, and makes the second take writes."""

@@ -273,9 +273,7 @@ if __name__ == "__main__":
 
 @pytest.mark.chaos
 @pytest.mark.filterwarnings("ignore")  # of a database that is being made
-@pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
-)
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
 def test_an_interrupt_releases_the_trials_and_is_raised(tmp_path, workers, number):
     script, run_dir = tmp_path / "script.py", tmp_path / "run"
     script.write_text(SCRIPT.format(quick=[*QUICK], conf=str(CONF), workers=workers))

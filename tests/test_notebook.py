@@ -11,7 +11,7 @@ from commands import environment
 
 from studyloom.study.opening import open_study
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.nightly]  # Jupyter takes half a minute
 NOTEBOOK = Path(__file__).with_name("notebook.ipynb")
 LONG = """\
 import studyloom

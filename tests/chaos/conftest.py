@@ -11,21 +11,28 @@ from runs import Run  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def clean(tmp_path_factory):
-    """A function: the outcomes of an undisturbed study, by number of trials and seed."""
+def whole(tmp_path_factory):
+    """A function: the trials of an undisturbed study, by their number and the seed."""
     known = {}
 
-    def outcomes(trials, seed=0):
+    def trials_of(trials, seed=0):
         if (trials, seed) not in known:
-            folder = tmp_path_factory.mktemp("clean")
+            folder = tmp_path_factory.mktemp("whole")
             url = f"sqlite:///{folder}/study.db"
             stored = harness.prepare(url, trials, seed)
             harness.run(url, trials, folder, seed)
             harness.check(stored, trials)
-            known[trials, seed] = harness.outcomes(stored)
+            known[trials, seed] = stored.trials()
+            stored.close()
         return known[trials, seed]
 
-    return outcomes
+    return trials_of
+
+
+@pytest.fixture(scope="session")
+def clean(whole):
+    """The same, for their outcomes."""
+    return lambda trials, seed=0: harness.outcomes_of(whole(trials, seed))
 
 
 @pytest.fixture(scope="session")

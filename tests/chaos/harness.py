@@ -4,21 +4,25 @@ The processes come from a fork server that has imported the libraries, so that o
 milliseconds.
 """
 
-import ctypes
 import os
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import sqlalchemy
+import torch
 from commands import FORKS
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
+from toys import Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
+from studyloom.space.tree import Space
+from studyloom.storage.ledger import Ledger
+from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import Worker
+from studyloom.training import checkpoint
+from studyloom.training.checkpoint import Checkpoint
 
 NAME = "chaos"
 LEASE = 1.0  # seconds; an epoch takes some milliseconds
@@ -51,8 +55,6 @@ PHASES = (
 
 
 def question(seed: int = 0, *overrides: str):
-    from toys import ask
-
     return ask(*SMALL, f"study.seed={seed}", *overrides)
 
 
@@ -60,8 +62,8 @@ def prepare(url: str, trials: int, seed: int = 0, *overrides: str) -> StoredStud
     return create_study(url, NAME, question(seed, *overrides).identity("toy"), trials)
 
 
-# A phase, how often the worker passes it before, and the deed: die, stop or hold.
-Strike = tuple[str, int, str]
+# A phase, how often the worker passes it before, and the signal that it then sends to itself.
+Strike = tuple[str, int, int]
 
 
 def work(
@@ -70,25 +72,19 @@ def work(
     folder: str,
     seed: int = 0,
     strike: Strike | None = None,
-    attempts: int = 99,
     overrides: tuple[str, ...] = (),
 ) -> None:
     """Runs a worker.
 
     Args:
         strike: what the worker does to itself, and when; None for nothing.
-        attempts: workers that may die of one trial. Many, because a storm of kills may meet the
-            same trial again and again.
         overrides: of the question.
     """
-    import torch
-    from toys import Never, toy_folds, toy_split
-
     torch.set_num_threads(1)
     if strike is not None:
         arm(*strike)
     split = toy_split()
-    limits = Limits(lease=LEASE, max_attempts=attempts)
+    limits = Limits(lease=LEASE, max_attempts=99)  # a storm may meet a trial again and again
     stored = open_study(url, NAME, deadline=30.0)
     Worker(
         question(seed, *overrides),
@@ -100,16 +96,8 @@ def work(
     ).run(trials)
 
 
-def arm(phase: str, passes: int, deed: str) -> None:
-    """Makes this process do a deed when it comes to a phase, after passing it `passes` times."""
-    import sqlalchemy
-
-    from studyloom.space.tree import Space
-    from studyloom.storage.ledger import Ledger
-    from studyloom.storage.trial_buffer import TrialBuffer
-    from studyloom.training import checkpoint
-    from studyloom.training.checkpoint import Checkpoint
-
+def arm(phase: str, passes: int, number: int) -> None:
+    """Has a signal end or stop this process in a phase, after passing it `passes` times."""
     left = [passes]
 
     def come(at: str) -> None:
@@ -119,12 +107,7 @@ def arm(phase: str, passes: int, deed: str) -> None:
         if left[0] >= 0:
             return
         left[0] = 1_000_000
-        if deed == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif deed == "stop":  # not in a transaction of SQLite, where it would lock out everybody
-            os.kill(os.getpid(), signal.SIGSTOP)
-        elif deed == "hold":  # the interpreter's lock, as careless C code may
-            ctypes.PyDLL(None).usleep(int(2.5 * LEASE * 1e6))
+        os.kill(os.getpid(), number)
 
     def around(owner: object, name: str, before: str = "", after: str = "") -> None:
         inner = getattr(owner, name)
@@ -167,10 +150,9 @@ def start(
     folder: Path,
     seed: int = 0,
     strike: Strike | None = None,
-    attempts: int = 99,
     overrides: tuple[str, ...] = (),
 ):
-    arguments = (url, trials, str(folder), seed, strike, attempts, overrides)
+    arguments = (url, trials, str(folder), seed, strike, overrides)
     process = FORKS.Process(target=work, args=arguments)
     process.start()
     return process
@@ -194,21 +176,12 @@ def run(
     stored.close()
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0, pause: float = 0.005) -> object:
-    """Waits until a condition returns something true, and returns that."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(pause)
-    raise AssertionError("it did not happen in time")
-
-
 def outcomes(stored: StoredStudy) -> set:
-    return {
-        (trial.number, tuple(sorted(trial.params.items())), trial.value)
-        for trial in stored.trials()
-    }
+    return outcomes_of(stored.trials())
+
+
+def outcomes_of(trials: list[FrozenTrial]) -> set:
+    return {(trial.number, tuple(sorted(trial.params.items())), trial.value) for trial in trials}
 
 
 def check(stored: StoredStudy, trials: int, clean: set | None = None, epochs: int = EPOCHS) -> None:

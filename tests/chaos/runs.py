@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from commands import CANARY, QUICK, ROOT, start, study
-from harness import check, until
+from harness import check
+from live_processes import until
 
 from studyloom.errors import StorageError
 from studyloom.study.opening import open_study
 from studyloom.study.stored_study import StoredStudy
 
-TRIALS = 10
-EPOCHS = 30
+TRIALS = 8
+EPOCHS = 12
 # Trials of some tenths of a second that depend on seed and number alone.
 STUDY = (
     *(*QUICK, "model._target_=gate.Net", f"train.epochs={EPOCHS}"),
@@ -54,6 +55,7 @@ class Run:
         self.name = name
         self.trials = trials
         self.hidden = False  # whether its folder is on a disk that only the command sees
+        self.page, self.cwd = "mnist", ROOT
         self.url = url
         self._stored: StoredStudy | None = None
         self.overrides = (*overrides, f"run_dir={folder}")
@@ -70,7 +72,11 @@ class Run:
         self, *overrides: str, within: Sequence[str] = (), **environment: str
     ) -> subprocess.Popen:
         self.latest = start(
-            *self.overrides, *overrides, within=within, **self.environment, **environment
+            *(*self.overrides, *overrides),
+            within=within,
+            page=self.page,
+            cwd=self.cwd,
+            **self.environment | environment,
         )
         return self.latest
 

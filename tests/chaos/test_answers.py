@@ -11,7 +11,7 @@ from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 
-FILES = ("winner.pt", "model_card.md", "winner.yaml", "winner.json", "report.html")
+FILES = ("winner.yaml", "winner.json", "report.html")
 # Weights of one activation in a network of another answer as neither.
 OVERRIDES = (
     *(*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1"),

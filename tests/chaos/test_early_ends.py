@@ -1,21 +1,16 @@
 """A search that ends before its budget is spent: whole commands, killed in the midst."""
 
 import json
-from pathlib import Path
 
 import pytest
-from commands import QUICK, study, studyloom
+from commands import study, studyloom
 from harness import outcomes
+from live_processes import linux
 from runs import STUDY, Run, kill
 
 from studyloom.study.early_end import ending, gains
 
-pytestmark = [
-    pytest.mark.chaos,
-    pytest.mark.skipif(
-        not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
-    ),
-]
+pytestmark = [pytest.mark.chaos, linux]
 TRIALS = 20
 REGRET = 0.2  # which every estimate is below, so that it ends with the first, of ten trials
 EARLY = (
@@ -95,26 +90,3 @@ def slots_of(ranges):
     return {
         slot for first, *last in ends for slot in range(int(first), int((last or [first])[0]) + 1)
     }
-
-
-def test_the_epochs_are_spent_and_the_winner_is_chosen(tmp_path):
-    """Of those trials that there are; and chosen again of more, once the search has gone on."""
-    quick = [override for override in QUICK if not override.startswith("winner.")]
-    asked = (*quick, "winner.top=2", "winner.seeds=1", "study.trials=9", "launcher.workers=1")
-    run = (*asked, f"run_dir={tmp_path / 'run'}")
-    done = study(*run, "study.epochs=5")
-    assert done.returncode == 0, done.stderr
-    assert "ended after 3 of 9 trials: 6 epochs of study.epochs=5 are spent" in done.stdout
-    assert "study.epochs=12" in done.stdout  # how it goes on
-    answer = json.loads((tmp_path / "run" / "winner.json").read_text())
-    assert (answer["trials"], {row["trial"] for row in answer["candidates"]} <= {0, 1, 2}) == (
-        3,
-        True,
-    )
-    again = study(*run, "study.epochs=5")
-    assert again.returncode == 0
-    assert "the search ended after 3 of 9 trials" in again.stdout
-    assert json.loads((tmp_path / "run" / "winner.json").read_text()) == answer
-    on = study(*run, "study.epochs=12")
-    assert "ended after 6 of 9 trials" in on.stdout
-    assert json.loads((tmp_path / "run" / "winner.json").read_text())["trials"] == 6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import CANARY, environment, studyloom
-from runs import Run, kill, nap
+from runs import TRIALS, Run, kill, nap
 from servers import Pair
 
 from studyloom.storage.database import connect
@@ -29,7 +29,6 @@ def pair():
 # found first where it stands first, and it refuses to write until it is promoted.
 URLS = {
     "ports, read-write": lambda pair: pair.url("target_session_attrs=read-write"),
-    "folders, read-write": lambda pair: pair.socket_url("target_session_attrs=read-write"),
     "ports, any": lambda pair: pair.url(),
 }
 
@@ -79,7 +78,7 @@ def look(run, pair):
     """Checks what the commands say that look at a run, and that none shows the password."""
     status = studyloom("status", run.folder, STUDYLOOM_STORAGE=run.url)
     assert status.returncode == 0, status.stderr
-    assert "10 of 10 trials" in status.stdout
+    assert f"{TRIALS} of {TRIALS} trials" in status.stdout
     doctor = studyloom("doctor", run.folder, STUDYLOOM_STORAGE=run.url)
     found = "".join(doctor.stdout.split())
     assert "postgres:***@/postgres?host=127.0.0.1" in found, found

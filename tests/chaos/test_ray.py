@@ -11,16 +11,12 @@ from pathlib import Path
 
 import pytest
 from commands import CANARY, environment
-from harness import outcomes, until
+from harness import outcomes
+from live_processes import linux, until
 from ranked import RanksRun
 from runs import STUDY, Run, kill
 
-pytestmark = [
-    pytest.mark.nightly,
-    pytest.mark.skipif(
-        not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
-    ),
-]
+pytestmark = [pytest.mark.nightly, linux]
 RAY = (
     *(override for override in STUDY if not override.startswith("launcher.")),
     "launcher=ray",
@@ -37,11 +33,11 @@ def needs_ray():
 
 
 class Cluster:
-    def __init__(self, folder, within=()):
+    def __init__(self, folder):
         script = Path(__file__).with_name("cluster.py")
         env = environment(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR=str(folder))
         self.process = subprocess.Popen(
-            [*within, sys.executable, script],
+            [sys.executable, script],
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -74,14 +70,6 @@ def cluster():
             text=True,
         ).stdout
         assert files == "", f"I8: {files}"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The outcomes of the same study with another launcher."""
-    run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
-    run.finish(None)
-    return outcomes(run.stored())
 
 
 @pytest.fixture
@@ -143,39 +131,6 @@ def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undistu
     printed = run.end(process, 0)
     assert "a worker ended with its actor" in printed
     run.check(undisturbed)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from a cluster needs root")
-def test_a_node_that_does_not_see_the_commands_disk_works_in_a_copy_of_its_folder(
-    tmp_path, postgres_url, undisturbed
-):
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
-        cluster = Cluster(
-            folder,
-            within=[
-                "unshare",
-                "--mount",
-                "sh",
-                "-c",
-                f'mount -t tmpfs none {tmp_path}; exec "$@"',
-                "sh",
-            ],
-        )
-        address = ("model._target_=studyloom.models.MLP", f"launcher.address={cluster.address}")
-        run = Run(tmp_path / "run", postgres_url, (*RAY, *address))
-        try:
-            process = run.start()
-            run.until_done(1)
-            folders = {os.readlink(f"/proc/{pid}/cwd") for pid in run.workers()}
-            assert folders
-            assert all("/working_dir_files/" in folder for folder in folders), folders
-            run.end(process, 0)
-            run.check(undisturbed)
-            assert "trial" in run.logs()
-            assert not [*run.folder.glob("checkpoints/*")]
-        finally:
-            kill(run.processes())
-            cluster.end()
 
 
 # A cluster of the command's own

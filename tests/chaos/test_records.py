@@ -15,7 +15,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 from optuna.trial import TrialState, create_trial
-from runs import NEVER, Run, kill
+from runs import NEVER, TRIALS, Run, kill
 
 from studyloom.storage.database import plain_engine
 from studyloom.storage.optuna_internals import TABLES
@@ -73,15 +73,6 @@ def delete_trials(run, where):
     sql(run, *(f"DELETE FROM {part} {which}" for part in parts), f"DELETE FROM trials {which}")
 
 
-def optuna_rows(run):
-    """Everything in Optuna's tables."""
-    with plain_engine(parse_url(run.url)).connect() as connection:
-        return {
-            name: sorted(map(str, connection.exec_driver_sql(f"SELECT * FROM {name}")))
-            for name in TABLES
-        }
-
-
 def check_whole(run, trials):
     """Checks that N slots are done, each by one trial that has ended."""
     stored = run.stored()
@@ -103,7 +94,7 @@ def check_whole(run, trials):
 def test_running_trials_deleted_under_their_slots_are_begun_anew(run):
     process = run.at_work(meanwhile=lambda: delete_trials(run, "state = 'RUNNING'"))
     run.end(process, 0)
-    check_whole(run, 10)
+    check_whole(run, TRIALS)
     assert "another program has deleted its trial" in run.logs()
 
 
@@ -116,17 +107,6 @@ def test_finished_trials_that_are_gone_are_said_and_trained_again(small):
 
 
 # Slots that are gone
-
-
-@pytest.mark.parametrize("gone", ["slot >= 0", "slot >= 3"], ids=["emptied", "cut short"])
-def test_a_ledger_that_lost_slots_gets_them_back(small, gone):
-    ended(small, "study.trials=6")
-    before = small.stored().trials()
-    sql(small, f"DELETE FROM studyloom_slots WHERE {gone}")
-    printed = ended(small, "study.trials=8")
-    assert "differ from their trials" in printed
-    check_whole(small, 8)
-    assert small.stored().trials()[:6] == before
 
 
 def test_doctor_shows_what_it_would_mend_and_mends_it(small):
@@ -146,29 +126,7 @@ def test_doctor_shows_what_it_would_mend_and_mends_it(small):
     check_whole(small, 6)
 
 
-def test_two_trials_of_a_slot_stop_the_command_until_one_is_deleted(small):
-    ended(small, "study.trials=4")
-    stored = small.stored()
-    stored.optuna.add_trial(stored.trials()[2])
-    printed = ended(small, "study.trials=4", code=2)
-    assert "several trials have the slot 2; delete all but one of each" in printed
-    delete_trials(small, "number = 4")
-    ended(small, "study.trials=4")
-    check_whole(small, 4)
-
-
-# Trials and studies of other programs
-
-
-def test_a_study_of_plain_optuna_under_the_same_name_is_refused_and_stays_as_it_was(small):
-    plain = optuna.create_study(study_name="mnist", storage=small.url, direction="maximize")
-    plain.set_user_attr("mine", 1)
-    plain.optimize(lambda trial: trial.suggest_float("x", 0, 1), 3)
-    before = optuna_rows(small)
-    printed = ended(small, code=2)
-    assert "was not made by studyloom" in printed
-    assert "study.name=" in printed
-    assert optuna_rows(small) == before
+# Trials of other programs
 
 
 def add_foreign_trials(run):
@@ -226,7 +184,7 @@ def test_a_study_deleted_in_mid_run_ends_with_words_and_disturbs_no_other(run):
     assert "the study was deleted while it ran" in printed
     printed = ended(run, "launcher.workers=1", "study.seed=5")
     run._stored = None
-    check_whole(run, 10)
+    check_whole(run, TRIALS)
 
 
 def delete_study(run):

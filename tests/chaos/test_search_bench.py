@@ -2,25 +2,19 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
-import psutil
 import pytest
-from harness import until as wait_for
 
-from scripts.search import simulator, tables
+from scripts.search import tables
 from scripts.search.answers import FRESH, USED, fresh, judged_again, luckiest, raced
-from scripts.search.early_end import by_patience, by_regret, judge
 from scripts.search.methods import METHODS, RANDOM, RANDOM_TWICE
 from scripts.search.searches import as_run
-from scripts.search.simulator import Clock, folder, replay, seed_order
+from scripts.search.simulator import folder, replay, seed_order
 from scripts.search.tables import names
-from studyloom.processes import is_alive
 from studyloom.space.tree import Point
 
 pytestmark = pytest.mark.nightly
@@ -44,27 +38,12 @@ def fashion():
     return tables.load_curves("fashion")
 
 
-@pytest.mark.parametrize("method", ["tpe, median", "one epoch, best ninth"])
-@pytest.mark.parametrize("workers", [1, 4])
-def test_a_search_is_the_same_at_each_replay(fashion, method, workers):
-    first, second = (search(fashion, method, workers) for _ in range(2))
-    assert (first.trials, first.epochs) == (second.trials, second.epochs)
-    assert first.configurations == second.configurations
-    assert first.full
-
-
-def test_the_median_pruner_stops_trials_and_screening_goes_on_with_the_best_ninth(fashion):
-    def longest(tape):
-        return dict(zip(tape.trials, tape.epochs, strict=True))
-
-    pruned = longest(search(fashion, "tpe, median", budget=216))
-    assert {*pruned.values()} - {27}, "none was pruned"
-    tape = search(fashion, "one epoch, best ninth", budget=108)
-    continued = [epoch for epoch in tape.epochs if epoch > 1]
-    assert continued[:26] == [*range(2, 28)], "no epoch is paid for twice"
-    first = tape.configurations[:9]
-    best = max(first, key=lambda one: fashion.values[one, 0, 0])
-    assert tape.configurations[tape.epochs.index(2)] == best
+def test_a_search_is_the_same_at_each_replay(fashion):
+    for method, workers in (("tpe, median", 4), ("one epoch, best ninth", 1)):
+        first, second = (search(fashion, method, workers) for _ in range(2))
+        assert (first.trials, first.epochs) == (second.trials, second.epochs)
+        assert first.configurations == second.configurations
+        assert first.full
 
 
 @pytest.fixture(scope="module")
@@ -96,43 +75,6 @@ def test_answers_have_equal_trainings_and_are_judged_by_what_none_has_seen(toy):
             assert run.truth(named, USED) == (50.0 if named == 0 else -5.0)
     assert fresh(as_run(toy, 0, trials), 3) == pytest.approx(toy.values[3, order[3, 1:USED], 0])
     assert len(fresh(as_run(toy, 0, trials), 3)) == FRESH
-
-
-def test_an_early_end_saves_the_rest_and_costs_what_the_rest_would_have_found(toy):
-    late = as_run(toy, 0, [*range(1, 40), 0])
-    used, cost = judge([late], lambda values, budget: 10, 40)
-    best = max(range(1, 11), key=lambda one: late.seen(one, 1))
-    assert used.tolist() == [0.25]
-    assert cost == pytest.approx([late.truth(0) - late.truth(best)], rel=1e-5)
-    used, cost = judge([as_run(toy, 0, [0, *range(1, 40)])], by_patience, 40)
-    assert (used.tolist(), cost.tolist()) == ([11 / 40], [0.0])
-    # A rule looks at the values so far, and at no later ones.
-    values = np.random.default_rng(1).normal(size=100).tolist()
-    end = by_regret([*(0.01 * value for value in values)], 100)
-    assert end == by_regret([*(0.01 * v for v in values[:end]), *[5.0] * (100 - end)], 100) < 100
-
-
-def test_simulated_time_lets_one_run_at_a_time_and_an_error_comes_out():
-    clock, order = Clock(3), []
-
-    def work():
-        for _ in range(3):
-            order.append((clock.now(), clock.worker))
-            clock.sleep(1.0 + clock.worker)
-
-    clock.run(work)
-    assert order == sorted(order)
-    assert len(order) == 9
-
-    def fail():
-        clock.sleep(1.0)
-        if clock.worker == 1:
-            raise ValueError("the second")
-        clock.sleep(5.0)
-
-    clock = Clock(3)
-    with pytest.raises(ValueError, match="the second"):
-        clock.run(fail)
 
 
 def test_a_table_gives_the_values_of_its_pickle(tmp_path, monkeypatch):
@@ -171,18 +113,3 @@ def test_the_command_prints_every_part_at_its_smallest_size():
         skip_tables()
     for line in ("answers at", "40 + 20", "memory: ", "40 trials", "ends: ", "of 100 trials"):
         assert re.search(rf"^ *{re.escape(line)}", done.stdout, re.MULTILINE), line
-
-
-def test_a_command_that_is_told_to_end_leaves_no_process_and_no_folder():
-    """By SIGTERM, in the midst of the searches of its processes."""
-    command = [*COMMAND, "--on", "curves", "--only", "schedules"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as bench:
-        pattern = f"studyloom-search-{bench.pid}-*/*/study.db"
-        place = Path(simulator.IN_MEMORY if os.path.isdir(simulator.IN_MEMORY) else gettempdir())
-        wait_for(lambda: [*place.glob(pattern)], seconds=300)
-        below = [each.pid for each in psutil.Process(bench.pid).children(recursive=True)]
-        assert below
-        bench.terminate()
-        assert bench.wait(120) == 128 + signal.SIGTERM
-    wait_for(lambda: not any(is_alive(pid) for pid in below), seconds=120)
-    assert not [*place.glob(f"studyloom-search-{bench.pid}-*")]

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import outcomes, until
+from harness import outcomes
+from live_processes import until
 from runs import STUDY, Run, kill
 
 pytestmark = pytest.mark.chaos

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT
-from harness import outcomes, until
+from harness import outcomes
+from live_processes import until
 from ranked import RanksRun
-from runs import STUDY, Run, kill
+from runs import STUDY, TRIALS, Run, kill
 
 pytestmark = pytest.mark.nightly
 SLURM = (
@@ -43,14 +44,6 @@ def cluster(needs):
             yield
         finally:
             subprocess.run([ROOT / "scripts" / "slurm", "down", folder], check=True, timeout=120)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The outcomes of the same study with another launcher."""
-    run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
-    run.finish(None)
-    return outcomes(run.stored())
 
 
 class Job(Run):
@@ -112,7 +105,7 @@ def test_two_tasks_work_on_two_gpus_and_log_below_run_dir(job, undisturbed):
     job.check(undisturbed)
     logs = sorted(path.name for path in job.folder.glob("logs/*.log"))
     assert logs == [f"slurm-{job.number}_0.log", f"slurm-{job.number}_1.log"]
-    assert f"{10} of {10} trials" in job.logs()
+    assert f"{TRIALS} of {TRIALS} trials" in job.logs()
 
 
 def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again(job, undisturbed):
@@ -124,7 +117,7 @@ def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again
     until(lambda: job.stored().ledger.counts()["held"] == 0, pause=0.02)
     again = job.stored().ledger.counts()["done"]
     job.end()
-    assert again < 10
+    assert again < TRIALS
     assert "Restarts=1" in ask("scontrol", "show", "job", f"{job.number}_1")
     job.check(undisturbed)
 
@@ -135,22 +128,9 @@ def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes
     job.at_work(meanwhile=lambda: ask("scancel", job.number))
     job.end()
     assert job.stored().ledger.counts()["held"] == 0
-    assert job.stored().ledger.counts()["done"] < 10
+    assert job.stored().ledger.counts()["done"] < TRIALS
     job.submit()
     job.end()
-    job.check(undisturbed)
-
-
-def test_a_worker_that_is_killed_is_started_again_in_its_task(job, undisturbed):
-    def kill_a_worker():
-        comms = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in job.workers()}
-        python = [pid for pid, comm in comms.items() if comm.startswith("python")]
-        parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().split()[3]) for pid in python}
-        os.kill(next(pid for pid in python if parents[pid] not in python), signal.SIGKILL)
-
-    job.at_work(meanwhile=kill_a_worker)
-    job.end()
-    assert "the worker ended with signal 9" in job.logs()
     job.check(undisturbed)
 
 

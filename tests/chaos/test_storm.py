@@ -16,6 +16,7 @@ from pathlib import Path
 import harness
 import optuna
 import pytest
+from live_processes import until
 from runs import EPOCHS, NEVER, STUDY, TRIALS, Run, kill, nap
 
 from studyloom.study.opening import open_study
@@ -160,7 +161,7 @@ def check_words(printed):
 def all_gone(run, seconds):
     """Waits until no process of a run lives; names those that do."""
     try:
-        harness.until(lambda: not run.processes(), seconds)
+        until(lambda: not run.processes(), seconds)
     except AssertionError:
         titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in run.processes()}
         states = {pid: Path(f"/proc/{pid}/wchan").read_text() for pid in titles}

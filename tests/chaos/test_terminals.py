@@ -100,9 +100,8 @@ def terminal(tmp_path):
         each.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_is_answered_by_a_line_that_stays(terminal, workers):
-    shown = terminal(f"launcher.workers={workers}")
+def test_ctrl_c_is_answered_by_a_line_that_stays(terminal):
+    shown = terminal("launcher.workers=2")
     assert shown.until("mnist: starting")
     assert shown.until("search 0/3")
     assert shown.until("/100000"), shown.screen.lines  # the epoch of one that runs

@@ -3,13 +3,12 @@
 import json
 import random
 import re
-import socket
 
 import numpy as np
 import pytest
 import toys
 from commands import QUICK
-from harness import until
+from live_processes import until
 from runs import STUDY, Run, kill, nap
 from tracked import MLflowServer, in_database, in_mlflow, in_tensorboard, in_wandb, needs
 
@@ -85,21 +84,6 @@ def test_a_server_that_is_away_for_a_while_has_all_at_the_end(tmp_path, server):
     (tmp_path / "gate").touch()  # at which the first trials wait
     run.end(process, 0)
     assert re.search("track.mlflow: .*; the study goes on", run.logs())
-    agree(run, server.uri, name)
-
-
-def test_a_server_that_never_answers_costs_a_line_and_the_next_command_tells_all(tmp_path, server):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    run, name = tracked(tmp_path / "never", f"http://127.0.0.1:{port}", track="[mlflow]")
-    printed = run.end(run.start(), 0)
-    assert "track.mlflow: of 10 trials it may not have all yet; the same command" in printed
-    run.overrides = tuple(
-        f"track.mlflow.uri={server.uri}" if way.startswith("track.mlflow.uri") else way
-        for way in run.overrides
-    )
-    run.end(run.start(), 0)
     agree(run, server.uri, name)
 
 

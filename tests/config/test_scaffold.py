@@ -53,7 +53,13 @@ def test_help_has_a_line_for_each_kind_whose_templates_are_all_used(capsys):
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("tensors", "command") else [pytest.mark.nightly])
+        for kind in KINDS
+    ],
+)
 def test_its_own_test_passes_and_so_does_a_dry_run(kind, tmp_path):
     if kind in ("lightning", "transformers"):
         pytest.importorskip(kind, exc_type=ImportError)

@@ -1,0 +1,181 @@
+"""Studies of each way to train that are killed in the midst come to the same values and winner."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import toys
+import yaml
+from commands import QUICK, studyloom
+from harness import outcomes
+from live_processes import until
+from runs import Run, kill
+from test_readme import PAPERS, blocks
+
+from studyloom.study.failures import outcome
+from studyloom.study.opening import open_study
+
+pytestmark = pytest.mark.chaos
+SMALL = (
+    *(way for way in QUICK if not way.startswith("winner")),
+    *("winner.top=1", "winner.seeds=1", "launcher.workers=2", "study.lease=5"),
+    *("model._target_=gate.Net", "model.dropout=0.1"),
+)
+DATASETS = (
+    *(way for way in SMALL if not way.startswith(("data", "train"))),
+    "~data",
+    "+data={_target_: studyloom.data.Datasets, validation: 15, train: {_target_: drawn.Drawn}, "
+    "evaluate: {_target_: drawn.Drawn, noise: 0.0}, test: {_target_: drawn.Drawn, count: 12}}",
+    *("train.epochs=8", "train.batch_size=23"),
+)
+LOOP = (
+    *(way for way in SMALL if not way.startswith(("train", "pruner"))),
+    *(*toys.LOOP, "pruner=none", "train.epochs=4", "train.batch_size=2450"),
+)
+
+
+@dataclass
+class Way:
+    """A way to train, and what the study that is killed does otherwise."""
+
+    overrides: tuple[str, ...]
+    trials: int = 3
+    other: tuple[str, ...] = ()
+
+
+WAYS = {
+    "everything at once": Way(
+        (
+            *SMALL,
+            *("train.epochs=12", "objective.folds=2"),
+            "train.step={_target_: mixup.step, _partial_: true, strength: 0.4}",
+            *("train.accumulate=2", "train.ema=0.9", "train.precision=fp16"),
+            *("train.drop_last=true", "train.keep=best", "train.patience=4", "train.batch_size=20"),
+            "~scheduler",
+            "+scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 1}",
+            "+optimizer.groups={first: {match: 1.bias, weight_decay: 0.5}}",
+            "+space.optimizer.groups.first.weight_decay.float=[0,1]",
+            "+space.train.step.strength.float=[0.1,1]",
+        )
+    ),
+    "processes that load": Way(
+        DATASETS, other=("+data.num_workers=2", "+data.persistent_workers=true")
+    ),
+    "a loop": Way(LOOP),
+    "a loop over folds and seeds": Way((*LOOP, "objective.folds=2", "objective.seeds=2")),
+}
+
+
+def run_of(folder, url, way, *overrides):
+    (code,) = (b for b in blocks(PAPERS["conf/README.md"], "python") if "def step" in b)
+    folder.mkdir()
+    (folder / "mixup.py").write_text(code)
+    asked = (*way.overrides, f"study.trials={way.trials}", *overrides)
+    run = Run(folder / "run", url, asked, trials=way.trials)
+    run.environment["PYTHONPATH"] += f":{folder}"
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A function: the run of a way that nothing disturbs."""
+    known = {}
+
+    def run(way):
+        if way not in known:
+            folder = tmp_path_factory.mktemp("undisturbed") / "here"
+            known[way] = run_of(folder, f"sqlite:///{folder}/run/study.db", WAYS[way])
+            known[way].end(known[way].start(), 0)
+        return known[way]
+
+    return run
+
+
+def curves(run):
+    names = ("value", "train_loss", "valid_loss")
+    return [[trial.user_attrs["epochs"][name] for name in names] for trial in run.stored().trials()]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        *("a loop", "processes that load"),
+        pytest.param("everything at once", marks=pytest.mark.nightly),
+        pytest.param("a loop over folds and seeds", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_study_killed_in_the_midst_comes_to_the_same_values_winner_and_test(
+    way, undisturbed, request, tmp_path
+):
+    expected = undisturbed(way)
+    url = f"sqlite:///{tmp_path}/here/run/study.db"
+    if way == "everything at once":
+        url = request.getfixturevalue("postgres_url")
+    run = run_of(tmp_path / "here", url, WAYS[way], *WAYS[way].other)
+    process = run.at_work(meanwhile=lambda: kill([run.latest.pid]))
+    process.communicate()
+    until(lambda: not run.processes(), 10)  # no worker or loader outlives the command
+    run.end(run.start(), 0)
+    assert outcomes(run.stored()) == outcomes(expected.stored())
+    assert curves(run) == curves(expected)
+    assert [*run.folder.glob("checkpoints/**/*.pt")] == []
+    answers = [json.loads((r.folder / "winner.json").read_text()) for r in (run, expected)]
+    for key in ("winner", "candidates", "epochs", "test"):
+        assert answers[0].get(key) == answers[1].get(key)
+    weights = [torch.load(r.folder / "winner.pt", weights_only=True) for r in (run, expected)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.nightly
+def test_the_best_epoch_counts_as_chosen_and_is_retrained_for(undisturbed):
+    run = undisturbed("everything at once")
+    answer = json.loads((run.folder / "winner.json").read_text())
+    winner = yaml.safe_load((run.folder / "winner.yaml").read_text())
+    trial = run.stored().trials()[answer["winner"]["trial"]]
+    curve = trial.user_attrs["epochs"]["value"]
+    best = 1 + curve.index(max(curve))
+    assert (winner["train"]["until"], winner["train"]["keep"]) == (best, "last")
+    assert (winner["train"]["patience"], winner["train"]["epochs"]) == (None, 12)
+    assert answer["epochs"] == best
+    assert trial.value >= max(curve), "the mean of each fold's best"
+    stage = open_study(run.url, answer["stage"])
+    assert {len(t.user_attrs["epochs"]["value"]) for t in stage.trials()} <= {
+        1 + value.index(max(value)) for value, *_ in curves(run)
+    }
+
+
+@pytest.mark.nightly
+def test_the_step_of_the_readme_is_replayed_bit_for_bit(undisturbed):
+    run = undisturbed("everything at once")
+    trust = ("--trust", "mixup", "--trust", "gate")
+    done = studyloom("replay", run.folder, "--trial", 2, *trust, **run.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal bit for bit" in done.stdout
+
+
+@pytest.mark.nightly
+def test_a_process_that_loads_and_is_killed_costs_its_trial_alone(tmp_path):
+    way = WAYS["processes that load"]
+    loading = ("+data.num_workers=1", "+data.persistent_workers=true", "winner.enabled=false")
+    url = f"sqlite:///{tmp_path}/here/run/study.db"
+    run = run_of(tmp_path / "here", url, way, *loading, "study.max_failures=9")
+
+    def kill_one():
+        """Not that of trial 0, whose error would stop the study."""
+        first = {t._trial_id for t in run.stored().trials() if t.number == 0}
+        held = [slot for slot in run.stored().ledger.held() if slot.trial_id not in first]
+        owner = psutil.Process(int(held[0].owner.rpartition(":")[2]))
+        kill([each.pid for each in owner.children(recursive=True) if is_loader(each.pid)])
+
+    run.end(run.at_work(meanwhile=kill_one), 0)
+    trials = run.stored().trials()
+    (failed,) = [trial for trial in trials if outcome(trial) == "failed"]
+    assert "a process that loads batches (data.num_workers=1)" in failed.user_attrs["reason"]
+    assert len(trials) == 3
+
+
+def is_loader(pid):
+    return Path(f"/proc/{pid}/comm").read_text().strip() == "pt_data_worker"
