@@ -176,7 +176,9 @@ def earlier(tmp_path, question):
     """The run directory of a finished study."""
     run_dir = tmp_path / "earlier"
     (run_dir / ".hydra").mkdir(parents=True)
-    (run_dir / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"study": {"name": "s"}}))
+    (run_dir / ".hydra" / "config.yaml").write_text(
+        yaml.safe_dump({"study": {"name": "s"}, "storage": {"url": None}})
+    )
     work(question, begun(f"sqlite:///{run_dir}/study.db", question, 6), 6)
     return run_dir
 

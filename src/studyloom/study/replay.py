@@ -282,10 +282,11 @@ def first_difference(stored: Course, now: Course, tolerance: Tolerance | None) -
     if returned and differ(metric, stored.value, now.value):
         return words(now.epochs, metric, stored.value, now.value)
     outside = stored.failure is not None and stored.failure.kind in OUTSIDE
-    pair = (None if outside else stored.failure, now.failure)
-    before, after = (_format_failure(failure, exactly=tolerance is None) for failure in pair)
-    if before != after:
-        return words(now.epochs + (now.failure is not None), "failure", before, after)
+    exactly = tolerance is None
+    failed = _format_failure(None if outside else stored.failure, exactly=exactly)
+    fails = _format_failure(now.failure, exactly=exactly)
+    if failed != fails:
+        return words(now.epochs + (now.failure is not None), "failure", failed, fails)
     return None
 
 
