@@ -3,8 +3,9 @@
 import json
 import re
 import shlex
-import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,9 +33,9 @@ def test_the_command_in_winner_yaml_works_as_printed(project):
     first = (project / "runs" / "my run" / "winner.yaml").read_text().splitlines()
     command = first[1].removeprefix("# ")
     assert command.startswith("python -m studies.mine ")
-    done = subprocess.run(
-        command, shell=True, cwd=project, env=environment(), capture_output=True, text=True
-    )
+    env = environment()
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # its python
+    done = subprocess.run(command, shell=True, cwd=project, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 trials" in done.stdout
     before = json.loads((project / "runs" / "my run" / "winner.json").read_text())
@@ -66,8 +67,7 @@ def test_predict_uses_the_folder_of_the_study_with_consent(project, tmp_path):
 
 def test_the_winner_is_chosen_again_with_the_code_of_the_study_s_folder(project, tmp_path):
     """If it is named; else nothing of it is imported."""
-    run_dir = tmp_path / "run"
-    shutil.copytree(project / "runs" / "my run", run_dir)
+    run_dir = project / "runs" / "my run"
     away = studyloom("winner", run_dir, cwd=tmp_path)
     assert away.returncode == 2
     assert "No module named 'studies'" in away.stderr

@@ -90,6 +90,7 @@ def test_no_file_takes_a_gibibyte_and_the_good_ones_are_answered(tmp_path):
     save_weights(run / "winner.pt", {name: torch.ones_like(each) for name, each in network.items()})
     (run / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: []}\n")
     facts = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081}
+    facts["transform"] = {"_target_": "studyloom.data.Picture"}
     (run / "winner.json").write_text(json.dumps({"data": facts}))
     canary = tmp_path / "canary"
     files = hostile.pictures() | hostile.idx_files() | hostile.arrays(canary) | hostile.bombs()

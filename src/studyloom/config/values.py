@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError
 
@@ -54,6 +53,8 @@ def plain_sections(config: DictConfig, *sections: str) -> dict[str, Any]:
 
 def describe_error(error: BaseException) -> str:
     """Puts an exception on one line; Hydra's wrapping of a constructor's error is removed."""
+    from hydra.errors import HydraException  # here: who only looks at a study does not wait for it
+
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
