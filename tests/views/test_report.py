@@ -309,11 +309,13 @@ def test_no_two_labels_overlap_and_a_phone_scrolls_down_only(study_of, searched,
         render(searched, WINNER, "a" * 500),
         render(study_of(crowded(), name="crowded"), None, ""),
     ]
-    for width in (360, 1280):
-        for page in pages:
+    for page in pages:
+        for width in (390, 1280):
             opened = open_page(page, width=width)
             assert opened.evaluate(OVERLAPPING) == []
             assert opened.evaluate("document.documentElement.scrollWidth") == width
+        opened.set_viewport_size({"width": 360, "height": 800})
+        assert opened.evaluate("document.documentElement.scrollWidth") == 360
 
 
 @pytest.mark.browser
