@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from answers import write_winner
 from commands import ROOT, environment, study, studyloom
 from PIL import Image
 
@@ -18,7 +19,6 @@ from studyloom.config.scaffold import write_study
 from studyloom.data import Embedded
 from studyloom.data.sources import ASSET
 from studyloom.models import MLP
-from studyloom.training.checkpoint import save_weights
 
 pytestmark = pytest.mark.chaos
 
@@ -83,15 +83,18 @@ def test_pictures_are_read_as_load_normalised_them_once_the_source_says_how(mine
 
 
 def test_no_file_takes_a_gibibyte_and_the_good_ones_are_answered(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
     network = MLP((1, 28, 28), 10, hidden=[]).state_dict()
-    # With ones as weights the outputs of enormous numbers are infinite, whatever the seed.
-    save_weights(run / "winner.pt", {name: torch.ones_like(each) for name, each in network.items()})
-    (run / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: []}\n")
-    facts = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081}
-    facts["transform"] = {"_target_": "studyloom.data.Picture"}
-    (run / "winner.json").write_text(json.dumps({"data": facts}))
+    run = write_winner(
+        tmp_path / "run",
+        {"_target_": "studyloom.models.MLP", "hidden": []},
+        # With ones as weights the outputs of enormous numbers are infinite, whatever the seed.
+        {name: torch.ones_like(each) for name, each in network.items()},
+        shape=[1, 28, 28],
+        outputs=10,
+        mean=0.1307,
+        std=0.3081,
+        transform={"_target_": "studyloom.data.Picture"},
+    )
     canary = tmp_path / "canary"
     files = hostile.pictures() | hostile.idx_files() | hostile.arrays(canary) | hostile.bombs()
     bad = hostile.write(tmp_path / "bad", files) + hostile.nodes(tmp_path / "nodes")

@@ -50,7 +50,7 @@ def space_of(question, seed, number):
 def run_of(folder, name="earlier", **storage):
     """The files by which Hydra makes a folder a run directory."""
     (folder / ".hydra").mkdir(parents=True)
-    config = {"study": {"name": name}, "storage": storage}
+    config = {"study": {"name": name}, "storage": {"url": "sqlite:///study.db"} | storage}
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 

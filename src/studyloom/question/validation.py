@@ -525,7 +525,9 @@ def _try_sampler(question: Question) -> None:
     directions = [goal.direction for goal in question.goals]
     if len(directions) > 1:
         study = optuna.create_study(directions=directions)
-        sampler.sample_relative(study, create_trial(state=TrialState.RUNNING), {})
+        study.add_trial(create_trial(state=TrialState.RUNNING))
+        space = sampler.infer_relative_search_space(study, study.trials[0])
+        sampler.sample_relative(study, study.trials[0], space)
 
 
 def _try_pruner(question: Question) -> None:
