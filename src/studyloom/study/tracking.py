@@ -6,6 +6,7 @@ for every trial that a tracker lacks, since a worker may have been killed or the
 trial is told at least once, and told again it comes to the same run.
 """
 
+import importlib.util
 import logging
 import re
 import threading
@@ -40,6 +41,18 @@ FACTS = (WORKER, BASELINE, FAILURE, REASON)
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
 COMMAND_WAITS = 60.0  # the same at the end of a command, for each tracker
 log = logging.getLogger(__name__)
+
+
+def require(package: str) -> None:
+    """Checks that the package of a tracker is installed, without importing it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"track={package}: needs the package {package}: pip install 'studyloom[{package}]'"
+        )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from urllib.request import url2pathname
 import yaml  # type: ignore[import-untyped]
 
 from studyloom.errors import FileError
-from studyloom.extras.trackers.packages import require
-from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial
+from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line, shorten
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class MLflow:
     """
 
     def __init__(self, uri: str, experiment: str, register: str | None = None) -> None:
-        require("mlflow", "mlflow")
+        require("mlflow")
         self.uri, self.experiment, self.register = str(uri), str(experiment), register
         self._connected: tuple[MlflowClient, str] | None = None
 

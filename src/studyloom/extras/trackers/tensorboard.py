@@ -7,8 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from studyloom.extras.trackers.packages import require
-from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial
+from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class TensorBoard:
     """
 
     def __init__(self, dir: str) -> None:
-        require("tensorboard", "tensorboard")
+        require("tensorboard")
         self.dir = Path(dir)
 
     def write_trial(self, trial: TrackedTrial) -> None:

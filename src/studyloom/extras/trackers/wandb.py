@@ -10,8 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studyloom.extras.trackers.packages import require
-from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial
+from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line
 
 EPOCH = "epoch"
@@ -29,7 +28,7 @@ class WandB:
     def __init__(
         self, dir: str, project: str, mode: str = "offline", entity: str | None = None
     ) -> None:
-        require("wandb", "wandb")
+        require("wandb")
         self.dir, self.project, self.mode, self.entity = Path(dir), str(project), str(mode), entity
 
     def write_trial(self, trial: TrackedTrial) -> None:
