@@ -140,6 +140,7 @@ def test_a_server_that_crashes_and_comes_back(server, served, undisturbed):
     served.check(undisturbed)
 
 
+@pytest.mark.nightly
 def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
     server, served, undisturbed
 ):

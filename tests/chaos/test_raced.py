@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory):
     return raced(run)
 
 
+@pytest.mark.nightly
 def test_a_command_killed_twice_in_a_race_goes_on_to_the_same_winner_and_table(
     undisturbed, tmp_path
 ):

@@ -55,6 +55,7 @@ def test_a_rank_that_is_killed_costs_nothing(run, undisturbed, rank):
     assert death == 2  # its trial was adopted, and resumed
 
 
+@pytest.mark.nightly
 def test_a_pruned_trial_ends_in_both_ranks(run, tmp_path):
     counts = tmp_path / "steps"
     counts.mkdir()
