@@ -1,4 +1,4 @@
-"""Faults of workers, on tiny trials and real databases: the fast part of the chaos tests."""
+"""Faults of workers, on tiny trials and real databases."""
 
 import os
 import signal
@@ -15,18 +15,15 @@ from live_processes import until
 from studyloom.study.opening import open_study
 
 IN_TRANSACTIONS = ("after claim", "inside tell")  # where the two databases differ most
-FAST = ("after claim", "during checkpoint", "inside tell")
+
+pytestmark = pytest.mark.chaos
 
 
-@pytest.mark.parametrize(
-    "phase",
-    [pytest.param(phase, marks=[pytest.mark.chaos] * (phase not in FAST)) for phase in PHASES],
-)
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_worker_killed_at_any_phase_costs_nothing(sqlite_url, tmp_path, clean, phase):
     kill_at(phase, sqlite_url, tmp_path, clean)
 
 
-@pytest.mark.chaos
 @pytest.mark.parametrize("phase", IN_TRANSACTIONS)
 def test_a_worker_killed_at_any_phase_costs_nothing_on_postgresql(
     postgres_url, tmp_path, clean, phase
@@ -77,7 +74,6 @@ def create(url, barrier):
     prepare(url, 5)
 
 
-@pytest.mark.chaos
 def test_six_processes_make_one_study_on_an_empty_database(sqlite_url):
     barrier = FORKS.Barrier(6)
     processes = [FORKS.Process(target=create, args=(sqlite_url, barrier)) for _ in range(6)]
@@ -91,7 +87,6 @@ def test_six_processes_make_one_study_on_an_empty_database(sqlite_url):
     assert [study.study_name for study in stored.storage.get_all_studies()] == [NAME]
 
 
-@pytest.mark.chaos
 def test_a_strangers_lock_is_waited_for(sqlite_url, tmp_path, clean):
     stored = prepare(sqlite_url, 3)
     stranger = stored.ledger.storage.engine.raw_connection()
@@ -106,7 +101,6 @@ def test_a_strangers_lock_is_waited_for(sqlite_url, tmp_path, clean):
     check(stored, 3, clean(3))
 
 
-@pytest.mark.chaos
 def test_a_tell_that_meets_anothers_row_lock_waits_for_it(postgres_url, tmp_path, clean):
     stored = prepare(postgres_url, 1)
     worker = start(postgres_url, 1, tmp_path, strike=("before tell", 0, signal.SIGSTOP))
@@ -121,7 +115,6 @@ def test_a_tell_that_meets_anothers_row_lock_waits_for_it(postgres_url, tmp_path
     check(stored, 1, clean(1))
 
 
-@pytest.mark.chaos
 def test_workers_in_other_time_zones_agree(postgres_url, tmp_path, clean):
     url = postgres_url
     stored = prepare(url, 4)

@@ -29,6 +29,8 @@ from studyloom.winner.answer import Teacher, check_whole, load_answer
 from studyloom.winner.committee import COMMITTEE
 from studyloom.winner.evaluation import evaluate_winner
 
+pytestmark = pytest.mark.nightly
+
 # By bytes alone, so that no latency has a say in what is chosen.
 SMALL = Settings(rule="min bytes", ratios=(), widths=(), repeats=2)
 PAGE = ["python", "-m", "studies.mnist"]

@@ -18,7 +18,11 @@ from studyloom.study.tracking import (
 )
 
 UUID = "ab" * 16
-pytestmark = [needs("mlflow", "tensorboard", "wandb"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    needs("mlflow", "tensorboard", "wandb"),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.nightly,
+]
 
 
 @pytest.fixture
@@ -66,9 +70,7 @@ def test_a_trial_written_twice_by_two_workers_is_one_run_with_each_number_once(
         assert (seen.state, seen.finals) == (trial.state, trial.values)
 
 
-@pytest.mark.parametrize(
-    "name", ["tensorboard", "wandb", pytest.param("mlflow", marks=pytest.mark.nightly)]
-)
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name, study, tmp_path):
     tracker = MAKERS[name][0](tmp_path)
     tracker.write_trial(trial_of(study, 0, (1,)))
@@ -88,7 +90,6 @@ def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name
         assert len(client.search_model_versions("name = 'model'")) == 2
 
 
-@pytest.mark.nightly
 def test_a_foreign_database_of_mlflow_has_nothing_written_outside_the_run_directory(tmp_path):
     from mlflow import MlflowClient
 
