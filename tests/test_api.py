@@ -342,6 +342,7 @@ def test_a_script_runs_its_own_page_and_its_own_network(tmp_path):
     assert "all is well" in done.stdout
 
 
+@pytest.mark.chaos
 def test_a_page_whose_package_is_another_one_here_is_named(tmp_path):
     import studies
 

@@ -71,6 +71,7 @@ def test_doctor_and_report_look_at_a_run(tmp_path, capsys):
     assert "to do    database" in capsys.readouterr().out
 
 
+@pytest.mark.chaos
 def test_doctor_shows_no_password(postgres_url, capsys):
     assert main(["doctor", "--storage", postgres_url]) == 0
     out, err = capsys.readouterr()

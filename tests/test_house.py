@@ -214,6 +214,7 @@ def test_importing_imports_nothing_that_takes_time():
     assert "torch" not in after
 
 
+@pytest.mark.nightly
 def test_no_module_imports_torchvision_which_takes_two_seconds():
     names = [f"studyloom.{module}" for module in FILES if module not in ("", "__main__", *ADAPTERS)]
     imported = modules_after("; ".join(f"import {name}" for name in names))

@@ -100,6 +100,7 @@ def test_every_command_has_a_schema_and_every_schema_is_one():
     assert without == {"run"}  # whose --json is among its overrides
 
 
+@pytest.mark.chaos
 def test_a_run_prints_one_object_and_the_rest_on_standard_error(tmp_path):
     run = (*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}")
     done = study_here(*run, "--json")
@@ -227,6 +228,7 @@ def test_a_page_that_is_run_as_a_file_is_the_same_study(tmp_path):
     assert re.fullmatch(r"studyloom \d+\.\d+\.\d+\n", version.stdout)
 
 
+@pytest.mark.chaos
 def test_the_help_of_a_page_is_its_manual_with_options_groups_and_keys():
     done = study("--help", "study.trials=7")
     assert done.returncode == 0

@@ -106,6 +106,7 @@ def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
     assert "***" in done.stdout
 
 
+@pytest.mark.chaos
 def test_three_commands_at_once_on_one_run_directory_make_exactly_n_trials(tmp_path):
     def command(workers):
         return study(
@@ -211,6 +212,7 @@ def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_show
     assert {"winner.yaml", "winner.pt"} <= {path.name for path in moved.iterdir()}
 
 
+@pytest.mark.chaos
 def test_a_smaller_budget_on_a_finished_study_is_answered_from_the_first_trials(judged, tmp_path):
     """Of 3 trials the first 2 are looked at: nothing new is searched."""
     run_dir, overrides, _ = judged
@@ -278,6 +280,7 @@ def test_what_a_space_could_build_is_built_before_trial_0(tmp_path):
     )
 
 
+@pytest.mark.chaos
 def test_an_unreachable_database_is_named_without_its_password(tmp_path):
     url = f"postgresql://user:{CANARY}@127.0.0.1:1/db"
     done = study(*QUICK, "storage=postgres", cwd=tmp_path, STUDYLOOM_STORAGE=url)

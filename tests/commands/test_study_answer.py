@@ -59,6 +59,7 @@ def diverging(monkeypatch):
     monkeypatch.setattr(CandidateTrainings, "make_objective", make_or_diverge)
 
 
+@pytest.mark.chaos
 def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why(
     diverging, searched
 ):
@@ -100,6 +101,7 @@ def ended(run_dir, capsys):
     return json.loads(capsys.readouterr().out)["exit_code"]
 
 
+@pytest.mark.chaos
 def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
     searched, monkeypatch, capsys
 ):
@@ -141,6 +143,7 @@ def test_a_winner_whose_trainings_all_raise_says_that_the_study_has_halted(
     assert ended(searched, capsys) == 1
 
 
+@pytest.mark.chaos
 def test_a_winner_is_judged_under_the_lock_and_a_late_stop_speaks_of_nothing_left_to_do(
     searched, monkeypatch, capsys
 ):

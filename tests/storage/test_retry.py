@@ -112,6 +112,7 @@ def test_connections_that_were_ended_between_calls_are_made_anew_without_a_word(
     assert lines.lines == []
 
 
+@pytest.mark.chaos
 def test_connections_that_are_ended_all_the_time_lose_and_double_nothing(server, served):
     opened, study_id, _ = served
     done = threading.Event()

@@ -211,6 +211,7 @@ except StorageLost:
 """
 
 
+@pytest.mark.nightly
 def test_a_full_disk_is_named_at_once_and_what_is_written_stays(tmp_path):
     mount = f"mount -t tmpfs -o size=600k none {tmp_path}"
     unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]

@@ -122,6 +122,7 @@ sys.exit("torch._dynamo" in sys.modules)
 """
 
 
+@pytest.mark.nightly
 def test_training_does_not_import_the_compiler():
     """The import takes a worker a second."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)

@@ -428,6 +428,7 @@ class Interrupt(BaseException):
     """What the signal handler raises."""
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
 def test_a_signal_at_any_moment_leaves_no_half_epoch():
     def handle(number, frame):

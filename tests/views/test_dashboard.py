@@ -159,6 +159,7 @@ def test_optuna_dashboard_is_behind_the_page_and_a_database_that_goes_away_is_no
         assert ask(port, "/api/studies")[0] == 200
 
 
+@pytest.mark.chaos
 def test_the_command_serves_a_run_and_ends_quietly(study_of, tmp_path):
     study_of([a_trial(0)])
     (tmp_path / ".hydra").mkdir()

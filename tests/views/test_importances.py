@@ -69,6 +69,7 @@ def digits(seed):
         )
 
 
+@pytest.mark.nightly
 def test_a_study_made_twice_names_the_same_question_first():
     first, second = ([*digits(seed)] for seed in (0, 1))
     ours = [shares(trials) for trials in (first, second)]

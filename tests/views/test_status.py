@@ -224,6 +224,7 @@ def test_a_database_that_is_away_is_told_and_looked_at_again(half_done, monkeypa
 # The command
 
 
+@pytest.mark.chaos
 def test_ctrl_c_ends_a_watch_quietly(run_dir):
     process = command(run_dir, "--watch")
     assert "toy" in process.stdout.readline()

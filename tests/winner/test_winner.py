@@ -432,6 +432,7 @@ def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(tw
     assert "Chosen by `max accuracy where parameters < 400`" in card
 
 
+@pytest.mark.chaos
 def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two):
     """Another rule chooses another winner of the same search."""
     tests, winners = [], []
