@@ -9,7 +9,7 @@ from test_answers import Commands
 
 from studyloom.winner.answer import COMMITTEE
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 
 class WithCommittee(Commands):

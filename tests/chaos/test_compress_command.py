@@ -13,7 +13,7 @@ from commands import QUICK, study, studyloom
 
 from studyloom.study.opening import open_study
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 for package in ("onnx", "onnxscript", "onnxruntime", "torch_pruning"):
     pytest.importorskip(package, reason="the extra export is missing")
 
@@ -87,7 +87,6 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     assert b"site-packages" not in content, "which line of whose code a node is of"
 
 
-@pytest.mark.nightly  # makes an environment
 def test_the_file_runs_without_studyloom_and_torch(run_dir, tmp_path):
     from studyloom.extras.export.onnx import OnnxNetwork
 
@@ -112,7 +111,6 @@ STAGE = "compress={rule: min bytes, ratios: [], widths: [0.5], repeats: 3}"
 MADE = "made, exported, quantized"
 
 
-@pytest.mark.nightly
 def test_a_study_makes_its_winner_small_once_and_again_with_other_settings(tmp_path):
     folder = tmp_path / "run"
     words = (*COMMAND, f"run_dir={folder}")
@@ -141,7 +139,6 @@ def test_a_study_makes_its_winner_small_once_and_again_with_other_settings(tmp_p
     assert openings(folder) == 2
 
 
-@pytest.mark.nightly
 def test_a_command_killed_before_any_file_of_the_stage_comes_to_the_same_files(tmp_path):
     folder = tmp_path / "run"
     words = (*COMMAND, f"run_dir={folder}")

@@ -10,7 +10,7 @@ from runs import STUDY, Run, kill
 
 from studyloom.study.early_end import ending, gains
 
-pytestmark = [pytest.mark.chaos, linux]
+pytestmark = [pytest.mark.nightly, linux]
 TRIALS = 20
 REGRET = 0.2  # which every estimate is below, so that it ends with the first, of ten trials
 EARLY = (

@@ -102,7 +102,8 @@ def curves(run):
 @pytest.mark.parametrize(
     "way",
     [
-        *("a loop", "processes that load"),
+        "processes that load",
+        pytest.param("a loop", marks=pytest.mark.nightly),
         pytest.param("everything at once", marks=pytest.mark.nightly),
         pytest.param("a loop over folds and seeds", marks=pytest.mark.nightly),
     ],

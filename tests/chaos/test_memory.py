@@ -11,7 +11,7 @@ from studyloom.storage.attributes import ENQUEUED
 from studyloom.study.opening import open_study
 from studyloom.study.warm_start import sources_of
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 TRIALS, TOP = 8, 4
 
 

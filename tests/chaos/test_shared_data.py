@@ -8,7 +8,7 @@ from harness import outcomes
 from live_processes import until
 from runs import STUDY, Run, kill
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 # 70 MB, above the size from which on a part is shared.
 BIG = """
@@ -74,7 +74,6 @@ def test_workers_have_one_copy_and_nothing_is_left_of_it_after_a_kill(tmp_path):
     assert outcomes(run.stored()) == outcomes(alone.stored())
 
 
-@pytest.mark.nightly
 def test_workers_map_the_file_that_the_command_has_mapped(tmp_path):
     run, calls = big_run(tmp_path, "run", True), tmp_path / "calls"
     run.end(run.at_work(meanwhile=lambda: check_one_copy(run, r"pixels\.npy", calls, loads=3)), 0)
