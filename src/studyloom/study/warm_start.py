@@ -177,12 +177,12 @@ class WarmStart:
     """A point to begin with, and for people its source: "study.enqueue[0]", "runs/old, trial 7".
 
     Attributes:
-        taken: whether it is a trial of an earlier study.
+        earlier: the label of the earlier study of which it is a trial; None for one of the user's.
     """
 
     point: Point
     source: str
-    taken: bool = False
+    earlier: str | None = None
 
 
 def take_points(
@@ -199,8 +199,8 @@ def take_points(
     starts: list[WarmStart] = []
     for number, trial in _choose(question, studies, top, alone=not looked):
         taken[number].append(trial)
-        source = f"{studies[number].label}, trial {trial.number}"
-        starts.append(WarmStart(trial.placed.point, source, taken=True))
+        label = studies[number].label
+        starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
     for number, earlier in enumerate(studies):
         if number in taken:
             notes.append(_note_taken(earlier, taken[number]))
@@ -355,7 +355,7 @@ def find_warm_starts(
     if mistakes:
         raise ConfigError(mistakes)
     taken = take_points(question, studies, min(study.top, room), notes, looked=new == [AUTO])
-    labels = {start.source.rpartition(", trial ")[0] for start in taken}
+    labels = {start.earlier for start in taken}
     from_where = [each.label for each in studies if each.label in labels]
     return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
 
@@ -439,7 +439,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         known = known or []
         looked = AUTO in known and AUTO in starts.sources
         again = looked or {*starts.sources} <= {*known}
-        points = [start for start in starts.points if not (start.taken and again)]
+        points = [start for start in starts.points if not (start.earlier and again)]
         waiting: list[tuple[Point, dict[str, Any]]] = []
         if baseline is not None:
             if not tried and points:
