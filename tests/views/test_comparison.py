@@ -10,36 +10,27 @@ from toys import fill
 from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import ConfigError
-from studyloom.metrics import Goal
+from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.attributes import BASELINE, TIMES
 from studyloom.study.opening import create_study
-from studyloom.views.comparison import (
-    best_so_far,
-    curve,
-    differing,
-    page,
-    read_studies,
-)
+from studyloom.views.comparison import best_so_far, curve, differing, page, read_studies
 from studyloom.views.page import Absent
-
-EVIL = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture
 def ran(tmp_path):
     """Returns a function that stores a study in a folder of its own, as a command leaves it."""
 
-    def make(folder, trials, sampler="tpe", name="toy", question=None, goals=None, answer=None):
+    def make(folder, trials, sampler="tpe", goals=(ACCURACY,), answer=None):
         run_dir = tmp_path / folder
         (run_dir / ".hydra").mkdir(parents=True)
         config = {
             "sampler": {"_target_": sampler, "seed": 3},
-            "study": {"name": name, "trials": 40},
+            "study": {"name": "toy", "trials": 40},
         }
         (run_dir / ".hydra" / "config.yaml").write_text(json.dumps(config))
         url = f"sqlite:///{run_dir / 'study.db'}"
-        made = {} if goals is None else {"goals": goals}
-        stored = create_study(url, name, question or {"model.hidden": [16]}, 40, **made)
+        stored = create_study(url, "toy", {"asks": "nothing"}, 40, goals=goals)
         fill(stored, *trials)
         if answer is not None:
             (run_dir / "winner.json").write_text(json.dumps(answer))
@@ -58,19 +49,17 @@ def values(*accuracies, seconds=2.0):
 
 
 def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
-    studies = read_studies([ran("a", values(0.5)), ran("b", values(0.5), "random")])
+    """Their curves are the best so far over trials, and over the time of workers."""
+    studies = read_studies(
+        [ran("a", values(0.5, 0.7, 0.6, 0.8)), ran("b", values(0.9, seconds=5.0), "random")]
+    )
     assert [study.label for study in studies] == ["a", "b"], "their names are the same"
     assert differing(studies) == [("sampler._target_", ["tpe", "random"])]
     assert "They ask one question." in page(studies)
-
-
-def test_the_curves_are_the_best_so_far_over_trials_and_over_the_time_of_workers(ran):
-    first, second = read_studies(
-        [ran("a", values(0.5, 0.7, 0.6, 0.8)), ran("b", values(0.9, seconds=5.0))]
-    )
+    first, _ = studies
     assert best_so_far(first, over_time=False) == [(1, 0.5), (2, 0.7), (4, 0.8), (4, 0.8)]
     assert best_so_far(first, over_time=True) == [(2, 0.5), (4, 0.7), (8, 0.8), (8, 0.8)]
-    chart = curve([first, second], over_time=True)
+    chart = curve(studies, over_time=True)
     assert chart.names() == ["a", "b"]
     assert chart.mark("a").points[0][0] == 2
     heights = [y for _, y in chart.mark("a").points]
@@ -78,12 +67,19 @@ def test_the_curves_are_the_best_so_far_over_trials_and_over_the_time_of_workers
     assert len({mark.colour for mark in chart.marks}) == 2
 
 
-def test_values_of_other_metrics_share_no_axis(ran):
-    studies = read_studies(
-        [ran("a", values(0.5)), ran("b", values(0.5), goals=(Goal("loss", "minimize"),))]
-    )
+def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran):
+    first = ran("a", values(0.5))
+    second = ran("b", values(0.5), goals=(Goal("loss", "minimize"),))
+    studies = read_studies([first, second])
     assert isinstance(curve(studies, over_time=False), Absent)
     assert "measure different things" in page(studies)
+    for wrong, why in (
+        ([first], "2 to 7 run directories; got 1"),
+        ([first] * 8, "2 to 7 run directories; got 8"),
+        ([first, (first[0] / ".." / "a", first[1])], "named twice"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            read_studies(wrong)
 
 
 def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_same(ran, capsys):
@@ -109,14 +105,3 @@ def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_sam
     assert "88.0 % ± 2.0 on unseen examples" in printed
     assert printed.endswith(f"{folders[0] / 'compare.html'}\n")
     assert "What differs" in (folders[0] / "compare.html").read_text()
-
-
-def test_one_study_eight_and_one_that_is_named_twice_are_refused(ran):
-    one = ran("a", [])
-    for studies, why in (
-        ([one], "2 to 7 run directories; got 1"),
-        ([one] * 8, "2 to 7 run directories; got 8"),
-        ([one, (one[0] / ".." / "a", one[1])], "named twice"),
-    ):
-        with pytest.raises(ConfigError, match=why):
-            read_studies(studies)

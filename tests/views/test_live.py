@@ -56,9 +56,11 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, kind):
             raise error
         return read()
 
-    with Display(busy, console):
+    told = []
+    with Display(busy, console, listeners=[told.append]):
         half_done.optuna.tell(4, 0.95)
         text = written(console, "0.9500")
+    assert told[-1].search.best.value == 0.95
     assert "best 0.9500" in text
     assert "4/8" in text
     assert ("\x1b" in text) is (kind == "terminal")
@@ -103,12 +105,3 @@ def test_a_signal_just_before_the_body_ends_is_told(half_done, monkeypatch):
             time.sleep(0.001)
         stop.signal = 2
     assert console.file.getvalue().count("stopping; once more stops at once\n") == 1
-
-
-def test_listeners_get_every_look_and_the_last_after_the_body(half_done, monkeypatch):
-    monkeypatch.setattr(live, "LIVE_INTERVAL", 3600.0)
-    told = []
-    console = Console(file=io.StringIO(), width=80)
-    with Display(JobReader(half_done).read, console, listeners=[told.append]):
-        half_done.optuna.tell(4, 0.95)
-    assert told[-1].search.best.value == 0.95

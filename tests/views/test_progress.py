@@ -28,7 +28,7 @@ from studyloom.views.progress import (
 )
 from studyloom.views.report import head
 
-JOB = Job(trials=8, judged=True, tested=True, top=3, seeds=5)
+JOB = Job(trials=4, judged=True, tested=True, top=1, seeds=2)
 MEAN = {"mean": 0.9725, "std": 0.004}
 
 
@@ -52,6 +52,11 @@ def work(stored, slots, *, value=0.5, seconds=10.0, running=0):
 
 
 @pytest.fixture
+def stored(sqlite_url):
+    return create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=4)
+
+
+@pytest.fixture
 def later(sqlite_url, stored):
     """Returns a function that makes the study of a later stage."""
 
@@ -63,62 +68,56 @@ def later(sqlite_url, stored):
     return make
 
 
-def test_search_judging_and_final_training_are_one_progress(stored, later):
+def test_search_judging_and_final_training_are_one_progress(stored):
+    """Page and note say what is worked on, and nothing when nobody works."""
     begin_job(stored, JOB, 12.0)
     reader = JobReader(stored)
+    assert working_words(reader.read()) == ""
     work(stored, 2, running=1)
     progress = reader.read()
-    assert all_stages(progress) == "search 2/8, judging 0/20, final training 0/10"
-    assert (progress.done, progress.budget) == (2, 38)
+    stages = "search 2/4, judging 0/4, final training 0/4"
+    assert all_stages(progress) == stages
+    assert (progress.done, progress.budget) == (2, 12)
     assert progress.elapsed >= 12
-    # One worker: six trials, then twenty trainings, then ten.
-    assert progress.eta.seconds == pytest.approx(360, abs=5)
+    # One worker: two trials, then four trainings, then four.
+    assert progress.eta.seconds == pytest.approx(100, abs=5)
     assert progress.eta.low <= progress.eta.seconds <= progress.eta.high
+    words = f"At work: search 2/4; in all {stages}; ETA "
+    assert working_words(progress).startswith(words)
+    said = [getattr(block, "text", "") for block in head(stored, progress, None, []).blocks]
+    assert any(text.startswith("At work: search 2/4") for text in said)
+    set_control(stored, "pause")
+    assert "released at their last epoch" in working_words(reader.read())
 
 
-def test_the_job_goes_on_after_the_search_until_it_is_answered(stored, later):
-    begin_job(stored, JOB, 0.0)
+def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):
+    begin_job(stored, replace(JOB, compresses=True), 0.0)
     reader = JobReader(stored)
-    work(stored, 8)
+    work(stored, 4)
     assert (reader.read().title, reader.read().ended) == (REEVALUATION, False)
-    judging = later(REEVALUATION, 12)
-    work(judging, 5)
+    judging = later(REEVALUATION, 2)
+    work(judging, 1)
     progress = reader.read()
     assert (progress.title, progress.current.name) == (REEVALUATION, judging.name)
-    assert all_stages(progress) == "search 8/8, judging 5/12, final training 0/10"
-    work(judging, 7)
-    final = later(RETRAINING, 4)
-    work(final, 4)
-    progress = reader.read()
-    assert (progress.title, progress.ended) == ("test", False)
+    assert all_stages(progress) == "search 4/4, judging 1/2, final training 0/4"
+    work(judging, 1)
+    final = later(RETRAINING, 1)
+    work(final, 1)
     note_answer(stored, answer_of("of another stage"))
-    assert not reader.read().ended
-    note_answer(stored, answer_of(final.name))
-    progress = reader.read()
-    assert (progress.title, progress.ended) == ("done", True)
-    assert describe_answer(progress.answer) == (
-        "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    )
-    assert "test accuracy 0.9725" in progress_line(progress)
-
-
-def test_an_answer_that_is_to_be_made_small_is_not_all(stored, later):
-    """Until the command has ended, also if it was killed, or could not do it."""
-    reader = JobReader(stored)
-    small = replace(JOB, compresses=True)
-    begin_job(stored, small, 0.0)
-    work(stored, 8)
-    work(later(REEVALUATION, 12), 12)
-    final = later(RETRAINING, 4)
-    work(final, 4)
-    assert reader.read().title == "test"
+    assert (reader.read().title, reader.read().ended) == ("test", False)
     note_answer(stored, answer_of(final.name))
     progress = reader.read()
     assert (progress.title, progress.ended, progress.eta) == ("compress", False, None)
     assert "making it small" in progress_line(progress)
-    end_job(stored, 1)
+    end_job(stored, 1)  # it could not be done
     progress = reader.read()
     assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
+    begin_job(stored, JOB, 0.0)  # of a command that makes nothing small
+    progress = reader.read()
+    assert (progress.title, progress.ended) == ("done", True)
+    words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
+    assert describe_answer(progress.answer) == words
+    assert "test accuracy 0.9725" in progress_line(progress)
 
 
 def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
@@ -143,18 +142,3 @@ def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
     assert (progress.hours.cores, progress.hours.gpus) == (8.0, 2.0)
     assert progress.cost == 4.0  # of the GPUs, since there are some
     assert {"8.00 core-hours", "cost 4.00"} <= {*time_words(progress)}
-
-
-def test_page_and_note_say_what_is_worked_on_and_nothing_when_nobody_works(stored, later):
-    begin_job(stored, JOB, 0.0)
-    reader = JobReader(stored)
-    assert working_words(reader.read()) == ""
-    work(stored, 2, running=1)
-    words = working_words(reader.read())
-    assert words.startswith(
-        "At work: search 2/8; in all search 2/8, judging 0/20, final training 0/10; ETA "
-    )
-    said = [getattr(block, "text", "") for block in head(stored, reader.read(), None, []).blocks]
-    assert any(text.startswith("At work: search 2/8") for text in said)
-    set_control(stored, "pause")
-    assert "released at their last epoch" in working_words(reader.read())

@@ -13,11 +13,13 @@ from studyloom.study.stopping import set_control
 from studyloom.views.events import History, new_events, write_event
 from studyloom.views.progress import JobReader
 
+SCHEMA = jsonschema.Draft202012Validator(json_schema("event"))
+
 
 def look(stored, history):
     events = [*new_events(history, JobReader(stored).read())]
     for event in events:
-        jsonschema.validate(json.loads(write_event(event, "toy", "1f")), json_schema("event"))
+        SCHEMA.validate(json.loads(write_event(event, "toy", "1f")))
     return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
 
 
@@ -39,7 +41,7 @@ def test_a_trial_begins_reports_and_ends_and_each_is_told_once(stored):
     assert look(stored, history) == []
 
 
-def test_whoever_looks_late_is_told_all_of_it(half_done):
+def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_done):
     events = look(half_done, History())
     assert [event[0] for event in events].count("began") == 5
     assert [event[0] for event in events].count("ended") == 4
@@ -48,8 +50,7 @@ def test_whoever_looks_late_is_told_all_of_it(half_done):
         kinds = [kind for kind, trial, _ in events if trial == number and kind != "best"]
         assert kinds == sorted(kinds, key=["began", "reported", "ended"].index)
 
-
-def test_a_history_that_is_read_back_tells_the_rest_alone(half_done):
+    # A history that is read back tells the rest alone.
     history = History()
     progress = JobReader(half_done).read()
     lines = [write_event(event, "toy", "1f") for event in new_events(history, progress)]

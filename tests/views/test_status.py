@@ -2,21 +2,18 @@ import io
 import json
 import math
 import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import jsonschema
 import optuna
 import pytest
-from commands import ROOT, environment
 from optuna.trial import create_trial
 from rich.console import Console
 from snapshots import joined
 from toys import begin, two_sided
 
+from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED
@@ -34,24 +31,10 @@ from studyloom.views.status import (
 )
 
 
-@pytest.fixture
-def run_dir(half_done, tmp_path):
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "config.yaml").write_text("study: {name: toy}\nstorage: {url: null}\n")
-    return tmp_path
-
-
 def shown(stands, width=80):
     console = Console(file=io.StringIO(), width=width)
     print_status(stands, console)
     return console.file.getvalue()
-
-
-def command(*arguments):
-    code = "from studyloom.cli import main; raise SystemExit(main())"
-    call = [sys.executable, "-c", code, "status", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(call, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
 def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
@@ -170,10 +153,11 @@ def spend(stored):
         connection.exec_driver_sql("UPDATE studyloom_slots SET state = 'done'")
 
 
-def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monkeypatch):
-    def nothing():
-        pass
+def nothing():
+    pass
 
+
+def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monkeypatch):
     steps = (nothing, lambda: half_done.optuna.tell(4, 0.95), nothing, lambda: spend(half_done))
     lines = watched(half_done, monkeypatch, *steps).splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d  toy  .*  ETA ", line) for line in lines)
@@ -186,11 +170,8 @@ def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monk
 
 def test_json_gets_an_object_for_each_change(half_done, monkeypatch):
     lines = []
-    steps = (
-        lambda: None,
-        lambda: optuna.Trial(half_done.optuna, 5).report(0.5, 3),
-        lambda: spend(half_done),
-    )
+    report = optuna.Trial(half_done.optuna, 5).report
+    steps = (nothing, lambda: report(0.5, 3), lambda: spend(half_done))
     watched(half_done, monkeypatch, *steps, write=lines.append)
     documents = [json.loads(line) for line in lines]
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
@@ -216,25 +197,26 @@ def test_a_database_that_is_away_is_told_and_looked_at_again(half_done, monkeypa
         return seen(*given)
 
     monkeypatch.setattr(status, "read_status", look)
-    steps = (lambda: None, lambda: spend(half_done))
+    steps = (nothing, lambda: spend(half_done))
     text = watched(half_done, monkeypatch, *steps, terminal=terminal)
     assert text.index("storage.url: cannot use it") < text.index("toy")
 
 
-# The command
+def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("study: {name: toy}\nstorage: {url: null}\n")
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    assert main(["status", str(tmp_path), "--watch"]) == 0
+    out, err = capsys.readouterr()
+    assert ("toy  search 4/8" in out, err) == (True, "")
 
 
-@pytest.mark.chaos
-def test_ctrl_c_ends_a_watch_quietly(run_dir):
-    process = command(run_dir, "--watch")
-    assert "toy" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out.strip(), err) == (0, "", "")
-
-
-def test_of_two_objectives_the_front_is_shown_with_the_best_the_baseline_and_the_rule(url):
-    stored = two_sided(url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
+def test_of_two_objectives_the_front_is_shown_with_best_baseline_and_rule(sqlite_url):
+    stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
     stands = read_status(stored)
     text = shown(stands, 80)
     assert re.findall(r"^ +([\d.]+ +[\d_]+ +\d+.*?) *$", text, re.MULTILINE) == [
