@@ -58,11 +58,7 @@ def test_a_healthy_study_is_ok_and_stays_as_it_was(study, tmp_path):
     before = all_of(study)
     assert unwell(study, tmp_path) == {}
     assert all_of(study) == before
-    assert {path.name for path in tmp_path.iterdir()} <= {
-        "study.db",
-        "study.db-wal",
-        "study.db-shm",
-    }
+    assert all(path.name.startswith("study.db") for path in tmp_path.iterdir())
     findings = findings_of(study, tmp_path)
     assert {"database", "ledger", "run_dir", "gpus", "workers", "versions"} < {*findings}
     assert "launcher.workers=auto starts" in findings["workers"].words
@@ -101,26 +97,21 @@ def test_a_damaged_file_is_a_line_and_stays_as_it_is(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_sqlite_on_a_network_disk_is_refused_and_a_disk_that_is_nearly_full_is_a_warning(
+def test_a_disk_of_the_network_is_refused_a_nearly_full_one_a_warning_a_closed_one_to_do(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(doctor, "SMALL", 10**18)
     finding = doctor.disk(tmp_path, wal=False)
-    assert finding.state is State.WARNING
-    assert "free some" in finding.words
+    assert (finding.state, "free some" in finding.words) == (State.WARNING, True)
     monkeypatch.setattr(doctor, "filesystem_of", lambda path: "nfs4")
     finding = dict(examine(f"sqlite:///{tmp_path}/study.db"))["file system"]
     assert finding.state is State.TODO
     assert "local disk, or use PostgreSQL" in finding.words
-
-
-@pytest.mark.skipif(
-    not Path("/sys/kernel").is_dir(), reason="no folder here that refuses even root"
-)
-def test_a_folder_that_cannot_be_written_is_named():
-    finding = writable(Path("/sys/kernel"))
-    assert finding.state is State.TODO
-    assert "/sys/kernel cannot be written: " in finding.words
+    refuses = Path("/sys/kernel")  # even root
+    if refuses.is_dir():
+        finding = writable(refuses)
+        assert finding.state is State.TODO
+        assert "/sys/kernel cannot be written: " in finding.words
 
 
 def test_no_name_of_a_study_can_pretend_to_be_the_next_message(tmp_path, capsys):

@@ -59,14 +59,33 @@ def test_of_many_trials_the_best_are_drawn_over_parallel_axes(searched):
     assert figure.marks[-1].parts[0][0][1] == max(line[0][1] for m in lines for line in m.parts)
 
 
-def test_whole_numbers_have_whole_labels():
-    for count in (1, 2, 7, 12, 40, 1000, 12345):
+def test_axes_have_some_round_marks_in_their_range_and_equal_values_have_one():
+    for low, high in ((0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)):
+        marks = AXIS.marks(low, high)
+        assert 3 <= len(marks) <= 18
+        assert all(low <= mark <= high for mark in marks)
+        assert marks == sorted({*marks})
+    for low, high in ((1e-6, 1e-1), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
+        marks = log_marks(low, high)
+        assert 1 <= len(marks) <= 4
+        assert all(low <= value <= high for value in marks)
+    for scale in (plain_scale([0.5]), AXIS.scale_of([1.0], 300), whole_scale(3, 3)):
+        assert scale.low < scale.high
+        assert scale.ticks
+        assert all(scale.low <= tick.at <= scale.high for tick in scale.ticks)
+
+
+def test_whole_numbers_have_whole_labels_and_accuracies_count_factors_of_ten_in_the_error():
+    for count in (1, 7, 40, 12345):
         labels = [tick.label for tick in whole_scale(0, count).ticks]
         assert all(label.isdigit() for label in labels)
         assert 1 <= len(labels) <= 14
     trials = over(IntDistribution(1, 3), 1, 2, 3)
     for pixels in (None, 124):
         assert [t.label for t in setting_scale(trials, "p", pixels)[0].ticks] == ["1", "2", "3"]
+    assert [AXIS.height(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
+    assert AXIS.height(-0.01) < 0
+    assert AXIS.height(1.0) == AXIS.height(1.1) < 5
 
 
 def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
@@ -81,29 +100,19 @@ def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
                 assert (right.at - left.at) / (high - low) * pixels >= width
 
 
-def test_axes_have_some_round_marks_in_their_range_and_equal_values_have_one():
-    for low, high in ((0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)):
-        marks = AXIS.marks(low, high)
-        assert 3 <= len(marks) <= 18
-        assert all(low <= mark <= high for mark in marks)
-        assert marks == sorted({*marks})
-    for low, high in ((1e-6, 1e-1), (1e-4, 1e-2), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
-        marks = log_marks(low, high)
-        assert 1 <= len(marks) <= 4
-        assert all(low <= value <= high for value in marks)
-    for scale in (plain_scale([0.5]), AXIS.scale_of([1.0], 300), whole_scale(3, 3)):
-        assert scale.low < scale.high
-        assert scale.ticks
-        assert all(scale.low <= tick.at <= scale.high for tick in scale.ticks)
-
-
-def test_a_curve_of_one_epoch_is_a_point():
+def test_a_curve_of_one_epoch_is_a_point_within_its_axis_also_if_a_loop_counts_from_0():
     figure = curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), None, None, AXIS)
     assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
     figure = curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), None, None, AXIS)
     path = figure.path(figure.mark("complete"))
     assert path.count("M") == 2
     assert path.endswith("h.01")  # a line of no length, with round ends
+    for steps in ([0], [0, 1, 2]):
+        trial = a_trial(0, accuracy=0.5)
+        trial.user_attrs.pop(EPOCHS)
+        trial.intermediate_values = dict.fromkeys(steps, 0.5)
+        figure = curves([trial], trial, None, AXIS)
+        assert figure.x.low < min(steps) <= max(steps) < figure.x.high
 
 
 def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
@@ -131,32 +140,10 @@ def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
     assert rows[0] == ("0 to 0.2", 5, "0.0000", "0.1000")
 
 
-def test_the_accuracy_axis_rises_and_counts_factors_of_ten_in_the_error():
-    heights = [AXIS.height(value / 1000) for value in range(-10, 1000)]
-    assert heights == sorted({*heights})
-    assert [AXIS.height(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
-    assert AXIS.height(1.0) == AXIS.height(1.1) < 5
-
-
-def test_a_curve_lies_within_its_axis_also_if_a_loop_counts_from_0():
-    for steps in ([0], [0, 1, 2], [5, 6]):
-        trial = a_trial(0, accuracy=0.5)
-        trial.user_attrs.pop(EPOCHS)
-        trial.intermediate_values = dict.fromkeys(steps, 0.5)
-        figure = curves([trial], trial, None, AXIS)
-        assert figure.x.low < min(steps) <= max(steps) < figure.x.high
-        assert figure.x.ticks
-
-
-def of_a_loop(**columns):
-    curve = {"number": [1, 2, 3], "value": [0.5, 0.6, 0.7], "seconds": [1, 1, 1]}
-    trial = a_trial(3)
-    trial.user_attrs[EPOCHS] = curve | columns
-    return trial
-
-
 def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none():
-    trial = of_a_loop(loss=[3.0, None, 1.0], recall=[0.1, 0.2, 0.3], valid_loss=[2, 1, 1])
+    trial, as_we_do = a_trial(3), a_trial(4)
+    told = {"number": [1, 2, 3], "value": [0.5, 0.6, 0.7], "valid_loss": [2, 1, 1]}
+    trial.user_attrs[EPOCHS] = told | {"loss": [3.0, None, 1.0], "recall": [0.1, 0.2, 0.3]}
     figure = losses(trial)
     drawn = {mark.name: mark.points for mark in figure.marks}
     assert drawn == {
@@ -165,34 +152,30 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
         "validation loss": [(1, 2), (2, 1), (3, 1)],
     }
     assert len({mark.colour for mark in figure.marks}) == 3
-    assert figure.table.rows[1] == (2, "", "0.2000", "1.0000")
+    assert figure.table.rows[1] == (2, "1.0000", "", "0.2000")
     assert beside(trial, "")[0] == "Further quantities"
-    as_we_do = of_a_loop(train_loss=[3, 2, 1], valid_loss=[3, 2, 4])
-    assert beside(as_we_do, "")[0] == beside(a_trial(0), "")[0] == "Over-fitting"
+    as_we_do.user_attrs[EPOCHS] = told | {"train_loss": [3, 2, 1], "valid_loss": [3, 2, 4]}
+    assert beside(as_we_do, "")[0] == "Over-fitting"
     assert "lowest at epoch 2" in str(losses(as_we_do))
 
 
-def test_idle_is_the_share_of_gaps_in_a_workers_time():
+def test_idle_is_the_share_of_gaps_and_an_unfinished_trial_lasts_while_somebody_is_at_it():
     for spans, share in (
-        ([(0, 10)], 0),
         ([(5, 5)], 0),
         ([(5, 10), (0, 4)], 0.1),
         ([(0, 10), (2, 4), (8, 20), (30, 40)], 0.25),
     ):
         times = [tuple(BEGAN + timedelta(seconds=end) for end in ends) for ends in spans]
         assert idle_share(times) == pytest.approx(share)
-
-
-def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of):
-    trials = study_of([a_trial(0), a_trial(1, TrialState.RUNNING)]).trials()
+    trials = numbered(a_trial(0), a_trial(1, TrialState.RUNNING))
     left, worked = (timeline(trials, alive).mark("running").points[-1][0] for alive in ((), (1,)))
     assert left == 11
     since = (datetime.now() - trials[1].datetime_start).total_seconds()
     assert worked - 11 == pytest.approx(since, abs=60)
 
 
-def test_pruned_curves_end_where_they_were_pruned(study_of):
-    trials = study_of([a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1)]).trials()
+def test_pruned_curves_end_where_they_were_pruned():
+    trials = numbered(a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1))
     figure = curves(trials, trials[0], None, AXIS)
     assert [x for x, _ in figure.mark("pruned").points] == [1, 2]
     assert [x for x, _ in figure.mark("best").points] == [1, 2, 3, 4]
@@ -212,14 +195,9 @@ def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(monk
     assert figure.table.note == "30 further trials are left out."
 
 
-def test_two_parameters_are_drawn_that_occur_together(searched):
-    trials = complete_trials(searched.trials())
-    assert isinstance(together(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
-    figure = together(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
-    assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"
-
-
-def test_each_complete_trial_is_a_point_over_each_of_its_parameters(searched):
+def test_each_complete_trial_is_a_point_over_its_parameters_and_over_two_that_occur_together(
+    searched,
+):
     trials = complete_trials(searched.trials())
     charts = slices(trials, ["model", "lr", "cnn.channels"], trials[-1], AXIS).charts
     for name, chart in charts.items():
@@ -227,3 +205,6 @@ def test_each_complete_trial_is_a_point_over_each_of_its_parameters(searched):
         dots = sorted(n for mark in chart.marks if mark.shape == "dot" for n in mark.trials)
         assert dots == own
     assert charts["lr"].x.reads == "tens"
+    assert isinstance(together(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
+    figure = together(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
+    assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"

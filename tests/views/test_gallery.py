@@ -17,11 +17,8 @@ def gallery():
     raise AssertionError("no GALLERY")
 
 
-def test_each_study_has_a_picture():
+def test_each_study_has_a_picture_that_says_what_it_shows():
     assert {*gallery()} == {*PAGES}
-
-
-def test_pictures_in_the_gallery_say_what_they_show():
     text = (ROOT / "studies" / "README.md").read_text()
     image = r'<img src="\.\./\.github/gallery/(\w+)\.png"[^>]* alt="([^"]+)"'
     shown = dict(re.findall(image, text))

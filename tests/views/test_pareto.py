@@ -43,14 +43,8 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(stored
     assert [y for _, y in figure.mark("staircase").points] == [0.80, 0.85, 0.95]
     assert "stepped" in figure.mark("staircase").style
     assert figure.table.rows[0] == (2, "0.8000", "100")
-
-
-def test_costs_that_differ_by_more_than_ten_are_on_a_logarithmic_axis(stored, tmp_path):
-    figure, _ = drawn(stored)
-    assert figure.x.reads == "tens"
+    assert figure.x.reads == "tens", "costs that differ by more than ten times"
     assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1_000", "3_000"]
-    figure, _ = drawn(two_sided(f"sqlite:///{tmp_path}/other.db", (0.9, 10), (0.8, 20)))
-    assert figure.x.reads == "plain"
 
 
 @pytest.mark.chaos
