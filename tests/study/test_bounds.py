@@ -1,10 +1,8 @@
 """The end of a stored search: workers, the next command and views come to the same one."""
 
-import threading
-
 import pytest
 from optuna.trial import TrialState, create_trial
-from toy_worker import RANDOM, fresh, outcomes, work
+from toy_worker import RANDOM, fresh, outcomes, work, work_side_by_side
 from toys import Signal, ask, fill
 
 from studyloom.metrics import Goal
@@ -45,16 +43,11 @@ def test_workers_begin_no_trial_once_the_search_has_ended(url, question):
     stored = fresh(url, question, TRIALS)
     set_bounds(stored, REGRET, None, TRIALS)
     done(stored, 8)
-    others = [open_study(url, "s") for _ in range(2)]
-    workers = [threading.Thread(target=work, args=(question, other, TRIALS)) for other in others]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    work_side_by_side(question, url, TRIALS, workers=2)
     count = stored.ledger.counts()["done"]
     assert count in (10, 11, 12)  # one may have begun as the other asked
     assert sorted(trial.user_attrs[SLOT] for trial in stored.trials()) == [*range(count)]
-    assert {ending(study, TRIALS) for study in (stored, *others)} == {ending(stored, TRIALS)}
+    assert ending(open_study(url, "s"), TRIALS) == ending(stored, TRIALS)
     assert Stage("search", stored, question, TRIALS).todo() == 0
     before = outcomes(stored)
     set_bounds(stored, REGRET, None, TRIALS)  # as the same command does again
@@ -75,22 +68,16 @@ def test_a_trial_under_way_is_taken_up_and_runs_to_its_end(url, question):
     assert look_ahead(stored).under_way == 0
 
 
-def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(sqlite_url, question):
-    stored = fresh(sqlite_url, question, TRIALS)
-    set_bounds(stored, REGRET, None, TRIALS)
+def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, question):
+    stored, more = fresh(url, question, TRIALS), TRIALS + 6
     done(stored, 10)
-    more = TRIALS + 6
     stored.ledger.extend(more)
-    set_bounds(stored, REGRET, None, more)
-    work(question, stored, more)
-    assert stored.ledger.counts()["done"] == 10
-    set_bounds(stored, 1e-9, None, more)
-    work(question, stored, 11)
-    assert stored.ledger.counts()["done"] == 11
-    set_bounds(stored, REGRET, None, more)  # asked of what there is now
-    assert ending(stored, more).begun == 11
-    set_bounds(stored, None, None, more)
-    assert ending(stored, more) is None
+    for regret, end in ((REGRET, 10), (1e-9, 11), (REGRET, 11), (None, 12)):
+        set_bounds(stored, regret, None, more)
+        work(question, stored, end)
+        assert stored.ledger.counts()["done"] == end
+        found = ending(stored, more)
+        assert (found and found.begun) == (end if regret == REGRET else None)
 
 
 def test_the_epochs_of_all_trials_end_the_search_after_those_under_way(url, question):
@@ -104,14 +91,14 @@ def test_the_epochs_of_all_trials_end_the_search_after_those_under_way(url, ques
     assert ending(stored, TRIALS) is None
 
 
-def test_what_was_decided_stays_until_other_bounds_are_set(sqlite_url, question):
-    stored = fresh(sqlite_url, question, TRIALS)
+def test_what_was_decided_stays_until_other_bounds_are_set(url, question):
+    stored = fresh(url, question, TRIALS)
     set_bounds(stored, 0.2, None, TRIALS)
     done(stored, 10)
     assert look_ahead(stored).ending is None  # it only looks
     decided = ending(stored, TRIALS)
     assert look_ahead(stored).ending == decided
-    fill(stored, *(complete(value) for value in (5.0, 1.0)))  # which were under way
+    fill(stored, complete(5.0), complete(1.0))  # which were under way
     assert look_ahead(stored).gain > 0.2
     set_bounds(stored, 0.2, None, TRIALS)
     assert ending(stored, TRIALS).decision() == decided.decision()
@@ -119,20 +106,14 @@ def test_what_was_decided_stays_until_other_bounds_are_set(sqlite_url, question)
     assert ending(stored, TRIALS) is None
 
 
-def test_only_values_that_may_win_count(sqlite_url):
+def test_values_that_may_win_count_and_who_waits_to_be_promoted_has_ended_without_one(url):
     goals = [Goal("loss", "minimize")]
-    stored = create_study(sqlite_url, "s", {"asks": "nothing"}, TRIALS, goals=goals)
+    stored = create_study(url, "s", {"asks": "nothing"}, TRIALS, goals=goals)
     fill(stored, complete(0.8), complete(0.1, parameters=1.0), complete(None))
-    fill(stored, create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5, 2: 0.4}))
-    found = read_outcomes(stored)
-    assert [o.value for o in found] == [-0.8, None, None, None]
-    assert [o.ended for o in found] == [True, True, True, False]
-    assert [o.epochs for o in found] == [0, 0, 0, 2]
-
-
-def test_a_trial_that_waits_to_be_promoted_counts_as_ended_without_a_value(sqlite_url):
-    stored = create_study(sqlite_url, "s", {"asks": "nothing"}, TRIALS)
-    for attributes in ({PAUSED: 2}, {PAUSED: None}):
+    for attributes in ({}, {PAUSED: None}, {PAUSED: 2}):
         reports = {"intermediate_values": {1: 0.5, 2: 0.4}, "user_attrs": attributes}
         fill(stored, create_trial(state=TrialState.RUNNING, **reports))
-    assert [(o.ended, o.value) for o in read_outcomes(stored)] == [(True, None), (False, None)]
+    found = read_outcomes(stored)
+    assert [o.value for o in found] == [-0.8, None, None, None, None, None]
+    assert [o.ended for o in found] == [True, True, True, False, False, True]
+    assert [o.epochs for o in found] == [0, 0, 0, 2, 2, 2]

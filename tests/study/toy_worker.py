@@ -17,7 +17,7 @@ from studyloom.study.worker import Worker
 SPLIT = toy_split()
 FOLDS = toy_folds(SPLIT)
 RANDOM = (*TINY, "sampler=random", "pruner=none")
-FOLDER: dict[str, Path | None] = {}  # `checkpoints`: where the worker saves them; set for each test
+FOLDER: dict[str, Path | None] = {"checkpoints": None}  # set for each test
 
 
 def work(question: Question, stored, trials, stopping=None, folds=FOLDS, **limits):
