@@ -1,6 +1,7 @@
 """What another terminal asks of a study: all workers see it, and no trial is lost."""
 
-import threading
+from queue import Queue
+from types import SimpleNamespace
 
 import pytest
 from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work
@@ -19,19 +20,6 @@ def stored(url):
     return create_study(url, "toy", {"asks": "nothing"}, trials=4)
 
 
-class Told:
-    """Takes what is asked, and lets a test wait for it."""
-
-    def __init__(self):
-        self.paused = False
-        self.words = None
-        self.asked = threading.Event()
-
-    def request(self, words):
-        self.words = words
-        self.asked.set()
-
-
 def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored, url):
     for written in ("run rm -rf", 3, ["stop"], {"stop": True}):
         stored.optuna.set_user_attr("control", written)
@@ -47,11 +35,10 @@ def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored, url):
 
 def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
     monkeypatch.setattr(stopping, "POLL", 0.01)
-    told = Told()
-    with following(stored, told):
+    told = Queue()
+    with following(stored, SimpleNamespace(paused=False, request=told.put)):
         set_control(stored, "stop")
-        assert told.asked.wait(30)
-    assert told.words == "studyloom stop"
+        assert told.get(timeout=30) == "studyloom stop"
 
 
 def test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values(sqlite_url, url, monkeypatch):

@@ -14,16 +14,19 @@ from studyloom.storage.ledger import Ledger
 from studyloom.study.opening import check_question, create_study, open_study
 
 
-@pytest.mark.parametrize("question", ["network"], indirect=True)
+@pytest.fixture(scope="module")
+def question():
+    return ask(*RANDOM)
+
+
 def test_another_question_under_the_same_name_is_refused_with_the_differences(url, question):
     fresh(url, question, 1)
     with pytest.raises(QuestionError, match=r"train\.epochs: 2 → 3") as caught:
         create_study(url, "s", ask(*RANDOM, "train.epochs=3").identity("other"), 1)
     assert "data.digest: toy → other" in str(caught.value)
     assert "study.name=" in str(caught.value)
-    fresh(
-        url, ask(*RANDOM, "sampler=tpe", "pruner=median", "study.trials=9"), 9
-    )  # other ways to the same answer
+    other_way = ask(*RANDOM, "sampler=tpe", "pruner=median", "study.trials=9")
+    fresh(url, other_way, 9)  # to the same answer
 
 
 def test_a_study_whose_maker_died_half_way_is_completed(url, question, monkeypatch):
@@ -70,9 +73,7 @@ def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(sqli
     assert open_study(sqlite_url, "s").question() == question.identity("toy")
 
 
-def test_what_has_moved_is_the_same_on_both_sides_and_nothing_else_is(
-    monkeypatch,
-):
+def test_what_has_moved_is_the_same_on_both_sides_and_nothing_else_is(monkeypatch):
     monkeypatch.setitem(MOVED, "package.old", "package.new")
     was = {"model._target_": "package.old.Net", "steps": [{"_target_": "package.new.Crop"}]}
     now = {"model._target_": "package.new.Net", "steps": [{"_target_": "package.old.Crop"}]}

@@ -27,7 +27,7 @@ def noise(draw, spread=1.0):
 budgets = some.tuples(some.integers(1, 9), some.integers(2, 9))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(budgets, some.integers(0, 10**6), some.floats(0, 0.5))
 def test_a_race_never_has_more_trainings_than_its_budget_and_always_ends(sizes, draw, failing):
     top, seeds = sizes
@@ -48,19 +48,12 @@ def test_a_race_never_has_more_trainings_than_its_budget_and_always_ends(sizes, 
     assert len({counts[candidate] for candidate in race.running}) <= 1, "they had the same seeds"
 
 
-@settings(max_examples=20, deadline=None)
-@given(some.integers(0, 10**6), some.randoms())
-def test_the_order_in_which_results_arrive_changes_nothing(draw, dice):
-    measure = noise(draw)
-    expected = finish([*range(8)], measure)
-    assert finish([*range(8)], measure, pick=lambda race: [dice.choice(race.open)]) == expected
-
-
 @settings(max_examples=10, deadline=None)
-@given(some.integers(0, 10**6))
-def test_what_is_asked_for_is_only_added_to(draw):
+@given(some.integers(0, 10**6), some.randoms())
+def test_the_order_in_which_results_arrive_changes_nothing_and_trainings_are_only_added(draw, dice):
     """So the n-th training has the n-th slot, whatever is known by then."""
     whole, measure, results = finish([*range(8)], noise(draw)), noise(draw), {}
+    assert finish([*range(8)], measure, pick=lambda race: [dice.choice(race.open)]) == whole
     for training in whole.trainings:
         race = run_race([*range(8)], results, BUDGET)
         assert whole.trainings[: len(race.trainings)] == race.trainings
@@ -69,7 +62,7 @@ def test_what_is_asked_for_is_only_added_to(draw):
 
 def test_the_best_leaves_as_worse_beyond_doubt_no_more_often_than_alpha():
     """Among equals any may be the best: so nobody is to be dropped more often."""
-    races, dropped = 300, 0
+    races, dropped = 150, 0
     for draw in range(races):
         race = finish([*range(8)], noise(draw))
         dropped += any(leaving.cause == "worse" and leaving.candidate == 0 for leaving in race.left)

@@ -1,5 +1,7 @@
 """Reports of a trial: its curve, its limits, and a database that is away for a while."""
 
+import threading
+from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
@@ -9,11 +11,9 @@ from toy_worker import RANDOM, SPLIT, Killed, LockedDatabase, fresh, outcomes, w
 from toys import ask, toy_folds
 
 from studyloom.question import objective
-from studyloom.storage.attributes import (
-    EPOCHS,
-    FAILURE,
-    REASON,
-)
+from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
+from studyloom.study import reporter
+from studyloom.study.reporter import Outbox
 from studyloom.training.job import Epoch
 
 
@@ -42,11 +42,8 @@ def test_training_goes_on_while_the_database_is_away(sqlite_url):
 
 @pytest.mark.usefixtures("impatient")
 def test_a_trial_that_was_to_be_pruned_while_the_database_was_away_is_pruned_there(sqlite_url):
-    pruner = (
-        "pruner._target_=optuna.pruners.ThresholdPruner",
-        "+pruner.lower=1.1",
-        "+pruner.n_warmup_steps=2",
-    )
+    threshold = "pruner._target_=optuna.pruners.ThresholdPruner"
+    pruner = (threshold, "+pruner.lower=1.1", "+pruner.n_warmup_steps=2")
     question = ask(*RANDOM, *pruner, "train.epochs=6", "study.baseline=false")
     stored = fresh(sqlite_url, question, 1)
     locked = LockedDatabase(stored)
@@ -55,28 +52,6 @@ def test_a_trial_that_was_to_be_pruned_while_the_database_was_away_is_pruned_the
     (trial,) = stored.trials()
     assert trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == trial.user_attrs[EPOCHS]["number"] == [1, 2]
-
-
-@pytest.mark.usefixtures("impatient")
-def test_what_a_checkpoint_knows_and_the_database_does_not_is_reported_when_the_trial_goes_on(
-    sqlite_url,
-):
-    question = ask(*RANDOM, "train.epochs=6")
-    stored = fresh(sqlite_url, question, 1)
-
-    def die():
-        raise Killed
-
-    locked = LockedDatabase(stored, die)
-    with pytest.raises(Killed):
-        work(question, stored, 1, locked)
-    assert locked.reported == [1]
-    work(question, stored, 1)
-    (trial,) = stored.trials()
-    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
-    clean = fresh(sqlite_url, question, 1, name="clean")
-    work(question, clean, 1)
-    assert outcomes(stored) == outcomes(clean)
 
 
 class Witness(BasePruner):
@@ -113,34 +88,30 @@ def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_basel
     assert Witness.shown == [dict(values[:count]) for count in range(1, reports)]
 
 
-def test_a_pruner_ends_a_trial_at_a_report_and_not_after_its_last(sqlite_url):
-    for url, prunes, state, steps in (
-        (sqlite_url, 2, TrialState.PRUNED, [1, 2]),
-        (f"{sqlite_url}2", 4, TrialState.COMPLETE, [1, 2, 3, 4]),
-    ):
-        overrides = (WITNESS, f"+pruner.prunes=[{prunes}]", "train.epochs=4")
-        question = ask(*RANDOM, *overrides, "study.baseline=false")
-        stored = fresh(url, question, 1)
-        work(question, stored, 1)
-        (trial,) = stored.trials()
-        assert (trial.state, list(trial.intermediate_values)) == (state, steps)
-
-
-def test_a_trial_is_judged_again_where_its_worker_died_before_it_was(sqlite_url, monkeypatch):
+@pytest.mark.parametrize(
+    ("prunes", "dies", "state", "shown"),
+    [
+        (2, 0, TrialState.PRUNED, [1, 2]),
+        (4, 0, TrialState.COMPLETE, [1, 2, 3]),  # not after the last
+        (2, 2, TrialState.PRUNED, [1, 2, 2]),  # again, where its worker died before it was judged
+    ],
+)
+def test_a_pruner_ends_a_trial_at_a_report(sqlite_url, monkeypatch, prunes, dies, state, shown):
     monkeypatch.setattr(Witness, "shown", [])
-    dies = (WITNESS, "+pruner.prunes=[2]", "+pruner.dies=[2]", "train.epochs=4")
-    question = ask(*RANDOM, *dies, "study.baseline=false")
+    pruner = (WITNESS, f"+pruner.prunes=[{prunes}]", f"+pruner.dies=[{dies}]")
+    question = ask(*RANDOM, *pruner, "train.epochs=4", "study.baseline=false")
     stored = fresh(sqlite_url, question, 1)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed) if dies else nullcontext():
         work(question, stored, 1)
     work(question, stored, 1)
     (trial,) = stored.trials()
-    assert (trial.state, list(trial.intermediate_values)) == (TrialState.PRUNED, [1, 2])
-    assert [list(shown) for shown in Witness.shown] == [[1], [1, 2], [1, 2]]
+    assert (trial.state, trial.last_step) == (state, prunes)
+    assert [max(values) for values in Witness.shown] == shown
 
 
-@pytest.mark.parametrize("question", ["network"], indirect=True)
-def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, monkeypatch):
+def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, monkeypatch):
+    question = ask(*RANDOM)
+
     def measure(training, _):
         for number, accuracy in ((1, 0.9), (2, 0.7)):
             training.history.append([Epoch(number, 1.0, 1.0, accuracy, 0.1, 1.0)])
@@ -151,3 +122,63 @@ def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, m
     stored = fresh(sqlite_url, question, 1)
     work(question, stored, 1)
     assert [trial.value for trial in stored.trials()] == [0.7]
+
+
+# Posting in order
+
+
+class Database:
+    """Keeps what is posted; while it is away, posting waits."""
+
+    def __init__(self):
+        self.posted = []
+        self.here = threading.Event()
+        self.here.set()
+
+    def post(self, item):
+        assert self.here.wait(10)
+        if isinstance(item, BaseException):
+            raise item
+        self.posted.append(item)
+
+    def is_away(self):
+        return not self.here.is_set()
+
+
+@pytest.fixture
+def database():
+    return Database()
+
+
+def test_a_sender_goes_on_while_the_database_is_away_and_all_is_posted_in_order(database):
+    with Outbox(database.post, database.is_away) as box:
+        database.here.clear()
+        for item in range(5):
+            box.send(item)
+        assert database.posted == []
+        database.here.set()
+        box.send(5)
+        assert database.posted == [*range(6)]
+
+
+def test_a_sender_goes_on_when_there_is_no_answer_for_a_while(database, monkeypatch):
+    monkeypatch.setattr(reporter, "SEND_TIMEOUT", 0.05)
+    database.here.clear()
+    with Outbox(database.post, lambda: False) as box:
+        box.send(0)
+        assert database.posted == []
+        database.here.set()
+        box.flush()
+        assert database.posted == [0]
+
+
+def test_a_failure_is_raised_once_and_for_all_and_what_came_after_it_is_dropped(database):
+    with Outbox(database.post, database.is_away) as box:
+        database.here.clear()
+        for item in (0, KeyError("first"), 1):
+            box.send(item)
+        database.here.set()
+        for call in (box.flush, lambda: box.send(2)):
+            with pytest.raises(KeyError):
+                call()
+    assert database.posted == [0]

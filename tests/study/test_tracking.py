@@ -3,11 +3,12 @@
 import threading
 
 import pytest
-from toy_worker import FOLDER, RANDOM, fresh, work
+from toy_worker import RANDOM, fresh, work
 from toys import ask
 from tracked import in_database, seen_of
 
 from studyloom.study import tracking
+from studyloom.study.opening import open_study
 from studyloom.study.tracking import TrackedAnswer, project, track_study, track_trials
 
 
@@ -29,14 +30,19 @@ class Memory:
         self.answers.append(answer)
 
 
-@pytest.fixture
-def stored(sqlite_url, tmp_path):
-    FOLDER["checkpoints"] = tmp_path
-    question = ask(*RANDOM)
-    stored = fresh(sqlite_url, question, 3)
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """A database with a study of three trials."""
+    question, url = ask(*RANDOM), f"sqlite:///{tmp_path_factory.mktemp('tracked')}/study.db"
+    stored = fresh(url, question, 3)
     work(question, stored, 3)
-    yield stored
     stored.close()
+    return url
+
+
+@pytest.fixture
+def stored(url):
+    return open_study(url, "s")
 
 
 def test_a_command_writes_every_ended_trial_with_its_curves_and_the_answer(stored, tmp_path):

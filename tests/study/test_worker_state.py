@@ -34,18 +34,14 @@ def keeping():
     return ask(*RANDOM, "sampler._target_=test_worker_state.Kept")
 
 
-def test_one_sampler_that_keeps_state_gives_all_trials_of_a_process(url, keeping, caplog):
-    stored = fresh(url, keeping, 4)
+def test_one_sampler_gives_all_trials_of_a_process_and_the_next_says_that_its_state_is_gone(
+    url, keeping, caplog
+):
     with caplog.at_level(logging.WARNING):
-        work(keeping, stored, 4)
+        work(keeping, fresh(url, keeping, 3), 3)
     (sampler,) = [each for each in MADE if each.drawn]
-    assert {*sampler.drawn} == {1, 2, 3}  # the baseline is not sampled
-    assert len({tuple(sorted(trial.params.items())) for trial in stored.trials()}) == 4
+    assert {*sampler.drawn} == {1, 2}  # the baseline is not sampled
     assert "is gone" not in caplog.text
-
-
-def test_after_a_restart_it_says_that_its_state_is_gone_and_repeats_no_draw(url, keeping, caplog):
-    work(keeping, fresh(url, keeping, 3), 3)
     stored = fresh(url, keeping, 6)
     with caplog.at_level(logging.WARNING):
         work(keeping, stored, 6)

@@ -51,13 +51,11 @@ class LockedDatabase(Never):
     """A stranger locks a SQLite database from the second epoch to the fourth.
 
     Attributes:
-        act: called in the fourth epoch, just before the lock ends.
         epoch: the number of epochs that have begun.
         reported: the steps that were in the database at that moment.
     """
 
-    def __init__(self, stored, act=lambda: None):
-        self.act = act
+    def __init__(self, stored):
         self.epoch = 0
         self.reported = None
         self._path = stored.ledger.storage.retry.address.database
@@ -73,10 +71,7 @@ class LockedDatabase(Never):
         if self.epoch == 4:
             (trial,) = open_study(f"sqlite:///{self._path}", "s").trials()
             self.reported = list(trial.intermediate_values)
-            try:
-                self.act()
-            finally:
-                self._stranger.close()
+            self._stranger.close()
         yield
 
 
