@@ -180,6 +180,9 @@ def test_nobody_imports_a_private_name_of_another_module():
         ours = [name for name in names if name.startswith("studyloom.")]
         private = {name for name in ours if re.search(r"\._[a-z]", name)}
         assert private <= {"studyloom._version.__version__"}, module
+    optuna = re.compile(r"optuna(\.\w+)*\._[a-z]")
+    importing = [module for module, names in NAMES.items() if any(map(optuna.match, names))]
+    assert importing == ["storage.optuna_internals"]
 
 
 def test_a_package_from_outside_comes_in_by_its_own_door():

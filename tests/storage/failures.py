@@ -48,15 +48,6 @@ def begin(opened, study_id, _=None, owner="w"):
     return ledger.claim(owner, 99, 60.0, make)
 
 
-def finish(opened, study_id, claim, value=0.5):
-    """Ends a trial and its claim, as a worker does."""
-
-    def write(connection):
-        sql.write(connection, sql.end(claim.trial_id, TrialState.COMPLETE, [value]))
-
-    return ledger_of(opened, study_id).finish(claim, write)
-
-
 def check_shown(error, *words):
     """Checks an error as users see it: has these words, no password, no foreign traceback."""
     shown = "".join(traceback.format_exception(error))

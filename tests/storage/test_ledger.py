@@ -105,7 +105,7 @@ def test_a_slot_handed_back_is_next_and_keeps_its_trial_and_counts_no_death(ledg
     assert again.deaths == 0
 
 
-def test_a_claim_and_its_trial_are_made_together_or_not_at_all(either):
+def test_a_claim_and_its_trial_are_made_and_ended_together_or_not_at_all(either):
     either.extend(2)
     make = maker(either)
 
@@ -122,6 +122,10 @@ def test_a_claim_and_its_trial_are_made_together_or_not_at_all(either):
     assert [(t.number, t.user_attrs) for t in trials] == [(0, {"slot": 0}), (1, {"slot": 1})]
     assert [claim.trial_id for claim in claims] == [trials[n]._trial_id for n in (0, 1, 0)]
     assert (claims[2].token, claims[2].deaths) == (claims[0].token + 1, 0)
+    with pytest.raises(ConnectionAbortedError):
+        either.finish(claims[2], lambda connection: die(connection, 3))
+    assert either.counts() == {"free": 0, "held": 2, "done": 0}
+    assert len(either.storage.get_all_trials(either.study_id)) == 2
 
 
 def test_nothing_is_written_for_a_trial_that_another_program_has_ended_or_deleted(either):
@@ -137,19 +141,6 @@ def test_nothing_is_written_for_a_trial_that_another_program_has_ended_or_delete
                 change(claim, write=pytest.fail)
     assert either.counts() == {"free": 0, "held": 2, "done": 0}
     assert either.release(deleted), "so that the next claim makes another trial"
-
-
-def test_a_claim_stays_as_it_was_where_what_comes_with_it_fails(ledger):
-    ledger.extend(1)
-    make = maker(ledger)
-    claim = ledger.claim("w", 1, LEASE, make)
-
-    def fail(connection):
-        raise ConnectionAbortedError
-
-    with pytest.raises(ConnectionAbortedError):
-        ledger.finish(claim, fail)
-    assert ledger.counts() == {"free": 0, "held": 1, "done": 0}
 
 
 def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_can_write_nothing(either):
@@ -239,15 +230,6 @@ def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_sin
     (overdue,) = either.overdue(["heir"], -1.0)
     either.record_death("heir", "too long", overdue=overdue)
     assert either.claim("next", 2, LEASE).fatal
-
-
-def test_two_studies_share_a_database_and_no_slot(ledger):
-    ledger.extend(2)
-    other = make(ledger.storage, "other")
-    other.extend(1)
-    assert other.claim("w", 9, LEASE).slot == 0
-    assert other.claim("x", 9, LEASE) is None
-    assert ledger.counts()["free"] == 2
 
 
 def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):

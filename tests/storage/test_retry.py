@@ -11,19 +11,15 @@ from pathlib import Path
 import pytest
 from failures import (
     WRITES,
-    begin,
     check_shown,
     contents,
-    finish,
     in_background,
     ledger_of,
     make_study,
 )
-from optuna.distributions import FloatDistribution
 from servers import Server
 
 from studyloom.errors import StorageError, StorageLost
-from studyloom.storage import sql
 from studyloom.storage.database import POSTGRES, connect, exclusive, execute
 
 
@@ -112,44 +108,6 @@ def test_connections_that_were_ended_between_calls_are_made_anew_without_a_word(
     assert lines.lines == []
 
 
-@pytest.mark.chaos
-def test_connections_that_are_ended_all_the_time_lose_and_double_nothing(server, served):
-    opened, study_id, _ = served
-    done = threading.Event()
-
-    def cut():
-        while not done.is_set():
-            server.end_connections()
-            time.sleep(0.1)
-
-    def work(worker):
-        for _ in range(6):
-            claim = begin(opened, study_id, owner=f"w{worker}")
-            write(claim, sql.param(claim.trial_id, "x", claim.slot / 24, FloatDistribution(0, 1)))
-            for step in range(3):
-                write(claim, sql.report(claim.trial_id, step, claim.slot))
-            assert finish(opened, study_id, claim, claim.slot)
-
-    def write(claim, row):
-        assert ledger_of(opened, study_id).renew(
-            claim, 60.0, lambda connection: sql.write(connection, [row])
-        )
-
-    with in_background(cut):
-        with contextlib.ExitStack() as stack:
-            for worker in range(4):
-                stack.enter_context(in_background(lambda worker=worker: work(worker)))
-        done.set()
-    trials = [trial for trial in opened.get_all_trials(study_id) if trial.params]
-    assert len(trials) == 24 == len(opened.get_all_trials(study_id)) - 1
-    assert sorted(trial.user_attrs["slot"] for trial in trials) == list(range(24))
-    for trial in trials:
-        slot = trial.user_attrs["slot"]
-        assert trial.values == [slot]
-        assert trial.params == {"x": slot / 24}
-        assert trial.intermediate_values == dict.fromkeys(range(3), slot)
-
-
 def test_a_server_that_stays_away_is_named_with_the_time_waited(server, served, lines):
     opened, study_id, trial_id = served
     opened.retry.deadline = 0.2
@@ -171,6 +129,9 @@ def test_a_server_that_stays_away_is_named_with_the_time_waited(server, served, 
         connect(server.url, deadline=0)
     check_shown(caught.value, "Is the server running")
     assert not isinstance(caught.value, StorageLost)
+    with pytest.raises(StorageError) as caught, exclusive(server.url):
+        pass
+    check_shown(caught.value, "Is the server running")
 
 
 def test_opening_waits_for_a_server_that_starts(server, served, lines):

@@ -170,23 +170,6 @@ def test_a_trial_that_was_just_made_is_as_it_is_stored(buffer, study, backend):
     assert buffer.load(1, trial_id) == loaded  # read this time
 
 
-def test_running_trials_are_read_for_questions_about_them_alone(buffer, study, backend):
-    own, running, ended = (begin(backend, n) for n in range(3))
-    backend.set_trial_intermediate_value(running, 1, 0.5)
-    backend.set_trial_state_values(ended, TrialState.COMPLETE, [1.0])
-    buffer.load(1, own)
-    numbers, statements = [], Statements(backend.engine)
-    for states in ((TrialState.COMPLETE,), None, (TrialState.RUNNING,), (TrialState.PRUNED,)):
-        before = statements.count
-        numbers.append([trial.number for trial in study.get_trials(states=states)])
-        numbers.append(statements.count > before)
-    assert numbers == [[2], True, [0, 1, 2], True, [0, 1], False, [], False]
-    backend.set_trial_state_values(running, TrialState.COMPLETE, [0.75])
-    buffer.refresh(1)
-    values = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    assert values == [0.75, 1.0]
-
-
 def test_the_workers_own_trial_counts_once_it_has_ended(buffer, study, backend):
     """Also where a later one has ended before it."""
     own, later, next_one = (begin(backend, n) for n in range(3))

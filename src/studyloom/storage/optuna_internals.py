@@ -1,8 +1,4 @@
-"""The one module that imports Optuna's private parts, of which its documentation promises nothing.
-
-`tests/storage/test_optuna_internals.py` lists what this room relies on, and names whatever a
-release of Optuna has changed.
-"""
+"""The one module that imports Optuna's private parts, of which its documentation promises nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path
