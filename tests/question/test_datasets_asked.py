@@ -35,32 +35,21 @@ def mistakes(*overrides, **data):
     return ""
 
 
-def test_a_question_about_datasets_has_no_mistakes():
-    assert mistakes() == ""
-    assert mistakes(*NORMED) == ""
-    assert mistakes("objective.folds=3", validation=None) == ""
-    assert mistakes("loss.weights=balanced") == ""
-
-
-def normed(size, **data):
-    return mistakes(*NORMED, f"train.batch_size={size}", **data)
-
-
-def test_the_last_odd_batch_is_tried_too():
-    words = normed(11)  # of 45 examples one is left
-    assert "the last batch of an epoch has a single example" in words
-    assert "train.drop_last=true" in words
-    assert mistakes(*NORMED, "train.batch_size=11", "train.drop_last=true") == ""
-    assert "data.collate must return the batch" in normed(7, collate=COLLATE)
-    assert normed(9, collate=COLLATE) == ""
-
-
 COLLATE = {"_target_": "drawn.three", "_partial_": True}
+
+
+def test_a_question_about_datasets_has_no_mistakes():
+    assert mistakes("objective.folds=3", "loss.weights=balanced", validation=None) == ""
+    assert mistakes(*NORMED, collate=COLLATE) == ""
 
 
 def test_what_cannot_be_trained_is_said_before_the_first_trial():
     bare = (*NORMED[:1], "+model={_target_: drawn.Normed, classes_: 2}")
+    single = "the last batch of an epoch has a single example"
+    odd = (*NORMED, "train.batch_size=7")
     for overrides, data, words in (
+        ((*NORMED, "train.batch_size=11"), {}, single),  # of 45
+        (odd, {"collate": COLLATE}, "data.collate must return the batch"),
         ((), {"train": {"_target_": "drawn.Odd"}}, "default_collate raised RuntimeError"),
         (bare, {}, "network and loss, on 2 examples: IndexError: Target 2 is out of bounds"),
         (("objective.metric=rmse",), {}, "rmse: is for numbers, and the targets of the data are c"),

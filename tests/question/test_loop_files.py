@@ -119,13 +119,3 @@ def test_files_that_are_not_those_of_the_checkpoint_are_not_read(tmp_path, caplo
     _, value = states_of(again)
     assert value == states_of(objective(tmp_path / "whole"))[1]
     assert f"trial 3: the files {tmp_path / '1'} are not those of the checkpoint" in caplog.text
-
-
-def test_a_trainer_that_finds_no_epoch_left_has_the_value_of_before(tmp_path):
-    def function(config, run):
-        return run.value if run.checkpoint is not None else train(config, run, count=None)
-
-    state = killed(tmp_path, EPOCHS, function)
-    again = objective(tmp_path, function)
-    again.restore(state)
-    assert states_of(again)[1] == state["reports"][0][-1]["value"]

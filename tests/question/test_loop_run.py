@@ -1,6 +1,5 @@
 """What a loop of one's own holds: reports, epochs, what it keeps, and what it tells."""
 
-import random
 from contextlib import suppress
 
 import numpy as np
@@ -11,8 +10,6 @@ from torch import nn
 from studyloom.errors import UndefinedMetric
 from studyloom.question.rule import parse_limits
 from studyloom.question.run import Place, Run, UnfitState
-from studyloom.training.checkpoint import Checkpoint
-from studyloom.training.randomness import seeded
 
 
 class Sent(list):
@@ -81,37 +78,6 @@ def test_a_loop_that_breaks_has_told_what_it_reported():
 # What is kept
 
 
-def test_a_state_goes_on_bit_for_bit_also_through_a_checkpoint(tmp_path):
-    def train(run, until):
-        network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
-        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-        run.keep(network=network, optimizer=optimizer, scheduler=scheduler)
-        for epoch in run.epochs(6):
-            inputs = torch.rand(8, 3, generator=run.generator) + random.random() + np.random.rand()
-            loss = (network(inputs) ** 2).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step(loss.item())
-            run.report(accuracy=loss)
-            if epoch == until:
-                break
-
-    run, whole = run_of()
-    with seeded(7):
-        train(run, 6)
-    run, part = run_of()
-    with seeded(7):
-        train(run, 4)
-    file = Checkpoint(tmp_path / "c.pt", "it")
-    file.save(part.states[2])  # after epoch 3
-    run, rest = run_of({**file.load(), "value": part[2][1]})
-    with seeded(99):
-        train(run, 6)
-    assert [*part[:3], *rest] == whole
-
-
 def test_what_cannot_be_kept_is_named_before_the_first_epoch():
     for part, words in (
         (3, "must have state_dict and load_state_dict; int has no state_dict"),
@@ -138,18 +104,3 @@ def test_a_checkpoint_of_other_code_cannot_be_gone_on_with_however_it_is_caught(
             with pytest.raises(UnfitState, match=words):
                 go_on()
         assert sent == []
-
-
-# Folders
-
-
-def test_the_folder_survives_and_a_temporary_one_does_not(tmp_path):
-    run, _ = run_of(folder=tmp_path / "trial" / "job-0")
-    (run.dir / "file").touch()
-    run.close()
-    assert (tmp_path / "trial" / "job-0" / "file").exists()
-    run, _ = run_of()
-    (run.dir / "file").touch()
-    folder = run.dir
-    run.close()
-    assert not folder.exists()

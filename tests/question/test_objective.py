@@ -39,14 +39,6 @@ def accuracies(jobs):
     return np.array([[epoch.value for (epoch,) in Training([job], SPLIT)] for job in jobs]).T
 
 
-def test_jobs_in_turn_report_the_end_of_each(question):
-    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
-    training = Training(jobs, SPLIT, in_turn=True)
-    steps = list(run_epochs(training, Never()))
-    assert reports(steps, training.stride) == dict(enumerate(accuracies(jobs)[-1], 1))
-    assert [step.number for step in steps] == [*range(1, 13)]
-
-
 def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
     jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
     trainings = [Training(jobs, SPLIT), Training(jobs, SPLIT, in_turn=True)]

@@ -2,18 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 from toys import ask, toy_folds, toy_split
 
-from studyloom.data.split import make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
-from studyloom.metrics import METRICS
 from studyloom.question.validation import validate
 from studyloom.space.tree import Point
-from studyloom.training.optimizer import Rates, TorchSchedule
+from studyloom.training.optimizer import TorchSchedule
 from studyloom.training.trainer import Training
 
 pytestmark = pytest.mark.usefixtures("composing")
@@ -104,24 +101,6 @@ def test_a_scheduler_of_pytorch_needs_no_partial_and_knows_the_length_of_the_tra
     assert curve(*scheduler("SequentialLR", warm)) != curve()
 
 
-def test_a_scheduler_within_one_that_steps_with_the_optimizer_has_its_length():
-    """A cosine in it does not begin anew in each epoch."""
-    inner = [
-        TorchSchedule(kind, {}) for kind in (lr_scheduler.LinearLR, lr_scheduler.CosineAnnealingLR)
-    ]
-    settings = {"milestones": [4], "schedulers": inner}
-    outer = TorchSchedule(lr_scheduler.SequentialLR, settings, "step")
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-    schedule, rates = Rates(outer, optimizer, 4, 5, METRICS["accuracy"]), []
-    for step in range(4 * 5):
-        schedule.before_step(step / 20)
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.after_step()
-    top = rates.index(max(rates))
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-
-
 def no_schedule(epoch):
     return "fast"
 
@@ -208,23 +187,3 @@ def test_groups_are_searched_by_their_names_and_part_of_the_question():
 def test_every_mistake_in_groups_is_named_before_trial_0():
     lines = mistakes_of("+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: '*'}}")
     assert [line.partition(":")[0] for line in lines] == [f"optimizer.groups.{n}" for n in "ab"]
-    (line,) = mistakes_of("+optimizer.groups={a: {match: '1.bias'}, b: {match: ['*.bias']}}")
-    assert "the parameter 1.bias is in a and in b; narrow the pattern" in line
-
-
-# The last batch
-
-
-class Normed(nn.Sequential):
-    def __init__(self, shape, outputs):
-        super().__init__(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, outputs))
-
-
-def test_a_last_batch_of_one_with_batch_norm_is_named_and_drop_last_leaves_it_out():
-    split = toy_split(201)  # all of which the winner is trained on: five batches, and one example
-    network = ("~model", "+model._target_=test_parts.Normed")
-    overrides = (*TOY[:1], *TOY[2:], *network)
-    data = TrainingData(None, split, make_folds(split.targets, 1, 41, 0))
-    with pytest.raises(ConfigError, match=r"single example.*set train.drop_last=true, or another"):
-        validate(ask(*overrides), data)
-    validate(ask(*overrides, "train.drop_last=true"), data)

@@ -31,8 +31,8 @@ def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(
     )
     assert ask(*NONE, *ways).identity("digest") == asked
     assert ask(*NONE, "data.transform=null").identity("digest") == asked  # of predict alone
-    folder = ask(*NONE, "data=mnist", "data.root=/a").identity("digest")
-    assert folder == ask(*NONE, "data=mnist", "data.root=/b").identity("digest")
+    roots = [ask(*NONE, "data=mnist", f"data.root=/{name}") for name in "ab"]
+    assert roots[0].identity("digest") == roots[1].identity("digest")
 
 
 def test_a_default_of_a_network_that_only_the_space_chooses_is_part_of_the_question(tmp_path, main):

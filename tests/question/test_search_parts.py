@@ -1,4 +1,4 @@
-"""The sampler and the pruner of a study: seeds for each trial, and state that is kept or lost."""
+"""The sampler and the pruner of a study: a seed for all trials, and state that is kept or lost."""
 
 import pytest
 from optuna.samplers import RandomSampler
@@ -8,7 +8,6 @@ from studyloom.commands.prepare import check_one_process
 from studyloom.launch.local import Local
 
 pytestmark = pytest.mark.usefixtures("composing")
-OWN = (*TINY, "sampler=random", "pruner=none")
 
 
 class Counting(RandomSampler):
@@ -20,20 +19,15 @@ class Declared(Counting):
 
 
 def own(kind, *overrides):
-    return ask(*OWN, f"sampler._target_=test_search_parts.{kind.__name__}", *overrides)
+    target = f"sampler._target_=test_search_parts.{kind.__name__}"
+    return ask(*TINY, "sampler=random", "pruner=none", target, *overrides)
 
 
-def draws(question, number):
-    """Two numbers that the sampler of a trial draws."""
-    return [*question.sampler(number)._rng.rng.uniform(size=2)]
-
-
-def test_a_fixed_seed_gives_each_trial_draws_of_its_own():
-    question = ask(*OWN, "+sampler.seed=0")
-    first = [draws(question, number) for number in range(5)]
-    assert len({tuple(each) for each in first}) == 5
-    assert first == [draws(question, number) for number in range(5)]
-    assert first != [draws(ask(*OWN, "+sampler.seed=1"), number) for number in range(5)]
+def test_trials_with_a_fixed_seed_differ_and_are_the_same_again():
+    question = ask(*TINY, "sampler=random", "pruner=none", "+sampler.seed=0")
+    draws = [question.sampler(number)._rng.rng.uniform() for number in (0, 1, 2, 0, 1, 2)]
+    assert len({*draws}) == 3
+    assert draws[:3] == draws[3:]
 
 
 def test_what_draws_from_one_sequence_has_one_seed():
@@ -41,21 +35,15 @@ def test_what_draws_from_one_sequence_has_one_seed():
     assert [question.sampler(number)._seed for number in (0, 1)] == [5, 5]
 
 
-@pytest.mark.parametrize(("kind", "overrides"), [(Declared, ()), (Counting, ("keeps_state",))])
-def test_a_class_or_a_section_says_that_it_keeps_state(kind, overrides):
-    question = own(kind, *(f"+sampler.{key}=true" for key in overrides))
-    assert question.keeps_state == ("sampler",)
-    assert isinstance(question.sampler(0), kind)
-
-
-def test_the_section_has_the_last_word():
-    assert own(Declared, "+sampler.keeps_state=false").keeps_state == ()
-
-
-def test_several_workers_are_refused_with_the_way_out():
-    question = own(Declared)
-    (mistake,) = check_one_process(question, Local(workers=2))
-    assert "sampler: keeps its state in one process (keeps_state)" in mistake
-    assert "set launcher.workers=1" in mistake
-    assert [*check_one_process(question, Local(workers=1))] == []
-    assert [*check_one_process(own(Counting), Local(workers=2))] == []
+def test_a_sampler_that_keeps_state_by_its_class_or_its_section_is_refused_to_several_workers():
+    declared, counting = own(Declared), own(Counting, "+sampler.keeps_state=true")
+    for question in (declared, counting):
+        assert question.keeps_state == ("sampler",)
+        (mistake,) = check_one_process(question, Local(workers=2))
+        assert "sampler: keeps its state in one process (keeps_state)" in mistake
+        assert "set launcher.workers=1" in mistake
+        assert [*check_one_process(question, Local(workers=1))] == []
+    assert isinstance(counting.sampler(0), Counting)
+    for question in (own(Declared, "+sampler.keeps_state=false"), own(Counting)):
+        assert question.keeps_state == ()
+        assert [*check_one_process(question, Local(workers=2))] == []
