@@ -1,19 +1,12 @@
-import math
-from dataclasses import replace
-
 import pytest
 import torch
 from omegaconf import OmegaConf
-from toys import compose, toy_folds, toy_split
+from toys import compose
 
 from studyloom.config.build import build
 from studyloom.config.values import describe_error
-from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.question.jobs import build_jobs, build_network
-from studyloom.question.question import Question
-from studyloom.question.validation import validate
-from studyloom.training.trainer import Training
 
 
 class Part:
@@ -115,29 +108,6 @@ def fixed(width):
     return width
 
 
-def test_a_plain_network_of_another_package_is_searched_by_its_own_arguments(tmp_path):
-    """Like a network from Hugging Face or Lightning: it has no arguments shape and outputs."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "foreign.yaml").write_text(
-        "_target_: torchvision.models.VisionTransformer\nimage_size: 8\npatch_size: 4\n"
-        "num_layers: 1\nnum_heads: 2\nhidden_dim: 16\nmlp_dim: 8\nnum_classes: 10\n"
-    )
-    (tmp_path / "own.yaml").write_text(
-        "defaults: [mnist, override /model: foreign, override /space: none, _self_]\n"
-        "space: {model: {hidden_dim: {int: [8, 32], step: 8}, dropout: {float: [0, 0.5]}}}\n"
-        "model: {dropout: 0.0}\n"
-    )
-    question = Question.ask(*compose(name="own", folder=tmp_path))
-    split = toy_split()
-    split = replace(split, inputs=split.inputs.repeat(1, 3, 2, 2))
-    folds = toy_folds(split)
-    validate(question, TrainingData(None, split, folds))
-    chosen = {"model.hidden_dim": 8, "model.dropout": 0.25}
-    point = question.space.walk(lambda parameter: chosen[parameter.name])
-    (epoch,) = next(iter(Training(question.jobs(point, folds, 0), split)))
-    assert math.isfinite(epoch.train_loss)
-
-
 class Keeper:
     """Keeps and changes the list that it is given."""
 
@@ -151,10 +121,3 @@ def test_each_object_has_lists_of_its_own_although_its_section_was_built_before(
     first, second = build(section), build(section)
     assert first.values == second.values == [1, 2, 3, 4]
     assert first.values is not second.values
-
-
-def test_a_class_that_was_loaded_again_is_built_as_it_is_now(monkeypatch):
-    section = OmegaConf.create({"_target_": f"{__name__}.Keeper", "values": [1]})
-    before = type(build(section))
-    monkeypatch.setitem(globals(), "Keeper", type("Keeper", (before,), {}))
-    assert type(build(section)) is not before

@@ -78,13 +78,3 @@ def test_a_config_that_is_edited_is_read_anew_and_what_one_changes_no_other_sees
     assert (second.model.hidden, second.study.seed, second.study.trials) == ([128], 0, 3)
     own.write_text("defaults: [mnist, _self_]\nstudy: {trials: 40}\n")
     assert compose(name="own", folder=tmp_path)[0].study.trials == 40
-
-
-def test_a_defaults_list_may_refer_to_another_choice(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mlp.yaml").write_text("_target_: chosen.by.the.network\n")
-    (tmp_path / "own.yaml").write_text(
-        "defaults: [studyloom, model: mlp, data: '${model}', optimizer: adam, scheduler: constant,"
-        " loss: cross_entropy, space: none, _self_]\nstudy: {name: own}\n"
-    )
-    assert compose(name="own", folder=tmp_path)[0].data["_target_"] == "chosen.by.the.network"

@@ -1,7 +1,6 @@
 """Configs from elsewhere are data: which code they may name, and what they may reach."""
 
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -182,25 +181,20 @@ def test_a_file_is_read_as_data(tmp_path, monkeypatch):
     assert os.listdir() == ["winner.yaml"]
 
 
-def test_checking_needs_no_hydra():
-    command = "import sys, studyloom.config.trust; sys.exit('hydra' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
-
-
 # Folders of configs that attack whoever composes them
 
 
 SECRET = "canary-of-the-environment"
 # What each attack would leave behind: files below the folder OUT, or SECRET in what is written.
-LOGGING = "{version: 1, handlers: {h: HANDLER}, root: {level: INFO, handlers: [h]}}"
-TOUCH = LOGGING.replace("HANDLER", "{'()': os.mkdir, path: 'OUT/made'}")
-HANDLER = LOGGING.replace("HANDLER", "{class: logging.FileHandler, filename: 'OUT/log'}")
+TOUCH = (
+    "{version: 1, handlers: {h: {'()': os.mkdir, path: 'OUT/made'}}, "
+    "root: {level: INFO, handlers: [h]}}"
+)
 PRIMARY = "defaults: [mnist, _self_]\n"
 
 # name: the files of the folder; `evil` is the primary config.
 ATTACKS = {
     "job_logging with a factory": {"evil": f"{PRIMARY}hydra: {{job_logging: {TOUCH}}}"},
-    "a handler that writes a file": {"evil": f"{PRIMARY}hydra: {{job_logging: {HANDLER}}}"},
     "the folder of Hydra's files": {"evil": f"{PRIMARY}hydra: {{output_subdir: OUT/sub}}"},
     "a callback from a second file": {
         "evil": "defaults: [mnist, more, _self_]\n",
@@ -222,20 +216,12 @@ ATTACKS = {
         "evil": "defaults: [mnist, model/bad@hydra.job_logging, _self_]\n",
         "model/bad": TOUCH,
     },
-    "storage.url": {"evil": f"{PRIMARY}storage: {{url: 'sqlite:///OUT/x.db'}}"},
-    "storage from a group of theirs": {
-        "evil": "defaults: [mnist, _self_, override storage: bad]\n",
-        "storage/bad": "url: sqlite:///OUT/x.db\n",
-    },
     "the environment in a second file": {
         "evil": "defaults: [mnist, more, _self_]\n",
         "more": "params: {leak: '${oc.env:SECRET}'}\n",
     },
     "the environment in a name of the defaults": {
         "evil": "defaults: [mnist, _self_, {model: '${oc.env:SECRET}'}]\n"
-    },
-    "a decoded environment": {
-        "evil": f"{PRIMARY}params: {{leak: \"${{oc.decode:'${{oc.env:SECRET}}'}}\"}}"
     },
     "the storage in a name": {"evil": f"{PRIMARY}params: {{leak: '${{storage.url}}'}}"},
     "an absolute path": {"evil": "defaults: [mnist, OUT/x, _self_]\n"},
@@ -245,10 +231,6 @@ ATTACKS = {
     "code in a second file": {
         "evil": "defaults: [mnist, more, _self_]\n",
         "more": "scheduler: {_target_: os.mkdir, path: OUT/made}\n",
-    },
-    "its own launcher": {
-        "evil": f"{PRIMARY}launcher: "
-        "{_target_: studyloom.extras.slurm.Slurm, lines: ['touch OUT/x']}"
     },
     "a space over a path": {
         "evil": f"{PRIMARY}space: {{data: {{root: {{choice: [OUT, OUT/b]}}}}}}"
@@ -342,8 +324,6 @@ def test_what_stays_within_the_study_is_composed(command, foreign):
 
 CONSENTS = {
     "storage": ("storage.url", "sqlite:///OUT/x.db"),
-    "run_dir": ("run_dir", "OUT/run"),
-    "checkpoints": ("checkpoints.dir", "OUT/c"),
     "study.from": ("study.from", "OUT/study"),
     "data.root": ("data.root", "OUT"),
     "launcher": ("launcher.lines", ["module load x"]),

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import importlib.util
+import math
 import subprocess
 import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -110,7 +111,6 @@ def test_studyloom_data_names_the_folder_above_unless_root_does(tmp_path, monkey
 
 DAMAGES = {
     "truncated": (IMAGES, lambda raw: raw[:-1], "expected 120 bytes for 10 × 3 × 4: truncated"),
-    "over-long": (IMAGES, lambda raw: raw + b"\0\0", "120 bytes for 10 × 3 × 4: over-long"),
     "labels for images": (IMAGES, lambda raw: idx_bytes(np.arange(10)), "magic number 2051, f"),
     "other lengths": (LABELS, lambda raw: idx_bytes(np.arange(9)), "as many images as labels"),
     "no class": (LABELS, lambda raw: raw[:-3] + b"\x0a\0\0", "as many images as labels from 0"),
@@ -209,6 +209,7 @@ def test_what_a_function_may_not_load_is_named_with_its_sizes():
             torch.tensor([[1.0], [float("nan")]]),
             torch.arange(2),
         ),
+        "finite targets; those of example 0": (torch.zeros(2, 1), torch.tensor([math.inf, 0.0])),
         "its inputs must be a tensor or an array": ("text", torch.arange(2)),
     }
     for words, train in refused.items():
@@ -217,7 +218,7 @@ def test_what_a_function_may_not_load_is_named_with_its_sizes():
         assert words in str(caught.value)
         assert "data.load('train')" in str(caught.value)
         unfit = str(caught.value).endswith(TRAIN_IT_YOURSELF)
-        assert unfit != words.startswith(("data must have classes", "data must have finite"))
+        assert unfit != ("finite" in words or "classes" in words)
 
 
 def test_the_test_part_must_be_like_the_training_part():
@@ -255,20 +256,6 @@ def test_inputs_that_are_whole_numbers_keep_their_type_and_the_digest_of_floats(
         assert split.inputs.dtype == getattr(torch, dtype)
         assert split.inputs.data_ptr() == torch.as_tensor(inputs).data_ptr()  # no copy
         assert split.digest == floats.digest
-
-
-def test_booleans_are_bytes_and_what_pytorch_can_hardly_use_is_wider_or_float():
-    targets = torch.arange(4) % 2
-    for given, stored in (
-        (np.array([[True], [False]] * 2), torch.uint8),
-        (np.full((4, 1), 40_000, np.uint16), torch.int32),
-        (np.full((4, 1), 2**31, np.uint32), torch.int64),
-        (np.full((4, 1), 2**63, np.uint64), torch.float32),
-        (np.full((4, 1), 0.5, np.float16), torch.float32),
-    ):
-        split = loads((given, targets)).train()
-        assert split.inputs.dtype == stored
-        assert split.inputs[0].tolist() == given[0].astype(float).tolist()
 
 
 # Tables and series in CSV files

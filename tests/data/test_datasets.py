@@ -207,9 +207,3 @@ def test_items_that_raise_or_change_are_named_before_the_first_trial():
 
     with pytest.raises(DataError, match=r"data\.train: item 59 raised FileNotFoundError: 59\.png"):
         Datasets(train=Raising(), validation=5).train()
-
-
-def test_a_collate_that_raises_is_named():
-    uneven = Datasets(train=[(torch.zeros(2 + k), 0) for k in range(4)], validation=1).train()
-    with pytest.raises(DataError, match=r"default_collate raised RuntimeError.*need a data\.coll"):
-        uneven.training.fetch([0, 1], 0)

@@ -1,46 +1,9 @@
 """A split: what it refuses, and how it is divided into folds, drawn or in time order."""
 
-import math
-
 import pytest
 import torch
 
-from studyloom.data import Split
 from studyloom.data.split import make_folds
-from studyloom.errors import DataError
-
-WHOLE = torch.zeros(3, dtype=torch.int64)
-
-
-def test_a_split_of_mismatched_shapes_is_refused():
-    for inputs, targets, outputs, words in (
-        (torch.zeros(4, 2), WHOLE, 2, r"inputs \(4, 2\) and targets \(3\)"),
-        (torch.zeros(0, 2), WHOLE[:0], 2, "at least one"),
-        (torch.zeros(3, 2), WHOLE.int(), 2, r"targets int64 \(n,\), .* of torch\.int32"),
-        (torch.zeros(3, 2), torch.zeros(3), 1, r"targets \(n, 1\), .* and targets \(3\)"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), 1, r"targets \(n, 1\), .* and targets \(3, 2\)"),
-    ):
-        with pytest.raises(DataError, match=words):
-            Split(inputs, targets, outputs, "x")
-
-
-def test_values_that_no_training_can_use_are_refused():
-    for inputs, targets, words in (
-        (
-            torch.tensor([[0.0], [math.nan]]),
-            torch.tensor([0, 1]),
-            "finite inputs; those of example 1",
-        ),
-        (
-            torch.zeros(2, 1),
-            torch.tensor([[math.inf], [0.0]]),
-            "finite targets; those of example 0",
-        ),
-        (torch.zeros(2, 1), torch.tensor([0, 2]), "have classes from 0 to 1, .* got 0 to 2"),
-    ):
-        with pytest.raises(DataError, match=words):
-            Split(inputs, targets, 2 if targets.ndim == 1 else 1, "x").check()
-
 
 # Folds
 

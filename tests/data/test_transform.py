@@ -55,12 +55,6 @@ def test_a_file_of_many_is_inverted_as_a_whole_by_most_of_them(digits):
     assert MNIST(mixed, SIZE)[1] == ["inverted: white background, in training black"]
 
 
-def test_noise_and_empty_pages_have_no_background_to_invert():
-    noise = torch.rand(30, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    for page in (*noise.split(1), torch.ones(1, 1, 28, 28)):
-        assert not MNIST.is_inverted(page)
-
-
 def test_a_digit_anywhere_on_a_large_page_becomes_what_mnist_has_of_it(digits):
     for picture in digits[::3]:
         page = on_paper(picture[0], (220, 400), 30, 200)

@@ -12,8 +12,6 @@ from live_processes import gone, linux, until
 from studyloom.errors import LaunchError
 from studyloom.extras import ray
 from studyloom.extras.ray import Ray
-from studyloom.extras.ray_actor import Actor
-from studyloom.processes import worker_id
 
 
 def test_what_ray_cannot_give_a_worker_is_refused_by_name():
@@ -55,36 +53,6 @@ def test_a_missing_ray_is_reported_with_the_way_out(monkeypatch):
 
 
 # Actors
-
-PRINT_PATHS = "import os, sys, time; print(os.getcwd(), *sys.path, flush=True); time.sleep(600)"
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_an_actor_works_in_the_commands_folder_if_it_sees_its_disk_else_in_its_own(
-    tmp_path, monkeypatch, shared
-):
-    there, here = tmp_path / "there", tmp_path / "here"
-    for folder in (there, here):
-        folder.mkdir()
-    monkeypatch.chdir(here)
-    if shared:
-        (tmp_path / "log").touch()
-    actor = Actor()
-    variables = {"PYTHONPATH": "/of/the/command"}
-    where = (str(there), "src", str(tmp_path / "log"))
-    started, code, first, _ = actor.start(["-c", PRINT_PATHS], variables, *where)
-    assert (started, code) == (worker_id(actor.process.pid), None)
-    base = there if shared else here
-    printed = bytearray(first)  # it comes in pieces if PYTHONUNBUFFERED is set
-    while not printed.endswith(b"\n"):
-        printed += until(lambda: actor.poll(0.0)[2])
-    folder, *paths = printed.decode().split()
-    assert folder == str(base)
-    assert str(base / "src") in paths
-    assert ("/of/the/command" in paths) == shared
-    pid = actor.process.pid
-    actor.kill()
-    assert gone(pid)
 
 
 ACTOR = """

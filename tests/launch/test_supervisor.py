@@ -2,7 +2,6 @@
 
 import os
 import signal
-from functools import partial
 from types import SimpleNamespace
 
 from live_processes import gone, linux, until
@@ -12,7 +11,6 @@ from studyloom.launch.local import LocalWorker
 from studyloom.launch.supervisor import Supervisor
 from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import worker_id
-from studyloom.storage.ledger import HeldClaim
 from studyloom.study.reporter import Limits
 
 
@@ -62,31 +60,3 @@ def test_leases_are_renewed_again_after_the_database_was_away(tmp_path):
     with renewing_leases(task, lambda: ["w"]):
         until(lambda: len(renewed) > 2, 10)
     assert renewed[0] == renewed[-1] == ["w"]
-
-
-def test_a_worker_that_begins_another_trial_during_the_kill_of_one_lives_on(tmp_path):
-    claims = {"a": HeldClaim("a", 1, 0, 1), "b": HeldClaim("b", 1, 1, 1)}
-    late, deaths, killed, started = [*claims.values()], [], [], []
-
-    def overdue(worker_ids, limit):
-        return [claims[id] for id in worker_ids if claims.get(id) in late]
-
-    def record_death(worker_id, death, *, overdue=None):
-        deaths.append((worker_id, overdue))
-        del claims[worker_id]
-
-    def worker(worker_id):
-        def kill():
-            killed.append(worker_id)
-            claims["b"] = HeldClaim("b", 1, 2, 1)
-
-        return SimpleNamespace(
-            worker_id=worker_id, kill=kill, start=partial(started.append, worker_id)
-        )
-
-    ledger = SimpleNamespace(overdue=overdue, record_death=record_death)
-    task = Task(lambda stop: None, lambda: 1, ledger, tmp_path, Limits(trial_timeout=1.0), "s")
-    Supervisor(task, [worker("a"), worker("b")])._kill_timed_out()
-    assert killed == started == ["a"]
-    assert deaths == [("a", HeldClaim("a", 1, 0, 1))]
-    assert claims == {"b": HeldClaim("b", 1, 2, 1)}

@@ -1,5 +1,4 @@
 import itertools
-import math
 import random
 
 import optuna
@@ -33,33 +32,6 @@ def answers(distribution):
     if isinstance(distribution, IntDistribution):
         return range(distribution.low, distribution.high + 1, distribution.step)
     return (distribution.low, distribution.high)
-
-
-def test_names_are_paths_and_keys_are_paths_without_options():
-    space = space_of(
-        {
-            "model": {
-                "cnn": {"block": {"residual": {"depth": {"int": [1, 3]}}, "plain": None}},
-                "mlp": None,
-            },
-            "train": {"epochs": {"int": [1, 2]}},
-        }
-    )
-    parameters = {}
-    space.walk(
-        lambda parameter: (
-            parameters.setdefault(parameter.name, parameter) and answers(parameter.distribution)[0]
-        )
-    )
-    assert {name: parameter.key for name, parameter in parameters.items()} == {
-        "model": "model",
-        "model.cnn.block": "model.block",
-        "model.cnn.block.residual.depth": "model.block.depth",
-        "train.epochs": "train.epochs",
-    }
-    point = space.walk(lambda parameter: answers(parameter.distribution)[0])
-    assert point.choices == {"model": "cnn", "model/block": "residual"}
-    assert point.values == {"model.block.depth": 1, "train.epochs": 1}
 
 
 def test_groups_nest_to_any_depth_and_open_only_what_was_chosen():
@@ -224,8 +196,3 @@ def test_a_finite_space_has_as_many_points_as_its_size_and_each_once(seed):
         for name, distribution in point.distributions.items():
             assert why_not(distribution, point.params[name]) is None
             assert distribution._contains(distribution.to_internal_repr(point.params[name]))
-
-
-def test_the_size_of_a_space_beyond_all_floats_is_infinite():
-    space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
-    assert space.size() == math.inf
