@@ -1,4 +1,4 @@
-"""The one module that imports Optuna's private parts, of which its documentation promises nothing."""
+"""The one module that imports Optuna's private parts, of which nothing is promised."""
 
 from collections.abc import Mapping
 from pathlib import Path
