@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 import threading
-from dataclasses import replace
 
 import pytest
 from snapshots import snapshot_of, trial_of
@@ -22,7 +21,7 @@ def progress_of(best=None, **more):
     trial = None if best is None else trial_of(best, params={"lr": 0.1})
     if trial is not None:
         trial.number = int(best * 1000)
-    snapshot = snapshot_of(best=trial)
+    snapshot = snapshot_of("--toy", best=trial)
     stage = StageProgress("search", 5, 3, snapshot)
     return Progress(snapshot, (stage,), "search", **more)
 
@@ -57,7 +56,7 @@ def service():
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append((self.path, json.loads(body)))
+            got.append(json.loads(body))
             self.send_response(self.answer)
             self.end_headers()
 
@@ -65,7 +64,7 @@ def service():
             pass
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"json://user:{SECRET}@127.0.0.1:{server.server_port}/{SECRET}", got, Handler
     server.shutdown()
@@ -74,6 +73,7 @@ def service():
 
 
 def test_a_command_is_told_a_new_best_a_halt_and_the_end(program, monkeypatch):
+    """The name of a study is none of its options."""
     command, told = program
     sender = Notices([f"{command} first"])
     sender(progress_of(0.8))  # what was there before is no news
@@ -90,7 +90,7 @@ def test_a_command_is_told_a_new_best_a_halt_and_the_end(program, monkeypatch):
         ("first", "toy: ended with exit code 1"),
     ]
     best, halted, _, end = (document for _, document in told())
-    assert (best["study"], best["trial"], best["params"]) == ("toy", 900, {"lr": 0.1})
+    assert (best["study"], best["trial"], best["params"]) == ("--toy", 900, {"lr": 0.1})
     assert halted["reason"] == "ValueError: no"
     assert (end["exit_code"], end["body"]) == (1, "the study has stopped")
 
@@ -103,22 +103,11 @@ def test_a_service_of_apprise_is_sent_the_answer_as_text(service):
         sender = Notices([target])
         sender(progress_of(0.9, answer=answer))
         sender.finish(code, reason)
-    (_, found), (_, failed) = got
+    found, failed = got
     assert found["title"] == "toy: test accuracy 0.9700, trial 3"
     assert "<img" not in failed["message"]
     assert "&lt;img" in failed["message"]
     assert "\x1b" not in json.dumps(failed)
-
-
-def test_no_name_of_a_study_is_an_option_of_a_command(program):
-    command, told = program
-    sender = Notices([command])
-    progress = progress_of()
-    sender(replace(progress, search=replace(progress.search, name="--output=x")))
-    sender.finish(1, "it failed")
-    ((arguments, document),) = told()
-    assert arguments == ["output=x: ended with exit code 1"]
-    assert document["study"] == "--output=x"
 
 
 def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp_path):

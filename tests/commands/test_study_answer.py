@@ -47,22 +47,29 @@ def searched(done, tmp_path):
 
 
 @pytest.fixture
-def diverging(monkeypatch):
-    """Has each candidate diverge with a seed."""
+def make_objective(monkeypatch):
+    """Returns a function that puts another one before the trainings of candidates."""
     make = CandidateTrainings.make_objective
 
-    def make_or_diverge(self, point, *rest):
-        if point.values["seed"] == 0:
-            raise Diverged(0, 1, 2, "train", float("inf"))
-        return make(self, point, *rest)
+    def put(before):
+        def make_after(self, point, *rest):
+            before(point)
+            return make(self, point, *rest)
 
-    monkeypatch.setattr(CandidateTrainings, "make_objective", make_or_diverge)
+        monkeypatch.setattr(CandidateTrainings, "make_objective", make_after)
+
+    return put
 
 
 @pytest.mark.chaos
 def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why(
-    diverging, searched
+    make_objective, searched, capsys
 ):
+    def diverge(point):
+        if point.values["seed"] == 0:
+            raise Diverged(0, 1, 2, "train", float("inf"))
+
+    make_objective(diverge)
     for race in ("true", "false", "false"):  # the last has nothing to do, and still no answer
         with pytest.raises(NoWinner) as caught:
             search(searched, f"winner.race={race}")
@@ -72,23 +79,26 @@ def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why
     assert not (searched / "winner.json").exists()
     assert (searched / "report.html").exists()
     assert main(["status", str(searched), "--check"]) == 1
+    assert main(["winner", str(searched)]) == 1
+    assert "error: there is no winner: none of the " in capsys.readouterr().err
+    assert ended(searched, capsys) == 1
 
 
-def test_where_no_trial_can_win_nothing_is_said_of_fresh_seeds(searched, monkeypatch):
-    """A smaller budget has only trials that failed; a later one of the study is complete."""
-    monkeypatch.setattr(Plan, "ranked", [])
-    with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
-        search(searched)
-
-
-def test_a_study_that_a_person_must_mend_has_ended_its_job(searched, monkeypatch, capsys):
+def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
+    searched, monkeypatch, capsys
+):
     def contradict(plan):
         raise StorageError("ledger and trials contradict each other")
 
-    monkeypatch.setattr(Plan, "reconcile", contradict)
-    with pytest.raises(StorageError, match="contradict"):
-        search(searched)
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "reconcile", contradict)
+        with pytest.raises(StorageError, match="contradict"):
+            search(searched)
     assert ended(searched, capsys) == 2
+    # A smaller budget has only trials that failed; a later one of the study is complete.
+    monkeypatch.setattr(Plan, "ranked", [])
+    with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
+        search(searched)
 
 
 # `studyloom winner`
@@ -103,15 +113,9 @@ def ended(run_dir, capsys):
 
 @pytest.mark.chaos
 def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
-    searched, monkeypatch, capsys
+    searched, make_objective, monkeypatch, capsys
 ):
-    make = CandidateTrainings.make_objective
-
-    def make_and_stop(self, *rest):
-        signal.raise_signal(signal.SIGINT)
-        return make(self, *rest)
-
-    monkeypatch.setattr(CandidateTrainings, "make_objective", make_and_stop)
+    make_objective(lambda point: signal.raise_signal(signal.SIGINT))
     assert main(["winner", str(searched), "--json"]) == 130
     out, err = capsys.readouterr()
     assert out == ""
@@ -123,21 +127,10 @@ def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
     assert ended(searched, capsys) == 0
 
 
-def test_a_winner_that_does_not_come_about_is_said_in_words_and_ends_the_job(
-    diverging, searched, capsys
-):
-    assert main(["winner", str(searched)]) == 1
-    assert "error: there is no winner: none of the " in capsys.readouterr().err
-    assert ended(searched, capsys) == 1
-
-
 def test_a_winner_whose_trainings_all_raise_says_that_the_study_has_halted(
-    searched, monkeypatch, capsys
+    searched, make_objective, capsys
 ):
-    def failing(self, *rest):
-        raise KeyError("mistake")
-
-    monkeypatch.setattr(CandidateTrainings, "make_objective", failing)
+    make_objective(lambda point: {}["mistake"])
     assert main(["winner", str(searched)]) == 1
     assert "KeyError: 'mistake'" in capsys.readouterr().err
     assert ended(searched, capsys) == 1
