@@ -17,10 +17,13 @@ FILES = {"winner.pt": b"weights", "winner.yaml": b"model: {}\n", "model_card.md"
 TEST = {"winner": {"mean": 0.5}, "difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_what_is_written_is_read_back_and_nothing_of_another_shape(tmp_path):
     answer = write_answer(tmp_path, answer_of(test=TEST, data={"shape": [2]}), FILES)
     assert read_answer(tmp_path) == answer
     assert answer.document()["test"]["difference"]["interval"] == [0.01, 0.03]
+    for content in ("", "{", "[]", '{"study": 7}'):
+        (tmp_path / "winner.json").write_text(content)
+        assert read_answer(tmp_path) is None
 
 
 def test_an_answer_with_a_file_of_another_one_or_without_it_is_none(tmp_path):
@@ -66,9 +69,3 @@ def test_numbers_say_what_they_are():
     assert format_tested(earlier).startswith("opened once, for these networks")
     facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
     assert accepted_files(answer_of(data=facts).data) == "files that mine.Letters reads"
-
-
-def test_an_answer_of_another_shape_is_none(tmp_path):
-    for content in ("", "{", "[]", '{"study": 7}'):
-        (tmp_path / "winner.json").write_text(content)
-        assert read_answer(tmp_path) is None

@@ -185,17 +185,6 @@ def test_terminal_card_and_report_show_it_beside_the_winner(evaluated):
     assert heads == ["Committee, test", "Committee minus winner, test"]
 
 
-def test_a_command_that_was_killed_after_the_test_writes_the_same_committee(evaluated):
-    plan, answer, _ = evaluated
-    before = (plan.run_dir / COMMITTEE).read_bytes()
-    for name in ("winner.json", COMMITTEE):
-        (plan.run_dir / name).unlink()
-    again = evaluate_winner(plan, pytest.fail, ["x"])
-    assert again.committee == answer.committee
-    assert again.files[COMMITTEE] == answer.files[COMMITTEE]
-    assert (plan.run_dir / COMMITTEE).read_bytes() == before
-
-
 @pytest.mark.chaos
 def test_an_answer_without_a_committee_gets_one_and_the_opening_is_counted(tmp_path):
     """Networks that nobody kept are trained again, by workers; then only those of members stay."""

@@ -51,6 +51,10 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
 ):
     """Values, curves and weights, and the test; only what is new is trained."""
     small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
+    # A command that was killed after the test reads its result, which was stored at once.
+    (tmp_path / "winner.json").unlink()
+    again = evaluate_winner(small, pytest.fail, ["x"])
+    assert (again.test, again.confusion) == (answer.test, answer.confusion)
     assert opened == 1
     assert answer.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     weights = load_weights(tmp_path / "winner.pt")
@@ -75,8 +79,11 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     lines = "\n".join(winner_lines(grown))
     assert "reused from earlier answers: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
+    anew = evaluate_winner(large, CountedTest(), ["x"], anew=True)  # if one asks for it
+    assert anew.test == replace(answer.test, openings=2)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("keeps", [True, False], ids=["keeps", "keeps nothing"])
 def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_there(
     sqlite_url, tmp_path, trained, monkeypatch, keeps
@@ -87,7 +94,6 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
     question = ask(*SPACE, *(override for override in LOOP if "test" not in override))
     small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
     assert (answer.test, opened) == (None, 0)
-    assert (tmp_path / "winner.pt").exists() == keeps
     trained.clear()
     _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
     assert grown.reused == {"re-evaluation": (4, 4)}
@@ -120,37 +126,23 @@ def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_k
 
 
 @pytest.mark.chaos
-def test_what_other_code_has_trained_is_trained_again(question, url, tmp_path, trained):
+def test_what_other_code_has_trained_is_trained_again(question, sqlite_url, tmp_path, trained):
     """After an accepted change of one's own code nothing of before is reused, nor the test."""
 
     def of_code(digest):
         asked = replace(question)
         vars(asked)["code"] = {"code.mine": digest}
         identity, goals = asked.identity("toy"), asked.goals
-        create_study(url, "s", identity, 4, goals=goals, accept_code_change=True).close()
+        create_study(sqlite_url, "s", identity, 4, goals=goals, accept_code_change=True).close()
         return asked
 
-    _, answer, _ = judged(of_code("a"), url, tmp_path, 4)
+    _, answer, _ = judged(of_code("a"), sqlite_url, tmp_path, 4)
     trained.clear()
-    _, anew, opened = judged(of_code("b"), url, tmp_path, 4)
+    _, anew, opened = judged(of_code("b"), sqlite_url, tmp_path, 4)
     assert anew.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     assert opened == 1
     assert len(trained) == 8
     assert anew.stage != answer.stage
-    _, back, opened = judged(of_code("a"), url, tmp_path, 4)
+    _, back, opened = judged(of_code("a"), sqlite_url, tmp_path, 4)
     assert back.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
     assert opened == 0
-
-
-def test_a_command_that_was_killed_after_the_test_reads_its_result(question, sqlite_url, tmp_path):
-    """It was stored as soon as it was known; to test again is possible if one asks for it."""
-    plan, answer, _ = judged(question, sqlite_url, tmp_path, 4)
-    (tmp_path / "winner.json").unlink()
-    test = CountedTest()
-    again = evaluate_winner(plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS), test, ["x"])
-    assert test.loaded == 0
-    assert again.test == answer.test
-    assert again.confusion == answer.confusion
-    anew = evaluate_winner(plan, test, ["x"], anew=True)
-    assert test.loaded == 1
-    assert anew.test == replace(answer.test, openings=2)

@@ -44,22 +44,19 @@ def digits():
 def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(
     run_dir, digits, tmp_path
 ):
-    split = Embedded().test()
     model = MLP((1, 28, 28), 10, hidden=[8])
     model.load_state_dict(torch.load(run_dir / "winner.pt", weights_only=True))
-    expected = model.eval()(split.inputs[:20]).detach().softmax(1).max(1)
+    inputs = Embedded().test().inputs[:20]
+    expected = model.eval()(inputs).detach().softmax(1).max(1)
     Image.fromarray(digits[3]).save(tmp_path / "three.png")
     header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in digits.shape)
-    (tmp_path / "many-idx3-ubyte").write_bytes(header + digits.tobytes())
-    (tmp_path / "many-idx3-ubyte.gz").write_bytes(gzip.compress(header + digits.tobytes()))
-    network = load_network(run_dir)
-    paths = [tmp_path / name for name in ("three.png", "many-idx3-ubyte", "many-idx3-ubyte.gz")]
-    answers = list(predict(network, paths))
-    assert [answer.label for answer in answers[1:21]] == expected.indices.tolist()
-    assert [answer.label for answer in answers[21:]] == expected.indices.tolist()
-    assert (answers[0].name, answers[0].label) == (str(paths[0]), int(expected.indices[3]))
-    assert answers[4].name == f"{paths[1]}[3]"
-    assert answers[0].confidence == pytest.approx(float(expected.values[3]), abs=1e-5)
+    (tmp_path / "many.gz").write_bytes(gzip.compress(header + digits.tobytes()))
+    paths = [tmp_path / "three.png", tmp_path / "many.gz"]
+    first, *answers = predict(load_network(run_dir), paths)
+    assert [answer.label for answer in answers] == expected.indices.tolist()
+    assert (first.name, first.label) == (str(paths[0]), int(expected.indices[3]))
+    assert answers[3].name == f"{paths[1]}[3]"
+    assert first.confidence == pytest.approx(float(expected.values[3]), abs=1e-5)
 
 
 def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
@@ -81,20 +78,10 @@ def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
     assert [next(answers).name for _ in range(2)] == [str(asked[0]), str(asked[-1])]
     with pytest.raises(PredictError) as caught:
         next(answers)
-    *wrong, gone = caught.value.mistakes
-    for (name, (_, words)), mistake in zip(contents.items(), wrong, strict=True):
-        assert mistake.startswith(f"{tmp_path / name}: ")
+    said = [words for _, words in contents.values()] + ["No such file or directory"]
+    for path, words, mistake in zip(asked[1:-1], said, caught.value.mistakes, strict=True):
+        assert mistake.startswith(f"{path}: ")
         assert words in mistake
-    assert gone == f"{tmp_path / 'gone'}: No such file or directory"
-
-
-def test_a_folder_without_a_winner_says_when_there_will_be_one(tmp_path):
-    words = r"no winner\.json; the study writes it when its search has ended"
-    with pytest.raises(PredictError, match=words):
-        load_network(tmp_path)
-    (tmp_path / "winner.json").write_text('{"data": {}}')
-    with pytest.raises(PredictError, match=r"winner\.json: cannot be used"):
-        load_network(tmp_path)
 
 
 def test_nothing_hostile_is_called(tmp_path):
@@ -111,13 +98,19 @@ def test_nothing_hostile_is_called(tmp_path):
     assert not canary.exists()
 
 
-def test_weights_of_another_network_or_none_are_named(tmp_path):
+def test_a_folder_without_a_winner_or_with_weights_of_another_network_says_so(tmp_path):
+    words = r"no winner\.json; the study writes it when its search has ended"
+    with pytest.raises(PredictError, match=words):
+        load_network(tmp_path)
     other = MLP((1, 28, 28), 10, hidden=[9]).state_dict()
     folder = write_winner(tmp_path, {"_target_": MODEL, "hidden": [8]}, other, **FACTS)
     with pytest.raises(PredictError, match=r"winner\.pt: .*size mismatch"):
         load_network(folder)
     save_weights(folder / "winner.pt", MLP((1, 28, 28), 10, hidden=[8]).state_dict())
     with pytest.raises(PredictError, match=r"winner\.pt did not come with winner\.json"):
+        load_network(folder)
+    (folder / "winner.json").write_text('{"data": {}}')
+    with pytest.raises(PredictError, match=r"winner\.json: cannot be used"):
         load_network(folder)
 
 
@@ -180,23 +173,27 @@ def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, mon
     np.save(tmp_path / "wide.npy", np.zeros((4, 3)))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "infinite.npy", np.array([[0.0, np.inf]]))
+    (tmp_path / "folder").mkdir()
+    contents = {
+        "lacks.csv": b"age\n1\n",
+        "letter.csv": b"size,age\n1,x\n",
+        "none.csv": b"size,age\n",
+        "utf16.csv": b"\xff\xfe\x00",
+        "large.csv": b"size,age\n" + b"1,2\n" * 2**18,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
     words = {
         "wide.npy": "must hold an input of 2 numbers, or several; got 4 × 3",
         "objects.npy": "allow_pickle=False",
         "infinite.npy": "must be finite; input 0 holds",
         "folder": "Is a directory",
+        "lacks.csv": "must have one column size",
+        "letter.csv": "line 2 must have 2 fields, and numbers for size, age",
+        "none.csv": "must hold at least one line of numbers",
+        "utf16.csv": "must be a .npy file or a CSV file",
+        "large.csv": "must have at most 1 MiB; divide it",
     }
-    contents = {
-        "lacks.csv": (b"age\n1\n", "must have one column size"),
-        "letter.csv": (b"size,age\n1,x\n", "line 2 must have 2 fields, and numbers for size, age"),
-        "none.csv": (b"size,age\n", "must hold at least one line of numbers"),
-        "utf16.csv": (b"\xff\xfe\x00", "must be a .npy file or a CSV file"),
-        "large.csv": (b"size,age\n" + b"1,2\n" * 2**18, "must have at most 1 MiB; divide it"),
-    }
-    (tmp_path / "folder").mkdir()
-    for name, (content, said) in contents.items():
-        (tmp_path / name).write_bytes(content)
-        words[name] = said
     monkeypatch.setattr(predictor, "MOST_BYTES", 2**20)
     with pytest.raises(PredictError) as caught:
         list(predict(load_network(tabular), [tmp_path / name for name in words]))
@@ -242,31 +239,26 @@ def seven(size=200, ink=0, paper=255):
 def drawn(folder):
     """Writes that seven in all ways, and returns the paths with the words that must be said."""
     page, ink = seven(), Image.eval(seven(), lambda level: 255 - level)
-    clear = Image.new("L", page.size, 0)
+    clear, empty = (Image.new("L", page.size, level) for level in (0, 255))
     exif = Image.Exif()
     exif[0x0112] = 6
-    deep = Image.fromarray(np.array(page).astype(np.uint16) * 257)
-    wide = Image.new("L", (400, 200), 255)
-    wide.paste(page, (30, 0))
+    pixels = np.array(page)
     photo = Image.new("RGB", (3000, 2000), (235, 230, 220))
     photo.paste(seven(900, 40, 230).convert("RGB"), (700, 400))
-    empty = Image.new("L", page.size, 255)
     frames = {"save_all": True, "append_images": [empty]}
     turned = page.transpose(Image.Transpose.ROTATE_90)
-    inverted, on_white = ("inverted: white background",), "transparent parts laid on white"
+    inverted, on_white = "inverted: white background", "transparent parts laid on white"
     made = {
-        "black.png": (page, {}, inverted),
-        "white.png": (seven(200, 255, 0), {}, ("200 × 200 pixels",)),
-        "alpha.png": (Image.merge("RGBA", (clear, clear, clear, ink)), {}, (on_white, *inverted)),
-        "light.png": (Image.merge("LA", (empty, ink)), {}, ("transparent parts laid on black",)),
-        "deep.png": (deep, {}, inverted),
-        "float.tiff": (Image.fromarray((np.array(page) / 255).astype(np.float32)), {}, inverted),
-        "palette.png": (page.convert("P"), {}, inverted),
-        "cmyk.jpg": (page.convert("CMYK"), {}, inverted),
-        "turned.jpg": (turned, {"exif": exif}, ("turned upright", *inverted)),
-        "frames.gif": (page, frames, ("first of several frames", *inverted)),
-        "wide.png": (wide, {}, ("400 × 200 pixels", *inverted)),
-        "photo.jpg": (photo, {}, ("3000 × 2000 pixels", *inverted)),
+        "white.png": (seven(200, 255, 0), {}, ["200 × 200 pixels"]),
+        "alpha.png": (Image.merge("RGBA", (clear, clear, clear, ink)), {}, [on_white, inverted]),
+        "light.png": (Image.merge("LA", (empty, ink)), {}, ["transparent parts laid on black"]),
+        "deep.png": (Image.fromarray(pixels.astype(np.uint16) * 257), {}, [inverted]),
+        "float.tiff": (Image.fromarray((pixels / 255).astype(np.float32)), {}, [inverted]),
+        "palette.png": (page.convert("P"), {}, [inverted]),
+        "cmyk.jpg": (page.convert("CMYK"), {}, [inverted]),
+        "turned.jpg": (turned, {"exif": exif}, ["turned upright", inverted]),
+        "frames.gif": (page, frames, ["first of several frames", inverted]),
+        "photo.jpg": (photo, {}, ["3000 × 2000 pixels", inverted]),
     }
     for name, (image, settings, _) in made.items():
         image.save(folder / name, **settings)
@@ -287,30 +279,23 @@ def test_an_image_is_answered_alike_at_each_scale_from_a_file_and_from_python(
     reader, digits, tmp_path
 ):
     image, network = digits[7], load_network(reader)
+    unit, words = "numbers taken as pixels from 0 to 1", "numbers taken as pixels from 0 to 65535"
     scales = {
-        "bytes": image,
-        "words": image.astype(np.uint16) * 257,
-        "whole": image.astype(np.int64),
-        "unit": image / 255,
-        "columns": np.asfortranarray(image),
-        "inputs": ((image / 255 - 0.1307) / 0.3081)[None].astype(np.float32),
+        "bytes": (image, ""),
+        "words": (image.astype(np.int64) * 257, words),
+        "unit": (image / 255, unit),
+        "columns": (np.asfortranarray(image), ""),
+        "inputs": (((image / 255 - 0.1307) / 0.3081)[None].astype(np.float32), ""),
     }
-    for name, array in scales.items():
+    for name, (array, _) in scales.items():
         np.save(tmp_path / f"{name}.npy", array)
-    answers = list(predict(network, [tmp_path / f"{name}.npy" for name in scales]))
-    assert {answer.label for answer in answers} == {answers[0].label}
-    assert [answer.confidence for answer in answers] == pytest.approx(
-        [answers[0].confidence] * len(scales), abs=1e-4
-    )
-    notes = dict(zip(scales, (answer.note for answer in answers), strict=True))
-    assert notes["bytes"] == notes["inputs"] == ""
-    assert notes["unit"] == "numbers taken as pixels from 0 to 1"
-    assert notes["words"] == "numbers taken as pixels from 0 to 65535"
-    for name in ("words", "unit", "columns", "inputs"):
-        asked = scales[name].astype(np.int64) if name == "words" else scales[name]
-        prediction = Predictor(network).predict(asked)
-        assert prediction.classes.tolist() == [answers[0].label]
-        assert prediction.notes == (notes[name],)
+    answers = [*predict(network, [tmp_path / f"{name}.npy" for name in scales])]
+    first = answers[0]
+    for answer, (array, note) in zip(answers, scales.values(), strict=True):
+        assert (answer.label, answer.note) == (first.label, note)
+        assert answer.confidence == pytest.approx(first.confidence, abs=1e-4)
+        given = Predictor(network).predict(array)
+        assert (given.classes.tolist(), given.notes) == ([first.label], (note,))
 
 
 def test_what_is_unlike_the_training_data_is_said_beside_its_answer(reader, digits, tmp_path):
@@ -369,23 +354,21 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
 
 
 def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wrap(own, tmp_path):
-    network = load_network(own(HALVE), [__name__])
+    network, path = load_network(own(HALVE), [__name__]), tmp_path / "numbers.npy"
+    numbers = np.arange(784).reshape(28, 28)
     for dtype in (np.uint16, np.int16):
-        levels = np.arange(784, dtype=dtype).reshape(28, 28) % 256
-        np.save(tmp_path / "bytes.npy", levels)
-        inputs = read_inputs(tmp_path / "bytes.npy", network)
-        pixels = torch.from_numpy(levels.astype(np.uint8))[None]
-        assert torch.equal(inputs.rows[0], halve(pixels, 255))
-        deep = np.arange(784, dtype=dtype).reshape(28, 28) * 41  # to 32103
-        np.save(tmp_path / "words.npy", deep)
-        inputs = read_inputs(tmp_path / "words.npy", network)
-        reduced = torch.from_numpy(deep.astype(np.float32) / 257).round().to(torch.uint8)
-        assert torch.equal(inputs.rows[0], halve(reduced[None], 255))
+        np.save(path, (numbers % 256).astype(dtype))
+        pixels = torch.from_numpy((numbers % 256).astype(np.uint8))[None]
+        assert torch.equal(read_inputs(path, network).rows[0], halve(pixels, 255))
+        np.save(path, (numbers * 41).astype(dtype))  # to 32103
+        inputs = read_inputs(path, network)
+        reduced = torch.from_numpy((numbers * 41).astype(np.float32) / 257).round()
+        assert torch.equal(inputs.rows[0], halve(reduced.to(torch.uint8)[None], 255))
         assert inputs.notes[0].startswith("numbers taken as pixels from 0 to 65535")
     for level in (-1, 65536):
-        np.save(tmp_path / "none.npy", np.full((28, 28), level, np.int32))
+        np.save(path, np.full((28, 28), level, np.int32))
         with pytest.raises(PredictError, match=f"must be from 0 to 65535; got {level} to {level}"):
-            read_inputs(tmp_path / "none.npy", network)
+            read_inputs(path, network)
 
 
 # Sounds, and what a class of the user's own reads
@@ -435,27 +418,24 @@ def letters(tmp_path):
 
 
 def test_each_input_of_a_file_has_an_answer_and_what_was_done_to_it(letters, tmp_path):
-    (tmp_path / "words").write_text("aeiou\no o o o\nxyz\n")
+    """A file of which a reader makes no inputs is named."""
+    path, network = tmp_path / "words", load_network(letters, [__name__])
+    path.write_text("aeiou\no o o o\nxyz\n")
     np.save(tmp_path / "words.npy", [[1, 1, 1, 1, 1], [0, 0, 0, 4, 0], [0, 0, 0, 0, 0]])
-    network = load_network(letters, [__name__])
-    read, given = (list(predict(network, [tmp_path / name])) for name in ("words", "words.npy"))
+    read, given = (list(predict(network, [each])) for each in (path, tmp_path / "words.npy"))
     assert [answer.note for answer in read] == ["", "not only letters", ""]
     assert [answer.confidence for answer in read] == [answer.confidence for answer in given]
-    assert read[1].name == f"{tmp_path / 'words'}[1]"
-
-
-def test_a_file_of_which_a_reader_makes_no_inputs_is_named(letters, tmp_path):
-    network = load_network(letters, [__name__])
+    assert read[1].name == f"{path}[1]"
     shapeless = "winner.json: data.transform does not make (5,) of a file"
     for content, said in (
-        (b"bug", "data.transform: KeyError: 'bug'"),
-        (b"flat", shapeless),
-        (b"short\nline", shapeless),
+        ("bug", "data.transform: KeyError: 'bug'"),
+        ("flat", shapeless),
+        ("short\nline", shapeless),
     ):
-        (tmp_path / "asked").write_bytes(content)
+        path.write_text(content)
         with pytest.raises(PredictError) as caught:
-            list(predict(network, [tmp_path / "asked"]))
-        assert str(caught.value).startswith(f"{tmp_path / 'asked'}: {said}")
+            list(predict(network, [path]))
+        assert str(caught.value).startswith(f"{path}: {said}")
 
 
 def test_what_a_file_is_its_content_says_and_not_its_name(reader, digits, tmp_path):

@@ -44,15 +44,6 @@ def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
     assert test.interval == Covered("seeds and examples", 1999)
 
 
-def test_an_interval_over_both_holds_the_mean_and_is_as_wide_as_over_seeds_alone():
-    for draw in range(2):
-        values, test = intervals({4: judge(5, 0.9, draw), 0: judge(5, 0.8, 10 + draw)})
-        low, high = test.difference.interval
-        assert low < test.difference.mean < high
-        differences = [a - b for a, b in zip(values[4], values[0], strict=True)]
-        assert high - low > 0.9 * width(summarise(differences).interval)
-
-
 def test_without_a_spread_over_examples_an_interval_is_students():
     values = {4: [0.9, 0.92, 0.95, 0.91, 0.93]}
     same = {4: np.tile(values[4], (100_000, 1))}
@@ -69,6 +60,7 @@ def test_a_single_seed_has_an_interval_over_the_examples():
 
 def test_without_values_of_examples_an_interval_covers_the_seeds_alone_and_says_so():
     """The difference is that of each seed with itself."""
+    assert resample(METRICS["accuracy"], {4: judge(1, 0.9)}, EXAMPLES // 2, 0) is None
     test = compare({4: [0.9, 0.8], 0: [0.7, 0.6]}, 4, 0)
     assert test.interval == Covered("seeds", None)
     assert test.winner.interval == summarise([0.9, 0.8]).interval
@@ -95,10 +87,6 @@ def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
     _, test = intervals(judged, "rmse")
     assert test.interval == Covered("seeds and examples", 99)
     assert test.difference.interval[1] < 0
-
-
-def test_outputs_that_are_not_one_for_each_example_are_not_resampled():
-    assert resample(METRICS["accuracy"], {4: judge(1, 0.9)}, EXAMPLES // 2, 0) is None
 
 
 def test_the_scores_of_examples_have_the_metric_as_their_mean():

@@ -52,7 +52,7 @@ network = pytest.mark.parametrize("kind", ["network"], indirect=True)
 def evaluated(question, tmp_path_factory):
     """A plan whose stages have ended, what winner.json holds, and how often the test was loaded."""
     run_dir = tmp_path_factory.mktemp("evaluated")
-    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=3)
+    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
     work(plan)
     test = CountedTest()
     evaluate_winner(plan, test, ["python", "-m", "studies.mnist"])
@@ -66,13 +66,13 @@ def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     question, evaluated, tmp_path
 ):
     """Before all have been judged, nobody asks for the winner."""
-    ended = 4
+    ended = 3
     url = f"sqlite:///{tmp_path}/study.db"
-    first = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=3)
+    first = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=2)
     train(first.search, SPLIT, TRIALS)
     train(first.reevaluation, SPLIT, ended)
     first.close()
-    plan = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=3)
+    plan = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=2)
     assert plan.todo() >= plan.reevaluation.trials - ended
     assert not plan.is_done()
     assert [stage.title for stage in plan] == ["search", "re-evaluation"]
@@ -92,12 +92,12 @@ def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_th
     best = sorted(values, key=lambda number: (-values[number], number))[:2]
     assert {*plan.candidates} == {*best, 0}
     trainings = plan.reevaluation.asked
-    for seed in range(3):
+    for seed in range(2):
         train, valid = trainings.fold(seed)
         assert len(valid) == 40
         assert not {*train.tolist()} & {*valid.tolist()}
-    parts = [frozenset(trainings.fold(seed)[1].tolist()) for seed in range(3)]
-    assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 4, "each is fresh"
+    parts = [frozenset(trainings.fold(seed)[1].tolist()) for seed in range(2)]
+    assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 3, "each is fresh"
 
 
 def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluated):
@@ -116,13 +116,10 @@ def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluate
 def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
     plan, _, _ = evaluated
     assert plan.retraining.asked.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
-    stored, (_, again) = (
-        load_weights(plan.run_dir / "winner.pt"),
-        train_plainly(plan.retraining, plan.winner, 0),
-    )
+    stored = flat(load_weights(plan.run_dir / "winner.pt"))
+    again = flat(train_plainly(plan.retraining, plan.winner, 0)[1])
     assert stored.keys() == again.keys()
-    assert flat(stored).keys() == flat(again).keys()
-    assert all(torch.equal(flat(stored)[name], tensor) for name, tensor in flat(again).items())
+    assert all(torch.equal(stored[name], tensor) for name, tensor in again.items())
 
 
 def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
@@ -132,16 +129,6 @@ def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
     in_turn = {"value": [0.1, 0.5, 0.9], "jobs": [3, 3, 1]}
     assert kept_epoch(in_turn, "best", ACCURACY) == 2
     assert kept_epoch({}, "best", ACCURACY) is None
-
-
-@network
-def test_workers_share_the_stages_on_both_databases(question, url, tmp_path):
-    plan, other = (plan_of(question, url, tmp_path, TRIALS, top=1, seeds=2) for _ in range(2))
-    work(plan)
-    assert other.is_done()
-    assert other.winner == plan.winner
-    numbers = [trial.number for trial in other.reevaluation.stored.trials()]
-    assert numbers == [*range(len(plan.candidates) * 2)]
 
 
 def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_not(tmp_path):
@@ -176,13 +163,17 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(ques
     with pytest.raises(KeyboardInterrupt):
         evaluate_winner(plan, killed, ["x"])
     answer = evaluate_winner(plan, CountedTest(), ["x"])
-    assert answer.test.openings == plan.search.stored.test_openings() == 2
+    reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
+    assert answer.test.openings == reopened.test_openings() == 2
     assert "the test part was opened 2 times" in "\n".join(winner_lines(answer))
     assert "opened 2 times" in (tmp_path / "model_card.md").read_text()
-    reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
-    assert reopened.test_openings() == 2
+    for file in plan.retraining.weights.iterdir():  # which another host keeps
+        file.unlink()
+    again = evaluate_winner(plan, CountedTest(), ["x"])
+    assert again.test == answer.test, "they are trained again to the same"
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("kind", ["loop"], indirect=True)
 def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(question, tmp_path, monkeypatch):
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
@@ -202,6 +193,7 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(question, tmp_path
     assert evaluate_winner(plan, CountedTest(), ["x"]).test.openings == 4
 
 
+@pytest.mark.chaos  # scikit-learn takes seconds to import
 @network
 def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question, tmp_path):
     question = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
@@ -245,27 +237,14 @@ def test_wrong_images_are_wrong_and_the_surest_come_first(evaluated):
         assert Image.open(io.BytesIO(base64.b64decode(content))).size == (4, 4)
 
 
-def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question, tmp_path):
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2)
-    work(plan)
-    first = evaluate_winner(plan, CountedTest(), ["x"])
-    for file in plan.retraining.weights.iterdir():
-        file.unlink()
-    again = evaluate_winner(plan, CountedTest(), ["x"])
-    assert replace(again.test, openings=1) == first.test
-
-
 # The files
 
 
 def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluated):
+    """winner.yaml composes to the winner's configuration, with nothing to search."""
     plan, answer, _ = evaluated
-    assert {path.name for path in plan.run_dir.iterdir()} >= {
-        "winner.json",
-        "winner.yaml",
-        "winner.pt",
-        "model_card.md",
-    }
+    files = {path.name for path in plan.run_dir.iterdir()}
+    assert files >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md"}
     card, lines = (plan.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(answer))
     shown = f"{answer.test.winner.mean:.4f} ± {answer.test.winner.std:.4f}"
     assert shown in card
@@ -273,19 +252,12 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
     assert f"trial {plan.winner}" in lines
     assert is_answer_of(answer, plan)
     json.dumps(answer.document(), allow_nan=False)
-
-
-def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_search(evaluated):
-    plan, answer, _ = evaluated
     written = yaml.safe_load((plan.run_dir / "winner.yaml").read_text())
     assert written["optimizer"]["lr"] == answer.winner.params["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=plan.run_dir)
     again = type(plan.question).ask(cfg, composer)
     assert again.trials() == 1
-    config, was = (
-        again.at(again.baseline),
-        plan.question.at(plan.candidates[plan.winner]),
-    )
+    config, was = again.at(again.baseline), plan.question.at(plan.candidates[plan.winner])
     for section in ("model", "optimizer", "train", "objective", "data"):
         assert config[section] == was[section], section
 
@@ -298,82 +270,55 @@ def forecast(tmp_path_factory):
     """A plan over a toy series whose stages have ended, what winner.json holds, and the source."""
     run_dir = tmp_path_factory.mktemp("forecast")
     path = run_dir / "wave.csv"
-    path.write_text(
-        "value\n" + "".join(f"{50 + 40 * math.sin(step / 3):.4f}\n" for step in range(120))
-    )
+    wave = [f"{50 + 40 * math.sin(step / 3):.4f}\n" for step in range(120)]
+    path.write_text("value\n" + "".join(wave))
     source = Series(str(path), "value", window=6, sealed=20, validation=20)
-    small = (
-        "model=mlp",
-        "model.hidden=[8]",
-        "model.standardise=true",
-        "optimizer=adam",
-        "train.epochs=8",
+    question = ask(
+        *("model=mlp", "model.hidden=[8]", "model.standardise=true", "optimizer=adam"),
+        *("train.epochs=4", "objective.metric=mae", "loss=mae", "space=lr"),
+        *("sampler=random", "study.seed=3"),
     )
-    overrides = (
-        *small,
-        "objective.metric=mae",
-        "loss=mae",
-        "space=lr",
-        "sampler=random",
-        "study.seed=3",
-    )
-    question, split = ask(*overrides), source.train()
-    url = f"sqlite:///{run_dir}/study.db"
+    data, url = TrainingData(source, source.train()), f"sqlite:///{run_dir}/study.db"
     stored = create_study(url, "s", question.identity("toy"), 5, goals=question.goals)
-    settings = WinnerSection(top=2, seeds=2)
-    data = TrainingData(source, split)
-    plan = Plan(Stage("search", stored, question, 5), question, data, url, run_dir, settings)
+    search, settings = Stage("search", stored, question, 5), WinnerSection(top=2, seeds=2)
+    plan = Plan(search, question, data, url, run_dir, settings)
     work(plan)
     return plan, evaluate_winner(plan, source.test, ["python", "-m", "studies.wave"]), source
 
 
 def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins(forecast):
+    """In the order of time: all of them on the last part."""
     plan, answer, _ = forecast
-    values = {
-        trial.number: trial.value
-        for trial in plan.search.stored.trials()
-        if trial.value is not None
-    }
-    best = sorted(values, key=values.get)[:2]
-    assert {*plan.candidates} == {*best, 0}
+    trials = plan.search.stored.trials()
+    values = {trial.number: trial.value for trial in trials if trial.value is not None}
+    assert {*plan.candidates} == {*sorted(values, key=values.get)[:2], 0}
     means = {row.trial: row.mean for row in answer.candidates}
     assert means[plan.winner] == min(means.values())
-    assert list(means.values()) == sorted(means.values())
+    assert [*means.values()] == sorted(means.values())
     row = answer.winner
-    assert row.gap == pytest.approx(row.mean - row.search_value), (
-        "above 0 where the search had flattered it"
-    )
-
-
-def test_in_the_order_of_time_all_are_judged_on_the_last_part(forecast):
-    plan, _, _ = forecast
+    assert row.gap == pytest.approx(row.mean - row.search_value), "above 0 where it had flattered"
     for seed in range(2):
         training, valid = plan.reevaluation.asked.fold(seed)
         assert training.max() < valid.min()
-        assert valid.tolist() == list(range(len(plan.data.split) - 20, len(plan.data.split)))
+        assert valid.tolist() == [*range(len(plan.data.split) - 20, len(plan.data.split))]
 
 
 def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
+    """`predict` answers as the winner did."""
     plan, answer, source = forecast
-    test = source.test()
+    test, predictions = source.test(), answer.predictions
     assert answer.confusion is None
-    assert torch.tensor(answer.predictions.came).tolist() == test.targets.tolist()
-    predicted = torch.tensor(answer.predictions.told)
-    assert answer.test.winner.values[0] == pytest.approx(
-        float((predicted - test.targets).abs().mean()), rel=1e-5
-    )
+    assert torch.tensor(predictions.came).tolist() == test.targets.tolist()
+    distance = (torch.tensor(predictions.told) - test.targets).abs().mean()
+    assert answer.test.winner.values[0] == pytest.approx(float(distance), rel=1e-5)
     rule = float((test.inputs[:, -1] - test.targets).abs().mean())
     assert answer.test.references == {"persistence": pytest.approx(rule)}
     assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(answer))
     assert "CSV files with 6 numbers in a line" in (plan.run_dir / "model_card.md").read_text()
-
-
-def test_predict_answers_as_the_winner_did(forecast):
-    plan, answer, source = forecast
-    np.save(plan.run_dir / "windows.npy", source.test().inputs.numpy())
+    np.save(plan.run_dir / "windows.npy", test.inputs.numpy())
     answers = predict(load_network(plan.run_dir), [plan.run_dir / "windows.npy"])
-    expected = [pair[0] for pair in answer.predictions.told]
-    assert [answer.values[0] for answer in answers] == pytest.approx(expected, rel=1e-5)
+    told = [answer.values[0] for answer in answers]
+    assert told == pytest.approx([pair[0] for pair in predictions.told], rel=1e-5)
 
 
 # Two objectives
@@ -447,11 +392,18 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two
     assert tests[0].winner == tests[2].winner != tests[1].winner
 
 
-def test_where_no_trial_keeps_to_the_rule_there_is_no_winner(two):
+def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_parameters_count(two):
+    """No more than those of the baseline."""
     plan = two("winner.rule='max accuracy where parameters < 1'")
     assert plan.candidates == {}
     assert [stage.title for stage in plan] == ["search"]
     assert not plan.is_done()
+    plan.close()
+    plan = two()
+    costs = costs_of(plan)
+    assert str(plan.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
+    assert 0 in plan.entrants
+    assert all(costs[number] <= costs[0] for number in plan.entrants)
 
 
 def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two, monkeypatch):
@@ -461,11 +413,3 @@ def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two, mon
     monkeypatch.setattr(Plan, "fresh_values", means)
     assert plan.winner == large
     assert not plan.rule.holds(plan.known_values(large))
-
-
-def test_without_a_rule_the_winner_has_no_more_parameters_than_the_baseline(two):
-    plan = two()
-    costs = costs_of(plan)
-    assert str(plan.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    assert 0 in plan.entrants
-    assert all(costs[number] <= costs[0] for number in plan.entrants)
