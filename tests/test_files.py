@@ -1,6 +1,5 @@
 """Files that are written whole or not at all: under exceptions, kills and several writers."""
 
-import errno
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from studyloom.files import (
     is_own,
     locked,
     mark_own,
-    sync_folder,
     temporary_name,
     write_whole,
     write_with,
@@ -109,34 +107,10 @@ def test_a_process_killed_in_mid_write_leaves_the_old_content_and_an_abandoned_f
     assert is_abandoned(temporary)
 
 
-def test_temporary_names_differ_by_kind_process_and_host(path, monkeypatch):
-    found = {temporary_name(path), temporary_name(path, "old")}
-    monkeypatch.setattr(files.os, "getpid", lambda: 1)
-    found |= {temporary_name(path), temporary_name(path, "old")}
-    monkeypatch.setattr(files, "host_id", lambda: "elsewhere-0000")
-    found |= {temporary_name(path), temporary_name(path, "old")}
-    assert len(found) == 6
-    assert {temporary.parent for temporary in found} == {path.parent}
-
-
 def test_files_of_other_hosts_and_other_names_are_never_abandoned(tmp_path):
     assert is_abandoned(temporary_name(tmp_path / "x")), "an earlier process had our number"
     for name in ("study.yaml", "study.yaml.elsewhere-0000.{pid}.new.tmp"):
         assert not is_abandoned(tmp_path / name.format(host=host_id(), pid=dead_pid())), name
-
-
-def test_a_folder_that_cannot_be_synced_is_left_as_it_is_and_a_disk_that_fails_is_an_error(
-    tmp_path, monkeypatch
-):
-    numbers = [errno.EINVAL, errno.EIO]
-
-    def fail(descriptor):
-        raise OSError(numbers.pop(0), "not here")
-
-    monkeypatch.setattr(files.os, "fsync", fail)
-    sync_folder(tmp_path)
-    with pytest.raises(OSError, match="not here"):
-        sync_folder(tmp_path)
 
 
 def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):

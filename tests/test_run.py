@@ -213,47 +213,12 @@ def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_show
 
 
 @pytest.mark.chaos
-def test_a_smaller_budget_on_a_finished_study_is_answered_from_the_first_trials(judged, tmp_path):
-    """Of 3 trials the first 2 are looked at: nothing new is searched."""
-    run_dir, overrides, _ = judged
-    copy = shutil.copytree(run_dir, tmp_path / "run")
-    done = study_here(*overrides, "study.trials=2", "launcher.workers=1", f"run_dir={copy}")
-    assert done.returncode == 0, done.stderr
-    assert "the study has 3 trials; the winner is one of the first 2" in done.stdout
-    answer = json.loads((copy / "winner.json").read_text())
-    assert answer["trials"] == 2
-    assert {row["trial"] for row in answer["candidates"]} <= {0, 1}
-    assert "Chosen from the first 2 of 3 trials" in (copy / "model_card.md").read_text()
-
-
-@pytest.mark.chaos
 def test_winner_yaml_gives_the_same_weights_again(judged, tmp_path):
     run_dir, _, _ = judged
     again = ("winner.seeds=2", "launcher.workers=2", "data.validation=100", f"run_dir={tmp_path}")
     done = study("--config-dir", str(run_dir), "--config-name", "winner", *again)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "winner.pt").read_bytes() == (run_dir / "winner.pt").read_bytes()
-
-
-@pytest.mark.chaos
-def test_a_winner_can_be_chosen_afterwards(finished):
-    run_dir, _ = finished
-    done = studyloom("winner", run_dir)
-    assert done.returncode == 0, done.stderr
-    assert "test      winner accuracy 0." in done.stdout
-    assert (run_dir / "winner.json").exists()
-
-
-def test_a_hostile_configuration_from_elsewhere_is_refused_before_anything_is_called(tmp_path):
-    canary = tmp_path / "canary"
-    call = f"{{_target_: os.system, command: 'touch {canary}'}}"
-    (tmp_path / "winner.yaml").write_text(f"defaults: [mnist, _self_]\nscheduler: {call}\n")
-    refused(
-        *("--config-dir", str(tmp_path), "--config-name", "winner"),
-        words=("scheduler._target_: os.system", "trust=["),
-        tmp_path=tmp_path,
-    )
-    assert not canary.exists()
 
 
 # Bad input: exit code 2, the value and the way out, no traceback, no trial

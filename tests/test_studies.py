@@ -89,14 +89,6 @@ def test_every_option_composes():
         assert bool(ask(f"space={option}", name=name).space.nodes) == (option != "none")
 
 
-def test_every_data_option_builds_a_source():
-    for option in OPTIONS["data"]:
-        source = build(composed_with("data", option)[0].data)
-        assert source.validation > 0
-        assert callable(source.train)
-        assert callable(source.test)
-
-
 @options("model", "optimizer", "scheduler", "loss")
 def test_every_part_of_training_builds_and_works(group, option, folds):
     cfg, composer = composed_with(group, option)
@@ -152,25 +144,6 @@ def test_every_space_asks_a_question_without_mistakes(group, option, folds):
     validate(question, TrainingData(None, split, folds))
     assert question.baseline is not None
     assert question.trials() == (question.config.study.trials if question.space.nodes else 1)
-
-
-def test_the_fashion_study_is_the_example_of_optuna():
-    question = ask(name="fashion")
-    assert question.config.data.validation == 1280
-    train = question.config.train
-    assert (train.epochs, train.batch_size, train.samples_per_epoch) == (10, 128, 3840)
-    assert question.composer.choices["pruner"] == "median"
-    point = question.space.walk(
-        lambda parameter: getattr(parameter.distribution, "high", "rmsprop")
-    )
-    assert point.choices == {"model": "mlp", "optimizer": "rmsprop"}
-    assert point.values == {
-        "model.hidden": [128] * 3,
-        "model.dropout": [0.5] * 3,
-        "optimizer.lr": 0.1,
-    }
-    point = question.space.walk(lambda parameter: getattr(parameter.distribution, "low", "sgd"))
-    assert point.values == {"model.hidden": [4], "model.dropout": [0.2], "optimizer.lr": 1e-5}
 
 
 @pytest.mark.parametrize("page", PAGES)
