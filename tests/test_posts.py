@@ -123,20 +123,3 @@ def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp
     (tmp_path / "post").write_text("sail and wind")
     with pytest.raises(PredictError, match=rf"post: 20 Newsgroups are not here.*{said}"):
         list(predict(network, [tmp_path / "post"]))
-
-
-@pytest.mark.nightly
-def test_the_posts_are_those_of_the_study():
-    source = build(ask(name="newsgroups").config.data)
-    try:
-        posts.folder_of(source.root)
-    except ValueError as error:
-        pytest.skip(str(error))
-    train, test = source.train(), source.test()
-    assert (len(test), train.outputs) == (7528, 20)
-    assert len(train) > 11_000
-    folder = posts.folder_of(source.root)
-    learnt = {tuple(words[:LONGEST]) for _, words in posts.training(folder)[0]}
-    sealed = {tuple(posts.words_of(text)[:LONGEST]) for _, text in posts.posts(folder, "test")}
-    assert len(learnt) == len(train)
-    assert not learnt & sealed

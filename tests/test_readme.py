@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import ROOT, environment, study, studyloom
+from commands import ROOT, environment, study_here
 from test_house import FLOORS
 from toys import compose
 
-from studyloom.cli import make_parser
+from studyloom.cli import main, make_parser
 from studyloom.config.scaffold import write_study
 
 FOLDERS = ("", ".github", "conf", "scripts", "src/studyloom", "studies", "tests")
@@ -112,7 +112,7 @@ def test_every_command_composes_or_parses():
 
 def test_mistakes_are_reported_as_the_example_shows():
     example = next(b for b in blocks(PAPERS["conf/README.md"], "console") if "cnnn" in b)
-    done = study("model=cnnn", "study.seed=x")
+    done = study_here("model=cnnn", "study.seed=x")
     assert done.returncode == 2
     _, *lines = example.splitlines()  # the command, then what it prints
     assert done.stderr.split() == " ".join(lines).split()
@@ -154,8 +154,9 @@ def test_every_link_leads_somewhere():
 INTERFACE = PAPERS["conf/README.md"]
 
 
-def test_the_table_of_keys_is_that_of_studyloom_keys():
-    printed = studyloom("keys").stdout
+def test_the_table_of_keys_is_that_of_studyloom_keys(capsys):
+    assert main(["keys"]) == 0
+    printed = capsys.readouterr().out
     assert len(printed.splitlines()) > 50
     assert printed in INTERFACE
 

@@ -1,12 +1,8 @@
-from pathlib import Path
-
 import pytest
 from hydra.errors import HydraException
 
-from studies import CONF
 from studyloom.config.main import arguments
 
-ROOT = Path(CONF).parent
 SECRET = "postgresql://user:hunter2@host/name"
 
 
@@ -84,21 +80,6 @@ def test_a_dry_run_leaves_nothing_behind(command, tmp_path):
         cfg, _ = command(flag)
         assert cfg.study.dry_run is True
         assert list(tmp_path.iterdir()) == []
-
-
-def test_other_runs_write_what_hydra_writes_below_their_run_directory(command, tmp_path):
-    cfg, composer = command("study.name=x")
-    assert cfg.study.dry_run is False
-    assert sorted(
-        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
-    ) == [
-        "runs/x/.hydra/config.yaml",
-        "runs/x/.hydra/hydra.yaml",
-        "runs/x/.hydra/overrides.yaml",
-    ]
-    assert composer.overrides == ("study.name=x",)
-    assert composer.config_name == "mnist"
-    assert composer.choices["model"] == "mlp"
 
 
 def test_a_run_directory_that_cannot_be_made_is_named(command, capsys, tmp_path):

@@ -68,16 +68,6 @@ def test_its_own_test_passes_and_so_does_a_dry_run(kind, tmp_path):
     assert "2 passed" in run(*command, "tests/test_mine.py", cwd=tmp_path)
 
 
-@pytest.mark.chaos
-def test_a_loop_is_searched_judged_and_tested(tmp_path):
-    write_study("mine", tmp_path, "loop")
-    quick = ("study.trials=3", "params.epochs=2", "winner.seeds=2", "launcher.workers=1")
-    said = run(sys.executable, "-m", "studies.mine", *quick, cwd=tmp_path)
-    assert "3 of 3 trials" in said
-    assert "test      winner accuracy 0." in said
-    assert (tmp_path / "runs" / "mine" / "winner.pt").is_file()
-
-
 def test_a_name_that_would_be_in_the_way_is_refused(tmp_path, capsys):
     for words, names in {
         "must consist of lower-case letters, digits and _": ("my-study", "Mine", "../up", "/x", ""),

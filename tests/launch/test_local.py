@@ -93,15 +93,6 @@ def test_a_second_stop_ends_at_once(tmp_path):
     assert stored_study(tmp_path).ledger.counts()["held"] == 0
 
 
-@pytest.mark.chaos
-@linux
-def test_workers_do_not_outlive_a_killed_command(tmp_path):
-    process, _ = at_work(tmp_path)
-    process.kill()
-    assert "Traceback" not in process.communicate()[1]
-    until(lambda: processes_of(tmp_path) == [], 10)  # README.md promises it
-
-
 # Trials that end their workers
 
 DEADLY = """

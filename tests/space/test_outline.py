@@ -54,14 +54,6 @@ def test_the_outline_shows_groups_options_and_ranges_as_a_tree():
     )
 
 
-def test_choices_are_shown_as_they_are_and_not_as_markup():
-    text = text_of(
-        space_of({"a": {"choice": ["[red]x[/red]", "[/]", ":bug:"]}, "[bold]": {"int": [1, 2]}})
-    )
-    assert "a: [red]x[/red] | [/] | :bug:" in text
-    assert "[bold]: 1 … 2" in text
-
-
 def test_a_distribution_is_described_as_yaml_would_write_it():
     for distribution, words in (
         (CategoricalDistribution(("relu", True, None, 1.0)), "relu | true | null | 1.0"),
