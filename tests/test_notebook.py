@@ -84,21 +84,15 @@ def outputs(cells, source):
     return [output.get("data", {}) for output in cell.outputs]
 
 
-def test_a_notebook_runs_a_search_and_shows_it_and_its_trials(executed):
+def test_a_notebook_shows_its_study_trials_plots_and_predictions(executed):
     shown = outputs(executed[0], "study = studyloom.run")
     assert "spirals: 4 of 4 trials" in shown[-1]["text/html"]
     (frame,) = outputs(executed[0], "study.trials")
     assert 'class="dataframe"' in frame["text/html"]
     assert "params.model.width" in frame["text/html"]
-
-
-def test_a_notebook_plots(executed):
     for source in ("from optuna.visualization", "import plotly"):
         figure = outputs(executed[0], source)[-1]
         assert figure["application/vnd.plotly.v1+json"]["data"]
-
-
-def test_a_notebook_loads_the_winner_and_predicts(executed):
     (accuracy,) = outputs(executed[0], "from studies.spirals import load")
     assert 0.3 < float(accuracy["text/plain"]) <= 1.0
 

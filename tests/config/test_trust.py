@@ -281,7 +281,6 @@ def composed(command, folder, *overrides):
 
 
 ALLOWED = {
-    "a primary config as ours are": {"theirs": Path(CONF, "mnist.yaml").read_text()},
     "as winner.yaml is": {
         "theirs": """
             defaults: [mnist, override /model: cnn, override /storage: sqlite,

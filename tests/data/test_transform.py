@@ -79,15 +79,6 @@ def test_a_picture_of_another_size_is_padded_cut_or_stretched():
         assert ends == pytest.approx([corner, side], abs=0.1)
 
 
-def test_of_a_white_background_white_is_filled_in_and_black_pictures_are_inverted(digits):
-    page = 1 - on_paper(digits[0, 0], (220, 400), 30, 200)
-    made, done = Picture("white", "ink")(page[None], SIZE)
-    assert done[0] == "inverted: black background, in training white"
-    assert float(made[0, 0, 0, 0]) == 1
-    padded, _ = Picture("white", "pad")(torch.zeros(1, 3, 10, 40), (20, 20))
-    assert float(padded[0, :, 0].min()) == 1
-
-
 def test_a_picture_that_cannot_be_made_so_is_refused_by_key():
     for arguments, words in (
         ({"background": "blakc"}, "background must be black, white or null; .*did you mean black"),

@@ -2,26 +2,9 @@ import math
 
 import pytest
 from optuna.distributions import FloatDistribution
+from spaces import LR, space_of
 
 from studyloom.errors import ConfigError
-from studyloom.space.language import parse_space
-from studyloom.space.tree import Space
-
-GROUPS = {
-    "model": ["mlp", "cnn"],
-    "model/block": ["plain", "residual"],
-    "model/block/gate": ["soft", "hard"],
-    "optimizer": ["sgd", "adam"],
-}
-LR = {"float": [1e-4, 1.0], "log": True}
-
-
-def options(group: str) -> list[str]:
-    return GROUPS.get(group, [])
-
-
-def space_of(tree: dict) -> Space:
-    return parse_space(tree, options)
 
 
 def mistakes_of(tree: dict) -> list[str]:

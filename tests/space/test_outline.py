@@ -1,17 +1,9 @@
-import io
-
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from rich.console import Console
+from snapshots import shown
+from spaces import space_of
 
-from studyloom.space.language import parse_space
 from studyloom.space.outline import describe, outline
-from studyloom.space.tree import Space
 
-GROUPS = {
-    "model": ["mlp", "cnn"],
-    "model/block": ["plain", "residual"],
-    "optimizer": ["sgd", "adam"],
-}
 TREE = {
     "model": {
         "mlp": {
@@ -25,18 +17,8 @@ TREE = {
 }
 
 
-def space_of(tree: dict) -> Space:
-    return parse_space(tree, lambda group: GROUPS.get(group, []))
-
-
-def text_of(space: Space, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    console.print(outline(space))
-    return console.file.getvalue()
-
-
 def test_the_outline_shows_groups_options_and_ranges_as_a_tree():
-    assert text_of(space_of(TREE)) == (
+    assert shown(outline(space_of(TREE))) == (
         "space: infinitely many points\n"
         "├── model\n"
         "│   ├── mlp\n"

@@ -5,25 +5,9 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler
+from spaces import GROUPS, LR, space_of
 
-from studyloom.space.language import parse_space
-from studyloom.space.tree import Space, why_not
-
-GROUPS = {
-    "model": ["mlp", "cnn"],
-    "model/block": ["plain", "residual"],
-    "model/block/gate": ["soft", "hard"],
-    "optimizer": ["sgd", "adam"],
-}
-LR = {"float": [1e-4, 1.0], "log": True}
-
-
-def options(group: str) -> list[str]:
-    return GROUPS.get(group, [])
-
-
-def space_of(tree: dict) -> Space:
-    return parse_space(tree, options)
+from studyloom.space.tree import why_not
 
 
 def answers(distribution):
