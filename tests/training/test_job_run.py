@@ -28,9 +28,6 @@ def close(one, other, **tolerance):
     return all(torch.allclose(one[name], other[name], **tolerance) for name in one)
 
 
-# Steps of one's own
-
-
 def plain(network, batch, loss):
     """What is done without a step of one's own."""
     inputs, targets = batch
@@ -49,7 +46,7 @@ def test_a_step_that_does_what_ours_does_changes_no_bit():
     assert curve(toy_job(step=own)) == expected
 
 
-def test_an_evaluation_of_ones_own_is_what_the_metric_judges():
+def test_an_evaluation_of_ones_own_is_what_the_metric_judges_also_on_the_test_part():
     def flipped(network, batch, loss):
         value, outputs, targets = plain(network, batch, loss)
         return value, -outputs, targets
@@ -57,42 +54,29 @@ def test_an_evaluation_of_ones_own_is_what_the_metric_judges():
     (*_, value) = curve(toy_job(epochs=30, **PLAIN))[-1]
     (*_, other) = curve(toy_job(epochs=30, evaluate=flipped, **PLAIN))[-1]
     assert value > 0.8 > 0.2 > other
-
-
-def test_the_test_part_is_judged_by_the_evaluation_of_ones_own():
-    def doubled(network, batch, loss):
-        value, outputs, targets = plain(network, batch, loss)
-        return value, 2 * outputs, targets + 1
-
-    job = toy_job(evaluate=doubled)
+    job = toy_job(evaluate=flipped)
     model = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
     outputs, targets = evaluate_network(job, model, SPLIT)
     with torch.no_grad():
-        assert torch.allclose(outputs, 2 * model.eval()(SPLIT.inputs), atol=1e-6)
-    assert torch.equal(targets, SPLIT.targets + 1)
-
-
-STEPS = [
-    (lambda network, batch: None, "train.step must return a loss, or .* returned None"),
-    (lambda network, batch: (network(batch[0]).mean(), 1), r"returned \(Tensor, int\)"),
-    (lambda network, batch: network(batch[0]).mean(1), r"must be a scalar, .*return loss.mean\(\)"),
-    (lambda network, batch: network(batch[0]).mean().detach(), "has no gradient: it was det"),
-]
-EVALUATIONS = [
-    (lambda network, batch: network(batch[0]).mean(), "train.evaluate must return .loss, outp"),
-    (lambda network, batch: (network(batch[0])[:, 0], network(batch[0]), batch[1]), "be a scalar"),
-    (
-        lambda network, batch: (network(batch[0]).mean(), network(batch[0])[:3], batch[1]),
-        r"outputs of each example; .* returned a tensor of the shape \(3, 3\) for 15 examples",
-    ),
-]
+        assert torch.allclose(outputs, -model.eval()(SPLIT.inputs), atol=1e-6)
+    assert torch.equal(targets, SPLIT.targets)
 
 
 def test_a_step_or_evaluation_that_returns_something_else_is_named():
-    for name, functions in (("step", STEPS), ("evaluate", EVALUATIONS)):
-        for function, words in functions:
-            with pytest.raises(ValueError, match=words):
-                curve(toy_job(**{name: function}))
+    def few(network, batch):
+        outputs = network(batch[0])
+        return outputs.mean(), outputs[:3], batch[1]
+
+    shape = r"outputs of each example; .* returned a tensor of the shape \(3, 3\) for 15 examples"
+    for name, function, words in (
+        ("step", lambda *_: None, "train.step must return a loss, or .* returned None"),
+        ("step", lambda net, batch: net(batch[0]).mean(1), "must be a scalar, .*return loss.mean"),
+        ("step", lambda net, batch: net(batch[0]).mean().detach(), "has no gradient: it was det"),
+        ("evaluate", lambda net, batch: net(batch[0]).mean(), "evaluate must return .loss, outp"),
+        ("evaluate", few, shape),
+    ):
+        with pytest.raises(ValueError, match=words):
+            curve(toy_job(**{name: function}))
 
 
 # Accumulation, precision, the average of the weights
@@ -198,20 +182,17 @@ def test_a_scheduler_of_pytorch_steps_as_its_documentation_says(name):
 
 @pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("cross_entropy", "min")])
 def test_a_plateau_steps_on_the_metric_in_its_direction(metric, mode):
-    kind = lr_scheduler.ReduceLROnPlateau
+    kind, sign = lr_scheduler.ReduceLROnPlateau, 1 if mode == "max" else -1
     schedule = TorchSchedule(kind, {"patience": 0, "threshold": 0.0, "factor": 0.5})
-    job = toy_job(schedule=schedule, epochs=8, metric=METRICS[metric])
-    training = Training([job], SPLIT)
+    training = Training([toy_job(schedule=schedule, epochs=8, metric=METRICS[metric])], SPLIT)
     (run,) = training._runs
-    rates = [(epoch.value, run.optimizer.param_groups[0]["lr"]) for (epoch,) in training]
     best, expected = -math.inf, 0.01
-    for value, rate in rates:
-        signed = value if mode == "max" else -value
-        if signed <= best:
+    for (epoch,) in training:
+        if sign * epoch.value <= best:
             expected *= 0.5
-        best = max(best, signed)
-        assert rate == pytest.approx(expected)
-    assert rates[-1][1] < 0.01, "it never reached a plateau"
+        best = max(best, sign * epoch.value)
+        assert run.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    assert expected < 0.01, "it never reached a plateau"
     wrong = TorchSchedule(kind, {"mode": "min" if mode == "max" else "max"})
     with pytest.raises(ValueError, match=f"scheduler.mode must be {mode}, since .* {metric}"):
         curve(toy_job(schedule=wrong, metric=METRICS[metric]))
@@ -229,20 +210,14 @@ def scripted(*values):
 
 
 def test_patience_ends_a_training_and_best_keeps_its_weights_and_value():
-    script = (0.3, 0.5, 0.5, 0.4, 0.9)
-    snapshots = []
-    job = toy_job(epochs=5, metric=scripted(*script), patience=2, keep="best")
-    training = Training([job], SPLIT)
-    for _ in training:
-        snapshots.append(deepcopy(training._runs[0].model.state_dict()))
-    assert [epoch.value for (epoch,) in training.history] == [0.3, 0.5, 0.5, 0.4]
-    assert (training.epochs, training.ended, training.numbers) == (4, True, [1, 2, 3, 4])
-    assert [epoch.number for epoch in training.kept()] == [2]
-    assert close(training.weights()[0], snapshots[1], atol=0)
-    last = Training([toy_job(epochs=5, metric=scripted(*script), patience=2)], SPLIT)
-    list(last)
-    assert [epoch.value for epoch in last.kept()] == [0.4]
-    assert close(last.weights()[0], snapshots[3], atol=0)
+    for keep, number, value in (("best", 2, 0.5), ("last", 4, 0.4)):
+        metric = scripted(0.3, 0.5, 0.5, 0.4, 0.9)
+        training = Training([toy_job(epochs=5, metric=metric, patience=2, keep=keep)], SPLIT)
+        snapshots = [deepcopy(training._runs[0].model.state_dict()) for _ in training]
+        assert [epoch.value for (epoch,) in training.history] == [0.3, 0.5, 0.5, 0.4]
+        assert (training.epochs, training.ended, training.numbers) == (4, True, [1, 2, 3, 4])
+        assert [(epoch.number, epoch.value) for epoch in training.kept()] == [(number, value)]
+        assert close(training.weights()[0], snapshots[number - 1], atol=0)
 
 
 def two_jobs():
@@ -258,29 +233,22 @@ def two_jobs():
 @pytest.mark.parametrize("in_turn", [False, True])
 def test_each_job_has_its_own_patience_and_stands_in_until_the_others_end(in_turn):
     training = Training(two_jobs(), SPLIT, in_turn=in_turn)
-    values = [[epoch.value for epoch in epochs] for epochs in training]
+    values, states = [], [training.state()]
+    for epochs in training:
+        values.append([epoch.value for epoch in epochs])
+        states.append(training.state())
     if in_turn:
         assert values == [[0.5], [0.4], [0.3], [0.1], [0.2], [0.8], [0.2], [0.1]]
         assert training.numbers == [1, 2, 6, 7, 8, 9, 10, 12]
-        assert training.epochs == 12
     else:
         assert values == [[0.5, 0.1], [0.4, 0.2], [0.3, 0.8], [0.5, 0.2], [0.5, 0.1]]
-        assert training.epochs == 5
+        assert training.numbers == [1, 2, 3, 4, 5]
+    assert training.epochs == training.numbers[-1]
     assert [epoch.value for epoch in training.kept()] == [0.5, 0.8]
-    for stop in range(len(values)):
-        first = Training(two_jobs(), SPLIT, in_turn=in_turn)
-        iterations = iter(first)
-        for _ in range(stop):
-            next(iterations)
+    for stop, state in enumerate(states):
         resumed = Training(two_jobs(), SPLIT, in_turn=in_turn)
-        resumed.restore(first.state())
-        assert (resumed.numbers, resumed.ended) == (training.numbers[:stop], False)
-    resumed.restore(training.state())
-    assert (resumed.numbers, resumed.ended, resumed.epochs) == (
-        training.numbers,
-        True,
-        training.epochs,
-    )
+        resumed.restore(state)
+        assert (resumed.numbers, resumed.ended) == (training.numbers[:stop], stop == len(values))
     assert list(resumed) == []
 
 

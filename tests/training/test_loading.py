@@ -2,8 +2,8 @@
 
 import os
 import signal
-import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -39,19 +39,11 @@ PERSISTENT = {"num_workers": 2, "persistent_workers": True}
 
 def loaders():
     """The processes below this one that load."""
-    return [
-        pid
-        for pid in [each.pid for each in psutil.Process(os.getpid()).children(recursive=True)]
-        if name_of(pid) == "pt_data_worker"
-    ]
-
-
-def name_of(pid):
-    try:
-        with open(f"/proc/{pid}/task/{pid}/comm") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    names = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            names.append(process.name())
+    return [name for name in names if name == "pt_data_worker"]
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +59,10 @@ def test_stop_and_resume_equals_never_stopped_after_any_epoch():
     check_resuming(toy_job(**RESUMABLE["accumulation without the last batch"]), drawn())
 
 
-@pytest.mark.parametrize(("loading", "weights"), [(WORKERS, torch.arange(60)), (PERSISTENT, None)])
+@pytest.mark.parametrize(
+    ("loading", "weights"),
+    [(PERSISTENT, torch.arange(60)), pytest.param(WORKERS, None, marks=pytest.mark.chaos)],
+)
 def test_what_is_drawn_does_not_depend_on_who_loads_and_resumes_the_same(loading, weights):
     job = toy_job(**RESUMABLE["everything at once"])
     alone = states_of(Training([job], drawn(weights=weights)))
@@ -168,16 +163,15 @@ class Listed(Dataset):
         return item
 
 
-class Tokens(nn.Module):
-    """A network of token ids and a mask."""
+class Masked(nn.Module):
+    """A network of token ids and a mask, which takes neither shape nor outputs."""
 
-    def __init__(self, outputs=2):
+    def __init__(self):
         super().__init__()
-        self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(4, outputs)
+        self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(4, 2)
 
     def forward(self, ids, mask):
-        assert ids.dtype == torch.int64
-        assert mask.dtype == torch.bool
+        assert (ids.dtype, mask.dtype) == (torch.int64, torch.bool)
         return self.last((self.embedding(ids) * mask[..., None]).sum(1))
 
 
@@ -187,19 +181,13 @@ def ragged(items):
     return ids, ids > 0, torch.tensor([target for _, target in items])
 
 
-SENTENCES = Listed(*([1 + k % 8] * (1 + k % 4) for k in range(20)))
-SENTENCES.items = tuple((words, k % 2) for k, words in enumerate(SENTENCES.items))
-SMALL = {"train": torch.arange(15), "valid": torch.arange(15, 20), "batch_size": 4}
-
-
-def test_ragged_token_ids_with_a_mask_are_a_network_of_two_inputs():
-    examples = Datasets(train=SENTENCES, validation=5, collate=ragged).train()
+def test_ragged_token_ids_with_a_mask_are_a_network_of_two_inputs_and_dicts_need_a_step():
+    parts = {"train": torch.arange(15), "valid": torch.arange(15, 20), "batch_size": 4}
+    job = toy_job(model=lambda **sizes: Masked(), **parts)
+    items = [([1 + k % 8] * (1 + k % 4), k % 2) for k in range(20)]
+    examples = Datasets(train=Listed(*items), validation=5, collate=ragged).train()
     assert (examples.outputs, examples.shape, examples.classifies) == (None, None, True)
-    job = toy_job(model=lambda shape, outputs: Tokens(), **SMALL)
     assert len(curve(job, examples)) == 3
-
-
-def test_dicts_are_for_a_step_of_ones_own_and_refused_with_the_way_out_without():
     items = [{"x": torch.randn(3), "y": k % 2} for k in range(20)]
     examples = Datasets(train=Listed(*items), validation=5).train()
 
@@ -207,9 +195,8 @@ def test_dicts_are_for_a_step_of_ones_own_and_refused_with_the_way_out_without()
         outputs = network(batch["x"])
         return loss(outputs, batch["y"]), outputs, batch["y"]
 
-    job = toy_job(model=lambda shape, outputs: nn.Linear(3, 2), **SMALL)
-    own = replace(job, step=step, evaluate=step)
-    assert len(curve(own, examples)) == 3
+    job = replace(job, model=lambda **sizes: nn.Linear(3, 2))
+    assert len(curve(replace(job, step=step, evaluate=step), examples)) == 3
     with pytest.raises(ValueError, match=r"must be \(inputs, targets\).*--kind loop"):
         curve(job, examples)
 
@@ -290,9 +277,7 @@ class Slow(Drawn):
     """Takes a minute for each item."""
 
     def __getitem__(self, index):
-        if threading.current_thread() is threading.main_thread():
-            time.sleep(60)
-        return super().__getitem__(index)
+        time.sleep(60)
 
 
 @pytest.mark.chaos
@@ -300,8 +285,7 @@ def test_a_signal_ends_a_training_that_waits_for_a_dataset_that_hangs():
     def handle(*_):
         raise Interrupt
 
-    before = signal.signal(signal.SIGALRM, handle)
-    began = time.monotonic()
+    before, began = signal.signal(signal.SIGALRM, handle), time.monotonic()
     examples = drawn(evaluate=None, **WORKERS)
     object.__setattr__(examples.training, "parts", (("data.train", Slow()),))
     try:

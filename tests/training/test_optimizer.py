@@ -1,7 +1,5 @@
 """An optimizer: who gets which settings, what is refused, and that a step is its own."""
 
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -98,32 +96,3 @@ def test_a_step_is_that_of_the_optimizer_bit_for_bit():
         hooked,
     ):
         assert train(make, False) == train(make, True)
-
-
-PROGRAM = """
-import functools, sys
-import torch
-from torch import nn
-from studyloom.data import Split
-from studyloom.training.job import Job
-from studyloom.training.trainer import Training
-
-def net(shape, outputs):
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, outputs))
-
-split = Split(torch.randn(20, 1, 4, 4), torch.arange(20) % 10, 10, "toy")
-part, adam = torch.arange(20), functools.partial(torch.optim.Adam, fused=True)
-loss = nn.CrossEntropyLoss()
-job = Job(net, adam, lambda progress: 1.0, loss, part, part, epochs=2, batch_size=4, seed=0)
-training = Training([job], split)
-assert len(list(training)) == 2
-Training([job], split).restore(training.state())
-sys.exit("torch._dynamo" in sys.modules)
-"""
-
-
-@pytest.mark.nightly
-def test_training_does_not_import_the_compiler():
-    """The import takes a worker a second."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Two processes that train together give what one gives, stay equal, and fail together."""
+"""Two processes that train together give what one gives, and stay equal."""
 
 import math
 import os
@@ -147,73 +147,3 @@ def test_ranks_that_resume_equal_those_that_never_stopped(two):
     resumed = together(2, trained, [*WAYS], 2)
     for name in WAYS:
         assert equal(resumed[0][name], two[0][name]), name
-
-
-# Exceptions
-
-
-def failing(ranks, where):
-    """Runs two trainings, of which the first fails in a rank, at some place.
-
-    It returns what was raised, whether the lockstep was lost, and the result of the second.
-    """
-    calls = []
-
-    def take_part(call):
-        calls.append(call)
-        ranks.together(lambda: None)
-        for number in range(2 * len(calls) - 2, 2 * len(calls)):
-            assert ranks.go_on()
-            if where == f"agreed in {ranks.rank}" and not number:
-                ranks.together(raising)
-            if where == f"alone in {ranks.rank}" and not number:
-                raising()
-            ranks.together(lambda: None)
-            ranks.rest()
-
-    def raising():
-        raise LookupError(f"no luck in rank {ranks.rank}")
-
-    if ranks.rank:
-        try:
-            ranks.follow(take_part)
-        except LookupError as error:
-            return repr(error)
-        return None
-    first = second = None
-    broken = []
-    for number in range(2):
-        try:
-            with ranks.leading("call", lambda: broken.append(True)):
-                for _ in range(2):
-                    ranks.go_on()
-                    if where == "agreed in 0" and not number:
-                        ranks.together(raising)
-                    if where == "alone in 0" and not number:
-                        raising()
-                    ranks.together(lambda: None)
-                    ranks.rest()
-            second = "done"
-        except LookupError as error:
-            first = repr(error)
-            where = ""
-        if broken:
-            break
-    return first, bool(broken), second
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_exception_where_ranks_agree_is_raised_in_all_and_they_go_on(rank):
-    first, _ = together(2, failing, f"agreed in {rank}")
-    assert first == (f"LookupError('no luck in rank {rank}')", False, "done")
-
-
-def test_an_exception_of_another_rank_alone_is_raised_in_rank_0_which_has_lost_it():
-    first, other = together(2, failing, "alone in 1")
-    assert first == ("LookupError('no luck in rank 1')", True, None)
-    assert other == "LookupError('no luck in rank 1')"
-
-
-def test_an_exception_of_rank_0_alone_ends_the_others():
-    first, _ = together(2, failing, "alone in 0")
-    assert first == ("LookupError('no luck in rank 0')", True, None)

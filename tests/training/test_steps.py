@@ -38,18 +38,6 @@ def test_small_steps_get_one_thread_and_large_ones_all():
     def fail():
         raise RuntimeError("nothing to read")
 
-    small, large = MLP(IMAGE, 10, hidden=[16]), MLP(IMAGE, 10, hidden=[512, 512])
-    with on_threads(2):
-        assert chosen(small, 64) == 1
-        assert chosen(small, 4096) == 2
-        assert chosen(large, 64) == 2
-        assert chosen(CNN(IMAGE, 10), 64) == 2  # whose weights are few
-        assert chosen(small, 64, fail) == 2  # it cannot be told
-    with on_threads(1):
-        assert chosen(large, 64) == 1
-
-
-def test_choosing_threads_leaves_the_network_and_the_random_state_alone():
     class Counting(MLP):
         calls = 0
 
@@ -57,10 +45,15 @@ def test_choosing_threads_leaves_the_network_and_the_random_state_alone():
             self.calls += 1
             return super().forward(inputs) + torch.rand(1)
 
-    network = Counting(IMAGE, 10, hidden=[16])
+    small, large = Counting(IMAGE, 10, hidden=[16]), MLP(IMAGE, 10, hidden=[512, 512])
     with on_threads(2):
         before = torch.get_rng_state()
-        choose_threads(network, lambda: (torch.randn(1, *IMAGE), torch.zeros(1)), 64)
-    assert torch.equal(before, torch.get_rng_state())
-    assert (network.calls, network.training) == (0, True)
-    assert not any(module._forward_hooks for module in network.modules())
+        assert chosen(small, 64) == 1
+        assert torch.equal(before, torch.get_rng_state())
+        assert chosen(small, 4096) == 2
+        assert chosen(large, 64) == 2
+        assert chosen(CNN(IMAGE, 10), 64) == 2  # whose weights are few
+        assert chosen(small, 64, fail) == 2  # it cannot be told
+    with on_threads(1):
+        assert chosen(large, 64) == 1
+    assert (small.calls, small.training) == (0, True), "it is left alone"

@@ -3,8 +3,6 @@
 import itertools
 import math
 import pickle
-import random
-import signal
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from functools import partial
@@ -372,30 +370,20 @@ def test_a_state_is_a_snapshot_and_is_not_trained_on():
     assert equal(*ends)
 
 
-def state_of(*jobs):
-    training = Training(jobs, SPLIT)
-    next(iter(training))
-    return training.state()
-
-
-SGD = partial(torch.optim.SGD, lr=0.01)
-ADAM = partial(torch.optim.Adam, lr=0.02)
-OTHERS = [
-    (lambda: state_of(toy_job(), toy_job()), "2 jobs in the state, 1 here"),
-    (lambda: state_of(toy_job(seed=2)), "seed is 2 in the state, 1 here"),
-    (lambda: state_of(toy_job(optimizer=ADAM)), "rates is [0.02] in the state"),
-    (lambda: state_of(toy_job(model=partial(MLP, hidden=(9,)))), "size mismatch for 1.weight"),
-    (dict, "'jobs' is missing"),
-]
-
-
 def test_a_state_of_other_jobs_is_refused_in_one_line_and_training_stays_as_it_was():
     training = Training([toy_job()], SPLIT)
     next(iter(training))
     before = timeless(training.state())
-    for state, words in OTHERS:
+    for jobs, words in (
+        ([toy_job(), toy_job()], "2 jobs in the state, 1 here"),
+        ([toy_job(seed=2)], "seed is 2 in the state, 1 here"),
+        ([toy_job(optimizer=partial(torch.optim.Adam, lr=0.02))], "rates is [0.02] in the state"),
+        ([toy_job(model=partial(MLP, hidden=(9,)))], "size mismatch for 1.weight"),
+        ([], "'jobs' is missing"),
+    ):
+        state = Training(jobs, SPLIT).state() if jobs else {}
         with pytest.raises(ValueError, match="the state does not fit these jobs: ") as refusal:
-            training.restore(state())
+            training.restore(state)
         assert words in str(refusal.value)
         assert "\n" not in str(refusal.value)
         assert equal(timeless(training.state()), before)
@@ -406,47 +394,27 @@ class Interrupt(BaseException):
     """What the signal handler raises."""
 
 
-@pytest.mark.nightly
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
-def test_a_signal_at_any_moment_leaves_no_half_epoch():
-    def handle(number, frame):
-        raise Interrupt
+def test_a_signal_in_the_midst_of_an_epoch_leaves_no_half_of_it():
+    """Its handler raises at each call of the loss in turn."""
+    expected = states_of(Training([toy_job()], SPLIT))
+    for moment in range(7):  # five steps and an evaluation for an epoch
+        calls = itertools.count()
 
-    jobs = [
-        toy_job(epochs=2, optimizer=SGD),
-        toy_job(epochs=2, model=partial(CNN, channels=2, dropout=0.5)),
-    ]
-    training = Training(jobs, SPLIT, in_turn=True)
-    start = training.state()
-    expected = states_of(training)
-    seconds = sum(epoch.seconds for epoch in itertools.chain(*training.history))
-    moments = random.Random(0)
-    halves = 0
-    earlier = signal.signal(signal.SIGALRM, handle)
-    try:
-        for _ in range(80):
-            training.restore(start)
-            try:
-                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, seconds))
-                for _ in training:
-                    pass
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Interrupt:
-                pass
-            torch.set_grad_enabled(True)  # PyTorch's contexts may be cut in two
-            try:
-                state = training.state()
-            except RuntimeError:
-                halves += 1
-                with pytest.raises(RuntimeError, match="unfinished"):
-                    next(iter(training))
-            else:
-                assert equal(timeless(state), expected[len(training.history)])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier)
-        torch.set_grad_enabled(True)
-    assert halves > 5
+        def loss(outputs, targets, moment=moment, calls=calls):
+            if next(calls) == moment:
+                raise Interrupt
+            return nn.functional.cross_entropy(outputs, targets)
+
+        training = Training([toy_job(loss=loss)], SPLIT)
+        start = training.state()
+        with pytest.raises(Interrupt):
+            list(training)
+        with pytest.raises(RuntimeError, match="unfinished"):
+            training.state()
+        with pytest.raises(RuntimeError, match="unfinished"):
+            next(iter(training))
+        training.restore(start)
+        assert equal(states_of(training), expected)
 
 
 def test_a_job_that_cannot_be_trained_is_refused():

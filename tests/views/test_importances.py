@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import optuna
 import pytest
@@ -26,51 +24,6 @@ def shares(trials, names=None, sign=1, goal=0):
     return {each.name: each.share for each in found}
 
 
-def digits(seed):
-    """A search of 40 trials whose choice of a network decides most, half of the worse ones pruned.
-
-    It has a rate that matters less, and noise.
-    """
-    noise = np.random.default_rng(seed)
-
-    def error(trial):
-        if trial.suggest_categorical("model", ["mlp", "cnn"]) == "mlp":
-            width = trial.suggest_int("model.mlp.width", 16, 512, log=True)
-            worse = 0.1 * (64 / width) ** 0.2
-        else:
-            channels = trial.suggest_categorical("model.cnn.channels", [8, 16, 32])
-            worse = 0.045 - 0.005 * math.log2(channels / 8)
-        rate = trial.suggest_float("optimizer.lr", 1e-4, 1e-2, log=True)
-        worse += 0.03 * (math.log10(rate) + 2.3) ** 2
-        worse += 0.004 * math.log2(trial.suggest_categorical("batch", [32, 64, 128, 256]) / 32)
-        return max(0.0, 1 - worse + noise.normal(0, 0.003))
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.optimize(error, n_trials=40)
-    median = sorted(trial.value for trial in study.trials)[20]
-    for trial in study.trials:
-        pruned = trial.value < median and trial.number > 4 and trial.number % 3
-        yield create_trial(
-            state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-            value=None if pruned else trial.value,
-            params=trial.params,
-            distributions=trial.distributions,
-            intermediate_values={1: trial.value - 0.1, 2: trial.value},
-        )
-
-
-@pytest.mark.nightly
-def test_a_study_made_twice_names_the_same_question_first():
-    first, second = ([*digits(seed)] for seed in (0, 1))
-    ours = [shares(trials) for trials in (first, second)]
-    assert [next(iter(each)) for each in ours] == ["model", "model"]
-    names = {*ours[0], *ours[1]}
-    distance = sum(abs(ours[0].get(n, 0.0) - ours[1].get(n, 0.0)) for n in names) / 2
-    assert distance < 0.35
-
-
 def test_the_same_trials_give_the_same_shares_which_add_up_to_1_within_their_intervals(quick):
     asked = {"a": FRACTION, "b": FRACTION, "c": FRACTION}
     trials = made(30, lambda p: 3 * p["a"] + p["b"], **asked)
@@ -82,13 +35,34 @@ def test_the_same_trials_give_the_same_shares_which_add_up_to_1_within_their_int
     assert found[0].high > found[0].share > found[0].low
 
 
-def made(trials, value, **asked):
+def made(trials, value, seed=0, **asked):
     """Complete trials whose parameters are drawn, and whose value follows from them."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for _ in range(trials):
         trial = study.ask(asked)
         study.tell(trial, float(value(trial.params)))
     return study.trials
+
+
+def test_a_study_made_twice_names_the_same_question_first():
+    """The choice of a network decides most; one of them has a parameter of its own."""
+    choice = CategoricalDistribution(["mlp", "cnn"])
+    asked = {"model": choice, "mlp.width": FRACTION, "lr": FRACTION, "batch": FRACTION}
+    found = []
+    for seed in (0, 1):
+        noise = np.random.default_rng(seed)
+
+        def value(p, noise=noise):
+            own = 0.05 * p["mlp.width"] if p["model"] == "mlp" else 0.1
+            return own + 0.03 * p["lr"] + 0.01 * p["batch"] + noise.normal(0, 0.003)
+
+        trials = made(40, value, seed, **asked)
+        for trial in trials:
+            if trial.params["model"] == "cnn":
+                del trial.params["mlp.width"], trial.distributions["mlp.width"]
+        found.append(shares(trials))
+    assert [next(iter(each)) for each in found] == ["model", "model"]
+    assert sum(abs(found[0][name] - found[1][name]) for name in asked) / 2 < 0.35
 
 
 def test_what_decides_the_value_comes_first_whatever_its_kind(quick):

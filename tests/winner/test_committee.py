@@ -1,7 +1,6 @@
 """Committees: chosen by examples that no member has seen, tested once, and loaded as data."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from judged import MIXED, SPLIT, CountedTest, plan_of, test_part, work
 from torch import nn
 from toys import LOOP, TINY, TWO, ask
 
-from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, PredictError
 from studyloom.metrics import ACCURACY, METRICS
 from studyloom.models import CNN, MLP
@@ -207,18 +205,6 @@ def test_an_answer_without_a_committee_gets_one_and_the_opening_is_counted(tmp_p
     anew = evaluate_winner(plan, CountedTest(), ["x"], anew=True)
     assert anew.committee.members == answer.committee.members
     assert anew.test.openings == 3
-
-
-@pytest.mark.chaos
-def test_in_time_order_all_networks_share_a_part_and_are_chosen_from_together(tmp_path):
-    """The last part comes after all that any of them was trained on."""
-    split = replace(SPLIT, ordered=True)
-    plan = plan_of(ask(*MIXED), f"sqlite:///{tmp_path}/study.db", tmp_path, 3, **SETTINGS)
-    plan.data = TrainingData(SimpleNamespace(validation=40), split)
-    work(plan)
-    entry = evaluate_winner(plan, CountedTest(), ["x"]).committee
-    times = sum(m.times for m in entry.members)
-    assert [m.share for m in entry.members] == [m.times / times for m in entry.members]
 
 
 @pytest.mark.chaos

@@ -10,29 +10,40 @@ import pytest
 import torch
 from answers import write_winner
 from PIL import Image, ImageDraw
-from sounds import sweep, wav
 
-from studyloom.data import Reader, Sound
+from studyloom.data import Reader
 from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
 from studyloom.models import MLP
-from studyloom.text import format_value
 from studyloom.training.checkpoint import save_weights
 from studyloom.winner import predictor
-from studyloom.winner.predictor import Network, Predictor, load_network, predict, read_inputs
+from studyloom.winner.predictor import Predictor, load_network, predict, read_inputs
 
 PICTURE = {"_target_": "studyloom.data.Picture"}
 FACTS = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081, "transform": PICTURE}
 MODEL = "studyloom.models.MLP"
 
 
+@pytest.fixture(scope="module")
+def digits_read(tmp_path_factory):
+    """Facts and weights of a network that has learnt the digits."""
+    split = Embedded().train()
+    inputs = torch.cat([split.inputs.flatten(1), torch.ones(len(split), 1)], 1).double()
+    classes = torch.nn.functional.one_hot(split.targets).double()
+    # Ridge regression, since an optimizer of torch takes four seconds to import.
+    gram = inputs.T @ inputs + 100 * torch.eye(785, dtype=torch.float64)
+    weights = (10 * torch.linalg.solve(gram, inputs.T @ classes)).float().T
+    layer = {"1.weight": weights[:, :784].clone(), "1.bias": weights[:, 784].clone()}
+    transform = PICTURE | asdict(Embedded().transform)
+    return layer, FACTS | {"inputs": asdict(InputRange.of(split)), "transform": transform}
+
+
 @pytest.fixture
-def run_dir(tmp_path):
-    """A run directory with the winner's files, of a small network on MNIST's shape."""
-    torch.manual_seed(0)
-    state = MLP((1, 28, 28), 10, hidden=[8]).state_dict()
-    return write_winner(tmp_path / "run", {"_target_": MODEL, "hidden": [8]}, state, **FACTS)
+def reader(digits_read, tmp_path):
+    """A run directory, of that network."""
+    layer, facts = digits_read
+    return write_winner(tmp_path / "reader", {"_target_": MODEL, "hidden": []}, layer, **facts)
 
 
 @pytest.fixture
@@ -42,17 +53,17 @@ def digits():
 
 
 def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(
-    run_dir, digits, tmp_path
+    reader, digits, tmp_path
 ):
-    model = MLP((1, 28, 28), 10, hidden=[8])
-    model.load_state_dict(torch.load(run_dir / "winner.pt", weights_only=True))
+    model = MLP((1, 28, 28), 10, hidden=[])
+    model.load_state_dict(torch.load(reader / "winner.pt", weights_only=True))
     inputs = Embedded().test().inputs[:20]
     expected = model.eval()(inputs).detach().softmax(1).max(1)
     Image.fromarray(digits[3]).save(tmp_path / "three.png")
     header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in digits.shape)
     (tmp_path / "many.gz").write_bytes(gzip.compress(header + digits.tobytes()))
     paths = [tmp_path / "three.png", tmp_path / "many.gz"]
-    first, *answers = predict(load_network(run_dir), paths)
+    first, *answers = predict(load_network(reader), paths)
     assert [answer.label for answer in answers] == expected.indices.tolist()
     assert (first.name, first.label) == (str(paths[0]), int(expected.indices[3]))
     assert answers[3].name == f"{paths[1]}[3]"
@@ -60,7 +71,7 @@ def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(
 
 
 def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
-    run_dir, digits, tmp_path
+    reader, digits, tmp_path
 ):
     for name in ("first.png", "last.png"):
         Image.fromarray(digits[0]).save(tmp_path / name)
@@ -74,7 +85,7 @@ def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
     for name, (content, _) in contents.items():
         (tmp_path / name).write_bytes(content)
     asked = [tmp_path / name for name in ("first.png", *contents, "gone", "last.png")]
-    answers = predict(load_network(run_dir), asked)
+    answers = predict(load_network(reader), asked)
     assert [next(answers).name for _ in range(2)] == [str(asked[0]), str(asked[-1])]
     with pytest.raises(PredictError) as caught:
         next(answers)
@@ -139,36 +150,6 @@ def test_a_table_is_read_by_the_names_of_its_columns_and_an_array_by_their_order
     assert str(answers[0]).split("\t")[1:] == ["large", standardised], "as in training"
 
 
-class Tokens(torch.nn.Module):
-    """A network that takes whole numbers alone."""
-
-    def __init__(self, shape, outputs):
-        super().__init__()
-        self.embedding = torch.nn.EmbeddingBag(10, outputs)
-
-    def forward(self, inputs):
-        return self.embedding(inputs)
-
-
-def test_a_network_that_begins_with_an_embedding_gets_whole_numbers(tmp_path):
-    network, facts = Tokens((2,), 2), {"shape": [2], "outputs": 2, "dtype": "int64"}
-    section = {"_target_": f"{__name__}.Tokens"}
-    folder = write_winner(tmp_path, section, network.state_dict(), **facts)
-    np.save(tmp_path / "words.npy", np.array([[1, 9], [0, 3]]))
-    answers = [*predict(load_network(folder, [__name__]), [tmp_path / "words.npy"])]
-    expected = network(torch.tensor([[1, 9], [0, 3]])).argmax(1).tolist()
-    assert [answer.label for answer in answers] == expected
-
-
-def test_numbers_are_told_as_they_are(tmp_path):
-    network = Network(MLP((3, 1), 1, hidden=[4]), (3, 1), classifies=False)
-    (tmp_path / "windows.csv").write_text("1,2,3\n4,5,6\n")
-    answers = list(predict(network, [tmp_path / "windows.csv"]))
-    expected = network.model(torch.arange(1.0, 7.0).reshape(2, 3, 1)).flatten().tolist()
-    assert [answer.values[0] for answer in answers] == pytest.approx(expected)
-    assert str(answers[1]) == f"{tmp_path / 'windows.csv'}[1]\t{format_value(answers[1].values[0])}"
-
-
 def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, monkeypatch):
     np.save(tmp_path / "wide.npy", np.zeros((4, 3)))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
@@ -204,27 +185,6 @@ def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, mon
 
 
 # Pictures of all kinds
-
-
-@pytest.fixture(scope="module")
-def digits_read(tmp_path_factory):
-    """Facts and weights of a network that has learnt the digits."""
-    split = Embedded().train()
-    inputs = torch.cat([split.inputs.flatten(1), torch.ones(len(split), 1)], 1).double()
-    classes = torch.nn.functional.one_hot(split.targets).double()
-    # Ridge regression, since an optimizer of torch takes four seconds to import.
-    gram = inputs.T @ inputs + 100 * torch.eye(785, dtype=torch.float64)
-    weights = (10 * torch.linalg.solve(gram, inputs.T @ classes)).float().T
-    layer = {"1.weight": weights[:, :784].clone(), "1.bias": weights[:, 784].clone()}
-    transform = PICTURE | asdict(Embedded().transform)
-    return layer, FACTS | {"inputs": asdict(InputRange.of(split)), "transform": transform}
-
-
-@pytest.fixture
-def reader(digits_read, tmp_path):
-    """A run directory, of that network."""
-    layer, facts = digits_read
-    return write_winner(tmp_path / "reader", {"_target_": MODEL, "hidden": []}, layer, **facts)
 
 
 def seven(size=200, ink=0, paper=255):
@@ -315,8 +275,8 @@ def own(digits_read, tmp_path):
     """Makes that winner as if a function of the user's own had loaded the digits."""
     layer, facts = digits_read
 
-    def make(transform, **changes):
-        known = facts | {"transform": transform, "mean": 0.0, "std": 1.0} | changes
+    def make(transform):
+        known = facts | {"transform": transform, "mean": 0.0, "std": 1.0}
         return write_winner(tmp_path / "own", {"_target_": MODEL, "hidden": []}, layer, **known)
 
     return make
@@ -331,18 +291,10 @@ def halve(picture, divisor):
 HALVE = {"_target_": f"{__name__}.halve", "_partial_": True, "divisor": 255}
 
 
-def test_pictures_are_refused_if_nobody_says_how_they_become_inputs(own, tmp_path):
-    seven().save(tmp_path / "seven.png")
-    network = load_network(own(None))
-    with pytest.raises(PredictError, match="does not say how a picture becomes an input; name it"):
-        list(predict(network, [tmp_path / "seven.png"]))
-    np.save(tmp_path / "loaded.npy", Embedded().test().inputs[:3].numpy())
-    answers = list(predict(network, [tmp_path / "loaded.npy"]))  # as `load` returns them
-    assert [answer.note for answer in answers] == [""] * 3
-
-
 def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp_path):
     seven(56).save(tmp_path / "seven.png")
+    with pytest.raises(PredictError, match="does not say how a picture becomes an input; name it"):
+        list(predict(load_network(own(None)), [tmp_path / "seven.png"]))
     folder = own(HALVE)
     with pytest.raises(ConfigError, match="not among the code that a configuration from elsewhere"):
         load_network(folder)
@@ -371,26 +323,7 @@ def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wr
             read_inputs(path, network)
 
 
-# Sounds, and what a class of the user's own reads
-
-
-@pytest.fixture
-def hearing(tmp_path):
-    """A run directory, of a network that takes spectrograms."""
-    torch.manual_seed(0)
-    state = MLP((1, 24, 32), 10, hidden=[]).state_dict()
-    facts = {"shape": [1, 24, 32], "outputs": 10, "loaded": True, "kind": "float32"}
-    facts["transform"] = {"_target_": "studyloom.data.Sound"}
-    return write_winner(tmp_path / "hearing", {"_target_": MODEL, "hidden": []}, state, **facts)
-
-
-def test_a_wav_file_is_answered_as_its_input_is_and_what_was_done_is_said(hearing, tmp_path):
-    (tmp_path / "word.wav").write_bytes(wav(sweep(0.5, 300, 1800, 44100), 44100, channels=2))
-    np.save(tmp_path / "word.npy", Sound()((tmp_path / "word.wav").read_bytes())[0].numpy())
-    network = load_network(hearing)
-    heard, given = predict(network, [tmp_path / "word.wav", tmp_path / "word.npy"])
-    assert heard.note == "2 channels averaged; 44100 samples a second, resampled to 8000"
-    assert (heard.label, heard.confidence) == (given.label, given.confidence)
+# What a class of the user's own reads
 
 
 class Letters(Reader):

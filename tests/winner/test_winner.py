@@ -205,7 +205,7 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question,
         evaluate_winner(plan, lambda: lacking, ["x"])
 
 
-def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
+def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
     plan, answer, openings = evaluated
     assert openings == 1
     winner = plan.question.at(plan.candidates[plan.winner])
@@ -222,12 +222,6 @@ def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
     assert confusion.sum() == answer.test.examples == len(images.targets)
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
     assert confusion.sum(axis=1).tolist() == torch.bincount(images.targets).tolist()
-
-
-@network
-def test_wrong_images_are_wrong_and_the_surest_come_first(evaluated):
-    _, answer, _ = evaluated
-    images = test_part()
     sure = [item.confidence for item in answer.wrong]
     assert sure == sorted(sure, reverse=True)
     for item in answer.wrong:

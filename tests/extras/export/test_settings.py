@@ -30,15 +30,9 @@ def test_a_config_says_the_same_as_a_command_line():
     ]
     section = {"margin": 0.01, "ratios": [0.5], "teacher": "committee"}
     words = ["margin=0.01", "ratios=[0.5]", "teacher=committee"]
-    assert settings_of(section) == parse_settings(words)
+    settings = parse_settings(words)
+    assert settings_of(section) == settings == settings_of(settings.document())
     with pytest.raises(ConfigError) as caught:
         settings_of({"margn": 1, "margin": True, "widths": 0.5})
     keys = [line.partition(" ")[0].rstrip(":") for line in caught.value.mistakes]
     assert keys == ["compress.margn", "compress.margin", "compress.widths"]
-
-
-def test_a_document_of_settings_is_what_a_json_file_gives_back():
-    settings = Settings(ratios=(0.5,), rule="min bytes")
-    document = settings.document()
-    assert (document["ratios"], document["teacher"]) == ([0.5], "winner")
-    assert settings_of(document) == settings

@@ -42,16 +42,11 @@ def test_the_monitored_value_is_compared_and_all_else_that_is_finite_is_a_curve(
     assert run.value == 0.5
 
 
-def test_a_monitored_name_that_is_not_logged_is_named_with_those_that_are(run):
+def test_a_monitored_name_that_is_not_logged_and_no_validation_at_all_are_named(run):
     shown = validations(run)
     shown.begin(2)
     with pytest.raises(UndefinedMetric, match=r"logs no val_acc .* expected one of loss, val_loss"):
         shown.report({"val_loss": 1.0, "loss": 2.0})
-
-
-def test_a_training_that_never_validates_is_named_with_the_way_out(run):
-    shown = validations(run)
-    shown.begin(2)
     with pytest.raises(UndefinedMetric, match=r"has never validated.*; fit it with a val_dataload"):
         shown.end()
 
