@@ -8,6 +8,7 @@ import time
 import jsonschema
 import pytest
 from snapshots import snapshot_of
+from toys import begin
 
 from studyloom.commands import outputs
 from studyloom.commands.documents import json_schema
@@ -25,9 +26,8 @@ def stored(sqlite_url):
 
 
 def tell(stored, value=0.5):
-    trial = stored.optuna.ask()
+    trial = begin(stored)
     claim = stored.ledger.claim("host:1", 2, 60, lambda *_: trial._trial_id)
-    trial.set_user_attr("slot", claim.slot)
     trial.suggest_float("lr", 0.0, 1.0)
     stored.optuna.tell(trial, value)
     stored.ledger.finish(claim)
@@ -126,18 +126,18 @@ def test_a_heartbeat_is_written_at_once_then_every_ten_seconds_and_at_the_end(
 
 
 def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(tmp_path):
-    for progress, code in (
-        (progress_of([WorkerStatus("host:1", lease=9.0)]), 0),
-        (progress_of([WorkerStatus("host:1", lease=-9.0)]), 3),
-        (progress_of(), 3),
-        (progress_of(control="pause"), 4),
-        (progress_of(control="stop"), 4),
-        (progress_of(halted="ValueError"), 1),
-        (progress_of(exit_code=1), 1),
-        (progress_of(exit_code=0), 0),
-        (progress_of(title="done"), 0),
+    alive, dead = (WorkerStatus("host:1", lease=lease) for lease in (9.0, -9.0))
+    for given, code in (
+        ({"workers": [alive]}, 0),
+        ({"workers": [dead]}, 3),
+        ({}, 3),
+        ({"control": "pause"}, 4),
+        ({"halted": "ValueError"}, 1),
+        ({"exit_code": 1}, 1),
+        ({"exit_code": 0}, 0),
+        ({"title": "done"}, 0),
     ):
-        assert check(progress, tmp_path) == code
+        assert check(progress_of(**given), tmp_path) == code, given
     assert not is_beating(tmp_path)
     Heartbeat(tmp_path)(progress_of(title="test"))
     assert check(progress_of(title="test"), tmp_path) == 0  # somebody makes the answer

@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from commands import ROOT, study
+from snapshots import snapshot_of
 
 from studyloom.commands.outputs import Outputs
-from studyloom.commands.run_study import exit_code, telling_end
+from studyloom.commands.run_study import end_of_search, exit_code, telling_end
 from studyloom.errors import (
     CompressError,
     DataError,
@@ -61,6 +63,14 @@ def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
     assert exit_code(0, stop) == 3
     stop.signal = 15
     assert exit_code(0, stop) == 143
+
+
+def test_the_end_of_a_search_says_what_its_counts_do_not_say():
+    none_keeps = replace(snapshot_of(), rule="max accuracy where parameters < 9")
+    words = "no trial keeps to winner.rule: max accuracy where parameters < 9; loosen it"
+    assert end_of_search(none_keeps, 5, 0).startswith(words)
+    assert end_of_search(snapshot_of(), 5, 0) == "the budget of 5 trials is spent"
+    assert end_of_search(snapshot_of(), 5, 3) == ""
 
 
 @pytest.mark.chaos

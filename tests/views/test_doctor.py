@@ -7,26 +7,24 @@ import sqlalchemy
 from commands import CANARY
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from toys import fill
 
 from studyloom.storage.database import connect, plain_engine
 from studyloom.storage.ledger import create_table
 from studyloom.storage.urls import parse_url
-from studyloom.study.opening import create_study
 from studyloom.views import doctor
 from studyloom.views.doctor import State, examine, show, writable
 
 
 @pytest.fixture
-def study(url):
+def study(sqlite_url):
     """A database with a study and its ledger."""
-    opened = connect(url, create=True)
+    opened = connect(sqlite_url, create=True)
     study_id = opened.create_new_study([StudyDirection.MAXIMIZE], "s")
     create_table(opened)
     opened.create_new_trial(study_id, create_trial(state=TrialState.RUNNING))
     opened.remove_session()
     opened.engine.dispose()
-    return url
+    return sqlite_url
 
 
 def findings_of(url, run_dir=None):
@@ -112,17 +110,3 @@ def test_a_disk_of_the_network_is_refused_a_nearly_full_one_a_warning_a_closed_o
         finding = writable(refuses)
         assert finding.state is State.TODO
         assert "/sys/kernel cannot be written: " in finding.words
-
-
-def test_no_name_of_a_study_can_pretend_to_be_the_next_message(tmp_path, capsys):
-    url = f"sqlite:///{tmp_path}/study.db"
-    name = "mine\x1b]0;title\x07\nmended"
-    stored = create_study(url, name, {"a": 1}, 1)
-    fill(stored, create_trial(value=0.5))
-    with plain_engine(parse_url(url)).begin() as connection:
-        connection.execute(sqlalchemy.text("DELETE FROM studyloom_slots"))
-    stored.close()
-    assert doctor.repair(url, None, lambda: False) == 2
-    printed = capsys.readouterr().out
-    assert printed.startswith("mine␛]0;title␇ mended: ")
-    assert "\x1b" not in printed

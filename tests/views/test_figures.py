@@ -6,11 +6,13 @@ import pytest
 from made_trials import AXIS, BEGAN, a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from toys import fill, two_sided
 
 from studyloom.storage.attributes import EPOCHS
 from studyloom.views import figures
 from studyloom.views.charts import (
     LETTER,
+    Axis,
     Tick,
     log_marks,
     plain_scale,
@@ -33,6 +35,7 @@ from studyloom.views.figures import (
     timeline,
     together,
 )
+from studyloom.views.snapshot import take_snapshot
 
 
 def numbered(*trials):
@@ -208,3 +211,26 @@ def test_each_complete_trial_is_a_point_over_its_parameters_and_over_two_that_oc
     assert isinstance(together(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
     figure = together(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
     assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"
+
+
+def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite_url):
+    stored = two_sided(
+        sqlite_url, (0.90, 3000), (0.95, 3000), (0.80, 100), (0.85, 200), (0.84, 900), None
+    )
+    fill(stored, create_trial(values=[0.99, 50], constraints={"latency_ms": 1.0}))
+    snapshot = take_snapshot(stored)
+    marked = {"baseline": snapshot.baseline, "best": snapshot.best, "winner": stored.trials()[3]}
+    figure = figures.front(stored, marked, Axis("accuracy", "plain", 1))
+    assert figure.x.reads == "tens", "costs that differ by more than ten times"
+    assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1_000", "3_000"]
+    points = {m.name: {(round(10**x), y) for x, y in m.points} for m in figure.marks}
+    assert points["front"] == {(trial.values[1], trial.values[0]) for trial in stored.front()}
+    assert points["front"] == {(100, 0.80), (200, 0.85), (3000, 0.95)}
+    assert points["beaten"] == {(3000, 0.90), (900, 0.84)}
+    assert points["infeasible"] == {(50, 0.99)}
+    assert points["baseline"] == {(3000, 0.90)}
+    assert points["best"] == {(3000, 0.95)}
+    assert points["winner"] == {(200, 0.85)}
+    assert [y for _, y in figure.mark("staircase").points] == [0.80, 0.85, 0.95]
+    assert "stepped" in figure.mark("staircase").style
+    assert figure.table.rows[0] == (2, "0.8000", "100")

@@ -17,13 +17,11 @@ def progress_of(snapshot, **more):
     return Progress(snapshot, (stage,), "search", **more)
 
 
-def written(console, words):
-    """What was written, as soon as it has these words."""
-    for _ in range(500):
-        if words in console.file.getvalue():
-            break
-        time.sleep(0.01)
-    return console.file.getvalue()
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize(("width", "name"), [(40, "n" * 200), (60, "toy"), (80, "toy")])
@@ -59,7 +57,8 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, kind):
     told = []
     with Display(busy, console, listeners=[told.append]):
         half_done.optuna.tell(4, 0.95)
-        text = written(console, "0.9500")
+        until(lambda: "0.9500" in console.file.getvalue())
+    text = console.file.getvalue()
     assert told[-1].search.best.value == 0.95
     assert "best 0.9500" in text
     assert "4/8" in text
@@ -82,26 +81,17 @@ def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(mo
     assert times == [5, 50, 110, 170]
 
 
-def test_what_a_signal_says_stands_above_what_is_drawn_anew(half_done, monkeypatch):
-    monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
+@pytest.mark.parametrize("interval", [0.01, 60.0])
+def test_what_a_signal_says_is_told_also_just_before_the_end(half_done, monkeypatch, interval):
+    """It stands above what is drawn anew; in a minute no look comes in between."""
+    monkeypatch.setattr(live, "LIVE_INTERVAL", interval)
+    monkeypatch.setattr(live, "TICK", max(interval, live.TICK))
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    stop = Stop()
+    stop, words = Stop(), "stopping; once more stops at once\n"
     with Display(JobReader(half_done).read, console, stop):
-        written(console, "search 4/8")
-        assert stop.telling  # so that the handler prints nothing into the drawing
+        until(lambda: stop.telling)  # so that the handler prints nothing into the drawing
         stop.signal = 2
-        text = written(console, "stopping; once more stops at once\n")
-    assert text.count("stopping; once more stops at once\n") >= 1
+        if interval < 1:
+            until(lambda: words in console.file.getvalue())
+    assert console.file.getvalue().count(words) >= 1
     assert not stop.telling
-
-
-def test_a_signal_just_before_the_body_ends_is_told(half_done, monkeypatch):
-    monkeypatch.setattr(live, "TICK", 60.0)  # so that no look comes in between
-    monkeypatch.setattr(live, "LIVE_INTERVAL", 60.0)
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    stop = Stop()
-    with Display(JobReader(half_done).read, console, stop):
-        while not stop.telling:
-            time.sleep(0.001)
-        stop.signal = 2
-    assert console.file.getvalue().count("stopping; once more stops at once\n") == 1

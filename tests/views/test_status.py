@@ -8,9 +8,8 @@ from dataclasses import replace
 import jsonschema
 import optuna
 import pytest
-from optuna.trial import create_trial
 from rich.console import Console
-from snapshots import joined
+from snapshots import joined, snapshot_of, trial_of
 from toys import begin, two_sided
 
 from studyloom.cli import main
@@ -19,7 +18,7 @@ from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED
 from studyloom.views import status
 from studyloom.views.progress import Estimate, Progress, StageProgress, progress_line
-from studyloom.views.snapshot import Snapshot, WorkerStatus
+from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.status import (
     Status,
     as_json,
@@ -105,34 +104,35 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
 
 
 def test_what_is_no_finite_number_is_null():
-    for value in (math.nan, math.inf, -math.inf):
-        worker = WorkerStatus("w:1", 1, 1, value=value, lease=1.0, held=1.0)
-        best = create_trial(value=0.5)
-        best.params = {"lr": value}
-        snapshot = Snapshot("toy", {"free": 0, "held": 1, "done": 0}, {}, best, None, (worker,))
-        stage = StageProgress("search", 0, 1, snapshot)
-        progress = Progress(snapshot, (stage,), "search", eta=Estimate(value, value, value))
-        document = json.loads(as_json(Status(progress, {"lr": value}, [])))
-        assert document["workers"][0]["value"] is document["importances"]["lr"] is None
-        assert document["eta"] is None
-        assert document["best"]["params"] == {"lr": None}
-        jsonschema.validate(document, json_schema("status"))
+    worker = WorkerStatus("w:1", 1, 1, value=-math.inf, lease=1.0, held=1.0)
+    snapshot = snapshot_of(workers=[worker], best=trial_of(0.5, params={"lr": math.nan}))
+    stage = StageProgress("search", 0, 1, snapshot)
+    eta = Estimate(math.inf, math.inf, math.inf)
+    progress = Progress(snapshot, (stage,), "search", eta=eta)
+    document = json.loads(as_json(Status(progress, {"lr": math.nan}, [])))
+    assert document["workers"][0]["value"] is document["importances"]["lr"] is None
+    assert document["eta"] is None
+    assert document["best"]["params"] == {"lr": None}
+    jsonschema.validate(document, json_schema("status"))
 
 
 # Watching
 
 
-def watched(stored, monkeypatch, *steps, terminal=False, write=None):
+def watched(stored, monkeypatch, *steps, terminal=False, write=None, errors=()):
     """What a watch prints of a study while one step is done after each look.
 
-    The last step spends the budget.
+    The first looks raise `errors`; the last step spends the budget.
     """
-    left = list(steps)
+    left, wrong, seen = list(steps), iter(errors), read_status
 
-    def sleep(_):
-        left.pop(0)()
+    def look(*given):
+        if (error := next(wrong, None)) is not None:
+            raise error
+        return seen(*given)
 
-    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(status, "read_status", look)
+    monkeypatch.setattr(time, "sleep", lambda _: left.pop(0)())
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
     if write is None:
         watch(stored, console)
@@ -151,9 +151,14 @@ def nothing():
     pass
 
 
+AWAY = [StorageLost("storage.url: cannot use it")]  # which is told, and looked at again
+
+
 def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monkeypatch):
-    steps = (nothing, lambda: half_done.optuna.tell(4, 0.95), nothing, lambda: spend(half_done))
-    lines = watched(half_done, monkeypatch, *steps).splitlines()
+    tell = half_done.optuna.tell
+    steps = (nothing, nothing, lambda: tell(4, 0.95), nothing, lambda: spend(half_done))
+    first, *lines = watched(half_done, monkeypatch, *steps, errors=AWAY).splitlines()
+    assert "storage.url: cannot use it" in first
     assert all(re.match(r"\d\d:\d\d:\d\d  toy  .*  ETA ", line) for line in lines)
     assert [line[10:].rpartition("  ETA")[0] for line in lines] == [
         "toy  search 4/8, 1 pruned  best 0.9000 (trial 1)  2 running",
@@ -174,26 +179,12 @@ def test_json_gets_an_object_for_each_change(half_done, monkeypatch):
 
 
 def test_a_terminal_gets_a_view_that_is_drawn_anew(half_done, monkeypatch):
-    steps = (lambda: half_done.optuna.tell(4, 0.95), lambda: spend(half_done))
-    text = watched(half_done, monkeypatch, *steps, terminal=True)
+    steps = (nothing, lambda: half_done.optuna.tell(4, 0.95), lambda: spend(half_done))
+    text = watched(half_done, monkeypatch, *steps, terminal=True, errors=AWAY)
     assert "\x1b[" in text
+    assert text.index("storage.url: cannot use it") < text.index("toy: 4 of 8")
     assert text.index("best      accuracy 0.9000") < text.index("best      accuracy 0.9500")
     assert text.index("toy: 4 of 8") < text.index("toy: 8 of 8")
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_database_that_is_away_is_told_and_looked_at_again(half_done, monkeypatch, terminal):
-    seen, errors = read_status, iter([StorageLost("storage.url: cannot use it")])
-
-    def look(*given):
-        if (error := next(errors, None)) is not None:
-            raise error
-        return seen(*given)
-
-    monkeypatch.setattr(status, "read_status", look)
-    steps = (nothing, lambda: spend(half_done))
-    text = watched(half_done, monkeypatch, *steps, terminal=terminal)
-    assert text.index("storage.url: cannot use it") < text.index("toy")
 
 
 def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):

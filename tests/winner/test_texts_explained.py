@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from test_explanations import job
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from studyloom.data import Datasets, Split, Tokens
@@ -14,7 +14,6 @@ from studyloom.extras.explain import explain
 from studyloom.extras.explain.explain import WORDS as READ
 from studyloom.extras.explain.explain import explain_texts
 from studyloom.metrics import METRICS
-from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import to_document
 
@@ -61,17 +60,6 @@ FORMS = {
     "in a pair": (lambda row: ((row, TABLE),), (0, 0)),
     "in a dict": (lambda row: ({"table": TABLE, "text": row},), (0, "text")),
 }
-
-
-def job():
-    everything = torch.arange(len(ROWS))
-    return Job(
-        *(lambda **sizes: Judge(), torch.optim.SGD, lambda progress: 1.0, cross_entropy),
-        *(everything, everything),
-        epochs=1,
-        batch_size=2,
-        seed=0,
-    )
 
 
 def part_of(form):

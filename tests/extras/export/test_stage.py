@@ -25,7 +25,7 @@ from studyloom.study.stored_study import note_answer, read_job
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.trainer import evaluate_network
 from studyloom.views.terminal import make_console
-from studyloom.winner.answer import Teacher, check_whole, load_answer
+from studyloom.winner.answer import Teacher, load_answer
 from studyloom.winner.committee import COMMITTEE
 from studyloom.winner.evaluation import evaluate_winner
 
@@ -130,22 +130,6 @@ def small(ended, settings=SMALL, stop=None, **more):
     return record, told
 
 
-def test_it_is_done_once_for_an_answer_and_settings(ended, made):
-    plan, test = ended
-    loaded = test.loaded
-    record, told = small(ended, anew=False)
-    assert told[0] == "training the winner's configuration without a validation part"
-    assert (len(made), test.loaded) == (1, loaded + 1)
-    again, told = small(ended, anew=False)
-    assert (again, told) == (record, [])
-    assert (len(made), test.loaded) == (1, loaded + 1)
-    other, _ = small(ended, replace(SMALL, margin=0.5), anew=False)
-    assert other.settings["margin"] == 0.5
-    assert (len(made), test.loaded) == (2, loaded + 1), "the file is the same, and was tested"
-    assert other.test.earlier
-    check_whole(plan.run_dir, load_answer(plan.run_dir))
-
-
 def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_measured(
     ended, made, monkeypatch
 ):
@@ -162,19 +146,6 @@ def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_mea
     assert [*notes] == ["student of 0.25"]
     assert "onnxruntime cannot run the network" in notes["student of 0.25"]
     assert {row.name for row in record.variants} > {"as it is, fp32", "as it is, int8"}
-
-
-def test_a_card_that_a_killed_command_has_not_come_to_is_completed(ended, made):
-    plan, _ = ended
-    small(ended, anew=False)
-    many = len(made)
-    page = load_answer(plan.run_dir).command
-    evaluate_winner(plan, ended[1], page)  # which writes a card of its own
-    assert "## Made small" not in (plan.run_dir / "model_card.md").read_text()
-    small(ended, anew=False)
-    assert len(made) == many
-    assert (plan.run_dir / "model_card.md").read_text().count("## Made small") == 1
-    check_whole(plan.run_dir, load_answer(plan.run_dir))
 
 
 def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it(ended, made):
@@ -224,16 +195,12 @@ def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended,
 def asked(ended, monkeypatch):
     """Has the plan's config say how the winner is made small, and its data have the test part."""
     plan, test = ended
+    monkeypatch.setattr(type(plan.data), "test", test, raising=False)
 
     def ask_for(compress):
-        monkeypatch.setattr(
-            compression, "settings_of", lambda section: parse(ask(f"compress={compress}"))
-        )
+        settings = settings_of(value_at(ask(f"compress={compress}").config, "compress"))
+        monkeypatch.setattr(compression, "settings_of", lambda section: settings)
 
-    def parse(question):
-        return settings_of(value_at(question.config, "compress"))
-
-    monkeypatch.setattr(type(plan.data), "test", test, raising=False)
     return ask_for
 
 
@@ -295,18 +262,15 @@ def test_a_committee_that_teaches_has_not_seen_the_examples_by_which_variants_ar
     for member, network in zip(entry.members, teacher.networks, strict=True):
         own = plan.reevaluation.asked.job(member.trial, 0)
         assert str(network) == str(own.model(shape=SPLIT.shape, outputs=10)), "of its configuration"
-
-
-def test_of_the_final_network_the_committee_itself_is_the_teacher(ended):
-    plan, _ = ended
+    # Of the final network, the committee itself is the teacher.
     answer = load_answer(plan.run_dir)
-    teacher = load_teacher(plan, answer).eval()
-    job = plan.retraining.asked.job(plan.winner, 0)
-    outputs, targets = evaluate_network(job, teacher, test_part())
+    final, job = load_teacher(plan, answer).eval(), plan.retraining.asked.job(plan.winner, 0)
+    outputs, targets = evaluate_network(job, final, test_part())
     assert plan.question.metric(outputs, targets) == pytest.approx(answer.committee.test)
 
 
-def test_rows_and_record_say_that_the_committee_taught(ended, made):
+def test_rows_and_record_say_that_the_committee_taught(ended, made, monkeypatch):
+    """Without one nothing is trained, and the way out is said."""
     plan, _ = ended
     settings = replace(SMALL, widths=(0.5,), teacher="committee")
     record, told = small(ended, settings, anew=False)
@@ -317,15 +281,7 @@ def test_rows_and_record_say_that_the_committee_taught(ended, made):
     assert record.teacher == Teacher("committee", len(entry.members))
     assert record.committee == load_answer(plan.run_dir).files[COMMITTEE]
     assert "the mean of the committee, " in (plan.run_dir / "model_card.md").read_text()
-
-
-def test_without_a_committee_nothing_is_trained_and_the_way_out_is_said(ended):
-    plan, _ = ended
-    answer = replace(load_answer(plan.run_dir), committee=None)
-    plan.settings, settings = replace(plan.settings, committee=False), plan.settings
+    monkeypatch.setattr(plan, "settings", replace(plan.settings, committee=False))
     said = r"teacher=committee: the answer has no committee; .*winner\.committee=true"
-    try:
-        with pytest.raises(CompressError, match=said):
-            check_answer(plan, answer, replace(SMALL, teacher="committee"))
-    finally:
-        plan.settings = settings
+    with pytest.raises(CompressError, match=said):
+        check_answer(plan, replace(load_answer(plan.run_dir), committee=None), settings)
