@@ -12,8 +12,6 @@ from studyloom.text import (
     in_markdown,
     indented,
     mask_passwords,
-    nearest,
-    no_such_key,
     one_line,
     printable,
     without_formula,
@@ -35,20 +33,6 @@ def test_passwords_are_masked_and_the_rest_stays():
         assert "***" in mask_passwords(text)
     for text in ("sqlite:///folder/study.db", "postgresql://u@h/d?sslmode=require", "runs/mnist"):
         assert mask_passwords(text) == text
-
-
-def test_a_misspelt_name_gets_its_neighbour_and_a_strange_one_none():
-    assert nearest("rellu", ["relu", "tanh"]) == "; did you mean relu?"
-    assert nearest("swish", ["relu", "tanh"]) == ""
-    assert nearest("True", [True, 3]) == "; did you mean true?"
-
-
-def test_a_missing_key_is_named_with_those_that_are_there():
-    assert no_such_key("a.hiden", ["hidden", "x"]) == (
-        "a.hiden: no such key; a has hidden, x; did you mean hidden?"
-    )
-    assert no_such_key("modle", ["data", "model"]).startswith("modle: no such key; there are data")
-    assert no_such_key("a.b", []) == "a.b: no such key; a has no keys"
 
 
 def test_no_character_is_left_that_is_obeyed_and_not_shown():

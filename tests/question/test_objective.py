@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from toys import TINY, Never, ask, toy_folds, toy_split
 
@@ -26,17 +25,6 @@ def question():
 def reports(steps, stride=1):
     """What a worker reports of the steps of an objective."""
     return {step.number // stride: step.value for step in steps if step.number % stride == 0}
-
-
-def test_each_step_is_the_mean_of_all_folds_at_that_epoch(question):
-    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
-    steps = list(run_epochs(Training(jobs, SPLIT), Never()))
-    assert reports(steps) == pytest.approx(dict(enumerate(accuracies(jobs).mean(axis=1), 1)))
-
-
-def accuracies(jobs):
-    """The accuracy of each job, trained alone, after each epoch: (epochs, jobs)."""
-    return np.array([[epoch.value for (epoch,) in Training([job], SPLIT)] for job in jobs]).T
 
 
 def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
