@@ -3,8 +3,6 @@
 import os
 import time
 
-import torch
-
 from studyloom.models import MLP
 
 
@@ -38,15 +36,3 @@ class Counted(Net):
             if os.environ.get("STUDYLOOM_TEST_FAIL") == f"{rank} {Counted.total}":
                 raise ArithmeticError(f"rank {rank} has failed in step {Counted.total}")
         return outputs
-
-
-class FailingSGD(torch.optim.SGD):
-    """Fails in a step where ranks do not agree; see `Counted`."""
-
-    total = 0
-
-    def step(self, closure=None):
-        FailingSGD.total += 1
-        if os.environ.get("STUDYLOOM_TEST_FAIL") == f"{os.environ.get('RANK')} {self.total}":
-            raise ArithmeticError(f"the optimizer has failed in step {self.total}")
-        return super().step(closure)

@@ -159,11 +159,6 @@ class Pair:
         hosts = f"127.0.0.1:{self.first.port},127.0.0.1:{self.second.port}"
         return f"postgresql://postgres:{CANARY}@{hosts}/postgres?{'&'.join(query)}"
 
-    def fail_over(self):
-        """Ends the first, and makes the second take writes."""
-        self.first.stop()
-        self.second.control("promote")
-
     def close(self):
         self.second.stop()
         self.first.stop()

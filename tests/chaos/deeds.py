@@ -10,21 +10,7 @@ import sys
 import threading
 import time
 
-import optuna
 import torch
-
-from studyloom.errors import ClaimLost, StorageLost
-
-
-class Odd(BaseException):
-    """What a library may derive its exceptions from."""
-
-
-def raising(error):
-    def deed():
-        raise error
-
-    return deed
 
 
 def leave_thread():
@@ -51,13 +37,8 @@ DEEDS = {
     "nothing": lambda: None,
     "exit 0": lambda: sys.exit(0),
     "_exit 0": lambda: os._exit(0),
-    "KeyboardInterrupt": raising(KeyboardInterrupt()),
-    "Odd": raising(Odd("very")),
     "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
     "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
-    "pruned": raising(optuna.TrialPruned()),
-    "StorageLost": raising(StorageLost("another database")),
-    "ClaimLost": raising(ClaimLost()),
     "thread": leave_thread,
     "process": leave_process,
     "argparse": parse,

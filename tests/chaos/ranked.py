@@ -1,10 +1,11 @@
 """Runs whose trials are trained by two ranks."""
 
-import uuid
+import signal
 from pathlib import Path
 
 from commands import QUICK
-from runs import EPOCHS, Run
+from live_processes import until
+from runs import EPOCHS, Run, holder, kill
 
 TRIALS = 3
 RANKS = (
@@ -16,36 +17,23 @@ RANKS = (
 class RanksRun(Run):
     """A run of one worker with two ranks."""
 
+    at_once = 1
+
     def __init__(self, folder, url, *overrides):
         super().__init__(folder, url, (*RANKS, *overrides), trials=TRIALS)
 
-    def at_work(self, *overrides, starter=None, **environment):
-        """Starts a command, and returns when both ranks wait in the second epoch of a trial.
-
-        Returns:
-            The process, its ranks by their number, and a function that lets them go on.
-        """
-        gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
-        process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate), **environment)
-
-        def waits(stored):
-            held = {slot.trial_id for slot in stored.ledger.held()}
-            begun = [trial for trial in stored.trials() if trial.intermediate_values]
-            return any(trial._trial_id in held for trial in begun)
-
-        self._until(waits)
+    def ranks(self):
+        """The processes of the ranks at work, by their number."""
         (slot,) = self.stored().ledger.held()
-        first = int(slot.owner.rpartition(":")[2])
-        found = [first, *below(first)]
+        found = [holder(slot), *below(holder(slot))]
         assert len(found) == 2
-        return process, found, gate.touch
+        return found
 
-    def until(self, condition):
-        self._until(lambda stored: condition())
-
-    def reports(self):
-        """All values that trials have reported."""
-        return [value for trial in self.stored().trials() for value in trial.intermediate_values]
+    def kill_rank_1(self):
+        """Kills the second rank; returns once both have ended."""
+        ranks = self.ranks()
+        kill(ranks[1:], signal.SIGKILL)
+        until(lambda: not {*ranks} & {*self.processes()}, 20)
 
 
 def below(pid):

@@ -1,13 +1,13 @@
 """Real commands under faults: starts, watches and ends them, and checks what they leave behind."""
 
 import os
-import random
 import re
 import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from commands import CANARY, QUICK, ROOT, start, study
@@ -15,6 +15,8 @@ from harness import check
 from live_processes import until
 
 from studyloom.errors import StorageError
+from studyloom.processes import is_alive
+from studyloom.storage.ledger import HeldSlot
 from studyloom.study.opening import open_study
 from studyloom.study.stored_study import StoredStudy
 
@@ -32,15 +34,9 @@ NEVER = re.compile(
 
 
 class Run:
-    """A study of TRIALS trials below a folder, which commands run.
+    """A study with a budget of trials below a folder, which commands with these overrides run."""
 
-    Args:
-        folder: the run directory.
-        url: of the database, in SQLite or PostgreSQL.
-        overrides: of the commands.
-        name: of the study.
-        trials: its budget.
-    """
+    at_once = 2  # workers
 
     def __init__(
         self,
@@ -54,7 +50,6 @@ class Run:
         self.folder = folder
         self.name = name
         self.trials = trials
-        self.hidden = False  # whether its folder is on a disk that only the command sees
         self.page, self.cwd = "mnist", ROOT
         self.url = url
         self._stored: StoredStudy | None = None
@@ -87,7 +82,7 @@ class Run:
 
     def ended(self, returned: int | None, out: str, err: str, code: int) -> str:
         assert returned == code, (out, err, self.logs())
-        until(lambda: not self.processes(), 10)  # I6
+        self.until_gone(10)  # I6
         printed = out + err
         for text in (printed, self.logs()):
             assert not (match := NEVER.search(text)), f"I7: {match}\n{text}"
@@ -98,7 +93,7 @@ class Run:
             ["grep", "-rlF", CANARY, self.folder], capture_output=True, text=True
         ).stdout
         assert files == "", f"I8: {files}"
-        if returned == 0 and not self.hidden:
+        if returned == 0:
             self.check_success(printed)
         return printed
 
@@ -143,43 +138,33 @@ class Run:
 
     def processes(self) -> list[int]:
         """All processes of this run, even if the processes that started them are gone."""
-        pids = []
+        pids, mark = [], f"STUDYLOOM_TEST={self.mark}".encode()
         for process in Path("/proc").glob("[0-9]*"):
-            try:
-                mine = f"STUDYLOOM_TEST={self.mark}".encode() in (process / "environ").read_bytes()
-                assert not mine or CANARY.encode() not in (process / "cmdline").read_bytes(), (
-                    "I8: seen in ps"
-                )
-            except OSError:
-                continue
-            if mine:
-                pids.append(int(process.name))
+            with suppress(OSError):
+                if mark in (process / "environ").read_bytes():
+                    assert CANARY.encode() not in (process / "cmdline").read_bytes(), "I8: in ps"
+                    pids.append(int(process.name))
         return pids
+
+    def until_gone(self, seconds: float) -> None:
+        until(lambda: not self.processes(), seconds)
 
     def workers(self) -> list[int]:
         """The worker processes of its commands: commands themselves, or forks with a log."""
         pids = []
         for pid in self.processes():
-            try:
+            with suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 logged = os.readlink(f"/proc/{pid}/fd/1").startswith(str(self.folder / "logs"))
                 forked = logged and os.getsid(pid) == pid and b"studies.mnist" in command
                 if forked or b"launcher=join" in command:
                     pids.append(pid)
-            except OSError:
-                continue
         return pids
 
     def logs(self) -> str:
         return "\n".join(
             path.read_text(errors="replace") for path in sorted(self.folder.glob("logs/*.log"))
         )
-
-    def kill_a_worker(self, process: subprocess.Popen, fate: random.Random) -> None:
-        """Kills a worker of a command, unless the command ends: its last trials may be short."""
-        workers = until(lambda: self.workers() or process.poll() is not None)
-        if workers is not True:
-            kill([fate.choice(workers)])
 
     def until_done(self, trials: int) -> None:
         """Waits until a number of trials are done."""
@@ -192,19 +177,19 @@ class Run:
         meanwhile: Callable[[], object] = lambda: None,
         **environment: str,
     ) -> subprocess.Popen:
-        """Starts a command, and returns when two workers are in the second epoch of a trial.
+        """Starts a command, and returns when its workers are in the second epoch of a trial.
 
         They waited there for a file, and go on then; `meanwhile` is called while they wait.
         """
         gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
         process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate), **environment)
 
-        def two_at_work(stored):
-            held = {slot.trial_id for slot in stored.ledger.held()}
+        def at_work(stored):
+            held = {slot.trial_id for slot in stored.ledger.held() if is_alive(holder(slot))}
             begun = [trial for trial in stored.trials() if trial.intermediate_values]
-            return sum(trial._trial_id in held for trial in begun) >= 2
+            return sum(trial._trial_id in held for trial in begun) >= self.at_once
 
-        self._until(two_at_work)
+        self._until(at_work)
         meanwhile()
         gate.parent.mkdir(exist_ok=True)
         gate.touch()
@@ -226,14 +211,23 @@ class Run:
         until(holds, 180, pause=0.05)
 
 
+def holder(slot: HeldSlot) -> int:
+    """The process that holds a slot, or held it when it died."""
+    return int(slot.owner.rpartition(":")[2])
+
+
 def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            continue
 
 
 def nap(seconds: float) -> None:
     """Lets a fault last for some seconds. Do not wait for anything with it: that is `until`."""
     time.sleep(seconds)
+
+
+def device(pid: int) -> str | None:
+    """The GPUs that a process was told to use."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(each.partition("=")[::2] for each in variables).get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""Real commands that are killed while they write the answer of a study."""
+"""Real commands that are killed while they write the answer of a study, or its committee."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from commands import QUICK, study, studyloom
 
 from studyloom.study.opening import open_study
+from studyloom.winner.answer import COMMITTEE
 
 pytestmark = pytest.mark.chaos
 
@@ -20,11 +21,17 @@ OVERRIDES = (
 
 
 class Commands:
-    """The commands of one study."""
+    """The commands of one study; with a committee, if the study has one."""
 
-    def __init__(self, run_dir: Path, digits: Path) -> None:
-        self.run_dir, self.digits = run_dir, digits
-        self.overrides = [*OVERRIDES, f"run_dir={run_dir}"]
+    def __init__(self, folder: Path, committee: bool = False) -> None:
+        self.run_dir = folder / "run"
+        self.digits = folder / "digits.npy"
+        folder.mkdir(exist_ok=True)
+        digits = np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype("float32")
+        np.save(self.digits, digits)
+        which = f"winner.committee={committee}"
+        self.overrides = [*OVERRIDES, which, f"run_dir={self.run_dir}"]
+        self.asked = ["--committee"] if committee else []
 
     def run(self, trials: int) -> str:
         done = study(*self.overrides, f"study.trials={trials}")
@@ -42,38 +49,62 @@ class Commands:
 
     def predict(self) -> str:
         """What `predict` prints, or its error."""
-        done = studyloom("predict", self.run_dir, self.digits)
+        done = studyloom("predict", self.run_dir, self.digits, *self.asked)
         assert done.returncode == (2 if done.stderr else 0)
-        return done.stderr or done.stdout
+        return done.stderr or done.stdout.replace(str(self.digits), "")
+
+    def answer(self):
+        return json.loads((self.run_dir / "winner.json").read_text())
 
     def openings(self) -> int:
         stored = open_study(f"sqlite:///{self.run_dir}/study.db", "mnist")
-        try:
-            return stored.test_openings()
-        finally:
-            stored.close()
+        openings = stored.test_openings()
+        stored.close()
+        return openings
 
 
 def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_path):
     """Killed before each file in turn; the same command mends it, and opens the test part once."""
-    digits = tmp_path / "digits.npy"
-    np.save(digits, np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype("float32"))
-    run_dir = tmp_path / "run"
-    commands = Commands(run_dir, digits)
+    commands = Commands(tmp_path)
     commands.run(2)
     small, told = commands.predict(), []
     for file in FILES:
         commands.run_killed(6, file)
         told.append(commands.predict())
     commands.run(6)
-    large = commands.predict()
-    assert json.loads((run_dir / "winner.json").read_text())["trials"] == 6
+    large, answer = commands.predict(), commands.answer()
+    assert answer["trials"] == 6
     assert small != large
     for file, words in zip(FILES, told, strict=True):
         mended = "is incomplete" in words and "run the study's command again" in words
         assert words in (small, large) or mended, file
-    written = json.loads((run_dir / "winner.json").read_text())
-    page = (run_dir / "report.html").read_text()
-    assert f"trial {written['winner']['trial']}" in page
+    page = (commands.run_dir / "report.html").read_text()
+    assert f"trial {answer['winner']['trial']}" in page
     assert commands.openings() == 2, "one of each answer"
-    assert "opened 2 times" in (run_dir / "model_card.md").read_text()
+    assert "opened 2 times" in (commands.run_dir / "model_card.md").read_text()
+
+
+@pytest.mark.nightly
+def test_a_command_killed_while_it_writes_its_committee_comes_to_the_same_one(tmp_path):
+    """Killed before its answer, and before its file; the test part is opened once in all."""
+    killed, other = (Commands(tmp_path / name, committee=True) for name in ("killed", "other"))
+    told = ("there is no winner.json", "the answer is incomplete")
+    for file, words in zip(("winner.json", COMMITTEE), told, strict=True):
+        killed.run_killed(4, file)  # it is chosen and tested by now
+        assert not (killed.run_dir / COMMITTEE).exists()
+        assert words in killed.predict()
+        assert killed.openings() == 1
+    killed.run(4)
+    assert killed.openings() == 1
+    answer = killed.answer()
+    members = answer["committee"]["members"]
+    kept = [member for member in members if member["stage"] == "re-evaluation"]
+    networks = len(kept) + answer["reused"]["retraining"][1]
+    assert len([*killed.run_dir.glob("winner/*/*.pt")]) == networks, "the others are removed"
+    other.run(4)
+    assert len(other.predict().splitlines()) == 5
+    assert other.predict() == killed.predict()
+    for key in ("members", "test"):
+        assert other.answer()["committee"][key] == answer["committee"][key]
+    files = [(commands.run_dir / COMMITTEE).read_bytes() for commands in (killed, other)]
+    assert files[0] == files[1]

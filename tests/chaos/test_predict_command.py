@@ -105,14 +105,16 @@ def test_no_file_takes_a_gibibyte_and_the_good_ones_are_answered(tmp_path):
         resource.setrlimit(resource.RLIMIT_AS, (6 * GIB, 6 * GIB))
 
     command = [sys.executable, "-m", "studyloom", "predict", run, *bad[:40], good, *bad[40:]]
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [*map(str, command)],
         preexec_fn=limit,
         cwd=ROOT,
         env=environment(PYTHONPATH=str(ROOT)),
-        **output,
-    ) as process:
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
         out, err = process.stdout.read(), process.stderr.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -1,15 +1,12 @@
 """Faults of workers that pause and promote trials: nothing is lost, and no value is another."""
 
-import os
 import random
-import signal
 import time
 
 import pytest
-from harness import EPOCHS, NAME, check, prepare, run, start
+from harness import EPOCHS, NAME, check, kill_at, prepare, run, start
 from live_processes import until
 from optuna.trial import TrialState
-from runs import STUDY, Run, kill
 
 from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
@@ -43,17 +40,13 @@ def check_promoted(stored, whole, checkpoints):
     assert left == [], "no checkpoint"
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_worker_killed_at_any_phase_of_promotion_costs_nothing(
-    sqlite_url, tmp_path, whole, phase
-):
-    url, folder = sqlite_url, tmp_path / "checkpoints"
-    stored = prepare(url, 7, 0, *PROMOTION)
-    victim = start(url, 7, folder, strike=(phase, 2, signal.SIGKILL), overrides=PROMOTION)
-    victim.join(180)
-    assert victim.exitcode == -signal.SIGKILL
-    run(url, 7, folder, overrides=PROMOTION)
-    check_promoted(stored, whole(7, 0), folder)
+def test_workers_killed_at_any_phase_of_promotion_cost_nothing(sqlite_url, tmp_path, whole):
+    trials, folder = 9, tmp_path / "checkpoints"
+    stored = prepare(sqlite_url, trials, 0, *PROMOTION)
+    for phase in PHASES:
+        kill_at(phase, sqlite_url, trials, folder, PROMOTION)
+    run(sqlite_url, trials, folder, overrides=PROMOTION)
+    check_promoted(stored, whole(trials), folder)
 
 
 @pytest.mark.nightly
@@ -86,21 +79,3 @@ def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(sqlite_url
         assert process.exitcode == 0
     looks.close()
     check_promoted(stored, whole(trials, seed), folder)
-
-
-@pytest.mark.nightly
-def test_a_command_whose_workers_are_killed_ends_with_n_of_n_and_no_checkpoint(tmp_path):
-    url = f"sqlite:///{tmp_path}/run/study.db"
-    overrides = (*STUDY, "pruner=promotion", "train.epochs=9", "launcher.workers=3")
-    run_ = Run(tmp_path / "run", url, overrides)
-    process = run_.start()
-    fate = random.Random(0)
-    for done in (1, 3, 5):
-        run_.until_done(done)
-        if workers := run_.workers():
-            kill([fate.choice(workers)])
-        os.sched_yield()
-    run_.end(process, 0)
-    trials = run_.stored().trials()
-    assert {outcome(trial) for trial in trials} == {"complete", "pruned"}
-    assert [*(run_.folder / "checkpoints").iterdir()] == []

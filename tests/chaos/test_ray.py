@@ -14,7 +14,7 @@ from commands import CANARY, environment
 from harness import outcomes
 from live_processes import linux, until
 from ranked import RanksRun
-from runs import STUDY, Run, kill
+from runs import STUDY, Run, device, kill
 
 pytestmark = [pytest.mark.nightly, linux]
 RAY = (
@@ -27,9 +27,7 @@ RAY = (
 @pytest.fixture(autouse=True)
 def needs_ray():
     if importlib.util.find_spec("ray") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(
-            "ray is missing: pip install 'studyloom[ray]'"
-        )
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("ray is missing")
 
 
 class Cluster:
@@ -80,13 +78,6 @@ def run(tmp_path, postgres_url, cluster):
     kill(run.processes())  # where a test has failed
 
 
-def device(pid):
-    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return next(
-        (v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")), None
-    )
-
-
 def parent(pid):
     return int(re.search(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
 
@@ -101,11 +92,6 @@ def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed)
     assert len([*run.folder.glob("logs/*-worker?.log")]) == 2
 
 
-def until_the_command_knows(run, word):
-    """Waits until a log of the command, which says why an actor was lost, has the word."""
-    until(lambda: word in run.logs(), 60)
-
-
 def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undisturbed):
     def kill_an_actor():
         worker = run.workers()[0]
@@ -113,7 +99,7 @@ def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undi
         assert b"ray::" in Path(f"/proc/{actor}/cmdline").read_bytes()
         os.kill(actor, signal.SIGKILL)
         until(lambda: worker not in run.workers(), 15)  # with all that it has started
-        until_the_command_knows(run, "actor")
+        until(lambda: "actor" in run.logs(), 60)  # why it was lost
 
     process = run.at_work(meanwhile=kill_an_actor)
     printed = run.end(process, 0)
@@ -124,7 +110,7 @@ def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undi
 def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undisturbed):
     def remove_a_node():
         cluster.tell("remove")
-        until_the_command_knows(run, "actor")
+        until(lambda: "actor" in run.logs(), 60)  # why it was lost
 
     cluster.tell("add")
     process = run.at_work("launcher.num_cpus=2", meanwhile=remove_a_node)  # one for each node
@@ -152,16 +138,11 @@ def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and
     def look():
         pids = alone.processes()  # one of them is the command's, below its parent that watches it
         folders.extend(path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*"))
-        commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in pids]
-        address = next(
-            match[1]
-            for command in commands
-            if (match := re.search(r"--gcs-address=([\d.]+:\d+)", command))
-        )
+        commands = "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
+        address = re.search(r"--gcs-address=([\d.]+:\d+)", commands)[1]
         command = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
-        stranger = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, timeout=180
-        )
+        options = {"env": environment(), "capture_output": True, "text": True, "timeout": 180}
+        stranger = subprocess.run(command, **options)
         assert stranger.returncode != 0
         assert "oken" in stranger.stdout + stranger.stderr  # it has none
 
@@ -185,7 +166,7 @@ def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, u
 
 def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
     alone.at_work(meanwhile=lambda: alone.latest.kill()).communicate()
-    until(lambda: not alone.processes(), 120)  # Ray looks for itself whether its driver lives
+    alone.until_gone(120)  # Ray looks for itself whether its driver lives
     alone.go_on(undisturbed)
 
 
@@ -196,11 +177,11 @@ def test_two_ranks_have_a_gpu_each_in_one_actor_and_one_that_is_killed_costs_not
     one.end(one.start(), 0)
     actors = ("launcher=ray", f"launcher.address={cluster.address}")
     run = RanksRun(tmp_path / "run", postgres_url, *actors)
-    process, ranks, go_on = run.at_work()
-    assert [*map(device, ranks)] == ["0,1", "0,1"]
-    os.kill(ranks[1], signal.SIGKILL)
-    until(lambda: not {*ranks} & {*run.processes()}, 20)
-    go_on()
-    printed = run.end(process, 0)
+
+    def kill_a_rank():
+        assert [*map(device, run.ranks())] == ["0,1", "0,1"]
+        run.kill_rank_1()
+
+    printed = run.end(run.at_work(meanwhile=kill_a_rank), 0)
     assert "rank 1 of a worker ended with signal SIGKILL" in printed
     assert outcomes(run.stored()) == outcomes(one.stored())

@@ -1,15 +1,13 @@
 """Trials that are trained by two processes, with gloo on the CPU: real commands and real deaths."""
 
 import contextlib
-import os
 import random
-import signal
 
 import pytest
 from harness import outcomes
-from live_processes import linux, until
+from live_processes import linux
 from ranked import TRIALS, RanksRun, below, losses
-from runs import EPOCHS, kill, nap
+from runs import EPOCHS, holder, kill, nap
 
 pytestmark = [pytest.mark.chaos, linux]
 
@@ -40,88 +38,63 @@ def test_two_ranks_come_to_the_values_of_one_process(tmp_path, undisturbed):
     assert {environment["ranks"] for environment in environments} == {2}
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.nightly), 1])
-def test_a_rank_that_is_killed_costs_nothing(run, undisturbed, rank):
-    process, ranks, go_on = run.at_work()
-    os.kill(ranks[rank], signal.SIGKILL)
-    until(lambda: not {*ranks} & {*run.processes()}, 20)
-    go_on()
-    printed = run.end(process, 0)
-    of_rank = "rank 1 of " if rank else ""
-    assert f"{of_rank}a worker ended with signal SIGKILL; its log: " in printed
+def test_a_command_and_then_a_rank_that_are_killed_cost_nothing(run, undisturbed):
+    def kill_the_command():
+        kill([run.latest.pid])
+        run.until_gone(20)  # no rank outlives its command
+
+    run.at_work(meanwhile=kill_the_command).communicate()
+    printed = run.end(run.at_work(meanwhile=run.kill_rank_1), 0)
+    assert "rank 1 of a worker ended with signal SIGKILL; its log: " in printed
     assert outcomes(run.stored()) == outcomes(undisturbed)
     assert losses(run.stored()) == losses(undisturbed)
-    (death,) = {trial.user_attrs["made"]["claims"] for trial in run.stored().trials()} - {1}
-    assert death == 2  # its trial was adopted, and resumed
+    claims = [trial.user_attrs["made"]["claims"] for trial in run.stored().trials()]
+    assert claims == [3, 1, 1], "its trial was adopted twice, and resumed"
+
+
+@pytest.fixture
+def steps(tmp_path):
+    (tmp_path / "steps").mkdir()
+    return tmp_path / "steps"
 
 
 @pytest.mark.nightly
-def test_a_pruned_trial_ends_in_both_ranks(run, tmp_path):
-    counts = tmp_path / "steps"
-    counts.mkdir()
+def test_a_pruned_trial_ends_in_both_ranks(run, steps):
     pruner = ("pruner=median", "pruner.n_startup_trials=1", "pruner.n_warmup_steps=2")
-    process = run.start(*("model._target_=gate.Counted", *pruner), STUDYLOOM_TEST_STEPS=str(counts))
+    process = run.start("model._target_=gate.Counted", *pruner, STUDYLOOM_TEST_STEPS=str(steps))
     run.end(process, 0)
-    states = [trial.state.name for trial in run.stored().trials()]
-    assert "PRUNED" in states
-    epochs = sum(len(trial.user_attrs["epochs"]["value"]) for trial in run.stored().trials())
+    trials = run.stored().trials()
+    assert "PRUNED" in [trial.state.name for trial in trials]
+    epochs = sum(map(len, losses(run.stored())))
     assert epochs < TRIALS * EPOCHS
-    sizes = {path.name: path.read_text().split() for path in counts.glob("[01]")}
+    sizes = {path.name: path.read_text().split() for path in steps.glob("[01]")}
     assert sizes == dict.fromkeys("01", ["16"] * 2 * epochs)  # half of each batch of 32
 
 
-def test_the_exception_of_one_rank_fails_its_trial_alone(run, tmp_path):
-    counts = tmp_path / "steps"
-    counts.mkdir()
-    process = run.start(
-        "model._target_=gate.Counted",
-        STUDYLOOM_TEST_STEPS=str(counts),
-        STUDYLOOM_TEST_FAIL=f"1 {2 * EPOCHS + 3}",  # in the second epoch of the second trial
-    )
-    printed = run.end(process, 0)
+def test_the_exception_of_one_rank_fails_its_trial_alone(run, steps):
+    step = 2 * EPOCHS + 3  # in the second epoch of the second trial
+    failing = {"STUDYLOOM_TEST_STEPS": str(steps), "STUDYLOOM_TEST_FAIL": f"1 {step}"}
+    printed = run.end(run.start("model._target_=gate.Counted", **failing), 0)
     assert "a worker ended" not in printed  # both ranks have gone on
-    first, second, third = run.stored().trials()
-    assert (
-        second.user_attrs["reason"]
-        == f"ArithmeticError: rank 1 has failed in step {2 * EPOCHS + 3}"
-    )
-    assert [t.state.name for t in (first, second, third)] == ["COMPLETE", "FAIL", "COMPLETE"]
-
-
-@pytest.mark.nightly
-def test_an_exception_beyond_what_ranks_agree_on_fails_its_trial_and_replaces_the_worker(run):
-    process = run.start(
-        *("optimizer=sgd", "optimizer._target_=gate.FailingSGD"),
-        STUDYLOOM_TEST_FAIL=f"1 {2 * EPOCHS + 3}",  # in the second epoch of the second trial
-    )
-    printed = run.end(process, 0)
-    assert printed.count("a worker ended with a signal, and released its trial") == 1
-    _, second, _ = run.stored().trials()
-    words = f"ArithmeticError: the optimizer has failed in step {2 * EPOCHS + 3}"
-    assert second.user_attrs["reason"] == words
-    assert "in another rank:" in second.user_attrs["traceback"]
-    assert [t.state.name for t in run.stored().trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
-
-
-def test_no_rank_outlives_its_command(run, undisturbed):
-    process, *_ = run.at_work()
-    kill([process.pid])
-    process.communicate()
-    until(lambda: not run.processes(), 20)
-    run.end(run.start(), 0)
-    assert outcomes(run.stored()) == outcomes(undisturbed)
+    trials = run.stored().trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    words = f"ArithmeticError: rank 1 has failed in step {step}"
+    assert trials[1].user_attrs["reason"] == words
 
 
 @pytest.mark.nightly
 def test_ranks_that_are_killed_at_any_moment_cost_nothing(run, undisturbed):
+    def reports(stored):
+        return sum(len(trial.intermediate_values) for trial in stored.trials())
+
     process, luck = run.start("launcher.workers=2", "study.max_attempts=99"), random.Random(1)
-    run.until(run.reports)
+    run._until(reports)
     for _ in range(6):
-        begun = len(run.reports())
-        run.until(lambda n=begun: len(run.reports()) > n or process.poll() is not None)
+        begun = reports(run.stored())
+        run._until(lambda stored, n=begun: reports(stored) > n or process.poll() is not None)
         nap(luck.random() * 0.05)  # somewhere in an epoch
         if held := run.stored().ledger.held():
-            first = int(luck.choice(held).owner.rpartition(":")[2])
+            first = holder(luck.choice(held))
             with contextlib.suppress(OSError):
                 kill([luck.choice([first, *below(first)])])
     run.end(process, 0)
@@ -137,46 +110,20 @@ LOOP = (
 )
 
 
-@pytest.fixture(scope="module")
-def undisturbed_loop(tmp_path_factory):
-    run = RanksRun(folder := tmp_path_factory.mktemp("loop"), f"sqlite:///{folder}/study.db", *LOOP)
-    run.end(run.start(), 0)
-    return run.stored()
-
-
-@pytest.fixture
-def loop(tmp_path):
-    run = RanksRun(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db", *LOOP)
-    yield run
-    kill(run.processes())
-
-
-def values(stored):
-    return [trial.value for trial in stored.trials()]
-
-
 @pytest.mark.nightly
-def test_a_loop_goes_on_from_what_it_keeps_when_a_rank_is_killed(loop, undisturbed_loop):
-    process, ranks, go_on = loop.at_work()
-    os.kill(ranks[1], signal.SIGKILL)
-    until(lambda: not {*ranks} & {*loop.processes()}, 20)
-    go_on()
-    loop.end(process, 0)
-    assert values(loop.stored()) == values(undisturbed_loop)
-
-
-@pytest.mark.nightly
-def test_a_rank_that_hangs_is_ended_with_the_others_and_its_trial_alone_fails(
-    loop, undisturbed_loop
-):
-    process = loop.start("study.trial_timeout=15", STUDYLOOM_TEST_HANG="1 1 3")
-    loop.until(lambda: len(loop.reports()) == 8 + 2)  # the first trial, and two epochs more
-    (slot,) = loop.stored().ledger.held()
-    first = int(slot.owner.rpartition(":")[2])
-    ranks = {first, *below(first)}
-    assert len(ranks) == 2
-    loop.end(process, 0)  # and none of its processes is left
-    trials = loop.stored().trials()
-    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert "study.trial_timeout=15" in trials[1].user_attrs["reason"]
-    assert [trials[0].value, trials[2].value] == values(undisturbed_loop)[::2]
+def test_a_loop_goes_on_after_a_kill_and_a_rank_that_hangs_ends_with_the_others(tmp_path):
+    """The trial that hangs has failed, and no other."""
+    runs = [
+        RanksRun(tmp_path / name, f"sqlite:///{tmp_path}/{name}/study.db", *LOOP)
+        for name in ("undisturbed", "killed", "hangs")
+    ]
+    undisturbed, killed, hangs = runs
+    undisturbed.end(undisturbed.start(), 0)
+    killed.end(killed.at_work(meanwhile=killed.kill_rank_1), 0)
+    assert outcomes(killed.stored()) == outcomes(undisturbed.stored())
+    hangs.end(hangs.start("study.trial_timeout=15", STUDYLOOM_TEST_HANG="1 1 3"), 0)
+    failed = hangs.stored().trials()[1]
+    assert (failed.state.name, len(failed.intermediate_values)) == ("FAIL", 2)
+    assert "study.trial_timeout=15" in failed.user_attrs["reason"]
+    rest = outcomes(hangs.stored()) & outcomes(undisturbed.stored())
+    assert {number for number, *_ in rest} == {0, 2}

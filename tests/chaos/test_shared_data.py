@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from harness import outcomes
-from live_processes import until
 from runs import STUDY, Run, kill
 
 pytestmark = pytest.mark.nightly
@@ -67,7 +66,7 @@ def test_workers_have_one_copy_and_nothing_is_left_of_it_after_a_kill(tmp_path):
         kill(run.processes())
 
     run.at_work(meanwhile=check_and_kill).communicate()
-    until(lambda: not run.processes())
+    run.until_gone(60)
     run.end(run.start(), 0)
     alone = big_run(tmp_path, "alone", False)
     alone.end(alone.start("launcher.workers=1"), 0)

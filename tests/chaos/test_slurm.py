@@ -5,7 +5,6 @@ A task that is queued again waits for 5 s.
 
 import os
 import re
-import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from commands import ROOT
 from harness import outcomes
 from live_processes import until
 from ranked import RanksRun
-from runs import STUDY, TRIALS, Run, kill
+from runs import STUDY, TRIALS, Run, device, kill
 
 pytestmark = pytest.mark.nightly
 SLURM = (
@@ -74,14 +73,12 @@ class Job(Run):
 
     def devices(self):
         """The GPU of each worker: that of the process that runs trials, and of its parent."""
-        devices = set()
-        for pid in self.workers():
-            if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
-                variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-                devices |= {
-                    v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")
-                }
-        return sorted(devices)
+        python = (
+            pid
+            for pid in self.workers()
+            if Path(f"/proc/{pid}/comm").read_text().startswith("python")
+        )
+        return sorted({*map(device, python)})
 
 
 class RanksJob(Job, RanksRun):
@@ -141,10 +138,7 @@ def test_a_task_of_two_ranks_has_two_gpus_and_a_rank_that_is_killed_costs_nothin
     one.end(one.start(), 0)
     two = ("launcher=slurm", "launcher.gres=gpu:2", "launcher.cpus=2")
     job = RanksJob(tmp_path / "run", postgres_url, *two)
-    _, ranks, go_on = job.at_work()
-    os.kill(ranks[1], signal.SIGKILL)
-    until(lambda: not {*ranks} & {*job.processes()}, 20)
-    go_on()
+    job.at_work(meanwhile=job.kill_rank_1)
     job.end()
     assert "rank 1 of the worker ended with signal SIGKILL; another one goes on" in job.logs()
     assert outcomes(job.stored()) == outcomes(one.stored())

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import BARE, QUICK, ROOT, environment
+from commands import BARE, QUICK, ROOT, environment, study
 
 pytestmark = pytest.mark.chaos
 
@@ -52,28 +52,33 @@ def run(*command, **extra):
 def run_dir(tmp_path_factory):
     """A study with so many trials that its parameters have importances."""
     folder = tmp_path_factory.mktemp("looked") / "run"
-    done = run("-m", "studies.mnist", *QUICK, "study.trials=12", f"run_dir={folder}")
+    done = study(*QUICK, "study.trials=12", "launcher.workers=1", f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
 
+def imported(*arguments):
+    """What a command prints, and the modules that it has imported by its end."""
+    done = run("-c", LOOK, *arguments)
+    assert done.returncode == 0, done.stderr
+    *messages, modules = done.stderr.splitlines()
+    assert messages == []
+    return done.stdout, {*modules.split()}
+
+
 def test_a_command_that_looks_at_a_study_imports_nothing_that_takes_long(run_dir):
     for command, option in (("status", "--json"), ("trials", "--csv")):
-        done = run("-c", LOOK, command, run_dir, option)
-        assert done.returncode == 0, done.stderr
-        *messages, modules = done.stderr.splitlines()
-        assert messages == []
-        assert "optuna" in modules.split()
-        assert {*modules.split()} & HEAVY == set()
-        assert "optimizer.lr" in done.stdout  # which matters most, by its importance
+        printed, modules = imported(command, run_dir, option)
+        assert "optuna" in modules
+        assert modules & HEAVY == set()
+        assert "optimizer.lr" in printed  # which matters most, by its importance
 
 
 def test_help_imports_nothing_at_all_that_takes_long():
+    light = {"numpy", "omegaconf", "optuna", "rich", "sqlalchemy", "yaml"}
     for arguments in (("--help",), ("status", "--help")):
-        done = run("-c", LOOK, *arguments)
-        assert done.returncode == 0, done.stderr
-        light = {"numpy", "omegaconf", "optuna", "rich", "sqlalchemy", "yaml"}
-        assert {*done.stderr.splitlines()[-1].split()} & (HEAVY | light) == set()
+        _, modules = imported(*arguments)
+        assert modules & (HEAVY | light) == set()
 
 
 def test_a_search_begins_before_what_it_does_not_need_is_imported(tmp_path):

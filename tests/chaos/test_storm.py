@@ -16,7 +16,6 @@ from pathlib import Path
 import harness
 import optuna
 import pytest
-from live_processes import until
 from runs import EPOCHS, NEVER, STUDY, TRIALS, Run, kill, nap
 
 from studyloom.study.opening import open_study
@@ -89,12 +88,7 @@ def read_studies(url):
 
 
 class Storm:
-    """Signals to the processes of a run.
-
-    Args:
-        run: its command is started again whenever it has ended.
-        seed: of what it does.
-    """
+    """Signals to the processes of a run, whose command is started again when it has ended."""
 
     def __init__(self, run, seed):
         self.run, self.fate = run, random.Random(seed)
@@ -158,16 +152,6 @@ def check_words(printed):
     assert not (match := NEVER.search(rest)), f"I7: {match}\n{rest}"
 
 
-def all_gone(run, seconds):
-    """Waits until no process of a run lives; names those that do."""
-    try:
-        until(lambda: not run.processes(), seconds)
-    except AssertionError:
-        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in run.processes()}
-        states = {pid: Path(f"/proc/{pid}/wchan").read_text() for pid in titles}
-        raise AssertionError(f"after {seconds} s there are {titles}, waiting in {states}") from None
-
-
 def weather(tmp_path, seed, signals, calm):
     """Sends so many signals to one run after the other, each of which must end like the calm."""
     sent = 0
@@ -177,12 +161,12 @@ def weather(tmp_path, seed, signals, calm):
         storm = Storm(run, seed)
         try:
             storm.blow(signals - sent)
-            all_gone(run, 60)
+            run.until_gone(60)
             out, err = run.start().communicate(timeout=300)
             assert run.latest.returncode == 0, (out, err)
             check_words(out + err)
             check_words(run.logs())
-            all_gone(run, 20)  # I6
+            run.until_gone(20)  # I6
             assert left_behind(run, opened) == calm
         finally:
             kill(run.processes())

@@ -80,17 +80,6 @@ def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, 
         assert (found and found.begun) == (end if regret == REGRET else None)
 
 
-def test_the_epochs_of_all_trials_end_the_search_after_those_under_way(url, question):
-    """Of two epochs a trial: three are spent within the second, which runs to its end."""
-    stored = fresh(url, question, TRIALS)
-    set_bounds(stored, None, 3, TRIALS)
-    work(question, stored, TRIALS)
-    assert stored.ledger.counts()["done"] == 2
-    assert ending(stored, TRIALS).epochs == 4
-    set_bounds(stored, None, 5, TRIALS)
-    assert ending(stored, TRIALS) is None
-
-
 def test_what_was_decided_stays_until_other_bounds_are_set(url, question):
     stored = fresh(url, question, TRIALS)
     set_bounds(stored, 0.2, None, TRIALS)

@@ -9,6 +9,7 @@ from toy_worker import RANDOM, fresh
 from toys import ask
 
 from studyloom.errors import ConfigError
+from studyloom.storage.attributes import ENQUEUED
 from studyloom.study import warm_start
 from studyloom.study.earlier_studies import find_earlier
 from studyloom.study.opening import open_study
@@ -99,27 +100,6 @@ def test_no_server_of_a_strangers_folder_is_started(runs):
 # What is taken of them
 
 
-def test_points_of_several_studies_come_after_the_baseline_and_say_from_where(url, runs):
-    one = finished(url, seeded(1), name="one")
-    a = finished_run(runs / "a", seed=2)
-    question = ask(*AUTO, "study.top=4")
-    starts = starts_of(question, found(runs, url, question))
-    assert len(starts.points) == 4
-    stored = fresh(url, question, 6, "new")
-    assert enqueue(stored, starts, 6, baseline=question.baseline) == 0
-    first, *sources = [trial.user_attrs.get("enqueued") for trial in stored.trials()]
-    assert first == "the configuration as composed"
-    assert sources == [start.source for start in starts.points]
-    other = open_study(f"sqlite:///{a}/study.db", "earlier")
-    tried = [trial.params for trial in (*other.trials(), *one.trials())]
-    assert all(start.point.params in tried for start in starts.points)
-    named, *studies = sources_of(stored)
-    assert named == "auto"
-    assert {*studies} == {source.rpartition(", trial")[0] for source in sources}
-    for study in studies:
-        assert any(note.startswith(f"{study}: begins with its trials") for note in starts.notes)
-
-
 def test_nothing_that_fits_is_a_note_and_the_study_goes_on(runs):
     finished_run(runs / "a")
     other = ask(*AUTO[:4], "study.from=auto", "space=none", "+space.train.l1.float=[0,1]")
@@ -140,9 +120,14 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     database, request, runs, monkeypatch
 ):
     """Although the earlier studies have gone on, and auto would choose others now."""
-    url, question = request.getfixturevalue(database), ask(*AUTO, "study.top=3")
-    finished_run(runs / "a", seed=1)
+    url, question = request.getfixturevalue(database), ask(*AUTO, "study.top=4")
+    one, a = finished(url, seeded(1), name="one"), finished_run(runs / "a", seed=2)
+    other = open_study(f"sqlite:///{a}/study.db", "earlier")
+    tried = [trial.params for trial in (*one.trials(), *other.trials())]
     chosen = starts_of(question, found(runs, url, question))
+    points = [start.point.params for start in chosen.points]
+    assert len(points) == 4
+    assert all(point in tried for point in points)
     stored = fresh(url, question, 6, "new")
     with monkeypatch.context() as patch:
         patch.setattr(warm_start, "enter", die)
@@ -150,6 +135,10 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
             enqueue(stored, chosen, 6, baseline=question.baseline)
     assert stored.trials() == []
     enqueue(stored, chosen, 6, baseline=question.baseline)
+    auto, *studies = sources_of(stored)
+    assert auto == "auto"
+    for study in studies:
+        assert any(note.startswith(f"{study}: begins with its trials") for note in chosen.notes)
     finished_run(runs / "b", seed=9, trials=6)
     now = starts_of(question, found(runs, url, question))
     assert [s.source for s in now.points] != [s.source for s in chosen.points]
@@ -157,8 +146,12 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     assert again.points == []
     for starts in (now, again):  # also of a command that had looked before
         enqueue(stored, starts, 6, baseline=question.baseline)
-    params = [trial.params for trial in stored.trials()[1:]]
-    assert params == [start.point.params for start in chosen.points]
+    baseline, *queued = stored.trials()
+    assert baseline.user_attrs[ENQUEUED] == "the configuration as composed"
+    assert [trial.params for trial in queued] == points
+    sources = [trial.user_attrs[ENQUEUED] for trial in queued]
+    assert sources == [start.source for start in chosen.points]
+    assert {source.rpartition(", trial")[0] for source in sources} == {*studies}
 
 
 # A list

@@ -54,12 +54,6 @@ def test_whatever_trials_under_way_bring_what_was_decided_stays():
     assert find_ending(BOUNDS, outcomes(values[: len(state)]), decided).begun == len(state) < 40
 
 
-def test_a_lower_regret_or_more_trials_never_end_it_earlier():
-    assert end_of(BOUNDS) <= (end_of(replace(BOUNDS, regret=0.007)) or 40)
-    for trials in (41, 60, 200):
-        assert end_of(BOUNDS) <= (end_of(replace(BOUNDS, trials=trials)) or 40)
-
-
 def test_a_decision_is_about_its_regret_and_no_larger_budget():
     decided = find_ending(BOUNDS, outcomes(VALUES[: end_of(BOUNDS)])).decision()
     spread = outcomes([0.1 * n for n in range(20)])  # which promises a lot

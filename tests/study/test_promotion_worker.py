@@ -63,20 +63,6 @@ def check(stored, undisturbed, checkpoints):
     assert list(checkpoints.iterdir()) == []
 
 
-def test_tpe_learns_from_the_paused(url, checkpoints):
-    """It draws its first trials at random, and each one after that by all that has ended before."""
-    trials, draws = 5, {}
-    tpe = ("sampler=tpe", "+sampler.n_startup_trials=2")
-    for name, overrides in (("tpe", tpe), ("random", ())):
-        question = ask(*PROMOTED, *overrides)
-        stored = fresh(url, question, trials, name)
-        work(question, stored, trials)
-        draws[name] = [trial.params for trial in stored.trials()]
-        stored.close()
-    differs = [a != b for a, b in zip(draws["tpe"], draws["random"], strict=True)]
-    assert differs == [False, False, True, True, True]
-
-
 def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed, checkpoints):
     stored = fresh(url, promoted, TRIALS)
     work(promoted, stored, TRIALS, Signal(8))  # in the second trial after the baseline

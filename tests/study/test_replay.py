@@ -19,7 +19,6 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
-from studyloom.study import failures
 from studyloom.study.opening import open_study
 from studyloom.study.replay import load_data
 from studyloom.study.reporter import Provenance
@@ -113,17 +112,6 @@ def test_a_trial_that_diverged_diverges_again(work, again):
     assert code == 1
     words = "different from epoch 1, failure: stored diverged (another), now diverged (train loss"
     assert words in " ".join(text.split())
-
-
-def test_a_trial_whose_workers_died_is_replayed_as_far_as_it_had_reported(work, again):
-    stored = work(*RATES, trials=2, stopping=Signal(2))
-    for _ in range(3):
-        stored.ledger.claim("w", 1, 60.0)
-        stored.ledger.record_death("w", "the worker ended with signal SIGKILL")
-    stored = work(*RATES, trials=2)
-    assert stored.trials()[0].user_attrs[FAILURE] == failures.CRASHED
-    code, text = again(stored)
-    assert (code, "equal bit for bit: 1 epoch of accuracy" in text) == (0, True), text
 
 
 def test_a_tampered_curve_is_found_with_the_first_difference(work, again):

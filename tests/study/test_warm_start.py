@@ -93,11 +93,10 @@ def test_all_that_is_wrong_with_points_is_told_at_once():
 
 
 def test_a_start_that_cannot_be_is_refused():
-    many = f"study.enqueue=[{CNN},{MLP}]"
+    points = f"study.enqueue=[{CNN},{MLP}]"
     for overrides, words in (
         (["study.enqueue=[1]"], "study.enqueue must be a list of points, such as"),
-        ([many, "study.trials=2"], "2 points beside the baseline are more than study.trials=2"),
-        (["study.from=sqlite:///nowhere/study.db"], "study.from: "),
+        ([points, "study.trials=2"], "2 points beside the baseline are more than study.trials=2"),
     ):
         assert any(words in line for line in mistakes_of(*overrides))
 
@@ -105,44 +104,32 @@ def test_a_start_that_cannot_be_is_refused():
 # Trials of the points
 
 
-def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays(url):
-    question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
-    stored = begun(url, question, 5)
-    assert [trial.state for trial in stored.trials()] == [TrialState.WAITING] * 3
-    work(question, stored, 5)
-    trials = stored.trials()
-    assert [trial.number for trial in trials] == [*range(5)]
-    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert trials[0].params == question.baseline.params
-    assert [trial.number for trial in trials if BASELINE in trial.user_attrs] == [0]
-    assert trials[1].params["model.cnn.channels"] == 16
-    assert [trials[2].params[f"model.mlp.hidden.{item}"] for item in (0, 1)] == [32, 64]
-    sources = [trial.user_attrs.get(ENQUEUED) for trial in trials[1:]]
-    assert sources == ["study.enqueue[0]", "study.enqueue[1]", None, None]
-    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 5}
-    assert all(trial.datetime_start and trial.user_attrs[WORKER] for trial in trials)
-
-
 @pytest.mark.usefixtures("threads_are_workers")
-def test_a_point_has_one_owner_among_many_workers_and_commands(url):
+def test_after_the_baseline_each_point_has_one_owner_among_many_workers_and_commands(url):
     question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
+    stored = begun(url, question, 6)
+    assert [trial.state for trial in stored.trials()] == [TrialState.WAITING] * 3
 
     def command():
-        stored = begun(url, question, 8)
-        work(question, stored, 8)
+        work(question, begun(url, question, 6), 6)
 
-    commands = [threading.Thread(target=command) for _ in range(4)]
+    commands = [threading.Thread(target=command) for _ in range(3)]
     for thread in commands:
         thread.start()
     for thread in commands:
         thread.join()
-    trials = open_study(url, "s").trials()
-    assert [trial.number for trial in trials] == [*range(8)]
+    trials = stored.trials()
+    assert [trial.number for trial in trials] == [*range(6)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    sources = [trial.user_attrs[ENQUEUED] for trial in trials if ENQUEUED in trial.user_attrs]
-    composed = "the configuration as composed"
-    assert sorted(sources) == ["study.enqueue[0]", "study.enqueue[1]", composed]
-    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 8
+    assert trials[0].params == question.baseline.params
+    assert [trial.number for trial in trials if BASELINE in trial.user_attrs] == [0]
+    sources = [trial.user_attrs.get(ENQUEUED) for trial in trials[1:]]
+    assert sources == ["study.enqueue[0]", "study.enqueue[1]", None, None, None]
+    assert trials[1].params["model.cnn.channels"] == 16
+    assert [trials[2].params[f"model.mlp.hidden.{item}"] for item in (0, 1)] == [32, 64]
+    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 6
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
+    assert all(trial.datetime_start and trial.user_attrs[WORKER] for trial in trials)
 
 
 def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(sqlite_url, question):

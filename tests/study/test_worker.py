@@ -6,7 +6,17 @@ from contextlib import contextmanager
 import optuna
 import pytest
 from optuna.trial import TrialState
-from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work, work_side_by_side
+from toy_worker import (
+    FOLDER,
+    FOLDS,
+    RANDOM,
+    SPLIT,
+    fresh,
+    outcomes,
+    outcomes_of,
+    work,
+    work_side_by_side,
+)
 from toys import TWO, Never, Signal, ask
 
 from studyloom.data.training_data import TrainingData
@@ -17,49 +27,42 @@ from studyloom.study.reporter import Stopwatch
 from studyloom.study.worker import Worker
 
 
-@pytest.mark.usefixtures("threads_are_workers")
-def test_n_means_n_over_any_number_of_workers(url, question):
-    stored = fresh(url, question, 6)
-    work_side_by_side(question, url, 6, workers=3)
-    work(question, stored, 6)  # joins a study that is done
-    trials = stored.trials()
-    assert [trial.number for trial in trials] == list(range(6))
-    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
-    assert sorted(trial.user_attrs[SLOT] for trial in trials) == list(range(6))
-    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 6
-    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
-
-
-def test_the_baseline_is_trial_0_and_the_best_is_never_worse(sqlite_url, question):
-    stored = fresh(sqlite_url, question, 4)
+@pytest.fixture(scope="module")
+def undisturbed(question, tmp_path_factory):
+    """The trials of a study to which nothing happens."""
+    stored = fresh(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/s.db", question, 4)
     work(question, stored, 4)
-    baseline = stored.trials()[0]
+    trials = stored.trials()
+    stored.close()
+    return trials
+
+
+def test_the_baseline_is_trial_0_as_composed_and_may_be_left_out(undisturbed, question, url):
+    baseline, *others = undisturbed
     assert baseline.params == question.baseline.params
     assert baseline.user_attrs[BASELINE] is True
     assert baseline.state == TrialState.COMPLETE
-    assert stored.optuna.best_value >= baseline.value
-    assert [t.number for t in stored.trials() if BASELINE in t.user_attrs] == [0]
+    assert not any(BASELINE in trial.user_attrs for trial in others)
     other = ask(*RANDOM, "study.baseline=false")
-    without = fresh(sqlite_url, other, 1, name="without")
+    without = fresh(url, other, 1)
     work(other, without, 1)
     assert BASELINE not in without.trials()[0].user_attrs
 
 
-def test_a_trial_is_what_its_study_seed_and_number_make_it(tmp_path, question):
+def test_a_trial_is_what_its_study_seed_and_number_make_it(url, question, undisturbed):
     """In one go or in two; tests/chaos has several workers, and any fault."""
-    at_once, in_parts = (fresh(f"sqlite:///{tmp_path}/{n}.db", question, 4) for n in range(2))
-    work(question, at_once, 4)
+    in_parts = fresh(url, question, 4)
     for trials in (1, 4):
         work(question, in_parts, trials)
-    assert outcomes(at_once) == outcomes(in_parts)
+    assert outcomes(in_parts) == outcomes_of(undisturbed)
     other_seed = ask(*RANDOM, "study.seed=1")
-    other = fresh(f"sqlite:///{tmp_path}/other.db", other_seed, 2)
+    other = fresh(url, other_seed, 2, name="other")
     work(other_seed, other, 2)
-    assert not outcomes(other) & outcomes(at_once)
+    assert not outcomes(other) & outcomes_of(undisturbed)
 
 
 def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(
-    url, question, checkpoints
+    url, question, undisturbed, checkpoints
 ):
     stored = fresh(url, question, 2)
     work(question, stored, 2, Signal(2))
@@ -68,28 +71,24 @@ def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(
     assert (checkpoints / "trial-0.pt").exists()
     again = open_study(url, "s")
     work(question, again, 2)
-    clean = fresh(url, question, 2, name="clean")
-    work(question, clean, 2)
-    assert outcomes(again) == outcomes(clean)
+    assert outcomes(again) == outcomes_of(undisturbed[:2])
     assert [list(t.intermediate_values) for t in again.trials()] == [[1, 2], [1, 2]]
     assert again.trials()[0].user_attrs[EPOCHS]["number"] == [1, 2]
     assert list(checkpoints.iterdir()) == []
 
 
 def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
-    sqlite_url, question, tmp_path, monkeypatch, caplog
+    url, question, undisturbed, tmp_path, monkeypatch, caplog
 ):
     """Such as one that goes on on another host."""
-    stored = fresh(sqlite_url, question, 1)
+    stored = fresh(url, question, 1)
     work(question, stored, 1, Signal(2))
     (here := tmp_path / "here").mkdir()
     monkeypatch.setitem(FOLDER, "checkpoints", here)
     work(question, stored, 1)
     words = f"trial 0: of its 1 epochs so far no checkpoint is in {here}; it starts anew"
     assert words in caplog.text
-    clean = fresh(sqlite_url, question, 1, name="clean")
-    work(question, clean, 1)
-    assert outcomes(stored) == outcomes(clean)
+    assert outcomes(stored) == outcomes_of(undisturbed[:1])
 
 
 class Thief(Never):
@@ -108,15 +107,13 @@ class Thief(Never):
             self.ledger.release(self.taken)
 
 
-def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, question):
+def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, question, undisturbed):
     stored = fresh(url, question, 2)
     work(question, stored, 2, thief := Thief(open_study(url, "s")))
     assert thief.taken.deaths == 1
     assert thief.epoch > 4, "the last epoch was done again"
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 2}
-    clean = fresh(url, question, 2, name="clean")
-    work(question, clean, 2)
-    assert outcomes(stored) == outcomes(clean)
+    assert outcomes(stored) == outcomes_of(undisturbed[:2])
 
 
 def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url, question):
@@ -156,15 +153,19 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
 
 
 @pytest.mark.usefixtures("threads_are_workers")
-def test_a_grid_visits_each_point_once(url):
+def test_a_grid_visits_each_point_once_over_any_number_of_workers(url):
     space = ("~space.optimizer", "~space.model", "+space.model.activation.choice=[relu,tanh]")
     question = ask(*RANDOM, "sampler=grid", *space)
     assert question.trials() == 6
     stored = fresh(url, question, 6)
     work_side_by_side(question, url, 6, workers=4)
-    points = [(t.params["train.batch_size"], t.params["model.activation"]) for t in stored.trials()]
+    work(question, stored, 6)  # joins a study that is done
+    trials = stored.trials()
+    assert sorted(trial.user_attrs[SLOT] for trial in trials) == [*range(6)]
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
+    points = [(t.params["train.batch_size"], t.params["model.activation"]) for t in trials]
     assert sorted(points) == sorted((b, a) for b in (16, 32, 64) for a in ("relu", "tanh"))
-    assert stored.trials()[0].params == question.baseline.params
+    assert trials[0].params == question.baseline.params
 
 
 def test_of_two_objectives_a_trial_has_both_values_and_its_learning_curve(sqlite_url):

@@ -44,7 +44,11 @@ def fresh(url, question, trials, name="s"):
 
 
 def outcomes(stored):
-    return {(t.number, tuple(sorted(t.params.items())), t.value, t.state) for t in stored.trials()}
+    return outcomes_of(stored.trials())
+
+
+def outcomes_of(trials):
+    return {(t.number, tuple(sorted(t.params.items())), t.value, t.state) for t in trials}
 
 
 class LockedDatabase(Never):
