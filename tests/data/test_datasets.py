@@ -207,3 +207,34 @@ def test_items_that_raise_or_change_are_named_before_the_first_trial():
 
     with pytest.raises(DataError, match=r"data\.train: item 59 raised FileNotFoundError: 59\.png"):
         Datasets(train=Raising(), validation=5).train()
+
+
+class Named(Drawn):
+    """Pictures in classes with names."""
+
+    def __init__(self, classes, noise=1.0):
+        super().__init__(noise=noise)
+        self.classes = classes
+
+
+def test_parts_whose_classes_have_other_numbers_are_refused():
+    train = Named(["a", "b", "c"], noise=0.0)
+    for part in ("valid", "evaluate", "test"):
+        for classes in (["a", "c"], ["b", "a", "c"]):
+            data = Datasets(**{"train": train, "validation": 15, part: Named(classes)})
+            words = rf"data\.{part} must have the classes of data.train .* a, b, c; got"
+            with pytest.raises(DataError, match=words):
+                data.test() if part == "test" else data.train()
+    same = Named(("a", "b", "c"))
+    assert Datasets(train=train, valid=same, test=same).test().names == ("a", "b", "c")
+
+
+def test_validation_on_items_that_are_drawn_anew_is_known_by_the_key_of_their_dataset():
+    fixed = Drawn(noise=0.0)
+    for given, key in (
+        ({"train": Drawn()}, "data.train"),
+        ({"train": Drawn(), "evaluate": fixed}, ""),
+        ({"train": Drawn(), "valid": fixed}, ""),
+        ({"train": fixed, "valid": Drawn()}, "data.valid"),
+    ):
+        assert Datasets(**given, validation=15).train().varies == key

@@ -228,3 +228,18 @@ def test_what_is_not_all_values_is_named():
     ):
         with pytest.raises(UndefinedMetric, match=words):
             run_of(objective_of(lambda config, run, it=returned: it, goals=goals))
+
+
+def test_reports_without_the_metric_are_refused_with_the_names_that_were_reported():
+    def inside(config, run):
+        for _ in run.epochs(2):
+            run.report(loss=1.0)
+            run.report(accurate=0.5)
+
+    def outside(config, run):
+        run.report(loss=1.0, accurate=0.5)
+
+    for function in (inside, outside):
+        words = "reported loss, accurate, and not objective.metric=accuracy; did you mean accurate"
+        with pytest.raises(UndefinedMetric, match=words):
+            run_of(objective_of(function))

@@ -146,6 +146,13 @@ def _check(
         attempt(lambda: attempt.mistakes.extend(check_sections(question)))
     else:
         attempt(lambda: validate(question, data))
+        if key := getattr(data.split, "varies", ""):
+            log.warning(
+                "%s draws its first item anew at each look, as augmentation does, and trials are "
+                "validated on it; name the same examples without random changes as %s",
+                key,
+                "data.evaluate" if key == "data.train" else key,
+            )
     if compresses(question):
         find = load_plugin("compress_mistakes")
         attempt(lambda: attempt.mistakes.extend(find(question, data)))

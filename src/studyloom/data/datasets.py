@@ -129,6 +129,7 @@ class Datasets:
         if not self.has_test:
             raise DataError(NO_TEST)
         known, dataset = self._training(), self._dataset("test")
+        _check_classes([*known.evaluation.parts, ("data.test", dataset)])
         items = Items((("data.test", dataset),), self._collate)
         expected, first = (structure(item_at(view, 0)) for view in (known.evaluation, items))
         if self._collate is None and first != expected:
@@ -163,6 +164,7 @@ class Datasets:
             parts.append(("data.valid", self._dataset("valid")))
         if parts != [*training.parts]:
             evaluation = Items(tuple(parts), self._collate)
+        _check_classes([*training.parts, *parts])
         weights, groups, classes = self._weights_of(dataset), None, self._classes_of(dataset)
         if self._groups is not None:
             if self._ordered:
@@ -175,8 +177,7 @@ class Datasets:
         classifies = classes is not None
         if target is not None:
             classifies = not target.is_floating_point() and not target.ndim
-        words = getattr(dataset, "classes", None)
-        names = tuple(map(str, words)) if classifies and isinstance(words, list | tuple) else ()
+        names = _class_names(dataset) if classifies else ()
         outputs = self._outputs
         if outputs is None and classifies:
             outputs = len(names) or (None if classes is None else int(classes.max()) + 1)
@@ -203,6 +204,7 @@ class Datasets:
             names=names if len(names) == outputs else (),
             tokens=_tokens_of(dataset, item),
             kind=None if given is None else str(given.dtype).removeprefix("torch."),
+            varies=_varies(evaluation),
         )
 
     def _group_names(self, dataset: Any) -> tuple[str, ...]:
@@ -296,6 +298,40 @@ class Datasets:
         for each in rows:
             digest.update(b"" if each is None else each.numpy().tobytes())
         return digest.hexdigest()
+
+
+def _varies(evaluation: Items) -> str:
+    """Returns the key of the Dataset to validate on if its first item is drawn anew each time."""
+    key, dataset = evaluation.parts[-1]
+    items = Items(((key, dataset),))
+    drawn = (item_at(items, 0, seed) for seed in (ALWAYS, ALWAYS + 1))
+    first, second = (b"".join(_content(item)) for item in drawn)
+    return "" if first == second else key
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    """Returns the names of the classes in their order, if a Dataset knows them."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+
+def _check_classes(parts: Sequence[tuple[str, Any]]) -> None:
+    """Raises DataError if a class has another number in a part than in the first.
+
+    A folder of pictures counts the classes that it has, so that one missing shifts the others.
+    """
+    key, expected = parts[0][0], _class_names(parts[0][1])
+    for name, dataset in parts[1:]:
+        classes = _class_names(dataset)
+        if classes and expected and classes != expected:
+            raise DataError(
+                f"{name} must have the classes of {key} in their order, {', '.join(expected)}; got "
+                f"{', '.join(classes)}: the same number would mean another class; give each part "
+                "all classes, in a folder without pictures where there are none (allow_empty=true "
+                "of torchvision's ImageFolder)"
+            )
 
 
 def _known_classes(dataset: Any) -> Tensor | None:

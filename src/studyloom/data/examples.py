@@ -137,6 +137,8 @@ class Examples:
         groups: of each training example, int64 (n,).
         group_names: the group of each example of a test part, such as who speaks.
         kind: what the inputs are made of, such as float32; None if they are not one tensor.
+        varies: which Dataset that trials are validated on draws its items anew at each look, such
+            as `data.train`; "" if none does.
         device: where batches are moved to.
     """
 
@@ -161,6 +163,7 @@ class Examples:
     group_names: tuple[str, ...] = ()
     tokens: Tokens | None = None
     kind: str | None = None
+    varies: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
@@ -256,9 +259,9 @@ def some_of(count: int) -> list[int]:
     return [k * (count - 1) // (SAMPLED - 1) for k in range(SAMPLED)]
 
 
-def item_at(items: Items, index: int) -> Any:
+def item_at(items: Items, index: int, seed: int = ALWAYS) -> Any:
     """Returns an item, the same each time also of a Dataset that draws."""
-    with seeded(ALWAYS):
+    with seeded(seed):
         return items[index]
 
 

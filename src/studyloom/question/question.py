@@ -584,7 +584,7 @@ def place_of(error: BaseException) -> str:
 
 def names_data(cfg: DictConfig) -> bool:
     """Whether the section `data` names a source, and is no section of the loop's own."""
-    section = None if OmegaConf.is_missing(cfg, "data") else cfg.data
+    section = OmegaConf.select(cfg, "data")  # None if it is missing, as in a provenance
     return isinstance(section, DictConfig) and "_target_" in section
 
 

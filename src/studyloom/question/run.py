@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.rule import Condition, Cost
 from studyloom.storage.attributes import COLUMNS
+from studyloom.text import nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
@@ -145,7 +146,8 @@ class Run:
     def value(self) -> float:
         """The value that was reported last; UndefinedMetric if none was."""
         if self._pending:
-            return self._pending[self._compared(self._pending)]
+            self._check_metric(self._pending)
+            return self._pending[self.metric]
         if self._value is None and self._saved is not None and "value" in self._saved:
             return float(self._saved["value"])  # a trainer of others finds no epoch left
         if self._value is None:
@@ -261,7 +263,7 @@ class Run:
     def report(self, *, step: int | None = None, **values: Any) -> None:
         """Reports quantities by name; each becomes a curve of the trial.
 
-        The one that `objective.metric` names is compared, or else the first.
+        The one that `objective.metric` names is compared.
 
         Args:
             step: larger than the one before; None for the next, which within `run.epochs` is the
@@ -269,7 +271,8 @@ class Run:
             values: finite numbers of any library.
 
         Raises:
-            UndefinedMetric: a value is not a finite number, or the step not larger.
+            UndefinedMetric: a value is not a finite number, the step not larger, or the metric not
+                among the names; within `run.epochs` at the end of the epoch.
         """
         if not values:
             raise TypeError("run.report must get a value by name, such as accuracy=0.9")
@@ -306,8 +309,8 @@ class Run:
         """Passes on pending reports, at a step or the next one."""
         if self._pending:
             values, self._pending = self._pending, {}
-            compared = self._compared(values)
-            self._last, self._value = self._next_step(step), values.pop(compared)
+            self._check_metric(values)
+            self._last, self._value = self._next_step(step), values.pop(self.metric)
             self._send(self._last, self._value, values)
 
     def state(self) -> dict[str, Any] | None:
@@ -343,6 +346,8 @@ class Run:
 
     def _take(self, values: Mapping[str, Any], step: int | None) -> None:
         self._check_fit()
+        if taken := [name for name in values if name in COLUMNS and name != self.metric]:
+            raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         checked = {name: finite(each, f"reported {name}={each!r}") for name, each in values.items()}
         if self._epoch is None:
             with self._place.ranks.deciding():
@@ -356,7 +361,6 @@ class Run:
                 f"{self._epoch} of run.epochs: expected each name once, at the step of the epoch"
             )
         self._pending |= checked
-        self._compared(self._pending)  # refuses a name here, and not at the end of the epoch
 
     def _next_step(self, step: Any) -> int:
         if self._epoch is not None and step is None:
@@ -371,16 +375,13 @@ class Run:
             )
         return int(step)
 
-    def _compared(self, values: Mapping[str, float]) -> str:
-        """Returns the name of the quantity that is compared: the metric, or else the first.
-
-        Raises:
-            TypeError: another has a name that the curves of a trial use.
-        """
-        compared = self.metric if self.metric in values else next(iter(values))
-        if taken := [name for name in values if name in COLUMNS and name != compared]:
-            raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
-        return compared
+    def _check_metric(self, values: Mapping[str, float]) -> None:
+        """Raises UndefinedMetric if the metric is not among the names that were reported."""
+        if self.metric not in values:
+            raise UndefinedMetric(
+                f"the objective reported {', '.join(values)}, and not objective.metric="
+                f"{self.metric}{nearest(self.metric, [*values])}"
+            )
 
     def _restore(self, name: str, part: Any) -> None:
         assert self._saved is not None
