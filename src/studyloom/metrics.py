@@ -22,6 +22,7 @@ DIRECTIONS = ("maximize", "minimize")
 Score = Callable[["Tensor", "Tensor"], Any]
 # What a network may cost: known before training, and the less the better.
 COSTS = ("parameters", "flops", "latency_ms")
+ANYTHING = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class Metric(Goal):
         targets: "classes" or "numbers", which it is for; None for both.
         scale: of the axis on which its values are plotted: "unit" by their distance to 1, "factors"
             on a logarithmic axis, "plain" on a linear one.
+        bounds: the least and the greatest value that there can be.
     """
 
     function: Score
     targets: str | None = None
     scale: str = "plain"
+    bounds: tuple[float, float] = ANYTHING
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """Computes the value of outputs (n, k), and of targets (n,) or (n, k) on their device.
@@ -191,20 +194,21 @@ def _mean_over_classes(score: Any, outputs: Tensor, classes: Tensor) -> Any:
     return sum(score(truth == label, scores[:, label]) for label in found) / len(found)
 
 
-def _metrics(direction: Direction, targets: str, scale: str, *functions: Any) -> list[Metric]:
-    return [Metric(score.__name__, direction, score, targets, scale) for score in functions]
+def _metrics(
+    direction: Direction, targets: str, scale: str, low: float, high: float, *functions: Any
+) -> list[Metric]:
+    known = (targets, scale, (low, high))
+    return [Metric(score.__name__, direction, score, *known) for score in functions]
 
 
-ACCURACY = Metric("accuracy", "maximize", accuracy, "classes", "unit")
+_OF_CLASSES = (accuracy, balanced_accuracy, f1_macro, roc_auc, average_precision)
 METRICS = {
     metric.name: metric
     for metric in (
-        ACCURACY,
-        *_metrics(
-            "maximize", "classes", "unit", balanced_accuracy, f1_macro, roc_auc, average_precision
-        ),
-        *_metrics("minimize", "classes", "factors", cross_entropy),
-        *_metrics("minimize", "numbers", "factors", rmse, mse, mae),
-        *_metrics("maximize", "numbers", "unit", r2),
+        *_metrics("maximize", "classes", "unit", 0.0, 1.0, *_OF_CLASSES),
+        *_metrics("minimize", "classes", "factors", 0.0, math.inf, cross_entropy),
+        *_metrics("minimize", "numbers", "factors", 0.0, math.inf, rmse, mse, mae),
+        *_metrics("maximize", "numbers", "unit", -math.inf, 1.0, r2),
     )
 }
+ACCURACY = METRICS["accuracy"]

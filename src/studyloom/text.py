@@ -85,6 +85,13 @@ def format_value(value: float, sign: str = "") -> str:
     return format(value, sign + (".3g" if size < 1 else ".6g"))
 
 
+def format_error(error: float, mean: str) -> str:
+    """Formats what stands after ±, with the decimals of the mean before it if they show it."""
+    _, point, decimals = mean.partition(".")
+    alike = format(error, f".{len(decimals)}f") if "e" not in mean else ""
+    return alike if point and float(alike or 0) else format_value(error)
+
+
 def format_cost(value: float) -> str:
     """Formats what a network costs, in the digits that a rule accepts: 50_890, 0.0412."""
     return f"{value:_.0f}" if value >= 100 else f"{value:.4g}"

@@ -19,7 +19,7 @@ ANSWER = {
     "winner": {
         "trial": 1,
         "params": {"model.cnn.channels": 16},
-        "values": [0.97] * 5,
+        "values": [0.968, 0.97, 0.972, 0.97, 0.97],
         "mean": 0.97,
         "std": 0.002,
     },

@@ -44,7 +44,7 @@ from studyloom.data.datasets import NO_TEST, places
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.errors import ConfigError, DataError, NoWinner, UndefinedMetric
-from studyloom.metrics import Goal, Metric
+from studyloom.metrics import ANYTHING, METRICS, Goal, Metric
 from studyloom.question.jobs import (
     build_function,
     build_jobs,
@@ -459,7 +459,8 @@ class FunctionQuestion(Question):
     def metric(self) -> Metric:
         """The value that the loop returns, under the name that `objective.metric` gives it."""
         (name, direction), *_ = named_goals(self.config.objective)
-        return Metric(name, direction, _no_score)
+        bounds = METRICS[name].bounds if name in METRICS else ANYTHING
+        return Metric(name, direction, _no_score, bounds=bounds)
 
     @functools.cached_property
     def goals(self) -> tuple[Goal, ...]:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from studyloom._version import __version__
 from studyloom.files import ASSETS
-from studyloom.text import format_value, mask_passwords, printable
+from studyloom.text import format_error, format_value, mask_passwords, printable
 from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
 from studyloom.views.importances import Importance
 from studyloom.winner.answer import Summary
@@ -259,10 +259,12 @@ def number(value: object, sign: str = "") -> str:
 
 
 def spread(values: Summary | None) -> tuple[str, str]:
-    """Formats a mean, and ± its standard deviation; dashes where they are not known."""
+    """Formats a mean, and ± its standard deviation, "" where that is not known."""
     if values is None:
-        return "–", "± –"
-    return number(values.mean), f"± {number(values.std)}"
+        return "–", ""
+    mean = number(values.mean)
+    known = values.std is not None and not values.same
+    return mean, f"± {format_error(values.std or 0.0, mean)}" if known else ""
 
 
 def is_embedded(source: object) -> TypeGuard[str]:

@@ -287,8 +287,8 @@ def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
     """Returns the numbers of the test; none if there was no test."""
     if winner is None or (test := winner.test) is None:
         return
-    runs = len(test.winner.values)
-    note = f"trial {winner.winner.trial}, {runs} seeds (± is their standard deviation)"
+    runs = wording.format_seeds(test.winner) or wording.plural(len(test.winner.values), "seed")
+    note = f"trial {winner.winner.trial}; {runs}"
     opened = wording.format_openings(test.openings)
     part = f"{test.examples} test examples, {opened}" if test.examples else opened
     if test.baseline is None or test.difference is None:  # there is none, or it has won
@@ -296,9 +296,10 @@ def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
     else:
         yield Card("Winner, test", *spread(test.winner), note)
         yield Card("Baseline, test", *spread(test.baseline), part)
-        low, high = test.difference.interval or (None, None)
-        interval = f"95 % interval {number(low, '+')} to {number(high, '+')}"
-        note = f"{interval} {wording.format_covers(test)}"
+        note = wording.NO_INTERVAL
+        if (ends := test.difference.interval) is not None:
+            interval = f"95 % interval {number(ends[0], '+')} to {number(ends[1], '+')}"
+            note = f"{interval} {wording.format_covers(test)}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the retrainings")[::sign])
     yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)

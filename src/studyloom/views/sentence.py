@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from studyloom.metrics import METRICS
 from studyloom.storage.attributes import MADE
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.text import format_parameter, format_value, one_line
+from studyloom.text import format_error, format_parameter, format_value, one_line
 from studyloom.views.snapshot import Snapshot, why_no_best
 from studyloom.winner.answer import Answer, Scores, Summary
 
@@ -137,11 +137,11 @@ def _value(value: float, metric: str, error: float | None = None) -> str:
 def _spread(values: Summary, metric: str) -> str:
     """Words mean ± standard deviation over the seeds."""
     mean, error = values.mean, values.std
-    if error is None:
+    if error is None or values.same:
         return _value(mean, metric)
     if _is_share(metric):
         return f"{_value(mean, metric, error)} ± {100 * error:.{_decimals(error)}f}"
-    return f"{_value(mean, metric)} ± {format_value(error)}"
+    return f"{_value(mean, metric)} ± {format_error(error, format_value(mean))}"
 
 
 def _examples(answer: Answer, test: Scores) -> str:

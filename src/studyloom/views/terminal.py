@@ -28,6 +28,7 @@ from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import (
     format_duration,
+    format_error,
     format_parameter,
     format_value,
     one_line,
@@ -60,7 +61,11 @@ def winner_lines(answer: Answer) -> Iterator[str]:
     """Formats the answer for a terminal, line by line."""
     test, chosen, metric = answer.test, answer.winner, answer.metric.name
     fresh, gap = chosen.fresh, format_value(chosen.gap or 0.0, "+")
-    notes = [*wording.race_lines(answer.race), wording.format_reuse(answer)]
+    notes = [
+        *wording.seed_notes(answer),
+        *wording.race_lines(answer.race),
+        wording.format_reuse(answer),
+    ]
     if test is None:
         assert fresh is not None  # what is not tested was judged on fresh seeds
         basis = f"trial {chosen.trial}, {len(answer.seeds)} fresh seeds"
@@ -187,8 +192,8 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
 def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial with its name, the metric's with its standard error."""
     error = trial.user_attrs.get(STANDARD_ERROR)
-    spread = "" if error is None else f" ± {format_value(error)}"
     value, *costs = trial_values(trial)
+    spread = "" if error is None else f" ± {format_error(error, value)}"
     named_costs = map(" ".join, zip(snapshot.costs, costs, strict=False))
     return [f"{snapshot.metric} {value}{spread}", *named_costs]
 

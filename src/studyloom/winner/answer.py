@@ -33,12 +33,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Summary:
-    """Values that differ by their seed alone; `interval` is the 95 % interval of their mean."""
+    """Values that differ by their seed alone.
+
+    Attributes:
+        std: None for fewer than three values.
+        interval: the 95 % interval of the mean; None where nothing is known of it.
+    """
 
     mean: float
     std: float | None = None
     interval: Interval | None = None
     values: tuple[float, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether several seeds gave one value, bit for bit: the training follows no seed."""
+        return len(self.values) > 1 and len({*self.values}) == 1
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
             baseline=number == plan.baseline(),
         )
         if number in fresh_values:
-            known = summarise(fresh_values[number])
+            known = summarise(fresh_values[number], metric.bounds)
             row = replace(row, **vars(known), gap=metric.sign * (value - known.mean))
         rows.append(row)
     # Who left a race early was behind then, whatever its mean on fewer seeds.
@@ -230,7 +230,8 @@ def call_test(
         for n, by_seed in trained.items()
     }
     values = {n: [each[question.metric.name] for each in by_seed] for n, by_seed in judged.items()}
-    scores = compare(values, plan.winner, plan.baseline())
+    bounds = question.metric.bounds
+    scores = compare(values, plan.winner, plan.baseline(), bounds=bounds)
     examples = None if sealed is None else len(sealed)
     return Tested(
         test=replace(scores, examples=examples, further=tuple(judged[plan.winner])),
@@ -272,7 +273,7 @@ def measure(
         mistakes = [each.index for each in shown.get("wrong", ())]
         explain = load_plugin("explain")
         shown |= explain(job, network, metric, outputs, targets, sealed, mistakes, seed)
-    scores = compare(values, plan.winner, plan.baseline(), resampled, seed)
+    scores = compare(values, plan.winner, plan.baseline(), resampled, seed, metric.bounds)
     if choice is not None:
 
         def outputs_of(member: Member) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studyloom.errors import UndefinedMetric
-from studyloom.metrics import Metric, example_scores
+from studyloom.metrics import ANYTHING, Metric, example_scores
 from studyloom.winner.answer import AverageName, Covered, Interval, Scores, Summary
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ Resampled = NDArray[np.float64]  # the value of each seed on each resample, (res
 # Resamples: of a mean over examples, and where the metric is computed anew on each of them. One of
 # scikit-learn's takes some milliseconds for each network, and there are ten.
 MEANS, OTHERS = 1999, 99
+ENOUGH = 3  # seeds for a spread: of two, Student's interval is 13 standard errors to each side
 TAILS = (2.5, 97.5)  # percentiles of a 95 % interval
 NORMAL = 1.959964  # their distance from the mean, in standard deviations
 BOTH, SEEDS, EXAMPLES = "seeds and examples", "seeds", "examples"  # what an interval covers
@@ -31,40 +32,71 @@ def compare(
     baseline: int | None,
     resampled: Mapping[int, Resampled] | None = None,
     seed: int = 0,
+    bounds: Interval = ANYTHING,
 ) -> Scores:
     """Summarises winner and baseline, and the difference between them seed by seed.
 
     Args:
         resampled: the values on the same resamples of the test examples; None if intervals are to
             cover seeds alone.
+        bounds: of the metric.
     """
 
-    def summary(series: Sequence[float], on: Resampled | None) -> Summary:
-        known = summarise(series)
-        return known if on is None else replace(known, interval=_interval(series, on, seed))
+    def summary(series: Sequence[float], on: Resampled | None, ends: Interval) -> Summary:
+        known = summarise(series, ends)
+        if on is None:
+            return known
+        low, high = _interval(series, on, seed)
+        if low == high:  # of examples that are all right, no resample has another value
+            return replace(known, interval=None)
+        return replace(known, interval=_within((low, high), known.mean, ends))
 
     on = resampled or {}
     won = values[winner]
-    covers = SEEDS if not on else BOTH if len(won) > 1 else EXAMPLES
+    spread = len(won) >= ENOUGH and len({*won}) > 1
+    covers = SEEDS if not on else BOTH if spread else EXAMPLES
     covered = Covered(covers, len(on[winner]) if on else None)
-    scores = Scores(summary(won, on.get(winner)), covered)
+    scores = Scores(summary(won, on.get(winner), bounds), covered)
     if baseline is None or baseline == winner:
         return scores
     other = values[baseline]
     differences = [a - b for a, b in zip(won, other, strict=True)]
     both = on[winner] - on[baseline] if on else None
+    low, high = bounds
     return replace(
-        scores, baseline=summary(other, on.get(baseline)), difference=summary(differences, both)
+        scores,
+        baseline=summary(other, on.get(baseline), bounds),
+        difference=summary(differences, both, (low - high, high - low)),
     )
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Summarises values that differ by their seed alone; the interval is Student's."""
+def summarise(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
+    """Summarises values that differ by their seed alone; the interval is Student's.
+
+    Fewer than three have no spread, and values that are all the same have no interval.
+
+    Args:
+        bounds: of the metric.
+    """
     mean, known = fmean(values), tuple(values)
-    if len(values) < 2:
+    if len(values) < ENOUGH:
         return Summary(mean, values=known)
-    half = _student(len(values)) * stdev(values) / math.sqrt(len(values))
-    return Summary(mean, stdev(values), (mean - half, mean + half), known)
+    if (spread := stdev(values)) == 0:
+        return Summary(mean, spread, values=known)
+    half = _student(len(values)) * spread / math.sqrt(len(values))
+    return Summary(mean, spread, _within((mean - half, mean + half), mean, bounds), known)
+
+
+def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
+    """Cuts an interval at the bounds of the metric, which costs no coverage.
+
+    A loop may give a name of ours to another quantity, such as an accuracy in percent: bounds that
+    its mean does not keep are none.
+    """
+    low, high = bounds
+    if not low <= mean <= high:
+        return interval
+    return max(low, interval[0]), min(high, interval[1])
 
 
 def _student(count: int) -> float:
@@ -81,13 +113,14 @@ def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> Inter
     (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1). Five seeds drawn from
     five vary by four fifths of what they should, and percentiles know nothing of Student's: so what
     the draw of seeds changes is stretched by both factors. With no spread over examples the
-    interval is Student's. SciPy's bootstrap draws along one axis, and serves neither.
+    interval is Student's, and of one or two seeds it covers the examples alone. SciPy's bootstrap
+    draws along one axis, and serves neither.
     """
     count = len(values)
     drawn = np.random.default_rng(seed).integers(0, count, resampled.shape)
     means = resampled.mean(axis=1)
     stretch = 0.0
-    if count > 1:
+    if count >= ENOUGH:
         stretch = _student(count) / NORMAL * math.sqrt(count / (count - 1))
     picked = np.take_along_axis(resampled, drawn, axis=1).mean(axis=1)
     low, high = np.percentile(means + stretch * (picked - means), TAILS)

@@ -4,7 +4,14 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from studyloom.text import code_in_markdown, format_cost, format_shape, format_value, in_markdown
+from studyloom.text import (
+    code_in_markdown,
+    format_cost,
+    format_error,
+    format_shape,
+    format_value,
+    in_markdown,
+)
 from studyloom.winner.answer import (
     Answer,
     Candidate,
@@ -19,6 +26,11 @@ from studyloom.winner.answer import (
 
 SMALL_HEADING = "## Made small"
 CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
+SEED = (
+    "if the training sets a seed of its own, have it take the trial's: run.seed in a loop, {seed} "
+    "in a command, objective.seed of a Hydra application"
+)
+NO_INTERVAL = "no interval: it takes three seeds that differ"
 STAGES = {"re-evaluation": "re-evaluations", "retraining": "final trainings"}
 
 
@@ -27,15 +39,27 @@ def plural(count: int, noun: str) -> str:
 
 
 def format_mean(values: Summary) -> str:
-    """Formats mean ± standard deviation."""
-    spread = "" if values.std is None else f" ± {format_value(values.std)}"
-    return f"{format_value(values.mean)}{spread}"
+    """Formats mean ± standard deviation; of two values, the mean and both."""
+    mean = format_value(values.mean)
+    if values.same or len(values.values) < 2:
+        return mean
+    if values.std is None:
+        return f"{mean} ({' and '.join(map(format_value, values.values))})"
+    return f"{mean} ± {format_error(values.std, mean)}"
 
 
 def format_seeds(values: Summary) -> str:
-    """Formats what `±` is beside a mean of `format_mean`; empty for one seed."""
+    """Formats what `±` is beside a mean of `format_mean`, or why there is none; empty for one."""
     seeds = len(values.values)
-    return f"± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
+    if values.same:
+        return f"the same value with each of {seeds} seeds, so that no spread is known"
+    return f"± is the standard deviation over {seeds} seeds" if values.std is not None else ""
+
+
+def seed_notes(answer: Answer) -> list[str]:
+    """Returns what to do about a training of the user's own that follows no seed."""
+    values = answer.winner.fresh if answer.test is None else answer.test.winner
+    return [SEED] if answer.data is None and values is not None and values.same else []
 
 
 def format_costs(row: Candidate) -> str:
@@ -64,7 +88,7 @@ def format_difference(difference: Summary, covers: str = "") -> str:
     """Formats a difference with its interval, and whether that includes 0."""
     mean = format_value(difference.mean, "+")
     if difference.interval is None:
-        return mean
+        return f"{mean}, {NO_INTERVAL}" if len(difference.values) > 1 else mean
     low, high = difference.interval
     interval = f"{mean}, 95 % interval {format_value(low, '+')} to {format_value(high, '+')}"
     interval += f" {covers}" if covers else ""

@@ -88,6 +88,18 @@ def test_a_function_that_hydra_decorates_gets_the_config_and_a_folder_of_the_tri
     assert (run.dir / "result.txt").read_text() == str(run.dir)
 
 
+def test_a_key_of_the_application_gets_the_seed_of_the_trial(ask, project, make_run):
+    (project / "src/other.py").write_text("def seeded(cfg): return cfg.seed\n")
+    (project / "configs/train.yaml").write_text("seed: 12345\nmodel: {width: 8}\n")
+    (project / "conf/own.yaml").write_text(STUDY.partition("space:\n")[0])
+    given = ("objective.call=src.other.seeded", "objective.value=null")
+    assert call(ask(*given), make_run()) == 12345
+    run = make_run()
+    assert call(ask(*given, "objective.seed=seed"), run) == run.seed
+    (mistake,) = mistakes_of(ask, *given, "objective.seed=sed")
+    assert mistake.startswith("objective.seed=sed: sed: no such key")
+
+
 def test_the_value_is_picked_from_what_is_returned():
     assert pick((0.5, 1), None, "f") == 0.5
     assert pick(({"val/acc": 0.5}, 1), "val/acc", "f") == 0.5

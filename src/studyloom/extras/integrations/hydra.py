@@ -8,9 +8,10 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.compose import application, find_config, own_world
+from studyloom.config.overrides import explain_key
 from studyloom.config.values import describe_error, value_at
 from studyloom.errors import UndefinedMetric
 from studyloom.question.sources import code_digests
@@ -28,11 +29,13 @@ class Hydra:
             parameter that is called `run` gets the run of the trial.
         value: the key of the value in the mapping that the function returns; None if it returns the
             value itself. Of a tuple, the first is meant.
+        seed: the key of its config that gets the seed of the trial; None for none.
     """
 
     config: str
     call: str
     value: str | None = None
+    seed: str | None = None
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +49,8 @@ class Hydra:
         except Exception as error:  # whatever the application raises when it is imported
             near = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
             return [f"objective.call={self.call}: {describe_error(error)}{near}"]
-        return []
+        problem = None if self.seed is None else explain_key(self.seed, self.composed())
+        return [f"objective.seed={self.seed}: {problem}"] if problem else []
 
     def code(self) -> dict[str, str]:
         """Returns the digest of the module of the function."""
@@ -65,8 +69,10 @@ class Hydra:
         Raises:
             UndefinedMetric: it did not return the value.
         """
-        function = self._function()
-        with application(self.path, value_at(config, "params") or {}, run.dir) as own:
+        function, values = self._function(), OmegaConf.create(value_at(config, "params") or {})
+        if self.seed is not None:
+            OmegaConf.update(values, self.seed, run.seed)
+        with application(self.path, values, run.dir) as own:
             result = function(own, **self._told(function, run))
         return pick(result, self.value, self.call)
 
