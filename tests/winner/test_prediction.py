@@ -235,35 +235,56 @@ def test_a_seven_is_a_seven_in_every_kind_of_picture_and_what_was_done_is_said(r
         assert str(answer).endswith(f"\t{answer.note}")
 
 
-def test_an_image_is_answered_alike_at_each_scale_from_a_file_and_from_python(
+def test_an_image_is_answered_alike_in_each_type_from_a_file_and_from_python(
     reader, digits, tmp_path
 ):
     image, network = digits[7], load_network(reader)
-    unit, words = "numbers taken as pixels from 0 to 1", "numbers taken as pixels from 0 to 65535"
-    scales = {
-        "bytes": (image, ""),
-        "words": (image.astype(np.int64) * 257, words),
-        "unit": (image / 255, unit),
-        "columns": (np.asfortranarray(image), ""),
-        "inputs": (((image / 255 - 0.1307) / 0.3081)[None].astype(np.float32), ""),
+    types = {
+        "bytes": image,
+        "words": image.astype(np.uint16) * 257,
+        "whole": image.astype(np.int64),
+        "unit": image / 255,
+        "columns": np.asfortranarray(image),
     }
-    for name, (array, _) in scales.items():
+    for name, array in types.items():
         np.save(tmp_path / f"{name}.npy", array)
-    answers = [*predict(network, [tmp_path / f"{name}.npy" for name in scales])]
-    first = answers[0]
-    for answer, (array, note) in zip(answers, scales.values(), strict=True):
-        assert (answer.label, answer.note) == (first.label, note)
-        assert answer.confidence == pytest.approx(first.confidence, abs=1e-4)
-        given = Predictor(network).predict(array)
-        assert (given.classes.tolist(), given.notes) == ([first.label], (note,))
+    answers = list(predict(network, [tmp_path / f"{name}.npy" for name in types]))
+    assert {(answer.label, answer.note) for answer in answers} == {(answers[0].label, "")}
+    assert [answer.confidence for answer in answers] == pytest.approx(
+        [answers[0].confidence] * len(types), abs=1e-4
+    )
+    for array in types.values():
+        prediction = Predictor(network).predict(array)
+        assert prediction.classes.tolist() == [answers[0].label]
+
+
+def test_an_input_is_what_its_type_and_the_winner_say_and_never_what_is_beside_it(
+    reader, own, digits
+):
+    """A picture alone was scaled, and beside one with a number below 0 it was not."""
+    images = torch.from_numpy(digits[:2].copy())[:, None]
+    normalised = (images / 255 - 0.1307) / 0.3081
+    positive = normalised[0].abs()
+    loads = Predictor(load_network(own(PICTURE | {"mean": 0.1307, "std": 0.3081})))
+    alone = loads.predict(positive).probabilities[0]
+    beside = loads.predict(torch.stack([positive, normalised[1]])).probabilities[0]
+    assert torch.allclose(alone, beside, atol=1e-6)
+    expected = loads.network(positive[None]).softmax(1)[0]
+    assert torch.allclose(alone, expected, atol=1e-6)
+    makes = Predictor(load_network(reader))
+    pages = 255 - images
+    both = makes.predict(torch.cat([pages[:1], images[1:]])).probabilities[0]
+    assert torch.allclose(makes.predict(pages[0]).probabilities[0], both, atol=1e-6)
+    with pytest.raises(PredictError, match=r"pixels from 0 to 1, .* got -0.42"):
+        makes.predict(normalised)
 
 
 def test_what_is_unlike_the_training_data_is_said_beside_its_answer(reader, digits, tmp_path):
-    np.save(tmp_path / "other-scale.npy", digits[3][None] / 127.5 - 1)
+    np.save(tmp_path / "white.npy", 255 - digits[3][None])
     Image.new("L", (28, 28), 0).save(tmp_path / "empty.png")
-    asked = [tmp_path / name for name in ("other-scale.npy", "empty.png")]
-    scaled, empty = predict(load_network(reader), asked)
-    assert scaled.note.startswith("unlike the training data: values -1.0000 to 1.0000 (there -0.42")
+    asked = [tmp_path / name for name in ("white.npy", "empty.png")]
+    white, empty = predict(load_network(reader), asked)
+    assert white.note.startswith("unlike the training data: mean 2.")
     assert empty.note.startswith("unlike the training data: mean -0.4242")
 
 
@@ -306,21 +327,16 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
 
 
 def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wrap(own, tmp_path):
-    network, path = load_network(own(HALVE), [__name__]), tmp_path / "numbers.npy"
-    numbers = np.arange(784).reshape(28, 28)
-    for dtype in (np.uint16, np.int16):
-        np.save(path, (numbers % 256).astype(dtype))
-        pixels = torch.from_numpy((numbers % 256).astype(np.uint8))[None]
-        assert torch.equal(read_inputs(path, network).rows[0], halve(pixels, 255))
-        np.save(path, (numbers * 41).astype(dtype))  # to 32103
-        inputs = read_inputs(path, network)
-        reduced = torch.from_numpy((numbers * 41).astype(np.float32) / 257).round()
-        assert torch.equal(inputs.rows[0], halve(reduced.to(torch.uint8)[None], 255))
-        assert inputs.notes[0].startswith("numbers taken as pixels from 0 to 65535")
-    for level in (-1, 65536):
-        np.save(path, np.full((28, 28), level, np.int32))
-        with pytest.raises(PredictError, match=f"must be from 0 to 65535; got {level} to {level}"):
-            read_inputs(path, network)
+    network = load_network(own(HALVE), [__name__])
+    levels = torch.arange(784, dtype=torch.uint8).reshape(1, 28, 28)
+    for dtype, factor in ((np.uint8, 1), (np.int16, 1), (np.uint16, 257)):
+        np.save(tmp_path / "pixels.npy", levels.numpy().astype(dtype) * factor)
+        inputs = read_inputs(tmp_path / "pixels.npy", network)
+        assert torch.equal(inputs.rows[0], halve(levels, 255))
+    for level in (-1, 256):
+        np.save(tmp_path / "none.npy", np.full((28, 28), level, np.int32))
+        with pytest.raises(PredictError, match=f"from 0 to 255, .* uint16; got {level} to {level}"):
+            read_inputs(tmp_path / "none.npy", network)
 
 
 # What a class of the user's own reads

@@ -114,22 +114,22 @@ class Picture:
             )
 
     def __call__(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-        """Makes inputs (n, channels, *size) of the pictures of one file.
+        """Makes an input (channels, *size) of the picture of one file.
 
         Args:
-            pixels: (n, channels, height, width), from 0 (black) to 1 (white); may be overwritten.
+            pixels: (channels, height, width), from 0 (black) to 1 (white); may be overwritten.
 
         Returns:
-            the inputs, and what was done that is not always done, in words.
+            the input, and what was done that is not always done, in words.
         """
         done = []
         if self.is_inverted(pixels):
             pixels = pixels.mul_(-1).add_(1)
             other = "white" if self.background == "black" else "black"
             done.append(f"inverted: {other} background, in training {self.background}")
-        if len(pixels) == 1 and not self._fits(pixels[0], size):
-            before = " × ".join(map(str, reversed(pixels.shape[2:])))
-            pixels = self._fit(pixels[0], size)[None]
+        if not self._fits(pixels, size):
+            before = " × ".join(map(str, reversed(pixels.shape[1:])))
+            pixels = self._fit(pixels, size)
             done.append(f"{before} pixels, {FITS[self.fit]} {size[1]} × {size[0]}")
         return self.scale(pixels), done
 
@@ -142,23 +142,16 @@ class Picture:
         return pixels.sub_(mean).div_(std)
 
     def is_inverted(self, pixels: Tensor) -> bool:
-        """Whether most pictures of a file have the other background, the median along the border.
-
-        A data set may hold single pictures that look as if inverted.
-        """
+        """Whether a picture has the other background, the median along the border."""
         if self.background is None:
             return False
-        votes = 0
-        for some in torch.split(pixels, 1000):
-            grey = some.mean(1)
-            far = (grey - _border(grey)[:, None, None]).flatten(1)
-            span = grey.flatten(1).max(1).values - grey.flatten(1).min(1).values
-            drawn = far.abs() > span[:, None] / 4
-            side = (far * drawn).sum(1) / drawn.sum(1).clamp(min=1)
-            if self.background == "white":
-                side = -side
-            votes += int(((side < -span / 4) & (span > 1e-3)).sum())
-        return 2 * votes > len(pixels)
+        grey = pixels.mean(0)
+        far, span = grey - _border(grey[None]), float(grey.max() - grey.min())
+        drawn = far.abs() > span / 4
+        side = float((far * drawn).sum() / drawn.sum().clamp(min=1))
+        if self.background == "white":
+            side = -side
+        return side < -span / 4 and span > 1e-3
 
     def _fits(self, pixels: Tensor, size: tuple[int, int]) -> bool:
         """Whether a picture needs no scaling; MNIST's own pictures do not."""

@@ -41,6 +41,7 @@ SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no wo
 ORIENTATION = 0x0112  # EXIF's tag
 SPARE = 16  # times the size of inputs: a larger picture is reduced before it becomes floats
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
+NORMALISED = f"for inputs as in training {IN_PYTHON}"
 NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
 OF_A_LOOP = (
     "{}: the winner is a loop of your own, which has no network of ours; studyloom.load_winner "
@@ -60,6 +61,7 @@ class Network:
     Attributes:
         transform: how what a file holds becomes an input; None if nobody said it.
         dtype: in which it takes inputs; whole for a network that begins with an embedding.
+        takes_pixels: whether its data source makes inputs of pixels from 0 to 1, and so do we.
         refusal: why no file holds an input for it; "" if some do.
     """
 
@@ -72,6 +74,7 @@ class Network:
     columns: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     refusal: str = ""
+    takes_pixels: bool = False
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Predicts probabilities (n, classes), or numbers (n, outputs), for float32 (n, *shape).
@@ -119,7 +122,8 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
         seen = InputRange(**vars(facts.inputs))
     transform, refusal = _transform_of(facts, trusted), "" if facts.fits_files else NO_FILE
     known = (facts.classifies, facts.names, facts.columns, getattr(torch, facts.dtype))
-    return Network(model, facts.shape or (), transform, seen, *known, refusal)
+    normalises = isinstance(transform, Picture) and (facts.mean, facts.std) != (0.0, 1.0)
+    return Network(model, facts.shape or (), transform, seen, *known, refusal, normalises)
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str]) -> Transform | None:
@@ -161,17 +165,17 @@ def read_inputs(path: Path, network: Network) -> Inputs:
             raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
         with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
             single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
-        return from_numbers(single, numbers.dtype.kind in "iu", network)
+        return from_numbers(single, most_of(numbers.dtype.name), network)
     if isinstance(transform, Sound | Reader):
         return _from_content(content, transform, network)
     if pictures and content.startswith((GZIP, b"\0\0\x08")):
         images = parse_idx(content, "IDX", 3, most=MOST_BYTES)
-        return _from_pictures(torch.from_numpy(images.copy())[:, None], [], network)
+        return _from_pixels(torch.from_numpy(images.copy())[:, None] / 255, network)
     webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     if pictures or (own and (webp or content.startswith(SIGNATURES))):
         channels, *size = network.shape if pictures else (3, 64, 64)
         pixels, done = _read_picture(content, channels, size)
-        return _from_pictures(pixels[None], done, network)
+        return _from_picture(pixels, done, network)
     lines = _read_lines(content, network.columns, math.prod(network.shape))
     rows = _apply(network, lines) if own else lines.reshape(-1, *network.shape)
     return _finish(rows, [], network)
@@ -282,15 +286,16 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
     return below, paper
 
 
-def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
+def from_numbers(numbers: Tensor, most: int | None, network: Network) -> Inputs:
     """Makes inputs of an array of one or several.
 
-    Of pictures, numbers from 0 on are pixels: whole numbers from 0 (black) to 255 (white) or to
-    65535, others from 0 to 1 too. Where some are below 0, all are inputs as in training; so are
-    all numbers where the data source does not say how pictures become inputs.
+    Of pictures, whole numbers are pixels from 0 (black) to 255 (white), or to 65535 if they are
+    uint16. Other numbers are pixels from 0 to 1 where the data source of the study normalises its
+    pictures itself, and else inputs as in training.
 
     Args:
         numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
+        most: the greatest pixel of whole numbers; None for others.
     """
     if network.refusal:
         raise PredictError(network.refusal)
@@ -305,37 +310,55 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
             f"got {format_shape(numbers.shape) or 'one number'}"
         )
     _check_finite(rows)
-    pixels = is_picture(shape) and transform is not None and not isinstance(transform, Sound)
-    if not pixels or not (whole or isinstance(transform, Picture)):
+    if not is_picture(shape) or transform is None or isinstance(transform, Sound):
+        return _finish(rows, [], network)
+    if most is None and not network.takes_pixels:
         return _finish(rows, [], network)
     low, high = (float(end) for end in rows.aminmax())
-    if low < 0 and not whole:
-        return _finish(rows, [], network)
-    if low < 0 or high > 65535:
-        raise PredictError(f"its pixels must be from 0 to 65535; got {low:.6g} to {high:.6g}")
-    if whole and high <= 255:
-        return _from_pictures(rows.to(torch.uint8), [], network)
-    most = next(most for most in (1, 255, 65535) if high <= most)
-    return _from_pictures(rows / most, [f"numbers taken as pixels from 0 to {most}"], network)
+    if low < 0 or high > (most or 1):
+        wanted = f"its whole numbers must be pixels from 0 to {most}, or to 65535 as uint16"
+        if most is None:
+            wanted = f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALISED}"
+        raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
+    return _from_pixels(rows / (most or 1), network)
 
 
-def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inputs:
-    """Makes inputs of pictures (n, channels, height, width), uint8 or from 0 to 1."""
+def most_of(dtype: str) -> int | None:
+    """Returns the greatest pixel that numbers of a type mean, by its name; None if not whole."""
+    if dtype == "uint16":
+        return 65535
+    return 255 if dtype.startswith(("int", "uint")) else None
+
+
+def _from_pixels(pixels: Tensor, network: Network) -> Inputs:
+    """Makes inputs of pixels (n, channels, height, width) from 0 to 1, each as it is."""
     if network.transform is None:
         raise PredictError(SILENT)
-    size = (network.shape[-2], network.shape[-1])
     if not isinstance(network.transform, Picture):
-        levels = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
-        return _finish(_apply(network, levels), done, network)
-    if len(pixels) > 1 and pixels.shape[2:] != size:
+        return _finish(_apply(network, _levels(pixels)), [], network)
+    size = (network.shape[-2], network.shape[-1])
+    if pixels.shape[2:] != size:
         raise PredictError(
             f"its images must be {format_shape(size[::-1])} pixels, as the network takes them; got "
             f"{format_shape(tuple(pixels.shape[:1:-1]))}; a picture file of one may have any size"
         )
-    if pixels.dtype == torch.uint8:
-        pixels = pixels.float().div_(255)
-    inputs, more = network.transform(pixels.expand(-1, network.shape[0], -1, -1), size)
-    return _finish(inputs, [*done, *more], network)
+    rows = network.transform.scale(pixels.expand(-1, network.shape[0], -1, -1).clone())
+    return _finish(rows, [], network)
+
+
+def _from_picture(pixels: Tensor, done: Iterable[str], network: Network) -> Inputs:
+    """Makes an input of the picture of a file (channels, height, width), from 0 to 1."""
+    if network.transform is None:
+        raise PredictError(SILENT)
+    if not isinstance(network.transform, Picture):
+        return _finish(_apply(network, _levels(pixels[None])), done, network)
+    size = (network.shape[-2], network.shape[-1])
+    row, more = network.transform(pixels.expand(network.shape[0], -1, -1), size)
+    return _finish(row[None], [*done, *more], network)
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    return (pixels * 255).round().to(torch.uint8)
 
 
 def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:
@@ -488,21 +511,21 @@ class Predictor:
 
         Args:
             inputs: a tensor or an array (n, *shape), or one input (*shape). They become inputs as
-                those of a .npy file do: of pictures, numbers from 0 on are pixels.
+                those of a .npy file do: of pictures, whole numbers are pixels.
 
         Raises:
             PredictError: the inputs have another shape, or are not finite numbers.
         """
         try:
             given = torch.as_tensor(inputs).detach().cpu()
-            whole = not (given.is_floating_point() or given.dtype == torch.bool)
+            most = most_of(str(given.dtype).removeprefix("torch."))
             if given.is_complex():
                 raise TypeError("they are complex")
             numbers = given.float()
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            asked = from_numbers(numbers, whole, self._network)
+            asked = from_numbers(numbers, most, self._network)
             outputs = self._network(asked.rows)
         except PredictError as error:
             raise PredictError(
