@@ -27,7 +27,7 @@ class Commands:
         self.run_dir = folder / "run"
         self.digits = folder / "digits.npy"
         folder.mkdir(exist_ok=True)
-        digits = np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype("float32")
+        digits = np.random.default_rng(0).random((5, 1, 28, 28), "float32")
         np.save(self.digits, digits)
         which = f"winner.committee={committee}"
         self.overrides = [*OVERRIDES, which, f"run_dir={self.run_dir}"]

@@ -82,6 +82,25 @@ def test_a_dry_run_leaves_nothing_behind(command, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_command_writes_nothing_before_its_question_is_accepted(command, tmp_path):
+    cfg, composer = command("study.name=x")
+    assert cfg.study.dry_run is False
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert composer.overrides == ("study.name=x",)
+    assert composer.config_name == "mnist"
+    assert composer.choices["model"] == "mlp"
+
+
+def test_what_would_put_the_files_of_a_study_elsewhere_is_refused(command, capsys):
+    for typed, words in (
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: leave it out"),
+        ("run_dir='runs/a?mode=memory'", "must not have ? or %"),
+        ("run_dir='runs/a%41'", "must not have ? or %"),
+    ):
+        assert command(typed) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_run_directory_that_cannot_be_made_is_named(command, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert command("run_dir=file/run") == 2

@@ -1,14 +1,31 @@
+from pathlib import Path
+
 import pytest
 
-from studyloom.config.runs import read_run, storage_url
+from studyloom.config.runs import note_run, read_run, storage_url
 from studyloom.errors import ConfigError
+from studyloom.files import MARK
 
 SECRET = "postgresql://user:hunter2@host/name"
 
 
 @pytest.fixture
-def finished(command, tmp_path):
-    command("study.name=x", "run_dir=run")
+def strange(command, tmp_path):
+    """Makes a run directory that is not known as the user's own, and returns its config."""
+
+    def make(*overrides):
+        def note(cfg):
+            note_run(Path(cfg.run_dir), cfg)
+            Path(cfg.run_dir, MARK).unlink()
+
+        return command(*overrides, "run_dir=run", task=note)[0]
+
+    return make
+
+
+@pytest.fixture
+def finished(strange, tmp_path):
+    strange("study.name=x")
     return tmp_path / "run"
 
 
@@ -20,17 +37,17 @@ def test_a_run_says_where_its_study_is(finished, tmp_path):
     assert read_run(tmp_path / "moved") == (f"sqlite:///{tmp_path}/moved/study.db", "x")
 
 
-def test_a_run_whose_url_is_in_the_environment_asks_for_it(command, tmp_path, monkeypatch):
+def test_a_run_whose_url_is_in_the_environment_asks_for_it(strange, tmp_path, monkeypatch):
     monkeypatch.setenv("STUDYLOOM_STORAGE", SECRET)
-    command("storage=postgres", "run_dir=run")
+    strange("storage=postgres")
     assert read_run(tmp_path / "run") == (SECRET, "mnist")
     monkeypatch.delenv("STUDYLOOM_STORAGE")
     with pytest.raises(ConfigError, match="put the URL into STUDYLOOM_STORAGE"):
         read_run(tmp_path / "run")
 
 
-def test_a_run_with_a_server_of_its_own_has_it_below_its_folder_wherever_that_is(command, tmp_path):
-    command("storage=embedded_postgres", "run_dir=run")
+def test_a_run_with_a_server_of_its_own_has_it_below_its_folder_wherever_that_is(strange, tmp_path):
+    strange("storage=embedded_postgres")
     (tmp_path / "run" / "study.db").touch()  # of an earlier run
     (tmp_path / "run").rename(tmp_path / "moved")
     assert read_run(tmp_path / "moved") == (
@@ -39,7 +56,7 @@ def test_a_run_with_a_server_of_its_own_has_it_below_its_folder_wherever_that_is
     )
 
 
-def test_a_url_is_read_from_a_file_that_its_owner_alone_may_read(command, tmp_path):
+def test_a_url_is_read_from_a_file_that_its_owner_alone_may_read(strange, tmp_path):
     file = tmp_path / "url"
     for content, mode, expected in (
         (SECRET, 0o640, "url must be readable by its owner only, .* mode 0640; run chmod 600"),
@@ -50,7 +67,7 @@ def test_a_url_is_read_from_a_file_that_its_owner_alone_may_read(command, tmp_pa
         if content is not None:
             file.write_text(content)
             file.chmod(mode)
-        cfg, _ = command("storage=postgres", f"storage.file={file}", "run_dir=run")
+        cfg = strange("storage=postgres", f"storage.file={file}")
         with pytest.raises(ConfigError, match=f"storage.file: .*{expected}") as caught:
             storage_url(cfg)
         assert "hunter2" not in str(caught.value)

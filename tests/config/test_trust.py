@@ -18,7 +18,6 @@ from studyloom.config.trust import (
     check_targets,
     content_mistakes,
     load_foreign,
-    needed_trust,
     packages_to_trust,
 )
 from studyloom.config.values import plain_sections
@@ -453,15 +452,3 @@ def test_a_file_or_folder_that_data_are_read_from_needs_consent_whatever_package
         words = " ".join(words for words, _ in content_mistakes({"data": section}, packages))
         assert f"'trust=[{key}]'" in words
         assert [*content_mistakes({"data": section}, [*packages, key])] == []
-        assert key in needed_trust({"data": section})
-
-
-def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
-    config = {
-        "defaults": ["own", {"override /storage": "mine"}, {"override /loss": "mine"}, "_self_"],
-        "data": {"_target_": "studyloom.data.Table", "path": "rows.csv"},
-        "model": {"_target_": "mynets.Net", "layers": [{"_target_": "torch.nn.ReLU"}]},
-        "launcher": {"_target_": "studyloom.extras.slurm.Slurm"},
-    }
-    assert needed_trust(config) == ["data.path", "launcher", "mynets"]
-    assert needed_trust({"defaults": ["own"], "train": {"epochs": 3}}) == []

@@ -166,6 +166,29 @@ def test_a_state_of_another_objective_is_refused_and_nothing_has_changed():
         assert objective.steps() == []
 
 
+def test_what_has_a_state_and_is_not_kept_is_named():
+    def careless(config, run):
+        net, frozen = (
+            torch.nn.Linear(2, 1),
+            torch.nn.Linear(1, 1).requires_grad_(requires_grad=False),
+        )
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        wrapped, loss, empty = torch.nn.Sequential(net), torch.nn.MSELoss(), torch.nn.ReLU()
+        run.keep(net=net, optimizer=optimizer)
+        for epoch in run.epochs(2):
+            run.report(accuracy=epoch)
+        assert all((frozen, schedule, wrapped, loss, empty))
+        return run.value
+
+    objective = objective_of(careless)
+    run_of(objective)
+    assert objective.forgotten() == ["schedule"]
+    whole = objective_of(walk)
+    run_of(whole)
+    assert whole.forgotten() == []
+
+
 # What ends a loop
 
 

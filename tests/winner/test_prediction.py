@@ -15,6 +15,7 @@ from studyloom.data import Reader
 from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
+from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
 from studyloom.winner import predictor
@@ -148,6 +149,17 @@ def test_a_table_is_read_by_the_names_of_its_columns_and_an_array_by_their_order
     assert [answer.word for answer in answers] == ["large", "small", "large", "large", "small"]
     standardised = f"{1 / (1 + math.exp(-4)):.4f}"
     assert str(answers[0]).split("\t")[1:] == ["large", standardised], "as in training"
+
+
+def test_in_a_run_directory_of_ones_own_nothing_has_to_be_trusted(own, tmp_path):
+    folder = own(HALVE)
+    with pytest.raises(ConfigError, match="not among the code"):
+        load_network(folder)
+    mark_own(folder)
+    assert isinstance(load_network(folder).transform, functools.partial)
+    folder.rename(tmp_path / "moved")  # as if it came from elsewhere
+    with pytest.raises(ConfigError, match="not among the code"):
+        load_network(tmp_path / "moved")
 
 
 def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, monkeypatch):

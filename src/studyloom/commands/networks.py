@@ -1,7 +1,6 @@
 """`studyloom winner`, `compress`, `predict` and `replay`: networks that a study has trained."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -156,16 +155,17 @@ def replay(arguments: argparse.Namespace) -> int:
     """Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result is
     equal or within tolerance, else 1.
     """
+    from studyloom.config.trust import code_of_study
     from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
 
     stored = open_run(arguments)
-    if arguments.trust:
-        # As `python -m studies.mine` does; last, so that this folder hides no other package.
-        sys.path.append(os.getcwd())
+    # As `python -m studies.mine` does, for a trial that may name code there.
+    here = Path.cwd() if arguments.trust else None
     collect_as_usual()
     console = make_console(sys.stderr if arguments.json else sys.stdout)
-    code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
+    with code_of_study(arguments.run_dir, here):
+        code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
     if arguments.json:
         found = {"study": stored.name, "trial": arguments.trial, "equal": code == 0}
         print_json(found | {"exit_code": code})

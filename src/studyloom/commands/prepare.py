@@ -271,7 +271,6 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
     name, deadline, trials = str(config.study.name), config.storage.deadline, question.trials()
     if create:
         prepared.run_dir.mkdir(parents=True, exist_ok=True)
-        note_run(prepared.run_dir)
         stored = create_study(
             prepared.url,
             name,
@@ -285,6 +284,7 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
         stored = open_study(prepared.url, name, deadline)
     with closed_on_error(stored):
         if create:
+            note_run(prepared.run_dir, config)
             _settle(prepared, stored, trials)
         else:
             check_code(name, stored.code(), lambda: question.code)

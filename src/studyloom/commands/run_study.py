@@ -298,6 +298,7 @@ def _search_and_report(
             failure = find_no_winner(plan)
     for stage in plan:
         terminal.print_failures(stage.stored, console)
+    terminal.print_forgotten(stored, console)
     terminal.print_next_steps(plan, task.command, snapshot, console, began)
     for stage in plan:
         stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
@@ -314,7 +315,11 @@ def _search_and_report(
         project(stored, prepared.trackers, prepared.run_dir, answer)
     if failure is not None:
         raise failure
-    return 0 if snapshot.best is not None or stop() else 1
+    if stop():
+        return 0
+    if left := plan.todo():
+        say(console, f"{left} trials or trainings are left; the same command goes on with them")
+    return 0 if snapshot.best is not None and not left else 1
 
 
 def launch(

@@ -145,6 +145,8 @@ def _run_dir(name: str, run_dir: str) -> str:
     # The name is checked here, since Hydra makes the run directory before any code of ours runs.
     if mistake := check_name(str(name)):
         raise ConfigError(mistake)
+    if {"?", "%"} & {*str(run_dir)}:  # the URL of a SQLite file means something else by them
+        raise ConfigError(f"run_dir={run_dir}: must not have ? or %; name another folder")
     return run_dir
 
 

@@ -6,6 +6,7 @@ run by Python code. All mistakes of a command line are reported at once.
 
 import functools
 import gc
+import hashlib
 import importlib
 import inspect
 import json
@@ -23,6 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -76,7 +78,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         def main(cfg: DictConfig) -> None:
             if not tracebacks:
                 del os.environ["HYDRA_FULL_ERROR"]
-            if mistakes := unknown_keys(cfg):
+            if mistakes := [*unknown_keys(cfg), *misplaced()]:
                 exit_with_mistakes(*mistakes)
             task(cfg)
 
@@ -105,6 +107,12 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         return run
 
     return decorate
+
+
+def misplaced() -> Iterator[str]:
+    """Yields settings of Hydra that would put a study's files elsewhere than run_dir says."""
+    if HydraConfig.get().job.chdir:
+        yield "hydra.job.chdir=true: leave it out; run_dir=… says where the files of a study are"
 
 
 def folder_of_configs(task: Task, config_path: str) -> str:
@@ -176,7 +184,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     refuse_passwords(taken)
     result = ["study.dry_run=true" if item == "--dry-run" else item for item in taken]
     if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):
-        result += ["hydra.output_subdir=null", "hydra.run.dir=."]  # a dry run leaves nothing behind
+        result += ["hydra.run.dir=."]  # a dry run leaves nothing behind
     return result
 
 
@@ -307,7 +315,7 @@ class Invocation:
 
         def job(cfg: DictConfig) -> None:
             try:
-                if mistakes := unknown_keys(cfg):
+                if mistakes := [*unknown_keys(cfg), *misplaced()]:
                     raise ConfigError(mistakes)
                 results.append(task(cfg, tuple(argv)))
             except Exception as error:  # past Hydra, which would print it
@@ -426,7 +434,9 @@ def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
     sections.pop("hydra", None)
     refuse_passwords([f"storage.url={sections['storage']['url']}"])
     groups = {name: sections.pop(name) for name in STUDY_GROUPS if isinstance(sections[name], dict)}
-    folder = _run_dir(config, overrides) / ".hydra" / GIVEN
+    # By its content: a study that is there already keeps its own until this is accepted.
+    digest = hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()[:12]
+    folder = _run_dir(config, overrides) / ".hydra" / GIVEN / digest
     for name, section in groups.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_whole(folder / name / f"{GIVEN}.yaml", OmegaConf.to_yaml(OmegaConf.create(section)))

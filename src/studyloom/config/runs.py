@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from studyloom.config.trust import read_yaml
 from studyloom.errors import ConfigError
-from studyloom.files import is_own, mark_own
+from studyloom.files import is_own, mark_own, write_whole
 from studyloom.text import nearest
 
 SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
@@ -103,10 +103,23 @@ def _read_strangers(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]
     return url, name
 
 
-def note_run(run_dir: Path) -> None:
-    """Notes that the user's own command runs in a folder, where Hydra has written it down."""
-    if (run_dir / ".hydra").is_dir():
-        mark_own(run_dir)
+def note_run(run_dir: Path, config: DictConfig) -> None:
+    """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
+
+    Not before the question is accepted: later commands compose again what they find there.
+    """
+    from hydra.core.hydra_config import HydraConfig  # here: who only looks at a run waits not
+
+    folder, known = run_dir / ".hydra", HydraConfig.instance().cfg
+    assert known is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        ("config", config),
+        ("hydra", known),
+        ("overrides", known.hydra.overrides.task),
+    ):
+        write_whole(folder / f"{name}.yaml", OmegaConf.to_yaml(content))
+    mark_own(run_dir)
 
 
 def read_written(run_dir: Path, name: str) -> DictConfig:

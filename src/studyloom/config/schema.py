@@ -144,7 +144,10 @@ class Config:
     pruner: Any = MISSING
     launcher: Any = MISSING
     hydra: Any = field(
-        default_factory=lambda: {"run": {"dir": "${studyloom.run_dir:${study.name},${run_dir}}"}}
+        default_factory=lambda: {
+            "run": {"dir": "${studyloom.run_dir:${study.name},${run_dir}}"},
+            "output_subdir": None,  # `runs.note_run` writes there, when the question is accepted
+        }
     )
 
 

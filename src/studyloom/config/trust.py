@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config.schema import SCHEMA
 from studyloom.errors import ConfigError
+from studyloom.files import is_own
 from studyloom.moved import MOVED
 from studyloom.text import nearest, no_such_key
 
@@ -73,7 +74,8 @@ class Guard:
 
     def owns(self, folder: Path) -> bool:
         """Whether a folder of configs is the user's own, or studyloom's."""
-        return any(folder.resolve().is_relative_to(own.resolve()) for own in self.own)
+        within = any(folder.resolve().is_relative_to(own.resolve()) for own in self.own)
+        return within or is_own(folder)
 
     def check(self, folder: Path, name: str, config: Any, package: str | None) -> None:
         """Checks a config of a foreign folder, such as model/mlp, which its header puts somewhere.
@@ -139,23 +141,30 @@ def read_yaml(path: Path) -> DictConfig:
     return config
 
 
-def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
+def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
+    """Returns what the files of a run directory may name: all in one of the user's own commands."""
+    return None if is_own(run_dir) else trusted
+
+
+def load_foreign(path: Path, trusted: Sequence[str] | None = ()) -> DictConfig:
     """Reads a YAML file from elsewhere and checks its targets, as `check_targets` does."""
     config = read_yaml(path)
     check_targets(config, trusted)
     return config
 
 
-def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
+def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
     """Checks every `_target_` of a config, at any depth, before anything is built from it.
 
     Args:
         config: OmegaConf nodes, or plain values. Interpolations are mistakes, and not resolved.
-        trusted: further packages, modules, classes or functions that it may name.
+        trusted: further packages, modules, classes or functions that it may name; None for all.
 
     Raises:
         ConfigError: every target that is not trusted, and every mistake.
     """
+    if trusted is None:
+        return
     if mistakes := [words for words, _ in _find(config, "", trusted, references=False)]:
         raise ConfigError(mistakes)
 
@@ -169,7 +178,7 @@ def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
     if guard is not None and guard.met:
         is_node = OmegaConf.is_config(section)
         plain = OmegaConf.to_container(section, resolve=True) if is_node else section
-        check_targets({key: plain}, _packages_of(guard.agreed))
+        check_targets({key: plain}, packages_of(guard.agreed))
 
 
 def packages_to_trust(config: Any) -> list[str]:
@@ -178,19 +187,9 @@ def packages_to_trust(config: Any) -> list[str]:
     return sorted({need for _, need in found if need is not None})
 
 
-def needed_trust(config: Mapping[str, Any]) -> list[str]:
-    """Returns the words of `trust=[…]` for a primary config that is read as a foreign one."""
-    content = {name: value for name, value in config.items() if name != "defaults"}
-    found = [
-        *content_mistakes(content, ()),
-        *_default_mistakes(config.get("defaults", [])),
-    ]
-    return sorted({need for _, need in found if need is not None})
-
-
 def content_mistakes(config: Any, agreed: Sequence[str]) -> Iterator[Mistake]:
     """Finds forbidden settings in sections of a config from elsewhere, as plain values."""
-    packages = _packages_of(agreed)
+    packages = packages_of(agreed)
     for section, content in config.items():
         if section in NEVER:
             yield f"{section}: must not be set by a config from elsewhere", None
@@ -260,7 +259,7 @@ def _reaches_out(consent: str) -> str:
     )
 
 
-def _packages_of(agreed: Sequence[str]) -> list[str]:
+def packages_of(agreed: Sequence[str]) -> list[str]:
     """Returns the code that names on `trust=[…]` allow; those of keys are left out."""
     own = [target for key, targets in OURS.items() if key in agreed for target in targets]
     return own + [name for name in agreed if name.split(".")[0] not in SECTIONS]
@@ -337,14 +336,15 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     """Has a study's own modules found while the body runs, if the user consents.
 
     They are where the study was run, and its run directory, which may be another person's, says
-    where that is. The user consents by being in that folder, if that is `wanted`, or by naming a
-    `folder` with `--code`. It comes last on the module path, so that it hides no other package.
+    where that is. The user consents by having run it, by being in that folder, if that is `wanted`,
+    or by naming a `folder` with `--code`. It comes last on the module path, so that it hides no
+    other package.
     """
     recorded = None
     with suppress(OSError, ConfigError, OmegaConfBaseException):
         runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml")
         recorded = Path(str(OmegaConf.select(runtime, "hydra.runtime.cwd")))
-    if folder is None and wanted and recorded == Path.cwd():
+    if folder is None and (is_own(run_dir) or (wanted and recorded == Path.cwd())):
         folder = recorded
     if folder is not None:
         sys.path.append(str(folder.absolute()))

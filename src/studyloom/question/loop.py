@@ -176,6 +176,7 @@ class LoopObjective(Objective):
     _saved: dict[str, Any] | None = None  # the state that the job under way goes on from
     _run: Run | None = None
     _cut: int | None = None
+    _forgotten: list[str] = field(default_factory=list)
     _restored: dict[str, Any] | None = None  # for the other ranks
 
     @property
@@ -266,6 +267,7 @@ class LoopObjective(Objective):
                     raise run.unfit from None
                 raise
             finally:
+                self._forgotten = run.forgotten
                 run.close()
             loop.check_kept(run)
             if position == 0:
@@ -299,6 +301,9 @@ class LoopObjective(Objective):
             for name, of_jobs in told.items()
             if name in (self.loop.metric, *self.loop.quantities)
         ]
+
+    def forgotten(self) -> list[str]:
+        return self._forgotten
 
     def steps(self) -> list[Report]:
         steps = []

@@ -141,6 +141,10 @@ class Objective:
         """Returns the costs that the training itself has told, for limits and further goals."""
         return []
 
+    def forgotten(self) -> list[str]:
+        """Returns the names of objects whose state `state` lacks, so that a resumed run differs."""
+        return []
+
     def state(self) -> dict[str, Any] | None:
         """Returns all that `restore` needs to resume after the last step; None if it cannot.
 

@@ -5,11 +5,14 @@ own, `(config, run) -> value`.
 """
 
 import functools
+import inspect
 import json
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from optuna.samplers import BaseSampler
 from studyloom.config.build import build, find_target, plain
 from studyloom.config.compose import Composer, own_world
 from studyloom.config.overrides import explain_key, group_options
+from studyloom.config.schema import SCHEMA
 from studyloom.config.values import (
     describe_error,
     flatten,
@@ -81,6 +85,7 @@ SECTIONS = (
 )
 FIRST = Attempt()
 PARAMS = "params"
+READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
 # Each of their trials has a place in one sequence, which one seed makes for all of them.
@@ -439,6 +444,23 @@ class FunctionQuestion(Question):
     def adapter(self) -> Any:
         """The objective as it is built at the config as composed."""
         return build_function(self.config.objective)
+
+    @functools.cached_property
+    def reads_train(self) -> bool:
+        """Whether the loop may read `config.train`: its page sets it, or its source names it."""
+        target = find_target(self.config.objective, "objective")
+        with suppress(OSError, TypeError):  # there is no source
+            module = sys.modules[getattr(target, "__module__", "")]
+            if READS_TRAIN.search(inspect.getsource(module)):
+                return True
+        typed = {each.partition("=")[0] for each in self.composer.overrides}
+        train: Any = OmegaConf.to_container(self.config.train, resolve=False)
+        default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
+        named = [name for name in train if train[name] != default.get(name)]
+        typed = {each.partition("=")[0] for each in self.composer.overrides}
+        return "model" in self.composer.choices or any(
+            f"train.{name}" not in typed for name in named
+        )
 
     @functools.cached_property
     def code(self) -> dict[str, str]:

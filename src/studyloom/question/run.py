@@ -5,11 +5,13 @@ import itertools
 import logging
 import math
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,14 @@ from torch.utils.data import Dataset
 
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.rule import Condition, Cost
+from studyloom.question.sources import is_users_code
 from studyloom.storage.attributes import COLUMNS
 from studyloom.text import nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
 
+LOOP = "studyloom.question.loop"  # whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
 log = logging.getLogger(__name__)
 
@@ -85,6 +89,7 @@ class Run:
         world_size: how many there are. In each the loop is called with the same config and seed,
             and must come to the end of as many epochs, or call for as many reports outside them.
         costs: what the loop has told of what it costs, by quantity.
+        forgotten: names of objects of the loop that have a state and were not given to `keep`.
         count: how many epochs there will be; None until `epochs` is called.
     """
 
@@ -103,6 +108,7 @@ class Run:
         self.rank, self.world_size = place.ranks.rank, place.ranks.world_size
         self.generator = torch.Generator().manual_seed(place.seed)
         self.costs: dict[str, Cost] = {}
+        self.forgotten: list[str] = []
         self.count: int | None = None
         self.most = most
         self.unfit: UnfitState | None = None
@@ -249,6 +255,8 @@ class Run:
             for epoch in to_come if self.count is None else range(begun + 1, self.count + 1):
                 self._epoch = epoch
                 yield epoch
+                if self._kept and not self.forgotten:
+                    self.forgotten = [*_forgotten(sys._getframe(1), [*self._kept.values()])]
                 with self._place.ranks.deciding():
                     self._between = True
                     self.flush()
@@ -434,6 +442,39 @@ def _check_part(method: str, name: str, part: Any) -> None:
             f"run.{method}({name}=…) must have {' and '.join(methods)}; "
             f"{type(part).__name__} has no {' and no '.join(missing)}"
         )
+
+
+def _forgotten(frame: FrameType | None, kept: Sequence[Any]) -> Iterator[str]:
+    """Yields the names of a loop's objects whose state a later call would lack.
+
+    Not what has no state, networks that are not trained, and parts of what is kept.
+
+    Args:
+        frame: the one that asks for the next epoch; those of the user's own code count.
+    """
+    tensors = {id(tensor) for part in kept for tensor in _tensors(part)}
+    found: dict[str, Any] = {}
+    while frame is not None and frame.f_globals.get("__name__") != LOOP:
+        if is_users_code(Path(frame.f_code.co_filename)):
+            found = frame.f_locals | found
+        frame = frame.f_back
+    for name, part in found.items():
+        stateful = callable(getattr(part, "load_state_dict", None)) and not isinstance(part, type)
+        if not stateful or any(part is other for other in kept):
+            continue
+        own = [*_tensors(part)]
+        if own and (all(id(t) in tensors for t in own) or not any(t.requires_grad for t in own)):
+            continue
+        with suppress(Exception):  # of a class of the user's own
+            if part.state_dict():
+                yield name
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """Yields the parameters and buffers of a module."""
+    if isinstance(part, nn.Module):
+        yield from part.parameters()
+        yield from part.buffers()
 
 
 def _snapshots(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 import torch
-from omegaconf import ListConfig
+from omegaconf import ListConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState, create_trial
@@ -309,6 +309,7 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
     try:
         if problem := _why_not_called(question.adapter, 2):
             yield f"{key}: {problem}; it is called as (config, run) -> value"
+        yield from _unread(question)
         check = getattr(question.adapter, "check", None)
         yield from check(question.config, question.space) if check else ()
         test = None if objective.test is None else build_test(objective.test)
@@ -325,6 +326,24 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
         yield (
             f"objective.folds={objective.folds}: the data are the function's own; divide them "
             "there, or name them in the section data, whose folds run.train and run.valid are"
+        )
+
+
+def _unread(question: FunctionQuestion) -> Iterator[str]:
+    """Yields settings of the section `train` that a loop does not read."""
+    if question.reads_train:
+        return
+    for override in question.composer.overrides:
+        if override.startswith("train."):
+            yield (
+                f"{override}: the loop reads nothing of the section train; its settings are in "
+                f"params: {', '.join(question.config.params or {}) or 'there are none'}"
+            )
+    pruner = OmegaConf.to_container(question.config.pruner, resolve=False)
+    if "${train.epochs}" in pruner.values():
+        yield (
+            f"pruner={question.composer.choices.get('pruner')}: needs pruner.max_resource, how "
+            "many epochs the loop has, such as pruner.max_resource=10"
         )
 
 

@@ -39,6 +39,7 @@ PAUSED = "paused"  # int | None: the step of the rung at which it waits while no
 PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless something ends it before
 RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused, or went on
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
+FORGOTTEN = "forgotten"  # list[str]: what of a loop has a state that run.keep was not given
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure, as its error says it, often in one line
@@ -50,5 +51,5 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # loop tells, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, EPOCHS, STANDARD_ERROR, TIMES, MADE),
-    *(PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, REUSED, FAILURE, REASON, TRACEBACK),
+    *(PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, REUSED, FAILURE, REASON, TRACEBACK),
 )

@@ -389,16 +389,17 @@ class Ledger:
     def _study(self) -> dict[str, Any]:
         return sql.study(self.study_id, self.uuid)
 
-    def extend(self, trials: int) -> None:
-        """Gives the study at least `trials` slots."""
+    def extend(self, trials: int) -> bool:
+        """Gives the study at least `trials` slots; says if some were missing."""
         existing = sa.select(SLOTS.c.slot).where(self._mine)
 
-        def insert(connection: sa.Connection) -> None:
+        def insert(connection: sa.Connection) -> bool:
             if missing := {*range(trials)}.difference(connection.execute(existing).scalars()):
                 rows = [{"study": self.study_id, "slot": slot} for slot in sorted(missing)]
                 connection.execute(NEW_SLOT, rows)
+            return bool(missing)
 
-        execute(self.storage, insert)
+        return execute(self.storage, insert)
 
     def claim(
         self,
@@ -667,14 +668,13 @@ def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
     """Mends a ledger that differs from the trials, and extends it to `trials` slots.
 
     Returns:
-        Whether they differed; see `compare`.
+        Whether they differed, see `compare`, or slots were missing.
     """
     create_table(ledger.storage)
     found = compare(ledger, mend=True)
     if found is not None:
         log.warning("%s: %s", name, found)
-    ledger.extend(trials)
-    return found is not None
+    return ledger.extend(trials) or found is not None
 
 
 def compare(ledger: Ledger, *, mend: bool = False) -> str | None:

@@ -149,7 +149,21 @@ def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
     return Course(curve, failure, value, jobs)
 
 
-def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
+def trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
+    """Returns what a stored trial may name; None for all.
+
+    In a run directory of the user's own commands that is all, if the database is there too. In one
+    that others write to it is `named`, and what the user's own command named.
+    """
+    if trust.consent(run_dir, named) is not None:
+        return named
+    if any((run_dir / name).exists() for name in ("study.db", "postgres")):
+        return None
+    config = OmegaConf.to_container(read_written(run_dir, "config.yaml"), resolve=False)
+    return trust.packages_of([*named, *trust.packages_to_trust(config)])
+
+
+def rebuild(provenance: Provenance, trusted: Sequence[str] | None) -> DictConfig:
     """Returns the configuration of a trial, after checking that all it names may be called."""
     trust.check_targets(provenance.config, trusted)
     sections = {"train": OmegaConf.structured(TrainSection), "objective": SCHEMA.objective.copy()}

@@ -46,6 +46,7 @@ from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,
     FAILURE,
+    FORGOTTEN,
     HALTED,
     MADE,
     PAUSED,
@@ -435,6 +436,8 @@ class Reporter:
             self.trial.set_user_attr(REUSED, objective.source)
         if objective is not None:
             self._store_costs(objective.costs())
+            if forgotten := objective.forgotten():
+                self.trial.set_user_attr(FORGOTTEN, forgotten)
             if columns := objective.curves():
                 if (error := objective.standard_error()) is not None:
                     self.trial.set_user_attr(STANDARD_ERROR, error)

@@ -25,6 +25,7 @@ from studyloom.study.replay import (
     rebuild,
     threads,
     train_again,
+    trusted_in,
 )
 from studyloom.study.reporter import Provenance, current_environment
 from studyloom.study.stored_study import StoredStudy
@@ -46,7 +47,7 @@ def replay(
     trial = find_trial(stored.trials(), number)
     try:
         provenance = Provenance.read(trial.user_attrs[MADE])
-        cfg = rebuild(provenance, trusted)
+        cfg = rebuild(provenance, trusted_in(run_dir, trusted))
         loop, objective = is_loop(cfg), cfg.objective
         expected = read_trial(trial, stored.metric, loop=loop)
         in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)

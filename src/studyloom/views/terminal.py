@@ -21,7 +21,7 @@ from rich.text import Text
 from studyloom.config.values import plain_sections
 from studyloom.question.sources import CODE
 from studyloom.space.outline import outline
-from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR, TIMES, WORKER
+from studyloom.storage.attributes import EPOCHS, FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
 from studyloom.study.rows import seconds_spent
@@ -283,6 +283,18 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
+def print_forgotten(stored: StoredStudy, console: Console) -> None:
+    """Prints what of the user's loop a trial that goes on after a crash would lack."""
+    known = (trial.user_attrs.get(FORGOTTEN) for trial in stored.trials())
+    for names in [names for names in known if isinstance(names, list)][:1]:
+        missing = ", ".join(f"{one_line(str(name))}={one_line(str(name))}" for name in names)
+        words = (
+            f"run.keep lacks {missing}: a trial that goes on after a crash begins these anew, and "
+            "comes to another value"
+        )
+        console.print(Text(words), soft_wrap=True)
+
+
 def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
     """Words how many trials failed for each kind of reason, with the first of these reasons."""
     lines = [f"{each.kind}  {each.count} × such as: {each.first_reason}" for each in failures]
@@ -365,5 +377,7 @@ def print_dry_run(question: "Question", console: Console) -> None:
     console.print(Text("\none configuration of it:", style="bold"))
     sections = plain_sections(sample, *SHOWN)
     sections["train"].pop("loss")
+    if not getattr(question, "reads_train", True):
+        del sections["train"]
     words = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
     console.print(Padding(Text(words), (0, 0, 0, 2)))

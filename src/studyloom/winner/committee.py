@@ -226,7 +226,9 @@ class CommitteeNetwork(nn.Module):
         return self.average(outputs, self.shares)
 
 
-def load_committee(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> CommitteeNetwork:
+def load_committee(
+    run_dir: Path, answer: Answer, trusted: Sequence[str] | None
+) -> CommitteeNetwork:
     """Loads the committee below a run directory, which may be another person's.
 
     Raises:

@@ -14,7 +14,6 @@ import torch
 from optuna.trial import FrozenTrial
 from torch import Tensor
 
-from studyloom.config.trust import needed_trust, packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
@@ -382,16 +381,12 @@ def png(image: Tensor) -> str:
 def winner_yaml(plan: Plan, command: Sequence[str], notes: Sequence[str] = ()) -> str:
     """Returns winner.yaml: the config of the winner, below the command that does it once more.
 
-    It is read as a config from elsewhere, so that the command trusts what it names.
+    Elsewhere it is read as a config of somebody else, and says then what is to be trusted.
     """
-    config = winner_config(plan)
-    page = plain_sections(plan.question.config, "sampler", "pruner", "launcher")
-    named = sorted({*needed_trust(config), *packages_to_trust(page)})
-    trust = [f"trust=[{','.join(named)}]"] if named else []
     options = ("--config-dir", str(plan.run_dir), "--config-name", "winner")
     title = f"The winner of {plan.search.stored.name}, trial {plan.winner}, and this does all of it"
-    head = [f"{title} once more:", shlex.join([*command, *options, *trust]), *notes]
-    return "".join(f"# {one_line(line)}\n" for line in head) + as_yaml(config)
+    head = [f"{title} once more:", shlex.join([*command, *options]), *notes]
+    return "".join(f"# {one_line(line)}\n" for line in head) + as_yaml(winner_config(plan))
 
 
 def winner_config(plan: Plan) -> dict[str, Any]:

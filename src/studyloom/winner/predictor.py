@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from studyloom.config.build import build
-from studyloom.config.trust import check_targets, load_foreign, read_yaml
+from studyloom.config.trust import check_targets, consent, load_foreign, read_yaml
 from studyloom.data.sound import Sound
 from studyloom.data.sources import GZIP, parse_idx
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
@@ -99,19 +99,20 @@ class Network:
 def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool = False) -> Network:
     """Loads the winner below a run directory, which may be another person's.
 
-    Nothing in its files is executed, and only classes and functions of trusted packages are called.
+    Nothing in its files is executed, and only classes and functions of trusted packages are called,
+    or all if a command of the user's own has run there.
 
     Raises:
         PredictError: there is no such answer, or its files cannot be used.
         ConfigError: winner.yaml or winner.json names something that is not trusted.
     """
-    answer = load_answer(run_dir)
+    answer, allowed = load_answer(run_dir), consent(run_dir, trusted)
     if (facts := answer.data) is None:
         raise PredictError(OF_A_LOOP.format(run_dir))
     check_whole(run_dir, answer, "winner.yaml")
-    config = load_foreign(run_dir / "winner.yaml", trusted)
+    config = load_foreign(run_dir / "winner.yaml", allowed)
     if committee:
-        model: nn.Module = load_committee(run_dir, answer, trusted)
+        model: nn.Module = load_committee(run_dir, answer, allowed)
     else:
         check_whole(run_dir, answer, "winner.pt")
         if "model" not in config:
@@ -120,13 +121,13 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
     seen = None
     if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
         seen = InputRange(**vars(facts.inputs))
-    transform, refusal = _transform_of(facts, trusted), "" if facts.fits_files else NO_FILE
+    transform, refusal = _transform_of(facts, allowed), "" if facts.fits_files else NO_FILE
     known = (facts.classifies, facts.names, facts.columns, getattr(torch, facts.dtype))
     normalises = isinstance(transform, Picture) and (facts.mean, facts.std) != (0.0, 1.0)
     return Network(model, facts.shape or (), transform, seen, *known, refusal, normalises)
 
 
-def _transform_of(facts: DataFacts, trusted: Sequence[str]) -> Transform | None:
+def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
     """Builds the transform that a winner has stored, of trusted code alone."""
     if facts.transform is None:
         return None
@@ -574,11 +575,10 @@ def load_winner(
 ) -> Predictor | LoopWinner:
     """Loads the winner of a study: its network in eval mode, with its weights.
 
-    Of a loop of one's own it loads the configuration and what the loop kept, and calls nothing. So
-    its config may name any loop, and if a command of yours has run in the folder, any code.
+    Of a loop of one's own it loads the configuration and what the loop kept, and calls nothing.
 
-    Nothing in the folder is executed, so that it may be another person's. Its config may name
-    networks of studyloom and torch, and code of your own only if `trust` names it.
+    Nothing in the folder is executed, so that it may be another person's. Unless a command of yours
+    has run there, its config may name networks of studyloom and torch, and what `trust` names.
 
     Args:
         trust: packages, modules or classes that winner.yaml may name and call.

@@ -336,21 +336,28 @@ class Plan:
 
         In time order only the last part comes after all the others, so that it is always that one.
         """
-        count, split = self.question.config.objective.folds, self.data.split
-
-        def fold(seed: int) -> Fold:
-            assert split is not None
-            validation = self.data.source.validation
-            fresh = derive(self.question.seed, seed, 0, 1)
-            return split.folds(count, validation, fresh)[-1]
-
-        # Without a test there is no retraining, whose networks the answer would have.
-        kept = self.settings.committee or not self.question.tested
+        # Without a retraining, or if it only repeats this, the answer has these networks.
+        kept = self.settings.committee or not self.question.tested or self.repeats
         weights = self.run_dir / "winner" if kept else None
         judged, seeds = self.candidates, self.settings.seeds
         if self.races:
             judged, seeds = {n: self.candidates[n] for n in self.entrants}, self.budget
-        return self._make_stage(REEVALUATION, judged, seeds, fold, weights)
+        return self._make_stage(REEVALUATION, judged, seeds, self._judging_fold, weights)
+
+    def _judging_fold(self, seed: int) -> Fold:
+        split, count = self.data.split, self.question.config.objective.folds
+        assert split is not None
+        fresh = derive(self.question.seed, seed, 0, 1)
+        return split.folds(count, self.data.source.validation, fresh)[-1]
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether the final training has the seeds and the examples of the re-evaluation.
+
+        So it is if the data are a loop's own, or have a validation part of their own.
+        """
+        split = self.data.split
+        return split is None or len(self._judging_fold(0)[0]) == len(split)
 
     @cached_property
     def retraining(self) -> Stage:
@@ -392,6 +399,9 @@ class Plan:
         if search.stored.code_changes():  # other code, other trainings
             name += f" code {hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]}"
         known = earlier_trainings(search.stored, title, name, weights, needed=committee)
+        if title == RETRAINING and self.repeats:
+            judged = earlier_trainings(search.stored, REEVALUATION, name, weights, needed=True)
+            known = {**judged, **known}
         trainings = CandidateTrainings(self.question, candidates, seeds, fold, known)
         identity = {"candidates": [*candidates], "seeds": seeds, **code}
         trials = min(len(trainings.trainings), self.budget)  # a race of 8 could ask for 8 × 20

@@ -75,13 +75,13 @@ def format_choice(answer: Answer, budget: int | None = None) -> str:
 
 
 def format_reuse(answer: Answer) -> str:
-    """Formats how many trainings earlier answers had done; empty if none."""
+    """Formats how many trainings earlier answers, or the judging, had done; empty if none."""
     reused = [
         f"{count} of {of} {STAGES.get(title, title)}"
         for title, (count, of) in answer.reused.items()
         if count
     ]
-    return f"reused from earlier answers: {', '.join(reused)}" if reused else ""
+    return f"reused, as trained before: {', '.join(reused)}" if reused else ""
 
 
 def format_difference(difference: Summary, covers: str = "") -> str:
