@@ -47,8 +47,6 @@ def test_a_picture_with_the_other_background_is_inverted_and_that_is_said(digits
         assert torch.allclose(made, expected, atol=1e-5)
 
 
-
-
 def test_a_digit_anywhere_on_a_large_page_becomes_what_mnist_has_of_it(digits):
     for picture in digits[::3]:
         page = on_paper(picture[0], (220, 400), 30, 200)
