@@ -63,6 +63,10 @@ def test_a_loop_may_report_by_hand_with_steps_of_its_own():
     assert [step for step, *_ in sent] == [10, 11, 20]
     with pytest.raises(UndefinedMetric, match="step 20: expected a whole number of at least 21"):
         run.report(accuracy=0.7, step=20)
+    run.report(accuracy=0.7, step=2**31 - 1)
+    for step in (2**31, None):  # on SQLite as on PostgreSQL, whose whole numbers end there
+        with pytest.raises(UndefinedMetric, match="and below 2"):
+            run.report(accuracy=0.7, step=step)
 
 
 def test_a_loop_that_breaks_has_told_what_it_reported():

@@ -42,6 +42,8 @@ WRONG = [
     ({"model": {"choice": ["mlp", "cnn"]}}, ["space.model", "group", "{mlp: …"]),
     ({"optimizer": {"lr": LR, "sgd": {"lr": LR}}}, ["space.optimizer.sgd.lr", "decides optimizer"]),
     ({"optimizer": {"lr": LR}, "optimizer.lr": LR}, ["space.optimizer.lr is given twice"]),
+    ({"x" * 513: LR}, ["space.xxx", "at most 512 characters, and has 513"]),
+    ({"x" * 506: {"list": LIST, "length": 2}}, ["at most 512 characters, and has 513"]),
 ]
 
 

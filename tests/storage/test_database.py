@@ -96,6 +96,21 @@ def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url
     assert tables == 0
 
 
+def test_what_a_database_cannot_hold_is_no_lost_database(postgres_url):
+    opened = connect(postgres_url, create=True)
+    study = optuna.create_study(storage=opened)
+    trial_id = study.ask()._trial_id
+    for write in (
+        lambda: opened.set_trial_intermediate_value(trial_id, 2**31, 0.5),
+        lambda: opened.set_trial_user_attr(trial_id, "k" * 513, 1),
+    ):
+        with pytest.raises(StorageError, match=r"cannot hold this: .*(range|too long)") as caught:
+            write()
+        assert not isinstance(caught.value, StorageLost)
+    opened.set_trial_intermediate_value(trial_id, 1, 0.5)
+    assert opened.get_trial(trial_id).intermediate_values == {1: 0.5}
+
+
 def test_the_connections_left_are_those_that_others_have_not_taken(postgres_url, sqlite_url):
     assert connections_left(sqlite_url) == math.inf
     left = connections_left(postgres_url)

@@ -1,7 +1,7 @@
 """The worker loop: budgets, claims, stops, and deaths of other workers."""
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import optuna
 import pytest
@@ -20,6 +20,7 @@ from toy_worker import (
 from toys import TWO, Never, Signal, ask
 
 from studyloom.data.training_data import TrainingData
+from studyloom.errors import Halted
 from studyloom.processes import worker_id
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, SLOT, TIMES
 from studyloom.study.opening import open_study
@@ -134,6 +135,29 @@ def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url,
     overdue.ledger.record_death("w", "the trial took longer than it may", overdue=late)
     work(question, overdue, 1)
     assert overdue.trials()[0].user_attrs[FAILURE] == "timeout", "after a single death"
+
+
+class TooLongKey(Never):
+    """Notes something of the trial in its first epoch that PostgreSQL cannot hold."""
+
+    def __init__(self, stored):
+        self.stored = stored
+
+    @contextmanager
+    def interruptible(self):
+        yield
+        (trial,) = self.stored.trials()
+        self.stored.storage.set_trial_user_attr(trial._trial_id, "k" * 513, 1)
+
+
+def test_what_the_database_cannot_hold_is_the_mistake_of_its_trial(postgres_url, question):
+    stored = fresh(postgres_url, question, 1)
+    with suppress(Halted):  # it is the first trial
+        work(question, stored, 1, TooLongKey(stored))
+    (trial,) = open_study(postgres_url, "s").trials()
+    assert trial.user_attrs[FAILURE] == "error"
+    assert "cannot hold this: value too long" in trial.user_attrs[REASON]
+    assert stored.ledger.counts()["done"] == 1
 
 
 def test_all_of_a_workers_time_is_some_trials(sqlite_url):

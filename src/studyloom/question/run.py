@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.rule import Condition, Cost
 from studyloom.question.sources import is_users_code
-from studyloom.storage.attributes import COLUMNS
+from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
@@ -374,12 +374,12 @@ class Run:
         if self._epoch is not None and step is None:
             return self._epoch
         first = self._last + 1
-        if step is None:
-            return first
-        if not _is_whole(step) or step < first:
+        step = first if step is None else step
+        if not _is_whole(step) or not first <= step <= LARGEST:
+            most = f", and below 2**31: {LARGEST}" if _is_whole(step) and step > LARGEST else ""
             raise UndefinedMetric(
                 f"the objective reported at step {step!r}: expected a whole number of at least "
-                f"{first}"
+                f"{first}{most}"
             )
         return int(step)
 

@@ -24,6 +24,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "choice": (),
     "list": ("length",),
 }
+LONGEST_NAME = 512  # of a parameter in Optuna's tables on PostgreSQL
 
 
 def parse_space(
@@ -73,6 +74,8 @@ class _Parser:
                 nodes += self._parse_leaf(child, spec, child_name, child_key, tree)
             else:
                 nodes += self.parse_nodes(spec, child_name, child_key)
+        if opened:
+            self._check_name(name)
         return [Group(name, key, opened), *nodes] if opened else nodes
 
     def _reject(
@@ -107,12 +110,14 @@ class _Parser:
             return []
         if "list" in spec:
             return self._parse_list(child, spec, name, key, siblings)
+        self._check_name(name)
         distribution = self._parse_distribution(spec, name)
         return [Leaf(name, key, distribution)] if distribution is not None else []
 
     def _parse_list(
         self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
     ) -> list[Node]:
+        self._check_name(f"{name}.length")
         if not self._check_keys(spec, name):
             return []
         item = spec["list"]
@@ -161,6 +166,14 @@ class _Parser:
             f"above it; got {length!r}"
         )
         return None
+
+    def _check_name(self, name: str) -> None:
+        if len(name) > LONGEST_NAME:
+            shown = f"{name[:40]}…{name[-40:]}"
+            self.mistakes.append(
+                f"space.{shown}: its name must have at most {LONGEST_NAME} characters, and has "
+                f"{len(name)}; shorten its keys"
+            )
 
     def _check_keys(self, spec: Mapping[str, Any], name: str) -> bool:
         """Checks that a leaf has the keys of one kind and no others."""

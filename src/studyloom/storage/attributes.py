@@ -3,6 +3,8 @@
 The keys are part of stored studies: add new ones, but never rename one.
 """
 
+LARGEST = 2**31 - 1  # of a whole number in Optuna's tables and ours on PostgreSQL
+
 # Of a study
 FORMAT = "format"  # int: of all that is stored with a study and its trials
 VERSION = "studyloom"  # str: the version of studyloom that made the study

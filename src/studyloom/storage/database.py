@@ -24,7 +24,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from studyloom.errors import StorageError, StorageLost
@@ -116,6 +116,12 @@ class RetryingStorage(RDBStorage):
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         """Replaces SQLAlchemy's error, on which Optuna would try five times to create a trial."""
         error = context.sqlalchemy_exception
+        if isinstance(error, DataError):  # a mistake of its caller, and no failure of the database
+            address = self.retry.address
+            words = (
+                f"{without_password(address)} cannot hold this: {driver_message(error, address)}"
+            )
+            raise StorageError(f"storage.url: {words}")
         if (
             isinstance(error, DBAPIError)
             and not isinstance(error, IntegrityError)
@@ -139,7 +145,7 @@ class RetryingStorage(RDBStorage):
             outer, call_state.writes = call_state.writes, writes
             try:
                 return work()
-            except (StorageLost, SQLAlchemyError, StorageInternalError):
+            except (StorageError, SQLAlchemyError, StorageInternalError):
                 with contextlib.suppress(StorageLost, SQLAlchemyError):
                     self.scoped_session.remove()
                 self.scoped_session.registry.clear()

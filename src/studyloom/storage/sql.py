@@ -27,6 +27,7 @@ from studyloom.space.tree import Point
 from studyloom.storage.attributes import (
     EPOCHS,
     FORMER_SLOT,
+    LARGEST,
     MADE,
     OF_TRIALS,
     PICKLED,
@@ -50,7 +51,6 @@ Write = tuple[sa.Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 # User attributes of ours that no sampler and no pruner asks about; they are most of a trial.
 HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
-LARGEST_SLOT = 2**31 - 1  # of an Integer in PostgreSQL
 
 
 class among(FunctionElement[bool]):
@@ -321,7 +321,7 @@ def parse_slot(stored: str | None) -> int | None:
 
 def is_slot(value: Any) -> bool:
     """Whether a value of the attribute SLOT is one that a worker may have stored."""
-    return type(value) is int and 0 <= value <= LARGEST_SLOT
+    return type(value) is int and 0 <= value <= LARGEST
 
 
 def without_ours(trial: FrozenTrial) -> FrozenTrial:

@@ -27,6 +27,7 @@ from studyloom.errors import (
     LaunchError,
     Paused,
     Stopped,
+    StorageError,
     StorageLost,
     TrialDeleted,
 )
@@ -358,6 +359,8 @@ class Worker:
                 raise error from None
             if not isinstance(error, optuna.TrialPruned):
                 failure = failures.explain(error)
+                if ours and isinstance(error, StorageError):  # what the database cannot hold
+                    self.stored.storage.mark_written()
             else:
                 state = TrialState.PRUNED
                 if objective is not None and ours:
