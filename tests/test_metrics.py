@@ -85,7 +85,12 @@ def test_a_metric_that_cannot_be_is_refused_with_the_way_out():
             r"objective\.direction must be minimize, since less mse is better; got maximize",
         ),
         ([own % ("margin", ", _partial_: true")], "since margin does not say which is better"),
-        ([own % ("Four", "")], "must be a callable; Four returned 4"),
+        ([own % ("Four", "")], "Four returned 4; .* a function needs _partial_: true"),
+        ([own % ("margin", "")], "margin.* 2 required .*; .* a function needs _partial_: true"),
+        (
+            [own % ("score", ", _partial_: true"), "objective.direction=maximize"],
+            r"score: too many positional .*; .* called as \(outputs, targets\) -> number",
+        ),
     ):
         with pytest.raises(ConfigError, match=words):
             metric_of(*overrides)
@@ -93,6 +98,10 @@ def test_a_metric_that_cannot_be_is_refused_with_the_way_out():
 
 def margin(outputs, targets, floor=0.0):
     return outputs.max() - floor
+
+
+def score(preds):
+    return preds.mean()
 
 
 def Four():
@@ -149,7 +158,11 @@ def check(split, folds, *overrides):
 def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_trial():
     own = ("objective.metric={_target_: test_metrics.nothing, _partial_: true}",)
     for overrides, split, words in (
-        (["loss=mae"], series(), "accuracy: is for classes, .* numbers; choose one of rmse, mse"),
+        (
+            ["loss=mae"],
+            series(),
+            "accuracy: is for classes, .* numbers; choose one of rmse, mse, .*argmax",
+        ),
         (["objective.metric=mse"], toy_split(100), "mse: is for numbers, .* are classes"),
         (["objective.metric=mse"], series(), "loss=cross_entropy is for classes, .* are numbers"),
         (

@@ -141,12 +141,23 @@ def broken(network, batch):
     return network(batch["images"]).mean()
 
 
+class Distilled(torch.nn.Module):
+    """A step that is a network itself, such as one with a teacher."""
+
+    def __init__(self, teacher=None):
+        super().__init__()
+
+    def forward(self, network, batch, loss):
+        return step(network, batch, loss)
+
+
 def own(name, key="step", more=""):
     return f"train.{key}={{_target_: test_parts.{name}, _partial_: true{more}}}"
 
 
 def test_a_step_of_ones_own_trains_as_ours_and_its_arguments_are_searched():
     assert curve(own("step"), own("evaluate", "evaluate")) == curve()
+    assert curve("train.step={_target_: test_parts.Distilled}") == curve()
     searched = (own("step", more=", share: 1.0"), "+space.train.step.share.float=[0.5,1]")
     check(*searched)
     question = question_of(*searched)
@@ -161,6 +172,9 @@ def test_a_step_that_cannot_be_used_is_named_before_trial_0():
         own("of_forty"): "shape '[40, 1, 4, 4]' is invalid for input of size 160, for 10 exam",
         "train.step=test_parts.step": "train.step must have a _target_",
         own("no_schedule"): "takes 1 positional argument but 2 were given",
+        "train.step={_target_: test_parts.Distilled, teacher: {_target_: torch.load, f: t.pt}}": (
+            "train.step.teacher: FileNotFoundError: [Errno 2] No such file or directory: 't.pt'"
+        ),
     }.items():
         (line,) = mistakes_of(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
         assert words in line

@@ -71,7 +71,7 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
             section has no value for it.
 
     Raises:
-        ConfigError: there is no such `_target_`, or it is not trusted.
+        ConfigError: there is no such `_target_`, it is not trusted, or it raised an OSError.
     """
     target = find_target(section, key)
     if isinstance(section, DictConfig):
@@ -91,7 +91,10 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
     positional = [_build_within(each, f"{key}._args_") for each in values.get("_args_", ())]
     if values.get("_partial_"):
         return functools.partial(target, *positional, **arguments)
-    return target(*positional, **arguments)
+    try:
+        return target(*positional, **arguments)
+    except OSError as error:  # such as a file that is missing, which many a section may name
+        raise ConfigError(f"{key}: {describe_error(error)}") from error
 
 
 def _is_section(value: Any) -> bool:

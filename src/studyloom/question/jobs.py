@@ -5,6 +5,7 @@ plain values once; the functions here take those, or a section of a config as it
 ConfigError, with every mistake in it, if a section cannot be built.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -246,10 +247,18 @@ def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
 def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
     """Builds a metric of the user's own; its direction is an attribute of it, or the one given."""
     key, name = "objective.metric", section["_target_"].rpartition(".")[2]
-    score, target = build(section, key), find_target(section, key)
-    if not callable(score):
-        words = f"{key} must be a callable; {name} returned {score!r}"
-        raise ConfigError(f"{words} (a function needs _partial_: true)")
+    target = find_target(section, key)
+    try:
+        score = build(section, key)
+        if not callable(score):
+            raise TypeError(f"{name} returned {score!r}")
+        with contextlib.suppress(ValueError):  # a function written in C has no signature
+            inspect.signature(score).bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{key}={name}: {error}; a metric is called as (outputs, targets) -> number, so that "
+            "a function needs _partial_: true"
+        ) from error
     direction = getattr(score, "direction", None) or getattr(target, "direction", None) or given
     if direction not in DIRECTIONS:
         raise ConfigError(

@@ -514,9 +514,10 @@ def _check_kind(metric: Metric, *, classifies: bool) -> None:
     kind = "classes" if classifies else "numbers"
     if metric.targets not in (None, kind):
         options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
+        own = "" if classifies else ", or for masks a metric of your own over outputs.argmax(1)"
         raise ValueError(
             f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
-            f"are {kind}; choose one of {options}"
+            f"are {kind}; choose one of {options}{own}"
         )
 
 

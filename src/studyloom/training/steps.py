@@ -216,7 +216,9 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
 def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:
     """Passes a loss on to a function that has a parameter `loss` without a value."""
     try:
-        parameters = inspect.signature(function).parameters
+        # A Module is called as (*args, **kwargs), which it passes on to its forward.
+        called = function.forward if isinstance(function, nn.Module) else function
+        parameters = inspect.signature(called).parameters
     except ValueError:  # a function written in C has no signature
         return function
     if "loss" not in parameters or "loss" in getattr(function, "keywords", {}):
