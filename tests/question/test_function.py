@@ -9,13 +9,14 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from toys import Never, Signal, compose
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, NoWinner, UndefinedMetric
 from studyloom.question.loop import Loop, LoopJob, LoopObjective
-from studyloom.question.question import FunctionQuestion
+from studyloom.question.question import FunctionQuestion, names_data
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE
@@ -162,6 +163,29 @@ def test_a_question_of_a_function_is_checked_before_the_first_trial(ask):
         with pytest.raises(ConfigError) as caught:
             validate(ask(override), TrainingData())
         assert words in str(caught.value)
+
+
+def test_settings_that_the_loop_does_not_read_are_refused(ask):
+    other = "objective._target_=looped.train"
+    for override, words in (
+        (
+            "train.epochs=1",
+            "train.epochs=1: the loop reads nothing of the section train; .* x, cur",
+        ),
+        ("pruner=hyperband", "pruner=hyperband: needs pruner.max_resource"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            validate(ask(other, override), TrainingData())
+        question = ask(override)  # this module names train.epochs
+        assert question.reads_train
+    assert not ask(other).reads_train
+
+
+def test_a_config_without_data_names_none():
+    """As that of a trial to be replayed."""
+    config = OmegaConf.create({"objective": {"_target_": "x"}})
+    OmegaConf.set_struct(config, value=True)
+    assert not names_data(config)
 
 
 def test_the_folder_of_a_trial_is_there_for_the_next_attempt_and_gone_when_it_has_ended(

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import delete, event, insert, select, update
 
 from studyloom.errors import ClaimLost, StorageError, TrialDeleted
 from studyloom.processes import worker_id
@@ -323,6 +323,9 @@ def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(eith
     ]
     assert compare(either) is None
     assert not reconcile(either, "s", 6)
+    execute(either.storage, lambda c: c.execute(delete(SLOTS).where(SLOTS.c.slot.in_([4, 5]))))
+    assert reconcile(either, "s", 6), "work is left, also where no trial differs"
+    assert [slot for slot, *_ in rows(either)] == [0, 1, 2, 3, 4, 5, 8]
 
 
 def test_who_held_a_slot_that_is_mended_has_lost_it_and_a_living_holder_keeps_his(ledger):

@@ -1,13 +1,17 @@
 """Trainings and tests of an earlier budget are reused, bit for bit."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toys
+from drawn import Drawn
 from judged import SPACE, CountedTest, flat, plan_of, work
 from toys import EACH_KIND, KINDS, LOOP, ask
 
+from studyloom.data import Datasets
+from studyloom.data.training_data import TrainingData
 from studyloom.question import question as question_module
 from studyloom.storage.attributes import REUSED
 from studyloom.study.opening import create_study
@@ -81,6 +85,23 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
     anew = evaluate_winner(large, CountedTest(), ["x"], anew=True)  # if one asks for it
     assert anew.test == replace(answer.test, openings=2)
+
+
+def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
+    question, sqlite_url, tmp_path, trained
+):
+    plan = plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS)
+    own = TrainingData(
+        SimpleNamespace(validation=None), Datasets(train=Drawn(), valid=Drawn()).train()
+    )
+    repeats = [replace(plan, data=data).repeats for data in (TrainingData(), own)]
+    assert [plan.repeats, *repeats] == [False, True, True]
+    plan.__dict__["repeats"] = True
+    work(plan)
+    answer = evaluate_winner(plan, CountedTest(), ["x"])
+    assert len(trained) == 8, "four in the search, and two candidates on two seeds"
+    assert answer.reused["retraining"] == (4, 4)
+    assert plan.values(plan.retraining) == plan.values(plan.reevaluation)
 
 
 @pytest.mark.chaos
