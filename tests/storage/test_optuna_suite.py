@@ -36,6 +36,7 @@ def storage(request, backend):
     for study in backend.get_all_studies():
         backend.delete_study(study._study_id)
     backend.remove_session()
+    backend.close()  # its connections, which are of this test
 
 
 class TestLaws(StorageTestCase):
