@@ -5,8 +5,10 @@ chaos/ has a cluster.
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from commands import QUICK, study_here
 from live_processes import gone, linux, until
 
 from studyloom.errors import LaunchError
@@ -50,6 +52,23 @@ def test_a_missing_ray_is_reported_with_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LaunchError, match=r"pip install 'studyloom\[ray\]'"):
         Ray(address="auto").count(1)
+
+
+def test_a_cluster_that_does_not_start_in_time_is_told_before_the_study_is_made(
+    monkeypatch, tmp_path
+):
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup.")
+
+    fake = SimpleNamespace(init=init, is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    for more in ((), ("launcher.address=auto", "storage.url=postgresql://127.0.0.1:1/none")):
+        done = study_here(*QUICK, "launcher=ray", f"run_dir={tmp_path}", *more)
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2
+        assert line.startswith("error: launcher")
+        assert line.endswith("The current node timed out during startup.")
+        assert not (tmp_path / "study.db").exists()
 
 
 # Actors

@@ -32,7 +32,7 @@ from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.early_end import set_bounds
-from studyloom.study.opening import check_code, check_question, create_study, open_study
+from studyloom.study.opening import check_code, check_question, create_study, open_study, study_names
 from studyloom.study.reporter import Limits, Stopwatch
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import Job, StoredStudy
@@ -265,12 +265,14 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
     Raises:
         ValueError: the database cannot be used, or its study asks another question.
         OSError: the run directory cannot be made.
+        LaunchError: the cluster of a new study does not start.
     """
     prepared = replace(prepared, url=serve(prepared.url, own=True))
     question, config = prepared.question, prepared.question.config
     name, deadline, trials = str(config.study.name), config.storage.deadline, question.trials()
     if create:
         prepared.run_dir.mkdir(parents=True, exist_ok=True)
+        _start_cluster(prepared, name, trials)
         stored = create_study(
             prepared.url,
             name,
@@ -299,6 +301,15 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
             check_connections(prepared.url, prepared.launcher.count(plan.todo()))
     collect_as_usual()  # trials come next
     return prepared, plan
+
+
+def _start_cluster(prepared: Prepared, name: str, trials: int) -> None:
+    """Starts what a launcher works on, if it has a `start`, before it may fail a new study."""
+    if start := getattr(prepared.launcher, "start", None):
+        with suppress(StorageError):
+            if name in study_names(prepared.url, deadline=0.0):  # there may be nothing left to do
+                return
+        start(trials, prepared.run_dir)
 
 
 def open_ended(cfg: DictConfig, stop: Stop) -> tuple[Prepared, Plan]:

@@ -122,7 +122,7 @@ def run_here(
                 outputs.finish(0)
                 sys.exit()
             prepared, plan = open_plan(prepared, stop, create=not worker)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, LaunchError) as error:
             outputs.finish(2, str(error))
             exit_with(error, 2)
         except Interrupted:  # the second signal; no trial is held yet

@@ -1,5 +1,6 @@
 """Workers on the nodes of a Ray cluster: an actor for each, with the cores and GPUs it asks for."""
 
+import atexit
 import logging
 import math
 import os
@@ -8,8 +9,8 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
 INHERITED = ("STUDYLOOM_", "PYTHONPATH", "HYDRA_FULL_ERROR")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ray:
     """Actors of Ray, each with one worker; Ray restarts an actor elsewhere if its node is lost.
 
@@ -48,6 +49,7 @@ class Ray:
     num_cpus: int = 1
     address: str | None = None
     ranks: int = 1
+    _cluster: ExitStack | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, auto=True)
@@ -109,15 +111,39 @@ class Ray:
             fitting = min(fitting, count // share if share >= 1 else int(count) * (1 // share))
         return int(fitting)
 
+    def start(self, slots: int, run_dir: Path) -> Any:
+        """Starts the cluster, or joins it, unless that is done; returns the module `ray`.
+
+        Args:
+            run_dir: is left out of the copy of this folder.
+
+        Raises:
+            LaunchError: Ray is missing, or the cluster does not start or cannot be reached.
+        """
+        if self._cluster is None:
+            with ExitStack() as stack:
+                stack.enter_context(self.cluster(slots, run_dir))
+                self._cluster = stack.pop_all()
+            atexit.register(self.close)  # if the command ends before anything is launched
+        return import_ray()
+
+    def close(self) -> None:
+        """Leaves the cluster, or ends it if it is our own."""
+        cluster, self._cluster = self._cluster, None
+        if cluster is not None:
+            atexit.unregister(self.close)
+            cluster.close()
+
     def launch(self, task: Task, stop: Stop) -> None:
         """Works on the task.
 
         Raises:
-            LaunchError: Ray is missing, the cluster cannot be reached, no node has room for a
-                worker, or workers die before they claim a trial.
+            LaunchError: as of `start`; no node has room for a worker, or workers die before they
+                claim a trial.
             StorageLost: the database stays away.
         """
-        with self.cluster(task) as ray:
+        ray = self.start(task.todo(), task.run_dir)
+        with closing(self):
             share = self._fitting_share(nodes(ray))
             remote = ray.remote(
                 num_cpus=self.cpus,
@@ -142,23 +168,24 @@ class Ray:
                     worker.close()
 
     @contextmanager
-    def cluster(self, task: Task) -> Iterator[Any]:
-        """Provides Ray, connected to the cluster, while the body runs."""
+    def cluster(self, slots: int, run_dir: Path) -> Iterator[None]:
+        """Has Ray connected to the cluster while the body runs."""
         if self.address is None:
-            workers = 0 if self.workers == "auto" else min(int(self.workers), task.todo())
-            with own_cluster(max(cores(), math.ceil(workers * self.cpus))) as ray:
-                yield ray
+            workers = 0 if self.workers == "auto" else min(int(self.workers), slots)
+            with own_cluster(max(cores(), math.ceil(workers * self.cpus))):
+                yield
             return
         try:
-            yield self.connect(task)
+            self.connect(run_dir)
+            yield
         finally:
             import_ray().shutdown()
 
-    def connect(self, task: Task | None = None) -> Any:
+    def connect(self, run_dir: Path | None = None) -> Any:
         """Joins the cluster, gives it this folder and studyloom, and returns the module `ray`.
 
         Args:
-            task: whose run directory is left out of the copy of this folder.
+            run_dir: is left out of the copy of this folder.
 
         Raises:
             LaunchError: Ray is missing, or the cluster cannot be reached.
@@ -168,8 +195,8 @@ class Ray:
             return ray
         here = Path.cwd()
         excludes = ["/runs", "/data"]
-        if task is not None and task.run_dir.absolute().is_relative_to(here):
-            excludes.append(f"/{task.run_dir.absolute().relative_to(here)}")
+        if run_dir is not None and run_dir.absolute().is_relative_to(here):
+            excludes.append(f"/{run_dir.absolute().relative_to(here)}")
         code = {"working_dir": str(here), "py_modules": [str(PACKAGE)], "excludes": excludes}
         return join(self.address, runtime_env=code)
 
@@ -188,7 +215,7 @@ class Ray:
 
 
 @contextmanager
-def own_cluster(cpus: int) -> Iterator[Any]:
+def own_cluster(cpus: int) -> Iterator[None]:
     """Provides Ray with a cluster of its own on this host while the body runs.
 
     The cluster listens to everybody, therefore it gets a token that nobody else knows. If this
@@ -202,7 +229,8 @@ def own_cluster(cpus: int) -> Iterator[Any]:
     ) as folder:
         try:
             options = {"include_dashboard": False, "object_store_memory": STORE}
-            yield join("local", num_cpus=cpus, num_gpus=len(gpus()), _temp_dir=folder, **options)
+            join(None, num_cpus=cpus, num_gpus=len(gpus()), _temp_dir=folder, **options)
+            yield
         finally:
             with suppress(LaunchError):
                 import_ray().shutdown()
@@ -222,19 +250,23 @@ def import_ray() -> Any:
 
 
 def join(address: str | None, **options: Any) -> Any:
-    """Calls `ray.init`, but keeps our handlers of signals; raises LaunchError if it fails."""
+    """Calls `ray.init`, but keeps our handlers of signals; raises LaunchError if it fails.
+
+    Args:
+        address: of a running cluster; None starts one.
+    """
     ray = import_ray()
     # At its usual level Ray reports what it leaves out of its copy of the folder.
     logging.getLogger("ray").setLevel(logging.ERROR)
     handlers = {number: signal.getsignal(number) for number in Stop.SIGNALS}
     try:
         quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-        ray.init(address, **quiet, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-        words = " ".join(str(error).split())
-        raise LaunchError(
-            f"launcher.address={address}: the cluster cannot be joined: {words}"
-        ) from None
+        ray.init(address or "local", **quiet, **options)
+    except Exception as error:  # Ray raises a plain one if its processes do not start in time
+        what = f"launcher.address={address}: the cluster cannot be joined"
+        if address is None:
+            what = "launcher=ray: its cluster does not start on this host, as launcher=local would"
+        raise LaunchError(f"{what}: {' '.join(str(error).split())}") from None
     finally:
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
             for number, handler in handlers.items():

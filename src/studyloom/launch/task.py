@@ -94,6 +94,9 @@ class Task:
 class Launcher(Protocol):
     """Starts the workers of a task.
 
+    If it has a method `start(slots, run_dir)`, that is called before a study is made, and raises
+    LaunchError if nobody could work on it.
+
     Attributes:
         leaves_host: whether workers may run on other hosts, which see no file of this one.
     """
