@@ -181,8 +181,8 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
     """When a terminal closes, all that was started in it gets SIGHUP."""
     overrides = ("study.trials=6", "launcher.workers=2", f"run_dir={tmp_path}")
     process = start(*QUICK, *overrides, within=["nohup"])
-    begins = process.stdout.readline()
-    assert "begins: 6 trials to do" in begins
+    assert process.stdout.readline() == "mnist: starting\n"
+    assert "begins: 6 trials to do" in process.stdout.readline()
     os.kill(process.pid, signal.SIGHUP)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

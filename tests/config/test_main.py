@@ -10,10 +10,19 @@ def test_all_mistakes_are_told_without_a_traceback_and_end_with_2(command, capsy
     overrides = ("model=mpl", "study.trails=3", "study.trials=many", "train.l1=[1")
     assert command(*overrides) == 2
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out == "mnist: starting\n"
     for override, line in zip(overrides, err.splitlines(), strict=True):
         assert line.startswith(f"error: {override.partition('=')[0]}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_says_at_once_that_it_begins_unless_a_program_reads_it(
+    command, capsys, monkeypatch
+):
+    monkeypatch.setenv("STUDYLOOM_JSON", "")
+    for more, shown in (((), "mnist: starting\n"), (("--dry-run",), ""), (("--json",), "{")):
+        assert command("model=mpl", *more) == 2
+        assert capsys.readouterr().out[: len(shown) or None] == shown
 
 
 def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path):

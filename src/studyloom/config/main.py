@@ -133,7 +133,7 @@ def folder_of_configs(task: Task, config_path: str) -> str:
 
 
 def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequence[str]) -> None:
-    """Answers what needs no study, or says that one begins: torch takes a second or two."""
+    """Answers what needs no study, or says that one begins: torch takes seconds."""
     if "--version" in argv:
         print(f"studyloom {__version__}")
         sys.exit()
@@ -148,8 +148,8 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
             "as conf/space/mine.yaml, and choose that with space=mine"
         )
     quiet = ("study.dry_run", "-", "hydra.")  # what Hydra is asked for has no line before it
-    is_watched = sys.stdout.isatty() and not os.environ.get(JSON)
-    if is_watched and not any(argument.startswith(quiet) for argument in argv):
+    is_read = not os.environ.get(JSON) and "STUDYLOOM_WORKER" not in os.environ
+    if is_read and not any(argument.startswith(quiet) for argument in argv):
         print(f"{config_name}: starting", flush=True)
 
 
