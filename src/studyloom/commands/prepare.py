@@ -32,7 +32,13 @@ from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.early_end import set_bounds
-from studyloom.study.opening import check_code, check_question, create_study, open_study, study_names
+from studyloom.study.opening import (
+    check_code,
+    check_question,
+    create_study,
+    open_study,
+    study_names,
+)
 from studyloom.study.reporter import Limits, Stopwatch
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import Job, StoredStudy
