@@ -99,8 +99,8 @@ def test_a_server_that_crashes_and_comes_back(server, served, undisturbed):
 def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
     server, served, undisturbed
 ):
-    process = served.at_work("storage.deadline=3", meanwhile=lambda: server.stop(signal.SIGQUIT))
-    printed = served.end(process, 1)
+    process = served.at_work("storage.deadline=20", meanwhile=lambda: server.stop(signal.SIGQUIT))
+    printed = served.end(process, 1, 36)  # whatever it asks at its end
     assert "it did not recover in" in printed
     assert "once it is back, the same command goes on from here" in printed
     server.start()

@@ -14,6 +14,8 @@ from optuna.storages import RDBStorage
 from studyloom.errors import StorageLost
 from studyloom.storage import database as storage
 from studyloom.storage.database import RetryingStorage, connect
+from studyloom.storage.retry import Retry
+from studyloom.storage.urls import parse_url
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,26 @@ def test_a_lock_that_stays_is_named_with_the_time_waited(locked, lines):
         assert not caught.value.passing
     assert time.monotonic() - began < len(WRITES) * 1.5
     assert contents(opened) == before
+
+
+def test_a_database_that_was_given_up_is_asked_and_not_waited_for_until_it_answers():
+    """What a command asks when it ends waits no second time."""
+    retry, tries = Retry(parse_url("sqlite:///study.db"), 0.1), []
+
+    def away():
+        tries.append(retry)
+        raise StorageLost("away", passing=True)
+
+    def count_tries():
+        tries.clear()
+        with pytest.raises(StorageLost, match=r"away; it did not recover in 0\.[1-9] s"):
+            retry.run(away)
+        return len(tries)
+
+    assert count_tries() > 1
+    assert [count_tries(), count_tries()] == [1, 1]
+    retry.run(lambda: None)
+    assert count_tries() > 1
 
 
 def test_every_method_that_asks_the_database_is_retried():

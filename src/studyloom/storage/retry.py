@@ -80,7 +80,8 @@ call_state = CallState()
 class Retry:
     """Repeats calls that fail for a cause that passes, ever more slowly.
 
-    The log says when the database goes away and when it is back.
+    Once a call was given up, later ones are tried once, until one succeeds: a command that ends
+    waits once, whatever it asks. The log says when the database goes away and when it is back.
     """
 
     def __init__(self, address: URL, deadline: float) -> None:
@@ -89,6 +90,7 @@ class Retry:
         # Once it returns True, STOP_DEADLINE takes the place of a longer deadline.
         self.stopping: Callable[[], bool] = lambda: False
         self.away = False  # a call waits for the database
+        self._given_up = 0.0  # seconds that a call has waited in vain, if none has succeeded since
 
     def run(self, attempt: Callable[[], T], *, pooled: bool = False) -> T:
         """Calls a function until it succeeds.
@@ -141,6 +143,7 @@ class Retry:
             StorageLost: None are left, or the failure does not pass.
         """
         deadline = min(self.deadline, STOP_DEADLINE) if self.stopping() else self.deadline
+        deadline = 0.0 if self._given_up else deadline
         left = failed_at + deadline - time.monotonic()
         if not lost.passing or left <= 0:
             raise self._final(lost, time.monotonic() - failed_at) from None
@@ -152,6 +155,7 @@ class Retry:
 
     def _report_return(self, failed_at: float | None, called: float) -> None:
         """Reports that the database has answered a call, if the call had to wait for it."""
+        self._given_up = 0.0
         if failed_at is not None and self.away:
             shown, seconds = without_password(self.address), time.monotonic() - called
             log.warning("storage: %s is back after %.1f s", shown, seconds)
@@ -161,6 +165,7 @@ class Retry:
         self.away = False
         if not lost.passing or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
+        self._given_up = waited = max(waited, self._given_up)
         reason = "this process is stopping" if self.stopping() else "storage.deadline"
         return StorageLost(
             f"{lost}; it did not recover in {waited:.{0 if waited >= 10 else 1}f} s ({reason}); "
