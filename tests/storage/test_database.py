@@ -2,15 +2,20 @@
 
 import contextlib
 import math
+import signal
+import subprocess
+import sys
 import threading
 
 import optuna
 import pytest
 import sqlalchemy
+from live_processes import linux
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
 from studyloom.errors import StorageError, StorageLost
+from studyloom.storage import database
 from studyloom.storage.database import (
     connect,
     connections_left,
@@ -75,6 +80,60 @@ def test_one_process_at_a_time_is_exclusive(url):
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+def test_a_study_that_is_judged_keeps_no_other_study_waiting(url):
+    with exclusive(url, "a"), exclusive(url, "b"), exclusive(url):
+        pass
+
+
+def test_who_waits_for_a_lock_says_for_what_and_goes_on(url, monkeypatch, caplog):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    told, order = threading.Event(), []
+    monkeypatch.setattr(database.log, "warning", lambda *_: told.set() or order.append(_[1]))
+
+    def second():
+        with exclusive(url, "mine"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with exclusive(url, "mine"):
+        thread.start()
+        assert told.wait(60)
+    thread.join(60)
+    (words, last) = order
+    assert words.startswith("waiting for another command, which judges the winner of mine in ")
+    assert last == "second"
+
+
+@linux
+def test_a_lock_of_a_server_goes_from_a_process_that_sleeps_and_stays_with_one_that_works(
+    postgres_url, monkeypatch
+):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    hold = "from studyloom.storage import database; database.LEASE = 2\n"
+    hold += "with database.exclusive(sys.argv[1], 'mine'): print('held', flush=True); input()"
+    command = [sys.executable, "-c", f"import sys; {hold}", postgres_url]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    told = threading.Semaphore(0)
+    monkeypatch.setattr(database.log, "warning", lambda *_: told.release())
+    with subprocess.Popen(command, **pipes, stderr=subprocess.DEVNULL) as holder:
+        assert holder.stdout.readline() == "held\n"
+        tries = []
+
+        def other():
+            with exclusive(postgres_url, "mine"):
+                tries.append("held")
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert told.acquire(timeout=60)
+        thread.join(4)  # two leases
+        assert tries == []
+        holder.send_signal(signal.SIGSTOP)
+        thread.join(30)
+        assert tries == ["held"]
+        holder.kill()
 
 
 def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url):

@@ -353,7 +353,8 @@ def move_foreign_answer(plan: Plan, console: Console) -> None:
 
 def locked(plan: Plan) -> AbstractContextManager[None]:
     """Keeps other commands from the answer: of those that finish together, one opens the test."""
-    return exclusive(plan.url, deadline=float(plan.question.config.storage.deadline))
+    deadline = float(plan.question.config.storage.deadline)
+    return exclusive(plan.url, plan.search.stored.name, deadline=deadline)
 
 
 def write_best(plan: Plan, best: FrozenTrial) -> None:

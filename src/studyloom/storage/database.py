@@ -7,9 +7,11 @@ everywhere).
 
 import contextlib
 import functools
+import hashlib
 import logging
 import math
 import re
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +20,23 @@ from urllib.parse import quote
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from studyloom.errors import StorageError, StorageLost
+from studyloom.processes import running_beside
 from studyloom.storage import sql
 from studyloom.storage.optuna_internals import (
     ALEMBIC,
@@ -52,6 +61,8 @@ DEADLINE = 300.0  # seconds that a call waits for a database that is away
 LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of the process that creates tables and studies
 # How long a single try waits for another's lock. SQLite waits without noticing a Ctrl-C.
 BUSY_SECONDS = 5
+LEASE, RENEWALS = 60.0, 3  # seconds that a lock stays unless renewed, and how often it is
+LOCK_TIMEOUT = "55P03"  # SQLSTATE of a try that has waited for its lock too long
 POSTGRES = {
     "connect_timeout": 10,
     "keepalives_idle": 20,  # a server that vanished is noticed in 40 s, and not in two hours
@@ -62,15 +73,16 @@ POSTGRES = {
     # rows from the others for ever.
     "options": (
         f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s "
-        "-c idle_in_transaction_session_timeout=60s"
+        f"-c idle_in_transaction_session_timeout={LEASE:.0f}s"
     ),
 }
 # Whoever waits for the lock of the creator waits as long as that takes.
 PATIENT = (
     "-c timezone=UTC -c statement_timeout=0 -c lock_timeout=0 "
-    "-c idle_in_transaction_session_timeout=0"
+    f"-c idle_in_transaction_session_timeout={LEASE:.0f}s"
 )
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 Connection = sqlalchemy.engine.Connection  # the other rooms have no other door to it
 
 # psycopg logs an error that it ignores because another one is on its way to its caller. We report
@@ -469,24 +481,39 @@ def connections_left(url: str | URL) -> float:
 
 
 @contextmanager
-def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
-    """Holds the lock of the one process that creates tables and study.
+def exclusive(url: str | URL, study: str | None = None, *, deadline: float = 0.0) -> Iterator[None]:
+    """Holds the lock of the one process that creates tables and studies, or judges a study.
 
     12 processes that tried together crashed up to 11 of them.
 
     The folder of a SQLite file is created. By default a database that is away is not waited for, so
-    that a person learns of a mistyped host at once.
+    that a person learns of a mistyped host at once. On a server the lock of a process that is
+    stopped or cut off goes to another one after LEASE; on a file it goes with the process alone.
+
+    Args:
+        study: the study that is judged; None for the one process that creates.
     """
     address = parse_url(url)
-    if not is_sqlite(address):
-        with _server_lock(address, deadline):
-            yield
-        return
+    does = "opens a study" if study is None else f"judges the winner of {study}"
+    told = f"waiting for another command, which {does} in {without_password(address)}"
+    hold = _file_lock if is_sqlite(address) else _server_lock
+    digest = None if study is None else hashlib.sha256(study.encode()).digest()[:8]
+    with hold(address, digest, told, deadline):
+        yield
+
+
+@contextmanager
+def _file_lock(address: URL, digest: bytes | None, told: str, _: float) -> Iterator[None]:
     path = sqlite_path(address)
-    lock = FileLock(path.with_suffix(".lock"))
+    which = "" if digest is None else f"-{digest.hex()}"
+    lock = FileLock(path.with_name(f"{path.stem}{which}.lock"))
     with explained(address):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(BUSY_SECONDS)
+        except Timeout:
+            log.warning("%s; if that sleeps, end it", told)
+            lock.acquire()
     try:
         yield
     finally:
@@ -494,24 +521,53 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def _server_lock(address: URL, deadline: float) -> Iterator[None]:
+def _server_lock(address: URL, digest: bytes | None, told: str, deadline: float) -> Iterator[None]:
     """Holds a lock of the server for as long as a transaction that does nothing else is open.
 
     A lock of a session would stay behind in a pool of connections (pgbouncer with
-    `pool_mode = transaction`): its release may reach another session than the lock.
+    `pool_mode = transaction`): its release may reach another session than the lock. The server
+    ends the transaction if its process does not renew it.
     """
+    key = LOCK_KEY if digest is None else int.from_bytes(digest, "big", signed=True)
+    lock = sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(key))
+    # Here and not in the options, which a pool of connections may ignore.
+    begin = (
+        f"BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {1000 * BUSY_SECONDS}; "
+        f"SET LOCAL idle_in_transaction_session_timeout = {round(1000 * LEASE)}"
+    )
+
+    @functools.cache
+    def tell() -> None:
+        log.warning("%s; if that sleeps, for %g s at most", told, LEASE)
+
+    def try_once(connection: Connection) -> bool:
+        connection.exec_driver_sql(begin)
+        try:
+            connection.execute(lock)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_TIMEOUT:
+                raise
+            connection.exec_driver_sql("ROLLBACK")
+            return False
+        return True
 
     def acquire() -> Connection:
         connection = plain_engine(address).connect()
         with closed_on_error(connection):
-            connection.exec_driver_sql("BEGIN")
-            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(LOCK_KEY)))
+            while not try_once(connection):
+                tell()
         return connection
+
+    def renew(end: threading.Event) -> None:
+        with contextlib.suppress(SQLAlchemyError):  # the lock is lost with its connection
+            while not end.wait(LEASE / RENEWALS):
+                connection.exec_driver_sql("SELECT 1")
 
     with explained(address):
         connection = Retry(address, deadline).run(acquire)
     try:
-        yield
+        with running_beside(renew):
+            yield
     finally:
         # The lock goes with the connection, also if that was lost before.
         with contextlib.suppress(SQLAlchemyError):

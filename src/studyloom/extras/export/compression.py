@@ -295,7 +295,8 @@ def _writing(plan: Plan, answer: Answer) -> Iterator[Answer]:
     Raises:
         CompressError: it is another winner by now.
     """
-    with exclusive(plan.url, deadline=float(plan.question.config.storage.deadline)):
+    deadline = float(plan.question.config.storage.deadline)
+    with exclusive(plan.url, plan.search.stored.name, deadline=deadline):
         current = load_answer(plan.run_dir)
         check_whole(plan.run_dir, current)
         if current.files["winner.pt"] != answer.files["winner.pt"]:
