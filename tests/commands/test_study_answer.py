@@ -12,8 +12,8 @@ from commands import QUICK
 import studyloom as api
 from studyloom.cli import main
 from studyloom.commands import run_study
-from studyloom.config.runs import note_run
 from studyloom.errors import Diverged, NoWinner, StorageError
+from studyloom.files import mark_own
 from studyloom.storage.attributes import ANSWERED
 from studyloom.winner.stages import Plan
 from studyloom.winner.trainings import CandidateTrainings
@@ -40,7 +40,7 @@ def done(tmp_path_factory):
 def searched(done, tmp_path):
     """A copy of it, with the answer of an earlier budget in the database."""
     run_dir = shutil.copytree(done, tmp_path / "run")
-    note_run(run_dir)
+    mark_own(run_dir)
     with api.open_study(run_dir) as study:
         study.optuna.set_user_attr(ANSWERED, {"trial": 7})
     return run_dir

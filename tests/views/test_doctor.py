@@ -62,6 +62,13 @@ def test_a_healthy_study_is_ok_and_stays_as_it_was(study, tmp_path):
     assert "launcher.workers=auto starts" in findings["workers"].words
 
 
+def test_the_database_is_opened_once(study, monkeypatch):
+    opened, open_ledgers = [], doctor.open_ledgers
+    monkeypatch.setattr(doctor, "open_ledgers", lambda *of: opened.append(of) or open_ledgers(*of))
+    assert findings_of(study)["ledger"].state is State.OK
+    assert len(opened) == 1
+
+
 def test_a_database_that_is_not_there_is_made_by_the_first_run_or_put_back(tmp_path, capsys):
     assert unwell(f"sqlite:///{tmp_path}/new/study.db")["database"].state is State.WARNING
     assert list(tmp_path.iterdir()) == []

@@ -199,11 +199,13 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def print_findings(url: str, name: str | None, arguments: argparse.Namespace) -> int:
     """Prints the checks, or repairs, as JSON. Returns the exit code, as `doctor` does."""
+    from studyloom.study.opening import open_ledgers
     from studyloom.views.doctor import disagreements, examine, repair
 
     checks, differences, mended = list[dict[str, str]](), list[str](), None
     if arguments.repair:
-        differences = [f"{study}: {words}" for study, _, words in disagreements(url, name)]
+        found = disagreements(open_ledgers(url, 0.0), name)
+        differences = [f"{study}: {words}" for study, _, words in found]
         with contextlib.redirect_stdout(sys.stderr):
             code = repair(url, name, lambda: bool(arguments.yes))
         mended = bool(differences) and code == 0
@@ -211,8 +213,8 @@ def print_findings(url: str, name: str | None, arguments: argparse.Namespace) ->
         for check, finding in examine(url, arguments.run_dir):
             checks.append({"name": check, "state": str(finding.state), "words": finding.words})
         code = 2 if any(check["state"] == "to do" for check in checks) else 0
-    found = {"checks": checks, "differences": differences, "mended": mended}
-    print_json(found | {"exit_code": code})
+    document = {"checks": checks, "differences": differences, "mended": mended}
+    print_json(document | {"exit_code": code})
     return code
 
 

@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -56,10 +56,10 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
         yield "database", lost if run_dir else Finding(State.WARNING, words)
         yield "permission", writable(existing(path.parent))
     else:
-        reached = database(url)
+        reached, ledgers = database(url)
         yield "database", reached
         if reached.state is State.OK:
-            yield "ledger", agreement(url)
+            yield "ledger", agreement(ledgers)
     if path is not None:
         yield "file system", disk(path.parent, wal=True)
     if run_dir is not None:
@@ -71,16 +71,22 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
     yield "versions", versions()
 
 
-def database(url: str) -> Finding:
-    """Checks that the database can be reached, and has Optuna's tables in the installed version."""
+def database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
+    """Checks that the database can be reached, and has Optuna's tables in the installed version.
+
+    Returns:
+        The ledgers of its studies too.
+    """
     try:
-        open_ledgers(url, 0.0)
+        ledgers = open_ledgers(url, 0.0)
     except StorageError as error:
-        return Finding(State.TODO, str(error))
-    return Finding(State.OK, without_password(parse_url(url)))
+        return Finding(State.TODO, str(error)), {}
+    return Finding(State.OK, without_password(parse_url(url))), ledgers
 
 
-def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, str]]:
+def disagreements(
+    ledgers: Mapping[str, Ledger], name: str | None = None
+) -> list[tuple[str, Ledger, str]]:
     """Compares the ledgers of studies with their trials, and changes nothing.
 
     Returns:
@@ -91,16 +97,16 @@ def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, 
     """
     return [
         (study, ledger, words)
-        for study, ledger in open_ledgers(url, 0.0).items()
+        for study, ledger in ledgers.items()
         if name in (None, study, study.partition("/")[0])
         if (words := compare(ledger)) is not None
     ]
 
 
-def agreement(url: str) -> Finding:
+def agreement(ledgers: Mapping[str, Ledger]) -> Finding:
     """Checks that ledger and trials agree in all studies."""
     try:
-        found = disagreements(url)
+        found = disagreements(ledgers)
     except StorageError as error:
         return Finding(State.TODO, str(error))
     if not found:
@@ -115,7 +121,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
     Raises:
         StorageError: the database cannot be used, or no rule says how a difference is mended.
     """
-    found = disagreements(url, name)
+    found = disagreements(open_ledgers(url, 0.0), name)
     for study, _, words in found:
         print(indented(f"{one_line(study)}: {words}"), flush=True)
     if found and not confirm():
