@@ -9,6 +9,7 @@ from torch import nn
 from toys import LOOP, TINY, TWO, ask, toy_folds, toy_split
 
 from studies import CONF
+from studyloom.config.scaffold import write_study
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
@@ -120,6 +121,22 @@ def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
         "the outputs of the network must be (2, 10) for 2 examples; got (2, 3); change the "
         "network, or train it yourself: studyloom new NAME --kind loop"
     )
+
+
+def test_a_key_that_a_file_of_ones_own_lacks_is_told_with_that_file_and_the_line(folds, tmp_path):
+    write_study("mine", tmp_path)
+    write_study("spun", tmp_path, kind="loop")
+    folder = tmp_path / "conf"
+    for name, search, way_out in (
+        ("mine", "model.dropout.float=[0,0.5]", f"`dropout: 0.0` to {folder}/model/mine.yaml"),
+        ("spun", "params.depth.int=[1,4]", f"`depth: 1` to params in {folder}/spun.yaml"),
+        ("mine", "optimizer.beta.float=[0,1]", ""),  # a file of ours
+    ):
+        line = only_mistake(ask(f"+space.{search}", name=name, folder=folder), folds)
+        if way_out:
+            assert line.endswith(f"; to have it, add {way_out}, with the value to start from")
+        else:
+            assert ", add " not in line
 
 
 def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path):

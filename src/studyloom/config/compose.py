@@ -196,6 +196,13 @@ class Composer:
                 raise ConfigError(f"{named}: {describe_compose_error(error)}") from error
         return self._cache[cache_key]
 
+    def file_of(self, section: str, choices: Mapping[str, str]) -> Path | None:
+        """Returns the file in the study's own folder that a section is from, under some choices."""
+        option = choices.get(section, self.choices.get(section))
+        name = self.config_name if option is None else f"{section}/{option}"
+        file = main_folder() / f"{name}.yaml"
+        return file if file.is_file() else None
+
     def _compose(self, changed: Mapping[str, str]) -> DictConfig:
         """Composes without the overrides inside the changed groups, then with those that fit."""
         groups = [f"{group}={option}" for group, option in changed.items()]
@@ -251,15 +258,20 @@ def restored_hydra() -> Iterator[None]:
         app.hydra, runtime.conf, version.version_base = before
 
 
+def main_folder() -> Path:
+    """Returns the folder of the study's own configs."""
+    sources = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    main = next(source.path for source in sources if source.provider == "main")
+    return Path(str(main).removeprefix("file://"))
+
+
 def find_config(key: str, name: str) -> Path:
     """Finds a config below the folder of the study's own, or else below the working directory.
 
     Raises:
         ConfigError: there is no such file.
     """
-    sources = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    main = next(source.path for source in sources if source.provider == "main")
-    folders = (Path(str(main).removeprefix("file://")), Path.cwd())
+    folders = main_folder(), Path.cwd()
     for folder in folders:
         for path in (folder / name, folder / f"{name}.yaml"):
             if path.is_file():

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -241,12 +242,27 @@ def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
         elif unknown := explain_key(node.key, branch.config):
             section, _, below = node.key.partition(".")
             option = nearest(below.partition(".")[0], group_options(section))
-            yield f"space.{node.name}: {unknown}{'' if 'did you mean' in unknown else option}"
+            if "did you mean" not in unknown:
+                unknown += option
+            yield f"space.{node.name}: {unknown}{'' if option else _to_add(question, branch, node)}"
         elif question.config.study.baseline:
             default = value_at(branch.config, node.key)
             where = f"space.{node.name}: the default {node.key}={as_yaml(default)}"
             for problem in _problems(node, default, branch):
                 yield f"{where} {problem}{ways_out}"
+
+
+def _to_add(question: Question, branch: Branch, node: Node) -> str:
+    """Says which line is to be added to which file of the user's own for a key; "" if to none."""
+    section, _, name = node.key.partition(".")
+    of_params = section == "params"
+    file = question.composer.file_of(section, branch.choices)
+    if file is None or "." in name or not (of_params or section in question.composer.choices):
+        return ""
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    value = as_yaml(end_of(node.distribution, 0)) if isinstance(node, Leaf) else "[…]"
+    where = f"to {'params in ' if of_params else ''}{shown}"
+    return f"; to have it, add `{name}: {value}` {where}, with the value to start from"
 
 
 def _not_searched(node: Node) -> Iterator[str]:
