@@ -179,38 +179,38 @@ def test_the_space_of_the_example_is_the_one_in_its_file():
     assert yaml.safe_load(example) == yaml.safe_load(space)
 
 
-@pytest.fixture(scope="module")
-def mine(tmp_path_factory):
-    """A folder with a new study, which has the network and the space of the README."""
-    folder = tmp_path_factory.mktemp("mine")
-    network, _ = blocks(PAPERS["README.md"], "python")
-    (space,) = blocks(PAPERS["README.md"], "yaml")
-    assert len(network.splitlines()) <= 12
-    assert len(space.splitlines()) <= 8
-    write_study("mine", folder)
-    page = folder / "studies" / "mine.py"
-    before, after = re.fullmatch(
-        r"(.*\n)class Net.*?(\ndef load.*)", page.read_text(), re.S
-    ).groups()
-    page.write_text(f"{before}{network}\n{after}")
-    (folder / "conf" / "space" / "mine.yaml").write_text(space)
-    with (folder / "conf" / "model" / "mine.yaml").open("a") as file:
-        file.write("dropout: 0.0\n")
-    return folder
+QUICK = ("study.trials=2", "train.epochs=1", "winner.seeds=2", "launcher.workers=1")
 
 
 @pytest.mark.chaos
-def test_the_python_of_the_readme_runs(mine):
-    _, code = blocks(PAPERS["README.md"], "python")
-    quick = ("study.trials=2", "train.epochs=1", "winner.seeds=2", "launcher.workers=1")
+def test_the_own_study_and_the_python_of_the_readme_run_one_after_the_other_as_they_stand(tmp_path):
+    text = PAPERS["README.md"].partition("## Your own study")[2]
+    (network, code), (model, space) = blocks(text, "python"), blocks(text, "yaml")
+    assert len(network.splitlines()) <= 12
+    assert len(space.splitlines()) <= 8
+
+    def run(*command):
+        options = {"env": environment(), "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    first, begins, *_ = [shlex.split(command) for command, _ in commands_of(text)]
+    assert first == ["studyloom", "new", "mine"]
+    write_study("mine", tmp_path)
+    run(*begins[1:], *QUICK)
+    page = tmp_path / "studies" / "mine.py"
+    parts = re.fullmatch(r"(.*\n)class Net.*?(\ndef load.*)", page.read_text(), re.S)
+    page.write_text(f"{parts[1]}{network}\n{parts[2]}")
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(model)
+    (tmp_path / "conf" / "space" / "mine.yaml").write_text(space)
+    assert "`python -m studies.mine` searches it" in text
+    assert "2 of 2 trials" in run("-m", "studies.mine", *QUICK)
     assert '["study.trials=30"]' in code
-    code = code.replace('["study.trials=30"]', repr([*quick]))
+    code = code.replace('["study.trials=30"]', repr([*QUICK, "study.trials=3"]))
     script = f"import torch\ninputs = torch.zeros(3, 2)\n{code}\nprint('to the end')"
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=mine, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("to the end\n")
-    assert (mine / "runs" / "mine" / "winner.pt").is_file()
+    assert run("-c", script).endswith("to the end\n")
+    assert (tmp_path / "runs" / "mine" / "winner.pt").is_file()
 
 
 @pytest.mark.chaos
