@@ -75,6 +75,7 @@ def undisturbed(tmp_path_factory):
             folder = tmp_path_factory.mktemp("undisturbed") / "here"
             known[way] = run_of(folder, f"sqlite:///{folder}/run/study.db", way)
             known[way].end(known[way].start(), 0)
+        known[way].stored().close()  # its connections are those of another test
         return known[way]
 
     return run
