@@ -50,6 +50,14 @@ def test_a_study_ends_with_its_answer_and_the_next_commands(finished):
         assert words in done.stdout
 
 
+def test_the_folder_of_the_logs_is_named_only_if_workers_write_some(finished, tmp_path):
+    run_dir, done = finished
+    assert f"5 trials to do, logs in {run_dir}/logs\n" in done.stdout
+    alone = study_here(*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}")
+    assert "begins: 1 trial to do\n" in alone.stdout
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
     run_dir, _ = finished
     names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}

@@ -272,7 +272,9 @@ def _search_and_report(
         verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
         open_ = plan.search.todo()
         many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
-        say(console, f"{stored.name} {verb}: {many} to do, logs in {task.logs}")
+        works_here = getattr(prepared.launcher, "works_here", None)
+        where = "" if works_here and works_here(task) else f", logs in {task.logs}"
+        say(console, f"{stored.name} {verb}: {many} to do{where}")
         follow = launch(prepared, plan, task, stop, console, outputs)
         if stop.alone is not None:  # another process goes on
             return 0

@@ -40,6 +40,9 @@ class Join:
     def count(self, slots: int) -> int:
         return min(1, slots)
 
+    def works_here(self, task: Task) -> bool:
+        return True
+
     def launch(self, task: Task, stop: Stop) -> None:
         """Works in this process. Raises StorageLost, Halted, and LaunchError if work is left."""
         if self.ranks > 1 and not dist.is_initialized():
@@ -88,9 +91,7 @@ class Local:
     def launch(self, task: Task, stop: Stop) -> None:
         """Works on the task. Raises LaunchError and StorageLost."""
         count = self.count(task.todo())
-        # With a time limit a single worker has a process too: a trial that hangs ends with it.
-        # So has each rank.
-        if count <= 1 and task.limits.trial_timeout is None and self.ranks == 1:
+        if self.works_here(task):
             Join().launch(task, stop)
             return
         command = [sys.executable, *task.command.worker(self.ranks)]
@@ -102,6 +103,15 @@ class Local:
             for n, own in enumerate(self.environments(count), 1)
         ]
         Supervisor(task, workers).run(stop)
+
+    def works_here(self, task: Task) -> bool:
+        """Whether this process is the only worker, and writes no log.
+
+        With a time limit a single worker has a process too: a trial that hangs ends with it. So has
+        each rank.
+        """
+        alone = self.ranks == 1 and task.limits.trial_timeout is None
+        return alone and self.count(task.todo()) <= 1
 
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
