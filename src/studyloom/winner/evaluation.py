@@ -83,7 +83,8 @@ def evaluate_winner(
         trainings = plan.last.trainings
         seeds = range(len(plan.fresh_values[plan.winner]))
         fresh = tuple(trainings.fresh_seed(seed) for seed in seeds)
-        tested = Tested(seeds=fresh, note=NO_TEST, environment=current_environment(CPU))
+        note = getattr(getattr(question, "adapter", None), "untested", NO_TEST)
+        tested = Tested(seeds=fresh, note=note, environment=current_environment(CPU))
     candidates = describe_candidates(plan)
     race = None
     if plan.reevaluates and plan.races:

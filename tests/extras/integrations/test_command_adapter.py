@@ -190,6 +190,8 @@ def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_an
     assert mistakes_of(question) == []
     (mistake,) = mistakes_of(ask("launcher.ranks=2"))
     assert "launcher.ranks=2: each rank would run the command" in mistake
+    (mistake,) = mistakes_of(ask("objective.test=posixpath.join"))
+    assert mistake.startswith("objective.test: a command gives nothing back that could be tested")
     identity = question.identity("")
     assert identity["objective.run"] == "python main.py --lr {lr} --seed {seed}"
     assert {"objective.value", "objective.step", "code.main.py"} <= {*identity}

@@ -59,6 +59,9 @@ class Command:
     step: str | None = None
 
     resumes: ClassVar[bool] = False  # what it keeps is its own affair
+    untested: ClassVar[str] = (
+        "a command gives nothing back that could be tested: what it printed on fresh seeds holds"
+    )
 
     def check(self, config: DictConfig, space: Space) -> list[str]:
         """Returns every mistake that can be seen before the command is run."""
@@ -72,6 +75,8 @@ class Command:
                 f"launcher.ranks={ranks}: each rank would run the command; leave it out, and start "
                 "the processes of a trial in the command, such as run: 'torchrun main.py'"
             )
+        if OmegaConf.select(config, "objective.test") is not None:
+            mistakes.append(f"objective.test: {self.untested}; leave it out")
         mistakes += _pattern_mistakes("value", self.value)
         if self.step is not None:
             mistakes += _pattern_mistakes("step", self.step)
