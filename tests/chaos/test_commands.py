@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from commands import ROOT, start, study
 from live_processes import linux, until
 from runs import Run, kill
 from servers import Server
@@ -105,6 +106,49 @@ def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on
     assert "once it is back, the same command goes on from here" in printed
     server.start()
     served.finish(undisturbed)
+
+
+SLEEPER = """
+import os
+import time
+
+import torch
+
+
+def train(config, run):
+    run.keep(net=torch.nn.Linear(1, 1))
+    return config.optimizer.lr
+
+
+def test(config, run, part):
+    run.keep(net=torch.nn.Linear(1, 1))
+    if gate := os.environ.get("STUDYLOOM_TEST_GATE"):
+        os.mkdir(gate)
+        time.sleep(300)
+    return {"rate": config.optimizer.lr}
+"""
+
+
+def test_a_command_that_sleeps_as_it_tests_its_winner_keeps_no_other_study_waiting(
+    server, served, tmp_path
+):
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    gate, path = tmp_path / "gate", os.pathsep.join((str(tmp_path), str(ROOT)))
+    shared = {"STUDYLOOM_STORAGE": server.url, "PYTHONPATH": path, "cwd": tmp_path}
+    asked = (
+        *("objective._target_=sleeper.train", "+objective.test=sleeper.test"),
+        *("objective.metric=rate", "objective.direction=maximize", "space=lr", "storage=postgres"),
+        *("sampler=random", "pruner=none", "study.trials=2", "launcher.workers=1"),
+        *("winner.top=1", "winner.seeds=2"),
+    )
+    sleeper = start(*asked, f"run_dir={tmp_path}/a", STUDYLOOM_TEST_GATE=str(gate), **shared)
+    until(gate.exists)
+    sleeper.send_signal(signal.SIGSTOP)
+    other = study(*asked, f"run_dir={tmp_path}/b", "study.name=other", **shared)
+    sleeper.kill()
+    sleeper.communicate()
+    assert other.returncode == 0, other.stderr
+    assert "waiting for another command" not in other.stderr
 
 
 # A database that is gone
