@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import optuna
 import pytest
@@ -100,6 +102,20 @@ def test_less_is_better_and_more_is_the_same_question_and_several_values_are_sev
     assert shares(trials, sign=1) == pytest.approx(shares(trials, sign=-1), abs=0.02)
     assert next(iter(shares(trials))) == "a"
     assert next(iter(shares(trials, goal=1))) == "b"
+
+
+def test_memory_is_linear_in_parameters(monkeypatch):
+    """2 000 parameters once took 8 GB, whose square is the number of points that were asked."""
+    monkeypatch.setattr(module, "RESAMPLES", 1)
+    trials = made(20, lambda p: p["p7"], **{f"p{n}": FRACTION for n in range(400)})
+    tracemalloc.start()
+    try:
+        found = shares(trials)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 400
+    assert peak < 400 * 50_000
 
 
 def test_what_cannot_be_told_is_not():

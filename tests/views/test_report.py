@@ -159,6 +159,25 @@ def test_of_very_many_those_at_even_distances_and_those_that_stand_out_are_shown
     assert "40 complete" in page
 
 
+def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypatch):
+    monkeypatch.setattr(report, "MOST_COLUMNS", 2)
+    monkeypatch.setattr(report, "MOST_SLICES", 3)
+    space = {f"p{n}": FloatDistribution(0.0, 1.0) for n in range(6)}
+    at = [{f"p{n}": (7 * number + 3 * n) % 10 / 10 for n in range(6)} for number in range(12)]
+    page = render(
+        study_of(
+            create_trial(value=params["p1"] + params["p4"] / 3, params=params, distributions=space)
+            for params in at
+        ),
+        None,
+        "",
+    )
+    said = "Of 6 parameters the 2 most important are shown; studyloom trials --csv has all."
+    assert said in text_of(page)
+    table = re.search(r'<table id="all-trials">.*?</thead>', page, re.DOTALL)[0]
+    assert len(re.findall(r">p\d<", table)) == 2
+
+
 def test_each_option_of_a_group_is_counted_and_compared(study_of):
     group, width = CategoricalDistribution(["a", "b"]), IntDistribution(0, 9)
     trials = []

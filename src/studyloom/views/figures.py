@@ -496,7 +496,7 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     """
     pairs: list[tuple[int, int, str, str, list[FrozenTrial]]] = []
     for first, second in itertools.combinations(names, 2):
-        own = [trial for trial in trials if {first, second} <= {*trial.params}]
+        own = [trial for trial in trials if first in trial.params and second in trial.params]
         varied = all(len({str(t.params[n]) for t in own}) > 1 for n in (first, second))
         if len(own) >= ENOUGH and varied:
             words = sum(isinstance(own[0].params[n], str | bool) for n in (first, second))

@@ -7,7 +7,7 @@ group, which was decided early.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from studyloom.storage.attributes import FAILURE
 from studyloom.study.failures import DIVERGED
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 RESAMPLES = 24  # of the trials; the interval is over them
 TREES = 8  # for each
@@ -78,8 +79,7 @@ def importances(
     known, merits = _merits(trials[:: math.ceil(len(trials) / MOST_READ) or 1], sign, goal)
     if not names or len(known) < 2 or np.ptp(merits) == 0:
         return []
-    settings = [_settings(known, name) for name in names]
-    shares = np.array([*_shares(settings, _ranks(merits))])
+    shares = np.array([*_shares(*_settings(known, names), _ranks(merits))])
     if not len(shares):
         return []
     low, high = np.percentile(shares, INTERVAL, axis=0)
@@ -130,94 +130,129 @@ def _ranks(values: Array) -> Array:
     return ranks
 
 
-def _settings(trials: Sequence[FrozenTrial], name: str) -> tuple[Array, int]:
-    """Returns where the settings of a parameter lie in its space.
+def _settings(trials: Sequence[FrozenTrial], names: Sequence[str]) -> tuple[Array, dict[int, int]]:
+    """Returns where the settings of parameters lie in their space.
 
     Returns:
-        A number from 0 to 1 for each trial, NaN where the trial lacks the parameter; and the number
-        of choices, 0 for a number. Choice i of k lies in the middle of the i-th of k equal cells.
+        A row for each parameter, with a number from 0 to 1 for each trial, NaN where the trial
+        lacks the parameter; and the number of choices by row, but of numbers. Choice i of k lies in
+        the middle of the i-th of k equal cells.
     """
-    column, choices = np.full(len(trials), np.nan), 0
-    for row, trial in enumerate(trials):
-        if name not in trial.params:
-            continue
-        distribution: Any = trial.distributions[name]
-        value = distribution.to_internal_repr(trial.params[name])
-        if isinstance(distribution, CategoricalDistribution):
-            choices = len(distribution.choices)
-            low, high, value = 0.0, float(choices), value + 0.5
-        else:
-            low, high = map(distribution.to_internal_repr, (distribution.low, distribution.high))
-            if distribution.log:
-                low, high, value = math.log(low), math.log(high), math.log(value)
-        column[row] = 0.5 if high <= low else (value - low) / (high - low)
-    return column, choices
+    places = np.full((len(names), len(trials)), np.nan)
+    choices: dict[int, int] = {}
+    known: dict[int, tuple[Callable[[Any], float], int]] = {}  # trials share their distributions
+    for column, trial in enumerate(trials):
+        params, distributions = trial.params, trial.distributions
+        own = [math.nan] * len(names)
+        for row, name in enumerate(names):
+            if (distribution := distributions.get(name)) is not None:
+                if id(distribution) not in known:
+                    known[id(distribution)] = _placing(distribution)
+                place, count = known[id(distribution)]
+                own[row] = place(params[name])
+                if count:
+                    choices[row] = count
+        places[:, column] = own
+    return places, choices
 
 
-def _shares(settings: Sequence[tuple[Array, int]], ranks: Array) -> Iterator[Array]:
+def _placing(distribution: Any) -> tuple[Callable[[Any], float], int]:
+    """Returns a function from a setting to its place, and the number of choices; 0 of numbers."""
+    if isinstance(distribution, CategoricalDistribution):
+        count = len(distribution.choices)
+        return lambda value: (distribution.to_internal_repr(value) + 0.5) / count, count
+    scale = math.log if distribution.log else float
+    low, high = scale(distribution.low), scale(distribution.high)
+    if high <= low:
+        return lambda _: 0.5, 0
+    return lambda value: (scale(value) - low) / (high - low), 0
+
+
+def _shares(places: Array, choices: Mapping[int, int], ranks: Array) -> Iterator[Array]:
     """Yields the shares of the parameters on each resample of the trials."""
     generator = np.random.default_rng(SEED)
     for _ in range(RESAMPLES):
         rows = generator.integers(0, len(ranks), min(len(ranks), MOST_TRIALS))
-        points, again = (generator.random((POINTS, len(settings))) for _ in range(2))
-        asked = np.repeat(points[None], len(settings) + 1, axis=0)
-        for column in range(len(settings)):
-            asked[column + 1, :, column] = again[:, column]
-        told = np.zeros(asked.shape[:2])
+        asked, anew = (generator.random((POINTS, len(places))).T for _ in range(2))
+        changes = np.zeros((len(places), POINTS))
         for _ in range(TREES):
-            drawn = [
-                np.where(np.isnan(own := values[rows]), generator.random(len(rows)), own)
-                for values, _ in settings
-            ]
-            orders = [generator.permutation(choices) for _, choices in settings]
-            own, placed = (
-                np.stack([_reordered(*each) for each in zip(columns, orders, strict=True)], axis=-1)
-                for columns in (drawn, np.moveaxis(asked, -1, 0))
-            )
-            flat = placed.reshape(-1, len(settings))
-            told += _grow_and_ask(own, ranks[rows], flat, generator).reshape(told.shape)
-        effects = ((told[1:] - told[0]) ** 2).mean(axis=1)
+            own = places[:, rows]
+            own = np.where(np.isnan(own), generator.random(own.shape), own)
+            placed = np.concatenate([own, asked, anew], axis=1)
+            for row, count in sorted(choices.items()):
+                placed[row] = _reordered(placed[row], generator.permutation(count))
+            parts = np.split(placed, [len(rows), len(rows) + POINTS], axis=1)
+            _grow_and_ask(*parts, ranks[rows], generator, changes)
+        effects = (changes**2).mean(axis=1)
         if effects.sum() > 0:
             yield effects / effects.sum()
 
 
-def _reordered(places: Array, order: NDArray[np.int64]) -> Array:
-    """Puts choices in another order, since they have none; an empty order is of a number."""
-    if not len(order):
-        return places
+def _reordered(places: Array, order: Indices) -> Array:
+    """Puts choices in another order, since they have none."""
     cells = np.minimum((places * len(order)).astype(int), len(order) - 1)
     placed: Array = (order[cells] + 0.5) / len(order)
     return placed
 
 
 def _grow_and_ask(
-    points: Array, values: Array, asked: Array, generator: np.random.Generator
-) -> Array:
-    """Grows a tree on points, (n, parameters), and returns what it says of others, (m, parameters).
+    points: Array,
+    asked: Array,
+    anew: Array,
+    values: Array,
+    generator: np.random.Generator,
+    changes: Array,
+) -> None:
+    """Grows a tree on points, (parameters, n), and asks it what one parameter drawn anew changes.
 
     Each node tries one threshold for each parameter, drawn between its extremes there, and takes
     the one after which the values vary least; a node whose values are alike is a leaf. These are
     the trees of scikit-learn's ExtraTreesRegressor, whose import would take `status` a second.
+
+    A point with a parameter drawn anew goes where the point itself goes, but from the first node
+    that splits by this parameter: a tree is asked about the few parameters that it splits by.
+
+    Args:
+        asked: Other points, (parameters, m).
+        anew: Each of their parameters, drawn anew.
+        changes: What the tree says with a parameter drawn anew, less what it says of the point
+            itself, is added to this, (parameters, m).
     """
-    told = np.empty(len(asked))
-    nodes = [(np.arange(len(points)), np.arange(len(asked)))]
+    rows, told = points.T.copy(), np.empty(asked.shape[1])
+    leaves: list[tuple[Indices, Indices, float]] = []
+    none = np.empty(0, int)
+    # Of each node: the points of the tree; those that are asked; those with one parameter drawn
+    # anew, and which; and the parameters by which the nodes above split.
+    nodes = [(np.arange(len(rows)), np.arange(len(told)), none, none, frozenset[int]())]
     while nodes:
-        own, others = nodes.pop()
-        told[others] = values[own].mean()
-        centred = values[own] - values[own].mean()
-        if not len(others) or len(own) < 2 * LEAF or not centred.any():
+        own, others, moved, which, above = nodes.pop()
+        mean, best = values[own].mean(), -1
+        centred = values[own] - mean
+        if len(others) + len(moved) and len(own) >= 2 * LEAF and centred.any():
+            there = rows[own]
+            low, high = there.min(axis=0), there.max(axis=0)
+            thresholds = low + generator.random(len(low)) * (high - low)
+            left = there <= thresholds
+            counts = left.sum(axis=0)
+            enough = (counts >= LEAF) & (len(own) - counts >= LEAF)
+            # The centred values add up to 0: both sides have the same sum but for its sign.
+            weights = 1 / np.maximum(1, counts) + 1 / np.maximum(1, len(own) - counts)
+            gains = np.where(enough, (centred @ left) ** 2 * weights, -1.0)
+            best = int(gains.argmax()) if gains.max() > 0 else -1
+        if best < 0:
+            told[others] = mean
+            leaves.append((which, moved, mean))
             continue
-        low, high = points[own].min(axis=0), points[own].max(axis=0)
-        thresholds = low + generator.random(len(low)) * (high - low)
-        left = points[own] <= thresholds
-        counts = left.sum(axis=0)
-        enough = (counts >= LEAF) & (len(own) - counts >= LEAF)
-        # The centred values add up to 0, so that both sides have the same sum but for its sign.
-        weights = 1 / np.maximum(1, counts) + 1 / np.maximum(1, len(own) - counts)
-        gains = np.where(enough, (centred @ left) ** 2 * weights, -1.0)
-        best = int(gains.argmax())
-        if gains[best] > 0:
-            goes_left = asked[others, best] <= thresholds[best]
-            nodes.append((own[left[:, best]], others[goes_left]))
-            nodes.append((own[~left[:, best]], others[~goes_left]))
-    return told
+        if best not in above:
+            moved = np.concatenate([moved, others])
+            which = np.concatenate([which, np.full(len(others), best)])
+        drawn = np.where(which == best, anew[best, moved], asked[best, moved])
+        goes_left = (
+            left[:, best],
+            asked[best, others] <= thresholds[best],
+            drawn <= thresholds[best],
+        )
+        for a, b, c in (goes_left, [~each for each in goes_left]):
+            nodes.append((own[a], others[b], moved[c], which[c], above | {best}))
+    for which, moved, mean in leaves:
+        changes[which, moved] += mean - told[moved]

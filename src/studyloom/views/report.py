@@ -34,7 +34,7 @@ from studyloom.text import (
 )
 from studyloom.views import figures, page
 from studyloom.views.charts import Axis, Block, Table
-from studyloom.views.importances import importances, varied_parameters
+from studyloom.views.importances import Importance, importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress, working_words
 from studyloom.views.sentence import quotable
@@ -477,19 +477,33 @@ def search_sections(
 
 MOST_LINES = 150  # over parallel axes, of the best trials
 MOST_SLICES = 24  # of the most important parameters
+MOST_COLUMNS = 100  # of the table of trials; of 2 000 parameters, all took 200 MB
+
+
+@dataclass(frozen=True)
+class Matter:
+    """Which parameters matter: the varied ones, the most important first, with their shares."""
+
+    names: Sequence[str]
+    shares: Sequence[Sequence[Importance]]  # for each objective; empty if no two trials differ
+
+    @classmethod
+    def of(cls, stored: StoredStudy) -> "Matter":
+        trials = stored.trials()
+        names = varied_parameters(figures.complete_trials(trials), figures.ENOUGH)
+        found = [importances(trials, names, goal.sign, n) for n, goal in enumerate(stored.goals)]
+        return cls([share.name for share in found[0]] or names, found)
 
 
 def parameter_sections(
-    stored: StoredStudy, best: FrozenTrial | None, axis: Axis
+    stored: StoredStudy, best: FrozenTrial | None, axis: Axis, matter: Matter
 ) -> Iterator[Section]:
     """Renders which parameters matter, for each objective, and how they shape the value."""
-    trials = stored.trials()
+    trials, names, found = stored.trials(), matter.names, matter.shares
     complete = figures.complete_trials(trials)
-    names = varied_parameters(complete, figures.ENOUGH)
     why = figures.NO_PARAMETERS
     if names:
         why = "No two trials differ in rank, which would tell what matters."
-    found = [importances(trials, names, goal.sign, n) for n, goal in enumerate(stored.goals)]
     for position, (goal, shares) in enumerate(zip(stored.goals, found, strict=True)):
         made = section("importances", [page.Bars(shares) if shares else Absent(why)])
         if len(found) > 1:
@@ -497,11 +511,11 @@ def parameter_sections(
         yield replace(made, key=f"importances-{position}") if position else made
     if choices := [*_choices(trials, complete, axis)]:
         yield section("choices", choices)
-    names = [share.name for share in found[0]] or names
-    yield section("slices", [drawn(figures.slices(complete, names[:MOST_SLICES], best, axis))])
+    most = names[:MOST_SLICES]
+    yield section("slices", [drawn(figures.slices(complete, most, best, axis))])
     ranked = figures.best_of(stored, MOST_LINES)
     yield section("parallel", [drawn(figures.parallel(ranked, names, axis))])
-    yield section("together", [drawn(figures.together(complete, names, axis))])
+    yield section("together", [drawn(figures.together(complete, most, axis))])
 
 
 def _choices(
@@ -512,9 +526,10 @@ def _choices(
     A choice is one of a group if it opens parameters: their names begin with it.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    for name in names:
+    above = {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
+    for name in filter(above.__contains__, names):
         tried = Counter(str(trial.params[name]) for trial in trials if name in trial.params)
-        if len(tried) < 2 or not any(other.startswith(f"{name}.") for other in names):
+        if len(tried) < 2:
             continue
         own = [trial for trial in complete if name in trial.params]
         said = ", ".join(f"{option} by {count}" for option, count in tried.items())
@@ -530,16 +545,25 @@ LEFT_OUT = ("started", "worker", "baseline", "failure", "state", "number")
 LONGEST = 60  # characters of a cell
 
 
-def trials_section(stored: StoredStudy, snapshot: Snapshot, won: int | None) -> Section:
-    """Renders the table of all trials, without the columns of which all cells are empty."""
+def trials_section(
+    stored: StoredStudy, snapshot: Snapshot, won: int | None, names: Sequence[str]
+) -> Section:
+    """Renders the table of all trials, without the columns of which all cells are empty.
+
+    Args:
+        names: the varied parameters, the most important first; of very many, the first are shown.
+    """
     rows = trial_rows(stored)
     if not rows:
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
+    params = [name for name in columns if name.startswith("params.")]
+    left = {*params} - {f"params.{name}" for name in names[:MOST_COLUMNS]}
+    left = left if len(params) > MOST_COLUMNS else set()
     shown = {
         name: column
         for name, column in columns.items()
-        if name not in LEFT_OUT and any(cell is not None for cell in column)
+        if name not in {*LEFT_OUT, *left} and any(cell is not None for cell in column)
     }
     best = None if snapshot.best is None else snapshot.best.number
     table = []
@@ -554,7 +578,12 @@ def trials_section(stored: StoredStudy, snapshot: Snapshot, won: int | None) -> 
         if any(isinstance(cell, str | bool | list) for cell in column)
     ]
     block = page.Trials([_title(name, snapshot) for name in shown], words, table)
-    return section("trials", [block])
+    made = section("trials", [block])
+    few = (
+        f"Of {len(params)} parameters the {len(params) - len(left)} most important are shown; "
+        "studyloom trials --csv has all."
+    )
+    return replace(made, caption=f"{made.caption} {few}") if left else made
 
 
 def _title(name: str, snapshot: Snapshot) -> str:
@@ -679,8 +708,9 @@ def all_sections(
     yield from noted(search_sections(shown, snapshot, winner, axis), note)
     caption, figure = figures.outlook(stored, snapshot.outlook)
     yield section("outlook", [drawn(figure)], caption=caption)
-    yield from noted([trials_section(shown, snapshot, won)], note)
-    yield from noted(parameter_sections(shown, snapshot.best, axis), note)
+    matter = Matter.of(shown)
+    yield from noted([trials_section(shown, snapshot, won, matter.names)], note)
+    yield from noted(parameter_sections(shown, snapshot.best, axis, matter), note)
     yield from worker_sections(stored, snapshot)
     if winner is None:
         yield from winner_sections(None, None)
