@@ -182,6 +182,12 @@ class Diverged(StudyloomError, ArithmeticError):
         )
 
 
+class UndrawnReport(StudyloomError):
+    """The report cannot be drawn; the study is none the worse for it."""
+
+    exit_code = 0
+
+
 class Stopped(BaseException):
     """The worker was asked to stop, and hands its trial back.
 

@@ -7,12 +7,15 @@ from copy import deepcopy
 import pytest
 from answers import answer_of, document_of
 from commands import CANARY
-from made_trials import a_trial
+from made_trials import a_trial, branching
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from toys import two_sided
 
+from studyloom.errors import UndrawnReport
+from studyloom.metrics import Goal
 from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK
+from studyloom.study.stored_study import StoredStudy
 from studyloom.views import report
 from studyloom.views.report import decided, write_report
 from studyloom.views.report import render as render_page
@@ -176,6 +179,21 @@ def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypa
     assert said in text_of(page)
     table = re.search(r'<table id="all-trials">.*?</thead>', page, re.DOTALL)[0]
     assert len(re.findall(r">p\d<", table)) == 2
+
+
+def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, tmp_path):
+    huge = [
+        a_trial(n, accuracy=(-1) ** n * 1.7e308, epochs=0, params=branching(n)) for n in range(8)
+    ]
+    monkeypatch.setattr(StoredStudy, "goals", (Goal("score", "maximize"),))
+    text = text_of(render(study := study_of(huge), None, ""))
+    assert "It cannot be drawn: OverflowError" in text
+    assert "Which parameters matter" in text
+    assert "All trials" in text
+    monkeypatch.setattr(report, "facts", lambda *_: 1 / 0)
+    with pytest.raises(UndrawnReport, match=r"report\.html is not written: .* ZeroDivisionError"):
+        write_report(study, tmp_path)
+    assert UndrawnReport.exit_code == 0
 
 
 def test_each_option_of_a_group_is_counted_and_compared(study_of):

@@ -38,8 +38,10 @@ from studyloom.errors import (
     NoWinner,
     StorageLost,
     StudyloomError,
+    UndrawnReport,
     UserError,
     exit_with,
+    print_errors,
 )
 from studyloom.files import is_newer, write_whole
 from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch
@@ -414,7 +416,10 @@ def compress_winner(
 def write_report(plan: Plan) -> None:
     from studyloom.views import report  # here: no search waits for its templates
 
-    report.write_report(plan.search.stored, plan.run_dir)
+    try:
+        report.write_report(plan.search.stored, plan.run_dir)
+    except UndrawnReport as error:
+        print_errors(error)
 
 
 def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:

@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -162,6 +163,11 @@ class RetryingStorage(RDBStorage):
                     self.scoped_session.remove()
                 self.scoped_session.registry.clear()
                 raise
+            except (LookupError, RecursionError, JSONDecodeError) as error:
+                # Optuna has a KeyError for what is not there; what is written may be too deep.
+                if isinstance(error, KeyError | IndexError) or "encoding" in str(error):
+                    raise
+                raise sql.unknown_cell(error) from None
             finally:
                 call_state.writes = outer
 

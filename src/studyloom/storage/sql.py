@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from studyloom.errors import StorageLost, TrialDeleted
+from studyloom.errors import StorageError, StorageLost, TrialDeleted
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import (
     EPOCHS,
@@ -42,6 +42,7 @@ from studyloom.storage.optuna_internals import (
     TrialIntermediateValueModel,
     TrialValueModel,
 )
+from studyloom.text import one_line, shorten
 
 STUDIES, STUDY_ATTRIBUTES = TABLES["studies"], TABLES["study_user_attributes"]
 TRIALS, PARAMS, VALUES = TABLES["trials"], TABLES["trial_params"], TABLES["trial_values"]
@@ -227,6 +228,15 @@ def read_light(connection: sa.Connection, heads: Sequence[Any]) -> list[FrozenTr
     return _with_details(connection, heads, LIGHT)
 
 
+def unknown_cell(error: Exception) -> StorageError:
+    """Makes the error of a cell that neither Optuna nor studyloom has written."""
+    words = shorten(one_line(str(error)), 200)
+    return StorageError(
+        f"storage.url: the database holds a cell that another program has written and that cannot "
+        f"be read: {words}; put back a copy of the database from before"
+    )
+
+
 def _with_details(
     connection: sa.Connection, heads: Sequence[Any], details: Mapping[sa.Table, sa.Select[Any]]
 ) -> list[FrozenTrial]:
@@ -246,9 +256,12 @@ def _with_details(
     distributions = defaultdict[int, dict[str, BaseDistribution]](dict)
     for block in connection.execute(details[PARAMS], ids).partitions(10_000):
         for trial_id, name, value, stored in block:
-            name, domain = sys.intern(name), distribution(stored)
-            distributions[trial_id][name] = domain
-            params[trial_id][name] = domain.to_external_repr(value)
+            try:
+                name, domain = sys.intern(name), distribution(stored)
+                distributions[trial_id][name] = domain
+                params[trial_id][name] = domain.to_external_repr(value)
+            except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+                raise unknown_cell(error) from None
     value_of = TrialValueModel.stored_repr_to_value
     report_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     trials = []

@@ -28,7 +28,7 @@ from studyloom.text import (
 )
 from studyloom.views import figures
 from studyloom.views.charts import Axis, Block, Chart, Mark, Point, Table, plain_scale, whole_scale
-from studyloom.views.page import Absent, Head, Lines, Section, number, report_page, section
+from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
 from studyloom.views.report import Stage, read_files, read_parts, seconds_worked, wall_seconds
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
@@ -199,16 +199,17 @@ def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
     return [*points, (end, points[-1][1])] if points else []
 
 
-def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | Absent:
+@figures.or_why
+def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | str:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
     (metric, sign), *others = {(study.stored.metric, study.stored.sign) for study in studies}
     if others:
-        return Absent(UNLIKE)
+        return UNLIKE
     axis = Axis.of(metric, sign)
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
     points = [point for line in lines.values() for point in line]
     if not points:
-        return Absent("No trial is complete yet.")
+        return figures.NOTHING_COMPLETE
     marks = []
     for place, (label, line) in enumerate(lines.items()):
         if line:
@@ -242,8 +243,8 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
     return [
         section("found", [table(studies)]),
         section("differs", [differs]),
-        section("over-trials", [curve(studies, over_time=False)]),
-        section("over-time", [curve(studies, over_time=True)]),
+        section("over-trials", [drawn(curve(studies, over_time=False))]),
+        section("over-time", [drawn(curve(studies, over_time=True))]),
     ]
 
 

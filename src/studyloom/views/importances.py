@@ -77,7 +77,7 @@ def importances(
         trials differ in rank.
     """
     known, merits = _merits(trials[:: math.ceil(len(trials) / MOST_READ) or 1], sign, goal)
-    if not names or len(known) < 2 or np.ptp(merits) == 0:
+    if not names or len(known) < 2 or merits.min() == merits.max():
         return []
     shares = np.array([*_shares(*_settings(known, names), _ranks(merits))])
     if not len(shares):

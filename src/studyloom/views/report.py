@@ -19,6 +19,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom._version import __version__
+from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE, REUSED, TIMES, TRACEBACK
 from studyloom.study.failures import count_failures
@@ -726,9 +727,20 @@ SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 
 
 def write_report(stored: StoredStudy, run_dir: Path) -> Path:
-    """Writes report.html of the study that runs in a folder; raises OSError if it cannot."""
+    """Writes report.html of the study that runs in a folder.
+
+    Raises:
+        OSError: it cannot be written.
+        UndrawnReport: it cannot be drawn, whatever the reason is.
+    """
     path = run_dir / "report.html"
-    html = render(stored, *read_files(stored, run_dir))
+    files = read_files(stored, run_dir)
+    try:
+        html = render(stored, *files)
+    except (StudyloomError, OSError):
+        raise
+    except Exception as error:  # a study that has ended does not fail by how it is shown
+        raise UndrawnReport(f"{path} is not written: {figures.undrawn(error)}") from error
     write_whole(path, html.encode(errors="replace"))
     return path
 
