@@ -181,8 +181,8 @@ def _shares(places: Array, choices: Mapping[int, int], ranks: Array) -> Iterator
             placed = np.concatenate([own, asked, anew], axis=1)
             for row, count in sorted(choices.items()):
                 placed[row] = _reordered(placed[row], generator.permutation(count))
-            parts = np.split(placed, [len(rows), len(rows) + POINTS], axis=1)
-            _grow_and_ask(*parts, ranks[rows], generator, changes)
+            own, asked_there, anew_there = np.split(placed, [len(rows), len(rows) + POINTS], axis=1)
+            _grow_and_ask(own, asked_there, anew_there, ranks[rows], generator, changes)
         effects = (changes**2).mean(axis=1)
         if effects.sum() > 0:
             yield effects / effects.sum()
