@@ -3,6 +3,7 @@ from copy import deepcopy
 import pytest
 from answers import answer_of
 from made_trials import a_trial
+from optuna.distributions import FloatDistribution, IntDistribution
 from toys import fill
 
 from studyloom.metrics import Goal
@@ -104,6 +105,23 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
     assert answer_sentence(answer, stored).startswith(
         "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1 000 unseen pictures, 0.5000 over"
     )
+
+
+def test_a_list_of_the_space_is_told_as_one(sqlite_url):
+    widths, rates = IntDistribution(1, 512), FloatDistribution(0.0, 1.0)
+    params = {
+        "hidden.length": (2, IntDistribution(1, 3)),
+        "hidden.0": (64, widths),
+        "hidden.1": (32, widths),
+        "dropout.0": (0.3, rates),
+        "dropout.1": (0.1, rates),
+        "lr": (0.5, rates),
+        "momentum": (0.9, rates),
+    }
+    stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, trials=1)
+    fill(stored, a_trial(0, params=params))
+    sentence = search_sentence(take_snapshot(stored))
+    assert sentence.startswith("hidden 64-32, dropout 0.3-0.1, lr 0.5: ")
 
 
 def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):

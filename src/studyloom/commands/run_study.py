@@ -264,7 +264,7 @@ def say(console: Console, words: str) -> None:
 def _search_and_report(
     prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console, outputs: Outputs
 ) -> int:
-    started, began = time.monotonic(), datetime.now()
+    began = datetime.now()
     stored, trials = plan.search.stored, plan.search.trials
     terminal.print_code_changes(stored, console)
     move_foreign_answer(plan, console)
@@ -286,8 +286,8 @@ def _search_and_report(
     snapshot = take_snapshot(stored)
     if snapshot.best is not None:
         write_best(plan, snapshot.best)
-    took = f", {format_duration(time.monotonic() - started)}" if todo else ""
-    console.print(f"\n{terminal.headline(snapshot)}{took}", soft_wrap=True)
+    elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
+    console.print(f"\n{terminal.headline(snapshot)}{elapsed}", soft_wrap=True)
     console.print(terminal.answers_table(snapshot, console.width))
     if snapshot.rule is not None:
         console.print(terminal.front_table(snapshot, console.width))

@@ -231,7 +231,10 @@ def facts(
         worked = seconds_worked(trials)
         wall = format_duration((ends[1] - ends[0]).total_seconds())
         spent = f"{wall}, from {ends[0]:%Y-%m-%d %H:%M}"
-        yield "took", spent + (f"; workers trained for {format_duration(worked)}" if worked else "")
+        yield (
+            "trainings took",
+            spent + (f"; workers trained for {format_duration(worked)}" if worked else ""),
+        )
     if data := _data(stored, winner):
         yield "data", data
     goals = ", and ".join(

@@ -18,6 +18,7 @@ from studyloom.views.snapshot import Snapshot, why_no_best
 from studyloom.winner.answer import Answer, Scores, Summary
 
 MOST_DETAILS = 2  # of a network
+MOST_SETTINGS = 3  # of a trial without a network
 # Of a network, what says most of it, where the search varied nothing of it.
 TELLING = ("channels", "hidden", "width", "layers")
 SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
@@ -77,9 +78,27 @@ def _describe(config: Mapping[str, Any], params: Mapping[str, Any]) -> str:
         rate = optimizer.get("lr")
         parts.append(name + (f" at {_short(rate)}" if isinstance(rate, int | float) else ""))
     if not parts:
-        few = [f"{key.rpartition('.')[2]} {_short(v)}" for key, v in [*params.items()][:3]]
-        parts = few or ["The configuration as composed"]
+        few = [f"{key.rpartition('.')[2]} {value}" for key, value in _settings(params).items()]
+        parts = few[:MOST_SETTINGS] or ["The configuration as composed"]
     return one_line(", ".join(parts))
+
+
+def _settings(params: Mapping[str, Any]) -> dict[str, str]:
+    """Words each parameter, and a list of the space, whose items are parameters, as one."""
+    lists: dict[str, dict[int, Any]] = {}
+    for key, value in params.items():
+        above, _, last = key.rpartition(".")
+        if above and last.isdecimal():
+            lists.setdefault(above, {})[int(last)] = value
+    told: dict[str, str] = {}
+    for key, value in params.items():
+        above, _, last = key.rpartition(".")
+        if above in lists and (last == "length" or last.isdecimal()):
+            items = [_short(item) for _, item in sorted(lists[above].items())]
+            told[above] = "-".join(items)
+        else:
+            told[key] = _short(value)
+    return told
 
 
 def _class_of(section: Mapping[str, Any]) -> str:
