@@ -22,7 +22,7 @@ from toys import TWO, Never, Signal, ask
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Halted
 from studyloom.processes import worker_id
-from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, SLOT, TIMES
+from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, RESUMED, SLOT, TIMES
 from studyloom.study.opening import open_study
 from studyloom.study.reporter import Stopwatch
 from studyloom.study.worker import Worker
@@ -115,6 +115,8 @@ def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, quest
     assert thief.epoch > 4, "the last epoch was done again"
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 2}
     assert outcomes(stored) == outcomes_of(undisturbed[:2])
+    resumed = [trial.user_attrs.get(RESUMED) for trial in stored.trials()]
+    assert resumed == [{"epoch": 1, "deaths": 1, "death": "thought dead"}, None]
 
 
 def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url, question):

@@ -5,13 +5,15 @@ import math
 
 import jsonschema
 from optuna.trial import TrialState
+from rich.console import Console
 from toys import begin
 
 from studyloom.commands.documents import json_schema
-from studyloom.storage.attributes import HALTED, REASON
+from studyloom.storage.attributes import HALTED, REASON, RESUMED
 from studyloom.study.stopping import set_control
 from studyloom.views.events import History, new_events, write_event
 from studyloom.views.progress import JobReader
+from studyloom.views.status import Resumptions
 
 SCHEMA = jsonschema.Draft202012Validator(json_schema("event"))
 
@@ -39,6 +41,28 @@ def test_a_trial_begins_reports_and_ends_and_each_is_told_once(stored):
     stored.optuna.tell(trial, 0.5)
     assert look(stored, history) == [("reported", 0, 3), ("ended", 0, None), ("best", 0, None)]
     assert look(stored, history) == []
+
+
+def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_terminal(
+    stored,
+):
+    history, trial = History(), begin(stored)
+    stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
+    trial.suggest_float("lr", 0.0, 1.0)
+    trial.report(0.1, 1)
+    kinds, console = look(stored, history), Console(record=True)
+    tell = Resumptions(JobReader(stored).read(), console)
+    for deaths in (1, 2):
+        resumed = {"epoch": 1, "deaths": deaths, "death": f"it was killed, {deaths}"}
+        trial.set_user_attr(RESUMED, resumed)
+        kinds += look(stored, history)
+        for _ in range(2):
+            tell(JobReader(stored).read())
+    assert kinds == [("began", 0, None), ("reported", 0, 1), *2 * [("resumed", 0, 1)]]
+    words = "trial 0 goes on after epoch 1, since its worker died: it was killed, "
+    assert console.export_text().splitlines() == [f"{words}1", f"{words}2"]
+    lines = [write_event(e, "t", "1f") for e in new_events(History(), JobReader(stored).read())]
+    assert not [*new_events(History.read(lines, "1f"), JobReader(stored).read())]
 
 
 def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_done):

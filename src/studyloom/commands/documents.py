@@ -347,12 +347,14 @@ class Errors(TypedDict):
 class Event(TypedDict):
     """The fields of each line of --events FILE; `id` tells studies of one name apart.
 
-    A trial has begun, has reported an epoch, has ended, or is the best now; another terminal has
-    asked to stop, to pause, or to go on; the study has stopped itself; the winner is known; the
-    command ends.
+    A trial has begun, has reported an epoch, goes on after the death of its worker, has ended, or
+    is the best now; another terminal has asked to stop, to pause, or to go on; the study has
+    stopped itself; the winner is known; the command ends.
     """
 
-    event: Literal["began", "reported", "ended", "best", "control", "halted", "answer", "exit"]
+    event: Literal[
+        "began", "reported", "resumed", "ended", "best", "control", "halted", "answer", "exit"
+    ]
     at: str
     study: str
     id: str | None
@@ -360,7 +362,8 @@ class Event(TypedDict):
     trial: NotRequired[int]
     params: NotRequired[Params]
     worker: NotRequired[str | None]
-    epoch: NotRequired[int]
+    epoch: NotRequired[int | None]
+    deaths: NotRequired[int]
     epochs: NotRequired[int | None]
     state: NotRequired[Literal["complete", "pruned", "failed"]]
     value: NotRequired[float | None]

@@ -62,7 +62,7 @@ from studyloom.training.ranks import Ranks
 from studyloom.views import terminal
 from studyloom.views.sentence import answer_sentence
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.status import Display
+from studyloom.views.status import Display, Resumptions
 from studyloom.winner.answer import belongs_to, move_aside, read_answer
 from studyloom.winner.committee import remove_others
 from studyloom.winner.evaluation import evaluate_winner
@@ -334,8 +334,9 @@ def launch(
     Returns:
         What to print, if the work goes on without this command; else None.
     """
+    listeners = (*outputs.listeners, Resumptions(outputs.read(), console))
     while True:
-        with Display(outputs.read, console, stop, outputs.listeners):
+        with Display(outputs.read, console, stop, listeners):
             follow = prepared.launcher.launch(task, stop)
         if follow is not None or not plan.reconcile() or stop():
             return follow

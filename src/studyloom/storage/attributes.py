@@ -42,6 +42,7 @@ PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless somethin
 RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused, or went on
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 FORGOTTEN = "forgotten"  # list[str]: what of a loop has a state that run.keep was not given
+RESUMED = "resumed"  # dict[str, Any]: after which epoch it went on, after which number of deaths
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure, as its error says it, often in one line
@@ -53,5 +54,5 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # loop tells, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, EPOCHS, STANDARD_ERROR, TIMES, MADE),
-    *(PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, REUSED, FAILURE, REASON, TRACEBACK),
+    *(PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED, FAILURE, REASON, TRACEBACK),
 )

@@ -5,8 +5,9 @@ Importing this module imports no torch: `studyloom status` uses it.
 
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -137,3 +138,10 @@ def reason_of(trial: FrozenTrial) -> str | None:
     """Returns why a trial failed; None if nothing is stored."""
     reason = trial.user_attrs.get(REASON)
     return None if reason is None else mask_passwords(str(reason))
+
+
+def resumed_words(number: int, resumed: Mapping[str, Any]) -> str:
+    """Says that a trial goes on, and how its last worker died."""
+    epoch = resumed["epoch"]
+    where = "from its beginning" if epoch is None else f"after epoch {epoch}"
+    return f"trial {number} goes on {where}, since its worker died: {resumed['death']}"

@@ -37,12 +37,12 @@ from studyloom.question.question import KEEPS_STATE
 from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
-from studyloom.storage.attributes import BASELINE, KEPT, PAUSED, SLOT, WORKER
+from studyloom.storage.attributes import BASELINE, KEPT, PAUSED, RESUMED, SLOT, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
-from studyloom.study.failures import Failure
+from studyloom.study.failures import Failure, resumed_words
 from studyloom.study.promotion import Promotion, PromotionOrder
 from studyloom.study.reporter import (
     Limits,
@@ -281,6 +281,10 @@ class Worker:
         if claim.over or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, reporter)
             return
+        if claim.deaths > trial.user_attrs.get(RESUMED, {}).get("deaths", 0):
+            resumed = {"epoch": frozen.last_step, "deaths": claim.deaths, "death": claim.death}
+            trial.set_user_attr(RESUMED, resumed)
+            log.info("%s", resumed_words(frozen.number, resumed))
         with self.watch("sampling"):
             point = self.question.space.suggest(trial)
         with self.watch("storage"):

@@ -14,13 +14,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.storage.attributes import PLANNED_EPOCHS, WORKER
+from studyloom.storage.attributes import PLANNED_EPOCHS, RESUMED, WORKER
 from studyloom.study.failures import outcome, reason_of
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import value_of
 from studyloom.views.progress import Progress
 
-KINDS = ("began", "reported", "ended", "best", "control", "halted", "answer", "exit")
+KINDS = ("began", "reported", "resumed", "ended", "best", "control", "halted", "answer", "exit")
 
 
 # What an event of the job tells; it is told again when this has changed.
@@ -29,12 +29,14 @@ TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answe
 
 @dataclass
 class History:
-    """The events so far: the last epoch of each trial, and the last event of each kind of TOLD.
+    """The events so far: of each trial the last epoch, and how many deaths of workers it outlived.
 
-    The epoch is -1 before the first, and infinity after the end.
+    The epoch is -1 before the first, and infinity after the end. Also the last event of each kind
+    of TOLD.
     """
 
     epochs: dict[tuple[str, int], float] = field(default_factory=dict)
+    deaths: dict[tuple[str, int], int] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> None:
@@ -43,6 +45,9 @@ class History:
             self.last[kind] = event[TOLD[kind]]
         elif kind != "exit":
             key = str(event["stage"]), int(event["trial"])
+            if kind == "resumed":
+                self.deaths[key] = int(event["deaths"])
+                return
             epoch = {"began": -1.0, "ended": math.inf}.get(kind) or float(event["epoch"])
             self.epochs[key] = max(epoch, self.epochs.get(key, -1.0))
 
@@ -74,12 +79,14 @@ def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     for title, trials in progress.trials.items():
         for trial in trials:
-            told = history.epochs.get((title, trial.number))
-            if told != math.inf:
-                yield from _of_trial(title, trial, told)
+            key = title, trial.number
+            if (told := history.epochs.get(key)) != math.inf:
+                yield from _of_trial(title, trial, told, history.deaths.get(key, 0))
 
 
-def _of_trial(title: str, trial: FrozenTrial, told: float | None) -> Iterator[dict[str, Any]]:
+def _of_trial(
+    title: str, trial: FrozenTrial, told: float | None, deaths: int
+) -> Iterator[dict[str, Any]]:
     ended = trial.state.is_finished()
     # Between its claim and its first commit a trial has no parameters yet.
     if trial.datetime_start is None or not (trial.params or trial.intermediate_values or ended):
@@ -88,6 +95,10 @@ def _of_trial(title: str, trial: FrozenTrial, told: float | None) -> Iterator[di
     if told is None:
         worker = trial.user_attrs.get(WORKER)
         yield {"event": "began", **same, "params": trial.params, "worker": worker}
+    resumed = trial.user_attrs.get(RESUMED)
+    if resumed is not None and resumed["deaths"] > deaths:
+        told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
+        yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
     epochs = trial.user_attrs.get(PLANNED_EPOCHS)
     for epoch, value in sorted(trial.intermediate_values.items()):
         if told is None or epoch > told:
