@@ -1,7 +1,5 @@
 """Failures: their kinds, their effect on the study and the sampler, and their counts."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from optuna import TrialPruned
@@ -11,6 +9,7 @@ from toy_worker import fresh, work
 from toys import ask
 
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
+from studyloom.question.objective import Objective
 from studyloom.question.question import Question
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
 from studyloom.study.failures import count_failures, outcome
@@ -122,7 +121,7 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
             raise Diverged(0, 1, 1, "train", float("nan"))
         return 0.5
 
-    silent = SimpleNamespace(curves=dict, costs=list, standard_error=lambda: None, stride=1)
+    silent = Objective()
     monkeypatch.setattr(Question, "make_objective", lambda *_: silent)
     monkeypatch.setattr(Worker, "evaluate", diverge_above)
     stored = fresh(sqlite_url, question, 28)

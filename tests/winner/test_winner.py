@@ -240,7 +240,8 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
     files = {path.name for path in plan.run_dir.iterdir()}
     assert files >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md"}
     card, lines = (plan.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(answer))
-    shown = f"{answer.test.winner.mean:.4f} ± {answer.test.winner.std:.4f}"
+    mean, both = answer.test.winner.mean, map(format_value, answer.test.winner.values)
+    shown = f"{mean:.4f} ({' and '.join(both)})"
     assert shown in card
     assert shown in lines
     assert f"trial {plan.winner}" in lines
