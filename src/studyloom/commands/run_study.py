@@ -334,9 +334,9 @@ def launch(
     Returns:
         What to print, if the work goes on without this command; else None.
     """
-    listeners = (*outputs.listeners, Resumptions(outputs.read(), console))
+    resumptions = Resumptions(outputs.read(), console)
     while True:
-        with Display(outputs.read, console, stop, listeners):
+        with Display(outputs.read, console, stop, [*outputs.listeners, resumptions]):
             follow = prepared.launcher.launch(task, stop)
         if follow is not None or not plan.reconcile() or stop():
             return follow
