@@ -110,8 +110,8 @@ def note_run(run_dir: Path, config: DictConfig) -> None:
     """
     from hydra.core.hydra_config import HydraConfig  # here: who only looks at a run waits not
 
-    folder, known = run_dir / ".hydra", HydraConfig.instance().cfg
-    assert known is not None
+    folder = run_dir / ".hydra"
+    known: Any = HydraConfig.instance().cfg
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("config", config),

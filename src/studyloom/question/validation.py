@@ -355,7 +355,7 @@ def _unread(question: FunctionQuestion) -> Iterator[str]:
                 f"{override}: the loop reads nothing of the section train; its settings are in "
                 f"params: {', '.join(question.config.params or {}) or 'there are none'}"
             )
-    pruner = OmegaConf.to_container(question.config.pruner, resolve=False)
+    pruner: Any = OmegaConf.to_container(question.config.pruner, resolve=False)
     if "${train.epochs}" in pruner.values():
         yield (
             f"pruner={question.composer.choices.get('pruner')}: needs pruner.max_resource, how "
