@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from html import escape
+from pathlib import Path
 from typing import Any
 
 # What a terminal or browser does not show but obeys: control characters of both sets, marks that
@@ -147,6 +148,13 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
     above, _, name = key.rpartition(".")
     holder = f"{above} has" if above else "there are"
     return f"{key}: no such key; {holder} {', '.join(known) or 'no keys'}{nearest(name, known)}"
+
+
+def line_to_add(name: str, value: str, file: Path, section: str = "") -> str:
+    """Says which line gives a file of the user's own a key that it lacks."""
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    where = f"to {f'{section} in ' * bool(section)}{shown}"
+    return f"; to have it, add `{name}: {value}` {where}, with the value to start from"
 
 
 def format_ranges(numbers: Sequence[int]) -> str:

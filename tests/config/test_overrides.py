@@ -1,5 +1,6 @@
 from studies import CONF
 from studyloom.config.overrides import find_override_mistakes
+from studyloom.config.scaffold import write_study
 
 WRONG = {
     "model=mpl": [
@@ -27,6 +28,14 @@ def test_all_overrides_that_do_not_compose_are_told_at_once_each_on_a_line_with_
     assert not [
         line for line in mistakes if "\n" in line or "hydra" in line.lower() or "struct" in line
     ]
+
+
+def test_a_key_that_params_of_ones_own_file_lacks_is_told_with_that_file_and_the_line(tmp_path):
+    write_study("mine", tmp_path, kind="loop")
+    folder = tmp_path / "conf"
+    (line,) = find_override_mistakes(str(folder), "mine", ["params.depth=2"])
+    assert line.startswith("params.depth: no such key; params has width, ")
+    assert f"; to have it, add `depth: 2` to params in {folder}/mine.yaml, with" in line
 
 
 def test_a_key_is_judged_in_the_option_that_was_chosen_wherever_both_stand(tmp_path):

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.schema import unknown_keys
 from studyloom.config.values import flatten
-from studyloom.text import as_yaml, nearest, no_such_key, printable
+from studyloom.text import as_yaml, line_to_add, nearest, no_such_key, printable
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
 VERSION_BASE: dict[str, Any] = {"version_base": None} if hydra.__version__ < "1.4" else {}
@@ -82,9 +82,12 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
                 else:
                     accepted.append(override)
             except Exception as error:  # of Hydra, of OmegaConf, and what they failed to wrap
-                mistakes.append(
-                    explain_override(override, error, functools.partial(compose, accepted))
-                )
+                mistake = explain_override(override, error, functools.partial(compose, accepted))
+                section, _, name = override.partition("=")[0].partition(".")
+                if section == "params" and "no such key" in mistake and "." not in name:
+                    file = Path(folders[0]) / f"{options.config_name}.yaml"
+                    mistake += line_to_add(name, override.partition("=")[2], file, section)
+                mistakes.append(mistake)
     return mistakes
 
 

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -38,7 +37,7 @@ from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_test
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
 from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of, why_not
-from studyloom.text import as_yaml, nearest
+from studyloom.text import as_yaml, line_to_add, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import Steps, apply_network, on_threads
@@ -259,10 +258,8 @@ def _to_add(question: Question, branch: Branch, node: Node) -> str:
     file = question.composer.file_of(section, branch.choices)
     if file is None or "." in name or not (of_params or section in question.composer.choices):
         return ""
-    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
     value = as_yaml(end_of(node.distribution, 0)) if isinstance(node, Leaf) else "[…]"
-    where = f"to {'params in ' if of_params else ''}{shown}"
-    return f"; to have it, add `{name}: {value}` {where}, with the value to start from"
+    return line_to_add(name, value, file, "params" if of_params else "")
 
 
 def _not_searched(node: Node) -> Iterator[str]:
