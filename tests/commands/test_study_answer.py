@@ -15,6 +15,7 @@ from studyloom.commands import run_study
 from studyloom.errors import Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import ANSWERED
+from studyloom.views import report
 from studyloom.winner.stages import Plan
 from studyloom.winner.trainings import CandidateTrainings
 
@@ -163,3 +164,13 @@ def test_a_winner_is_judged_under_the_lock_and_a_late_stop_speaks_of_nothing_lef
     assert "test      winner accuracy" in out
     assert "studyloom compress" not in out
     assert ended(searched, capsys) == 0
+
+
+def test_a_report_that_cannot_be_drawn_costs_a_line_and_no_exit_code(searched, monkeypatch, capsys):
+    monkeypatch.setattr(report, "facts", lambda *_: 1 / 0)
+    search(searched, "winner.enabled=false", "study.trials=3").close()
+    said = capsys.readouterr().err
+    assert "report.html is not written: It cannot be drawn: ZeroDivisionError" in said
+    assert "Traceback" not in said
+    assert main(["report", str(searched)]) == 0
+    assert "report.html is not written" in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypa
 
 def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, tmp_path):
     huge = [
-        a_trial(n, accuracy=(-1) ** n * 1.7e308, epochs=0, params=branching(n)) for n in range(8)
+        a_trial(n, accuracy=(-1) ** n * 1.7e308, epochs=0, params=branching(n)) for n in range(30)
     ]
     monkeypatch.setattr(StoredStudy, "goals", (Goal("score", "maximize"),))
     text = text_of(render(study := study_of(huge), None, ""))

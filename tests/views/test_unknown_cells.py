@@ -45,7 +45,8 @@ def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_ur
             look(open_study(sqlite_url, "toy"))
         assert "\n" not in str(told.value)
         assert len(str(told.value)) < 500
-    findings = database(sqlite_url), agreement(sqlite_url)
+    reached, ledgers = database(sqlite_url)
+    findings = reached, agreement(ledgers)
     assert all("\n" not in finding.words for finding in findings)
     if kind in ("state", "slot", "question"):  # what the ledger needs
         assert State.TODO in {finding.state for finding in findings}

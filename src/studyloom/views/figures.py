@@ -538,6 +538,8 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         if len(own) >= ENOUGH and varied:
             words = sum(isinstance(own[0].params[n], str | bool) for n in (first, second))
             pairs.append((words, len(pairs), first, second, own))
+            if not words:  # no later pair comes before it
+                break
     if not pairs:
         return "No two parameters have been varied together in enough trials yet."
     _, _, first, second, common = min(pairs, key=lambda pair: pair[:2])
@@ -643,6 +645,11 @@ def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
     Returns:
         The caption, which says in words what the figure shows, and the figure.
     """
+    told = or_why(_outlook)(stored, now)
+    return ("", told) if isinstance(told, str) else told
+
+
+def _outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
     if len(stored.goals) > 1:
         return "", "With several objectives, no single number says what trials gain."
     values, height = ended_values(read_outcomes(stored)), 240

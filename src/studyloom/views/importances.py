@@ -146,9 +146,9 @@ def _settings(trials: Sequence[FrozenTrial], names: Sequence[str]) -> tuple[Arra
         own = [math.nan] * len(names)
         for row, name in enumerate(names):
             if (distribution := distributions.get(name)) is not None:
-                if id(distribution) not in known:
-                    known[id(distribution)] = _placing(distribution)
-                place, count = known[id(distribution)]
+                if (entry := known.get(id(distribution))) is None:
+                    entry = known[id(distribution)] = _placing(distribution)
+                place, count = entry
                 own[row] = place(params[name])
                 if count:
                     choices[row] = count
