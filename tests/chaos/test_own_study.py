@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,25 +44,25 @@ def test_the_command_in_winner_yaml_works_as_printed(project):
     assert after["test"]["winner"]["values"][:2] == before["test"]["winner"]["values"]
 
 
-def test_predict_and_winner_use_the_code_of_the_study_s_folder_with_consent(project, tmp_path):
-    """In that folder its packages are found if they are trusted; elsewhere a line says how."""
+def test_a_run_of_ones_own_needs_no_trust_from_anywhere_and_a_copy_says_what_to_add(
+    project, tmp_path
+):
     run_dir, points = project / "runs" / "my run", project / "points.npy"
-    here = studyloom("predict", "runs/my run", "points.npy", "--trust", "studies", cwd=project)
-    assert here.returncode == 0, here.stderr
-    assert len(here.stdout.splitlines()) == 3
-    distrusted = studyloom("predict", run_dir, points, cwd=project)
+    here = studyloom("predict", "runs/my run", "points.npy", cwd=project)
+    away = studyloom("predict", run_dir, points, cwd=tmp_path)
+    answers = [[line.split("\t")[1:] for line in d.stdout.splitlines()] for d in (here, away)]
+    assert len(answers[0]) == 3, here.stderr
+    assert answers[0] == answers[1], away.stderr
+    for command in (("winner", run_dir), ("replay", run_dir, "--trial", 1)):
+        done = studyloom(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    distrusted = studyloom("predict", copy, points, cwd=tmp_path)
     assert distrusted.returncode == 2
     assert "--trust studies" in distrusted.stderr
-    for command in (("predict", run_dir, points, "--trust", "studies"), ("winner", run_dir)):
-        away = studyloom(*command, cwd=tmp_path)
-        assert away.returncode == 2
-        assert "Traceback" not in away.stderr
-        (option,) = re.findall(r"add (--code .*)$", away.stderr, re.MULTILINE)
-        assert shlex.split(option) == ["--code", str(project)]
-        told = studyloom(*command, *shlex.split(option), cwd=tmp_path)
-        assert told.returncode == 0, told.stderr
-        if command[0] == "predict":
-            answers = [
-                [line.split("\t")[1:] for line in d.stdout.splitlines()] for d in (told, here)
-            ]
-            assert answers[0] == answers[1]
+    trusted = ("predict", copy, points, "--trust", "studies")
+    lost = studyloom(*trusted, cwd=tmp_path)
+    assert lost.returncode == 2
+    (option,) = re.findall(r"add (--code .*)$", lost.stderr, re.MULTILINE)
+    told = studyloom(*trusted, *shlex.split(option), cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
