@@ -16,6 +16,7 @@ from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import format_error, format_parameter, format_value, one_line
 from studyloom.views.snapshot import Snapshot, why_no_best
 from studyloom.winner.answer import Answer, Scores, Summary
+from studyloom.winner.wording import plural
 
 MOST_DETAILS = 2  # of a network
 MOST_SETTINGS = 3  # of a trial without a network
@@ -41,8 +42,8 @@ def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
         return f"{words}{_over_baseline(test, stored.metric)}"
     if winner.fresh is None:
         return None
-    seeds = len(winner.values)
-    return f"{who}: {_spread(winner.fresh, stored.metric)} on {seeds} fresh seeds, untested"
+    seeds = plural(len(winner.values), "fresh seed")
+    return f"{who}: {_spread(winner.fresh, stored.metric)} on {seeds}, untested"
 
 
 def search_sentence(snapshot: Snapshot) -> str:

@@ -68,7 +68,7 @@ def winner_lines(answer: Answer) -> Iterator[str]:
     ]
     if test is None:
         assert fresh is not None  # what is not tested was judged on fresh seeds
-        basis = f"trial {chosen.trial}, {len(answer.seeds)} fresh seeds"
+        basis = f"trial {chosen.trial}, {wording.plural(len(answer.seeds), 'fresh seed')}"
         yield f"winner    {metric} {wording.format_mean(fresh)}  {basis}"
         for row in answer.candidates:
             if row.baseline and row.fresh and row.trial != chosen.trial:
@@ -78,7 +78,7 @@ def winner_lines(answer: Answer) -> Iterator[str]:
         yield from (f"          {note}" for note in notes if note)
         yield f"          {answer.note}"
         return
-    basis = f"trial {chosen.trial}, {len(answer.seeds)} seeds"
+    basis = f"trial {chosen.trial}, {wording.plural(len(answer.seeds), 'seed')}"
     basis += f", {test.examples} examples" if test.examples is not None else ""
     basis += wording.format_costs(chosen)
     yield f"test      winner {metric} {wording.format_mean(test.winner)}  {basis}"
