@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import studyloom
 from live_processes import until
 from optuna.trial import TrialState
 from projects import APPLICATION, COMMAND, SCRIPT, write_project
@@ -66,6 +67,12 @@ class Project(Run):
     def log(self, name: str) -> str:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob(f"logs/{name}")))
 
+    def replay(self) -> str:
+        """What the replay of a trial says, in the folder of the project."""
+        done = studyloom("replay", self.folder, "--trial", 1, cwd=self.cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def outcomes(self):
         trials = self.stored().trials()
         return [(t.number, t.params, t.value, t.intermediate_values) for t in trials]
@@ -96,6 +103,7 @@ def test_a_command_is_tuned_as_it_is_up_to_the_winner(make):
     assert "what it printed on fresh seeds holds" in printed
     assert (project.folder / "winner.yaml").exists()
     assert re.search(r"^\$ python main.py --lr 0.1 --seed \d+", project.log("trial-0.log"))
+    assert "equal bit for bit: 6 epochs" in project.replay()
 
 
 @pytest.mark.nightly
@@ -145,6 +153,7 @@ def test_an_existing_hydra_application_is_tuned_as_it_is(make):
     best = (project.folder / "best.yaml").read_text()
     assert "params:" in best
     assert project.run("study.trials=4")  # the same question, although ${now:…} is another
+    assert "the value at the end" in project.replay()
 
 
 @pytest.mark.nightly

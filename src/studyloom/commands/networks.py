@@ -155,6 +155,7 @@ def replay(arguments: argparse.Namespace) -> int:
     """Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result is
     equal or within tolerance, else 1.
     """
+    from studyloom.config.runs import beside_configs
     from studyloom.config.trust import code_of_study
     from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
@@ -164,7 +165,7 @@ def replay(arguments: argparse.Namespace) -> int:
     here = Path.cwd() if arguments.trust else None
     collect_as_usual()
     console = make_console(sys.stderr if arguments.json else sys.stdout)
-    with code_of_study(arguments.run_dir, here):
+    with code_of_study(arguments.run_dir, here), beside_configs(arguments.run_dir):
         code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
     if arguments.json:
         found = {"study": stored.name, "trial": arguments.trial, "equal": code == 0}

@@ -155,6 +155,35 @@ def _not_own(run_dir: Path, why: str) -> ConfigError:
 
 
 @contextmanager
+def beside_configs(run_dir: Path) -> Iterator[None]:
+    """Has configs found in the body as in the command of a run directory of the user's own.
+
+    An adapter may name one by its place beside those of the study.
+    """
+    if not is_own(run_dir):
+        yield
+        return
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from studyloom.config.overrides import VERSION_BASE
+
+    former = read_written(run_dir, "hydra.yaml").get("hydra")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(_config_folders(former)["main"], **VERSION_BASE):
+        yield
+
+
+def _config_folders(former: Any) -> dict[str, str]:
+    """Returns the folders of the configs of a command, by who named each."""
+    return {
+        str(source.provider): str(source.path)
+        for source in former.runtime.config_sources
+        if source.schema == "file"
+    }
+
+
+@contextmanager
 def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator[DictConfig]:
     """Composes the command of a run directory again, from today's config files.
 
@@ -179,11 +208,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
         mark_own(run_dir)
     elif not is_own(run_dir):
         raise _not_own(run_dir, "says which command is run again, from which configuration")
-    folders = {
-        str(source.provider): str(source.path)
-        for source in former.runtime.config_sources
-        if source.schema == "file"
-    }
+    folders = _config_folders(former)
     changed = tuple(f"{item.partition('=')[0]}{end}" for item in overrides for end in ("=", "."))
     task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)
     unchanged = [item for item in task if not item.lstrip("+~").startswith(changed)]

@@ -127,7 +127,9 @@ class Command:
         # Python would hold back what it prints into a file.
         environment = inherited | {"PYTHONUNBUFFERED": "1"} | told
         stage = "" if run.stage == "search" else f"{run.stage}-"
-        path = Path(config.run_dir, "logs", f"{stage}trial-{run.trial}.log")
+        # A replay has no run directory, and a log of its own for as long as it runs.
+        folder = OmegaConf.select(config, "run_dir") or run.dir
+        path = Path(folder, "logs", f"{stage}trial-{run.trial}.log")
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
