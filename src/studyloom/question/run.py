@@ -255,7 +255,7 @@ class Run:
             for epoch in to_come if self.count is None else range(begun + 1, self.count + 1):
                 self._epoch = epoch
                 yield epoch
-                if self._kept and not self.forgotten:
+                if self._kept and epoch == begun + 1:
                     self.forgotten = [*_forgotten(sys._getframe(1), [*self._kept.values()])]
                 with self._place.ranks.deciding():
                     self._between = True
