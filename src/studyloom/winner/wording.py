@@ -290,7 +290,7 @@ def compressed_lines(record: Compressed) -> list[str]:
         for batch, (ours, theirs) in chosen.medians.items()
     )
     low, high = (format_value(end, "+") for end in test.interval)
-    over = " over examples" if test.covers else ", without one"
+    interval = f", 95 % interval {low} to {high} over examples" if test.covers else ""
     verdict = "within" if test.within else "not shown to be within"
     times = "once" if test.openings == 1 else f"{test.openings} times"
     return [
@@ -300,7 +300,7 @@ def compressed_lines(record: Compressed) -> list[str]:
         f"{faster}, against PyTorch eager on {plural(record.threads, 'thread')}: medians",
         f"test {record.metric.name} {format_value(test.value)}, the original has "
         f"{format_value(test.original)}, on {test.examples} examples",
-        f"difference {format_value(test.difference, '+')}, 95 % interval {low} to {high}{over}: "
+        f"difference {format_value(test.difference, '+')}{interval}: "
         f"{verdict} the margin of {format_value(record.margin)}",
         f"the test part was opened {times} in this study"
         f"{', for this very file by an earlier command' if test.earlier else ''}",
