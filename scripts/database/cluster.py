@@ -31,6 +31,7 @@ from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
 from studyloom.processes import is_alive
+from studyloom.question.objective import Objective
 from studyloom.space.tree import Point
 from studyloom.storage import embedded_server
 from studyloom.storage.ledger import Ledger
@@ -57,7 +58,7 @@ class Epoch:
     seconds: float
 
 
-class Sleep:
+class Sleep(Objective):
     """An objective that sleeps, and whose value comes to what its parameters say.
 
     Args:
@@ -65,7 +66,7 @@ class Sleep:
         nap: Seconds of an epoch.
     """
 
-    epochs, stride, evaluating = EPOCHS, 1, 0.0
+    epochs = EPOCHS
 
     def __init__(self, point: Point, nap: float) -> None:
         self.best = 1 - sum((value - 0.3) ** 2 for value in point.params.values()) / 6
@@ -90,18 +91,6 @@ class Sleep:
     def curves(self) -> dict[str, list[Any]]:
         names = ("number", "value", "seconds")
         return {name: [getattr(step, name) for step in self._steps] for name in names}
-
-    def standard_error(self) -> None:
-        return None
-
-    def costs(self) -> list[Any]:
-        return []
-
-    def state(self) -> None:
-        return None
-
-    def weights(self) -> None:
-        return None
 
 
 class Asleep(Bare):

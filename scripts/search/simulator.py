@@ -28,7 +28,7 @@ from omegaconf import open_dict
 
 from studyloom.config.compose import Composer, register
 from studyloom.data.training_data import TrainingData
-from studyloom.question.objective import Attempt, Step
+from studyloom.question.objective import Attempt, Objective, Step
 from studyloom.question.question import Question
 from studyloom.question.rule import Cost
 from studyloom.seeds import derive
@@ -155,7 +155,7 @@ class Replayed:
 
 
 @dataclass
-class ReplayedObjective:
+class ReplayedObjective(Objective):
     """An objective that reads its learning curve; see `Objective`.
 
     A point that was at some epoch already continues from there, as it would from a checkpoint.
@@ -178,8 +178,6 @@ class ReplayedObjective:
     tape: Tape
     clock: Clock
     done: int = 0
-    stride: int = 1
-    evaluating: float = 0.0
 
     @property
     def epochs(self) -> int:
@@ -206,23 +204,11 @@ class ReplayedObjective:
     def cut(self, number: int) -> None:
         self.done = number
 
-    def curves(self) -> dict[str, list[Any]]:
-        return {}
-
-    def standard_error(self) -> None:
-        return None
-
-    def costs(self) -> list[Cost]:
-        return []
-
     def state(self) -> dict[str, Any]:
         return {"done": self.done}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.done = int(state["done"])
-
-    def weights(self) -> None:
-        return None
 
 
 @dataclass(frozen=True)
