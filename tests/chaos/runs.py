@@ -187,7 +187,10 @@ class Run:
         def at_work(stored):
             held = {slot.trial_id for slot in stored.ledger.held() if is_alive(holder(slot))}
             begun = [trial for trial in stored.trials() if trial.intermediate_values]
-            return sum(trial._trial_id in held for trial in begun) >= self.at_once
+            # Jobs in turn tell of their end alone: they have saved two epochs by then.
+            saved = len([*self.folder.glob("checkpoints/*.previous")])
+            at_work = sum(trial._trial_id in held for trial in begun)
+            return max(at_work, min(saved, len(held))) >= self.at_once
 
         self._until(at_work)
         meanwhile()
