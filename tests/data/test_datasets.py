@@ -9,6 +9,7 @@ from drawn import Drawn, drawn
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from studyloom.data import Datasets
+from studyloom.data.datasets import drawn_anew
 from studyloom.data.split import make_folds
 from studyloom.errors import DataError
 
@@ -237,4 +238,4 @@ def test_validation_on_items_that_are_drawn_anew_is_known_by_the_key_of_their_da
         ({"train": Drawn(), "valid": fixed}, ""),
         ({"train": fixed, "valid": Drawn()}, "data.valid"),
     ):
-        assert Datasets(**given, validation=15).train().varies == key
+        assert drawn_anew(Datasets(**given, validation=15).train()) == key

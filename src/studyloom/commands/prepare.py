@@ -16,6 +16,7 @@ from studyloom.config.compose import Composer
 from studyloom.config.runs import note_run, storage_url
 from studyloom.config.schema import WinnerSection
 from studyloom.config.values import describe_error
+from studyloom.data.datasets import drawn_anew
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Interrupted, StorageError, wants_tracebacks
 from studyloom.files import filesystem_of, is_network_filesystem
@@ -152,7 +153,7 @@ def _check(
         attempt(lambda: attempt.mistakes.extend(check_sections(question)))
     else:
         attempt(lambda: validate(question, data))
-        if key := getattr(data.split, "varies", ""):
+        if key := attempt(lambda: drawn_anew(data.split)):
             log.warning(
                 "%s draws its first item anew at each look, as augmentation does, and trials are "
                 "validated on it; name the same examples without random changes as %s",

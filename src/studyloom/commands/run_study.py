@@ -275,7 +275,7 @@ def _search_and_report(
         open_ = plan.search.todo()
         many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
         works_here = getattr(prepared.launcher, "works_here", None)
-        where = "" if works_here and works_here(task) else f", logs in {task.logs}"
+        where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
         say(console, f"{stored.name} {verb}: {many} to do{where}")
         follow = launch(prepared, plan, task, stop, console, outputs)
         if stop.alone is not None:  # another process goes on

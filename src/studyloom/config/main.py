@@ -78,7 +78,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         def main(cfg: DictConfig) -> None:
             if not tracebacks:
                 del os.environ["HYDRA_FULL_ERROR"]
-            if mistakes := [*unknown_keys(cfg), *misplaced()]:
+            if mistakes := mistakes_in(cfg):
                 exit_with_mistakes(*mistakes)
             task(cfg)
 
@@ -109,10 +109,13 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
     return decorate
 
 
-def misplaced() -> Iterator[str]:
-    """Yields settings of Hydra that would put a study's files elsewhere than run_dir says."""
+def mistakes_in(cfg: DictConfig) -> list[str]:
+    """Returns unknown keys, and what would put a study's files elsewhere than run_dir says."""
+    mistakes = unknown_keys(cfg)
     if HydraConfig.get().job.chdir:
-        yield "hydra.job.chdir=true: leave it out; run_dir=… says where the files of a study are"
+        words = "leave it out; run_dir=… says where the files of a study are"
+        mistakes.append(f"hydra.job.chdir=true: {words}")
+    return mistakes
 
 
 def folder_of_configs(task: Task, config_path: str) -> str:
@@ -315,7 +318,7 @@ class Invocation:
 
         def job(cfg: DictConfig) -> None:
             try:
-                if mistakes := [*unknown_keys(cfg), *misplaced()]:
+                if mistakes := mistakes_in(cfg):
                     raise ConfigError(mistakes)
                 results.append(task(cfg, tuple(argv)))
             except Exception as error:  # past Hydra, which would print it

@@ -204,7 +204,6 @@ class Datasets:
             names=names if len(names) == outputs else (),
             tokens=_tokens_of(dataset, item),
             kind=None if given is None else str(given.dtype).removeprefix("torch."),
-            varies=_varies(evaluation),
         )
 
     def _group_names(self, dataset: Any) -> tuple[str, ...]:
@@ -300,9 +299,15 @@ class Datasets:
         return digest.hexdigest()
 
 
-def _varies(evaluation: Items) -> str:
-    """Returns the key of the Dataset to validate on if its first item is drawn anew each time."""
-    key, dataset = evaluation.parts[-1]
+def drawn_anew(part: Any) -> str:
+    """Returns the key of the Dataset to validate on if it draws its first item anew at each look.
+
+    Returns:
+        "" if it does not, and for what is in memory.
+    """
+    if not isinstance(part, Examples):
+        return ""
+    key, dataset = part.evaluation.parts[-1]
     items = Items(((key, dataset),))
     drawn = (item_at(items, 0, seed) for seed in (ALWAYS, ALWAYS + 1))
     first, second = (b"".join(_content(item)) for item in drawn)

@@ -137,8 +137,6 @@ class Examples:
         groups: of each training example, int64 (n,).
         group_names: the group of each example of a test part, such as who speaks.
         kind: what the inputs are made of, such as float32; None if they are not one tensor.
-        varies: which Dataset that trials are validated on draws its items anew at each look, such
-            as `data.train`; "" if none does.
         device: where batches are moved to.
     """
 
@@ -163,7 +161,6 @@ class Examples:
     group_names: tuple[str, ...] = ()
     tokens: Tokens | None = None
     kind: str | None = None
-    varies: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:

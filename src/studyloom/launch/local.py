@@ -40,7 +40,7 @@ class Join:
     def count(self, slots: int) -> int:
         return min(1, slots)
 
-    def works_here(self, task: Task) -> bool:
+    def works_here(self, task: Task, slots: int) -> bool:
         return True
 
     def launch(self, task: Task, stop: Stop) -> None:
@@ -90,10 +90,11 @@ class Local:
 
     def launch(self, task: Task, stop: Stop) -> None:
         """Works on the task. Raises LaunchError and StorageLost."""
-        count = self.count(task.todo())
-        if self.works_here(task):
+        slots = task.todo()
+        if self.works_here(task, slots):
             Join().launch(task, stop)
             return
+        count = self.count(slots)
         command = [sys.executable, *task.command.worker(self.ranks)]
         common = {WORKER_VARIABLE: f"{task.command.age():.3f}", **shared_variables()}
         # With the process id: two commands at once on one run directory share no log.
@@ -104,14 +105,14 @@ class Local:
         ]
         Supervisor(task, workers).run(stop)
 
-    def works_here(self, task: Task) -> bool:
-        """Whether this process is the only worker, and writes no log.
+    def works_here(self, task: Task, slots: int) -> bool:
+        """Whether this process is the only worker for open slots, and writes no log.
 
         With a time limit a single worker has a process too: a trial that hangs ends with it. So has
         each rank.
         """
         alone = self.ranks == 1 and task.limits.trial_timeout is None
-        return alone and self.count(task.todo()) <= 1
+        return alone and self.count(slots) <= 1
 
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""

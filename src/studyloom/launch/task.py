@@ -95,7 +95,8 @@ class Launcher(Protocol):
     """Starts the workers of a task.
 
     If it has a method `start(slots, run_dir)`, that is called before a study is made, and raises
-    LaunchError if nobody could work on it. If `works_here(task)` is true, no worker has a log.
+    LaunchError if nobody could work on it. If its `works_here(task, slots)` is true, no worker has
+    a log.
 
     Attributes:
         leaves_host: whether workers may run on other hosts, which see no file of this one.

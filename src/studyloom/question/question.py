@@ -453,7 +453,6 @@ class FunctionQuestion(Question):
             module = sys.modules[getattr(target, "__module__", "")]
             if READS_TRAIN.search(inspect.getsource(module)):
                 return True
-        typed = {each.partition("=")[0] for each in self.composer.overrides}
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
         named = [name for name in train if train[name] != default.get(name)]

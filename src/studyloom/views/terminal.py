@@ -286,8 +286,9 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
 def print_forgotten(stored: StoredStudy, console: Console) -> None:
     """Prints what of the user's loop a trial that goes on after a crash would lack."""
     known = (trial.user_attrs.get(FORGOTTEN) for trial in stored.trials())
-    for names in [names for names in known if isinstance(names, list)][:1]:
-        missing = ", ".join(f"{one_line(str(name))}={one_line(str(name))}" for name in names)
+    if names := next((names for names in known if isinstance(names, list)), None):
+        shown = [one_line(str(name)) for name in names]
+        missing = ", ".join(f"{name}={name}" for name in shown)
         words = (
             f"run.keep lacks {missing}: a trial that goes on after a crash begins these anew, and "
             "comes to another value"

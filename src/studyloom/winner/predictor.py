@@ -26,7 +26,6 @@ from studyloom.data.sound import Sound
 from studyloom.data.sources import GZIP, parse_idx
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
-from studyloom.files import is_own
 from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
@@ -176,7 +175,7 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     if pictures or (own and (webp or content.startswith(SIGNATURES))):
         channels, *size = network.shape if pictures else (3, 64, 64)
         pixels, done = _read_picture(content, channels, size)
-        return _from_picture(pixels, done, network)
+        return _from_pixels(pixels[None], network, done)
     lines = _read_lines(content, network.columns, math.prod(network.shape))
     rows = _apply(network, lines) if own else lines.reshape(-1, *network.shape)
     return _finish(rows, [], network)
@@ -331,35 +330,29 @@ def most_of(dtype: str) -> int | None:
     return 255 if dtype.startswith(("int", "uint")) else None
 
 
-def _from_pixels(pixels: Tensor, network: Network) -> Inputs:
-    """Makes inputs of pixels (n, channels, height, width) from 0 to 1, each as it is."""
+def _from_pixels(pixels: Tensor, network: Network, done: Sequence[str] | None = None) -> Inputs:
+    """Makes inputs of pixels (n, channels, height, width) from 0 to 1.
+
+    Args:
+        done: what was done to the picture of a file, which alone may have another size and
+            background; None for arrays, whose pictures are taken as they are.
+    """
     if network.transform is None:
         raise PredictError(SILENT)
     if not isinstance(network.transform, Picture):
-        return _finish(_apply(network, _levels(pixels)), [], network)
+        levels = (pixels * 255).round().to(torch.uint8)
+        return _finish(_apply(network, levels), done or (), network)
     size = (network.shape[-2], network.shape[-1])
+    pixels = pixels.expand(-1, network.shape[0], -1, -1)
+    if done is not None:
+        row, more = network.transform(pixels[0], size)
+        return _finish(row[None], [*done, *more], network)
     if pixels.shape[2:] != size:
         raise PredictError(
             f"its images must be {format_shape(size[::-1])} pixels, as the network takes them; got "
             f"{format_shape(tuple(pixels.shape[:1:-1]))}; a picture file of one may have any size"
         )
-    rows = network.transform.scale(pixels.expand(-1, network.shape[0], -1, -1).clone())
-    return _finish(rows, [], network)
-
-
-def _from_picture(pixels: Tensor, done: Iterable[str], network: Network) -> Inputs:
-    """Makes an input of the picture of a file (channels, height, width), from 0 to 1."""
-    if network.transform is None:
-        raise PredictError(SILENT)
-    if not isinstance(network.transform, Picture):
-        return _finish(_apply(network, _levels(pixels[None])), done, network)
-    size = (network.shape[-2], network.shape[-1])
-    row, more = network.transform(pixels.expand(network.shape[0], -1, -1), size)
-    return _finish(row[None], [*done, *more], network)
-
-
-def _levels(pixels: Tensor) -> Tensor:
-    return (pixels * 255).round().to(torch.uint8)
+    return _finish(network.transform.scale(pixels.clone()), (), network)
 
 
 def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:
@@ -600,8 +593,7 @@ def _load_loop(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> LoopWin
     names = [name for name in ("winner.yaml", "winner.pt") if name in answer.files]
     check_whole(run_dir, answer, *names)
     config = read_yaml(run_dir / "winner.yaml")
-    if not is_own(run_dir):
-        _check_loop(config, trusted)
+    _check_loop(config, consent(run_dir, trusted))
     try:
         states = load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}
     except ValueError as error:
@@ -609,7 +601,7 @@ def _load_loop(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> LoopWin
     return LoopWinner(config, states)
 
 
-def _check_loop(config: DictConfig, trusted: Sequence[str]) -> None:
+def _check_loop(config: DictConfig, trusted: Sequence[str] | None) -> None:
     """Checks the sections that the user's code may read or build, in a config from elsewhere.
 
     Raises:
