@@ -23,11 +23,14 @@ class RanksRun(Run):
         super().__init__(folder, url, (*RANKS, *overrides), trials=TRIALS)
 
     def ranks(self):
-        """The processes of the ranks at work, by their number."""
+        """The processes of the ranks at work, by their number.
+
+        A worker that goes on with a trial holds it before its second rank has started.
+        """
         (slot,) = self.stored().ledger.held()
-        found = [holder(slot), *below(holder(slot))]
-        assert len(found) == 2
-        return found
+        first = holder(slot)
+        until(lambda: len(below(first)) == 1, 20)
+        return [first, *below(first)]
 
     def kill_rank_1(self):
         """Kills the second rank; returns once both have ended."""
@@ -37,7 +40,6 @@ class RanksRun(Run):
 
 
 def below(pid):
-    """The children of a process, without shells and what else is no rank."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in children]
 
