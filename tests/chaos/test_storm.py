@@ -35,9 +35,12 @@ KILLED_AS_THEY_CAME = (
     "error: the process of this command ended with signal",  # which its parent says
     "Could not import runpy module",  # Python's, of a Ctrl-C before any line of ours
 )
-# What Python writes of a KeyboardInterrupt that ends a process; a line of source may be empty.
+# What Python writes of a KeyboardInterrupt that ends a process, or comes while it ends; a line of
+# source may be empty.
 INTERRUPTED = re.compile(
-    r"^Traceback \(most recent call last\):\n(?:(?:[ \t].*)?\n)*KeyboardInterrupt.*$", re.MULTILINE
+    r"^Traceback \(most recent call last\):\n(?:(?:[ \t].*|SystemExit.*|During .*)?\n"
+    r"|Traceback \(most recent call last\):\n)*KeyboardInterrupt.*$",
+    re.MULTILINE,
 )
 
 

@@ -5,6 +5,7 @@ import signal
 from multiprocessing.util import Finalize
 from queue import Queue
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work
@@ -70,9 +71,10 @@ def test_work_that_may_be_left_is_left_at_the_first_signal():
         assert not entered
 
 
-@pytest.mark.parametrize("kind", ["__del__", "multiprocessing"])
-def test_a_signal_in_a_finalizer_is_seen_at_the_next_look(kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["__del__", "multiprocessing", "WeakSet"])
+def test_signals_in_a_finalizer_are_seen_at_the_next_look(kind, monkeypatch):
     def signalled():
+        os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
 
     class Deleted:
@@ -88,6 +90,9 @@ def test_a_signal_in_a_finalizer_is_seen_at_the_next_look(kind, monkeypatch):
         thing = Deleted() if kind == "__del__" else Closed()
         if kind == "multiprocessing":
             Finalize(thing, signalled)
+        if kind == "WeakSet":
+            kept = WeakSet([thing])
+            kept.data = SimpleNamespace(discard=lambda _: signalled(), refs=kept.data)
         del thing
         assert stop()  # which the body asks at the end of each epoch
     assert dropped == []

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, Literal
+from weakref import WeakSet
 
 from studyloom.errors import Interrupted, Stopped, StudyloomError
 from studyloom.processes import running_beside
@@ -120,6 +121,8 @@ class Stop:
             # A terminal sends a Ctrl-C to this process and to the one that passes it on.
             return
         if self.signal is not None and self.alone is None:
+            if _is_finalizer(frame):
+                return  # one more signal stops it
             raise Interrupted
         self.signal, self.alone = number, None if asked else signal.Signals(number).name
         self._tell("stopping; once more stops at once" if asked else "stopping")
@@ -135,6 +138,9 @@ class Stop:
             os.write(2, f"{words}\n".encode())
 
 
+_FINALIZERS = (Finalize.__call__.__code__, WeakSet()._remove.__code__)
+
+
 def _is_finalizer(frame: FrameType | None) -> bool:
     """Whether a frame is part of a finalizer, whose exceptions Python prints and drops.
 
@@ -142,7 +148,7 @@ def _is_finalizer(frame: FrameType | None) -> bool:
     """
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "__del__" or code is Finalize.__call__.__code__:
+        if code.co_name == "__del__" or code in _FINALIZERS:
             return True
         frame = frame.f_back
     return False
