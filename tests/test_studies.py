@@ -12,7 +12,6 @@ import hydra
 import numpy as np
 import pytest
 import torch
-import yaml
 from omegaconf import DictConfig
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -48,8 +47,7 @@ IMAGES = Split(torch.zeros(1, 1, 28, 28).expand(6000, -1, -1, -1), CLASSES, 10, 
 
 def groups_of(page: str) -> set[str]:
     """The groups that a study has an option of; a study of a function needs only a few."""
-    defaults = yaml.safe_load(Path(CONF, f"{page}.yaml").read_text())["defaults"]
-    return {group for entry in defaults if isinstance(entry, dict) for group in entry}
+    return {*OPTIONS} & {*compose(name=page)[1].choices}
 
 
 def options(*groups: str):

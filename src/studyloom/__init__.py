@@ -27,16 +27,24 @@ if TYPE_CHECKING:
     from studyloom.api import open_study as open_study
     from studyloom.api import search as search
     from studyloom.question.run import Run as Run
+    from studyloom.space.ranges import Choice as Choice
+    from studyloom.space.ranges import Float as Float
+    from studyloom.space.ranges import Int as Int
+    from studyloom.space.ranges import List as List
     from studyloom.winner.predictor import LoopWinner as LoopWinner
     from studyloom.winner.predictor import Prediction as Prediction
     from studyloom.winner.predictor import Predictor as Predictor
     from studyloom.winner.predictor import load_winner as load_winner
 
 __all__ = [
+    "Choice",
     "ConfigError",
     "DataError",
+    "Float",
     "Halted",
+    "Int",
     "LaunchError",
+    "List",
     "LoopWinner",
     "NoWinner",
     "PredictError",
@@ -64,6 +72,7 @@ SOURCES = {
     **dict.fromkeys(
         ["LoopWinner", "Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"
     ),
+    **dict.fromkeys(["Choice", "Float", "Int", "List"], "studyloom.space.ranges"),
     "Run": "studyloom.question.run",
 }
 

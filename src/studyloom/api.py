@@ -1,12 +1,12 @@
 """studyloom from Python: run a study, and look at it. Importing this module imports no torch."""
 
 import os
-import re
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +17,10 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
+from studyloom import pickled
 from studyloom.config.runs import read_run
-from studyloom.errors import ConfigError, StorageError
+from studyloom.errors import ConfigError, PredictError, StorageError
+from studyloom.pickled import MAIN, passed_on
 from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
 from studyloom.storage.urls import parse_url
@@ -31,7 +33,12 @@ from studyloom.views.terminal import format_parameters, headline, make_console
 from studyloom.winner.answer import belongs_to, read_answer
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
+    from torch.nn import Module
+
+    from studyloom.commands.prepare import Prepared
+    from studyloom.config.main import Invocation
     from studyloom.launch.task import Command
+    from studyloom.winner.predictor import Prediction, Predictor
 
 DEADLINE = 10.0  # seconds that a look at a study waits for a database that is busy or away
 
@@ -69,15 +76,37 @@ class Winner:
         test: the mean over seeds on the test part; None if nothing was tested, as of a function.
         baseline_test: the same of the baseline; None if it was not tested.
         details: all of winner.json: candidates, interval of the difference, seeds, environment.
+        run_dir: the folder with its files.
     """
 
     number: int
     value: float
     params: Mapping[str, Any]
-    config: Mapping[str, Any] | None
+    config: Mapping[str, Any] | None = field(repr=False)
     test: float | None
     baseline_test: float | None
-    details: Mapping[str, Any]
+    details: Mapping[str, Any] = field(repr=False)
+    run_dir: Path
+
+    @cached_property
+    def _loaded(self) -> "Predictor":
+        from studyloom.winner.predictor import Predictor, load_winner
+
+        loaded = load_winner(self.run_dir)
+        if not isinstance(loaded, Predictor):
+            raise PredictError(
+                f"{self.run_dir}: the loop kept no network; load_winner has its parts"
+            )
+        return loaded
+
+    @property
+    def network(self) -> "Module":
+        """The network, with the weights of the first seed; see `load_winner`."""
+        return self._loaded.network
+
+    def predict(self, inputs: Any) -> "Prediction":
+        """Predicts the classes or the numbers of inputs; see `studyloom.Predictor.predict`."""
+        return self._loaded.predict(inputs)
 
 
 class Study:
@@ -135,12 +164,9 @@ class Study:
 
     @property
     def winner(self) -> Winner | None:
-        """The winner that was chosen on fresh seeds and tested; None if there is none yet.
-
-        `load_winner` loads its network.
-        """
+        """The winner that was chosen on fresh seeds and tested; None if there is none yet."""
         answer = None if self.run_dir is None else read_answer(self.run_dir)
-        if answer is None or not belongs_to(answer, self._stored):
+        if self.run_dir is None or answer is None or not belongs_to(answer, self._stored):
             return None
         row, test = answer.winner, answer.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
@@ -152,12 +178,29 @@ class Study:
             test=None if test is None else test.winner.mean,
             baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
             details=answer.document(),
+            run_dir=self.run_dir,
         )
 
     @property
     def optuna(self) -> optuna.Study:
         """The study as an `optuna.Study`, for `optuna.visualization` and everything else."""
         return self._stored.optuna
+
+    def to_yaml(self, folder: str | Path = "conf") -> Path:
+        """Writes the question as a primary config, which asks the same: `studyloom run FILE`.
+
+        Args:
+            folder: that of the configs; arrays go to a folder below it.
+
+        Raises:
+            ConfigError: the study is not one of `search`, or names what a notebook or script
+                defines, or objects, which a config cannot.
+        """
+        from studyloom.question.asked import write_question
+
+        if self.run_dir is None:
+            raise ConfigError("the study was opened by its URL; open it by its run directory")
+        return write_question(self.run_dir, Path(folder))
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Writes report.html, one page with everything that the study found so far.
@@ -270,14 +313,23 @@ def run_from_python(
     source: str | Path | DictConfig, overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
     """Runs a study for `studyloom.run`, where no page calls it."""
-    from studyloom.config.main import invocation_of, restored_environment
+    from studyloom.config.main import invocation_of
+
+    return _run(invocation_of(source, overrides), overrides, quiet=quiet)
+
+
+def _run(
+    invocation: "Invocation", overrides: Sequence[str], *, quiet: bool, is_call: bool = False
+) -> Study:
+    from studyloom.config.main import restored_environment
     from studyloom.launch.task import WORKER_VARIABLE, Command
 
-    invocation, began = invocation_of(source, overrides), time.monotonic()
+    began = time.monotonic()
 
     def conduct(cfg: DictConfig, arguments: tuple[str, ...]) -> Study:
         # The time since the process began is that of a notebook, and not that of the study.
-        command = Command(invocation.program, arguments, age=lambda: time.monotonic() - began)
+        program = invocation.program
+        command = Command(program, arguments, lambda: time.monotonic() - began, is_call)
         return _conduct(cfg, command, quiet=quiet)
 
     with restored_environment(WORKER_VARIABLE):
@@ -286,21 +338,82 @@ def run_from_python(
 
 
 def search(
-    *, config_dir: str | Path, config_name: str, overrides: Sequence[str] = (), quiet: bool = False
+    subject: Callable[..., Any],
+    *,
+    space: Mapping[str, Any] | None = None,
+    data: Any = None,
+    name: str | None = None,
+    trials: int | None = None,
+    maximize: str | Sequence[str] | None = None,
+    minimize: str | Sequence[str] | None = None,
+    workers: int | None = None,
+    seed: int | None = None,
+    sampler: str | Mapping[str, Any] | None = None,
+    pruner: str | Mapping[str, Any] | None = None,
+    storage: str | None = None,
+    run_dir: str | Path | None = None,
+    winner: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    **settings: Any,
 ) -> Study:
-    """Runs the study of a primary config, as `studyloom.run` does.
+    """Searches the parameters of a network, of a training loop or of an objective of Optuna's.
+
+        search(Net, data=(train, test), trials=30,
+               space={"model": {"width": Int(4, 256, log=True)},
+                      "optimizer": {"lr": Float(1e-4, 1e-1, log=True)}})
+        search(train, space={"lr": Float(1e-4, 1e-1, log=True)}, maximize="accuracy")
+        search(objective, trials=100, maximize="accuracy")
+
+    The same call resumes the study, and with more `trials` goes on with it. What a notebook or a
+    script defines may be searched by several workers, which are processes of their own.
 
     Args:
-        config_dir: the folder of the configs, such as conf.
-        config_name: the name of the primary config there, without `.yaml`.
-        overrides: Hydra's, such as study.trials=50.
-        quiet: whether to show neither progress nor answer.
+        subject: a network, a class of PyTorch or a function that returns one, which gets `shape`
+            (of one input) and `outputs` where its signature has them, and the values of the space;
+            a loop `train(run, *, lr=0.001)`, whose defaults are the baseline, or `(config, run)`;
+            or `objective(trial)`, as Optuna calls it.
+        space: of a network by section, such as `model` and `optimizer`; of a loop by parameter.
+        data: (train, test), each a Dataset or a pair of inputs (n, …) and targets as tensors or
+            arrays; one of these alone is divided. Or a section or option of a config.
+        name: of the study; None for that of the subject, in lower case.
+        maximize: the metric of a network, or what a loop reports; several are several objectives.
+        settings: what else a config has, by section or dotted name: train={"epochs": 20}.
+
+    Returns:
+        The study: its trials, its best, and the winner, which was tested once.
 
     Raises:
-        ConfigError: all mistakes of the configuration; and what else `studyloom.run` raises.
+        ConfigError: all mistakes; and what else `studyloom.run` raises.
     """
-    name = config_name.removesuffix(".yaml")
-    return run_from_python(Path(config_dir) / f"{name}.yaml", overrides, quiet=quiet)
+    from studyloom.config.main import of_sections
+    from studyloom.question.asked import ask
+
+    metrics = [*_names(maximize), *_names(minimize)]
+    directions = ["maximize"] * len(_names(maximize)) + ["minimize"] * len(_names(minimize))
+    single = len(metrics) == 1
+    named = {
+        "study.name": name,
+        "study.trials": trials,
+        "study.seed": seed,
+        "launcher.workers": workers,
+        "run_dir": None if run_dir is None else str(run_dir),
+        "sampler": sampler,
+        "pruner": pruner,
+        "storage": storage,
+        "winner": winner,
+        "objective.metric": (metrics[0] if single else metrics) if metrics else None,
+        "objective.direction": (directions[0] if single else directions) if metrics else None,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    asked = ask(subject, space or {}, data, given | settings)
+    asked.write()
+    for words in () if quiet else asked.said:
+        print(words)
+    return _run(of_sections(asked.sections, asked.run_dir), (), quiet=quiet, is_call=True)
+
+
+def _names(value: str | Sequence[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else [*(value or ())]
 
 
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
@@ -320,12 +433,12 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
         code, reason = 2, None  # until the study is open, as of the command
         try:
             prepared = prepare(cfg)
-            _check_main(cfg, prepared.launcher.count(2) * getattr(prepared.launcher, "ranks", 1))
+            passing = passed_on(*_to_pass_on(cfg, prepared))
             prepared, plan = open_plan(prepared, stop, create=True)
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             task = task_of(prepared, plan, command)
-            with following(plan.search.stored, stop):
+            with passing, following(plan.search.stored, stop):
                 code = search_and_report(prepared, plan, task, stop, console, outputs)
         except Exception as caught:
             reason = str(caught)
@@ -343,19 +456,31 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     return Study(opening.open_study(url, name, DEADLINE), prepared.run_dir.absolute())
 
 
-def _check_main(cfg: DictConfig, workers: int) -> None:
-    """Raises ConfigError if several workers would need a class that only this process has."""
-    # With a time limit for trials, or several ranks, a single worker is a process too.
-    if workers < 2 and cfg.study.trial_timeout is None:
-        return
-    if targets := re.findall(r"_target_: ['\"]?(__main__\.[\w.]+)", OmegaConf.to_yaml(cfg)):
+def _to_pass_on(cfg: DictConfig, prepared: "Prepared") -> tuple[list[str], dict[str, str]]:
+    """Returns what only this program has, by name, and the digests of its sources.
+
+    Nothing if there will be no other process.
+
+    Raises:
+        ConfigError: the workers are on other hosts, which it cannot reach.
+    """
+    from studyloom.question.sources import CODE, targets
+
+    launcher = prepared.launcher
+    workers = launcher.count(2) * getattr(launcher, "ranks", 1)
+    own = (f"{MAIN}", f"{pickled.__name__}.")
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(own)]
+    # With a time limit for trials, a single worker is a process too.
+    if not named or (workers < 2 and cfg.study.trial_timeout is None):
+        return [], {}
+    if launcher.leaves_host:
         raise ConfigError(
-            [
-                f"{target}: workers are processes of their own and cannot import it; move it into "
-                "a module, or set launcher.workers=1, launcher.ranks=1 and study.trial_timeout=null"
-                for target in dict.fromkeys(targets)
-            ]
+            f"{', '.join(named)}: is known to this program alone, and the launcher starts workers "
+            "on other hosts; move it into a module that those have"
         )
+    digests = {key.removeprefix(CODE): each for key, each in prepared.question.code.items()}
+    return named, {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
 
 
 def _absolute(url: str) -> str:

@@ -26,7 +26,7 @@ JUDGED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials
 def search(run_dir, *overrides):
     """Runs a small study in this process."""
     every = [*QUICK, *JUDGED, "launcher.workers=1", f"run_dir={run_dir}", *overrides]
-    return api.search(config_dir=CONF, config_name="mnist", overrides=every, quiet=True)
+    return api.run(CONF / "mnist.yaml", every, quiet=True)
 
 
 @pytest.fixture(scope="module")

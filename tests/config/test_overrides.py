@@ -34,7 +34,7 @@ def test_a_key_that_params_of_ones_own_file_lacks_is_told_with_that_file_and_the
     write_study("mine", tmp_path, kind="loop")
     folder = tmp_path / "conf"
     (line,) = find_override_mistakes(str(folder), "mine", ["params.depth=2"])
-    assert line.startswith("params.depth: no such key; params has width, ")
+    assert line.startswith("params.depth: no such key; params has epochs")
     assert f"; to have it, add `depth: 2` to params in {folder}/mine.yaml, with" in line
 
 

@@ -22,8 +22,7 @@ def test_a_study_is_written_to_an_empty_folder_with_a_word_on_each_file(tmp_path
     shown = capsys.readouterr().out
     project = tmp_path / "project"
     names = {path.relative_to(project).as_posix() for path in project.rglob("*.*")}
-    written = {*("studies/mine.py", "conf/mine.yaml", "conf/space/mine.yaml"), "tests/test_mine.py"}
-    written |= {"conf/model/mine.yaml", "conf/data/mine.yaml"}
+    written = {"studies/mine.py", "conf/mine.yaml", "tests/test_mine.py"}
     assert names == written | {"studies/__init__.py"}
     assert all(name in shown for name in written)
     assert f"cd {project} && python -m studies.mine" in shown
@@ -83,15 +82,15 @@ def test_a_name_that_would_be_in_the_way_is_refused(tmp_path, capsys):
 
 def test_nothing_is_written_over_and_all_that_is_there_is_named(tmp_path):
     (tmp_path / "studies").mkdir()
-    (tmp_path / "conf" / "space").mkdir(parents=True)
-    for name in ("studies/mine.py", "conf/space/mine.yaml"):
+    (tmp_path / "conf").mkdir()
+    for name in ("studies/mine.py", "conf/mine.yaml"):
         (tmp_path / name).write_text("mine")
     (tmp_path / "studies" / "__init__.py").write_text("")
     with pytest.raises(ScaffoldError) as caught:
         write_study("mine", tmp_path)
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
         str(tmp_path / name)
-        for name in ("studies/mine.py", "conf/space/mine.yaml", "studies/__init__.py")
+        for name in ("studies/mine.py", "conf/mine.yaml", "studies/__init__.py")
     ]
     assert sum(path.is_file() for path in tmp_path.rglob("*")) == 3
 

@@ -127,16 +127,16 @@ def test_a_key_that_a_file_of_ones_own_lacks_is_told_with_that_file_and_the_line
     write_study("mine", tmp_path)
     write_study("spun", tmp_path, kind="loop")
     folder = tmp_path / "conf"
+    config = folder / "mine.yaml"
+    config.write_text(config.read_text().replace("studies.mine.Net", "test_validation.Own"))
+    to_add = f"to have it, add `depth: 1` to params in {folder}/spun.yaml, with the value to"
     for name, search, way_out in (
-        ("mine", "model.dropout.float=[0,0.5]", f"`dropout: 0.0` to {folder}/model/mine.yaml"),
-        ("spun", "params.depth.int=[1,4]", f"`depth: 1` to params in {folder}/spun.yaml"),
-        ("mine", "optimizer.beta.float=[0,1]", ""),  # a file of ours
+        ("mine", "model.dropout.float=[0,0.5]", "; test_validation.Own has no such parameter"),
+        ("spun", "params.depth.int=[1,4]", f"; {to_add} start from"),
+        ("mine", "optimizer.beta.float=[0,1]", "fused"),  # a file of ours
     ):
         line = only_mistake(ask(f"+space.{search}", name=name, folder=folder), folds)
-        if way_out:
-            assert line.endswith(f"; to have it, add {way_out}, with the value to start from")
-        else:
-            assert ", add " not in line
+        assert line.endswith(way_out), line
 
 
 def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path):

@@ -48,6 +48,7 @@ from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watc
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import WORKER_VARIABLE, Command, Task
+from studyloom.pickled import receive
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual, worker_id
 from studyloom.question.question import SECTIONS
@@ -82,6 +83,7 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     command = replace(command, age=lambda: time.monotonic() - began)
     told = take_environment()  # before any fork, and in workers that a launcher starts
     if WORKER_VARIABLE in os.environ:
+        receive()
         run_here(cfg, command, Line.of_launcher())
 
     def run_watched(line: Line, death: Death | None) -> NoReturn:

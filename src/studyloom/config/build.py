@@ -97,6 +97,28 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
         raise ConfigError(f"{key}: {describe_error(error)}") from error
 
 
+ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
+
+
+def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
+    """Returns the parameter of a key that a section lacks, by the signature of its target.
+
+    Returns:
+        None if there is no section with a target, or that has no such parameter. A target that
+        cannot be imported may have any: whoever builds it says why.
+    """
+    above, _, name = key.rpartition(".")
+    section = OmegaConf.select(config, above)
+    if not isinstance(section, DictConfig) or section.get("_target_") is None:
+        return None
+    try:
+        known = inspect.signature(find_target(section)).parameters
+    except Exception:  # a user's module may raise anything
+        return ANY
+    any_name = (each for each in known.values() if each.kind is each.VAR_KEYWORD)
+    return known.get(name) or next(any_name, None)
+
+
 def _is_section(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 

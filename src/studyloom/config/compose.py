@@ -56,6 +56,36 @@ class OwnGroups(SearchPathPlugin):
             search_path.append("studyloom", f"file://{GROUPS}")
 
 
+# The options of the groups that a primary config does not name; those of networks last.
+OF_ALL = {"sampler": "tpe", "pruner": "median", "storage": "sqlite", "launcher": "local"}
+OF_NETWORKS = {"optimizer": "adamw", "scheduler": "cosine", "loss": "cross_entropy"}
+QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
+
+
+def with_defaults(config: Any) -> Any:
+    """Returns a config file with an option of each group that its defaults list does not name.
+
+    Only if that has `studyloom`, which stands for these too; Hydra's own log files are left out.
+    """
+    named = config.get("defaults") if isinstance(config, DictConfig) else None
+    listed = [] if named is None else list(OmegaConf.to_container(named, resolve=False))
+    if "studyloom" not in listed:
+        return config
+    keys = {str(key) for item in listed if isinstance(item, dict) for key in item}
+    known = {re.split(r"[@ ]", key.removeprefix("override "))[0].strip("/") for key in keys}
+    is_loop = OmegaConf.select(config, "objective._target_") is not None
+    wanted = OF_ALL if is_loop else {**OF_ALL, **OF_NETWORKS}
+    if "space" not in config:
+        wanted = {**wanted, "space": "none"}
+    place = listed.index("studyloom") + 1
+    listed[place:place] = [{key: each} for key, each in wanted.items() if key not in known]
+    listed += ["_self_"] * ("_self_" not in listed)
+    listed += [{key: "none"} for key in QUIET if key not in keys]
+    with open_dict(config):
+        config["defaults"] = listed
+    return config
+
+
 class ReadOnce:
     """A source of Hydra's whose configs are read once in a process, and then unpickled.
 
@@ -94,9 +124,15 @@ class GuardedFiles(ReadOnce, FileConfigSource):
             except OSError:  # Hydra says which file is missing
                 return super().load_config(config_path)
             key = (self.provider, self.path, config_path, read.st_mtime_ns, read.st_size)
-            return self.read_once(key, lambda: FileConfigSource.load_config(self, config_path))
+            return self.read_once(key, lambda: self._read(config_path))
         result = super().load_config(config_path)
         guard.check(folder, config_path, result.config, (result.header or {}).get("package"))
+        result.config = with_defaults(result.config)
+        return result
+
+    def _read(self, config_path: str) -> ConfigResult:
+        result: ConfigResult = super().load_config(config_path)
+        result.config = with_defaults(result.config)
         return result
 
 
@@ -155,13 +191,17 @@ class Composer:
     """Composes the user's own command again with other group choices.
 
     The user's overrides are kept, except those of a key that the other option does not have:
-    `model.hidden=[8]` is left out when a trial chooses a CNN. `choices` has the user's own option
-    of each group.
+    `model.hidden=[8]` is left out when a trial chooses a CNN.
+
+    Args:
+        choices: the user's own option of each group.
+        complete: returns a composed config with what else belongs to it under some choices.
     """
 
     config_name: str
     overrides: tuple[str, ...]
     choices: Mapping[str, str]
+    complete: Callable[[DictConfig, Mapping[str, str]], DictConfig] = lambda config, _: config
     _cache: dict[frozenset[tuple[str, str]], DictConfig] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -190,7 +230,8 @@ class Composer:
         cache_key = frozenset(changed.items())
         if cache_key not in self._cache:
             try:
-                self._cache[cache_key] = self._compose(changed)
+                composed = self._compose(changed)
+                self._cache[cache_key] = self.complete(composed, {**self.choices, **changed})
             except Exception as error:
                 named = ", ".join(f"{group}={option}" for group, option in changed.items())
                 raise ConfigError(f"{named}: {describe_compose_error(error)}") from error

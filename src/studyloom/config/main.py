@@ -15,7 +15,7 @@ import re
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -437,16 +437,28 @@ def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
     sections.pop("hydra", None)
     refuse_passwords([f"storage.url={sections['storage']['url']}"])
     groups = {name: sections.pop(name) for name in STUDY_GROUPS if isinstance(sections[name], dict)}
-    # By its content: a study that is there already keeps its own until this is accepted.
-    digest = hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()[:12]
-    folder = _run_dir(config, overrides) / ".hydra" / GIVEN / digest
-    for name, section in groups.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        write_whole(folder / name / f"{GIVEN}.yaml", OmegaConf.to_yaml(OmegaConf.create(section)))
-    quiet = [{f"override hydra/{name}": "none"} for name in ("job_logging", "hydra_logging")]
     options = [{name: GIVEN} for name in groups]
-    primary = {"defaults": ["studyloom", *options, "_self_", *quiet]} | sections
-    write_whole(folder / f"{GIVEN}.yaml", OmegaConf.to_yaml(OmegaConf.create(primary)))
+    primary = {"defaults": ["studyloom", *options, "_self_"]} | sections
+    return of_sections(primary, _run_dir(config, overrides), groups)
+
+
+def of_sections(
+    primary: Mapping[str, Any], run_dir: Path, groups: Mapping[str, Any] | None = None
+) -> Invocation:
+    """Writes a primary config below its run directory, from where the workers compose it.
+
+    Args:
+        groups: the option `given` of each group.
+    """
+    texts = {GIVEN: primary} | {f"{name}/{GIVEN}": each for name, each in (groups or {}).items()}
+    texts = {name: OmegaConf.to_yaml(OmegaConf.create(each)) for name, each in texts.items()}
+    # By its content: a study that is there already keeps its own until this is accepted.
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
+    folder = run_dir / ".hydra" / GIVEN / digest
+    for name, text in texts.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
     return _of_file(folder / f"{GIVEN}.yaml")
 
 

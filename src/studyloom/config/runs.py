@@ -170,11 +170,11 @@ def beside_configs(run_dir: Path) -> Iterator[None]:
 
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(_config_folders(former)["main"], **VERSION_BASE):
+    with hydra.initialize_config_dir(config_folders(former)["main"], **VERSION_BASE):
         yield
 
 
-def _config_folders(former: Any) -> dict[str, str]:
+def config_folders(former: Any) -> dict[str, str]:
     """Returns the folders of the configs of a command, by who named each."""
     return {
         str(source.provider): str(source.path)
@@ -208,7 +208,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
         mark_own(run_dir)
     elif not is_own(run_dir):
         raise _not_own(run_dir, "says which command is run again, from which configuration")
-    folders = _config_folders(former)
+    folders = config_folders(former)
     changed = tuple(f"{item.partition('=')[0]}{end}" for item in overrides for end in ("=", "."))
     task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)
     unchanged = [item for item in task if not item.lstrip("+~").startswith(changed)]

@@ -36,7 +36,7 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     """Copies a config and sets values by key: about 2 ms, against 70 ms to compose."""
     copy: DictConfig = pickle.loads(pickle.dumps(config))  # config.copy() takes 7 ms
     for key, value in values.items():
-        OmegaConf.update(copy, key, value, merge=False)
+        OmegaConf.update(copy, key, value, merge=False, force_add=True)
     return copy
 
 

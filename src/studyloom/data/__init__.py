@@ -7,7 +7,7 @@ The classes imported here are those that configs name: `_target_: studyloom.data
 
 from studyloom.data.datasets import Datasets
 from studyloom.data.sound import Sound
-from studyloom.data.sources import Embedded, Idx, Loaded, Series, Table
+from studyloom.data.sources import Embedded, Idx, Loaded, Series, Table, read_arrays
 from studyloom.data.split import Split, Tokens
 from studyloom.data.transform import Picture, Reader
 from studyloom.files import asset
@@ -27,6 +27,7 @@ __all__ = [
     "asset",
     "datasets",
     "examples",
+    "read_arrays",
     "sound",
     "sources",
     "split",

@@ -295,6 +295,26 @@ class Loaded:
         return split
 
 
+def read_arrays(part: str, root: str) -> tuple[Any, Any]:
+    """Maps the files PART_inputs.npy and PART_targets.npy of a folder, as `Loaded.load`.
+
+    Args:
+        part: train or test.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    folder = Path(root).expanduser()
+    try:
+        inputs, targets = (
+            np.load(folder / f"{part}_{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("inputs", "targets")
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"data.load.root={root}: {error}") from error
+    return inputs, targets
+
+
 def _stored(inputs: Tensor) -> Tensor:
     """Converts floats to float32, and whole numbers that PyTorch can hardly use to wider ones."""
     if inputs.dtype == torch.bool:

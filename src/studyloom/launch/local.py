@@ -19,6 +19,7 @@ from studyloom.launch.forks import ForkedWorker, ForkServer
 from studyloom.launch.line import VARIABLE, Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
+from studyloom.pickled import descriptors
 from studyloom.processes import MARK, host_id, worker_id
 from studyloom.study.stopping import Stop
 
@@ -227,7 +228,7 @@ class LocalWorker:
             return subprocess.Popen(
                 self.command,
                 env=os.environ | self.environment | {VARIABLE: str(line)},
-                pass_fds=[line],
+                pass_fds=[line, *descriptors()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -28,6 +28,7 @@ from studyloom.errors import ConfigError, wants_tracebacks
 from studyloom.launch.line import Line
 from studyloom.launch.supervisor import WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Command, process_age
+from studyloom.pickled import descriptors
 from studyloom.processes import end_with
 from studyloom.study.stopping import Stop
 from studyloom.text import printable
@@ -77,7 +78,7 @@ def start_ranks(cfg: DictConfig, command: Command, line: Line, train: Train) -> 
         process = subprocess.Popen(
             [sys.executable, *command.worker()],
             env=os.environ | variables,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *descriptors()],
             stdin=subprocess.DEVNULL,
         )
         peers.processes.append(process)

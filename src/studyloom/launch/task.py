@@ -36,11 +36,13 @@ class Command:
     Args:
         program: what Python is given before the overrides, such as ("-m", "studies.mnist").
         age: returns the seconds for which the command has run.
+        is_call: whether a person called a function in its place.
     """
 
     program: tuple[str, ...]
     arguments: tuple[str, ...]
     age: Callable[[], float] = process_age
+    is_call: bool = False
 
     @classmethod
     def of_this_process(cls) -> "Command":

@@ -11,9 +11,9 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from studyloom.config.build import build, find_target, plain
-from studyloom.config.compose import Composer, own_world
+from studyloom.config.build import argument, build, find_target, plain
+from studyloom.config.compose import Composer, override_key, own_world
 from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.schema import SCHEMA
 from studyloom.config.values import (
@@ -71,7 +71,7 @@ from studyloom.question.sources import code_digests, digest_of_source, is_users_
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
-from studyloom.space.tree import Node, Parameter, Point, Space, group_of
+from studyloom.space.tree import Node, Parameter, Point, Space, group_of, start_of
 from studyloom.training.job import Job
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -133,8 +133,12 @@ class Question:
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
         """Returns the question that a composed config, without the section `hydra`, asks."""
+        space = parse_space(value_at(cfg, "space") or {}, group_options)
+        typed = {override_key(override).replace("/", ".") for override in composer.overrides}
+        complete = functools.partial(with_starts, space, typed)
+        composer, cfg = replace(composer, complete=complete), complete(cfg, composer.choices)
         composer.keep(cfg)
-        return cls(cfg, composer, parse_space(value_at(cfg, "space") or {}, group_options))
+        return cls(cfg, composer, space)
 
     @classmethod
     def gather(cls, cfg: DictConfig) -> TrainingData:
@@ -557,6 +561,39 @@ def _build_part(section: dict[str, Any], key: str, **offered: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return build(section, key, **offered)
+
+
+def with_starts(
+    space: Space, typed: Collection[str], config: DictConfig, choices: Mapping[str, str]
+) -> DictConfig:
+    """Returns a config with the values of the baseline that it lacks, or that the space gives.
+
+    A key is added where the target of its section has such a parameter, whose default counts.
+
+    Args:
+        typed: the keys that the command line sets.
+    """
+    values: dict[str, Any] = {}
+
+    def length_of(key: str) -> int:
+        value = values.get(key, value_at(config, key))
+        return len(value) if isinstance(value, list) else 1
+
+    has_params = bool(value_at(config, PARAMS))
+    for node in space.leaves(choices):
+        key, (section, _, name) = node.key, node.key.partition(".")
+        parameter = None
+        if not has_key(config, key):
+            parameter = argument(config, f"objective.{name}" if section == PARAMS else key)
+            # A name beside other params, which nothing says more of, may be a misspelt one.
+            free = section == PARAMS and (node.start is not None or not has_params)
+            if parameter is None and not free:
+                continue
+        elif node.start is None or key in typed:
+            continue
+        default = getattr(parameter, "default", None)
+        values[key] = start_of(node, default, length_of)
+    return with_values(config, values) if values else config
 
 
 def data_key(cfg: DictConfig) -> str:

@@ -8,6 +8,7 @@ import ast
 import functools
 import hashlib
 import inspect
+import linecache
 import os
 import sys
 import sysconfig
@@ -19,6 +20,7 @@ from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE
+from studyloom.pickled import digests
 
 CODE = "code."  # what the keys of digests begin with; the module follows
 DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
@@ -43,12 +45,12 @@ def code_digests(sections: Any) -> dict[str, str]:
         ConfigError: files have changed since this process imported them, so that it would call
             other code than it says; as in a notebook that runs a second study.
     """
-    digests: dict[str, str] = {}
+    found: dict[str, str] = {}
     for target in dict.fromkeys(targets(sections)):
         for part in _parts(target):
             if (named := _digest(part)) is not None:
-                digests[named[0]] = named[1]
-    if edited := [name for name in sorted(digests) if _is_edited(name, digests[name])]:
+                found[named[0]] = named[1]
+    if edited := [name for name in sorted(found) if _is_edited(name, found[name])]:
         raise ConfigError(
             [
                 f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this "
@@ -57,7 +59,7 @@ def code_digests(sections: Any) -> dict[str, str]:
                 for name in edited
             ]
         )
-    return {f"{CODE}{name}": digests[name] for name in sorted(digests)}
+    return {f"{CODE}{name}": found[name] for name in sorted(found)}
 
 
 def _is_edited(name: str, digest: str) -> bool:
@@ -115,17 +117,52 @@ def _digest(part: Any) -> tuple[str, str] | None:
     None for the code of others, and without a source.
     """
     name = str(part.__module__)
+    for own in (f"{name}.{part.__qualname__}", name):
+        if own in digests:  # of the program whose worker this is
+            return own, digests[own]
     file = getattr(sys.modules.get(name), "__file__", None)
     try:
         if file is not None:
             path = Path(file).resolve()
             return (name, digest_of_source(path.read_bytes())) if is_users_code(path) else None
         if name == "__main__":  # a notebook's
-            source = textwrap.dedent(inspect.getsource(part))
-            return f"{name}.{part.__qualname__}", digest_of_source(source.encode())
+            return f"{name}.{part.__qualname__}", digest_of_source(source_of(part).encode())
     except (OSError, TypeError):
         pass
     return None
+
+
+def source_of(part: Any) -> str:
+    """Returns the source of a function or class, also of a class that a notebook defines.
+
+    Raises:
+        OSError: it cannot be read.
+        TypeError: it is no Python code.
+    """
+    try:
+        return textwrap.dedent(inspect.getsource(part))
+    except (OSError, TypeError):
+        # Before Python 3.13 a class is looked for in the file of its module: `__main__` has none.
+        codes = [getattr(each, "__code__", None) for each in vars(part).values()]
+        for code in filter(None, codes):
+            text = "".join(linecache.getlines(code.co_filename))
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.ClassDef) and node.name == part.__name__:
+                    return ast.get_source_segment(text, node) or ""
+        raise
+
+
+def check_readable(part: Any) -> None:
+    """Raises ConfigError if an edit of a function or class in a notebook could not be told."""
+    main = sys.modules["__main__"]
+    if part.__module__ == "__main__" and not hasattr(main, "__file__"):
+        try:
+            source_of(part)
+        except (OSError, TypeError, SyntaxError):
+            raise ConfigError(
+                f"{part.__qualname__}: its source cannot be read, so that an edit of it could not "
+                "be told; define it in a cell of a notebook, a script or a module"
+            ) from None
 
 
 def is_users_code(path: Path) -> bool:

@@ -255,6 +255,9 @@ def _to_add(question: Question, branch: Branch, node: Node) -> str:
     """Says which line is to be added to which file of the user's own for a key; "" if to none."""
     section, _, name = node.key.partition(".")
     of_params = section == "params"
+    target = value_at(branch.config, f"{section}._target_")
+    if target is not None and section not in question.composer.choices:
+        return f"; {target} has no such parameter"
     file = question.composer.file_of(section, branch.choices)
     if file is None or "." in name or not (of_params or section in question.composer.choices):
         return ""

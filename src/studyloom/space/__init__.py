@@ -4,4 +4,4 @@ A parameter's name is its path in the tree. Optuna's distributions are used here
 of a space exist in the config is checked in `question`.
 """
 
-__all__ = ["language", "outline", "samplers", "tree"]
+__all__ = ["language", "outline", "ranges", "samplers", "tree"]

@@ -17,13 +17,14 @@ from studyloom.errors import ConfigError
 from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import is_scalar, kind_of, nearest
 
-# The kinds of leaves, with the keys that each may have beside its own.
+# The kinds of leaves, with the keys that each may have beside its own and `start`.
 KEYS: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
     "float": ("log", "step"),
     "choice": (),
     "list": ("length",),
 }
+START = "start"  # the key of the baseline's value
 LONGEST_NAME = 512  # of a parameter in Optuna's tables on PostgreSQL
 
 
@@ -111,14 +112,14 @@ class _Parser:
         if "list" in spec:
             return self._parse_list(child, spec, name, key, siblings)
         self._check_name(name)
-        distribution = self._parse_distribution(spec, name)
-        return [Leaf(name, key, distribution)] if distribution is not None else []
+        distribution = self._parse_distribution(spec, name, START)
+        return [] if distribution is None else [Leaf(name, key, distribution, spec.get(START))]
 
     def _parse_list(
         self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
     ) -> list[Node]:
         self._check_name(f"{name}.length")
-        if not self._check_keys(spec, name):
+        if not self._check_keys(spec, name, START):
             return []
         item = spec["list"]
         if not (isinstance(item, Mapping) and any(kind in item for kind in KEYS if kind != "list")):
@@ -133,7 +134,7 @@ class _Parser:
             return []
         if isinstance(length, str):
             length = key.removesuffix(child) + length
-        return [ListLeaf(name, key, distribution, length)]
+        return [ListLeaf(name, key, distribution, length, spec.get(START))]
 
     def _parse_length(
         self, length: Any, child: str, name: str, siblings: Mapping[str, Any]
@@ -175,10 +176,10 @@ class _Parser:
                 f"{len(name)}; shorten its keys"
             )
 
-    def _check_keys(self, spec: Mapping[str, Any], name: str) -> bool:
-        """Checks that a leaf has the keys of one kind and no others."""
+    def _check_keys(self, spec: Mapping[str, Any], name: str, *more: str) -> bool:
+        """Checks that a leaf has the keys of one kind, or more of them, and no others."""
         kind, *others = [kind for kind in KEYS if kind in spec]
-        allowed = (kind, *KEYS[kind])
+        allowed = (kind, *KEYS[kind], *more)
         unknown = others or [key for key in spec if key not in allowed]
         for key in unknown:
             self.mistakes.append(
@@ -187,9 +188,11 @@ class _Parser:
             )
         return not unknown
 
-    def _parse_distribution(self, spec: Mapping[str, Any], name: str) -> BaseDistribution | None:
-        """Parses an int, a float or a choice."""
-        if not self._check_keys(spec, name):
+    def _parse_distribution(
+        self, spec: Mapping[str, Any], name: str, *more: str
+    ) -> BaseDistribution | None:
+        """Parses an int, a float or a choice, which may have more keys."""
+        if not self._check_keys(spec, name, *more):
             return None
         if "choice" in spec:
             return self._parse_choice(spec["choice"], f"space.{name}.choice")

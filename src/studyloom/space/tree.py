@@ -40,11 +40,15 @@ class Leaf:
     `optimizer.sgd.momentum` and the key `optimizer.momentum`.
 
     `name` is the path in the tree; `key` is the path without the options.
+
+    Attributes:
+        start: the value of the baseline; None for that of the config.
     """
 
     name: str
     key: str
     distribution: BaseDistribution
+    start: Any = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,14 @@ class ListLeaf:
         item: the values that are searched for each item.
         length: the lengths that are searched (a single length needs no parameter), or the key of
             an earlier list of the same length.
+        start: the list of the baseline, or one value for each item; None for that of the config.
     """
 
     name: str
     key: str
     item: BaseDistribution
     length: IntDistribution | str
+    start: Any = None
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,9 @@ class Space:
                             option = assign(Parameter(name, node.distribution, key, "option"))
                         point.choices[group_of(key)] = option
                         visit(options[option])
-                    case Leaf(name, key, distribution):
+                    case Leaf(name=name, key=key, distribution=distribution):
                         point.values[key] = assign(Parameter(name, distribution, key, "value"))
-                    case ListLeaf(name, key, item, length):
+                    case ListLeaf(name=name, key=key, item=item, length=length):
                         if isinstance(length, str):
                             count = len(point.values[length])
                         elif length.low == length.high:
@@ -211,6 +217,12 @@ class Space:
             return value
 
         return self.walk(decide)
+
+    def leaves(self, choices: Mapping[str, str]) -> Iterator[Leaf | ListLeaf]:
+        """Yields the leaves that certain choices open, in the order of the tree."""
+        for chosen, nodes in self.branches():
+            if chosen.items() <= choices.items():
+                yield from (node for node in nodes if not isinstance(node, Group))
 
     def size(self) -> float:
         """Returns the number of points: infinity for a continuous range, or beyond all floats."""
@@ -325,6 +337,43 @@ def count_values(distribution: BaseDistribution) -> float:
                 return round((high - low) / step) + 1
             return 1 if low == high else math.inf
     raise AssertionError(distribution)
+
+
+def middle_of(distribution: BaseDistribution) -> Any:
+    """Returns the value in the middle of a range, on the scale on which it is drawn.
+
+    Of choices that are not ordered it is the first.
+    """
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return choices[len(choices) // 2 if is_ordered(distribution) else 0]
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            middle = math.sqrt(low) * math.sqrt(high) if log else (low + high) / 2
+            return low + round((middle - low) / step) * step
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            if step is not None:
+                return nth_value(distribution, int(count_values(distribution)) // 2)
+            middle = math.sqrt(low) * math.sqrt(high) if log else low / 2 + high / 2
+            return min(max(low, float(f"{middle:.4g}")), high)
+    raise AssertionError(distribution)
+
+
+def start_of(node: Leaf | ListLeaf, default: Any, length_of: Callable[[str], int]) -> Any:
+    """Returns where a search begins in a node: its start, or a default that it can give.
+
+    Else it is the middle of the range.
+
+    Args:
+        length_of: returns the length of another list by its key.
+    """
+    if node.start is not None:
+        return node.start
+    if isinstance(node, Leaf):
+        fits = default is not None and why_not(node.distribution, default) is None
+        return default if fits else middle_of(node.distribution)
+    ranged = isinstance(node.length, IntDistribution)
+    count = middle_of(node.length) if ranged else length_of(str(node.length))
+    return [middle_of(node.item)] * count
 
 
 def nth_value(distribution: BaseDistribution, index: int) -> Any:

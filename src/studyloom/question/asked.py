@@ -1,0 +1,325 @@
+"""The primary config of a study that is asked in Python: what `studyloom.search` gets, as YAML.
+
+A config names classes and functions, so those need names: at the top level of a module, of a script
+or of a notebook. Tensors and arrays become files of the run directory, from where workers map them
+and later commands read them.
+"""
+
+import hashlib
+import inspect
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+
+from studyloom.config.compose import GROUPS, OF_NETWORKS
+from studyloom.config.main import GIVEN
+from studyloom.config.overrides import STUDY_GROUPS, meant
+from studyloom.config.runs import config_folders, read_written
+from studyloom.config.schema import SCHEMA
+from studyloom.config.trust import SECTIONS, read_yaml
+from studyloom.data.split import make_folds
+from studyloom.errors import ConfigError
+from studyloom.files import write_whole, write_with
+from studyloom.pickled import MAIN, give
+from studyloom.question.sources import check_readable, targets
+from studyloom.text import nearest, no_such_key
+
+SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
+PARTS = ("train", "test")
+OURS = ("study", "train", "winner", "storage", "checkpoints", "cost")  # sections whose keys we know
+READ_ARRAYS = "studyloom.data.read_arrays"
+WANTED = (
+    "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
+    "or a pair of inputs and targets as tensors or arrays"
+)
+# A class or function is trained as a network if it takes one of these, or is a Module.
+OF_NETWORK = {"shape", "outputs"}
+
+
+@dataclass
+class Asked:
+    """A question that was asked in Python.
+
+    Attributes:
+        sections: of a primary config.
+        arrays: those that it names, by the path of their file.
+        said: what was decided for the user, in words.
+    """
+
+    sections: dict[str, Any]
+    arrays: dict[Path, Any] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def run_dir(self) -> Path:
+        named = self.sections.get("run_dir", f"runs/{self.sections['study']['name']}")
+        return Path(named).absolute()
+
+    def write(self) -> None:
+        """Writes the arrays that the run directory lacks."""
+        for path, array in self.arrays.items():
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_with(path, lambda file, array=array: np.save(file, array, allow_pickle=False))
+
+
+def ask(
+    subject: Callable[..., Any], space: Mapping[str, Any], data: Any, settings: Mapping[str, Any]
+) -> Asked:
+    """Returns the question of the arguments of `studyloom.search`.
+
+    Args:
+        settings: sections of a config, keys by their dotted names, and options of groups.
+
+    Raises:
+        ConfigError: every mistake in them; the space and the values are checked with the config.
+    """
+    target, mistakes = _name_of(subject)
+    asked = Asked({"study": {"name": target.rpartition(".")[2].lower()}})
+    sections, options = asked.sections, dict[str, str]()
+    trains = _is_network(subject)
+    for key, value in settings.items():
+        mistakes += _put(sections, options, key, value)
+    sections.setdefault("model" if trains else "objective", {})["_target_"] = target
+    if not trains and not _says_direction(sections, subject):
+        mistakes.append("maximize or minimize must name the value that the function reports")
+    if space:
+        sections["space"] = dict(space) if trains else {"params": dict(space)}
+    for group, branches in (space if trains else {}).items():
+        if chosen := _option_of(group, branches, options):
+            options[group] = chosen
+    try:
+        _add_data(asked, options, data, trains=trains)
+    except ConfigError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    listed = [{group: option} for group, option in options.items()]
+    asked.sections = {"defaults": ["studyloom", *listed], **sections}
+    return asked
+
+
+def _name_of(subject: Any) -> tuple[str, list[str]]:
+    """Returns the dotted name of a class or function, and why no worker could find it by that."""
+    name = getattr(subject, "__qualname__", type(subject).__name__)
+    target = f"{getattr(subject, '__module__', '')}.{name}"
+    if "<lambda>" in name:
+        return target, ["a lambda has no name, by which a config could name it; write a def"]
+    if "<locals>" in name:
+        return target, [
+            f"{name.rpartition('.')[2]} is defined within a function, where no other process finds "
+            "it; move it to the top level of the notebook, script or module"
+        ]
+    try:
+        if resolve_name(target) is subject:
+            check_readable(subject)
+            return target, []
+    except ConfigError as error:
+        return target, error.mistakes
+    except (AttributeError, ImportError, ValueError):
+        pass
+    return target, [
+        f"{target} is not the object itself; give a class, or a function that a module, script or "
+        f"notebook defines; got {type(subject).__name__}"
+    ]
+
+
+def _parameters(subject: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(subject).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _is_network(subject: Any) -> bool:
+    is_module = inspect.isclass(subject) and issubclass(subject, nn.Module)
+    return is_module or bool(OF_NETWORK & {*_parameters(subject)})
+
+
+def _says_direction(sections: dict[str, Any], subject: Any) -> bool:
+    """Whether it is known what is better; of an objective of Optuna's less, as there."""
+    objective = sections["objective"]
+    if "direction" not in objective:
+        first, *others = [*_parameters(subject).values()] or [None]
+        if first is None or first.name == "run" or any(p.default is p.empty for p in others):
+            return False
+        objective |= {"metric": objective.get("metric", "value"), "direction": "minimize"}
+    return True
+
+
+def _put(sections: dict[str, Any], options: dict[str, str], key: str, value: Any) -> Sequence[str]:
+    """Puts a setting where a config has it; returns the mistake in its key."""
+    top, *below = key.split(".")
+    if top not in SECTIONS or top == "hydra":
+        near = meant(key, SCHEMA) or nearest(key, SECTIONS)
+        return [f"{key}: no such keyword, which must be a section or key of a config{near}"]
+    known = [*SCHEMA[top]] if top in OURS else []
+    if below and known and below[0] not in known:
+        return [no_such_key(f"{top}.{below[0]}", known)]
+    if not below and top in STUDY_GROUPS and isinstance(value, str):
+        if "://" in value:
+            sections.setdefault(top, {})["url"] = value
+        else:
+            options[top] = value
+    elif isinstance(value, Mapping) and value:
+        return [m for name in value for m in _put(sections, options, f"{key}.{name}", value[name])]
+    else:
+        node = sections
+        for name in key.split(".")[:-1]:
+            node = node.setdefault(name, {})
+        node[key.split(".")[-1]] = value
+    return []
+
+
+def _option_of(group: str, branches: Any, options: Mapping[str, str]) -> str | None:
+    """Returns the option of a group to begin with, where a space chooses among some."""
+    if group in options or not isinstance(branches, Mapping):
+        return None
+    named = [name for name in branches if (GROUPS / group / f"{name}.yaml").is_file()]
+    usual = OF_NETWORKS.get(group)
+    return None if not named or usual in named else named[0]
+
+
+# The data
+
+
+def _add_data(asked: Asked, options: dict[str, str], data: Any, *, trains: bool) -> None:
+    """Adds the section of the data; raises ConfigError if they are nothing that we know."""
+    if isinstance(data, str):
+        options["data"] = data
+        return
+    if data is None and not trains:
+        return
+    section = asked.sections.setdefault("data", {})
+    if isinstance(data, Mapping) and "_target_" in data:
+        asked.sections["data"] = {**data, **section}
+        return
+    train, test = _divided(asked, data)
+    held_out = max(1, len(train[1] if isinstance(train, tuple) else train) // SHARE)
+    if not isinstance(train, tuple):
+        made = {
+            part: give(f"data.{part}", each)
+            for part, each in zip(PARTS, (train, test), strict=True)
+        }
+        made = {"_target_": "studyloom.data.Datasets", **made}
+    else:
+        root = _add_arrays(asked, train, test)
+        load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(root)}
+        made = {"_target_": "studyloom.data.Loaded", "load": load}
+        if trains and np.asarray(train[1][:1]).dtype.kind == "f":
+            options.setdefault("loss", "mse")
+            asked.sections.setdefault("objective", {}).setdefault("metric", "rmse")
+    asked.sections["data"] = {**made, "validation": held_out, **section}
+    asked.said.append(
+        f"data: {asked.sections['data']['validation']} training examples are held "
+        "out to choose by (data.validation)"
+    )
+
+
+def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
+    """Returns the training and the test part, each a Dataset or a pair of arrays."""
+    data = tuple(data) if isinstance(data, list) else data
+    if _is_part(data):
+        part, seed = _as_pair(data), asked.sections["study"].get("seed", 0)
+        count = len(part[1] if isinstance(part, tuple) else part)
+        sealed = max(1, count // SHARE)
+        asked.said.append(
+            f"data: {sealed} of {count} examples, drawn by study.seed={seed}, are the test part"
+        )
+        targets = torch.zeros(count, dtype=torch.long)
+        if isinstance(part, tuple) and np.asarray(part[1]).dtype.kind in "iu":
+            targets = torch.as_tensor(np.asarray(part[1])).long()
+        rows = make_folds(targets, 1, sealed, seed)[0]
+        if isinstance(part, tuple):
+            first, second = (tuple(each[index] for each in part) for index in rows)
+            return first, second
+        return Subset(part, rows[0].tolist()), Subset(part, rows[1].tolist())
+    if isinstance(data, tuple) and len(data) == 2 and all(map(_is_part, data)):
+        train, test = map(_as_pair, data)
+        if isinstance(train, tuple) == isinstance(test, tuple):
+            return train, test
+    raise ConfigError(f"{WANTED}; got {_described(data)}")
+
+
+def _is_part(value: Any) -> bool:
+    """Whether something is a Dataset, or a pair of arrays."""
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and all(map(_is_array, value))
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not _is_array(value)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
+
+
+def _as_pair(part: Any) -> Any:
+    is_pair = isinstance(part, TensorDataset) and len(part.tensors) == 2
+    return part.tensors if is_pair else tuple(part) if isinstance(part, list) else part
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_described, value))})"
+    return type(value).__name__
+
+
+def _add_arrays(asked: Asked, train: Any, test: Any) -> Path:
+    """Adds the arrays of both parts; returns their folder, which is named after what they hold."""
+    arrays, digest = {}, hashlib.sha256()
+    for part, pair in zip(PARTS, (train, test), strict=True):
+        for name, value in zip(("inputs", "targets"), pair, strict=True):
+            array = _array(value, f"data: the {name} of the {part} part")
+            arrays[f"{part}_{name}.npy"] = array
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.data)
+    root = asked.run_dir / "data" / digest.hexdigest()[:12]
+    asked.arrays = {root / name: array for name, array in arrays.items()}
+    return root
+
+
+def _array(value: Any, name: str) -> Any:
+    """Returns a tensor or array as one of NumPy's, floats as float32."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    array = np.ascontiguousarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ConfigError(f"{name} must be numbers; got {array.dtype}")
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def write_question(run_dir: Path, folder: Path) -> Path:
+    """Writes what `search` asked in a run directory as a primary config; see `Study.to_yaml`."""
+    former = read_written(run_dir, "hydra.yaml").get("hydra")
+    if former is None or former.job.config_name != GIVEN:
+        raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
+    path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
+    sections: Any = OmegaConf.to_container(read_yaml(path), resolve=False)
+    named = [each for each in targets(sections) if each.startswith((MAIN, "studyloom.pickled."))]
+    if named:
+        raise ConfigError(
+            [
+                f"{each}: a config cannot name what a notebook or script holds; move it into a "
+                "module, and import it from there"
+                for each in named
+            ]
+        )
+    name = sections["study"]["name"]
+    load = sections.get("data", {}).get("load", {})
+    if isinstance(load, dict) and load.get("_target_") == READ_ARRAYS:
+        place = folder.absolute() / name
+        shutil.copytree(load["root"], place, dirs_exist_ok=True)
+        load["root"] = str(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / f"{name}.yaml"
+    write_whole(written, OmegaConf.to_yaml(OmegaConf.create(sections)))
+    return written

@@ -1,0 +1,57 @@
+"""The ranges of a search space in Python: each returns what YAML holds in its place."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Range = dict[str, Any]
+
+
+def Int(
+    low: int, high: int, *, log: bool = False, step: int | None = None, start: int | None = None
+) -> Range:
+    """Returns a range of whole numbers, both ends included: `Int(4, 256, log=True)`.
+
+    Args:
+        start: the value of the baseline.
+    """
+    return _range("int", [low, high], log, step, start)
+
+
+def Float(
+    low: float,
+    high: float,
+    *,
+    log: bool = False,
+    step: float | None = None,
+    start: float | None = None,
+) -> Range:
+    """Returns a range of numbers: `Float(1e-4, 1e-1, log=True)`.
+
+    Args:
+        start: the value of the baseline.
+    """
+    return _range("float", [low, high], log, step, start)
+
+
+def Choice(*choices: Any, start: Any = None) -> Range:
+    """Returns a choice among strings, numbers, True, False and None: `Choice("relu", "tanh")`.
+
+    Args:
+        start: the value of the baseline.
+    """
+    return {"choice": [*choices]} | ({} if start is None else {"start": start})
+
+
+def List(item: Range, length: int | str | Range, *, start: Sequence[Any] | None = None) -> Range:
+    """Returns a list of values: `List(Int(16, 512, log=True), length=Int(1, 3))`.
+
+    Args:
+        length: a number, a range, or the name of a list beside it that is as long.
+        start: the list of the baseline.
+    """
+    return {"list": item, "length": length} | ({} if start is None else {"start": [*start]})
+
+
+def _range(kind: str, ends: list[Any], log: bool, step: Any, start: Any) -> Range:
+    further = {"log": log or None, "step": step, "start": start}
+    return {kind: ends} | {key: value for key, value in further.items() if value is not None}

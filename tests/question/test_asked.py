@@ -1,0 +1,195 @@
+"""What a call in Python asks: the same as its YAML, with every mistake before trial 0."""
+
+import inspect
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+import toys
+import yaml
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+import studyloom as sl
+from studyloom.data.training_data import TrainingData
+from studyloom.question.asked import ask
+from studyloom.question.validation import validate
+from studyloom.space.language import parse_space
+
+
+class Net(nn.Sequential):
+    def __init__(self, shape, outputs, width=8, dropout=0.0):
+        layers = nn.Linear(math.prod(shape), width), nn.Dropout(dropout)
+        super().__init__(nn.Flatten(), *layers, nn.Linear(width, outputs))
+
+
+def loop(config, run):
+    return config.params.lr
+
+
+def objective(trial):
+    return trial.suggest_float("x", 0, 1)
+
+
+class Points(Dataset):
+    def __init__(self, count):
+        self.targets = [n % 2 for n in range(count)]
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index), 1.0]), self.targets[index]
+
+
+def pair(count, dtype=torch.long):
+    inputs = torch.randn(count, 2, generator=torch.Generator().manual_seed(count))
+    return inputs, (inputs.sum(1) > 0).to(dtype)
+
+
+SPACE = {
+    "model": {"width": sl.Int(4, 64, log=True, start=16)},
+    "optimizer": {"lr": sl.Float(1e-3, 0.1, log=True)},
+}
+SMALL = {"trials": 2, "quiet": True, "workers": 1, "sampler": "random"}
+SMALL |= {"train": {"epochs": 1, "batch_size": 8}}
+
+
+def test_ranges_are_what_yaml_holds():
+    assert sl.Int(1, 9, step=2) == yaml.safe_load("{int: [1, 9], step: 2}")
+    assert sl.Float(0.1, 1, log=True, start=0.5) == yaml.safe_load(
+        "{float: [0.1, 1], log: true, start: 0.5}"
+    )
+    assert sl.Choice("relu", 3, True) == yaml.safe_load("{choice: [relu, 3, true]}")
+    layers = sl.List(sl.Int(16, 512), length=sl.Int(1, 3))
+    assert layers == yaml.safe_load("{list: {int: [16, 512]}, length: {int: [1, 3]}}")
+    with pytest.raises(sl.ConfigError, match=r"space\.lr\.float"):
+        parse_space({"lr": sl.Float(1, 0)}, lambda group: [])
+
+
+@pytest.mark.parametrize("name", ["search", "run", "open_study", "load_winner", "Int", "List"])
+def test_functions_name_their_parameters_with_types(name):
+    signature = inspect.signature(getattr(sl, name))
+    assert all(each.annotation is not each.empty for each in signature.parameters.values())
+    assert getattr(sl, name).__doc__
+
+
+def test_python_and_its_yaml_ask_the_same_and_come_to_the_same_trials(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = {**SMALL, "winner": {"enabled": False}}
+    with sl.search(Net, space=SPACE, data=(pair(60), pair(20)), name="mine", **few) as study:
+        written = study.to_yaml("conf")
+        asked = study._stored.question()
+        with sl.run(written, ["run_dir=again"], quiet=True) as again:
+            assert again._stored.question() == asked
+            columns = ("number", "value", "params.model.width", "params.optimizer.lr")
+            rows = (
+                [[row[name] for name in columns] for row in s.to_dicts()] for s in (study, again)
+            )
+            first, second = rows
+            assert first == second
+            assert first[0][2] == 16, "the start is trial 0"
+
+
+def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ask(Net, SPACE, pair(100), {"study.seed": 3})
+    assert asked.said == [
+        "data: 20 of 100 examples, drawn by study.seed=3, are the test part",
+        "data: 16 training examples are held out to choose by (data.validation)",
+    ]
+    sizes = {path.name: len(array) for path, array in asked.arrays.items()}
+    assert (sizes["train_inputs.npy"], sizes["test_targets.npy"]) == (80, 20)
+    same, other = (ask(Net, SPACE, pair(100), {"study.seed": seed}) for seed in (3, 4))
+    assert [*same.arrays] == [*asked.arrays] != [*other.arrays]
+    assert ask(Net, SPACE, TensorDataset(*pair(100)), {"study.seed": 3}).sections == asked.sections
+
+
+def test_numbers_are_learnt_by_mse_and_datasets_by_their_items(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sections = ask(Net, {}, (pair(60, torch.float), pair(20, torch.float)), {}).sections
+    assert {"loss": "mse"} in sections["defaults"]
+    assert sections["objective"]["metric"] == "rmse"
+    few = {**SMALL, "winner": {"top": 1, "seeds": 1}}
+    with sl.search(Net, space=SPACE, data=(Points(40), Points(20)), name="sets", **few) as study:
+        predicted = study.winner.predict(np.zeros((3, 2), np.float32))
+        assert predicted.classes.shape == (3,)
+        with pytest.raises(sl.ConfigError, match="cannot name what a notebook or script holds"):
+            study.to_yaml("conf")
+
+
+def test_an_option_that_the_space_lacks_is_no_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for names, options in ((("sgd", "adam"), [{"optimizer": "sgd"}]), (("sgd", "adamw"), [])):
+        space = {"optimizer": {name: {"lr": sl.Float(0.1, 1)} for name in names}}
+        listed = ask(Net, space, "mnist5k", {}).sections["defaults"]
+        assert listed == ["studyloom", *options, {"data": "mnist5k"}]
+
+
+def test_an_objective_of_optunas_is_minimized_and_a_loop_says_what_is_better():
+    section = ask(objective, {}, None, {}).sections["objective"]
+    assert (section["metric"], section["direction"]) == ("value", "minimize")
+    with pytest.raises(sl.ConfigError, match="maximize or minimize must name"):
+        ask(loop, {}, None, {})
+
+
+def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def inner(config, run):
+        return 0
+
+    generator = (pair(3) for _ in range(2))
+    for call, words in {
+        lambda: sl.search(lambda run: 0, minimize="loss"): ["a lambda has no name"],
+        lambda: sl.search(inner, minimize="loss"): ["inner is defined within a function"],
+        lambda: sl.search(3, minimize="x"): ["got int"],
+        lambda: sl.search(Net, data=generator, trails=3): [
+            "trails: no such keyword.*did you mean study.trials",
+            "data must be a pair.*got generator",
+        ],
+        lambda: sl.search(Net, data=None): ["data must be a pair"],
+        lambda: sl.search(Net, data=(pair(9), Points(3))): [r"got \(\(Tensor, Tensor\), Points\)"],
+        lambda: sl.search(loop, minimize="loss", **{"study.trails": 3}): ["did you mean trials"],
+    }.items():
+        with pytest.raises(sl.ConfigError) as caught:
+            call()
+        for pattern in words:
+            assert re.search(pattern, str(caught.value)), caught.value
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(sl.ConfigError, match=r"space\.params\.lr\.float"):
+        sl.search(loop, minimize="loss", space={"lr": sl.Float(1, 0)})
+
+
+def test_a_primary_config_says_only_what_differs(tmp_path):
+    """A baseline is a start, a default of the target that is in range, or the middle."""
+    (tmp_path / "mine.yaml").write_text(
+        """\
+defaults: [studyloom, data: mnist5k]
+study: {name: mine}
+model: {_target_: test_asked.Net}
+space:
+  model: {width: {int: [4, 64], start: 5}, dropout: {float: [0.0, 0.5]}}
+  optimizer: {eps: {float: [1.0e-6, 1.0e-4], log: true}}
+"""
+    )
+    start = {"model.width": 5, "model.dropout": 0.0, "optimizer.eps": 1e-5}
+    assert toys.ask(name="mine", folder=tmp_path).baseline.params == start
+    typed = toys.ask("+model.width=7", name="mine", folder=tmp_path).baseline.params
+    assert typed == start | {"model.width": 7}
+    (tmp_path / "loop.yaml").write_text(
+        """\
+defaults: [studyloom]
+study: {name: mine}
+objective: {_target_: test_asked.loop, metric: loss, direction: minimize}
+params: {lr: 0.5}
+space: {params: {lr: {float: [0, 1]}, rl: {float: [0, 1]}, depth: {int: [1, 3], start: 2}}}
+"""
+    )
+    question = toys.ask(name="loop", folder=tmp_path)
+    with pytest.raises(sl.ConfigError, match=r"params\.rl: no such key") as caught:
+        validate(question, TrainingData())
+    assert len(caught.value.mistakes) == 1
+    assert "loss" not in question.composer.choices, "a loop has no groups of networks"
