@@ -127,8 +127,9 @@ def test_a_key_that_a_file_of_ones_own_lacks_is_told_with_that_file_and_the_line
     write_study("mine", tmp_path)
     write_study("spun", tmp_path, kind="loop")
     folder = tmp_path / "conf"
-    config = folder / "mine.yaml"
-    config.write_text(config.read_text().replace("studies.mine.Net", "test_validation.Own"))
+    for path in folder.iterdir():
+        text = path.read_text().replace("studies.mine.Net", "test_validation.Own")
+        path.write_text(text.replace("studies.spun.train", "toys.train"))
     to_add = f"to have it, add `depth: 1` to params in {folder}/spun.yaml, with the value to"
     for name, search, way_out in (
         ("mine", "model.dropout.float=[0,0.5]", "; test_validation.Own has no such parameter"),
