@@ -183,11 +183,9 @@ QUICK = ("study.trials=2", "train.epochs=1", "winner.seeds=2", "launcher.workers
 
 
 @pytest.mark.chaos
-def test_the_own_study_and_the_python_of_the_readme_run_one_after_the_other_as_they_stand(tmp_path):
-    text = PAPERS["README.md"].partition("## Your own study")[2]
-    (network, code), (model, space) = blocks(text, "python"), blocks(text, "yaml")
-    assert len(network.splitlines()) <= 12
-    assert len(space.splitlines()) <= 8
+def test_the_own_study_of_the_readme_runs_as_it_stands(tmp_path):
+    text = PAPERS["README.md"].partition("## In YAML")[2]
+    (space,) = blocks(text, "yaml")
 
     def run(*command):
         options = {"env": environment(), "capture_output": True, "text": True}
@@ -199,18 +197,9 @@ def test_the_own_study_and_the_python_of_the_readme_run_one_after_the_other_as_t
     assert first == ["studyloom", "new", "mine"]
     write_study("mine", tmp_path)
     run(*begins[1:], *QUICK)
-    page = tmp_path / "studies" / "mine.py"
-    parts = re.fullmatch(r"(.*\n)class Net.*?(\ndef load.*)", page.read_text(), re.S)
-    page.write_text(f"{parts[1]}{network}\n{parts[2]}")
-    (tmp_path / "conf" / "model" / "mine.yaml").write_text(model)
-    (tmp_path / "conf" / "space" / "mine.yaml").write_text(space)
-    assert "`python -m studies.mine` searches it" in text
+    config = tmp_path / "conf" / "mine.yaml"
+    config.write_text(config.read_text().partition("\nspace:")[0] + f"\n{space}")
     assert "2 of 2 trials" in run("-m", "studies.mine", *QUICK)
-    assert '["study.trials=30"]' in code
-    code = code.replace('["study.trials=30"]', repr([*QUICK, "study.trials=3"]))
-    script = f"import torch\ninputs = torch.zeros(3, 2)\n{code}\nprint('to the end')"
-    assert run("-c", script).endswith("to the end\n")
-    assert (tmp_path / "runs" / "mine" / "winner.pt").is_file()
 
 
 @pytest.mark.chaos
