@@ -310,7 +310,7 @@ ALLOWED = {
     },
     "a space over what it may set": {
         "theirs": "defaults: [mnist, _self_]\nspace: {model: {mlp: {dropout: {float: [0, 0.5]}}}, "
-        "train: {batch_size: {choice: [32, 64]}}}\n"
+        "train: {batch_size: {choice: [32, 64]}}, where: [train.batch_size > 32]}\n"
     },
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.question.rule import LONGEST, Condition, Rule, parse_rule
+from studyloom.question.rule import LONGEST, Condition, Rule, parse_relations, parse_rule
 
 PARAMETERS = Goal("parameters", "minimize")
 KNOWN = (ACCURACY, PARAMETERS, Goal("latency_ms", "minimize"))
@@ -63,3 +63,51 @@ def test_a_rule_of_a_million_words_is_refused_at_once_and_not_repeated():
     (mistake,) = mistakes_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
     assert f"must have at most {LONGEST} characters" in mistake
     assert len(mistake) < 200
+
+
+RELATED = ("model.width", "model.depth", "model.hidden.1", "a", "b")
+
+
+def test_a_relation_is_arithmetic_of_parameters_and_says_nothing_where_one_is_missing():
+    for text, kept, broken in (
+        ("model.width * model.depth <= 4_096", {"model.width": 64}, {"model.width": 65}),
+        ("4096/model.depth >= model.width", {"model.width": 64}, {"model.width": 65}),
+        ("model.width % 8 == 0 and model.width > 8", {"model.width": 16}, {"model.width": 8}),
+        ("-(a - 2 - 1) * +b < a % b", {"a": 8, "b": 5}, {"a": 2, "b": 5}),
+        ("a + b == .3", {"a": 0.1, "b": 0.2}, {"a": 0.1, "b": 0.2001}),
+        ("a / b < 1e9", {"a": 1, "b": 2}, {"a": 1, "b": 0}),
+    ):
+        relations = parse_relations([text], RELATED)
+        others = {"model.depth": 64, "model.act": "relu"}
+        assert all(relation.holds(others | kept) for relation in relations), text
+        assert not all(relation.holds(others | broken) for relation in relations), text
+        assert all(relation.holds({"model.act": "relu"}) for relation in relations)
+        assert parse_relations([*map(str, relations)], RELATED) == relations
+
+
+def test_all_that_is_wrong_with_relations_is_told_at_once_and_nothing_is_run():
+    wrong = [
+        *(
+            "a",
+            "a <",
+            "a < b < 3",
+            "a ** b < 2",
+            "(a < 2",
+            "a) < 2",
+            "__import__('os') < 1",
+            "a = b",
+        ),
+        *("a < 2x", "a < 1 or b < 2", "a[0] < 1", "a < 1;b < 2", "a < 5 and", "a < \x1b", 5),
+        "a" + "+ 1" * 100 + "< 5",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        parse_relations([*wrong, "model.widht < 3 and c < b", "model.act < 3"], RELATED)
+    *syntax, width, c, act = caught.value.mistakes
+    assert len(syntax) == len(wrong)
+    assert all("is no relation; write such as 'model.width * model" in line for line in syntax)
+    assert "\x1b" not in "".join(syntax)
+    assert "c is no parameter of numbers in the space; there are model.width" in width
+    assert c.endswith(
+        "model.widht is no parameter of numbers in the space; did you mean model.width?"
+    )
+    assert "model.act is no parameter of numbers" in act

@@ -207,6 +207,60 @@ def test_a_batch_that_cannot_be_divided_among_the_ranks_is_named():
     ]
 
 
+# Relations and repeats
+
+HEADS = (
+    *("~model", "+model={_target_:test_validation.Heads,width:6,heads:2}", "space=none"),
+    "+space.model={width:{int:[2,14],step:2},heads:{choice:[1,2,4]}}",
+)
+
+
+class Heads(Own):
+    """A network whose width its heads divide."""
+
+    def __init__(self, shape, classes, width, heads):
+        assert width % heads == 0, f"{width} % {heads}"
+        super().__init__(shape, classes, width)
+
+
+def test_what_a_relation_keeps_out_is_not_built_and_the_rest_is(folds):
+    high, four = mistakes_of(ask(*HEADS), folds)
+    assert "14 % 4" in high
+    assert four.startswith("model.heads=4: ")
+    related = ask(*HEADS, "+space.where=['model.width % model.heads == 0']")
+    validate(related, TrainingData(None, IMAGES, folds))
+    assert related.space.size() == 7 + 7 + 3
+    assert related.identity("x") != ask(*HEADS).identity("x")
+
+
+def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(folds):
+    with pytest.raises(ConfigError) as caught:
+        ask(*HEADS, "+space.where=['model.widht > 2', 'model.width >', 3]")
+    assert len(caught.value.mistakes) == 3
+    assert "did you mean model.width?" in caught.value.mistakes[0]
+    for relation, words in {
+        "model.width > 8": "composed breaks space.where 'model.width > 8' with model.width=6; chan",
+        "model.width > 16": "study.baseline: the configuration as composed breaks",
+    }.items():
+        relations = f"+space.where=['{relation} and model.width % model.heads == 0']"
+        assert words in only_mistake(ask(*HEADS, relations), folds)
+    never = ask(*HEADS, relations, "study.baseline=false")
+    assert "no point of the space keeps to model.width > 16 and" in only_mistake(never, folds)
+    wide = ("space=none", "+space.optimizer.lr.float=[0.0001,1]", "study.baseline=false")
+    never = ask(*wide, "+space.where=['optimizer.lr > 1']")
+    assert "no point of 10_000 that were drawn keeps to" in only_mistake(never, folds)
+    endless = ask(*wide, "study.repeats=false")
+    assert "space of finitely many points; give its ranges" in only_mistake(endless, folds)
+
+
+def test_a_parameter_may_be_called_where():
+    own = ("space=none", "+params.where=3", "objective._target_=toys.train")
+    question = ask(*own, "+space.params.where.int=[1,4]", "+space.where='params.where < 4'")
+    assert [point.params for point in question.space.points()] == [
+        {"params.where": n} for n in (1, 2, 3)
+    ]
+
+
 # What ends a search early
 
 STOP = ("study.stop=regret", "study.regret=0.005")

@@ -1,15 +1,20 @@
+import math
 import time
+from dataclasses import replace
 
 import optuna
 import pytest
 from optuna.trial import create_trial
 
 from studyloom.errors import ConfigError
+from studyloom.question.rule import parse_relations
 from studyloom.space.language import parse_space
-from studyloom.space.samplers import LARGEST_GRID, GridSampler
+from studyloom.space.outline import outline
+from studyloom.space.samplers import LARGEST_GRID, GridSampler, any_point, identify
 from studyloom.space.tree import Space
 
 GROUPS = {"model": ["mlp", "cnn"]}
+NUMBERS = ("model.cnn.channels", "optimizer.momentum")
 CONDITIONAL = {
     "model": {
         "mlp": {"hidden": {"list": {"choice": [8, 16]}, "length": {"int": [1, 2]}}},
@@ -101,3 +106,42 @@ def test_a_space_of_too_many_points_is_refused_without_going_through_them():
     with pytest.raises(ConfigError, match=f"points; at most {LARGEST_GRID}"):
         GridSampler(space)
     assert time.perf_counter() - started < 0.1
+
+
+def test_points_that_break_a_relation_are_neither_counted_nor_visited(space):
+    relation = parse_relations(["model.cnn.channels <= 100 * optimizer.momentum"], NUMBERS)
+    related = replace(space, relations=relation)
+    kept = [point.params for point in space.points() if relation[0].holds(point.params)]
+    assert [point.params for point in related.points()] == kept
+    assert related.size() == len(kept) == 24 + 5
+    points = GridSampler(related, seed=3).points
+    assert sorted(map(kept.index, (point.params for point in points))) == [*range(29)]
+    assert "where model.cnn.channels <= 100 * optimizer.momentum" in str(
+        outline(related).children[-1].label
+    )
+
+
+def test_a_point_is_drawn_at_random_that_keeps_to_relations_and_is_not_taken(space):
+    related = replace(space, relations=parse_relations(["optimizer.momentum > .15"], NUMBERS))
+    taken = set()
+    while (point := any_point(related, len(taken), taken)) is not None:
+        assert related.breach(point.params) is None
+        taken.add(identify(point))
+    assert len(taken) == related.size() == 18
+    wide = space_of({"optimizer": {"lr": {"float": [0, 1]}, "width": {"int": [1, 9]}}})
+    for text, found in (("optimizer.lr * optimizer.width < .5", True), ("optimizer.lr > 1", False)):
+        tight = replace(
+            wide, relations=parse_relations([text], ["optimizer.lr", "optimizer.width"])
+        )
+        assert tight.size() == math.inf
+        assert (any_point(tight, 0) is not None) == found
+        assert any_point(tight, 3) == any_point(tight, 3)
+
+
+def test_a_step_is_one_point_however_it_was_added_up(space):
+    one, other = (
+        space.at({"model": "cnn", "model.cnn.channels": 8, "optimizer.momentum": momentum})
+        for momentum in (0.3, 0.1 + 0.2)
+    )
+    assert one != other
+    assert identify(one) == identify(other)

@@ -198,3 +198,21 @@ def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier, ranked)
     assert rates
     starts = find_warm_starts(other, ())
     assert [start.point.params["optimizer.lr"] for start in starts.points] == rates
+
+
+def test_points_that_break_a_relation_are_left_out_with_a_line(tmp_path):
+    tight = "+space.where=['optimizer.sgd.lr * optimizer.sgd.momentum < .01']"
+    question = ask(*RANDOM, tight, f"study.enqueue=[{CNN},{MLP}]")
+    starts = find_warm_starts(question, ())
+    assert [start.source for start in starts.points] == ["study.enqueue[1]"]
+    assert starts.notes == [
+        "study.enqueue[0]: is left out, since it breaks space.where 'optimizer.sgd.lr * "
+        "optimizer.sgd.momentum < .01' with optimizer.sgd.lr=0.1, optimizer.sgd.momentum=0.5"
+    ]
+    source = finished_run(tmp_path / "earlier")
+    never = ask(*RANDOM, "+space.where=['train.batch_size < 1']", f"study.from={source}")
+    taken = find_warm_starts(never, ())
+    assert (taken.points, len(taken.notes)) == ([], 1)
+    assert (
+        "none of its trials is taken: breaks space.where 'train.batch_size < 1'" in taken.notes[0]
+    )

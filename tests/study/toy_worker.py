@@ -26,10 +26,10 @@ def work(question: Question, stored, trials, stopping=None, folds=FOLDS, **limit
     Worker(question, stored, data, stop, FOLDER["checkpoints"], Limits(**limits)).run(trials)
 
 
-def work_side_by_side(question, url, trials, workers):
+def work_side_by_side(question, url, trials, workers, **limits):
     """The same by several threads, each with a connection of its own."""
     threads = [
-        threading.Thread(target=work, args=(question, open_study(url, "s"), trials))
+        threading.Thread(target=work, args=(question, open_study(url, "s"), trials), kwargs=limits)
         for _ in range(workers)
     ]
     for thread in threads:

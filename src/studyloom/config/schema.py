@@ -36,6 +36,7 @@ class StudySection:
     redo_baseline: bool = key(False, "true: trains a failed baseline again, in its slot")
     max_attempts: int = key(3, "workers that may die of one trial before it has failed")
     max_failures: int = key(5, "trials in a row that may fail for one reason before the study ends")
+    repeats: bool = key(True, "false: no point of a finite space is trained twice")
     lease: float = key(60.0, "seconds after which a silent worker loses its trial")
     enqueue: Any = key([], "points to try first, such as `[{model:cnn,model.cnn.channels:16}]`")
     top: int = key(5, "how many points of study.from are tried")

@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,13 +65,13 @@ from studyloom.question.jobs import (
 )
 from studyloom.question.loop import Loop, LoopObjective
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
-from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule
+from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_relations, parse_rule
 from studyloom.question.run import TEST, Place, Run, finite
 from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
-from studyloom.space.tree import Node, Parameter, Point, Space, group_of, start_of
+from studyloom.space.tree import Node, Parameter, Point, Space, group_of, is_numeric, start_of
 from studyloom.training.job import Job
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -84,7 +84,7 @@ SECTIONS = (
     *("space", "objective", "params", "train"),
 )
 FIRST = Attempt()
-PARAMS = "params"
+PARAMS, WHERE = "params", "where"
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
@@ -97,11 +97,15 @@ class Branch:
     """A part of the space: its nodes are searched after certain choices of groups.
 
     The config has those options, by the name of their group, and defaults otherwise.
+
+    Attributes:
+        opened: the options of all groups of the space that are searched then.
     """
 
     choices: Mapping[str, str]
     nodes: tuple[Node, ...]
     config: DictConfig
+    opened: Mapping[str, str]
 
     def __str__(self) -> str:
         return ", ".join(f"{group}={option}" for group, option in self.choices.items())
@@ -133,7 +137,7 @@ class Question:
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
         """Returns the question that a composed config, without the section `hydra`, asks."""
-        space = parse_space(value_at(cfg, "space") or {}, group_options)
+        space = read_space(cfg, group_options)
         typed = {override_key(override).replace("/", ".") for override in composer.overrides}
         complete = functools.partial(with_starts, space, typed)
         composer, cfg = replace(composer, complete=complete), complete(cfg, composer.choices)
@@ -330,7 +334,9 @@ class Question:
         if self.space.size() == 1:
             return min(1, trials)
         points = getattr(self.sampler(0), "points", None)
-        return trials if points is None else min(trials, len(points))
+        if points is None and self.config.study.repeats:
+            return trials
+        return int(min(trials, self.space.size() if points is None else len(points)))
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the question, by key; two equal ones ask the same.
@@ -386,7 +392,7 @@ class Question:
             if not self.config.study.baseline:
                 values = {key: each for key, each in point.values.items() if has_key(branch, key)}
                 branch = with_values(branch, values)
-            branches.append(Branch(choices, nodes, branch))
+            branches.append(Branch(choices, nodes, branch, point.choices))
         if mistakes:
             raise ConfigError(list(dict.fromkeys(mistakes)))
         return branches
@@ -420,7 +426,7 @@ class FunctionQuestion(Question):
         if not hasattr(target, "composed"):
             return super().ask(cfg, composer)
         config: DictConfig = build_function(cfg.objective).composed()  # type: ignore[attr-defined]
-        space = parse_space(value_at(cfg, "space") or {}, lambda group: [], PARAMS)
+        space = read_space(cfg, lambda group: [], PARAMS)
         params: Any = value_at(cfg, PARAMS) or {}
         searched = [leaf.name for _, nodes in space.branches() for leaf in nodes]
         named = [(PARAMS, key) for key, _ in flatten(params)] if params else []
@@ -596,6 +602,18 @@ def with_starts(
     return with_values(config, values) if values else config
 
 
+def read_space(cfg: DictConfig, options: Callable[[str], Sequence[str]], above: str = "") -> Space:
+    """Parses the section `space`: the tree, and its `where` unless that is a range; see there."""
+    tree = dict(value_at(cfg, "space") or {})
+    where = [] if isinstance(tree.get(WHERE), Mapping) else tree.pop(WHERE, None) or []
+    space = parse_space(tree, options, above)
+    known: dict[str, Any] = {}
+    for choices, _ in space.branches() if where else ():
+        known |= space.walk(functools.partial(stand_in, choices, end=-1)).distributions
+    numbers = [n for n in known if is_numeric(known[n])]
+    return replace(space, relations=parse_relations(where, numbers))
+
+
 def data_key(cfg: DictConfig) -> str:
     """Returns the digest of the section `data`, from which the training part follows."""
     return digest_of_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
@@ -613,17 +631,17 @@ def without_places(sections: dict[str, Any]) -> dict[str, Any]:
     return sections
 
 
-def stand_in(choices: Mapping[str, str], parameter: Parameter) -> Any:
+def stand_in(choices: Mapping[str, str], parameter: Parameter, end: int = 0) -> Any:
     """Returns the value of a parameter where only groups are chosen.
 
-    An option is as chosen if the space has it; any other parameter is at its low end.
+    An option is as chosen if the space has it; any other parameter is at an end; see `end_of`.
     """
     distribution = parameter.distribution
     if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
         option = choices.get(group_of(parameter.key))
         if option in distribution.choices:
             return option
-    return end_of(distribution, 0)
+    return end_of(distribution, end)
 
 
 def end_of(distribution: BaseDistribution, end: int) -> Any:

@@ -1,16 +1,20 @@
-"""Limits of costs, and the rule that chooses the winner by its values.
+"""Limits of costs, the rule that chooses the winner by its values, and relations of parameters.
 
 `objective.constraints` has a limit for each cost, such as `parameters: "<= 100_000"`. A cost is
 known before training, so that a trial beyond a limit is not trained. `winner.rule` chooses among
-trials with several values:
+trials with several values, and `space.where` has the relations that each point of the space keeps:
 
     rule       = ("max" | "min") NAME [ "where" condition { "and" condition } ]
-    condition  = NAME ("<" | "<=" | ">" | ">=") NUMBER
+    relation   = condition { "and" condition }
+    condition  = sum ("<" | "<=" | ">" | ">=" | "==") sum
 
-An example is `max accuracy where parameters < 50_000`. A name is that of a value of each trial: the
-metric, or a cost.
+Sums are of names and numbers, with + - * / % and parentheses. In a rule a condition compares the
+name of a value of each trial, the metric or a cost, with a number, and has no `==`, such as
+`max accuracy where parameters < 50_000`. In a relation names are those of parameters, such as
+`model.width * model.depth <= 4096`.
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +30,7 @@ LONGEST = 200
 NUMBER = r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?"
 LIMIT = re.compile(rf"\s*(<=|>=)\s*({NUMBER})\s*", re.ASCII)
 NAME = r"[A-Za-z_][\w.]*"
-CONDITION = re.compile(rf"\s*({NAME})\s*([<>]=?)\s*({NUMBER})\s*", re.ASCII)
+TOKEN = re.compile(rf"\s*({NUMBER.removeprefix('[-+]?')}|{NAME}|[<>]=?|==|[-+*/%()])\s*", re.ASCII)
 RULE = re.compile(rf"\s*(max|min)\s+({NAME})(?:\s+where\s+(.*))?\s*", re.ASCII | re.DOTALL)
 WHERE_COSTS = (
     "; what a network costs is known where objective.metric or objective.constraints names it"
@@ -37,6 +41,17 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+Operation = Callable[[float, float], float]
+# The signs between two parts of a condition, the loosest first; nothing holds of what is NaN.
+OPERATIONS: Sequence[Mapping[str, Operation]] = (
+    SIGNS | {"==": operator.eq},
+    {"+": operator.add, "-": operator.sub},
+    {
+        "*": operator.mul,
+        "/": lambda left, right: left / right if right else math.nan,
+        "%": lambda left, right: left % right if right else math.nan,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,22 @@ class Condition:
 
     def __str__(self) -> str:
         return f"{self.name} {self.sign} {self.bound:_.15g}"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A condition between parameters, such as `model.width * model.depth <= 4096`."""
+
+    text: str
+    tokens: tuple[str, ...]
+    names: frozenset[str]
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """Whether a point with these parameters keeps to it, as one does that lacks one of them."""
+        return not params.keys() >= self.names or _compare(self.tokens, params)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -133,6 +164,76 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
     return limits
 
 
+def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
+    """Parses `space.where`, such as ["model.width % model.heads == 0"].
+
+    Args:
+        known: the parameters of the space that are numbers.
+
+    Raises:
+        ConfigError: every text that is no relation, and every unknown name.
+    """
+    mistakes, relations = [], list[Relation]()
+    for text in map(str, section if isinstance(section, list) else [section]):
+        where = f"space.where: {text[:LONGEST]!r}"
+        try:
+            found = _parse_conditions(text)
+        except (ValueError, LookupError):
+            mistakes.append(
+                f"{where} is no relation; write such as 'model.width * model.depth <= 4096', in at "
+                f"most {LONGEST} characters: names and numbers with + - * / % and parentheses, and "
+                f"one of {', '.join(OPERATIONS[0])} between two of these"
+            )
+            continue
+        relations += found
+        for name in sorted({name for each in found for name in each.names}.difference(known)):
+            near = nearest(name, known) or f"; there are {', '.join(known) or 'none'}"
+            mistakes.append(f"{where}: {name} is no parameter of numbers in the space{near}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return tuple(relations)
+
+
+def _parse_conditions(text: str) -> list[Relation]:
+    """Parses conditions with `and` between; raises ValueError or LookupError for what is none."""
+    relations = []
+    for part in re.split(r"\sand\s", text[: LONGEST + 1]):
+        tokens = tuple(match[1] for match in TOKEN.finditer(part))
+        names = frozenset(filter(re.compile(NAME).match, tokens))
+        if len(text) > LONGEST or "".join(tokens) != "".join(part.split()):
+            raise ValueError
+        _compare(tokens, dict.fromkeys(names, 1.0))
+        relations.append(Relation(part.strip(), tokens, names))
+    return relations
+
+
+def _compare(tokens: Sequence[str], known: Mapping[str, Any]) -> bool:
+    left_over = [*tokens[::-1]]
+    left, sign, right = _compute(left_over, known), left_over.pop(), _compute(left_over, known)
+    if left_over:
+        raise ValueError
+    alike = math.isclose(left, right, rel_tol=1e-12)  # as 0.1 + 0.2 and 0.3
+    return bool(OPERATIONS[0][sign](left, left if alike else right))
+
+
+def _compute(tokens: list[str], known: Mapping[str, Any], level: int = 1) -> float:
+    """Computes one side of a condition, whose tokens it takes from the end of a list."""
+    if level < len(OPERATIONS):
+        value = _compute(tokens, known, level + 1)
+        while tokens and tokens[-1] in OPERATIONS[level]:
+            value = OPERATIONS[level][tokens.pop()](value, _compute(tokens, known, level + 1))
+        return value
+    token = tokens.pop()
+    if token in OPERATIONS[1]:  # a sign
+        return OPERATIONS[1][token](0.0, _compute(tokens, known, level))
+    if token == "(":
+        value = _compute(tokens, known)
+        if tokens.pop() != ")":
+            raise ValueError
+        return value
+    return float(known[token] if re.match(NAME, token) else token)
+
+
 def parse_rule(
     text: str, known: Sequence[Goal], key: str = "winner.rule", hint: str = WHERE_COSTS
 ) -> Rule:
@@ -154,10 +255,14 @@ def parse_rule(
     if len(known) > 1:
         example += f" where {known[1].name} < 50_000"
     rule = RULE.fullmatch(text)
-    bounds = re.split(r"\sand\s", rule[3]) if rule and rule[3] is not None else []
-    found = filter(None, map(CONDITION.fullmatch, bounds))
-    conditions = tuple(Condition(each[1], each[2], float(each[3])) for each in found)
-    if rule is None or len(conditions) < len(bounds):
+    conditions: list[Condition] = []
+    try:
+        for each in _parse_conditions(rule[3]) if rule and rule[3] is not None else ():
+            name, sign, *bound = each.tokens
+            conditions.append(Condition(name, sign, _compute(bound[::-1], {})))
+    except (ValueError, LookupError):
+        rule = None
+    if rule is None or not all(each.sign in SIGNS for each in conditions):
         raise ConfigError(
             f"{key}: {text!r} is no rule; write such as '{example}': each condition has one of "
             f"{', '.join(SIGNS)} and a number, and `and` stands between two"
@@ -174,4 +279,4 @@ def parse_rule(
         mistakes.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
     if mistakes:
         raise ConfigError(mistakes)
-    return Rule(goals[name], conditions)
+    return Rule(goals[name], tuple(conditions))

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -36,7 +37,8 @@ from studyloom.errors import (
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_test
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
-from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of, why_not
+from studyloom.space.samplers import DRAWS, any_point
+from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Node, Space, group_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule
@@ -71,6 +73,7 @@ def validate(question: Question, data: TrainingData) -> None:
     except ConfigError as error:
         mistakes += error.mistakes
     if not mistakes:
+        mistakes += _check_relations(question)
         if isinstance(question, FunctionQuestion):
             mistakes += _check_functions(question, data)
         else:
@@ -251,6 +254,25 @@ def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
                 yield f"{where} {problem}{ways_out}"
 
 
+def _check_relations(question: Question) -> Iterator[str]:
+    """Yields relations that the baseline breaks, or that nothing keeps; and repeats without end."""
+    space, baseline = question.space, question.baseline
+    if baseline is not None and (words := space.breach(baseline.params)) is not None:
+        yield (
+            f"study.baseline: the configuration as composed {words}; change a default or the "
+            "relation, or set study.baseline=false"
+        )
+    elif space.relations and any_point(space, question.seed) is None:
+        tried = "the space" if space.size() <= LARGEST_GRID else f"{DRAWS:_} that were drawn"
+        together = " and ".join(map(str, space.relations))
+        yield f"space.where: no point of {tried} keeps to {together}; loosen it"
+    if not question.config.study.repeats and math.isinf(space.size()):
+        yield (
+            "study.repeats=false is for a space of finitely many points; give its ranges of float "
+            "a step or a choice, or set study.repeats=true"
+        )
+
+
 def _to_add(question: Question, branch: Branch, node: Node) -> str:
     """Says which line is to be added to which file of the user's own for a key; "" if to none."""
     section, _, name = node.key.partition(".")
@@ -387,7 +409,11 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
     for branch in question.branches:
         for probe in probes(branch.nodes):
             try:
-                jobs = build_jobs(with_values(branch.config, probe), data.folds, seed=0)
+                config = with_values(branch.config, probe)
+                point = question.space.default(branch.opened, partial(value_at, config))
+                if question.space.breach(point.params) is not None:
+                    continue
+                jobs = build_jobs(config, data.folds, seed=0)
                 # The retraining of the winner is on all examples.
                 everything = replace(jobs[0], train=torch.arange(len(split)))
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})

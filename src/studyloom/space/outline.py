@@ -12,7 +12,7 @@ from optuna.distributions import (
 from rich.text import Text
 from rich.tree import Tree
 
-from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space
+from studyloom.space.tree import LARGEST_GRID, Group, Leaf, ListLeaf, Node, Space
 from studyloom.text import as_yaml
 
 
@@ -20,11 +20,14 @@ def outline(space: Space) -> Tree:
     """Draws a space as a tree: its size, groups with their options, leaves with their ranges."""
     size = space.size()
     if math.isfinite(size):
-        title = f"space: {size:.0f} point{'' if size == 1 else 's'}"
+        most = "at most " if space.relations and size > LARGEST_GRID else ""
+        title = f"space: {most}{size:.0f} point{'' if size == 1 else 's'}"
     else:
         title = "space: infinitely many points"
     tree = Tree(Text(title, style="bold"))
     _add_nodes(tree, space.nodes, "")
+    for relation in space.relations:
+        tree.add(Text(f"where {relation}"))
     return tree
 
 

@@ -1,20 +1,20 @@
 """Samplers of our own: a grid that visits each point once, and CMA-ES without pickles."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from studyloom.errors import ConfigError
-from studyloom.space.tree import Point, Space
+from studyloom.space.tree import LARGEST_GRID, Point, Space
 
-LARGEST_GRID = 100_000
+DRAWS = 10_000  # of a space that is not enumerated, until a point is found
 SLOT = "slot"  # as in storage.attributes, which this room may not import
 
 
@@ -31,7 +31,7 @@ class GridSampler(BaseSampler):
     """
 
     def __init__(self, space: Space, seed: int = 0, baseline: Point | None = None) -> None:
-        next(space.points())  # raises ConfigError for continuous ranges
+        next(Space(space.nodes).points())  # raises ConfigError for continuous ranges
         if (size := space.size()) > LARGEST_GRID:
             raise ConfigError(
                 [
@@ -67,6 +67,35 @@ class GridSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         raise AssertionError(f"{param_name} is a parameter of no point of the grid")
+
+
+def identify(point: Point | FrozenTrial) -> frozenset[tuple[str, Any]]:
+    """Returns what two points share only if they are one; 0.1 + 2 × 0.1 is the step 0.3 too."""
+    given: Any = point.distributions
+    stepped = [name for name in given if getattr(given[name], "step", None)]
+    steps = {n: round((point.params[n] - given[n].low) / given[n].step) for n in stepped}
+    return frozenset((point.params | steps).items())
+
+
+def any_point(space: Space, seed: int, taken: Collection[Any] = ()) -> Point | None:
+    """Draws a point at random that breaks no relation and is not taken.
+
+    Args:
+        taken: what `identify` returns of each point that is.
+
+    Returns:
+        None if there is none, or if DRAWS draws from a space too large to enumerate found none.
+    """
+    points: Iterable[Point]
+    if Space(space.nodes).size() <= LARGEST_GRID:
+        order = np.random.default_rng(seed).permutation(len(space.grid))
+        points = (space.grid[i] for i in order)
+    else:
+        draw: Any = RandomSampler(seed).sample_independent
+        decide = lambda asked: draw(None, None, asked.name, asked.distribution)  # noqa: E731
+        points = (space.walk(decide) for _ in range(DRAWS))
+    held = (point for point in points if space.breach(point.params) is None)
+    return next((point for point in held if identify(point) not in taken), None)
 
 
 class CmaEsSampler(optuna.samplers.CmaEsSampler):

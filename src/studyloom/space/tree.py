@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from optuna.distributions import (
     BaseDistribution,
@@ -30,6 +30,8 @@ from optuna.trial import BaseTrial
 
 from studyloom.errors import ConfigError
 from studyloom.text import as_yaml, is_scalar, kind_of, nearest
+
+LARGEST_GRID = 100_000  # points that are enumerated
 
 
 @dataclass(frozen=True)
@@ -128,15 +130,33 @@ class Point:
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
 
 
+class Relation(Protocol):
+    """A relation between parameters, written as in `space.where`."""
+
+    @property
+    def names(self) -> frozenset[str]: ...
+    def holds(self, params: Mapping[str, Any]) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Space:
     """A search space: the nodes at the root of its tree.
 
     Attributes:
         nodes: a group comes before the leaves beside its options.
+        relations: what keeps combinations of values out.
     """
 
     nodes: tuple[Node, ...]
+    relations: tuple[Relation, ...] = ()
+
+    def breach(self, params: Mapping[str, Any]) -> str | None:
+        """Says which relation a point with these parameters breaks: "breaks …"; None for none."""
+        for relation in self.relations:
+            if not relation.holds(params):
+                values = ", ".join(f"{n}={as_yaml(params[n])}" for n in sorted(relation.names))
+                return f"breaks space.where '{relation}' with {values}"
+        return None
 
     def at(self, params: Mapping[str, Any]) -> Point:
         """Returns the point with these parameters; raises KeyError if one has no value."""
@@ -225,14 +245,18 @@ class Space:
                 yield from (node for node in nodes if not isinstance(node, Group))
 
     def size(self) -> float:
-        """Returns the number of points: infinity for a continuous range, or beyond all floats."""
+        """Returns the number of points: infinity for a continuous range, or beyond all floats.
+
+        Of more than LARGEST_GRID points, those that break relations are counted too.
+        """
         try:
-            return _count_points(self.nodes)
+            size = _count_points(self.nodes)
         except OverflowError:
             return math.inf
+        return len(self.grid) if self.relations and size <= LARGEST_GRID else size
 
     def points(self) -> Iterator[Point]:
-        """Yields every point of a finite space, depth first.
+        """Yields every point of a finite space that breaks no relation, depth first.
 
         Raises:
             ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
@@ -257,7 +281,9 @@ class Space:
                     trail.append(0)
                 return nth_value(parameter.distribution, trail[depth])
 
-            yield self.walk(decide)
+            point = self.walk(decide)
+            if self.breach(point.params) is None:
+                yield point
             while trail and trail[-1] + 1 == widths[len(trail) - 1]:
                 trail.pop()
             if not trail:
@@ -415,13 +441,15 @@ def why_not(distribution: BaseDistribution, value: Any) -> str | None:
     raise AssertionError(distribution)
 
 
+def is_numeric(distribution: BaseDistribution) -> bool:
+    """Whether all values of a distribution are numbers."""
+    return all(type(choice) in (int, float) for choice in getattr(distribution, "choices", ()))
+
+
 def is_ordered(distribution: BaseDistribution) -> bool:
     """Whether near values of a distribution are alike: numbers, or choices of rising numbers."""
-    if not isinstance(distribution, CategoricalDistribution):
-        return True
-    choices = distribution.choices
-    numbers = all(type(choice) in (int, float) for choice in choices)
-    return numbers and list(choices) == sorted(choices)  # type: ignore[type-var]
+    choices = list(getattr(distribution, "choices", ()))
+    return is_numeric(distribution) and choices == sorted(choices)
 
 
 def place_in(distribution: BaseDistribution, value: Any) -> float:

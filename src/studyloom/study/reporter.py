@@ -83,12 +83,14 @@ class Limits:
         trial_timeout: seconds that a trial may take; None for no limit.
         max_attempts: workers that may die of one trial before it has failed.
         max_failures: trials in a row that may fail for the same reason before the study stops.
+        repeats: whether several trials may have the same point.
     """
 
     lease: float = 60.0
     trial_timeout: float | None = None
     max_attempts: int = 3
     max_failures: int = 5
+    repeats: bool = True
 
 
 @dataclass

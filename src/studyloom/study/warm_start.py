@@ -49,12 +49,14 @@ class PlacedPoint:
     Attributes:
         unasked: messages about parameters that the space does not have at this point, by name.
         composed: the names of the parameters that were not given and have their composed value.
+        breaks: whether all values are possible, but together break a relation, as `wrong` says.
     """
 
     point: Point = field(default_factory=Point)
     wrong: list[str] = field(default_factory=list)
     unasked: dict[str, str] = field(default_factory=dict)
     composed: list[str] = field(default_factory=list)
+    breaks: bool = False
 
 
 def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoint:
@@ -104,6 +106,8 @@ def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoin
     placed.point = question.space.walk(decide)
     for name in flat.keys() - used:
         _check_unasked(question, placed, name, key_of[name], flat[name], composed)
+    if not placed.wrong and (words := question.space.breach(placed.point.params)) is not None:
+        placed.breaks, placed.wrong = True, [words]
     return placed
 
 
@@ -329,7 +333,7 @@ def find_warm_starts(
         return WarmStarts()
     mistakes: list[str] = []
     notes: list[str] = []
-    points = list(_enqueued_points(question, enqueued, mistakes))
+    points = list(_enqueued_points(question, enqueued, mistakes, notes))
     if study.top < 1:
         mistakes.append(f"study.top must be at least 1; got {study.top}")
     if getattr(question.sampler(0), "points", None) is not None:
@@ -399,7 +403,9 @@ def _read_all(sources: Sequence[str], mistakes: list[str], notes: list[str]) -> 
     return [*studies.values()]
 
 
-def _enqueued_points(question: Question, enqueued: Any, mistakes: list[str]) -> Iterator[WarmStart]:
+def _enqueued_points(
+    question: Question, enqueued: Any, mistakes: list[str], notes: list[str]
+) -> Iterator[WarmStart]:
     if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
         mistakes.append(
             "study.enqueue must be a list of points, such as [{model: cnn, …}, …]; "
@@ -409,9 +415,12 @@ def _enqueued_points(question: Question, enqueued: Any, mistakes: list[str]) -> 
     for index, parameters in enumerate(enqueued):
         source = f"study.enqueue[{index}]"
         placed = place_point(question, parameters)
+        if placed.breaks:
+            notes.append(f"{source}: is left out, since it {placed.wrong.pop()}")
         problems = (*placed.wrong, *placed.unasked.values())
         mistakes += [f"{source}: {problem}" for problem in problems]
-        yield WarmStart(placed.point, source)
+        if not placed.breaks:
+            yield WarmStart(placed.point, source)
 
 
 AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from
@@ -434,7 +443,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     study_id = stored.ledger.study_id
 
     def queue(connection: Connection) -> int:
-        tried = [trial.params for trial in _lock_trials(connection, stored)]
+        tried = [trial.params for trial in lock_trials(connection, stored)]
         (known,) = sql.study_attrs(connection, study_id, SOURCES)
         known = known or []
         looked = AUTO in known and AUTO in starts.sources
@@ -459,7 +468,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     return execute(stored.ledger.storage, queue) if starts.points or starts.sources else 0
 
 
-def _lock_trials(connection: Connection, stored: StoredStudy) -> list[FrozenTrial]:
+def lock_trials(connection: Connection, stored: StoredStudy) -> list[FrozenTrial]:
     """Reads the trials that fill slots; until the commit nobody makes another."""
     ledger = stored.ledger
     sql.lock_study(connection, ledger.study_id, ledger.uuid)
@@ -491,7 +500,7 @@ def redo_baseline(stored: StoredStudy) -> None:
     study_id = stored.ledger.study_id
 
     def redo(connection: Connection) -> None:
-        if (failed := failed_baseline(_lock_trials(connection, stored))) is not None:
+        if (failed := failed_baseline(lock_trials(connection, stored))) is not None:
             sql.write(connection, [sql.set_aside(failed._trial_id)])
             slot, attributes = failed.user_attrs[SLOT], {BASELINE: True, ENQUEUED: AS_COMPOSED}
             _queue_trial(connection, study_id, slot, Point(), attributes)

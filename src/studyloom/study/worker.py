@@ -36,6 +36,7 @@ from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.question import KEEPS_STATE
 from studyloom.question.rule import Cost
 from studyloom.seeds import derive
+from studyloom.space.samplers import any_point, identify
 from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import BASELINE, KEPT, PAUSED, RESUMED, SLOT, WORKER
 from studyloom.storage.database import Connection
@@ -52,6 +53,7 @@ from studyloom.study.reporter import (
     current_environment,
 )
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.warm_start import lock_trials
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 
@@ -105,6 +107,8 @@ class TrialFiles:
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
 # the end of a search 1 000 workers that looked twice a second would keep their server busy.
 WAIT, LONGEST_WAIT = 0.25, 5.0
+REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
+NO_POINT = "space.where: no point was found that keeps to it; loosen it"
 log = logging.getLogger(__name__)
 
 
@@ -285,10 +289,10 @@ class Worker:
             resumed = {"epoch": frozen.last_step, "deaths": claim.deaths, "death": claim.death}
             trial.set_user_attr(RESUMED, resumed)
             log.info("%s", resumed_words(frozen.number, resumed))
-        with self.watch("sampling"):
-            point = self.question.space.suggest(trial)
-        with self.watch("storage"):
-            reporter.commit()
+        point = self.draw(reporter)
+        if point is None:
+            reporter.fail(Failure(failures.ERROR, NO_POINT))
+            return
         checkpoint = self.files.checkpoint(frozen.number, point)
         try:
             self.train(point, frozen, reporter, checkpoint)
@@ -301,25 +305,70 @@ class Worker:
             raise
         self.files.remove(checkpoint)
 
+    def draw(self, reporter: Reporter) -> Point | None:
+        """Draws the point of a trial and stores it; one that is given or stored already stays.
+
+        The sampler draws again, with other seeds, what breaks a relation, or has been drawn where
+        `limits.repeats` is false; then chance decides. Returns None if that finds nothing.
+        """
+        question, buffer, number = self.question, self.stored.storage, reporter.trial.number
+        given, again = bool(reporter.trial.params), 0
+        new = not given and not self.limits.repeats
+        # Who has trial 0 may not have stored its point yet.
+        taken = {identify(each) for each in (question.baseline,) if new and each is not None}
+
+        def write(connection: Connection) -> None:
+            others = lock_trials(connection, self.stored) if new else []
+            taken.update(identify(each) for each in others if each.number != number)
+            if identify(point) not in taken:
+                buffer.write(connection)
+
+        while True:
+            with self.watch("sampling"):
+                point = question.space.suggest(reporter.trial)
+            if given or question.space.breach(point.params) is None:
+                with self.watch("storage"):
+                    if not self.stored.ledger.renew(reporter.claim, self.limits.lease, write):
+                        raise ClaimLost
+                if identify(point) not in taken:
+                    buffer.mark_written()
+                    return point
+            buffer.undraw()
+            again += 1
+            with self.watch("sampling"):
+                if again > REDRAWS:
+                    seed = derive(question.seed, number, 1, again)
+                    if (found := any_point(question.space, seed, taken)) is None:
+                        return None
+                    self.give(reporter.trial._trial_id, found)
+                reporter.trial = self.ask(reporter.trial._trial_id, derive(number, again))
+
+    def ask(self, trial_id: int, number: int) -> optuna.Trial:
+        """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
+        if "sampler" not in self.question.keeps_state:
+            self.stored.optuna.sampler = self.question.sampler(number)
+        # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of
+        # them until a trial is told how it ended, and one that is paused is not told.
+        return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
+
+    def give(self, trial_id: int, point: Point) -> None:
+        """Gives the trial in the buffer the parameters of a point."""
+        for name, value in point.params.items():
+            distribution = point.distributions[name]
+            internal = distribution.to_internal_repr(value)
+            self.stored.storage.set_trial_param(trial_id, name, internal, distribution)
+
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
-        if "sampler" not in self.question.keeps_state:
-            self.stored.optuna.sampler = self.question.sampler(frozen.number)
         baseline, buffer, trial_id = self.question.baseline, self.stored.storage, frozen._trial_id
         if frozen.state == TrialState.WAITING:
             buffer.set_trial_user_attr(trial_id, WORKER, worker_id(os.getpid()))
             buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
         if frozen.user_attrs.get(PAUSED) is not None:
             buffer.set_trial_user_attr(trial_id, PAUSED, None)
-        if BASELINE in frozen.user_attrs and baseline is not None:
-            for name, value in baseline.params.items():
-                if name not in frozen.params:
-                    distribution = baseline.distributions[name]
-                    internal = distribution.to_internal_repr(value)
-                    buffer.set_trial_param(trial_id, name, internal, distribution)
-        # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of
-        # them until a trial is told how it ended, and one that is paused is not told.
-        return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
+        if BASELINE in frozen.user_attrs and baseline is not None and not frozen.params:
+            self.give(trial_id, baseline)
+        return self.ask(trial_id, frozen.number)
 
     def end_untrained(self, frozen: FrozenTrial, reporter: Reporter) -> None:
         """Ends a trial that no one goes on with.

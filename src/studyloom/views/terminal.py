@@ -21,6 +21,7 @@ from rich.text import Text
 from studyloom.config.values import plain_sections
 from studyloom.question.sources import CODE
 from studyloom.space.outline import outline
+from studyloom.space.samplers import any_point
 from studyloom.storage.attributes import EPOCHS, FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
@@ -376,7 +377,10 @@ def print_dry_run(question: "Question", console: Console) -> None:
     console.print(outline(question.space))
     sampler = optuna.samplers.RandomSampler(question.config.study.seed)
     trial = optuna.create_study(sampler=sampler).ask()
-    sample = question.at(question.space.suggest(trial))
+    space = question.space
+    point = any_point(space, question.seed) if space.relations else space.suggest(trial)
+    assert point is not None  # one was found when the question was checked
+    sample = question.at(point)
     console.print(Text("\none configuration of it:", style="bold"))
     sections = plain_sections(sample, *SHOWN)
     sections["train"].pop("loss")
