@@ -15,6 +15,7 @@ from studyloom.commands import run_study
 from studyloom.errors import Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import ANSWERED
+from studyloom.study.early_end import look_ahead
 from studyloom.views import report
 from studyloom.winner.stages import Plan
 from studyloom.winner.trainings import CandidateTrainings
@@ -126,6 +127,17 @@ def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
     assert main(["winner", str(searched), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["answer"]["trial"] != 7
     assert ended(searched, capsys) == 0
+
+
+@pytest.mark.chaos
+def test_a_search_whose_money_is_spent_has_a_winner_and_goes_on_with_a_higher_limit(tmp_path):
+    for limit, trials in ((1e-9, 1), (1e9, 4)):
+        priced = ("study.trials=4", "cost.per_hour=1", f"cost.limit={limit}")
+        with search(tmp_path / "run", *priced) as study:
+            assert len(study.trials) == trials
+            assert study.winner is not None
+            ended = look_ahead(study._stored).ending
+    assert ended is None
 
 
 def test_a_winner_whose_trainings_all_raise_says_that_the_study_has_halted(

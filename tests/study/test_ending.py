@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from studyloom.study.early_end import FIRST, Bounds, Outcome, find_ending, gain_of, gains
+from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of, gains
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
 BOUNDS = Bounds(regret=0.01, trials=40)
@@ -87,6 +87,16 @@ def test_a_trial_under_way_or_paused_counts_when_it_has_ended_or_waits():
     running = [o._replace(ended=False) if o.slot == 1 else o for o in waiting]
     assert gain_of(BOUNDS, waiting) < gain_of(BOUNDS, running)
     assert find_ending(replace(BOUNDS, regret=1), running).slots == f"0, 2-{end - 1}"
+
+
+def test_it_ends_when_its_trials_have_cost_the_limit_by_their_gpus_or_else_their_cores():
+    bounds = Bounds(trials=40, cost=3.0, per_hour=2.0)
+    for spent in (Hours(cores=0.5), Hours(cores=4.0, gpus=0.5)):
+        three = [outcome._replace(hours=spent) for outcome in outcomes([0.5, None, 0.7])]
+        assert find_ending(bounds, three[:2]) is None
+        found = find_ending(bounds, three)
+        assert found.words == "ended after 3 of 40 trials: 3.00 of cost.limit=3 are spent"
+        assert find_ending(replace(bounds, cost=3.5), three) is None, "a limit may be raised"
 
 
 # What is expected to be gained

@@ -340,7 +340,8 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     question = prepared.question
     stored.state(question.rule)
     study = question.config.study
-    set_bounds(stored, study.regret if study.stop == "regret" else None, study.epochs, trials)
+    regret, cost = study.regret if study.stop == "regret" else None, question.config.cost
+    set_bounds(stored, regret, study.epochs, trials, cost.limit, cost.per_hour)
     if question.baseline is not None:
         if study.redo_baseline:
             redo_baseline(stored)

@@ -117,6 +117,7 @@ class CostSection:
     """The price of computing; it is no part of the question."""
 
     per_hour: float | None = key(None, "price of an hour of a GPU; without GPUs, of a core")
+    limit: float | None = key(None, "the search ends once its trials have cost so much")
 
 
 @dataclass

@@ -330,13 +330,10 @@ class Question:
 
     def trials(self) -> int:
         """Returns the budget: `study.trials`, or fewer if the sampler has fewer points to give."""
-        trials = int(self.config.study.trials)
-        if self.space.size() == 1:
-            return min(1, trials)
-        points = getattr(self.sampler(0), "points", None)
-        if points is None and self.config.study.repeats:
-            return trials
-        return int(min(trials, self.space.size() if points is None else len(points)))
+        trials, points = int(self.config.study.trials), getattr(self.sampler(0), "points", None)
+        size = self.space.size() if points is None else len(points)
+        ends = points is not None or size == 1 or not self.config.study.repeats
+        return int(min(trials, size)) if ends else trials
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the question, by key; two equal ones ask the same.

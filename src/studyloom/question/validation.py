@@ -94,7 +94,7 @@ def check_sections(question: Question) -> Iterator[str]:
         value = value_at(question.config, key)
         if value is not None and value < low:
             yield f"{key} must be at least {low}; got {value}"
-    for key in ("study.timeout", "study.regret"):
+    for key in ("study.timeout", "study.regret", "cost.limit"):
         value = value_at(question.config, key)
         if value is not None and not 0 < value < math.inf:
             yield f"{key} must be a positive number, or null; got {value}"
@@ -117,6 +117,8 @@ def _rules(question: Question) -> Iterator[str]:
             "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
             "not worth in units of the metric, go together; set both or none"
         )
+    if config.cost.limit is not None and not config.cost.per_hour:
+        yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
     single = objective.folds == objective.seeds == 1
     grid = str(config.sampler.get("_target_")).endswith(".GridSampler")
     for asked, needs, way_out, refusals in (

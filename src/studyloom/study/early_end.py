@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 from optuna.trial import FrozenTrial
 
-from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
+from studyloom.storage.attributes import BOUNDS, ENDED, MADE, SLOT, TIMES
 from studyloom.study import failures
 from studyloom.study.stored_study import StoredStudy, is_stage_name
 from studyloom.text import format_ranges, format_value
@@ -70,17 +70,50 @@ def _gain(known: Sequence[float], count: int, trials: int) -> float | None:
 
 
 @dataclass(frozen=True)
+class Hours:
+    """Hours of processor cores, by the threads of the workers, and of GPUs."""
+
+    cores: float = 0.0
+    gpus: float = 0.0
+
+    def cost(self, per_hour: float | None) -> float | None:
+        """Returns their cost at a price of an hour of a GPU, or of a core without a GPU."""
+        return None if per_hour is None else per_hour * (self.gpus or self.cores)
+
+
+def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
+    """Adds up what workers spent on trials that have ended or were paused, also before they died.
+
+    A trial that ran on the CPU counts for each thread of its worker; each of several ranks counts.
+    Without a stored environment it counts as one core.
+    """
+    cores = gpus = 0.0
+    for trial in trials:
+        hours = sum((trial.user_attrs.get(TIMES) or {}).values()) / 3600
+        made: Mapping[str, Any] = trial.user_attrs.get(MADE) or {}
+        environment = made.get("environment") or {}
+        ranks = environment.get("ranks") or 1
+        cores += hours * ranks * (environment.get("threads") or 1)
+        if made.get("device") == "cuda":
+            gpus += hours * ranks
+    return Hours(cores, gpus)
+
+
+@dataclass(frozen=True)
 class Bounds:
     """The bounds that end a search before its budget is spent.
 
     Args:
         regret: in units of the metric: it ends once its further trials are expected to gain less.
         epochs: it ends once all trials together have reported so many.
+        cost: it ends once the hours of its trials, at a price of `per_hour`, have cost so much.
     """
 
     regret: float | None = None
     epochs: int | None = None
     trials: int = 0
+    cost: float | None = None
+    per_hour: float | None = None
 
     @classmethod
     def parse(cls, stored: Any) -> "Bounds":
@@ -98,6 +131,7 @@ class Outcome(NamedTuple):
     ended: bool  # or it waits to be promoted
     value: float | None  # the more the better; None if it has none that counts
     epochs: int
+    hours: Hours = Hours()
 
 
 @dataclass(frozen=True)
@@ -105,8 +139,9 @@ class Ending:
     """Why a search has ended.
 
     Args:
-        gain: what the further trials were expected to gain; None if the epochs are spent.
+        gain: what the further trials were expected to gain; None if epochs or money are spent.
         slots: those whose trials had ended when that was decided, as ranges; "" if epochs decide.
+        spent: what the trials have cost; None if that does not decide.
     """
 
     begun: int
@@ -114,12 +149,15 @@ class Ending:
     epochs: int
     gain: float | None = None
     slots: str = ""
+    spent: float | None = None
 
     @property
     def words(self) -> str:
         """Why, in one line."""
         trials = self.bounds.trials
         after = f"ended after {self.begun} of {trials} trials"
+        if self.spent is not None:
+            return f"{after}: {self.spent:.2f} of cost.limit={self.bounds.cost:g} are spent"
         if self.gain is None:
             return f"{after}: {self.epochs} epochs of study.epochs={self.bounds.epochs} are spent"
         left = trials - self.begun
@@ -147,6 +185,10 @@ def find_ending(
         return None  # its budget is what ends it
     if bounds.epochs is not None and epochs >= bounds.epochs:
         return Ending(begun, bounds, epochs)
+    hours = Hours(sum(one.hours.cores for one in first), sum(one.hours.gpus for one in first))
+    spent = hours.cost(bounds.per_hour)
+    if bounds.cost is not None and spent is not None and spent >= bounds.cost:
+        return Ending(begun, bounds, epochs, spent=spent)
     if bounds.regret is None:
         return None
     if _holds(decided, bounds):
@@ -209,9 +251,11 @@ def read_bounds(stored: StoredStudy) -> Bounds:
     return Bounds.parse(*stored.attributes(BOUNDS))
 
 
-def set_bounds(stored: StoredStudy, regret: float | None, epochs: int | None, trials: int) -> None:
-    """Stores the bounds that end the search from now on; new bounds are decided anew."""
-    bounds = Bounds(regret, epochs, trials)
+def set_bounds(
+    stored: StoredStudy, regret: float | None, epochs: int | None, trials: int, *cost: float | None
+) -> None:
+    """Stores the bounds that end the search from now on, see `Bounds`; new ones decide anew."""
+    bounds = Bounds(regret, epochs, trials, *cost)
     if bounds != read_bounds(stored):
         stored.optuna.set_user_attr(ENDED, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
@@ -224,7 +268,7 @@ def ending(stored: StoredStudy, trials: int) -> Ending | None:
     killed before, the next one that asks finds the same.
     """
     bounds = replace(read_bounds(stored), trials=trials)
-    if bounds.regret is None and bounds.epochs is None:
+    if bounds.regret is None and bounds.epochs is None and bounds.cost is None:
         return None  # without a look at the trials
     (decided,) = stored.attributes(ENDED)
     found = find_ending(bounds, read_outcomes(stored), decided)
@@ -262,6 +306,6 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
         slot = int(trial.user_attrs.get(SLOT, trial.number))
         value = stored.sign * trial.values[0] if trial.number in counted else None
         ended = trial.state.is_finished() or failures.outcome(trial) == "paused"
-        return Outcome(slot, ended, value, len(trial.intermediate_values))
+        return Outcome(slot, ended, value, len(trial.intermediate_values), hours_of([trial]))
 
     return [outcome(trial) for trial in stored.trials()]

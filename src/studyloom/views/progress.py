@@ -14,7 +14,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import BASELINE, EPOCHS, MADE, REUSED, TIMES
+from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED
+from studyloom.study.early_end import Hours, hours_of
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stopping import Wish, read_control
 from studyloom.study.stored_study import (
@@ -134,36 +135,6 @@ def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
         if not later or most < expected:
             expected = most
     return expected, min(variance, expected**2)
-
-
-@dataclass(frozen=True)
-class Hours:
-    """Hours of processor cores, by the threads of the workers, and of GPUs."""
-
-    cores: float = 0.0
-    gpus: float = 0.0
-
-    def cost(self, per_hour: float | None) -> float | None:
-        """Returns their cost at a price of an hour of a GPU, or of a core without a GPU."""
-        return None if per_hour is None else per_hour * (self.gpus or self.cores)
-
-
-def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
-    """Adds up what workers spent on trials that have ended or were paused, also before they died.
-
-    A trial that ran on the CPU counts for each thread of its worker; each of several ranks counts.
-    Without a stored environment it counts as one core.
-    """
-    cores = gpus = 0.0
-    for trial in trials:
-        hours = sum((trial.user_attrs.get(TIMES) or {}).values()) / 3600
-        made: Mapping[str, Any] = trial.user_attrs.get(MADE) or {}
-        environment = made.get("environment") or {}
-        ranks = environment.get("ranks") or 1
-        cores += hours * ranks * (environment.get("threads") or 1)
-        if made.get("device") == "cuda":
-            gpus += hours * ranks
-    return Hours(cores, gpus)
 
 
 TEST, COMPRESS, DONE = "test", "compress", "done"

@@ -229,6 +229,8 @@ def more_trials(snapshot: Snapshot, plan: "Plan") -> str:
     study, ended = plan.question.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
         return f"study.regret={study.regret / 2:g}"
+    if ended is not None and ended.spent is not None:
+        return f"cost.limit={2 * plan.question.config.cost.limit:g}"
     if ended is not None:
         return f"study.epochs={2 * ended.epochs}"
     spent = snapshot.done == snapshot.budget == study.trials
