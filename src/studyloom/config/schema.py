@@ -60,6 +60,7 @@ class ObjectiveSection:
     _target_: str | None = key(
         None, "your own loop, `(config, run) -> value`; further keys are its arguments"
     )
+    network: Any = key(None, "makes a loop's network of its params, for predictions")
     test: Any = key(None, "tests the winner of a loop, `(config, run, part) -> values`")
 
 

@@ -41,9 +41,13 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 
 def plain_sections(config: DictConfig, *sections: str) -> dict[str, Any]:
-    """Returns sections of a config as plain values; those that are missing or null are left out."""
+    """Returns sections of a config as plain values; those that are missing or null are left out.
+
+    So is `objective.network`, which decides the result of no trial.
+    """
     values = {section: value_at(config, section) for section in sections}
     if isinstance(objective := values.get("objective"), dict):
+        objective.pop("network", None)
         # Left out if null: a config that is read again must not have a null target.
         for name in ("_target_", "test", "constraints"):
             if objective.get(name) is None:

@@ -47,6 +47,12 @@ class TrainingData:
         return "" if self.split is None else self.split.digest
 
     @property
+    def known(self) -> dict[str, Any]:
+        """What networks are told of the inputs and outputs."""
+        split = self.split
+        return {} if split is None else {"shape": split.shape, "outputs": split.outputs}
+
+    @property
     def device(self) -> torch.device:
         return torch.device("cpu") if self.split is None else self.split.device
 

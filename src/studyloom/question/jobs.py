@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.config.schema import SCHEMA
-from studyloom.config.values import describe_error
+from studyloom.config.values import describe_error, value_at
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
@@ -362,11 +362,63 @@ def build_function(objective: Section) -> Callable[..., Any]:
     return partial if partial.args or partial.keywords else partial.func
 
 
-def build_test(test: Any) -> Callable[..., Any]:
-    """Returns the function that `objective.test` names, by a dotted name or as a section."""
-    section = plain(test) if isinstance(test, Mapping) else {"_target_": test}
-    function: Callable[..., Any] = build(section | {"_partial_": True}, "objective.test")
+def build_named(named: Any, key: str = "objective.test") -> Callable[..., Any]:
+    """Returns the function that a key names, by a dotted name or as a section."""
+    section = plain(named) if isinstance(named, Mapping) else {"_target_": named}
+    function: Callable[..., Any] = build(section | {"_partial_": True}, key)
     return function
+
+
+def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
+    """Returns the network of a loop at a config.
+
+    Args:
+        make: the network, or what makes it of those of `params`, `known` and `config` that its
+            signature names.
+
+    Raises:
+        ConfigError: it makes no network of these.
+    """
+    try:
+        if not isinstance(make, nn.Module):
+            offered = {"config": config} | known | (value_at(config, "params") or {})
+            names = inspect.signature(make).parameters
+            make = make(**{name: offered[name] for name in names if name in offered})
+        if not isinstance(make, nn.Module):
+            raise TypeError(f"it must give a torch.nn.Module; got {type(make).__name__}")
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"objective.network: {describe_error(error)}") from error
+    return make
+
+
+def judging_job(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
+    """Returns the job that judges the network of a loop in a fold; it cannot train one."""
+    make = build_named(config.objective.network, "objective.network")
+    ((train, valid),) = folds
+
+    def model(**known: Any) -> nn.Module:
+        return network_of(make, config, **known)
+
+    parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
+    size = min(64, len(train))
+    return [Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)]
+
+
+def weights_of(states: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Returns the weights of the one network among the states that a loop has kept.
+
+    Raises:
+        ValueError: it has kept none, or several.
+    """
+    networks = [
+        state
+        for state in states.values()
+        if isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values()))
+    ]
+    if len(networks) != 1:
+        kept = ", ".join(states) or "nothing"
+        raise ValueError(f"run.keep must keep exactly one network; the loop kept {kept}")
+    return networks[0]
 
 
 def named_goals(objective: Section) -> list[tuple[str, Any]]:

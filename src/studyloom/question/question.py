@@ -54,7 +54,7 @@ from studyloom.question.jobs import (
     build_jobs,
     build_loop,
     build_metric,
-    build_test,
+    build_named,
     check_names,
     loop_device,
     loop_job,
@@ -543,7 +543,7 @@ class FunctionQuestion(Question):
         Raises:
             NoWinner: it raises an exception, or returns something else.
         """
-        loop, function = self.loop(point), build_test(self.config.objective.test)
+        loop, function = self.loop(point), build_named(self.config.objective.test)
         place = Place(0, 1, TEST, 0, seed, loop_device())
         run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
         try:

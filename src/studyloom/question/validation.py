@@ -35,7 +35,7 @@ from studyloom.errors import (
     or_train_it_yourself,
 )
 from studyloom.metrics import METRICS, Goal, Metric
-from studyloom.question.jobs import build_jobs, build_test
+from studyloom.question.jobs import build_jobs, build_named, network_of
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
 from studyloom.space.samplers import DRAWS, any_point
 from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Node, Space, group_of, why_not
@@ -352,9 +352,13 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
         yield from _unread(question)
         check = getattr(question.adapter, "check", None)
         yield from check(question.config, question.space) if check else ()
-        test = None if objective.test is None else build_test(objective.test)
+        test = None if objective.test is None else build_named(objective.test)
         if test is not None and (problem := _why_not_called(test, 3)):
             yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
+        if objective.network is not None:
+            with torch.random.fork_rng(devices=[]):
+                make = build_named(objective.network, "objective.network")
+                network_of(make, question.config, **data.known)
     except ConfigError as error:
         yield from error.mistakes
     if objective.test is not None and data.split is not None and not hasattr(data.source, "test"):

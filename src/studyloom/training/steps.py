@@ -208,6 +208,7 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
         outputs = network(**inputs[0])
     else:
         outputs = network(*inputs)
+    outputs = getattr(outputs, "logits", outputs)  # as networks of Hugging Face have them
     if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
         targets = targets.to(outputs.dtype)
     return outputs, targets

@@ -8,7 +8,7 @@ stopped.
 import contextlib
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import astuple, replace
 from functools import reduce
@@ -27,7 +27,7 @@ from studyloom.training.batches import EVALUATION_BATCH, Batches, Sized, Step, m
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
 from studyloom.training.ranks import ALONE, Ranks
-from studyloom.training.steps import Steps, choose_threads, on_threads
+from studyloom.training.steps import Steps, apply_network, choose_threads, on_threads
 
 
 def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
@@ -366,11 +366,18 @@ def _joined(name: str, batches: list[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def predict_outputs(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Runs a network in eval mode on inputs (n, …), batch by batch, on their device."""
-    model = model.to(inputs.device).eval()
-    batches = torch.split(inputs, EVALUATION_BATCH[inputs.device.type])
-    return torch.cat([model(batch.to(dtype)).float() for batch in batches])
+def predict_outputs(model: nn.Module, inputs: Any) -> Tensor:
+    """Runs a network in eval mode on inputs (n, …), batch by batch, on their device.
+
+    Args:
+        inputs: a tensor, or several in a mapping or a tuple, for a network of several arguments.
+    """
+    names = [*inputs] if isinstance(inputs, Mapping) else []
+    parts = [inputs] if isinstance(inputs, Tensor) else [*(inputs.values() if names else inputs)]
+    model, size = model.to(parts[0].device).eval(), EVALUATION_BATCH[parts[0].device.type]
+    batches = zip(*(torch.split(part, size) for part in parts), strict=True)
+    calls = (dict(zip(names, batch, strict=True)) if names else batch for batch in batches)
+    return torch.cat([apply_network(model, (call, None))[0].float() for call in calls])
 
 
 def evaluate_network(

@@ -392,8 +392,8 @@ class Answer(Tested):
 
     @property
     def is_of_loop(self) -> bool:
-        """Whether the winner is a loop of the user's own, and not a network of ours."""
-        return self.note is not None and self.data is None
+        """Whether the winner is a loop of the user's own, of which no epochs are known."""
+        return self.epochs is None
 
     def document(self) -> dict[str, Any]:
         """Returns winner.json."""

@@ -14,11 +14,13 @@ import torch
 from optuna.trial import FrozenTrial
 from torch import Tensor
 
-from studyloom.config.values import as_yaml, plain_sections, value_at
+from studyloom.config.values import as_yaml, describe_error, plain_sections, value_at
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.errors import NoWinner, UndefinedMetric
+from studyloom.metrics import METRICS, Metric
 from studyloom.plugins import load_plugin
+from studyloom.question.jobs import weights_of
 from studyloom.question.question import SECTIONS, FunctionQuestion
 from studyloom.storage.attributes import TESTED
 from studyloom.study.failures import outcome, reason_of
@@ -84,7 +86,8 @@ def evaluate_winner(
         seeds = range(len(plan.fresh_values[plan.winner]))
         fresh = tuple(trainings.fresh_seed(seed) for seed in seeds)
         note = getattr(getattr(question, "adapter", None), "untested", NO_TEST)
-        tested = Tested(seeds=fresh, note=note, environment=current_environment(CPU))
+        about = describe_data(plan, None) if predicts(plan) else None
+        tested = Tested(seeds=fresh, note=note, environment=current_environment(CPU), data=about)
     candidates = describe_candidates(plan)
     race = None
     if plan.reevaluates and plan.races:
@@ -232,13 +235,43 @@ def call_test(
     values = {n: [each[question.metric.name] for each in by_seed] for n, by_seed in judged.items()}
     bounds = question.metric.bounds
     scores = compare(values, plan.winner, plan.baseline(), bounds=bounds)
+    shown: dict[str, Any] = {"note": OWN_TEST}
+    if sealed is not None and predicts(plan):
+        job, metric = trainings.job(plan.winner, 0), METRICS.get(question.metric.name)
+        try:
+            weights = weights_of(trained[plan.winner][0])
+            pair = judge_network(job, weights, sealed)
+            shown = explained(job, weights, metric or question.metric, pair, sealed, job.seed)
+        except Exception as error:  # of the user's own code; the test has been made
+            log.warning("the report lacks the winner's predictions: %s", describe_error(error))
+        shown["data"] = describe_data(plan, sealed)
     examples = None if sealed is None else len(sealed)
     return Tested(
         test=replace(scores, examples=examples, further=tuple(judged[plan.winner])),
         seeds=tuple(trainings.fresh_seed(seed) for seed in range(trainings.seeds)),
-        note=OWN_TEST,
         environment=current_environment(CPU),
+        **shown,
     )
+
+
+def predicts(plan: Plan) -> bool:
+    """Whether the network of a loop is known, and the data that it is trained on."""
+    return plan.data.split is not None and plan.question.config.objective.network is not None
+
+
+def explained(
+    job: Job,
+    weights: Mapping[str, Tensor],
+    metric: Metric,
+    judged: tuple[Tensor, Tensor],
+    sealed: Part,
+    seed: int,
+) -> dict[str, Any]:
+    """Returns what is shown of a network on the test part, as fields of `Tested`."""
+    shown = shown_predictions(*judged, sealed)
+    mistakes = [each.index for each in shown.get("wrong", ())]
+    explain, network = load_plugin("explain"), make_network(job, weights, sealed)
+    return shown | explain(job, network, metric, *judged, sealed, mistakes, seed)
 
 
 def measure(
@@ -268,11 +301,8 @@ def measure(
         references = {
             rule: metric(predicted.cpu(), targets) for rule, predicted in sealed.references.items()
         }
-        shown = shown_predictions(outputs, targets, sealed)
-        network = make_network(job, networks[plan.winner][0], sealed)
-        mistakes = [each.index for each in shown.get("wrong", ())]
-        explain = load_plugin("explain")
-        shown |= explain(job, network, metric, outputs, targets, sealed, mistakes, seed)
+        weights = networks[plan.winner][0]
+        shown = explained(job, weights, metric, (outputs, targets), sealed, seed)
     scores = compare(values, plan.winner, plan.baseline(), resampled, seed, metric.bounds)
     if choice is not None:
 
@@ -285,7 +315,7 @@ def measure(
         choice = committee.judge(plan, choice, outputs_of, values[plan.winner])
     return Tested(
         test=replace(scores, examples=len(sealed), references=references),
-        data=describe_data(plan, job, split, sealed),
+        data=describe_data(plan, sealed),
         seeds=tuple(trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)),
         epochs=job.last,
         environment=current_environment(sealed.device),
@@ -294,13 +324,16 @@ def measure(
     )
 
 
-def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> DataFacts:
-    """Describes the data, as far as one must know them to use the network of a job."""
+def describe_data(plan: Plan, test: Part | None) -> DataFacts:
+    """Describes the data, as far as one must know them to use the network of the winner."""
+    split, job = plan.data.split, plan.last.trainings.job(plan.winner, 0)
+    assert split is not None
+    sealed = split if test is None else test
     source, section = plan.data.source, value_at(plan.question.config, "data.transform")
     seen = InputRange.of(split)
     return DataFacts(
         digest=split.digest,
-        test_digest=sealed.digest,
+        test_digest="" if test is None else test.digest,
         shape=None if sealed.shape is None else tuple(sealed.shape),
         outputs=sealed.outputs,
         mean=split.mean,
@@ -404,6 +437,8 @@ def winner_config(plan: Plan) -> dict[str, Any]:
     # In full: what is at its default here may be something else in the page's own config.
     sections["train"] = value_at(question.at(point), "train")
     sections["train"].pop("loss")
+    if (network := value_at(question.config, "objective.network")) is not None:
+        sections["objective"]["network"] = network
     study = question.config.study
     if question.rule is not None:
         # The winner has been chosen already, and the page's own rule may be another.

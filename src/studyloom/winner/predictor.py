@@ -5,6 +5,7 @@ holds becomes an input, as the data source of the study said it. Nothing in thes
 """
 
 import csv
+import functools
 import io
 import math
 import warnings
@@ -22,10 +23,13 @@ from torch import Tensor, nn
 
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, load_foreign, read_yaml
+from studyloom.config.values import value_at
 from studyloom.data.sound import Sound
 from studyloom.data.sources import GZIP, parse_idx
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
+from studyloom.metrics import METRICS
+from studyloom.question.jobs import build_named, network_of, weights_of
 from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
@@ -42,9 +46,10 @@ SPARE = 16  # times the size of inputs: a larger picture is reduced before it be
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
 NORMALISED = f"for inputs as in training {IN_PYTHON}"
 NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
-OF_A_LOOP = (
-    "{}: the winner is a loop of your own, which has no network of ours; studyloom.load_winner "
-    "gives its configuration and what it kept"
+NO_NETWORK = (
+    "{}: the winner is a loop of your own, and nothing says what makes its network; name it as "
+    "objective.network and call `studyloom winner` on this study, or give it in Python: "
+    "studyloom.load_winner(RUN_DIR, network=Net)"
 )
 SILENT = (
     "the data source of this winner does not say how a picture becomes an input; name it as "
@@ -58,6 +63,7 @@ class Network:
     """A trained network, and its expectations of inputs.
 
     Attributes:
+        shape: of one input; None if they are taken as they are, or in Python alone.
         transform: how what a file holds becomes an input; None if nobody said it.
         dtype: in which it takes inputs; whole for a network that begins with an embedding.
         takes_pixels: whether its data source makes inputs of pixels from 0 to 1, and so do we.
@@ -65,7 +71,7 @@ class Network:
     """
 
     model: nn.Module
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     transform: Transform | None = None
     seen: InputRange | None = None
     classifies: bool = True
@@ -75,55 +81,83 @@ class Network:
     refusal: str = ""
     takes_pixels: bool = False
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Predicts probabilities (n, classes), or numbers (n, outputs), for float32 (n, *shape).
+    def __call__(self, inputs: Any) -> Tensor:
+        """Predicts probabilities (n, classes, …), or numbers (n, …), for float32 (n, *shape).
+
+        Args:
+            inputs: or several, in a mapping or a tuple, as the network takes them.
 
         Raises:
-            PredictError: the outputs are not finite, or no row for each input.
+            PredictError: the outputs are not finite.
         """
-        outputs = predict_outputs(self.model, inputs, dtype=self.dtype)
-        if outputs.ndim != 2:
-            given = format_shape(outputs.shape[1:]) or "one number"
-            raise PredictError(
-                f"the network gives {given} for an input, and not a row of numbers; {IN_PYTHON}"
-            )
+        given = inputs.to(self.dtype) if isinstance(inputs, Tensor) else inputs
+        outputs = predict_outputs(self.model, given)
         if not bool(torch.isfinite(outputs).all()):
             raise PredictError(
                 "its numbers are so far from those of the training data that the network's outputs "
                 "are not finite"
             )
-        return outputs.softmax(1) if self.classifies else outputs
+        return outputs.softmax(1) if self.classifies and outputs.ndim > 1 else outputs
 
 
-def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool = False) -> Network:
+def load_network(
+    run_dir: Path, trusted: Sequence[str] = (), *, committee: bool = False, make: Any = None
+) -> Network:
     """Loads the winner below a run directory, which may be another person's.
 
     Nothing in its files is executed, and only classes and functions of trusted packages are called,
     or all if a command of the user's own has run there.
+
+    Args:
+        make: the network, or what makes it, in place of what the files name.
 
     Raises:
         PredictError: there is no such answer, or its files cannot be used.
         ConfigError: winner.yaml or winner.json names something that is not trusted.
     """
     answer, allowed = load_answer(run_dir), consent(run_dir, trusted)
-    if (facts := answer.data) is None:
-        raise PredictError(OF_A_LOOP.format(run_dir))
-    check_whole(run_dir, answer, "winner.yaml")
-    config = load_foreign(run_dir / "winner.yaml", allowed)
+    path, facts = run_dir / "winner.pt", answer.data
     if committee:
-        model: nn.Module = load_committee(run_dir, answer, allowed)
+        return _describe(load_committee(run_dir, answer, allowed), answer, allowed)
+    known = {} if facts is None else {"shape": facts.shape, "outputs": facts.outputs}
+    if (loop := _read_loop(run_dir, answer, allowed)) is not None:
+        config, states = loop
+        if make is None and (named := value_at(config, "objective.network")) is None:
+            raise PredictError(NO_NETWORK.format(run_dir))
+        make = build_named(named, "objective.network") if make is None else make
     else:
         check_whole(run_dir, answer, "winner.pt")
-        if "model" not in config:
+        config = load_foreign(run_dir / "winner.yaml", allowed)
+        if "model" not in config or facts is None:
             raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
-        (model,) = load_networks([config.model], run_dir / "winner.pt", facts, several=False)
+        if make is None:
+            (model,) = load_networks([config.model], path, facts, several=False)
+            return _describe(model, answer, allowed)
+        known |= {"classes": facts.outputs} | value_at(config, "model")
+    model = network_of(make, config, **known)
+    try:
+        model.load_state_dict(load_weights(path) if loop is None else weights_of(states))
+    except (ValueError, RuntimeError) as error:
+        raise PredictError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+    return _describe(model, answer, allowed)
+
+
+def _describe(model: nn.Module, answer: Answer, allowed: Sequence[str] | None) -> Network:
+    """Describes what a network takes and gives, as far as the data of the study say it."""
+    if (facts := answer.data) is None:  # of a loop that has its own
+        metric = METRICS.get(answer.metric.name)
+        layers = (each for each in model.modules() if [*each.parameters(recurse=False)])
+        whole = isinstance(next(layers, None), nn.Embedding)
+        classifies = metric is not None and metric.targets == "classes"
+        dtype = torch.int64 if whole else torch.float32
+        return Network(model, None, classifies=classifies, dtype=dtype)
     seen = None
     if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
         seen = InputRange(**vars(facts.inputs))
     transform, refusal = _transform_of(facts, allowed), "" if facts.fits_files else NO_FILE
     known = (facts.classifies, facts.names, facts.columns, getattr(torch, facts.dtype))
     normalises = isinstance(transform, Picture) and (facts.mean, facts.std) != (0.0, 1.0)
-    return Network(model, facts.shape or (), transform, seen, *known, refusal, normalises)
+    return Network(model, facts.shape, transform, seen, *known, refusal, normalises)
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
@@ -157,7 +191,7 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     if network.refusal:
         raise PredictError(network.refusal)
     content = _read_content(path)
-    pictures, transform = is_picture(network.shape), network.transform
+    pictures, transform = network.shape and is_picture(network.shape), network.transform
     own = transform is not None and not isinstance(transform, Picture)
     if content.startswith(b"\x93NUMPY"):
         numbers = np.load(io.BytesIO(content), allow_pickle=False)
@@ -168,6 +202,8 @@ def read_inputs(path: Path, network: Network) -> Inputs:
         return from_numbers(single, most_of(numbers.dtype.name), network)
     if isinstance(transform, Sound | Reader):
         return _from_content(content, transform, network)
+    if network.shape is None:
+        return _finish(_read_lines(content, (), None), [], network)
     if pictures and content.startswith((GZIP, b"\0\0\x08")):
         images = parse_idx(content, "IDX", 3, most=MOST_BYTES)
         return _from_pixels(torch.from_numpy(images.copy())[:, None] / 255, network)
@@ -190,12 +226,15 @@ def _read_content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _read_lines(content: bytes, columns: Sequence[str], count: int) -> Tensor:
+def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Tensor:
     """Reads a CSV file with an input in each line, as float32 (n, count).
 
     Args:
         columns: the names of the inputs, which its first line then has; empty for no such line.
+        count: None for as many as are in the first line.
     """
+    if count is None:
+        count = content.partition(b"\n")[0].count(b",") + 1
     rows, positions, width = [], [*range(count)], count
     wanted = f"{count} numbers, which the network takes"
     try:
@@ -300,6 +339,10 @@ def from_numbers(numbers: Tensor, most: int | None, network: Network) -> Inputs:
     if network.refusal:
         raise PredictError(network.refusal)
     shape, transform = network.shape, network.transform
+    if shape is None:
+        if not numbers.ndim or not len(numbers):
+            raise PredictError("it must hold an input for each entry of its first dimension")
+        return _finish(numbers, [], network)
     grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
     if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
         numbers = numbers.unsqueeze(-3)
@@ -448,8 +491,12 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
         try:
             inputs = read_inputs(path, network)
             rows = network(inputs.rows)
-        # OSError: of the file; RuntimeError: torch's, also of memory.
-        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            if rows.ndim != 2:
+                given = format_shape(rows.shape[1:]) or "one number"
+                wanted = "for an input, and not a row of numbers"
+                raise PredictError(f"the network gives {given} {wanted}; {IN_PYTHON}")
+        # OSError: of the file; RuntimeError: torch's, also of memory; TypeError: of the network.
+        except (OSError, ValueError, MemoryError, RuntimeError, TypeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             mistakes.append(f"{name}: {one_line(reason)[:200]}")
             continue
@@ -496,20 +543,25 @@ class Predictor:
         return self._network.model.eval()
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one input, such as (channels, height, width)."""
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one input, such as (channels, height, width); None if it is not known."""
         return self._network.shape
 
-    def predict(self, inputs: Tensor | ArrayLike) -> Prediction:
+    def predict(self, inputs: Tensor | ArrayLike | Mapping[str, ArrayLike]) -> Prediction:
         """Predicts the classes or the numbers of inputs.
 
         Args:
             inputs: a tensor or an array (n, *shape), or one input (*shape). They become inputs as
-                those of a .npy file do: of pictures, whole numbers are pixels.
+                those of a .npy file do: of pictures, whole numbers are pixels. For a network of
+                several inputs a mapping or a tuple of them, as it takes them.
 
         Raises:
             PredictError: the inputs have another shape, or are not finite numbers.
         """
+        if isinstance(inputs, Mapping) or (isinstance(inputs, tuple) and self.shape is None):
+            named = inputs if isinstance(inputs, Mapping) else dict(enumerate(inputs))
+            given = {name: _as_taken(each) for name, each in named.items()}
+            return self._say(given if named is inputs else tuple(given.values()), ())
         try:
             given = torch.as_tensor(inputs).detach().cpu()
             most = most_of(str(given.dtype).removeprefix("torch."))
@@ -520,34 +572,54 @@ class Predictor:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
             asked = from_numbers(numbers, most, self._network)
-            outputs = self._network(asked.rows)
+            return self._say(asked.rows, tuple(asked.notes))
         except PredictError as error:
             raise PredictError(
                 f"inputs: {error}".replace("inputs: it must", "inputs must")
             ) from None
-        notes = tuple(asked.notes)
-        if not self._network.classifies:
+
+    def _say(self, inputs: Any, notes: tuple[str, ...]) -> Prediction:
+        outputs = self._network(inputs)
+        if not self._network.classifies or outputs.ndim < 2:
             return Prediction(values=outputs, notes=notes)
         classes, words = outputs.argmax(1), self._network.names
-        names = tuple(words[k] for k in classes.tolist()) if words else ()
+        names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
         return Prediction(classes, outputs, names, notes=notes)
 
     def __repr__(self) -> str:
         task = "classes" if self._network.classifies else "numbers"
         name = type(self._network.model).__name__
-        return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
+        shape = "" if self.shape is None else f"{format_shape(self.shape)} → "
+        return f"<studyloom.Predictor {name}: {shape}{task}>"
 
 
-@dataclass(frozen=True)
-class LoopWinner:
+def _as_taken(numbers: Any) -> Tensor:
+    """Returns one of several inputs as networks take it: numbers as float32, unless whole."""
+    given = torch.as_tensor(numbers).detach().cpu()
+    return given.float() if given.is_floating_point() else given
+
+
+class LoopWinner(Predictor):
     """The winner of a study that calls a loop of one's own. `load_winner` makes it.
 
+    It predicts where `objective.network`, or `load_winner(…, network=…)`, makes its network.
+
     Attributes:
+        config: of the winner.
         states: what the loop kept, a state dict for each name that it gave to `run.keep`.
     """
 
-    config: DictConfig
-    states: Mapping[str, Any]
+    def __init__(
+        self, config: DictConfig, states: Mapping[str, Any], load: Callable[[], Network]
+    ) -> None:
+        self.config, self.states, self._load = config, states, load
+
+    @functools.cached_property
+    def _network(self) -> Network:  # type: ignore[override]
+        return self._load()
+
+    def __repr__(self) -> str:
+        return f"<studyloom.LoopWinner: {', '.join(self.states) or 'nothing kept'}>"
 
     def restore(self, **parts: Any) -> None:
         """Restores objects, such as the network that the loop makes for `config`.
@@ -564,11 +636,12 @@ class LoopWinner:
 
 
 def load_winner(
-    run_dir: str | Path, trust: Sequence[str] = (), *, committee: bool = False
-) -> Predictor | LoopWinner:
+    run_dir: str | Path, trust: Sequence[str] = (), *, committee: bool = False, network: Any = None
+) -> Predictor:
     """Loads the winner of a study: its network in eval mode, with its weights.
 
-    Of a loop of one's own it loads the configuration and what the loop kept, and calls nothing.
+    Of a loop of one's own it loads the configuration and what the loop kept, as a `LoopWinner`, and
+    makes the network when it is asked for.
 
     Nothing in the folder is executed, so that it may be another person's. Unless a command of yours
     has run there, its config may name networks of studyloom and torch, and what `trust` names.
@@ -577,38 +650,41 @@ def load_winner(
         trust: packages, modules or classes that winner.yaml may name and call.
         committee: whether to load the committee of `winner.committee=true` in its place. Its
             `network` averages those of its members.
+        network: a network, or a class or function that makes it of those settings of the winner
+            that its signature names, such as `network=Net`; for code that no file holds.
 
     Raises:
         PredictError: there is no winner, or no committee, or its files cannot be used.
         ConfigError: winner.yaml names what is not trusted.
     """
     folder = Path(run_dir)
-    answer = load_answer(folder)
-    if answer.is_of_loop and not committee:
-        return _load_loop(folder, answer, trust)
-    return Predictor(load_network(folder, trust, committee=committee))
+    load = functools.partial(load_network, folder, trust, committee=committee, make=network)
+    loop = None if committee else _read_loop(folder, load_answer(folder), consent(folder, trust))
+    return Predictor(load()) if loop is None else LoopWinner(*loop, load)
 
 
-def _load_loop(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> LoopWinner:
+def _read_loop(
+    run_dir: Path, answer: Answer, trusted: Sequence[str] | None
+) -> tuple[DictConfig, dict[str, Any]] | None:
+    """Reads the config of a loop and what it kept; None if the winner is a network of ours.
+
+    Raises:
+        ConfigError: the config has an interpolation, or names code that is not trusted beside the
+            loop.
+    """
     names = [name for name in ("winner.yaml", "winner.pt") if name in answer.files]
     check_whole(run_dir, answer, *names)
     config = read_yaml(run_dir / "winner.yaml")
-    _check_loop(config, consent(run_dir, trusted))
-    try:
-        states = load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}
-    except ValueError as error:
-        raise PredictError(str(error)) from None
-    return LoopWinner(config, states)
-
-
-def _check_loop(config: DictConfig, trusted: Sequence[str] | None) -> None:
-    """Checks the sections that the user's code may read or build, in a config from elsewhere.
-
-    Raises:
-        ConfigError: it has an interpolation, or names code that is not trusted beside the loop.
-    """
     checked: Any = OmegaConf.to_container(config, resolve=False)
     objective = checked.get("objective")
-    if isinstance(objective, dict) and "${" not in str(objective.get("_target_")):
-        objective.pop("_target_", None)  # the loop itself, which nobody calls here
+    if not isinstance(objective, dict) or objective.get("_target_") is None:
+        return None
+    if "${" not in str(objective["_target_"]):
+        del objective["_target_"]  # the loop itself, which nobody calls here
+    if isinstance(named := objective.get("network"), str):
+        objective["network"] = {"_target_": named}
     check_targets(checked, trusted)
+    try:
+        return config, load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}
+    except ValueError as error:
+        raise PredictError(str(error)) from None

@@ -59,7 +59,7 @@ def format_seeds(values: Summary) -> str:
 def seed_notes(answer: Answer) -> list[str]:
     """Returns what to do about a training of the user's own that follows no seed."""
     values = answer.winner.fresh if answer.test is None else answer.test.winner
-    return [SEED] if answer.data is None and values is not None and values.same else []
+    return [SEED] if answer.is_of_loop and values is not None and values.same else []
 
 
 def format_costs(row: Candidate) -> str:
@@ -234,8 +234,9 @@ def model_card(answer: Answer, run_dir: Path, examples: int | None, digest: str)
     else:
         command = code_in_markdown(f"studyloom predict {run_dir} FILE…")
         use = f"{command} takes {in_markdown(accepted_files(answer.data))}."
+    kept = "what the loop kept" if answer.is_of_loop else "the weights"
     lines.append(
-        f"## Use\n\n`winner.pt` holds {'the weights' if answer.data else 'what the loop kept'} of "
+        f"## Use\n\n`winner.pt` holds {kept} of "
         "the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` the configuration, "
         f"`winner.json` all numbers. {use}"
     )
@@ -247,7 +248,7 @@ def model_card(answer: Answer, run_dir: Path, examples: int | None, digest: str)
         lines += ["## Committee", about, "\n".join(f"* {in_markdown(line)}" for line in said)]
     trained = ""
     if examples is not None:
-        epochs = f", for {answer.epochs} epochs" if answer.data else ""
+        epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
         trained = f"Trained on {examples} examples, sha256 `{digest}`{epochs}. "
     lines.append(f"## Data\n\n{trained}The test part was {format_tested(test)}.")
     return "\n\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studyloom.errors import PredictError
-from studyloom.winner.predictor import Predictor, load_winner
+from studyloom.winner.predictor import LoopWinner, Predictor, load_winner
 
 
 class Served:
@@ -32,7 +32,7 @@ class Served:
         """
         numbers = np.asarray(model_input)
         if hasattr(model_input, "columns"):
-            numbers = numbers.reshape(-1, *self.predictor.shape)
+            numbers = numbers.reshape(-1, *(self.predictor.shape or ()))
         prediction = self.predictor.predict(numbers)
         answer = prediction.values if prediction.classes is None else prediction.classes
         assert answer is not None
@@ -41,6 +41,6 @@ class Served:
 
 def _load_pyfunc(path: str) -> Served:
     winner = load_winner(path)
-    if not isinstance(winner, Predictor):
+    if isinstance(winner, LoopWinner):
         raise PredictError(f"{path}: holds what a loop kept; studyloom.load_winner loads it")
     return Served(winner)
