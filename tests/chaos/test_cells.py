@@ -12,6 +12,7 @@ from live_processes import linux, until
 from runs import Run, holder, kill
 
 from studyloom.processes import is_alive
+from studyloom.study.opening import open_study
 
 pytestmark = [pytest.mark.chaos, linux]
 
@@ -33,9 +34,9 @@ def wait(step):
 class Net(nn.Sequential):
     steps = 0
 
-    def __init__(self, shape, outputs, width=16):
+    def __init__(self, shape, outputs, width=16, dropout=0.0):
         layers = nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, outputs)
-        super().__init__(nn.Flatten(), *layers)
+        super().__init__(nn.Flatten(), *layers, nn.Dropout(dropout))
 
     def forward(self, inputs):
         self.steps += self.training
@@ -44,62 +45,68 @@ class Net(nn.Sequential):
 
 
 def load(part):
-    count = {"train": 100, "test": 40}[part]
+    count = {"train": 200, "test": 40}[part]
     inputs = torch.randn(count, 2, generator=torch.Generator().manual_seed(count))
     return inputs, (inputs.sum(1) > 0).long()
 
 
-def train(run, *, lr=0.1):
-    weight = torch.nn.Linear(1, 1)
-    run.keep(weight=weight)
-    for epoch in run.epochs(6):
-        wait(epoch)
-        with torch.no_grad():
-            weight.weight -= lr
-        run.report(loss=abs(weight.weight.item() - epoch))
-    return run.value
+def make_net(width):
+    return nn.Linear(2, width)
+
+
+def learn(net, optimizer):
+    net.steps = getattr(net, "steps", 0) + 1
+    wait(net.steps)
+    optimizer.zero_grad()
+    net(torch.ones(2)).square().sum().backward()
+    optimizer.step()
+
+
+def accuracy_of(net):
+    return 1 / (1 + net(torch.ones(2)).square().sum().item())
+
+
+def objective(trial):
+    lr = trial.suggest_float("lr", 0.01, 1, log=True)
+    value = 0.0
+    for depth in range(trial.suggest_int("depth", 1, 3)):
+        value += trial.suggest_float(f"width_{depth}", 0, 1)
+    for step in range(1, 7):
+        wait(step)
+        trial.report(value - abs(lr - 0.1), step)
+    return value
 """
-NETWORK = """\
-import studyloom as sl
-study = sl.search(
-    Net, data=(load("train"), load("test")), name="mine", trials=4, workers=2, seed=7,
-    train={"epochs": 3, "batch_size": 32}, winner={"top": 1, "seeds": 2},
-    space={"model": {"width": sl.Int(4, 64, log=True)},
-           "optimizer": {"adamw": {"lr": sl.Float(1e-3, 0.1, log=True)},
-                         "sgd": {"lr": sl.Float(0.01, 1)}}},
-    sampler="random", pruner="none", study={"lease": 5.0})
-print("predicted", len(study.winner.predict(load("test")[0]).classes))
-"""
-NETWORK_YAML = """\
-defaults: [studyloom, sampler: random, pruner: none]
-study: {name: mine, trials: 4, seed: 7}
-launcher: {workers: 2}
-data:
-  _target_: studyloom.data.Loaded
-  load: {_target_: mine.load, _partial_: true}
-  validation: 20
-model: {_target_: mine.Net}
-train: {epochs: 3, batch_size: 32}
-winner: {top: 1, seeds: 2}
-space:
-  model: {width: {int: [4, 64], log: true}}
-  optimizer:
-    adamw: {lr: {float: [0.001, 0.1], log: true}}
-    sgd: {lr: {float: [0.01, 1]}}
-"""
-LOOP = """\
-import studyloom as sl
-study = sl.search(train, space={"lr": sl.Float(1e-3, 0.5, log=True)}, minimize="loss", name="mine",
-                  trials=4, workers=2, sampler="random", pruner="none", study={"lease": 5.0})
-print(study.winner)
-"""
-LOOP_YAML = """\
+DATA = "train, test = load('train'), load('test')\ninputs = test[0]\n"
+FEW = 'trials=4, sampler="random", pruner="none", study={"lease": 5.0}, '
+SNIPPETS = re.findall(
+    r"^```python\n(.*?)^```$",
+    (ROOT / "README.md").read_text().partition("## In YAML")[0],
+    re.MULTILINE | re.DOTALL,
+)
+HEAD = """\
 defaults: [studyloom, sampler: random, pruner: none]
 study: {name: mine, trials: 4}
 launcher: {workers: 2}
-objective: {_target_: mine.train, metric: loss, direction: minimize}
-space: {params: {lr: {float: [0.001, 0.5], log: true}}}
 """
+NETWORK = """\
+data:
+  _target_: studyloom.data.Loaded
+  load: {_target_: mine.load, _partial_: true}
+  validation: 40
+model: {_target_: mine.Net}
+train: {epochs: 3}
+winner: {top: 1, seeds: 2}
+space:
+  model: {width: {int: [4, 256], log: true}, dropout: {float: [0, 0.5]}}
+  optimizer:
+    adamw: {lr: {float: [0.0001, 0.1], log: true}}
+    sgd: {lr: {float: [0.001, 1], log: true}, momentum: {float: [0, 0.99]}}
+"""
+LOOP = """\
+objective: {_target_: mine.train, metric: accuracy, direction: maximize}
+space: {params: {width: {int: [4, 256], log: true}}}
+"""
+OBJECTIVE = "objective: {_target_: mine.objective, metric: accuracy, direction: maximize}\n"
 
 
 class Notebook(Run):
@@ -134,17 +141,30 @@ def results(stored):
     return sorted((t.number, sorted(t.params.items()), t.values) for t in stored.trials())
 
 
-@pytest.mark.parametrize(("cell", "yaml"), [(NETWORK, NETWORK_YAML), (LOOP, LOOP_YAML)])
-def test_a_notebook_comes_to_the_trials_of_the_yaml_through_dead_workers_and_kernels(
-    cell, yaml, tmp_path
+@pytest.mark.parametrize(
+    ("number", "before", "yaml", "settings"),
+    [
+        (0, DATA, NETWORK, 'train={"epochs": 3}, winner={"top": 1, "seeds": 2}, '),
+        (1, "", LOOP, ""),
+        (2, "", OBJECTIVE, ""),
+    ],
+    ids=["network", "loop", "objective"],
+)
+def test_a_snippet_of_the_readme_comes_to_the_trials_of_its_yaml_through_dead_workers_and_kernels(
+    number, before, yaml, settings, tmp_path
 ):
+    snippet = SNIPPETS[number]
+    assert len(snippet.splitlines()) <= 12
     for name in ("notebook", "yaml"):
         (tmp_path / name).mkdir()
-    (tmp_path / "yaml" / "mine.py").write_text(MODULE)
-    (tmp_path / "yaml" / "mine.yaml").write_text(yaml)
+    code = snippet.partition("\nsl.search")[0] if number == 1 else ""
+    (tmp_path / "yaml" / "mine.py").write_text(MODULE + code)
+    (tmp_path / "yaml" / "mine.yaml").write_text(HEAD + yaml)
     done = studyloom("run", "mine.yaml", cwd=tmp_path / "yaml", PYTHONPATH=str(ROOT / "src"))
     assert done.returncode == 0, done.stdout + done.stderr
-    notebook = Notebook(tmp_path / "notebook", MODULE, cell)
+    cell = re.sub(r"trials=\d+, ", "", snippet).replace('name="mine", ', "")
+    cell = cell.replace("workers=2", f'name="mine", {FEW}{settings}workers=2')
+    notebook = Notebook(tmp_path / "notebook", MODULE + before, f"import studyloom as sl\n{cell}")
 
     def kill_a_worker_and_the_kernel():
         first, *_ = (holder(slot) for slot in notebook.stored().ledger.held())
@@ -155,16 +175,12 @@ def test_a_notebook_comes_to_the_trials_of_the_yaml_through_dead_workers_and_ker
 
     notebook.at_work(meanwhile=kill_a_worker_and_the_kernel).communicate()
     printed = notebook.end(notebook.start(), 0)
-    assert "goes on after epoch" in notebook.logs() + printed
-    yaml_run = Run(
-        tmp_path / "yaml" / "runs" / "mine",
-        f"sqlite:///{tmp_path}/yaml/runs/mine/study.db",
-        (),
-        name="mine",
-    )
-    assert results(notebook.stored()) == results(yaml_run.stored())
-    edited = Notebook(
-        tmp_path / "notebook", MODULE.replace("nn.ReLU", "nn.Tanh").replace("abs(", "-abs("), cell
-    )
-    _, err = edited.start().communicate(timeout=60)
-    assert re.search(r"QuestionError(.|\n)*code\.__main__\.", err)
+    assert "since its worker died" in notebook.logs() + printed
+    url = f"sqlite:///{tmp_path}/yaml/runs/mine/study.db"
+    assert results(notebook.stored()) == results(open_study(url, "mine", deadline=30.0))
+    edited = (MODULE + before).replace("nn.ReLU", "nn.Tanh").replace("lr - 0.1", "lr - 0.2")
+    edited = edited.replace("1 / (1 +", "2 / (1 +")
+    again = Notebook(tmp_path / "notebook", edited, f"import studyloom as sl\n{cell}")
+    _, err = again.start().communicate(timeout=60)
+    asked = re.search(r"QuestionError(.|\n)*code\.__main__\.", err)
+    assert asked or number == 1, "the loop itself stands in the README, and was not edited"
