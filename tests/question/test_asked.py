@@ -151,7 +151,8 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
             "data must be a pair.*got generator",
         ],
         lambda: sl.search(Net, data=None): ["data must be a pair"],
-        lambda: sl.search(Net, data=(pair(9), Points(3))): [r"got \(\(Tensor, Tensor\), Points\)"],
+        lambda: sl.search(Net, data=(pair(9)[0], pair(8)[1])): ["9 inputs have 8 targets"],
+        lambda: sl.search(Net, data=(pair(9), 3)): [r"got \(\(Tensor, Tensor\), int\)"],
         lambda: sl.search(loop, minimize="loss", **{"study.trails": 3}): ["did you mean trials"],
     }.items():
         with pytest.raises(sl.ConfigError) as caught:

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from studyloom.config.schema import unknown_keys
+from studyloom.config.schema import SCHEMA, unknown_keys
 from studyloom.config.values import flatten
 from studyloom.text import as_yaml, line_to_add, nearest, no_such_key, printable
 
@@ -155,6 +155,9 @@ def describe_compose_error(error: BaseException) -> str:
     if ours := re.search(r"ConfigError raised while resolving interpolation: (.*)", message):
         return ours[1]
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    if keys and re.search(r"Key '\w+' not in '\w+'", message):
+        section = OmegaConf.select(SCHEMA, keys[0].rpartition(".")[0]) if "." in keys[0] else SCHEMA
+        return no_such_key(keys[0], [str(name) for name in section])
     return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
 
 

@@ -31,11 +31,9 @@ from studyloom.errors import ConfigError
 from studyloom.files import write_whole, write_with
 from studyloom.pickled import MAIN, give
 from studyloom.question.sources import check_readable, targets
-from studyloom.text import nearest, no_such_key
+from studyloom.text import nearest
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
-PARTS = ("train", "test")
-OURS = ("study", "train", "winner", "storage", "checkpoints", "cost")  # sections whose keys we know
 READ_ARRAYS = "studyloom.data.read_arrays"
 WANTED = (
     "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
@@ -162,9 +160,6 @@ def _put(sections: dict[str, Any], options: dict[str, str], key: str, value: Any
     if top not in SECTIONS or top == "hydra":
         near = meant(key, SCHEMA) or nearest(key, SECTIONS)
         return [f"{key}: no such keyword, which must be a section or key of a config{near}"]
-    known = [*SCHEMA[top]] if top in OURS else []
-    if below and known and below[0] not in known:
-        return [no_such_key(f"{top}.{below[0]}", known)]
     if not below and top in STUDY_GROUPS and isinstance(value, str):
         if "://" in value:
             sections.setdefault(top, {})["url"] = value
@@ -196,74 +191,62 @@ def _add_data(asked: Asked, options: dict[str, str], data: Any, *, trains: bool)
     """Adds the section of the data; raises ConfigError if they are nothing that we know."""
     if isinstance(data, str):
         options["data"] = data
-        return
-    if data is None and not trains:
-        return
-    section = asked.sections.setdefault("data", {})
-    if isinstance(data, Mapping) and "_target_" in data:
-        asked.sections["data"] = {**data, **section}
-        return
-    train, test = _divided(asked, data)
-    held_out = max(1, len(train[1] if isinstance(train, tuple) else train) // SHARE)
-    if not isinstance(train, tuple):
-        made = {
-            part: give(f"data.{part}", each)
-            for part, each in zip(PARTS, (train, test), strict=True)
-        }
-        made = {"_target_": "studyloom.data.Datasets", **made}
-    else:
-        root = _add_arrays(asked, train, test)
-        load = {"_target_": READ_ARRAYS, "_partial_": True, "root": str(root)}
-        made = {"_target_": "studyloom.data.Loaded", "load": load}
-        if trains and np.asarray(train[1][:1]).dtype.kind == "f":
-            options.setdefault("loss", "mse")
-            asked.sections.setdefault("objective", {}).setdefault("metric", "rmse")
-    asked.sections["data"] = {**made, "validation": held_out, **section}
-    asked.said.append(
-        f"data: {asked.sections['data']['validation']} training examples are held "
-        "out to choose by (data.validation)"
-    )
+    elif isinstance(data, Mapping):
+        asked.sections["data"] = {**data, **asked.sections.get("data", {})}
+    elif data is not None or trains:
+        train, test = _divided(asked, data)
+        made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
+        if isinstance(train, TensorDataset) and isinstance(test, TensorDataset):
+            root = str(_add_arrays(asked, train.tensors, test.tensors))
+            load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
+            made |= {"_target_": "studyloom.data.Loaded", "load": load}
+            if trains and train.tensors[1].is_floating_point():
+                options.setdefault("loss", "mse")
+                asked.sections.setdefault("objective", {}).setdefault("metric", "rmse")
+        else:
+            made |= {"_target_": "studyloom.data.Datasets"}
+            made |= {"train": give("data.train", train), "test": give("data.test", test)}
+        asked.sections["data"] = made = {**made, **asked.sections.get("data", {})}
+        words = "training examples are held out to choose by (data.validation)"
+        asked.said.append(f"data: {made['validation']} {words}")
 
 
 def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
-    """Returns the training and the test part, each a Dataset or a pair of arrays."""
-    data = tuple(data) if isinstance(data, list) else data
-    if _is_part(data):
-        part, seed = _as_pair(data), asked.sections["study"].get("seed", 0)
-        count = len(part[1] if isinstance(part, tuple) else part)
-        sealed = max(1, count // SHARE)
-        asked.said.append(
-            f"data: {sealed} of {count} examples, drawn by study.seed={seed}, are the test part"
-        )
-        targets = torch.zeros(count, dtype=torch.long)
-        if isinstance(part, tuple) and np.asarray(part[1]).dtype.kind in "iu":
-            targets = torch.as_tensor(np.asarray(part[1])).long()
-        rows = make_folds(targets, 1, sealed, seed)[0]
-        if isinstance(part, tuple):
-            first, second = (tuple(each[index] for each in part) for index in rows)
-            return first, second
-        return Subset(part, rows[0].tolist()), Subset(part, rows[1].tolist())
-    if isinstance(data, tuple) and len(data) == 2 and all(map(_is_part, data)):
-        train, test = map(_as_pair, data)
-        if isinstance(train, tuple) == isinstance(test, tuple):
-            return train, test
-    raise ConfigError(f"{WANTED}; got {_described(data)}")
+    """Returns the training and the test part as Datasets."""
+    if (whole := _as_dataset(data)) is None:
+        parts = data if isinstance(data, tuple | list) and len(data) == 2 else [data, None]
+        train, test = map(_as_dataset, parts)
+        if train is None or test is None:
+            raise ConfigError(f"{WANTED}; got {_described(data)}")
+        return train, test
+    count, seed = len(whole), asked.sections["study"].get("seed", 0)
+    sealed = max(1, count // SHARE)
+    words = f"drawn by study.seed={seed}, are the test part"
+    asked.said.append(f"data: {sealed} of {count} examples, {words}")
+    targets = whole.tensors[1] if isinstance(whole, TensorDataset) else torch.zeros(count)
+    first, second = make_folds(targets, 1, sealed, seed)[0]
+    if isinstance(whole, TensorDataset):
+        return TensorDataset(*whole[first]), TensorDataset(*whole[second])
+    return Subset(whole, first.tolist()), Subset(whole, second.tolist())
 
 
-def _is_part(value: Any) -> bool:
-    """Whether something is a Dataset, or a pair of arrays."""
-    if isinstance(value, tuple | list):
-        return len(value) == 2 and all(map(_is_array, value))
-    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not _is_array(value)
+def _as_dataset(part: Any) -> Any:
+    """Returns a Dataset as it is, a pair of tensors or arrays as one, and None of all else."""
+    if isinstance(part, tuple | list):
+        is_pair = len(part) == 2 and all(hasattr(each, "dtype") and len(each) for each in part)
+        return TensorDataset(*map(_tensor, part)) if is_pair else None
+    is_array = hasattr(part, "dtype") or isinstance(part, str)
+    return (
+        part if hasattr(part, "__getitem__") and hasattr(part, "__len__") and not is_array else None
+    )
 
 
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype") and len(value.shape) > 0
-
-
-def _as_pair(part: Any) -> Any:
-    is_pair = isinstance(part, TensorDataset) and len(part.tensors) == 2
-    return part.tensors if is_pair else tuple(part) if isinstance(part, list) else part
+def _tensor(value: Any) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"data: inputs and targets must be numbers: {error}") from None
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _described(value: Any) -> str:
@@ -272,29 +255,20 @@ def _described(value: Any) -> str:
     return type(value).__name__
 
 
-def _add_arrays(asked: Asked, train: Any, test: Any) -> Path:
+def _add_arrays(asked: Asked, *parts: Sequence[torch.Tensor]) -> Path:
     """Adds the arrays of both parts; returns their folder, which is named after what they hold."""
-    arrays, digest = {}, hashlib.sha256()
-    for part, pair in zip(PARTS, (train, test), strict=True):
-        for name, value in zip(("inputs", "targets"), pair, strict=True):
-            array = _array(value, f"data: the {name} of the {part} part")
-            arrays[f"{part}_{name}.npy"] = array
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(array.data)
+    arrays = {
+        f"{part}_{name}.npy": tensor.contiguous().numpy()
+        for part, pair in zip(("train", "test"), parts, strict=True)
+        for name, tensor in zip(("inputs", "targets"), pair, strict=True)
+    }
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.data)
     root = asked.run_dir / "data" / digest.hexdigest()[:12]
     asked.arrays = {root / name: array for name, array in arrays.items()}
     return root
-
-
-def _array(value: Any, name: str) -> Any:
-    """Returns a tensor or array as one of NumPy's, floats as float32."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
-    array = np.ascontiguousarray(value)
-    if array.dtype.kind not in "biuf":
-        raise ConfigError(f"{name} must be numbers; got {array.dtype}")
-    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 
 def write_question(run_dir: Path, folder: Path) -> Path:
