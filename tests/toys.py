@@ -133,6 +133,11 @@ def test(config: DictConfig, run: Run, part: Dataset[Any]) -> dict[str, float]:
 test.__test__ = False  # type: ignore[attr-defined]
 
 
+def make_network(config: DictConfig, shape: Any, outputs: int) -> Any:
+    """Makes the network of `train`, as `objective.network`."""
+    return build_network(config.model, shape, outputs)
+
+
 def build(config: DictConfig, part: Dataset[Any]) -> Any:
     return build_network(config.model, part[0][0].shape, 10)
 

@@ -122,9 +122,12 @@ def load_network(
     known = {} if facts is None else {"shape": facts.shape, "outputs": facts.outputs}
     if (loop := _read_loop(run_dir, answer, allowed)) is not None:
         config, states = loop
-        if make is None and (named := value_at(config, "objective.network")) is None:
-            raise PredictError(NO_NETWORK.format(run_dir))
-        make = build_named(named, "objective.network") if make is None else make
+        if make is None:
+            if (named := value_at(config, "objective.network")) is None:
+                raise PredictError(NO_NETWORK.format(run_dir))
+            section = named if isinstance(named, Mapping) else {"_target_": named}
+            check_targets({"objective": {"network": section}}, allowed)
+            make = build_named(section, "objective.network")
     else:
         check_whole(run_dir, answer, "winner.pt")
         config = load_foreign(run_dir / "winner.yaml", allowed)
@@ -681,8 +684,7 @@ def _read_loop(
         return None
     if "${" not in str(objective["_target_"]):
         del objective["_target_"]  # the loop itself, which nobody calls here
-    if isinstance(named := objective.get("network"), str):
-        objective["network"] = {"_target_": named}
+    objective.pop("network", None)  # is checked when it is called
     check_targets(checked, trusted)
     try:
         return config, load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}

@@ -68,7 +68,7 @@ def test_all_mistakes_are_found_before_trial_0(monkeypatch):
     for overrides, words in (
         (("compress=perhaps",), "compress must be true, null, or settings such as"),
         (("compress={rule: min byts}",), "compress.rule: 'min byts': byts is not known"),
-        (("compress=true", *LOOP), "objective._target_=toys.train is a loop of your own"),
+        (("compress=true", *LOOP), "toys.train; name what makes its network as objective.netw"),
         (("compress={teacher: committee}",), "set winner.committee=true, or compress.teacher"),
     ):
         (line,) = mistakes(*overrides)
@@ -146,6 +146,24 @@ def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_mea
     assert [*notes] == ["student of 0.25"]
     assert "onnxruntime cannot run the network" in notes["student of 0.25"]
     assert {row.name for row in record.variants} > {"as it is, fp32", "as it is, int8"}
+
+
+def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatch):
+    question = ask(*MIXED, *LOOP, "objective.network=toys.make_network")
+    plan = plan_of(question, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=1)
+    work(plan)
+    evaluate_winner(plan, test := CountedTest(), PAGE)
+    record, told = small((plan, test), replace(SMALL, ratios=(0.5,)))
+    assert [row.name for row in record.variants] == ["as it is, fp32", "as it is, int8"]
+    assert any("no smaller network is trained" in words for words in told)
+    assert record.test.difference == 0
+    assert record.test.value == record.test.original > 0.5
+    made.clear()
+    bare = replace(plan, question=ask(*MIXED, *LOOP))
+    with pytest.raises(CompressError, match=r"name what makes its network as objective\.network"):
+        small((bare, test))
+    plan.close()
+    assert not made
 
 
 def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it(ended, made):

@@ -23,6 +23,7 @@ from studyloom.data.training_data import Part
 from studyloom.errors import CompressError, ConfigError, Stopped, StorageError, StudyloomError
 from studyloom.extras.export.networks import (
     Original,
+    can_train,
     count_parameters,
     evaluate,
     load_teacher,
@@ -35,6 +36,8 @@ from studyloom.extras.export.settings import (
     COMMITTEE,
     SECTION,
     Settings,
+    loop_mistakes,
+    metric_of,
     parse_own_rule,
     parse_settings,
     settings_of,
@@ -75,7 +78,6 @@ from studyloom.winner.answer import (
     write_json,
 )
 from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
-from studyloom.winner.predictor import OF_A_LOOP
 from studyloom.winner.stages import Plan, is_answer_of
 from studyloom.winner.wording import SMALL_HEADING, small_section
 
@@ -175,7 +177,7 @@ def compress(
         OSError: a file cannot be read or written.
     """
     check_installed()
-    rule = parse_own_rule(plan.question.metric, settings)
+    rule = parse_own_rule(metric_of(plan.question), settings)
     check_answer(plan, load_answer(plan.run_dir), settings)
     with _alone(plan, say, stop):
         answer = load_answer(plan.run_dir)
@@ -210,10 +212,15 @@ def _compress(
         told(f"training the committee's configurations without it as well, {many}")
         with stop.interruptible():
             original = replace(original, teacher=retrain_committee(plan, taught))
-    judge = Judge(plan.question.metric, settings, original, facts)
-    variants, failed = make_variants(judge, recipes(settings), told, stop)
+    metric = metric_of(plan.question)
+    judge = Judge(metric, settings, original, facts)
+    tried = recipes(settings)
+    if not can_train(plan.question):
+        tried = tried[:1]
+        told("its loop is your own, so that no smaller network is trained: it is tried as it is")
+    variants, failed = make_variants(judge, tried, told, stop)
     # Half a point of what ends at 1, such as accuracy; half a percent of an error in its own unit.
-    unit = 1.0 if plan.question.metric.scale == "unit" else abs(judge.original_facts.value)
+    unit = 1.0 if metric.scale == "unit" else abs(judge.original_facts.value)
     margin = settings.margin * unit
     rule = rule or Rule(Goal("bytes", "minimize"), (Condition("drop_high", "<=", margin),))
     chosen = choose(rule, judge, variants)
@@ -351,8 +358,12 @@ def check_answer(plan: Plan, answer: Answer, settings: Settings) -> None:
         PredictError: its files are not whole.
     """
     part, entry = plan.data.split, answer.committee
-    if answer.is_of_loop or part is None:
-        raise CompressError(OF_A_LOOP.format(plan.run_dir))
+    mistakes = [*loop_mistakes(plan.question)]
+    if part is None or answer.data is None:
+        mistakes.append("the winner's data are its loop's own; name them in the section data")
+    if mistakes:
+        raise CompressError(f"{plan.run_dir}: {'; '.join(mistakes)}")
+    assert part is not None
     check_whole(plan.run_dir, answer)
     if not plan.is_done() or not is_answer_of(answer, plan):
         raise CompressError(
@@ -377,7 +388,7 @@ def test_both(
 
     What it gave is stored in the database as soon as it is known.
     """
-    stored, metric = plan.search.stored, plan.question.metric
+    stored, metric = plan.search.stored, metric_of(plan.question)
     key = digest_of(content)
     before = stored.optuna.user_attrs.get(COMPRESSED) or {}
     if key in before:

@@ -19,8 +19,12 @@ from studyloom.config.values import value_at
 from studyloom.data import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import CompressError
-from studyloom.question.jobs import build_jobs, build_network
+from studyloom.question.jobs import build_jobs, build_network, judging_job, weights_of
+from studyloom.question.loop import Unstopped
+from studyloom.question.objective import Attempt
+from studyloom.question.question import FunctionQuestion, Question
 from studyloom.seeds import derive
+from studyloom.study.stored_study import RETRAINING
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
@@ -98,11 +102,16 @@ class Original:
         return self.train(lambda: build(section))
 
 
+def can_train(question: Question) -> bool:
+    """Whether networks are trained by us, and not by a loop of the user's own."""
+    return not isinstance(question, FunctionQuestion)
+
+
 def retrain(plan: Plan, calibration: int) -> Original:
     """Trains the winner's configuration without a validation part."""
     assert plan.data.split is not None
     job, network = _train_apart(plan, plan.winner, 0)
-    model = plan.question.at(plan.candidates[plan.winner]).model
+    model = plan.question.at(plan.candidates[plan.winner]).get("model")
     seed = derive(plan.question.seed, 0, 0, 2)
     return Original(network, job, plan.data.split, model, seed, calibration)
 
@@ -128,7 +137,14 @@ def _train_apart(plan: Plan, trial: int, number: int) -> tuple[Job, nn.Module]:
     # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
     seeds = [derive(question.seed, each, 0, 2) for each in (0, number)]
     folds = part.folds(question.config.objective.folds, plan.data.source.validation, seeds[0])
-    job = build_jobs(question.at(plan.candidates[trial]), [folds[-1]], seeds[1])[0]
+    point = plan.candidates[trial]
+    if isinstance(question, FunctionQuestion):
+        job = judging_job(question.at(point), [folds[-1]], seeds[1])[0]
+        attempt = Attempt(stage=RETRAINING)
+        made = question.make_objective(point, trial, plan.data, attempt, seeds[1], folds[-1])
+        made.run(lambda step: None, Unstopped())
+        return job, make_network(job, weights_of(made.weights() or {}), part).eval()
+    job = build_jobs(question.at(point), [folds[-1]], seeds[1])[0]
     return job, train_network(job, part)
 
 
@@ -137,8 +153,10 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     part, trainings = plan.data.split, plan.last.trainings
     assert part is not None
     job = trainings.job(plan.winner, 0)
-    network = make_network(job, load_weights(plan.run_dir / "winner.pt"), part)
-    model = plan.question.at(plan.candidates[plan.winner]).model
+    states = load_weights(plan.run_dir / "winner.pt")
+    weights = states if can_train(plan.question) else weights_of(states)
+    network = make_network(job, weights, part)
+    model = plan.question.at(plan.candidates[plan.winner]).get("model")
     return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)
 
 

@@ -11,7 +11,7 @@ from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import CompressError, ConfigError, UserError
 from studyloom.extras.export.onnx import check_installed
-from studyloom.metrics import Goal, Metric
+from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Rule, parse_rule
 from studyloom.text import no_such_key
@@ -151,6 +151,28 @@ def parse_own_rule(metric: Metric, settings: Settings, key: str = "rule") -> Rul
     return parse_rule(settings.rule, known, key, "")
 
 
+def metric_of(question: Question) -> Metric:
+    """Returns the metric by which variants are judged: of a loop, ours of that name."""
+    return METRICS.get(question.metric.name, question.metric)
+
+
+def loop_mistakes(question: Question) -> Iterator[str]:
+    """Yields why the network of a loop cannot be made small."""
+    if not isinstance(question, FunctionQuestion):
+        return
+    objective = question.config.objective
+    if objective.network is None:
+        yield (
+            f"the winner is a loop of your own, objective._target_={objective['_target_']}; name "
+            "what makes its network as objective.network"
+        )
+    if str(objective.metric) not in METRICS:
+        yield (
+            f"objective.metric={objective.metric} is the loop's own, so that nothing says what a "
+            f"smaller network loses; name one of {', '.join(METRICS)}"
+        )
+
+
 def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str]:
     """Yields the mistakes in how a config has the winner made small, before trial 0.
 
@@ -171,13 +193,9 @@ def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str
             f"{SECTION} makes the winner small, and with winner.enabled=false there is none; set "
             f"winner.enabled=true, or leave {SECTION} out"
         )
-    if isinstance(question, FunctionQuestion):
-        yield (
-            f"{SECTION} makes a network small that studyloom trains, and objective._target_="
-            f"{config.objective['_target_']} is a loop of your own; leave {SECTION} out, and do it "
-            "with what the loop keeps"
-        )
-        return
+    yield from (f"{SECTION}: {mistake}" for mistake in loop_mistakes(question))
+    if isinstance(question, FunctionQuestion) and data is not None and data.split is None:
+        yield f"{SECTION}: the data are the loop's own; name them in the section data"
     if settings.teacher == COMMITTEE and not config.winner.committee:
         yield (
             f"{SECTION}.teacher={COMMITTEE} learns from the committee of winner.committee=true, "
@@ -185,7 +203,7 @@ def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str
         )
     metric = None
     with suppress(UserError, ImportError, AttributeError):  # which is reported with the objective
-        metric = question.metric
+        metric = metric_of(question)
     try:
         if metric is not None:
             parse_own_rule(metric, settings, f"{SECTION}.rule")

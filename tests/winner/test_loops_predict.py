@@ -1,0 +1,159 @@
+"""The winner of a loop predicts as a network of ours does, once its network is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import toys
+import yaml
+from answers import answer_of
+from judged import MIXED, SPLIT, CountedTest, plan_of, work
+from torch import nn
+from toys import LOOP, ask
+
+from studyloom import ConfigError, LoopWinner, PredictError, load_winner
+from studyloom.cli import main
+from studyloom.files import mark_own
+from studyloom.training.checkpoint import pack_weights
+from studyloom.winner.answer import load_answer, write_answer
+from studyloom.winner.evaluation import evaluate_winner
+
+NETWORK = "objective.network=toys.make_network"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of a study of a loop that has a section `data`, and its plan."""
+    folder = tmp_path_factory.mktemp("loop")
+    question = ask(*MIXED, *LOOP, NETWORK)
+    assert question.identity("x") == ask(*MIXED, *LOOP).identity("x")
+    plan = plan_of(question, f"sqlite:///{folder}/study.db", folder, 2, top=1, seeds=2)
+    work(plan)
+    evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.mnist"])
+    yield folder
+    plan.close()
+
+
+def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
+    ended, tmp_path, capsys
+):
+    folder = ended
+    with pytest.raises(ConfigError, match=r"toys\.make_network is not among"):
+        load_winner(folder).predict(SPLIT.inputs)
+    winner = load_winner(folder, trust=["toys", "studyloom.models"])
+    network = toys.make_network(winner.config, SPLIT.shape, 10)
+    winner.restore(network=network)
+    with torch.no_grad():
+        expected = network.eval()(SPLIT.inputs).softmax(1)
+    told = winner.predict(SPLIT.inputs)
+    assert torch.equal(told.probabilities, expected)
+    assert (told.classes == SPLIT.targets).float().mean() > 0.5
+    for given in (network, toys.make_network):
+        again = load_winner(folder, network=given).predict(SPLIT.inputs.numpy())
+        assert torch.equal(again.classes, told.classes)
+    np.save(tmp_path / "some.npy", SPLIT.inputs[:5].numpy())
+    np.savetxt(tmp_path / "bad.csv", np.ones((2, 3)), delimiter=",")
+    asked = ("predict", str(folder), str(tmp_path / "some.npy"), "--trust", "toys", "--json")
+    assert main([*asked, "--code", "tests"]) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert [answer["label"] for answer in answers] == told.classes[:5].tolist()
+
+
+def test_what_explains_a_network_explains_it(ended):
+    answer = load_answer(ended)
+    assert (answer.note, answer.is_of_loop) == (None, True)
+    assert answer.data.shape == SPLIT.shape
+    assert sum(map(sum, answer.confusion)) == answer.test.examples == len(SPLIT)
+    assert answer.calibration is not None
+    assert [row.name for row in answer.groups.rows] == [*map(str, range(10))]
+
+
+# A loop whose data are its own
+
+
+class Pair(nn.Module):
+    """A network of two inputs, that gives a map of classes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, width, 1), nn.Conv2d(1, width, 1)
+
+    def forward(self, left, right):
+        return self.left(left) - self.right(right)
+
+
+def embedded(words=7):
+    return nn.Sequential(nn.Embedding(words, 3), nn.Flatten(), nn.Linear(6, 2))
+
+
+def not_a_network():
+    return 3
+
+
+def written(folder, states, network=None, metric="accuracy", **params):
+    objective = {"_target_": "mine.train"} | ({"network": network} if network else {})
+    config = {"objective": objective, "params": {"lr": 0.1} | params}
+    files = {"winner.yaml": yaml.safe_dump(config).encode(), "winner.pt": pack_weights(states)}
+    folder.mkdir(exist_ok=True)
+    metric = {"name": metric, "direction": "maximize"}
+    write_answer(folder, answer_of(note="not tested", metric=metric), files)
+    mark_own(folder)
+    return folder
+
+
+def test_arrays_and_lines_of_numbers_are_taken_as_they_are(tmp_path, capsys):
+    layer = nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9, lr=1)
+    states = {"net": layer.state_dict(), "optimizer": optimizer.state_dict()}
+    section = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    folder = written(tmp_path / "run", states, section)
+    rows = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    (tmp_path / "rows.csv").write_text("1,2\n3,-4\n")
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    np.save(tmp_path / "wide.npy", np.ones((2, 3)))
+    with torch.no_grad():
+        expected = layer(rows).softmax(1)
+    assert torch.equal(load_winner(folder).predict(rows).probabilities, expected)
+    files = [str(tmp_path / name) for name in ("rows.csv", "rows.npy", "wide.npy")]
+    assert main(["predict", str(folder), *files, "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in told["answers"]] == 2 * expected.argmax(1).tolist()
+    assert "wide.npy: mat1 and mat2 shapes cannot be multiplied" in told["errors"][0]
+    words = written(tmp_path / "words", {"net": embedded().state_dict()}, metric="loss")
+    ids = np.array([[1, 2], [0, 6]])
+    values = load_winner(words, network=embedded).predict(ids).values
+    assert values.shape == (2, 2), "numbers, since nothing says that they are classes"
+
+
+def test_several_inputs_and_maps_are_predicted_in_python(tmp_path):
+    network = Pair(4)
+    folder = written(tmp_path / "run", {"net": network.state_dict()}, width=4)
+    winner = load_winner(folder, network=Pair)
+    left, right = torch.randn(300, 1, 2, 3), torch.randn(300, 1, 2, 3).double()
+    with torch.no_grad():
+        expected = network(left, right.float()).softmax(1)
+    for inputs in ((left, right), {"right": right.numpy(), "left": left}):
+        told = winner.predict(inputs)
+        assert torch.allclose(told.probabilities, expected, atol=1e-6)
+        assert (told.classes.shape, told.names) == ((300, 2, 3), ())
+    assert winner.shape is None
+    assert "Pair" not in repr(winner)
+
+
+def test_what_is_missing_is_said_with_the_way_out(tmp_path):
+    both = {"net": embedded().state_dict(), "ema": embedded().state_dict()}
+    bare = load_winner(written(tmp_path / "bare", {"net": both["net"]}))
+    assert isinstance(bare, LoopWinner)
+    assert bare.config.params.lr == 0.1
+    for folder, network, words in (
+        (tmp_path / "bare", None, "name it as objective.network"),
+        (tmp_path / "bare", Pair, "objective.network: .*missing 1 required positional argument"),
+        (tmp_path / "bare", not_a_network, "must give a torch.nn.Module; got int"),
+        (tmp_path / "bare", nn.Linear(2, 2), "winner.pt: .*Missing key"),
+        (written(tmp_path / "both", both), embedded, "exactly one network; the loop kept net, ema"),
+        (written(tmp_path / "none", {}), embedded, "exactly one network; the loop kept nothing"),
+    ):
+        with pytest.raises((PredictError, ConfigError), match=words):
+            load_winner(folder, network=network).predict([[1, 2]])
+    assert main(["predict", str(tmp_path / "bare"), "x.npy"]) == 2
