@@ -233,12 +233,14 @@ def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
 def _as_dataset(part: Any) -> Any:
     """Returns a Dataset as it is, a pair of tensors or arrays as one, and None of all else."""
     if isinstance(part, tuple | list):
-        is_pair = len(part) == 2 and all(hasattr(each, "dtype") and len(each) for each in part)
-        return TensorDataset(*map(_tensor, part)) if is_pair else None
-    is_array = hasattr(part, "dtype") or isinstance(part, str)
-    return (
-        part if hasattr(part, "__getitem__") and hasattr(part, "__len__") and not is_array else None
-    )
+        if len(part) != 2 or not all(hasattr(each, "dtype") for each in part):
+            return None
+        inputs, targets = map(_tensor, part)
+        if len(inputs) != len(targets):
+            raise ConfigError(f"data: {len(inputs)} inputs have {len(targets)} targets")
+        return TensorDataset(inputs, targets)
+    is_map_style = hasattr(part, "__getitem__") and hasattr(part, "__len__")
+    return part if is_map_style and not hasattr(part, "dtype") else None
 
 
 def _tensor(value: Any) -> torch.Tensor:
