@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from commands import studyloom
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from runs import Run, kill
@@ -153,7 +155,10 @@ def test_a_trainer_may_validate_and_end_at_any_time(own, change, tmp_path, setti
 def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_loads(
     own, library, tmp_path
 ):
-    overrides = (f"objective._target_=own_{library}.train", f"objective.test=own_{library}.test")
+    overrides = tuple(
+        f"objective.{key}=own_{library}.{name}"
+        for key, name in (("_target_", "train"), ("test", "test"), ("network", "build"))
+    )
     overrides += ("launcher.workers=1",)
     folder = tmp_path / "run"
     run = Run(folder, f"sqlite:///{folder}/study.db", overrides, name="own", trials=3)
@@ -174,6 +179,7 @@ def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_
         assert trial.value == curve[0 if pruned else -1]
     assert [path.name for path in (folder / "checkpoints").rglob("trial-*")] == []
     check_winner(own, library, run)
+    check_predictions(own, library, run, tmp_path)
 
 
 def check_winner(own, library, run):
@@ -191,3 +197,26 @@ def check_winner(own, library, run):
     assert own.test(winner.config, Stored(), None)["loss"] == pytest.approx(
         answer["test"]["winner"]["mean"], abs=1e-6
     )
+
+
+def check_predictions(own, library, run, folder):
+    """Checks what the winner predicts, in Python and on the command line, by its own network."""
+    words = library == "transformers"
+    inputs = torch.randint(0, 16, (6, 5)) if words else torch.randn(6, 4)
+    winner = load_winner(run.folder)
+    network = own.build(winner.config) if library == "lightning" else own.build()
+    winner.restore(**{LIBRARIES[library]: network})
+    with torch.no_grad():
+        outputs = network.eval()(inputs)
+    expected = outputs.logits if words else outputs
+    told = [winner.predict(inputs).values]
+    told.append(load_winner(run.folder, network=own.build).predict(inputs.numpy()).values)
+    if words:
+        mask = torch.ones_like(inputs)
+        told.append(winner.predict({"input_ids": inputs, "attention_mask": mask}).values)
+    assert all(torch.allclose(values, expected, atol=1e-6) for values in told)
+    np.save(folder / "some.npy", inputs.numpy())
+    asked = ("predict", run.folder, folder / "some.npy", "--code", TRAINERS, "--json")
+    done = studyloom(*asked, **run.environment)
+    values = [answer["values"] for answer in json.loads(done.stdout)["answers"]]
+    assert np.allclose(values, expected, atol=1e-5), done.stderr

@@ -50,6 +50,10 @@ def no_function(config):
     return 0.0
 
 
+def curved(curve, config):
+    return curve + config.params.x
+
+
 @pytest.fixture
 def ask(tmp_path):
     (tmp_path / "own.yaml").write_text(OWN)
@@ -159,6 +163,9 @@ def test_a_question_of_a_function_is_checked_before_the_first_trial(ask):
         "objective.constraints={failure: '<= 1'}": "failure is a name of ours; choose another",
         "objective._target_=test_function.no_function": "it is called as (config, run) -> value",
         "objective.folds=2": "objective.folds=2: the data are the function's own",
+        "objective.network=test_function.gives": "objective.network: TypeError: gives() missing 1",
+        "objective.network=test_function.curved": "must give a torch.nn.Module; got float",
+        "objective.network=test_function.nowhere": "nowhere",
     }.items():
         with pytest.raises(ConfigError) as caught:
             validate(ask(override), TrainingData())

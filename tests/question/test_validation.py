@@ -275,6 +275,7 @@ BOUNDS = {
     (*STOP, "sampler=grid"): "sampler=grid tries each point of a list; set study.stop=null",
     (*TWO, *STOP): "in one value, and objective.metric names more than one; set study.stop=null",
     (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
+    ("objective.network=toys.make_network",): "objective.network is of a loop; what studyloom",
     ("cost.limit=5",): "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null",
     ("cost.limit=-1", "cost.per_hour=1"): "cost.limit must be a positive number, or null; got -1.0",
     ("study.epochs=50", "pruner=wilcoxon", "objective.folds=3"): "and study.epochs counts epochs",

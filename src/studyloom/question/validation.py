@@ -117,6 +117,8 @@ def _rules(question: Question) -> Iterator[str]:
             "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
             "not worth in units of the metric, go together; set both or none"
         )
+    if objective.network is not None and not loop:
+        yield "objective.network is of a loop; what studyloom trains is in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
     single = objective.folds == objective.seeds == 1

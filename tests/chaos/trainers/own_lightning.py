@@ -32,6 +32,9 @@ class Classifier(L.LightningModule):
         self.params = params
         self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
 
+    def forward(self, points):
+        return self.net(points)
+
     def training_step(self, batch, index):
         wait(self.trainer.current_epoch)
         points, labels = batch
@@ -55,6 +58,10 @@ class Classifier(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": plateau, "monitor": "val/accuracy"},
         }
+
+
+def build(config):
+    return Classifier(config.params)
 
 
 def train(config, run):
