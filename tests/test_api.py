@@ -336,7 +336,7 @@ def test_trials_are_a_data_frame(finished):
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.columns) == [
         *("number", "state", "value", "params.optimizer.lr", "standard_error", "started"),
-        *("seconds", "epochs", "worker", "baseline", "failure", "reason"),
+        *("seconds", "epochs", "worker", "baseline", "proposed_by", "failure", "reason"),
     ]
     assert list(frame["number"]) == [0, 1, 2, 3]
     assert frame["started"].dtype.kind == "M"

@@ -14,7 +14,7 @@ from toys import two_sided
 
 from studyloom.errors import UndrawnReport
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK
+from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views import report
 from studyloom.views.report import decided, write_report
@@ -105,6 +105,30 @@ def test_a_study_says_what_is_not_there_yet(study_of):
     states = (TrialState.WAITING, TrialState.RUNNING, TrialState.PRUNED)
     trials = [create_trial(state=state) for state in states]
     render(study_of([*trials, create_trial(value=0.0)], name="bare"), None, "")
+
+
+def test_what_proposers_gained_is_told_beside_the_sampler_and_their_names_are_text(study_of):
+    by = {"by": f"anna{IMAGE}", "why": SCRIPT}
+    marks = [{BASELINE: True}, {}, {}, {PROPOSED: by}, {PROPOSED: by}, {PROPOSED: {"by": "bo"}}]
+    states = [TrialState.COMPLETE] * 5 + [TrialState.FAIL]
+    values = (0.95, 0.5, 0.6, 0.7, 0.65, 0.99)
+    trials = [
+        a_trial(number, state, value, **mark)
+        for number, (state, value, mark) in enumerate(zip(states, values, marks, strict=True))
+    ]
+    assert "Who proposed what" not in render(study_of(trials[:3], name="alone"), None, "")
+    stored = study_of(trials)
+    rows = [row(2, 0.61, search_value=0.6), row(3, 0.58, 0.6, search_value=0.7), row(4, 0.6)]
+    for winner, fresh in (
+        (None, ("–", "–")),
+        (WINNER | {"candidates": rows}, ("0.6100", "0.6000")),
+    ):
+        page = render(stored, winner, "")
+        assert IMAGE not in page
+        text = text_of(page)
+        assert f"sampler 2 0.6000 +0.0000 {fresh[0]}" in text
+        assert f"proposed by anna{IMAGE} 2 0.7000 +0.1000 {fresh[1]}" in text
+        assert "proposed by bo 1 – – –" in text
 
 
 def test_failures_only_are_told_by_class_with_their_messages(study_of):

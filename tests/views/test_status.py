@@ -15,7 +15,7 @@ from toys import begin, two_sided
 from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
-from studyloom.storage.attributes import HALTED
+from studyloom.storage.attributes import HALTED, PROPOSED
 from studyloom.views import status
 from studyloom.views.progress import Estimate, Progress, StageProgress, progress_line
 from studyloom.views.snapshot import WorkerStatus
@@ -48,6 +48,17 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
         "diverged  1 × such as: train loss is nan at epoch 1 of 2",
     ):
         assert words in text, text
+
+
+def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):
+    stands = read_status(half_done)
+    stands.snapshot.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": ""}
+    for width in (40, 80):
+        assert ", proposed by an␛[2J na" in " ".join(shown(stands, width).split())
+    document = json.loads(as_json(stands))
+    jsonschema.validate(document, json_schema("status"))
+    assert document["best"]["proposed_by"] == "an\x1b[2J\nna"
+    assert document["baseline"]["proposed_by"] is None
 
 
 def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):

@@ -63,6 +63,7 @@ class Best(TypedDict):
     trial: int
     value: float | None
     params: Params
+    proposed_by: NotRequired[str | None]
 
 
 class Run(TypedDict):
@@ -206,6 +207,7 @@ class Trial(TypedDict):
     epochs: int
     worker: str | None
     baseline: bool
+    proposed_by: str | None
     failure: str | None
     reason: str | None
 
@@ -221,6 +223,19 @@ class Control(TypedDict):
     control: Wish
     worked_on: bool
     workers: list[str]
+
+
+class Asked(TypedDict):
+    """What a proposer needs: `question` (metric, direction, rule, baseline, about), `space` (a JSON
+    Schema), `budget`, `left` (slots without a trial), `proposals_left`, `ended` and `trials`.
+    """
+
+
+class Proposed(TypedDict):
+    """The number of the trial that waits with a proposed point."""
+
+    study: str
+    trial: int
 
 
 class Report(TypedDict):
@@ -389,6 +404,8 @@ DOCUMENTS: dict[str, Any] = {
     "status": Status,
     "trials": list[Trial],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
+    "ask": Asked,
+    "propose": Proposed,
     "report": Report,
     "compare": Comparison,
     "winner": Winner,

@@ -1,4 +1,7 @@
-"""Commands that look at studies, and what another terminal asks of a study that runs."""
+"""Commands that look at studies, and what another terminal asks of a study that runs.
+
+What proposers ask lies in `extras.proposals`, and for agents in `extras.mcp`.
+"""
 
 import argparse
 import contextlib
@@ -22,6 +25,7 @@ from studyloom.commands.options import (
     open_run,
     print_json,
 )
+from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.text import one_line, printable
 
@@ -262,7 +266,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
 # stop, pause and resume
 
 
-def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
+def control(arguments: argparse.Namespace, wish: "Wish | None") -> int:
     """Stores a wish, None to go on, and waits until no worker holds a trial if it means that.
 
     Returns:
@@ -324,7 +328,7 @@ def stop(arguments: argparse.Namespace) -> int:
     """Stops a study that runs: its workers on all hosts release their trials at the last epoch, and
     its commands end with exit code 3. The same command goes on with it later.
     """
-    return ask(arguments, "stop")
+    return control(arguments, "stop")
 
 
 @command(
@@ -336,7 +340,7 @@ def pause(arguments: argparse.Namespace) -> int:
     """Pauses a study that runs: its workers on all hosts release their trials at the last epoch and
     wait. They keep their memory; a GPU or a core is free for other work.
     """
-    return ask(arguments, "pause")
+    return control(arguments, "pause")
 
 
 @command(
@@ -346,4 +350,64 @@ def pause(arguments: argparse.Namespace) -> int:
 )
 def resume(arguments: argparse.Namespace) -> int:
     """Goes on with a study that is paused."""
-    return ask(arguments, None)
+    return control(arguments, None)
+
+
+# proposals
+
+
+@command(
+    "show what a proposer needs: question, space, trials",
+    *(RUN_DIR, *CONSENT, JSON),
+    examples=["studyloom ask runs/mnist --json"],
+)
+def ask(arguments: argparse.Namespace) -> None:
+    """Shows what whoever proposes points must know: what is asked, the space (with --json as JSON
+    Schema), the trials so far, and how many may still be proposed. It claims no slot, and holds no
+    value of the test part.
+    """
+    from studyloom.views.terminal import make_console
+
+    stored = open_run(arguments, DEADLINE)
+    if arguments.json:
+        print_json(load_plugin("ask")(stored))
+    else:
+        load_plugin("print_asked")(stored, make_console())
+
+
+BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", "somebody"))
+
+
+@command(
+    "put a point of yours into the next free slot",
+    RUN_DIR,
+    argument("point", "POINT", "in JSON; a parameter that it leaves out has its composed value"),
+    BY,
+    argument("--why", "TEXT", "a line that is stored with it", default=""),
+    *(*CONSENT, JSON),
+    examples=["studyloom propose runs/mnist '{\"optimizer.lr\":0.01}' --why larger"],
+)
+def propose(arguments: argparse.Namespace) -> None:
+    """Puts a point into the next free slot of a search, where whoever claims next trains it. It
+    counts as a trial of the budget, of which study.proposals may be proposed. No point is trained
+    twice.
+    """
+    stored = open_run(arguments, DEADLINE)
+    number = load_plugin("propose")(stored, arguments.point, arguments.by, arguments.why)
+    if arguments.json:
+        print_json({"study": stored.name, "trial": number})
+    else:
+        print(f"trial {number} of {one_line(stored.name)} waits for the next free worker")
+
+
+@command(
+    "let an agent look at a study and propose points",
+    argument("run_dirs", "RUN_DIR", "the study; then others to compare", type=Path, nargs="+"),
+    *(BY, *CONSENT),
+    examples=["studyloom mcp runs/mnist --by claude"],
+)
+def mcp(arguments: argparse.Namespace) -> None:
+    """Serves ask, propose, compare, status and report of a study over the Model Context Protocol,
+    on standard input and output. No value of the test part is told before the search has ended.
+    """
+    load_plugin("mcp")(arguments)

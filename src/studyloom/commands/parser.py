@@ -15,7 +15,7 @@ from studyloom.text import nearest, printable
 COMMANDS: tuple[Entry, ...] = (
     *(studies.new, studies.run),
     *(looking.status, looking.trials, looking.report, looking.compare),
-    *(looking.stop, looking.pause, looking.resume),
+    *(looking.stop, looking.pause, looking.resume, looking.ask, looking.propose, looking.mcp),
     *(networks.winner, networks.compress, networks.predict, networks.replay),
     *(looking.doctor, looking.dashboard),
     *(studies.keys, studies.completion, studies.schema),

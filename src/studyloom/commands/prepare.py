@@ -51,6 +51,7 @@ from studyloom.study.warm_start import (
     missing_baseline,
     redo_baseline,
     sources_of,
+    store_space,
 )
 from studyloom.study.worker import Worker
 from studyloom.training.ranks import ALONE, Ranks
@@ -342,6 +343,7 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     study = question.config.study
     regret, cost = study.regret if study.stop == "regret" else None, question.config.cost
     set_bounds(stored, regret, study.epochs, trials, cost.limit, cost.per_hour)
+    store_space(stored, question)
     if question.baseline is not None:
         if study.redo_baseline:
             redo_baseline(stored)

@@ -40,6 +40,7 @@ class StudySection:
     lease: float = key(60.0, "seconds after which a silent worker loses its trial")
     enqueue: Any = key([], "points to try first, such as `[{model:cnn,model.cnn.channels:16}]`")
     top: int = key(5, "how many points of study.from are tried")
+    proposals: float = key(0.3, "the share of the budget that `studyloom propose` may take")
     accept_code_change: bool = key(False, "true: goes on after an edit of your own code")
     dry_run: bool = key(False, "as `--dry-run`")
 

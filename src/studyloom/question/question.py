@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,6 @@ from typing import Any
 import optuna
 import torch
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -65,13 +59,12 @@ from studyloom.question.jobs import (
 )
 from studyloom.question.loop import Loop, LoopObjective
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
-from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_relations, parse_rule
+from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
 from studyloom.question.run import TEST, Place, Run, finite
 from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
-from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
-from studyloom.space.tree import Node, Parameter, Point, Space, group_of, is_numeric, start_of
+from studyloom.space.tree import Node, Point, Space, stand_in, start_of
 from studyloom.training.job import Job
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -84,7 +77,7 @@ SECTIONS = (
     *("space", "objective", "params", "train"),
 )
 FIRST = Attempt()
-PARAMS, WHERE = "params", "where"
+PARAMS = "params"
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
@@ -137,7 +130,7 @@ class Question:
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
         """Returns the question that a composed config, without the section `hydra`, asks."""
-        space = read_space(cfg, group_options)
+        space = read_space(value_at(cfg, "space"), group_options)
         typed = {override_key(override).replace("/", ".") for override in composer.overrides}
         complete = functools.partial(with_starts, space, typed)
         composer, cfg = replace(composer, complete=complete), complete(cfg, composer.choices)
@@ -423,7 +416,7 @@ class FunctionQuestion(Question):
         if not hasattr(target, "composed"):
             return super().ask(cfg, composer)
         config: DictConfig = build_function(cfg.objective).composed()  # type: ignore[attr-defined]
-        space = read_space(cfg, lambda group: [], PARAMS)
+        space = read_space(value_at(cfg, "space"), lambda group: [], PARAMS)
         params: Any = value_at(cfg, PARAMS) or {}
         searched = [leaf.name for _, nodes in space.branches() for leaf in nodes]
         named = [(PARAMS, key) for key, _ in flatten(params)] if params else []
@@ -599,18 +592,6 @@ def with_starts(
     return with_values(config, values) if values else config
 
 
-def read_space(cfg: DictConfig, options: Callable[[str], Sequence[str]], above: str = "") -> Space:
-    """Parses the section `space`: the tree, and its `where` unless that is a range; see there."""
-    tree = dict(value_at(cfg, "space") or {})
-    where = [] if isinstance(tree.get(WHERE), Mapping) else tree.pop(WHERE, None) or []
-    space = parse_space(tree, options, above)
-    known: dict[str, Any] = {}
-    for choices, _ in space.branches() if where else ():
-        known |= space.walk(functools.partial(stand_in, choices, end=-1)).distributions
-    numbers = [n for n in known if is_numeric(known[n])]
-    return replace(space, relations=parse_relations(where, numbers))
-
-
 def data_key(cfg: DictConfig) -> str:
     """Returns the digest of the section `data`, from which the training part follows."""
     return digest_of_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
@@ -626,27 +607,6 @@ def without_places(sections: dict[str, Any]) -> dict[str, Any]:
                 inner = inner[name]
             del inner[path[-1]]
     return sections
-
-
-def stand_in(choices: Mapping[str, str], parameter: Parameter, end: int = 0) -> Any:
-    """Returns the value of a parameter where only groups are chosen.
-
-    An option is as chosen if the space has it; any other parameter is at an end; see `end_of`.
-    """
-    distribution = parameter.distribution
-    if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
-        option = choices.get(group_of(parameter.key))
-        if option in distribution.choices:
-            return option
-    return end_of(distribution, end)
-
-
-def end_of(distribution: BaseDistribution, end: int) -> Any:
-    """Returns the low end or first choice of a distribution for 0, the high or last for -1."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[end]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return (distribution.low, distribution.high)[end]
 
 
 def place_of(error: BaseException) -> str:

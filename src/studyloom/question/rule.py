@@ -18,15 +18,19 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.metrics import COSTS, Goal
+from studyloom.space.language import parse_space
+from studyloom.space.tree import Space, is_numeric, stand_in
 from studyloom.text import nearest
 
 # Characters; a rule is a part of the name of the study that evaluates its candidates again.
 LONGEST = 200
+WHERE = "where"  # the key of the relations in the section `space`
 NUMBER = r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?"
 LIMIT = re.compile(rf"\s*(<=|>=)\s*({NUMBER})\s*", re.ASCII)
 NAME = r"[A-Za-z_][\w.]*"
@@ -162,6 +166,18 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
     if mistakes:
         raise ConfigError(mistakes)
     return limits
+
+
+def read_space(section: Any, options: Callable[[str], Sequence[str]], above: str = "") -> Space:
+    """Parses the section `space`: the tree, and its `where` unless that is a range; see there."""
+    tree = dict(section or {})
+    where = [] if isinstance(tree.get(WHERE), Mapping) else tree.pop(WHERE, None) or []
+    space = parse_space(tree, options, above)
+    known: dict[str, Any] = {}
+    for choices, _ in space.branches() if where else ():
+        known |= space.walk(partial(stand_in, choices, end=-1)).distributions
+    numbers = [name for name in known if is_numeric(known[name])]
+    return replace(space, relations=parse_relations(where, numbers))
 
 
 def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:

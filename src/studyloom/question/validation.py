@@ -36,20 +36,30 @@ from studyloom.errors import (
 )
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_named, network_of
-from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
+from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
 from studyloom.space.samplers import DRAWS, any_point
-from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Node, Space, group_of, why_not
+from studyloom.space.tree import (
+    LARGEST_GRID,
+    Leaf,
+    ListLeaf,
+    Node,
+    Space,
+    end_of,
+    group_of,
+    why_not,
+)
 from studyloom.text import as_yaml, line_to_add, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import Steps, apply_network, on_threads
 from studyloom.training.trainer import JobRun
 
-# The least value of whole numbers; null is none.
+# The least value of numbers; null is none.
 AT_LEAST = {
     "study.trials": 1,
     "study.seed": 0,
     "study.epochs": 1,
+    "study.proposals": 0,
     "objective.folds": 1,
     "objective.seeds": 1,
     "winner.top": 1,

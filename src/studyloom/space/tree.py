@@ -446,6 +446,27 @@ def is_numeric(distribution: BaseDistribution) -> bool:
     return all(type(choice) in (int, float) for choice in getattr(distribution, "choices", ()))
 
 
+def stand_in(choices: Mapping[str, str], parameter: Parameter, end: int = 0) -> Any:
+    """Returns the value of a parameter where only groups are chosen.
+
+    An option is as chosen if the space has it; any other parameter is at an end; see `end_of`.
+    """
+    distribution = parameter.distribution
+    if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
+        option = choices.get(group_of(parameter.key))
+        if option in distribution.choices:
+            return option
+    return end_of(distribution, end)
+
+
+def end_of(distribution: BaseDistribution, end: int) -> Any:
+    """Returns the low end or first choice of a distribution for 0, the high or last for -1."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[end]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return (distribution.low, distribution.high)[end]
+
+
 def is_ordered(distribution: BaseDistribution) -> bool:
     """Whether near values of a distribution are alike: numbers, or choices of rising numbers."""
     choices = list(getattr(distribution, "choices", ()))

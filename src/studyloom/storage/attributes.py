@@ -22,6 +22,7 @@ JOB = "job"  # dict[str, Any]: what the last command does beside the search, whe
 STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
 ANSWERED = "answered"  # dict[str, Any]: the winner and its test, in short, and by which stage
 CONTROL = "control"  # str | None: stop or pause, as another terminal asked
+SPACE = "space"  # dict[str, Any]: the space and its composed values, for whoever proposes points
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 # Of a trial
@@ -30,6 +31,7 @@ FORMER_SLOT = "former_slot"  # int: the slot that it filled until it was set asi
 WORKER = "worker"  # str: the id of the worker that started it
 BASELINE = "baseline"  # True: the trial is the configuration as composed
 ENQUEUED = "enqueued"  # str: the source of a point that was queued before any worker started it
+PROPOSED = "proposed"  # dict[str, str]: `by` whom its point was proposed, `why`, and a random `id`
 EPOCHS = "epochs"  # dict[str, list[float]]: the learning curve, a column for each quantity
 JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epoch is the mean of
 STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
@@ -53,6 +55,7 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # The costs of a trial are stored under their names: those of a network, `metrics.COSTS`, and what a
 # loop tells, which may have none of these names. float
 OF_TRIALS = (
-    *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, EPOCHS, STANDARD_ERROR, TIMES, MADE),
-    *(PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED, FAILURE, REASON, TRACEBACK),
+    *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
+    *(MADE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED),
+    *(FAILURE, REASON, TRACEBACK),
 )

@@ -18,6 +18,7 @@ from studyloom.storage.attributes import (
     COLUMNS,
     EPOCHS,
     FAILURE,
+    PROPOSED,
     REASON,
     STANDARD_ERROR,
     TIMES,
@@ -82,14 +83,15 @@ def trial_rows(stored: StoredStudy) -> Rows:
 
     The columns are number, state (complete, pruned, failed, paused, running or waiting), value,
     parameters as params.NAME, standard_error (of the value, over several jobs), started, seconds,
-    epochs, worker, baseline, failure and reason. If trials have several values, a column
-    values.NAME for each takes the place of value.
+    epochs, worker, baseline, proposed_by, failure and reason. If trials have several values, a
+    column values.NAME for each takes the place of value.
     """
     trials, goals = stored.trials(), stored.goals
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     values = ["value"] if len(goals) == 1 else [f"values.{goal.name}" for goal in goals]
     columns = ("number", "state", *values, *(f"params.{name}" for name in names))
-    columns += (STANDARD_ERROR, "started", "seconds", "epochs", WORKER, BASELINE, FAILURE, REASON)
+    columns += (STANDARD_ERROR, "started", "seconds", "epochs", WORKER, BASELINE)
+    columns += ("proposed_by", FAILURE, REASON)
     return Rows(columns, tuple(_trial_cells(trial, goals, names) for trial in trials))
 
 
@@ -108,9 +110,16 @@ def _trial_cells(
         epochs_of(trial),
         attrs.get(WORKER),
         BASELINE in attrs,
+        proposer_of(trial),
         attrs.get(FAILURE),
         reason_of(trial),
     )
+
+
+def proposer_of(trial: FrozenTrial) -> str | None:
+    """Returns who proposed the point of a trial; None if the sampler or the command chose it."""
+    proposed = trial.user_attrs.get(PROPOSED)
+    return str(proposed.get("by")) if isinstance(proposed, Mapping) else None
 
 
 def epochs_of(trial: FrozenTrial) -> int:

@@ -4,25 +4,27 @@
 a portfolio of several: those that it names or, as `auto`, those that are found. Each point becomes
 a waiting trial with fixed parameters before any worker starts. The question of the study is the
 same with them and without.
+
+Proposals are points that people, programs and agents put into the next free slot later, while the
+search runs. What they are checked against is stored with the study.
 """
 
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
-from studyloom.config.overrides import group_options
 from studyloom.config.values import has_key, value_at
 from studyloom.errors import ConfigError
-from studyloom.question.question import Question, end_of, stand_in
-from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, why_not
+from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, stand_in, why_not
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, SLOT, SOURCES
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PROPOSED, SLOT, SOURCES, SPACE
 from studyloom.storage.database import Connection, execute
 from studyloom.storage.ledger import Entry, enter, untouched
 from studyloom.study.earlier_studies import (
@@ -35,11 +37,24 @@ from studyloom.study.earlier_studies import (
     read_earlier,
     source_label,
 )
+from studyloom.study.early_end import look_ahead, read_bounds
 from studyloom.study.failures import NO_REASON, TEACHES, outcome, reason_of
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import as_yaml, nearest
+from studyloom.text import as_yaml, format_value, nearest
+
+if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
+    from studyloom.question.question import Question
 
 ABSENT = object()
+
+
+class Places(Protocol):
+    """A space and a `Composer` of its points: those of a question, or what is stored of them."""
+
+    @property
+    def space(self) -> Any: ...
+    @property
+    def composer(self) -> Any: ...
 
 
 @dataclass
@@ -59,7 +74,7 @@ class PlacedPoint:
     breaks: bool = False
 
 
-def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoint:
+def place_point(question: Places, parameters: Mapping[str, Any]) -> PlacedPoint:
     """Finds the point of a space at which given parameters lie.
 
     A trial of another space, with other options or fewer of them, is placed by the config keys
@@ -100,11 +115,11 @@ def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoin
             subject = f"{name} is not given, and its composed value {as_yaml(value)}"
         if problem := why_not(parameter.distribution, value):
             placed.wrong.append(f"{subject} {problem}")
-            return end_of(parameter.distribution, 0)
+            return stand_in({}, parameter)  # its low end
         return float(value) if isinstance(parameter.distribution, FloatDistribution) else value
 
     placed.point = question.space.walk(decide)
-    for name in flat.keys() - used:
+    for name in [name for name in flat if name not in used]:
         _check_unasked(question, placed, name, key_of[name], flat[name], composed)
     if not placed.wrong and (words := question.space.breach(placed.point.params)) is not None:
         placed.breaks, placed.wrong = True, [words]
@@ -112,7 +127,7 @@ def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoin
 
 
 def _check_unasked(
-    question: Question,
+    question: Places,
     placed: PlacedPoint,
     name: str,
     key: str,
@@ -120,9 +135,9 @@ def _check_unasked(
     composed: Any,
 ) -> None:
     """Checks a given parameter that the space lacks at the point: it may agree with the config."""
-    subject, group = f"{name}={as_yaml(value)}", group_of(key)
-    if group_options(group):
-        option = {**question.composer.choices, **placed.point.choices}.get(group)
+    subject = f"{name}={as_yaml(value)}"
+    choices = {**question.composer.choices, **placed.point.choices}
+    if (option := choices.get(group_of(key))) is not None:
         if option != value:
             placed.wrong.append(f"{subject}, but here it is {option}")
         return
@@ -190,7 +205,7 @@ class WarmStart:
 
 
 def take_points(
-    question: Question, studies: Sequence[Earlier], top: int, notes: list[str], *, looked: bool
+    question: "Question", studies: Sequence[Earlier], top: int, notes: list[str], *, looked: bool
 ) -> list[WarmStart]:
     """Chooses trials of earlier studies that are points of this study's space too.
 
@@ -218,7 +233,7 @@ def take_points(
 
 
 def _choose(
-    question: Question, studies: Sequence[Earlier], top: int, *, alone: bool
+    question: "Question", studies: Sequence[Earlier], top: int, *, alone: bool
 ) -> Iterator[tuple[int, "PlacedTrial"]]:
     """Yields the trials to take, each with the position of its study."""
     if alone and len(studies) == 1:
@@ -247,7 +262,7 @@ class PlacedTrial:
 
 
 def _place_trials(
-    question: Question, earlier: Earlier, top: int, most: int = MOST_PLACED
+    question: "Question", earlier: Earlier, top: int, most: int = MOST_PLACED
 ) -> Iterator[PlacedTrial]:
     """Places trials of an earlier study: of more than `most`, the best, and others evenly."""
     trials = [*earlier.ranked, *earlier.behind]
@@ -269,7 +284,7 @@ def _place_trials(
             yield PlacedTrial(trials[row].number, at, float(scores[row]), eligible)
 
 
-def _why_not(question: Question, earlier: Earlier) -> str:
+def _why_not(question: "Question", earlier: Earlier) -> str:
     """Words why the best trial of a study is no point of this one; empty if nothing is wrong."""
     wrong = [
         each for trial in earlier.ranked[:1] for each in place_point(question, trial.params).wrong
@@ -315,7 +330,7 @@ class WarmStarts:
 
 
 def find_warm_starts(
-    question: Question, begun: Sequence[str], remember: Callable[[], Remembered] = Remembered
+    question: "Question", begun: Sequence[str], remember: Callable[[], Remembered] = Remembered
 ) -> WarmStarts:
     """Finds the points that `study.enqueue` and `study.from` name.
 
@@ -404,7 +419,7 @@ def _read_all(sources: Sequence[str], mistakes: list[str], notes: list[str]) -> 
 
 
 def _enqueued_points(
-    question: Question, enqueued: Any, mistakes: list[str], notes: list[str]
+    question: "Question", enqueued: Any, mistakes: list[str], notes: list[str]
 ) -> Iterator[WarmStart]:
     if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
         mistakes.append(
@@ -472,16 +487,18 @@ def lock_trials(connection: Connection, stored: StoredStudy) -> list[FrozenTrial
     """Reads the trials that fill slots; until the commit nobody makes another."""
     ledger = stored.ledger
     sql.lock_study(connection, ledger.study_id, ledger.uuid)
-    trials = sql.read(connection, sql.ALL_TRIALS, study=ledger.study_id)
+    heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
+    trials = sql.read_light(connection, heads)
     return [trial for trial in trials if sql.is_slot(trial.user_attrs.get(SLOT))]
 
 
 def _queue_trial(
     connection: Connection, study_id: int, slot: int, point: Point, attributes: dict[str, Any]
-) -> None:
+) -> FrozenTrial:
     """Makes a waiting trial of a point, and opens a slot for it."""
     trial = sql.insert(connection, study_id, {SLOT: slot, **attributes}, point)
     enter(connection, study_id, [Entry(slot, "free", trial._trial_id)])
+    return trial
 
 
 def failed_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
@@ -522,3 +539,75 @@ def missing_baseline(stored: StoredStudy) -> str | None:
         f"the baseline, trial {failed.number}, has failed ({reason}), so that nothing is compared "
         "with it; once the cause is mended, study.redo_baseline=true trains it again"
     )
+
+
+# Proposals
+
+
+def store_space(stored: StoredStudy, question: "Question") -> None:
+    """Stores what proposals are checked against, or None where a list of points is tried."""
+    space, composer, starts = question.space, question.composer, dict[str, Any]()
+    options = defaultdict[str, list[str]](list)
+    for group in space.groups():
+        options[group_of(group.key)] += group.options
+    for choices, nodes in space.branches():
+        point = space.walk(partial(stand_in, {**composer.choices, **choices}))
+        config = composer.compose(point.choices)
+        starts |= {leaf.name: value_at(config, leaf.key) for leaf in nodes}
+    known = {
+        "tree": value_at(question.config, "space") or {},
+        "options": options,
+        "choices": {group: composer.choices.get(group) for group in options},
+        "starts": starts,
+        "baseline": question.baseline is not None,
+        "share": question.config.study.proposals,
+    }
+    enumerated = getattr(question.sampler(0), "points", None) is not None
+    stored.optuna.set_user_attr(SPACE, None if enumerated else known)
+
+
+def propose(
+    stored: StoredStudy, point: Point, mark: Mapping[str, str], most: int, baseline: Point | None
+) -> int:
+    """Puts a point into the next free slot: whoever claims next trains it.
+
+    Args:
+        mark: stored with it; another one for each proposal.
+        most: how many trials of the study may be proposed.
+        baseline: trial 0, if that is the configuration as composed.
+
+    Returns:
+        The number of its trial.
+
+    Raises:
+        ConfigError: a trial has the point already, or there is no room.
+    """
+    study_id, trials = stored.ledger.study_id, read_bounds(stored).trials
+    if (ended := look_ahead(stored).ending) is not None:
+        raise ConfigError(f"the search of {stored.name} {ended.words}; a proposal comes too late")
+
+    def queue(connection: Connection) -> int:
+        tried = lock_trials(connection, stored)
+        if baseline is not None and not tried:
+            first = {BASELINE: True, ENQUEUED: AS_COMPOSED}
+            tried.append(_queue_trial(connection, study_id, 0, Point(), first))
+        for trial in tried:
+            if trial.user_attrs.get(PROPOSED) == mark:  # the answer to an earlier try was lost
+                return trial.number
+            waiting = baseline if BASELINE in trial.user_attrs and not trial.params else None
+            if point.params == (waiting or trial).params:
+                value = f" with {format_value(trial.values[0])}" if trial.values else ""
+                raise ConfigError(
+                    f"trial {trial.number} has this point already, and is {outcome(trial)}{value}; "
+                    "propose another one"
+                )
+        if sum(PROPOSED in trial.user_attrs for trial in tried) >= most:
+            raise ConfigError(
+                f"study.proposals: {most} of {trials} trials may be proposed, and have been; the "
+                "sampler chooses the rest"
+            )
+        if not (slots := untouched(connection, study_id, trials)):
+            raise ConfigError(f"all {trials} trials have begun; a larger study.trials makes room")
+        return _queue_trial(connection, study_id, slots[0], point, {PROPOSED: mark}).number
+
+    return execute(stored.ledger.storage, queue)

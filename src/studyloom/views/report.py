@@ -8,8 +8,8 @@ assets/report/sections.toml.
 import platform
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -21,9 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage.attributes import BASELINE, REUSED, TIMES, TRACEBACK
+from studyloom.storage.attributes import BASELINE, ENQUEUED, REUSED, TIMES, TRACEBACK
 from studyloom.study.failures import count_failures
-from studyloom.study.rows import trial_rows
+from studyloom.study.rows import proposer_of, trial_rows
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import (
     format_cost,
@@ -235,7 +235,7 @@ def facts(
             "trainings took",
             spent + (f"; workers trained for {format_duration(worked)}" if worked else ""),
         )
-    if data := _data(stored, winner):
+    if data := data_words(stored, winner):
         yield "data", data
     goals = ", and ".join(
         f"{goal.name}, {'more' if goal.sign > 0 else 'less'} is better" for goal in stored.goals
@@ -245,7 +245,7 @@ def facts(
         yield "the best by", snapshot.rule
 
 
-def _data(stored: StoredStudy, winner: Answer | None) -> str:
+def data_words(stored: StoredStudy, winner: Answer | None) -> str:
     """Words what the networks were trained and tested on."""
     question = stored.question() or {}
     told = []
@@ -543,7 +543,12 @@ def _choices(
         yield page.Part(name, [block], f"chosen: {said}")
 
 
-SHOWN = {"standard_error": "± error", "seconds": "time", "reason": "why"}  # by its column
+SHOWN = {
+    "standard_error": "± error",
+    "proposed_by": "proposed by",
+    "seconds": "time",
+    "reason": "why",
+}  # by its column
 # Of a table for people; all columns are in the output of `studyloom trials --csv`.
 LEFT_OUT = ("started", "worker", "baseline", "failure", "state", "number")
 LONGEST = 60  # characters of a cell
@@ -606,6 +611,30 @@ def _cell(name: str, value: Any) -> page.Cell:
     else:
         shown = shorten(format_parameter(value), LONGEST)
     return page.Cell(shown, value)
+
+
+def proposer_sections(stored: StoredStudy, winner: Answer | None) -> Iterator[Section]:
+    """Renders what the trials of each proposer gained beside those of the sampler, if any has."""
+    own = defaultdict[str | None, list[int]](list, {None: []})
+    for trial in stored.trials():
+        if (by := proposer_of(trial)) or not {BASELINE, ENQUEUED} & trial.user_attrs.keys():
+            own[by].append(trial.number)
+    searched = {trial.number: trial.values[0] for trial in stored.ranked()}
+    judged = {row.trial: row.mean for row in (winner.candidates if winner else ())}
+
+    def best(values: Mapping[int, float | None], numbers: Iterable[int]) -> float | None:
+        known = [value for n in numbers if (value := values.get(n)) is not None]
+        return max(known, key=lambda value: stored.sign * value, default=None)
+
+    rows, first = list[tuple[object, ...]](), best(searched, own[None])
+    for by, numbers in own.items():
+        found, who = best(searched, numbers), f"proposed by {by}" if by else "sampler"
+        gain = None if found is None or first is None else stored.sign * (found - first)
+        fresh = number(best(judged, numbers))
+        rows.append((who, len(numbers), number(found), number(gain, "+"), fresh))
+    head = ("", "trials", "best, search", "better than the sampler's by", "best mean, fresh seeds")
+    if len(own) > 1:
+        yield section("proposers", [Table(head, rows, words=(0,))])
 
 
 MOST_MESSAGES = 10  # of one kind of failure
@@ -712,6 +741,7 @@ def all_sections(
     yield from noted(search_sections(shown, snapshot, winner, axis), note)
     caption, figure = figures.outlook(stored, snapshot.outlook)
     yield section("outlook", [drawn(figure)], caption=caption)
+    yield from proposer_sections(stored, winner)
     matter = Matter.of(shown)
     yield from noted([trials_section(shown, snapshot, won, matter.names)], note)
     yield from noted(parameter_sections(shown, snapshot.best, axis, matter), note)

@@ -36,7 +36,7 @@ def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
     """Returns the answer in one sentence; None if its winner has but the value of the search."""
     winner, test = answer.winner, answer.test
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
-    who = _describe(_config_of(trial), winner.params)
+    who = describe(trial, winner.params)
     if test is not None:
         words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"
@@ -51,7 +51,7 @@ def search_sentence(snapshot: Snapshot) -> str:
     trials = f"{snapshot.done} of {snapshot.budget} trials"
     if (best := snapshot.best) is None or (value := value_of(best)) is None:
         return f"{why_no_best(snapshot)}, after {trials}"
-    who = _describe(_config_of(best), best.params)
+    who = describe(best, best.params)
     shown = _value(value, snapshot.metric)
     words = f"{who}: {shown} on the validation part, the best after {trials}"
     start = value_of(snapshot.baseline)
@@ -69,8 +69,9 @@ def _config_of(trial: FrozenTrial | None) -> Mapping[str, Any]:
     return {} if trial is None else _mapping(_mapping(trial.user_attrs.get(MADE)).get("config"))
 
 
-def _describe(config: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+def describe(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
     """Describes a trial: its network and optimizer, or else its first parameters."""
+    config = _config_of(trial)
     network, optimizer = _mapping(config.get("model")), _mapping(config.get("optimizer"))
     parts = []
     if name := _class_of(network):

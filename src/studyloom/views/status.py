@@ -20,6 +20,7 @@ from rich.text import Text
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import RESUMED
 from studyloom.study.failures import FailureCount, count_failures, resumed_words
+from studyloom.study.rows import proposer_of
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
 from studyloom.text import one_line
@@ -208,7 +209,8 @@ def _trial_json(snapshot: Snapshot, trial: FrozenTrial | None) -> dict[str, Any]
     if trial is None:
         return None
     costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
-    return {"trial": trial.number, "value": value_of(trial), "params": trial.params} | costs
+    known = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
+    return known | {"proposed_by": proposer_of(trial)} | costs
 
 
 def print_status(status: Status, console: Console) -> None:

@@ -25,7 +25,7 @@ from studyloom.space.samplers import any_point
 from studyloom.storage.attributes import EPOCHS, FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
-from studyloom.study.rows import seconds_spent
+from studyloom.study.rows import proposer_of, seconds_spent
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import (
     format_duration,
@@ -175,15 +175,16 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
         if trial is None:
             continue
         values, style = _named_values(snapshot, trial), "bold" if name == "best" else ""
+        number, by = f"trial {trial.number}", proposer_words(trial)
         if width < WIDE:
             value = Text(", ".join(values), style=style)
-            lines.append(Text.assemble(f"{name:8}  ", value, f"  trial {trial.number}"))
+            lines.append(Text.assemble(f"{name:8}  ", value, f"  {number}{by}"))
             for parameter, setting in trial.params.items():
                 line = f"  {one_line(parameter)}={format_parameter(setting)}"
                 lines.append(Text(line, overflow="fold"))
         else:
             value = Text("\n".join(values), style=style)
-            table.add_row(name, value, f"trial {trial.number}", format_parameters(trial.params))
+            table.add_row(name, value, number, format_parameters(trial.params) + by)
     if any(trial is not None and STANDARD_ERROR in trial.user_attrs for trial in answers.values()):
         legend = f"{'':10}± is the standard error of the mean over folds and seeds"
         lines.append(Text(legend, style="dim"))
@@ -222,6 +223,12 @@ def format_parameters(params: Mapping[str, Any]) -> str:
     """Formats the parameters of a trial in one line; `as composed` if it has none."""
     pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
     return "  ".join(pairs) or "as composed"
+
+
+def proposer_words(trial: FrozenTrial) -> str:
+    """Words who proposed a trial; empty if nobody has."""
+    by = proposer_of(trial)
+    return f", proposed by {one_line(by)}" if by else ""
 
 
 def more_trials(snapshot: Snapshot, plan: "Plan") -> str:
@@ -313,6 +320,7 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
         seconds = seconds_spent(trial)
         spent = "" if seconds is None else format_duration(seconds)
         about = one_line(reason_of(trial) or format_parameters(trial.params))
+        about += proposer_words(trial)
         rows.append((str(trial.number), outcome(trial), format_trial_values(trial), spent, about))
     for line in aligned(rows, words=(1, 4)):
         console.print(Text(line), soft_wrap=True)

@@ -1,0 +1,162 @@
+"""`studyloom mcp`: a study for agents, over the Model Context Protocol on standard streams.
+
+Each tool is what the command of its name does, and only `propose` writes. No tool takes a path. As
+long as the search goes on, none tells a value of the test part: whoever chooses points by it would
+be judged by what it knows.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from studyloom._version import __version__
+from studyloom.commands.looking import DEADLINE
+from studyloom.commands.options import open_run
+from studyloom.errors import ConfigError, StudyloomError
+from studyloom.extras import proposals
+from studyloom.study.stored_study import StoredStudy
+from studyloom.text import mask_passwords, printable, shorten_end
+from studyloom.views import page
+from studyloom.views.charts import Block, Chart, Multiples, Table
+from studyloom.views.comparison import document, read_studies
+from studyloom.views.events import finite
+from studyloom.views.progress import JobReader
+from studyloom.views.report import read_files, read_report
+from studyloom.views.status import read_status, status_document
+from studyloom.views.terminal import aligned
+
+try:
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.types import ToolAnnotations
+except ImportError as error:
+    raise ConfigError(f"mcp: {error}; pip install 'studyloom[mcp]'") from None
+
+ABOUT = """\
+A hyperparameter search. `ask` tells the question, the space and the trials so far; `propose` puts a
+point into the next free slot, where it is trained as any other trial. Few of the slots may be
+proposed. The winner is chosen on fresh seeds, and tested once after the search."""
+LONGEST = 100_000  # characters of a report
+SEALED = ("test", "std", "difference")  # what of a comparison is measured on the test part
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serves a study until standard input ends; raises ValueError if there is none."""
+    arguments.run_dir = arguments.run_dirs[0]
+    open_run(arguments, DEADLINE).close()
+    make_server(arguments).run("stdio")
+
+
+def make_server(arguments: argparse.Namespace) -> MCPServer[Any]:
+    """Makes the server of the study of the first run directory; `compare` reads the others too."""
+    server = MCPServer[Any](
+        "studyloom", instructions=ABOUT, version=__version__, log_level="WARNING"
+    )
+    reading, (own, *_) = ToolAnnotations(read_only_hint=True), arguments.run_dirs
+
+    @contextmanager
+    def opened(*run_dirs: Path) -> Iterator[list[StoredStudy]]:
+        found = [argparse.Namespace(**vars(arguments) | {"run_dir": each}) for each in run_dirs]
+        try:
+            with ExitStack() as stack:
+                yield [stack.enter_context(closing(open_run(each, DEADLINE))) for each in found]
+        except (StudyloomError, OSError, ValueError) as error:
+            raise ToolError(mask_passwords(printable(str(error)))) from None
+
+    @server.tool(annotations=reading)
+    def ask(latest: int = 100) -> dict[str, Any]:
+        """Tells the question, the space as JSON Schema, how many points may still be proposed, and
+        the latest trials.
+        """
+        with opened(own) as [stored]:
+            told = proposals.ask(stored)
+        return plain(told | {"trials": told["trials"][-max(1, latest) :]})
+
+    @server.tool()
+    def propose(point: dict[str, Any], why: str = "") -> dict[str, Any]:
+        """Puts a point of the space into the next free slot, and returns the number of its trial.
+
+        What the point leaves out has its default. `why` is a line that is stored with it.
+        """
+        with opened(own) as [stored]:
+            return {"trial": proposals.propose(stored, point, arguments.by, why)}
+
+    @server.tool(annotations=reading)
+    def status() -> dict[str, Any]:
+        """Tells how far the search is: trials by state, the best, workers, the time left."""
+        with opened(own) as [stored]:
+            told = status_document(read_status(stored))
+            return plain(told | ({"answer": None} if is_sealed(stored) else {}))
+
+    @server.tool(annotations=reading)
+    def compare() -> dict[str, Any]:
+        """Tells what this study and those that it is served with have found, and at what cost."""
+        with opened(*arguments.run_dirs) as studies:
+            told = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
+            for each in told["studies"] if is_sealed(studies[0]) else ():
+                each |= dict.fromkeys(SEALED)
+            return plain(told)
+
+    @server.tool(annotations=reading)
+    def report() -> str:
+        """Tells the figures of the report: what matters, how the search went, who proposed what."""
+        with opened(own) as [stored]:
+            return shorten_end("\n".join(report_lines(stored, own)), LONGEST)
+
+    return server
+
+
+def plain(told: dict[str, Any]) -> dict[str, Any]:
+    """Returns a document as `--json` prints it."""
+    document: dict[str, Any] = json.loads(json.dumps(finite(told), default=str))
+    return document
+
+
+def is_sealed(stored: StoredStudy) -> bool:
+    """Whether trials of the search are still to come, so that no test value may be told."""
+    return JobReader(stored).read().stages[0].left > 0
+
+
+def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
+    """Yields the report as lines of text, without the trials, which `ask` tells."""
+    winner, small = (None, None) if is_sealed(stored) else read_files(stored, run_dir)[:2]
+    head, sections = read_report(stored, winner, small, "")
+    yield from (head.name, head.sentence)
+    for block in head.blocks:
+        yield from _lines(block)
+    for section in sections:
+        yield from ("", f"# {section.title}", section.caption)
+        for block in section.blocks:
+            yield from _lines(block)
+
+
+def _lines(block: Block) -> Iterator[str]:
+    """Yields a block of a page as lines of text; pictures and the table of the trials have none."""
+    match block:
+        case page.Absent(text) | page.Words(text):
+            yield page.shown(text)
+        case page.Lines(lines):
+            yield from map(page.shown, lines)
+        case page.Facts(rows):
+            yield from (page.shown(f"{name}: {value}") for name, value in rows)
+        case page.Cards(cards):
+            for card in cards:
+                yield page.shown(f"{card.title}: {card.value} {card.aside} ({card.note})")
+        case page.Bars(shares):
+            yield from (page.shown(f"{share.name}: {share.share:.0%}") for share in shares)
+        case page.Part(title, blocks, remark):
+            yield page.shown(f"{title} {remark}")
+            for inner in blocks:
+                yield from _lines(inner)
+        case Table(head, rows, words):
+            cells = [[str(page.shown(cell)) for cell in row] for row in (head, *rows)]
+            yield from aligned(cells, words)
+        case Chart(label=label, table=table):
+            yield page.shown(label)
+            yield from _lines(table)
+        case Multiples(charts):
+            for chart in charts.values():
+                yield from _lines(chart)

@@ -1,0 +1,428 @@
+"""Points that people, programs and agents propose while the search runs."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import sys
+import threading
+
+import jsonschema
+import optuna
+import pytest
+import sqlalchemy
+from answers import answer_of
+from commands import FORKS
+from earlier import run_of
+from optuna.trial import TrialState
+from toy_worker import RANDOM, fresh, work, work_side_by_side
+from toys import ask as asked
+
+from studyloom.cli import main
+from studyloom.errors import ConfigError
+from studyloom.extras.proposals import ask, json_schema, propose, read_space
+from studyloom.storage.attributes import BASELINE, PROPOSED
+from studyloom.storage.ledger import compare
+from studyloom.study.early_end import set_bounds
+from studyloom.study.opening import open_study
+from studyloom.study.rows import proposer_of
+from studyloom.study.stored_study import note_answer
+from studyloom.study.warm_start import find_warm_starts, place_point, store_space
+from studyloom.winner.answer import write_answer
+
+CNN = {"model": "cnn", "model.cnn.channels": 8}
+SECRET, SHOWN = 0.98765432, re.compile(r"0\.987|0\.988|98\.[78]")  # of a test part
+HILL = (
+    *("space=none", "pruner=none", "objective._target_=test_proposals.height"),
+    *("objective.direction=maximize", "+params={x: 0.1, y: 0.1, z: 0.1}"),
+    *(f"+space.params.{name}.float=[0,1]" for name in "xyz"),
+)
+
+
+def height(config, run):
+    """A loop that takes no time: a hill whose top has the value 1."""
+    x, y, z = config.params.x, config.params.y, config.params.z
+    return 1 - (x - 0.7) ** 2 - (y - 0.3) ** 2 - abs(z - 0.6) ** 1.5
+
+
+def begun(url, question, trials=10):
+    """A study as its command leaves it to the workers."""
+    stored = fresh(url, question, trials)
+    set_bounds(stored, None, None, trials)
+    store_space(stored, question)
+    return stored
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def url(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def question():
+    return asked(*RANDOM)
+
+
+@pytest.fixture(scope="module")
+def hill():
+    return asked(*HILL, "sampler=random")
+
+
+@pytest.fixture
+def stored(sqlite_url, question):
+    return begun(sqlite_url, question)
+
+
+def refused(stored, point, words, by="anna", why=""):
+    with pytest.raises(ConfigError) as caught:
+        propose(stored, point, by, why)
+    assert words in str(caught.value)
+    return caught.value.mistakes
+
+
+# One proposer
+
+
+def test_a_point_takes_the_next_free_slot_and_whoever_claims_next_trains_it(url, hill):
+    stored = begun(url, hill, 6)
+    work(hill, stored, 2)
+    assert propose(stored, {"params.x": 0.7, "params": {"y": 0.3}}, "anna", "a guess") == 2
+    told = ask(stored)
+    assert (told["left"], told["proposals_left"]) == (3, 0)
+    work(hill, stored, 6)
+    trials = stored.trials()
+    assert [trial.number for trial in trials] == [*range(6)]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert [proposer_of(trial) for trial in trials] == [None, None, "anna", None, None, None]
+    assert trials[2].user_attrs[PROPOSED]["why"] == "a guess"
+    assert trials[2].params == {"params.x": 0.7, "params.y": 0.3, "params.z": 0.1}, "as composed"
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
+
+
+def test_before_any_worker_begins_the_baseline_stays_trial_0(url, question):
+    stored = begun(url, question, 4)
+    refused(stored, {}, "trial 0 has this point already, and is waiting")
+    assert stored.trials() == []
+    assert propose(stored, CNN, "anna") == 1
+    assert [BASELINE in trial.user_attrs for trial in stored.trials()] == [True, False]
+    work(question, stored, 4)
+    assert stored.trials()[0].params == question.baseline.params
+
+
+def test_what_study_enqueue_refuses_is_refused_with_its_words(stored):
+    points = (
+        {"model": "rnn", "train.batch_size": 17},
+        {"optimizer.sgd.lr": 0.1, "model.mlp.hiden": [3]},
+        {"model": {"mlp": {"hidden": [8, 8, 8, 8]}}, "optimizer.adamw.lr": "fast"},
+        {**CNN, "model.mlp.dropout": 0.1},
+    )
+    for point in points:
+        question = asked(*RANDOM)
+        question.config.study.enqueue = [point]
+        with pytest.raises(ConfigError) as caught:
+            find_warm_starts(question, ())
+        words = [line.removeprefix("study.enqueue[0]: ") for line in caught.value.mistakes]
+        assert refused(stored, point, words[0]) == words
+
+
+def test_nonsense_is_refused_in_short_lines_and_leaves_nothing(stored):
+    for point, words in (
+        ('{"model":', "must be an object in JSON, such as"),
+        ("[1]", "it is a list"),
+        ("null", "it is null"),
+        ('{"a":' * 5000, "recursion"),
+        ({"a": "x" * 100_000}, "it has more than 100000 characters"),
+        ('{"optimizer.adamw.lr": NaN}', "optimizer.adamw.lr=nan is outside its range"),
+        ('{"optimizer.adamw.lr": 1e999}', "optimizer.adamw.lr=inf is outside its range"),
+        ({"optimizer.adamw.lr": True}, "is true or false, but must be a number"),
+        ({"train.batch_size": "\x1b[2J" + "x" * 1000}, "train.batch_size=␛[2Jxxx"),
+        ({"study.trials": 10_000}, "study.trials=10000 is not a parameter of this point"),
+        ({"winner": {"test": 1}, "__class__": 1}, "winner.test=1 is not a parameter"),
+        ({f"p{n}": n for n in range(1000)}, "p0=0 is not a parameter"),
+    ):
+        lines = refused(stored, point, words)
+        assert max(map(len, lines)) <= 300
+        assert len(lines) <= 20
+    for by, why in (("", ""), ("a" * 41, ""), ("a\nb", ""), ("a", "\x1b]0;"), ("a", "x" * 501)):
+        refused(stored, CNN, "must be a line of at most", by, why)
+    assert stored.trials() == []
+    assert ask(stored)["left"] == 10
+
+
+def test_no_point_twice_no_more_than_the_share_and_none_after_the_end(sqlite_url, hill):
+    stored = begun(sqlite_url, hill)
+    work(hill, stored, 2)
+    for trial in stored.trials():
+        words = (
+            f"trial {trial.number} has this point already, and is complete with {trial.value:.4f}"
+        )
+        refused(stored, trial.params, words)
+    for number in range(3):
+        assert propose(stored, {"params.x": number / 8}, "anna") == number + 2
+        refused(stored, {"params.x": number / 8}, f"trial {number + 2} has this point already")
+    refused(stored, {"params.x": 0.9}, "study.proposals: 3 of 10 trials may be proposed")
+    work(hill, stored, 10)
+    more = asked(*HILL, "sampler=random", "study.proposals=1")
+    store_space(stored, more)
+    refused(stored, {"params.x": 0.9}, "all 10 trials have begun; a larger study.trials makes room")
+
+
+def test_a_search_that_has_ended_early_takes_no_proposal(stored, question):
+    work(question, stored, 2)
+    set_bounds(stored, None, 4, 10)
+    refused(stored, CNN, "4 epochs of study.epochs=4 are spent; a proposal comes too late")
+    told = ask(stored)
+    assert (told["left"], told["proposals_left"]) == (0, 0)
+    assert "are spent" in told["ended"]
+
+
+def test_a_grid_and_a_study_of_before_take_no_proposals(sqlite_url):
+    grid = asked(*HILL, "sampler=grid", *(f"+space.params.{n}.step=0.5" for n in "xyz"))
+    stored = begun(sqlite_url, grid)
+    refused(stored, {}, "nothing is stored of its space")
+
+
+# What a proposer is told
+
+
+def write_tested(stored, run_dir):
+    """Leaves an answer whose test is a secret, as of an earlier and smaller budget."""
+    trial = stored.trials()[1]
+    chosen = {"trial": 1, "params": trial.params, "search_value": trial.value}
+    test = {"winner": {"mean": SECRET, "values": [SECRET]}}
+    answer = answer_of(study="s", winner=chosen, test=test)
+    write_answer(run_dir, answer, {})
+    note_answer(stored, answer.in_short())
+
+
+def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(stored, question):
+    known = read_space(stored)
+    schema = json_schema(known)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    choose, rng = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)), random.Random(0)
+    for number in range(50):
+        point = question.space.suggest(choose.ask())
+        written = dict(point.params)
+        for name in [name for name in written if name.endswith(".length")]:
+            above = name.removesuffix(".length")
+            items = range(written.pop(name))
+            written[above] = [written.pop(f"{above}.{item}") for item in items]
+        placed = place_point(known, written)
+        assert validator.is_valid(written)
+        assert (placed.point, placed.wrong, placed.unasked) == (point, [], {})
+        for name in written:
+            wrong = {**written, name: rng.choice([-1e9, "x", [], None])}
+            placed = place_point(known, wrong)
+            assert not validator.is_valid(wrong), wrong
+            assert placed.wrong or placed.unasked, wrong
+        few = {name: written[name] for name in written if name in known.choices or number % 2}
+        assert validator.is_valid(few)
+        assert not place_point(known, few).wrong
+        assert place_point(question, few).point == place_point(known, few).point
+
+
+def test_asking_tells_the_trials_and_no_value_of_the_test_part(tmp_path, hill, capsys):
+    run_dir = run_of(tmp_path / "run", name="s")
+    stored = begun(f"sqlite:///{run_dir}/study.db", hill)
+    work(hill, stored, 2)
+    write_tested(stored, run_dir)
+    propose(stored, {"params.x": 0.7}, "anna")
+    for options in ([], ["--json"]):
+        assert main(["ask", str(run_dir), *options]) == 0
+        out = capsys.readouterr().out
+        assert not SHOWN.search(out)
+    told = json.loads(out)
+    assert told["question"]["metric"] == "accuracy"
+    assert told["question"]["direction"] == "maximize"
+    assert told["question"]["baseline"] == stored.trials()[0].value
+    assert (told["budget"], told["left"], told["proposals_left"]) == (10, 7, 2)
+    rows = told["trials"]
+    assert [(row["number"], row["state"]) for row in rows[1:]] == [(1, "complete"), (2, "waiting")]
+    assert rows[1]["params"] == stored.trials()[1].params
+    assert [row["proposed_by"] for row in rows] == [None, None, "anna"]
+
+
+def test_from_the_command_line_a_point_is_text_and_its_trial_a_number(tmp_path, question, capsys):
+    run_dir = run_of(tmp_path / "run", name="s")
+    stored = begun(f"sqlite:///{run_dir}/study.db", question)
+    command = ["propose", str(run_dir)]
+    assert main([*command, json.dumps(CNN), "--by", "anna", "--why", "small", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"study": "s", "trial": 1}
+    assert main([*command, json.dumps(CNN)]) == 2
+    assert "trial 1 has this point already" in capsys.readouterr().err
+    for words in (["trials", str(run_dir)], ["trials", str(run_dir), "--csv"]):
+        assert main(words) == 0
+        assert "anna" in capsys.readouterr().out
+    assert stored.trials()[1].user_attrs[PROPOSED]["why"] == "small"
+
+
+# Over the Model Context Protocol
+
+
+def talk(run_dirs, *calls):
+    """The tools of a server and what they answer, by the package's own client over stdio."""
+    mcp = pytest.importorskip("mcp") if "CI" not in os.environ else __import__("mcp")
+    command = ["-m", "studyloom", "mcp", *map(str, run_dirs), "--by", "claude"]
+    server = mcp.StdioServerParameters(command=sys.executable, args=command)
+
+    async def converse():
+        async with mcp.Client(server) as client:
+            tools = (await client.list_tools()).tools
+            found = {tool.name: {*tool.input_schema["properties"]} for tool in tools}
+            return found, [await client.call_tool(*call) for call in calls]
+
+    tools, results = asyncio.run(converse())
+    return tools, [(each.is_error, each.content[0].text) for each in results]
+
+
+def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(tmp_path, hill):
+    run_dir, other = (run_of(tmp_path / name, name="s") for name in ("run", "other"))
+    for folder in (run_dir, other):
+        stored = begun(f"sqlite:///{folder}/study.db", hill)
+        work(hill, stored, 4)
+        write_tested(stored, folder)
+    stored = open_study(f"sqlite:///{run_dir}/study.db", "s")
+    reads = [(name, {}) for name in ("ask", "status", "compare", "report")]
+    nonsense = [
+        *({"x": 2}, {"point": {"params.x": 2}}, {"point": "no JSON"}, {"point": [1]}),
+        *({"point": {"winner.test": 1}}, {"point": {}, "why": "\x1b[2J"}, {"point": {}}, {}),
+        {"point": {"params.x": "x" * 200_000}},
+    ]
+    top = {"point": oracle(None), "why": "the top"}
+    asked_for_the_test = {"latest": 1, "path": f"{run_dir}/winner.json"}
+    calls = [("propose", each) for each in (*nonsense, top, top)]
+    tools, answers = talk(
+        [run_dir, other], *reads, *calls, ("ask", asked_for_the_test), ("winner", {}), *reads
+    )
+    assert tools == {
+        **{name: set() for name in ("status", "compare", "report")},
+        "ask": {"latest"},
+        "propose": {"point", "why"},
+    }
+    assert not [text for _, text in answers if SHOWN.search(text)]
+    assert [is_error for is_error, _ in answers[4:13]] == [True] * 9
+    assert max(len(text) for _, text in answers[4:13]) < 1000
+    assert "params.x=2 is outside its range [0, 1]" in answers[5][1]
+    assert json.loads(answers[13][1]) == {"trial": 4}
+    assert "trial 4 has this point already, and is waiting" in answers[14][1]
+    assert [trial.number for trial in stored.trials()] == [*range(5)]
+    assert proposer_of(stored.trials()[4]) == "claude"
+    assert len(json.loads(answers[15][1])["trials"]) == 1
+    assert answers[16][0], "there is no such tool"
+    told = [json.loads(text) for _, text in answers[-4:-1]]
+    assert told[0]["proposals_left"] == 2
+    assert told[1]["trials"]["waiting"] == 1
+    assert [each["test"] for each in told[2]["studies"]] == [None, None]
+    assert "proposed by claude" in answers[-1][1]
+    work(hill, stored, 10)
+    assert SHOWN.search(talk([run_dir], ("report", {}))[1][0][1]), "once the search has ended"
+
+
+# Several at once, and faults
+
+
+@pytest.mark.usefixtures("threads_are_workers")
+def test_proposers_at_once_and_workers_make_n_of_n(url, hill):
+    stored = begun(url, hill, 20)
+    told, done = [], threading.Event()
+
+    def keep_proposing(name):
+        other, points = open_study(url, "s"), random.Random(name)
+        while not done.is_set():
+            with contextlib.suppress(ConfigError):
+                number = propose(other, {"params.x": points.choice([0.1, 0.2, 0.3, 0.4])}, name)
+                told.append((name, number))
+
+    proposers = [threading.Thread(target=keep_proposing, args=(name,)) for name in ("a", "b")]
+    for thread in proposers:
+        thread.start()
+    work_side_by_side(hill, url, 20, 3)
+    done.set()
+    for thread in proposers:
+        thread.join()
+    trials = stored.trials()
+    assert [trial.number for trial in trials] == [*range(20)]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    proposed = {(proposer_of(trial), trial.number) for trial in trials if proposer_of(trial)}
+    assert {*told} == proposed
+    assert len(told) == len(proposed) <= 4, "each point once"
+
+
+def propose_until_killed(url, statement):
+    """Proposes a point, and is killed before a statement, or after the last."""
+    stored, seen = open_study(url, "s"), [0]
+
+    def count(*_):
+        seen[0] += 1
+        if seen[0] == statement:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", count)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", count)
+    with contextlib.suppress(ConfigError):
+        propose(stored, {"params.x": 0.5}, "anna")
+
+
+@pytest.mark.chaos
+def test_a_proposer_that_is_killed_at_any_statement_costs_nothing(url, hill):
+    stored = begun(url, hill, 4)
+    work(hill, stored, 1)
+    for statement in range(1, 100):
+        process = FORKS.Process(target=propose_until_killed, args=(url, statement))
+        process.start()
+        process.join()
+        assert compare(stored.ledger) is None
+        assert len(stored.trials()) in (1, 2)
+        if process.exitcode == 0:
+            break
+    assert statement > 10
+    work(hill, stored, 4)
+    assert [(t.number, proposer_of(t)) for t in stored.trials()][:3] == [
+        (0, None),
+        (1, "anna"),
+        (2, None),
+    ]
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 4}
+
+
+# What proposals do to a search
+
+
+def regret(folder, seed, proposer):
+    """What the best of 40 trials is below the top of the hill, with a proposer beside TPE."""
+    question = asked(*HILL, "sampler=tpe", f"study.seed={seed}")
+    stored = begun(f"sqlite:///{folder}/{seed}-{proposer.__name__}.db", question, 40)
+    points = random.Random(seed)
+    for trials in range(1, 41):
+        work(question, stored, trials)
+        with contextlib.suppress(ConfigError):
+            propose(stored, proposer(points), proposer.__name__)
+    return 1 - max(trial.value for trial in stored.trials())
+
+
+def nobody(points):
+    raise ConfigError("proposes nothing")
+
+
+def useless(points):
+    """Proposes points at the foot of the hill, each another one."""
+    return {"params.x": 0.1 * points.random(), "params.y": 1 - 0.1 * points.random(), "params.z": 0}
+
+
+def oracle(points):
+    return {"params.x": 0.7, "params.y": 0.3, "params.z": 0.6}
+
+
+@pytest.mark.nightly
+def test_an_oracle_wins_and_who_is_useless_costs_little(tmp_path):
+    found = {
+        proposer: statistics.fmean(regret(tmp_path, seed, proposer) for seed in range(8))
+        for proposer in (nobody, useless, oracle)
+    }
+    assert found[oracle] == pytest.approx(0, abs=1e-9)
+    assert found[useless] <= found[nobody] + 0.05
