@@ -30,7 +30,7 @@ from studyloom.storage.ledger import compare
 from studyloom.study.early_end import set_bounds
 from studyloom.study.opening import open_study
 from studyloom.study.rows import proposer_of
-from studyloom.study.stored_study import note_answer
+from studyloom.study.stored_study import RETRAINING, Job, begin_job, note_answer, note_stage
 from studyloom.study.warm_start import find_warm_starts, place_point, store_space
 from studyloom.winner.answer import write_answer
 
@@ -197,6 +197,8 @@ def write_tested(stored, run_dir):
     answer = answer_of(study="s", winner=chosen, test=test)
     write_answer(run_dir, answer, {})
     note_answer(stored, answer.in_short())
+    begin_job(stored, Job(10, judged=True, tested=True, top=1, seeds=1), 0.0)
+    note_stage(stored, RETRAINING, answer.stage)
 
 
 def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(stored, question):
@@ -320,7 +322,8 @@ def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(
     assert [each["test"] for each in told[2]["studies"]] == [None, None]
     assert "proposed by claude" in answers[-1][1]
     work(hill, stored, 10)
-    assert SHOWN.search(talk([run_dir], ("report", {}))[1][0][1]), "once the search has ended"
+    for _, text in talk([run_dir], ("report", {}), ("status", {}))[1]:
+        assert SHOWN.search(text), "once the search has ended"
 
 
 # Several at once, and faults

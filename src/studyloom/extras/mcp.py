@@ -18,7 +18,7 @@ from studyloom.commands.options import open_run
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.extras import proposals
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import mask_passwords, printable, shorten_end
+from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
 from studyloom.views.charts import Block, Chart, Multiples, Table
 from studyloom.views.comparison import document, read_studies
@@ -104,7 +104,7 @@ def make_server(arguments: argparse.Namespace) -> MCPServer[Any]:
     def report() -> str:
         """Tells the figures of the report: what matters, how the search went, who proposed what."""
         with opened(own) as [stored]:
-            return shorten_end("\n".join(report_lines(stored, own)), LONGEST)
+            return shorten_end(str(page.shown("\n".join(report_lines(stored, own)))), LONGEST)
 
     return server
 
@@ -127,7 +127,7 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     yield from (head.name, head.sentence)
     for block in head.blocks:
         yield from _lines(block)
-    for section in sections:
+    for section in (each for each in sections if each.key != "trials"):
         yield from ("", f"# {section.title}", section.caption)
         for block in section.blocks:
             yield from _lines(block)
@@ -137,25 +137,25 @@ def _lines(block: Block) -> Iterator[str]:
     """Yields a block of a page as lines of text; pictures and the table of the trials have none."""
     match block:
         case page.Absent(text) | page.Words(text):
-            yield page.shown(text)
+            yield text
         case page.Lines(lines):
-            yield from map(page.shown, lines)
+            yield from lines
         case page.Facts(rows):
-            yield from (page.shown(f"{name}: {value}") for name, value in rows)
+            yield from (f"{name}: {value}" for name, value in rows)
         case page.Cards(cards):
-            for card in cards:
-                yield page.shown(f"{card.title}: {card.value} {card.aside} ({card.note})")
+            yield from (f"{each.title}: {each.value} {each.aside} ({each.note})" for each in cards)
         case page.Bars(shares):
-            yield from (page.shown(f"{share.name}: {share.share:.0%}") for share in shares)
+            yield from (f"{share.name}: {share.share:.0%}" for share in shares)
         case page.Part(title, blocks, remark):
-            yield page.shown(f"{title} {remark}")
+            yield f"{title} {remark}"
             for inner in blocks:
                 yield from _lines(inner)
         case Table(head, rows, words):
-            cells = [[str(page.shown(cell)) for cell in row] for row in (head, *rows)]
-            yield from aligned(cells, words)
+            yield from aligned(
+                [[one_line(str(cell)) for cell in row] for row in (head, *rows)], words
+            )
         case Chart(label=label, table=table):
-            yield page.shown(label)
+            yield label
             yield from _lines(table)
         case Multiples(charts):
             for chart in charts.values():
