@@ -5,7 +5,7 @@ long as the search goes on, none tells a value of the test part: whoever chooses
 be judged by what it knows.
 """
 
-import argparse
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from studyloom._version import __version__
-from studyloom.commands.looking import DEADLINE
 from studyloom.commands.options import open_run
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.extras import proposals
@@ -39,18 +38,32 @@ ABOUT = """\
 A hyperparameter search. `ask` tells the question, the space and the trials so far; `propose` puts a
 point into the next free slot, where it is trained as any other trial. Few of the slots may be
 proposed. The winner is chosen on fresh seeds, and tested once after the search."""
+DEADLINE = 10.0  # seconds that a tool waits for a database that is busy or away
 LONGEST = 100_000  # characters of a report
 SEALED = ("test", "std", "difference")  # what of a comparison is measured on the test part
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    """Serves a study until standard input ends; raises ValueError if there is none."""
-    arguments.run_dir = arguments.run_dirs[0]
-    open_run(arguments, DEADLINE).close()
+def serve(arguments: Any) -> None:
+    """Serves a study until standard input ends.
+
+    Args:
+        arguments: of `studyloom mcp`.
+
+    Raises:
+        ValueError: no study has run there, or its database cannot be used.
+    """
+    open_in(arguments.run_dirs[0], arguments).close()
     make_server(arguments).run("stdio")
 
 
-def make_server(arguments: argparse.Namespace) -> MCPServer[Any]:
+def open_in(run_dir: Path, arguments: Any) -> StoredStudy:
+    """Opens the study of a run directory, with the consent of the command line."""
+    own = copy.copy(arguments)
+    own.run_dir = run_dir
+    return open_run(own, DEADLINE)
+
+
+def make_server(arguments: Any) -> MCPServer[Any]:
     """Makes the server of the study of the first run directory; `compare` reads the others too."""
     server = MCPServer[Any](
         "studyloom", instructions=ABOUT, version=__version__, log_level="WARNING"
@@ -59,10 +72,9 @@ def make_server(arguments: argparse.Namespace) -> MCPServer[Any]:
 
     @contextmanager
     def opened(*run_dirs: Path) -> Iterator[list[StoredStudy]]:
-        found = [argparse.Namespace(**vars(arguments) | {"run_dir": each}) for each in run_dirs]
         try:
             with ExitStack() as stack:
-                yield [stack.enter_context(closing(open_run(each, DEADLINE))) for each in found]
+                yield [stack.enter_context(closing(open_in(each, arguments))) for each in run_dirs]
         except (StudyloomError, OSError, ValueError) as error:
             raise ToolError(mask_passwords(printable(str(error)))) from None
 
