@@ -42,6 +42,7 @@ from studyloom.views.sentence import describe
 from studyloom.views.snapshot import take_snapshot
 
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
+TOLD = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
 MOST_MISTAKES = 20  # of a point that are told
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -125,9 +126,11 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
         if not isinstance(parameters := json.loads(text), dict):
             raise ValueError(f"it is {kind_of(parameters)}")
         placed, start = place_point(known, parameters), place_point(known, {}).point
-    except (RecursionError, ValueError) as error:
+    except (LookupError, RecursionError, ValueError) as error:  # also a name that no key can have
         words = 'the point must be an object in JSON, such as {"lr": 0.01}'
-        raise ConfigError([*mistakes, f"{words}: {error}"]) from None
+        raise ConfigError(
+            [*mistakes, f"{words}: {shorten_end(one_line(str(error)), 200)}"]
+        ) from None
     if mistakes := [*mistakes, *placed.wrong, *placed.unasked.values()]:
         raise ConfigError([shorten_end(one_line(line), 300) for line in mistakes[:MOST_MISTAKES]])
     mark = {"by": by, "why": why, "id": uuid.uuid4().hex}
@@ -147,7 +150,8 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     free = left - (known.baseline and not trials)
     about = [str((stored.question() or {}).get("objective._target_") or "")]
     about += [describe(trial, trial.params) for trial in trials[:1]]
-    baseline = snapshot.baseline
+    baseline, rows = snapshot.baseline, trial_rows(stored).to_dicts()
+    params = {trial.number: trial.params for trial in stored.trials()}
     return {
         "study": stored.name,
         "question": {
@@ -162,21 +166,12 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
         "left": left,
         "proposals_left": max(0, min(free, known.most(budget) - proposed)),
         "ended": None if ended is None else ended.words,
-        "trials": [_trial(row) for row in trial_rows(stored).to_dicts()],
+        "trials": [
+            {name: row[name] for name in row if name in TOLD or name.startswith("values.")}
+            | {"params": params[row["number"]]}
+            for row in rows
+        ],
     }
-
-
-TOLD = ("number", "state", "value", "epochs", "seconds", "proposed_by")
-
-
-def _trial(row: Mapping[str, Any]) -> dict[str, Any]:
-    names = [name for name in row if name in TOLD or name.startswith("values.")]
-    params = {
-        name.removeprefix("params."): value
-        for name, value in row.items()
-        if name.startswith("params.") and value is not None
-    }
-    return {name: row[name] for name in names} | {"params": params}
 
 
 def print_asked(stored: StoredStudy, console: Console) -> None:
