@@ -52,9 +52,9 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
 
 def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):
     stands = read_status(half_done)
-    stands.snapshot.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": ""}
+    stands.snapshot.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": "a guess"}
     for width in (40, 80):
-        assert ", proposed by an␛[2J na" in " ".join(shown(stands, width).split())
+        assert ", proposed by an␛[2J na: a guess" in " ".join(shown(stands, width).split())
     document = json.loads(as_json(stands))
     jsonschema.validate(document, json_schema("status"))
     assert document["best"]["proposed_by"] == "an\x1b[2J\nna"

@@ -116,10 +116,10 @@ def _trial_cells(
     )
 
 
-def proposer_of(trial: FrozenTrial) -> str | None:
-    """Returns who proposed the point of a trial; None if the sampler or the command chose it."""
+def proposer_of(trial: FrozenTrial, key: str = "by") -> str | None:
+    """Returns by whom, or `why`, a trial was proposed; None if sampler or command chose it."""
     proposed = trial.user_attrs.get(PROPOSED)
-    return str(proposed.get("by")) if isinstance(proposed, Mapping) else None
+    return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
 
 
 def epochs_of(trial: FrozenTrial) -> int:

@@ -562,8 +562,8 @@ def store_space(stored: StoredStudy, question: "Question") -> None:
         "baseline": question.baseline is not None,
         "share": question.config.study.proposals,
     }
-    enumerated = getattr(question.sampler(0), "points", None) is not None
-    stored.optuna.set_user_attr(SPACE, None if enumerated else known)
+    listed = getattr(question.sampler(0), "points", None)
+    stored.optuna.set_user_attr(SPACE, None if listed else known)
 
 
 def propose(

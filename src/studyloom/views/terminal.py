@@ -226,9 +226,9 @@ def format_parameters(params: Mapping[str, Any]) -> str:
 
 
 def proposer_words(trial: FrozenTrial) -> str:
-    """Words who proposed a trial; empty if nobody has."""
-    by = proposer_of(trial)
-    return f", proposed by {one_line(by)}" if by else ""
+    """Words who proposed a trial, and why; empty if nobody has."""
+    by, why = proposer_of(trial), proposer_of(trial, "why")
+    return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
 
 
 def more_trials(snapshot: Snapshot, plan: "Plan") -> str:
