@@ -10,15 +10,14 @@ from typing import Any
 
 # A name, and where it is below `studyloom.extras`: the module and its member.
 PLUGINS = {
-    "ask": ("proposals", "ask"),
+    "ask": ("proposals", "print_asked"),
     "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
     "compress_mistakes": ("export.settings", "find_mistakes"),
     "compress_winner": ("export.compression", "compress_winner"),
     "explain": ("explain", "explain"),
     "mcp": ("mcp", "serve"),
     "notify": ("notify", "Notices"),
-    "print_asked": ("proposals", "print_asked"),
-    "propose": ("proposals", "propose"),
+    "propose": ("proposals", "print_proposed"),
 }
 
 

@@ -366,13 +366,7 @@ def ask(arguments: argparse.Namespace) -> None:
     Schema), the trials so far, and how many may still be proposed. It claims no slot, and holds no
     value of the test part.
     """
-    from studyloom.views.terminal import make_console
-
-    stored = open_run(arguments, DEADLINE)
-    if arguments.json:
-        print_json(load_plugin("ask")(stored))
-    else:
-        load_plugin("print_asked")(stored, make_console())
+    load_plugin("ask")(arguments)
 
 
 BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", "somebody"))
@@ -392,12 +386,7 @@ def propose(arguments: argparse.Namespace) -> None:
     counts as a trial of the budget, of which study.proposals may be proposed. No point is trained
     twice.
     """
-    stored = open_run(arguments, DEADLINE)
-    number = load_plugin("propose")(stored, arguments.point, arguments.by, arguments.why)
-    if arguments.json:
-        print_json({"study": stored.name, "trial": number})
-    else:
-        print(f"trial {number} of {one_line(stored.name)} waits for the next free worker")
+    load_plugin("propose")(arguments)
 
 
 @command(

@@ -38,7 +38,6 @@ ABOUT = """\
 A hyperparameter search. `ask` tells the question, the space and the trials so far; `propose` puts a
 point into the next free slot, where it is trained as any other trial. Few of the slots may be
 proposed. The winner is chosen on fresh seeds, and tested once after the search."""
-DEADLINE = 10.0  # seconds that a tool waits for a database that is busy or away
 LONGEST = 100_000  # characters of a report
 SEALED = ("test", "std", "difference")  # what of a comparison is measured on the test part
 
@@ -60,7 +59,7 @@ def open_in(run_dir: Path, arguments: Any) -> StoredStudy:
     """Opens the study of a run directory, with the consent of the command line."""
     own = copy.copy(arguments)
     own.run_dir = run_dir
-    return open_run(own, DEADLINE)
+    return open_run(own, proposals.DEADLINE)
 
 
 def make_server(arguments: Any) -> MCPServer[Any]:

@@ -20,9 +20,9 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from rich.console import Console
 from rich.text import Text
 
+from studyloom.commands.options import open_run, print_json
 from studyloom.errors import ConfigError
 from studyloom.question.rule import read_space as read_tree
 from studyloom.space.outline import describe as describe_values
@@ -40,7 +40,9 @@ from studyloom.text import kind_of, one_line, shorten_end
 from studyloom.views.report import data_words
 from studyloom.views.sentence import describe
 from studyloom.views.snapshot import take_snapshot
+from studyloom.views.terminal import make_console
 
+DEADLINE = 10.0  # seconds to wait for a database that is busy or away
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
 TOLD = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
 MOST_MISTAKES = 20  # of a point that are told
@@ -174,9 +176,23 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     }
 
 
-def print_asked(stored: StoredStudy, console: Console) -> None:
-    """Prints the same for a person."""
-    told = ask(stored)
+def print_proposed(arguments: Any) -> None:
+    """Proposes a point for `studyloom propose`, and prints the number of its trial."""
+    stored = open_run(arguments, DEADLINE)
+    number = propose(stored, arguments.point, arguments.by, arguments.why)
+    if arguments.json:
+        print_json({"study": stored.name, "trial": number})
+    else:
+        print(f"trial {number} of {one_line(stored.name)} waits for the next free worker")
+
+
+def print_asked(arguments: Any) -> None:
+    """Prints for `studyloom ask` what a proposer must know."""
+    stored = open_run(arguments, DEADLINE)
+    told, console = ask(stored), make_console()
+    if arguments.json:
+        print_json(told)
+        return
     asked, trials = told["question"], f"{told['left']} of {told['budget']} trials"
     for line in (
         f"{told['study']}: {asked['direction']} {asked['metric']}; {asked['about']}",
