@@ -161,7 +161,7 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
     assert not (tmp_path / "runs").exists()
     with pytest.raises(sl.ConfigError, match=r"space\.params\.lr\.float"):
         sl.search(loop, minimize="loss", space={"lr": sl.Float(1, 0)})
-    with pytest.raises(sl.ConfigError, match="study.trails: no such key.*did you mean trials"):
+    with pytest.raises(sl.ConfigError, match=r"study\.trails: no such key.*did you mean trials"):
         sl.search(loop, minimize="loss", **{"study.trails": 3})
 
 

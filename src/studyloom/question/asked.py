@@ -5,6 +5,7 @@ or of a notebook. Tensors and arrays become files of the run directory, from whe
 and later commands read them.
 """
 
+import functools
 import hashlib
 import inspect
 import shutil
@@ -67,7 +68,7 @@ class Asked:
         for path, array in self.arrays.items():
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_with(path, lambda file, array=array: np.save(file, array, allow_pickle=False))
+                write_with(path, functools.partial(np.save, arr=array, allow_pickle=False))
 
 
 def ask(
@@ -147,8 +148,8 @@ def _says_direction(sections: dict[str, Any], subject: Any) -> bool:
     """Whether it is known what is better; of an objective of Optuna's less, as there."""
     objective = sections["objective"]
     if "direction" not in objective:
-        first, *others = [*_parameters(subject).values()] or [None]
-        if first is None or first.name == "run" or any(p.default is p.empty for p in others):
+        needed = [p.name for p in _parameters(subject).values() if p.default is p.empty]
+        if len(needed) != 1 or needed == ["run"]:
             return False
         objective |= {"metric": objective.get("metric", "value"), "direction": "minimize"}
     return True

@@ -397,8 +397,8 @@ def start_of(node: Leaf | ListLeaf, default: Any, length_of: Callable[[str], int
     if isinstance(node, Leaf):
         fits = default is not None and why_not(node.distribution, default) is None
         return default if fits else middle_of(node.distribution)
-    ranged = isinstance(node.length, IntDistribution)
-    count = middle_of(node.length) if ranged else length_of(str(node.length))
+    length = node.length
+    count = length_of(length) if isinstance(length, str) else middle_of(length)
     return [middle_of(node.item)] * count
 
 

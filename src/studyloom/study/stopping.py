@@ -138,7 +138,7 @@ class Stop:
             os.write(2, f"{words}\n".encode())
 
 
-_FINALIZERS = (Finalize.__call__.__code__, WeakSet()._remove.__code__)
+_FINALIZERS = (Finalize.__call__.__code__, vars(WeakSet())["_remove"].__code__)
 
 
 def _is_finalizer(frame: FrameType | None) -> bool:
