@@ -164,6 +164,8 @@ def prepare_logging(level: int) -> None:
     """
     replace_unencodable()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Its pool logs the traceback of what it raises anyway, such as a second Ctrl-C.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
