@@ -104,7 +104,7 @@ def test_all_that_is_wrong_with_relations_is_told_at_once_and_nothing_is_run():
         parse_relations([*wrong, "model.widht < 3 and c < b", "model.act < 3"], RELATED)
     *syntax, width, c, act = caught.value.mistakes
     assert len(syntax) == len(wrong)
-    assert all("is no relation; write such as 'model.width * model" in line for line in syntax)
+    assert all("is no relation of at most 200 characters; write" in line for line in syntax)
     assert "\x1b" not in "".join(syntax)
     assert "c is no parameter of numbers in the space; there are model.width" in width
     assert c.endswith(

@@ -240,7 +240,7 @@ def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(
     assert "did you mean model.width?" in caught.value.mistakes[0]
     for relation, words in {
         "model.width > 8": "composed breaks space.where 'model.width > 8' with model.width=6; chan",
-        "model.width > 16": "study.baseline: the configuration as composed breaks",
+        "model.width > 16": "study.baseline: what is composed breaks",
     }.items():
         relations = f"+space.where=['{relation} and model.width % model.heads == 0']"
         assert words in only_mistake(ask(*HEADS, relations), folds)
@@ -250,7 +250,7 @@ def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(
     never = ask(*wide, "+space.where=['optimizer.lr > 1']")
     assert "no point of 10_000 that were drawn keeps to" in only_mistake(never, folds)
     endless = ask(*wide, "study.repeats=false")
-    assert "space of finitely many points; give its ranges" in only_mistake(endless, folds)
+    assert "space of finitely many points; give its floats" in only_mistake(endless, folds)
 
 
 def test_a_parameter_may_be_called_where():

@@ -137,7 +137,7 @@ def test_several_inputs_and_maps_are_predicted_in_python(tmp_path):
         told = winner.predict(inputs)
         assert torch.allclose(told.probabilities, expected, atol=1e-6)
         assert (told.classes.shape, told.names) == ((300, 2, 3), ())
-    assert winner.shape is None
+    assert winner.shape == ()
     assert "Pair" not in repr(winner)
 
 

@@ -45,9 +45,8 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-Operation = Callable[[float, float], float]
 # The signs between two parts of a condition, the loosest first; nothing holds of what is NaN.
-OPERATIONS: Sequence[Mapping[str, Operation]] = (
+OPERATIONS: Sequence[Mapping[str, Callable[[float, float], float]]] = (
     SIGNS | {"==": operator.eq},
     {"+": operator.add, "-": operator.sub},
     {
@@ -196,9 +195,8 @@ def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
             found = _parse_conditions(text)
         except (ValueError, LookupError):
             mistakes.append(
-                f"{where} is no relation; write such as 'model.width * model.depth <= 4096', in at "
-                f"most {LONGEST} characters: names and numbers with + - * / % and parentheses, and "
-                f"one of {', '.join(OPERATIONS[0])} between two of these"
+                f"{where} is no relation of at most {LONGEST} characters; write names, numbers and "
+                f"+ - * / % ( ), and between two {', '.join(OPERATIONS[0])}, as in 'p.a * p.b < 9'"
             )
             continue
         relations += found

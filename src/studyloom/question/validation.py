@@ -272,19 +272,14 @@ def _check_relations(question: Question) -> Iterator[str]:
     """Yields relations that the baseline breaks, or that nothing keeps; and repeats without end."""
     space, baseline = question.space, question.baseline
     if baseline is not None and (words := space.breach(baseline.params)) is not None:
-        yield (
-            f"study.baseline: the configuration as composed {words}; change a default or the "
-            "relation, or set study.baseline=false"
-        )
+        yield f"study.baseline: what is composed {words}; change it, or set study.baseline=false"
     elif space.relations and any_point(space, question.seed) is None:
         tried = "the space" if space.size() <= LARGEST_GRID else f"{DRAWS:_} that were drawn"
         together = " and ".join(map(str, space.relations))
         yield f"space.where: no point of {tried} keeps to {together}; loosen it"
     if not question.config.study.repeats and math.isinf(space.size()):
-        yield (
-            "study.repeats=false is for a space of finitely many points; give its ranges of float "
-            "a step or a choice, or set study.repeats=true"
-        )
+        way_out = "give its floats a step or a choice, or set study.repeats=true"
+        yield f"study.repeats=false is for a space of finitely many points; {way_out}"
 
 
 def _to_add(question: Question, branch: Branch, node: Node) -> str:

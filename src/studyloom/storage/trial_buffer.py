@@ -97,14 +97,6 @@ class TrialBuffer(CachedStorage):
         """Forgets the changes, since they are in the database."""
         self._writes = []
 
-    def undraw(self) -> None:
-        """Forgets the parameters of the worker's own trial, none of which was written."""
-        with self._lock:
-            assert self._own is not None
-            self._own = copy.copy(self._own)
-            self._own.params, self._own.distributions = {}, {}
-            self._writes = [write for write in self._writes if write[0] is not sql.PARAM]
-
     def clear(self) -> None:
         """Gives up the worker's own trial, and those of its changes that were not written."""
         with self._lock:

@@ -285,14 +285,14 @@ class Worker:
         if claim.over or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, reporter)
             return
-        if claim.deaths > trial.user_attrs.get(RESUMED, {}).get("deaths", 0):
-            resumed = {"epoch": frozen.last_step, "deaths": claim.deaths, "death": claim.death}
-            trial.set_user_attr(RESUMED, resumed)
-            log.info("%s", resumed_words(frozen.number, resumed))
-        point = self.draw(reporter)
-        if point is None:
+        if (point := self.draw(reporter)) is None:
             reporter.fail(Failure(failures.ERROR, NO_POINT))
             return
+        if claim.deaths > trial.user_attrs.get(RESUMED, {}).get("deaths", 0):
+            resumed = {"epoch": frozen.last_step, "deaths": claim.deaths, "death": claim.death}
+            reporter.trial.set_user_attr(RESUMED, resumed)
+            log.info("%s", resumed_words(frozen.number, resumed))
+            reporter.commit()
         checkpoint = self.files.checkpoint(frozen.number, point)
         try:
             self.train(point, frozen, reporter, checkpoint)
@@ -333,7 +333,7 @@ class Worker:
                 if identify(point) not in taken:
                     buffer.mark_written()
                     return point
-            buffer.undraw()
+            buffer.load(self.stored.ledger.study_id, reporter.trial._trial_id)  # without the point
             again += 1
             with self.watch("sampling"):
                 if again > REDRAWS:

@@ -9,7 +9,6 @@ from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -385,10 +384,7 @@ SHOWN = ("model", "optimizer", "scheduler", "train", "params")
 def print_dry_run(question: "Question", console: Console) -> None:
     """Prints the space as a tree, and one configuration that is sampled from it."""
     console.print(outline(question.space))
-    sampler = optuna.samplers.RandomSampler(question.config.study.seed)
-    trial = optuna.create_study(sampler=sampler).ask()
-    space = question.space
-    point = any_point(space, question.seed) if space.relations else space.suggest(trial)
+    point = any_point(question.space, question.seed)
     assert point is not None  # one was found when the question was checked
     sample = question.at(point)
     console.print(Text("\none configuration of it:", style="bold"))

@@ -271,7 +271,8 @@ def explained(
     shown = shown_predictions(*judged, sealed)
     mistakes = [each.index for each in shown.get("wrong", ())]
     explain, network = load_plugin("explain"), make_network(job, weights, sealed)
-    return shown | explain(job, network, metric, *judged, sealed, mistakes, seed)
+    shown |= explain(job, network, metric, *judged, sealed, mistakes, seed)
+    return shown
 
 
 def measure(

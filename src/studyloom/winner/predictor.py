@@ -63,7 +63,7 @@ class Network:
     """A trained network, and its expectations of inputs.
 
     Attributes:
-        shape: of one input; None if they are taken as they are, or in Python alone.
+        shape: of one input; () if they are taken as they are, or in Python alone.
         transform: how what a file holds becomes an input; None if nobody said it.
         dtype: in which it takes inputs; whole for a network that begins with an embedding.
         takes_pixels: whether its data source makes inputs of pixels from 0 to 1, and so do we.
@@ -71,7 +71,7 @@ class Network:
     """
 
     model: nn.Module
-    shape: tuple[int, ...] | None
+    shape: tuple[int, ...]
     transform: Transform | None = None
     seen: InputRange | None = None
     classifies: bool = True
@@ -123,7 +123,8 @@ def load_network(
     if (loop := _read_loop(run_dir, answer, allowed)) is not None:
         config, states = loop
         if make is None:
-            if (named := value_at(config, "objective.network")) is None:
+            plain: Any = OmegaConf.to_container(config.objective, resolve=False)
+            if (named := plain.get("network")) is None:
                 raise PredictError(NO_NETWORK.format(run_dir))
             section = named if isinstance(named, Mapping) else {"_target_": named}
             check_targets({"objective": {"network": section}}, allowed)
@@ -153,14 +154,14 @@ def _describe(model: nn.Module, answer: Answer, allowed: Sequence[str] | None) -
         whole = isinstance(next(layers, None), nn.Embedding)
         classifies = metric is not None and metric.targets == "classes"
         dtype = torch.int64 if whole else torch.float32
-        return Network(model, None, classifies=classifies, dtype=dtype)
+        return Network(model, (), classifies=classifies, dtype=dtype)
     seen = None
     if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
         seen = InputRange(**vars(facts.inputs))
     transform, refusal = _transform_of(facts, allowed), "" if facts.fits_files else NO_FILE
     known = (facts.classifies, facts.names, facts.columns, getattr(torch, facts.dtype))
     normalises = isinstance(transform, Picture) and (facts.mean, facts.std) != (0.0, 1.0)
-    return Network(model, facts.shape, transform, seen, *known, refusal, normalises)
+    return Network(model, facts.shape or (), transform, seen, *known, refusal, normalises)
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
@@ -194,7 +195,7 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     if network.refusal:
         raise PredictError(network.refusal)
     content = _read_content(path)
-    pictures, transform = network.shape and is_picture(network.shape), network.transform
+    pictures, transform = is_picture(network.shape), network.transform
     own = transform is not None and not isinstance(transform, Picture)
     if content.startswith(b"\x93NUMPY"):
         numbers = np.load(io.BytesIO(content), allow_pickle=False)
@@ -205,7 +206,7 @@ def read_inputs(path: Path, network: Network) -> Inputs:
         return from_numbers(single, most_of(numbers.dtype.name), network)
     if isinstance(transform, Sound | Reader):
         return _from_content(content, transform, network)
-    if network.shape is None:
+    if not network.shape:
         return _finish(_read_lines(content, (), None), [], network)
     if pictures and content.startswith((GZIP, b"\0\0\x08")):
         images = parse_idx(content, "IDX", 3, most=MOST_BYTES)
@@ -342,7 +343,7 @@ def from_numbers(numbers: Tensor, most: int | None, network: Network) -> Inputs:
     if network.refusal:
         raise PredictError(network.refusal)
     shape, transform = network.shape, network.transform
-    if shape is None:
+    if not shape:
         if not numbers.ndim or not len(numbers):
             raise PredictError("it must hold an input for each entry of its first dimension")
         return _finish(numbers, [], network)
@@ -546,8 +547,8 @@ class Predictor:
         return self._network.model.eval()
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
-        """The shape of one input, such as (channels, height, width); None if it is not known."""
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input, such as (channels, height, width); () if it is not known."""
         return self._network.shape
 
     def predict(self, inputs: Tensor | ArrayLike | Mapping[str, ArrayLike]) -> Prediction:
@@ -561,10 +562,10 @@ class Predictor:
         Raises:
             PredictError: the inputs have another shape, or are not finite numbers.
         """
-        if isinstance(inputs, Mapping) or (isinstance(inputs, tuple) and self.shape is None):
-            named = inputs if isinstance(inputs, Mapping) else dict(enumerate(inputs))
-            given = {name: _as_taken(each) for name, each in named.items()}
-            return self._say(given if named is inputs else tuple(given.values()), ())
+        if isinstance(inputs, Mapping):
+            return self._say({name: _as_taken(each) for name, each in inputs.items()}, ())
+        if isinstance(inputs, tuple) and not self.shape:
+            return self._say(tuple(map(_as_taken, inputs)), ())
         try:
             given = torch.as_tensor(inputs).detach().cpu()
             most = most_of(str(given.dtype).removeprefix("torch."))
@@ -592,8 +593,7 @@ class Predictor:
     def __repr__(self) -> str:
         task = "classes" if self._network.classifies else "numbers"
         name = type(self._network.model).__name__
-        shape = "" if self.shape is None else f"{format_shape(self.shape)} → "
-        return f"<studyloom.Predictor {name}: {shape}{task}>"
+        return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
 
 
 def _as_taken(numbers: Any) -> Tensor:
@@ -640,7 +640,7 @@ class LoopWinner(Predictor):
 
 def load_winner(
     run_dir: str | Path, trust: Sequence[str] = (), *, committee: bool = False, network: Any = None
-) -> Predictor:
+) -> Predictor | LoopWinner:
     """Loads the winner of a study: its network in eval mode, with its weights.
 
     Of a loop of one's own it loads the configuration and what the loop kept, as a `LoopWinner`, and

@@ -32,7 +32,7 @@ class Served:
         """
         numbers = np.asarray(model_input)
         if hasattr(model_input, "columns"):
-            numbers = numbers.reshape(-1, *(self.predictor.shape or ()))
+            numbers = numbers.reshape(-1, *self.predictor.shape)
         prediction = self.predictor.predict(numbers)
         answer = prediction.values if prediction.classes is None else prediction.classes
         assert answer is not None
