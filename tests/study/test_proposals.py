@@ -202,8 +202,19 @@ def write_tested(stored, run_dir):
     note_stage(stored, RETRAINING, answer.stage)
 
 
-def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(stored, question):
-    known = read_space(stored)
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        (
+            *("space.model.mlp.hidden.length=1", "~space.model.mlp.dropout"),
+            "+space.model.mlp.dropout={list: {float: [0, 0.5]}, length: hidden}",
+        ),
+    ],
+)
+def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(sqlite_url, more):
+    question = asked(*RANDOM, *more)
+    known = read_space(begun(sqlite_url, question))
     schema = json_schema(known)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -211,10 +222,12 @@ def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(stored, q
     for number in range(50):
         point = question.space.suggest(choose.ask())
         written = dict(point.params)
-        for name in [name for name in written if name.endswith(".length")]:
-            above = name.removesuffix(".length")
-            items = range(written.pop(name))
-            written[above] = [written.pop(f"{above}.{item}") for item in items]
+        for above in ("model.mlp.hidden", "model.mlp.dropout"):
+            written.pop(f"{above}.length", None)
+            if items := [
+                written.pop(f"{above}.{n}") for n in range(3) if f"{above}.{n}" in written
+            ]:
+                written[above] = items
         placed = place_point(known, written)
         assert validator.is_valid(written)
         assert (placed.point, placed.wrong, placed.unasked) == (point, [], {})

@@ -209,6 +209,8 @@ def json_schema(known: StoredSpace) -> dict[str, Any]:
     opens; a list is an array. What a point leaves out has its default.
     """
     schema = {"$schema": DIALECT, "type": "object", **_open(known.space.nodes, known)}
+    if known.space.relations:
+        schema["description"] = f"where {' and '.join(map(str, known.space.relations))}"
     return schema | {"unevaluatedProperties": False}
 
 
@@ -232,7 +234,7 @@ def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str,
                 if isinstance(length, IntDistribution):
                     ends = {"minItems": length.low, "maxItems": length.high}
                 else:
-                    ends = {"description": f"as long as {length}"}
+                    ends = {"minItems": 1, "description": f"as long as {length}"}
                 shown = {"type": "array", "items": _values(item)} | ends
                 properties[name] = shown | {"default": known.starts.get(name)}
     return {"properties": properties} | ({"allOf": groups} if groups else {})

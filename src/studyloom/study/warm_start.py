@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.values import has_key, value_at
 from studyloom.errors import ConfigError
+from studyloom.space.samplers import identify
 from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, stand_in, why_not
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PROPOSED, SLOT, SOURCES, SPACE
@@ -127,15 +128,15 @@ def place_point(question: Places, parameters: Mapping[str, Any]) -> PlacedPoint:
 
 
 def _check_unasked(
-    question: Places,
-    placed: PlacedPoint,
-    name: str,
-    key: str,
-    value: Any,
-    composed: Any,
+    question: Places, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
 ) -> None:
     """Checks a given parameter that the space lacks at the point: it may agree with the config."""
     subject = f"{name}={as_yaml(value)}"
+    keys = {leaf.name: leaf.key for leaf in question.space.leaves(placed.point.choices)}
+    above = (each.removesuffix(".length") for each in (name, key))
+    lists = [placed.point.values.get(keys.get(each, each)) for each in above]
+    if any(isinstance(each, list) and len(each) == value for each in lists):
+        return  # of a length that is not searched
     choices = {**question.composer.choices, **placed.point.choices}
     if (option := choices.get(group_of(key))) is not None:
         if option != value:
@@ -595,7 +596,7 @@ def propose(
             if trial.user_attrs.get(PROPOSED) == mark:  # the answer to an earlier try was lost
                 return trial.number
             waiting = baseline if BASELINE in trial.user_attrs and not trial.params else None
-            if point.params == (waiting or trial).params:
+            if identify(point) == identify(waiting or trial):
                 value = f" with {format_value(trial.values[0])}" if trial.values else ""
                 raise ConfigError(
                     f"trial {trial.number} has this point already, and is {outcome(trial)}{value}; "
