@@ -91,8 +91,9 @@ class StoredSpace:
 
 def read_space(stored: StoredStudy) -> StoredSpace:
     """Returns what is stored of the space of a study; raises ConfigError if there is nothing."""
+    (known,) = stored.attributes(SPACE)
     try:
-        return msgspec.convert(*stored.attributes(SPACE), StoredSpace)
+        return msgspec.convert(known, StoredSpace)
     except msgspec.ValidationError:
         raise ConfigError(
             f"{stored.name}: nothing is stored of its space, against which points are checked; the "
@@ -230,13 +231,12 @@ def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str,
             case Leaf(name, _, distribution):
                 properties[name] = _values(distribution) | {"default": known.starts.get(name)}
             case ListLeaf(name, _, item, length):
-                ends = {}
+                array = {"type": "array", "items": _values(item), "minItems": 1}
                 if isinstance(length, IntDistribution):
-                    ends = {"minItems": length.low, "maxItems": length.high}
+                    array |= {"minItems": length.low, "maxItems": length.high}
                 else:
-                    ends = {"minItems": 1, "description": f"as long as {length}"}
-                shown = {"type": "array", "items": _values(item)} | ends
-                properties[name] = shown | {"default": known.starts.get(name)}
+                    array["description"] = f"as long as {length}"
+                properties[name] = array | {"default": known.starts.get(name)}
     return {"properties": properties} | ({"allOf": groups} if groups else {})
 
 
