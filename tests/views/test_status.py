@@ -102,7 +102,8 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     counts = {"complete": 2, "pruned": 1, "failed": 1, "paused": 0, "running": 1, "waiting": 0}
     assert document["trials"] == counts
     best = half_done.trials()[1]
-    assert document["best"] == {"trial": 1, "value": 0.9, "params": best.params}
+    known = {"trial": 1, "value": 0.9, "params": best.params, "proposed_by": None}
+    assert document["best"] == known
     assert document["baseline"]["trial"] == 0
     why = {"count": 1, "reason": "train loss is nan at epoch 1 of 2"}
     assert document["failures"] == {"diverged": why}
