@@ -4,4 +4,15 @@ It is validated as a whole before trial 0. An objective runs epoch by epoch and 
 the training of networks is one kind, and a loop of the user's own is another.
 """
 
-__all__ = ["asked", "jobs", "loop", "objective", "question", "rule", "run", "sources", "validation"]
+__all__ = [
+    "asked",
+    "jobs",
+    "loop",
+    "objective",
+    "question",
+    "rule",
+    "run",
+    "sources",
+    "trial",
+    "validation",
+]

@@ -30,7 +30,7 @@ from studyloom.question.loop import Loop, LoopJob
 from studyloom.question.rule import Condition, Cost
 from studyloom.seeds import derive
 from studyloom.storage.attributes import OF_TRIALS
-from studyloom.text import as_yaml, nearest
+from studyloom.text import as_yaml, is_scalar, nearest
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule, freeze
@@ -360,6 +360,30 @@ def build_function(objective: Section) -> Callable[..., Any]:
         words = f"objective._target_={section['_target_']}: {describe_error(error)}"
         raise ConfigError(words) from error
     return partial if partial.args or partial.keywords else partial.func
+
+
+def named_params(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Returns what a loop `(run, *, width=32, …)` takes from `params`.
+
+    Returns:
+        The default of each name, `inspect.Parameter.empty` without one; and whether any further
+        name will do.
+    """
+    given = getattr(function, "keywords", {})  # in the section `objective`
+    _, *parameters = inspect.signature(function).parameters.values()
+    named = {
+        each.name: each.default
+        for each in parameters
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name not in given
+    }
+    return named, any(each.kind == each.VAR_KEYWORD for each in parameters)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether YAML gives back a value as it is: a scalar, or lists and mappings of them."""
+    if isinstance(value, list | dict):
+        return all(map(is_plain, value.values() if isinstance(value, dict) else value))
+    return is_scalar(value) and str(value) != "nan" and "${" not in str(value)
 
 
 def build_named(named: Any, key: str = "objective.test") -> Callable[..., Any]:

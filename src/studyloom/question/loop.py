@@ -4,27 +4,31 @@ Whatever has a value can be searched so. The loop is called with the configurati
 a `Run`, by which it reports, keeps its state, and learns what it is.
 """
 
+import inspect
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from statistics import fmean
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna import TrialPruned
+from optuna.trial import BaseTrial
 from torch.utils.data import Dataset
 
 from studyloom.config.compose import own_world
-from studyloom.config.values import keys_explained
+from studyloom.config.values import keys_explained, value_at
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.objective import Attempt, Objective, Step, Stopping, standard_error_of
+from studyloom.question.objective import Attempt, Objective, Stopping, Tell, standard_error_of
 from studyloom.question.rule import Condition, Cost
 from studyloom.question.run import Place, Run, UnfitState, finite
+from studyloom.question.trial import ObjectiveTrial
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -32,6 +36,30 @@ from studyloom.training.ranks import ALONE, Ranks, Recipe
 # The steps of a job are numbered by it if there are several; its end is a multiple, and compared.
 STRIDE = 1_000_000
 log = logging.getLogger(__name__)
+# How an objective of the user's own is called.
+WITH_CONFIG, WITH_PARAMS, WITH_TRIAL = "(config, run)", "(run, **params)", "(trial)"
+
+
+def how_called(function: Callable[..., Any]) -> str:
+    """Decides by its signature how an objective is called.
+
+    With `run` as its first parameter it is a loop that gets the values of `params` by name. With
+    `trial` there, or a single parameter, it is one of Optuna's.
+    """
+    first = next(iter(inspect.signature(function).parameters), "")
+    if first == "run":
+        return WITH_PARAMS
+    alone = first != "config" and why_not_called(function, 2) and not why_not_called(function, 1)
+    return WITH_TRIAL if first == "trial" or alone else WITH_CONFIG
+
+
+def why_not_called(function: Callable[..., Any], arguments: int) -> str:
+    """Says why a function cannot be called with so many arguments; "" if it can."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -75,13 +103,17 @@ class Loop:
         resumes: whether it must be able to go on from each epoch, since the pruner pauses trials.
     """
 
-    function: Callable[[DictConfig, Any], Any]
+    function: Callable[..., Any]
     config: DictConfig
     goals: Sequence[Goal]
     limits: Sequence[Condition] = ()
     most_epochs: int | None = None
     keeps: bool = False
     resumes: bool = False
+
+    @cached_property
+    def called(self) -> str:
+        return how_called(self.function)
 
     @property
     def metric(self) -> str:
@@ -109,6 +141,20 @@ class Loop:
             config["seed"] = seed
         OmegaConf.set_readonly(config, True)
         return config
+
+    def call(self, seed: int, run: Run, make_trial: Callable[..., ObjectiveTrial]) -> Any:
+        """Calls the function, and returns what it returns.
+
+        Args:
+            make_trial: makes the trial of an objective of Optuna's, given the values of `params`.
+        """
+        config = self.config_of(seed)
+        if self.called == WITH_CONFIG:
+            return self.function(config, run)
+        params = value_at(config, "params") or {}
+        if self.called == WITH_PARAMS:
+            return self.function(run, **params)
+        return self.function(make_trial(known=params, goals=self.goals, run=run))
 
     def values_of(self, returned: Any, run: Run) -> float:
         """Takes the value out of what a call has returned; further values are costs of the run."""
@@ -159,7 +205,8 @@ class LoopObjective(Objective):
 
     The value is the mean of what the calls return. Of several jobs the end of each is compared with
     those of other trials. A loop that keeps its state goes on after its last whole epoch, and one
-    that does not begins its job anew. `recipe` makes the same objective in the other ranks.
+    that does not begins its job anew. `recipe` makes the same objective in the other ranks. An
+    objective of Optuna's gets `suggesting`, or a trial that repeats the values of `params`.
     """
 
     loop: Loop
@@ -169,6 +216,7 @@ class LoopObjective(Objective):
     attempt: Attempt = field(default_factory=Attempt)
     ranks: Ranks = ALONE
     recipe: Recipe | None = None
+    suggesting: BaseTrial | None = None
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
     _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far
@@ -189,7 +237,7 @@ class LoopObjective(Objective):
             return len(self.jobs) * STRIDE
         return None if self._run is None else self._run.count
 
-    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
+    def run(self, report: Tell, stopping: Stopping) -> float:
         """Calls the loop; between its reports a signal may end it at any moment.
 
         What `report` raises is raised even if the loop catches it; see `Objective.run`.
@@ -203,7 +251,7 @@ class LoopObjective(Objective):
         """Calls the loop as rank 0 does, which reports and decides."""
         self._call_all(lambda step: None, Unstopped())
 
-    def _call_all(self, report: Callable[[Step], None], stopping: Stopping) -> None:
+    def _call_all(self, report: Tell, stopping: Stopping) -> None:
         """Calls the loop for each job that is left."""
         while len(self._values) < len(self.jobs):
             position = len(self._values)
@@ -220,7 +268,7 @@ class LoopObjective(Objective):
                     self._reports.append([])
                     report(self._end_of(position))
 
-    def _call(self, position: int, report: Callable[[Step], None], stopping: Stopping) -> float:
+    def _call(self, position: int, report: Tell, stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""
         loop, job, reports = self.loop, self.jobs[position], self._reports[position]
         began = time.perf_counter()
@@ -228,31 +276,43 @@ class LoopObjective(Objective):
         ended_by: list[BaseException] = []
         with ExitStack() as interruptible, seeded(job.seed):
 
+            def tell(step: Report | None = None) -> None:
+                try:
+                    report(step)
+                except BaseException as error:
+                    ended_by.append(error)
+                    raise
+
+            @contextmanager
+            def uncut() -> Iterator[None]:
+                """Lets no signal cut the body in two."""
+                interruptible.close()
+                try:
+                    yield
+                finally:
+                    if not ended_by:
+                        interruptible.enter_context(stopping.interruptible())
+
             def send(step: int, value: float, further: dict[str, float]) -> None:
                 nonlocal began
                 if ended_by:
                     raise ended_by[0]
                 loop.check_kept(run)
-                interruptible.close()  # no signal may cut a report in two
-                seconds = time.perf_counter() - began
-                number = step if self.stride == 1 else position * STRIDE + len(reports) + 1
-                reports.append(Report(number, value, seconds, step, further))
-                try:
-                    report(reports[-1])
-                except BaseException as error:
-                    ended_by.append(error)
-                    raise
-                began = time.perf_counter()
-                interruptible.enter_context(stopping.interruptible())
+                with uncut():
+                    seconds = time.perf_counter() - began
+                    number = step if self.stride == 1 else position * STRIDE + len(reports) + 1
+                    reports.append(Report(number, value, seconds, step, further))
+                    tell(reports[-1])
+                    began = time.perf_counter()
 
             interruptible.enter_context(stopping.interruptible())
             place = self._place(position)
             run = Run(place, loop.metric, send, loop.limit_of, self._saved, loop.most_epochs)
             self._run, self._costs[position:] = run, [run.costs]
             try:
-                config = loop.config_of(job.seed)
+                make = partial(ObjectiveTrial, self.suggesting, uncut=uncut, store=tell)
                 with own_world(), keys_explained():
-                    returned = loop.function(config, run)
+                    returned = loop.call(job.seed, run, make)
                 with self.ranks.deciding():
                     run.flush()
                     first = self.ranks.rank == 0  # the others need not return anything

@@ -54,6 +54,10 @@ class Step(Protocol):
     def seconds(self) -> float: ...
 
 
+# Called with a step that has ended; with None to store what is new of the trial.
+Tell = Callable[[Step | None], None]
+
+
 @dataclass(frozen=True)
 class Attempt:
     """The attempt of a worker at a trial, with its number from 1.
@@ -99,7 +103,7 @@ class Objective:
         """Seconds spent on evaluation by this object so far; a part of the seconds of its steps."""
         return 0.0
 
-    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
+    def run(self, report: Tell, stopping: Stopping) -> float:
         """Runs to the end, from the start or from the restored step, and returns a finite number.
 
         Args:
@@ -201,7 +205,7 @@ class NetworkObjective(Objective):
         numbered = zip(self.training.numbers, self.training.history, strict=True)
         return [epochs for number, epochs in numbered if self._cut is None or number <= self._cut]
 
-    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
+    def run(self, report: Tell, stopping: Stopping) -> float:
         """Trains to the end; the value is the mean of that of each job: of its last epoch, or best.
 
         See `Objective.run`.
@@ -268,7 +272,7 @@ class StoredObjective(Objective):
     kept: dict[str, Any] | None
     source: str
 
-    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
+    def run(self, report: Tell, stopping: Stopping) -> float:
         return self.value
 
     def curves(self) -> dict[str, list[Any]]:

@@ -1,7 +1,7 @@
 """The question of a study: a configuration, and the space of configurations around it.
 
 The trials of a `Question` train networks; those of a `FunctionQuestion` call a loop of the user's
-own, `(config, run) -> value`.
+own, `(config, run) -> value`, or an objective of Optuna's.
 """
 
 import functools
@@ -50,21 +50,24 @@ from studyloom.question.jobs import (
     build_metric,
     build_named,
     check_names,
+    is_plain,
     loop_device,
     loop_job,
     loop_jobs,
     measure_costs,
     named_goals,
+    named_params,
     split_metric,
 )
-from studyloom.question.loop import Loop, LoopObjective
+from studyloom.question.loop import WITH_CONFIG, WITH_TRIAL, Loop, LoopObjective, how_called
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
 from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
 from studyloom.question.run import TEST, Place, Run, finite
 from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
-from studyloom.space.tree import Node, Point, Space, stand_in, start_of
+from studyloom.space.tree import Node, Open, Point, Space, stand_in, start_of
+from studyloom.text import nearest
 from studyloom.training.job import Job
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -121,6 +124,11 @@ class Question:
     def is_tested(cfg: DictConfig) -> bool:
         """Whether the winner of a config's study is trained on all data and tested."""
         return True
+
+    @property
+    def suggests(self) -> bool:
+        """Whether trials suggest their parameters themselves, as an objective of Optuna's does."""
+        return isinstance(self.space, Open)
 
     @property
     def tested(self) -> bool:
@@ -392,6 +400,10 @@ class Question:
 class FunctionQuestion(Question):
     """A question whose trials call a loop; see `Question` for its parameters and methods.
 
+    A loop `(run, *, width=32, …)` gets the values of `params` by name, and its defaults are part of
+    them. An objective of Optuna's, `(trial)`, has an `Open` space: `params` holds parameters
+    that are not searched, but given. See `loop.how_called`.
+
     Its data are the loop's own affair, or those of the section `data`. The section `objective` may
     build an adapter: an object that is called as a loop is, and may have methods:
 
@@ -414,7 +426,7 @@ class FunctionQuestion(Question):
         except ConfigError:  # `validate` reports it
             target = None
         if not hasattr(target, "composed"):
-            return super().ask(cfg, composer)
+            return cls._ask_function(cfg, composer)
         config: DictConfig = build_function(cfg.objective).composed()  # type: ignore[attr-defined]
         space = read_space(value_at(cfg, "space"), lambda group: [], PARAMS)
         params: Any = value_at(cfg, PARAMS) or {}
@@ -436,6 +448,75 @@ class FunctionQuestion(Question):
         return cls(cfg, composer, space)
 
     @classmethod
+    def _ask_function(cls, cfg: DictConfig, composer: Composer) -> Question:
+        """Asks for a function, with the parameters that its signature names."""
+        called, who = WITH_CONFIG, f"objective._target_={cfg.objective['_target_']}"
+        with suppress(ConfigError):  # `validate` reports it
+            function = build_function(cfg.objective)
+            called = how_called(function)
+        if called == WITH_CONFIG:
+            return super().ask(cfg, composer)
+        if called == WITH_TRIAL:
+            if value_at(cfg, "space"):
+                raise ConfigError(f"space: {who} suggests its parameters itself; leave space out")
+            composer.keep(cfg := with_values(cfg, {"study.baseline": False}))
+            return cls(cfg, composer, Open())
+        named, takes_any = named_params(function)
+        defaults = {name: value for name, value in named.items() if is_plain(value)}
+        question = super().ask(cfg, composer)  # with the start of what is searched
+        params = {**defaults, **(value_at(question.config, PARAMS) or {})}
+        question = replace(question, config=with_values(question.config, {PARAMS: params}))
+        question.composer.keep(question.config)
+        leaves = (node.key for _, nodes in question.space.branches() for node in nodes)
+        searched = [*leaves, *(group.key for group in question.space.groups())]
+        mistakes = [
+            f"params.{name} must be given: {who} has no default for it"
+            for name, default in named.items()
+            if default is inspect.Parameter.empty and name not in params
+        ]
+        given = value_at(cfg, PARAMS) or {}
+        for key in (*(f"{PARAMS}.{name}" for name in given), *(f"space.{s}" for s in searched)):
+            section, name, *_ = f"{key.removeprefix('space.')}.".split(".")
+            if section != PARAMS:
+                mistakes.append(f"{key}: {who} gets the values of params alone")
+            elif name not in named and not takes_any:
+                mistakes.append(
+                    f"{key}: {who} has no parameter {name}; it has "
+                    f"{', '.join(named) or 'none'}{nearest(name, [*named])}"
+                )
+        if mistakes:
+            raise ConfigError(mistakes)
+        return question
+
+    @property
+    def note(self) -> str:
+        """What the user is told before the first trial; "" if there is nothing."""
+        if not self.suggests:
+            return ""
+        return (
+            f"{self.config.objective['_target_']}(trial) keeps no state: a trial whose worker dies "
+            "begins anew with its parameters, and the winner is not tested; a loop (config, run) "
+            "has run.keep and objective.test"
+        )
+
+    def at(self, point: Point) -> DictConfig:
+        if not self.suggests:
+            return super().at(point)
+        if "${" in str([*point.params.values()]):  # of others, who write to the database
+            raise ConfigError(f"a parameter of a trial would be resolved: {point.params!r}")
+        params = {**(value_at(self.config, PARAMS) or {}), **point.params}
+        return with_values(self.config, {PARAMS: params})
+
+    def sampler(self, number: int) -> BaseSampler:
+        sampler = super().sampler(number)
+        if not self.suggests or not (given := value_at(self.config, PARAMS)):
+            return sampler
+        offered = {"fixed_params": given, "base_sampler": sampler}
+        section = {"_target_": "optuna.samplers.PartialFixedSampler"}
+        partial: BaseSampler = _build_part(section, "sampler", **offered)
+        return partial
+
+    @classmethod
     def gather(cls, cfg: DictConfig) -> TrainingData:
         """Loads the data of the section `data`, if it names a source."""
         return super().gather(cfg) if names_data(cfg) else TrainingData()
@@ -445,9 +526,16 @@ class FunctionQuestion(Question):
         """The objective as it is built at the config as composed."""
         return build_function(self.config.objective)
 
+    @property
+    def resumes(self) -> bool:
+        """Whether a trial can go on from an epoch, as far as that is known before it runs."""
+        return not self.suggests and getattr(self.adapter, "resumes", True)
+
     @functools.cached_property
     def reads_train(self) -> bool:
         """Whether the loop may read `config.train`: its page sets it, or its source names it."""
+        if how_called(self.adapter) != WITH_CONFIG:
+            return False
         target = find_target(self.config.objective, "objective")
         with suppress(OSError, TypeError):  # there is no source
             module = sys.modules[getattr(target, "__module__", "")]
@@ -517,7 +605,8 @@ class FunctionQuestion(Question):
         else:
             jobs = [loop_job(data, fold, 0, seed)]
         recipe, device = self._recipe(point, number, attempt, seed, fold), loop_device(self.ranks)
-        return LoopObjective(self.loop(point), jobs, device, number, attempt, self.ranks, recipe)
+        ours = (number, attempt, self.ranks, recipe, point.trial)
+        return LoopObjective(self.loop(point), jobs, device, *ours)
 
     def loop(self, point: Point) -> Loop:
         """Returns the loop that is called at a point."""

@@ -6,7 +6,6 @@ pruner sees made-up trials.
 """
 
 import contextlib
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from studyloom.errors import (
 )
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_named, network_of
+from studyloom.question.loop import WITH_CONFIG, WITH_TRIAL, how_called, why_not_called
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
 from studyloom.space.samplers import DRAWS, any_point
 from studyloom.space.tree import (
@@ -207,7 +207,9 @@ def _check_goals(question: Question) -> Iterator[str]:
 
 
 def check_ranks(question: Question, ranks: int) -> Iterator[str]:
-    """Yields the mistake that a batch has too few examples to be divided among the ranks."""
+    """Yields why the ranks cannot share a trial, as when a batch has too few examples."""
+    if ranks > 1 and question.suggests:
+        yield f"launcher.ranks must be 1 for an objective(trial), which suggests; got {ranks}"
     if ranks == 1 or isinstance(question, FunctionQuestion):
         return
     smallest = min(
@@ -354,13 +356,18 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
     objective = question.config.objective
     key = f"objective._target_={objective['_target_']}"
     try:
-        if problem := _why_not_called(question.adapter, 2):
-            yield f"{key}: {problem}; it is called as (config, run) -> value"
+        called = how_called(question.adapter)
+        problem = "" if called == WITH_TRIAL else why_not_called(question.adapter, 2)
+        if called == WITH_CONFIG and problem:
+            yield (
+                f"{key}: {problem}; it is called as (config, run) -> value, or with the values of "
+                "params if run is its first parameter, or as Optuna's objective(trial)"
+            )
         yield from _unread(question)
         check = getattr(question.adapter, "check", None)
         yield from check(question.config, question.space) if check else ()
         test = None if objective.test is None else build_named(objective.test)
-        if test is not None and (problem := _why_not_called(test, 3)):
+        if test is not None and (problem := why_not_called(test, 3)):
             yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
         if objective.network is not None:
             with torch.random.fork_rng(devices=[]):
@@ -373,6 +380,8 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
             "objective.test is given the test part of the data, and "
             f"{type(data.source).__name__} has no method test; add one, or leave objective.test out"
         )
+    if question.suggests:
+        yield from _check_suggesting(question, data)
     if data.split is None and objective.folds > 1:
         yield (
             f"objective.folds={objective.folds}: the data are the function's own; divide them "
@@ -398,13 +407,17 @@ def _unread(question: FunctionQuestion) -> Iterator[str]:
         )
 
 
-def _why_not_called(function: Callable[..., Any], arguments: int) -> str:
-    """Says why a function cannot be called with so many arguments; "" if it can."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except TypeError as error:
-        return str(error)
-    return ""
+def _check_suggesting(question: FunctionQuestion, data: TrainingData) -> Iterator[str]:
+    """Yields what an objective of Optuna's, which is called with a trial alone, cannot have."""
+    objective, way_out = question.config.objective, "leave it out, or write a loop (config, run)"
+    for key, asked, why in (
+        ("objective.test", question.tested, "it is given what run.keep keeps"),
+        ("objective.network", objective.network, "its weights are what run.keep keeps"),
+        ("data", data.split is not None, "run.train and run.valid are their Datasets"),
+        ("study.from", question.config.study["from"], "its trials are placed in the space"),
+    ):
+        if asked:
+            yield f"{key}: {why}, and objective(trial) has none; {way_out}"
 
 
 # Networks

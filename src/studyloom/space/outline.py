@@ -12,14 +12,16 @@ from optuna.distributions import (
 from rich.text import Text
 from rich.tree import Tree
 
-from studyloom.space.tree import LARGEST_GRID, Group, Leaf, ListLeaf, Node, Space
+from studyloom.space.tree import LARGEST_GRID, Group, Leaf, ListLeaf, Node, Open, Space
 from studyloom.text import as_yaml
 
 
 def outline(space: Space) -> Tree:
     """Draws a space as a tree: its size, groups with their options, leaves with their ranges."""
     size = space.size()
-    if math.isfinite(size):
+    if isinstance(space, Open):
+        title = "space: what the objective suggests"
+    elif math.isfinite(size):
         most = "at most " if space.relations and size > LARGEST_GRID else ""
         title = f"space: {most}{size:.0f} point{'' if size == 1 else 's'}"
     else:

@@ -122,12 +122,14 @@ class Point:
         values: the value by config key.
         params: the value by parameter name, as Optuna stores it.
         distributions: the distribution by parameter name.
+        trial: what is yet to suggest the parameters, of an `Open` space.
     """
 
     choices: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
+    trial: BaseTrial | None = field(default=None, compare=False)
 
 
 class Relation(Protocol):
@@ -312,6 +314,22 @@ class Space:
     def groups(self) -> Iterator[Group]:
         """Yields every group of the tree, outer before inner."""
         yield from _groups(self.nodes)
+
+
+@dataclass(frozen=True)
+class Open(Space):
+    """The space of an objective that suggests its parameters itself: no tree tells it before."""
+
+    nodes: tuple[Node, ...] = ()
+
+    def at(self, params: Mapping[str, Any]) -> Point:
+        return Point(params={**params})
+
+    def suggest(self, trial: BaseTrial) -> Point:
+        return Point(trial=trial)
+
+    def size(self) -> float:
+        return math.inf
 
 
 def _groups(nodes: Sequence[Node]) -> Iterator[Group]:

@@ -25,6 +25,11 @@ CONTROL = "control"  # str | None: stop or pause, as another terminal asked
 SPACE = "space"  # dict[str, Any]: the space and its composed values, for whoever proposes points
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
+OF_STUDIES = (
+    *(FORMAT, VERSION, QUESTION, HALTED, BOUNDS, ENDED, RULE, SOURCES, TEST_OPENINGS, CODE_CHANGES),
+    *(TESTED, COMPRESSED, JOB, STAGES, ANSWERED, CONTROL, UUID),
+)
+
 # Of a trial
 SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is foreign
 FORMER_SLOT = "former_slot"  # int: the slot that it filled until it was set aside for another trial
@@ -49,6 +54,7 @@ REUSED = "reused"  # str: the stage and trial whose result this one has, without
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure, as its error says it, often in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
+GIVEN = "fixed_params"  # dict[str, Any]: system attribute, in which Optuna queues parameters
 # System attributes in which Optuna's CMA-ES keeps a pickle, by how their keys begin. Whoever wrote
 # them would run code here, so they are not read; `space.cmaes` does without.
 PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")

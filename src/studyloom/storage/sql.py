@@ -28,6 +28,7 @@ from studyloom.space.tree import Point
 from studyloom.storage.attributes import (
     EPOCHS,
     FORMER_SLOT,
+    GIVEN,
     LARGEST,
     MADE,
     OF_TRIALS,
@@ -381,6 +382,10 @@ def insert(
     trial._trial_id, trial.datetime_start = trial_id, local(start)
     writes = [user_attr(trial_id, key, value) for key, value in user_attrs.items()]
     if point is not None:
+        if given := {
+            name: v for name, v in point.params.items() if name not in point.distributions
+        }:
+            writes.append(system_attr(trial_id, GIVEN, given))
         for name, domain in point.distributions.items():
             value = domain.to_internal_repr(point.params[name])
             writes.append(param(trial_id, name, value, domain))

@@ -46,6 +46,7 @@ class TrialBuffer(CachedStorage):
         self._study_id = -1  # of that trial
         self._made: FrozenTrial | None = None
         self._writes: list[Write] = []
+        self._sent = 0  # how many of them the last `write` has written
         self._others: Others | None = None
 
     def close(self) -> None:
@@ -91,11 +92,15 @@ class TrialBuffer(CachedStorage):
 
     def write(self, connection: Connection) -> None:
         """Writes the changes of the worker's own trial; `mark_written` follows the commit."""
-        sql.write(connection, self._writes)
+        with self._lock:
+            self._sent = len(self._writes)
+            writes = self._writes[: self._sent]
+        sql.write(connection, writes)
 
     def mark_written(self) -> None:
-        """Forgets the changes, since they are in the database."""
-        self._writes = []
+        """Forgets the changes that the last `write` has put into the database."""
+        with self._lock:
+            self._writes, self._sent = self._writes[self._sent :], 0
 
     def clear(self) -> None:
         """Gives up the worker's own trial, and those of its changes that were not written."""

@@ -134,7 +134,7 @@ class Promotion(BasePruner):
                 f"{what}: pruner=promotion compares trials epoch by epoch, and these train their "
                 f"folds and seeds one after the other; take one of each, {ways}"
             )
-        if loop is not None and not getattr(loop.adapter, "resumes", True):
+        if loop is not None and not loop.resumes:
             mistakes.append(
                 f"objective._target_={config.objective['_target_']}: pruner=promotion goes on with "
                 "trials from their state, and this objective keeps none; call run.keep(net=…) and "

@@ -238,8 +238,9 @@ def train_again(
     objective = _make_objective(cfg, provenance, data)
     value, failure, count = None, None, 0
 
-    def take(step: Step) -> None:
+    def take(step: Step | None) -> None:
         nonlocal count
+        assert step is not None  # nothing is stored
         if is_loop(cfg) and objective.stride > 1 and step.number % objective.stride == 0:
             return  # the end of a job
         count += 1

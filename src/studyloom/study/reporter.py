@@ -248,7 +248,7 @@ class Reporter:
     def __post_init__(self) -> None:
         self._began = time.monotonic()
         self._longest = 0.0  # seconds of the longest step so far
-        self._outbox = Outbox(self.post, self.stored.is_away)
+        self._outbox = Outbox[tuple[Step | None, bool]](self.post, self.stored.is_away)
 
     def run(
         self,
@@ -283,8 +283,10 @@ class Reporter:
                 self._outbox.flush()
             return value
 
-    def report(self, step: Step) -> None:
+    def report(self, step: Step | None) -> None:
         """Reports a step that has ended, and saves the state of the objective.
+
+        Without a step it only stores what is new of the trial.
 
         Raises:
             Stopped: the worker is to stop; the trial is released.
@@ -293,6 +295,10 @@ class Reporter:
             ClaimLost, TrialPruned, StorageLost: when this report or an earlier one was posted.
         """
         with self._noting():
+            if step is None:
+                with self.watch("storage"):
+                    self._outbox.send((None, False))
+                return
             evaluating = self._objective.evaluating
             evaluation, self._evaluated = evaluating - self._evaluated, evaluating
             self.watch.seconds["training"] += step.seconds - evaluation
@@ -345,13 +351,16 @@ class Reporter:
             except OSError as error:
                 log.warning("%s; a crash would now cost this trial's epochs so far", error)
 
-    def post(self, item: tuple[Step, bool]) -> None:
+    def post(self, item: tuple[Step | None, bool]) -> None:
         """Stores a step and renews the lease, in one commit; then asks the pruner.
 
         The value of a trial is that of its last step, and not the best of all, which would be the
         luckiest.
         """
         step, at_rung = item
+        if step is None:
+            self.commit()
+            return
         objective, buffer, trial_id = self._objective, self.stored.storage, self.trial._trial_id
         self._longest = max(self._longest, step.seconds)
         if at_rung:

@@ -25,7 +25,16 @@ from studyloom.errors import ConfigError
 from studyloom.space.samplers import identify
 from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, stand_in, why_not
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PROPOSED, SLOT, SOURCES, SPACE
+from studyloom.storage.attributes import (
+    BASELINE,
+    ENQUEUED,
+    FAILURE,
+    GIVEN,
+    PROPOSED,
+    SLOT,
+    SOURCES,
+    SPACE,
+)
 from studyloom.storage.database import Connection, execute
 from studyloom.storage.ledger import Entry, enter, untouched
 from studyloom.study.earlier_studies import (
@@ -84,6 +93,8 @@ def place_point(question: Places, parameters: Mapping[str, Any]) -> PlacedPoint:
     Args:
         parameters: values by parameter name in this space, or by config key; possibly nested.
     """
+    if question.suggests:
+        return PlacedPoint(Point(params=dict(parameters)))
     flat = dict(_flatten(parameters))
     key_of = _config_keys(flat)
     name_of = {key: name for name, key in key_of.items()}
@@ -459,7 +470,8 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     study_id = stored.ledger.study_id
 
     def queue(connection: Connection) -> int:
-        tried = [trial.params for trial in lock_trials(connection, stored)]
+        before = lock_trials(connection, stored)
+        tried = [trial.system_attrs.get(GIVEN, trial.params) for trial in before]
         (known,) = sql.study_attrs(connection, study_id, SOURCES)
         known = known or []
         looked = AUTO in known and AUTO in starts.sources

@@ -419,6 +419,9 @@ class Worker:
                 if objective is not None and ours:
                     # Later epochs ran while the database was away.
                     objective.cut(error.args[0].number)
+        if reporter.provenance is not None and point.trial is not None:
+            suggested = self.question.space.at(reporter.trial.params)
+            reporter.provenance = self.provenance(reporter.claim, suggested, number)
         reporter.store(objective)
         if failure is not None:
             reporter.fail(failure)

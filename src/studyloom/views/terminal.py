@@ -368,7 +368,7 @@ def print_next_steps(
     ]
     folder = shlex.quote(str(plan.run_dir))
     nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
-    if plan.question.space.nodes and (more := more_trials(snapshot, plan)):
+    if plan.question.space.size() > 1 and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
         again = shlex.join([*command.page, *command.without(key), more])
         called = f"the same call with {more.removeprefix('study.')}"
@@ -384,6 +384,8 @@ SHOWN = ("model", "optimizer", "scheduler", "train", "params")
 def print_dry_run(question: "Question", console: Console) -> None:
     """Prints the space as a tree, and one configuration that is sampled from it."""
     console.print(outline(question.space))
+    if question.suggests:
+        return
     point = any_point(question.space, question.seed)
     assert point is not None  # one was found when the question was checked
     sample = question.at(point)

@@ -1,0 +1,56 @@
+"""An objective of Optuna's in real commands: killed in the midst, judged again and replayed."""
+
+import json
+
+import pytest
+from commands import studyloom
+from harness import outcomes
+from runs import Run, kill
+
+pytestmark = pytest.mark.chaos
+
+TRIALS = 6
+PAGE = f"""
+defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, _self_]
+study: {{name: own, trials: {TRIALS}, lease: 5}}
+objective: {{_target_: suggesting.objective, direction: maximize}}
+winner: {{top: 1, seeds: 2}}
+launcher: {{workers: 2}}
+"""
+
+
+def test_a_study_killed_in_the_midst_goes_on_with_what_was_suggested_to_one_winner(
+    sqlite_url, postgres_url, tmp_path
+):
+    """To the same on both databases, although other workers train other trials."""
+    runs = []
+    for name, url in (("sqlite", sqlite_url), ("postgresql", postgres_url)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "own.yaml").write_text(PAGE)
+        run = Run(folder / "run", url.replace(str(tmp_path), f"{folder}/run"), (), name="own")
+        run.page, run.cwd, run.trials = "own.yaml", folder, TRIALS
+        begun = []
+
+        def kill_it(run=run, begun=begun):
+            begun[:] = [(t.number, t.params) for t in run.stored().trials() if t.params]
+            kill([run.latest.pid])
+
+        run.at_work(meanwhile=kill_it).communicate()
+        run.until_gone(10)
+        printed = run.end(run.start(), 0)
+        assert "begins anew with its parameters, and the winner is not tested" in printed
+        trials = run.stored().trials()
+        assert len(begun) == 2
+        assert [(t.number, t.params) for t in trials if t.number in dict(begun)] == begun
+        runs.append(run)
+    assert outcomes(runs[0].stored()) == outcomes(runs[1].stored())
+    answers = [json.loads((run.folder / "winner.json").read_text()) for run in runs]
+    assert answers[0]["winner"] == answers[1]["winner"]
+    assert len(answers[0]["winner"]["values"]) == 2  # on fresh seeds
+    number, where = answers[0]["winner"]["trial"], runs[0].environment
+    replay = studyloom("replay", runs[0].folder, "--trial", number, cwd=folder, **where)
+    assert "equal bit for bit" in replay.stdout, replay.stderr
+    again = ("run", runs[0].folder / "winner.yaml", "winner.enabled=false", "run_dir=again")
+    once_more = studyloom(*again, cwd=folder, **where)
+    assert f"accuracy {answers[0]['winner']['searched']}"[:15] in once_more.stdout, once_more

@@ -1,0 +1,265 @@
+"""An objective of Optuna's as it is, and a loop that gets its parameters by name."""
+
+import sys
+
+import optuna
+import pytest
+from optuna.distributions import IntDistribution
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+from test_function import work
+from toys import Never, compose
+
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError, Halted, Interrupted
+from studyloom.question.question import FunctionQuestion
+from studyloom.question.validation import check_ranks, validate
+from studyloom.storage.attributes import MADE
+from studyloom.study.failures import reason_of
+from studyloom.study.opening import create_study, open_study
+from studyloom.study.warm_start import enqueue, find_warm_starts
+
+PAGE = """
+defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, _self_]
+study: {name: own, trials: 8}
+objective: {_target_: test_optuna_objective.called, metric: height, direction: maximize}
+"""
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text(PAGE)
+
+    def ask(function, *overrides):
+        monkeypatch.setattr(sys.modules[__name__], "called", function)
+        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=tmp_path))
+
+    return ask
+
+
+def called(trial):
+    """What the page names; each test puts its own in its place."""
+
+
+def hills(trial):
+    """As high as its layers are wide, by a way that depends on what was suggested."""
+    height = 0.0
+    for layer in range(trial.suggest_int("layers", 1, 3)):
+        height += trial.suggest_float(f"width.{layer}", 0, 1)
+        trial.report(height, layer)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return height
+
+
+def ways(stored):
+    return [(trial.number, trial.params, trial.value, trial.state) for trial in stored.trials()]
+
+
+def test_a_trial_has_the_parameters_that_it_suggests_and_they_follow_from_seed_and_number(
+    ask, url, tmp_path
+):
+    question = ask(hills)
+    validate(question, TrainingData())
+    stored = work(question, url, None, 8)
+    assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE] * 8
+    assert ways(stored) == ways(work(question, f"sqlite:///{tmp_path}/other.db", None, 8))
+    for trial in stored.trials():
+        assert trial.params.keys() == {"layers", *(f"width.{n}" for n in trial.intermediate_values)}
+        assert trial.distributions["layers"] == IntDistribution(1, 3)
+        assert trial.user_attrs[MADE]["config"]["params"] == trial.params
+    assert len({len(trial.params) for trial in stored.trials()}) > 1
+
+
+def test_a_trial_that_is_begun_again_has_the_parameters_that_it_had_suggested(ask, url):
+    """Although the sampler would suggest others by now."""
+    seen = []
+
+    def dies(trial):
+        seen.append({**trial.params, "x": trial.suggest_float("x", 0, 1)})
+        if len(seen) == 1:
+            raise Interrupted
+        return trial.suggest_float("y", 0, 1)
+
+    with pytest.raises(Interrupted):
+        work(ask(dies), url, None, 1)
+    (trial,) = open_study(url, "own").trials()
+    assert (trial.params, trial.state) == ({"x": seen[0]["x"]}, TrialState.RUNNING)
+    (trial,) = work(ask(dies, "sampler=tpe", "+sampler.seed=7"), url, None, 1).trials()
+    assert seen[1] == seen[0]
+    assert trial.params == {**seen[0], "y": trial.value}
+
+
+def test_the_pruner_of_the_study_is_asked_and_an_objective_that_does_not_ask_ends_all_the_same(
+    ask, sqlite_url
+):
+    asked = []
+
+    def runs_on(trial):
+        trial.suggest_float("x", 0, 1)
+        for step in range(4):
+            asked.append((trial.number, step))
+            trial.report(step / 2, step)
+            if trial.number and trial.should_prune():
+                raise optuna.TrialPruned
+        return 1.0
+
+    stored = work(ask(runs_on, *PRUNER), sqlite_url, None, 2)
+    assert [trial.state for trial in stored.trials()] == [TrialState.PRUNED] * 2
+    assert asked == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]
+    assert [trial.value for trial in stored.trials()] == [1.0, 1.0]
+
+
+# Prunes what reports more than half.
+PRUNER = (
+    "~pruner",
+    "+pruner={_target_: optuna.pruners.ThresholdPruner, upper: 0.6}",
+)
+
+
+def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing(ask, sqlite_url):
+    given = []
+
+    def notes(trial):
+        given.append((trial.number, trial.user_attrs))
+        trial.set_user_attr("seen", 1)
+        height = hills(trial)
+        assert (isinstance(trial, optuna.Trial), trial.should_prune()) == (True, False)
+        return height
+
+    question = ask(notes, *PRUNER)
+    trial = next(t for t in work(question, sqlite_url, None, 8).trials() if t.value > 1)
+    point = question.space.at(trial.params)
+    again = question.make_objective(point, 70, TrainingData(), seed=3)
+    assert again.run(lambda step: None, Never()) == trial.value
+    assert [step.number for step in again.steps()] == [*trial.intermediate_values]
+    assert given[-1] == (70, {})
+    other = question.make_objective(question.space.at({"layers": 2}), 0, TrainingData(), seed=3)
+    with pytest.raises(ValueError, match=r"has no parameter width\.0, it has layers; suggest what"):
+        other.run(lambda step: None, Never())
+
+
+def test_what_params_and_enqueue_give_is_not_sampled(ask, sqlite_url):
+    """A winner.yaml gives all parameters; so its only trial is the winner's once more."""
+    first = "study.enqueue=[{layers: 2, width.1: 0.25}]"
+    question = ask(hills, "+params={width.0: 0.5}", first)
+    for _ in range(2):  # the second command queues nothing again
+        stored = create_study(sqlite_url, "own", question.identity(""), 8, goals=question.goals)
+        enqueue(stored, find_warm_starts(question, ()), 8, baseline=question.baseline)
+    trials = work(question, sqlite_url, None, 8).trials()
+    assert trials[0].params == {"layers": 2, "width.0": 0.5, "width.1": 0.25}
+    assert {trial.params["width.0"] for trial in trials} == {0.5}
+    assert len({trial.params["layers"] for trial in trials}) > 1
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical:UserWarning")
+def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_way_out(
+    ask, sqlite_url
+):
+    def other_choices(trial):
+        return float(trial.suggest_categorical("n", [1, 2] if trial.number else [1, 2, 3]))
+
+    def own_name(trial):
+        trial.set_user_attr("epochs", 3)
+
+    def own_name_of_the_study(trial):
+        trial.study.set_user_attr("question", 3)
+
+    def other_range(trial):
+        return trial.suggest_float("x", 0, 1 + trial.number)
+
+    stored = work(ask(other_choices), sqlite_url, None, 2)
+    assert "Give it another name where it is another parameter" in reason_of(stored.trials()[1])
+    for number, (objective, words) in enumerate(
+        {
+            own_name: "trial.set_user_attr: epochs is a name of ours; choose another",
+            own_name_of_the_study: "study.set_user_attr: question is a name of ours",
+            lambda trial: trial.suggest_categorical("n", [(1, 2)]): "the choices of n must be",
+            lambda trial: trial.report(float("nan"), 0): "reported height=nan: expected a finite",
+        }.items()
+    ):
+        with pytest.raises(Halted, match=words):
+            work(ask(objective), f"{sqlite_url}{number}", None, 1)
+    ranges = work(ask(other_range), f"{sqlite_url}-ranges", None, 3).trials()
+    assert [trial.distributions["x"].high for trial in ranges] == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_later_attempt_is_a_retry_of_itself_to_optunas_retry_history(ask, sqlite_url):
+    histories = []
+
+    def resumes(trial):
+        histories.append(RetryHeartbeatStaleTrialCallback.retry_history(trial))
+        trial.set_user_attr("artifact", len(histories))
+        trial.report(0.5, len(histories))
+        if len(histories) == 1:
+            raise Interrupted
+        return trial.study.trials[histories[-1][-1]].user_attrs["artifact"]
+
+    with pytest.raises(Interrupted):
+        work(ask(resumes), sqlite_url, None, 1)
+    (trial,) = work(ask(resumes), sqlite_url, None, 1).trials()
+    assert (histories, trial.intermediate_values) == ([[], [0]], {1: 0.5, 2: 0.5})
+
+
+def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_first(ask):
+    for override, words in {
+        "objective.test=test_function.divides": "objective.test: it is given what run.keep keeps",
+        "sampler=grid": "or choose another sampler, such as sampler=tpe",
+        "pruner=promotion": "and this objective keeps none; call run.keep",
+        "+space={params: {x: {int: [1, 3]}}}": "suggests its parameters itself; leave space out",
+        "objective.folds=2": "objective.folds=2: the data are the function's own",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            validate(ask(hills, override), TrainingData())
+        assert words in str(caught.value)
+    question = ask(hills)
+    assert "launcher.ranks must be 1" in next(check_ranks(question, 2))
+    assert "keeps no state: a trial whose worker dies begins anew" in question.note
+
+
+def test_values_of_several_goals_are_returned_as_for_a_loop(ask, sqlite_url):
+    two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
+    stored = work(ask(lambda trial: (hills(trial), 2.0), *two), sqlite_url, None, 2)
+    assert [trial.values[1] for trial in stored.trials()] == [2.0, 2.0]
+
+
+# A loop that gets its parameters by name
+
+
+def by_name(run, *, width=32, lr=1e-3, act=max, depth: int = 2):
+    run(width * lr, depth)
+    return run.value
+
+
+def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(ask, sqlite_url):
+    question = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
+    validate(question, TrainingData())
+    assert question.config.params == {"width": 32, "lr": 1e-3, "depth": 3}
+    assert question.identity("")["params.width"] == 32
+    trials = work(question, sqlite_url, None, 2).trials()
+    assert [trial.params["params.width"] * 1e-3 for trial in trials] == [t.value for t in trials]
+    assert (trials[0].value, trials[0].intermediate_values) == (0.032, {3: 0.032})
+
+
+def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):
+    def needs(run, width, *, lr=0.1):
+        return lr
+
+    with pytest.raises(ConfigError) as caught:
+        ask(
+            needs,
+            "+params={widht: 3}",
+            "+space={params: {l: {int: [1, 2]}}, train: {epochs: {int: [1, 2]}}}",
+        )
+    who = "objective._target_=test_optuna_objective.called"
+    assert caught.value.mistakes == [
+        f"params.width must be given: {who} has no default for it",
+        f"params.widht: {who} has no parameter widht; it has width, lr; did you mean width?",
+        f"space.params.l: {who} has no parameter l; it has width, lr; did you mean lr?",
+        f"space.train.epochs: {who} gets the values of params alone",
+    ]
+    anything = ask(lambda run, **rest: sum(rest.values()), "+params={a: 1.0, b: 2.0}")
+    validate(anything, TrainingData())
+    run = anything.make_objective(anything.baseline, 0, TrainingData())
+    assert run.run(lambda step: None, Never()) == 3.0
