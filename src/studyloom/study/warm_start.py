@@ -93,8 +93,6 @@ def place_point(question: Places, parameters: Mapping[str, Any]) -> PlacedPoint:
     Args:
         parameters: values by parameter name in this space, or by config key; possibly nested.
     """
-    if question.suggests:
-        return PlacedPoint(Point(params=dict(parameters)))
     flat = dict(_flatten(parameters))
     key_of = _config_keys(flat)
     name_of = {key: name for name, key in key_of.items()}
@@ -441,7 +439,8 @@ def _enqueued_points(
         return
     for index, parameters in enumerate(enqueued):
         source = f"study.enqueue[{index}]"
-        placed = place_point(question, parameters)
+        given = PlacedPoint(Point(params={**parameters}))
+        placed = given if question.suggests else place_point(question, parameters)
         if placed.breaks:
             notes.append(f"{source}: is left out, since it {placed.wrong.pop()}")
         problems = (*placed.wrong, *placed.unasked.values())
@@ -558,7 +557,7 @@ def missing_baseline(stored: StoredStudy) -> str | None:
 
 
 def store_space(stored: StoredStudy, question: "Question") -> None:
-    """Stores what proposals are checked against, or None where a list of points is tried."""
+    """Stores what proposals are checked against; None of a list of points, or if trials suggest."""
     space, composer, starts = question.space, question.composer, dict[str, Any]()
     options = defaultdict[str, list[str]](list)
     for group in space.groups():
@@ -575,7 +574,7 @@ def store_space(stored: StoredStudy, question: "Question") -> None:
         "baseline": question.baseline is not None,
         "share": question.config.study.proposals,
     }
-    listed = getattr(question.sampler(0), "points", None)
+    listed = question.suggests or getattr(question.sampler(0), "points", None)
     stored.optuna.set_user_attr(SPACE, None if listed else known)
 
 
