@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import yaml
 from commands import studyloom
 from harness import outcomes
 from runs import Run, kill
 
 pytestmark = pytest.mark.chaos
 
-TRIALS = 6
+TRIALS = 4
 PAGE = f"""
 defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, _self_]
 study: {{name: own, trials: {TRIALS}, lease: 5}}
@@ -48,9 +49,11 @@ def test_a_study_killed_in_the_midst_goes_on_with_what_was_suggested_to_one_winn
     answers = [json.loads((run.folder / "winner.json").read_text()) for run in runs]
     assert answers[0]["winner"] == answers[1]["winner"]
     assert len(answers[0]["winner"]["values"]) == 2  # on fresh seeds
-    number, where = answers[0]["winner"]["trial"], runs[0].environment
+    number, where, folder = answers[0]["winner"]["trial"], runs[0].environment, runs[0].cwd
     replay = studyloom("replay", runs[0].folder, "--trial", number, cwd=folder, **where)
     assert "equal bit for bit" in replay.stdout, replay.stderr
-    again = ("run", runs[0].folder / "winner.yaml", "winner.enabled=false", "run_dir=again")
-    once_more = studyloom(*again, cwd=folder, **where)
-    assert f"accuracy {answers[0]['winner']['searched']}"[:15] in once_more.stdout, once_more
+    page = ("own.yaml", "--config-dir", runs[0].folder, "--config-name", "winner")
+    done = studyloom("run", *page, "winner.enabled=false", "run_dir=again", cwd=folder, **where)
+    assert done.returncode == 0, done.stderr
+    best = [yaml.safe_load(f.read_text()) for f in sorted(folder.glob("*/best.yaml"))]
+    assert best[0]["params"] == best[1]["params"] == answers[0]["winner"]["params"]
