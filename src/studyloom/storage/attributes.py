@@ -54,7 +54,6 @@ REUSED = "reused"  # str: the stage and trial whose result this one has, without
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure, as its error says it, often in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
-GIVEN = "fixed_params"  # dict[str, Any]: system attribute, in which Optuna queues parameters
 # System attributes in which Optuna's CMA-ES keeps a pickle, by how their keys begin. Whoever wrote
 # them would run code here, so they are not read; `space.cmaes` does without.
 PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")

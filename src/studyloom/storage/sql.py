@@ -28,7 +28,6 @@ from studyloom.space.tree import Point
 from studyloom.storage.attributes import (
     EPOCHS,
     FORMER_SLOT,
-    GIVEN,
     LARGEST,
     MADE,
     OF_TRIALS,
@@ -52,6 +51,7 @@ USER_ATTRIBUTES = TABLES["trial_user_attributes"]
 SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
 Write = tuple[sa.Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+GIVEN = "fixed_params"  # Optuna's system attribute with the parameters of a queued trial
 # User attributes of ours that no sampler and no pruner asks about; they are most of a trial.
 HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
 

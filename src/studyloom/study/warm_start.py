@@ -25,16 +25,7 @@ from studyloom.errors import ConfigError
 from studyloom.space.samplers import identify
 from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, stand_in, why_not
 from studyloom.storage import sql
-from studyloom.storage.attributes import (
-    BASELINE,
-    ENQUEUED,
-    FAILURE,
-    GIVEN,
-    PROPOSED,
-    SLOT,
-    SOURCES,
-    SPACE,
-)
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PROPOSED, SLOT, SOURCES, SPACE
 from studyloom.storage.database import Connection, execute
 from studyloom.storage.ledger import Entry, enter, untouched
 from studyloom.study.earlier_studies import (
@@ -470,7 +461,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
 
     def queue(connection: Connection) -> int:
         before = lock_trials(connection, stored)
-        tried = [trial.system_attrs.get(GIVEN, trial.params) for trial in before]
+        tried = [trial.system_attrs.get(sql.GIVEN, trial.params) for trial in before]
         (known,) = sql.study_attrs(connection, study_id, SOURCES)
         known = known or []
         looked = AUTO in known and AUTO in starts.sources
