@@ -15,7 +15,7 @@ from studyloom.config.build import build
 from studyloom.config.compose import Composer
 from studyloom.config.runs import note_run, storage_url
 from studyloom.config.schema import WinnerSection
-from studyloom.config.values import describe_error
+from studyloom.config.values import describe_error, plain_sections
 from studyloom.data.datasets import drawn_anew
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Interrupted, StorageError, wants_tracebacks
@@ -26,8 +26,16 @@ from studyloom.launch.local import Join
 from studyloom.launch.task import Command, Launcher, Task
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
-from studyloom.question.question import KEEPS_STATE, FunctionQuestion, Question, data_key
+from studyloom.question.question import (
+    KEEPS_STATE,
+    SECTIONS,
+    FunctionQuestion,
+    Question,
+    data_key,
+)
+from studyloom.question.sources import sources_of_main
 from studyloom.question.validation import check_ranks, check_sections, validate
+from studyloom.storage.attributes import DEFINED
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
@@ -340,6 +348,8 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     """Stores the settings of a study beside its question, and the points to try first."""
     question = prepared.question
     stored.state(question.rule)
+    if sources := sources_of_main(plain_sections(question.config, *SECTIONS)):
+        stored.optuna.set_user_attr(DEFINED, sources)
     study = question.config.study
     regret, cost = study.regret if study.stop == "regret" else None, question.config.cost
     set_bounds(stored, regret, study.epochs, trials, cost.limit, cost.per_hour)

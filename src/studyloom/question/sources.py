@@ -14,13 +14,14 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE
-from studyloom.pickled import digests
+from studyloom.pickled import MAIN, digests
 
 CODE = "code."  # what the keys of digests begin with; the module follows
 DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
@@ -150,6 +151,16 @@ def source_of(part: Any) -> str:
                 if isinstance(node, ast.ClassDef) and node.name == part.__name__:
                     return ast.get_source_segment(text, node) or ""
         raise
+
+
+def sources_of_main(sections: Any) -> dict[str, str]:
+    """Returns the sources of what a notebook or script defines for a config, by its name there."""
+    sources = {}
+    for target in targets(sections):
+        if target.startswith(MAIN):
+            with suppress(Exception):  # `validate` reports what is not there
+                sources[target] = source_of(resolve_name(target))
+    return sources
 
 
 def check_readable(part: Any) -> None:

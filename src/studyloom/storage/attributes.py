@@ -23,6 +23,7 @@ STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
 ANSWERED = "answered"  # dict[str, Any]: the winner and its test, in short, and by which stage
 CONTROL = "control"  # str | None: stop or pause, as another terminal asked
 SPACE = "space"  # dict[str, Any]: the space and its composed values, for whoever proposes points
+DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 OF_STUDIES = (

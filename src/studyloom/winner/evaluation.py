@@ -22,7 +22,7 @@ from studyloom.metrics import METRICS, Metric
 from studyloom.plugins import load_plugin
 from studyloom.question.jobs import weights_of
 from studyloom.question.question import SECTIONS, FunctionQuestion
-from studyloom.storage.attributes import TESTED
+from studyloom.storage.attributes import DEFINED, TESTED
 from studyloom.study.failures import outcome, reason_of
 from studyloom.study.race import Leaving, Race
 from studyloom.study.reporter import current_environment
@@ -116,7 +116,8 @@ def evaluate_winner(
     if answer.test is not None:
         split = plan.data.split
         known = (None, "") if split is None else (len(split), split.digest)
-        files[CARD] = model_card(answer, plan.run_dir, *known).encode()
+        (sources,) = plan.search.stored.attributes(DEFINED)
+        files[CARD] = model_card(answer, plan.run_dir, *known, sources).encode()
     return write_answer(plan.run_dir, answer, files)
 
 

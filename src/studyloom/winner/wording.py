@@ -1,7 +1,7 @@
 """An answer in words, as terminal, report, model card and comparison say it; and the model card."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from studyloom.text import (
@@ -11,6 +11,7 @@ from studyloom.text import (
     format_shape,
     format_value,
     in_markdown,
+    printable,
 )
 from studyloom.winner.answer import (
     Answer,
@@ -192,8 +193,18 @@ def accepted_files(data: DataFacts) -> str:
     return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
 
 
-def model_card(answer: Answer, run_dir: Path, examples: int | None, digest: str) -> str:
-    """Writes the model card of a tested winner in Markdown."""
+def model_card(
+    answer: Answer,
+    run_dir: Path,
+    examples: int | None,
+    digest: str,
+    sources: Mapping[str, str] | None = None,
+) -> str:
+    """Writes the model card of a tested winner in Markdown.
+
+    Args:
+        sources: of what a notebook or script has defined, by name.
+    """
     winner, test = answer.winner, answer.test
     assert test is not None
     on = f", on {test.examples} examples" if test.examples else ""
@@ -251,6 +262,9 @@ def model_card(answer: Answer, run_dir: Path, examples: int | None, digest: str)
         epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
         trained = f"Trained on {examples} examples, sha256 `{digest}`{epochs}. "
     lines.append(f"## Data\n\n{trained}The test part was {format_tested(test)}.")
+    for name, source in (sources or {}).items():
+        code = printable(source).replace("\n", "\n    ")
+        lines.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
     return "\n\n".join(lines) + "\n"
 
 
