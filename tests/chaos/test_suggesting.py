@@ -52,6 +52,7 @@ def test_a_study_killed_in_the_midst_goes_on_with_what_was_suggested_to_one_winn
     number, where, folder = answers[0]["winner"]["trial"], runs[0].environment, runs[0].cwd
     replay = studyloom("replay", runs[0].folder, "--trial", number, cwd=folder, **where)
     assert "equal bit for bit" in replay.stdout, replay.stderr
+    assert replay.stderr == ""
     page = ("own.yaml", "--config-dir", runs[0].folder, "--config-name", "winner")
     done = studyloom("run", *page, "winner.enabled=false", "run_dir=again", cwd=folder, **where)
     assert done.returncode == 0, done.stderr

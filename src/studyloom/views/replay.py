@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -75,6 +76,7 @@ def replay(
         value = f"{stored.metric} {format_value(epoch.value)}"
         console.print(Text(f"epoch {number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with threads(provenance.environment.get("threads")):
         until = None if to_the_end else last
         now = train_again(cfg, provenance, data, stored.metric, until, print_epoch)
