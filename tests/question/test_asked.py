@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -163,6 +164,15 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
         sl.search(loop, minimize="loss", space={"lr": sl.Float(1, 0)})
     with pytest.raises(sl.ConfigError, match=r"study\.trails: no such key.*did you mean trials"):
         sl.search(loop, minimize="loss", **{"study.trails": 3})
+
+
+def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    locked = Points(40)
+    locked.lock = threading.Lock()
+    with pytest.raises(sl.ConfigError, match=r"data\.train: cannot be given to worker processes"):
+        sl.search(Net, data=(locked, Points(20)), name="sets", **SMALL | {"workers": 2})
+    assert not (tmp_path / "runs" / "sets" / "study.db").exists()
 
 
 def test_a_primary_config_says_only_what_differs(tmp_path):
