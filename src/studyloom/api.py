@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -428,17 +428,17 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     console = make_console()
     console.quiet = quiet
     error: Exception | None = None
-    with _quiet_optuna(), Stop(cfg.study.timeout) as stop:
+    with _quiet_optuna(), Stop(cfg.study.timeout) as stop, ExitStack() as passing:
         outputs, plan = Outputs.of_environment(take_environment()), None
         code, reason = 2, None  # until the study is open, as of the command
         try:
             prepared = prepare(cfg)
-            passing = passed_on(*_to_pass_on(cfg, prepared))
+            passing.enter_context(passed_on(*_to_pass_on(cfg, prepared)))
             prepared, plan = open_plan(prepared, stop, create=True)
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             task = task_of(prepared, plan, command)
-            with passing, following(plan.search.stored, stop):
+            with following(plan.search.stored, stop):
                 code = search_and_report(prepared, plan, task, stop, console, outputs)
         except Exception as caught:
             reason = str(caught)
