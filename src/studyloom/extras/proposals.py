@@ -98,7 +98,7 @@ def read_space(stored: StoredStudy) -> StoredSpace:
         raise ConfigError(
             f"{stored.name}: nothing is stored of its space, against which points are checked; the "
             "command that runs a study stores it, except with sampler=grid, which tries each point "
-            "of the space itself"
+            "itself, and with an objective that suggests its parameters as it runs"
         ) from None
 
 
