@@ -31,6 +31,7 @@ from studyloom.data.split import make_folds
 from studyloom.errors import ConfigError
 from studyloom.files import write_whole, write_with
 from studyloom.pickled import MAIN, give
+from studyloom.question.loop import WITH_TRIAL, how_called
 from studyloom.question.sources import check_readable, targets
 from studyloom.text import nearest
 
@@ -148,8 +149,8 @@ def _says_direction(sections: dict[str, Any], subject: Any) -> bool:
     """Whether it is known what is better; of an objective of Optuna's less, as there."""
     objective = sections["objective"]
     if "direction" not in objective:
-        needed = [p.name for p in _parameters(subject).values() if p.default is p.empty]
-        if len(needed) != 1 or needed == ["run"]:
+        is_function = bool(_parameters(subject)) and not inspect.isclass(subject)
+        if not is_function or how_called(subject) != WITH_TRIAL:
             return False
         objective |= {"metric": objective.get("metric", "value"), "direction": "minimize"}
     return True
