@@ -76,7 +76,7 @@ def validate(question: Question, data: TrainingData) -> None:
         ConfigError: every mistake found. Nothing is built if keys or ranges are wrong, since that
             would only repeat the mistakes.
     """
-    mistakes = [*check_sections(question), *_check_groups(question)]
+    mistakes = [*_check_groups(question)]
     try:
         for branch in question.branches:
             mistakes += _check_leaves(question, branch)
@@ -84,6 +84,8 @@ def validate(question: Question, data: TrainingData) -> None:
         mistakes += error.mistakes
     if not mistakes:
         mistakes += _check_relations(question)
+    mistakes = [*check_sections(question), *mistakes]
+    if not mistakes:
         if isinstance(question, FunctionQuestion):
             mistakes += _check_functions(question, data)
         else:
@@ -275,7 +277,7 @@ def _check_relations(question: Question) -> Iterator[str]:
     space, baseline = question.space, question.baseline
     if baseline is not None and (words := space.breach(baseline.params)) is not None:
         yield f"study.baseline: what is composed {words}; change it, or set study.baseline=false"
-    elif space.relations and any_point(space, question.seed) is None:
+    elif space.relations and any_point(space, max(0, question.seed)) is None:
         tried = "the space" if space.size() <= LARGEST_GRID else f"{DRAWS:_} that were drawn"
         together = " and ".join(map(str, space.relations))
         yield f"space.where: no point of {tried} keeps to {together}; loosen it"
