@@ -218,6 +218,19 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
     assert "keeps no state: a trial whose worker dies begins anew" in question.note
 
 
+def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, sqlite_url):
+    given = []
+
+    def notes(trial):
+        given.append((trial.number, trial.suggest_float("x", 0, 1)))
+        trial.report(1.0, 0)
+        return float(len(given))
+
+    trials = work(ask(notes, "objective.seeds=2"), sqlite_url, None, 2).trials()
+    assert given == [(t.number, t.params["x"]) for t in trials for _ in range(2)]
+    assert [trial.value for trial in trials] == [1.5, 3.5]
+
+
 def test_values_of_several_goals_are_returned_as_for_a_loop(ask, sqlite_url):
     two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
     stored = work(ask(lambda trial: (hills(trial), 2.0), *two), sqlite_url, None, 2)

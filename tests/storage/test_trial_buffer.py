@@ -82,6 +82,21 @@ def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backe
     assert study.trials == optuna.load_study(study_name="s", storage=get_storage(backend)).trials
 
 
+def test_what_is_said_while_a_write_is_under_way_stays_to_be_written(buffer, study, backend):
+    """As when the objective goes on while the database is away."""
+    trial_id = begin(backend)
+    buffer.load(1, trial_id)
+    buffer.set_trial_user_attr(trial_id, "first", 1)
+    execute(backend, buffer.write)
+    buffer.set_trial_user_attr(trial_id, "second", 2)
+    buffer.mark_written()
+    assert "second" not in stored(backend, trial_id).user_attrs
+    execute(backend, buffer.write)
+    buffer.mark_written()
+    assert stored(backend, trial_id) == buffer.get_trial(trial_id)
+    assert stored(backend, trial_id).user_attrs == {SLOT: 0, "first": 1, "second": 2}
+
+
 def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, backend):
     own, other = begin(backend), begin(backend)
     buffer.load(1, own)
