@@ -7,7 +7,7 @@ import pytest
 import torch
 import toys
 import yaml
-from answers import answer_of
+from answers import answer_of, write_winner
 from judged import MIXED, SPLIT, CountedTest, plan_of, work
 from torch import nn
 from toys import LOOP, ask
@@ -15,6 +15,7 @@ from toys import LOOP, ask
 from studyloom import ConfigError, LoopWinner, PredictError, load_winner
 from studyloom.cli import main
 from studyloom.files import mark_own
+from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.answer import load_answer, write_answer
 from studyloom.winner.evaluation import evaluate_winner
@@ -139,6 +140,18 @@ def test_several_inputs_and_maps_are_predicted_in_python(tmp_path):
         assert (told.classes.shape, told.names) == ((300, 2, 3), ())
     assert winner.shape == ()
     assert "Pair" not in repr(winner)
+
+
+def test_a_network_of_ours_may_be_given_too(tmp_path):
+    model, shape = {"_target_": "nowhere.Net", "hidden": [5]}, (1, 2, 2)
+    network = MLP(shape, 3, hidden=[5])
+    facts = {"shape": [*shape], "outputs": 3}
+    mark_own(write_winner(tmp_path / "run", model, network.state_dict(), **facts))
+    inputs = torch.rand(4, *shape)
+    expected = network.eval()(inputs).softmax(1).detach()
+    for given in (MLP, network):
+        told = load_winner(tmp_path / "run", network=given).predict(inputs)
+        assert torch.equal(told.probabilities, expected)
 
 
 def test_what_is_missing_is_said_with_the_way_out(tmp_path):
