@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom import pickled
 from studyloom.config.runs import read_run
-from studyloom.errors import ConfigError, PredictError, StorageError
+from studyloom.errors import ConfigError, StorageError
 from studyloom.pickled import MAIN, passed_on
 from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
@@ -90,14 +90,9 @@ class Winner:
 
     @cached_property
     def _loaded(self) -> "Predictor":
-        from studyloom.winner.predictor import Predictor, load_winner
+        from studyloom.winner.predictor import load_winner
 
-        loaded = load_winner(self.run_dir)
-        if not isinstance(loaded, Predictor):
-            raise PredictError(
-                f"{self.run_dir}: the loop kept no network; load_winner has its parts"
-            )
-        return loaded
+        return load_winner(self.run_dir)
 
     @property
     def network(self) -> "Module":
