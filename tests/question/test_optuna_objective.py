@@ -163,7 +163,7 @@ def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_w
         trial.set_user_attr("epochs", 3)
 
     def own_name_of_the_study(trial):
-        trial.study.set_user_attr("question", 3)
+        trial.study.set_user_attr("defined", 3)
 
     def other_range(trial):
         return trial.suggest_float("x", 0, 1 + trial.number)
@@ -173,7 +173,7 @@ def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_w
     for number, (objective, words) in enumerate(
         {
             own_name: "trial.set_user_attr: epochs is a name of ours; choose another",
-            own_name_of_the_study: "study.set_user_attr: question is a name of ours",
+            own_name_of_the_study: "study.set_user_attr: defined is a name of ours",
             lambda trial: trial.suggest_categorical("n", [(1, 2)]): "the choices of n must be",
             lambda trial: trial.report(float("nan"), 0): "reported height=nan: expected a finite",
         }.items()

@@ -49,8 +49,9 @@ def how_called(function: Callable[..., Any]) -> str:
     first = next(iter(inspect.signature(function).parameters), "")
     if first == "run":
         return WITH_PARAMS
-    alone = first != "config" and why_not_called(function, 2) and not why_not_called(function, 1)
-    return WITH_TRIAL if first == "trial" or alone else WITH_CONFIG
+    alone = why_not_called(function, 2) and not why_not_called(function, 1)
+    lacks_run = first in ("config", "cfg")  # a loop by a mistake
+    return WITH_TRIAL if first == "trial" or (alone and not lacks_run) else WITH_CONFIG
 
 
 def why_not_called(function: Callable[..., Any], arguments: int) -> str:

@@ -26,10 +26,7 @@ SPACE = "space"  # dict[str, Any]: the space and its composed values, for whoeve
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
-OF_STUDIES = (
-    *(FORMAT, VERSION, QUESTION, HALTED, BOUNDS, ENDED, RULE, SOURCES, TEST_OPENINGS, CODE_CHANGES),
-    *(TESTED, COMPRESSED, JOB, STAGES, ANSWERED, CONTROL, UUID),
-)
+OF_STUDIES = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]
 
 # Of a trial
 SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is foreign
