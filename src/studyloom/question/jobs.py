@@ -418,11 +418,7 @@ def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
 def judging_job(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
     """Returns the job that judges the network of a loop in a fold; it cannot train one."""
     make = build_named(config.objective.network, "objective.network")
-    ((train, valid),) = folds
-
-    def model(**known: Any) -> nn.Module:
-        return network_of(make, config, **known)
-
+    ((train, valid),), model = folds, functools.partial(network_of, make, config)
     parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
     size = min(64, len(train))
     return [Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)]
