@@ -59,7 +59,7 @@ class ObjectiveSection:
     direction: Any = key(None, "`maximize` or `minimize`, if the metric does not say it")
     constraints: Any = key(None, 'limits: `{parameters: "<= 100_000", latency_ms: "<= 2"}`')
     _target_: str | None = key(
-        None, "your own loop, `(config, run) -> value`; further keys are its arguments"
+        None, "your own loop, `(config, run)` or `(run, **params)`, or Optuna's `(trial)`"
     )
     network: Any = key(None, "makes a loop's network of its params, for predictions")
     test: Any = key(None, "tests the winner of a loop, `(config, run, part) -> values`")
