@@ -117,7 +117,7 @@ def evaluate_winner(
         split = plan.data.split
         known = (None, "") if split is None else (len(split), split.digest)
         (sources,) = plan.search.stored.attributes(DEFINED)
-        files[CARD] = model_card(answer, plan.run_dir, *known, sources).encode()
+        files[CARD] = model_card(answer, plan.run_dir, *known, sources=sources).encode()
     return write_answer(plan.run_dir, answer, files)
 
 

@@ -198,6 +198,7 @@ def model_card(
     run_dir: Path,
     examples: int | None,
     digest: str,
+    *,
     sources: Mapping[str, str] | None = None,
 ) -> str:
     """Writes the model card of a tested winner in Markdown.
