@@ -67,9 +67,11 @@ def test_pictures_are_read_as_load_normalised_them_once_the_source_says_how(mine
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 50
     assert "does not say how a picture becomes an input; name it as data.transform" in done.stderr
-    path = mine / "conf" / "data" / "mine.yaml"
+    path = mine / "conf" / "mine.yaml"
+    config = yaml.safe_load(path.read_text())
     says = {"_target_": "studies.mine.to_input", "_partial_": True}
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"transform": says}))
+    config["data"]["transform"] = says
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     done = studyloom("winner", "runs/mine", **where)
     assert done.returncode == 0, done.stderr
     done = studyloom(*ask, **where)

@@ -53,7 +53,7 @@ NO_NETWORK = (
 )
 SILENT = (
     "the data source of this winner does not say how a picture becomes an input; name it as "
-    "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
+    "data.transform and call `studyloom winner` on this study, or give the inputs as "
     "`load` returns them in a .npy file"
 )
 
