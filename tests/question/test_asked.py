@@ -159,6 +159,8 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
             call()
         for pattern in words:
             assert re.search(pattern, str(caught.value)), caught.value
+    with pytest.raises(sl.ConfigError, match=r"storage\.url: must not have a password"):
+        sl.search(loop, minimize="loss", storage="postgresql://anna:secret@host/studies")
     assert not (tmp_path / "runs").exists()
     with pytest.raises(sl.ConfigError, match=r"space\.params\.lr\.float"):
         sl.search(loop, minimize="loss", space={"lr": sl.Float(1, 0)})

@@ -41,6 +41,7 @@ from studyloom.config.overrides import (
 )
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.config.trust import Guard, guarded
+from studyloom.config.values import flatten
 from studyloom.errors import ConfigError, LaunchError, print_errors, wants_tracebacks
 from studyloom.files import write_whole
 from studyloom.processes import collect_as_usual, collect_rarely
@@ -435,7 +436,6 @@ def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
         raise ConfigError(unknown_keys(config))
     sections: Any = OmegaConf.to_container(config, resolve=False)
     sections.pop("hydra", None)
-    refuse_passwords([f"storage.url={sections['storage']['url']}"])
     groups = {name: sections.pop(name) for name in STUDY_GROUPS if isinstance(sections[name], dict)}
     options = [{name: GIVEN} for name in groups]
     primary = {"defaults": ["studyloom", *options, "_self_"]} | sections
@@ -449,7 +449,11 @@ def of_sections(
 
     Args:
         groups: the option `given` of each group.
+
+    Raises:
+        ConfigError: a value has a password.
     """
+    refuse_passwords([f"{key}={value}" for key, value in flatten({**primary, **(groups or {})})])
     texts = {GIVEN: primary} | {f"{name}/{GIVEN}": each for name, each in (groups or {}).items()}
     texts = {name: OmegaConf.to_yaml(OmegaConf.create(each)) for name, each in texts.items()}
     # By its content: a study that is there already keeps its own until this is accepted.
