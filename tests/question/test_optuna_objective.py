@@ -90,6 +90,25 @@ def test_a_trial_that_is_begun_again_has_the_parameters_that_it_had_suggested(as
     assert trial.params == {**seen[0], "y": trial.value}
 
 
+def test_what_a_trial_suggests_after_a_death_is_what_it_would_have_suggested(
+    ask, sqlite_url, tmp_path
+):
+    deaths = [0]
+
+    def dies(trial):
+        x = trial.suggest_float("x", 0, 1)
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        if deaths:
+            deaths.pop()
+            raise Interrupted
+        return x + trial.suggest_float(f"y.{kind}", 0, 1)
+
+    with pytest.raises(Interrupted):
+        work(ask(dies), sqlite_url, None, 2)
+    again = work(ask(dies), sqlite_url, None, 2)
+    assert ways(again) == ways(work(ask(dies), f"sqlite:///{tmp_path}/other.db", None, 2))
+
+
 def test_the_pruner_of_the_study_is_asked_and_an_objective_that_does_not_ask_ends_all_the_same(
     ask, sqlite_url
 ):

@@ -47,6 +47,7 @@ class ObjectiveTrial(optuna.Trial):
         self.study = copy.copy(self.study)
         vars(self.study).update(set_user_attr=self._set_study_attr, stop=_refuse_to_stop)
         self._run, self._uncut, self._store = run, uncut, store
+        self._before = {*self._cached_frozen_trial.distributions}  # suggested by an attempt before
         self._steps: set[int] = set()
         self._pruned = False
 
@@ -94,6 +95,9 @@ class ObjectiveTrial(optuna.Trial):
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         if name in self._cached_frozen_trial.distributions:
+            if name in self._before:
+                self._before.remove(name)
+                self._skip(name, distribution)
             return super()._suggest(name, distribution)
         with self._uncut():
             _check_choices(name, distribution)
@@ -109,6 +113,13 @@ class ObjectiveTrial(optuna.Trial):
             if self._known is None:
                 self._store()
         return value
+
+    def _skip(self, name: str, distribution: BaseDistribution) -> None:
+        """Draws what is known already, so that the sampler goes on as without a death."""
+        drawn = distribution.single() or self._is_fixed_param(name, distribution)
+        if not drawn and not self._is_relative_param(name, distribution):
+            trial = self._cached_frozen_trial
+            self.study.sampler.sample_independent(self.study, trial, name, distribution)
 
     def _check_other_trials(self, name: str, distribution: BaseDistribution) -> None:
         """Raises ValueError for what Optuna's own storage refuses, with the way out."""

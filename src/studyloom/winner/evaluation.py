@@ -428,7 +428,9 @@ def winner_yaml(plan: Plan, command: Sequence[str], notes: Sequence[str] = ()) -
 def winner_config(plan: Plan) -> dict[str, Any]:
     """Makes a primary config of the winner with nothing to search, so that it wins again."""
     question, point = plan.question, plan.candidates[plan.winner]
-    choices = {**question.composer.choices, **point.choices, "space": "none"}
+    choices = {**question.composer.choices, **point.choices}
+    if "space" in choices:  # an option may choose others
+        choices["space"] = "none"
     own: dict[str, str | None] = {
         group: option for group, option in choices.items() if not group.startswith("hydra/")
     }
@@ -457,5 +459,6 @@ def winner_config(plan: Plan) -> dict[str, Any]:
             "trials": 1,
             "baseline": True,
         },
+        "space": None,
         **sections,
     }
