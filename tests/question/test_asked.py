@@ -147,6 +147,7 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
         lambda: sl.search(lambda run: 0, minimize="loss"): ["a lambda has no name"],
         lambda: sl.search(inner, minimize="loss"): ["inner is defined within a function"],
         lambda: sl.search(3, minimize="x"): ["got int"],
+        lambda: sl.search(loop, minimize="x", name="../elsewhere"): ["must be a folder name"],
         lambda: sl.search(Net, data=generator, trails=3): [
             "trails: no such keyword.*did you mean study.trials",
             "data must be a pair.*got generator",

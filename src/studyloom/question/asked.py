@@ -25,7 +25,7 @@ from studyloom.config.compose import GROUPS, OF_NETWORKS
 from studyloom.config.main import GIVEN
 from studyloom.config.overrides import STUDY_GROUPS, meant
 from studyloom.config.runs import config_folders, read_written
-from studyloom.config.schema import SCHEMA
+from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data.split import make_folds
 from studyloom.errors import ConfigError
@@ -89,11 +89,13 @@ def ask(
     trains = _is_network(subject)
     for key, value in settings.items():
         mistakes += _put(sections, options, key, value)
+    mistakes += filter(None, [check_name(str(sections["study"]["name"]))])
     sections.setdefault("model" if trains else "objective", {})["_target_"] = target
     if not trains and not _says_direction(sections, subject):
         mistakes.append("maximize or minimize must name the value that the function reports")
     if space:
-        sections["space"] = dict(space) if trains else {"params": dict(space)}
+        tree = dict(space) if trains else {"params": dict(space)}
+        sections["space"] = {**tree, **sections.get("space", {})}
     for group, branches in (space if trains else {}).items():
         if chosen := _option_of(group, branches, options):
             options[group] = chosen
@@ -103,7 +105,9 @@ def ask(
         mistakes += error.mistakes
     if mistakes:
         raise ConfigError(mistakes)
-    listed = [{group: option} for group, option in options.items()]
+    listed: list[Any] = [{group: option} for group, option in options.items()]
+    if isinstance(sections.get("track"), list):
+        listed += ["_self_", {"override /track": sections.pop("track")}]
     asked.sections = {"defaults": ["studyloom", *listed], **sections}
     return asked
 
