@@ -296,6 +296,7 @@ def talk(run_dirs, *calls):
     return tools, [(each.is_error, each.content[0].text) for each in results]
 
 
+@pytest.mark.chaos
 def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(tmp_path, hill):
     run_dir, other = (run_of(tmp_path / name, name="s") for name in ("run", "other"))
     for folder in (run_dir, other):
