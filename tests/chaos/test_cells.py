@@ -179,12 +179,9 @@ def test_a_snippet_of_the_readme_comes_to_the_trials_of_its_yaml_through_dead_wo
     url = f"sqlite:///{tmp_path}/yaml/runs/mine/study.db"
     assert results(notebook.stored()) == results(open_study(url, "mine", deadline=30.0))
     if number == 0:
-        assert (
-            "was\n\n    class Net(nn.Sequential)" in (notebook.folder / "model_card.md").read_text()
-        )
-    edited = (MODULE + before).replace("nn.ReLU", "nn.Tanh").replace("lr - 0.1", "lr - 0.2")
-    edited = edited.replace("1 / (1 +", "2 / (1 +")
-    again = Notebook(tmp_path / "notebook", edited, f"import studyloom as sl\n{cell}")
-    _, err = again.start().communicate(timeout=60)
-    asked = re.search(r"QuestionError(.|\n)*code\.__main__\.", err)
-    assert asked or number == 1, "the loop itself stands in the README, and was not edited"
+        card = (notebook.folder / "model_card.md").read_text()
+        assert "was\n\n    class Net(nn.Sequential)" in card
+        edited = MODULE.replace("nn.ReLU", "nn.Tanh") + before
+        again = Notebook(tmp_path / "notebook", edited, f"import studyloom as sl\n{cell}")
+        _, err = again.start().communicate(timeout=60)
+        assert re.search(r"QuestionError(.|\n)*code\.__main__\.Net", err)
