@@ -17,10 +17,9 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
-from studyloom import pickled
 from studyloom.config.runs import read_run
 from studyloom.errors import ConfigError, StorageError
-from studyloom.pickled import MAIN, passed_on
+from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
 from studyloom.storage.urls import parse_url
@@ -383,8 +382,9 @@ def search(
     from studyloom.config.main import of_sections
     from studyloom.question.asked import ask
 
-    metrics = [*_names(maximize), *_names(minimize)]
-    directions = ["maximize"] * len(_names(maximize)) + ["minimize"] * len(_names(minimize))
+    more, less = _names(maximize), _names(minimize)
+    metrics = [*more, *less]
+    directions = ["maximize"] * len(more) + ["minimize"] * len(less)
     single = len(metrics) == 1
     named = {
         "study.name": name,
@@ -463,9 +463,8 @@ def _to_pass_on(cfg: DictConfig, prepared: "Prepared") -> tuple[list[str], dict[
 
     launcher = prepared.launcher
     workers = launcher.count(2) * getattr(launcher, "ranks", 1)
-    own = (f"{MAIN}", f"{pickled.__name__}.")
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(own)]
+    named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(OWN)]
     # With a time limit for trials, a single worker is a process too.
     if not named or (workers < 2 and cfg.study.trial_timeout is None):
         return [], {}

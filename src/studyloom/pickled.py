@@ -17,6 +17,7 @@ from studyloom.errors import ConfigError
 
 VARIABLE = "STUDYLOOM_PICKLED"  # in the environment of a child: the descriptor of the file
 MAIN = "__main__."  # before the name of what the calling program defines
+OWN = (MAIN, f"{__name__}.")  # before each name that no other program knows
 
 _objects: dict[str, Any] = {}  # the Datasets and others that the program has given, by name
 digests: dict[str, str] = {}  # in a worker: of the sources of what the program defines
@@ -61,16 +62,21 @@ def passed_on(names: list[str], known: Mapping[str, str]) -> Iterator[None]:
     main = sys.modules["__main__"]
     firsts = {name.removeprefix(MAIN).partition(".")[0] for name in names if name.startswith(MAIN)}
     defined = {name: getattr(main, name) for name in sorted(firsts)}
-    for name, value in {**defined, **_objects}.items():
-        try:
-            cloudpickle.dumps(value)
-        except Exception as error:  # whatever an object's own __reduce__ raises
-            raise ConfigError(
-                f"{name}: cannot be given to worker processes: {' '.join(str(error).split())}; "
-                "open files and connections within it, or set workers=1"
-            ) from error
+    try:
+        content = cloudpickle.dumps((defined, _objects, dict(known)))
+    except Exception:  # whatever an object's own __reduce__ raises
+        for name, value in {**defined, **_objects}.items():
+            try:
+                cloudpickle.dumps(value)
+            except Exception as error:
+                raise ConfigError(
+                    f"{name}: cannot be given to worker processes: "
+                    f"{' '.join(str(error).split())}; open files and connections within it, or set "
+                    "workers=1"
+                ) from error
+        raise
     with tempfile.TemporaryFile(prefix="studyloom-") as file:
-        file.write(cloudpickle.dumps((defined, _objects, dict(known))))
+        file.write(content)
         file.flush()
         os.environ[VARIABLE] = str(file.fileno())
         try:

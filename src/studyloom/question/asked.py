@@ -30,7 +30,7 @@ from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data.split import make_folds
 from studyloom.errors import ConfigError
 from studyloom.files import write_whole, write_with
-from studyloom.pickled import MAIN, give
+from studyloom.pickled import OWN, give
 from studyloom.question.loop import WITH_TRIAL, how_called
 from studyloom.question.sources import check_readable, targets
 from studyloom.text import nearest
@@ -286,7 +286,7 @@ def write_question(run_dir: Path, folder: Path) -> Path:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
     path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
     sections: Any = OmegaConf.to_container(read_yaml(path), resolve=False)
-    named = [each for each in targets(sections) if each.startswith((MAIN, "studyloom.pickled."))]
+    named = [each for each in targets(sections) if each.startswith(OWN)]
     if named:
         raise ConfigError(
             [

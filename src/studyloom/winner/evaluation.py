@@ -116,7 +116,8 @@ def evaluate_winner(
     if answer.test is not None:
         split = plan.data.split
         known = (None, "") if split is None else (len(split), split.digest)
-        (sources,) = plan.search.stored.attributes(DEFINED)
+        (stored,) = plan.search.stored.attributes(DEFINED)
+        sources = {name: str(stored[name]) for name in stored} if isinstance(stored, dict) else {}
         files[CARD] = model_card(answer, plan.run_dir, *known, sources=sources).encode()
     return write_answer(plan.run_dir, answer, files)
 
