@@ -72,9 +72,9 @@ def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why
             raise Diverged(0, 1, 2, "train", float("inf"))
 
     make_objective(diverge)
-    for race in ("true", "false", "false"):  # the last has nothing to do, and still no answer
+    for _ in range(2):  # the second has nothing to do, and still no answer
         with pytest.raises(NoWinner) as caught:
-            search(searched, f"winner.race={race}")
+            search(searched)
         assert "none of the 2 candidates was trained with all its fresh seeds" in str(caught.value)
         assert "2 × diverged, such as: train loss is inf at epoch 1 of 2" in str(caught.value)
         assert "winner.top" in str(caught.value)

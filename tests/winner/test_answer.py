@@ -1,7 +1,9 @@
 """The files of an answer belong together, and its numbers say what they are."""
 
+import json
+
 import pytest
-from answers import answer_of
+from answers import answer_of, document_of
 
 from studyloom.errors import PredictError
 from studyloom.winner.answer import check_whole, read_answer, write_answer
@@ -24,6 +26,13 @@ def test_what_is_written_is_read_back_and_nothing_of_another_shape(tmp_path):
     for content in ("", "{", "[]", '{"study": 7}'):
         (tmp_path / "winner.json").write_text(content)
         assert read_answer(tmp_path) is None
+
+
+def test_what_an_earlier_studyloom_held_beside_it_is_passed_over(tmp_path):
+    left = [{"trial": 3, "seeds": 1, "cause": "behind", "reason": "only the better half went on"}]
+    race = {"entrants": 4, "trainings": 8, "budget": 9, "seeds": 3, "last": [0, 1], "left": left}
+    (tmp_path / "winner.json").write_text(json.dumps(document_of(race=race)))
+    assert read_answer(tmp_path) == answer_of()
 
 
 def test_an_answer_with_a_file_of_another_one_or_without_it_is_none(tmp_path):

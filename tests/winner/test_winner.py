@@ -397,8 +397,8 @@ def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_par
     plan = two()
     costs = costs_of(plan)
     assert str(plan.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    assert 0 in plan.entrants
-    assert all(costs[number] <= costs[0] for number in plan.entrants)
+    assert 0 in plan.contenders
+    assert all(costs[number] <= costs[0] for number in plan.contenders)
 
 
 def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two, monkeypatch):

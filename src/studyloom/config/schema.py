@@ -109,7 +109,6 @@ class WinnerSection:
     enabled: bool = key(True, "false: the run ends with the search")
     top: int = key(3, "how many of the best trials are judged again")
     seeds: int = key(5, "on how many fresh seeds")
-    race: bool = key(False, "true: more candidates, at no more trainings")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
     committee: bool = key(False, "true: also averages several of the networks")
 

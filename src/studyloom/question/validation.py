@@ -190,13 +190,10 @@ def _check_goals(question: Question) -> Iterator[str]:
         rule = question.rule if goals else None
     except ConfigError as error:
         yield from error.mistakes
-    study, winner = question.config.study, question.config.winner
-    if rule is not None and rule.goal.name != goals[0].name:
+    stop = question.config.study.stop
+    if stop and rule is not None and rule.goal.name != goals[0].name:
         chooses = f"winner.rule chooses by {rule.goal.name}, and not by {goals[0].name}"
-        if study.stop:
-            yield f"study.stop={study.stop}: {chooses}; set study.stop=null, or another rule"
-        if winner.enabled and winner.race:
-            yield f"winner.race: {chooses}; set winner.race=false, or another rule"
+        yield f"study.stop={stop}: {chooses}; set study.stop=null, or another rule"
     if len(goals) > 1:
         with contextlib.suppress(Exception):  # that it can be built is checked later
             pruner = question.pruner()

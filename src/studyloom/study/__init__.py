@@ -1,7 +1,7 @@
 """The study: what happens to a question, slot by slot, in the database.
 
 A worker claims a slot, makes its trial and runs it; its Reporter carries the claim from each epoch
-to the commit. What decides (promotion, the race, the early end) is a function of what is stored.
+to the commit. What decides (promotion, the early end) is a function of what is stored.
 """
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "failures",
     "opening",
     "promotion",
-    "race",
     "replay",
     "reporter",
     "rows",

@@ -197,13 +197,10 @@ def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
     if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
-        # Who left a race early has fewer values. By a rule, or with another metric, one may win
-        # whose mean is not the best.
+        # By a rule, or with another metric, one may win whose mean is not the best.
         fresh = len(won.values)
         others = [
-            row.mean
-            for row in winner.candidates
-            if row.trial != won.trial and row.mean is not None and len(row.values) == fresh
+            row.mean for row in winner.candidates if row.trial != won.trial and row.mean is not None
         ]
         worse = [other for other in others if stored.sign * (mean - other) >= 0]
         of = f"of {len(winner.candidates)} candidates"
@@ -214,7 +211,6 @@ def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
         if worse:
             next_best = max(worse, key=lambda other: stored.sign * other)
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
-    yield from wording.race_lines(winner.race)
     if test := winner.test:
         if test.difference:
             words = wording.format_difference(test.difference, wording.format_covers(test))
@@ -335,8 +331,7 @@ def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator
         table = Table(heads, rows, words=(0, len(heads) - 1))
         lines = page.Lines(wording.compressed_lines(small))
         yield section("compressed", [table, lines])
-    race = [page.Lines(wording.race_lines(winner.race))] if winner.race else []
-    yield section("candidates", [candidates(winner), *race])
+    yield section("candidates", [candidates(winner)])
     if winner.note is not None:
         yield section("winner", [Absent(winner.note)])
     elif winner.predictions is not None:

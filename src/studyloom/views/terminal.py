@@ -61,11 +61,7 @@ def winner_lines(answer: Answer) -> Iterator[str]:
     """Formats the answer for a terminal, line by line."""
     test, chosen, metric = answer.test, answer.winner, answer.metric.name
     fresh, gap = chosen.fresh, format_value(chosen.gap or 0.0, "+")
-    notes = [
-        *wording.seed_notes(answer),
-        *wording.race_lines(answer.race),
-        wording.format_reuse(answer),
-    ]
+    notes = [*wording.seed_notes(answer), wording.format_reuse(answer)]
     if test is None:
         assert fresh is not None  # what is not tested was judged on fresh seeds
         basis = f"trial {chosen.trial}, {wording.plural(len(answer.seeds), 'fresh seed')}"

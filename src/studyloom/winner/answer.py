@@ -81,35 +81,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Left:
-    """A candidate that has left a race, as it failed, was behind, or was worse.
-
-    Attributes:
-        seeds: after how many.
-        leader: the trial that it was worse than, with probability `p` of being so by chance.
-    """
-
-    trial: int
-    seeds: int
-    cause: str
-    reason: str
-    leader: int | None = None
-    p: float | None = None
-
-
-@dataclass(frozen=True)
-class RaceResult:
-    """How the re-evaluation went as a race; the `last` trials were trained with `seeds`."""
-
-    entrants: int
-    trainings: int
-    budget: int
-    seeds: int
-    last: tuple[int, ...]
-    left: tuple[Left, ...]
-
-
-@dataclass(frozen=True)
 class Covered:
     """The cover of the intervals of a test: seeds, examples, or seeds and examples."""
 
@@ -386,7 +357,6 @@ class Answer(Tested):
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)
     written: str = ""
     keeps: bool = True
-    race: RaceResult | None = None
     command: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 

@@ -85,7 +85,7 @@ def choose(plan: Plan) -> Committee:
     try:
         return _choose(plan)
     except FAULTS as error:
-        return Committee(tuple(plan.entrants), note=_note(error))
+        return Committee(tuple(plan.contenders), note=_note(error))
 
 
 def _note(error: Exception) -> str:
@@ -94,7 +94,7 @@ def _note(error: Exception) -> str:
 
 def _choose(plan: Plan) -> Committee:
     stage, metric, split = plan.reevaluation, plan.question.metric, plan.data.split
-    trainings, candidates = stage.trainings, plan.entrants
+    trainings, candidates = stage.trainings, plan.contenders
     assert split is not None
     final = {key for key, trial in plan.retraining.trained.items() if trial.value is not None}
     named = average_of(trainings.job(candidates[0], 0), split)
@@ -140,7 +140,7 @@ def average_of(job: Job, split: Part) -> AverageName:
 
 def recall(plan: Plan, tested: Committee | None) -> Committee | None:
     """Returns a committee that was tested, if it was chosen from the candidates of now."""
-    if tested is None or [*tested.candidates] != plan.entrants:
+    if tested is None or [*tested.candidates] != plan.contenders:
         return None
     return tested
 
@@ -158,7 +158,7 @@ def judge(
         outputs, targets = zip(*(outputs_of(member) for member in choice.members), strict=True)
         mean = AVERAGES[choice.average](outputs, [member.share for member in choice.members])
         value = plan.question.metric(mean, targets[0])
-        costs = {trial: _costs(plan, trial) for trial in plan.entrants}
+        costs = {trial: _costs(plan, trial) for trial in plan.contenders}
     except FAULTS as error:
         return Committee(choice.candidates, note=_note(error))
     return replace(

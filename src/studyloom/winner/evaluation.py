@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from optuna.trial import FrozenTrial
 from torch import Tensor
 
 from studyloom.config.values import as_yaml, describe_error, plain_sections, value_at
@@ -23,11 +22,9 @@ from studyloom.plugins import load_plugin
 from studyloom.question.jobs import weights_of
 from studyloom.question.question import SECTIONS, FunctionQuestion
 from studyloom.storage.attributes import DEFINED, TESTED
-from studyloom.study.failures import outcome, reason_of
-from studyloom.study.race import Leaving, Race
 from studyloom.study.reporter import current_environment
 from studyloom.study.stored_study import RETRAINING
-from studyloom.text import format_value, one_line
+from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job
 from studyloom.winner import committee
@@ -37,11 +34,9 @@ from studyloom.winner.answer import (
     Candidate,
     Committee,
     DataFacts,
-    Left,
     Member,
     MetricFacts,
     Predictions,
-    RaceResult,
     RangeFacts,
     Tested,
     Wrong,
@@ -51,7 +46,7 @@ from studyloom.winner.answer import (
 from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import compare, resample, summarise
 from studyloom.winner.trainings import earlier_test, input_dtype, judge_network, make_network
-from studyloom.winner.wording import model_card, race_lines
+from studyloom.winner.wording import model_card
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
@@ -83,15 +78,11 @@ def evaluate_winner(
     else:
         kept = plan.load_or_train(plan.last, plan.winner, 0)
         trainings = plan.last.trainings
-        seeds = range(len(plan.fresh_values[plan.winner]))
-        fresh = tuple(trainings.fresh_seed(seed) for seed in seeds)
+        fresh = tuple(trainings.fresh_seed(seed) for seed in range(trainings.seeds))
         note = getattr(getattr(question, "adapter", None), "untested", NO_TEST)
         about = describe_data(plan, None) if predicts(plan) else None
         tested = Tested(seeds=fresh, note=note, environment=current_environment(CPU), data=about)
     candidates = describe_candidates(plan)
-    race = None
-    if plan.reevaluates and plan.races:
-        race = describe_race(plan.race, plan.reevaluation.stored.trials(), plan.budget)
     answer = Answer(
         **vars(tested),
         study=stored.name,
@@ -105,10 +96,9 @@ def evaluate_winner(
         metric=MetricFacts(question.metric.name, question.metric.direction),
         rule=str(plan.rule),
         keeps=plan.rule.holds(plan.known_values(plan.winner)),
-        race=race,
         command=tuple(command),
     )
-    files = {"winner.yaml": winner_yaml(plan, command, race_lines(race)).encode()}
+    files = {"winner.yaml": winner_yaml(plan, command).encode()}
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
     if answer.committee is not None:
@@ -141,37 +131,7 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
             known = summarise(fresh_values[number], metric.bounds)
             row = replace(row, **vars(known), gap=metric.sign * (value - known.mean))
         rows.append(row)
-    # Who left a race early was behind then, whatever its mean on fewer seeds.
-    return sorted(rows, key=lambda row: (-len(row.values), -metric.sign * (row.mean or 0.0)))
-
-
-def describe_race(race: Race, trials: Sequence[FrozenTrial], budget: int) -> RaceResult:
-    """Describes a race that has ended."""
-    causes = {
-        trial.params.get("candidate"): one_line(reason_of(trial) or "failed")
-        for trial in trials
-        if outcome(trial) == "failed"
-    }
-
-    def reason(leaving: Leaving) -> str:
-        if leaving.cause == "failed":
-            return f"a training failed: {causes.get(leaving.candidate, 'its trial is gone')}"
-        if leaving.cause == "behind":
-            return "only the better half went on"
-        p = format_value(leaving.p or 0.0)
-        return f"worse than trial {leaving.leader} beyond doubt (p = {p})"
-
-    return RaceResult(
-        entrants=len({candidate for candidate, _ in race.trainings}),
-        trainings=len(race.trainings),
-        budget=budget,
-        seeds=max((seed for _, seed in race.trainings), default=-1) + 1,
-        last=tuple(race.running),
-        left=tuple(
-            Left(each.candidate, each.seeds, each.cause, reason(each), each.leader, each.p)
-            for each in race.left
-        ),
-    )
+    return sorted(rows, key=lambda row: (row.mean is None, -metric.sign * (row.mean or 0.0)))
 
 
 def test_trainings(
@@ -415,14 +375,14 @@ def png(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def winner_yaml(plan: Plan, command: Sequence[str], notes: Sequence[str] = ()) -> str:
+def winner_yaml(plan: Plan, command: Sequence[str]) -> str:
     """Returns winner.yaml: the config of the winner, below the command that does it once more.
 
     Elsewhere it is read as a config of somebody else, and says then what is to be trusted.
     """
     options = ("--config-dir", str(plan.run_dir), "--config-name", "winner")
     title = f"The winner of {plan.search.stored.name}, trial {plan.winner}, and this does all of it"
-    head = [f"{title} once more:", shlex.join([*command, *options]), *notes]
+    head = [f"{title} once more:", shlex.join([*command, *options])]
     return "".join(f"# {one_line(line)}\n" for line in head) + as_yaml(winner_config(plan))
 
 

@@ -5,8 +5,7 @@ three steps:
 
 1. The candidates are the best few trials of the search, and the baseline to compare them with. Each
    is trained again on the same fresh seeds and validation parts. The drop from the value in the
-   search to the mean on fresh seeds is the selection gap. In a race there are more candidates, and
-   after each seed some of them leave.
+   search to the mean on fresh seeds is the selection gap.
 2. The candidate with the best mean wins; if there is a rule, among those that satisfy it.
 3. Winner and baseline are trained on all training data, and tested once.
 
@@ -15,7 +14,6 @@ they survive crashes as the search does.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -40,7 +38,6 @@ from studyloom.storage.ledger import reconcile
 from studyloom.study.early_end import ending
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study
-from studyloom.study.race import Race, Training, count_entrants, run_race
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy, note_stage
 from studyloom.study.worker import TrialSource
@@ -48,6 +45,7 @@ from studyloom.training.checkpoint import load_weights
 from studyloom.winner.answer import Answer, belongs_to
 from studyloom.winner.trainings import (
     CandidateTrainings,
+    Training,
     by_training,
     earlier_trainings,
     folder_name,
@@ -104,13 +102,8 @@ class Plan:
         if self.search.todo() or not self.settings.enabled or not self.candidates:
             return
         if self.reevaluates:
-            trials = 0
-            while (stage := self.reevaluation).trials > trials:  # again for each round of a race
-                yield stage
-                if stage.todo():
-                    return
-                trials = stage.trials
-            if not self.eligible:
+            yield self.reevaluation
+            if self.reevaluation.todo() or not self.eligible:
                 return
         if self.question.tested:
             yield self.retraining
@@ -160,7 +153,7 @@ class Plan:
             return False
         for stage in (self.search, *self._opened):
             stage.stored.storage.forget(stage.stored.ledger.study_id)
-        for name in ("ranked", "candidates", "winner", "_judging", "retraining", "rule"):
+        for name in ("ranked", "candidates", "winner", "reevaluation", "retraining", "rule"):
             self.__dict__.pop(name, None)  # they were found from the trials of before
         return True
 
@@ -183,13 +176,11 @@ class Plan:
 
     def values(self, stage: Stage) -> dict[int, list[float]]:
         """Returns a value per seed for each candidate of which no training failed."""
-        asked = Counter(candidate for candidate, _ in stage.trainings.trainings)
         known: dict[int, list[float]] = {}
-        trained = stage.trained
-        for candidate, seed in sorted(trained):
-            if (value := trained[candidate, seed].value) is not None:
-                known.setdefault(candidate, []).append(value)
-        return {n: values for n, values in known.items() if len(values) == asked[n]}
+        for (candidate, _), trial in sorted(stage.trained.items()):
+            if trial.value is not None:
+                known.setdefault(candidate, []).append(trial.value)
+        return {n: values for n, values in known.items() if len(values) == stage.trainings.seeds}
 
     def reused(self) -> dict[str, tuple[int, int]]:
         """Returns how many trainings of each later stage were reused from earlier ones, of all."""
@@ -226,27 +217,22 @@ class Plan:
         The baseline is there to compare with, even if it cannot win.
         """
         baseline = {t.number: t for t in self.search.stored.feasible() if BASELINE in t.user_attrs}
-        top = self.settings.top
-        if self.settings.race:
-            top = count_entrants(self.budget, self.settings.seeds)
-            if not any(trial.number in baseline for trial in self.ranked[:top]):
-                top -= sum(trial.number in baseline for trial in self.ranked)  # which takes a place
-        chosen = {trial.number: trial for trial in self.ranked[:top]}
+        chosen = {trial.number: trial for trial in self.ranked[: self.settings.top]}
         if chosen:
             chosen |= baseline
         return {number: self._point_of(chosen[number]) for number in sorted(chosen)}
 
     @property
-    def eligible(self) -> list[int]:
-        """The numbers of the candidates that may win.
+    def contenders(self) -> list[int]:
+        """The numbers of the candidates that may win, the best in the search first."""
+        return [trial.number for trial in self.ranked if trial.number in self.candidates]
 
-        After a re-evaluation these are only the ones that it has values of.
-        """
-        allowed = {trial.number for trial in self.ranked}
+    @property
+    def eligible(self) -> list[int]:
+        """The numbers of the contenders, after a re-evaluation only of those it has values of."""
+        contenders = self.contenders
         evaluated = self.fresh_values if self.reevaluates else self.candidates
-        if self.races and self.reevaluates:
-            allowed &= {*self.race.running}
-        return [number for number in evaluated if number in allowed]
+        return [number for number in evaluated if number in contenders]
 
     def _point_of(self, trial: FrozenTrial) -> Point:
         """Returns the point of a trial; if patience or keep=best chose its epochs, with so many.
@@ -297,41 +283,8 @@ class Plan:
         fresh = self.fresh_values.get(number)
         return stored.known(trial) | ({} if fresh is None else {stored.metric: fmean(fresh)})
 
-    @property
-    def budget(self) -> int:
-        """How many trainings the re-evaluation has; in a race, at most."""
-        return (self.settings.top + 1) * self.settings.seeds
-
-    @property
-    def races(self) -> bool:
-        """Whether the re-evaluation is a race; one candidate alone is trained on all seeds."""
-        return self.settings.race and len(self.entrants) > 1
-
-    @property
-    def entrants(self) -> list[int]:
-        """The numbers of the candidates that race, the best in the search first.
-
-        Not of a baseline that may not win: others would leave for being worse than it.
-        """
-        return [trial.number for trial in self.ranked if trial.number in self.candidates]
-
-    @property
-    def race(self) -> Race:
-        """How far the race has come, by the trainings that have ended."""
-        results = {training: trial.value for training, trial in self._judging.trained.items()}
-        return run_race(self.entrants, results, self.budget, self.question.metric.sign)
-
-    @property
-    def reevaluation(self) -> Stage:
-        """The re-evaluation; of a race, the rounds that its trainings so far call for."""
-        stage = self._judging
-        if not self.races:
-            return stage
-        asked = replace(stage.trainings, raced=self.race.trainings)
-        return replace(stage, asked=asked, trials=len(asked.trainings))
-
     @cached_property
-    def _judging(self) -> Stage:
+    def reevaluation(self) -> Stage:
         """Every candidate on fresh seeds and validation parts of the size used in the search.
 
         In time order only the last part comes after all the others, so that it is always that one.
@@ -339,10 +292,7 @@ class Plan:
         # Without a retraining, or if it only repeats this, the answer has these networks.
         kept = self.settings.committee or not self.question.tested or self.repeats
         weights = self.run_dir / "winner" if kept else None
-        judged, seeds = self.candidates, self.settings.seeds
-        if self.races:
-            judged, seeds = {n: self.candidates[n] for n in self.entrants}, self.budget
-        return self._make_stage(REEVALUATION, judged, seeds, self._judging_fold, weights)
+        return self._make_stage(REEVALUATION, self.candidates, self._judging_fold, weights)
 
     def _judging_fold(self, seed: int) -> Fold:
         split, count = self.data.split, self.question.config.objective.folds
@@ -373,14 +323,12 @@ class Plan:
         finalists = {
             number: self.candidates[number] for number in self.candidates if number in last
         }
-        seeds, folder = self.settings.seeds, self.run_dir / "winner"
-        return self._make_stage(RETRAINING, finalists, seeds, lambda seed: fold, folder)
+        return self._make_stage(RETRAINING, finalists, lambda seed: fold, self.run_dir / "winner")
 
     def _make_stage(
         self,
         title: str,
         candidates: Mapping[int, Point],
-        seeds: int,
         fold: Callable[[int], Fold],
         weights: Path | None,
     ) -> Stage:
@@ -394,17 +342,15 @@ class Plan:
         if committee:
             name += " with networks"
         code = search.stored.code()
-        if settings.race:
-            name += " race"
         if search.stored.code_changes():  # other code, other trainings
             name += f" code {hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]}"
         known = earlier_trainings(search.stored, title, name, weights, needed=committee)
         if title == RETRAINING and self.repeats:
             judged = earlier_trainings(search.stored, REEVALUATION, name, weights, needed=True)
             known = {**judged, **known}
-        trainings = CandidateTrainings(self.question, candidates, seeds, fold, known)
-        identity = {"candidates": [*candidates], "seeds": seeds, **code}
-        trials = min(len(trainings.trainings), self.budget)  # a race of 8 could ask for 8 × 20
+        trainings = CandidateTrainings(self.question, candidates, settings.seeds, fold, known)
+        identity = {"candidates": [*candidates], "seeds": settings.seeds, **code}
+        trials = len(trainings.trainings)
         make = partial(
             create_study,
             self.url,

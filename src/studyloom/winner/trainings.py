@@ -39,7 +39,6 @@ from studyloom.storage.attributes import (
     STANDARD_ERROR,
     TESTED,
 )
-from studyloom.study.race import Training
 from studyloom.study.stored_study import RETRAINING, StoredStudy
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
@@ -48,6 +47,8 @@ from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import DtypeName, Tested, from_document
 
 COMPLETE = (TrialState.COMPLETE,)
+
+Training = tuple[int, int]  # the numbers of a candidate and of a seed
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ class CandidateTrainings:
     All candidates get the same seeds and the same folds, so that luck is not what they differ by.
 
     Attributes:
-        seeds: how many seeds each candidate is trained with; in a race, at most.
-        raced: in a race, the candidate and the seed of each slot so far; None for all of each.
+        seeds: how many seeds each candidate is trained with.
     """
 
     question: Question
@@ -89,7 +89,6 @@ class CandidateTrainings:
     known: Mapping[Training, EarlierTraining] = field(default_factory=dict)
     baseline: Point | None = None
     in_turn: bool = False
-    raced: tuple[Training, ...] | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -103,8 +102,6 @@ class CandidateTrainings:
     @property
     def trainings(self) -> Sequence[Training]:
         """The candidate and the seed of each training."""
-        if self.raced is not None:
-            return self.raced
         return [*itertools.product(self.candidates, range(self.seeds))]
 
     def fresh_seed(self, seed: int) -> int:
@@ -158,11 +155,7 @@ class CandidateTrainings:
         return ()
 
     def sampler(self, number: int) -> GridSampler:
-        sampler = GridSampler(self.space)
-        if self.raced is not None:
-            points = {(p.values["candidate"], p.values["seed"]): p for p in sampler.points}
-            sampler.points = [points[training] for training in self.raced]
-        return sampler
+        return GridSampler(self.space)
 
     def pruner(self) -> BasePruner:
         return NopPruner()

@@ -1,7 +1,7 @@
 """An answer in words, as terminal, report, model card and comparison say it; and the model card."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from studyloom.text import (
@@ -20,7 +20,6 @@ from studyloom.winner.answer import (
     Compressed,
     DataFacts,
     Latency,
-    RaceResult,
     Scores,
     Summary,
 )
@@ -123,28 +122,6 @@ def format_tested(test: Scores) -> str:
     return f"{format_openings(test.openings)}, {when}"
 
 
-def race_lines(race: RaceResult | None) -> list[str]:
-    """Returns how the winner came out of a race, and who left it when and why."""
-    if race is None:
-        return []
-    of = f"{race.trainings} of at most {race.budget} trainings"
-    lines = [f"race of {race.entrants} candidates: {of}"]
-    looks: dict[tuple[int, str], list[int]] = {}
-    for left in race.left:
-        looks.setdefault((left.seeds, left.reason), []).append(left.trial)
-    for (seeds, reason), numbers in looks.items():
-        lines.append(f"{_trials(numbers)} left after {plural(seeds, 'seed')}: {reason}")
-    if len(race.last) > 1:
-        stayed = f"{_trials(race.last)} stayed to the end, on {race.seeds} seeds"
-        lines.append(f"{stayed}; the best won")
-    return lines
-
-
-def _trials(numbers: Sequence[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"trials {', '.join(most)} and {last}" if most else f"trial {last}"
-
-
 def committee_lines(entry: Committee | None, metric: str) -> Iterator[str]:
     """Yields the lines about a committee; nothing if none was asked for."""
     if entry is None:
@@ -230,8 +207,6 @@ def model_card(
     if winner.costs:
         costs = in_markdown(format_costs(winner))
         lines.append(f"Chosen by {code_in_markdown(answer.rule)}{costs}.")
-    if answer.race:
-        lines.append(_listed(race_lines(answer.race)))
     if reused := format_reuse(answer):
         lines.append(f"{reused.capitalize()}.")
     params = [
@@ -267,11 +242,6 @@ def model_card(
         code = printable(source).replace("\n", "\n    ")
         lines.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
     return "\n\n".join(lines) + "\n"
-
-
-def _listed(lines: Sequence[str]) -> str:
-    """Returns sentences as a list in Markdown."""
-    return "\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in lines)
 
 
 def compressed_rows(record: Compressed) -> Iterator[tuple[str, ...]]:
@@ -334,4 +304,7 @@ def small_section(record: Compressed) -> str:
         "were judged on a validation part that neither they nor their original were trained on."
     )
     lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    return "\n\n".join([SMALL_HEADING, about, _listed(compressed_lines(record)), lines])
+    listed = "\n".join(
+        f"* {in_markdown(line[0].upper() + line[1:])}." for line in compressed_lines(record)
+    )
+    return "\n\n".join([SMALL_HEADING, about, listed, lines])
