@@ -394,7 +394,7 @@ def search(
         "run_dir": None if run_dir is None else str(run_dir),
         "sampler": sampler,
         "pruner": pruner,
-        "storage": storage,
+        "storage.url" if storage and "://" in storage else "storage": storage,
         "winner": winner,
         "objective.metric": (metrics[0] if single else metrics) if metrics else None,
         "objective.direction": (directions[0] if single else directions) if metrics else None,

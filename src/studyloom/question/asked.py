@@ -83,24 +83,50 @@ def ask(
     Raises:
         ConfigError: every mistake in them; the space and the values are checked with the config.
     """
-    target, mistakes = _name_of(subject)
-    asked = Asked({"study": {"name": target.rpartition(".")[2].lower()}})
-    sections, options = asked.sections, dict[str, str]()
-    trains = _is_network(subject)
+    name = getattr(subject, "__qualname__", type(subject).__name__)
+    target = f"{getattr(subject, '__module__', '')}.{name}"
+    given: Any = OmegaConf.create({"study": {"name": name.rpartition(".")[2].lower()}})
+    mistakes, options = _why_not_found(target, subject), dict[str, str]()
+    if isinstance(data, str | Mapping):
+        data, settings = None, {"data": data, **settings}
     for key, value in settings.items():
-        mistakes += _put(sections, options, key, value)
+        top = key.partition(".")[0]
+        if top not in SECTIONS or top == "hydra":
+            near = meant(key, SCHEMA) or nearest(key, SECTIONS)
+            mistakes.append(
+                f"{key}: no such keyword, which must be a section or key of a config{near}"
+            )
+        elif key in STUDY_GROUPS and isinstance(value, str):
+            options[key] = value
+        else:
+            OmegaConf.update(given, key, value)
+    try:
+        parameters = {*inspect.signature(subject).parameters}
+    except (TypeError, ValueError):  # it is called by nobody, or written in C
+        parameters = set()
+    is_class = inspect.isclass(subject)
+    trains = bool(OF_NETWORK & parameters) or (is_class and issubclass(subject, nn.Module))
+    sections: Any = OmegaConf.to_container(given)
+    asked = Asked(sections)
     mistakes += filter(None, [check_name(str(sections["study"]["name"]))])
-    sections.setdefault("model" if trains else "objective", {})["_target_"] = target
-    if not trains and not _says_direction(sections, subject):
-        mistakes.append("maximize or minimize must name the value that the function reports")
+    section = sections.setdefault("model" if trains else "objective", {})
+    section["_target_"] = target
+    if not trains and "direction" not in section:
+        if parameters and not is_class and how_called(subject) == WITH_TRIAL:  # as in Optuna
+            section |= {"metric": section.get("metric", "value"), "direction": "minimize"}
+        else:
+            mistakes.append("maximize or minimize must name the value that the function reports")
     if space:
         tree = dict(space) if trains else {"params": dict(space)}
         sections["space"] = {**tree, **sections.get("space", {})}
-    for group, branches in (space if trains else {}).items():
-        if chosen := _option_of(group, branches, options):
-            options[group] = chosen
+    for group, branches in space.items():  # an option to begin with, where it chooses among some
+        within = branches if trains and isinstance(branches, Mapping) else ()
+        named = [option for option in within if (GROUPS / group / f"{option}.yaml").is_file()]
+        if named and OF_NETWORKS.get(group) not in named:
+            options.setdefault(group, named[0])
     try:
-        _add_data(asked, options, data, trains=trains)
+        if data is not None or (trains and "data" not in settings):
+            _add_data(asked, options, data, trains=trains)
     except ConfigError as error:
         mistakes += error.mistakes
     if mistakes:
@@ -112,82 +138,21 @@ def ask(
     return asked
 
 
-def _name_of(subject: Any) -> tuple[str, list[str]]:
-    """Returns the dotted name of a class or function, and why no worker could find it by that."""
-    name = getattr(subject, "__qualname__", type(subject).__name__)
-    target = f"{getattr(subject, '__module__', '')}.{name}"
-    if "<lambda>" in name:
-        return target, ["a lambda has no name, by which a config could name it; write a def"]
-    if "<locals>" in name:
-        return target, [
-            f"{name.rpartition('.')[2]} is defined within a function, where no other process finds "
-            "it; move it to the top level of the notebook, script or module"
-        ]
+def _why_not_found(target: str, subject: Any) -> list[str]:
+    """Says why no worker could find a class or function by its dotted name."""
     try:
         if resolve_name(target) is subject:
             check_readable(subject)
-            return target, []
+            return []
     except ConfigError as error:
-        return target, error.mistakes
+        return error.mistakes
     except (AttributeError, ImportError, ValueError):
         pass
-    return target, [
-        f"{target} is not the object itself; give a class, or a function that a module, script or "
-        f"notebook defines; got {type(subject).__name__}"
+    return [
+        f"{target}: no other process finds it by this name; give a class, or a function with a "
+        "def, at the top level of the notebook, script or module; "
+        f"got {type(subject).__name__}"
     ]
-
-
-def _parameters(subject: Any) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(subject).parameters
-    except (TypeError, ValueError):
-        return {}
-
-
-def _is_network(subject: Any) -> bool:
-    is_module = inspect.isclass(subject) and issubclass(subject, nn.Module)
-    return is_module or bool(OF_NETWORK & {*_parameters(subject)})
-
-
-def _says_direction(sections: dict[str, Any], subject: Any) -> bool:
-    """Whether it is known what is better; of an objective of Optuna's less, as there."""
-    objective = sections["objective"]
-    if "direction" not in objective:
-        is_function = bool(_parameters(subject)) and not inspect.isclass(subject)
-        if not is_function or how_called(subject) != WITH_TRIAL:
-            return False
-        objective |= {"metric": objective.get("metric", "value"), "direction": "minimize"}
-    return True
-
-
-def _put(sections: dict[str, Any], options: dict[str, str], key: str, value: Any) -> Sequence[str]:
-    """Puts a setting where a config has it; returns the mistake in its key."""
-    top, *below = key.split(".")
-    if top not in SECTIONS or top == "hydra":
-        near = meant(key, SCHEMA) or nearest(key, SECTIONS)
-        return [f"{key}: no such keyword, which must be a section or key of a config{near}"]
-    if not below and top in STUDY_GROUPS and isinstance(value, str):
-        if "://" in value:
-            sections.setdefault(top, {})["url"] = value
-        else:
-            options[top] = value
-    elif isinstance(value, Mapping) and value:
-        return [m for name in value for m in _put(sections, options, f"{key}.{name}", value[name])]
-    else:
-        node = sections
-        for name in key.split(".")[:-1]:
-            node = node.setdefault(name, {})
-        node[key.split(".")[-1]] = value
-    return []
-
-
-def _option_of(group: str, branches: Any, options: Mapping[str, str]) -> str | None:
-    """Returns the option of a group to begin with, where a space chooses among some."""
-    if group in options or not isinstance(branches, Mapping):
-        return None
-    named = [name for name in branches if (GROUPS / group / f"{name}.yaml").is_file()]
-    usual = OF_NETWORKS.get(group)
-    return None if not named or usual in named else named[0]
 
 
 # The data
@@ -195,26 +160,21 @@ def _option_of(group: str, branches: Any, options: Mapping[str, str]) -> str | N
 
 def _add_data(asked: Asked, options: dict[str, str], data: Any, *, trains: bool) -> None:
     """Adds the section of the data; raises ConfigError if they are nothing that we know."""
-    if isinstance(data, str):
-        options["data"] = data
-    elif isinstance(data, Mapping):
-        asked.sections["data"] = {**data, **asked.sections.get("data", {})}
-    elif data is not None or trains:
-        train, test = _divided(asked, data)
-        made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
-        if isinstance(train, TensorDataset) and isinstance(test, TensorDataset):
-            root = str(_add_arrays(asked, train.tensors, test.tensors))
-            load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
-            made |= {"_target_": "studyloom.data.Loaded", "load": load}
-            if trains and train.tensors[1].is_floating_point():
-                options.setdefault("loss", "mse")
-                asked.sections.setdefault("objective", {}).setdefault("metric", "rmse")
-        else:
-            made |= {"_target_": "studyloom.data.Datasets"}
-            made |= {"train": give("data.train", train), "test": give("data.test", test)}
-        asked.sections["data"] = made = {**made, **asked.sections.get("data", {})}
-        words = "training examples are held out to choose by (data.validation)"
-        asked.said.append(f"data: {made['validation']} {words}")
+    train, test = _divided(asked, data)
+    made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
+    if isinstance(train, TensorDataset) and isinstance(test, TensorDataset):
+        root = str(_add_arrays(asked, train.tensors, test.tensors))
+        load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
+        made |= {"_target_": "studyloom.data.Loaded", "load": load}
+        if trains and train.tensors[1].is_floating_point():
+            options.setdefault("loss", "mse")
+            asked.sections.setdefault("objective", {}).setdefault("metric", "rmse")
+    else:
+        made |= {"_target_": "studyloom.data.Datasets"}
+        made |= {"train": give("data.train", train), "test": give("data.test", test)}
+    asked.sections["data"] = made = {**made, **asked.sections.get("data", {})}
+    words = "training examples are held out to choose by (data.validation)"
+    asked.said.append(f"data: {made['validation']} {words}")
 
 
 def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
@@ -223,7 +183,7 @@ def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
         parts = data if isinstance(data, tuple | list) and len(data) == 2 else [data, None]
         train, test = map(_as_dataset, parts)
         if train is None or test is None:
-            raise ConfigError(f"{WANTED}; got {_described(data)}")
+            raise ConfigError(f"{WANTED}; got {type(data).__name__}")
         return train, test
     count, seed = len(whole), asked.sections["study"].get("seed", 0)
     sealed = max(1, count // SHARE)
@@ -255,12 +215,6 @@ def _tensor(value: Any) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"data: inputs and targets must be numbers: {error}") from None
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_described, value))})"
-    return type(value).__name__
 
 
 def _add_arrays(asked: Asked, *parts: Sequence[torch.Tensor]) -> Path:
