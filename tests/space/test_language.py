@@ -37,7 +37,7 @@ WRONG = [
         ["space.b.length", "'hiden'", "did you mean hidden?"],
     ),
     ({"model": {"mpl": None}}, ["space.model.mpl", "mlp, cnn", "did you mean mlp?"]),
-    ({"model": {"mlp": False}}, ["space.model.mlp", "got False", "what the option mlp of model"]),
+    ({"model": {"mlp": False}}, ["space.model.mlp", "got False", "what an option of model opens"]),
     ({"a": {"epochs": 5}}, ["space.a.epochs", "5", "{int: [low, high]}"]),
     ({"model": {"choice": ["mlp", "cnn"]}}, ["space.model", "group", "{mlp: …"]),
     ({"optimizer": {"lr": LR, "sgd": {"lr": LR}}}, ["space.optimizer.sgd.lr", "decides optimizer"]),

@@ -1,8 +1,8 @@
 """The language of `conf/space/*.yaml`: parses a tree of plain mappings into a Space."""
 
-import math
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,7 @@ from optuna.distributions import (
 
 from studyloom.errors import ConfigError
 from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
-from studyloom.text import is_scalar, kind_of, nearest
+from studyloom.text import is_scalar, kind_of, nearest, shorten
 
 # The kinds of leaves, with the keys that each may have beside its own and `start`.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 START = "start"  # the key of the baseline's value
 LONGEST_NAME = 512  # of a parameter in Optuna's tables on PostgreSQL
+LARGEST = sys.float_info.max  # of a database column, also for whole numbers
 
 
 def parse_space(
@@ -42,7 +43,7 @@ def parse_space(
     """
     parser = _Parser(options)
     space = Space(tuple(parser.parse_nodes(tree, "", above)))
-    if mistakes := [*parser.mistakes, *_find_conflicts(space.nodes, {})]:
+    if mistakes := [*parser.mistakes, *_find_long_names(space), *_find_conflicts(space)]:
         raise ConfigError(mistakes)
     return space
 
@@ -70,34 +71,18 @@ class _Parser:
             if child in group_options and (spec is None or isinstance(spec, Mapping)):
                 opened[child] = tuple(self.parse_nodes(spec or {}, child_name, key))
             elif not (isinstance(spec, Mapping) and spec):
-                self._reject(child, spec, child_name, group_options, group_of(key))
+                opens = f", or what an option of {key} opens: {', '.join(group_options)}"
+                near = "" if child in group_options else nearest(child, group_options)
+                self.mistakes.append(
+                    f"space.{child_name} must be a range: {{int: [low, high]}}, {{float: [low, "
+                    "high]}, {choice: [a, b]} or {list: …, length: …}"
+                    f"{opens if group_options else ''}; got {spec!r}{near}"
+                )
             elif any(kind in spec for kind in KEYS):
                 nodes += self._parse_leaf(child, spec, child_name, child_key, tree)
             else:
                 nodes += self.parse_nodes(spec, child_name, child_key)
-        if opened:
-            self._check_name(name)
         return [Group(name, key, opened), *nodes] if opened else nodes
-
-    def _reject(
-        self, child: str, spec: Any, name: str, group_options: Sequence[str], group: str
-    ) -> None:
-        if child in group_options:
-            self.mistakes.append(
-                f"space.{name} must hold what the option {child} of {group} opens, or nothing; "
-                f"got {spec!r}"
-            )
-        elif group_options:
-            self.mistakes.append(
-                f"space.{name} must hold a range such as {{int: [low, high]}}, not {spec!r}, or be "
-                f"named after an option of {group}, which has {', '.join(group_options)}"
-                f"{nearest(child, group_options)}"
-            )
-        else:
-            self.mistakes.append(
-                f"space.{name} must be a range: {{int: [low, high]}}, {{float: [low, high]}}, "
-                f"{{choice: [a, b]}} or {{list: …, length: …}}; got {spec!r}"
-            )
 
     def _parse_leaf(
         self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
@@ -111,14 +96,12 @@ class _Parser:
             return []
         if "list" in spec:
             return self._parse_list(child, spec, name, key, siblings)
-        self._check_name(name)
         distribution = self._parse_distribution(spec, name, START)
         return [] if distribution is None else [Leaf(name, key, distribution, spec.get(START))]
 
     def _parse_list(
         self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
     ) -> list[Node]:
-        self._check_name(f"{name}.length")
         if not self._check_keys(spec, name, START):
             return []
         item = spec["list"]
@@ -168,14 +151,6 @@ class _Parser:
         )
         return None
 
-    def _check_name(self, name: str) -> None:
-        if len(name) > LONGEST_NAME:
-            shown = f"{name[:40]}…{name[-40:]}"
-            self.mistakes.append(
-                f"space.{shown}: its name must have at most {LONGEST_NAME} characters, and has "
-                f"{len(name)}; shorten its keys"
-            )
-
     def _check_keys(self, spec: Mapping[str, Any], name: str, *more: str) -> bool:
         """Checks that a leaf has the keys of one kind, or more of them, and no others."""
         kind, *others = [kind for kind in KEYS if kind in spec]
@@ -204,7 +179,7 @@ class _Parser:
             return None
         types, numbers = ((int,), "whole numbers") if kind == "int" else ((int, float), "numbers")
         for value in (*bounds, *([] if step is None else [step])):
-            if type(value) not in types or not _is_finite(value):
+            if type(value) not in types or not abs(value) <= LARGEST:
                 which = f", which is {kind_of(value)}" if type(value) not in types else ""
                 self.mistakes.append(
                     f"{where}: its ends and step must be finite {numbers}; got {value!r}{which}"
@@ -215,7 +190,8 @@ class _Parser:
             return None
         low, high = bounds
         if step is not None and step > 0:
-            first, last, width = map(_exact, (low, high, step))
+            # As written: 0.3 - 0.1 is 0.2.
+            first, last, width = (Decimal(str(each)) for each in (low, high, step))
             if 0 < last - first < width:
                 self.mistakes.append(
                     f"space.{name}.step must not be wider than the range [{low}, {high}]; "
@@ -240,7 +216,7 @@ class _Parser:
             return None
         before = len(self.mistakes)
         for value in choices:
-            if not is_scalar(value) or (isinstance(value, float) and not _is_finite(value)):
+            if not is_scalar(value) or (isinstance(value, float) and not abs(value) <= LARGEST):
                 which = "" if is_scalar(value) else f", which is {kind_of(value)}"
                 self.mistakes.append(
                     f"{where} must hold strings, finite numbers, true, false or null; "
@@ -254,36 +230,30 @@ class _Parser:
         return CategoricalDistribution(tuple(choices)) if before == len(self.mistakes) else None
 
 
-def _find_conflicts(nodes: Sequence[Node], outer: Mapping[str, str]) -> list[str]:
-    """Finds the leaves whose key is also decided by a leaf beside them, or outside their option.
-
-    Args:
-        outer: the name of each leaf outside the option, by key.
-    """
-    leaves = [node for node in nodes if isinstance(node, Leaf | ListLeaf)]
-    mistakes = [
-        f"space.{leaf.name}: space.{outer[leaf.key]} decides {leaf.key} too, whichever option is "
-        "chosen; keep one of them"
-        for leaf in leaves
-        if leaf.key in outer
-    ]
-    twice = [key for key, count in Counter(leaf.key for leaf in leaves).items() if count > 1]
-    mistakes += [f"space.{key} is given twice; keep one of them" for key in twice]
-    inner = {**outer, **{leaf.key: leaf.name for leaf in leaves}}
-    for node in nodes:
-        if isinstance(node, Group):
-            for children in node.options.values():
-                mistakes += _find_conflicts(children, inner)
-    return mistakes
+def _find_long_names(space: Space) -> Iterator[str]:
+    names = [group.name for group in space.groups()]
+    for _, leaves in space.branches():
+        names += [leaf.name if isinstance(leaf, Leaf) else f"{leaf.name}.length" for leaf in leaves]
+    for name in names:
+        if len(name) > LONGEST_NAME:
+            yield (
+                f"space.{shorten(name, 80)}: its name must have at most {LONGEST_NAME} characters, "
+                f"and has {len(name)}; shorten its keys"
+            )
 
 
-def _exact(value: float) -> Decimal:
-    """Returns a number as it was written: 0.3 - 0.1 is 0.2."""
-    return Decimal(str(value))
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number too large for a float or a database column
-        return False
+def _find_conflicts(space: Space) -> Iterator[str]:
+    """Finds the leaves whose key is also decided by a leaf beside them, or outside their option."""
+    branches = [*space.branches()]
+    for choices, leaves in branches:
+        above = [others for chosen, others in branches if chosen.items() < choices.items()]
+        outer = {leaf.key: leaf.name for others in above for leaf in others}
+        for key, count in Counter(leaf.key for leaf in leaves).items():
+            if count > 1:
+                yield f"space.{key} is given twice; keep one of them"
+        for leaf in leaves:
+            if leaf.key in outer:
+                yield (
+                    f"space.{leaf.name}: space.{outer[leaf.key]} decides {leaf.key} too, whichever "
+                    "option is chosen; keep one of them"
+                )

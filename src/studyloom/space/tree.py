@@ -29,7 +29,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from studyloom.errors import ConfigError
-from studyloom.text import as_yaml, is_scalar, kind_of, nearest
+from studyloom.text import as_yaml, kind_of, nearest
 
 LARGEST_GRID = 100_000  # points that are enumerated
 
@@ -206,45 +206,19 @@ class Space:
         return point
 
     def suggest(self, trial: BaseTrial) -> Point:
-        """Returns the point that a trial's sampler chooses, by one `suggest_*` call a parameter."""
-
-        def decide(parameter: Parameter) -> Any:
-            name, distribution = parameter.name, parameter.distribution
-            match distribution:
-                case IntDistribution(low=low, high=high, step=step, log=log):
-                    return trial.suggest_int(name, low, high, step=step, log=log)
-                case FloatDistribution(low=low, high=high, step=step, log=log):
-                    return trial.suggest_float(name, low, high, step=step, log=log)
-                case CategoricalDistribution(choices=choices):
-                    return trial.suggest_categorical(name, choices)
-                case _:
-                    raise AssertionError(distribution)
-
-        return self.walk(decide)
+        """Returns the point that a trial's sampler chooses, one parameter after the other."""
+        suggest: Any = trial._suggest  # type: ignore[attr-defined]
+        return self.walk(lambda parameter: suggest(parameter.name, parameter.distribution))
 
     def default(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Point:
-        """Returns the point of a composed config, whose value at a key `lookup` returns.
-
-        A scalar at the key of a list stands for each of its items.
-        """
-
-        def decide(parameter: Parameter) -> Any:
-            if parameter.role == "option":
-                return choices[group_of(parameter.key)]
-            value = lookup(parameter.key)
-            if parameter.role == "length":
-                return len(value)
-            if parameter.role == "item" and not is_scalar(value):
-                return value[parameter.index]
-            return value
-
-        return self.walk(decide)
+        """Returns the point of a composed config, whose value at a key `lookup` returns."""
+        return self.walk(functools.partial(composed_value, choices, lookup))
 
     def leaves(self, choices: Mapping[str, str]) -> Iterator[Leaf | ListLeaf]:
         """Yields the leaves that certain choices open, in the order of the tree."""
         for chosen, nodes in self.branches():
             if chosen.items() <= choices.items():
-                yield from (node for node in nodes if not isinstance(node, Group))
+                yield from nodes
 
     def size(self) -> float:
         """Returns the number of points: infinity for a continuous range, or beyond all floats.
@@ -267,8 +241,7 @@ class Space:
         if continuous := [
             node.name
             for node in leaves
-            if isinstance(node, Leaf | ListLeaf)
-            and math.isinf(count_values(item_distribution(node)))
+            if math.isinf(count_values(node.distribution if isinstance(node, Leaf) else node.item))
         ]:
             way_out = "a grid cannot enumerate a continuous range; give it a step, or a choice"
             raise ConfigError([f"space.{name}: {way_out}" for name in continuous])
@@ -297,23 +270,22 @@ class Space:
         """All points of a finite space."""
         return tuple(self.points())
 
-    def branches(self) -> Iterator[tuple[dict[str, str], tuple[Node, ...]]]:
+    def branches(self) -> Iterator[tuple[dict[str, str], tuple[Leaf | ListLeaf, ...]]]:
         """Yields each branch, from the root on: the choices that lead there, and its leaves."""
-
-        def below(
-            choices: dict[str, str], nodes: Sequence[Node]
-        ) -> Iterator[tuple[dict[str, str], tuple[Node, ...]]]:
-            yield choices, tuple(node for node in nodes if not isinstance(node, Group))
-            for node in nodes:
-                if isinstance(node, Group):
-                    for option, opened in node.options.items():
-                        yield from below({**choices, group_of(node.key): option}, opened)
-
-        yield from below({}, self.nodes)
+        yield {}, tuple(node for node in self.nodes if not isinstance(node, Group))
+        for node in self.nodes:
+            if isinstance(node, Group):
+                for option, opened in node.options.items():
+                    for choices, leaves in Space(opened).branches():
+                        yield {group_of(node.key): option, **choices}, leaves
 
     def groups(self) -> Iterator[Group]:
         """Yields every group of the tree, outer before inner."""
-        yield from _groups(self.nodes)
+        for node in self.nodes:
+            if isinstance(node, Group):
+                yield node
+                for opened in node.options.values():
+                    yield from Space(opened).groups()
 
 
 @dataclass(frozen=True)
@@ -332,22 +304,27 @@ class Open(Space):
         return math.inf
 
 
-def _groups(nodes: Sequence[Node]) -> Iterator[Group]:
-    for node in nodes:
-        if isinstance(node, Group):
-            yield node
-            for opened in node.options.values():
-                yield from _groups(opened)
-
-
 def group_of(key: str) -> str:
     """Returns the Hydra group of a config key: `model.block` is composed from `model/block`."""
     return key.replace(".", "/")
 
 
-def item_distribution(node: Leaf | ListLeaf) -> BaseDistribution:
-    """Returns the distribution of a leaf's value, or of each item of a list."""
-    return node.distribution if isinstance(node, Leaf) else node.item
+def composed_value(
+    choices: Mapping[str, str], lookup: Callable[[str], Any], parameter: Parameter
+) -> Any:
+    """Returns the value of a parameter in a composed config, see `Space.default`.
+
+    A scalar at the key of a list stands for each of its items, and the last item of a shorter list
+    for those that it lacks.
+    """
+    if parameter.role == "option":
+        return choices[group_of(parameter.key)]
+    value = lookup(parameter.key)
+    if parameter.role == "length" and isinstance(value, list):
+        return len(value)
+    if parameter.role == "item" and isinstance(value, list) and value:
+        return value[min(parameter.index, len(value) - 1)]
+    return value
 
 
 def _count_points(nodes: Sequence[Node]) -> float:
@@ -439,23 +416,19 @@ def why_not(distribution: BaseDistribution, value: Any) -> str | None:
             if any(value == choice and type(value) is type(choice) for choice in choices):
                 return None
             return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
-        case IntDistribution(low=low, high=high, step=step):
-            if type(value) is not int:
-                return f"is {kind_of(value)}, but must be a whole number"
+        case (
+            IntDistribution(low=low, high=high, step=step)
+            | FloatDistribution(low=low, high=high, step=step)
+        ):
+            whole = isinstance(distribution, IntDistribution)
+            if type(value) is not int and (whole or type(value) is not float):
+                return f"is {kind_of(value)}, but must be a {'whole ' * whole}number"
             if not low <= value <= high:
-                return f"is outside its range [{low}, {high}]"
-            if (value - low) % step == 0:
-                return None
-            return f"is not one of {low}, {low + step}, … {high}"
-        case FloatDistribution(low=low, high=high, step=step):
-            if type(value) not in (int, float):
-                return f"is {kind_of(value)}, but must be a number"
-            if not low <= value <= high:
-                return f"is outside its range [{low:g}, {high:g}]"
-            steps = (value - low) / step if step is not None else 0.0
+                return f"is outside its range [{low:.15g}, {high:.15g}]"
+            steps = (value - low) / step if step else 0.0
             if abs(steps - round(steps)) < 1e-8:
                 return None
-            return f"is not one of {low:g}, {low + (step or 0):g}, …"
+            return f"is not one of {low:.15g}, {low + (step or 0):.15g}, … {high:.15g}"
     raise AssertionError(distribution)
 
 
