@@ -53,12 +53,6 @@ def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
     return found
 
 
-def last_gain(values: Sequence[float | None], trials: int) -> float | None:
-    """Returns the last of `gains` alone, which workers ask for again and again."""
-    known = sorted(value for value in values if value is not None and math.isfinite(value))
-    return _gain(known, len(values), trials)
-
-
 def _gain(known: Sequence[float], count: int, trials: int) -> float | None:
     """Returns the expected gain after `count` trials, of which those with a value are sorted."""
     best = max(FEWEST, math.ceil(SHARE * count))
@@ -217,9 +211,10 @@ def ended_values(outcomes: Iterable[Outcome]) -> list[float | None]:
 
 
 def gain_of(bounds: Bounds, outcomes: Sequence[Outcome]) -> float | None:
-    """Returns the expected gain of the rest of the budget; None if it cannot be estimated."""
+    """Returns the last of `gains` alone, which workers ask for again and again."""
     values = ended_values(outcome for outcome in outcomes if outcome.slot < bounds.trials)
-    return last_gain(values, bounds.trials)
+    known = sorted(value for value in values if value is not None and math.isfinite(value))
+    return _gain(known, len(values), bounds.trials)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -23,7 +23,16 @@ from optuna.trial import FrozenTrial
 from studyloom.config.values import has_key, value_at
 from studyloom.errors import ConfigError
 from studyloom.space.samplers import identify
-from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, stand_in, why_not
+from studyloom.space.tree import (
+    Parameter,
+    Point,
+    composed_value,
+    group_of,
+    is_ordered,
+    place_in,
+    stand_in,
+    why_not,
+)
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PROPOSED, SLOT, SOURCES, SPACE
 from studyloom.storage.database import Connection, execute
@@ -49,15 +58,6 @@ if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
 ABSENT = object()
 
 
-class Places(Protocol):
-    """A space and a `Composer` of its points: those of a question, or what is stored of them."""
-
-    @property
-    def space(self) -> Any: ...
-    @property
-    def composer(self) -> Any: ...
-
-
 @dataclass
 class PlacedPoint:
     """Parameters placed in a space; a wrong value is replaced by the low end of its range.
@@ -75,13 +75,14 @@ class PlacedPoint:
     breaks: bool = False
 
 
-def place_point(question: Places, parameters: Mapping[str, Any]) -> PlacedPoint:
+def place_point(question: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
     """Finds the point of a space at which given parameters lie.
 
     A trial of another space, with other options or fewer of them, is placed by the config keys
     that both spaces search. Parameters that are not given have their composed value.
 
     Args:
+        question: whatever has its `space`, and the `composer` of its points.
         parameters: values by parameter name in this space, or by config key; possibly nested.
     """
     flat = dict(_flatten(parameters))
@@ -111,7 +112,7 @@ def place_point(question: Places, parameters: Mapping[str, Any]) -> PlacedPoint:
         value, name = look_up(parameter), parameter.name
         subject = f"{name}={as_yaml(value)}"
         if value is ABSENT:
-            value = _composed_value(parameter, choices, composed)
+            value = composed_value(choices, partial(value_at, composed), parameter)
             placed.composed.append(name)
             subject = f"{name} is not given, and its composed value {as_yaml(value)}"
         if problem := why_not(parameter.distribution, value):
@@ -128,7 +129,7 @@ def place_point(question: Places, parameters: Mapping[str, Any]) -> PlacedPoint:
 
 
 def _check_unasked(
-    question: Places, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
+    question: Any, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
 ) -> None:
     """Checks a given parameter that the space lacks at the point: it may agree with the config."""
     subject = f"{name}={as_yaml(value)}"
@@ -172,18 +173,6 @@ def _config_keys(parameters: Mapping[str, Any]) -> dict[str, str]:
                 key = f"{group}.{key.removeprefix(inside)}"
         keys[name] = key
     return keys
-
-
-def _composed_value(parameter: Parameter, choices: Mapping[str, str], composed: Any) -> Any:
-    if parameter.role == "option":
-        return choices[group_of(parameter.key)]
-    value = value_at(composed, parameter.key)
-    if isinstance(value, list):
-        if parameter.role == "length":
-            return len(value)
-        if parameter.role == "item" and value:
-            return value[min(parameter.index, len(value) - 1)]
-    return value
 
 
 # Trials of a study that may be chosen for a portfolio. With all 40, portfolios were worse by .01 on
@@ -350,8 +339,6 @@ def find_warm_starts(
     mistakes: list[str] = []
     notes: list[str] = []
     points = list(_enqueued_points(question, enqueued, mistakes, notes))
-    if study.top < 1:
-        mistakes.append(f"study.top must be at least 1; got {study.top}")
     if getattr(question.sampler(0), "points", None) is not None:
         mistakes.append(
             "sampler=grid: tries each point of the space once, so study.enqueue and study.from "
@@ -364,59 +351,48 @@ def find_warm_starts(
             f"study.enqueue: {len(points)} points{beside} are more than "
             f"study.trials={study.trials}; raise study.trials, or remove points"
         )
-    sources = _sources(wanted, mistakes)
-    new = [source for label, source in sources.items() if label not in begun]
-    studies = list[Earlier]()
-    if new == [AUTO] and not mistakes:
+    sources, studies, looked = [AUTO], list[Earlier](), wanted == AUTO and AUTO not in begun
+    if wanted != AUTO:
+        sources, studies = _read_named(wanted or [], begun, mistakes, notes)
+    elif looked and not mistakes:
         found = remember()
         studies, notes = [*found.studies], [*notes, *found.notes]
-    elif new != [AUTO]:
-        studies = _read_all(new, mistakes, notes)
     if mistakes:
         raise ConfigError(mistakes)
-    taken = take_points(question, studies, min(study.top, room), notes, looked=new == [AUTO])
+    taken = take_points(question, studies, min(study.top, room), notes, looked=looked)
     labels = {start.earlier for start in taken}
     from_where = [each.label for each in studies if each.label in labels]
     return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
 
 
-def _sources(wanted: Any, mistakes: list[str]) -> dict[str, str]:
-    """Returns the sources that `study.from` names, by their label; each once."""
-    if wanted in (None, AUTO):
-        return {} if wanted is None else {AUTO: AUTO}
-    sources: dict[str, str] = {}
+def _read_named(
+    wanted: Any, begun: Sequence[str], mistakes: list[str], notes: list[str]
+) -> tuple[list[str], list[Earlier]]:
+    """Reads the earlier studies that `study.from` names, each once.
+
+    Returns:
+        The label of each, and the studies but those that have begun.
+    """
+    labels: list[str] = []
+    studies: dict[str, Earlier] = {}
     for source in wanted if isinstance(wanted, list) else [wanted]:
-        if source == AUTO:
-            mistakes.append(
-                "study.from: auto looks for earlier studies itself, and cannot stand beside "
-                "others; set study.from=auto, or name all"
-            )
-        elif not isinstance(source, str) or not source:
-            mistakes.append(
-                f"study.from must be a run directory or the URL of a database; got {source!r}"
-            )
-        else:
-            try:
-                sources.setdefault(source_label(source), source)
-            except ValueError as error:
-                mistakes.append(f"study.from: {error}")
-    return sources
-
-
-def _read_all(sources: Sequence[str], mistakes: list[str], notes: list[str]) -> list[Earlier]:
-    """Reads the earlier studies that are named, each once; collects why one cannot be read."""
-    studies: dict[str | None, Earlier] = {}
-    for source in sources:
         try:
+            if not isinstance(source, str) or source in ("", AUTO):
+                raise ValueError(
+                    "must be run directories or URLs of databases, or auto alone, which looks for "
+                    f"earlier studies itself; got {source!r}"
+                )
+            labels.append(source_label(source))
+            if labels[-1] in (*begun, *labels[:-1]):
+                continue
             earlier = read_earlier(source)
         except ValueError as error:
-            lines = getattr(error, "mistakes", [str(error)])
-            mistakes += [f"study.from: {line}" for line in lines]
+            mistakes += [f"study.from: {line}" for line in getattr(error, "mistakes", [str(error)])]
             continue
         if earlier.open:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
         studies.setdefault(earlier.uuid or source, earlier)
-    return [*studies.values()]
+    return labels, [*studies.values()]
 
 
 def _enqueued_points(
