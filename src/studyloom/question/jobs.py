@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,8 +25,8 @@ from studyloom.config.values import describe_error, value_at
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
-from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Goal, Metric
-from studyloom.question.loop import Loop, LoopJob
+from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric
+from studyloom.question.loop import LoopJob
 from studyloom.question.rule import Condition, Cost
 from studyloom.seeds import derive
 from studyloom.storage.attributes import OF_TRIALS
@@ -467,21 +467,6 @@ def check_names(key: str, names: Sequence[str]) -> None:
     """Raises ConfigError if a cost has the name of something else that is stored with a trial."""
     if taken := [name for name in names if name in OF_TRIALS]:
         raise ConfigError([f"{key}: {name} is a name of ours; choose another" for name in taken])
-
-
-def build_loop(
-    config: DictConfig,
-    goals: Sequence[Goal],
-    limits: Sequence[Condition],
-    *,
-    keeps: bool = False,
-    resumes: bool = False,
-) -> Loop:
-    """Returns the loop that the config of a trial names; see `Loop` for the arguments."""
-    # Hyperband compares trials by the number of epochs that it was told.
-    most = OmegaConf.select(config, "pruner.max_resource")
-    most = most if isinstance(most, int) else None
-    return Loop(build_function(config.objective), config, goals, limits, most, keeps, resumes)
 
 
 def loop_jobs(config: DictConfig, data: TrainingData, seed: int) -> list[LoopJob]:

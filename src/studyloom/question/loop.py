@@ -99,7 +99,6 @@ class Loop:
     Args:
         config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
         goals: what it returns, the metric first.
-        most_epochs: that the pruner knows of; None for any number.
         keeps: whether it must keep something, since it is to be tested.
         resumes: whether it must be able to go on from each epoch, since the pruner pauses trials.
     """
@@ -108,13 +107,18 @@ class Loop:
     config: DictConfig
     goals: Sequence[Goal]
     limits: Sequence[Condition] = ()
-    most_epochs: int | None = None
     keeps: bool = False
     resumes: bool = False
 
     @cached_property
     def called(self) -> str:
         return how_called(self.function)
+
+    @property
+    def most_epochs(self) -> int | None:
+        """How many epochs Hyperband compares trials by; None for any number."""
+        most = OmegaConf.select(self.config, "pruner.max_resource")
+        return most if isinstance(most, int) else None
 
     @property
     def metric(self) -> str:
@@ -353,15 +357,9 @@ class LoopObjective(Objective):
 
     def costs(self) -> list[Cost]:
         """Returns the costs that the loop has reported, as means over jobs."""
-        told = defaultdict[str, list[Cost]](list)
-        for costs in self._costs:
-            for name, cost in costs.items():
-                told[name].append(cost)
-        return [
-            replace(of_jobs[0], value=fmean(cost.value for cost in of_jobs))
-            for name, of_jobs in told.items()
-            if name in (self.loop.metric, *self.loop.quantities)
-        ]
+        names = dict.fromkeys([self.loop.metric, *self.loop.quantities])
+        told = [[costs[name] for costs in self._costs if name in costs] for name in names]
+        return [replace(each[0], value=fmean(c.value for c in each)) for each in told if each]
 
     def forgotten(self) -> list[str]:
         return self._forgotten

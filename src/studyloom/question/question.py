@@ -46,7 +46,6 @@ from studyloom.metrics import ANYTHING, METRICS, Goal, Metric
 from studyloom.question.jobs import (
     build_function,
     build_jobs,
-    build_loop,
     build_metric,
     build_named,
     check_names,
@@ -308,12 +307,12 @@ class Question:
 
         The key `keeps_state` of a section says so, or the attribute of that name of its class.
         """
-        kept = []
-        for name in ("sampler", "pruner"):
-            section = self.config[name]
-            if section.get(KEEPS_STATE, getattr(find_target(section), KEEPS_STATE, False)):
-                kept.append(name)
-        return tuple(kept)
+        sections = {name: self.config[name] for name in ("sampler", "pruner")}
+        return tuple(
+            name
+            for name, section in sections.items()
+            if section.get(KEEPS_STATE, getattr(find_target(section), KEEPS_STATE, False))
+        )
 
     @property
     def steps(self) -> str:
@@ -611,9 +610,9 @@ class FunctionQuestion(Question):
     def loop(self, point: Point) -> Loop:
         """Returns the loop that is called at a point."""
         resumes = getattr(self.pruner(), "pauses", False)
-        return build_loop(
-            self.at(point), self.goals, self.limits, keeps=self.tested, resumes=resumes
-        )
+        config = self.at(point)
+        function = build_function(config.objective)
+        return Loop(function, config, self.goals, self.limits, self.tested, resumes)
 
     def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
         """Calls `objective.test` for a trained loop, and returns its values, the metric first.

@@ -46,11 +46,8 @@ def code_digests(sections: Any) -> dict[str, str]:
         ConfigError: files have changed since this process imported them, so that it would call
             other code than it says; as in a notebook that runs a second study.
     """
-    found: dict[str, str] = {}
-    for target in dict.fromkeys(targets(sections)):
-        for part in _parts(target):
-            if (named := _digest(part)) is not None:
-                found[named[0]] = named[1]
+    parts = (part for target in dict.fromkeys(targets(sections)) for part in _parts(target))
+    found = dict(filter(None, map(_digest, parts)))
     if edited := [name for name in sorted(found) if _is_edited(name, found[name])]:
         raise ConfigError(
             [

@@ -59,6 +59,7 @@ AT_LEAST = {
     "study.trials": 1,
     "study.seed": 0,
     "study.epochs": 1,
+    "study.top": 1,
     "study.proposals": 0,
     "objective.folds": 1,
     "objective.seeds": 1,
@@ -307,12 +308,11 @@ def _not_searched(node: Node) -> Iterator[str]:
         )
 
 
-def _problems(node: Node, default: Any, branch: Branch) -> Iterator[str]:
+def _problems(node: Leaf | ListLeaf, default: Any, branch: Branch) -> Iterator[str]:
     """Yields why a default is not among the values of its node, each beginning with a verb."""
     if isinstance(node, Leaf):
         yield from filter(None, [why_not(node.distribution, default)])
         return
-    assert isinstance(node, ListLeaf)
     items = default if isinstance(default, list) else [default]
     yield from dict.fromkeys(filter(None, (why_not(node.item, item) for item in items)))
     if isinstance(node.length, IntDistribution):

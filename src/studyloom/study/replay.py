@@ -29,8 +29,8 @@ from studyloom.data.datasets import places
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.jobs import build_jobs, build_loop, loop_device, loop_jobs, named_goals
-from studyloom.question.loop import LoopObjective
+from studyloom.question.jobs import build_function, build_jobs, loop_device, loop_jobs, named_goals
+from studyloom.question.loop import Loop, LoopObjective
 from studyloom.question.objective import NetworkObjective, Objective, Step
 from studyloom.question.question import names_data
 from studyloom.question.rule import parse_limits
@@ -266,7 +266,8 @@ def _make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData)
         goals = [Goal(name, direction) for name, direction in named_goals(cfg.objective)]
         limits = parse_limits(value_at(cfg, "objective.constraints"), None)
         calls = loop_jobs(cfg, data, provenance.seed)
-        return LoopObjective(build_loop(cfg, goals, limits), calls, loop_device())
+        loop = Loop(build_function(cfg.objective), cfg, goals, limits)
+        return LoopObjective(loop, calls, loop_device())
     assert data.split is not None
     jobs = build_jobs(cfg, data.folds, provenance.seed)
     threads_now = torch.get_num_threads()  # as many as the trial had
