@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -423,7 +423,9 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     console = make_console()
     console.quiet = quiet
     error: Exception | None = None
-    with _quiet_optuna(), Stop(cfg.study.timeout) as stop, ExitStack() as passing:
+    with Stop(cfg.study.timeout) as stop, ExitStack() as passing:
+        passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         outputs, plan = Outputs.of_environment(take_environment()), None
         code, reason = 2, None  # until the study is open, as of the command
         try:
@@ -483,13 +485,3 @@ def _absolute(url: str) -> str:
     if address.get_backend_name() == "sqlite":
         address = address.set(database=str(Path(str(address.database)).absolute()))
     return address.render_as_string(hide_password=False)
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -41,6 +41,12 @@ class ConfigError(UserError):
     """Every mistake found in a configuration or a search space."""
 
 
+def refuse(mistakes: Sequence[str]) -> None:
+    """Raises ConfigError if there are mistakes, and tells each of them once."""
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+
+
 class DataError(UserError):
     """A data set is missing, damaged, or not what it is said to be."""
 

@@ -216,14 +216,14 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
         ConfigError: a value is missing or is none.
     """
     rest: list[str] = []
-    left = list(argv)
-    while left:
-        argument = left.pop(0)
+    left = iter(argv)
+    for argument in left:
         name, given, value = argument.partition("=")
         if name == "--events":
-            if not given and (not left or left[0].startswith("-")):
+            value = value if given else next(left, "-")
+            if value.startswith("-"):
                 raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
-            os.environ[EVENTS] = value if given else left.pop(0)
+            os.environ[EVENTS] = value
         elif argument == "--json":
             os.environ[JSON] = "1"
         elif name.lstrip("+") == "notify":
@@ -389,16 +389,15 @@ def _of_page(path: Path) -> Invocation:
 
 def _import_page(path: Path, name: str) -> ModuleType:
     """Imports a page; raises ConfigError if this process has another module or package there."""
-    module = None
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:  # something that the page imports
             raise
-    found = module or sys.modules[name.partition(".")[0]]
-    if module is None or Path(str(module.__file__)).resolve() != path.resolve():
+        module = sys.modules[name.partition(".")[0]]
+    if Path(str(module.__file__)).resolve() != path.resolve():
         raise ConfigError(
-            f"{path}: cannot be imported as {name}, since this process has {found.__file__} under "
+            f"{path}: cannot be imported as {name}, since this process has {module.__file__} under "
             "that name; run it in a process of its own"
         )
     return module

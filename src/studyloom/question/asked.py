@@ -28,7 +28,7 @@ from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data.split import make_folds
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
 from studyloom.pickled import OWN, give
 from studyloom.question.loop import WITH_TRIAL, how_called
@@ -129,8 +129,7 @@ def ask(
             _add_data(asked, options, data, trains=trains)
     except ConfigError as error:
         mistakes += error.mistakes
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     listed: list[Any] = [{group: option} for group, option in options.items()]
     if isinstance(sections.get("track"), list):
         listed += ["_self_", {"override /track": sections.pop("track")}]
@@ -240,15 +239,14 @@ def write_question(run_dir: Path, folder: Path) -> Path:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
     path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
     sections: Any = OmegaConf.to_container(read_yaml(path), resolve=False)
-    named = [each for each in targets(sections) if each.startswith(OWN)]
-    if named:
-        raise ConfigError(
-            [
-                f"{each}: a config cannot name what a notebook or script holds; move it into a "
-                "module, and import it from there"
-                for each in named
-            ]
-        )
+    refuse(
+        [
+            f"{each}: a config cannot name what a notebook or script holds; move it into a module, "
+            "and import it from there"
+            for each in targets(sections)
+            if each.startswith(OWN)
+        ]
+    )
     name = sections["study"]["name"]
     load = sections.get("data", {}).get("load", {})
     if isinstance(load, dict) and load.get("_target_") == READ_ARRAYS:

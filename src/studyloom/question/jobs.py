@@ -24,7 +24,7 @@ from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric
 from studyloom.question.loop import LoopJob
 from studyloom.question.rule import Condition, Cost
@@ -135,8 +135,7 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
             f"got {settings['reduction']}"
         )
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     lists = {key: value for key, value in settings.items() if isinstance(value, list)}
     tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in lists.items()}
     made = build({k: v for k, v in settings.items() if k not in lists}, "loss", **tensors)
@@ -201,8 +200,7 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
                 f"optimizer.groups.{name}: must have match, a pattern of parameter names or a "
                 f"list, as in {example}; got {group!r}"
             )
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     return tuple(built)
 
 
@@ -465,8 +463,8 @@ def named_goals(objective: Section) -> list[tuple[str, Any]]:
 
 def check_names(key: str, names: Sequence[str]) -> None:
     """Raises ConfigError if a cost has the name of something else that is stored with a trial."""
-    if taken := [name for name in names if name in OF_TRIALS]:
-        raise ConfigError([f"{key}: {name} is a name of ours; choose another" for name in taken])
+    taken = [name for name in names if name in OF_TRIALS]
+    refuse([f"{key}: {name} is a name of ours; choose another" for name in taken])
 
 
 def loop_jobs(config: DictConfig, data: TrainingData, seed: int) -> list[LoopJob]:

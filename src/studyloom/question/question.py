@@ -41,7 +41,7 @@ from studyloom.config.values import (
 from studyloom.data.datasets import NO_TEST, places
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import Part, TrainingData, load_shared
-from studyloom.errors import ConfigError, DataError, NoWinner, UndefinedMetric
+from studyloom.errors import ConfigError, DataError, NoWinner, UndefinedMetric, refuse
 from studyloom.metrics import ANYTHING, METRICS, Goal, Metric
 from studyloom.question.jobs import (
     build_function,
@@ -390,8 +390,7 @@ class Question:
                 values = {key: each for key, each in point.values.items() if has_key(branch, key)}
                 branch = with_values(branch, values)
             branches.append(Branch(choices, nodes, branch, point.choices))
-        if mistakes:
-            raise ConfigError(list(dict.fromkeys(mistakes)))
+        refuse(mistakes)
         return branches
 
 
@@ -436,8 +435,7 @@ class FunctionQuestion(Question):
             for section, name in named + [("space", name) for name in searched]
             if (problem := explain_key(name, config))
         ]
-        if mistakes:
-            raise ConfigError([*dict.fromkeys(mistakes)])
+        refuse(mistakes)
         config.merge_with(params)
         values = OmegaConf.create(params)
         for name in searched:
@@ -483,8 +481,7 @@ class FunctionQuestion(Question):
                     f"{key}: {who} has no parameter {name}; it has "
                     f"{', '.join(named) or 'none'}{nearest(name, [*named])}"
                 )
-        if mistakes:
-            raise ConfigError(mistakes)
+        refuse(mistakes)
         return question
 
     @property

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, Goal
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Space, is_numeric, stand_in
@@ -162,8 +162,7 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
             mistakes.append(
                 f"{where} must be a limit such as '<= 100_000' or '>= 1'; got {expression!r}"
             )
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     return limits
 
 
@@ -203,8 +202,7 @@ def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
         for name in sorted({name for each in found for name in each.names}.difference(known)):
             near = nearest(name, known) or f"; there are {', '.join(known) or 'none'}"
             mistakes.append(f"{where}: {name} is no parameter of numbers in the space{near}")
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     return tuple(relations)
 
 
@@ -291,6 +289,5 @@ def parse_rule(
     if name in goals and (word := "max" if goals[name].sign > 0 else "min") != rule[1]:
         better = "more" if word == "max" else "less"
         mistakes.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     return Rule(goals[name], tuple(conditions))

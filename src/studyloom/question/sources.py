@@ -19,7 +19,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, refuse
 from studyloom.files import PACKAGE
 from studyloom.pickled import MAIN, digests
 
@@ -48,15 +48,15 @@ def code_digests(sections: Any) -> dict[str, str]:
     """
     parts = (part for target in dict.fromkeys(targets(sections)) for part in _parts(target))
     found = dict(filter(None, map(_digest, parts)))
-    if edited := [name for name in sorted(found) if _is_edited(name, found[name])]:
-        raise ConfigError(
-            [
-                f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this "
-                "process imported it; restart it (in a notebook: the kernel), or reload the module "
-                "with importlib.reload"
-                for name in edited
-            ]
-        )
+    refuse(
+        [
+            f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this process "
+            "imported it; restart it (in a notebook: the kernel), or reload the module with "
+            "importlib.reload"
+            for name in sorted(found)
+            if _is_edited(name, found[name])
+        ]
+    )
     return {f"{CODE}{name}": found[name] for name in sorted(found)}
 
 

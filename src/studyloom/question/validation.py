@@ -8,7 +8,7 @@ pruner sees made-up trials.
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ from omegaconf import ListConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState, create_trial
-from torch import Tensor
 
 from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.schema import Config, check_name
@@ -32,6 +31,7 @@ from studyloom.errors import (
     DataError,
     UndefinedMetric,
     or_train_it_yourself,
+    refuse,
 )
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_named, network_of
@@ -93,8 +93,7 @@ def validate(question: Question, data: TrainingData) -> None:
             mistakes += _try_networks(question, data)
     if not mistakes:
         mistakes += _check_search(question)
-    if mistakes:
-        raise ConfigError(list(dict.fromkeys(mistakes)))
+    refuse(mistakes)
 
 
 # The values of our own sections
@@ -475,7 +474,7 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
         check_schedule(job.schedule)
         run = JobRun(replace(job, precision="fp32"), split)  # this may be no device for another
         model, batches = run.model, run.batches
-        steps = Steps(_strict(run.loss), run.device, "fp32", job.step, job.evaluate)
+        steps = Steps(run.loss, run.device, "fp32", job.step, job.evaluate)
         if not own:
             for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
                 batches.at(job.train[:size])
@@ -512,17 +511,6 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
         ) from error
 
 
-def _strict(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns a loss that raises where PyTorch's only warn: of targets of another shape."""
-
-    def compute(outputs: Tensor, targets: Tensor) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            return loss(outputs, targets)
-
-    return compute
-
-
 @contextlib.contextmanager
 def _explained(name: str, own: object, size: int, single: int | None = None) -> Iterator[None]:
     """Raises ValueError for what the user's `own` step, or ours, raises, with the way out.
@@ -531,7 +519,10 @@ def _explained(name: str, own: object, size: int, single: int | None = None) -> 
         single: the batch size, if that leaves a last batch of one.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            if own is None:  # PyTorch's losses only warn of targets of another shape
+                warnings.filterwarnings("error", "Using a target size", UserWarning)
+            yield
     except DataError:
         raise
     except Exception as error:

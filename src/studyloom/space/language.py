@@ -13,7 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from studyloom.errors import ConfigError
+from studyloom.errors import refuse
 from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import is_scalar, kind_of, nearest, shorten
 
@@ -43,8 +43,7 @@ def parse_space(
     """
     parser = _Parser(options)
     space = Space(tuple(parser.parse_nodes(tree, "", above)))
-    if mistakes := [*parser.mistakes, *_find_long_names(space), *_find_conflicts(space)]:
-        raise ConfigError(mistakes)
+    refuse([*parser.mistakes, *_find_long_names(space), *_find_conflicts(space)])
     return space
 
 

@@ -28,7 +28,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 
-from studyloom.errors import ConfigError
+from studyloom.errors import refuse
 from studyloom.text import as_yaml, kind_of, nearest
 
 LARGEST_GRID = 100_000  # points that are enumerated
@@ -237,14 +237,11 @@ class Space:
         Raises:
             ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
         """
-        leaves = [node for _, nodes in self.branches() for node in nodes]
-        if continuous := [
-            node.name
-            for node in leaves
-            if math.isinf(count_values(node.distribution if isinstance(node, Leaf) else node.item))
-        ]:
-            way_out = "a grid cannot enumerate a continuous range; give it a step, or a choice"
-            raise ConfigError([f"space.{name}: {way_out}" for name in continuous])
+        leaves = (node for _, nodes in self.branches() for node in nodes)
+        ranges = {n.name: n.distribution if isinstance(n, Leaf) else n.item for n in leaves}
+        continuous = [name for name, each in ranges.items() if math.isinf(count_values(each))]
+        way_out = "a grid cannot enumerate a continuous range; give it a step, or a choice"
+        refuse([f"space.{name}: {way_out}" for name in continuous])
         trail: list[int] = []  # the index of the value at each depth of the current walk
         while True:
             widths: list[int] = []

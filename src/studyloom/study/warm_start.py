@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
 from studyloom.config.values import has_key, value_at
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, refuse
 from studyloom.space.samplers import identify
 from studyloom.space.tree import (
     Parameter,
@@ -357,8 +357,7 @@ def find_warm_starts(
     elif looked and not mistakes:
         found = remember()
         studies, notes = [*found.studies], [*notes, *found.notes]
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     taken = take_points(question, studies, min(study.top, room), notes, looked=looked)
     labels = {start.earlier for start in taken}
     from_where = [each.label for each in studies if each.label in labels]
