@@ -10,7 +10,6 @@ from functools import cached_property
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
-from studyloom.errors import ConfigError, StorageError
+from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
@@ -225,12 +224,7 @@ class Study:
     def __enter__(self) -> "Study":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -289,18 +283,10 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
     """
     if "://" in str(run_dir_or_url):
         url = serve(str(run_dir_or_url))
-        return Study(opening.open_study(url, name or _only_name(url), DEADLINE))
+        return Study(opening.open_only_study(url, name, DEADLINE, "name must be given"))
     run_dir = Path(run_dir_or_url).absolute()
     url, its_name = read_run(run_dir)
     return Study(opening.open_study(serve(url), name or its_name, DEADLINE), run_dir)
-
-
-def _only_name(url: str) -> str:
-    names = opening.study_names(url, DEADLINE)
-    if len(names) != 1:
-        held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
-        raise StorageError(f"name must be given, since the database holds {held}")
-    return names[0]
 
 
 def run_from_python(

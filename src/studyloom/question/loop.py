@@ -186,17 +186,17 @@ class Loop:
 
     def check_kept(self, run: Run) -> None:
         """Raises ValueError if a call lacks what it must have to be paused, or to be tested."""
-        missing = [name for name in self.further if name not in run.costs]
-        if self.resumes and run.stage == "search" and not run.resumable:
-            raise ValueError(
-                "pruner=promotion goes on with trials from their state; call run.keep(net=…), loop "
-                "over run.epochs(…) and report there, or set pruner=asha"
-            )
-        if self.resumes and run.stage == "search" and missing:
-            raise ValueError(
-                f"pruner=promotion ranks trials by {missing[0]} too; tell {missing[0]} before the "
-                f"first report, by run.cost({missing[0]}=…), or set pruner=none"
-            )
+        if self.resumes and run.stage == "search":
+            if not run.resumable:
+                raise ValueError(
+                    "pruner=promotion goes on with trials from their state; call run.keep(net=…), "
+                    "loop over run.epochs(…) and report there, or set pruner=asha"
+                )
+            if missing := [name for name in self.further if name not in run.costs]:
+                raise ValueError(
+                    f"pruner=promotion ranks trials by {missing[0]} too; tell {missing[0]} before "
+                    f"the first report, by run.cost({missing[0]}=…), or set pruner=none"
+                )
         if self.keeps and not run.keeps:
             raise ValueError(
                 "objective.test is given what run.keep keeps; call run.keep(net=…) before the "

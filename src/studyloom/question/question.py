@@ -539,11 +539,10 @@ class FunctionQuestion(Question):
                 return True
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
-        named = [name for name in train if train[name] != default.get(name)]
         typed = {each.partition("=")[0] for each in self.composer.overrides}
-        return "model" in self.composer.choices or any(
-            f"train.{name}" not in typed for name in named
-        )
+        of_page = [name for name in train if f"train.{name}" not in typed]
+        changed = any(train[name] != default.get(name) for name in of_page)
+        return changed or "model" in self.composer.choices
 
     @functools.cached_property
     def code(self) -> dict[str, str]:

@@ -375,11 +375,11 @@ class Run:
             return self._epoch
         first = self._last + 1
         step = first if step is None else step
-        if not _is_whole(step) or not first <= step <= LARGEST:
-            most = f", and below 2**31: {LARGEST}" if _is_whole(step) and step > LARGEST else ""
+        is_whole = isinstance(step, int | np.integer) and not isinstance(step, bool)
+        if not is_whole or not first <= step <= LARGEST:
             raise UndefinedMetric(
-                f"the objective reported at step {step!r}: expected a whole number of at least "
-                f"{first}{most}"
+                f"the objective reported at step {step!r}: expected a whole number from {first} to "
+                f"{LARGEST}"
             )
         return int(step)
 
@@ -429,10 +429,6 @@ def finite(value: Any, what: str) -> float:
     if not math.isfinite(number):
         raise UndefinedMetric(f"the objective {what}: expected a finite number")
     return number
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _check_part(method: str, name: str, part: Any) -> None:

@@ -35,7 +35,7 @@ from studyloom.errors import (
 )
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_named, network_of
-from studyloom.question.loop import WITH_CONFIG, WITH_TRIAL, how_called, why_not_called
+from studyloom.question.loop import WITH_CONFIG, how_called, why_not_called
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
 from studyloom.space.samplers import DRAWS, any_point
 from studyloom.space.tree import (
@@ -355,17 +355,15 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
     key = f"objective._target_={objective['_target_']}"
     try:
         called = how_called(question.adapter)
-        problem = "" if called == WITH_TRIAL else why_not_called(question.adapter, 2)
-        if called == WITH_CONFIG and problem:
+        if called == WITH_CONFIG and (problem := why_not_called(question.adapter, 2)):
             yield (
                 f"{key}: {problem}; it is called as (config, run) -> value, or with the values of "
                 "params if run is its first parameter, or as Optuna's objective(trial)"
             )
         yield from _unread(question)
-        check = getattr(question.adapter, "check", None)
-        yield from check(question.config, question.space) if check else ()
-        test = None if objective.test is None else build_named(objective.test)
-        if test is not None and (problem := why_not_called(test, 3)):
+        check = getattr(question.adapter, "check", lambda *_: ())
+        yield from check(question.config, question.space)
+        if objective.test and (problem := why_not_called(build_named(objective.test), 3)):
             yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
         if objective.network is not None:
             with torch.random.fork_rng(devices=[]):
@@ -442,10 +440,8 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
                 everything = replace(jobs[0], train=torch.arange(len(split)))
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
                 continue
-            except ConfigError as error:
-                mistakes = error.mistakes
             except Exception as error:  # of a user's class: better now than in trial 17
-                mistakes = [describe_error(error)]
+                mistakes = getattr(error, "mistakes", [describe_error(error)])
             values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
             where = ", ".join(filter(None, [str(branch), *values]))
             for mistake in mistakes:

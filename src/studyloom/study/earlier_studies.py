@@ -20,7 +20,7 @@ from studyloom.errors import StorageError, StorageLost
 from studyloom.storage.attributes import UUID
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.opening import differences, open_study, study_names
+from studyloom.study.opening import differences, open_only_study, open_study, study_names
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
 
@@ -68,15 +68,9 @@ def read_earlier(source: str) -> Earlier:
     if "://" not in source:
         url, name = read_run(Path(source))
         url = serve(url)
-    elif not name:
-        names = study_names(url, 0.0)
-        if len(names) != 1:
-            raise StorageError(
-                f"{source_label(source)}: holds {', '.join(names) or 'no study'}; write URL#NAME"
-            )
-        name = names[0]
-    with contextlib.closing(open_study(url, name, deadline=0.0)) as stored:
-        return _as_earlier(stored, source_label(source))
+    label = source_label(source)
+    with contextlib.closing(open_only_study(url, name, 0.0, f"{label}: write URL#NAME")) as stored:
+        return _as_earlier(stored, label)
 
 
 def _as_earlier(stored: StoredStudy, label: str) -> Earlier:

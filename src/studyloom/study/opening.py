@@ -169,6 +169,21 @@ def study_names(url: str, deadline: float) -> list[str]:
     return [name for name in names if not is_stage_name(name)]
 
 
+def open_only_study(url: str, name: str | None, deadline: float, mistake: str) -> StoredStudy:
+    """Opens the study of a name, or without one the only study of a database.
+
+    Args:
+        mistake: what the user is told if there is none, or several.
+    """
+    if not name:
+        names = study_names(url, deadline)
+        if len(names) != 1:
+            held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
+            raise StorageError(f"{mistake}; the database holds {held}")
+        name = names[0]
+    return open_study(url, name, deadline)
+
+
 def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
     """Returns the ledgers of all studies that studyloom has made in a database, by study.
 
