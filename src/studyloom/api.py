@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -412,12 +412,13 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     with Stop(cfg.study.timeout) as stop, ExitStack() as passing:
         passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        outputs, plan = Outputs.of_environment(take_environment()), None
+        outputs = Outputs.of_environment(take_environment())
         code, reason = 2, None  # until the study is open, as of the command
         try:
             prepared = prepare(cfg)
             passing.enter_context(passed_on(*_to_pass_on(cfg, prepared)))
             prepared, plan = open_plan(prepared, stop, create=True)
+            passing.enter_context(closing(plan))
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             task = task_of(prepared, plan, command)
@@ -430,8 +431,6 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             error = caught
         finally:
             outputs.finish(exit_code(code, stop), reason)
-            if plan is not None:
-                plan.close()
     if stop.signal is not None:
         signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
         raise KeyboardInterrupt("the study was stopped; the same call resumes it") from error

@@ -300,20 +300,6 @@ class Invocation:
                 "this process runs a study already, and can run one at a time; "
                 "start this one in a process of its own"
             )
-        try:
-            with (
-                restored_environment(EVENTS, NOTIFY, JSON, "PYTHONPATH"),
-                restored_hydra(),
-                module_path(self.root),
-            ):
-                os.environ["PYTHONPATH"] = os.pathsep.join(own_module_path())  # for the workers
-                return self._compose_and_call(arguments(overrides), task)
-        finally:
-            _running.release()
-
-    def _compose_and_call(
-        self, argv: list[str], task: Callable[[DictConfig, tuple[str, ...]], Result]
-    ) -> Result:
         results: list[Result] = []
         errors: list[Exception] = []
 
@@ -325,16 +311,23 @@ class Invocation:
             except Exception as error:  # past Hydra, which would print it
                 errors.append(error)
 
-        register()
+        variables = restored_environment(EVENTS, NOTIFY, JSON, "PYTHONPATH")
         try:
-            hydra.initialize_config_dir(str(self.config_dir), **VERSION_BASE)
-            app = GlobalHydra.instance().hydra
-            assert app is not None
-            app.run(self.config_name, job, argv, with_log_configuration=False)
-        except Exception as error:  # of composing
-            folder, name = str(self.config_dir), self.config_name
-            mistakes = compose_mistakes(error, folder, name, argv)
-            raise ConfigError(mistakes) from (error if wants_tracebacks() else None)
+            with variables, restored_hydra(), module_path(self.root):
+                os.environ["PYTHONPATH"] = os.pathsep.join(own_module_path())  # for the workers
+                argv = arguments(overrides)
+                register()
+                try:
+                    hydra.initialize_config_dir(str(self.config_dir), **VERSION_BASE)
+                    app = GlobalHydra.instance().hydra
+                    assert app is not None
+                    app.run(self.config_name, job, argv, with_log_configuration=False)
+                except Exception as error:  # of composing
+                    folder, name = str(self.config_dir), self.config_name
+                    mistakes = compose_mistakes(error, folder, name, argv)
+                    raise ConfigError(mistakes) from (error if wants_tracebacks() else None)
+        finally:
+            _running.release()
         if errors:
             raise errors[0]
         return results[0]

@@ -25,7 +25,14 @@ from studyloom.config.compose import own_world
 from studyloom.config.values import keys_explained, value_at
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.objective import Attempt, Objective, Stopping, Tell, standard_error_of
+from studyloom.question.objective import (
+    Attempt,
+    Objective,
+    Report,
+    Stopping,
+    Tell,
+    standard_error_of,
+)
 from studyloom.question.rule import Condition, Cost
 from studyloom.question.run import Place, Run, UnfitState, finite
 from studyloom.question.trial import ObjectiveTrial
@@ -61,22 +68,6 @@ def why_not_called(function: Callable[..., Any], arguments: int) -> str:
     except TypeError as error:
         return str(error)
     return ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """A report of a loop, as a Step, by whose number it is compared with other trials.
-
-    Args:
-        seconds: since the report before, or since the call.
-        step: the number that the loop gave.
-    """
-
-    number: int
-    value: float
-    seconds: float
-    step: int
-    further: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -319,6 +310,8 @@ class LoopObjective(Objective):
                 with own_world(), keys_explained():
                     returned = loop.call(job.seed, run, make)
                 with self.ranks.deciding():
+                    if ended_by or run.unfit is not None:
+                        raise RuntimeError("the loop has caught what ends it")
                     run.flush()
                     first = self.ranks.rank == 0  # the others need not return anything
                     value = loop.values_of(returned, run) if first else 0.0
@@ -337,10 +330,6 @@ class LoopObjective(Objective):
             loop.check_kept(run)
             if position == 0:
                 self._states = run.states()
-        if ended_by:
-            raise ended_by[0]
-        if run.unfit is not None:
-            raise run.unfit
         return value
 
     def _place(self, position: int) -> Place:

@@ -6,9 +6,9 @@ reported after each epoch, or after each job if the jobs are trained in turn.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Protocol
@@ -43,17 +43,23 @@ class Stopping(Protocol):
         return
 
 
-class Step(Protocol):
-    """A report of an objective after a step, with a growing number. An Epoch of networks is one."""
+@dataclass(frozen=True)
+class Report:
+    """A report of a loop, by whose number it is compared with other trials.
 
-    @property
-    def number(self) -> int: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def seconds(self) -> float: ...
+    Args:
+        seconds: since the report before, or since the call.
+        step: the number that the loop gave.
+    """
+
+    number: int
+    value: float
+    seconds: float
+    step: int
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
+Step = Epoch | Report  # what an objective reports after a step, with a growing number
 # Called with a step that has ended; with None to store what is new of the trial.
 Tell = Callable[[Step | None], None]
 

@@ -167,9 +167,8 @@ class Question:
         The folder of the data is left out, since it differs between machines, and so is how they
         are loaded.
         """
-        sections = plain_sections(self.at(point), *SECTIONS)
-        sections = {name: each for name, each in sections.items() if name not in ("space", "loss")}
-        return without_places(without_transform(sections))
+        names = (name for name in SECTIONS if name not in ("space", "loss"))
+        return without_places(without_transform(plain_sections(self.at(point), *names)))
 
     @functools.cached_property
     def baseline(self) -> Point | None:

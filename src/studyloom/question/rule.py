@@ -26,7 +26,7 @@ from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, Goal
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Space, is_numeric, stand_in
-from studyloom.text import nearest
+from studyloom.text import nearest, shorten_end
 
 # Characters; a rule is a part of the name of the study that evaluates its candidates again.
 LONGEST = 200
@@ -258,15 +258,10 @@ def parse_rule(
     Raises:
         ConfigError: it is no rule; or every unknown name, and a wrong direction.
     """
-    if len(text) > LONGEST:
-        raise ConfigError(
-            f"{key} must have at most {LONGEST} characters; "
-            f"got {len(text)}, which begin with {text[:20]!r}"
-        )
     example = f"{'max' if known[0].sign > 0 else 'min'} {known[0].name}"
     if len(known) > 1:
         example += f" where {known[1].name} < 50_000"
-    rule = RULE.fullmatch(text)
+    rule = RULE.fullmatch(text) if len(text) <= LONGEST else None
     conditions: list[Condition] = []
     try:
         for each in _parse_conditions(rule[3]) if rule and rule[3] is not None else ():
@@ -276,8 +271,9 @@ def parse_rule(
         rule = None
     if rule is None or not all(each.sign in SIGNS for each in conditions):
         raise ConfigError(
-            f"{key}: {text!r} is no rule; write such as '{example}': each condition has one of "
-            f"{', '.join(SIGNS)} and a number, and `and` stands between two"
+            f"{key}: {shorten_end(text, 80)!r} is no rule of at most {LONGEST} characters; write "
+            f"such as '{example}': each condition has one of {', '.join(SIGNS)} and a number, and "
+            "`and` stands between two"
         )
     goals, name = {goal.name: goal for goal in known}, rule[2]
     mistakes = [

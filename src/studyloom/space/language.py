@@ -64,6 +64,7 @@ class _Parser:
         group_options = self.options(group_of(key)) if key else []
         opened: dict[str, tuple[Node, ...]] = {}
         nodes: list[Node] = []
+        lists: dict[str, Mapping[str, Any]] = {}
         for child, spec in tree.items():
             child_name = f"{name}.{child}" if name else child
             child_key = f"{key}.{child}" if key else child
@@ -78,13 +79,15 @@ class _Parser:
                     f"{opens if group_options else ''}; got {spec!r}{near}"
                 )
             elif any(kind in spec for kind in KEYS):
-                nodes += self._parse_leaf(child, spec, child_name, child_key, tree)
+                nodes += self._parse_leaf(spec, child_name, child_key, lists)
+                if "list" in spec:
+                    lists[child] = spec
             else:
                 nodes += self.parse_nodes(spec, child_name, child_key)
         return [Group(name, key, opened), *nodes] if opened else nodes
 
     def _parse_leaf(
-        self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
+        self, spec: Mapping[str, Any], name: str, key: str, lists: Mapping[str, Any]
     ) -> list[Node]:
         if group_options := self.options(group_of(key)):
             example = ", ".join(f"{option}: …" for option in group_options)
@@ -94,12 +97,12 @@ class _Parser:
             )
             return []
         if "list" in spec:
-            return self._parse_list(child, spec, name, key, siblings)
+            return self._parse_list(spec, name, key, lists)
         distribution = self._parse_distribution(spec, name, START)
         return [] if distribution is None else [Leaf(name, key, distribution, spec.get(START))]
 
     def _parse_list(
-        self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
+        self, spec: Mapping[str, Any], name: str, key: str, lists: Mapping[str, Any]
     ) -> list[Node]:
         if not self._check_keys(spec, name, START):
             return []
@@ -111,30 +114,25 @@ class _Parser:
             )
             return []
         distribution = self._parse_distribution(item, f"{name}.list")
-        length = self._parse_length(spec.get("length"), child, name, siblings)
+        length = self._parse_length(spec.get("length"), name, lists)
         if distribution is None or length is None:
             return []
         if isinstance(length, str):
-            length = key.removesuffix(child) + length
+            length = ".".join([*key.split(".")[:-1], length])
         return [ListLeaf(name, key, distribution, length, spec.get(START))]
 
     def _parse_length(
-        self, length: Any, child: str, name: str, siblings: Mapping[str, Any]
+        self, length: Any, name: str, lists: Mapping[str, Any]
     ) -> IntDistribution | str | None:
-        """Parses a length: a number, a range, or the name of a list among the siblings above."""
+        """Parses a length: a number, a range, or the name of one of the `lists` above it."""
         where = f"space.{name}.length"
         if isinstance(length, str):
-            above = list(siblings)[: list(siblings).index(child)]
-            lists = [
-                sibling
-                for sibling in above
-                if isinstance(siblings[sibling], Mapping) and "list" in siblings[sibling]
-            ]
-            if length in lists and not isinstance(siblings[length].get("length"), str):
+            if length in lists and not isinstance(lists[length].get("length"), str):
                 return length
             self.mistakes.append(
                 f"{where} must name a list above it that has its own length "
-                f"({', '.join(lists) or 'there is none'}); got {length!r}{nearest(length, lists)}"
+                f"({', '.join(lists) or 'there is none'}); "
+                f"got {length!r}{nearest(length, [*lists])}"
             )
             return None
         if type(length) is int and length >= 1:

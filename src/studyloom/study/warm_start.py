@@ -214,9 +214,10 @@ def take_points(
         if number in taken:
             notes.append(_note_taken(earlier, taken[number]))
         elif not looked:
-            notes.append(
-                f"{earlier.label}: none of its trials is taken{_why_not(question, earlier)}"
-            )
+            places = [place_point(question, trial.params) for trial in earlier.ranked[:1]]
+            wrong = "; ".join(words for placed in places for words in placed.wrong)
+            why = f": {wrong}" if wrong else ""
+            notes.append(f"{earlier.label}: none of its trials is taken{why}")
     if looked and not starts:
         notes.append(f"study.from={AUTO}: no earlier study has a point of this space; it goes on")
     return starts
@@ -272,14 +273,6 @@ def _place_trials(
             eligible = few > 0 and row < len(earlier.ranked) and at.point.params != baseline
             few -= eligible
             yield PlacedTrial(trials[row].number, at, float(scores[row]), eligible)
-
-
-def _why_not(question: "Question", earlier: Earlier) -> str:
-    """Words why the best trial of a study is no point of this one; empty if nothing is wrong."""
-    wrong = [
-        each for trial in earlier.ranked[:1] for each in place_point(question, trial.params).wrong
-    ]
-    return f": {'; '.join(wrong)}" if wrong else ""
 
 
 def _coordinates(
