@@ -26,7 +26,7 @@ WRONG = [
     ({"a": {"choice": [[1, 2], 3]}}, ["space.a.choice", "[1, 2]", "finite numbers"]),
     ({"a": {"float": [0.0, math.inf]}}, ["space.a.float", "inf", "finite"]),
     ({"a": {"int": [1, 10**400]}}, ["space.a.int", "1000", "finite"]),
-    ({"a": {"float": ["low", 1.0]}}, ["space.a.float", "'low'", "a string"]),
+    ({"a": {"float": ["low", 1.0]}}, ["space.a.float", "'low'", "finite numbers"]),
     ({"a": {"float": [0.1, 1.0], "log": "yes"}}, ["space.a.log", "'yes'", "true or false"]),
     ({"a": {"int": 5}}, ["space.a.int", "5", "must be a range [low, high]"]),
     ({"a": {"list": 5, "length": 2}}, ["space.a.list", "5", "int, float or choice"]),
@@ -42,8 +42,8 @@ WRONG = [
     ({"model": {"choice": ["mlp", "cnn"]}}, ["space.model", "group", "{mlp: …"]),
     ({"optimizer": {"lr": LR, "sgd": {"lr": LR}}}, ["space.optimizer.sgd.lr", "decides optimizer"]),
     ({"optimizer": {"lr": LR}, "optimizer.lr": LR}, ["space.optimizer.lr is given twice"]),
-    ({"x" * 513: LR}, ["space.xxx", "at most 512 characters, and has 513"]),
-    ({"x" * 506: {"list": LIST, "length": 2}}, ["at most 512 characters, and has 513"]),
+    ({"x" * 513: LR}, ["space.xxx", "at most 500 characters, and has 513"]),
+    ({"x" * 501: {"list": LIST, "length": 2}}, ["at most 500 characters, and has 501"]),
 ]
 
 

@@ -1,7 +1,6 @@
 """Composes configs: what studyloom adds to Hydra, and the command composed with other choices."""
 
 import functools
-import os
 import pickle
 import re
 import sys
@@ -119,22 +118,24 @@ class GuardedFiles(ReadOnce, FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         guard, folder = trust.active(), Path(self.path)
         # The user's own config may add folders to the search path.
-        if guard is None or self.provider == "hydra.searchpath in main" or guard.owns(folder):
-            try:
-                read = os.stat(folder / self._normalize_file_name(config_path))
-            except OSError:  # Hydra says which file is missing
-                return super().load_config(config_path)
-            key = (self.provider, self.path, config_path, read.st_mtime_ns, read.st_size)
-            return self.read_once(key, lambda: self._read(config_path))
-        result = super().load_config(config_path)
-        guard.check(folder, config_path, result.config, (result.header or {}).get("package"))
-        result.config = with_defaults(result.config)
-        return result
+        if self.provider == "hydra.searchpath in main" or (guard and guard.owns(folder)):
+            guard = None
+        load = FileConfigSource.load_config
 
-    def _read(self, config_path: str) -> ConfigResult:
-        result: ConfigResult = super().load_config(config_path)
-        result.config = with_defaults(result.config)
-        return result
+        def read() -> ConfigResult:
+            result: ConfigResult = load(self, config_path)
+            if guard is not None:
+                package = (result.header or {}).get("package")
+                guard.check(folder, config_path, result.config, package)
+            result.config = with_defaults(result.config)
+            return result
+
+        file = folder / self._normalize_file_name(config_path)
+        if guard is not None or not file.is_file():  # Hydra says which file is missing
+            return read()
+        known = file.stat()
+        key = (self.provider, self.path, config_path, known.st_mtime_ns, known.st_size)
+        return self.read_once(key, read)
 
 
 class PackagedFiles(ReadOnce, ImportlibResourcesConfigSource):

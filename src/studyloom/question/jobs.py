@@ -138,7 +138,7 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
     refuse(mistakes)
     lists = {key: value for key, value in settings.items() if isinstance(value, list)}
     tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in lists.items()}
-    made = build({k: v for k, v in settings.items() if k not in lists}, "loss", **tensors)
+    made = build(settings | tensors, "loss")
     return OneHot(made) if isinstance(made, OF_NUMBERS) else made
 
 

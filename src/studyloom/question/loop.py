@@ -159,7 +159,6 @@ class Loop:
             returned = dict(zip(names, returned, strict=True))
         told = returned if isinstance(returned, Mapping) else {self.metric: returned}
         run.cost(**{name: value for name, value in told.items() if name in self.quantities})
-        run.check_costs()
         if self.metric not in told:
             raise UndefinedMetric(
                 f"the objective returned {', '.join(map(str, told)) or 'nothing'}: expected "
@@ -219,7 +218,6 @@ class LoopObjective(Objective):
     _states: dict[str, Any] | None = None  # what the first job has kept at its end
     _saved: dict[str, Any] | None = None  # the state that the job under way goes on from
     _run: Run | None = None
-    _cut: int | None = None
     _forgotten: list[str] = field(default_factory=list)
     _restored: dict[str, Any] | None = None  # for the other ranks
 
@@ -360,9 +358,6 @@ class LoopObjective(Objective):
             if len(self.jobs) > 1 and position < len(self._values):
                 steps.append(self._end_of(position))
         return [step for step in steps if self._cut is None or step.number <= self._cut]
-
-    def cut(self, number: int) -> None:
-        self._cut = number
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns a column for each quantity that was reported, as means over jobs."""

@@ -91,6 +91,8 @@ class Objective:
     where they are wanted. Here each method answers for an evaluation without steps.
     """
 
+    _cut: int | None = None  # the last step that `cut` has left; None for all
+
     @property
     def epochs(self) -> int | None:
         """How many steps there will be, the last of which has the value; None if not known."""
@@ -135,6 +137,7 @@ class Objective:
 
         The pruner's answer comes late if the database was away: training went on meanwhile.
         """
+        self._cut = number
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns the learning curves that are stored with the trial; none before the first step.
@@ -190,7 +193,6 @@ class NetworkObjective(Objective):
     def __init__(self, training: Training, recipe: Recipe | None = None) -> None:
         self.training, self.recipe = training, recipe
         self._restored: dict[str, Any] | None = None
-        self._cut: int | None = None  # the last step that `cut` has left; None for all
 
     @property
     def epochs(self) -> int:
@@ -228,9 +230,6 @@ class NetworkObjective(Objective):
 
     def steps(self) -> list[Epoch]:
         return [step_at(self.training, position) for position in range(len(self.history))]
-
-    def cut(self, number: int) -> None:
-        self._cut = number
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns a column for each field of an epoch, as means over jobs; see `Objective.curves`.

@@ -65,7 +65,7 @@ from studyloom.question.run import TEST, Place, Run, finite
 from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
-from studyloom.space.tree import Node, Open, Point, Space, stand_in, start_of
+from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space, stand_in, start_of
 from studyloom.text import nearest
 from studyloom.training.job import Job
 from studyloom.training.randomness import seeded
@@ -98,7 +98,7 @@ class Branch:
     """
 
     choices: Mapping[str, str]
-    nodes: tuple[Node, ...]
+    nodes: tuple[Leaf | ListLeaf, ...]
     config: DictConfig
     opened: Mapping[str, str]
 

@@ -306,10 +306,6 @@ class Run:
         for name, value in quantities.items():
             number = finite(value, f"reported the cost {name}={value!r}")
             self.costs[name] = Cost(name, number, self._limits.get(name))
-        self.check_costs()
-
-    def check_costs(self) -> None:
-        """Raises Infeasible if a cost is beyond its limit; a loop may have caught it before."""
         if beyond := [str(cost) for cost in self.costs.values() if cost.excess > 0]:
             raise Infeasible("; ".join(beyond))
 

@@ -8,7 +8,7 @@ pruner sees made-up trials.
 import contextlib
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -323,13 +323,12 @@ def _problems(node: Leaf | ListLeaf, default: Any, branch: Branch) -> Iterator[s
         yield f"is not as long as {node.length}"
 
 
-def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
+def probes(leaves: tuple[Leaf | ListLeaf, ...]) -> Iterator[dict[str, Any]]:
     """Yields the values to try a branch at, by key; what is not named keeps its default.
 
     They are the defaults, the low and the high corner of the space, and each choice alone.
     """
     yield {}
-    leaves = tuple(node for node in nodes if isinstance(node, Leaf | ListLeaf))
     if not leaves:
         return
 
@@ -341,7 +340,7 @@ def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
     for node in leaves:
         if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
             yield from ({node.key: choice} for choice in node.distribution.choices)
-        elif isinstance(node, ListLeaf) and isinstance(node.item, CategoricalDistribution):
+        elif not isinstance(node, Leaf) and isinstance(node.item, CategoricalDistribution):
             for choice in node.item.choices:
                 yield low | {node.key: [choice] * len(low[node.key])}
 

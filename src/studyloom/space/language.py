@@ -15,7 +15,7 @@ from optuna.distributions import (
 
 from studyloom.errors import refuse
 from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
-from studyloom.text import is_scalar, kind_of, nearest, shorten
+from studyloom.text import is_scalar, nearest, shorten
 
 # The kinds of leaves, with the keys that each may have beside its own and `start`.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "list": ("length",),
 }
 START = "start"  # the key of the baseline's value
-LONGEST_NAME = 512  # of a parameter in Optuna's tables on PostgreSQL
+LONGEST_NAME = 500  # with `.length` a parameter has 512 in Optuna's tables on PostgreSQL
 LARGEST = sys.float_info.max  # of a database column, also for whole numbers
 
 
@@ -43,7 +43,14 @@ def parse_space(
     """
     parser = _Parser(options)
     space = Space(tuple(parser.parse_nodes(tree, "", above)))
-    refuse([*parser.mistakes, *_find_long_names(space), *_find_conflicts(space)])
+    nodes = [*space.groups(), *(leaf for _, leaves in space.branches() for leaf in leaves)]
+    long_names = [
+        f"space.{shorten(node.name, 80)}: its name must have at most {LONGEST_NAME} characters, "
+        f"and has {len(node.name)}; shorten its keys"
+        for node in nodes
+        if len(node.name) > LONGEST_NAME
+    ]
+    refuse([*parser.mistakes, *long_names, *_find_conflicts(space)])
     return space
 
 
@@ -177,9 +184,8 @@ class _Parser:
         types, numbers = ((int,), "whole numbers") if kind == "int" else ((int, float), "numbers")
         for value in (*bounds, *([] if step is None else [step])):
             if type(value) not in types or not abs(value) <= LARGEST:
-                which = f", which is {kind_of(value)}" if type(value) not in types else ""
                 self.mistakes.append(
-                    f"{where}: its ends and step must be finite {numbers}; got {value!r}{which}"
+                    f"{where}: its ends and step must be finite {numbers}; got {value!r}"
                 )
         if type(log) is not bool:
             self.mistakes.append(f"space.{name}.log must be true or false; got {log!r}")
@@ -214,10 +220,8 @@ class _Parser:
         before = len(self.mistakes)
         for value in choices:
             if not is_scalar(value) or (isinstance(value, float) and not abs(value) <= LARGEST):
-                which = "" if is_scalar(value) else f", which is {kind_of(value)}"
                 self.mistakes.append(
-                    f"{where} must hold strings, finite numbers, true, false or null; "
-                    f"got {value!r}{which}"
+                    f"{where} must hold strings, finite numbers, true, false or null; got {value!r}"
                 )
         if before == len(self.mistakes) and len(set(choices)) < len(choices):
             self.mistakes.append(
@@ -225,18 +229,6 @@ class _Parser:
                 f"Optuna; got {choices!r}"
             )
         return CategoricalDistribution(tuple(choices)) if before == len(self.mistakes) else None
-
-
-def _find_long_names(space: Space) -> Iterator[str]:
-    names = [group.name for group in space.groups()]
-    for _, leaves in space.branches():
-        names += [leaf.name if isinstance(leaf, Leaf) else f"{leaf.name}.length" for leaf in leaves]
-    for name in names:
-        if len(name) > LONGEST_NAME:
-            yield (
-                f"space.{shorten(name, 80)}: its name must have at most {LONGEST_NAME} characters, "
-                f"and has {len(name)}; shorten its keys"
-            )
 
 
 def _find_conflicts(space: Space) -> Iterator[str]:

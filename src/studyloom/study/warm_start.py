@@ -408,7 +408,8 @@ def _enqueued_points(
             yield WarmStart(placed.point, source)
 
 
-AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from
+# The attributes of a baseline that waits.
+AS_COMPOSED = {BASELINE: True, ENQUEUED: "the configuration as composed"}
 
 
 def sources_of(stored: StoredStudy) -> list[str]:
@@ -438,7 +439,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         waiting: list[tuple[Point, dict[str, Any]]] = []
         if baseline is not None:
             if not tried and points:
-                waiting.append((Point(), {BASELINE: True, ENQUEUED: AS_COMPOSED}))
+                waiting.append((Point(), AS_COMPOSED))
             tried.append(baseline.params)
         for start in points:
             if start.point.params not in tried:
@@ -490,8 +491,7 @@ def redo_baseline(stored: StoredStudy) -> None:
     def redo(connection: Connection) -> None:
         if (failed := failed_baseline(lock_trials(connection, stored))) is not None:
             sql.write(connection, [sql.set_aside(failed._trial_id)])
-            slot, attributes = failed.user_attrs[SLOT], {BASELINE: True, ENQUEUED: AS_COMPOSED}
-            _queue_trial(connection, study_id, slot, Point(), attributes)
+            _queue_trial(connection, study_id, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
 
     execute(stored.ledger.storage, redo)
     stored.storage.forget(study_id)
@@ -560,8 +560,7 @@ def propose(
     def queue(connection: Connection) -> int:
         tried = lock_trials(connection, stored)
         if baseline is not None and not tried:
-            first = {BASELINE: True, ENQUEUED: AS_COMPOSED}
-            tried.append(_queue_trial(connection, study_id, 0, Point(), first))
+            tried.append(_queue_trial(connection, study_id, 0, Point(), AS_COMPOSED))
         for trial in tried:
             if trial.user_attrs.get(PROPOSED) == mark:  # the answer to an earlier try was lost
                 return trial.number
