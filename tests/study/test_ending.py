@@ -29,7 +29,7 @@ def test_it_ends_at_the_first_estimate_below_the_regret():
     assert asked[end - 1] < 0.01
     assert all(gain is None or gain >= 0.01 for gain in asked[: end - 1])
     found = find_ending(BOUNDS, outcomes(VALUES[:end]))
-    assert (found.gain, found.slots) == (asked[end - 1], f"0-{end - 1}")
+    assert found.gain == asked[end - 1]
 
 
 def test_whatever_trials_under_way_bring_what_was_decided_stays():
@@ -86,7 +86,6 @@ def test_a_trial_under_way_or_paused_counts_when_it_has_ended_or_waits():
     waiting = [o._replace(value=None) if o.slot == 1 else o for o in outcomes(VALUES[:end])]
     running = [o._replace(ended=False) if o.slot == 1 else o for o in waiting]
     assert gain_of(BOUNDS, waiting) < gain_of(BOUNDS, running)
-    assert find_ending(replace(BOUNDS, regret=1), running).slots == f"0, 2-{end - 1}"
 
 
 def test_it_ends_when_its_trials_have_cost_the_limit_by_their_gpus_or_else_their_cores():

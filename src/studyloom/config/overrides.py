@@ -174,26 +174,18 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
             config = hydra.compose(config_name, options.overrides)
         except Exception:  # of Hydra, of OmegaConf, and what they failed to wrap
             config = hydra.compose(config_name)
-        groups = [group for group in STUDY_GROUPS if group_options(group)]
-        named = [
-            textwrap.fill(
-                f"{group}={', '.join(group_options(group))}",
-                80,
-                initial_indent="  ",
-                subsequent_indent="    ",
-            )
-            for group in groups
-        ]
+        wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ")
+        groups = {group: ", ".join(group_options(group)) for group in STUDY_GROUPS}
+        named = [wrapper.fill(f"{group}={each}") for group, each in groups.items() if each]
     text = OmegaConf.to_yaml(config)
     kept = [line for line in text.splitlines() if not line.endswith((": null", "???"))]
-    keys = [f"  {line}" for line in kept]
     parts = [
         about.strip(),
         PAGE_OPTIONS,
         "groups, of which an override chooses another option:",
         *named,
         "\nkeys, which an override such as study.trials=50 sets (null ones are left out):",
-        *keys,
+        *(f"  {line}" for line in kept),
     ]
     return printable("\n".join(parts))
 

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial
 from studyloom.storage.attributes import BOUNDS, ENDED, MADE, SLOT, TIMES
 from studyloom.study import failures
 from studyloom.study.stored_study import StoredStudy, is_stage_name
-from studyloom.text import format_ranges, format_value
+from studyloom.text import format_value
 
 SHARE = 0.2  # of the trials: the largest that saves 30 % on HPOLib with 40 trials
 FEWEST = 3  # of the best, since two may be alike by chance
@@ -134,7 +134,6 @@ class Ending:
 
     Args:
         gain: what the further trials were expected to gain; None if epochs or money are spent.
-        slots: those whose trials had ended when that was decided, as ranges; "" if epochs decide.
         spent: what the trials have cost; None if that does not decide.
     """
 
@@ -142,7 +141,6 @@ class Ending:
     bounds: Bounds
     epochs: int
     gain: float | None = None
-    slots: str = ""
     spent: float | None = None
 
     @property
@@ -160,8 +158,7 @@ class Ending:
 
     def decision(self) -> dict[str, Any]:
         """Returns the stored decision, for `find_ending`."""
-        decided = {"regret": self.bounds.regret, "trials": self.bounds.trials}
-        return decided | {"gain": self.gain, "slots": self.slots}
+        return {"regret": self.bounds.regret, "trials": self.bounds.trials, "gain": self.gain}
 
 
 def find_ending(
@@ -186,12 +183,11 @@ def find_ending(
     if bounds.regret is None:
         return None
     if _holds(decided, bounds):
-        return Ending(begun, bounds, epochs, float(decided["gain"]), str(decided.get("slots")))
+        return Ending(begun, bounds, epochs, float(decided["gain"]))
     gain = gain_of(bounds, first) if decide else None
     if gain is None or gain >= bounds.regret:
         return None
-    slots = format_ranges(sorted(outcome.slot for outcome in first if outcome.ended))
-    return Ending(begun, bounds, epochs, gain, slots)
+    return Ending(begun, bounds, epochs, gain)
 
 
 def _holds(decided: Any, bounds: Bounds) -> bool:
