@@ -1,6 +1,5 @@
 """studyloom from Python: run a study, and look at it. Importing this module imports no torch."""
 
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -301,8 +300,7 @@ def run_from_python(
 def _run(
     invocation: "Invocation", overrides: Sequence[str], *, quiet: bool, is_call: bool = False
 ) -> Study:
-    from studyloom.config.main import restored_environment
-    from studyloom.launch.task import WORKER_VARIABLE, Command
+    from studyloom.launch.task import Command
 
     began = time.monotonic()
 
@@ -312,9 +310,7 @@ def _run(
         command = Command(program, arguments, lambda: time.monotonic() - began, is_call)
         return _conduct(cfg, command, quiet=quiet)
 
-    with restored_environment(WORKER_VARIABLE):
-        os.environ.pop(WORKER_VARIABLE, None)  # set where an objective runs a study of its own
-        return invocation.call(overrides, conduct)
+    return invocation.call(overrides, conduct)
 
 
 def search(

@@ -52,6 +52,7 @@ Task = Callable[[DictConfig], None]
 # What a command tells, and to whom, is no part of a study: it goes to the environment, so that no
 # config can ask for it and Hydra writes none of it to files. A notify URL often holds a secret.
 EVENTS, NOTIFY, JSON = "STUDYLOOM_EVENTS", "STUDYLOOM_NOTIFY", "STUDYLOOM_JSON"
+WORKER = "STUDYLOOM_WORKER"  # set in the environment of a worker
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
 GIVEN = "given"  # the name of a DictConfig that was written to files, and of its options
 _running = threading.Lock()  # Hydra's state and the environment belong to the whole process
@@ -152,7 +153,7 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
             "as conf/space/mine.yaml, and choose that with space=mine"
         )
     quiet = ("study.dry_run", "-", "hydra.")  # what Hydra is asked for has no line before it
-    is_read = not os.environ.get(JSON) and "STUDYLOOM_WORKER" not in os.environ
+    is_read = not os.environ.get(JSON) and WORKER not in os.environ
     if is_read and not any(argument.startswith(quiet) for argument in argv):
         print(f"{config_name}: starting", flush=True)
 
@@ -311,9 +312,10 @@ class Invocation:
             except Exception as error:  # past Hydra, which would print it
                 errors.append(error)
 
-        variables = restored_environment(EVENTS, NOTIFY, JSON, "PYTHONPATH")
+        variables = restored_environment(EVENTS, NOTIFY, JSON, WORKER, "PYTHONPATH")
         try:
             with variables, restored_hydra(), module_path(self.root):
+                os.environ.pop(WORKER, None)  # whose objective runs a study of its own
                 os.environ["PYTHONPATH"] = os.pathsep.join(own_module_path())  # for the workers
                 argv = arguments(overrides)
                 register()
