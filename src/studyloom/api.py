@@ -20,7 +20,6 @@ from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
-from studyloom.storage.urls import parse_url
 from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.rows import Rows, curve_rows, trial_rows
@@ -430,8 +429,8 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     if stop.signal is not None:
         signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
         raise KeyboardInterrupt("the study was stopped; the same call resumes it") from error
-    name, url = str(cfg.study.name), _absolute(prepared.url)
-    return Study(opening.open_study(url, name, DEADLINE), prepared.run_dir.absolute())
+    stored = opening.open_study(prepared.url, str(cfg.study.name), DEADLINE)
+    return Study(stored, prepared.run_dir.absolute())
 
 
 def _to_pass_on(cfg: DictConfig, prepared: "Prepared") -> tuple[list[str], dict[str, str]]:
@@ -458,11 +457,3 @@ def _to_pass_on(cfg: DictConfig, prepared: "Prepared") -> tuple[list[str], dict[
         )
     digests = {key.removeprefix(CODE): each for key, each in prepared.question.code.items()}
     return named, {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
-
-
-def _absolute(url: str) -> str:
-    """Returns a storage URL that still holds when the working directory changes."""
-    address = parse_url(url)
-    if address.get_backend_name() == "sqlite":
-        address = address.set(database=str(Path(str(address.database)).absolute()))
-    return address.render_as_string(hide_password=False)
