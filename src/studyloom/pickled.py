@@ -69,10 +69,10 @@ def passed_on(names: list[str], known: Mapping[str, str]) -> Iterator[None]:
             try:
                 cloudpickle.dumps(value)
             except Exception as error:
+                words = " ".join(str(error).split())
                 raise ConfigError(
-                    f"{name}: cannot be given to worker processes: "
-                    f"{' '.join(str(error).split())}; open files and connections within it, or set "
-                    "workers=1"
+                    f"{name}: cannot be given to worker processes: {words}; open files and "
+                    "connections within it, or set workers=1"
                 ) from error
         raise
     with tempfile.TemporaryFile(prefix="studyloom-") as file:

@@ -96,7 +96,7 @@ def test_a_start_that_cannot_be_is_refused():
     points = f"study.enqueue=[{CNN},{MLP}]"
     for overrides, words in (
         (["study.enqueue=[1]"], "study.enqueue must be a list of points, such as"),
-        ([points, "study.trials=2"], "2 points beside the baseline are more than study.trials=2"),
+        ([points, "study.trials=2"], "1 of 2 points find no room in study.trials=2; raise"),
     ):
         assert any(words in line for line in mistakes_of(*overrides))
 

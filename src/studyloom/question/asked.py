@@ -148,9 +148,8 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
     except (AttributeError, ImportError, ValueError):
         pass
     return [
-        f"{target}: no other process finds it by this name; give a class, or a function with a "
-        "def, at the top level of the notebook, script or module; "
-        f"got {type(subject).__name__}"
+        f"{target}: no other process finds it by this name; give a class or a def at the top "
+        f"level of the notebook, script or module; got {type(subject).__name__}"
     ]
 
 

@@ -167,8 +167,7 @@ class Loop:
         if missing := [name for name in self.quantities if name not in run.costs]:
             raise UndefinedMetric(
                 f"the objective reported no {missing[0]}, which objective.constraints or "
-                f"objective.metric names: expected it by run.cost({missing[0]}=…), or in a dict "
-                "that it returns"
+                f"objective.metric names: expected run.cost({missing[0]}=…), or a dict with it"
             )
         value = told[self.metric]
         shown = "None, and not run.value" if value is None else repr(value)

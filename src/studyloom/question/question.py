@@ -291,6 +291,9 @@ class Question:
             section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
         offered = {"seed": seed, "space": self.space, "baseline": self.baseline}
         sampler: BaseSampler = _build_part(section, "sampler", **offered)
+        if self.suggests and (given := value_at(self.config, PARAMS)):
+            section = {"_target_": "optuna.samplers.PartialFixedSampler", "fixed_params": given}
+            sampler = _build_part(section, "sampler", base_sampler=sampler)
         return sampler
 
     def pruner(self) -> BasePruner:
@@ -490,8 +493,7 @@ class FunctionQuestion(Question):
             return ""
         return (
             f"{self.config.objective['_target_']}(trial) keeps no state: a trial whose worker dies "
-            "begins anew with its parameters, and the winner is not tested; a loop (config, run) "
-            "has run.keep and objective.test"
+            "begins anew, and the winner is not tested; a loop has run.keep and objective.test"
         )
 
     def at(self, point: Point) -> DictConfig:
@@ -501,15 +503,6 @@ class FunctionQuestion(Question):
             raise ConfigError(f"a parameter of a trial would be resolved: {point.params!r}")
         params = {**(value_at(self.config, PARAMS) or {}), **point.params}
         return with_values(self.config, {PARAMS: params})
-
-    def sampler(self, number: int) -> BaseSampler:
-        sampler = super().sampler(number)
-        if not self.suggests or not (given := value_at(self.config, PARAMS)):
-            return sampler
-        offered = {"fixed_params": given, "base_sampler": sampler}
-        section = {"_target_": "optuna.samplers.PartialFixedSampler"}
-        partial: BaseSampler = _build_part(section, "sampler", **offered)
-        return partial
 
     @classmethod
     def gather(cls, cfg: DictConfig) -> TrainingData:

@@ -36,9 +36,7 @@ LIMIT = re.compile(rf"\s*(<=|>=)\s*({NUMBER})\s*", re.ASCII)
 NAME = r"[A-Za-z_][\w.]*"
 TOKEN = re.compile(rf"\s*({NUMBER.removeprefix('[-+]?')}|{NAME}|[<>]=?|==|[-+*/%()])\s*", re.ASCII)
 RULE = re.compile(rf"\s*(max|min)\s+({NAME})(?:\s+where\s+(.*))?\s*", re.ASCII | re.DOTALL)
-WHERE_COSTS = (
-    "; what a network costs is known where objective.metric or objective.constraints names it"
-)
+WHERE_COSTS = "; a cost is known where objective.metric or objective.constraints names it"
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -258,9 +256,7 @@ def parse_rule(
     Raises:
         ConfigError: it is no rule; or every unknown name, and a wrong direction.
     """
-    example = f"{'max' if known[0].sign > 0 else 'min'} {known[0].name}"
-    if len(known) > 1:
-        example += f" where {known[1].name} < 50_000"
+    example = Rule(known[0], tuple(Condition(goal.name, "<", 50_000) for goal in known[1:2]))
     rule = RULE.fullmatch(text) if len(text) <= LONGEST else None
     conditions: list[Condition] = []
     try:

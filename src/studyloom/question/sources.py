@@ -51,8 +51,7 @@ def code_digests(sections: Any) -> dict[str, str]:
     refuse(
         [
             f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this process "
-            "imported it; restart it (in a notebook: the kernel), or reload the module with "
-            "importlib.reload"
+            "imported it; restart it (in a notebook: the kernel), or use importlib.reload"
             for name in sorted(found)
             if _is_edited(name, found[name])
         ]

@@ -106,8 +106,7 @@ class ObjectiveTrial(optuna.Trial):
             elif name not in self._known:
                 raise ValueError(
                     f"the trial that is repeated has no parameter {name}, it has "
-                    f"{', '.join(self._known) or 'none'}; suggest what follows from the parameters "
-                    "before, and not from chance or from results"
+                    f"{', '.join(self._known) or 'none'}; suggest what follows from those before"
                 )
             value = super()._suggest(name, distribution)
             if self._known is None:

@@ -199,9 +199,8 @@ def _check_goals(question: Question) -> Iterator[str]:
             pruner = question.pruner()
             if not isinstance(pruner, NopPruner) and not getattr(pruner, "pauses", False):
                 yield (
-                    f"pruner={question.composer.choices.get('pruner')} compares trials by a single "
-                    f"value, and objective.metric names {' and '.join(goal.name for goal in goals)}"
-                    "; set pruner=promotion or none, or name one"
+                    f"pruner={question.composer.choices.get('pruner')} compares by one value, and "
+                    "objective.metric names several; set pruner=promotion or none, or name one"
                 )
 
 

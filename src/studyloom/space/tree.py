@@ -439,12 +439,10 @@ def stand_in(choices: Mapping[str, str], parameter: Parameter, end: int = 0) -> 
 
     An option is as chosen if the space has it; any other parameter is at an end; see `end_of`.
     """
-    distribution = parameter.distribution
-    if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
-        option = choices.get(group_of(parameter.key))
-        if option in distribution.choices:
-            return option
-    return end_of(distribution, end)
+    option = choices.get(group_of(parameter.key)) if parameter.role == "option" else None
+    if option is not None and why_not(parameter.distribution, option) is None:
+        return option
+    return end_of(parameter.distribution, end)
 
 
 def end_of(distribution: BaseDistribution, end: int) -> Any:

@@ -339,9 +339,8 @@ def find_warm_starts(
         )
     room = question.trials() - (question.baseline is not None) - len(points)
     if room < 0:
-        beside = " beside the baseline" if question.baseline is not None else ""
         mistakes.append(
-            f"study.enqueue: {len(points)} points{beside} are more than "
+            f"study.enqueue: {-room} of {len(points)} points find no room in "
             f"study.trials={study.trials}; raise study.trials, or remove points"
         )
     sources, studies, looked = [AUTO], list[Earlier](), wanted == AUTO and AUTO not in begun
@@ -573,8 +572,7 @@ def propose(
                 )
         if sum(PROPOSED in trial.user_attrs for trial in tried) >= most:
             raise ConfigError(
-                f"study.proposals: {most} of {trials} trials may be proposed, and have been; the "
-                "sampler chooses the rest"
+                f"study.proposals: {most} of {trials} trials may be proposed, and have been"
             )
         if not (slots := untouched(connection, study_id, trials)):
             raise ConfigError(f"all {trials} trials have begun; a larger study.trials makes room")
