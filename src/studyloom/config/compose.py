@@ -66,9 +66,8 @@ def with_defaults(config: Any) -> Any:
 
     Only if that has `studyloom`, which stands for these too; Hydra's own log files are left out.
     """
-    named = config.get("defaults") if isinstance(config, DictConfig) else None
-    plain: Any = [] if named is None else OmegaConf.to_container(named, resolve=False)
-    listed = list(plain)
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    listed = list(plain.get("defaults") or ()) if isinstance(plain, dict) else []
     if "studyloom" not in listed:
         return config
     keys = {str(key) for item in listed if isinstance(item, dict) for key in item}

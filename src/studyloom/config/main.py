@@ -263,8 +263,7 @@ def trusted_by(argv: Sequence[str]) -> tuple[str, ...]:
     values = [
         argument.partition("=")[2] for argument in argv if argument.lstrip("+").startswith("trust=")
     ]
-    value = values[-1] if values else ""
-    return tuple(name for name in re.split(r"[\s,]+", value.strip("'\"[] ")) if name)
+    return tuple(re.findall(r"""[^\s,'"\[\]]+""", values[-1])) if values else ()
 
 
 @dataclass(frozen=True)
@@ -378,8 +377,17 @@ def _of_page(path: Path) -> Invocation:
     root, name = _module_of(path.resolve())
     with module_path(root):
         module = _import_page(path, name)
-    config_path, config_name = _decorated(module, path)
-    return Invocation(path.resolve().parent / config_path, config_name, ("-m", name), root)
+    pages = [
+        value
+        for value in vars(module).values()
+        if hasattr(value, "config_path") and value.__module__ == module.__name__
+    ]
+    if len(pages) != 1:
+        raise ConfigError(
+            f"{path}: must have one function decorated with studyloom.config.hydra_main, such as "
+            f"`main`; it has {len(pages)}"
+        )
+    return Invocation(Path(pages[0].config_path), pages[0].config_name, ("-m", name), root)
 
 
 def _import_page(path: Path, name: str) -> ModuleType:
@@ -396,18 +404,6 @@ def _import_page(path: Path, name: str) -> ModuleType:
             "that name; run it in a process of its own"
         )
     return module
-
-
-def _decorated(module: ModuleType, path: Path) -> tuple[str, str]:
-    """Returns the config_path and config_name of the function that `hydra_main` decorates."""
-    named = [value for value in vars(module).values() if hasattr(value, "config_path")]
-    pages = [value for value in named if value.__module__ == module.__name__]
-    if len(pages) != 1:
-        raise ConfigError(
-            f"{path}: must have one function decorated with studyloom.config.hydra_main, such as "
-            f"`main`; it has {len(pages)}"
-        )
-    return str(pages[0].config_path), str(pages[0].config_name)
 
 
 def _module_of(path: Path) -> tuple[Path, str]:

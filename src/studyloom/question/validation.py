@@ -38,16 +38,7 @@ from studyloom.question.jobs import build_jobs, build_named, network_of
 from studyloom.question.loop import WITH_CONFIG, how_called, why_not_called
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
 from studyloom.space.samplers import DRAWS, any_point
-from studyloom.space.tree import (
-    LARGEST_GRID,
-    Leaf,
-    ListLeaf,
-    Node,
-    Space,
-    end_of,
-    group_of,
-    why_not,
-)
+from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Space, end_of, group_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule
@@ -235,7 +226,7 @@ def _check_groups(question: Question) -> Iterator[str]:
         if option != chosen.get(group_of(group.key))
     ]
     for group in groups:
-        yield from _not_searched(group)
+        yield from _not_searched(group.name, group.key)
         name = group_of(group.key)
         option = chosen.get(name)
         inside = not group.name.startswith(tuple(shut))
@@ -253,7 +244,7 @@ def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
     chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
     ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
     for node in branch.nodes:
-        if mistakes := [*_not_searched(node)]:
+        if mistakes := [*_not_searched(node.name, node.key)]:
             yield from mistakes
         elif unknown := explain_key(node.key, branch.config):
             section, _, below = node.key.partition(".")
@@ -282,7 +273,7 @@ def _check_relations(question: Question) -> Iterator[str]:
         yield f"study.repeats=false is for a space of finitely many points; {way_out}"
 
 
-def _to_add(question: Question, branch: Branch, node: Node) -> str:
+def _to_add(question: Question, branch: Branch, node: Leaf | ListLeaf) -> str:
     """Says which line is to be added to which file of the user's own for a key; "" if to none."""
     section, _, name = node.key.partition(".")
     of_params = section == "params"
@@ -296,12 +287,12 @@ def _to_add(question: Question, branch: Branch, node: Node) -> str:
     return line_to_add(name, value, file, "params" if of_params else "")
 
 
-def _not_searched(node: Node) -> Iterator[str]:
+def _not_searched(name: str, key: str) -> Iterator[str]:
     """Yields why a key cannot be searched."""
-    section = node.key.partition(".")[0]
+    section = key.partition(".")[0]
     if section in Config.__dataclass_fields__ and section not in SEARCHED:
         yield (
-            f"space.{node.name}: {section} is the same for all trials; what can be searched is "
+            f"space.{name}: {section} is the same for all trials; what can be searched is "
             f"{', '.join(SEARCHED)}"
         )
 

@@ -6,15 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from studyloom.errors import refuse
-from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
+from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import is_scalar, nearest, shorten
 
 # The kinds of leaves, with the keys that each may have beside its own and `start`.
@@ -169,7 +164,7 @@ class _Parser:
 
     def _parse_distribution(
         self, spec: Mapping[str, Any], name: str, *more: str
-    ) -> BaseDistribution | None:
+    ) -> Distribution | None:
         """Parses an int, a float or a choice, which may have more keys."""
         if not self._check_keys(spec, name, *more):
             return None

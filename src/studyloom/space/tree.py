@@ -31,6 +31,7 @@ from optuna.trial import BaseTrial
 from studyloom.errors import refuse
 from studyloom.text import as_yaml, kind_of, nearest
 
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 LARGEST_GRID = 100_000  # points that are enumerated
 
 
@@ -49,7 +50,7 @@ class Leaf:
 
     name: str
     key: str
-    distribution: BaseDistribution
+    distribution: Distribution
     start: Any = None
 
 
@@ -69,7 +70,7 @@ class ListLeaf:
 
     name: str
     key: str
-    item: BaseDistribution
+    item: Distribution
     length: IntDistribution | str
     start: Any = None
 
@@ -107,7 +108,7 @@ class Parameter:
     """
 
     name: str
-    distribution: BaseDistribution
+    distribution: Distribution
     key: str
     role: Literal["option", "value", "length", "item"]
     index: int = 0
@@ -343,7 +344,7 @@ def _count_points(nodes: Sequence[Node]) -> float:
     return total
 
 
-def count_values(distribution: BaseDistribution) -> float:
+def count_values(distribution: Distribution) -> float:
     """Returns the number of values of a distribution; infinity if it is continuous."""
     match distribution:
         case CategoricalDistribution(choices=choices):
@@ -354,10 +355,9 @@ def count_values(distribution: BaseDistribution) -> float:
             if step is not None:
                 return round((high - low) / step) + 1
             return 1 if low == high else math.inf
-    raise AssertionError(distribution)
 
 
-def middle_of(distribution: BaseDistribution) -> Any:
+def middle_of(distribution: Distribution) -> Any:
     """Returns the value in the middle of a range, on the scale on which it is drawn.
 
     Of choices that are not ordered it is the first.
@@ -373,7 +373,6 @@ def middle_of(distribution: BaseDistribution) -> Any:
                 return nth_value(distribution, int(count_values(distribution)) // 2)
             middle = math.sqrt(low) * math.sqrt(high) if log else low / 2 + high / 2
             return min(max(low, float(f"{middle:.4g}")), high)
-    raise AssertionError(distribution)
 
 
 def start_of(node: Leaf | ListLeaf, default: Any, length_of: Callable[[str], int]) -> Any:
@@ -394,7 +393,7 @@ def start_of(node: Leaf | ListLeaf, default: Any, length_of: Callable[[str], int
     return [middle_of(node.item)] * count
 
 
-def nth_value(distribution: BaseDistribution, index: int) -> Any:
+def nth_value(distribution: Distribution, index: int) -> Any:
     """Returns the value at a position of a finite distribution as written: 0.3, not 3 × 0.1."""
     match distribution:
         case CategoricalDistribution(choices=choices):
@@ -403,10 +402,9 @@ def nth_value(distribution: BaseDistribution, index: int) -> Any:
             return low + index * step
         case FloatDistribution(low=low, step=step):
             return low if step is None else float(Decimal(str(low)) + index * Decimal(str(step)))
-    raise AssertionError(distribution)
 
 
-def why_not(distribution: BaseDistribution, value: Any) -> str | None:
+def why_not(distribution: Distribution, value: Any) -> str | None:
     """Explains why a distribution cannot give a value: "is outside …"; None if it can."""
     match distribution:
         case CategoricalDistribution(choices=choices):
@@ -426,7 +424,6 @@ def why_not(distribution: BaseDistribution, value: Any) -> str | None:
             if abs(steps - round(steps)) < 1e-8:
                 return None
             return f"is not one of {low:.15g}, {low + (step or 0):.15g}, … {high:.15g}"
-    raise AssertionError(distribution)
 
 
 def is_numeric(distribution: BaseDistribution) -> bool:
@@ -445,11 +442,10 @@ def stand_in(choices: Mapping[str, str], parameter: Parameter, end: int = 0) -> 
     return end_of(parameter.distribution, end)
 
 
-def end_of(distribution: BaseDistribution, end: int) -> Any:
+def end_of(distribution: Distribution, end: int) -> Any:
     """Returns the low end or first choice of a distribution for 0, the high or last for -1."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[end]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
     return (distribution.low, distribution.high)[end]
 
 
