@@ -82,7 +82,7 @@ def test_a_metric_that_cannot_be_is_refused_with_the_way_out():
         (["objective.metric=f1_marco"], "=f1_marco: unknown metric; .*did you mean f1_macro"),
         (
             ["objective.metric=mse", "objective.direction=maximize"],
-            r"objective\.direction must be minimize, since less mse is better; got maximize",
+            r"objective\.direction must be minimize for mse; got maximize",
         ),
         ([own % ("margin", ", _partial_: true")], "since margin does not say which is better"),
         ([own % ("Four", "")], "Four returned 4; .* a function needs _partial_: true"),

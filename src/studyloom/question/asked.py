@@ -104,15 +104,15 @@ def ask(
         parameters = {*inspect.signature(subject).parameters}
     except (TypeError, ValueError):  # it is called by nobody, or written in C
         parameters = set()
-    is_class = inspect.isclass(subject)
-    trains = bool(OF_NETWORK & parameters) or (is_class and issubclass(subject, nn.Module))
+    base = subject if isinstance(subject, type) else object
+    trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
     sections: Any = OmegaConf.to_container(given)
     asked = Asked(sections)
     mistakes += filter(None, [check_name(str(sections["study"]["name"]))])
     section = sections.setdefault("model" if trains else "objective", {})
     section["_target_"] = target
     if not trains and "direction" not in section:
-        if parameters and not is_class and how_called(subject) == WITH_TRIAL:  # as in Optuna
+        if parameters and base is object and how_called(subject) == WITH_TRIAL:  # as in Optuna
             section |= {"metric": section.get("metric", "value"), "direction": "minimize"}
         else:
             mistakes.append("maximize or minimize must name the value that the function reports")

@@ -220,10 +220,9 @@ def build_metric(objective: Section) -> Metric:
         near = nearest(str(named), [*METRICS])
         raise ConfigError(f"objective.metric={named}: unknown metric; {options}{near}")
     if direction not in (None, metric.direction):
-        better = "more" if metric.sign > 0 else "less"
         raise ConfigError(
-            f"objective.direction must be {metric.direction}, since {better} {metric.name} is "
-            f"better; got {direction}; leave the direction out, or choose another metric"
+            f"objective.direction must be {metric.direction} for {metric.name}; got {direction}; "
+            "leave the direction out, or choose another metric"
         )
     return metric
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -101,10 +101,6 @@ class Loop:
     keeps: bool = False
     resumes: bool = False
 
-    @cached_property
-    def called(self) -> str:
-        return how_called(self.function)
-
     @property
     def most_epochs(self) -> int | None:
         """How many epochs Hyperband compares trials by; None for any number."""
@@ -144,11 +140,11 @@ class Loop:
         Args:
             make_trial: makes the trial of an objective of Optuna's, given the values of `params`.
         """
-        config = self.config_of(seed)
-        if self.called == WITH_CONFIG:
+        config, called = self.config_of(seed), how_called(self.function)
+        if called == WITH_CONFIG:
             return self.function(config, run)
         params = value_at(config, "params") or {}
-        if self.called == WITH_PARAMS:
+        if called == WITH_PARAMS:
             return self.function(run, **params)
         return self.function(make_trial(known=params, goals=self.goals, run=run))
 
