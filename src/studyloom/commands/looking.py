@@ -188,37 +188,23 @@ def doctor(arguments: argparse.Namespace) -> int:
     url, name = (arguments.storage, None)
     if arguments.run_dir is not None:
         url, name = locate_study(arguments)
-    if arguments.json:
-        return print_findings(url, name, arguments)
-    if not arguments.repair:
-        return show(url, arguments.run_dir)
 
     def confirm() -> bool:
-        if arguments.yes or not sys.stdin.isatty():
+        if arguments.yes or arguments.json or not sys.stdin.isatty():
             return bool(arguments.yes)
         return input("mend this? [y/N] ").strip().lower() in ("y", "yes")
 
-    return repair(url, name, confirm)
-
-
-def print_findings(url: str, name: str | None, arguments: argparse.Namespace) -> int:
-    """Prints the checks, or repairs, as JSON. Returns the exit code, as `doctor` does."""
-    from studyloom.study.opening import open_ledgers
-    from studyloom.views.doctor import disagreements, examine, repair
-
     checks, differences, mended = list[dict[str, str]](), list[str](), None
     if arguments.repair:
-        found = disagreements(open_ledgers(url, 0.0), name)
-        differences = [f"{study}: {words}" for study, _, words in found]
-        with contextlib.redirect_stdout(sys.stderr):
-            code = repair(url, name, lambda: bool(arguments.yes))
-        mended = bool(differences) and code == 0
+        with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+            differences, mended = repair(url, name, confirm)
     else:
-        for check, finding in examine(url, arguments.run_dir):
-            checks.append({"name": check, "state": str(finding.state), "words": finding.words})
-        code = 2 if any(check["state"] == "to do" for check in checks) else 0
-    document = {"checks": checks, "differences": differences, "mended": mended}
-    print_json(document | {"exit_code": code})
+        checks = show(url, arguments.run_dir, quiet=arguments.json)
+    undone = any(check["state"] == "to do" for check in checks) or (differences and not mended)
+    code = 2 if undone else 0
+    if arguments.json:
+        document = {"checks": checks, "differences": differences, "mended": mended}
+        print_json(document | {"exit_code": code})
     return code
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,14 @@ class Outputs:
         as_json: whether standard output gets a JSON object at the end, and nothing else.
 
     Attributes:
-        listeners: called with each progress that is read.
+        listeners: called with each progress that is read, and told how the command ends.
     """
 
     def __init__(
         self, events: "EventFile | None" = None, notices: Any = None, *, as_json: bool = False
     ) -> None:
-        self.events, self.notices, self.as_json = events, notices, as_json
-        self.heartbeat: Heartbeat | None = None
-        self.listeners: Sequence[Callable[[Progress], None]] = ()
+        self.events, self.as_json = events, as_json
+        self.listeners: list[Any] = [each for each in (events, notices) if each is not None]
         self._progress: Progress | None = None
         self._reader: JobReader | None = None
         self._run_dir: Path | None = None
@@ -79,11 +78,9 @@ class Outputs:
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:
         """Begins to tell of the study of a search."""
         self._reader, self._run_dir = JobReader(stored), run_dir
-        self.heartbeat = Heartbeat(run_dir)
+        self.listeners.insert(0, Heartbeat(run_dir))  # the first to tell, since others may wait
         if self.events is not None:
             self.events.attach(stored)
-        given = (self.events, self.notices, self.heartbeat)
-        self.listeners = [listener for listener in given if listener is not None]
 
     def read(self) -> Progress:
         """Reads the job as it is now; only after `attach`. Raises StorageError."""
@@ -104,11 +101,8 @@ class Outputs:
         """Tells with which exit code the command ends, and in words why, if it is not 0."""
         self.look()
         reason = None if reason is None else mask_passwords(reason)
-        if self.heartbeat is not None:
-            self.heartbeat.finish(code)
-        for told in (self.events, self.notices):
-            if told is not None:
-                told.finish(code, reason)
+        for listener in self.listeners:
+            listener.finish(code, reason)
         if self.as_json:
             print_json(run_document(self._progress, self._run_dir, code, reason))
 
@@ -152,7 +146,7 @@ class Heartbeat:
             self._last = time.monotonic()
             self._write(progress, None)
 
-    def finish(self, code: int) -> None:
+    def finish(self, code: int, reason: str | None = None) -> None:
         """Writes with which exit code the command ends."""
         if self._progress is not None:
             self._write(self._progress, code)

@@ -115,22 +115,22 @@ def agreement(ledgers: Mapping[str, Ledger]) -> Finding:
     return Finding(State.WARNING, f"{words}; the next run of the study mends this, or --repair")
 
 
-def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
-    """Shows how ledger and trials differ, mends it if confirmed, and returns the exit code.
+def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[list[str], bool]:
+    """Prints and returns how ledger and trials differ, and whether it was mended, if confirmed.
 
     Raises:
         StorageError: the database cannot be used, or no rule says how a difference is mended.
     """
     found = disagreements(open_ledgers(url, 0.0), name)
-    for study, _, words in found:
-        print(indented(f"{one_line(study)}: {words}"), flush=True)
-    if found and not confirm():
-        print("nothing was changed; with --yes, this is mended")
-        return 2
-    for _, ledger, _ in found:
+    differences = [f"{one_line(study)}: {words}" for study, _, words in found]
+    for difference in differences:
+        print(indented(difference), flush=True)
+    mended = bool(found) and confirm()
+    for _, ledger, _ in found if mended else ():
         compare(ledger, mend=True)
-    print("mended" if found else "the ledger agrees with the trials")
-    return 0
+    left = "nothing was changed; with --yes, this is mended"
+    print("mended" if mended else left if found else "the ledger agrees with the trials")
+    return differences, mended
 
 
 def disk(folder: Path, *, wal: bool) -> Finding:
@@ -187,14 +187,15 @@ def versions() -> Finding:
     return Finding(State.OK, f"{trained}, Optuna {optuna.__version__}, studyloom {__version__}")
 
 
-def show(url: str, run_dir: Path | None = None) -> int:
-    """Runs all checks, prints a line for each, and returns the exit code.
+def show(url: str, run_dir: Path | None = None, *, quiet: bool = False) -> list[dict[str, str]]:
+    """Runs all checks, prints a line for each, and returns them.
 
     Raises:
         StorageError: the URL is not that of a database.
     """
-    states = set()
+    checks = []
     for name, finding in examine(url, run_dir):
-        print(f"{finding.state:<8} {name:<11} {indented(finding.words)}", flush=True)
-        states.add(finding.state)
-    return 2 if State.TODO in states else 0
+        checks.append({"name": name, "state": str(finding.state), "words": finding.words})
+        if not quiet:
+            print(f"{finding.state:<8} {name:<11} {indented(finding.words)}", flush=True)
+    return checks

@@ -77,34 +77,28 @@ def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]
 
 
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
-    for title, trials in progress.trials.items():
-        for trial in trials:
-            key = title, trial.number
-            if (told := history.epochs.get(key)) != math.inf:
-                yield from _of_trial(title, trial, told, history.deaths.get(key, 0))
-
-
-def _of_trial(
-    title: str, trial: FrozenTrial, told: float | None, deaths: int
-) -> Iterator[dict[str, Any]]:
-    ended = trial.state.is_finished()
-    # Between its claim and its first commit a trial has no parameters yet.
-    if trial.datetime_start is None or not (trial.params or trial.intermediate_values or ended):
-        return
-    same = {"stage": title, "trial": trial.number}
-    if told is None:
-        worker = trial.user_attrs.get(WORKER)
-        yield {"event": "began", **same, "params": trial.params, "worker": worker}
-    resumed = trial.user_attrs.get(RESUMED)
-    if resumed is not None and resumed["deaths"] > deaths:
-        told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
-        yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
-    epochs = trial.user_attrs.get(PLANNED_EPOCHS)
-    for epoch, value in sorted(trial.intermediate_values.items()):
-        if told is None or epoch > told:
-            yield {"event": "reported", **same, "epoch": epoch, "value": value, "epochs": epochs}
-    if ended:
-        yield {"event": "ended", **same, **_ended(trial)}
+    for title, trial in ((title, t) for title, own in progress.trials.items() for t in own):
+        told = history.epochs.get((title, trial.number))
+        ended, attributes = trial.state.is_finished(), trial.user_attrs
+        # Between its claim and its first commit a trial has no parameters yet.
+        known = trial.params or trial.intermediate_values or ended
+        if told == math.inf or trial.datetime_start is None or not known:
+            continue
+        same = {"stage": title, "trial": trial.number}
+        if told is None:
+            worker = attributes.get(WORKER)
+            yield {"event": "began", **same, "params": trial.params, "worker": worker}
+        resumed = attributes.get(RESUMED)
+        if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
+            told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
+            yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
+        epochs = attributes.get(PLANNED_EPOCHS)
+        for epoch, value in sorted(trial.intermediate_values.items()):
+            if told is None or epoch > told:
+                said = {"epoch": epoch, "value": value, "epochs": epochs}
+                yield {"event": "reported", **same, **said}
+        if ended:
+            yield {"event": "ended", **same, **_ended(trial)}
 
 
 def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ from studyloom.views.page import Absent, Card, Section, Words, drawn, number, se
 from studyloom.views.progress import JobReader, Progress, working_words
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, front_rows, trial_counts, why_no_best
-from studyloom.views.terminal import format_parameters
+from studyloom.views.terminal import format_parameters, worker_cells
 from studyloom.winner import wording
 from studyloom.winner.answer import (
     Answer,
@@ -479,26 +479,27 @@ MOST_SLICES = 24  # of the most important parameters
 MOST_COLUMNS = 100  # of the table of trials; of 2 000 parameters, all took 200 MB
 
 
-@dataclass(frozen=True)
-class Matter:
-    """Which parameters matter: the varied ones, the most important first, with their shares."""
-
-    names: Sequence[str]
-    shares: Sequence[Sequence[Importance]]  # for each objective; empty if no two trials differ
-
-    @classmethod
-    def of(cls, stored: StoredStudy) -> "Matter":
-        trials = stored.trials()
-        names = varied_parameters(figures.complete_trials(trials), figures.ENOUGH)
-        found = [importances(trials, names, goal.sign, n) for n, goal in enumerate(stored.goals)]
-        return cls([share.name for share in found[0]] or names, found)
+def what_matters(stored: StoredStudy) -> tuple[list[str], list[list[Importance]]]:
+    """Returns the varied parameters, the most important first, and their shares by objective."""
+    trials = stored.trials()
+    names = varied_parameters(figures.complete_trials(trials), figures.ENOUGH)
+    found = [importances(trials, names, goal.sign, n) for n, goal in enumerate(stored.goals)]
+    return [share.name for share in found[0]] or names, found
 
 
 def parameter_sections(
-    stored: StoredStudy, best: FrozenTrial | None, axis: Axis, matter: Matter
+    stored: StoredStudy,
+    best: FrozenTrial | None,
+    axis: Axis,
+    names: Sequence[str],
+    found: Sequence[Sequence[Importance]],
 ) -> Iterator[Section]:
-    """Renders which parameters matter, for each objective, and how they shape the value."""
-    trials, names, found = stored.trials(), matter.names, matter.shares
+    """Renders which parameters matter, for each objective, and how they shape the value.
+
+    Args:
+        found: the shares of each objective; empty if no two trials differ.
+    """
+    trials = stored.trials()
     complete = figures.complete_trials(trials)
     why = figures.NO_PARAMETERS
     if names:
@@ -639,14 +640,10 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     """Renders what runs at this moment: each worker's trial, epoch, value and parameters."""
     rows = []
     for worker in snapshot.workers:
-        epoch = "–" if worker.epoch is None else f"{worker.epoch}"
-        if worker.epoch is not None and worker.epochs is not None:
-            epoch += f" of {worker.epochs}"
-        trial = "–" if worker.trial is None else worker.trial
-        value = "–" if worker.value is None else format_value(worker.value)
+        cells = worker_cells(worker)[:3]
         lease = "" if worker.alive else "its lease is over"
         params = "" if worker.trial is None else format_parameters(worker.params)
-        rows.append((worker.owner, trial, epoch, value, lease, params))
+        rows.append((worker.owner, *cells, lease, params))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "parameters")
         yield section("running", [Table(head, rows, words=(0, 4, 5))])
@@ -737,9 +734,9 @@ def all_sections(
     caption, figure = figures.outlook(stored, snapshot.outlook)
     yield section("outlook", [drawn(figure)], caption=caption)
     yield from proposer_sections(stored, winner)
-    matter = Matter.of(shown)
-    yield from noted([trials_section(shown, snapshot, won, matter.names)], note)
-    yield from noted(parameter_sections(shown, snapshot.best, axis, matter), note)
+    names, shares = what_matters(shown)
+    yield from noted([trials_section(shown, snapshot, won, names)], note)
+    yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
     yield from worker_sections(stored, snapshot)
     if winner is None:
         yield from winner_sections(None, None)

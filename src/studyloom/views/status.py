@@ -18,13 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.errors import StorageError
-from studyloom.storage.attributes import RESUMED
 from studyloom.study.failures import FailureCount, count_failures, resumed_words
 from studyloom.study.rows import proposer_of
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
 from studyloom.text import one_line
-from studyloom.views.events import finite
+from studyloom.views.events import History, finite, new_events
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.progress import (
     WORDS,
@@ -294,24 +293,16 @@ class Resumptions:
     """Prints once for each time that a trial goes on whose worker has died, from now on."""
 
     def __init__(self, progress: Progress, console: Console) -> None:
-        self.console = console
-        self._told = {key: resumed["deaths"] for key, resumed in self._read(progress)}
+        self.console, self._told = console, History()
+        list(new_events(self._told, progress))  # which are not told
 
     def __call__(self, progress: Progress) -> None:
-        for key, resumed in self._read(progress):
-            if resumed["deaths"] > self._told.get(key, 0):
-                self._told[key] = resumed["deaths"]
-                title, number = key
+        for event in new_events(self._told, progress):
+            if event["event"] == "resumed":
+                title, resumed = event["stage"], event | {"death": event["reason"]}
                 stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
-                words = f"{stage}{resumed_words(number, resumed)}"
+                words = f"{stage}{resumed_words(event['trial'], resumed)}"
                 self.console.print(Text(words), soft_wrap=True)
-
-    @staticmethod
-    def _read(progress: Progress) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
-        for title, trials in progress.trials.items():
-            for trial in trials:
-                if (resumed := trial.user_attrs.get(RESUMED)) is not None:
-                    yield (title, trial.number), resumed
 
 
 class Display:

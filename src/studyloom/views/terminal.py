@@ -108,7 +108,7 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for name in ("trial", "epoch", "value", "held", "lease"):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
-        number, epoch, value, age, left = cells = _worker_cells(worker)
+        number, epoch, value, age, left = cells = worker_cells(worker)
         owner = Text(f"{one_line(worker.owner)}", overflow="fold")
         table.add_row(Padding(owner, (0, 0, 0, 2)), *cells)
         if width < WIDE:
@@ -121,7 +121,7 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
     return Group(*lines) if width < WIDE else Group(table, *lines)
 
 
-def _worker_cells(worker: WorkerStatus) -> list[str]:
+def worker_cells(worker: WorkerStatus) -> list[str]:
     """Formats trial, epoch and value, since when a slot is held, and what its lease has left."""
     value = None if worker.value is None else format_value(worker.value)
     held = None if worker.held is None else format_duration(worker.held)

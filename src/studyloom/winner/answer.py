@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from studyloom.errors import PredictError
 from studyloom.files import write_whole
+from studyloom.metrics import Goal
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import one_line
 
@@ -323,18 +324,6 @@ class Tested:
     texts: tuple[ExplainedText, ...] | None = None
 
 
-@dataclass(frozen=True)
-class MetricFacts:
-    """The metric of a study; the direction is maximize or minimize."""
-
-    name: str
-    direction: str
-
-    @property
-    def sign(self) -> int:
-        return -1 if self.direction == "minimize" else 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class Answer(Tested):
     """The content of winner.json.
@@ -351,7 +340,7 @@ class Answer(Tested):
     trials: int
     winner: Candidate
     candidates: tuple[Candidate, ...]
-    metric: MetricFacts
+    metric: Goal
     rule: str
     study_trials: int | None = None
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -464,7 +453,7 @@ class Compressed:
     winner: str
     digest: str
     settings: dict[str, Any]
-    metric: MetricFacts
+    metric: Goal
     threads: int
     rule: str
     margin: float

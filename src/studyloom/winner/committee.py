@@ -21,7 +21,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from studyloom.config.trust import check_targets
@@ -31,6 +30,7 @@ from studyloom.errors import PredictError
 from studyloom.metrics import Metric
 from studyloom.question.jobs import build_network, measure_costs
 from studyloom.study.stored_study import REEVALUATION, RETRAINING
+from studyloom.text import one_line
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
 from studyloom.winner.answer import (
@@ -38,7 +38,6 @@ from studyloom.winner.answer import (
     Answer,
     AverageName,
     Committee,
-    DataFacts,
     Member,
     Validation,
     check_whole,
@@ -243,24 +242,12 @@ def load_committee(
     sections = [member.model for member in entry.members]
     check_targets({"committee": {"members": sections}}, trusted)
     check_whole(run_dir, answer, COMMITTEE)
-    networks = load_networks([OmegaConf.create(each) for each in sections], path, answer.data)
-    return CommitteeNetwork(entry, networks)
-
-
-def load_networks(
-    sections: Sequence[DictConfig], path: Path, facts: DataFacts, *, several: bool = True
-) -> list[nn.Module]:
-    """Builds networks of trusted code, and gives them the weights of a file.
-
-    Raises:
-        PredictError: the weights cannot be read, or are of other networks.
-        ConfigError: a section cannot be built.
-    """
+    facts = answer.data
     networks = [build_network(section, facts.shape, facts.outputs) for section in sections]
     try:
         states = load_weights(path)
         for position, network in enumerate(networks):
-            network.load_state_dict(states[str(position)] if several else states)
+            network.load_state_dict(states[str(position)])
     except (ValueError, LookupError, RuntimeError) as error:
-        raise PredictError(f"{path}: {' '.join(str(error).split())[:300]}") from None
-    return networks
+        raise PredictError(f"{path}: {one_line(str(error))[:300]}") from None
+    return CommitteeNetwork(entry, networks)

@@ -17,7 +17,7 @@ from studyloom.config.values import as_yaml, describe_error, plain_sections, val
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.errors import NoWinner, UndefinedMetric
-from studyloom.metrics import METRICS, Metric
+from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.plugins import load_plugin
 from studyloom.question.jobs import weights_of
 from studyloom.question.question import SECTIONS, FunctionQuestion
@@ -35,7 +35,6 @@ from studyloom.winner.answer import (
     Committee,
     DataFacts,
     Member,
-    MetricFacts,
     Predictions,
     RangeFacts,
     Tested,
@@ -93,7 +92,7 @@ def evaluate_winner(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         winner=next(row for row in candidates if row.trial == plan.winner),
         candidates=tuple(candidates),
-        metric=MetricFacts(question.metric.name, question.metric.direction),
+        metric=Goal(question.metric.name, question.metric.direction),
         rule=str(plan.rule),
         keeps=plan.rule.holds(plan.known_values(plan.winner)),
         command=tuple(command),

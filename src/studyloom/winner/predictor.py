@@ -22,19 +22,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from studyloom.config.build import build
-from studyloom.config.trust import check_targets, consent, load_foreign, read_yaml
+from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import value_at
 from studyloom.data.sound import Sound
 from studyloom.data.sources import GZIP, parse_idx
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
-from studyloom.question.jobs import build_named, network_of, weights_of
+from studyloom.question.jobs import build_named, build_network, network_of, weights_of
 from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.answer import Answer, DataFacts, check_whole, load_answer
-from studyloom.winner.committee import load_committee, load_networks
+from studyloom.winner.committee import load_committee
 
 MOST_BYTES = 256 * 2**20  # of a file; MNIST's largest has 47 million, unpacked
 MOST_INPUTS = 1_000_000  # of a file
@@ -116,33 +116,31 @@ def load_network(
         ConfigError: winner.yaml or winner.json names something that is not trusted.
     """
     answer, allowed = load_answer(run_dir), consent(run_dir, trusted)
-    path, facts = run_dir / "winner.pt", answer.data
     if committee:
         return _describe(load_committee(run_dir, answer, allowed), answer, allowed)
-    known = {} if facts is None else {"shape": facts.shape, "outputs": facts.outputs}
-    if (loop := _read_loop(run_dir, answer, allowed)) is not None:
-        config, states = loop
-        if make is None:
-            plain: Any = OmegaConf.to_container(config.objective, resolve=False)
-            if (named := plain.get("network")) is None:
-                raise PredictError(NO_NETWORK.format(run_dir))
-            section = named if isinstance(named, Mapping) else {"_target_": named}
-            check_targets({"objective": {"network": section}}, allowed)
-            make = build_named(section, "objective.network")
-    else:
-        check_whole(run_dir, answer, "winner.pt")
-        config = load_foreign(run_dir / "winner.yaml", allowed)
+    config, states, is_loop = _read_winner(run_dir, answer, allowed)
+    facts, known = answer.data, dict[str, Any]()
+    if facts is not None:
+        known = {"shape": facts.shape, "outputs": facts.outputs}
+    if is_loop and make is None:
+        plain: Any = OmegaConf.to_container(config.objective, resolve=False)
+        if (named := plain.get("network")) is None:
+            raise PredictError(NO_NETWORK.format(run_dir))
+        section = named if isinstance(named, Mapping) else {"_target_": named}
+        check_targets({"objective": {"network": section}}, allowed)
+        make = build_named(section, "objective.network")
+    elif not is_loop:
         if "model" not in config or facts is None:
             raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
         if make is None:
-            (model,) = load_networks([config.model], path, facts, several=False)
-            return _describe(model, answer, allowed)
-        known |= {"classes": facts.outputs} | value_at(config, "model")
+            make = build_network(config.model, facts.shape, facts.outputs)
+        else:
+            known |= {"classes": facts.outputs} | value_at(config, "model")
     model = network_of(make, config, **known)
     try:
-        model.load_state_dict(load_weights(path) if loop is None else weights_of(states))
+        model.load_state_dict(weights_of(states) if is_loop else states)
     except (ValueError, RuntimeError) as error:
-        raise PredictError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+        raise PredictError(f"{run_dir / 'winner.pt'}: {one_line(str(error))[:300]}") from None
     return _describe(model, answer, allowed)
 
 
@@ -662,14 +660,16 @@ def load_winner(
     """
     folder = Path(run_dir)
     load = functools.partial(load_network, folder, trust, committee=committee, make=network)
-    loop = None if committee else _read_loop(folder, load_answer(folder), consent(folder, trust))
-    return Predictor(load()) if loop is None else LoopWinner(*loop, load)
+    if committee:
+        return Predictor(load())
+    config, kept, is_loop = _read_winner(folder, load_answer(folder), consent(folder, trust))
+    return LoopWinner(config, kept, load) if is_loop else Predictor(load())
 
 
-def _read_loop(
+def _read_winner(
     run_dir: Path, answer: Answer, trusted: Sequence[str] | None
-) -> tuple[DictConfig, dict[str, Any]] | None:
-    """Reads the config of a loop and what it kept; None if the winner is a network of ours.
+) -> tuple[DictConfig, dict[str, Any], bool]:
+    """Reads the config of a winner, its weights or what its loop kept, and whether it is of a loop.
 
     Raises:
         ConfigError: the config has an interpolation, or names code that is not trusted beside the
@@ -680,13 +680,14 @@ def _read_loop(
     config = read_yaml(run_dir / "winner.yaml")
     checked: Any = OmegaConf.to_container(config, resolve=False)
     objective = checked.get("objective")
-    if not isinstance(objective, dict) or objective.get("_target_") is None:
-        return None
-    if "${" not in str(objective["_target_"]):
-        del objective["_target_"]  # the loop itself, which nobody calls here
-    objective.pop("network", None)  # is checked when it is called
+    is_loop = isinstance(objective, dict) and objective.get("_target_") is not None
+    if is_loop:
+        if "${" not in str(objective["_target_"]):
+            del objective["_target_"]  # the loop itself, which nobody calls here
+        objective.pop("network", None)  # is checked when it is called
     check_targets(checked, trusted)
     try:
-        return config, load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}
+        kept = load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}
     except ValueError as error:
         raise PredictError(str(error)) from None
+    return config, kept, is_loop
