@@ -159,22 +159,16 @@ class StandardiseSteps(Standardise):
         super().adapt(as_steps(inputs), targets)
 
 
-class Restore(nn.Module):
+class Restore(Standardise):
     """Scales outputs (batch, outputs) to mean and deviation of the targets in the training part.
 
     So the loss and the metric are in the units of the data. Outputs for classes are left alone.
     """
 
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(outputs))
-        self.register_buffer("std", torch.ones(outputs))
-
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
         """Measures the targets of the training part, (n, outputs); ignores classes, (n,)."""
         if targets.is_floating_point():
-            std, mean = torch.std_mean(targets, 0, correction=0)
-            self.mean, self.std = mean, torch.where(std > 0, std, 1.0)
+            super().adapt(targets, targets)
 
     def forward(self, outputs: Tensor) -> Tensor:
         return outputs * self.std + self.mean

@@ -45,8 +45,11 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
     assert f"further trials: {gain:.4f} accuracy; the search ends below 0.0005" in printed
     found = json.loads(as_json(status))
     assert (found["ended"], found["gain"]) == (None, gain)
-    caption, figure = outlook(twelve, look_ahead(twelve))
-    assert f"After 12 trials it was {gain:.4f} accuracy; the search ends below 0.0005" in caption
+    figure = outlook(twelve, look_ahead(twelve))
+    assert (
+        f"After 12 trials it was {gain:.4f} accuracy; the search ends below 0.0005"
+        in figure.caption
+    )
     estimates, limit = figure.marks
     assert [x for x, _ in estimates.points] == [10, 11, 12]
     assert 10 ** estimates.points[-1][1] == pytest.approx(gain)
@@ -76,10 +79,10 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
 def test_what_cannot_be_drawn_is_said(study_of, sqlite_url):
     equal = [a_trial(number, accuracy=0.5) for number in range(10)]
     few = study_of(equal[:3])
-    said = [outlook(few, look_ahead(few))[1]]
+    said = [outlook(few, look_ahead(few))]
     fill(few, *equal[3:])
     two = two_sided(sqlite_url, *[(0.9, n) for n in range(3)])
-    said += [outlook(stored, look_ahead(stored))[1] for stored in (few, two)]
+    said += [outlook(stored, look_ahead(stored)) for stored in (few, two)]
     assert said == [
         "Too few trials have ended to tell what further ones gain.",
         "No trial has been better than another one yet.",

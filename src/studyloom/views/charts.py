@@ -123,7 +123,11 @@ class Note:
 
 @dataclass(frozen=True)
 class Chart(Block):
-    """A chart; its kind is `wide` if it scrolls sideways on a phone."""
+    """A chart; its kind is `wide` if it scrolls sideways on a phone.
+
+    Args:
+        caption: what it shows, in words.
+    """
 
     label: str
     height: int
@@ -133,6 +137,7 @@ class Chart(Block):
     table: Table
     notes: Sequence[Note] = ()
     kind: str = ""
+    caption: str = ""
 
     def mark(self, name: str) -> Mark:
         """Returns the mark of a name."""
@@ -298,24 +303,11 @@ class Axis:
         """Returns some round values between `low` and `high`; `low` alone if there are none."""
         marks: list[float] = []
         if self.scale == "unit":
-            marks = [
-                1 - digit * 10.0**-power
-                for power in range(5)
-                for digit in (5, 3, 2, 1)
-                if digit * 10.0**-power <= 1
-            ]
+            digits = [digit * 10.0**-power for power in range(5) for digit in (5, 3, 2, 1)]
+            marks = [mark for rest in digits if low <= (mark := round(1 - rest, 10)) <= high]
         elif self.scale == "factors" and low > 0:
-            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            digits = (1, 2, 3, 5) if high < 100 * low else (1,)
-            marks = [digit * 10.0**power for power in powers for digit in digits]
-            marks = marks[:: math.ceil(len(marks) / 8)]
-        marks = [mark for mark in marks if low <= mark <= high]
-        if len(marks) < 3 and high > low:
-            step = 10.0 ** math.floor(math.log10(high - low))
-            while high - low < 3 * step:
-                step /= 2
-            marks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        return [float(f"{mark:.10g}") for mark in marks] or [low]
+            marks = log_marks(low, high)
+        return marks if len(marks) >= 3 else round_marks(low, high, 8)
 
     def scale_of(self, values: Collection[float], height: int) -> Scale:
         """Returns the vertical axis for some values."""

@@ -199,7 +199,6 @@ def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
     return [*points, (end, points[-1][1])] if points else []
 
 
-@figures.or_why
 def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | str:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
     (metric, sign), *others = {(study.stored.metric, study.stored.sign) for study in studies}
@@ -243,8 +242,8 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
     return [
         section("found", [table(studies)]),
         section("differs", [differs]),
-        section("over-trials", [drawn(curve(studies, over_time=False))]),
-        section("over-time", [drawn(curve(studies, over_time=True))]),
+        section("over-trials", [drawn(curve, studies, over_time=False)]),
+        section("over-time", [drawn(curve, studies, over_time=True)]),
     ]
 
 

@@ -4,18 +4,15 @@ Each function returns a chart, or a sentence that says why there is nothing to d
 are those of a study, by number; `best`, `baseline` and `winner` are drawn as such.
 """
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from statistics import median
-from typing import Any, TypeVar, cast
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.errors import StudyloomError
 from studyloom.storage.attributes import EPOCHS, RUNGS, TIMES, WORKER
 from studyloom.study.early_end import Outlook, ended_values, gains, read_outcomes
 from studyloom.study.failures import outcome
@@ -144,33 +141,6 @@ def _left_out(rows: Sequence[object], of: int, what: str) -> str:
     return f"{left} further {what} are left out." if left else ""
 
 
-Draw = TypeVar("Draw", bound=Callable[..., Any])
-UNDRAWN = (ArithmeticError, LookupError, TypeError, ValueError)
-
-
-def undrawn(error: Exception) -> str:
-    """Words why something is not drawn."""
-    return f"It cannot be drawn: {type(error).__name__}: {error}"
-
-
-def or_why(draw: Draw) -> Draw:
-    """Has a figure that cannot be drawn, as of values of 1e308 and -1e308, replaced by the reason.
-
-    Its function returns the reason in place of the figure.
-    """
-
-    @functools.wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return draw(*args, **kwargs)
-        except UNDRAWN as error:
-            if isinstance(error, StudyloomError):
-                raise
-            return undrawn(error)
-
-    return cast(Draw, drawn)
-
-
 def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
     """Returns the values of complete trials by their setting of a parameter."""
     ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
@@ -192,7 +162,6 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
     return Table((name, "complete trials", "best", "median"), rows, words=(0,))
 
 
-@or_why
 def history(
     trials: Sequence[FrozenTrial],
     best: FrozenTrial | None,
@@ -238,7 +207,6 @@ def history(
     return Chart(label, height, x, y, _drawn(marks), table)
 
 
-@or_why
 def curves(
     trials: Sequence[FrozenTrial],
     best: FrozenTrial | None,
@@ -302,7 +270,6 @@ def beside(trial: FrozenTrial | None, which: str) -> tuple[str, str]:
     return "Over-fitting", which + OVER_FITTING
 
 
-@or_why
 def losses(trial: FrozenTrial) -> Chart | str:
     """Draws the training and validation loss of a trial, epoch by epoch.
 
@@ -346,7 +313,6 @@ def losses(trial: FrozenTrial) -> Chart | str:
     return Chart(label, height, x, y, _drawn(marks), Table(("epoch", *called), rows), notes)
 
 
-@or_why
 def front(stored: StoredStudy, marked: Mapping[str, FrozenTrial | None], axis: Axis) -> Chart | str:
     """Draws each complete trial by its cost and its value, also those that break a constraint."""
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
@@ -435,7 +401,6 @@ def _scattered(
     ]
 
 
-@or_why
 def slices(
     trials: Sequence[FrozenTrial], names: Sequence[str], best: FrozenTrial | None, axis: Axis
 ) -> Multiples | str:
@@ -467,7 +432,6 @@ def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float
     return _drawn(marks)
 
 
-@or_why
 def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
     """Draws a line for each complete trial, the best first, over the most important parameters."""
     known = [name for name in names if any(name in trial.params for trial in trials)]
@@ -525,7 +489,6 @@ def _cell(trial: FrozenTrial, name: str) -> str:
     return format_parameter(trial.params[name]) if name in trial.params else "–"
 
 
-@or_why
 def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
     """Draws complete trials over the two most important parameters that occur together.
 
@@ -564,7 +527,6 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     return Chart(label, PAIR_HEIGHT, x, y, marks, table)
 
 
-@or_why
 def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Chart | str:
     """Draws a row for each worker, with a bar for each trial that began there.
 
@@ -639,28 +601,19 @@ def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:
     return 1 - busy / total if total else 0.0
 
 
-def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
-    """Draws the expected gain of the rest of the budget, after each trial.
-
-    Returns:
-        The caption, which says in words what the figure shows, and the figure.
-    """
-    told = or_why(_outlook)(stored, now)
-    return ("", told) if isinstance(told, str) else told
-
-
-def _outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
+def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
+    """Draws the expected gain of the rest of the budget, after each trial."""
     if len(stored.goals) > 1:
-        return "", "With several objectives, no single number says what trials gain."
+        return "With several objectives, no single number says what trials gain."
     values, height = ended_values(read_outcomes(stored)), 240
     known = [
         (count, gain) for count, gain in enumerate(gains(values, now.trials), 1) if gain is not None
     ]
     if not known:
-        return "", "Too few trials have ended to tell what further ones gain."
+        return "Too few trials have ended to tell what further ones gain."
     largest = max(gain for _, gain in known)
     if not largest:
-        return "", "No trial has been better than another one yet."
+        return "No trial has been better than another one yet."
     least = largest / FACTORS
     thin = known if len(known) <= POINTS else [*known[:: len(known) // POINTS], known[-1]]
     curve = [(count, math.log10(max(gain, least))) for count, gain in thin]
@@ -688,10 +641,9 @@ def _outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
         "estimated by the spread of the best ones. "
         f"After {count} trials it was {format_value(gain)} {stored.metric}{below}."
     )
-    return caption, Chart(label, height, x, y, marks, table)
+    return Chart(label, height, x, y, marks, table, caption=caption)
 
 
-@or_why
 def predictions(stored: Predictions) -> Chart | str:
     """Draws predicted numbers and true ones: over time if they are in that order, else as pairs."""
     told, came = ([each[0] for each in series] for series in (stored.told, stored.came))
@@ -721,7 +673,6 @@ def predictions(stored: Predictions) -> Chart | str:
     return Chart(label, height, x, y, marks, table)
 
 
-@or_why
 def calibration(bins: Sequence[Bin]) -> Chart | str:
     """Draws the accuracy of each bin of confidence, with its interval, beside the diagonal."""
     if not bins:

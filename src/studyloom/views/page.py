@@ -9,15 +9,16 @@ import base64
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, TypeGuard
+from typing import Any, ParamSpec, TypeGuard
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from studyloom._version import __version__
+from studyloom.errors import StudyloomError
 from studyloom.files import ASSETS
 from studyloom.text import format_error, format_value, mask_passwords, printable
 from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
@@ -28,6 +29,7 @@ PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,19 @@ class Head:
     blocks: list[Block]
 
 
-def drawn(figure: Block | str) -> Block:
-    """Returns a figure as a block, or the sentence in its place."""
+def undrawn(error: Exception) -> str:
+    """Words why something is not drawn."""
+    return f"It cannot be drawn: {type(error).__name__}: {error}"
+
+
+def drawn(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> Block:
+    """Draws a figure; what cannot be drawn, as of values of 1e308 and -1e308, is a sentence."""
+    try:
+        figure = draw(*args, **kwargs)
+    except StudyloomError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        figure = undrawn(error)
     return Absent(figure) if isinstance(figure, str) else figure
 
 

@@ -335,7 +335,7 @@ def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator
     if winner.note is not None:
         yield section("winner", [Absent(winner.note)])
     elif winner.predictions is not None:
-        figure = drawn(figures.predictions(winner.predictions))
+        figure = drawn(figures.predictions, winner.predictions)
         yield section("predictions", [figure])
     else:
         counts: Block = Absent("winner.json holds no confusion matrix.")
@@ -391,7 +391,7 @@ def explained_sections(winner: Answer) -> Iterator[Section]:
         yield section("words", texts)
     if known := winner.calibration:
         told = {key: number(getattr(known, key)) for key in ("confidence", "accuracy", "error")}
-        yield section("calibration", [drawn(figures.calibration(known.bins))], **told)
+        yield section("calibration", [drawn(figures.calibration, known.bins)], **told)
     if groups := winner.groups:
         kind = groups.of
         head: tuple[str, ...] = (kind, "examples", winner.metric.name, "95 % interval")
@@ -456,20 +456,21 @@ def search_sections(
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
         marked = {"baseline": baseline, "best": best, "winner": won}
-        blocks: list[Block] = [drawn(figures.front(stored, marked, axis))]
+        blocks: list[Block] = [drawn(figures.front, stored, marked, axis)]
         if snapshot.front:
             heads, *rows = front_rows(snapshot)
             blocks.append(Table(heads, rows, words=(len(heads) - 1,)))
         yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
-    figure = drawn(figures.history(trials, best, baseline, axis))
+    figure = drawn(figures.history, trials, best, baseline, axis)
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
-    yield section("curves", [drawn(figures.curves(trials, best, baseline, axis))], **most)
-    which, losses = "", drawn(f"{why_no_best(snapshot)}.")
+    yield section("curves", [drawn(figures.curves, trials, best, baseline, axis)], **most)
+    losses: Block = Absent(f"{why_no_best(snapshot)}.")
+    which = ""
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
-        losses = drawn(figures.losses(shown))
+        losses = drawn(figures.losses, shown)
     title, caption = figures.beside(shown, which)
     yield Section("losses", title, [losses], caption)
 
@@ -512,10 +513,10 @@ def parameter_sections(
     if choices := [*_choices(trials, complete, axis)]:
         yield section("choices", choices)
     most = names[:MOST_SLICES]
-    yield section("slices", [drawn(figures.slices(complete, most, best, axis))])
+    yield section("slices", [drawn(figures.slices, complete, most, best, axis)])
     ranked = figures.best_of(stored, MOST_LINES)
-    yield section("parallel", [drawn(figures.parallel(ranked, names, axis))])
-    yield section("together", [drawn(figures.together(complete, most, axis))])
+    yield section("parallel", [drawn(figures.parallel, ranked, names, axis)])
+    yield section("together", [drawn(figures.together, complete, most, axis)])
 
 
 def _choices(
@@ -654,7 +655,7 @@ def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section
     trials = stored.trials()
     alive = {worker.trial for worker in snapshot.workers if worker.alive}
     latest = f" These are the latest {MOST} of {len(trials)} trials." if len(trials) > MOST else ""
-    yield section("workers", [drawn(figures.timeline(trials[-MOST:], alive))], latest=latest)
+    yield section("workers", [drawn(figures.timeline, trials[-MOST:], alive)], latest=latest)
     yield section("failures", [*failures(trials)] or [Absent("No trial has failed.")])
 
 
@@ -731,8 +732,8 @@ def all_sections(
         yield from explained_sections(winner)
     shown, note = sample(stored, snapshot, won)
     yield from noted(search_sections(shown, snapshot, winner, axis), note)
-    caption, figure = figures.outlook(stored, snapshot.outlook)
-    yield section("outlook", [drawn(figure)], caption=caption)
+    figure = drawn(figures.outlook, stored, snapshot.outlook)
+    yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
     yield from proposer_sections(stored, winner)
     names, shares = what_matters(shown)
     yield from noted([trials_section(shown, snapshot, won, names)], note)
@@ -765,7 +766,7 @@ def write_report(stored: StoredStudy, run_dir: Path) -> Path:
     except (StudyloomError, OSError):
         raise
     except Exception as error:  # a study that has ended does not fail by how it is shown
-        raise UndrawnReport(f"{path} is not written: {figures.undrawn(error)}") from error
+        raise UndrawnReport(f"{path} is not written: {page.undrawn(error)}") from error
     write_whole(path, html.encode(errors="replace"))
     return path
 
