@@ -12,6 +12,7 @@ from studies.clothes import COLUMNS, ReviewFile, ReviewNet, Reviews
 from studyloom.config.build import build
 from studyloom.errors import PredictError
 from studyloom.files import ASSETS
+from studyloom.winner.answer import DataFacts
 from studyloom.winner.predictor import Network, predict
 
 EMPTY = "no text: answered by the table, or a guess if the winner reads none"
@@ -90,7 +91,8 @@ def test_each_fusion_reads_its_parts_and_nothing_else(parts):
 def test_predict_answers_odd_reviews_and_says_what_was_done(tmp_path, parts):
     torch.manual_seed(0)
     names = Reviews.classes
-    network = Network(ReviewNet(2, "add"), (len(parts[0].inputs[0]),), ReviewFile(), names=names)
+    facts = DataFacts("", "", (len(parts[0].inputs[0]),), 2, 0.0, 1.0, names=names)
+    network = Network(ReviewNet(2, "add"), facts, ReviewFile())
     (tmp_path / "asked.csv").write_text('review,rating\n"I love it",5\n,2\n')
     (tmp_path / "none.csv").write_text("nothing\n1\n")
     answers = predict(network, [tmp_path / "asked.csv", tmp_path / "none.csv"])

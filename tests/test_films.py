@@ -15,6 +15,7 @@ from studies import films, movielens
 from studies.films import COLUMNS, PLACE, RatingFile, Ratings, Recommender, inputs_of, tables
 from studyloom.config.build import build
 from studyloom.errors import PredictError
+from studyloom.winner.answer import DataFacts
 from studyloom.winner.predictor import Network, predict
 
 COUNT, PEOPLE, REELS = 600, 30, 40
@@ -99,7 +100,8 @@ def test_a_few_epochs_of_the_study_beat_the_mean(folder):
 
 def test_predict_says_what_stands_in_for_whom_it_never_saw(folder, tmp_path):
     read = RatingFile(100, str(folder))
-    network = Network(Recommender("history").eval(), (len(COLUMNS),), read, classifies=False)
+    facts = DataFacts("", "", (len(COLUMNS),), 1, 0.0, 1.0, classifies=False)
+    network = Network(Recommender("history").eval(), facts, read)
     (tmp_path / "asked.csv").write_text("user,film\n1,2\n999,2\n1,888\n30,1\n")
     (tmp_path / "bad.csv").write_text("user,film\n1,two\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")

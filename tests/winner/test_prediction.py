@@ -333,7 +333,7 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
         load_network(folder)
     network = load_network(folder, [__name__])
     assert isinstance(network.transform, functools.partial)
-    made = read_inputs(tmp_path / "seven.png", network).rows[0]
+    (made,), _ = read_inputs(tmp_path / "seven.png", network)
     pixels = torch.from_numpy(np.array(seven(56)))[None]
     assert torch.equal(made, halve(pixels, divisor=255))
 
@@ -343,8 +343,8 @@ def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wr
     levels = torch.arange(784, dtype=torch.uint8).reshape(1, 28, 28)
     for dtype, factor in ((np.uint8, 1), (np.int16, 1), (np.uint16, 257)):
         np.save(tmp_path / "pixels.npy", levels.numpy().astype(dtype) * factor)
-        inputs = read_inputs(tmp_path / "pixels.npy", network)
-        assert torch.equal(inputs.rows[0], halve(levels, 255))
+        rows, _ = read_inputs(tmp_path / "pixels.npy", network)
+        assert torch.equal(rows[0], halve(levels, 255))
     for level in (-1, 256):
         np.save(tmp_path / "none.npy", np.full((28, 28), level, np.int32))
         with pytest.raises(PredictError, match=f"from 0 to 255, .* uint16; got {level} to {level}"):

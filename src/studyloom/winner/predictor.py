@@ -33,7 +33,7 @@ from studyloom.question.jobs import build_named, build_network, network_of, weig
 from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
-from studyloom.winner.answer import Answer, DataFacts, check_whole, load_answer
+from studyloom.winner.answer import Answer, DataFacts, DtypeName, check_whole, load_answer
 from studyloom.winner.committee import load_committee
 
 MOST_BYTES = 256 * 2**20  # of a file; MNIST's largest has 47 million, unpacked
@@ -60,26 +60,20 @@ SILENT = (
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and its expectations of inputs.
+    """A trained network, the facts of its data, and how what a file holds becomes an input.
 
     Attributes:
-        shape: of one input; () if they are taken as they are, or in Python alone.
-        transform: how what a file holds becomes an input; None if nobody said it.
-        dtype: in which it takes inputs; whole for a network that begins with an embedding.
-        takes_pixels: whether its data source makes inputs of pixels from 0 to 1, and so do we.
-        refusal: why no file holds an input for it; "" if some do.
+        transform: None if nobody said it.
     """
 
     model: nn.Module
-    shape: tuple[int, ...]
+    facts: DataFacts
     transform: Transform | None = None
-    seen: InputRange | None = None
-    classifies: bool = True
-    names: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    dtype: torch.dtype = torch.float32
-    refusal: str = ""
-    takes_pixels: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input; () if they are taken as they are, or in Python alone."""
+        return self.facts.shape or ()
 
     def __call__(self, inputs: Any) -> Tensor:
         """Predicts probabilities (n, classes, …), or numbers (n, …), for float32 (n, *shape).
@@ -90,14 +84,15 @@ class Network:
         Raises:
             PredictError: the outputs are not finite.
         """
-        given = inputs.to(self.dtype) if isinstance(inputs, Tensor) else inputs
+        dtype = getattr(torch, self.facts.dtype)
+        given = inputs.to(dtype) if isinstance(inputs, Tensor) else inputs
         outputs = predict_outputs(self.model, given)
         if not bool(torch.isfinite(outputs).all()):
             raise PredictError(
                 "its numbers are so far from those of the training data that the network's outputs "
                 "are not finite"
             )
-        return outputs.softmax(1) if self.classifies and outputs.ndim > 1 else outputs
+        return outputs.softmax(1) if self.facts.classifies and outputs.ndim > 1 else outputs
 
 
 def load_network(
@@ -151,15 +146,9 @@ def _describe(model: nn.Module, answer: Answer, allowed: Sequence[str] | None) -
         layers = (each for each in model.modules() if [*each.parameters(recurse=False)])
         whole = isinstance(next(layers, None), nn.Embedding)
         classifies = metric is not None and metric.targets == "classes"
-        dtype = torch.int64 if whole else torch.float32
-        return Network(model, (), classifies=classifies, dtype=dtype)
-    seen = None
-    if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
-        seen = InputRange(**vars(facts.inputs))
-    transform, refusal = _transform_of(facts, allowed), "" if facts.fits_files else NO_FILE
-    known = (facts.classifies, facts.names, facts.columns, getattr(torch, facts.dtype))
-    normalises = isinstance(transform, Picture) and (facts.mean, facts.std) != (0.0, 1.0)
-    return Network(model, facts.shape or (), transform, seen, *known, refusal, normalises)
+        dtype: DtypeName = "int64" if whole else "float32"
+        facts = DataFacts("", "", (), None, 0.0, 1.0, dtype, classifies)
+    return Network(model, facts, _transform_of(facts, allowed))
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
@@ -176,12 +165,8 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
     return transform  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Inputs of a network, float32 (n, *shape); a note beside each answer is "" for nothing."""
-
-    rows: Tensor
-    notes: Sequence[str]
+# Inputs of a network, float32 (n, *shape), and for each a note beside its answer, "" for nothing.
+Inputs = tuple[Tensor, list[str]]
 
 
 def read_inputs(path: Path, network: Network) -> Inputs:
@@ -190,8 +175,8 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
     `Reader` reads; for pictures a picture or an IDX file; else a CSV file of inputs.
     """
-    if network.refusal:
-        raise PredictError(network.refusal)
+    if not network.facts.fits_files:
+        raise PredictError(NO_FILE)
     content = _read_content(path)
     pictures, transform = is_picture(network.shape), network.transform
     own = transform is not None and not isinstance(transform, Picture)
@@ -214,7 +199,7 @@ def read_inputs(path: Path, network: Network) -> Inputs:
         channels, *size = network.shape if pictures else (3, 64, 64)
         pixels, done = _read_picture(content, channels, size)
         return _from_pixels(pixels[None], network, done)
-    lines = _read_lines(content, network.columns, math.prod(network.shape))
+    lines = _read_lines(content, network.facts.columns, math.prod(network.shape))
     rows = _apply(network, lines) if own else lines.reshape(-1, *network.shape)
     return _finish(rows, [], network)
 
@@ -338,9 +323,9 @@ def from_numbers(numbers: Tensor, most: int | None, network: Network) -> Inputs:
         numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
         most: the greatest pixel of whole numbers; None for others.
     """
-    if network.refusal:
-        raise PredictError(network.refusal)
-    shape, transform = network.shape, network.transform
+    facts, shape, transform = network.facts, network.shape, network.transform
+    if not facts.fits_files:
+        raise PredictError(NO_FILE)
     if not shape:
         if not numbers.ndim or not len(numbers):
             raise PredictError("it must hold an input for each entry of its first dimension")
@@ -357,7 +342,8 @@ def from_numbers(numbers: Tensor, most: int | None, network: Network) -> Inputs:
     _check_finite(rows)
     if not is_picture(shape) or transform is None or isinstance(transform, Sound):
         return _finish(rows, [], network)
-    if most is None and not network.takes_pixels:
+    # A source that normalises its pictures itself has told by what.
+    if most is None and (not isinstance(transform, Picture) or (facts.mean, facts.std) == (0, 1)):
         return _finish(rows, [], network)
     low, high = (float(end) for end in rows.aminmax())
     if low < 0 or high > (most or 1):
@@ -446,11 +432,11 @@ def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[s
     if len(rows) > MOST_INPUTS:
         raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
     _check_finite(rows)
-    single: Mapping[int, str] = dict(enumerate(own))
-    if network.seen is not None:
-        single = network.seen.unlike(rows, network.columns)
+    single, facts = dict(enumerate(own)), network.facts
+    if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
+        single = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
     words = [(*done, single.get(position, "")) for position in range(len(rows))]
-    return Inputs(rows, ["; ".join(filter(None, each)) for each in words])
+    return rows, ["; ".join(filter(None, each)) for each in words]
 
 
 def _check_finite(rows: Tensor) -> None:
@@ -491,8 +477,8 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
     for path in paths:
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
-            inputs = read_inputs(path, network)
-            rows = network(inputs.rows)
+            inputs, notes = read_inputs(path, network)
+            rows = network(inputs)
             if rows.ndim != 2:
                 given = format_shape(rows.shape[1:]) or "one number"
                 wanted = "for an input, and not a row of numbers"
@@ -502,11 +488,12 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             mistakes.append(f"{name}: {one_line(reason)[:200]}")
             continue
-        for position, (row, note) in enumerate(zip(rows, inputs.notes, strict=True)):
+        names = network.facts.names
+        for position, (row, note) in enumerate(zip(rows, notes, strict=True)):
             own = name if len(rows) == 1 else f"{name}[{position}]"
-            if network.classifies:
+            if network.facts.classifies:
                 label = int(row.argmax())
-                word = network.names[label] if label < len(network.names) else ""
+                word = names[label] if label < len(names) else ""
                 yield FileAnswer(own, label, float(row[label]), word=word, note=note)
             else:
                 yield FileAnswer(own, values=tuple(row.tolist()), note=note)
@@ -573,23 +560,23 @@ class Predictor:
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            asked = from_numbers(numbers, most, self._network)
-            return self._say(asked.rows, tuple(asked.notes))
+            rows, notes = from_numbers(numbers, most, self._network)
+            return self._say(rows, tuple(notes))
         except PredictError as error:
             raise PredictError(
                 f"inputs: {error}".replace("inputs: it must", "inputs must")
             ) from None
 
     def _say(self, inputs: Any, notes: tuple[str, ...]) -> Prediction:
-        outputs = self._network(inputs)
-        if not self._network.classifies or outputs.ndim < 2:
+        outputs, facts = self._network(inputs), self._network.facts
+        if not facts.classifies or outputs.ndim < 2:
             return Prediction(values=outputs, notes=notes)
-        classes, words = outputs.argmax(1), self._network.names
+        classes, words = outputs.argmax(1), facts.names
         names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
         return Prediction(classes, outputs, names, notes=notes)
 
     def __repr__(self) -> str:
-        task = "classes" if self._network.classifies else "numbers"
+        task = "classes" if self._network.facts.classifies else "numbers"
         name = type(self._network.model).__name__
         return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
 
