@@ -182,7 +182,7 @@ def _shares(places: Array, choices: Mapping[int, int], ranks: Array) -> Iterator
             for row, count in sorted(choices.items()):
                 placed[row] = _reordered(placed[row], generator.permutation(count))
             own, asked_there, anew_there = np.split(placed, [len(rows), len(rows) + POINTS], axis=1)
-            _grow_and_ask(own, asked_there, anew_there, ranks[rows], generator, changes)
+            changes += _grow_and_ask(own, asked_there, anew_there, ranks[rows], generator)
         effects = (changes**2).mean(axis=1)
         if effects.sum() > 0:
             yield effects / effects.sum()
@@ -196,13 +196,8 @@ def _reordered(places: Array, order: Indices) -> Array:
 
 
 def _grow_and_ask(
-    points: Array,
-    asked: Array,
-    anew: Array,
-    values: Array,
-    generator: np.random.Generator,
-    changes: Array,
-) -> None:
+    points: Array, asked: Array, anew: Array, values: Array, generator: np.random.Generator
+) -> Array:
     """Grows a tree on points, (parameters, n), and asks it what one parameter drawn anew changes.
 
     Each node tries one threshold for each parameter, drawn between its extremes there, and takes
@@ -215,10 +210,12 @@ def _grow_and_ask(
     Args:
         asked: Other points, (parameters, m).
         anew: Each of their parameters, drawn anew.
-        changes: What the tree says with a parameter drawn anew, less what it says of the point
-            itself, is added to this, (parameters, m).
+
+    Returns:
+        What the tree says with a parameter drawn anew, less what it says of the point itself,
+        (parameters, m).
     """
-    rows, told = points.T.copy(), np.empty(asked.shape[1])
+    rows, told, changes = points.T.copy(), np.empty(asked.shape[1]), np.zeros(asked.shape)
     leaves: list[tuple[Indices, Indices, float]] = []
     none = np.empty(0, int)
     # Of each node: the points of the tree; those that are asked; those with one parameter drawn
@@ -255,4 +252,5 @@ def _grow_and_ask(
         for a, b, c in (goes_left, [~each for each in goes_left]):
             nodes.append((own[a], others[b], moved[c], which[c], above | {best}))
     for which, moved, mean in leaves:
-        changes[which, moved] += mean - told[moved]
+        changes[which, moved] = mean - told[moved]
+    return changes

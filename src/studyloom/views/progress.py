@@ -349,17 +349,15 @@ def time_left(progress: Progress) -> Estimate | None:
         return None
     workers = sum(worker.alive for worker in progress.current.workers)
     works = []
+    # The best trials have all epochs: those that were pruned are not judged.
+    like = [trial for trial in trials.get(SEARCH, ()) if trial.state == TrialState.COMPLETE]
     for stage in progress.stages:
         if not stage.left and stage.title != SEARCH:
             continue
-        own = trials.get(stage.title, ())
+        own = trials.get(stage.title, like)
         running = list(running_trials(stage.snapshot, own)) if stage.title == progress.title else []
         to_come = max(0, stage.left - len(running))
         works.append(Work([*durations(own)], running, to_come, stage.seeds))
-    if works and progress.title == SEARCH:
-        # The best trials have all epochs: those that were pruned are not judged.
-        whole = [*durations(t for t in trials[SEARCH] if t.state == TrialState.COMPLETE)]
-        works[1:] = [replace(work, ended=whole) if not work.ended else work for work in works[1:]]
     return estimate(works, workers)
 
 
@@ -479,9 +477,9 @@ def eta_words(progress: Progress) -> str:
     return f"{words}{between}, at {clock_words(datetime.now() + timedelta(seconds=eta.seconds))}"
 
 
-def clock_words(moment: datetime, now: datetime | None = None) -> str:
+def clock_words(moment: datetime) -> str:
     """Formats a moment in local time: 15:42, or with the day if that is another one."""
-    now = datetime.now() if now is None else now
+    now = datetime.now()
     if moment.date() == now.date():
         return f"{moment:%H:%M}"
     return f"{moment:%a %H:%M}" if moment - now < 6 * DAY else f"{moment:%Y-%m-%d %H:%M}"

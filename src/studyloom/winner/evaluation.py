@@ -103,11 +103,9 @@ def evaluate_winner(
     if answer.committee is not None:
         files |= committee.pack(plan, answer.committee)
     if answer.test is not None:
-        split = plan.data.split
-        known = (None, "") if split is None else (len(split), split.digest)
         (stored,) = plan.search.stored.attributes(DEFINED)
         sources = {name: str(stored[name]) for name in stored} if isinstance(stored, dict) else {}
-        files[CARD] = model_card(answer, plan.run_dir, *known, sources=sources).encode()
+        files[CARD] = model_card(answer, plan.run_dir, plan.data.split, sources).encode()
     return write_answer(plan.run_dir, answer, files)
 
 
@@ -202,7 +200,7 @@ def call_test(
         try:
             weights = weights_of(trained[plan.winner][0])
             pair = judge_network(job, weights, sealed)
-            shown = explained(job, weights, metric or question.metric, pair, sealed, job.seed)
+            shown = explained(job, weights, metric or question.metric, pair, sealed)
         except Exception as error:  # of the user's own code; the test has been made
             log.warning("the report lacks the winner's predictions: %s", describe_error(error))
         shown["data"] = describe_data(plan, sealed)
@@ -221,19 +219,13 @@ def predicts(plan: Plan) -> bool:
 
 
 def explained(
-    job: Job,
-    weights: Mapping[str, Tensor],
-    metric: Metric,
-    judged: tuple[Tensor, Tensor],
-    sealed: Part,
-    seed: int,
+    job: Job, weights: Mapping[str, Tensor], metric: Metric, pair: tuple[Tensor, Tensor], test: Part
 ) -> dict[str, Any]:
     """Returns what is shown of a network on the test part, as fields of `Tested`."""
-    shown = shown_predictions(*judged, sealed)
+    shown = shown_predictions(*pair, test)
     mistakes = [each.index for each in shown.get("wrong", ())]
-    explain, network = load_plugin("explain"), make_network(job, weights, sealed)
-    shown |= explain(job, network, metric, *judged, sealed, mistakes, seed)
-    return shown
+    explain, network = load_plugin("explain"), make_network(job, weights, test)
+    return shown | explain(job, network, metric, *pair, test, mistakes, job.seed)
 
 
 def measure(
@@ -264,7 +256,7 @@ def measure(
             rule: metric(predicted.cpu(), targets) for rule, predicted in sealed.references.items()
         }
         weights = networks[plan.winner][0]
-        shown = explained(job, weights, metric, (outputs, targets), sealed, seed)
+        shown = explained(job, weights, metric, (outputs, targets), sealed)
     scores = compare(values, plan.winner, plan.baseline(), resampled, seed, metric.bounds)
     if choice is not None:
 

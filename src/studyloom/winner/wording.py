@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from studyloom.text import (
     code_in_markdown,
@@ -23,6 +24,9 @@ from studyloom.winner.answer import (
     Scores,
     Summary,
 )
+
+if TYPE_CHECKING:
+    from studyloom.data.training_data import Part
 
 SMALL_HEADING = "## Made small"
 CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
@@ -171,16 +175,12 @@ def accepted_files(data: DataFacts) -> str:
 
 
 def model_card(
-    answer: Answer,
-    run_dir: Path,
-    examples: int | None,
-    digest: str,
-    *,
-    sources: Mapping[str, str] | None = None,
+    answer: Answer, run_dir: Path, data: "Part | None", sources: Mapping[str, str]
 ) -> str:
     """Writes the model card of a tested winner in Markdown.
 
     Args:
+        data: the training part; None if a loop has its own.
         sources: of what a notebook or script has defined, by name.
     """
     winner, test = answer.winner, answer.test
@@ -234,11 +234,11 @@ def model_card(
         about += " beside the winner, when the test part was open."
         lines += ["## Committee", about, "\n".join(f"* {in_markdown(line)}" for line in said)]
     trained = ""
-    if examples is not None:
+    if data is not None:
         epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
-        trained = f"Trained on {examples} examples, sha256 `{digest}`{epochs}. "
+        trained = f"Trained on {len(data)} examples, sha256 `{data.digest}`{epochs}. "
     lines.append(f"## Data\n\n{trained}The test part was {format_tested(test)}.")
-    for name, source in (sources or {}).items():
+    for name, source in sources.items():
         code = printable(source).replace("\n", "\n    ")
         lines.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
     return "\n\n".join(lines) + "\n"
@@ -278,7 +278,6 @@ def compressed_lines(record: Compressed) -> list[str]:
     low, high = (format_value(end, "+") for end in test.interval)
     interval = f", 95 % interval {low} to {high} over examples" if test.covers else ""
     verdict = "within" if test.within else "not shown to be within"
-    times = "once" if test.openings == 1 else f"{test.openings} times"
     return [
         *lines,
         f"{record.bytes_of_winner / chosen.bytes:.2f} × smaller: {chosen.bytes:_} bytes, "
@@ -288,7 +287,7 @@ def compressed_lines(record: Compressed) -> list[str]:
         f"{format_value(test.original)}, on {test.examples} examples",
         f"difference {format_value(test.difference, '+')}{interval}: "
         f"{verdict} the margin of {format_value(record.margin)}",
-        f"the test part was opened {times} in this study"
+        f"the test part was {format_openings(test.openings)} in this study"
         f"{', for this very file by an earlier command' if test.earlier else ''}",
     ]
 
