@@ -460,5 +460,5 @@ def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else
     for job, run in zip(jobs, Training(jobs, SPLIT)._runs, strict=True):
         expected = SPLIT.inputs[job.train].flatten(0, -2).mean(0)
         assert torch.allclose(run.model.state_dict()["0.mean"], expected, atol=1e-6)
-        assert len(run.loss.balance.weight) == 3
-    assert loss.balance.weight is None
+        assert len(run.loss.weight) == 3
+    assert loss.weight is None
