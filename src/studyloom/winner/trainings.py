@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +51,24 @@ COMPLETE = (TrialState.COMPLETE,)
 Training = tuple[int, int]  # the numbers of a candidate and of a seed
 
 
-@dataclass(frozen=True)
-class EarlierTraining:
-    """A training that another stage has done; `weights` is None if no network was kept."""
+# Makes the objective of a training that another stage has done; None if another host keeps it.
+Earlier = Callable[[], StoredObjective | None]
 
-    trial: FrozenTrial
-    source: str
-    weights: Path | None
 
-    def objective(self) -> StoredObjective | None:
-        """Returns an objective that has its result; None if another host keeps its network."""
-        kept = None
-        if self.weights is not None:
-            try:
-                kept = load_weights(self.weights)
-            except (OSError, ValueError):
-                return None
-        attributes = self.trial.user_attrs
-        columns, error = attributes.get(EPOCHS, {}), attributes.get(STANDARD_ERROR)
-        return StoredObjective(self.trial.values[0], columns, error, kept, self.source)
+def earlier_objective(
+    trial: FrozenTrial, source: str, weights: Path | None
+) -> StoredObjective | None:
+    """Returns an objective that has the result of a trial; None if another host keeps its network.
+
+    Args:
+        weights: None if no network was kept.
+    """
+    try:
+        kept = None if weights is None else load_weights(weights)
+    except (OSError, ValueError):
+        return None
+    columns, error = trial.user_attrs.get(EPOCHS, {}), trial.user_attrs.get(STANDARD_ERROR)
+    return StoredObjective(trial.values[0], columns, error, kept, source)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class CandidateTrainings:
     candidates: Mapping[int, Point]
     seeds: int
     fold: Callable[[int], Fold]
-    known: Mapping[Training, EarlierTraining] = field(default_factory=dict)
+    known: Mapping[Training, Earlier] = field(default_factory=dict)
     baseline: Point | None = None
     in_turn: bool = False
 
@@ -123,7 +122,7 @@ class CandidateTrainings:
         """
         candidate, seed = point.values["candidate"], point.values["seed"]
         earlier = self.known.get((candidate, seed))
-        if earlier is not None and (stored := earlier.objective()) is not None:
+        if earlier is not None and (stored := earlier()) is not None:
             return stored
         return self.train_again(candidate, seed, data, number, attempt)
 
@@ -217,9 +216,9 @@ def earlier_stages(
 
 def earlier_trainings(
     search: StoredStudy, title: str, name: str, folder: Path | None, *, needed: bool
-) -> Mapping[Training, EarlierTraining]:
+) -> Mapping[Training, Earlier]:
     """Returns the trainings of other stages, by candidate and seed."""
-    known: dict[Training, EarlierTraining] = {}
+    known: dict[Training, Earlier] = {}
     for stage, study_id, _ in earlier_stages(search, title, name):
         weights = None if folder is None else folder / folder_name(stage)
         trials = search.storage.get_all_trials(study_id, deepcopy=False, states=COMPLETE)
@@ -228,7 +227,7 @@ def earlier_trainings(
             # A loop may have kept nothing; and a network of before is not marked.
             kept = needed or title == RETRAINING or KEPT in trial.user_attrs
             file = weights / f"trial-{trial.number}.pt" if weights and kept else None
-            known.setdefault(training, EarlierTraining(trial, source, file))
+            known.setdefault(training, partial(earlier_objective, trial, source, file))
     return known
 
 
