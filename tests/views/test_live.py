@@ -75,7 +75,7 @@ def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(mo
         clock[0] = float(second)
         done = 5 if second < 50 else 6
         before = console.file.getvalue()
-        display._print_line(progress_of(snapshot_of(done=done), eta=Estimate(second, 0, 0)))
+        display._show(progress_of(snapshot_of(done=done), eta=Estimate(second, 0, 0)))
         if console.file.getvalue() != before:
             times.append(second)
     assert times == [5, 50, 110, 170]

@@ -180,19 +180,13 @@ def _shares(places: Array, choices: Mapping[int, int], ranks: Array) -> Iterator
             own = np.where(np.isnan(own), generator.random(own.shape), own)
             placed = np.concatenate([own, asked, anew], axis=1)
             for row, count in sorted(choices.items()):
-                placed[row] = _reordered(placed[row], generator.permutation(count))
+                cells = np.minimum((placed[row] * count).astype(int), count - 1)
+                placed[row] = (generator.permutation(count)[cells] + 0.5) / count  # in no order
             own, asked_there, anew_there = np.split(placed, [len(rows), len(rows) + POINTS], axis=1)
             changes += _grow_and_ask(own, asked_there, anew_there, ranks[rows], generator)
         effects = (changes**2).mean(axis=1)
         if effects.sum() > 0:
             yield effects / effects.sum()
-
-
-def _reordered(places: Array, order: Indices) -> Array:
-    """Puts choices in another order, since they have none."""
-    cells = np.minimum((places * len(order)).astype(int), len(order) - 1)
-    placed: Array = (order[cells] + 0.5) / len(order)
-    return placed
 
 
 def _grow_and_ask(

@@ -396,18 +396,15 @@ def document(
     """
     scripts = [_asset("page.js")] + ([_asset("live.js")] if live is not None else [])
     connect = "'none'" if live is None else "'self'"
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            name=name,
-            head=head,
-            sections=sections,
-            live=live,
-            progress=Markup(progress),
-            scripts=scripts,
-            style=_asset("page.css"),
-            policy=POLICY.format(scripts=" ".join(map(_hash, scripts)), connect=connect),
-            version=__version__,
-        )
+    return fill(
+        "page.html",
+        name=name,
+        head=head,
+        sections=sections,
+        live=live,
+        progress=Markup(progress),
+        scripts=scripts,
+        style=_asset("page.css"),
+        policy=POLICY.format(scripts=" ".join(map(_hash, scripts)), connect=connect),
+        version=__version__,
     )

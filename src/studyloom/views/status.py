@@ -344,15 +344,10 @@ class Display:
             self._take()
 
     def _watch(self) -> None:
-        if self._cell is not None:
-            self._look(self._show)
-        elif is_plain(self.console):
-            self._look(self._print_line)
-        else:
-            self._watch_live()
-
-    def _watch_live(self) -> None:
         """Draws the job anew and anew; what a signal says stands above, where it stays."""
+        if self._cell is not None or is_plain(self.console):
+            self._look(self._show)
+            return
         if self.stop is not None:
             self.stop.telling = True
         try:
@@ -394,7 +389,10 @@ class Display:
         return progress
 
     def _show(self, progress: Progress) -> None:
-        """Shows in a notebook what a terminal would show; text is escaped."""
+        """Shows in a notebook what a terminal would show, with text escaped; else prints a line."""
+        if self._cell is None:
+            self._lines.show(progress_line(progress), progress)
+            return
         width = self.console.width
         console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
         console.print(self.render(progress))
@@ -402,9 +400,6 @@ class Display:
         page = f'<pre style="{style}">{{code}}</pre>'
         html = console.export_html(inline_styles=True, code_format=page)
         self._cell.update(import_module("IPython.display").HTML(html))
-
-    def _print_line(self, progress: Progress) -> None:
-        self._lines.show(progress_line(progress), progress)
 
     def render(self, progress: Progress) -> RenderableType:
         """Renders a job for a terminal, as wide as the console."""
