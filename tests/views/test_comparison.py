@@ -60,8 +60,9 @@ def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
     assert best_so_far(first, over_time=True) == [(2, 0.5), (4, 0.7), (8, 0.8), (8, 0.8)]
     chart = curve(studies, over_time=True)
     assert chart.names() == ["a", "b"]
-    assert chart.mark("a").points[0][0] == 2
-    heights = [y for _, y in chart.mark("a").points]
+    (line,) = next(mark for mark in chart.marks if mark.name == "a").parts
+    assert line[0][0] == 2
+    heights = [y for _, y in line]
     assert heights == sorted(heights)
     assert len({mark.colour for mark in chart.marks}) == 2
 

@@ -12,7 +12,7 @@ from studyloom.storage.database import connect, plain_engine
 from studyloom.storage.ledger import create_table
 from studyloom.storage.urls import parse_url
 from studyloom.views import doctor
-from studyloom.views.doctor import State, examine, show, writable
+from studyloom.views.doctor import examine, show, writable
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def unwell(url, run_dir=None):
     return {
         name: finding
         for name, finding in findings_of(url, run_dir).items()
-        if finding.state != State.OK and " GB free" not in finding.words
+        if finding.state != doctor.OK and " GB free" not in finding.words
     }
 
 
@@ -65,12 +65,12 @@ def test_a_healthy_study_is_ok_and_stays_as_it_was(study, tmp_path):
 def test_the_database_is_opened_once(study, monkeypatch):
     opened, open_ledgers = [], doctor.open_ledgers
     monkeypatch.setattr(doctor, "open_ledgers", lambda *of: opened.append(of) or open_ledgers(*of))
-    assert findings_of(study)["ledger"].state is State.OK
+    assert findings_of(study)["ledger"].state == doctor.OK
     assert len(opened) == 1
 
 
 def test_a_database_that_is_not_there_is_made_by_the_first_run_or_put_back(tmp_path, capsys):
-    assert unwell(f"sqlite:///{tmp_path}/new/study.db")["database"].state is State.WARNING
+    assert unwell(f"sqlite:///{tmp_path}/new/study.db")["database"].state == doctor.WARNING
     assert list(tmp_path.iterdir()) == []
     assert "to do" not in [each["state"] for each in show(f"sqlite:///{tmp_path}/study.db")]
     assert "the first run of a study makes it" in capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_a_damaged_file_is_a_line_and_stays_as_it_is(tmp_path):
     for content in (whole[: len(whole) // 2], b"letter to grandmother\n" * 400):
         path.write_bytes(content)
         finding = findings_of(f"sqlite:///{path}", tmp_path)["database"]
-        assert finding.state is State.TODO
+        assert finding.state == doctor.TODO
         assert "damaged" in finding.words or "not a database" in finding.words
         assert path.read_bytes() == content
 
@@ -107,13 +107,13 @@ def test_a_disk_of_the_network_is_refused_a_nearly_full_one_a_warning_a_closed_o
 ):
     monkeypatch.setattr(doctor, "SMALL", 10**18)
     finding = doctor.disk(tmp_path, wal=False)
-    assert (finding.state, "free some" in finding.words) == (State.WARNING, True)
+    assert (finding.state, "free some" in finding.words) == (doctor.WARNING, True)
     monkeypatch.setattr(doctor, "filesystem_of", lambda path: "nfs4")
     finding = dict(examine(f"sqlite:///{tmp_path}/study.db"))["file system"]
-    assert finding.state is State.TODO
+    assert finding.state == doctor.TODO
     assert "local disk, or use PostgreSQL" in finding.words
     refuses = Path("/sys/kernel")  # even root
     if refuses.is_dir():
         finding = writable(refuses)
-        assert finding.state is State.TODO
+        assert finding.state == doctor.TODO
         assert "/sys/kernel cannot be written: " in finding.words

@@ -38,6 +38,14 @@ from studyloom.views.figures import (
 from studyloom.views.snapshot import take_snapshot
 
 
+def mark_of(figure, name):
+    return next(mark for mark in figure.marks if mark.name == name)
+
+
+def points_of(mark):
+    return [point for part in mark.parts for point in part]
+
+
 def numbered(*trials):
     for number, trial in enumerate(trials):
         trial.number = number
@@ -107,7 +115,7 @@ def test_a_curve_of_one_epoch_is_a_point_within_its_axis_also_if_a_loop_counts_f
     figure = curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), None, None, AXIS)
     assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
     figure = curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), None, None, AXIS)
-    path = figure.path(figure.mark("complete"))
+    path = figure.path(mark_of(figure, "complete"))
     assert path.count("M") == 2
     assert path.endswith("h.01")  # a line of no length, with round ends
     for steps in ([0], [0, 1, 2]):
@@ -123,7 +131,7 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     figure = history(trials, trials[37], trials[0], AXIS)
     drawn = sorted(n for mark in figure.marks if mark.name != "best" for n in mark.trials)
     assert drawn == [*range(40)]
-    (steps,) = figure.mark("best so far").parts
+    (steps,) = mark_of(figure, "best so far").parts
     assert [x for x, _ in steps][:3] == [0, 1, 2]
     assert [y for _, y in steps] == sorted(y for _, y in steps)
     assert figure.table.rows[-1] == (37, "0.9370")
@@ -148,7 +156,7 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
     told = {"number": [1, 2, 3], "value": [0.5, 0.6, 0.7], "valid_loss": [2, 1, 1]}
     trial.user_attrs[EPOCHS] = told | {"loss": [3.0, None, 1.0], "recall": [0.1, 0.2, 0.3]}
     figure = losses(trial)
-    drawn = {mark.name: mark.points for mark in figure.marks}
+    drawn = {mark.name: points_of(mark) for mark in figure.marks}
     assert drawn == {
         "loss": [(1, 3.0), (3, 1.0)],
         "recall": [(1, 0.1), (2, 0.2), (3, 0.3)],
@@ -171,7 +179,9 @@ def test_idle_is_the_share_of_gaps_and_an_unfinished_trial_lasts_while_somebody_
         times = [tuple(BEGAN + timedelta(seconds=end) for end in ends) for ends in spans]
         assert idle_share(times) == pytest.approx(share)
     trials = numbered(a_trial(0), a_trial(1, TrialState.RUNNING))
-    left, worked = (timeline(trials, alive).mark("running").points[-1][0] for alive in ((), (1,)))
+    left, worked = (
+        points_of(mark_of(timeline(trials, alive), "running"))[-1][0] for alive in ((), (1,))
+    )
     assert left == 11
     since = (datetime.now() - trials[1].datetime_start).total_seconds()
     assert worked - 11 == pytest.approx(since, abs=60)
@@ -180,10 +190,10 @@ def test_idle_is_the_share_of_gaps_and_an_unfinished_trial_lasts_while_somebody_
 def test_pruned_curves_end_where_they_were_pruned():
     trials = numbered(a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1))
     figure = curves(trials, trials[0], None, AXIS)
-    assert [x for x, _ in figure.mark("pruned").points] == [1, 2]
-    assert [x for x, _ in figure.mark("best").points] == [1, 2, 3, 4]
+    assert [x for x, _ in points_of(mark_of(figure, "pruned"))] == [1, 2]
+    assert [x for x, _ in points_of(mark_of(figure, "best"))] == [1, 2, 3, 4]
     (end,) = (mark for mark in figure.marks if mark.shape == "square")
-    assert (end.points[0][0], end.trials) == (2, [1])
+    assert (points_of(end)[0][0], end.trials) == (2, [1])
 
 
 def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(monkeypatch):
@@ -223,7 +233,7 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite
     figure = figures.front(stored, marked, Axis("accuracy", "plain", 1))
     assert figure.x.reads == "tens", "costs that differ by more than ten times"
     assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1_000", "3_000"]
-    points = {m.name: {(round(10**x), y) for x, y in m.points} for m in figure.marks}
+    points = {m.name: {(round(10**x), y) for x, y in points_of(m)} for m in figure.marks}
     assert points["front"] == {(trial.values[1], trial.values[0]) for trial in stored.front()}
     assert points["front"] == {(100, 0.80), (200, 0.85), (3000, 0.95)}
     assert points["beaten"] == {(3000, 0.90), (900, 0.84)}
@@ -231,6 +241,6 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite
     assert points["baseline"] == {(3000, 0.90)}
     assert points["best"] == {(3000, 0.95)}
     assert points["winner"] == {(200, 0.85)}
-    assert [y for _, y in figure.mark("staircase").points] == [0.80, 0.85, 0.95]
-    assert "stepped" in figure.mark("staircase").style
+    assert [y for _, y in points_of(mark_of(figure, "staircase"))] == [0.80, 0.85, 0.95]
+    assert "stepped" in mark_of(figure, "staircase").style
     assert figure.table.rows[0] == (2, "0.8000", "100")

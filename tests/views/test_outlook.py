@@ -50,10 +50,10 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
         f"After 12 trials it was {gain:.4f} accuracy; the search ends below 0.0005"
         in figure.caption
     )
-    estimates, limit = figure.marks
-    assert [x for x, _ in estimates.points] == [10, 11, 12]
-    assert 10 ** estimates.points[-1][1] == pytest.approx(gain)
-    assert [10**y for _, y in limit.points] == pytest.approx([0.0005, 0.0005])
+    (estimates,), (limit,) = (mark.parts for mark in figure.marks)
+    assert [x for x, _ in estimates] == [10, 11, 12]
+    assert 10 ** estimates[-1][1] == pytest.approx(gain)
+    assert [10**y for _, y in limit] == pytest.approx([0.0005, 0.0005])
 
 
 def test_one_that_has_ended_says_so_in_all_views(twelve):

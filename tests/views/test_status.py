@@ -52,7 +52,7 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
 
 def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):
     stands = read_status(half_done)
-    stands.snapshot.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": "a guess"}
+    stands.progress.search.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": "a guess"}
     for width in (40, 80):
         assert ", proposed by an␛[2J na: a guess" in " ".join(shown(stands, width).split())
     document = json.loads(as_json(stands))
@@ -66,7 +66,7 @@ def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
     shares = {"optimizer.adamw.weight_decay": 0.625, "x" * 30: 0.375}
     stands = replace(read_status(half_done), importances=shares)
     params = {f"model.some_network.a_parameter_{n}": f"value-number-{n}" for n in range(12)}
-    stands.snapshot.best.params = params | {"x": "y" * 300}
+    stands.progress.search.best.params = params | {"x": "y" * 300}
     for width in (40, 80):
         text = shown(stands, width)
         assert max(map(len, text.splitlines())) <= width

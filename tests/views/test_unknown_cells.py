@@ -5,8 +5,9 @@ import sqlalchemy
 
 from studyloom.errors import StorageError
 from studyloom.study.opening import open_study
+from studyloom.views import doctor
 from studyloom.views.comparison import read_studies
-from studyloom.views.doctor import State, agreement, database
+from studyloom.views.doctor import agreement, database
 from studyloom.views.report import write_report
 from studyloom.views.status import read_status
 
@@ -49,4 +50,4 @@ def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_ur
     findings = reached, agreement(ledgers)
     assert all("\n" not in finding.words for finding in findings)
     if kind in ("state", "slot", "question"):  # what the ledger needs
-        assert State.TODO in {finding.state for finding in findings}
+        assert doctor.TODO in {finding.state for finding in findings}

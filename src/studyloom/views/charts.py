@@ -89,11 +89,6 @@ class Mark:
     width: float = 8
     style: Sequence[str] = ()
 
-    @property
-    def points(self) -> list[Point]:
-        """All its points, in order."""
-        return [point for part in self.parts for point in part]
-
 
 def points(
     name: str,
@@ -138,10 +133,6 @@ class Chart(Block):
     notes: Sequence[Note] = ()
     kind: str = ""
     caption: str = ""
-
-    def mark(self, name: str) -> Mark:
-        """Returns the mark of a name."""
-        return next(mark for mark in self.marks if mark.name == name)
 
     def names(self) -> list[str]:
         """Returns the names of its marks."""

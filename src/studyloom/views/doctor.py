@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import optuna
@@ -26,19 +25,14 @@ from studyloom.study.opening import open_ledgers
 from studyloom.text import indented, one_line
 
 SMALL = 10**9  # bytes free
-
-
-class State(StrEnum):
-    OK = "ok"
-    WARNING = "warning"
-    TODO = "to do"  # before a study can run
+OK, WARNING, TODO = "ok", "warning", "to do"  # what is to do is to be done before a study can run
 
 
 @dataclass(frozen=True)
 class Finding:
     """The result of a check: in one line without a password what was found and what to do."""
 
-    state: State
+    state: str
     words: str
 
 
@@ -52,13 +46,13 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
     path = sqlite_path(address) if is_sqlite(address) else None
     if path is not None and not path.exists():
         words = f"there is no database {path}; the first run of a study makes it"
-        lost = Finding(State.TODO, f"{words}; put it back if there was one")
-        yield "database", lost if run_dir else Finding(State.WARNING, words)
+        lost = Finding(TODO, f"{words}; put it back if there was one")
+        yield "database", lost if run_dir else Finding(WARNING, words)
         yield "permission", writable(existing(path.parent))
     else:
         reached, ledgers = database(url)
         yield "database", reached
-        if reached.state is State.OK:
+        if reached.state == OK:
             yield "ledger", agreement(ledgers)
     if path is not None:
         yield "file system", disk(path.parent, wal=True)
@@ -80,8 +74,8 @@ def database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
     try:
         ledgers = open_ledgers(url, 0.0)
     except StorageError as error:
-        return Finding(State.TODO, str(error)), {}
-    return Finding(State.OK, without_password(parse_url(url))), ledgers
+        return Finding(TODO, str(error)), {}
+    return Finding(OK, without_password(parse_url(url))), ledgers
 
 
 def disagreements(
@@ -108,11 +102,11 @@ def agreement(ledgers: Mapping[str, Ledger]) -> Finding:
     try:
         found = disagreements(ledgers)
     except StorageError as error:
-        return Finding(State.TODO, str(error))
+        return Finding(TODO, str(error))
     if not found:
-        return Finding(State.OK, "agrees with the trials")
+        return Finding(OK, "agrees with the trials")
     words = "; ".join(f"{study}: {words}" for study, _, words in found)
-    return Finding(State.WARNING, f"{words}; the next run of the study mends this, or --repair")
+    return Finding(WARNING, f"{words}; the next run of the study mends this, or --repair")
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[list[str], bool]:
@@ -140,13 +134,13 @@ def disk(folder: Path, *, wal: bool) -> Finding:
     words = f"{kind}, {free / 1e9:.1f} GB free"
     if wal and is_network_filesystem(kind):
         way_out = "name a run_dir on a local disk, or use PostgreSQL"
-        return Finding(State.TODO, f"{words}; SQLite is not safe there: {way_out}")
+        return Finding(TODO, f"{words}; SQLite is not safe there: {way_out}")
     if free < SMALL:
         return Finding(
-            State.WARNING,
+            WARNING,
             f"{words}; checkpoints may not fit: free some space, or name another run_dir",
         )
-    return Finding(State.OK, words)
+    return Finding(OK, words)
 
 
 def existing(folder: Path) -> Path:
@@ -160,31 +154,31 @@ def writable(folder: Path) -> Finding:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
-        return Finding(State.TODO, f"{folder} cannot be written: {error.strerror}")
-    return Finding(State.OK, f"{folder} can be written")
+        return Finding(TODO, f"{folder} cannot be written: {error.strerror}")
+    return Finding(OK, f"{folder} can be written")
 
 
 def devices() -> Finding:
     """Lists the GPUs and their free memory."""
     if not gpus():
-        return Finding(State.OK, "none: workers train on the CPU")
+        return Finding(OK, "none: workers train on the CPU")
     names = []
     for index in range(torch.cuda.device_count()):
         free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(index))
         names.append(f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free")
-    return Finding(State.OK, "; ".join(names))
+    return Finding(OK, "; ".join(names))
 
 
 def workers() -> Finding:
     """Counts the workers that `launcher.workers=auto` starts on this machine."""
     count, found = Local().count(sys.maxsize), f"for {len(gpus()) or 'no'} GPUs and {cores()} cores"
-    return Finding(State.OK, f"launcher.workers=auto starts {count}, {found}")
+    return Finding(OK, f"launcher.workers=auto starts {count}, {found}")
 
 
 def versions() -> Finding:
     """Lists the versions of what a training depends on."""
     trained = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return Finding(State.OK, f"{trained}, Optuna {optuna.__version__}, studyloom {__version__}")
+    return Finding(OK, f"{trained}, Optuna {optuna.__version__}, studyloom {__version__}")
 
 
 def show(url: str, run_dir: Path | None = None, *, quiet: bool = False) -> list[dict[str, str]]:
@@ -195,7 +189,7 @@ def show(url: str, run_dir: Path | None = None, *, quiet: bool = False) -> list[
     """
     checks = []
     for name, finding in examine(url, run_dir):
-        checks.append({"name": name, "state": str(finding.state), "words": finding.words})
+        checks.append({"name": name, "state": finding.state, "words": finding.words})
         if not quiet:
             print(f"{finding.state:<8} {name:<11} {indented(finding.words)}", flush=True)
     return checks

@@ -74,11 +74,6 @@ class Status:
     importances: Mapping[str, float]
     failures: Sequence[FailureCount]
 
-    @property
-    def snapshot(self) -> Snapshot:
-        """The search."""
-        return self.progress.search
-
 
 def read_status(source: JobReader | StoredStudy, before: Status | None = None) -> Status:
     """Reads the status of a study.
@@ -92,7 +87,7 @@ def read_status(source: JobReader | StoredStudy, before: Status | None = None) -
     reader = source if isinstance(source, JobReader) else JobReader(source)
     stored, progress = reader.stored, reader.read()
     trials, complete = stored.trials(), progress.search.outcomes.get("complete")
-    if before is not None and before.snapshot.outcomes.get("complete") == complete:
+    if before is not None and before.progress.search.outcomes.get("complete") == complete:
         shares = before.importances
     else:
         shares = top_importances(trials, stored.sign)
@@ -110,7 +105,7 @@ def top_importances(trials: Sequence[FrozenTrial], sign: int) -> dict[str, float
 
 def render(status: Status, width: int) -> RenderableType:
     """Renders the whole status, no wider than `width`; what a low window may cut off comes last."""
-    snapshot, progress = status.snapshot, status.progress
+    progress, snapshot = status.progress, status.progress.search
     ended = snapshot.outlook.ending
     parts: list[RenderableType] = []
 
@@ -164,7 +159,7 @@ def as_json(status: Status) -> str:
 
 def status_document(status: Status) -> dict[str, Any]:
     """Returns a status as nested mappings, for programs."""
-    snapshot, progress = status.snapshot, status.progress
+    progress, snapshot = status.progress, status.progress.search
     states = ("complete", "pruned", "failed", "paused", "running", "waiting")
     eta, ended = progress.eta, snapshot.outlook.ending
     return {
