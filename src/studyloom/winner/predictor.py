@@ -339,7 +339,6 @@ def from_numbers(numbers: Tensor, most: int | None, network: Network) -> Inputs:
             f"it must hold an input of {format_shape(shape)} numbers, or several; "
             f"got {format_shape(numbers.shape) or 'one number'}"
         )
-    _check_finite(rows)
     if not is_picture(shape) or transform is None or isinstance(transform, Sound):
         return _finish(rows, [], network)
     # A source that normalises its pictures itself has told by what.
@@ -394,13 +393,11 @@ def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inp
         raise PredictError(str(error)) from None
     except Exception as error:  # whatever a user's class raises
         raise _own_fault(error) from error
-    nothing: Sequence[str] = ()
-    done, own = (nothing, said) if isinstance(read, Reader) else (said, nothing)
     if isinstance(read, Sound):
-        rows = rows[None]
-    if tuple(rows.shape[1:]) != network.shape or len(own) not in (0, len(rows)):
+        rows, said = rows[None], ["; ".join(said)]
+    if tuple(rows.shape[1:]) != network.shape or len(said) not in (0, len(rows)):
         raise PredictError(f"winner.json: data.transform does not make {network.shape} of a file")
-    return _finish(rows.float(), done, network, own)
+    return _finish(rows.float(), (), network, said)
 
 
 def _apply(network: Network, items: Tensor) -> Tensor:
@@ -431,19 +428,15 @@ def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[s
     """
     if len(rows) > MOST_INPUTS:
         raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
-    _check_finite(rows)
-    single, facts = dict(enumerate(own)), network.facts
-    if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
-        single = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
-    words = [(*done, single.get(position, "")) for position in range(len(rows))]
-    return rows, ["; ".join(filter(None, each)) for each in words]
-
-
-def _check_finite(rows: Tensor) -> None:
     finite = torch.isfinite(rows).flatten(1).all(1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
+    facts, unlike = network.facts, dict[int, str]()
+    if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
+        unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
+    words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
+    return rows, ["; ".join(filter(None, each)) for each in words]
 
 
 @dataclass(frozen=True)
