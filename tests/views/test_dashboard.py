@@ -30,7 +30,9 @@ def other(environ, start_response):
 
 
 def live(stored, run_dir=None):
-    return LivePage(stored, run_dir, other, QUICK)
+    page = LivePage(stored, run_dir, other)
+    page.interval = QUICK
+    return page
 
 
 def version_of(page):

@@ -42,6 +42,10 @@ def mark_of(figure, name):
     return next(mark for mark in figure.marks if mark.name == name)
 
 
+def marked(best=None, baseline=None):
+    return {"best": best, "baseline": baseline}
+
+
 def points_of(mark):
     return [point for part in mark.parts for point in part]
 
@@ -112,9 +116,9 @@ def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
 
 
 def test_a_curve_of_one_epoch_is_a_point_within_its_axis_also_if_a_loop_counts_from_0():
-    figure = curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), None, None, AXIS)
+    figure = curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), marked(), AXIS)
     assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
-    figure = curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), None, None, AXIS)
+    figure = curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), marked(), AXIS)
     path = figure.path(mark_of(figure, "complete"))
     assert path.count("M") == 2
     assert path.endswith("h.01")  # a line of no length, with round ends
@@ -122,13 +126,13 @@ def test_a_curve_of_one_epoch_is_a_point_within_its_axis_also_if_a_loop_counts_f
         trial = a_trial(0, accuracy=0.5)
         trial.user_attrs.pop(EPOCHS)
         trial.intermediate_values = dict.fromkeys(steps, 0.5)
-        figure = curves([trial], trial, None, AXIS)
+        figure = curves([trial], marked(trial), AXIS)
         assert figure.x.low < min(steps) <= max(steps) < figure.x.high
 
 
 def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     trials = searched.trials()
-    figure = history(trials, trials[37], trials[0], AXIS)
+    figure = history(trials, marked(trials[37], trials[0]), AXIS)
     drawn = sorted(n for mark in figure.marks if mark.name != "best" for n in mark.trials)
     assert drawn == [*range(40)]
     (steps,) = mark_of(figure, "best so far").parts
@@ -189,7 +193,7 @@ def test_idle_is_the_share_of_gaps_and_an_unfinished_trial_lasts_while_somebody_
 
 def test_pruned_curves_end_where_they_were_pruned():
     trials = numbered(a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1))
-    figure = curves(trials, trials[0], None, AXIS)
+    figure = curves(trials, marked(trials[0]), AXIS)
     assert [x for x, _ in points_of(mark_of(figure, "pruned"))] == [1, 2]
     assert [x for x, _ in points_of(mark_of(figure, "best"))] == [1, 2, 3, 4]
     (end,) = (mark for mark in figure.marks if mark.shape == "square")
@@ -200,7 +204,7 @@ def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(monk
     monkeypatch.setattr(figures, "MOST_BEST", 10)
     monkeypatch.setattr(figures, "MOST_LATEST", 20)
     many = numbered(*(a_trial(n, accuracy=0.5 + (n * 7 % 90) / 200) for n in range(90)))
-    figure = curves(many, many[0], None, AXIS)
+    figure = curves(many, marked(many[0]), AXIS)
     drawn = {number for mark in figure.marks for number in mark.trials}
     best = sorted(range(90), key=lambda n: -many[n].value)[:10]
     assert drawn == {*best, *range(70, 90), 0}

@@ -96,19 +96,12 @@ class LivePage:
 
     The page is made of parts: its head, its sections, and the rows of the table of trials. An open
     page asks for those that have changed since the version that it has.
-
-    Args:
-        interval: seconds between two looks at the study, while a page is open.
     """
 
-    def __init__(
-        self,
-        stored: StoredStudy,
-        run_dir: Path | None,
-        app: "WSGIApplication",
-        interval: float = INTERVAL,
-    ) -> None:
-        self.stored, self.run_dir, self.app, self.interval = stored, run_dir, app, interval
+    interval = INTERVAL
+
+    def __init__(self, stored: StoredStudy, run_dir: Path | None, app: "WSGIApplication") -> None:
+        self.stored, self.run_dir, self.app = stored, run_dir, app
         self.job = JobReader(stored)
         self.boot = secrets.token_hex(4)  # versions of an earlier server mean nothing
         self.version = 0  # how often anything has changed

@@ -1,7 +1,7 @@
 """The figures of the pages, as charts.
 
 Each function returns a chart, or a sentence that says why there is nothing to draw yet. `trials`
-are those of a study, by number; `best`, `baseline` and `winner` are drawn as such.
+are those of a study, by number; those that are `marked` are drawn as such.
 """
 
 import itertools
@@ -74,6 +74,7 @@ POINTS = 2000  # more than are drawn lie too close to tell apart
 
 Curve = Sequence[tuple[int, float]]  # epochs, and the value after each; a loop may begin at 0
 Span = tuple[FrozenTrial, datetime, datetime]  # a trial, its start and its end
+Marked = Mapping[str, FrozenTrial | None]  # `baseline`, `best` and, of a front, `winner`
 
 
 def complete_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -162,14 +163,10 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
     return Table((name, "complete trials", "best", "median"), rows, words=(0,))
 
 
-def history(
-    trials: Sequence[FrozenTrial],
-    best: FrozenTrial | None,
-    baseline: FrozenTrial | None,
-    axis: Axis,
-) -> Chart | str:
+def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
     """Draws each complete trial and the best so far; below them, trials that ended otherwise."""
     complete, height = complete_trials(trials), 320
+    best, baseline = marked["best"], marked["baseline"]
     if not complete:
         return NOTHING_COMPLETE
     y = axis.scale_of([*map(_value, complete)], height)
@@ -207,12 +204,7 @@ def history(
     return Chart(label, height, x, y, _drawn(marks), table)
 
 
-def curves(
-    trials: Sequence[FrozenTrial],
-    best: FrozenTrial | None,
-    baseline: FrozenTrial | None,
-    axis: Axis,
-) -> Chart | str:
+def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
     """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
     height, every = 360, {trial.number: learning_curve(trial) for trial in trials}
     every = {
@@ -222,7 +214,6 @@ def curves(
     }
     if not every:
         return "No trial has ended an epoch yet."
-    marked = {"baseline": baseline, "best": best}
     special = {trial.number for trial in marked.values() if trial is not None}
     ranked = sorted(every, key=lambda number: -axis.sign * every[number][-1][1])
     chosen = {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
@@ -313,7 +304,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
     return Chart(label, height, x, y, _drawn(marks), Table(("epoch", *called), rows), notes)
 
 
-def front(stored: StoredStudy, marked: Mapping[str, FrozenTrial | None], axis: Axis) -> Chart | str:
+def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
     """Draws each complete trial by its cost and its value, also those that break a constraint."""
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:

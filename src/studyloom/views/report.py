@@ -451,21 +451,21 @@ def search_sections(
     stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, axis: Axis
 ) -> Iterator[Section]:
     """Renders the Pareto front, the history of the search, and the learning curves."""
-    trials, best, baseline = stored.trials(), snapshot.best, snapshot.baseline
+    trials, best = stored.trials(), snapshot.best
+    marked = {"baseline": snapshot.baseline, "best": best}
     chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
-        marked = {"baseline": baseline, "best": best, "winner": won}
-        blocks: list[Block] = [drawn(figures.front, stored, marked, axis)]
+        blocks: list[Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
         if snapshot.front:
             heads, *rows = front_rows(snapshot)
             blocks.append(Table(heads, rows, words=(len(heads) - 1,)))
         yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
-    figure = drawn(figures.history, trials, best, baseline, axis)
+    figure = drawn(figures.history, trials, marked, axis)
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
-    yield section("curves", [drawn(figures.curves, trials, best, baseline, axis)], **most)
+    yield section("curves", [drawn(figures.curves, trials, marked, axis)], **most)
     losses: Block = Absent(f"{why_no_best(snapshot)}.")
     which = ""
     if (shown := won or best) is not None:
