@@ -242,11 +242,12 @@ def dashboard(arguments: argparse.Namespace) -> None:
     title = "; ".join(filter(None, (headline(progress.search), working_words(progress))))
 
     def tell(address: str) -> None:
-        print_json({"study": stored.name, "url": address})
+        console = make_console(sys.stderr if arguments.json else sys.stdout)
+        console.print(f"{title}\n{address}  (Ctrl-C ends it)", soft_wrap=True)
+        if arguments.json:
+            print_json({"study": stored.name, "url": address})
 
-    console = make_console(sys.stderr if arguments.json else sys.stdout)
-    said = tell if arguments.json else None
-    serve(stored, arguments.run_dir, title, arguments.port, console, said)
+    serve(stored, arguments.run_dir, arguments.port, tell)
 
 
 # stop, pause and resume

@@ -23,8 +23,6 @@ from urllib.parse import parse_qs, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from markupsafe import Markup
-from rich.console import Console
-from rich.text import Text
 
 from studyloom.errors import StorageError, StudyloomError
 from studyloom.study.opening import open_study, study_names
@@ -273,14 +271,12 @@ def application(stored: StoredStudy, run_dir: Path | None) -> "WSGIApplication":
 
 
 def serve(
-    stored: StoredStudy,
-    run_dir: Path | None,
-    headline: str,
-    port: int,
-    console: Console,
-    tell: Callable[[str], None] | None = None,
+    stored: StoredStudy, run_dir: Path | None, port: int, tell: Callable[[str], None]
 ) -> None:
     """Serves the page of a study until Ctrl-C or SIGTERM.
+
+    Args:
+        tell: called with its address, once it answers there.
 
     Raises:
         ValueError: no port is free.
@@ -293,8 +289,5 @@ def serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         server.set_app(application(stored, run_dir))
-        address = f"http://127.0.0.1:{server.server_port}/"
-        console.print(Text(f"{headline}\n{address}  (Ctrl-C ends it)"), soft_wrap=True)
-        if tell is not None:
-            tell(address)
+        tell(f"http://127.0.0.1:{server.server_port}/")
         server.serve_forever()
