@@ -25,7 +25,7 @@ from studyloom.study.failures import outcome
 from studyloom.study.rows import Rows, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import format_parameters, headline, make_console
+from studyloom.views.terminal import format_parameters, headline
 from studyloom.winner.answer import belongs_to, read_answer
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
@@ -401,13 +401,12 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
 
     if cfg.study.dry_run:
         raise ConfigError("study.dry_run begins no study; use the command: --dry-run")
-    console = make_console()
-    console.quiet = quiet
     error: Exception | None = None
     with Stop(cfg.study.timeout) as stop, ExitStack() as passing:
         passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         outputs = Outputs.of_environment(take_environment())
+        outputs.console.quiet, outputs.console.lasting = quiet, False
         code, reason = 2, None  # until the study is open, as of the command
         try:
             prepared = prepare(cfg)
@@ -418,7 +417,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             task = task_of(prepared, plan, command)
             with following(plan.search.stored, stop):
-                code = search_and_report(prepared, plan, task, stop, console, outputs)
+                code = search_and_report(prepared, plan, task, stop, outputs)
         except Exception as caught:
             reason = str(caught)
             if stop.signal is None:

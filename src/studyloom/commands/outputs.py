@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import mask_passwords, printable
 from studyloom.views.events import History, finite, new_events, write_event
 from studyloom.views.progress import JobReader, Progress
+from studyloom.views.terminal import make_console
 
 HEARTBEAT = "heartbeat.json"
 INTERVAL = 10.0  # seconds between two heartbeats
@@ -50,8 +52,8 @@ class Outputs:
     Args:
         notices: to people, of the extra `notify`; None for none.
         as_json: whether standard output gets a JSON object at the end, and nothing else.
-
     Attributes:
+        console: for people: standard output, unless a program reads it.
         listeners: called with each progress that is read, and told how the command ends.
     """
 
@@ -59,6 +61,8 @@ class Outputs:
         self, events: "EventFile | None" = None, notices: Any = None, *, as_json: bool = False
     ) -> None:
         self.events, self.as_json = events, as_json
+        self.console = make_console(sys.stderr if as_json else sys.stdout)
+        self.console.lasting = True
         self.listeners: list[Any] = [each for each in (events, notices) if each is not None]
         self._progress: Progress | None = None
         self._reader: JobReader | None = None

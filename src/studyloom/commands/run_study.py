@@ -122,7 +122,7 @@ def run_here(
             outputs = Outputs.of_environment(told or {})
             prepared = prepare(cfg, peers.connect(), joins=worker)
             if cfg.study.dry_run:
-                terminal.print_dry_run(prepared.question, console_of(outputs))
+                terminal.print_dry_run(prepared.question, outputs.console)
                 outputs.finish(0)
                 sys.exit()
             prepared, plan = open_plan(prepared, stop, create=not worker)
@@ -141,8 +141,7 @@ def run_here(
                 if worker:
                     prepared.launcher.launch(task, stop)
                 else:
-                    console = console_of(outputs)
-                    code = search_and_report(prepared, plan, task, stop, console, outputs)
+                    code = search_and_report(prepared, plan, task, stop, outputs)
                     outputs.finish(exit_code(code, stop), stop.ended_by if stop() else None)
         finally:
             plan.close()
@@ -170,13 +169,6 @@ def prepare_logging(level: int) -> None:
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
-
-
-def console_of(outputs: Outputs) -> Console:
-    """Returns the console of a command: standard output, unless a program reads it."""
-    console = terminal.make_console(sys.stderr if outputs.as_json else sys.stdout)
-    console.lasting = True
-    return console
 
 
 def exit_code(code: int, stop: Stop) -> int:
@@ -212,12 +204,7 @@ def telling_end(outputs: Outputs, stop: Stop) -> Iterator[None]:
 
 
 def search_and_report(
-    prepared: Prepared,
-    plan: Plan,
-    task: Task,
-    stop: Stop,
-    console: Console,
-    outputs: Outputs,
+    prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs
 ) -> int:
     """Has the open slots worked on, shows the progress, and prints the answer.
 
@@ -233,9 +220,9 @@ def search_and_report(
     outputs.attach(stored, prepared.run_dir)
     if read_control(stored) == "pause":
         folder = shlex.quote(str(prepared.run_dir))
-        say(console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
+        say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
     with ending_job(stored, not_small=1):
-        code = _search_and_report(prepared, plan, task, stop, console, outputs)
+        code = _search_and_report(prepared, plan, task, stop, outputs)
     if not stop() and not plan.todo():
         end_job(stored, code)
     folder = plan.question.config.checkpoints.dir
@@ -266,9 +253,9 @@ def say(console: Console, words: str) -> None:
 
 
 def _search_and_report(
-    prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console, outputs: Outputs
+    prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs
 ) -> int:
-    began = datetime.now()
+    began, console = datetime.now(), outputs.console
     stored, trials = plan.search.stored, plan.search.trials
     terminal.print_code_changes(stored, console)
     move_foreign_answer(plan, console)
@@ -281,7 +268,7 @@ def _search_and_report(
         works_here = getattr(prepared.launcher, "works_here", None)
         where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
         say(console, f"{stored.name} {verb}: {many} to do{where}")
-        follow = launch(prepared, plan, task, stop, console, outputs)
+        follow = launch(prepared, plan, task, stop, outputs)
         if stop.alone is not None:  # another process goes on
             return 0
         if follow is not None:  # the work goes on without this command
@@ -298,7 +285,7 @@ def _search_and_report(
     failure: CompressError | NoWinner | None = None
     if plan.is_done():
         print_winner(plan, task.command, console)
-        failure = compress_winner(plan, stop, console, outputs)
+        failure = compress_winner(plan, stop, outputs)
     else:  # stopped, or without a winner
         if snapshot.done:
             write_report(plan)
@@ -330,17 +317,15 @@ def _search_and_report(
     return 0 if snapshot.best is not None and not left else 1
 
 
-def launch(
-    prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console, outputs: Outputs
-) -> str | None:
+def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs) -> str | None:
     """Has the open slots worked on, again if another program has deleted trials or slots.
 
     Returns:
         What to print, if the work goes on without this command; else None.
     """
-    resumptions = Resumptions(outputs.read(), console)
+    resumptions = Resumptions(outputs.read(), outputs.console)
     while True:
-        with Display(outputs.read, console, stop, [*outputs.listeners, resumptions]):
+        with Display(outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]):
             follow = prepared.launcher.launch(task, stop)
         if follow is not None or not plan.reconcile() or stop():
             return follow
@@ -402,9 +387,7 @@ def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool =
         console.print(Text(line, style=style), soft_wrap=True)
 
 
-def compress_winner(
-    plan: Plan, stop: Stop, console: Console, outputs: Outputs
-) -> CompressError | None:
+def compress_winner(plan: Plan, stop: Stop, outputs: Outputs) -> CompressError | None:
     """Makes the winner small if the config says so and it was not done yet.
 
     Returns:
@@ -412,9 +395,8 @@ def compress_winner(
     """
     if not compresses(plan.question) or stop():
         return None
-    failure: CompressError | None = load_plugin("compress_winner")(
-        plan, stop, console, outputs.look
-    )
+    compress = load_plugin("compress_winner")
+    failure: CompressError | None = compress(plan, stop, outputs.console, outputs.look)
     return failure
 
 
@@ -475,6 +457,7 @@ def judge(cfg: DictConfig, console: Console) -> tuple[str, Any]:
         prepared, plan = open_ended(cfg, stop)
         stored = plan.search.stored
         command, outputs = Command.of_this_process(), Outputs()
+        outputs.console = console
         begin_job(stored, job_of(plan), command.age())
         outputs.attach(stored, prepared.run_dir)
         with ending_job(stored):
@@ -485,7 +468,7 @@ def judge(cfg: DictConfig, console: Console) -> tuple[str, Any]:
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
             print_winner(plan, command, console, anew=True)
-            failure = compress_winner(plan, stop, console, outputs)
+            failure = compress_winner(plan, stop, outputs)
             if stop() and compresses(plan.question):  # who comes again need not judge again
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
