@@ -92,7 +92,7 @@ def test_what_needs_no_study_prints_json_too(tmp_path, capsys):
 
 
 def test_every_command_has_a_schema_and_every_schema_is_one():
-    assert {entry.name for entry in COMMANDS} - {"mcp"} <= {*DOCUMENTS}
+    assert {entry.act.__name__ for entry in COMMANDS} - {"mcp"} <= {*DOCUMENTS}
     for name in DOCUMENTS:
         jsonschema.Draft202012Validator.check_schema(json_schema(name))
     commands = make_parser().commands
@@ -188,7 +188,7 @@ def wait_for(lines, kind):
 
 def test_every_help_has_a_description_and_examples_that_are_understood(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("", *(entry.name for entry in COMMANDS)):
+    for name in ("", *(entry.act.__name__ for entry in COMMANDS)):
         with pytest.raises(SystemExit):
             main([*filter(None, [name]), "--help"])
         text = capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_shells_take_the_script_of_completion_which_names_every_command(capsys, 
     for shell in SHELLS:
         assert main(["completion", shell]) == 0
         script = capsys.readouterr().out
-        assert all(entry.name in script for entry in COMMANDS)
+        assert all(entry.act.__name__ in script for entry in COMMANDS)
         if shutil.which(shell) is not None:
             (tmp_path / "script").write_text(script)
             done = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True)

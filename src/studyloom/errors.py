@@ -110,9 +110,7 @@ class StorageLost(StorageError):
         waited: float = 0.0,
     ) -> None:
         super().__init__(message)
-        self.passing = passing
-        self.broken = broken
-        self.waited = waited
+        self.passing, self.broken, self.waited = passing, broken, waited
 
 
 class Halted(StudyloomError, RuntimeError):

@@ -1,7 +1,6 @@
 """Parts of all commands of `studyloom`: an entry for each, and shared arguments."""
 
 import argparse
-import inspect
 import io
 import json
 import sys
@@ -25,25 +24,19 @@ class Entry:
     """A command of `studyloom`; `about` is its line in the list of commands.
 
     Args:
-        act: does it with the parsed arguments, and returns the exit code; None for 0.
-        description: what its own help says above the arguments.
+        act: does it with the parsed arguments, and returns the exit code; None for 0. Its name is
+            that of the command, and its docstring what its own help says above the arguments.
     """
 
-    name: str
     about: str
     act: Act
     arguments: Sequence[Argument]
     examples: Sequence[str]
-    description: str
 
 
 def command(about: str, *arguments: Argument, examples: Sequence[str]) -> Callable[[Act], Entry]:
-    """Makes an entry of a function; its docstring is the description."""
-
-    def make(act: Act) -> Entry:
-        return Entry(act.__name__, about, act, arguments, examples, inspect.getdoc(act) or about)
-
-    return make
+    """Makes an entry of a function."""
+    return lambda act: Entry(about, act, arguments, examples)
 
 
 def argument(name: str, metavar: str | None, about: str, **options: Any) -> Argument:

@@ -212,7 +212,7 @@ class EventFile:
         except OSError as error:
             why = "nobody reads the pipe" if error.errno == errno.ENXIO else error.strerror
             raise ConfigError(
-                [f"--events {printable(str(path))}: cannot be written: {why}; name another file"]
+                f"--events {printable(str(path))}: cannot be written: {why}; name another file"
             ) from None
 
     def attach(self, stored: StoredStudy) -> None:

@@ -1,6 +1,7 @@
 """The parser of the command line of `studyloom`, made of the entries of all commands."""
 
 import argparse
+import inspect
 import re
 import shutil
 import textwrap
@@ -78,9 +79,10 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     parser.commands = commands.choices
     for entry in COMMANDS:
-        parts = (textwrap.fill(part, WIDEST - 2) for part in entry.description.split("\n\n"))
+        said = inspect.getdoc(entry.act) or entry.about
+        parts = (textwrap.fill(part, WIDEST - 2) for part in said.split("\n\n"))
         command = commands.add_parser(
-            entry.name,
+            entry.act.__name__,
             help=entry.about,
             description="\n\n".join(parts),
             epilog=format_examples(entry.examples),

@@ -186,10 +186,8 @@ def _storage_url(cfg: DictConfig) -> str:
     url = storage_url(cfg)
     if url is None:
         raise ConfigError(
-            [
-                "storage.url must be set; put postgresql://user:password@host/database into "
-                "STUDYLOOM_STORAGE, or into a file of mode 0600 that storage.file names"
-            ]
+            "storage.url must be set; put postgresql://user:password@host/database into "
+            "STUDYLOOM_STORAGE, or into a file of mode 0600 that storage.file names"
         )
     if folder_of(url) is None:
         parse_url(url)
@@ -241,11 +239,9 @@ def check_connections(url: str, workers: int) -> None:
     left = connections_left(url) if workers > 1 else math.inf
     if left < 2 * workers:
         raise ConfigError(
-            [
-                f"storage.url: {workers} workers take {2 * workers} connections, and the server "
-                f"has {left:.0f} left (max_connections); start fewer with "
-                f"launcher.workers={max(1, left // 2):.0f}, or raise the limit"
-            ]
+            f"storage.url: {workers} workers take {2 * workers} connections, and the server "
+            f"has {left:.0f} left (max_connections); start fewer with "
+            f"launcher.workers={max(1, left // 2):.0f}, or raise the limit"
         )
 
 
@@ -340,7 +336,7 @@ def open_ended(cfg: DictConfig, stop: Stop) -> tuple[Prepared, Plan]:
     check_question(stored.name, stored.question(), asked)
     if left := plan.search.todo():
         ways = "run the study to its end, or with a smaller study.trials"
-        raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
+        raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
     return prepared, plan
 
 

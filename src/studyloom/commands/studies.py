@@ -172,6 +172,6 @@ def schema(arguments: argparse.Namespace) -> None:
     name = arguments.name
     if name is not None and name not in DOCUMENTS:
         known = f"{', '.join(DOCUMENTS)}{nearest(name, [*DOCUMENTS])}"
-        raise ConfigError([f"{name}: no such schema; there are {known}"])
+        raise ConfigError(f"{name}: no such schema; there are {known}")
     chosen = json_schema(name) if name else {each: json_schema(each) for each in DOCUMENTS}
     print(json.dumps(chosen, indent=1, ensure_ascii=False))

@@ -65,10 +65,10 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     """
     folders = [folder.resolve() for folder, _ in found]
     if not 2 <= len(found) <= MOST:
-        raise ConfigError([f"compare: takes 2 to {MOST} run directories; got {len(found)}"])
+        raise ConfigError(f"compare: takes 2 to {MOST} run directories; got {len(found)}")
     for folder in folders:
         if folders.count(folder) > 1:
-            raise ConfigError([f"compare: {folder} is named twice; name each study once"])
+            raise ConfigError(f"compare: {folder} is named twice; name each study once")
     names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):

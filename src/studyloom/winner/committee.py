@@ -137,13 +137,6 @@ def average_of(job: Job, split: Part) -> AverageName:
     return "sigmoid" if isinstance(getattr(job.loss, "loss", None), OF_LABELS) else "mean"
 
 
-def recall(plan: Plan, tested: Committee | None) -> Committee | None:
-    """Returns a committee that was tested, if it was chosen from the candidates of now."""
-    if tested is None or [*tested.candidates] != plan.contenders:
-        return None
-    return tested
-
-
 def judge(
     plan: Plan,
     choice: Committee,

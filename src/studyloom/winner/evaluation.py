@@ -141,7 +141,9 @@ def test_trainings(
     """
     stored, wanted = plan.search.stored, plan.settings.committee
     known = earlier_test(stored, plan.retraining.stored)
-    choice = committee.recall(plan, known[0].committee) if wanted and known else None
+    choice = known[0].committee if wanted and known else None
+    if choice is not None and [*choice.candidates] != plan.contenders:
+        choice = None  # of other candidates than those of now
     if known is not None and not anew and (choice is not None or not wanted):
         tested, earlier = replace(known[0], committee=choice), known[1]
         kept = plan.load_or_train(plan.retraining, plan.winner, 0)
