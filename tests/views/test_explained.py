@@ -43,14 +43,14 @@ def test_each_part_of_the_answer_has_its_section():
     sections = {section.key: section for section in explained_sections(answer_of(**WINNER))}
     assert [*sections] == ["misled", "words", "calibration", "groups", "columns"]
     (pictures,) = sections["misled"].blocks
-    (picture,) = pictures.pictures
+    (picture,) = pictures.items
     assert (picture.words + picture.strong, picture.remark) == ("4 → 9", "0.4200")
     (text,) = sections["words"].blocks
     assert text.title == "blame → praise"
     assert text.remark == "test text 3, probabilities 0.2000 and 0.8000, in all +1.3863"
     shaded, listed = text.blocks
     assert shaded.runs == [("not", -0.2), ("so", 0), ("good", 1), ("of it", 0), ("good", 1)]
-    assert listed.lines == [
+    assert listed.items == [
         "for praise: good +2.00",
         "for blame: not −0.40",
         "4 further words are not looked at",

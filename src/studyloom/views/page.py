@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, ParamSpec, TypeGuard
+from typing import Any, Generic, ParamSpec, TypeGuard, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -29,7 +29,7 @@ PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
-P = ParamSpec("P")
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,18 @@ class Words(Block):
 
 
 @dataclass(frozen=True)
-class Lines(Block):
+class Items(Block, Generic[T]):
+    """Several things of one kind, shown as the name of the class says."""
+
+    items: Sequence[T]
+
+
+class Lines(Items[str]):
     """A list of short lines."""
 
-    lines: Sequence[str]
 
-
-@dataclass(frozen=True)
-class Facts(Block):
+class Facts(Items[tuple[str, object]]):
     """Names with what belongs to them, a row each."""
-
-    rows: Sequence[tuple[str, object]]
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,8 @@ class Card:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Cards(Block):
+class Cards(Items[Card]):
     """Cards side by side."""
-
-    cards: Sequence[Card]
 
 
 @dataclass(frozen=True)
@@ -100,11 +98,8 @@ class Part(Block):
     remark: str = ""
 
 
-@dataclass(frozen=True)
-class Bars(Block):
+class Bars(Items[Importance]):
     """Shares as bars, with the interval of each."""
-
-    shares: Sequence[Importance]
 
 
 @dataclass(frozen=True)
@@ -146,11 +141,8 @@ class Picture:
     remark: str = ""
 
 
-@dataclass(frozen=True)
-class Pictures(Block):
+class Pictures(Items[Picture]):
     """Pictures side by side."""
-
-    pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)

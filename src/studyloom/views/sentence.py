@@ -4,6 +4,7 @@
 baseline". Report, terminal and comparison begin with it.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -87,17 +88,13 @@ def describe(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
 
 def _settings(params: Mapping[str, Any]) -> dict[str, str]:
     """Words each parameter, and a list of the space, whose items are parameters, as one."""
-    lists: dict[str, dict[int, Any]] = {}
-    for key, value in params.items():
-        above, _, last = key.rpartition(".")
-        if above and last.isdecimal():
-            lists.setdefault(above, {})[int(last)] = value
     told: dict[str, str] = {}
     for key, value in params.items():
         above, _, last = key.rpartition(".")
-        if above in lists and (last == "length" or last.isdecimal()):
-            items = [_short(item) for _, item in sorted(lists[above].items())]
-            told[above] = "-".join(items)
+        if f"{above}.0" in params and (last == "length" or last.isdecimal()):
+            places = (f"{above}.{place}" for place in itertools.count())
+            items = itertools.takewhile(params.__contains__, places)
+            told[above] = "-".join(_short(params[item]) for item in items)
         else:
             told[key] = _short(value)
     return told
