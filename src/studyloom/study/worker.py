@@ -29,7 +29,6 @@ from studyloom.errors import (
     Stopped,
     StorageError,
     StorageLost,
-    TrialDeleted,
 )
 from studyloom.processes import worker_id
 from studyloom.question.objective import Attempt, Objective, Stopping
@@ -251,8 +250,7 @@ class Worker:
             if isinstance(stop, Interrupted):
                 raise
         except ClaimLost as lost:
-            taken = "the lease ended and another worker went on with the trial"
-            words = str(lost) if isinstance(lost, TrialDeleted) else taken
+            words = str(lost) or "the lease ended and another worker went on with the trial"
             log.warning("slot %d: %s", claim.slot, words)
             # Has an effect only if another program ended or deleted the trial; then the next claim
             # of the slot meets that.
@@ -385,8 +383,11 @@ class Worker:
                 reporter.store(None)
         if claim.over:
             reporter.tell(None, TrialState.PRUNED)
+        elif claim.fatal:
+            reporter.fail(Failure(failures.TIMEOUT, str(claim.death)))
         else:
-            reporter.fail(death_reason(claim))
+            count = f"{claim.deaths} workers died of this trial"
+            reporter.fail(Failure(failures.CRASHED, f"{count}, the last so: {claim.death}"))
         self.files.remove(checkpoint)
 
     def train(
@@ -400,7 +401,9 @@ class Worker:
         try:
             reporter.provenance = self.provenance(reporter.claim, point, number)
             reporter.constrain(self.question.measure_costs(point, self.data))
-            objective = self.make_objective(reporter.claim, number, point)
+            folder = None if checkpoint is None else TrialFiles.folder_of(checkpoint)
+            attempt = Attempt(reporter.claim.token, self.stage, folder)
+            objective = self.question.make_objective(point, number, self.data, attempt)
             value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone
             error = reporter.raised or caught
@@ -460,13 +463,6 @@ class Worker:
     def files(self) -> TrialFiles:
         return TrialFiles(self.checkpoints, self.stored.name, self.question.seed)
 
-    def make_objective(self, claim: Claim, number: int, point: Point) -> Objective:
-        """Returns the objective for the attempt at trial `number` that a claim makes."""
-        checkpoint = self.files.checkpoint(number, point)
-        folder = None if checkpoint is None else self.files.folder_of(checkpoint)
-        attempt = Attempt(claim.token, self.stage, folder)
-        return self.question.make_objective(point, number, self.data, attempt)
-
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:
         """Returns the record that trains trial `number` again; None if there is none."""
         sections = self.question.provenance_sections(point)
@@ -483,11 +479,3 @@ class Worker:
             claims=claim.token,
             environment=current_environment(device),
         )
-
-
-def death_reason(claim: Claim) -> Failure:
-    """Returns why a trial is given up after its workers died."""
-    if claim.fatal:
-        return Failure(failures.TIMEOUT, str(claim.death))
-    count = f"{claim.deaths} workers died of this trial"
-    return Failure(failures.CRASHED, f"{count}, the last so: {claim.death}")

@@ -561,14 +561,13 @@ def strays(run_dir: Path, answer: Answer, *names: str) -> list[str]:
         OSError: a file cannot be read.
     """
 
-    def is_there(name: str) -> bool:
-        try:
-            return answer.files.get(name) == digest_of((run_dir / name).read_bytes())
-        except FileNotFoundError:
-            return False
-
     looked_at = names or [name for name in ANSWER_FILES if name in answer.files]
-    return [name for name in looked_at if not is_there(name)]
+    return [
+        name
+        for name in looked_at
+        if not (run_dir / name).exists()
+        or answer.files.get(name) != digest_of((run_dir / name).read_bytes())
+    ]
 
 
 def check_whole(run_dir: Path, answer: Answer, *names: str) -> None:
