@@ -177,7 +177,12 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     """
     if not network.facts.fits_files:
         raise PredictError(NO_FILE)
-    content = _read_content(path)
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
+    if size == 0:
+        raise PredictError("it is empty")
+    content = path.read_bytes()
     pictures, transform = is_picture(network.shape), network.transform
     own = transform is not None and not isinstance(transform, Picture)
     if content.startswith(b"\x93NUMPY"):
@@ -202,15 +207,6 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     lines = _read_lines(content, network.facts.columns, math.prod(network.shape))
     rows = _apply(network, lines) if own else lines.reshape(-1, *network.shape)
     return _finish(rows, [], network)
-
-
-def _read_content(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
-    if size == 0:
-        raise PredictError("it is empty")
-    return path.read_bytes()
 
 
 def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Tensor:

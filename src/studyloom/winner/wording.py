@@ -20,7 +20,6 @@ from studyloom.winner.answer import (
     Committee,
     Compressed,
     DataFacts,
-    Latency,
     Scores,
     Summary,
 )
@@ -254,13 +253,10 @@ def compressed_rows(record: Compressed) -> Iterator[tuple[str, ...]]:
             continue
         low, high = (format_value(end, "+") for end in row.drop_interval)
         lost = "" if row is record.original else f"{low} to {high}"
-        times = [_latency(row.latency[batch]) for batch in ("1", "64")]
+        latencies = (row.latency[batch] for batch in ("1", "64"))
+        times = [f"{each.median:.3g} ({each.low:.3g}–{each.high:.3g})" for each in latencies]
         mark = CHOSEN if row.name == record.chosen.name else ""
         yield row.name, format_value(row.value), lost, f"{row.bytes:_}", *times, mark
-
-
-def _latency(latency: Latency) -> str:
-    return f"{latency.median:.3g} ({latency.low:.3g}–{latency.high:.3g})"
 
 
 def compressed_lines(record: Compressed) -> list[str]:
