@@ -7,6 +7,7 @@ it holds.
 
 import base64
 import hashlib
+import itertools
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -160,12 +161,9 @@ class Shaded(Block):
     def runs(self) -> list[tuple[str, float]]:
         """The words, where neighbours of next to no weight are joined into one of weight 0."""
         runs: list[tuple[str, float]] = []
-        for word, weight in self.words:
-            weight = weight if abs(weight) >= FAINT else 0.0
-            if runs and not weight and not runs[-1][1]:
-                runs[-1] = (f"{runs[-1][0]} {word}", 0.0)
-            else:
-                runs.append((word, weight))
+        for strong, group in itertools.groupby(self.words, lambda pair: abs(pair[1]) >= FAINT):
+            pairs = [*group]
+            runs += pairs if strong else [(" ".join(word for word, _ in pairs), 0.0)]
         return runs
 
 

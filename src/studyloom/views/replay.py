@@ -153,8 +153,7 @@ def comparison_table(expected: Course, now: Course) -> Table:
             if (again := next(iter(found), None)) is not None:
                 change = f"{again - before:+.1e}" if again != before else "="
             # Before a training diverges, a loss may have thirty digits.
-            cells.append(
-                f"{before:.5f} {change}" if abs(before) < 100 else f"{before:.1e} {change}"
-            )
+            shown = f"{before:.5f}" if abs(before) < 100 else f"{before:.1e}"
+            cells.append(f"{shown} {change}")
         table.add_row(*cells)
     return table

@@ -100,9 +100,8 @@ def _choose(plan: Plan) -> Committee:
     average = AVERAGES[named]
     groups: dict[bytes, list[tuple[int, int]]] = {}
     trained = {key for key, trial in stage.trained.items() if trial.value is not None}
-    for trial, seed in itertools.product(candidates, range(trainings.seeds)):
-        if (trial, seed) not in trained:
-            continue
+    asked = itertools.product(candidates, range(trainings.seeds))
+    for trial, seed in filter(trained.__contains__, asked):
         valid = trainings.job(trial, seed).valid.cpu().numpy().tobytes()
         groups.setdefault(valid, []).append((trial, seed))
     members, values, singles = [], [], []
