@@ -33,10 +33,8 @@ class CrossEntropy(nn.CrossEntropyLoss):
         fixed = None
         if isinstance(weights, str):
             if weights not in ("none", "balanced"):
-                raise ValueError(
-                    "loss.weights must be none, balanced, or a list of a number for each class; "
-                    f"got {weights!r}"
-                )
+                ways = "none, balanced, or a number for each class"
+                raise ValueError(f"loss.weights must be {ways}; got {weights!r}")
         elif not weights or min(weights) <= 0:
             raise ValueError(
                 f"loss.weights must be positive numbers, one for each class; got {list(weights)}"
@@ -51,8 +49,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             raise ValueError(
-                "loss=cross_entropy is for classes, and the targets are numbers; "
-                "choose loss=mse, loss=mae or loss=huber"
+                "loss=cross_entropy is for classes, and targets are numbers; take mse, mae or huber"
             )
         weight = self.weight
         if weight is None:

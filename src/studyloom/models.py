@@ -55,10 +55,8 @@ class MLP(nn.Sequential):
         _one_of("model.init", init, INITS)
         dropouts = [dropout] * len(hidden) if isinstance(dropout, (int, float)) else list(dropout)
         if len(dropouts) != len(hidden):
-            raise ValueError(
-                "model.dropout must be one number for all layers, or one per layer; got "
-                f"{len(dropouts)} numbers for the {len(hidden)} layers of model.hidden"
-            )
+            wanted = f"one number, or one for each of the {len(hidden)} layers of model.hidden"
+            raise ValueError(f"model.dropout must be {wanted}; got {len(dropouts)} numbers")
         layers: list[nn.Module] = [Standardise(shape[-1])] if standardise else []
         layers.append(nn.Flatten())
         inputs = math.prod(shape)
@@ -280,10 +278,7 @@ def steps_of(shape: Sequence[int]) -> tuple[int, int]:
         return shape[0], shape[1]
     if len(shape) == 3:
         return shape[1], shape[0] * shape[2]
-    raise ValueError(
-        "the inputs of a network that reads steps must be (steps, features) or an image; got "
-        f"{format_shape(shape)}"
-    )
+    raise ValueError(f"inputs must be (steps, features) or an image; got {format_shape(shape)}")
 
 
 def as_steps(inputs: Tensor) -> Tensor:

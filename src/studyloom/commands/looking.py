@@ -232,10 +232,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     if arguments.run_dir is not None:
         url, name = locate_study(arguments)
     if not url:
-        raise ValueError(
-            "the dashboard needs a study: name a RUN_DIR, or a database with --storage or "
-            "STUDYLOOM_STORAGE"
-        )
+        raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     collect_as_usual()
     stored = open_only_study(url, name)
     progress = JobReader(stored).read()

@@ -201,8 +201,7 @@ def check_one_process(question: Question, launcher: Launcher) -> Iterator[str]:
         parts = " and ".join(question.keeps_state)
         yield (
             f"{parts}: keeps its state in one process ({KEEPS_STATE}), and the launcher starts "
-            f"{workers} workers; set launcher.workers=1, or have it derive what it knows from "
-            "the trials, which all workers see"
+            f"{workers} workers; set launcher.workers=1, or derive the state from the trials"
         )
 
 
@@ -217,17 +216,14 @@ def check_database_reach(url: str, launcher: Launcher) -> Iterator[str]:
     if launcher.leaves_host:
         place = "a server on 127.0.0.1" if embedded else f"a file on this host ({files})"
         yield (
-            f"storage.url: {place} is out of reach for the workers that this launcher starts on "
-            "other hosts; put the URL of a PostgreSQL server into STUDYLOOM_STORAGE, and set "
-            "storage=postgres"
+            f"storage.url: {place} is out of reach for workers on other hosts; set storage=postgres"
+            ", and STUDYLOOM_STORAGE to the URL of a PostgreSQL server"
         )
     elif is_network_filesystem(filesystem) and (embedded or launcher.count(2) > 1):
         users = "two hosts" if embedded else "several workers"
-        way_out = "" if embedded else ", or set launcher.workers=1"
         yield (
             f"storage.url: {files} lies on a network disk ({filesystem}), where {users} would "
-            "damage the database; name a local disk with run_dir=…, use a PostgreSQL server"
-            f"{way_out}"
+            "damage the database; name a local disk with run_dir=…, or use a PostgreSQL server"
         )
 
 
@@ -239,9 +235,8 @@ def check_connections(url: str, workers: int) -> None:
     left = connections_left(url) if workers > 1 else math.inf
     if left < 2 * workers:
         raise ConfigError(
-            f"storage.url: {workers} workers take {2 * workers} connections, and the server "
-            f"has {left:.0f} left (max_connections); start fewer with "
-            f"launcher.workers={max(1, left // 2):.0f}, or raise the limit"
+            f"storage.url: {workers} workers take {2 * workers} connections, and the server has "
+            f"{left:.0f} left (max_connections); set launcher.workers={max(1, left // 2):.0f}"
         )
 
 

@@ -433,8 +433,7 @@ def find_no_winner(plan: Plan) -> NoWinner | None:
     )
     return NoWinner(
         f"there is no winner: none of the {many} candidates was trained with all its fresh seeds: "
-        f"{failures or 'trainings are gone'}; raise winner.top or study.trials, so that there are "
-        "other candidates, or lower winner.seeds, so that each needs fewer trainings"
+        f"{failures or 'trainings are gone'}; raise winner.top, or lower winner.seeds"
     )
 
 

@@ -150,10 +150,7 @@ def study(study_id: int, uuid: str) -> dict[str, Any]:
 
 def study_deleted() -> StorageLost:
     """Makes the error of a study that is gone."""
-    return StorageLost(
-        "the study was deleted while it ran, by optuna-dashboard or another program, and its "
-        "trials with it; the same command begins it anew"
-    )
+    return StorageLost("the study was deleted while it ran; the same command begins it anew")
 
 
 def lock_study(connection: sa.Connection, study_id: int, uuid: str) -> None:
@@ -232,10 +229,8 @@ def read_light(connection: sa.Connection, heads: Sequence[Any]) -> list[FrozenTr
 def unknown_cell(error: Exception) -> StorageError:
     """Makes the error of a cell that neither Optuna nor studyloom has written."""
     words = shorten(one_line(str(error)), 200)
-    return StorageError(
-        f"storage.url: the database holds a cell that another program has written and that cannot "
-        f"be read: {words}; put back a copy of the database from before"
-    )
+    way_out = "another program has written it; put back a copy of the database from before"
+    return StorageError(f"storage.url: a cell of the database cannot be read: {words}; {way_out}")
 
 
 def _with_details(

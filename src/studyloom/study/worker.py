@@ -225,8 +225,7 @@ class Worker:
             ledger.release(claim)
             raise LaunchError(
                 f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {others[0]} works "
-                "on the study already; end that one, or wait for it; if it has died, its lease "
-                f"ends within {self.limits.lease:.0f} s"
+                f"on the study already; end that one; if it died, wait {self.limits.lease:.0f} s"
             )
         number = self.stored.storage.get_trial(claim.trial_id or 0).number
         begun = [trial for trial in self.stored.trials() if trial.datetime_start is not None]

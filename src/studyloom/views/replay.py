@@ -118,10 +118,7 @@ def print_verdict(
     if provenance.device == "cuda":
         reasons.append("a GPU may add in another order each time")
     if provenance.claims > 1:
-        reasons.append(
-            f"{provenance.claims} workers had a part in the trial; "
-            "its environment is that of the last"
-        )
+        reasons.append(f"of {provenance.claims} workers, only the last one's environment is known")
     verdict, style, code = f"different from {difference}", "bold red", 1
     if reordered or provenance.device == "cuda" or provenance.claims > 1:
         difference = first_difference(expected, now, tolerance)

@@ -83,10 +83,8 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
     }
     kept |= {trials[len(trials) * place // MOST].number for place in range(MOST)}
     shown = tuple(trial for trial in trials if trial.number in kept)
-    note = (
-        f"{len(shown)} of {len(trials)} trials are shown: {MOST} at even distances, the {BEST} "
-        "best, each that was the best so far, and those that run."
-    )
+    which = f"{MOST} at even distances, and those that stand out"
+    note = f"{len(shown)} of {len(trials)} trials are shown: {which}."
     return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, shown), note
 
 

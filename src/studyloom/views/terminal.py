@@ -94,10 +94,7 @@ def winner_lines(answer: Answer) -> Iterator[str]:
         opened = wording.format_openings(test.openings)
         yield f"          the test part was {opened}, and each opening proves less"
     if not answer.keeps:
-        yield (
-            f"          on fresh seeds no candidate keeps to {answer.rule}; "
-            "this one is the best of them"
-        )
+        yield f"          on fresh seeds no candidate keeps to {answer.rule}; this is the best"
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -294,10 +291,7 @@ def print_forgotten(stored: StoredStudy, console: Console) -> None:
     if names := next((names for names in known if isinstance(names, list)), None):
         shown = [one_line(str(name)) for name in names]
         missing = ", ".join(f"{name}={name}" for name in shown)
-        words = (
-            f"run.keep lacks {missing}: a trial that goes on after a crash begins these anew, and "
-            "comes to another value"
-        )
+        words = f"run.keep lacks {missing}: after a crash, a trial comes to another value"
         console.print(Text(words), soft_wrap=True)
 
 

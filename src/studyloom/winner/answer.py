@@ -575,8 +575,7 @@ def check_whole(run_dir: Path, answer: Answer, *names: str) -> None:
     if stray := strays(run_dir, answer, *names):
         raise PredictError(
             f"{run_dir}: the answer is incomplete: {' and '.join(stray)} did not come with "
-            "winner.json, since a command was killed while it wrote them; run the study's command "
-            f"again, or studyloom winner {shlex.quote(str(run_dir))}"
+            f"winner.json; run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
         )
 
 

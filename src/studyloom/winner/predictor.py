@@ -53,8 +53,7 @@ NO_NETWORK = (
 )
 SILENT = (
     "the data source of this winner does not say how a picture becomes an input; name it as "
-    "data.transform and call `studyloom winner` on this study, or give the inputs as "
-    "`load` returns them in a .npy file"
+    "data.transform and call `studyloom winner`, or give a .npy file of what `load` returns"
 )
 
 
@@ -88,10 +87,7 @@ class Network:
         given = inputs.to(dtype) if isinstance(inputs, Tensor) else inputs
         outputs = predict_outputs(self.model, given)
         if not bool(torch.isfinite(outputs).all()):
-            raise PredictError(
-                "its numbers are so far from those of the training data that the network's outputs "
-                "are not finite"
-            )
+            raise PredictError("its numbers are too far from the training data for finite outputs")
         return outputs.softmax(1) if self.facts.classifies and outputs.ndim > 1 else outputs
 
 
@@ -263,8 +259,7 @@ def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[T
         raise
     except UnidentifiedImageError:
         raise PredictError(
-            "it must be a picture or an IDX file of images, or a .npy file; pictures are "
-            f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+            f"it must be a picture or an IDX file, or .npy; pictures are {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise PredictError(f"it is a damaged picture: {one_line(str(error))}") from None
@@ -405,10 +400,8 @@ def _apply(network: Network, items: Tensor) -> Tensor:
     except Exception as error:  # whatever a user's function raises
         raise _own_fault(error) from error
     if tuple(rows.shape[1:]) != network.shape:
-        raise PredictError(
-            f"data.transform must return {format_shape(network.shape)} numbers; "
-            f"got {format_shape(rows.shape[1:]) or 'one number'}"
-        )
+        wanted, got = format_shape(network.shape), format_shape(rows.shape[1:]) or "one number"
+        raise PredictError(f"data.transform must return {wanted} numbers; got {got}")
     return rows
 
 
