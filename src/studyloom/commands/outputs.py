@@ -52,6 +52,7 @@ class Outputs:
     Args:
         notices: to people, of the extra `notify`; None for none.
         as_json: whether standard output gets a JSON object at the end, and nothing else.
+
     Attributes:
         console: for people: standard output, unless a program reads it.
         listeners: called with each progress that is read, and told how the command ends.
