@@ -58,9 +58,7 @@ LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
 QUANTITIES = "Quantities that the loop reported beside the value."
-OVER_FITTING = (
-    "Where the validation loss rises while the training loss falls, the network over-fits."
-)
+OVER_FITTING = "Where the validation loss rises while that of training falls, it is over-fitting."
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
 MOST_AXES = 8  # parallel ones; more cannot be told apart
 SHADES = 5  # of a ramp from grey to blue
