@@ -30,7 +30,7 @@ def test_cross_entropy_without_weights_is_that_of_pytorch():
 def test_balanced_classes_have_the_same_share_in_the_loss_of_the_training_part():
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     loss = CrossEntropy("balanced")
-    loss.balance.adapt(torch.zeros(100, 1), labels)
+    loss.adapt(torch.zeros(100, 1), labels)
     outputs = torch.zeros(100, 3)
     shares = [
         loss(outputs[labels == c], labels[labels == c]) * (labels == c).sum() / 100

@@ -42,7 +42,7 @@ def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_ur
         lambda stored: read_studies([(tmp_path / name, stored) for name in "ab"]),
     )
     for look in looks:
-        with pytest.raises(StorageError, match=f"a cell that .* cannot be read: .*{said}") as told:
+        with pytest.raises(StorageError, match=f"a cell .*cannot be read: .*{said}") as told:
             look(open_study(sqlite_url, "toy"))
         assert "\n" not in str(told.value)
         assert len(str(told.value)) < 500
