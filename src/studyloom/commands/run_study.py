@@ -440,7 +440,7 @@ def find_no_winner(plan: Plan) -> NoWinner | None:
 # `studyloom winner`
 
 
-def judge(cfg: DictConfig, console: Console) -> tuple[str, Any]:
+def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
     """Chooses and tests the winner of a search that has ended, also if it was done before.
 
     Returns:

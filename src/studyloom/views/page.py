@@ -30,7 +30,8 @@ PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)

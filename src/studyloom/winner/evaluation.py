@@ -227,7 +227,8 @@ def explained(
     shown = shown_predictions(*pair, test)
     mistakes = [each.index for each in shown.get("wrong", ())]
     explain, network = load_plugin("explain"), make_network(job, weights, test)
-    return shown | explain(job, network, metric, *pair, test, mistakes, job.seed)
+    shown |= explain(job, network, metric, *pair, test, mistakes, job.seed)
+    return shown
 
 
 def measure(

@@ -173,10 +173,10 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     """
     if not network.facts.fits_files:
         raise PredictError(NO_FILE)
-    size = path.stat().st_size
-    if size > MOST_BYTES:
+    length = path.stat().st_size
+    if length > MOST_BYTES:
         raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
-    if size == 0:
+    if length == 0:
         raise PredictError("it is empty")
     content = path.read_bytes()
     pictures, transform = is_picture(network.shape), network.transform
