@@ -73,9 +73,8 @@ def with_defaults(config: Any) -> Any:
     keys = {str(key) for item in listed if isinstance(item, dict) for key in item}
     known = {re.split(r"[@ ]", key.removeprefix("override "))[0].strip("/") for key in keys}
     is_loop = OmegaConf.select(config, "objective._target_") is not None
-    wanted = OF_ALL if is_loop else {**OF_ALL, **OF_NETWORKS}
-    if "space" not in config:
-        wanted = {**wanted, "space": "none"}
+    wanted = OF_ALL | ({} if is_loop else OF_NETWORKS)
+    wanted |= {} if "space" in config else {"space": "none"}
     place = listed.index("studyloom") + 1
     listed[place:place] = [{key: each} for key, each in wanted.items() if key not in known]
     listed += ["_self_"] * ("_self_" not in listed)

@@ -104,7 +104,7 @@ def ask(
         parameters = {*inspect.signature(subject).parameters}
     except (TypeError, ValueError):  # it is called by nobody, or written in C
         parameters = set()
-    base = subject if isinstance(subject, type) else object
+    base = subject if isinstance(subject, type) else object  # a function is no network itself
     trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
     sections: Any = OmegaConf.to_container(given)
     asked = Asked(sections)

@@ -207,7 +207,7 @@ class Space:
         return point
 
     def suggest(self, trial: BaseTrial) -> Point:
-        """Returns the point that a trial's sampler chooses, one parameter after the other."""
+        """Returns the point that a trial's sampler chooses, by what `suggest_*` calls end in."""
         suggest: Any = trial._suggest  # type: ignore[attr-defined]
         return self.walk(lambda parameter: suggest(parameter.name, parameter.distribution))
 
