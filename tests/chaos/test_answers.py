@@ -76,7 +76,7 @@ def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_
     assert answer["trials"] == 6
     assert small != large
     for file, words in zip(FILES, told, strict=True):
-        mended = "is incomplete" in words and "run the study's command again" in words
+        mended = "is incomplete" in words and "run the study again" in words
         assert words in (small, large) or mended, file
     page = (commands.run_dir / "report.html").read_text()
     assert f"trial {answer['winner']['trial']}" in page
