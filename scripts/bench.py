@@ -4,6 +4,7 @@
     python scripts/bench.py example --processes 2    # the same in two processes on SQLite
     python scripts/bench.py tutorial         # 784-128-10 on all of MNIST; 5 minutes
     python scripts/bench.py answer           # studies.mnist to its tested winner; 15 minutes
+    python scripts/bench.py answer --page fashion --trials 100    # the same of studies.fashion
     python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
     python scripts/bench.py cluster          # 64, 256 and 1 000 workers that sleep; 25 minutes
     python scripts/bench.py growth           # 100 000 finished trials; 15 minutes
@@ -20,10 +21,10 @@
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
 and `scale` need the extra `embedded`. `--repeats` is the number of times that each way runs.
-scripts/README.md has the results. `search` trains nothing: it replays each method with 20 seeds
-(`--repeats`) on recorded curves and on the tables that the extra `dev` brings, under the real
-worker loop in simulated time; then what `winner.race`, `study.from=auto` and `study.stop=regret`
-gain (`--only` for some of it).
+scripts/README.md has the results. `search` trains nothing: it replays each method with 10 seeds
+(`--repeats`) on surrogates of LCBench in `STUDYLOOM_DATA`, and on recorded curves, under the real
+worker loop in simulated time; then ways to an answer and `study.stop=regret` on the tables that the
+extra `dev` brings (`--only` for some of it).
 """
 
 import argparse
@@ -43,8 +44,9 @@ from database.overhead import overhead
 from database.workers import scale
 from profiling import profile_benches
 from search.fronts import compare_fronts
-from search.measuring import FAMILIES, PARTS, REPORTED, measure
+from search.measuring import NAMES, PARTS, measure
 from search.recording import record
+from search.tables import FAMILIES
 from starting import measure_start
 from training.against_plain import answer, example, tutorial
 from training.loading import loader
@@ -79,7 +81,7 @@ BENCHES = {
     ),
     "tutorial": Bench(lambda a: tutorial(a.repeats or 3, a.epochs), {"epochs": 1}),
     "answer": Bench(
-        lambda a: answer(a.repeats or 3, a.trials or 40, a.before or None),
+        lambda a: answer(a.repeats or 3, a.trials or 40, a.before or None, a.page),
         {"trials": 2, "before": ""},
     ),
     "overhead": Bench(
@@ -102,8 +104,7 @@ BENCHES = {
     "profile": Bench(lambda a: profile_benches(a.trials or 100), {"trials": 2}),
     "memory": Bench(lambda a: memory(*(a.sizes or (10**9,))), {"sizes": [10**8]}),
     "search": Bench(
-        lambda a: measure(a.only, a.on or REPORTED, a.repeats or 20, a.workers, a.budget),
-        {"budget": 27},
+        lambda a: measure(a.only, a.on, a.methods, a.repeats or 10, a.workers, a.training_epochs),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
     "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
@@ -118,19 +119,21 @@ def main() -> None:
     parser.add_argument(
         "--smallest", action="store_true", help="see that it runs: the figures mean nothing"
     )
-    parser.add_argument("--repeats", type=int, help="3, and 20 seeds of search and pareto")
+    parser.add_argument("--repeats", type=int, help="3; of search 10 seeds, of pareto 20")
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, help="of a study")
     parser.add_argument("--epochs", type=int, default=10, help="of the tutorial")
+    parser.add_argument("--page", choices=("mnist", "fashion"), default="mnist", help="of answer")
     parser.add_argument(
-        "--before", default="7e971e2", help="an earlier commit, of answer and start"
+        "--before", default="138e525", help="an earlier commit, of answer and start"
     )
     parser.add_argument("--on", nargs="+", choices=FAMILIES, help="families of tasks of search")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="some parts of search"
     )
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, help="of search")
     parser.add_argument("--workers", type=int, default=1, help="simulated, of search: schedules")
-    parser.add_argument("--budget", type=int, help="epochs or trials of search: schedules")
+    parser.add_argument("--training-epochs", type=int, help="of a trial on LCBench, not 27")
     parser.add_argument(
         "--sizes",
         nargs="+",

@@ -47,18 +47,17 @@ def as_metric(task: Task) -> Floats:
 
 def judge(runs: Sequence[Run], rule: Rule, budget: int) -> tuple[Floats, Floats]:
     """Returns for each run the share of the budget that a rule uses, and what the end costs."""
-    values, used, cost = as_metric(runs[0].task), [], []
+    values, used, cost = as_metric(runs[0].results.task), [], []
     for run in runs:
-        tried = run.tape.configurations[:budget]
-        told = values[tried, run.order[tried, 0]]
+        tried, order = run.tape.configurations[:budget], run.results.order
+        several = order.shape[1] > 1
+        told = values[tried, order[tried, 0]]
         end = rule(told.tolist(), budget)
 
-        def worth(trial: int, run: Run = run, tried: Sequence[int] = tried) -> float:
-            one = tried[trial]
-            return float(values[one, run.order[one, 1:] if run.task.seeds > 1 else 0].mean())
-
+        best, chosen = tried[int(told.argmax())], tried[int(told[:end].argmax())]
+        seeds = [order[one, 1:] if several else order[one] for one in (best, chosen)]
         used.append(end / budget)
-        cost.append(worth(int(told.argmax())) - worth(int(told[:end].argmax())))
+        cost.append(values[best, seeds[0]].mean() - values[chosen, seeds[1]].mean())
     return np.array(used), np.array(cost)
 
 
@@ -79,7 +78,7 @@ def show_early_ends(families: Mapping[str, Sequence[Sequence[Run]]]) -> None:
         for family, tasks in families.items():
             judged = [judge(runs, by_regret, budget) for runs in tasks]
             for runs, found in zip(tasks, judged, strict=True):
-                print(_row(f"  {runs[0].task.name}", *found))
+                print(_row(f"  {runs[0].results.task.name}", *found))
             share = float(np.mean([used for used, _ in judged]))
 
             def at_share(_: list[float], budget: int, share: float = share) -> int:

@@ -34,7 +34,6 @@ from .simulator import (
     Tape,
     ask,
     folder,
-    seed_order,
     simulated,
 )
 from .statistics import interval
@@ -92,7 +91,7 @@ class Sized(ReplayedQuestion):
     costs: list[float]
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        return [Cost("parameters", self.costs[self.task.find(point)])]
+        return [Cost("parameters", self.costs[self.results.find(point)])]
 
 
 def replay(overrides: tuple[str, ...], seed: int, place: Path) -> tuple[int, list[float]]:
@@ -108,7 +107,7 @@ def replay(overrides: tuple[str, ...], seed: int, place: Path) -> tuple[int, lis
     """
     task, costs = load()
     clock, tape = Clock(1), Tape(10**6)
-    question = Sized(ask(task, overrides, seed), task, seed_order(task, seed), tape, clock)
+    question = Sized(ask(task, overrides, seed), task.begin(seed), tape, clock)
     object.__setattr__(question, "costs", costs)
     url, goals = f"sqlite:///{place}/study.db", question.question.goals
     create_study(url, "pareto", {"asks": "replay"}, TRIALS, goals=goals).close()

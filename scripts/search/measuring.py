@@ -5,8 +5,7 @@ import os
 import signal
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -15,89 +14,70 @@ import numpy as np
 import optuna
 import torch
 
-from .answers import judge_answers, plan_answers, show_answers
+from .answers import SEVERAL_SEEDS, judge_answers, plan_answers, show_answers
 from .comparison import BLOCK, compare
 from .early_end import show_early_ends
-from .memory import plan_memory, show_memory
-from .methods import Run
+from .methods import METHODS, Run
 from .searches import TRIALS, Searches, as_run, run_searches
 from .simulator import folder
-from .tables import load, names
+from .tables import FAMILIES, load, names
 
-FAMILIES = ("curves", "hpobench", "nasbench201", "hpolib")
-REPORTED = FAMILIES[:3]  # HPOLib is for tuning
-SEVERAL_SEEDS = "hpobench"  # five of each configuration, so that answers can be judged again
-PARTS = ("schedules", "answers", "memory", "ends")
+SCHEDULES = ("lcbench", "curves")  # the second for tuning
+TABLES = ("hpobench", "nasbench201")  # HPOLib is for tuning
+PARTS = ("schedules", "answers", "ends")
+NAMES = tuple(method.name for method in METHODS)
 
 Runs = list[list[Run]]  # of a family: for each task, for each seed
 
 
 def measure(
     parts: Sequence[str],
-    families: Sequence[str],
+    families: Sequence[str] | None,
+    methods: Sequence[str],
     seeds: int,
     workers: int,
-    budget: int | None = None,
+    epochs: int | None = None,
 ) -> None:
     """Measures some parts on some families of tasks, and prints what it finds.
 
     Args:
-        parts: of `PARTS`. Answers and memory need HPOBench.
-        families: of tasks.
+        parts: of `PARTS`.
+        families: of tasks; None for those on which no choice was made, and our own curves.
+        methods: of the schedules, by name.
         seeds: searches of each task, in pairs.
         workers: simulated, of the schedules.
-        budget: of the schedules: epochs, or trials of a table; None for the last mark.
+        epochs: of a training of LCBench; None for 27.
     """
     began = time.monotonic()
-    for family in families:
-        if not names(family):
-            print(f"{family}: skipped, pip install -e '.[dev]' brings the tables")
-    families = [family for family in families if names(family)]
+    wanted = families or (*SCHEDULES, *TABLES)
+    there = [family for family in wanted if names(family)]
+    for family in wanted:
+        if family not in there:
+            print(f"{family}: skipped, as {FAMILIES[family]}")
     with processes() as (pool, place):
         if "schedules" in parts:
-            compare(pool, place, families, seeds, workers, budget)
-        searched = [family for family in families if "ends" in parts and family != "curves"]
-        if SEVERAL_SEEDS in families and {"answers", "memory"} & {*parts}:
-            searched = [*dict.fromkeys([SEVERAL_SEEDS, *searched])]
-        runs = search_tables(pool, searched, seeds)
-        if "answers" in parts and SEVERAL_SEEDS in runs:
-            jobs = plan_answers(runs[SEVERAL_SEEDS])
-            show_answers(list(pool.imap(judge_answers, jobs)))
-        if "memory" in parts and SEVERAL_SEEDS in runs:
-            jobs_of_memory = plan_memory(runs[SEVERAL_SEEDS], BLOCK)
-            show_memory(runs[SEVERAL_SEEDS], collect(pool, jobs_of_memory)[SEVERAL_SEEDS])
-        if "ends" in parts and families:
-            recorded = {"curves": at_random(seeds)} if "curves" in families else {}
-            show_early_ends(recorded | {family: runs[family] for family in searched})
+            scheduled = [family for family in there if load(family, names(family)[0]).epochs > 1]
+            compare(pool, place, scheduled, methods, seeds, workers, epochs)
+        tables = [family for family in there if load(family, names(family)[0]).epochs == 1]
+        runs = search_tables(pool, tables, seeds) if {*parts} & {"answers", "ends"} else {}
+        if "answers" in parts:
+            judged = [family for family in runs if family in SEVERAL_SEEDS]
+            show_answers(list(pool.imap(judge_answers, plan_answers(runs, judged))))
+        if "ends" in parts:
+            recorded = {"curves": at_random(seeds)} if "curves" in there else {}
+            show_early_ends(recorded | runs)
     print(f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
 
 
 def search_tables(pool: Pool, families: Sequence[str], seeds: int) -> dict[str, Runs]:
-    """Searches all tasks of families with TPE as shipped."""
+    """Searches all tasks of families with TPE as shipped; in the order of tasks and seeds."""
     blocks = [tuple(range(begin, min(seeds, begin + BLOCK))) for begin in range(0, seeds, BLOCK)]
-    return collect(
-        pool,
-        [
-            Searches(family, name, block, {})
-            for family in families
-            for name in names(family)
-            for block in blocks
-        ],
-    )
-
-
-def collect(pool: Pool, jobs: Iterable[Searches]) -> dict[str, Runs]:
-    """Runs searches, and returns them in the order of tasks and seeds."""
-    found: dict[str, dict[str, dict[int, list[int]]]] = defaultdict(lambda: defaultdict(dict))
-    for job, searches in pool.imap_unordered(run_searches, jobs):
-        found[job.family][job.task] |= dict(zip(job.seeds, searches, strict=True))
-    runs: dict[str, Runs] = {}
-    for family, tasks in found.items():
-        loaded = [(load(family, name), searches) for name, searches in sorted(tasks.items())]
-        runs[family] = [
-            [as_run(task, seed, searches[seed]) for seed in sorted(searches)]
-            for task, searches in loaded
-        ]
+    jobs = [Searches(f, name, block) for f in families for name in names(f) for block in blocks]
+    runs: dict[str, Runs] = {family: [[] for _ in names(family)] for family in families}
+    for job, searches in pool.imap(run_searches, jobs):
+        task, place = load(job.family, job.task), names(job.family).index(job.task)
+        for seed, tried in zip(job.seeds, searches, strict=True):
+            runs[job.family][place].append(as_run(task.begin(seed), tried))
     return runs
 
 
@@ -106,7 +86,7 @@ def at_random(seeds: int) -> Runs:
     runs = []
     for task in (load("curves", name) for name in names("curves")):
         orders = (np.random.default_rng(s).permutation(len(task.values)) for s in range(seeds))
-        runs.append([as_run(task, s, one[:TRIALS].tolist()) for s, one in enumerate(orders)])
+        runs.append([as_run(task.begin(s), one[:TRIALS].tolist()) for s, one in enumerate(orders)])
     return runs
 
 

