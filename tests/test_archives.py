@@ -70,6 +70,11 @@ class Restored:
         )
         return [state for (state,) in rows]
 
+    def rungs(self) -> list[list[int]]:
+        """The rungs to which trials have come."""
+        found = "SELECT value_json FROM trial_user_attributes WHERE key = 'rungs'"
+        return [json.loads(value) for (value,) in self.query(found)]
+
     def answer(self) -> dict:
         return json.loads((self.run_dir / "winner.json").read_text())
 
@@ -128,6 +133,7 @@ def test_the_same_command_changes_no_row_and_more_trials_are_added_to_what_is_st
     assert [table for table in TABLES if not before[table] <= after[table]] == []
     assert len(old.states()) == 8
     assert {*old.states()} <= {"COMPLETE", "PRUNED"}
+    assert old.rungs() == [], "its default was the median, and stays so"
 
 
 def test_a_study_is_shown_its_trials_are_trained_again_and_its_winner_predicts_the_same(restore):
@@ -166,6 +172,7 @@ def test_a_killed_search_goes_on_and_keeps_what_was_reported(restore):
     old.run()
     assert len(old.states()) == 6
     assert {*old.states()} <= {"COMPLETE", "PRUNED"}
+    assert {rungs[0] for rungs in old.rungs()} == {1}, "where its rungs began"
     after = old.stored()
     for table in ("trial_params", "trial_intermediate_values"):
         assert before[table] <= after[table]

@@ -166,7 +166,7 @@ def test_what_cannot_be_built_is_named(folds):
         "+model.hiden=3": "unexpected keyword argument 'hiden'",
         "train.loss=mse": "train.loss: 'mse' cannot be set here; choose it with loss=mse",
         "+sampler.seeed=3": "sampler=tpe: TypeError",
-        "pruner.n_startup_trials=-1": "pruner=median: ",
+        "+pruner.n_startup_trials=-1": "pruner=auto: TypeError",
     }.items():
         assert words in only_mistake(ask(*NONE, override), folds)
     needy = ask(*NONE, "sampler=random", "sampler._target_=test_validation.Needy")

@@ -5,6 +5,9 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+from optuna.pruners import MedianPruner
+from toys import TINY, ask
+
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, OWN, Next, Report, Standing
 from studyloom.study.promotion import Promotion
@@ -27,6 +30,29 @@ def standing(slot, state, *values, order=None, exempt=False, stride=1, **costs):
         step = next(step for step in steps if step >= rung)
         reports[rung] = Report(step, values[steps.index(step)])
     return Standing(slot, state, last, reports, exempt, costs)
+
+
+def test_the_lowest_rung_is_a_thirteenth_of_all_epochs_or_that_of_the_study_as_it_began():
+    lowest = {epochs: Promotion(epochs=epochs).min_resource for epochs in (None, 3, 12, 27, 50)}
+    assert lowest == {None: 1, 3: 1, 12: 1, 27: 2, 50: 4}
+    assert [Promotion(epochs=50, began=began).min_resource for began in (0, 1, 3)] == [1, 1, 3]
+    assert Promotion(5, epochs=50, began=3).min_resource == 5, "what the config says counts"
+
+
+def test_networks_that_can_pause_are_promoted_by_default_and_all_else_meets_the_median():
+    def pruner_of(*overrides, **began):
+        return replace(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
+
+    for promoted in (pruner_of(), pruner_of("train.epochs=50"), pruner_of(began=1)):
+        assert isinstance(promoted, Promotion)
+    assert pruner_of("train.epochs=50").min_resource == 4
+    for other in (
+        pruner_of("checkpoints.dir=null"),
+        pruner_of("train.epochs=2"),
+        pruner_of("+pruner.steps=jobs", "objective.folds=2"),
+        pruner_of(began=0),
+    ):
+        assert isinstance(other, MedianPruner)
 
 
 class Search:

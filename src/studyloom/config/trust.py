@@ -36,7 +36,10 @@ CLASSES = (
     *("torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners"),
 )
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
-FUNCTIONS = ("studyloom.schedules", "torch.nn.functional", "torch.nn.init")
+FUNCTIONS = (
+    *("studyloom.schedules", "studyloom.study.promotion.default_pruner"),
+    *("torch.nn.functional", "torch.nn.init"),
+)
 # What of studyloom a key stands for on `trust=[…]`: both run commands that the config names.
 OURS = {
     "launcher": ("studyloom.launch", "studyloom.extras.ray", "studyloom.extras.slurm"),

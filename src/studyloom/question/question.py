@@ -112,12 +112,16 @@ class Question:
 
     Its config is never changed. `validate` checks it as a whole before the first trial; until then,
     most properties may raise ConfigError, with every mistake.
+
+    Args:
+        began: the epoch of the lowest rung as its study began, 0 without rungs; None of a new one.
     """
 
     config: DictConfig
     composer: Composer
     space: Space
     ranks: Ranks = ALONE
+    began: int | None = None
 
     @staticmethod
     def is_tested(cfg: DictConfig) -> bool:
@@ -300,8 +304,14 @@ class Question:
         """Returns a new pruner of the section `pruner`."""
         section = plain(self.config.pruner)
         own = {name: each for name, each in section.items() if name not in (STEPS, KEEPS_STATE)}
-        pruner: BasePruner = _build_part(own, "pruner")
+        offered = {"question": self, "epochs": self.epochs, "began": self.began}
+        pruner: BasePruner = _build_part(own, "pruner", **offered)
         return pruner
+
+    @property
+    def epochs(self) -> int | None:
+        """How many epochs a training has, if that is known before it runs."""
+        return int(self.config.train.epochs)
 
     @functools.cached_property
     def keeps_state(self) -> tuple[str, ...]:
@@ -513,6 +523,11 @@ class FunctionQuestion(Question):
     def adapter(self) -> Any:
         """The objective as it is built at the config as composed."""
         return build_function(self.config.objective)
+
+    @property
+    def epochs(self) -> int | None:
+        epochs = (self.config.params or {}).get("epochs")
+        return epochs if isinstance(epochs, int) else None
 
     @property
     def resumes(self) -> bool:

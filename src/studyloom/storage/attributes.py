@@ -24,6 +24,7 @@ ANSWERED = "answered"  # dict[str, Any]: the winner and its test, in short, and 
 CONTROL = "control"  # str | None: stop or pause, as another terminal asked
 SPACE = "space"  # dict[str, Any]: the space and its composed values, for whoever proposes points
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
+RUNG = "rung"  # int: the epoch of its lowest rung as it began, 0 without rungs
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 OF_STUDIES = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]

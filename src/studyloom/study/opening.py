@@ -18,7 +18,15 @@ from studyloom.errors import QuestionError, StorageError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.moved import MOVED
 from studyloom.question.sources import CODE, code_of
-from studyloom.storage.attributes import CODE_CHANGES, FORMAT, HALTED, QUESTION, UUID, VERSION
+from studyloom.storage.attributes import (
+    CODE_CHANGES,
+    FORMAT,
+    HALTED,
+    QUESTION,
+    RUNG,
+    UUID,
+    VERSION,
+)
 from studyloom.storage.database import (
     Connection,
     RetryingStorage,
@@ -211,12 +219,14 @@ def create_study(
     deadline: float = 300.0,
     *,
     goals: Sequence[Goal] = (ACCURACY,),
+    rung: int = 0,
     wait: bool = False,
     accept_code_change: bool = False,
 ) -> StoredStudy:
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
+        rung: the epoch of the lowest rung of a new study; 0 without rungs.
         wait: whether to wait even if the database is away at the first call, as in the midst of a
             run. By default a mistyped host is reported at once.
     """
@@ -224,7 +234,7 @@ def create_study(
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         if name not in {study.study_name for study in backend.get_all_studies()}:
             create_table(backend)
-            _make_study(backend, name, goals, question)
+            _make_study(backend, name, goals, question, rung)
         stored = _load(backend, name)
         was = stored.question()
         accepted = check_question(name, was, question, accept_code_change=accept_code_change)
@@ -245,7 +255,11 @@ def create_study(
 
 
 def _make_study(
-    backend: RetryingStorage, name: str, goals: Sequence[Goal], question: Mapping[str, Any]
+    backend: RetryingStorage,
+    name: str,
+    goals: Sequence[Goal],
+    question: Mapping[str, Any],
+    rung: int,
 ) -> None:
     """Creates a study in one transaction: without QUESTION it is one of another program."""
     directions = [StudyDirection[goal.direction.upper()] for goal in goals]
@@ -254,6 +268,7 @@ def _make_study(
         UUID: uuid.uuid4().hex,
         FORMAT: FORMAT_NUMBER,
         VERSION: __version__,
+        RUNG: rung,
     }
 
     def make(connection: Connection) -> None:
