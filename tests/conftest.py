@@ -53,6 +53,14 @@ def migrations_are_read_once():
         yield
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+    """A folder with nothing beside it: a study begins with points of studies beside its own."""
+    alone = tmp_path / "it"
+    alone.mkdir()
+    return alone
+
+
 @pytest.fixture(autouse=True)
 def loggers_as_before():
     """Puts our loggers back: commands of this process set levels, and Hydra disables loggers."""

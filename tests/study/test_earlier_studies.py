@@ -36,7 +36,7 @@ def labels(remembered):
     return {each.label for each in remembered.studies}
 
 
-def starts_of(question, remembered, already=()):
+def starts_of(question, remembered, already=None):
     return find_warm_starts(question, already, lambda: remembered)
 
 
@@ -46,16 +46,14 @@ def starts_of(question, remembered, already=()):
 def test_finished_studies_of_the_database_and_beside_the_folder_are_found_once(url, runs):
     finished(url, seeded(1), name="one")
     finished(url, seeded(2), name="two", done=2)
-    a, b = finished_run(runs / "a", seed=3), finished_run(runs / "b", seed=4, done=1)
+    a = finished_run(runs / "a", seed=3)
+    finished_run(runs / "b", seed=4, done=1)
     shutil.copytree(a, runs / "copy")
     (runs / "notes").mkdir()  # no run directory, and not worth a word
     remembered = found(runs, url)
     (of_folder,) = labels(remembered) - {"study 'one' of this database"}
     assert of_folder in (str(a), str(runs / "copy"))
-    assert remembered.notes == [
-        "study.from=auto: study 'two' of this database is not finished; left out",
-        f"study.from=auto: {b} is not finished; left out",
-    ]
+    assert remembered.notes == []
 
 
 def test_what_asks_the_same_question_is_never_taken(url, runs):
@@ -92,23 +90,27 @@ def test_no_server_of_a_strangers_folder_is_started(runs):
     data.mkdir(parents=True)
     for name in ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"):
         (data / name).write_text("archive_command = 'touch /tmp/owned'\n")
-    (note,) = found(runs).notes
-    assert "is not started" in note
+    assert (found(runs).studies, found(runs).notes) == ([], [])
     assert not (folder / "postgres" / "keeper.lock").exists()
 
 
 # What is taken of them
 
 
-def test_nothing_that_fits_is_a_note_and_the_study_goes_on(runs):
+def test_where_nothing_fits_or_the_study_has_begun_it_goes_on_without_a_word(runs):
     finished_run(runs / "a")
     other = ask(*AUTO[:4], "study.from=auto", "space=none", "+space.train.l1.float=[0,1]")
-    starts = starts_of(other, found(runs))
-    assert (starts.points, starts.sources) == ([], ["auto"])
-    assert starts.notes == [
-        "study.from=auto: no earlier study has a point of this space; it goes on"
-    ]
-    assert starts_of(other, found(runs / "a")).notes == starts.notes
+    for question, begun in ((other, None), (ask(*AUTO), [])):
+        starts = starts_of(question, found(runs), begun)
+        assert [*starts.points, *starts.sources, *starts.notes] == []
+    assert len(starts_of(ask(*AUTO, "study.trials=20"), found(runs)).points) == 4
+
+
+def test_at_most_a_quarter_of_the_trials_begins_at_points_that_nobody_has_named(runs):
+    finished_run(runs / "a")
+    for trials, points in {4: 0, 5: 1, 13: 3, 40: 4}.items():
+        starts = starts_of(ask(*AUTO, f"study.trials={trials}"), found(runs))
+        assert len(starts.points) == points, trials
 
 
 def die(*_):
@@ -120,7 +122,7 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     database, request, runs, monkeypatch
 ):
     """Although the earlier studies have gone on, and auto would choose others now."""
-    url, question = request.getfixturevalue(database), ask(*AUTO, "study.top=4")
+    url, question = request.getfixturevalue(database), ask(*AUTO, "study.top=4", "study.trials=20")
     one, a = finished(url, seeded(1), name="one"), finished_run(runs / "a", seed=2)
     other = open_study(f"sqlite:///{a}/study.db", "earlier")
     tried = [trial.params for trial in (*one.trials(), *other.trials())]
@@ -143,7 +145,7 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     now = starts_of(question, found(runs, url, question))
     assert [s.source for s in now.points] != [s.source for s in chosen.points]
     again = starts_of(question, found(runs, url, question), sources_of(stored))
-    assert again.points == []
+    assert [*again.points] == []
     for starts in (now, again):  # also of a command that had looked before
         enqueue(stored, starts, 6, baseline=question.baseline)
     baseline, *queued = stored.trials()

@@ -35,7 +35,7 @@ from studyloom.question.question import (
 )
 from studyloom.question.sources import sources_of_main
 from studyloom.question.validation import check_ranks, check_sections, validate
-from studyloom.storage.attributes import DEFINED
+from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
@@ -48,6 +48,7 @@ from studyloom.study.opening import (
     open_study,
     study_names,
 )
+from studyloom.study.promotion import Promotion
 from studyloom.study.reporter import Limits, Stopwatch
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import Job, StoredStudy
@@ -244,13 +245,13 @@ def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts
     """Returns the points to begin with; opens the database only for those of earlier studies."""
     cfg = question.config
     if cfg.study["from"] is None:
-        return find_warm_starts(question, ())
+        return find_warm_starts(question)
     folder, name = folder_of(url), str(cfg.study.name)
     address = url if folder is not None and not folder.exists() else serve(url, own=True)
-    before: list[str] = []  # the earlier studies of which it has trials; none if it does not exist
+    before: list[str] | None = None  # the earlier studies of which it has trials
     if folder_of(address) is None:
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            before = sources_of(stored)
+            before = sources_of(stored) if stored.trials() else None
 
     def remember() -> Remembered:
         identity = question.identity(data.digest)
@@ -280,6 +281,7 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
     if create:
         prepared.run_dir.mkdir(parents=True, exist_ok=True)
         _start_cluster(prepared, name, trials)
+        pruner = question.pruner()
         stored = create_study(
             prepared.url,
             name,
@@ -287,11 +289,15 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
             trials,
             deadline,
             goals=question.goals,
+            rung=pruner.min_resource if isinstance(pruner, Promotion) else 0,
             accept_code_change=config.study.accept_code_change,
         )
     else:
         stored = open_study(prepared.url, name, deadline)
     with closed_on_error(stored):
+        # A study of before this was stored has begun without rungs, or at epoch 1.
+        question = replace(question, began=stored.optuna.user_attrs.get(RUNG, 0))
+        prepared = replace(prepared, question=question)
         if create:
             note_run(prepared.run_dir, config)
             _settle(prepared, stored, trials)

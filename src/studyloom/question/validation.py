@@ -394,12 +394,13 @@ def _unread(question: FunctionQuestion) -> Iterator[str]:
 
 def _check_suggesting(question: FunctionQuestion, data: TrainingData) -> Iterator[str]:
     """Yields what an objective of Optuna's, which is called with a trial alone, cannot have."""
+    source = question.config.study["from"]
     objective, way_out = question.config.objective, "leave it out, or write a loop (config, run)"
     for key, asked, why in (
         ("objective.test", question.tested, "it is given what run.keep keeps"),
         ("objective.network", objective.network, "its weights are what run.keep keeps"),
         ("data", data.split is not None, "run.train and run.valid are their Datasets"),
-        ("study.from", question.config.study["from"], "its trials are placed in the space"),
+        ("study.from", source not in (None, "auto"), "its trials are placed in the space"),
     ):
         if asked:
             yield f"{key}: {why}, and objective(trial) has none; {way_out}"

@@ -27,7 +27,6 @@ from studyloom.text import mask_passwords, one_line
 AUTO = "auto"  # the value of study.from that looks for earlier studies
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s
 MOST_TRIALS = 10_000  # of a study that is read; 10 000 take 0.5 s
-MOST_SERVERS = 3  # embedded servers of sibling run directories that are started
 MOST_NOTES = 5  # about studies that are left out
 BANDWIDTH = 0.25  # of nearness, as a root mean square over parameters whose ranges are [0, 1]
 
@@ -86,7 +85,8 @@ def _as_earlier(stored: StoredStudy, label: str) -> Earlier:
 class Remembered:
     """The finished studies of a database, and of the run directories beside a folder.
 
-    Nothing that they hold is executed, and no server is started but the user's own.
+    Nothing that they hold is executed, and no server is started: a run directory with an embedded
+    one is read if `study.from` names it.
 
     Args:
         question: what the study that begins asks, by config key. Whatever study asks the same is
@@ -99,7 +99,6 @@ class Remembered:
     _left_out: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)  # UUIDs
     _unreachable: set[str] = field(default_factory=set)  # URLs
-    _servers: int = 0  # that were started
 
     def search(self, url: str, name: str, run_dir: Path) -> None:
         """Looks in the database of the study that begins, which may not exist yet, and beside."""
@@ -131,12 +130,8 @@ class Remembered:
     def _look_into(self, folder: Path) -> None:
         """Reads the study of a run directory, which may be somebody else's."""
         url, name = read_run(folder)
-        if folder_of(url) is not None:
-            if self._servers == MOST_SERVERS:
-                raise StorageError(f"only {MOST_SERVERS} servers are started for this")
-            url = serve(url)  # refuses one that no command of the user's own has made
-            self._servers += 1
-        self._look(url, name, str(folder))
+        if folder_of(url) is None:
+            self._look(url, name, str(folder))
 
     def _look(self, url: str, name: str, label: str) -> None:
         """Reads a study, if it is a finished one of ours that asks another question."""
@@ -154,8 +149,8 @@ class Remembered:
             self._seen.add(str(uuid))
             counts = stored.ledger.counts()
             if counts["free"] or counts["held"]:
-                self._left_out.append(f"{label} is not finished")
-            elif counts["done"] > MOST_TRIALS:
+                return
+            if counts["done"] > MOST_TRIALS:
                 self._left_out.append(f"{label} has more than {MOST_TRIALS} trials")
             else:
                 self.studies.append(_as_earlier(stored, label))

@@ -178,6 +178,7 @@ def _config_keys(parameters: Mapping[str, Any]) -> dict[str, str]:
 # Trials of a study that may be chosen for a portfolio. With all 40, portfolios were worse by .01 on
 # HPOBench: an estimate can be wrong about a point that its own study found bad.
 CANDIDATES = 10
+LOOKED = 4  # at most one trial of so many begins at a point of a study that nobody has named
 MOST_PLACED = 2000  # trials of all studies that are placed in the space, at 1 ms each
 
 
@@ -218,8 +219,8 @@ def take_points(
             wrong = "; ".join(words for placed in places for words in placed.wrong)
             why = f": {wrong}" if wrong else ""
             notes.append(f"{earlier.label}: none of its trials is taken{why}")
-    if looked and not starts:
-        notes.append(f"study.from={AUTO}: no earlier study has a point of this space; it goes on")
+    if looked and starts:
+        notes.append("study.from=null begins without them")
     return starts
 
 
@@ -313,13 +314,16 @@ class WarmStarts:
 
 
 def find_warm_starts(
-    question: "Question", begun: Sequence[str], remember: Callable[[], Remembered] = Remembered
+    question: "Question",
+    begun: Sequence[str] | None = None,
+    remember: Callable[[], Remembered] = Remembered,
 ) -> WarmStarts:
     """Finds the points that `study.enqueue` and `study.from` name.
 
     Args:
         begun: the earlier studies of which the study has trials already; they are not read again.
-        remember: looks for earlier studies, for `study.from=auto`.
+            None of a study without trials, which alone looks for others by `study.from=auto`.
+        remember: looks for them.
 
     Raises:
         ConfigError: every point that the space cannot give, and each earlier study that is missing.
@@ -327,12 +331,15 @@ def find_warm_starts(
     study = question.config.study
     enqueued = value_at(question.config, "study.enqueue")
     wanted = value_at(question.config, "study.from")
+    listed = getattr(question.sampler(0), "points", None) is not None
+    if wanted == AUTO and (begun is not None or listed or question.suggests):
+        wanted = None
     if not enqueued and not wanted:
         return WarmStarts()
     mistakes: list[str] = []
     notes: list[str] = []
     points = list(_enqueued_points(question, enqueued, mistakes, notes))
-    if getattr(question.sampler(0), "points", None) is not None:
+    if listed:
         mistakes.append(
             "sampler=grid: tries each point of the space once, so study.enqueue and study.from "
             "add nothing; remove them, or choose another sampler"
@@ -343,14 +350,19 @@ def find_warm_starts(
             f"study.enqueue: {-room} of {len(points)} points find no room in "
             f"study.trials={study.trials}; raise study.trials, or remove points"
         )
-    sources, studies, looked = [AUTO], list[Earlier](), wanted == AUTO and AUTO not in begun
-    if wanted != AUTO:
-        sources, studies = _read_named(wanted or [], begun, mistakes, notes)
-    elif looked and not mistakes:
+    sources, studies, looked = list[str](), list[Earlier](), wanted == AUTO
+    if looked:
+        room //= LOOKED
+    else:
+        sources, studies = _read_named(wanted or [], begun or (), mistakes, notes)
+    found = Remembered()
+    if looked and room > 0 and not mistakes:
         found = remember()
-        studies, notes = [*found.studies], [*notes, *found.notes]
+        studies = [*found.studies]
     refuse(mistakes)
     taken = take_points(question, studies, min(study.top, room), notes, looked=looked)
+    if looked and taken:
+        sources, notes = [AUTO], [*found.notes, *notes]
     labels = {start.earlier for start in taken}
     from_where = [each.label for each in studies if each.label in labels]
     return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
