@@ -46,7 +46,10 @@ class StudySection:
 
 
 # Added to the section below, since `from` is a keyword of Python.
-FROM = "earlier studies whose best points are tried first: run directories, `URL#NAME`, or `auto`"
+FROM = (
+    "earlier studies whose best points are tried first: run directories or `URL#NAME`; `auto`: "
+    "those that are found; null: none"
+)
 
 
 @dataclass
@@ -108,7 +111,7 @@ class WinnerSection:
 
     enabled: bool = key(True, "false: the run ends with the search")
     top: int = key(3, "how many of the best trials are judged again")
-    seeds: int = key(5, "on how many fresh seeds")
+    seeds: int = key(3, "on how many fresh seeds")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
     committee: bool = key(False, "true: also averages several of the networks")
 
@@ -168,14 +171,14 @@ def describe_keys() -> list[tuple[str, str, str]]:
             shown = "" if default == MISSING else json.dumps(default).strip('"')
             rows.append((name, shown, each.metadata["meaning"]))
     at = next(place for place, row in enumerate(rows) if row[0] == "study.top")
-    rows.insert(at, ("study.from", "null", FROM))
+    rows.insert(at, ("study.from", "auto", FROM))
     return rows
 
 
 def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     with open_dict(schema.study):
-        schema.study["from"] = None
+        schema.study["from"] = "auto"
     OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
     return schema
 
