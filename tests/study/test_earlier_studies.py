@@ -140,7 +140,7 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     auto, *studies = sources_of(stored)
     assert auto == "auto"
     for study in studies:
-        assert any(note.startswith(f"{study}: begins with its trials") for note in chosen.notes)
+        assert any(note.startswith(f"{study}: begins with its trial") for note in chosen.notes)
     finished_run(runs / "b", seed=9, trials=6)
     now = starts_of(question, found(runs, url, question))
     assert [s.source for s in now.points] != [s.source for s in chosen.points]

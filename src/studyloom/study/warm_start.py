@@ -296,7 +296,7 @@ def _note_taken(earlier: Earlier, taken: Sequence[PlacedTrial]) -> str:
         differences += [f"{name} has its composed value" for name in placed.composed]
         differences += [f"{name} is not searched here" for name in placed.unasked]
     numbers = ", ".join(str(trial.number) for trial in taken)
-    head = f"{earlier.label}: begins with its trials {numbers}"
+    head = f"{earlier.label}: begins with its trial{'s' * (len(taken) > 1)} {numbers}"
     return "; ".join([head, *dict.fromkeys(differences)])
 
 
