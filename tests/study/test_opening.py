@@ -11,7 +11,7 @@ from studyloom.moved import MOVED
 from studyloom.storage.attributes import FORMAT
 from studyloom.storage.database import connect
 from studyloom.storage.ledger import Ledger
-from studyloom.study.opening import check_question, create_study, open_study
+from studyloom.study.opening import check_question, create_study, open_only_study, open_study
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,12 @@ def test_what_has_moved_is_the_same_on_both_sides_and_nothing_else_is(monkeypatc
     monkeypatch.delitem(MOVED, "package.old")
     with pytest.raises(QuestionError, match=r"package\.old\.Net → package\.new\.Net"):
         check_question("s", was, now)
+
+
+def test_the_only_study_needs_no_name_and_several_are_listed(sqlite_url, question):
+    fresh(sqlite_url, question, 8, name="first")
+    assert open_only_study(sqlite_url, None, 0.0, "name one").name == "first"
+    fresh(sqlite_url, question, 8, name="second")
+    with pytest.raises(StorageError, match=r"name one; the .* 2 studies: first, second"):
+        open_only_study(sqlite_url, None, 0.0, "name one")
+    assert open_only_study(sqlite_url, "second", 0.0, "").name == "second"

@@ -14,10 +14,9 @@ from optuna.trial import TrialState
 from serving import ask, served
 from toys import fill
 
-from studyloom.errors import StorageError
 from studyloom.storage.attributes import FAILURE, REASON
 from studyloom.study.opening import create_study
-from studyloom.views.dashboard import LivePage, application, bind, guarded, open_only_study
+from studyloom.views.dashboard import LivePage, application, bind, guarded
 
 EVIL = "<img src=x onerror=alert(1)>\u2028</script>"
 QUICK = 0.05  # seconds between two looks
@@ -125,15 +124,6 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     after = page.since(now["version"])
     assert "50.0\xa0% ± 10.0 on 1 fresh seed," in after["parts"]["head"]
     assert after["order"][:2] == ["running", "candidates"]
-
-
-def test_the_only_study_needs_no_name_and_several_are_listed(sqlite_url):
-    create_study(sqlite_url, "first", {"asks": "nothing"}, trials=8)
-    assert open_only_study(sqlite_url, None).name == "first"
-    create_study(sqlite_url, "second", {"asks": "nothing"}, trials=8)
-    with pytest.raises(StorageError, match=r"--study must name .* 2 studies: first, second"):
-        open_only_study(sqlite_url, None)
-    assert open_only_study(sqlite_url, "second").name == "second"
 
 
 def test_the_first_address_is_the_page_and_optuna_dashboard_is_behind_it(study_of, tmp_path):

@@ -224,7 +224,8 @@ def dashboard(arguments: argparse.Namespace) -> None:
     """Serves the page of a study, which follows it, and optuna-dashboard behind it, to the browsers
     of this machine; others reach it through an SSH tunnel.
     """
-    from studyloom.views.dashboard import open_only_study, serve
+    from studyloom.study.opening import open_only_study
+    from studyloom.views.dashboard import DEADLINE, serve
     from studyloom.views.progress import JobReader, working_words
     from studyloom.views.terminal import headline, make_console
 
@@ -234,7 +235,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     if not url:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     collect_as_usual()
-    stored = open_only_study(url, name)
+    stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
     progress = JobReader(stored).read()
     title = "; ".join(filter(None, (headline(progress.search), working_words(progress))))
 

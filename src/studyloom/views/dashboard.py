@@ -24,8 +24,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from markupsafe import Markup
 
-from studyloom.errors import StorageError, StudyloomError
-from studyloom.study.opening import open_study, study_names
+from studyloom.errors import StudyloomError
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
@@ -242,21 +241,6 @@ def bind(port: int) -> Server:
                     f"--port {candidate}: {error.strerror or error}; choose one from 1024 on"
                 ) from None
     raise ValueError(f"--port {port}: this one and the {PORTS - 1} above are taken; choose another")
-
-
-def open_only_study(url: str, name: str | None) -> StoredStudy:
-    """Opens the study of a name, or the only one in the database.
-
-    Raises:
-        StorageError: there is no such database or study, or there are several and no name.
-    """
-    if name is None:
-        names = study_names(url, DEADLINE)
-        if len(names) != 1:
-            held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
-            raise StorageError(f"--study must name the study to show; the database holds {held}")
-        name = names[0]
-    return open_study(url, name, DEADLINE)
 
 
 def application(stored: StoredStudy, run_dir: Path | None) -> "WSGIApplication":
