@@ -113,6 +113,17 @@ def test_at_most_a_quarter_of_the_trials_begins_at_points_that_nobody_has_named(
         assert len(starts.points) == points, trials
 
 
+@pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
+def test_a_study_that_began_while_a_command_looked_takes_no_point(database, request, runs):
+    url, question = request.getfixturevalue(database), ask(*AUTO, "study.trials=20")
+    finished_run(runs / "a")
+    looked = starts_of(question, found(runs, url, question))
+    assert looked.points
+    stored = finished(url, question, trials=20, name="new", done=1)
+    enqueue(stored, looked, 20, baseline=question.baseline)
+    assert (len(stored.trials()), sources_of(stored)) == (1, [])
+
+
 def die(*_):
     raise KeyboardInterrupt
 

@@ -251,7 +251,9 @@ def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts
     before: list[str] | None = None  # the earlier studies of which it has trials
     if folder_of(address) is None:
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            before = sources_of(stored) if stored.trials() else None
+            counts = stored.ledger.counts()
+            has_begun = counts["held"] or counts["done"]
+            before = sources_of(stored) or ([] if has_begun else None)
 
     def remember() -> Remembered:
         identity = question.identity(data.digest)

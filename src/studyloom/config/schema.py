@@ -46,6 +46,7 @@ class StudySection:
 
 
 # Added to the section below, since `from` is a keyword of Python.
+AUTO = "auto"  # its value that looks for earlier studies
 FROM = (
     "earlier studies whose best points are tried first: run directories or `URL#NAME`; `auto`: "
     "those that are found; null: none"
@@ -171,14 +172,14 @@ def describe_keys() -> list[tuple[str, str, str]]:
             shown = "" if default == MISSING else json.dumps(default).strip('"')
             rows.append((name, shown, each.metadata["meaning"]))
     at = next(place for place, row in enumerate(rows) if row[0] == "study.top")
-    rows.insert(at, ("study.from", "auto", FROM))
+    rows.insert(at, ("study.from", AUTO, FROM))
     return rows
 
 
 def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     with open_dict(schema.study):
-        schema.study["from"] = "auto"
+        schema.study["from"] = AUTO
     OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
     return schema
 

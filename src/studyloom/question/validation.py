@@ -21,7 +21,7 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState, create_trial
 
 from studyloom.config.overrides import explain_key, group_options
-from studyloom.config.schema import Config, check_name
+from studyloom.config.schema import AUTO, Config, check_name
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
@@ -400,7 +400,7 @@ def _check_suggesting(question: FunctionQuestion, data: TrainingData) -> Iterato
         ("objective.test", question.tested, "it is given what run.keep keeps"),
         ("objective.network", objective.network, "its weights are what run.keep keeps"),
         ("data", data.split is not None, "run.train and run.valid are their Datasets"),
-        ("study.from", source not in (None, "auto"), "its trials are placed in the space"),
+        ("study.from", source not in (None, AUTO), "its trials are placed in the space"),
     ):
         if asked:
             yield f"{key}: {why}, and objective(trial) has none; {way_out}"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.runs import read_run
+from studyloom.config.schema import AUTO
 from studyloom.config.values import describe_error
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage.attributes import UUID
@@ -24,7 +25,6 @@ from studyloom.study.opening import differences, open_only_study, open_study, st
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
 
-AUTO = "auto"  # the value of study.from that looks for earlier studies
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s
 MOST_TRIALS = 10_000  # of a study that is read; 10 000 take 0.5 s
 MOST_NOTES = 5  # about studies that are left out

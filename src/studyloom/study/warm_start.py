@@ -20,6 +20,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
 
+from studyloom.config.schema import AUTO
 from studyloom.config.values import has_key, value_at
 from studyloom.errors import ConfigError, refuse
 from studyloom.space.samplers import identify
@@ -38,7 +39,6 @@ from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PROPOSED, 
 from studyloom.storage.database import Connection, execute
 from studyloom.storage.ledger import Entry, enter, untouched
 from studyloom.study.earlier_studies import (
-    AUTO,
     Earlier,
     EarlierStudy,
     Remembered,
@@ -432,7 +432,8 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     """Queues each point that no trial of the study has tried, all of them in one transaction.
 
     The baseline is queued before the first point, because it is trial 0. Of an earlier study from
-    which the study has trials already no further ones are taken.
+    which the study has trials already no further ones are taken, and of those that nobody has named
+    none once it has any trial.
 
     Returns:
         How many points found no free slot.
@@ -444,8 +445,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         tried = [trial.system_attrs.get(sql.GIVEN, trial.params) for trial in before]
         (known,) = sql.study_attrs(connection, study_id, SOURCES)
         known = known or []
-        looked = AUTO in known and AUTO in starts.sources
-        again = looked or {*starts.sources} <= {*known}
+        again = bool(before) if AUTO in starts.sources else {*starts.sources} <= {*known}
         points = [start for start in starts.points if not (start.earlier and again)]
         waiting: list[tuple[Point, dict[str, Any]]] = []
         if baseline is not None:
@@ -459,7 +459,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         slots = untouched(connection, study_id, trials) if waiting else []
         for slot, (point, attributes) in zip(slots, waiting, strict=False):
             _queue_trial(connection, study_id, slot, point, attributes)
-        if sources := [*dict.fromkeys([*known, *starts.sources])]:
+        if sources := [*dict.fromkeys([*known, *(() if again else starts.sources)])]:
             sql.set_study_attr(connection, study_id, SOURCES, sources)
         return max(0, len(waiting) - len(slots))
 
