@@ -21,22 +21,16 @@ class Run:
     results: Results
     tape: Tape
 
-    def answers(self, *, finished: bool = False) -> list[int | None]:
-        """Names after each epoch the configuration whose last value is the best.
-
-        Args:
-            finished: only of those that are trained to the end; None before there is one.
-        """
+    def answers(self) -> list[int]:
+        """Names after each epoch the configuration whose last value is the best."""
         last: dict[int, tuple[float, int, int]] = {}  # by trial: value, epoch, configuration
-        answers: list[int | None] = []
-        tape, best = self.tape, None
+        answers: list[int] = []
+        tape = self.tape
         for trial, configuration, epoch, value in zip(
             tape.trials, tape.configurations, tape.epochs, tape.values, strict=True
         ):
-            if not finished or epoch == self.results.task.epochs:
-                last[trial] = (value, epoch, configuration)
-                best = max(last.values())[2]
-            answers.append(best)
+            last[trial] = (value, epoch, configuration)
+            answers.append(max(last.values())[2])
         return answers
 
 

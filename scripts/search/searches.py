@@ -34,44 +34,33 @@ class Searches:
     seeds: tuple[int, ...]
 
 
-def search(results: Recorded, seed: int) -> Tape:
-    """Searches a table with TPE as shipped; its trials have one epoch each.
+def search(results: Recorded, seed: int) -> list[int]:
+    """Searches a table with TPE as shipped, and returns the configurations of the trials.
 
     Args:
         seed: of the study.
     """
-    task, tape = results.task, Tape(TRIALS)
+    task, tried = results.task, list[int]()
     question, study = ask(task, SAMPLER, seed), optuna.create_study(direction="maximize")
     middle = {f"params.{name}": size(node) // 2 for name, node in SPACES[task.family].items()}
     study.enqueue_trial(middle)
     for number in range(TRIALS):
         study.sampler = question.sampler(number)
         trial = study.ask()
-        configuration = results.find(question.space.suggest(trial))
-        value = float(results.curve(configuration)[-1])
-        note(tape, number, configuration, value)
-        study.tell(trial, value)
-    return tape
-
-
-def note(tape: Tape, trial: int, configuration: int, value: float) -> None:
-    """Notes a trial of one epoch."""
-    tape.trials.append(trial)
-    tape.configurations.append(configuration)
-    tape.epochs.append(1)
-    tape.values.append(value)
+        tried.append(results.find(question.space.suggest(trial)))
+        study.tell(trial, float(results.curve(tried[-1])[-1]))
+    return tried
 
 
 def run_searches(job: Searches) -> tuple[Searches, list[list[int]]]:
-    """Returns the configurations that searches tried, each in a process of its own."""
+    """Runs searches, in a process of its own."""
     task = load(job.family, job.task)
     assert isinstance(task, Task)
-    return job, [search(task.begin(seed), seed).configurations for seed in job.seeds]
+    return job, [search(task.begin(seed), seed) for seed in job.seeds]
 
 
-def as_run(results: Recorded, configurations: Sequence[int]) -> Run:
+def as_run(results: Recorded, tried: Sequence[int]) -> Run:
     """Returns a search that tried some configurations, in trials of one epoch."""
-    tape = Tape(len(configurations))
-    for trial, configuration in enumerate(configurations):
-        note(tape, trial, configuration, float(results.curve(configuration)[-1]))
-    return Run(results, tape)
+    trials = len(tried)
+    values = [float(results.curve(one)[-1]) for one in tried]
+    return Run(results, Tape(trials, [*range(trials)], [*tried], [1] * trials, values))

@@ -9,7 +9,7 @@ folder `hpo/lcbench` of `STUDYLOOM_DATA`, and is no part of this project.
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,22 +58,17 @@ class Surrogate:
 
     page = "mnist"
     overrides = ("space=none", "model=mlp")
-    space: Mapping[str, Any] = field(default_factory=lambda: SPACE)
+    space = SPACE
 
     @property
     def name(self) -> str:
         return str(self.number)
 
     @functools.cached_property
-    def best(self) -> float:
-        """The best final accuracy."""
-        return float(np.load(folder() / f"best{self.number}.npy", allow_pickle=False)[0])
-
-    @functools.cached_property
-    def scale(self) -> float:
-        """How far the median configuration is from the best."""
-        median = np.load(folder() / f"best{self.number}.npy", allow_pickle=False)[1]
-        return float(self.best - median)
+    def ends(self) -> tuple[float, float]:
+        """The final accuracy of the best configuration, and of the median."""
+        best, median, *_ = np.load(folder() / f"best{self.number}.npy", allow_pickle=False)
+        return float(best), float(median)
 
     def means(self, rows: Floats, epochs: Sequence[float] | Floats = (LAST,)) -> Floats:
         """Returns accuracies without noise, (configurations, epochs).
@@ -122,7 +117,8 @@ class Drawn:
         return np.asarray(self._means[configuration] + noise)
 
     def regret(self, configuration: int) -> float:
-        return float(self.task.best - self._means[configuration][-1]) / self.task.scale
+        best, median = self.task.ends
+        return float(best - self._means[configuration][-1]) / (best - median)
 
 
 def folder() -> Path:

@@ -158,14 +158,9 @@ class Task:
             ]
         return self._groups[choices]
 
-    def begin(self, seed: int, *, shared: bool = False) -> "Recorded":
-        """Returns the trainings of a study.
-
-        Args:
-            seed: of the study.
-            shared: see `seed_order`.
-        """
-        return Recorded(self, seed_order(self, seed, shared=shared))
+    def begin(self, seed: int) -> "Recorded":
+        """Returns the trainings of a study."""
+        return Recorded(self, seed_order(self, seed))
 
 
 class Results(Protocol):
@@ -214,22 +209,17 @@ class Recorded:
         return (self.task.best - truth) / self.task.scale
 
 
-def seed_order(task: Task, seed: int, *, shared: bool = False) -> NDArray[np.int64]:
+def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
     """Returns the order in which the seeds of each configuration are used.
 
     A study seeds each trial by its own seed and the number of the trial, so trainings of different
-    configurations have nothing in common, and each configuration has an order of its own. Figures
-    differ if all share one, since a seed of HPOBench decides the split of the data too: of the best
-    1 000 configurations of credit_g it moves all together by .32, and each alone by .13.
+    configurations have nothing in common, and each configuration has an order of its own.
 
     Args:
         task: a table has several seeds of each configuration.
         seed: of the study.
-        shared: whether all configurations have the same order.
     """
     generator, shape = np.random.default_rng(derive(seed)), (len(task.values), task.seeds)
-    if shared:
-        return np.broadcast_to(generator.permutation(task.seeds), shape)
     return generator.random(shape).argsort(axis=1)
 
 
