@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from toys import TINY, Never, ask, toy_folds, toy_split
 
+from studyloom.errors import Interrupted, Stopped
 from studyloom.metrics import Metric
 from studyloom.question.objective import (
     NetworkObjective,
@@ -43,6 +44,24 @@ def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
         )
     assert curves[0] == curves[1]
     assert [len(epochs) for epochs in group_by_epoch(trainings[1].history[:6])] == [2, 2, 1, 1]
+
+
+def test_a_second_signal_that_comes_while_a_stopped_training_is_closed_counts(
+    question, monkeypatch
+):
+    training = Training(question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0), SPLIT)
+    signals = iter([Interrupted])
+
+    def close():
+        for signal in signals:
+            raise signal
+
+    def report(_):
+        raise Stopped
+
+    monkeypatch.setattr(training, "close", close)
+    with pytest.raises(Interrupted):
+        NetworkObjective(training).run(report, Never())
 
 
 # Patience, and the best epoch

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -256,8 +256,8 @@ def test_no_loader_outlives_its_training(loading, moment):
     before = signal.signal(signal.SIGTERM, handle)
     training = Training([toy_job(step=step)], examples)
     try:
-        next(iter(training))
-        training.close()
+        with closing(training):
+            next(iter(training))
     except Interrupt as error:
         raised = error  # keeps all frames alive
     finally:

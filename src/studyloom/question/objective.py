@@ -7,7 +7,7 @@ reported after each epoch, or after each job if the jobs are trained in turn.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -219,14 +219,16 @@ class NetworkObjective(Objective):
         See `Objective.run`.
         """
         call, self._restored = (self.recipe, self._restored), None
-        with self.training.ranks.leading(call, lambda: stopping.give_way()):
+        leading = self.training.ranks.leading(call, lambda: stopping.give_way())
+        with leading, closing(self.training):
             for epoch in run_epochs(self.training, stopping):
                 report(epoch)
         return mean_epoch(self.training.kept()).value
 
     def follow(self) -> None:
         """Trains as rank 0 does, which reports and decides."""
-        list(self.training)
+        with closing(self.training):
+            list(self.training)
 
     def steps(self) -> list[Epoch]:
         return [step_at(self.training, position) for position in range(len(self.history))]

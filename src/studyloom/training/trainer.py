@@ -474,21 +474,18 @@ class Training:
         return [JobRun(job, self._split, self.ranks) for job in self._groups[group]]
 
     def close(self) -> None:
-        """Ends the processes that load its batches, if there are any."""
+        """Ends the processes that load its batches, if there are any.
+
+        Whoever leaves an iteration calls it: Python drops what is raised where it collects one.
+        """
         for run in self._runs:
             run.batches.close()
 
     def __iter__(self) -> Iterator[list[Epoch]]:
-        try:
-            yield from self._iterate()
-        finally:  # also if an exception, or nobody, asks for a further epoch
-            self.close()
-
-    def _iterate(self) -> Iterator[list[Epoch]]:
         while True:
             self._check_whole()
             if self.ended or not self.ranks.go_on():
-                return
+                return self.close()
             self._whole = False
             if self._group_ended:
                 self.close()

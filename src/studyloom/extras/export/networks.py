@@ -4,6 +4,7 @@ Smaller networks are pruned, or built narrower and taught by the original or a c
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -183,8 +184,9 @@ def train_network(job: Job, part: Part) -> nn.Module:
         Diverged: its loss is not finite.
     """
     training = Training([job], part)
-    for _ in training:
-        pass
+    with closing(training):
+        for _ in training:
+            pass
     return make_network(job, training.weights()[0], part).cpu().eval()
 
 
