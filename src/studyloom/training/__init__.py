@@ -7,10 +7,12 @@ iterates over the epochs, and may report, prune, save a checkpoint or stop after
 __all__ = [
     "batches",
     "checkpoint",
+    "coordinates",
     "job",
     "optimizer",
     "randomness",
     "ranks",
+    "scaling",
     "steps",
     "trainer",
 ]

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from studyloom.metrics import ACCURACY, Metric
 from studyloom.training.optimizer import ParameterGroup, Schedule
+from studyloom.training.scaling import Scaling
 from studyloom.training.steps import PRECISIONS, OwnStep
 
 KEEPS = ("last", "best")
@@ -41,6 +42,7 @@ class Job:
         keep: `last`, or `best` for the epoch with the best value: its weights and its value are
             those of the training.
         until: the epoch after which training ends, on the schedule of all `epochs`; None for all.
+        scaling: the rule by which it is trained as at a base size; None for as it is.
 
     Raises:
         ValueError: sizes do not fit the data, or a number is out of range.
@@ -69,6 +71,7 @@ class Job:
     patience: int | None = None
     keep: str = "last"
     until: int | None = None
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         available = len(self.train)

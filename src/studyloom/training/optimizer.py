@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from studyloom.errors import ConfigError
 from studyloom.metrics import Metric
 from studyloom.text import nearest, shorten
+from studyloom.training.scaling import Growth, scale_rates
 
 INTERVALS = ("epoch", "step")
 EVERY_STEP = (OneCycleLR, CyclicLR)  # which PyTorch documents for each step, and not each epoch
@@ -57,15 +58,30 @@ def freeze(network: nn.Module, groups: Sequence[ParameterGroup]) -> None:
 
 
 def make_optimizer(
-    make: Callable[[Iterable[Any]], Optimizer], network: nn.Module, groups: Sequence[ParameterGroup]
+    make: Callable[[Iterable[Any]], Optimizer],
+    network: nn.Module,
+    groups: Sequence[ParameterGroup],
+    growths: Mapping[str, Growth] | None = None,
 ) -> Optimizer:
     """Freezes what groups freeze, and makes the optimizer of the other parameters.
 
+    Its rates are those of a base size; where `growths` is given they are carried to the network's.
+
     Raises:
         ConfigError: every mistake: a pattern that matches nothing, a parameter in two groups, a
-            setting that the optimizer does not have, or nothing left to train.
+            setting that the optimizer does not have, or nothing left to train; or there is no rule
+            for the growths under this optimizer.
     """
     _avoid_compiler_import()
+    optimizer = _make(make, network, groups)
+    if growths is not None:
+        scale_rates(optimizer, network, growths)
+    return optimizer
+
+
+def _make(
+    make: Callable[[Iterable[Any]], Optimizer], network: nn.Module, groups: Sequence[ParameterGroup]
+) -> Optimizer:
     if not groups:
         return make(network.parameters())
     freeze(network, groups)
