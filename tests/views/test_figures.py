@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from toys import fill, two_sided
 
-from studyloom.storage.attributes import EPOCHS
+from studyloom.storage.attributes import EPOCHS, PAUSED
 from studyloom.views import figures
 from studyloom.views.charts import (
     LETTER,
@@ -142,6 +142,54 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     paths = "".join(figure.path(mark) for mark in figure.marks)
     places = [float(number) for number in re.findall(r"-?[\d.]+", paths)]
     assert all(-20 <= place <= 1020 for place in places), "they stay within it"
+
+
+def test_ticks_stand_where_choices_are_and_an_axis_has_two_or_more():
+    batches = [32, 64, 128, 256]
+    for distribution, settings, labels in (
+        (CategoricalDistribution([32, 8, 16]), (16, 8, 32, 8), ["8", "16", "32"]),
+        (CategoricalDistribution(batches), batches[::-1], [*map(str, batches)]),
+        (IntDistribution(8, 32, step=8), (8, 32, 16), ["8", "16", "32"]),
+        (IntDistribution(16, 64, log=True), (16, 64), ["16", "64"]),
+        (FloatDistribution(0.0, 0.5, step=0.25), (0.5, 0.0, 0.25), ["0", "0.25", "0.5"]),
+    ):
+        for pixels in (None, 124):
+            scale, places = setting_scale(over(distribution, *settings), "p", pixels)
+            assert [tick.label for tick in scale.ticks] == labels
+            assert {*places} == {tick.at for tick in scale.ticks}
+    for low, high in ((0.08, 0.2), (2e-4, 3e-4), (0.21, 0.59), (1e-5, 7e-1), (5, 1234), (3, 4)):
+        for log in (False, True):
+            trials = over(FloatDistribution(low, high, log=log), low, high)
+            for pixels in (None, 124):
+                assert len(setting_scale(trials, "p", pixels)[0].ticks) >= 2
+
+
+def test_pruned_and_paused_trials_are_squares_at_their_last_value_or_strokes_at_the_edge():
+    rate = FloatDistribution(0.0, 1.0)
+    ends = [(TrialState.COMPLETE, 0.9), (TrialState.COMPLETE, 0.95), (TrialState.PRUNED, 0.88)]
+    ends += [(TrialState.PRUNED, 0.1), (TrialState.FAIL, 0.9), (TrialState.COMPLETE, 0.92)]
+    trials = numbered(
+        *(
+            a_trial(n, state, value, 1, {"lr": (n / 10, rate), "x": (n / 20, rate)})
+            for n, (state, value) in enumerate(ends)
+        )
+    )
+    trials.append(a_trial(6, TrialState.RUNNING, 0.89, 1, {"lr": (0.6, rate), "x": (0.3, rate)}))
+    trials[6].number, trials[6].user_attrs[PAUSED] = 6, 2
+    chart = slices(trials, ["lr"], trials[1], AXIS).charts["lr"]
+    shapes = {(m.colour, m.shape): [*m.trials] for m in chart.marks if "ramp" not in m.colour}
+    assert shapes == {
+        ("best", "ring"): [1],
+        ("pruned", "square"): [2],
+        ("pruned", "rug"): [3],
+        ("paused", "square"): [6],
+    }
+    square = next(mark for mark in chart.marks if mark.colour == "pruned")
+    assert points_of(square) == [(0.2, AXIS.height(0.88))]
+    heights = [y for mark in chart.marks for _, y in points_of(mark)]
+    assert all(chart.y.low <= height <= chart.y.high for height in heights)
+    drawn = {n for mark in together(trials, ["lr", "x"], AXIS).marks for n in mark.trials}
+    assert drawn == {0, 1, 2, 3, 5, 6}
 
 
 def test_the_table_behind_a_parameter_has_its_choices_or_ranges():

@@ -22,6 +22,7 @@ from studyloom.views.progress import (
     JobReader,
     all_stages,
     describe_answer,
+    now_words,
     progress_line,
     time_words,
     working_words,
@@ -86,8 +87,12 @@ def test_search_judging_and_final_training_are_one_progress(stored):
     assert working_words(progress).startswith(words)
     said = [getattr(block, "text", "") for block in head(stored, progress, None, []).blocks]
     assert any(text.startswith("At work: search 2/4") for text in said)
+    assert now_words(progress)[:2] == ["search 2/4", "then judging 4, final training 4"]
+    said = [getattr(b, "text", "") for b in head(stored, progress, None, [], live=True).blocks]
+    assert not any("search 2/4" in text for text in said), "one line says it"
     set_control(stored, "pause")
     assert "released at their last epoch" in working_words(reader.read())
+    assert any("released" in words for words in now_words(reader.read()))
 
 
 def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):

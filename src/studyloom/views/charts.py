@@ -13,7 +13,7 @@ from studyloom.metrics import METRICS
 
 SIZE = 1000  # units of the drawing along each axis
 NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
-LETTER, GAP = 7.2, 10  # pixels of a label's letter, and between two labels
+LETTER, GAP = 7.2, 8  # pixels of a label's letter, and between two labels
 LINE = 22  # pixels between the labels of a vertical axis
 
 Point = tuple[float, float]
@@ -54,7 +54,7 @@ class Scale:
     Args:
         reads: how the page's script tells a value from a coordinate: `plain`, `whole` (rounded),
             `tens` (10 to that power), `unit` (the distance to 1 in factors of ten), `words` (the
-            label that is nearest), or `none`.
+            one at that place), or `none`.
     """
 
     low: float
@@ -62,6 +62,7 @@ class Scale:
     ticks: Sequence[Tick] = ()
     title: str = ""
     reads: str = "plain"
+    words: Sequence[str] = ()
 
     def place(self, at: float) -> float:
         """Returns where a coordinate is drawn, from 0 to SIZE."""
@@ -179,8 +180,8 @@ def spaced(
         width = LETTER * (len(left.label) + len(right.label)) / 2 + GAP
         return (right.at - left.at) * scale >= (LINE if upright else width)
 
-    for every in range(1, len(ticks) + 1):
-        kept = ticks[::every]
+    ends = ticks[:: max(1, len(ticks) - 1)]
+    for kept in (*(ticks[::every] for every in range(1, len(ticks))), ends):
         if all(itertools.starmap(is_clear, itertools.pairwise(kept))):
             return kept
     return ticks[:1]
@@ -220,7 +221,9 @@ def round_marks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / count))
     step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= count)
     found = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    return [float(f"{n * step:.10g}") for n in found] or [low]
+    if len(found) < 2:  # one number on an axis gives no measure
+        return round_marks(low, high, count + 1)
+    return [float(f"{n * step:.10g}") for n in found]
 
 
 def plain_scale(
@@ -249,11 +252,15 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
 
 
 def log_marks(low: float, high: float) -> list[float]:
-    """Returns up to four powers of ten, or three times these, between two values; else the two."""
+    """Returns two to four round numbers between two values, powers of ten first; else the two."""
     digits = (1,) if high >= 100 * low else (1, 3)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [float(f"{digit * 10.0**power:.10g}") for power in powers for digit in digits]
-    marks = [mark for mark in marks if low <= mark <= high] or sorted({low, high})
+    marks = [mark for mark in marks if low <= mark <= high]
+    if len(marks) < 2:
+        marks = round_marks(low, high, 4)
+    if len(marks) < 2:
+        marks = sorted({low, high})
     return marks[:: math.ceil(len(marks) / 4)]
 
 

@@ -28,7 +28,7 @@ from studyloom.errors import StudyloomError
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
-from studyloom.views.progress import JobReader, all_stages, stage_words, time_words
+from studyloom.views.progress import JobReader, now_words
 from studyloom.views.report import read_files, read_report
 
 if TYPE_CHECKING:
@@ -170,8 +170,7 @@ class LivePage:
         head, sections = read_report(self.stored, *files, progress)
         rows: dict[str, str] = {}
         bare = [_without_rows(section, rows) for section in sections]
-        words = [stage_words(progress), all_stages(progress), *time_words(progress)]
-        done = {"done": progress.done, "budget": progress.budget, "words": [*filter(None, words)]}
+        done = {"done": progress.done, "budget": progress.budget, "words": now_words(progress)}
         parts = {
             "head": fill("head.html", head=head),
             "nav": fill("nav.html", sections=[(section, "") for section in bare]),

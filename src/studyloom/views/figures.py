@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from statistics import median
 
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import EPOCHS, RUNGS, TIMES, WORKER
@@ -61,6 +62,7 @@ QUANTITIES = "Quantities that the loop reported beside the value."
 OVER_FITTING = "Where the validation loss rises and the training loss falls, the network over-fits."
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
 MOST_AXES = 8  # parallel ones; more cannot be told apart
+MOST_CHOICES = 5  # of a number, that are labelled each
 SHADES = 5  # of a ramp from grey to blue
 SMALL, PAIR_HEIGHT = 170, 360  # pixels
 PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
@@ -81,6 +83,16 @@ def complete_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         for trial in trials
         if trial.state == TrialState.COMPLETE and math.isfinite(value_of(trial) or 0.0)
     ]
+
+
+def ended_early(trials: Sequence[FrozenTrial]) -> dict[str, dict[int, float]]:
+    """Returns the last value of each trial that was pruned or is paused, by outcome and number."""
+    known: dict[str, dict[int, float]] = {"pruned": {}, "paused": {}}
+    for trial in trials:
+        curve, kind = learning_curve(trial), outcome(trial)
+        if kind in known and curve and math.isfinite(curve[-1][1]):
+            known[kind][trial.number] = curve[-1][1]
+    return known
 
 
 def learning_curve(trial: FrozenTrial) -> Curve:
@@ -359,24 +371,33 @@ def setting_scale(
         trials: at least one; all have the parameter.
         pixels: the length of the axis, if it is the same on all screens.
     """
-    settings = [trial.params[name] for trial in trials]
-    if not all(map(_is_number, settings)):
-        choices = list(dict.fromkeys(sorted(settings, key=_order)))
+    settings, asked = [trial.params[name] for trial in trials], trials[0].distributions[name]
+    choices = list(dict.fromkeys(sorted(settings, key=_order)))
+    if isinstance(asked, CategoricalDistribution) or not all(map(_is_number, settings)):
         letters = (LETTERS if pixels is not None else 4 * LETTERS) // len(choices) - 1
         ticks = [Tick(at, _label(choice, max(3, letters))) for at, choice in enumerate(choices)]
-        scale = Scale(-0.5, len(choices) - 0.5, ticks, name, "words")
-        return scale, [float(choices.index(setting)) for setting in settings]
-    if getattr(trials[0].distributions[name], "log", False) and min(settings) > 0:
-        return log_scale(settings, name, pixels), [math.log10(setting) for setting in settings]
-    scale = plain_scale(settings, name)
+        ends = -0.5, len(choices) - 0.5
+        shown = responsive(ticks, *ends, pixels)
+        scale = Scale(*ends, shown, name, "words", [*map(_label, choices)])
+        place = {choice: float(at) for at, choice in enumerate(choices)}
+        return scale, [place[setting] for setting in settings]
     whole = all(isinstance(setting, int) for setting in settings)
-    if whole or pixels is not None:
+    few = len(choices) <= MOST_CHOICES and (whole or getattr(asked, "step", None) is not None)
+    if logarithmic := getattr(asked, "log", False) and min(settings) > 0:
+        scale, place = log_scale(settings, name, pixels), math.log10
+    else:
+        scale, place = plain_scale(settings, name), float
+    marks = choices if few else []
+    if not logarithmic and not few and (whole or pixels is not None):
         marks = round_marks(min(settings), max(settings), 5 if pixels is None else 3)
-        digits = ".0f" if pixels is None else ".4g"
-        ticks = [Tick(at, format(at, digits)) for at in marks if not whole or at == int(at)]
-        shown = responsive(ticks, scale.low, scale.high, pixels)
-        scale = replace(scale, ticks=shown, reads="whole" if whole else scale.reads)
-    return scale, [*map(float, settings)]
+        marks = [at for at in marks if not whole or at == int(at)]
+    if marks:
+        digits = ".0f" if whole and pixels is None else ".4g"
+        ticks = [Tick(place(at), format(at, digits)) for at in marks]
+        scale = replace(scale, ticks=responsive(ticks, scale.low, scale.high, pixels))
+    if whole and not logarithmic:
+        scale = replace(scale, reads="whole")
+    return scale, [*map(place, settings)]
 
 
 def _scattered(
@@ -392,23 +413,54 @@ def _scattered(
 def slices(
     trials: Sequence[FrozenTrial], names: Sequence[str], best: FrozenTrial | None, axis: Axis
 ) -> Multiples | str:
-    """Draws the value of complete trials over each parameter."""
+    """Draws the value of each trial over each parameter: the last one of those that ended early.
+
+    The axis is that of the complete trials, and reaches once as far beyond them. What lies further
+    is a stroke at its end.
+    """
     if not names:
         return NO_PARAMETERS
-    y = axis.scale_of([*map(_value, trials)], SMALL)
+    complete, early = complete_trials(trials), ended_early(trials)
+    values = {trial.number: _value(trial) for trial in complete}
+    bottom, top = (axis.height(end(values.values())) for end in (min, max))
+    reach = top - bottom or math.inf
+    for known in early.values():
+        values |= known
+    near = {n for n, v in values.items() if bottom - reach <= axis.height(v) <= top + reach}
+    y = axis.scale_of([values[number] for number in near], SMALL)
+    heights = {n: min(max(axis.height(v), y.low), y.high) for n, v in values.items()}
     charts, end = {}, max(1, trials[-1].number) + 1
     for name in names:
-        own = [trial for trial in trials if name in trial.params]
+        own = [trial for trial in trials if trial.number in values and name in trial.params]
         x, places = setting_scale(own, name, PHONE)
         if x.reads == "words":
             places = _scattered(places, own, 0.618034, 0.5)
-        at = {t.number: (p, axis.height(_value(t))) for p, t in zip(places, own, strict=True)}
-        marks = _shaded(at, {n: min(SHADES - 1, SHADES * n // end) for n in at}, 7)
+        at = {t.number: (p, heights[t.number]) for p, t in zip(places, own, strict=True)}
+        marks = _early_marks(at, early, near)
+        done = {n: place for n, place in at.items() if not any(n in e for e in early.values())}
+        marks += _shaded(done, {n: min(SHADES - 1, SHADES * n // end) for n in done}, 7)
         if best is not None and best.number in at:
             marks.append(points("", "best", {best.number: at[best.number]}, 12, shape="ring"))
-        label = f"{axis.metric} over {name}, of {len(own)} complete trials"
-        charts[name] = Chart(label, SMALL, x, y, marks, summary(own, name, axis.sign))
+        label = f"{axis.metric} over {name}, of {len(done)} complete trials"
+        label += f" and {len(at) - len(done)} that ended early" if len(at) > len(done) else ""
+        common = [trial for trial in complete if name in trial.params]
+        charts[name] = Chart(label, SMALL, x, y, marks, summary(common, name, axis.sign))
     return Multiples(charts)
+
+
+def _early_marks(
+    at: Mapping[int, Point], early: Mapping[str, Collection[int]], near: Collection[int]
+) -> list[Mark]:
+    """Returns a square for each trial that ended early; a stroke if it is not `near`."""
+    marks = []
+    for kind, numbers in early.items():
+        own = {n: place for n, place in at.items() if n in numbers}
+        squares, strokes = (
+            {n: p for n, p in own.items() if (n in near) is so} for so in (True, False)
+        )
+        marks.append(points("", kind, squares, 5, ("faint",), shape="square"))
+        marks.append(points("", kind, strokes, 2, shape="rug"))
+    return _drawn(marks)
 
 
 def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float) -> list[Mark]:
@@ -478,13 +530,14 @@ def _cell(trial: FrozenTrial, name: str) -> str:
 
 
 def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
-    """Draws complete trials over the two most important parameters that occur together.
+    """Draws trials over the two most important parameters that occur together.
 
     Two numbers come before a number and a choice, and these before two choices.
     """
     pairs: list[tuple[int, int, str, str, list[FrozenTrial]]] = []
+    complete = complete_trials(trials)
     for first, second in itertools.combinations(names, 2):
-        own = [trial for trial in trials if first in trial.params and second in trial.params]
+        own = [trial for trial in complete if first in trial.params and second in trial.params]
         varied = all(len({str(t.params[n]) for t in own}) > 1 for n in (first, second))
         if len(own) >= ENOUGH and varied:
             words = sum(isinstance(own[0].params[n], str | bool) for n in (first, second))
@@ -494,17 +547,21 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     if not pairs:
         return "No two parameters have been varied together in enough trials yet."
     _, _, first, second, common = min(pairs, key=lambda pair: pair[:2])
-    (x, left), (y, up) = (setting_scale(common, name) for name in (first, second))
+    early = ended_early(trials)
+    numbers = {trial.number for trial in common}.union(*early.values())
+    own = [t for t in trials if t.number in numbers and first in t.params and second in t.params]
+    (x, left), (y, up) = (setting_scale(own, name) for name in (first, second))
     ticks = [tick for tick in y.ticks if tick.when != "narrow"]
     y = replace(y, ticks=spaced(ticks, y.low, y.high, PAIR_HEIGHT, upright=True))
     if x.reads == "words":
-        left = _scattered(left, common, 0.618034, 0.4)
+        left = _scattered(left, own, 0.618034, 0.4)
     if y.reads == "words":
-        up = _scattered(up, common, 0.754878, 0.4)
+        up = _scattered(up, own, 0.754878, 0.4)
     ranked = sorted(common, key=lambda trial: axis.sign * _value(trial))
     shades = {trial.number: SHADES * rank // len(common) for rank, trial in enumerate(ranked)}
-    places = {t.number: (at, high) for t, at, high in zip(common, left, up, strict=True)}
-    marks = _shaded(places, shades, 10)
+    places = {t.number: (at, high) for t, at, high in zip(own, left, up, strict=True)}
+    done = {trial.number: places[trial.number] for trial in common}
+    marks = [*_early_marks(places, early, places), *_shaded(done, shades, 10)]
     rows = [
         (t.number, _cell(t, first), _cell(t, second), format_value(_value(t)))
         for t in ranked[::-1][:20]

@@ -310,7 +310,7 @@ def _is_of(block: Block, name: str) -> bool:
 
 def _scale(scale: Scale) -> Mapping[str, Any]:
     """Returns the numbers by which the page's script reads values from a scale."""
-    words = [shown(tick.label) for tick in scale.ticks] if scale.reads == "words" else []
+    words = [shown(word) for word in scale.words]
     ends = {"low": scale.low, "high": scale.high}
     return ends | {"title": shown(scale.title), "reads": scale.reads, "words": words}
 

@@ -454,6 +454,16 @@ def time_words(progress: Progress) -> Iterator[str]:
         yield f"cost {progress.cost:.2f}"
 
 
+def now_words(progress: Progress) -> list[str]:
+    """Words the stage, those to come, what was asked for, and the times, for one line of a page."""
+    titles = [stage.title for stage in progress.stages]
+    present = titles.index(progress.title) if progress.title in titles else len(titles)
+    later = [f"{WORDS[s.title]} {s.budget}" for s in progress.stages[present + 1 :]]
+    then = f"then {', '.join(later)}" if later else ""
+    words = (stage_words(progress), then, control_words(progress), *time_words(progress))
+    return [*filter(None, words)]
+
+
 def working_words(progress: Progress) -> str:
     """Words the stage, the time left and what was asked for; empty while nobody works on a job."""
     asked = control_words(progress)

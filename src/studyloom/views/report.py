@@ -165,16 +165,21 @@ def seconds_worked(trials: Iterable[FrozenTrial]) -> float:
 
 
 def head(
-    stored: StoredStudy, progress: Progress, winner: Answer | None, parts: list[Stage]
+    stored: StoredStudy,
+    progress: Progress,
+    winner: Answer | None,
+    parts: list[Stage],
+    *,
+    live: bool = False,
 ) -> page.Head:
-    """Renders the top of the report."""
+    """Renders the top of the report; a `live` page says in a line of its own how far it is."""
     snapshot, blocks = progress.search, list[Block]()
     if (halted := stored.halted()) is not None:
         why = f"The study has stopped, since its trials fail with this: {halted}"
         blocks.append(Words(why, "bad"))
     if (ended := snapshot.outlook.ending) is not None:
         blocks.append(Words(f"The search {ended.words}."))
-    if words := working_words(progress):
+    if not live and (words := working_words(progress)):
         blocks.append(Words(words))
     if winner is not None:
         blocks.append(page.Lines([*decided(stored, winner, snapshot.budget)]))
@@ -511,10 +516,10 @@ def parameter_sections(
     if choices := [*_choices(trials, complete, axis)]:
         yield section("choices", choices)
     most = names[:MOST_SLICES]
-    yield section("slices", [drawn(figures.slices, complete, most, best, axis)])
+    yield section("slices", [drawn(figures.slices, trials, most, best, axis)])
     ranked = figures.best_of(stored, MOST_LINES)
     yield section("parallel", [drawn(figures.parallel, ranked, names, axis)])
-    yield section("together", [drawn(figures.together, complete, most, axis)])
+    yield section("together", [drawn(figures.together, trials, most, axis)])
 
 
 def _choices(
@@ -705,9 +710,9 @@ def read_report(
     """Reads a study, and returns the beginning of its report and the sections below it.
 
     Args:
-        progress: of the whole job, if it is known.
+        progress: of the whole job, if the page follows it.
     """
-    progress = progress or JobReader(stored).read()
+    live, progress = progress is not None, progress or JobReader(stored).read()
     snapshot, parts = progress.search, read_parts(stored)
 
     def sections() -> Iterator[Section]:
@@ -716,7 +721,7 @@ def read_report(
         yield parts_section(parts)
         yield environment_section(winner, config_text)
 
-    return head(stored, progress, winner, parts), sections()
+    return head(stored, progress, winner, parts, live=live), sections()
 
 
 def all_sections(

@@ -139,7 +139,7 @@ async function follow() {
       const message = await answer.json();
       if (message.version !== version) update(message);
       if (message.trouble) said(message.trouble, true);
-      else said(`live, as of ${new Date().toLocaleTimeString()}`);
+      else said(`live, ${new Date().toLocaleTimeString()}`);
     } catch {
       said("the server does not answer; trying again", true);
     }
