@@ -1,35 +1,128 @@
-"""The coordinate check: whether activations keep their size as a network grows.
+"""The coordinate check: whether the activations of a network change alike at all of its sizes.
 
 Source: Yang et al. 2022 (arXiv:2203.03466), appendix D.1.
 """
 
+import contextlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from statistics import linear_regression
+from typing import Any
+
+from torch import Tensor, nn
 
 from studyloom.data.training_data import Part
 from studyloom.training.job import Job
+from studyloom.training.trainer import JobRun
+
+STEPS, EXAMPLES = 3, 32
+# Under the rule the steepest slope of MLP, CNN, recurrent networks and Transformer was .30 with
+# Adam, at rates of 2⁻¹⁰ to 2⁻⁶, and .42 with SGD, at .01 and .1; without it .54 to 2.63 with Adam.
+THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """What three steps at several sizes did to each layer that has parameters.
+    """How the activations of each layer that has parameters, after three steps, go with the size.
 
     Attributes:
-        slopes: of the logarithm of a layer's mean absolute change against that of the size.
-        broken: the layers, by name, whose activations or changes grow with the size.
+        slopes: d log(mean absolute change by the steps) / d log(size), by the layer's name; that of
+            the whole network is named `outputs`. Under the rule it is about 0; infinite if an
+            activation is.
+        broken: the layers whose slope is above THRESHOLD.
     """
 
     slopes: dict[str, float]
-    broken: tuple[str, ...]
+
+    @property
+    def broken(self) -> list[str]:
+        return [name for name, slope in self.slopes.items() if slope > THRESHOLD]
 
 
 def check_coordinates(jobs: Sequence[tuple[float, Job]], part: Part) -> Coordinates:
-    """Trains each job for three steps on one batch of up to 32 of its training examples.
+    """Trains each job for three steps at a constant rate on one batch of at most 32 examples.
 
     Args:
-        jobs: (size, job) from the base to the largest size, as they are to be trained.
+        jobs: (size, job), at two sizes or more.
 
     Raises:
-        ConfigError: the rule does not cover a network, or none of its shapes grow.
+        ConfigError: the rule does not cover a network or an optimizer.
     """
-    return Coordinates({}, ())
+    sizes = [math.log(size) for size, _ in jobs]
+    changes = [_changes(job, part) for _, job in jobs]
+    slopes = {}
+    for name in changes[0]:
+        values = [change.get(name, 0.0) for change in changes]
+        if not all(map(math.isfinite, values)):
+            slopes[name] = math.inf
+        elif all(values):  # else the steps did not reach it, as if it were frozen
+            slopes[name] = linear_regression(sizes, [math.log(value) for value in values]).slope
+    return Coordinates(slopes)
+
+
+def _changes(job: Job, part: Part) -> dict[str, float]:
+    train = job.train[:: math.ceil(len(job.train) / EXAMPLES)]
+    job = replace(
+        job,
+        train=train,
+        batch_size=len(train),
+        samples_per_epoch=None,
+        accumulate=1,
+        epochs=STEPS,
+        until=None,
+        schedule=lambda progress: 1.0,
+        precision="fp32",
+        ema=None,
+    )
+    run = JobRun(job, part)
+    with contextlib.closing(run.batches):
+        random = deepcopy(run.random)
+        before = _activations(run)
+        for _ in range(STEPS):
+            with run.own_randomness():
+                for count, batches in run.batches.steps():
+                    run.train_step(count, batches)
+        run.random = random  # the same order and dropout
+        after = _activations(run)
+    pairs = {name: [*zip(after[name], tensors, strict=True)] for name, tensors in before.items()}
+    return {
+        name: sum(float((new - old).abs().mean()) for new, old in each) / len(each)
+        for name, each in pairs.items()
+    }
+
+
+def _activations(run: JobRun) -> dict[str, list[Tensor]]:
+    """Returns the outputs of each layer, one for each of its calls, in a forward pass."""
+    found: dict[str, list[Tensor]] = {}
+
+    def watch(name: str, module: nn.Module) -> Any:
+        def keep(_: nn.Module, __: Any, result: Any) -> None:
+            result = result[0] if isinstance(result, tuple) else getattr(result, "logits", result)
+            if isinstance(result, Tensor):
+                found.setdefault(name, []).append(result.detach().float())
+
+        return module.register_forward_hook(keep)
+
+    run.model.train()
+    hooks = [
+        watch(name or "outputs", module)
+        for name, module in run.model.named_modules()
+        if not name or _is_layer(module)
+    ]
+    try:
+        with run.own_randomness():
+            for _, batches in run.batches.steps():
+                for batch, _ in batches:
+                    run.steps.train(run.model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module computes by itself with parameters of its own."""
+    own = next(module.parameters(recurse=False), None) is not None
+    return own and (isinstance(module, nn.MultiheadAttention) or not [*module.children()])

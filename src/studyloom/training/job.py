@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from studyloom.metrics import ACCURACY, Metric
-from studyloom.training.optimizer import ParameterGroup, Schedule
+from studyloom.training.optimizer import ParameterGroup, Schedule, absolute_rates
 from studyloom.training.scaling import Scaling
 from studyloom.training.steps import PRECISIONS, OwnStep
 
@@ -101,6 +101,11 @@ class Job:
         for key, (fits, must) in checks.items():
             if not fits:
                 raise ValueError(f"train.{key} must be {must}; got {getattr(self, key)!r}")
+        if self.scaling and (keys := absolute_rates(self.schedule)):
+            raise ValueError(
+                f"scale.rule=mup gives each layer a rate of its own, and scheduler.{keys[0]} is "
+                "one rate for all; choose a schedule of factors, or set scale.rule=none"
+            )
 
     @property
     def samples(self) -> int:

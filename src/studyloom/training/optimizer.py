@@ -21,6 +21,7 @@ from studyloom.text import nearest, shorten
 from studyloom.training.scaling import Growth, scale_rates
 
 INTERVALS = ("epoch", "step")
+ABSOLUTE = ("max_lr", "base_lr", "eta_min", "min_lr")
 EVERY_STEP = (OneCycleLR, CyclicLR)  # which PyTorch documents for each step, and not each epoch
 
 
@@ -304,6 +305,15 @@ class Rates:
             if state is None:
                 raise ValueError("it holds no state of a scheduler")
             self._scheduler.load_state_dict(deepcopy(state))
+
+
+def absolute_rates(schedule: Schedule) -> list[str]:
+    """Returns the settings of a scheduler, and of those in it, that are rates and not factors."""
+    if not isinstance(schedule, TorchSchedule):
+        return []
+    inner = schedule.settings.get("schedulers", ())
+    own = [key for key in ABSOLUTE if schedule.settings.get(key)]
+    return own + [key for each in inner for key in absolute_rates(each)]
 
 
 def check_schedule(schedule: Schedule) -> None:

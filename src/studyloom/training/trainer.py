@@ -102,7 +102,9 @@ class JobRun:
         with self.own_randomness():
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
-        growths = job.scaling and job.scaling.rescale(self.model, split.shape, split.outputs)
+        growths = None
+        if job.scaling is not None:
+            growths = job.scaling.rescale(self.model, split.shape, split.outputs)
         self.batches.fit(self.model)
         # Jobs may share one loss; if it adapts to the data, each job needs its own.
         self.loss = deepcopy(job.loss) if _learners(job.loss) else job.loss
