@@ -185,8 +185,8 @@ def _sides(owner: nn.Module, weight: Tensor, last: bool) -> tuple[int, int]:
     if last and (plain or not type(owner).__module__.startswith("torch.nn.")):
         return 1, shape[-1]  # as learnt positions
     raise ValueError(
-        f"of {type(owner).__name__} grows to {tuple(shape)}, and which of its sides are inputs no "
-        "rule says; hold it in a layer such as nn.Linear"
+        f"of {type(owner).__name__}, {tuple(shape)} at the first size, grows, and no rule says "
+        "which of its sides are inputs; hold it in a layer such as nn.Linear"
     )
 
 
