@@ -6,12 +6,12 @@ Source: Yang et al. 2022 (arXiv:2203.03466), appendix D.1.
 import contextlib
 import math
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from statistics import linear_regression
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from studyloom.data.training_data import Part
 from studyloom.training.job import Job
@@ -69,16 +69,14 @@ def _changes(job: Job, part: Part) -> dict[str, float]:
         train=train,
         batch_size=len(train),
         samples_per_epoch=None,
-        accumulate=1,
         epochs=STEPS,
         until=None,
         schedule=lambda progress: 1.0,
         precision="fp32",
-        ema=None,
     )
     run = JobRun(job, part)
     with contextlib.closing(run.batches):
-        random = deepcopy(run.random)
+        random = run.random
         before = _activations(run)
         for _ in range(STEPS):
             with run.own_randomness():
@@ -96,29 +94,19 @@ def _changes(job: Job, part: Part) -> dict[str, float]:
 def _activations(run: JobRun) -> dict[str, list[Tensor]]:
     """Returns the outputs of each layer, one for each of its calls, in a forward pass."""
     found: dict[str, list[Tensor]] = {}
+    modules = run.model.named_modules()
+    names = {module: name or "outputs" for name, module in modules if not name or _is_layer(module)}
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def keep(_: nn.Module, __: Any, result: Any) -> None:
-            result = result[0] if isinstance(result, tuple) else getattr(result, "logits", result)
-            if isinstance(result, Tensor):
-                found.setdefault(name, []).append(result.detach().float())
-
-        return module.register_forward_hook(keep)
+    def keep(module: nn.Module, _: Any, result: Any) -> None:
+        result = result[0] if isinstance(result, tuple) else getattr(result, "logits", result)
+        if module in names and isinstance(result, Tensor):
+            found.setdefault(names[module], []).append(result.detach().float())
 
     run.model.train()
-    hooks = [
-        watch(name or "outputs", module)
-        for name, module in run.model.named_modules()
-        if not name or _is_layer(module)
-    ]
-    try:
-        with run.own_randomness():
-            for _, batches in run.batches.steps():
-                for batch, _ in batches:
-                    run.steps.train(run.model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with register_module_forward_hook(keep), run.own_randomness():
+        for _, batches in run.batches.steps():
+            for batch, _ in batches:
+                run.steps.train(run.model, batch)
     return found
 
 

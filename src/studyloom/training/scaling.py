@@ -25,6 +25,8 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 ROWS_ARE_OUTPUTS = (nn.Linear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 OTHERWISE = "or set scale.rule=none"
 
+Shape = Sequence[int] | None  # of an input in memory
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -48,9 +50,7 @@ class Scaling:
 
     base: Callable[..., nn.Module]
 
-    def growths(
-        self, network: nn.Module, shape: Sequence[int] | None, outputs: int | None
-    ) -> dict[str, Growth]:
+    def growths(self, network: nn.Module, shape: Shape, outputs: int | None) -> dict[str, Growth]:
         """Compares each parameter with that of the base network.
 
         Raises:
@@ -58,7 +58,7 @@ class Scaling:
         """
         return _compare(self._base(shape, outputs), network)
 
-    def check(self, network: nn.Module, shape: Sequence[int] | None, outputs: int | None) -> None:
+    def check(self, network: nn.Module, shape: Shape, outputs: int | None) -> None:
         """Raises ConfigError as `growths`, and if nothing grows."""
         if set(self.growths(network, shape, outputs).values()) <= {Growth()}:
             raise ConfigError(
@@ -67,9 +67,7 @@ class Scaling:
             )
 
     @torch.no_grad()
-    def rescale(
-        self, network: nn.Module, shape: Sequence[int] | None, outputs: int | None
-    ) -> dict[str, Growth]:
+    def rescale(self, network: nn.Module, shape: Shape, outputs: int | None) -> dict[str, Growth]:
         """Scales the initial weights in place, draws nothing, and returns the growths."""
         base = self._base(shape, outputs)
         growths = _compare(base, network)
@@ -79,7 +77,7 @@ class Scaling:
                 weight.mul_(factor)
         return growths
 
-    def _base(self, shape: Sequence[int] | None, outputs: int | None) -> nn.Module:
+    def _base(self, shape: Shape, outputs: int | None) -> nn.Module:
         with seeded(0):
             return self.base(shape=shape, outputs=outputs)
 
@@ -92,8 +90,10 @@ def _initial(growth: Growth, small: Tensor, large: Tensor) -> float:
     Glorot's init of the first layer, by another ratio, which is taken as it was measured.
     """
     power = growth.inputs if growth.inputs > 1 else growth.outputs
+    if power == 1:
+        return 1.0
     before, after = (float(weight.float().std(correction=0)) for weight in (small, large))
-    if power == 1 or not before or not after:
+    if not before or not after:
         return 1.0
     wanted: float = growth.inputs ** (-0.5 if growth.outputs > 1 else -1.0)
     exponent = min(0.0, -0.5, -1.0, key=lambda e: abs(log(after / before) - e * log(power)))
@@ -153,16 +153,14 @@ def _growth(before: nn.Module, small: Tensor, after: nn.Module, large: Tensor) -
     if small.shape == large.shape:
         return Growth()
     last = small.shape[:-1] == large.shape[:-1]
-    pairs = zip(_sides(before, small, last), _sides(after, large, last), strict=True)
-    sides = []
-    for side, (was, now) in zip(("fan-in", "fan-out"), pairs, strict=True):
+    sides = [*zip(_sides(before, small, last), _sides(after, large, last), strict=True)]
+    for side, (was, now) in zip(("fan-in", "fan-out"), sides, strict=True):
         if now % was:
             raise ValueError(
                 f"has a {side} of {was} at one size and {now} at the other, which is no multiple; "
                 "choose sizes that make it one"
             )
-        sides.append(now / was)
-    return Growth(*sides)
+    return Growth(*(now / was for was, now in sides))
 
 
 def _sides(owner: nn.Module, weight: Tensor, last: bool) -> tuple[int, int]:
@@ -206,15 +204,7 @@ def scale_rates(optimizer: Optimizer, network: nn.Module, growths: Mapping[str, 
             growth = growths[names[id(parameter)]]
             factor = (growth.outputs if sgd else 1.0) / growth.inputs
             parts.setdefault(factor, []).append(parameter)
-        groups += [
-            group
-            if parts.keys() == {1.0}
-            else {
-                **group,
-                "params": part,
-                "lr": group["lr"] * factor,
-                "weight_decay": group["weight_decay"] / factor,
-            }
-            for factor, part in parts.items()
-        ]
+        for factor, part in parts.items():
+            scaled = {"lr": group["lr"] * factor, "weight_decay": group["weight_decay"] / factor}
+            groups.append({**group, **(scaled if factor != 1 else {}), "params": part})
     optimizer.param_groups[:] = groups
