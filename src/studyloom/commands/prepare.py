@@ -34,7 +34,7 @@ from studyloom.question.question import (
     data_key,
 )
 from studyloom.question.sources import sources_of_main
-from studyloom.question.validation import check_ranks, check_sections, validate
+from studyloom.question.validation import breach_of_rule, check_ranks, check_sections, validate
 from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
@@ -170,6 +170,9 @@ def _check(
                 key,
                 "data.evaluate" if key == "data.train" else key,
             )
+        words = None if attempt.mistakes else attempt(lambda: breach_of_rule(question, data))
+        if words:
+            log.warning("%s; only the trainings at the target show what is best there", words)
     if compresses(question):
         find = load_plugin("compress_mistakes")
         attempt(lambda: attempt.mistakes.extend(find(question, data)))

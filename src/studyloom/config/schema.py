@@ -142,6 +142,7 @@ class Config:
     compress: Any = key(None, "true, or settings: makes the winner small at the end")
     params: Any = key(None, "arguments of your own loop")
     data: Any = MISSING
+    scale: Any = key(None, "sizes of search and winner, such as `{model.width:[64,1024]}`")
     model: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING

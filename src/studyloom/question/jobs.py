@@ -21,13 +21,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.config.schema import SCHEMA
-from studyloom.config.values import describe_error, value_at
+from studyloom.config.values import describe_error, has_key, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric
 from studyloom.question.loop import LoopJob
 from studyloom.question.rule import Condition, Cost
+from studyloom.question.scale import parse_scale
 from studyloom.seeds import derive
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml, is_scalar, nearest
@@ -35,6 +36,7 @@ from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule, freeze
 from studyloom.training.ranks import ALONE, Ranks
+from studyloom.training.scaling import Scaling
 from studyloom.training.steps import apply_network
 
 GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
@@ -61,6 +63,7 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
         "model": functools.partial(build_network, plain(config.model)),
         "optimizer": build_optimizer(optimizer),
         "groups": build_groups(optimizer.get(GROUPS)),
+        "scaling": build_scaling(config),
         "schedule": build_schedule(plain(config.scheduler)),
         "metric": build_metric(objective),
     }
@@ -95,6 +98,16 @@ def build_network(section: Section, shape: Sequence[int] | None, outputs: int | 
             )
     offered = {name: value for name, value in known.items() if value is not None}
     return build(section, "model", **offered)
+
+
+def build_scaling(config: DictConfig) -> Scaling | None:
+    """Returns how a network follows the rule of the section `scale`; None at its base size."""
+    scale = parse_scale(config)
+    if scale is None or scale.rule == "none":
+        return None
+    sizes = {key: size for key, size in scale.small.items() if has_key(config, key)}
+    base = plain(with_values(config, sizes).model)
+    return None if base == plain(config.model) else Scaling(functools.partial(build_network, base))
 
 
 class OneHot(nn.Module):

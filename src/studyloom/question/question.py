@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,11 +62,12 @@ from studyloom.question.loop import WITH_CONFIG, WITH_TRIAL, Loop, LoopObjective
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
 from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
 from studyloom.question.run import TEST, Place, Run, finite
+from studyloom.question.scale import Scale, parse_scale
 from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
 from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space, stand_in, start_of
-from studyloom.text import nearest
+from studyloom.text import as_yaml, nearest
 from studyloom.training.job import Job
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -143,7 +144,10 @@ class Question:
         """Returns the question that a composed config, without the section `hydra`, asks."""
         space = read_space(value_at(cfg, "space"), group_options)
         typed = {override_key(override).replace("/", ".") for override in composer.overrides}
-        complete = functools.partial(with_starts, space, typed)
+        scale = parse_scale(cfg)
+        sizes = {} if scale is None else scale.searched
+        refuse([*_wrong_scale(space, typed, cfg, sizes)])
+        complete = functools.partial(with_starts, space, typed, sizes)
         composer, cfg = replace(composer, complete=complete), complete(cfg, composer.choices)
         composer.keep(cfg)
         return cls(cfg, composer, space)
@@ -180,6 +184,11 @@ class Question:
         if not self.config.study.baseline:
             return None
         return self.space.default(self.composer.choices, lambda key: value_at(self.config, key))
+
+    @functools.cached_property
+    def scale(self) -> Scale | None:
+        """The sizes of the search and of its winner; None if they are the same."""
+        return parse_scale(self.config)
 
     @property
     def seed(self) -> int:
@@ -651,7 +660,11 @@ def _build_part(section: dict[str, Any], key: str, **offered: Any) -> Any:
 
 
 def with_starts(
-    space: Space, typed: Collection[str], config: DictConfig, choices: Mapping[str, str]
+    space: Space,
+    typed: Collection[str],
+    sizes: Mapping[str, Any],
+    config: DictConfig,
+    choices: Mapping[str, str],
 ) -> DictConfig:
     """Returns a config with the values of the baseline that it lacks, or that the space gives.
 
@@ -659,8 +672,9 @@ def with_starts(
 
     Args:
         typed: the keys that the command line sets.
+        sizes: of the search, where it is smaller than its winner.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {key: size for key, size in sizes.items() if has_key(config, key)}
 
     def length_of(key: str) -> int:
         value = values.get(key, value_at(config, key))
@@ -681,6 +695,22 @@ def with_starts(
         default = getattr(parameter, "default", None)
         values[key] = start_of(node, default, length_of)
     return with_values(config, values) if values else config
+
+
+def _wrong_scale(
+    space: Space, typed: Collection[str], cfg: DictConfig, sizes: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields why sizes of the section `scale` cannot be those of the search."""
+    searched = {node.key for _, nodes in space.branches() for node in nodes}
+    groups = {group.key for group in space.groups()}
+    for key, size in sizes.items():
+        if key in searched:
+            yield f"scale.{key}: the space searches {key}; leave it out of one of them"
+        elif key in typed and value_at(cfg, key) != size:
+            given = as_yaml(value_at(cfg, key))
+            yield f"scale.{key}: the search has {as_yaml(size)}; leave {key}={given} out"
+        elif key.partition(".")[0] not in groups and (problem := explain_key(key, cfg)):
+            yield f"scale.{problem}"
 
 
 def data_key(cfg: DictConfig) -> str:

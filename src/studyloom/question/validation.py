@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.schema import AUTO, Config, check_name
-from studyloom.config.values import describe_error, value_at, with_values
+from studyloom.config.values import describe_error, has_key, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import (
@@ -40,6 +40,7 @@ from studyloom.question.question import STEPS, Branch, FunctionQuestion, Questio
 from studyloom.space.samplers import DRAWS, any_point
 from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Space, end_of, group_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
+from studyloom.training.coordinates import check_coordinates
 from studyloom.training.job import Job
 from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import Steps, apply_network, on_threads
@@ -113,6 +114,8 @@ def _rules(question: Question) -> Iterator[str]:
     study, objective, winner, train = config.study, config.objective, config.winner, config.train
     loop, pruner = isinstance(question, FunctionQuestion), f"pruner={choices.get('pruner')}"
     several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
+    scale = question.scale
+    sized = {} if scale is None else scale.target
     if study.stop not in (None, "regret"):
         yield f"study.stop must be regret, or null; got {study.stop}"
     elif (study.stop is None) != (study.regret is None):
@@ -146,6 +149,20 @@ def _rules(question: Question) -> Iterator[str]:
                 f"{objective.get('_target_')} is a loop of your own": loop,
                 "objective.metric names more than one": several,
                 "train.evaluate returns outputs of its own": train.evaluate is not None,
+            },
+        ),
+        (
+            bool(sized),
+            "scale judges the trials of a small search at another size, by their metric",
+            "leave scale out, or the other",
+            {
+                "objective.metric names more than one": several,
+                "objective.constraints limits what the small network costs": bool(question.limits),
+                "winner.committee=true has networks of the search": bool(winner.committee),
+                "winner.enabled is false": not winner.enabled,
+                "train.patience or train.keep choose the epochs of which there are more": (
+                    "train.epochs" in sized and (train.patience, train.keep) != (None, "last")
+                ),
             },
         ),
         (
@@ -441,8 +458,53 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
                 ):
                     reported.append((branch.choices, mistake))
                     yield f"{where}: {mistake}" if where else mistake
+    if not reported:
+        yield from _try_target(question, data, split)
     if not reported and question.config.train.evaluate is None:  # which gives its own targets
         yield from _try_metric(question.metric, data)
+
+
+def _try_target(question: Question, data: TrainingData, split: Part) -> Iterator[str]:
+    """Tries the networks of each branch at the size of the winner, and the rule for them."""
+    if (scale := question.scale) is None:
+        return
+    for branch in question.branches:
+        sizes = {key: size for key, size in scale.target.items() if has_key(branch.config, key)}
+        try:
+            job = build_jobs(with_values(branch.config, sizes), data.folds, seed=0)[0]
+            if job.scaling is not None:
+                with torch.random.fork_rng(devices=[]):
+                    network = job.model(shape=split.shape, outputs=split.outputs)
+                job.scaling.check(network, split.shape, split.outputs)
+            try_out(job, split)
+        except Exception as error:
+            where = ", ".join(f"{key}={as_yaml(size)}" for key, size in sizes.items())
+            for mistake in getattr(error, "mistakes", [describe_error(error)]):
+                yield f"scale: at {where}{f', {branch}' if str(branch) else ''}: {mistake}"
+
+
+def breach_of_rule(question: Question, data: TrainingData) -> str | None:
+    """Names the layers whose activations grow with the size of the network, in words.
+
+    Tried is the config as composed, at the size of the search and up to eight times that.
+
+    Raises:
+        ConfigError: there are some, and scale.check is `end`.
+    """
+    scale, split = question.scale, data.split
+    if scale is None or split is None or not scale.rule_sizes or not scale.target:
+        return None
+    jobs = []
+    for times in (1, 2, 4, 8):
+        config = with_values(question.config, scale.times(times))
+        jobs.append((float(times), build_jobs(config, data.folds, seed=0)[0]))
+    broken = check_coordinates(jobs, split.for_preflight()).broken
+    if not broken:
+        return None
+    words = f"scale.rule=mup: as the network grows, so do the activations of {', '.join(broken)}"
+    if scale.check == "end":
+        raise ConfigError(f"{words}; set scale.check=verify, or scale.rule=none")
+    return words
 
 
 def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:

@@ -196,15 +196,13 @@ def head(
 def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
     """Yields the reasons for the answer, a line each."""
     won = winner.winner
-    chosen = f"Trial {won.trial} was {wording.format_choice(winner, budget)}"
+    chosen = f"{won.name.capitalize()} was {wording.format_choice(winner, budget)}"
     if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
         # By a rule, or with another metric, one may win whose mean is not the best.
         fresh = len(won.values)
-        others = [
-            row.mean for row in winner.candidates if row.trial != won.trial and row.mean is not None
-        ]
+        others = [row.mean for row in winner.candidates if row != won and row.mean is not None]
         worse = [other for other in others if stored.sign * (mean - other) >= 0]
         of = f"of {len(winner.candidates)} candidates"
         if len(worse) == len(others):
@@ -219,6 +217,8 @@ def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
             words = wording.format_difference(test.difference, wording.format_covers(test))
             yield f"The difference to the baseline is {words}."
         yield f"The test part was {wording.format_tested(test)}."
+    if lines := [*wording.transfer_lines(winner)]:
+        yield f"{'; '.join(lines).capitalize()}."
 
 
 def facts(
@@ -360,10 +360,11 @@ def candidates(winner: Answer) -> Table:
     rows = []
     for row in winner.candidates:
         role = "baseline" if row.baseline else ""
-        if row.trial == winner.winner.trial:
+        if row == winner.winner:
             role = "winner"
         costs = [f"{name} {number(cost)}" for name, cost in row.costs.items()]
-        parameters = "  ".join([*costs, format_parameters(row.params)])
+        changed = [] if row.factor == 1 else [f"learning rate × {row.factor:g}"]
+        parameters = "  ".join([*costs, *changed, format_parameters(row.params)])
         again = " ".join(spread(row.fresh))
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))

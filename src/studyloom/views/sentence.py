@@ -35,9 +35,12 @@ def quotable(stored: StoredStudy, answer: Answer | None, snapshot: Snapshot) -> 
 
 def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
     """Returns the answer in one sentence; None if its winner has but the value of the search."""
-    winner, test = answer.winner, answer.test
+    winner, test, carried = answer.winner, answer.test, answer.transfer
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
     who = describe(trial, winner.params)
+    if carried is not None:
+        warning = "" if carried.held else "The order of the search did not hold at the target: "
+        who = f"{warning}{who}, {carried.sizes}"
     if test is not None:
         words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"

@@ -69,12 +69,13 @@ def winner_lines(answer: Answer) -> Iterator[str]:
         for row in answer.candidates:
             if row.baseline and row.fresh and row.trial != chosen.trial:
                 yield f"          baseline {wording.format_mean(row.fresh)}"
-        yield f"          selection gap {gap}"
-        notes = [wording.format_seeds(fresh), *notes]
+        if answer.transfer is None:
+            yield f"          selection gap {gap}"
+        notes = [wording.format_seeds(fresh), *notes, *wording.transfer_lines(answer)]
         yield from (f"          {note}" for note in notes if note)
         yield f"          {answer.note}"
         return
-    basis = f"trial {chosen.trial}, {wording.plural(len(answer.seeds), 'seed')}"
+    basis = f"{chosen.name}, {wording.plural(len(answer.seeds), 'seed')}"
     basis += f", {test.examples} examples" if test.examples is not None else ""
     basis += wording.format_costs(chosen)
     yield f"test      winner {metric} {wording.format_mean(test.winner)}  {basis}"
@@ -84,10 +85,11 @@ def winner_lines(answer: Answer) -> Iterator[str]:
         yield f"          difference {difference}"
     for rule, value in test.references.items():
         yield f"          {rule} {format_value(value)}"
-    if fresh is not None:
+    if fresh is not None and answer.transfer is None:
         basis = f"{wording.format_mean(fresh)} on fresh seeds and validation parts"
         yield f"          selection gap {gap}: {basis}"
     yield from (f"          {note}" for note in [*wording.format_uncertainty(test), *notes] if note)
+    yield from (f"          {line}" for line in wording.transfer_lines(answer))
     for number, line in enumerate(wording.committee_lines(answer.committee, metric)):
         yield f"{'' if number else 'committee':10}{line}"
     if test.openings > 1:

@@ -60,6 +60,7 @@ class Candidate:
         costs: the values of further objectives by name.
         values: one for each fresh seed; empty without a re-evaluation, as are the next three.
         gap: above 0 if the search flattered the candidate.
+        factor: on the learning rate of the trial; 1 unless it is a neighbour of a trial.
     """
 
     trial: int
@@ -72,6 +73,13 @@ class Candidate:
     std: float | None = None
     interval: Interval | None = None
     gap: float | None = None
+    factor: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The trial, and what is changed in it."""
+        rate = "" if self.factor == 1 else f" at {self.factor:g} times its learning rate"
+        return f"trial {self.trial}{rate}"
 
     @property
     def fresh(self) -> Summary | None:
@@ -79,6 +87,35 @@ class Candidate:
         if self.mean is None:
             return None
         return Summary(self.mean, self.std, self.interval, self.values)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How far the order of small trials held at the size that was meant.
+
+    Attributes:
+        sizes: in words.
+        promised: the value of the winner's trial in the search, and `reached` its mean on fresh
+            seeds at the target size.
+        order: the rank correlation of both over `candidates`; None of fewer than three.
+        interval: its 95 % interval; None of fewer than six.
+        share: of the operations (FLOPs) that the same search and judging at the target size would
+            have taken; None if they cannot be counted.
+    """
+
+    sizes: str
+    promised: float
+    reached: float
+    candidates: int
+    order: float | None = None
+    interval: Interval | None = None
+    neighbour: bool = False
+    share: float | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing speaks against the order of the small trials."""
+        return self.order is None or self.order > 0
 
 
 @dataclass(frozen=True)
@@ -329,6 +366,7 @@ class Answer(Tested):
     """The content of winner.json.
 
     Attributes:
+        transfer: None if the winner has the size of the search.
         trials: that the winner was chosen from, and `study_trials` all of the study by then.
         reused: how many trainings of each stage earlier answers had done, and of how many.
         keeps: whether the winner keeps to the rule on fresh seeds.
@@ -346,6 +384,7 @@ class Answer(Tested):
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)
     written: str = ""
     keeps: bool = True
+    transfer: Transfer | None = None
     command: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studyloom.config.values import as_yaml, describe_error, plain_sections, value_at
+from studyloom.config.values import as_yaml, describe_error, has_key, plain_sections, value_at
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.plugins import load_plugin
-from studyloom.question.jobs import weights_of
+from studyloom.question.jobs import build_jobs, measure_costs, weights_of
 from studyloom.question.question import SECTIONS, FunctionQuestion
-from studyloom.storage.attributes import DEFINED, TESTED
+from studyloom.question.scale import Scale
+from studyloom.space.tree import Point
+from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
 from studyloom.study.reporter import current_environment
 from studyloom.study.stored_study import RETRAINING
 from studyloom.text import one_line
@@ -38,12 +40,13 @@ from studyloom.winner.answer import (
     Predictions,
     RangeFacts,
     Tested,
+    Transfer,
     Wrong,
     to_document,
     write_answer,
 )
-from studyloom.winner.stages import Plan
-from studyloom.winner.statistics import compare, resample, summarise
+from studyloom.winner.stages import Plan, number_of, origin_of
+from studyloom.winner.statistics import compare, rank_correlation, resample, summarise
 from studyloom.winner.trainings import earlier_test, input_dtype, judge_network, make_network
 from studyloom.winner.wording import model_card
 
@@ -90,14 +93,15 @@ def evaluate_winner(
         study_trials=sum(stored.ledger.counts().values()),
         reused=plan.reused(),
         written=datetime.now(UTC).isoformat(timespec="seconds"),
-        winner=next(row for row in candidates if row.trial == plan.winner),
+        winner=next(r for r in candidates if number_of(r.trial, r.factor) == plan.winner),
         candidates=tuple(candidates),
         metric=Goal(question.metric.name, question.metric.direction),
         rule=str(plan.rule),
         keeps=plan.rule.holds(plan.known_values(plan.winner)),
+        transfer=describe_transfer(plan, candidates),
         command=tuple(command),
     )
-    files = {"winner.yaml": winner_yaml(plan, command).encode()}
+    files = {"winner.yaml": winner_yaml(plan, answer.winner.name, command).encode()}
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
     if answer.committee is not None:
@@ -115,20 +119,78 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
     searched = {trial.number: trial.values for trial in stored.feasible()}
     rows = []
     for number, point in plan.candidates.items():
-        value, *costs = searched[number]
+        searched_trial, factor = origin_of(number)
+        value, *costs = searched[searched_trial]
         names = (goal.name for goal in stored.goals[1:])
         row = Candidate(
-            number,
+            searched_trial,
             dict(point.params),
             value,
             costs=dict(zip(names, costs, strict=True)),
             baseline=number == plan.baseline(),
+            factor=factor,
         )
         if number in fresh_values:
             known = summarise(fresh_values[number], metric.bounds)
             row = replace(row, **vars(known), gap=metric.sign * (value - known.mean))
         rows.append(row)
     return sorted(rows, key=lambda row: (row.mean is None, -metric.sign * (row.mean or 0.0)))
+
+
+def describe_transfer(plan: Plan, candidates: Sequence[Candidate]) -> Transfer | None:
+    """Describes how far the small trials told what is good at the target size of a `scale`."""
+    if (scale := plan.question.scale) is None or not scale.target:
+        return None
+    searched, factor = origin_of(plan.winner)
+    trial = next(row for row in candidates if (row.trial, row.factor) == (searched, factor))
+    judged = [(r.search_value, r.mean) for r in candidates if r.factor == 1 and r.mean is not None]
+    order, interval = rank_correlation(judged)
+    return Transfer(
+        str(scale),
+        trial.search_value,
+        trial.search_value if trial.mean is None else trial.mean,
+        len(judged),
+        order,
+        interval,
+        neighbour=factor != 1,
+        share=_share_of_operations(plan, scale),
+    )
+
+
+def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
+    """Returns how many of the operations were done that all at the target size would have taken.
+
+    Counted is a forward pass of each network by the examples of its training.
+    """
+    question, split = plan.question, plan.data.split
+    if split is None or isinstance(question, FunctionQuestion):
+        return None
+    part, folds = split.for_preflight(), [plan.judging_fold(0)]
+    known: dict[str, float] = {}
+
+    def operations(point: Point) -> tuple[float, int]:
+        """Returns those of an epoch of one job, and the epochs of a training."""
+        job = build_jobs(question.at(point), folds, seed=0)[0]
+        name = as_yaml(value_at(question.at(point), "model"))
+        if name not in known:
+            known[name] = measure_costs(["flops"], [], job, part)[0].value
+        return known[name] * job.samples, job.last
+
+    small = target = judged = 0.0
+    for trial in plan.search.stored.trials():
+        run = len(trial.user_attrs.get(EPOCHS, {}).get("value", ()))
+        if not run:
+            continue
+        point = question.space.at(trial.params)
+        each, last = operations(point)
+        small += run * each
+        each, full = operations(plan.at_target(point))
+        target += run * full / last * each
+    for stage in [*plan][1:]:
+        for candidate, _ in stage.trained:
+            each, full = operations(plan.candidates[candidate])
+            judged += full * each
+    return (small + judged) / (target + judged) if target else None
 
 
 def test_trainings(
@@ -369,13 +431,13 @@ def png(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def winner_yaml(plan: Plan, command: Sequence[str]) -> str:
+def winner_yaml(plan: Plan, winner: str, command: Sequence[str]) -> str:
     """Returns winner.yaml: the config of the winner, below the command that does it once more.
 
     Elsewhere it is read as a config of somebody else, and says then what is to be trusted.
     """
     options = ("--config-dir", str(plan.run_dir), "--config-name", "winner")
-    title = f"The winner of {plan.search.stored.name}, trial {plan.winner}, and this does all of it"
+    title = f"The winner of {plan.search.stored.name}, {winner}, and this does all of it"
     head = [f"{title} once more:", shlex.join([*command, *options])]
     return "".join(f"# {one_line(line)}\n" for line in head) + as_yaml(winner_config(plan))
 
@@ -399,6 +461,11 @@ def winner_config(plan: Plan) -> dict[str, Any]:
     if (network := value_at(question.config, "objective.network")) is not None:
         sections["objective"]["network"] = network
     study = question.config.study
+    if (scale := question.scale) is not None:
+        # Its network has the target size, and keeps to the rule from the size of the search on.
+        at, sizes = question.at(point), scale.rule_sizes
+        own_sizes = {key: size for key, size in sizes.items() if has_key(at, key)}
+        sections["scale"] = {**own_sizes, "rule": scale.rule} if own_sizes else None
     if question.rule is not None:
         # The winner has been chosen already, and the page's own rule may be another.
         sections["winner"] = {"rule": None}

@@ -25,12 +25,14 @@ import torch
 from optuna.trial import FrozenTrial
 
 from studyloom.config.schema import WinnerSection
+from studyloom.config.values import has_key, value_at
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner, QuestionError
 from studyloom.question.objective import Attempt
 from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Rule
+from studyloom.question.scale import FACTORS, RATE
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
@@ -214,18 +216,35 @@ class Plan:
     def candidates(self) -> dict[int, Point]:
         """The best trials of the search and the baseline, by number.
 
-        The baseline is there to compare with, even if it cannot win.
+        The baseline is there to compare with, even if it cannot win. At the target size of a
+        `scale`, the best trial has neighbours, whose numbers `origin_of` reads.
         """
         baseline = {t.number: t for t in self.search.stored.feasible() if BASELINE in t.user_attrs}
         chosen = {trial.number: trial for trial in self.ranked[: self.settings.top]}
         if chosen:
             chosen |= baseline
-        return {number: self._point_of(chosen[number]) for number in sorted(chosen)}
+        points = {number: self._point_of(chosen[number]) for number in sorted(chosen)}
+        if (scale := self.question.scale) is None or not scale.target or not points:
+            return points
+        best = self.ranked[0].number
+        return points | self._neighbours(best, points[best])
+
+    def _neighbours(self, best: int, point: Point) -> dict[int, Point]:
+        """Returns a candidate at other learning rates, by numbers below 0."""
+        rate = value_at(self.question.at(point), RATE)
+        if not isinstance(rate, float | int):
+            return {}
+        return {
+            number_of(best, factor): replace(point, values=point.values | {RATE: rate * factor})
+            for factor in FACTORS
+        }
 
     @property
     def contenders(self) -> list[int]:
         """The numbers of the candidates that may win, the best in the search first."""
-        return [trial.number for trial in self.ranked if trial.number in self.candidates]
+        places = {trial.number: place for place, trial in enumerate(self.ranked)}
+        contenders = [number for number in self.candidates if origin_of(number)[0] in places]
+        return sorted(contenders, key=lambda number: (places[origin_of(number)[0]], -number))
 
     @property
     def eligible(self) -> list[int]:
@@ -242,6 +261,7 @@ class Plan:
         is as long. The schedule remains that of all epochs.
         """
         point = self.question.space.at(trial.params)
+        point = self.at_target(point)
         if isinstance(self.question, FunctionQuestion):
             return point
         train = self.question.at(point).train
@@ -250,6 +270,14 @@ class Plan:
         until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.keep, self.question.metric)
         pinned = {"train.until": until, "train.patience": None, "train.keep": "last"}
         return replace(point, values=point.values | pinned)
+
+    def at_target(self, point: Point) -> Point:
+        """Returns a point of the search at the size of the winner."""
+        if (scale := self.question.scale) is None:
+            return point
+        config = self.question.at(point)
+        sizes = {key: size for key, size in scale.target.items() if has_key(config, key)}
+        return replace(point, values=point.values | sizes)
 
     def baseline(self) -> int | None:
         """Returns the number of the baseline, if it is a candidate."""
@@ -279,7 +307,8 @@ class Plan:
         The mean on fresh seeds, if there is one, takes the place of the value in the search.
         """
         stored = self.search.stored
-        trial = next(trial for trial in stored.feasible() if trial.number == number)
+        searched = origin_of(number)[0]
+        trial = next(trial for trial in stored.feasible() if trial.number == searched)
         fresh = self.fresh_values.get(number)
         return stored.known(trial) | ({} if fresh is None else {stored.metric: fmean(fresh)})
 
@@ -292,9 +321,10 @@ class Plan:
         # Without a retraining, or if it only repeats this, the answer has these networks.
         kept = self.settings.committee or not self.question.tested or self.repeats
         weights = self.run_dir / "winner" if kept else None
-        return self._make_stage(REEVALUATION, self.candidates, self._judging_fold, weights)
+        return self._make_stage(REEVALUATION, self.candidates, self.judging_fold, weights)
 
-    def _judging_fold(self, seed: int) -> Fold:
+    def judging_fold(self, seed: int) -> Fold:
+        """Returns a division of the data that the search has not used, as large as one of its."""
         split, count = self.data.split, self.question.config.objective.folds
         assert split is not None
         fresh = derive(self.question.seed, seed, 0, 1)
@@ -307,7 +337,7 @@ class Plan:
         So it is if the data are a loop's own, or have a validation part of their own.
         """
         split = self.data.split
-        return split is None or len(self._judging_fold(0)[0]) == len(split)
+        return split is None or len(self.judging_fold(0)[0]) == len(split)
 
     @cached_property
     def retraining(self) -> Stage:
@@ -337,6 +367,8 @@ class Plan:
         name = f"{search.stored.name}/{title} {search.trials}-{settings.top}-{settings.seeds}"
         if self.rule != Rule(search.stored.goals[0]):
             name += f" {self.rule}"  # other candidates, other trainings
+        if self.question.scale is not None:
+            name += f" {self.question.scale}"
         # One of before has kept no networks.
         committee = settings.committee and title == REEVALUATION
         if committee:
@@ -398,6 +430,19 @@ class Plan:
         return objective.weights()
 
 
+def number_of(trial: int, factor: float) -> int:
+    """Returns the number of a candidate: that of its trial, or below 0 at another learning rate."""
+    return trial if factor == 1 else -1 - len(FACTORS) * trial - FACTORS.index(factor)
+
+
+def origin_of(number: int) -> tuple[int, float]:
+    """Returns the trial of a candidate, and the factor on its learning rate."""
+    if number >= 0:
+        return number, 1.0
+    trial, place = divmod(-number - 1, len(FACTORS))
+    return trial, FACTORS[place]
+
+
 def is_answer_of(answer: Answer, plan: Plan) -> bool:
     """Whether an answer comes from the final stage of this very plan.
 
@@ -409,5 +454,8 @@ def is_answer_of(answer: Answer, plan: Plan) -> bool:
         and belongs_to(answer, plan.search.stored)
         and answer.trials == plan.trials  # else the search had ended, and went on since
         and not (plan.settings.committee and answer.committee is None)
-        and all([*row.values] == fresh.get(row.trial, []) for row in answer.candidates)
+        and all(
+            [*row.values] == fresh.get(number_of(row.trial, row.factor), [])
+            for row in answer.candidates
+        )
     )

@@ -104,6 +104,27 @@ def format_covers(test: Scores) -> str:
     return "over seeds alone" if covers == "seeds" else f"over {covers}"
 
 
+def transfer_lines(answer: Answer) -> Iterator[str]:
+    """Yields how far the trials of the search told what is good at the size of the winner."""
+    if (found := answer.transfer) is None:
+        return
+    yield f"transfer {found.sizes}"
+    fresh = plural(len(answer.winner.values), "fresh seed")
+    promised, reached = format_value(found.promised), format_value(found.reached)
+    yield f"in the search {promised}, at the target {reached} on {fresh}"
+    if found.order is not None:
+        between = ""
+        if found.interval is not None:
+            low, high = (format_value(end, "+") for end in found.interval)
+            between = f", 95 % interval {low} to {high}"
+        order = format_value(found.order, "+")
+        yield f"order of {found.candidates} candidates: rank correlation {order}{between}"
+    if found.neighbour:
+        yield f"the best at the target is {answer.winner.name}"
+    if found.share is not None:
+        yield f"{found.share:.0%} of the operations of the same search at the target size"
+
+
 def format_uncertainty(test: Scores) -> list[str]:
     """Formats what `±` is beside the winner's mean on the test part, and the interval of that."""
     notes = [format_seeds(test.winner)]
@@ -196,13 +217,15 @@ def model_card(
         lines.append(
             f"The baseline has {format_mean(test.baseline)}; the difference is {difference}."
         )
-    if winner.fresh and winner.gap is not None:
+    if winner.fresh and winner.gap is not None and answer.transfer is None:
         lines.append(
             f"{format_choice(answer).capitalize()}. Its value in the search was "
             f"{format_value(winner.search_value)}, and on fresh seeds and validation parts "
             f"{format_mean(winner.fresh)}. The selection gap is {format_value(winner.gap, '+')}; "
             "above 0 the search had flattered it."
         )
+    if carried := [*transfer_lines(answer)]:
+        lines.append(f"{'; '.join(in_markdown(line) for line in carried).capitalize()}.")
     if winner.costs:
         costs = in_markdown(format_costs(winner))
         lines.append(f"Chosen by {code_in_markdown(answer.rule)}{costs}.")

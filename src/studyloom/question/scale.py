@@ -1,0 +1,136 @@
+"""Search small, train large: the sizes of the section `scale`.
+
+    scale: {model.width: [64, 1024], rule: mup}
+
+The search trains at the first size of each key, and the winner is judged and trained at the second.
+A single size, as winner.yaml has it, is that of the rule: the search trains at the config's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from studyloom.config.values import value_at
+from studyloom.errors import ConfigError
+from studyloom.text import as_yaml, nearest
+
+RULES, CHECKS = ("mup", "none"), ("verify", "end")
+OWN = {"rule": RULES, "check": CHECKS}  # keys of the section that are no sizes
+MODEL, PARAMS = "model.", "params."
+PLAIN = ("train.epochs", "train.samples_per_epoch")  # sizes that no rule is of
+FACTORS = (0.5, 2.0)  # of the learning rate of the best candidate, beside which it is judged
+RATE = "optimizer.lr"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of a search and of its winner.
+
+    Attributes:
+        small: the size of each key at which the rule changes nothing.
+        target: the size of each key at which the winner is judged; empty in a winner.yaml.
+        rule: how initial weights and learning rates follow the size, `mup` or `none`.
+        check: whether a network that does not keep to the rule is searched all the same, `verify`,
+            or the command ends, `end`.
+    """
+
+    small: Mapping[str, Any]
+    target: Mapping[str, Any]
+    rule: str
+    check: str = "verify"
+
+    def __str__(self) -> str:
+        sizes = (
+            f"{key} {as_yaml(self.small[key])} to {as_yaml(target)}"
+            for key, target in self.target.items()
+        )
+        return f"{', '.join(sizes)} by rule {self.rule}"
+
+    @property
+    def searched(self) -> Mapping[str, Any]:
+        """The values of the keys in the search, where they are not the config's own."""
+        return {key: self.small[key] for key in self.target}
+
+    @property
+    def rule_sizes(self) -> Mapping[str, Any]:
+        """The sizes from which the rule counts; empty without one."""
+        if self.rule == "none":
+            return {}
+        return {key: size for key, size in self.small.items() if key not in PLAIN}
+
+    def times(self, factor: int) -> dict[str, Any]:
+        """Returns the sizes of the network, so many times the small ones."""
+        return {key: _times(size, factor) for key, size in self.rule_sizes.items()}
+
+
+def parse_scale(config: DictConfig) -> Scale | None:
+    """Reads the section `scale`; None without one.
+
+    Raises:
+        ConfigError: every mistake in it.
+    """
+    section = value_at(config, "scale")
+    if section is None:
+        return None
+    example = "such as {model.width: [64, 1024]}"
+    if not isinstance(section, dict):
+        raise ConfigError(f"scale must map keys to two sizes, {example}; got {as_yaml(section)}")
+    mistakes = [
+        f"scale.{name} must be {' or '.join(options)}; got {as_yaml(section[name])}"
+        for name, options in OWN.items()
+        if name in section and section[name] not in options
+    ]
+    sizes = {key: size for key, size in section.items() if key not in OWN}
+    if not sizes:
+        mistakes.append(f"scale must name a size, {example}")
+    for key, size in sizes.items():
+        mistakes += _wrong_sizes(config, key, size)
+    if mistakes:
+        raise ConfigError(mistakes)
+    # A list is two sizes, or the single one of a network whose sizes are a list.
+    pairs = {key: size for key, size in sizes.items() if _is_pair(size, value_at(config, key))}
+    small = {key: pairs[key][0] if key in pairs else size for key, size in sizes.items()}
+    default = "mup" if any(key.startswith(MODEL) for key in sizes) else "none"
+    return Scale(
+        small,
+        {key: target for key, (_, target) in pairs.items()},
+        section.get("rule", default),
+        section.get("check", "verify"),
+    )
+
+
+def _is_pair(size: Any, own: Any) -> bool:
+    """Whether a value is two sizes, and not a single one of a key whose own value is a list."""
+    if not isinstance(size, list) or not size:
+        return False
+    return isinstance(size[0], list) or not isinstance(own, list)
+
+
+def _wrong_sizes(config: DictConfig, key: str, size: Any) -> list[str]:
+    if not (key.startswith((MODEL, PARAMS)) or key in PLAIN):
+        known = f"a key of model or params, {' or '.join(PLAIN)}, rule or check"
+        return [f"scale.{key}: must be {known}{nearest(key, [*PLAIN, *OWN])}"]
+    sizes = size if isinstance(size, list) else [size]
+    pair = _is_pair(size, value_at(config, key))
+    flat = [each for one in sizes for each in (one if isinstance(one, list) else [one])]
+    whole = all(isinstance(each, int) and each > 0 for each in flat)
+    if not whole or not flat or (pair and len(sizes) != 2):
+        return [f"scale.{key} must be two sizes, such as [64, 1024]; got {as_yaml(size)}"]
+    if pair and not _grows(*sizes):
+        return [
+            f"scale.{key}: the second size must be a multiple of the first; got {as_yaml(size)}"
+        ]
+    return []
+
+
+def _grows(small: Any, target: Any) -> bool:
+    if not isinstance(small, list):
+        return bool(target > small and target % small == 0)
+    together = isinstance(target, list) and len(small) == len(target)
+    return together and all(b >= a and b % a == 0 for a, b in zip(small, target, strict=True))
+
+
+def _times(size: Any, factor: int) -> Any:
+    return [each * factor for each in size] if isinstance(size, list) else size * factor

@@ -1,0 +1,110 @@
+"""A search at a small size whose winner is judged, trained and tested at another."""
+
+import pytest
+import torch
+from judged import SPLIT, CountedTest, plan_of, work
+from toys import CONF, TINY, compose
+
+from studyloom.question.question import Question
+from studyloom.views.terminal import winner_lines
+from studyloom.winner.answer import read_answer
+from studyloom.winner.evaluation import evaluate_winner, winner_config
+from studyloom.winner.predictor import load_network
+from studyloom.winner.stages import is_answer_of, number_of, origin_of
+from studyloom.winner.statistics import rank_correlation
+
+SCALED = (
+    *(*TINY[1:-1], "space=none", "sampler=random", "pruner=none"),
+    *("+space.optimizer.lr={float:[1e-3,1e-1],log:true}", "scale={model.hidden:[[8],[32]]}"),
+)
+TRIALS = 5
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("scaled")
+    question = Question.ask(*compose(*SCALED, name="mnist", folder=CONF))
+    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
+    work(plan)
+    evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.mnist"])
+    return plan, read_answer(run_dir)
+
+
+def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):
+    plan, answer = evaluated
+    jobs = [plan.reevaluation.trainings.job(number, 0) for number in plan.candidates]
+    assert all(job.scaling is not None for job in jobs)
+    for job in jobs:
+        network = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
+        assert {p.shape[0] for p in network.parameters()} == {32, 10}
+    assert is_answer_of(answer, plan)
+
+
+def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate(evaluated):
+    plan, answer = evaluated
+    best = plan.ranked[0].number
+    rows = {row.factor: row for row in answer.candidates if row.trial == best}
+    assert {*rows} == {0.5, 1.0, 2.0}
+    rates = {
+        factor: plan.question.at(plan.candidates[number_of(best, factor)]).optimizer.lr
+        for factor in rows
+    }
+    assert rates[0.5] * 4 == pytest.approx(rates[1.0] * 2) == pytest.approx(rates[2.0])
+    for trial, factor in ((0, 0.5), (0, 2.0), (17, 0.5), (17, 2.0), (17, 1.0)):
+        assert origin_of(number_of(trial, factor)) == (trial, factor)
+
+
+def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated):
+    _, answer = evaluated
+    found = answer.transfer
+    judged = [row for row in answer.candidates if row.factor == 1]
+    assert (found.sizes, found.candidates) == ("model.hidden [8] to [32] by rule mup", len(judged))
+    assert found.promised == answer.winner.search_value
+    assert found.reached == answer.winner.mean
+    assert found.neighbour == (answer.winner.factor != 1)
+    assert 0 < found.share < 1
+    lines = "\n".join(winner_lines(answer))
+    assert "model.hidden [8] to [32]" in lines
+    assert "selection gap" not in lines, "two sizes have no gap by selection"
+
+
+def test_winner_yaml_trains_the_network_of_the_target_by_the_same_rule(evaluated, tmp_path):
+    plan, _ = evaluated
+    config = winner_config(plan)
+    assert config["model"]["hidden"] == [32]
+    assert config["scale"] == {"model.hidden": [8], "rule": "mup"}
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    (folder / "again.yaml").write_text((plan.run_dir / "winner.yaml").read_text())
+    again = Question.ask(*compose(f"hydra.searchpath=[file://{CONF}]", name="again", folder=folder))
+    (job,) = again.jobs(again.baseline, [SPLIT.whole()], 0)
+    wanted = plan.retraining.trainings.job(plan.winner, 0)
+    same, other = (
+        [group["lr"] for group in each.optimizer([torch.zeros(1, requires_grad=True)]).param_groups]
+        for each in (job, wanted)
+    )
+    assert same == other
+    assert job.scaling is not None
+
+
+def test_the_network_of_the_target_is_loaded_and_predicts(evaluated):
+    plan, _ = evaluated
+    network = load_network(plan.run_dir)
+    assert 32 in {weights.shape[0] for weights in network.model.parameters()}
+    assert network(SPLIT.inputs[:3].float()).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "order", "known"),
+    [
+        ([(1, 1), (2, 2)], None, False),
+        ([(1, 3), (2, 2), (3, 1)], -1.0, False),
+        ([(1, 1), (1, 2), (1, 3)], None, False),
+        ([(n, n + (n % 2) * 1.5) for n in range(8)], 0.9285714, True),
+    ],
+)
+def test_a_rank_correlation_has_an_interval_where_it_says_something(pairs, order, known):
+    found, interval = rank_correlation(pairs)
+    assert found == (None if order is None else pytest.approx(order))
+    assert (interval is not None) == known
+    assert interval is None or -1 <= interval[0] < found < interval[1] <= 1
