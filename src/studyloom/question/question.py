@@ -674,7 +674,7 @@ def with_starts(
         typed: the keys that the command line sets.
         sizes: of the search, where it is smaller than its winner.
     """
-    values: dict[str, Any] = {key: size for key, size in sizes.items() if has_key(config, key)}
+    values: dict[str, Any] = {key: size for key, size in sizes.items() if _takes(config, key)}
 
     def length_of(key: str) -> int:
         value = values.get(key, value_at(config, key))
@@ -709,8 +709,13 @@ def _wrong_scale(
         elif key in typed and value_at(cfg, key) != size:
             given = as_yaml(value_at(cfg, key))
             yield f"scale.{key}: the search has {as_yaml(size)}; leave {key}={given} out"
-        elif key.partition(".")[0] not in groups and (problem := explain_key(key, cfg)):
-            yield f"scale.{problem}"
+        elif key.partition(".")[0] not in groups and not _takes(cfg, key):
+            yield f"scale.{explain_key(key, cfg)}"
+
+
+def _takes(config: DictConfig, key: str) -> bool:
+    """Whether a config has a key, or the target of its section such a parameter."""
+    return has_key(config, key) or argument(config, key) is not None
 
 
 def data_key(cfg: DictConfig) -> str:
