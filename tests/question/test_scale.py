@@ -1,13 +1,16 @@
 """The sizes of a search and of its winner, as the section `scale` asks for them."""
 
+from dataclasses import replace
+
 import pytest
-from toys import CONF, TINY, compose, toy_folds, toy_split
+import torch
+from toys import CONF, TINY, Never, compose, toy_folds, toy_split
 
 from studyloom.config.values import with_values
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.question.jobs import build_jobs
-from studyloom.question.question import Question
+from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.validation import validate
 
 RATE = "+space.optimizer.lr={float:[1e-4,1e-1],log:true}"
@@ -85,3 +88,48 @@ def test_what_cannot_be_carried_to_the_target_is_refused_before_the_first_trial(
     split = toy_split()
     with pytest.raises(ConfigError, match=mistake):
         validate(asked("pruner=none", *overrides), TrainingData(None, split, toy_folds(split)))
+
+
+# A loop of one's own
+
+
+def net(width=8):
+    return torch.nn.Sequential(*(torch.nn.Linear(*sides) for sides in ((8, width), (width, 2))))
+
+
+def train(run, *, width=8, lr=0.01):
+    network = net(width)
+    optimizer = torch.optim.Adam(network.parameters(), lr)
+    run.scaled(network, optimizer)
+    run.keep(network=network, optimizer=optimizer)
+    with pytest.raises(RuntimeError, match=r"before run\.keep"):
+        run.scaled(network, optimizer)
+    rates = {group["lr"]: len(group["params"]) for group in optimizer.param_groups}
+    assert rates == ({lr: 4} if width == 8 else {lr: 3, lr / 4: 1})
+    return float(width)
+
+
+LOOP = (
+    "objective._target_=test_scale.train",
+    "objective.metric=loss",
+    "objective.direction=minimize",
+)
+SIZES = "scale={params.width:[8,32],rule:mup}"
+
+
+def test_a_loop_asks_the_run_to_carry_its_network_to_the_target():
+    asks = (*LOOP, "~data", "space=none", "+objective.network=test_scale.net", "pruner=none")
+    question = FunctionQuestion.ask(*compose(*asks, folder=CONF, name="mnist"))
+    validate(question, TrainingData())
+    assert question.baseline.values == {}
+    target = replace(question.baseline, values={"params.width": 32})
+    for point, width in ((question.baseline, 8.0), (target, 32.0)):
+        loop = question.make_objective(point, 0, TrainingData())
+        assert loop.run(lambda report: None, Never()) == width
+
+
+def test_a_loop_whose_network_nothing_makes_has_no_rule():
+    asks = (*LOOP, "~data", "space=none", "pruner=none")
+    question = FunctionQuestion.ask(*compose(*asks, folder=CONF, name="mnist"))
+    with pytest.raises(ConfigError, match=r"objective\.network, and call run\.scaled"):
+        validate(question, TrainingData())

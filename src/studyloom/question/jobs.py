@@ -102,12 +102,16 @@ def build_network(section: Section, shape: Sequence[int] | None, outputs: int | 
 
 def build_scaling(config: DictConfig) -> Scaling | None:
     """Returns how a network follows the rule of the section `scale`; None at its base size."""
+    base = _at_base_size(config)
+    return None if base is None else Scaling(functools.partial(build_network, plain(base.model)))
+
+
+def _at_base_size(config: DictConfig) -> DictConfig | None:
+    """Returns a config at the sizes from which the rule of `scale` counts; None if it has them."""
     scale = parse_scale(config)
-    if scale is None or scale.rule == "none":
-        return None
-    sizes = {key: size for key, size in scale.small.items() if has_key(config, key)}
-    base = plain(with_values(config, sizes).model)
-    return None if base == plain(config.model) else Scaling(functools.partial(build_network, base))
+    sizes = {} if scale is None else scale.rule_sizes
+    other = {k: s for k, s in sizes.items() if has_key(config, k) and value_at(config, k) != s}
+    return with_values(config, other) if other else None
 
 
 class OneHot(nn.Module):
@@ -423,6 +427,18 @@ def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"objective.network: {describe_error(error)}") from error
     return make
+
+
+def loop_scaling(config: DictConfig, known: Mapping[str, Any]) -> Scaling | None:
+    """Returns how the network of a loop follows the rule of `scale`; None at its base size.
+
+    Args:
+        known: of the data, for `objective.network`.
+    """
+    if (base := _at_base_size(config)) is None:
+        return None
+    make = build_named(config.objective.network, "objective.network")
+    return Scaling(lambda shape, outputs: network_of(make, base, **known))
 
 
 def judging_job(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:

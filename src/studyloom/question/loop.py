@@ -39,6 +39,7 @@ from studyloom.question.trial import ObjectiveTrial
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
+from studyloom.training.scaling import Scaling
 
 # The steps of a job are numbered by it if there are several; its end is a multiple, and compared.
 STRIDE = 1_000_000
@@ -92,6 +93,7 @@ class Loop:
         goals: what it returns, the metric first.
         keeps: whether it must keep something, since it is to be tested.
         resumes: whether it must be able to go on from each epoch, since the pruner pauses trials.
+        scaling: the rule for a network of another size than that of the search.
     """
 
     function: Callable[..., Any]
@@ -100,6 +102,7 @@ class Loop:
     limits: Sequence[Condition] = ()
     keeps: bool = False
     resumes: bool = False
+    scaling: Scaling | None = None
 
     @property
     def most_epochs(self) -> int | None:
@@ -296,7 +299,8 @@ class LoopObjective(Objective):
 
             interruptible.enter_context(stopping.interruptible())
             place = self._place(position)
-            run = Run(place, loop.metric, send, loop.limit_of, self._saved, loop.most_epochs)
+            known = (loop.limit_of, self._saved, loop.most_epochs, loop.scaling)
+            run = Run(place, loop.metric, send, *known)
             self._run, self._costs[position:] = run, [run.costs]
             try:
                 make = partial(ObjectiveTrial, self.suggesting, uncut=uncut, store=tell)

@@ -53,6 +53,7 @@ from studyloom.question.jobs import (
     loop_device,
     loop_job,
     loop_jobs,
+    loop_scaling,
     measure_costs,
     named_goals,
     named_params,
@@ -617,7 +618,8 @@ class FunctionQuestion(Question):
             jobs = [loop_job(data, fold, 0, seed)]
         recipe, device = self._recipe(point, number, attempt, seed, fold), loop_device(self.ranks)
         ours = (number, attempt, self.ranks, recipe, point.trial)
-        return LoopObjective(self.loop(point), jobs, device, *ours)
+        loop = replace(self.loop(point), scaling=loop_scaling(self.at(point), data.known))
+        return LoopObjective(loop, jobs, device, *ours)
 
     def loop(self, point: Point) -> Loop:
         """Returns the loop that is called at a point."""
@@ -682,10 +684,10 @@ def with_starts(
 
     has_params = bool(value_at(config, PARAMS))
     for node in space.leaves(choices):
-        key, (section, _, name) = node.key, node.key.partition(".")
+        key, section = node.key, node.key.partition(".")[0]
         parameter = None
         if not has_key(config, key):
-            parameter = argument(config, f"objective.{name}" if section == PARAMS else key)
+            parameter = _argument(config, key)
             # A name beside other params, which nothing says more of, may be a misspelt one.
             free = section == PARAMS and (node.start is not None or not has_params)
             if parameter is None and not free:
@@ -715,7 +717,13 @@ def _wrong_scale(
 
 def _takes(config: DictConfig, key: str) -> bool:
     """Whether a config has a key, or the target of its section such a parameter."""
-    return has_key(config, key) or argument(config, key) is not None
+    return has_key(config, key) or _argument(config, key) is not None
+
+
+def _argument(config: DictConfig, key: str) -> inspect.Parameter | None:
+    """Returns the parameter that a key sets of its section's target; for `params` of the loop."""
+    section, _, name = key.partition(".")
+    return argument(config, f"objective.{name}" if section == PARAMS else key)
 
 
 def data_key(cfg: DictConfig) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from studyloom.errors import Infeasible, UndefinedMetric
@@ -27,6 +28,7 @@ from studyloom.text import nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
+from studyloom.training.scaling import Scaling, scale_rates
 
 LOOP = "studyloom.question.loop"  # whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
@@ -81,6 +83,7 @@ class Run:
         limits: of what the trial may cost.
         saved: the state to go on from; None to begin.
         most: how many epochs the pruner knows of; None for any number.
+        scaling: the rule that `scaled` carries out; None at the size of the search.
 
     Attributes:
         metric: the name of the value that is compared.
@@ -101,6 +104,7 @@ class Run:
         limits: Mapping[str, Condition] | None = None,
         saved: Mapping[str, Any] | None = None,
         most: int | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         self.trial, self.attempt, self.stage = place.trial, place.attempt, place.stage
         self.fold, self.seed, self.device = place.fold, place.seed, place.device
@@ -114,7 +118,7 @@ class Run:
         self.unfit: UnfitState | None = None
         self.metric = metric
         self._place, self._send = place, send
-        self._limits, self._saved = limits or {}, saved
+        self._limits, self._saved, self._scaling = limits or {}, saved, scaling
         self._kept: dict[str, Any] = {}
         self._kept_at_end: dict[str, Any] = {}
         self._files: dict[str, str] | None = None  # of a trainer of others, in this epoch
@@ -296,6 +300,21 @@ class Run:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+
+    def scaled(self, network: nn.Module, optimizer: Optimizer) -> None:
+        """Carries a new network and its optimizer to their size by `scale.rule`, in place.
+
+        It does nothing at the size of the search.
+
+        Raises:
+            ConfigError: all that the rule does not cover.
+            RuntimeError: `keep` has been called, which may restore what is scaled already.
+        """
+        if self._kept:
+            raise RuntimeError("run.scaled must be called before run.keep")
+        if self._scaling is not None:
+            growths = self._scaling.rescale(network, None, None)
+            scale_rates(optimizer, network, growths)
 
     def cost(self, **quantities: Any) -> None:
         """Reports costs of the trial, such as parameters=net_size.

@@ -377,6 +377,12 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
                 network_of(make, question.config, **data.known)
     except ConfigError as error:
         yield from error.mistakes
+    if question.scale and question.scale.rule_sizes and objective.network is None:
+        yield (
+            "scale.rule=mup compares the network of a loop with the small one: name what makes it "
+            "of params as objective.network, and call run.scaled(network, optimizer), or set "
+            "scale.rule=none"
+        )
     if objective.test is not None and data.split is not None and not hasattr(data.source, "test"):
         yield (
             "objective.test is given the test part of the data, and "
