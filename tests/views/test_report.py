@@ -61,6 +61,7 @@ def render(stored, winner, text):
 
 def text_of(page):
     """What a page says, without its tags, scripts and styles."""
+    page = re.sub(r"</?a\b[^>]*>", "", page)
     bare = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(bare).split())
 
@@ -73,7 +74,7 @@ def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_fig
         *("24 complete · 8 pruned · 7 failed", "Winner: lr=0.1", "commit c0ffee"),
     ):
         assert words in text_of(page)
-    rows = re.findall(r'<tr id="trial-(\d+)" data-state="(\w+)">(.*?)</tr>', page, re.DOTALL)
+    rows = re.findall(r'<tr id="trial-(\d+)" data-state="(\w+)"[^>]*>(.*?)</tr>', page, re.DOTALL)
     assert [int(number) for number, *_ in rows] == [*range(40)]
     assert {state for _, state, _ in rows} == {"complete", "pruned", "failed", "running"}
     assert "complete, <b>best</b>" in rows[37][2]
@@ -405,7 +406,8 @@ def test_a_browser_shows_what_looks_like_html_as_text(study_of, open_page):
 def test_the_pages_policy_lets_no_other_script_run_and_no_request_out(study_of, open_page):
     taken = "document.title = 'taken'"
     intruder = f'<img src=x onerror="{taken}"><script>{taken}</script>'
-    page = open_page(render(study_of(), None, "").replace("<footer>", f"{intruder}<footer>"))
+    bare = str(render(study_of(), None, ""))  # a Markup would escape what replaces
+    page = open_page(bare.replace("<footer>", f"{intruder}<footer>"))
     assert page.title() == "toy"
     refusals = [line for line in open_page.seen if "Content Security Policy" in line]
     assert len(refusals) >= 2

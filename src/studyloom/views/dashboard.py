@@ -167,7 +167,7 @@ class LivePage:
         """Returns the parts of the page by key, and its sections without the rows of the table."""
         folder, progress = self.run_dir, self.job.read()
         files = (None, None, "") if folder is None else read_files(self.stored, folder)
-        head, sections = read_report(self.stored, *files, progress)
+        head, sections = read_report(self.stored, *files, progress, folder)
         rows: dict[str, str] = {}
         bare = [_without_rows(section, rows) for section in sections]
         done = {"done": progress.done, "budget": progress.budget, "words": now_words(progress)}
@@ -192,7 +192,7 @@ class LivePage:
         }
         head, told = (Markup(parts.get(key, "")) for key in ("head", "progress"))
         sections = [(section, Markup(parts[section.key])) for section in self.sections]
-        return document(self.stored.name, head, sections, live, told)
+        return document(self.stored.name, head, sections, live, told, self.run_dir)
 
 
 def _without_rows(section: Section, rows: dict[str, str]) -> Section:

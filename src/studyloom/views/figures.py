@@ -213,19 +213,31 @@ def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart 
     return Chart(label, height, x, y, _drawn(marks), table)
 
 
+def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
+    """Returns the learning curves whose values are finite numbers, by trial."""
+    every = {trial.number: learning_curve(trial) for trial in trials}
+
+    def is_finite(value: object) -> bool:
+        return isinstance(value, int | float) and math.isfinite(value)
+
+    return {n: c for n, c in every.items() if c and all(is_finite(value) for _, value in c)}
+
+
+def drawn_curves(every: Mapping[int, Curve], marked: Marked, sign: int) -> set[int]:
+    """Returns of which trials the learning curves are drawn: of many, the best and the latest."""
+    special = {trial.number for trial in marked.values() if trial is not None}
+    ranked = sorted(every, key=lambda number: -sign * every[number][-1][1])
+    return {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
+
+
 def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
     """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
-    height, every = 360, {trial.number: learning_curve(trial) for trial in trials}
-    every = {
-        number: curve
-        for number, curve in every.items()
-        if curve and all(math.isfinite(value) for _, value in curve)
-    }
+    height, every = 360, finite_curves(trials)
     if not every:
         return "No trial has ended an epoch yet."
     special = {trial.number for trial in marked.values() if trial is not None}
     ranked = sorted(every, key=lambda number: -axis.sign * every[number][-1][1])
-    chosen = {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
+    chosen = drawn_curves(every, marked, axis.sign)
     known = {number: curve for number, curve in every.items() if number in chosen}
     heights = {n: [(e, axis.height(value)) for e, value in curve] for n, curve in known.items()}
     kinds = {trial.number: outcome(trial) for trial in trials}

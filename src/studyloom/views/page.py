@@ -9,14 +9,16 @@ import base64
 import hashlib
 import itertools
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeGuard, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError
@@ -29,6 +31,7 @@ from studyloom.winner.answer import Summary
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
+NUMBERED = re.compile(r"\b[Tt]rial \d+(, \d+)*\b")
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -182,12 +185,14 @@ class Row:
 
     Args:
         mark: `best`, `baseline` or `winner`, or several.
+        more: what `one_trial.details` tells beside the cells.
     """
 
     number: int
     state: str
     cells: Sequence[Cell]
     mark: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,11 +201,13 @@ class Trials(Block):
 
     Args:
         words: the columns whose cells are words.
+        parameters: the columns whose cells are parameters.
     """
 
     head: Sequence[str]
     words: Sequence[int]
     rows: Sequence[Row]
+    parameters: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -300,7 +307,7 @@ def environment() -> Environment:
     )
     made.tests["of"] = _is_of
     made.filters |= {"scale": _scale, "share": _share, "gutter": _gutter, "mark": _marks}
-    made.filters |= {"edge": _edge, "dotted": _dotted}
+    made.filters |= {"edge": _edge, "dotted": _dotted, "linked": _linked, "safe_data": _safe_data}
     return made
 
 
@@ -333,10 +340,32 @@ def _dotted(name: Any) -> Markup:
     return Markup(".<wbr>").join(str(shown(name)).split("."))
 
 
+def _linked(words: Any) -> Markup:
+    """Returns words in which the number of each trial leads to it."""
+
+    def link(found: re.Match[str]) -> str:
+        return re.sub(r"\d+", r'<a href="#trial-\g<0>">\g<0></a>', found[0])
+
+    return Markup(NUMBERED.sub(link, str(escape(shown(words)))))
+
+
+def _safe_data(value: Any) -> Any:
+    """Makes all texts in what is given to the page's script safe to show."""
+    match value:
+        case str():
+            return str(shown(value))
+        case Mapping():
+            return {str(shown(key)): _safe_data(each) for key, each in value.items()}
+        case Sequence():
+            return [_safe_data(each) for each in value]
+    return value
+
+
 def _marks(chart: Chart) -> list[tuple[Mark, str, bool]]:
     """Returns each mark of a chart, its path, and whether the pointer reads its points."""
+    still = {"dotted", "stepped"}
     return [
-        (mark, chart.path(mark), bool(mark.trials) or not {"dotted", "stepped"} & {*mark.style})
+        (mark, chart.path(mark), bool(mark.trials or (mark.name and not still & {*mark.style})))
         for mark in chart.marks
     ]
 
@@ -367,10 +396,10 @@ def section_html(section: Section) -> Markup:
     return fill("section.html", section=section)
 
 
-def report_page(head: Head, sections: Iterable[Section]) -> str:
+def report_page(head: Head, sections: Iterable[Section], run_dir: Path | None = None) -> str:
     """Renders the page of a study, which needs no other file."""
     rendered = [(section, section_html(section)) for section in sections]
-    return document(head.name, fill("head.html", head=head), rendered)
+    return document(head.name, fill("head.html", head=head), rendered, run_dir=run_dir)
 
 
 def document(
@@ -379,11 +408,13 @@ def document(
     sections: Sequence[tuple[Section, Markup]],
     live: Mapping[str, str] | None = None,
     progress: str = "",
+    run_dir: Path | None = None,
 ) -> str:
     """Renders a page around its parts.
 
     Args:
         live: what the script of a page that follows its study is told; None for one that stands.
+        run_dir: in which a trial can be replayed, if one is known.
     """
     scripts = [_asset("page.js")] + ([_asset("live.js")] if live is not None else [])
     connect = "'none'" if live is None else "'self'"
@@ -394,6 +425,7 @@ def document(
         sections=sections,
         live=live,
         progress=Markup(progress),
+        replay="" if run_dir is None else f"studyloom replay {shlex.quote(str(run_dir))} --trial",
         scripts=scripts,
         style=_asset("page.css"),
         policy=POLICY.format(scripts=" ".join(map(_hash, scripts)), connect=connect),

@@ -36,6 +36,7 @@ from studyloom.text import (
 from studyloom.views import figures, page
 from studyloom.views.charts import Axis, Block, Table
 from studyloom.views.importances import Importance, importances, varied_parameters
+from studyloom.views.one_trial import details, read_logs
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress, working_words
 from studyloom.views.sentence import quotable
@@ -556,41 +557,54 @@ LONGEST = 60  # characters of a cell
 
 
 def trials_section(
-    stored: StoredStudy, snapshot: Snapshot, won: int | None, names: Sequence[str]
+    stored: StoredStudy,
+    snapshot: Snapshot,
+    won: int | None,
+    names: Sequence[str],
+    run_dir: Path | None,
 ) -> Section:
     """Renders the table of all trials, without the columns of which all cells are empty.
 
     Args:
         names: the varied parameters, the most important first; of very many, the first are shown.
+        run_dir: that of the trials' logs, if it is known.
     """
     rows = trial_rows(stored)
     if not rows:
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
-    params = [name for name in columns if name.startswith("params.")]
-    left = {*params} - {f"params.{name}" for name in names[:MOST_COLUMNS]}
-    left = left if len(params) > MOST_COLUMNS else set()
+    asked = [name for name in columns if name.startswith("params.")]
+    left = {*asked} - {f"params.{name}" for name in names[:MOST_COLUMNS]}
+    left = left if len(asked) > MOST_COLUMNS else set()
     shown = {
         name: column
         for name, column in columns.items()
         if name not in {*LEFT_OUT, *left} and any(cell is not None for cell in column)
     }
     best = None if snapshot.best is None else snapshot.best.number
+    trials = {trial.number: trial for trial in stored.trials()}
+    logs = {} if run_dir is None else read_logs(run_dir, [*trials.values()])
+    marked = {"baseline": snapshot.baseline, "best": snapshot.best}
+    curves = figures.finite_curves(stored.trials())
+    for trial in figures.drawn_curves(curves, marked, stored.sign):
+        curves.pop(trial, None)
     table = []
     for row, trial in enumerate(columns["number"]):
         marks = {"winner": trial == won, "best": trial == best, BASELINE: columns[BASELINE][row]}
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
-        table.append(page.Row(trial, columns["state"][row], cells, mark))
+        more = details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
+        table.append(page.Row(trial, columns["state"][row], cells, mark, more))
     words = [
         place
         for place, column in enumerate(shown.values())
         if any(isinstance(cell, str | bool | list) for cell in column)
     ]
-    block = page.Trials([_title(name, snapshot) for name in shown], words, table)
+    params = [place for place, name in enumerate(shown) if name in asked]
+    block = page.Trials([_title(name, snapshot) for name in shown], words, table, params)
     made = section("trials", [block])
     few = (
-        f"Of {len(params)} parameters the {len(params) - len(left)} most important are shown; "
+        f"Of {len(asked)} parameters the {len(asked) - len(left)} most important are shown; "
         "studyloom trials --csv has all."
     )
     return replace(made, caption=f"{made.caption} {few}") if left else made
@@ -707,18 +721,20 @@ def read_report(
     small: Compressed | None,
     config_text: str,
     progress: Progress | None = None,
+    run_dir: Path | None = None,
 ) -> tuple[page.Head, Iterator[Section]]:
     """Reads a study, and returns the beginning of its report and the sections below it.
 
     Args:
         progress: of the whole job, if the page follows it.
+        run_dir: that of the logs, if it is known.
     """
     live, progress = progress is not None, progress or JobReader(stored).read()
     snapshot, parts = progress.search, read_parts(stored)
 
     def sections() -> Iterator[Section]:
         yield from running_sections(progress.current)
-        yield from all_sections(stored, snapshot, winner, small)
+        yield from all_sections(stored, snapshot, winner, small, run_dir)
         yield parts_section(parts)
         yield environment_section(winner, config_text)
 
@@ -726,7 +742,11 @@ def read_report(
 
 
 def all_sections(
-    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, small: Compressed | None
+    stored: StoredStudy,
+    snapshot: Snapshot,
+    winner: Answer | None,
+    small: Compressed | None,
+    run_dir: Path | None,
 ) -> Iterator[Section]:
     """Yields the sections of a study: what decided, the search, who worked."""
     axis = Axis.of(stored.metric, stored.sign)
@@ -740,7 +760,7 @@ def all_sections(
     yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
     yield from proposer_sections(stored, winner)
     names, shares = what_matters(shown)
-    yield from noted([trials_section(shown, snapshot, won, names)], note)
+    yield from noted([trials_section(shown, snapshot, won, names, run_dir)], note)
     yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
     yield from worker_sections(stored, snapshot)
     if winner is None:
@@ -766,7 +786,7 @@ def write_report(stored: StoredStudy, run_dir: Path) -> Path:
     path = run_dir / "report.html"
     files = read_files(stored, run_dir)
     try:
-        html = render(stored, *files)
+        html = render(stored, *files, run_dir)
     except (StudyloomError, OSError):
         raise
     except Exception as error:  # a study that has ended does not fail by how it is shown
@@ -795,7 +815,12 @@ def read_files(stored: StoredStudy, run_dir: Path) -> tuple[Answer | None, Compr
 
 
 def render(
-    stored: StoredStudy, winner: Answer | None, small: Compressed | None, config_text: str
+    stored: StoredStudy,
+    winner: Answer | None,
+    small: Compressed | None,
+    config_text: str,
+    run_dir: Path | None = None,
 ) -> str:
     """Renders the page as HTML."""
-    return page.report_page(*read_report(stored, winner, small, config_text))
+    parts = read_report(stored, winner, small, config_text, None, run_dir)
+    return page.report_page(*parts, run_dir if config_text else None)

@@ -122,6 +122,7 @@ function update(message) {
     sort();
     filter();
   }
+  if (view.open) visit();
   version = message.version;
   performance.measure("update", { start: began, end: performance.now() });
 }

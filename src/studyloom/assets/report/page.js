@@ -8,34 +8,34 @@ function number(text) {
   return Number.parseFloat(text);
 }
 
-// Reads where the points of a path lie; the first of each M belongs to the next trial.
-function pointsOf(path) {
-  const points = [];
-  const kind = path.classList[0];
-  const trials = path.dataset.trials ? path.dataset.trials.split(" ") : [];
-  let part = -1;
-  let x = 0;
-  let y = 0;
-  for (const [, command, first, second] of path.getAttribute("d").matchAll(/([MLHVhv])(-?[\d.]+)(?: (-?[\d.]+))?/g)) {
-    if (command === "M" || command === "L") {
-      x = number(first);
-      y = number(second);
-      part += command === "M" ? 1 : 0;
-    } else if (kind === "bar" && command === "h" && number(first) > 0) {
-      x += number(first) / 2;
-      continue;
-    } else {
-      continue;
-    }
-    points.push({ x, y: kind === "rug" ? y + 16 : y, trial: trials[part], kind, name: path.dataset.read });
-  }
-  if (kind === "bar") points.forEach((point, n) => (point.x = barMiddle(path, n)));
-  return points;
+// The parts of a path, one for each of its trials.
+function partsOf(path) {
+  return path.getAttribute("d").split("M").slice(1);
 }
 
-function barMiddle(path, position) {
-  const [left, wide] = [...path.getAttribute("d").matchAll(/M([\d.]+) [\d.]+h([\d.]+)/g)][position].slice(1).map(number);
-  return left + wide / 2;
+function trialsOf(path) {
+  return path.dataset.trials?.split(" ") ?? [];
+}
+
+// Where the points of a path lie. Half of each line to a neighbour, or of its bar, belongs to a point.
+function pointsOf(path) {
+  const kind = path.classList[0];
+  const trials = trialsOf(path);
+  return partsOf(path).flatMap((part, n) => {
+    const places = part.split("L").map((text) => text.split(/[ hvz]/).map(number));
+    return places.map(([x, y, wide, high], k) => {
+      const point = { x, y, ends: [[x, y]], trial: trials[n], kind, name: path.dataset.read };
+      if (kind === "rug") point.y += 16;
+      if (kind === "line") {
+        const beside = [places[k - 1], places[k + 1]].filter(Boolean);
+        point.ends = [...point.ends, ...beside.map(([a, b]) => [(a + x) / 2, (b + y) / 2])];
+      } else if (kind === "bar") {
+        [point.x, point.y] = [x + wide / 2, y + high / 2];
+        point.ends = [[x, point.y], [x + wide, point.y]];
+      }
+      return point;
+    });
+  });
 }
 
 function reading(plot) {
@@ -99,23 +99,37 @@ function hide() {
   for (const element of document.querySelectorAll(".spot, .tip")) element.remove();
 }
 
+// The squared distance of a place from the line between two others.
+function apart([x, y], [ax, ay], [bx, by]) {
+  const [wide, high] = [bx - ax, by - ay];
+  const along = ((x - ax) * wide + (y - ay) * high) / (wide ** 2 + high ** 2 || 1);
+  const share = Math.max(0, Math.min(1, along));
+  return (ax + share * wide - x) ** 2 + (ay + share * high - y) ** 2;
+}
+
 function nearest(plot, event) {
   const box = plot.getBoundingClientRect();
+  const pixels = ([x, y]) => [(x / 1000) * box.width, (y / 1000) * box.height];
+  const place = [event.clientX - box.left, event.clientY - box.top];
   let best = null;
   let least = 30 ** 2; // pixels
   for (const point of reading(plot).points) {
-    const distance =
-      (box.left + (point.x / 1000) * box.width - event.clientX) ** 2 +
-      (box.top + (point.y / 1000) * box.height - event.clientY) ** 2;
-    if (distance < least) [best, least] = [point, distance];
+    const at = pixels([point.x, point.y]);
+    for (const end of point.ends) {
+      const distance = apart(place, at, pixels(end));
+      if (distance < least) [best, least] = [point, distance];
+    }
   }
   return best;
 }
 
 document.addEventListener("pointermove", (event) => {
   const plot = event.target.closest?.(".plot");
-  if (plot) show(plot, nearest(plot, event));
-  else if (document.activeElement?.className !== "plot") hide();
+  if (plot) {
+    const point = nearest(plot, event);
+    show(plot, point);
+    plot.style.cursor = point?.trial ? "pointer" : "";
+  } else if (document.activeElement?.className !== "plot") hide();
 });
 
 document.addEventListener("focusout", hide);
@@ -123,9 +137,14 @@ document.addEventListener("focusout", hide);
 document.addEventListener("keydown", (event) => {
   const plot = event.target.closest?.(".plot");
   if (event.key === "Escape") hide();
-  if (!plot) return;
+  if (!plot) {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step && view.open) go(step);
+    return;
+  }
   const read = reading(plot);
   const last = read.points.length - 1;
+  if (event.key === "Enter" && read.points[read.at]) lead(read.points[read.at].trial);
   const steps = { ArrowRight: read.at + 1, ArrowLeft: read.at - 1, Home: 0, End: last };
   if (!(event.key in steps)) return;
   event.preventDefault();
@@ -217,4 +236,172 @@ function prepareTable() {
   filter();
 }
 
+// The view of one trial, below its own address: #trial-17.
+
+const view = document.getElementById("trial");
+
+function make(tag, text, ...children) {
+  const [name, ...classes] = tag.split(".");
+  const element = document.createElement(name);
+  element.className = classes.join(" ");
+  element.append(text, ...children.filter(Boolean));
+  return element;
+}
+
+function addressed() {
+  const row = /^#trial-\d+$/.test(location.hash) && document.getElementById(location.hash.slice(1));
+  return row || null;
+}
+
+// The page stays where it is, and its last address is one step back.
+function lead(trial) {
+  if (!document.getElementById(`trial-${trial}`)) return;
+  history.pushState({ led: true }, "", `#trial-${trial}`);
+  visit();
+}
+
+function visit() {
+  const row = addressed();
+  if (!row) return view.close();
+  fillView(row);
+  if (view.open) return;
+  view.showModal();
+  document.getElementById("trial-title").focus();
+}
+
+// The table's order and filter tell which trial is the next one.
+function neighbour(step) {
+  const rows = [...table().tBodies[0].rows].filter((row) => !row.hidden);
+  return rows[rows.indexOf(addressed()) + step];
+}
+
+function go(step) {
+  const next = neighbour(step);
+  if (!next) return;
+  history.replaceState(history.state, "", `#${next.id}`);
+  visit();
+  view.scrollTop = 0;
+}
+
+function tableOf(head, rows) {
+  const titles = make("tr", "", ...head.map((title) => make("th", title)));
+  const body = rows.map(([name, ...cells]) => make("tr", "", make("th", name), ...cells.map((cell) => (cell.nodeType ? cell : make("td", cell)))));
+  return make("table", "", head.length ? make("thead", "", titles) : null, make("tbody", "", ...body));
+}
+
+function fillView(row) {
+  const trial = row.id.slice("trial-".length);
+  const more = JSON.parse(row.dataset.more);
+  const titles = [...table().tHead.rows[0].cells];
+  const cells = titles.map((title, n) => [title.textContent, row.cells[n].textContent, "parameter" in title.dataset, n]);
+  const facts = cells.slice(2).filter(([title, text, parameter]) => text && !parameter && title !== "why");
+  document.getElementById("trial-title").textContent = `Trial ${trial}: ${row.cells[1].textContent}`;
+  for (const button of view.querySelectorAll("[data-step]")) {
+    button.disabled = button.dataset.step !== "0" && !neighbour(Number(button.dataset.step));
+  }
+  const shown = [
+    make("p", more.end),
+    tableOf([], [...facts.map(([title, text]) => [title, text]), ...Object.entries(more.facts).filter(([, text]) => text)]),
+    ...configuration(row, cells),
+    ...curveOf(trial, more.curve),
+    ...spent(more.times),
+  ];
+  for (const [title, text] of [["Traceback", more.traceback], ["The last lines of its log", more.log]]) {
+    if (text) shown.push(make("h3", title), make("pre", text));
+  }
+  const again = more.made ? view.dataset.replay && `${view.dataset.replay} ${trial}` : "";
+  if (again) shown.push(make("h3", "To train it again, and compare"), make("pre", again));
+  if (!more.made) shown.push(make("p.quiet", "It cannot be replayed: it has not stored how it was made."));
+  shown[1].className = "facts";
+  document.getElementById("trial-body").replaceChildren(...shown);
+}
+
+// What differs from the baseline comes first.
+function configuration(row, cells) {
+  const first = [...table().tBodies[0].rows].find((each) => each.cells[1].querySelector("b")?.textContent.includes("baseline"));
+  const other = first === row ? null : first;
+  const all = cells.filter(([, text, parameter, n]) => parameter && (text || other?.cells[n].textContent));
+  const rows = all.map(([title, text, , n]) => [title, text || "–", ...(other ? [other.cells[n].textContent || "–"] : [])]);
+  const differs = ([, own, theirs]) => theirs !== undefined && own !== theirs;
+  const sorted = [...rows.filter(differs), ...rows.filter((each) => !differs(each))];
+  if (!sorted.length) return [];
+  const made = tableOf(["parameter", "this trial", ...(other ? ["baseline"] : [])], sorted);
+  [...made.tBodies[0].rows].forEach((each, n) => each.classList.toggle("differs", differs(sorted[n])));
+  return [make("h3", "Configuration"), make("div.scroll", "", made)];
+}
+
+// The parts of a path that belong to some trials.
+function pick(path, trials) {
+  const own = trialsOf(path);
+  const parts = partsOf(path).filter((_, n) => trials.has(own[n]));
+  return parts.length ? `M${parts.join("M")}` : "";
+}
+
+// The figure of all curves, in which one stands out. A curve that is not drawn there is drawn now.
+function curveOf(trial, points = []) {
+  const frame = document.querySelector("#curves .frame")?.cloneNode(true);
+  if (!frame) return [];
+  const svg = frame.querySelector("svg");
+  for (const each of frame.querySelectorAll(".spot, .tip, .brush, .chosen")) each.remove();
+  const found = [...svg.querySelectorAll("[data-trials]")].map((path) => [path, pick(path, new Set([trial]))]);
+  const own = found.filter(([, d]) => d).map(([path, d]) => Object.assign(path.cloneNode(), { drawn: d }));
+  if (!own.length && points.length) {
+    const { x, y } = reading(document.querySelector("#curves .plot"));
+    const path = svg.querySelector("path").cloneNode();
+    const places = points.map(([epoch, value]) => [placeOn(x, epoch), 1000 - placeOn(y, value)].map((at) => at.toFixed(1)).join(" "));
+    own.push(Object.assign(path, { drawn: `M${places.join("L")}${places.length > 1 ? "" : "h.01"}` }));
+    path.setAttribute("class", "line c-pruned");
+  }
+  for (const path of own) {
+    path.setAttribute("d", path.drawn);
+    path.classList.add("own");
+    svg.append(path);
+  }
+  if (!own.length) return [];
+  return [make("h3", "Its learning curve, among the others"), make("figure.chart", "", frame)];
+}
+
+function placeOn(scale, value) {
+  const at = { unit: () => -Math.log10(Math.max(1 - value, 1e-4)), tens: () => Math.log10(Math.max(value, 1e-12)) }[scale.reads]?.() ?? value;
+  return Math.max(0, Math.min(1000, (1000 * (at - scale.low)) / (scale.high - scale.low)));
+}
+
+function spent(times = {}) {
+  const kinds = Object.entries(times).sort(([, a], [, b]) => b - a);
+  const all = kinds.reduce((sum, [, seconds]) => sum + seconds, 0);
+  const rows = kinds.map(([kind, seconds]) => {
+    const share = make("i", "");
+    share.style.width = `${(100 * seconds) / all}%`;
+    const numbers = [`${seconds} s`, `${Math.round((100 * seconds) / all)} %`].map((text) => make("td.number", text));
+    return [kind, make("td", make("div.bar", share)), ...numbers];
+  });
+  const made = tableOf([], rows);
+  made.className = "bars";
+  return rows.length ? [make("h3", "Where its time went"), made] : [];
+}
+
+window.addEventListener("hashchange", visit);
+
+view.addEventListener("close", () => {
+  if (!addressed()) return;
+  if (history.state?.led) history.back();
+  else history.replaceState(null, "", location.pathname + location.search);
+});
+
+document.addEventListener("click", (event) => {
+  const step = event.target.closest("[data-step]")?.dataset.step;
+  if (step) return step === "0" ? view.close() : go(Number(step));
+  if (event.target === view) return view.close();
+  const link = event.target.closest("a");
+  const plot = event.target.closest(".plot");
+  const row = event.target.closest("button, input, summary, a:not([href^='#trial-'])") ? null : event.target.closest("tr");
+  const to = link ?? row?.querySelector("a[href^='#trial-']");
+  if (event.ctrlKey || event.metaKey || event.shiftKey || !getSelection().isCollapsed) return;
+  if (to?.hash?.startsWith("#trial-") && to.host === location.host) {
+    event.preventDefault();
+    lead(to.hash.slice("#trial-".length));
+  } else if (plot) lead(nearest(plot, event)?.trial);
+});
+
 prepareTable();
+visit();

@@ -1,0 +1,307 @@
+"""One trial at a glance: what the page holds of it, and the view that its address opens."""
+
+import json
+import re
+from datetime import timedelta
+
+import pytest
+from made_trials import a_trial
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState
+from serving import served
+from toys import fill
+
+from studyloom.storage.attributes import (
+    BASELINE,
+    FAILURE,
+    MADE,
+    PLANNED_EPOCHS,
+    REASON,
+    RESUMED,
+    TIMES,
+    TRACEBACK,
+)
+from studyloom.study.opening import create_study
+from studyloom.views import figures, one_trial
+from studyloom.views.dashboard import LivePage, guarded
+from studyloom.views.one_trial import details, ending, read_logs
+from studyloom.views.report import write_report
+
+HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
+RATE = FloatDistribution(1e-4, 1.0, log=True)
+
+
+def ended_line(trial, later=0.1):
+    moment = trial.datetime_complete + timedelta(seconds=later)
+    stamp = moment.strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+    return f"{stamp} trial {trial.number}: {trial.state.name.lower()}"
+
+
+def write_log(folder, name, *lines):
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs" / name).write_text("".join(f"{line}\n" for line in lines))
+
+
+def numbered(*trials):
+    for number, trial in enumerate(trials):
+        trial.number = number
+    return [*trials]
+
+
+def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
+    planned = {PLANNED_EPOCHS: 20}
+    for trial, words in (
+        (a_trial(0, epochs=19, **planned), "It is complete, after 20 of 20 epochs."),
+        (a_trial(1, TrialState.PRUNED, 0.5, 2), "It was pruned after 3 epochs, at 0.5000."),
+        (
+            a_trial(2, TrialState.FAIL, 0.5, 0, **planned, **{REASON: "ValueError: no"}),
+            "It failed after 1 of 20 epochs, at 0.5000: ValueError: no",
+        ),
+        (a_trial(3, TrialState.RUNNING, 0.5, 0), "It runs, and has trained 1 epoch, at 0.5000."),
+        (
+            a_trial(4, epochs=0, **{RESUMED: {"epoch": 1, "death": "killed", "claims": 2}}),
+            "It is complete, after 1 epoch. Trial 4 goes on after epoch 1, since its worker died: "
+            "killed.",
+        ),
+    ):
+        trial.number = int(words[words.find("Trial ") + 6]) if "Trial " in words else 0
+        assert ending(trial) == words
+
+
+def test_odd_attributes_cost_a_line_and_no_page():
+    for odd in ({TIMES: "x"}, {TIMES: {"a": float("inf"), "b": "c"}}, {RESUMED: [1]}, {MADE: 1}):
+        told = details(a_trial(0, **odd), "", ())
+        json.dumps(told, allow_nan=False)
+        assert "times" not in told
+
+
+def test_a_trial_has_its_own_lines_of_the_logs_the_last_ones_and_of_all_not_many(
+    tmp_path, monkeypatch
+):
+    trials = numbered(*(a_trial(n) for n in range(4)), a_trial(4, TrialState.FAIL))
+    noise = [f"line {n}" for n in range(60)]
+    worker = ["hello", ended_line(trials[0]), ended_line(trials[1]), *noise, ended_line(trials[2])]
+    judged = ["of a judging", ended_line(trials[1], 500)]
+    write_log(
+        tmp_path, "host-1-worker1.log", *worker, *judged, "9999-99-99 99:99:99,999 trial 0: fail"
+    )
+    write_log(tmp_path, "trial-3.log", "$ python main.py", "x" * 1000)
+    write_log(tmp_path, "trial-99.log", "of no trial")
+    logs = read_logs(tmp_path, trials)
+    assert {*logs} == {0, 2, 3}, "how one ended is known without its log"
+    assert logs[0].splitlines() == ["hello", ended_line(trials[0])]
+    assert logs[2].splitlines() == [*noise[-39:], ended_line(trials[2])]
+    assert len(logs[3].splitlines()[1]) == one_trial.LONGEST
+    write_log(tmp_path, "trial-4.log", "why it failed")
+    monkeypatch.setattr(one_trial, "MOST_LOGGED", 400)
+    assert {*read_logs(tmp_path, trials)} == {4, 3}, "what failed comes first, then the latest"
+
+
+def test_no_log_is_read_from_outside_the_run_directory(tmp_path):
+    outside = tmp_path.parent / "secret.log"
+    outside.write_text("a secret\n")
+    run_dir = tmp_path / "run"
+    (run_dir / "logs").mkdir(parents=True)
+    (run_dir / "logs" / "trial-0.log").symlink_to(outside)
+    (run_dir / "logs" / "worker1.log").symlink_to(outside)
+    assert read_logs(run_dir, [a_trial(0)]) == {}
+    (run_dir / "logs" / "trial-0.log").unlink()
+    (run_dir / "logs" / "worker1.log").unlink()
+    (run_dir / "logs").rmdir()
+    (run_dir / "logs").symlink_to(tmp_path.parent)
+    (tmp_path.parent / "trial-0.log").write_text("another\n")
+    assert read_logs(run_dir, [a_trial(0)]) == {}
+    assert read_logs(tmp_path / "nowhere", [a_trial(0)]) == {}
+
+
+# In a browser.
+
+
+def settings(number):
+    choice = CategoricalDistribution(["plain", HOSTILE])
+    return {
+        "lr": (10.0 ** -(1 + number % 3), RATE),
+        f"p.{HOSTILE}": (["plain", HOSTILE][number % 2], choice),
+    }
+
+
+def study_with_a_log(sqlite_url, tmp_path):
+    stored = create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=12)
+    times = {TIMES: {"training": 8.0, "storage": 2.0}, MADE: {"config": {}}}
+    trials = [
+        a_trial(0, accuracy=0.8, params=settings(0), **times, **{BASELINE: True}),
+        *(a_trial(n, accuracy=0.8 + n / 100, params=settings(n), **times) for n in range(1, 8)),
+        a_trial(8, TrialState.PRUNED, 0.7, 1, params=settings(8), **times),
+        a_trial(
+            9,
+            TrialState.FAIL,
+            0.5,
+            1,
+            params=settings(9),
+            worker=HOSTILE,
+            **{FAILURE: "error", REASON: f"ValueError: {HOSTILE}", TRACEBACK: f"line 1\n{HOSTILE}"},
+        ),
+    ]
+    fill(stored, *trials)
+    write_log(tmp_path, "trial-9.log", "begins", f"{HOSTILE}\x1b[31m")
+    (tmp_path / ".hydra").mkdir(exist_ok=True)
+    (tmp_path / ".hydra" / "config.yaml").write_text("a: 1\n")
+    return stored
+
+
+@pytest.fixture
+def page(browser):
+    """A page that may log nothing, show no dialog and ask for nothing."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page, seen = context.new_page(), []
+    page.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: seen.append(str(error)))
+    page.on("console", lambda message: seen.append(message.text))
+    page.on("request", lambda r: r.url.startswith("http://127.") or seen.append(r.url))
+    page.asked = seen
+    yield page
+    context.close()
+    assert [line for line in seen if not line.startswith(("file:", "data:"))] == []
+
+
+@pytest.fixture
+def opened(page, sqlite_url, tmp_path):
+    """The report of a study, with the function that opens it at an address."""
+    path = write_report(study_with_a_log(sqlite_url, tmp_path), tmp_path)
+
+    def open_(address=""):
+        page.goto("about:blank")
+        page.goto(path.as_uri() + address)
+        return page
+
+    return open_
+
+
+def shown(page):
+    """The number of the trial in view; None if there is none."""
+    if not page.locator("#trial").evaluate("(dialog) => dialog.open"):
+        return None
+    return int(re.match(r"Trial (\d+):", page.locator("#trial-title").inner_text())[1])
+
+
+@pytest.mark.browser
+def test_the_address_of_a_trial_opens_it_with_all_that_is_known(opened, tmp_path):
+    page = opened("#trial-9")
+    assert shown(page) == 9
+    assert page.locator("#trial img").count() == 0, "what is stored is text"
+    said = page.locator("#trial").inner_text()
+    for words in (
+        f"It failed after 2 epochs, at 0.5000: ValueError: {HOSTILE}",
+        f"line 1\n{HOSTILE}",
+        f"begins\n{HOSTILE}\N{SYMBOL FOR ESCAPE}[31m",
+        f"worker\t{HOSTILE}",
+        "It cannot be replayed",
+    ):
+        assert words in said
+    page = opened("#trial-3")
+    said = page.locator("#trial").inner_text()
+    assert f"studyloom replay {tmp_path} --trial 3" in said
+    assert re.search(r"training\s+8 s\s+80 %\s+storage\s+2 s\s+20 %", said)
+    rows = page.locator("#trial tr.differs th").all_inner_texts()
+    assert rows == [f"p.{HOSTILE}"], "what differs from the baseline comes first"
+    names = page.locator("#trial table:not(.facts, .bars) tbody th").all_inner_texts()
+    assert names == [f"p.{HOSTILE}", "lr"]
+    assert page.locator("#trial path.own").count() == 1
+    assert shown(opened("#trial-77")) is shown(opened("#trials")) is None
+
+
+@pytest.mark.browser
+def test_keys_and_the_back_button_go_through_the_trials_and_out(opened):
+    page = opened()
+    page.evaluate("scrollTo(0, 500)")
+    page.locator("#all-trials a").nth(4).click()
+    assert shown(page) == 4
+    page.keyboard.press("ArrowRight")
+    assert (shown(page), page.url.partition("#")[2]) == (5, "trial-5")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert shown(page) == 3
+    page.go_back()
+    assert shown(page) is None
+    assert "#" not in page.url
+    page.go_forward()
+    assert shown(page) == 3
+    page.keyboard.press("Escape")
+    page.wait_for_url(lambda url: "#" not in url)
+    assert shown(page) is None
+    page = opened("#trial-0")
+    assert page.get_by_label("the trial above").is_disabled()
+    page.get_by_label("close").click()
+    page.wait_for_url(lambda url: "#" not in url)
+    assert shown(page) is None
+
+
+@pytest.mark.browser
+def test_every_point_line_and_row_leads_to_its_trial(opened):
+    page = opened()
+    page.locator("#all-trials tbody tr").nth(6).locator("td").nth(1).click()
+    assert shown(page) == 6
+    page.keyboard.press("Escape")
+    for figure in ("#search", "#curves", "#slices", "#together", "#workers", "#parallel"):
+        plot = page.locator(f"{figure} .plot").first
+        plot.focus()
+        page.keyboard.press("Home")
+        told = int(re.match(r"trial (\d+)", page.locator(".tip").inner_text())[1])
+        page.keyboard.press("Enter")
+        assert shown(page) == told
+        page.keyboard.press("Escape")
+        spots = plot.evaluate(
+            "(plot) => reading(plot).points.filter((p) => p.trial).map((p) => [p.x, p.y, p.trial])"
+        )
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        x, y, _ = spots[len(spots) // 2]
+        page.mouse.click(box["x"] + x * box["width"] / 1000, box["y"] + y * box["height"] / 1000)
+        here = {int(trial) for a, b, trial in spots if abs(a - x) < 1 and abs(b - y) < 1}
+        assert shown(page) in here
+        page.keyboard.press("Escape")
+    # Between two epochs too: a line is more than its points.
+    plot = page.locator("#curves .plot")
+    plot.scroll_into_view_if_needed()
+    middle = plot.evaluate(
+        "(plot) => { const [a, b] = reading(plot).points.filter((p) => p.trial === '7');"
+        "return [(a.x + b.x) / 2, (a.y + b.y) / 2]; }"
+    )
+    box = plot.bounding_box()
+    x, y = (at * box[size] / 1000 for at, size in zip(middle, ("width", "height"), strict=True))
+    page.mouse.click(box["x"] + x, box["y"] + y)
+    assert shown(page) == 7
+    page.keyboard.press("Escape")
+    links = page.locator("a[href^='#trial-']").evaluate_all("(all) => all.map((a) => a.hash)")
+    rows = page.locator("tr[id^=trial-]").evaluate_all("(all) => all.map((row) => '#' + row.id)")
+    assert {*links} == {*rows}
+
+
+@pytest.mark.browser
+def test_a_curve_that_no_figure_draws_is_drawn_in_the_view_of_its_trial(
+    page, study_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(figures, "MOST_BEST", 1)
+    monkeypatch.setattr(figures, "MOST_LATEST", 1)
+    trials = [a_trial(n, accuracy=0.9 - n / 100) for n in range(4)]
+    path = write_report(study_of(trials), tmp_path)
+    page.goto(f"{path.as_uri()}#trial-0")
+    drawn = page.locator("#trial path.own").get_attribute("d")
+    monkeypatch.undo()
+    page.goto(f"{write_report(study_of(trials, 'all'), tmp_path).as_uri()}#trial-0")
+    page.reload()
+    assert page.locator("#trial path.own").get_attribute("d").count("L") == drawn.count("L") == 3
+
+
+@pytest.mark.browser
+def test_an_open_trial_follows_the_study(page, study_of):
+    stored = study_of([a_trial(0), a_trial(1, TrialState.RUNNING, 0.5, 0)])
+    live = LivePage(stored, None, lambda *_: [])
+    live.interval = 0.05
+    with served(guarded(live)) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/#trial-1")
+        assert "It runs" in page.locator("#trial").inner_text()
+        stored.optuna.tell(1, 0.875)
+        page.locator("#trial", has_text="It is complete").wait_for()
+        assert "0.8750" in page.locator("#trial").inner_text()
+        page.goto("about:blank")
