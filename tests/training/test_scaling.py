@@ -13,7 +13,7 @@ from studyloom.errors import ConfigError
 from studyloom.models import CNN, MLP, Recurrent, Transformer
 from studyloom.training.coordinates import check_coordinates
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule, make_optimizer
-from studyloom.training.scaling import Scaling
+from studyloom.training.scaling import Scaling, scale_rates
 from studyloom.training.trainer import Training
 
 SHAPE = (1, 8, 8)
@@ -200,6 +200,18 @@ def test_settings_of_groups_are_scaled_as_those_of_the_optimizer():
     optimizer = make_optimizer(make, network, groups, rule(mlp, 32).growths(network, (), 1))
     found = [(g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
     assert found == [(0.25, 0, 1), (1, 0, 1), (1, 4, 1), (4, 1, 1)]
+
+
+def test_an_optimizer_may_have_parameters_beside_the_network_and_no_scheduler_yet():
+    network, beside = built(mlp, 128), nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([*network.parameters(), beside], lr=1.0)
+    growths = rule(mlp, 32).growths(network, (), 1)
+    scale_rates(optimizer, network, growths)
+    (group,) = (g for g in optimizer.param_groups if any(p is beside for p in g["params"]))
+    assert group["lr"] == 1
+    lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5)
+    with pytest.raises(ConfigError, match="a scheduler must be made after"):
+        scale_rates(optimizer, network, growths)
 
 
 # Refusals

@@ -196,12 +196,14 @@ def scale_rates(optimizer: Optimizer, network: nn.Module, growths: Mapping[str, 
             f"scale.rule=mup has no learning rates for {type(optimizer).__name__}; choose SGD, "
             f"{', '.join(kind.__name__ for kind in ADAPTIVE)}, {OTHERWISE}"
         )
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise ConfigError("scale.rule=mup: a scheduler must be made after the rates are scaled")
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
         parts: dict[float, list[Tensor]] = {}
         for parameter in group["params"]:
-            growth = growths[names[id(parameter)]]
+            growth = growths.get(names.get(id(parameter), ""), Growth())  # it may be of a loss
             factor = (growth.outputs if sgd else 1.0) / growth.inputs
             parts.setdefault(factor, []).append(parameter)
         for factor, part in parts.items():
