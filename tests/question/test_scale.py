@@ -110,11 +110,9 @@ def train(run, *, width=8, lr=0.01):
 
 
 LOOP = (
-    "objective._target_=test_scale.train",
-    "objective.metric=loss",
-    "objective.direction=minimize",
+    *("objective._target_=test_scale.train", "objective.metric=loss"),
+    *("objective.direction=minimize", "scale={params.width:[8,32],rule:mup}"),
 )
-SIZES = "scale={params.width:[8,32],rule:mup}"
 
 
 def test_a_loop_asks_the_run_to_carry_its_network_to_the_target():
