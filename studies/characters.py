@@ -58,19 +58,24 @@ class Reader(nn.Module):
         return self.head(self.layers(self.character(texts) + position, mask=later))
 
 
-def make_reader(params: DictConfig, kinds: int) -> Reader:
-    return Reader(kinds, params.width, params.layers, params.dropout)
+def make_reader(width: int, layers: int, dropout: float) -> Reader:
+    return Reader(characters("train")[1], width, layers, dropout)
+
+
+def reader_of(params: DictConfig) -> Reader:
+    return make_reader(params.width, params.layers, params.dropout)
 
 
 def train(config: DictConfig, run: Run) -> float:
     """Trains a reader, and reports its perplexity on the validation chapters after each epoch."""
     params = config.params
-    (text, kinds), valid = characters("train"), characters("valid")[0].to(run.device)
-    text = text.to(run.device)
-    net = make_reader(params, kinds).to(run.device)
+    text, valid = (characters(part)[0].to(run.device) for part in ("train", "valid"))
+    net = reader_of(params).to(run.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=params.lr)
+    run.scaled(net, optimizer)
+    rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, params.lr, total_steps=params.epochs * STEPS
+        optimizer, rates, total_steps=params.epochs * STEPS
     )
     run.keep(net=net, optimizer=optimizer, schedule=schedule)
     run.cost(parameters=sum(parameter.numel() for parameter in net.parameters()))
@@ -91,8 +96,8 @@ def train(config: DictConfig, run: Run) -> float:
 
 def test(config: DictConfig, run: Run, part: None) -> dict[str, float]:
     """Returns the perplexity of a trained reader on the last two chapters."""
-    text, kinds = characters("test")
-    net = make_reader(config.params, kinds).to(run.device)
+    text, _ = characters("test")
+    net = reader_of(config.params).to(run.device)
     run.keep(net=net)
     return {"perplexity": perplexity(net, text.to(run.device))}
 

@@ -12,6 +12,7 @@ __all__ = [
     "question",
     "rule",
     "run",
+    "scale",
     "sources",
     "trial",
     "validation",
