@@ -17,6 +17,7 @@
     python scripts/bench.py search           # methods of search, replayed on curves; 10 minutes
     python scripts/bench.py pareto           # two objectives with promotion, replayed; 5 minutes
     python scripts/bench.py record           # makes those curves; an hour
+    python scripts/bench.py scale_up         # a small search for a large network; 20 minutes
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
@@ -51,6 +52,7 @@ from starting import measure_start
 from training.against_plain import answer, example, tutorial
 from training.loading import loader
 from training.memory import memory
+from training.widths import scale_up
 
 
 def machine() -> str:
@@ -107,6 +109,7 @@ BENCHES = {
         lambda a: measure(a.only, a.on, a.methods, a.repeats or 10, a.workers, a.training_epochs),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
+    "scale_up": Bench(lambda a: scale_up(a.repeats or 3)),
     "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
 }
 

@@ -27,7 +27,7 @@ from omegaconf import open_dict
 from studyloom.config.compose import Composer, register
 from studyloom.data.training_data import TrainingData
 from studyloom.question.objective import Attempt, Objective, Step
-from studyloom.question.question import Question
+from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Cost
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
@@ -266,7 +266,8 @@ def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
         with open_dict(cfg):
             del cfg["hydra"]
         composer = Composer(page, overrides, choices)
-        question = Question.ask(cfg, composer)
+        kind = Question if cfg.objective["_target_"] is None else FunctionQuestion
+        question = kind.ask(cfg, composer)
     return question, composer
 
 

@@ -21,7 +21,7 @@ OWN = {"rule": RULES, "check": CHECKS}  # keys of the section that are no sizes
 MODEL, PARAMS = "model.", "params."
 PLAIN = ("train.epochs", "train.samples_per_epoch")  # sizes that no rule is of
 FACTORS = (0.5, 2.0)  # of the learning rate of the best candidate, beside which it is judged
-RATE = "optimizer.lr"
+RATES = ("optimizer.lr", "params.lr")  # keys that it may have
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from studyloom.errors import NoWinner, QuestionError
 from studyloom.question.objective import Attempt
 from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Rule
-from studyloom.question.scale import FACTORS, RATE
+from studyloom.question.scale import FACTORS, RATES
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
@@ -231,12 +231,13 @@ class Plan:
 
     def _neighbours(self, best: int, point: Point) -> dict[int, Point]:
         """Returns a candidate at other learning rates, by numbers below 0."""
-        rate = value_at(self.question.at(point), RATE)
-        if not isinstance(rate, float | int):
-            return {}
+        config = self.question.at(point)
+        rates = {key: rate for key in RATES if isinstance(rate := value_at(config, key), float)}
         return {
-            number_of(best, factor): replace(point, values=point.values | {RATE: rate * factor})
-            for factor in FACTORS
+            number_of(best, factor): replace(
+                point, values=point.values | {key: rate * factor for key, rate in rates.items()}
+            )
+            for factor in (FACTORS if rates else ())
         }
 
     @property
