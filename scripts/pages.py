@@ -9,6 +9,7 @@ test and Chromium.
 """
 
 import argparse
+import itertools
 import math
 import random
 import shutil
@@ -35,6 +36,7 @@ from studyloom.views.report import write_report
 
 BEGAN = datetime(2026, 1, 1, 12)
 EPOCHS, WORKERS, UPDATES = 20, 4, 8
+KINDS = ("checkpoints", "evaluation", "other", "sampling", "storage")  # of a trial's seconds
 CHOICES = {
     "model": ["mlp", "cnn"],
     "optimizer": ["sgd", "adamw"],
@@ -68,14 +70,16 @@ def main() -> None:
         sys.exit("pages.py needs Chromium: apt-get install chromium")
     with tempfile.TemporaryDirectory(prefix="studyloom-pages-") as name, sync_playwright() as play:
         folder = Path(name)
-        stored = make_study(folder, arguments.trials)
+        stored = make_study(folder, arguments.trials - UPDATES)
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        report = write_report(stored, folder)
-        told = [("report.html", report.stat().st_size / 1e6, 3.0, "MB")]
         with served(stored, folder) as address:
-            told += measure(browser, stored, address)
+            told = measure(browser, stored, address)
             if arguments.shots is not None:
                 shoot(browser, address, arguments.shots)
+        report = write_report(stored, folder)
+        size = 0.25 if arguments.trials <= 40 else 3.0
+        told.append(("report.html", report.stat().st_size / 1e6, size, "MB"))
+        told += look(browser, report.as_uri(), arguments.shots)
         browser.close()
     late = False
     for what, value, limit, unit in told:
@@ -124,7 +128,9 @@ def made(number: int, generator: random.Random) -> FrozenTrial:
         attributes.SLOT: number,
         attributes.WORKER: f"node{number % WORKERS}:100{number % WORKERS}",
         attributes.EPOCHS: curve,
-        attributes.TIMES: {"training": float(len(values))},
+        attributes.TIMES: dict.fromkeys(KINDS, 0.0123) | {"training": float(len(values))},
+        attributes.PLANNED_EPOCHS: EPOCHS,
+        attributes.MADE: {"config": {}},
     } | ({attributes.BASELINE: True} if number == 0 else {})
     trial = create_trial(
         state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
@@ -151,6 +157,57 @@ def served(stored: StoredStudy, folder: Path) -> Iterator[str]:
         address = f"http://127.0.0.1:{server.server_port}/"
         yield address
         server.shutdown()
+
+
+def look(browser: Browser, address: str, shots: Path | None) -> list[tuple[str, Any, Any, str]]:
+    """Opens the report at each width, light and dark; draws a rectangle, and opens a trial.
+
+    Returns:
+        Each figure with its limit and unit: the largest of the four.
+    """
+    seen: list[str] = []
+    first, brush, opened, wrong = [], [], [], 0
+    for width, scheme in itertools.product((1280, 390), ("light", "dark")):
+        height = 900 if width > 390 else 844
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: request.url.startswith("http") and seen.append("out"))
+        devtools = page.context.new_cdp_session(page)
+        devtools.send("Performance.enable")
+        page.goto(address)
+        first.append(1000 * _scripting(devtools))
+        wrong += page.evaluate("document.documentElement.scrollWidth") > width
+        wrong += page.evaluate(OVERLAPPING)
+        plot = page.locator("#together .plot")
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        assert box is not None
+        before = _scripting(devtools)
+        page.mouse.move(box["x"] + box["width"] / 3, box["y"] + 3)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 90)
+        page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3)
+        page.mouse.up()
+        brush.append(1000 * (_scripting(devtools) - before))
+        name = f"{width}-{scheme}.png"
+        if shots is not None:
+            shots.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=shots / f"brush-{name}", full_page=True)
+        page.keyboard.press("Escape")
+        before = _scripting(devtools)
+        page.evaluate("lead('7')")
+        opened.append(1000 * (_scripting(devtools) - before))
+        if shots is not None:
+            page.screenshot(path=shots / f"trial-{name}")
+        page.close()
+    return [
+        ("the report's first paint: scripting", max(first), 100, "ms"),
+        ("a rectangle in a figure: scripting", max(brush), 100, "ms"),
+        ("one trial: scripting", max(opened), 100, "ms"),
+        ("its console lines, and requests to outside", len(seen), 0, ""),
+        ("its overlapping labels, or a page too wide", wrong, 0, ""),
+    ]
 
 
 def measure(browser: Browser, stored: StoredStudy, address: str) -> list[tuple[str, Any, Any, str]]:

@@ -24,6 +24,8 @@ from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.rows import Rows, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
+from studyloom.text import printable
+from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline
 from studyloom.winner.answer import belongs_to, read_answer
@@ -229,17 +231,26 @@ class Study:
         return f"<studyloom.Study {headline(self._snapshot())}>"
 
     def _repr_html_(self) -> str:
-        """Counts, baseline and best for a notebook. What the database holds is shown as text."""
-        snapshot = self._snapshot()
-        rows = [("best", snapshot.best), ("baseline", snapshot.baseline)]
-        lines = []
-        for what, frozen in rows:
+        """The answer in a sentence, counts, best, baseline, and the winner with its test.
+
+        For a notebook; what the database or a file holds is shown as text.
+        """
+        snapshot, winner = self._snapshot(), self.winner
+        answer = None if winner is None or self.run_dir is None else read_answer(self.run_dir)
+        lines = list[tuple[str, int, str, Mapping[str, Any]]]()
+        for what, frozen in (("best", snapshot.best), ("baseline", snapshot.baseline)):
             if (trial := self._trial(frozen)) is not None:
                 values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
-                cells = (what, f"trial {trial.number}", values, format_parameters(trial.params))
-                lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<p>{escape(headline(snapshot))}</p><table>{body}</table>"
+                lines.append((what, trial.number, values, trial.params))
+        if winner is not None:
+            means = {"test": winner.test, "test of the baseline": winner.baseline_test}
+            tested = (f"{what} {mean:.6g}" for what, mean in means.items() if mean is not None)
+            lines.append(("winner", winner.number, ", ".join(tested), winner.params))
+        cells = [(what, f"trial {n}", said, format_parameters(p)) for what, n, said, p in lines]
+        rows = ["".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in cells]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        sentence = escape(quotable(self._stored, answer, snapshot))
+        return f"<p><b>{sentence}.</b></p><p>{escape(headline(snapshot))}</p><table>{body}</table>"
 
     def _snapshot(self) -> Snapshot:
         return take_snapshot(self._stored)

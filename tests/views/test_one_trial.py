@@ -277,6 +277,65 @@ def test_every_point_line_and_row_leads_to_its_trial(opened):
     assert {*links} == {*rows}
 
 
+def visible(page):
+    shown = "#all-trials tbody tr:not([hidden]) th"
+    return [int(text) for text in page.locator(shown).all_inner_texts()]
+
+
+def emphasised(page, figure):
+    """The trials whose marks stand out in a figure: those of which a chosen copy has a part."""
+    return page.evaluate(
+        """(figure) => [...document.querySelectorAll(`${figure} [data-trials]`)].flatMap((path) => {
+          const next = path.nextElementSibling;
+          const kept = next?.matches(".chosen") ? new Set(partsOf(next)) : new Set();
+          return partsOf(path).flatMap((part, n) => (kept.has(part) ? [+trialsOf(path)[n]] : []));
+        })""",
+        figure,
+    )
+
+
+FIGURES = ("#search", "#curves", "#slices", "#together", "#workers")
+
+
+@pytest.mark.browser
+def test_a_brush_over_two_parameters_and_the_filter_choose_in_table_and_all_figures(opened):
+    page = opened()
+    plot = page.locator("#together .plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    upright = json.loads(plot.get_attribute("data-y"))["title"] == "lr"
+    ends = [(0.01, 0.01), (0.1, 0.5), (0.25, 0.99)]
+    if upright:
+        ends = [(0.01, 0.75), (0.5, 0.8), (0.99, 0.99)]
+    corners = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in ends]
+    page.mouse.move(*corners[0])
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*corner)
+    page.mouse.up()
+    assert shown(page) is None, "the end of a rectangle is no click"
+    assert visible(page) == [2, 5, 8], "the smallest of three rates"
+    assert page.locator("#chosen").inner_text().startswith("3 of 10 trials")
+    for figure in FIGURES:
+        assert {*emphasised(page, figure)} == {2, 5, 8}
+    page.locator("#filter").fill("state=complete lr<0.02 accuracy>=0.85")
+    assert visible(page) == [5]
+    for figure in FIGURES:
+        assert {*emphasised(page, figure)} == {5}
+    for _ in range(2):
+        page.get_by_role("button", name="accuracy", exact=True).click()
+    page.locator("#filter").fill("")
+    assert visible(page) == [5, 2, 8], "sorted down; what has no value comes last"
+    page.keyboard.press("Escape")
+    assert len(visible(page)) == 10
+    assert page.locator("#chosen").is_hidden()
+    assert page.locator(".chosen, .brush").count() == 0
+    page.locator("#filter").fill("lr>=0.1")
+    assert sorted(visible(page)) == [0, 3, 6, 9]
+    page.get_by_role("button", name="show all").click()
+    assert len(visible(page)) == 10
+
+
 @pytest.mark.browser
 def test_a_curve_that_no_figure_draws_is_drawn_in_the_view_of_its_trial(
     page, study_of, tmp_path, monkeypatch

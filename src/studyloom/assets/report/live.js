@@ -91,6 +91,7 @@ function bring(keys) {
 }
 
 function observed(section) {
+  emphasise(section);
   observer.observe(section);
 }
 

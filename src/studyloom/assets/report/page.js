@@ -1,5 +1,6 @@
 // The page is whole without this script. It adds what a hand asks for: the values of points, by
-// pointer and by keyboard, and the order, the filter and the CSV file of the table of trials.
+// pointer and by keyboard, the order, the filter and the CSV file of the table of trials, trials that
+// are chosen in all figures by that filter or a rectangle in one, and the view of one trial.
 "use strict";
 
 const readings = new WeakMap(); // of each figure, its points as they are needed
@@ -125,7 +126,8 @@ function nearest(plot, event) {
 
 document.addEventListener("pointermove", (event) => {
   const plot = event.target.closest?.(".plot");
-  if (plot) {
+  if (drag) draw(event);
+  else if (plot) {
     const point = nearest(plot, event);
     show(plot, point);
     plot.style.cursor = point?.trial ? "pointer" : "";
@@ -136,7 +138,10 @@ document.addEventListener("focusout", hide);
 
 document.addEventListener("keydown", (event) => {
   const plot = event.target.closest?.(".plot");
-  if (event.key === "Escape") hide();
+  if (event.key === "Escape") {
+    hide();
+    if (within && !view.open) clear();
+  }
   if (!plot) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step && view.open) go(step);
@@ -183,19 +188,114 @@ function sort() {
   });
 }
 
+// What a word of the filter asks of a row: to hold it, or a cell to compare, such as lr<0.01.
+function asked(word, titles) {
+  const [, name, sign, value] = /^([^<>=]+)([<>]=?|=)([^<>=]+)$/.exec(word) ?? [];
+  const columns = titles.flatMap((title, n) => (title === name || title.endsWith(`.${name}`) ? [n] : []));
+  if (!columns.length) return (row) => [...row.cells].some((cell) => cell.textContent.toLowerCase().includes(word));
+  return (row) => columns.some((n) => {
+    const cell = stored(row.cells[n]).toLowerCase();
+    const order = compare(cell, value);
+    return cell !== "" && (sign.includes("=") && order === 0 || sign.includes("<") && order < 0 || sign.includes(">") && order > 0);
+  });
+}
+
 function filter() {
   if (!table()) return;
+  const began = performance.now();
   const wanted = document.getElementById("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const rows = [...table().tBodies[0].rows];
-  let left = 0;
+  const titles = [...table().tHead.rows[0].cells].map((cell) => cell.textContent.toLowerCase());
+  const tests = wanted.map((word) => asked(word, titles));
+  const numbers = new Set();
   for (const row of rows) {
-    const text = wanted.length ? [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase() : "";
-    const hidden = !wanted.every((word) => text.includes(word));
+    const number = row.id.slice("trial-".length);
+    const hidden = Boolean(within && !within.has(number)) || !tests.every((test) => test(row));
     if (row.hidden !== hidden) row.hidden = hidden;
-    left += hidden ? 0 : 1;
+    if (!hidden) numbers.add(number);
   }
-  document.getElementById("count").textContent = wanted.length ? `${left} of ${rows.length} trials` : `${rows.length} trials`;
+  const some = within || wanted.length;
+  const told = some ? `${numbers.size} of ${rows.length} trials` : `${rows.length} trials`;
+  document.getElementById("count").textContent = told;
+  document.getElementById("told").textContent = told;
+  document.getElementById("chosen").hidden = !some;
+  if (some || chosen) {
+    chosen = some ? numbers : null;
+    emphasise(document);
+  }
+  performance.measure("filter", { start: began, end: performance.now() });
 }
+
+// Trials that are chosen: by the filter and by a rectangle that a hand has drawn in a figure.
+
+let chosen = null; // their numbers; null if all are
+let within = null; // those in the rectangle
+let drag = null; // the rectangle that is being drawn
+let drawn = false; // whether the click that follows ends one
+
+function emphasise(root) {
+  document.body.classList.toggle("choosing", Boolean(chosen));
+  for (const old of root.querySelectorAll(".chosen")) old.remove();
+  if (!chosen) return;
+  for (const path of root.querySelectorAll("main .plot path[data-trials]")) {
+    const parts = pick(path, chosen);
+    if (!parts) continue;
+    const copy = path.cloneNode();
+    copy.removeAttribute("data-read");
+    copy.removeAttribute("data-trials");
+    copy.setAttribute("d", parts);
+    copy.classList.add("chosen");
+    path.after(copy);
+  }
+}
+
+function clear() {
+  within = null;
+  for (const old of document.querySelectorAll(".brush")) old.remove();
+  document.getElementById("filter").value = "";
+  filter();
+}
+
+document.addEventListener("pointerdown", (event) => {
+  drawn = false;
+  const plot = event.target.closest?.("main .plot");
+  if (!plot || event.button || !reading(plot).points.some((point) => point.trial)) return;
+  drag = { plot, from: event, box: plot.getBoundingClientRect(), rectangle: null };
+});
+
+function draw(event) {
+  const { plot, from, box } = drag;
+  if (!drag.rectangle) {
+    if (Math.hypot(event.clientX - from.clientX, event.clientY - from.clientY) < 6) return;
+    hide();
+    for (const old of document.querySelectorAll(".brush")) old.remove();
+    drag.rectangle = make("i.brush", "");
+    plot.append(drag.rectangle);
+    plot.setPointerCapture(event.pointerId);
+  }
+  const share = (at, low, size) => Math.max(0, Math.min(1, (at - low) / size));
+  const [left, right] = [from.clientX, event.clientX].map((x) => share(x, box.left, box.width)).sort((a, b) => a - b);
+  const [top, bottom] = [from.clientY, event.clientY].map((y) => share(y, box.top, box.height)).sort((a, b) => a - b);
+  drag.ends = [left, right, top, bottom].map((at) => 1000 * at);
+  const style = { left, top, width: right - left, height: bottom - top };
+  for (const [key, at] of Object.entries(style)) drag.rectangle.style[key] = `${100 * at}%`;
+}
+
+document.addEventListener("pointerup", () => {
+  if (drag?.rectangle) {
+    const [left, right, top, bottom] = drag.ends;
+    const inside = ({ x, y }) => left <= x && x <= right && top <= y && y <= bottom;
+    within = new Set(reading(drag.plot).points.filter((point) => point.trial && inside(point)).map((point) => point.trial));
+    filter();
+    drawn = true;
+  }
+  drag = null;
+});
+
+document.addEventListener("pointercancel", () => {
+  drag?.rectangle?.remove();
+  drag = null;
+});
 
 // What a spreadsheet would take for a formula begins with an apostrophe, as in `studyloom trials`.
 function field(text) {
@@ -400,8 +500,9 @@ document.addEventListener("click", (event) => {
   if (to?.hash?.startsWith("#trial-") && to.host === location.host) {
     event.preventDefault();
     lead(to.hash.slice("#trial-".length));
-  } else if (plot) lead(nearest(plot, event)?.trial);
+  } else if (plot && !drawn) lead(nearest(plot, event)?.trial);
 });
 
+document.getElementById("clear").addEventListener("click", clear);
 prepareTable();
 visit();
