@@ -50,7 +50,7 @@ SWEEPS = {
     ),
     "Transformer, the book": Sweep(
         "language",
-        ("~space", "+space=null", "pruner=none", "params.epochs=3", "params.layers=1"),
+        ("~space.params", "params.epochs=3", "params.layers=1"),
         "params.width",
         (32, 64, 128),
         "params.lr",
