@@ -1,6 +1,7 @@
 """Search small, train large: where the best learning rate lies by width, and what it gains."""
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def value_of(question: Question, data: TrainingData, point: Point, seed: int) ->
 
 def sweep(name: str, plan: Sweep, rule: str, seeds: Sequence[int]) -> None:
     """Prints the loss of each width and rate, and where each width has its best."""
+    sys.path.append(str(ROOT))  # where studies.characters is
     base = json.dumps(plan.widths[0]).replace(" ", "")
     scale = f"scale={{{plan.key}:{base},rule:{rule}}}"
     question = compose(plan.page, (*plan.overrides, scale))[0]
