@@ -6,6 +6,7 @@ The search trains at the first size of each key, and the winner is judged and tr
 A single size, as winner.yaml has it, is that of the rule: the search trains at the config's own.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,9 +61,19 @@ class Scale:
             return {}
         return {key: size for key, size in self.small.items() if key not in PLAIN}
 
-    def times(self, factor: int) -> dict[str, Any]:
-        """Returns the sizes of the network, so many times the small ones."""
-        return {key: _times(size, factor) for key, size in self.rule_sizes.items()}
+    def between(self) -> dict[int, dict[str, Any]]:
+        """Returns sizes of the network by how many times the small ones they are: 1, 2, 4 and 8.
+
+        None is beyond the target.
+        """
+        known = {key: size for key, size in self.rule_sizes.items() if key in self.target}
+        pairs = [(_flat(size), _flat(self.target[key])) for key, size in known.items()]
+        growth = max(b // a for each in pairs for a, b in zip(*each, strict=True))
+        return {
+            times: {key: _times(size, times) for key, size in known.items()}
+            for times in (1, 2, 4, 8)
+            if times <= growth
+        }
 
 
 def parse_scale(config: DictConfig) -> Scale | None:
@@ -114,7 +125,7 @@ def _wrong_sizes(config: DictConfig, key: str, size: Any) -> list[str]:
         return [f"scale.{key}: must be {known}{nearest(key, [*PLAIN, *OWN])}"]
     sizes = size if isinstance(size, list) else [size]
     pair = _is_pair(size, value_at(config, key))
-    flat = [each for one in sizes for each in (one if isinstance(one, list) else [one])]
+    flat = [each for one in sizes for each in _flat(one)]
     whole = all(isinstance(each, int) and each > 0 for each in flat)
     if not whole or not flat or (pair and len(sizes) != 2):
         return [f"scale.{key} must be two sizes, such as [64, 1024]; got {as_yaml(size)}"]
@@ -126,10 +137,14 @@ def _wrong_sizes(config: DictConfig, key: str, size: Any) -> list[str]:
 
 
 def _grows(small: Any, target: Any) -> bool:
-    if not isinstance(small, list):
-        return bool(target > small and target % small == 0)
-    together = isinstance(target, list) and len(small) == len(target)
-    return together and all(b >= a and b % a == 0 for a, b in zip(small, target, strict=True))
+    if isinstance(small, list) != isinstance(target, list):
+        return False
+    pairs = [*itertools.zip_longest(_flat(small), _flat(target), fillvalue=0)]
+    return small != target and all(a and b >= a and b % a == 0 for a, b in pairs)
+
+
+def _flat(size: Any) -> list[Any]:
+    return size if isinstance(size, list) else [size]
 
 
 def _times(size: Any, factor: int) -> Any:

@@ -492,7 +492,8 @@ def _try_target(question: Question, data: TrainingData, split: Part) -> Iterator
 def breach_of_rule(question: Question, data: TrainingData) -> str | None:
     """Names the layers whose activations grow with the size of the network, in words.
 
-    Tried is the config as composed, at the size of the search and up to eight times that.
+    Tried is the config as composed, at sizes from that of the search to the target, or eight times
+    the small one.
 
     Raises:
         ConfigError: there are some, and scale.check is `end`.
@@ -501,8 +502,8 @@ def breach_of_rule(question: Question, data: TrainingData) -> str | None:
     if scale is None or split is None or not scale.rule_sizes or not scale.target:
         return None
     jobs = []
-    for times in (1, 2, 4, 8):
-        config = with_values(question.config, scale.times(times))
+    for times, sizes in scale.between().items():
+        config = with_values(question.config, sizes)
         jobs.append((float(times), build_jobs(config, data.folds, seed=0)[0]))
     broken = check_coordinates(jobs, split.for_preflight()).broken
     if not broken:
