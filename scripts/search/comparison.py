@@ -55,7 +55,8 @@ def work(job: Job) -> tuple[Job, Floats]:
             begin = () if first is None else first(seed)
             given = (job.method.overrides, seed, budget, job.workers, place, begin)
             run = Run(results, replay(results, *given))
-            named = [results.regret(one) for one in run.answers()]
+            answers = run.answers()[:budget]  # other workers end the epochs they have begun
+            named = [results.regret(one) for one in answers]
             regrets[row] = named + [named[-1]] * (budget - len(named))  # it ended before
     return job, regrets
 

