@@ -364,6 +364,8 @@ def test_the_winner_is_what_winner_json_holds(finished):
     written = json.loads((finished.run_dir / "winner.json").read_text())
     assert (winner.details, winner.number) == (written, written["winner"]["trial"])
     assert winner.value == written["winner"]["search_value"]  # no other trial competed
+    shown = finished._repr_html_()
+    assert f"<td>winner</td><td>trial {winner.number}</td><td>test {winner.test:.6g}" in shown
     assert winner.test == written["test"]["winner"]["mean"]
     assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
 

@@ -322,8 +322,8 @@ def test_a_brush_over_two_parameters_and_the_filter_choose_in_table_and_all_figu
     assert visible(page) == [5]
     for figure in FIGURES:
         assert {*emphasised(page, figure)} == {5}
-    for _ in range(2):
-        page.get_by_role("button", name="accuracy", exact=True).click()
+    page.get_by_role("button", name="accuracy", exact=True).click()
+    page.keyboard.press("Enter")
     page.locator("#filter").fill("")
     assert visible(page) == [5, 2, 8], "sorted down; what has no value comes last"
     page.keyboard.press("Escape")

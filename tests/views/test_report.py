@@ -353,6 +353,8 @@ def test_a_phone_scrolls_down_only(searched, open_page):
     for width in (1280, 360):
         page = open_page(render(searched, WINNER, "a" * 500), width=width)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        table = page.locator("#candidates .scroll")
+        assert table.evaluate("(box) => box.scrollWidth <= box.clientWidth"), "nor the candidates"
 
 
 @pytest.mark.browser

@@ -248,7 +248,10 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
     margin = 0.05 * (high - low) or 0.1
     ends = low - margin, high + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(min(values), max(values))]
-    return Scale(*ends, responsive(ticks, *ends, pixels), title, "tens")
+    shown = responsive(ticks, *ends, pixels)
+    if len(shown) < 2 and low < high:  # there is no room between two round numbers
+        shown = [Tick(at, f"{10**at:.2g}") for at in (low, high)]
+    return Scale(*ends, shown, title, "tens")
 
 
 def log_marks(low: float, high: float) -> list[float]:

@@ -385,7 +385,8 @@ function go(step) {
 
 function tableOf(head, rows) {
   const titles = make("tr", "", ...head.map((title) => make("th", title)));
-  const body = rows.map(([name, ...cells]) => make("tr", "", make("th", name), ...cells.map((cell) => (cell.nodeType ? cell : make("td", cell)))));
+  const broken = (name) => name.split(/(?<=\.)/).flatMap((part) => [part, make("wbr", "")]);
+  const body = rows.map(([name, ...cells]) => make("tr", "", make("th", ...broken(name)), ...cells.map((cell) => (cell.nodeType ? cell : make("td", cell)))));
   return make("table", "", head.length ? make("thead", "", titles) : null, make("tbody", "", ...body));
 }
 
