@@ -18,6 +18,7 @@ from studyloom.storage.attributes import (
     PLANNED_EPOCHS,
     REASON,
     RESUMED,
+    RUNGS,
     TIMES,
     TRACEBACK,
 )
@@ -53,6 +54,11 @@ def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
     for trial, words in (
         (a_trial(0, epochs=19, **planned), "It is complete, after 20 of 20 epochs."),
         (a_trial(1, TrialState.PRUNED, 0.5, 2), "It was pruned after 3 epochs, at 0.5000."),
+        (
+            a_trial(1, TrialState.PRUNED, 0.5, 0, **{RUNGS: [1]}),
+            "It was pruned after 1 epoch, at 0.5000: it waited at a rung, and others were "
+            "promoted.",
+        ),
         (
             a_trial(2, TrialState.FAIL, 0.5, 0, **planned, **{REASON: "ValueError: no"}),
             "It failed after 1 of 20 epochs, at 0.5000: ValueError: no",

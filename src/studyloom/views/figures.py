@@ -6,7 +6,7 @@ are those of a study, by number; those that are `marked` are drawn as such.
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from statistics import median
@@ -391,14 +391,13 @@ def setting_scale(
         ends = -0.5, len(choices) - 0.5
         shown = responsive(ticks, *ends, pixels)
         scale = Scale(*ends, shown, name, "words", [*map(_label, choices)])
-        place = {choice: float(at) for at, choice in enumerate(choices)}
-        return scale, [place[setting] for setting in settings]
+        places = {choice: float(at) for at, choice in enumerate(choices)}
+        return scale, [places[setting] for setting in settings]
     whole = all(isinstance(setting, int) for setting in settings)
     few = len(choices) <= MOST_CHOICES and (whole or getattr(asked, "step", None) is not None)
-    if logarithmic := getattr(asked, "log", False) and min(settings) > 0:
-        scale, place = log_scale(settings, name, pixels), math.log10
-    else:
-        scale, place = plain_scale(settings, name), float
+    logarithmic = getattr(asked, "log", False) and min(settings) > 0
+    place: Callable[[float], float] = math.log10 if logarithmic else float
+    scale = log_scale(settings, name, pixels) if logarithmic else plain_scale(settings, name)
     marks = choices if few else []
     if not logarithmic and not few and (whole or pixels is not None):
         marks = round_marks(min(settings), max(settings), 5 if pixels is None else 3)

@@ -14,6 +14,7 @@ from studyloom.storage.attributes import (
     PLANNED_EPOCHS,
     RESUMED,
     REUSED,
+    RUNGS,
     TIMES,
     TRACEBACK,
     WORKER,
@@ -68,18 +69,19 @@ def ending(trial: FrozenTrial) -> str:
     epochs = epochs or plural(done, "epoch")
     if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
         epochs += f", at {format_value(last[-1][1])}"
+    rung = ": it waited at a rung, and others were promoted" if attrs.get(RUNGS) else ""
     words = {
         "failed": f"It failed after {epochs}: {reason_of(trial) or NO_REASON}",
-        "pruned": f"It was pruned after {epochs}.",
+        "pruned": f"It was pruned after {epochs}{rung}.",
         "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
         "running": f"It runs, and has trained {epochs}.",
         "waiting": "No worker has begun it yet.",
     }.get(kind, f"It is complete, after {epochs}.")
     if REUSED in attrs:
         words += f" It was not trained: its result is that of {attrs[REUSED]}."
-    match attrs.get(RESUMED):
-        case {"epoch": _, "death": _} as resumed:
-            words += f" T{resumed_words(trial.number, resumed)[1:]}."
+    resumed = attrs.get(RESUMED)
+    if isinstance(resumed, Mapping) and {"epoch", "death"} <= resumed.keys():
+        words += f" T{resumed_words(trial.number, resumed)[1:]}."
     return words
 
 

@@ -123,7 +123,7 @@ function update(message) {
     sort();
     filter();
   }
-  if (view.open) visit();
+  if (view.open && location.hash.slice(1) in message.rows) visit();
   version = message.version;
   performance.measure("update", { start: began, end: performance.now() });
 }
