@@ -1,7 +1,7 @@
 """Measures the page of a study in Chromium: the report, and the page that follows a search.
 
     python scripts/pages.py                  # 1 000 trials that were never trained
-    python scripts/pages.py --trials 40
+    python scripts/pages.py --trials 2000    # as many as a page shows; 40 have a limit of their own
     python scripts/pages.py --shots FOLDER   # and pictures, at 1280 and 390 pixels, light and dark
 
 Prints a line for each figure, with its limit, and ends with 1 if one is beyond it. Needs the extra

@@ -370,3 +370,22 @@ def test_an_open_trial_follows_the_study(page, study_of):
         page.locator("#trial", has_text="It is complete").wait_for()
         assert "0.8750" in page.locator("#trial").inner_text()
         page.goto("about:blank")
+
+
+@pytest.mark.browser
+def test_what_is_chosen_is_chosen_as_the_study_goes_on(page, study_of):
+    trials = [a_trial(n, accuracy=0.5 + n / 20, params=settings(n)) for n in range(6)]
+    stored = study_of(trials[:4])
+    live = LivePage(stored, None, lambda *_: [])
+    live.interval = 0.05
+    with served(guarded(live)) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.locator("#filter").fill("lr<0.002")
+        fill(stored, *trials[4:])
+        page.locator("#trial-5").wait_for()
+        assert visible(page) == [2, 5]
+        for figure in ("#search", "#curves", "#workers"):
+            page.locator(figure).scroll_into_view_if_needed()
+            page.locator(f"{figure} [data-trials~='5']").first.wait_for(state="attached")
+            assert {*emphasised(page, figure)} == {2, 5}
+        page.goto("about:blank")

@@ -364,9 +364,11 @@ function visit() {
   const row = addressed();
   if (!row) return view.close();
   fillView(row);
-  if (view.open) return;
-  view.showModal();
-  document.getElementById("trial-title").focus();
+  if (!view.open) {
+    view.showModal();
+    document.getElementById("trial-title").focus();
+  }
+  for (const log of view.querySelectorAll("pre")) log.scrollTop = log.scrollHeight;
 }
 
 // The table's order and filter tell which trial is the next one.
