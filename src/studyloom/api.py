@@ -69,7 +69,7 @@ class Winner:
     Attributes:
         number: the trial that won.
         value: the mean over fresh seeds; the value of the search if no other trial competed.
-        params: the parameters of the trial by their path.
+        params: the parameters of the trial by their path; with `scale`, as at the target.
         config: the sections that decide the value, resolved; None if the trial stored none.
         test: the mean over seeds on the test part; None if nothing was tested, as of a function.
         baseline_test: the same of the baseline; None if it was not tested.
@@ -163,11 +163,14 @@ class Study:
             return None
         row, test = answer.winner, answer.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
+        config, carried = None if frozen is None else _config_of(frozen), answer.transfer
+        if carried is not None and config is not None:
+            config = carried.carry(config)
         return Winner(
             number=row.trial,
             value=row.search_value if row.mean is None else row.mean,
-            params=row.params,
-            config=None if frozen is None else _config_of(frozen),
+            params=row.params if carried is None else {**row.params, **carried.values},
+            config=config,
             test=None if test is None else test.winner.mean,
             baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
             details=answer.document(),

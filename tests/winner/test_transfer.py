@@ -58,13 +58,19 @@ def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated)
     _, answer = evaluated
     found = answer.transfer
     judged = [row for row in answer.candidates if row.factor == 1]
-    assert (found.sizes, found.candidates) == ("model.hidden [8] to [32] by rule mup", len(judged))
+    assert (found.small, found.target) == ({"model.hidden": [8]}, {"model.hidden": [32]})
+    assert (found.rule, found.candidates) == ("mup", len(judged))
+    assert found.values["model.hidden"] == [32]
+    carried = found.carry({"model": {"hidden": [8], "init": "default"}})
+    assert carried["model"] == {"hidden": [32], "init": "default"}
     assert found.promised == answer.winner.search_value
     assert found.reached == answer.winner.mean
     assert found.neighbour == (answer.winner.factor != 1)
     assert 0 < found.share < 1
     lines = "\n".join(winner_lines(answer))
-    assert "model.hidden [8] to [32]" in lines
+    assert (
+        "searched with model.hidden [8], and carried to model.hidden [32] by the rule mup" in lines
+    )
     assert "selection gap" not in lines, "two sizes have no gap by selection"
 
 

@@ -306,7 +306,8 @@ def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
             note = f"{interval} {wording.format_covers(test)}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the retrainings")[::sign])
-    yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
+    if winner.transfer is None:  # between two sizes there is none
+        yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
     yield from committee_cards(winner.committee)
     for rule, value in test.references.items():
         yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")

@@ -16,8 +16,8 @@ from studyloom.storage.attributes import MADE
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import format_error, format_parameter, format_value, one_line
 from studyloom.views.snapshot import Snapshot, why_no_best
-from studyloom.winner.answer import Answer, Scores, Summary
-from studyloom.winner.wording import plural
+from studyloom.winner.answer import Answer, Scores, Summary, Transfer
+from studyloom.winner.wording import format_sizes, plural
 
 MOST_DETAILS = 2  # of a network
 MOST_SETTINGS = 3  # of a trial without a network
@@ -37,10 +37,10 @@ def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
     """Returns the answer in one sentence; None if its winner has but the value of the search."""
     winner, test, carried = answer.winner, answer.test, answer.transfer
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
-    who = describe(trial, winner.params)
+    who = describe(trial, winner.params, carried)
     if carried is not None:
         warning = "" if carried.held else "The order of the search did not hold at the target: "
-        who = f"{warning}{who}, {carried.sizes}"
+        who = f"{warning}{who}, {format_sizes(carried)}"
     if test is not None:
         words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"
@@ -73,9 +73,17 @@ def _config_of(trial: FrozenTrial | None) -> Mapping[str, Any]:
     return {} if trial is None else _mapping(_mapping(trial.user_attrs.get(MADE)).get("config"))
 
 
-def describe(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
-    """Describes a trial: its network and optimizer, or else its first parameters."""
+def describe(
+    trial: FrozenTrial | None, params: Mapping[str, Any], carried: Transfer | None = None
+) -> str:
+    """Describes a trial: its network and optimizer, or else its first parameters.
+
+    Args:
+        carried: to the size of the winner.
+    """
     config = _config_of(trial)
+    if carried is not None:
+        config, params = carried.carry(config), {**params, **carried.values}
     network, optimizer = _mapping(config.get("model")), _mapping(config.get("optimizer"))
     parts = []
     if name := _class_of(network):

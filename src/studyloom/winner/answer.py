@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -94,7 +95,8 @@ class Transfer:
     """How far the order of small trials held at the size that was meant.
 
     Attributes:
-        sizes: in words.
+        small: the sizes of the search, by key, and `target` those of the winner.
+        values: what the winner's configuration has in place of its trial's, by key.
         promised: the value of the winner's trial in the search, and `reached` its mean on fresh
             seeds at the target size.
         order: the rank correlation of both over `candidates`; None of fewer than three.
@@ -103,7 +105,10 @@ class Transfer:
             have taken; None if they cannot be counted.
     """
 
-    sizes: str
+    small: dict[str, Any]
+    target: dict[str, Any]
+    rule: str
+    values: dict[str, Any]
     promised: float
     reached: float
     candidates: int
@@ -116,6 +121,15 @@ class Transfer:
     def held(self) -> bool:
         """Whether nothing speaks against the order of the small trials."""
         return self.order is None or self.order > 0
+
+    def carry(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the sections of a trial's configuration with the values of the winner."""
+        carried: dict[str, Any] = json.loads(json.dumps(config))
+        for key, value in self.values.items():
+            *sections, name = key.split(".")
+            inner = reduce(lambda at, section: at.setdefault(section, {}), sections, carried)
+            inner[name] = value
+        return carried
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,12 @@ def describe_transfer(plan: Plan, candidates: Sequence[Candidate]) -> Transfer |
     trial = next(row for row in candidates if (row.trial, row.factor) == (searched, factor))
     judged = [(r.search_value, r.mean) for r in candidates if r.factor == 1 and r.mean is not None]
     order, interval = rank_correlation(judged)
+    point, small = plan.candidates[plan.winner], plan.question.space.at(trial.params)
     return Transfer(
-        str(scale),
+        dict(scale.searched),
+        dict(scale.target),
+        scale.rule,
+        {key: value for key, value in point.values.items() if small.values.get(key) != value},
         trial.search_value,
         trial.search_value if trial.mean is None else trial.mean,
         len(judged),

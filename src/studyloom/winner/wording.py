@@ -9,6 +9,7 @@ from studyloom.text import (
     code_in_markdown,
     format_cost,
     format_error,
+    format_parameter,
     format_shape,
     format_value,
     in_markdown,
@@ -22,6 +23,7 @@ from studyloom.winner.answer import (
     DataFacts,
     Scores,
     Summary,
+    Transfer,
 )
 
 if TYPE_CHECKING:
@@ -104,14 +106,23 @@ def format_covers(test: Scores) -> str:
     return "over seeds alone" if covers == "seeds" else f"over {covers}"
 
 
+def format_sizes(found: Transfer) -> str:
+    small, target = (
+        ", ".join(f"{key} {format_parameter(size)}" for key, size in sizes.items())
+        for sizes in (found.small, found.target)
+    )
+    rule = "" if found.rule == "none" else f" by the rule {found.rule}"
+    return f"searched with {small}, and carried to {target}{rule}"
+
+
 def transfer_lines(answer: Answer) -> Iterator[str]:
     """Yields how far the trials of the search told what is good at the size of the winner."""
     if (found := answer.transfer) is None:
         return
-    yield f"transfer {found.sizes}"
+    yield format_sizes(found)
     fresh = plural(len(answer.winner.values), "fresh seed")
     promised, reached = format_value(found.promised), format_value(found.reached)
-    yield f"in the search {promised}, at the target {reached} on {fresh}"
+    yield f"transfer gap: {promised} in the search, {reached} at the target on {fresh}"
     if found.order is not None:
         between = ""
         if found.interval is not None:
@@ -122,7 +133,7 @@ def transfer_lines(answer: Answer) -> Iterator[str]:
     if found.neighbour:
         yield f"the best at the target is {answer.winner.name}"
     if found.share is not None:
-        yield f"{found.share:.0%} of the operations of the same search at the target size"
+        yield f"{100 * found.share:.0f} % of the operations of the same search at the target"
 
 
 def format_uncertainty(test: Scores) -> list[str]:
