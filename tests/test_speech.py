@@ -8,13 +8,13 @@ from toys import ask
 
 from studies.speech import Spoken
 from studyloom.config.build import build
-from studyloom.files import ASSETS
+from studyloom.files import GALLERY
 
 SPEAKERS = ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
 
 
 def test_the_embedded_recordings_never_change():
-    content = (ASSETS / "spoken.npz").read_bytes()
+    content = (GALLERY / "spoken.npz").read_bytes()
     assert hashlib.sha256(content).hexdigest().startswith("42872107d1a805c2")
 
 

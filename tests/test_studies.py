@@ -22,7 +22,7 @@ from studies import CONF, characters, clothes, pairs, pictures, speech
 from studyloom import files
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
-from studyloom.data.sources import ASSET, Embedded
+from studyloom.data.sources import ASSET, Embedded, read_csv
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import DataError
@@ -203,19 +203,20 @@ READERS = {
 }
 
 
-def test_a_damaged_file_of_the_package_is_named_with_the_way_out(tmp_path, monkeypatch):
+def test_a_damaged_or_missing_file_is_named_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ASSETS", tmp_path)
-    assets = files.Path(inspect.getfile(files)).parent / "assets"
     for what, read in READERS.items():
         name = what.partition(" ")[0]
-        for whole in ("spoken.npz", "mnist5k.npz"):
-            (tmp_path / whole).unlink(missing_ok=True)
-            (tmp_path / whole).symlink_to(assets / whole)
-        (tmp_path / name).unlink(missing_ok=True)
-        content = (assets / name).read_bytes()
+        whole = ASSET if name == ASSET.name else files.GALLERY / name
+        content = whole.read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(DataError) as caught:
             read(tmp_path)
         assert str(caught.value).startswith(f"{tmp_path / name}: cannot be read: ")
-        assert str(caught.value).endswith("missing or damaged; install studyloom again")
+        assert str(caught.value).endswith("is damaged; install studyloom again")
         assert not [*tmp_path.glob("digits*")]
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(files, "GALLERY", tmp_path)  # as in a wheel
+    for read in (*READERS.values(), lambda _: read_csv("studyloom:sunspots.csv")):
+        with pytest.raises(DataError, match=r"is neither in .* nor in .*; install a checkout"):
+            read(tmp_path)

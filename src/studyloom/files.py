@@ -17,6 +17,7 @@ from studyloom.processes import host_id, is_alive
 
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
+GALLERY = PACKAGE.parent.parent / "studies" / "data"  # of a checkout; no wheel has it
 POLL = 0.05  # seconds after which a lock that another process holds is tried again
 MARK = "made-by"  # the file in a folder that says whose it is
 NETWORK_FILESYSTEMS = {
@@ -26,21 +27,36 @@ NETWORK_FILESYSTEMS = {
 }
 
 
-@contextmanager
-def asset(name: str) -> Iterator[IO[bytes]]:
-    """Opens a file that came with the package, such as spoken.npz; the body reads it.
+def asset_path(name: str) -> Path:
+    """Finds a file that came with the package, or with the studies of its checkout.
 
     Raises:
-        DataError: the body could not read it.
+        DataError: neither has it.
     """
-    path = ASSETS / name
+    for folder in (ASSETS, GALLERY):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"{name} is neither in {ASSETS} nor in {GALLERY}; the data of the gallery is in a checkout "
+        "of studyloom, not in its wheel; install a checkout: pip install -e FOLDER"
+    )
+
+
+@contextmanager
+def asset(name: str) -> Iterator[IO[bytes]]:
+    """Opens a file that `asset_path` finds, such as spoken.npz; the body reads it.
+
+    Raises:
+        DataError: there is no such file, or the body could not read it.
+    """
+    path = asset_path(name)
     try:
         with path.open("rb") as file:
             yield file
     except (OSError, EOFError, ValueError, LookupError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; it came with "
-            "studyloom, and is missing or damaged; install studyloom again"
+            "studyloom, and is damaged; install studyloom again"
         ) from error
 
 

@@ -40,11 +40,7 @@ from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE
 
 # studyloom's own groups: a wheel has them in the package, a checkout at its top.
-GROUPS = next(
-    folder
-    for folder in (PACKAGE / "conf", PACKAGE.parent.parent / "conf")
-    if (folder / "optimizer").is_dir()
-)
+GROUPS = next(filter(Path.is_dir, (PACKAGE / "conf", PACKAGE.parent.parent / "conf")))
 
 
 class OwnGroups(SearchPathPlugin):

@@ -22,13 +22,13 @@ from torch import Tensor
 from studyloom.data.split import Split, check_sizes, digest_of, format_sizes, make_folds
 from studyloom.data.transform import Picture, Transform
 from studyloom.errors import DataError, UnfitData
-from studyloom.files import ASSETS, asset
+from studyloom.files import ASSETS, asset, asset_path
 from studyloom.text import format_shape, nearest
 
 ASSET = ASSETS / "mnist5k.npz"
 CLASSES = 10
 GZIP = b"\x1f\x8b"
-OWN = "studyloom:"  # before the name of a file that comes with the package
+OWN = "studyloom:"  # before the name of a file that comes with studyloom
 Bytes = NDArray[np.uint8]
 
 
@@ -345,7 +345,7 @@ class Table:
     All other columns must hold numbers, which are the inputs as they are.
 
     Args:
-        path: the file, or studyloom:NAME for one that comes with the package.
+        path: the file, or studyloom:NAME for one that comes with studyloom.
         target: the column to predict: classes, in any words, or `numbers`.
         sealed: how many rows are the test part, a stratified sample that depends on the file alone.
         validation: how many of the other rows are held out to choose by.
@@ -436,7 +436,7 @@ class Series:
 
 def read_csv(path: str) -> dict[str, list[str]]:
     """Reads a CSV file into the words of each column by its name; empty lines are skipped."""
-    file = ASSETS / path.removeprefix(OWN) if path.startswith(OWN) else Path(path).expanduser()
+    file = asset_path(path.removeprefix(OWN)) if path.startswith(OWN) else Path(path).expanduser()
     try:
         # Spreadsheet programs put a byte order mark before the first name.
         with file.open(newline="", encoding="utf-8-sig") as lines:
