@@ -205,7 +205,7 @@ def test_what_cannot_be_run_is_a_config_error(monkeypatch):
     monkeypatch.chdir(ROOT)
     for source, overrides, words in (
         ("conf/nothing.yaml", [], "there is no such file"),
-        ("mnist", [], "a study must be a page"),
+        ("mine", [], "one of studyloom's"),
         ("studies/__init__.py", [], "must have one function decorated"),
         ("conf/mnist.yaml", "study.trials=3", "must be a list"),
         ("conf/mnist.yaml", ["storage.url=postgresql://u:p@h/d"], "must not have a password"),

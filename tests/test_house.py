@@ -49,7 +49,7 @@ DRAWERS = {
 }
 TOP_LEVEL = {
     *("pyproject.toml", "conf", "studies", "src", "tests", "README.md", "scripts"),
-    "LICENSE",
+    *("LICENSE", "NOTICE"),
 }
 
 
@@ -228,6 +228,14 @@ def test_no_module_imports_torchvision_which_takes_two_seconds():
 def test_the_top_level_holds_what_a_reader_expects_and_no_more():
     names = {name.split("/")[0] for name in tracked_files()}
     assert {name for name in names if not name.startswith(".")} == TOP_LEVEL
+
+
+def test_the_package_names_the_versions_of_python_that_ci_tests():
+    versions = re.compile(r"\b3\.\d+(?=\")")
+    package = (ROOT / "pyproject.toml").read_text()
+    named = re.findall(r"Python :: (3\.\d+)", package)
+    (matrix,) = re.findall(r"python: \[(.+)\]", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert named == versions.findall(matrix)
 
 
 def test_no_file_names_a_mirror_or_somebodys_home():

@@ -71,7 +71,8 @@ def new(arguments: argparse.Namespace) -> None:
     "run a study by its page or its primary config",
     argument(
         *("source", "FILE"),
-        "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is",
+        "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is; or one "
+        "of studyloom's, such as mnist",
     ),
     argument(
         *("overrides", "OVERRIDE"),
@@ -79,6 +80,7 @@ def new(arguments: argparse.Namespace) -> None:
         nargs=argparse.REMAINDER,
     ),
     examples=[
+        "studyloom run mnist",
         "studyloom run studies/mine.py study.trials=50 launcher.workers=4",
         "studyloom run conf/mine.yaml --dry-run",
     ],

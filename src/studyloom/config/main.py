@@ -344,7 +344,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> Invocation:
-    """Finds the study that Python code names: by a page, a primary config, or a composed config.
+    """Finds the study that code names: a page, a primary config, one of ours, a composed config.
 
     Args:
         overrides: may name the run directory.
@@ -354,11 +354,12 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
     """
     if isinstance(source, DictConfig):
         return _of_config(source, overrides)
-    path = Path(source)
+    ours = {file.stem: file for file in sorted(GROUPS.glob("*.yaml"))}
+    path = ours.get(str(source), Path(source))
     if path.suffix not in (".py", ".yaml"):
         raise ConfigError(
             "a study must be a page such as studies/mine.py, a primary config such as "
-            f"conf/mine.yaml, or a DictConfig; got {source}"
+            f"conf/mine.yaml, one of studyloom's ({', '.join(ours)}), or a DictConfig; got {source}"
         )
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file in {Path.cwd()}")
