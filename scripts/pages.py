@@ -50,6 +50,11 @@ NUMBERS = {
     "optimizer.adamw.lr": FloatDistribution(1e-4, 1e-1, log=True),
     "optimizer.adamw.weight_decay": FloatDistribution(1e-6, 1e-1, log=True),
 }
+TIMED = """() => {
+  const began = performance.now();
+  lead("7");
+  return performance.now() - began;
+}"""
 OVERLAPPING = """() => [...document.querySelectorAll(".plot")].filter((plot) =>
   [".x-label", ".y-label"].some((kind) => {
     const boxes = [...plot.querySelectorAll(kind)].map((e) => e.getBoundingClientRect())
@@ -195,16 +200,15 @@ def look(browser: Browser, address: str, shots: Path | None) -> list[tuple[str, 
             shots.mkdir(parents=True, exist_ok=True)
             page.screenshot(path=shots / f"brush-{name}", full_page=True)
         page.keyboard.press("Escape")
-        before = _scripting(devtools)
-        page.evaluate("lead('7')")
-        opened.append(1000 * (_scripting(devtools) - before))
+        page.wait_for_timeout(300)
+        opened.append(page.evaluate(TIMED))
         if shots is not None:
             page.screenshot(path=shots / f"trial-{name}")
         page.close()
     return [
         ("the report's first paint: scripting", max(first), 100, "ms"),
         ("a rectangle in a figure: scripting", max(brush), 100, "ms"),
-        ("one trial: scripting", max(opened), 100, "ms"),
+        ("one trial: scripting and layout", max(opened), 100, "ms"),
         ("its console lines, and requests to outside", len(seen), 0, ""),
         ("its overlapping labels, or a page too wide", wrong, 0, ""),
     ]

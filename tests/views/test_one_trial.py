@@ -224,6 +224,13 @@ def test_keys_and_the_back_button_go_through_the_trials_and_out(opened):
     assert shown(page) == 4
     page.keyboard.press("ArrowRight")
     assert (shown(page), page.url.partition("#")[2]) == (5, "trial-5")
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        behind = (
+            "!view.contains(document.activeElement) && document.activeElement !== document.body"
+        )
+        assert not page.evaluate(behind)
+    page.locator("#trial-title").focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     assert shown(page) == 3

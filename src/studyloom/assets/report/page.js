@@ -140,7 +140,8 @@ document.addEventListener("keydown", (event) => {
   const plot = event.target.closest?.(".plot");
   if (event.key === "Escape") {
     hide();
-    if (within && !view.open) clear();
+    if (view.open) view.close();
+    else if (within) clear();
   }
   if (!plot) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -365,7 +366,7 @@ function visit() {
   if (!row) return view.close();
   fillView(row);
   if (!view.open) {
-    view.showModal();
+    view.show(); // as a modal, it would lay all of a long page out anew
     document.getElementById("trial-title").focus();
   }
   for (const log of view.querySelectorAll("pre")) log.scrollTop = log.scrollHeight;
@@ -485,6 +486,10 @@ function spent(times = {}) {
 
 window.addEventListener("hashchange", visit);
 
+document.addEventListener("focusin", (event) => {
+  if (view.open && !view.contains(event.target)) document.getElementById("trial-title").focus();
+});
+
 view.addEventListener("close", () => {
   if (!addressed()) return;
   if (history.state?.led) history.back();
@@ -494,7 +499,7 @@ view.addEventListener("close", () => {
 document.addEventListener("click", (event) => {
   const step = event.target.closest("[data-step]")?.dataset.step;
   if (step) return step === "0" ? view.close() : go(Number(step));
-  if (event.target === view) return view.close();
+  if (event.target.id === "shade") return view.close();
   const link = event.target.closest("a");
   const plot = event.target.closest(".plot");
   const row = event.target.closest("button, input, summary, a:not([href^='#trial-'])") ? null : event.target.closest("tr");
