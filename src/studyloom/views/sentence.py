@@ -40,7 +40,7 @@ def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
     who = describe(trial, winner.params, carried)
     if carried is not None:
         warning = "" if carried.held else "The order of the search did not hold at the target: "
-        who = f"{warning}{who}, {format_sizes(carried)}"
+        who = f"{warning}{who}, searched with {format_sizes(carried.small)}"
     if test is not None:
         words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studyloom.text import (
     code_in_markdown,
@@ -23,7 +23,6 @@ from studyloom.winner.answer import (
     DataFacts,
     Scores,
     Summary,
-    Transfer,
 )
 
 if TYPE_CHECKING:
@@ -106,20 +105,17 @@ def format_covers(test: Scores) -> str:
     return "over seeds alone" if covers == "seeds" else f"over {covers}"
 
 
-def format_sizes(found: Transfer) -> str:
-    small, target = (
-        ", ".join(f"{key} {format_parameter(size)}" for key, size in sizes.items())
-        for sizes in (found.small, found.target)
-    )
-    rule = "" if found.rule == "none" else f" by the rule {found.rule}"
-    return f"searched with {small}, and carried to {target}{rule}"
+def format_sizes(sizes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {format_parameter(size)}" for key, size in sizes.items())
 
 
 def transfer_lines(answer: Answer) -> Iterator[str]:
     """Yields how far the trials of the search told what is good at the size of the winner."""
     if (found := answer.transfer) is None:
         return
-    yield format_sizes(found)
+    rule = "" if found.rule == "none" else f" by the rule {found.rule}"
+    small, target = format_sizes(found.small), format_sizes(found.target)
+    yield f"searched with {small}, and carried to {target}{rule}"
     fresh = plural(len(answer.winner.values), "fresh seed")
     promised, reached = format_value(found.promised), format_value(found.reached)
     yield f"transfer gap: {promised} in the search, {reached} at the target on {fresh}"
