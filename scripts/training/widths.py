@@ -82,7 +82,7 @@ def sweep(name: str, plan: Sweep, rule: str, seeds: Sequence[int]) -> None:
     scale = f"scale={{{plan.key}:{base},rule:{rule}}}"
     question = compose(plan.page, (*plan.overrides, scale))[0]
     data = question.gather(question.config)
-    for width in plan.widths:
+    for width in plan.widths[int(rule != "none") :]:  # at the base the rule changes nothing
         points = [
             Point({}, {plan.key: width, plan.rate: 2.0**power}, {}, {}) for power in plan.powers
         ]
