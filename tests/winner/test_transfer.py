@@ -1,5 +1,7 @@
 """A search at a small size whose winner is judged, trained and tested at another."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from judged import SPLIT, CountedTest, plan_of, work
@@ -12,6 +14,7 @@ from studyloom.winner.evaluation import evaluate_winner, winner_config
 from studyloom.winner.predictor import load_network
 from studyloom.winner.stages import is_answer_of, number_of, origin_of
 from studyloom.winner.statistics import rank_correlation
+from studyloom.winner.wording import transfer_sentence
 
 SCALED = (
     *(*TINY[1:-1], "space=none", "sampler=random", "pruner=none"),
@@ -71,6 +74,10 @@ def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated)
     assert (
         "searched with model.hidden [8], and carried to model.hidden [32] by the rule mup" in lines
     )
+    sentence = transfer_sentence(
+        replace(answer, transfer=replace(found, small={"params.Width": 8}))
+    )
+    assert sentence.startswith("Searched with params.Width 8, and carried")
     assert "selection gap" not in lines, "two sizes have no gap by selection"
 
 

@@ -218,8 +218,8 @@ def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
             words = wording.format_difference(test.difference, wording.format_covers(test))
             yield f"The difference to the baseline is {words}."
         yield f"The test part was {wording.format_tested(test)}."
-    if lines := [*wording.transfer_lines(winner)]:
-        yield f"{'; '.join(lines).capitalize()}."
+    if carried := wording.transfer_sentence(winner):
+        yield carried
 
 
 def facts(

@@ -67,7 +67,7 @@ def winner_lines(answer: Answer) -> Iterator[str]:
         basis = f"trial {chosen.trial}, {wording.plural(len(answer.seeds), 'fresh seed')}"
         yield f"winner    {metric} {wording.format_mean(fresh)}  {basis}"
         for row in answer.candidates:
-            if row.baseline and row.fresh and row.trial != chosen.trial:
+            if row.baseline and row.fresh and row != chosen:
                 yield f"          baseline {wording.format_mean(row.fresh)}"
         if answer.transfer is None:
             yield f"          selection gap {gap}"

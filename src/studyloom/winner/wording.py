@@ -132,6 +132,12 @@ def transfer_lines(answer: Answer) -> Iterator[str]:
         yield f"{100 * found.share:.0f} % of the operations of the same search at the target"
 
 
+def transfer_sentence(answer: Answer) -> str:
+    """Words `transfer_lines` as one sentence; empty without one."""
+    words = "; ".join(transfer_lines(answer))
+    return f"{words[0].upper()}{words[1:]}." if words else ""
+
+
 def format_uncertainty(test: Scores) -> list[str]:
     """Formats what `±` is beside the winner's mean on the test part, and the interval of that."""
     notes = [format_seeds(test.winner)]
@@ -231,8 +237,8 @@ def model_card(
             f"{format_mean(winner.fresh)}. The selection gap is {format_value(winner.gap, '+')}; "
             "above 0 the search had flattered it."
         )
-    if carried := [*transfer_lines(answer)]:
-        lines.append(f"{'; '.join(in_markdown(line) for line in carried).capitalize()}.")
+    if carried := transfer_sentence(answer):
+        lines.append(in_markdown(carried))
     if winner.costs:
         costs = in_markdown(format_costs(winner))
         lines.append(f"Chosen by {code_in_markdown(answer.rule)}{costs}.")
