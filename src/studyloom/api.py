@@ -28,7 +28,7 @@ from studyloom.text import printable
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline
-from studyloom.winner.answer import belongs_to, read_answer
+from studyloom.winner.answer import Answer, belongs_to, read_answer
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
     from torch.nn import Module
@@ -158,8 +158,15 @@ class Study:
     @property
     def winner(self) -> Winner | None:
         """The winner that was chosen on fresh seeds and tested; None if there is none yet."""
+        return self._winner_of(self._answer())
+
+    def _answer(self) -> Answer | None:
+        """Returns the answer in the run directory, if it is of this study."""
         answer = None if self.run_dir is None else read_answer(self.run_dir)
-        if self.run_dir is None or answer is None or not belongs_to(answer, self._stored):
+        return answer if answer is not None and belongs_to(answer, self._stored) else None
+
+    def _winner_of(self, answer: Answer | None) -> Winner | None:
+        if answer is None or self.run_dir is None:
             return None
         row, test = answer.winner, answer.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
@@ -238,8 +245,8 @@ class Study:
 
         For a notebook; what the database or a file holds is shown as text.
         """
-        snapshot, winner = self._snapshot(), self.winner
-        answer = None if winner is None or self.run_dir is None else read_answer(self.run_dir)
+        snapshot, answer = self._snapshot(), self._answer()
+        winner = self._winner_of(answer)
         lines = list[tuple[str, int, str, Mapping[str, Any]]]()
         for what, frozen in (("best", snapshot.best), ("baseline", snapshot.baseline)):
             if (trial := self._trial(frozen)) is not None:

@@ -21,14 +21,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.config.schema import SCHEMA
-from studyloom.config.values import describe_error, has_key, value_at, with_values
+from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric
 from studyloom.question.loop import LoopJob
 from studyloom.question.rule import Condition, Cost
-from studyloom.question.scale import parse_scale
+from studyloom.question.scale import parse_scale, present
 from studyloom.seeds import derive
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml, is_scalar, nearest
@@ -109,8 +109,8 @@ def build_scaling(config: DictConfig) -> Scaling | None:
 def _at_base_size(config: DictConfig) -> DictConfig | None:
     """Returns a config at the sizes from which the rule of `scale` counts; None if it has them."""
     scale = parse_scale(config)
-    sizes = {} if scale is None else scale.rule_sizes
-    other = {k: s for k, s in sizes.items() if has_key(config, k) and value_at(config, k) != s}
+    sizes = {} if scale is None else present(scale.rule_sizes, config)
+    other = {key: size for key, size in sizes.items() if value_at(config, key) != size}
     return with_values(config, other) if other else None
 
 

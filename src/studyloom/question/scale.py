@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from studyloom.config.values import value_at
+from studyloom.config.values import has_key, value_at
 from studyloom.errors import ConfigError
 from studyloom.text import as_yaml, nearest
 
@@ -110,6 +110,11 @@ def parse_scale(config: DictConfig) -> Scale | None:
         section.get("rule", default),
         section.get("check", "verify"),
     )
+
+
+def present(sizes: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """Returns the sizes whose keys a config has: another network may lack some."""
+    return {key: size for key, size in sizes.items() if has_key(config, key)}
 
 
 def _is_pair(size: Any, own: Any) -> bool:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.schema import AUTO, Config, check_name
-from studyloom.config.values import describe_error, has_key, value_at, with_values
+from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import (
@@ -37,6 +37,7 @@ from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_named, network_of
 from studyloom.question.loop import WITH_CONFIG, how_called, why_not_called
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
+from studyloom.question.scale import present
 from studyloom.space.samplers import DRAWS, any_point
 from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Space, end_of, group_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
@@ -475,7 +476,7 @@ def _try_target(question: Question, data: TrainingData, split: Part) -> Iterator
     if (scale := question.scale) is None:
         return
     for branch in question.branches:
-        sizes = {key: size for key, size in scale.target.items() if has_key(branch.config, key)}
+        sizes = present(scale.target, branch.config)
         try:
             job = build_jobs(with_values(branch.config, sizes), data.folds, seed=0)[0]
             if job.scaling is not None:

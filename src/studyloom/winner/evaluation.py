@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studyloom.config.values import as_yaml, describe_error, has_key, plain_sections, value_at
+from studyloom.config.values import as_yaml, describe_error, plain_sections, value_at
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.errors import NoWinner, UndefinedMetric
@@ -21,7 +21,7 @@ from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.plugins import load_plugin
 from studyloom.question.jobs import build_jobs, measure_costs, weights_of
 from studyloom.question.question import SECTIONS, FunctionQuestion
-from studyloom.question.scale import Scale
+from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
 from studyloom.study.reporter import current_environment
@@ -85,6 +85,7 @@ def evaluate_winner(
         about = describe_data(plan, None) if predicts(plan) else None
         tested = Tested(seeds=fresh, note=note, environment=current_environment(CPU), data=about)
     candidates = describe_candidates(plan)
+    winner = next(r for r in candidates if number_of(r.trial, r.factor) == plan.winner)
     answer = Answer(
         **vars(tested),
         study=stored.name,
@@ -93,12 +94,12 @@ def evaluate_winner(
         study_trials=sum(stored.ledger.counts().values()),
         reused=plan.reused(),
         written=datetime.now(UTC).isoformat(timespec="seconds"),
-        winner=next(r for r in candidates if number_of(r.trial, r.factor) == plan.winner),
+        winner=winner,
         candidates=tuple(candidates),
         metric=Goal(question.metric.name, question.metric.direction),
         rule=str(plan.rule),
         keeps=plan.rule.holds(plan.known_values(plan.winner)),
-        transfer=describe_transfer(plan, candidates),
+        transfer=describe_transfer(plan, winner, candidates),
         command=tuple(command),
     )
     files = {"winner.yaml": winner_yaml(plan, answer.winner.name, command).encode()}
@@ -137,26 +138,26 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
     return sorted(rows, key=lambda row: (row.mean is None, -metric.sign * (row.mean or 0.0)))
 
 
-def describe_transfer(plan: Plan, candidates: Sequence[Candidate]) -> Transfer | None:
+def describe_transfer(
+    plan: Plan, winner: Candidate, candidates: Sequence[Candidate]
+) -> Transfer | None:
     """Describes how far the small trials told what is good at the target size of a `scale`."""
     if (scale := plan.question.scale) is None or not scale.target:
         return None
-    searched, factor = origin_of(plan.winner)
-    trial = next(row for row in candidates if (row.trial, row.factor) == (searched, factor))
     judged = [(r.search_value, r.mean) for r in candidates if r.factor == 1 and r.mean is not None]
     order, interval = rank_correlation(judged)
-    point, small = plan.candidates[plan.winner], plan.question.space.at(trial.params)
+    point, small = plan.candidates[plan.winner], plan.question.space.at(winner.params)
     return Transfer(
         dict(scale.searched),
         dict(scale.target),
         scale.rule,
         {key: value for key, value in point.values.items() if small.values.get(key) != value},
-        trial.search_value,
-        trial.search_value if trial.mean is None else trial.mean,
+        winner.search_value,
+        winner.search_value if winner.mean is None else winner.mean,
         len(judged),
         order,
         interval,
-        neighbour=factor != 1,
+        neighbour=winner.factor != 1,
         share=_share_of_operations(plan, scale),
     )
 
@@ -170,15 +171,17 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
     if split is None or isinstance(question, FunctionQuestion):
         return None
     part, folds = split.for_preflight(), [plan.judging_fold(0)]
-    known: dict[str, float] = {}
+    known: dict[str, tuple[float, int]] = {}
 
     def operations(point: Point) -> tuple[float, int]:
         """Returns those of an epoch of one job, and the epochs of a training."""
-        job = build_jobs(question.at(point), folds, seed=0)[0]
-        name = as_yaml(value_at(question.at(point), "model"))
+        config = question.at(point)
+        name = as_yaml(plain_sections(config, "model", "train"))
         if name not in known:
-            known[name] = measure_costs(["flops"], [], job, part)[0].value
-        return known[name] * job.samples, job.last
+            job = build_jobs(config, folds, seed=0)[0]
+            (flops,) = measure_costs(["flops"], [], job, part)
+            known[name] = flops.value * job.samples, job.last
+        return known[name]
 
     small = target = judged = 0.0
     for trial in plan.search.stored.trials():
@@ -467,9 +470,8 @@ def winner_config(plan: Plan) -> dict[str, Any]:
     study = question.config.study
     if (scale := question.scale) is not None:
         # Its network has the target size, and keeps to the rule from the size of the search on.
-        at, sizes = question.at(point), scale.rule_sizes
-        own_sizes = {key: size for key, size in sizes.items() if has_key(at, key)}
-        sections["scale"] = {**own_sizes, "rule": scale.rule} if own_sizes else None
+        sizes = present(scale.rule_sizes, question.at(point))
+        sections["scale"] = {**sizes, "rule": scale.rule} if sizes else None
     if question.rule is not None:
         # The winner has been chosen already, and the page's own rule may be another.
         sections["winner"] = {"rule": None}

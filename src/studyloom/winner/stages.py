@@ -25,14 +25,14 @@ import torch
 from optuna.trial import FrozenTrial
 
 from studyloom.config.schema import WinnerSection
-from studyloom.config.values import has_key, value_at
+from studyloom.config.values import value_at
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner, QuestionError
 from studyloom.question.objective import Attempt
 from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Rule
-from studyloom.question.scale import FACTORS, RATES
+from studyloom.question.scale import FACTORS, RATES, present
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
@@ -261,8 +261,7 @@ class Plan:
         another choice there, and the training on all data, which has no validation part of its own,
         is as long. The schedule remains that of all epochs.
         """
-        point = self.question.space.at(trial.params)
-        point = self.at_target(point)
+        point = self.at_target(self.question.space.at(trial.params))
         if isinstance(self.question, FunctionQuestion):
             return point
         train = self.question.at(point).train
@@ -276,8 +275,7 @@ class Plan:
         """Returns a point of the search at the size of the winner."""
         if (scale := self.question.scale) is None:
             return point
-        config = self.question.at(point)
-        sizes = {key: size for key, size in scale.target.items() if has_key(config, key)}
+        sizes = present(scale.target, self.question.at(point))
         return replace(point, values=point.values | sizes)
 
     def baseline(self) -> int | None:
