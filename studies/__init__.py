@@ -1,4 +1,4 @@
-"""Studies that ship with the repository, one page each; their configs are in the folder `CONF`."""
+"""The studies of the repository, one module each; their configs are in the folder `CONF`."""
 
 from pathlib import Path
 

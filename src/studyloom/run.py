@@ -1,7 +1,7 @@
-"""`run`: a study from its config to its answer, from its page or from other Python code.
+"""`run`: a study from its config to its answer, from its module or from other Python code.
 
-Nothing that takes long is imported before it is called: so a page says that it begins, and what is
-wrong with its command line, before torch is there.
+Nothing that takes long is imported before it is called: so a module says that it begins, and what
+is wrong with its command line, before torch is there.
 """
 
 import gc
@@ -21,17 +21,17 @@ def run(
     """Runs a study, or resumes it, and returns it: the search, its winner and the report.
 
     It does what the command `python -m studies.NAME OVERRIDES` does, with the same trials for the
-    same seed, and shows the same. A page or config is code: it is imported, and what it names is
+    same seed, and shows the same. A module or config is code: it is imported, and what it names is
     called. Several workers are processes, which know no network that `__main__` defines.
 
-    On a page, which calls `run(cfg)` inside `hydra_main`, it is that command: it prints the answer
+    In a module that calls `run(cfg)` inside `hydra_main`, it is that command: it prints the answer
     and ends the process. The exit code is 0 if all is done; 2 if nothing was started, for a mistake
     in the configuration or a database or file that cannot be used; 1 if it could not finish; 3 if
     `studyloom stop` stopped it; 130 or 143 if Ctrl-C or SIGTERM did. `HYDRA_FULL_ERROR=1` shows
     tracebacks.
 
     Args:
-        source: a page, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
+        source: a module, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
             composed config.
         overrides: Hydra's, such as study.trials=50 or launcher.workers=4.
         quiet: whether to show neither progress nor answer.

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from hydra.errors import HydraException
 
@@ -23,6 +26,17 @@ def test_a_command_says_at_once_that_it_begins_unless_a_program_reads_it(
     for more, shown in (((), "mnist: starting\n"), (("--dry-run",), ""), (("--json",), "{")):
         assert command("model=mpl", *more) == 2
         assert capsys.readouterr().out[: len(shown) or None] == shown
+
+
+def test_a_command_begins_before_torch_is_imported():
+    """It takes seconds."""
+    code = (
+        "import atexit, sys; from studyloom.cli import main;"
+        "atexit.register(lambda: print('torch' in sys.modules));"
+        "sys.exit(main(['run', 'mnist', 'model=mpl']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert shown == "mnist: starting\nFalse\n"
 
 
 def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path):

@@ -151,7 +151,7 @@ def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_can_write_nothing
     pass_time(either, 20)
     heir = either.claim("heir", 1, LEASE)
     assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
-    assert heir.death == "its lease ended"
+    assert heir.death == "it was silent too long"
     written = []
     for late_call in (
         lambda: either.renew(late, LEASE, written.append),

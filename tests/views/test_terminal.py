@@ -24,14 +24,14 @@ def test_a_worker_shows_its_trial_epoch_and_value():
     snapshot = snapshot_of(workers=workers)
     lines = shown(workers_table(snapshot, 80)).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "worker trial epoch value held lease",
-        "a:1 0 0 0.0000 3 min 20 s 48 s",
-        "b:2 17 – – 1 min 3 s over",
+        "worker trial epoch value for",
+        "a:1 0 0 0.0000 3 min 20 s expires in 48 s",
+        "b:2 17 – – 1 min 3 s expired",
     ]
     assert shown(workers_table(snapshot, 40), width=40).splitlines()[3:] == [
         "trial 17  epoch –  –",
         "  b:2",
-        "  held 1 min 3 s, lease over",
+        "  for 1 min 3 s, expired",
     ]
 
 

@@ -67,7 +67,7 @@ class Best(TypedDict):
 
 
 class Run(TypedDict):
-    """The document that `studyloom run FILE --json`, or a page with --json, prints at its end.
+    """The document that `studyloom run FILE --json`, or a study with --json, prints at its end.
 
     `reason` says why the exit code is not 0; done and budget count the trials of all stages.
     """

@@ -292,7 +292,7 @@ def wait(reader: "JobReader", wish: "Wish", *, say: bool) -> str:
             many = "a trial is" if len(held) == 1 else f"{len(held)} trials are"
             print(f"{many} released at the end of the epoch", flush=True)
         if time.monotonic() > end:
-            return f"{done}, but {', '.join(map(one_line, held))} still hold trials"
+            return f"{done}, but {', '.join(map(one_line, held))} still train"
         time.sleep(LOOK)
     goes_on = {"stop": "the command that runs it", "pause": "studyloom resume"}
     return f"{done}; {goes_on[wish]} goes on with it"

@@ -24,7 +24,7 @@ COMMANDS: tuple[Entry, ...] = (
 WIDEST = 80  # columns of a help, however wide the terminal is
 ABOUT = """Begins studies and looks at them.
 
-A study is run by its page: python -m studies.mnist"""
+A study is run by its module: python -m studies.mnist"""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

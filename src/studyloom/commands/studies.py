@@ -37,7 +37,7 @@ def kind(parser: argparse.ArgumentParser) -> None:
 
 @command(
     "write a study of your own that runs as it is",
-    argument("name", "NAME", "of the study and its page, as in python -m studies.NAME"),
+    argument("name", "NAME", "of the study and its module, as in python -m studies.NAME"),
     argument(
         *("folder", "FOLDER"),
         "where to write it (default: the current folder)",
@@ -49,8 +49,8 @@ def kind(parser: argparse.ArgumentParser) -> None:
     examples=["studyloom new mine", "studyloom new mine ~/project --kind lightning"],
 )
 def new(arguments: argparse.Namespace) -> None:
-    """Writes a study of your own: a page, its configs, and a test. It runs as it is, and names what
-    to put in the place of the example's data and network.
+    """Writes a study of your own: a module, its configs, and a test. It runs as it is, and names
+    what to put in the place of the example's data and network.
     """
     from studyloom.config.scaffold import write_study
 
@@ -68,7 +68,7 @@ def new(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "run a study by its page or its primary config",
+    "run a study by its module or primary config",
     argument(
         *("source", "FILE"),
         "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is; or one "
@@ -93,15 +93,19 @@ def run(arguments: argparse.Namespace) -> None:
     The exit code is 0 if the study has its answer, 1 if it could not finish, 2 for a mistake, 3
     after studyloom stop, and 128 and more after a signal; the same command goes on.
     """
-    from studyloom.commands.run_study import run_study
     from studyloom.config.main import hydra_main, invocation_of, module_path
-    from studyloom.launch.task import Command
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does
     invocation = invocation_of(arguments.source)
     sys.argv[1:] = arguments.overrides
 
     def task(cfg: "DictConfig") -> None:
+        from studyloom.processes import signals_deferred
+
+        with signals_deferred():  # torch takes seconds, and `starting` is printed before
+            from studyloom.commands.run_study import run_study
+            from studyloom.launch.task import Command
+
         # The arguments as hydra_main left them.
         run_study(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))
 
@@ -141,8 +145,8 @@ def keys(arguments: argparse.Namespace) -> None:
     ],
 )
 def completion(arguments: argparse.Namespace) -> None:
-    """Prints the script by which bash, zsh or fish completes commands, options and files. A page
-    has Hydra's own, which completes overrides: its --help says how.
+    """Prints the script by which bash, zsh or fish completes commands, options and files. A
+    study's module has Hydra's own, which completes overrides: its --help says how.
     """
     import shtab
 

@@ -344,13 +344,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> Invocation:
-    """Finds the study that code names: a page, a primary config, one of ours, a composed config.
+    """Finds the study that code names: a module, a primary config, one of ours, a composed config.
 
     Args:
         overrides: may name the run directory.
 
     Raises:
-        ConfigError: there is no such file, it is neither, or the page decorates no function.
+        ConfigError: there is no such file, it is neither, or the module decorates no function.
     """
     if isinstance(source, DictConfig):
         return _of_config(source, overrides)
@@ -358,7 +358,7 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
     path = ours.get(str(source), Path(source))
     if path.suffix not in (".py", ".yaml"):
         raise ConfigError(
-            "a study must be a page such as studies/mine.py, a primary config such as "
+            "a study must be a module such as studies/mine.py, a primary config such as "
             f"conf/mine.yaml, one of studyloom's ({', '.join(ours)}), or a DictConfig; got {source}"
         )
     if not path.is_file():

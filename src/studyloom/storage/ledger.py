@@ -197,7 +197,7 @@ def _claiming(begun: bool, chosen: bool) -> sa.Update:
             owner=sa.bindparam("me"),
             token=SLOTS.c.token + 1,
             deaths=SLOTS.c.deaths + sa.case((EXPIRED, 1), else_=0),
-            death=sa.case((EXPIRED, "its lease ended"), else_=SLOTS.c.death),
+            death=sa.case((EXPIRED, "it was silent too long"), else_=SLOTS.c.death),
             since=clock(),
             expires=clock() + sa.bindparam("lease"),
         )

@@ -249,7 +249,7 @@ class Worker:
             if isinstance(stop, Interrupted):
                 raise
         except ClaimLost as lost:
-            words = str(lost) or "the lease ended and another worker went on with the trial"
+            words = str(lost) or "silent too long: another worker went on with the trial"
             log.warning("slot %d: %s", claim.slot, words)
             # Has an effect only if another program ended or deleted the trial; then the next claim
             # of the slot meets that.

@@ -661,7 +661,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     rows = []
     for worker in snapshot.workers:
         cells = worker_cells(worker)[:3]
-        lease = "" if worker.alive else "its lease is over"
+        lease = "" if worker.alive else "silent: another worker goes on"
         params = "" if worker.trial is None else format_parameters(worker.params)
         rows.append((worker.owner, *cells, lease, params))
     if rows:

@@ -100,11 +100,11 @@ def winner_lines(answer: Answer) -> Iterator[str]:
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """Renders each worker with its trial, epoch and value, and its slot and lease."""
+    """Renders each worker with its trial, epoch and value, and its times."""
     lines: list[RenderableType] = []
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("  worker", overflow="fold")
-    for name in ("trial", "epoch", "value", "held", "lease"):
+    for name in ("trial", "epoch", "value", "for", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
         number, epoch, value, age, left = cells = worker_cells(worker)
@@ -113,7 +113,7 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
         if width < WIDE:
             lines.append(Text(f"trial {number}  epoch {epoch}  {value}"))
             lines.append(Text(f"  {one_line(worker.owner)}", overflow="fold"))
-            lines.append(Text(f"  held {age}, lease {left}", style="dim"))
+            lines.append(Text(f"  for {age}, {left}", style="dim"))
         elif worker.params:  # cut where the terminal ends
             line = f"  trial {worker.trial}: {format_parameters(worker.params)}"
             lines.append(Text(shorten_end(line, width), style="dim", no_wrap=True))
@@ -121,14 +121,14 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def worker_cells(worker: WorkerStatus) -> list[str]:
-    """Formats trial, epoch and value, since when a slot is held, and what its lease has left."""
+    """Formats trial, epoch and value, the time since the claim, and until silence ends it."""
     value = None if worker.value is None else format_value(worker.value)
     held = None if worker.held is None else format_duration(worker.held)
-    lease = None if worker.lease is None else format_duration(worker.lease)
+    left = None if worker.lease is None else f"expires in {format_duration(worker.lease)}"
     epoch = worker.epoch
     of = "" if worker.epochs is None else f"/{worker.epochs}"
     shown = None if epoch is None else f"{epoch}{of}"
-    cells = (worker.trial, shown, value, held, lease if worker.alive else "over")
+    cells = (worker.trial, shown, value, held, left if worker.alive else "expired")
     return ["–" if cell is None else str(cell) for cell in cells]
 
 
