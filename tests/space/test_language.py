@@ -70,6 +70,10 @@ def test_several_mistakes_of_one_leaf_are_told_at_once():
     assert len(mistakes_of({"a": {"int": [1.5, "b"]}})) == 2
 
 
+def test_a_section_whose_last_range_was_taken_out_opens_nothing():
+    assert space_of({"train": {}, "a": {"int": [1, 2]}}) == space_of({"a": {"int": [1, 2]}})
+
+
 def test_a_step_that_misses_the_high_end_ends_below_it():
     space = space_of({"a": {"int": [1, 10], "step": 4}, "b": {"float": [0.0, 1.0], "step": 0.3}})
     ints, floats = (node.distribution for node in space.nodes)

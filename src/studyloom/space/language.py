@@ -72,7 +72,7 @@ class _Parser:
             child_key = f"{key}.{child}" if key else child
             if child in group_options and (spec is None or isinstance(spec, Mapping)):
                 opened[child] = tuple(self.parse_nodes(spec or {}, child_name, key))
-            elif not (isinstance(spec, Mapping) and spec):
+            elif not isinstance(spec, Mapping) or (group_options and not spec):
                 opens = f", or what an option of {key} opens: {', '.join(group_options)}"
                 near = "" if child in group_options else nearest(child, group_options)
                 self.mistakes.append(
