@@ -7,6 +7,7 @@ import torch
 from judged import SPLIT, CountedTest, plan_of, work
 from toys import CONF, TINY, compose
 
+import studyloom as sl
 from studyloom.question.question import Question
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import read_answer
@@ -105,6 +106,40 @@ def test_the_network_of_the_target_is_loaded_and_predicts(evaluated):
     network = load_network(plan.run_dir)
     assert 32 in {weights.shape[0] for weights in network.model.parameters()}
     assert network(SPLIT.inputs[:3].float()).shape == (3, 10)
+
+
+class Points(torch.utils.data.Dataset):
+    def __init__(self, seed):
+        inputs = torch.rand(100, 6, generator=torch.Generator().manual_seed(seed))
+        self.targets = [int(each.sum() > 3) for each in inputs]
+        self.items = [*zip(inputs, self.targets, strict=True)]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Own(torch.nn.Sequential):
+    def __init__(self, shape, outputs, width=8):
+        body = torch.nn.Linear(*shape, width), torch.nn.ReLU(), torch.nn.Linear(width, width)
+        super().__init__(*body, torch.nn.ReLU(), torch.nn.Linear(width, outputs))
+
+
+def test_a_network_of_ones_own_on_datasets_is_carried_to_the_target(tmp_path):
+    study = sl.search(
+        Own,
+        data=(Points(0), Points(1)),
+        space={"optimizer": {"lr": sl.Float(1e-3, 1e-1, log=True)}},
+        scale={"model.width": (8, 32)},
+        train={"epochs": 2, "batch_size": 16},
+        winner={"top": 1, "seeds": 1},
+        trials=2, workers=1, quiet=True, run_dir=tmp_path / "own",
+    )
+    assert study.winner.params["model.width"] == 32
+    network = load_network(study.winner.run_dir)
+    assert {weights.shape[0] for weights in network.model.parameters()} == {32, 2}
 
 
 @pytest.mark.parametrize(
