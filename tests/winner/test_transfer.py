@@ -135,7 +135,10 @@ def test_a_network_of_ones_own_on_datasets_is_carried_to_the_target(tmp_path):
         scale={"model.width": (8, 32)},
         train={"epochs": 2, "batch_size": 16},
         winner={"top": 1, "seeds": 1},
-        trials=2, workers=1, quiet=True, run_dir=tmp_path / "own",
+        trials=2,
+        workers=1,
+        quiet=True,
+        run_dir=tmp_path / "own",
     )
     assert study.winner.params["model.width"] == 32
     network = load_network(study.winner.run_dir)

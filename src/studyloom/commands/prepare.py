@@ -33,6 +33,7 @@ from studyloom.question.question import (
     Question,
     data_key,
 )
+from studyloom.question.scale import FACTORS
 from studyloom.question.sources import sources_of_main
 from studyloom.question.validation import breach_of_rule, check_ranks, check_sections, validate
 from studyloom.storage.attributes import DEFINED, RUNG
@@ -377,7 +378,7 @@ def job_of(plan: Plan) -> Job:
         trials=plan.search.trials,
         judged=settings.enabled,
         tested=bool(question.tested),
-        top=settings.top,
+        top=settings.top + (len(FACTORS) if question.scale else 0),
         seeds=settings.seeds,
         chosen_anew=settings.committee,
         compresses=compresses(question),

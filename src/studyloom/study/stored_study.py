@@ -279,7 +279,7 @@ class Job:
     Args:
         judged: whether the winner is chosen on fresh seeds afterwards.
         tested: whether winner and baseline are trained on all data, and tested.
-        top: how many of the best trials are judged, beside the baseline.
+        top: how many trials, and neighbours of the best one, are judged beside the baseline.
         chosen_anew: whether there is a re-evaluation although there may be one candidate alone.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
         began: in UTC, as ISO 8601, as is `at`, the time of the end.
