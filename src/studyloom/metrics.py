@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # torch is not imported for names alone, as in `studyloom sta
 Direction = Literal["maximize", "minimize"]
 DIRECTIONS = ("maximize", "minimize")
 Score = Callable[["Tensor", "Tensor"], Any]
+MEMORY = "memory_gib"  # that a training holds at its peak: see `training.memory`
 # What a network may cost: known before training, and the less the better.
-COSTS = ("parameters", "flops", "latency_ms")
+COSTS = ("parameters", "flops", "latency_ms", MEMORY)
 ANYTHING = (-math.inf, math.inf)
 
 

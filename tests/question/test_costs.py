@@ -7,8 +7,10 @@ from toys import TINY, Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
+from studyloom.models import MLP
 from studyloom.question.jobs import MEASURES, measure_costs
 from studyloom.question.rule import Condition, parse_limits
+from studyloom.question.validation import validate
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.opening import create_study
 from studyloom.study.worker import Worker
@@ -80,3 +82,30 @@ def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(sqlite_url, tm
         trial.number for trial in infeasible
     }
     assert all(trial.constraints["parameters"] <= 0 for trial in stored.ranked())
+
+
+def test_a_network_that_takes_too_much_memory_is_not_brought_to_its_device():
+    question = ask(*WIDTHS)
+    job = question.jobs(question.baseline, FOLDS, 0)[0]
+    limit = Condition("memory_gib", "<=", 1e-6)
+    (cost,) = measure_costs([*MEASURES], [limit], job, SPLIT)
+    assert (cost.quantity, cost.limit) == ("memory_gib", limit)
+    assert cost.excess > 0
+    alike = measure_costs([], [Condition("memory_gib", "<=", 1.0)], job, SPLIT)
+    assert [each.value for each in alike] == [cost.value]
+
+
+class Branching(MLP):
+    """A network whose computation depends on its numbers."""
+
+    def forward(self, inputs):
+        return super().forward(inputs) * (2 if inputs.sum() > 0 else 1)
+
+
+def test_memory_that_cannot_be_predicted_is_refused_before_the_first_trial():
+    own = (*WIDTHS, f"model._target_={__name__}.Branching")
+    data = TrainingData(None, SPLIT, FOLDS)
+    validate(ask(*own, "+objective.constraints.flops='<= 1e9'"), data)
+    with pytest.raises(ConfigError, match=r"needs numbers \(.*\); take memory_gib out") as caught:
+        validate(ask(*own, "+objective.constraints.memory_gib='<= 1'"), data)
+    assert len(caught.value.mistakes) == 1

@@ -25,7 +25,7 @@ from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError, refuse
-from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Metric
+from studyloom.metrics import COSTS, DIRECTIONS, MEMORY, METRICS, Metric
 from studyloom.question.loop import LoopJob
 from studyloom.question.rule import Condition, Cost
 from studyloom.question.scale import parse_scale, present
@@ -34,6 +34,7 @@ from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml, is_scalar, nearest
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
+from studyloom.training.memory import predict_memory
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule, freeze
 from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.scaling import Scaling
@@ -318,7 +319,8 @@ def measure_latency(model: nn.Module, example: Any) -> float:
     return 1e3 * median(call() for _ in range(TIMED))
 
 
-# Called with a network in eval mode, and a batch of one example on its device.
+# Called with a network in eval mode, and a batch of one example on its device. MEMORY is that of a
+# training, and not of a call.
 MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
     "parameters": count_parameters,
     "flops": count_flops,
@@ -328,26 +330,36 @@ MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
 
 @torch.inference_mode()
 def measure_costs(
-    quantities: Collection[str], limits: Sequence[Condition], job: Job, split: Part
+    quantities: Collection[str],
+    limits: Sequence[Condition],
+    job: Job,
+    split: Part,
+    together: int = 1,
 ) -> list[Cost]:
     """Measures what a job's network costs on the first example of a part, limited costs first.
 
-    The random state stays as it is.
+    The random state stays as it is. A network that takes more memory than it may is not brought to
+    its device, and its other costs stay unknown.
 
     Args:
-        quantities: to measure beside those that have a limit; of MEASURES.
+        quantities: to measure beside those that have a limit; of COSTS.
+        together: how many such jobs are trained in lockstep.
     """
     limit_of = {limit.name: limit for limit in limits}
+    names = dict.fromkeys([*limit_of, *quantities])
+    costs = []
+    if MEMORY in names:
+        costs = [Cost(MEMORY, predict_memory(job, split, together), limit_of.get(MEMORY))]
+        if costs[0].excess > 0:
+            return costs
     with torch.random.fork_rng(devices=[]):
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.device).eval()
         freeze(model, job.groups)
         batches = make_batches(job, split)
         batches.fit(model)
         example = next(batches.part(torch.zeros(1, dtype=torch.int64, device=split.device)))[0]
-        costs = {
-            name: MEASURES[name](model, example) for name in dict.fromkeys([*limit_of, *quantities])
-        }
-    return [Cost(name, cost, limit_of.get(name)) for name, cost in costs.items()]
+        measured = {name: MEASURES[name](model, example) for name in names if name != MEMORY}
+    return [*costs, *(Cost(name, cost, limit_of.get(name)) for name, cost in measured.items())]
 
 
 # Loops of the user's own

@@ -233,7 +233,9 @@ class Question:
         if not self.limits and not costs:
             return []
         assert data.split is not None
-        return measure_costs(costs, self.limits, self.jobs(point, data.folds, 0)[0], data.split)
+        jobs = self.jobs(point, data.folds, 0)
+        together = 1 if self.in_turn else len(jobs)
+        return measure_costs(costs, self.limits, jobs[0], data.split, together)
 
     def make_objective(
         self,

@@ -33,7 +33,7 @@ from studyloom.errors import (
     or_train_it_yourself,
     refuse,
 )
-from studyloom.metrics import METRICS, Goal, Metric
+from studyloom.metrics import MEMORY, METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_named, network_of
 from studyloom.question.loop import WITH_CONFIG, how_called, why_not_called
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
@@ -43,6 +43,7 @@ from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Space, end_of, gr
 from studyloom.text import as_yaml, line_to_add, nearest
 from studyloom.training.coordinates import check_coordinates
 from studyloom.training.job import Job
+from studyloom.training.memory import predict_memory
 from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import Steps, apply_network, on_threads
 from studyloom.training.trainer import JobRun
@@ -453,6 +454,8 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
                 # The retraining of the winner is on all examples.
                 everything = replace(jobs[0], train=torch.arange(len(split)))
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
+                if not probe and MEMORY in [c.name for c in (*question.goals, *question.limits)]:
+                    predict_memory(jobs[0], split)
                 continue
             except Exception as error:  # of a user's class: better now than in trial 17
                 mistakes = getattr(error, "mistakes", [describe_error(error)])

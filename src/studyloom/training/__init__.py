@@ -9,6 +9,7 @@ __all__ = [
     "checkpoint",
     "coordinates",
     "job",
+    "memory",
     "optimizer",
     "randomness",
     "ranks",
