@@ -317,7 +317,8 @@ class Replayed(TypedDict):
 
 class Check(TypedDict):
     name: str
-    state: Literal["ok", "warning", "to do"]
+    state: Literal["ok", "warning", "to do", "failed", "not possible here"]
+    seconds: NotRequired[float]
     words: str
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studyloom.commands.options import (
     CONSENT,
@@ -171,6 +171,7 @@ PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs=
     either(
         PLACE,
         argument("--storage", "URL", "a database, such as postgresql://user@host/name"),
+        flag("--gpu", "the GPUs here, in minutes: prints a table to paste into an issue"),
         required=True,
     ),
     *CONSENT,
@@ -181,7 +182,7 @@ PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs=
 )
 def doctor(arguments: argparse.Namespace) -> int:
     """Checks the database, disks and machine for a study. The exit code is 2 if something must be
-    done before a study can run.
+    done before a study can run, and 1 if a check of --gpu has failed.
     """
     from studyloom.views.doctor import repair, show
 
@@ -194,14 +195,18 @@ def doctor(arguments: argparse.Namespace) -> int:
             return bool(arguments.yes)
         return input("mend this? [y/N] ").strip().lower() in ("y", "yes")
 
-    checks, differences, mended = list[dict[str, str]](), list[str](), None
-    if arguments.repair:
+    checks, differences, mended = list[dict[str, Any]](), list[str](), None
+    if arguments.gpu:
+        from studyloom.commands import gpu
+
+        checks = gpu.show(quiet=arguments.json)
+    elif arguments.repair:
         with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
             differences, mended = repair(url, name, confirm)
     else:
         checks = show(url, arguments.run_dir, quiet=arguments.json)
     undone = any(check["state"] == "to do" for check in checks) or (differences and not mended)
-    code = 2 if undone else 0
+    code = 2 if undone else int(any(check["state"] == "failed" for check in checks))
     if arguments.json:
         document = {"checks": checks, "differences": differences, "mended": mended}
         print_json(document | {"exit_code": code})
