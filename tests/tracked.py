@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from studyloom.study import tracking
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.tracking import TrackedTrial, curve
@@ -37,6 +40,18 @@ def needs(*packages: str) -> pytest.MarkDecorator:
     """Skips a test without the extra; MLflow warns of itself when it is imported."""
     missing = [name for name in packages if find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"needs the extra {', '.join(missing)}")
+
+
+@contextlib.contextmanager
+def first_line() -> Iterator[threading.Event]:
+    """Yields an event, which comes with the first line that tracking logs."""
+    event, handler = threading.Event(), logging.Handler()
+    handler.emit = lambda _: event.set()  # type: ignore[method-assign]
+    tracking.log.addHandler(handler)
+    try:
+        yield event
+    finally:
+        tracking.log.removeHandler(handler)
 
 
 def in_database(stored: StoredStudy) -> dict[int, Seen]:

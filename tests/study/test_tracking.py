@@ -5,7 +5,7 @@ import threading
 import pytest
 from toy_worker import RANDOM, fresh, work
 from toys import ask
-from tracked import in_database, seen_of
+from tracked import first_line, in_database, seen_of
 
 from studyloom.study import tracking
 from studyloom.study.opening import open_study
@@ -80,12 +80,46 @@ def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_pat
     assert memory.trials == in_database(stored)
 
 
-def test_nobody_waits_for_one_that_hangs_and_the_same_command_is_named(
+def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
+    stored, tmp_path, monkeypatch, caplog
+):
+    memory, answer = Memory(), TrackedAnswer(track_study(stored, tmp_path), 1, {}, {}, {})
+    write = memory.write_trial
+    with first_line() as line:
+        monkeypatch.setattr(tracking, "UNSEEN", 0.01)
+        monkeypatch.setattr(memory, "write_trial", lambda t: line.wait(30) and write(t))
+        project(stored, {"mine": memory}, tmp_path, answer)
+    assert caplog.messages == [
+        "track.mine: waiting 300 s at most (track.mine.patience), since it may lack "
+        "3 of 3 trials and the answer"
+    ]
+    assert memory.trials == in_database(stored)
+    assert memory.answers == [answer]
+
+
+def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writes_it(
     stored, tmp_path, monkeypatch, caplog
 ):
     hangs, memory = threading.Event(), Memory()
-    monkeypatch.setattr(tracking, "COMMAND_WAITS", 0.01)
-    monkeypatch.setattr(memory, "write_trial", lambda _: hangs.wait())
-    project(stored, {"mine": memory}, tmp_path)
+    answer = TrackedAnswer(track_study(stored, tmp_path), 1, {}, {}, {})
+    with monkeypatch.context() as slow:
+        slow.setattr(memory, "patience", 0.01, raising=False)
+        slow.setattr(memory, "write_trial", lambda _: hangs.wait())
+        project(stored, {"mine": memory}, tmp_path, answer)
+    missing = "may lack 3 of 3 trials and the answer"
+    assert caplog.messages[1:] == [f"track.mine: {missing}; the same command writes it"]
+    project(stored, {"mine": memory}, tmp_path, answer)
+    assert (memory.trials, memory.answers) == (in_database(stored), [answer])
+    assert len(caplog.messages) == 2
     hangs.set()
-    assert caplog.messages == ["track.mine: it may lack trials; the same command writes them"]
+
+
+def test_of_what_one_refuses_nothing_else_is_called_missing(stored, tmp_path, caplog):
+    memory = Memory()
+    memory.away = True
+    answer = TrackedAnswer(track_study(stored, tmp_path), 1, {}, {}, {})
+    project(stored, {"mine": memory}, tmp_path, answer)
+    assert caplog.messages == [
+        "track.mine: no answer from ␛[31mhost",
+        "track.mine: may lack 3 of 3 trials; the same command writes it",
+    ]

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ from studyloom.text import mask_passwords, one_line, shorten
 
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
-COMMAND_WAITS = 60.0  # the same at the end of a command, for each tracker
+PATIENCE = 300.0  # the same at the end of a command, for each tracker that has no `patience`
+UNSEEN = 2.0  # seconds of it that need no word
 log = logging.getLogger(__name__)
 
 
@@ -122,7 +124,10 @@ class TrackedAnswer:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A tracker, of a section of `track`. Its methods are called from a thread, and may raise."""
+    """A tracker, of a section of `track`. Its methods are called from a thread, and may raise.
+
+    It may have an attribute `patience`: the seconds that a command waits for it at its end.
+    """
 
     def write_trial(self, trial: TrackedTrial) -> None:
         """Writes the run of a trial; written again it comes to the same content."""
@@ -173,6 +178,11 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
                 f"track.{name}: a tracker has write_trial(trial) and write_answer(answer); "
                 f"{type(tracker).__name__} has not"
             )
+        seconds = getattr(tracker, "patience", PATIENCE)
+        if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
+            mistakes.append(
+                f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
+            )
         trackers[str(name)] = tracker
     if mistakes:
         raise ConfigError(mistakes)
@@ -183,10 +193,13 @@ class Feed:
     """A thread that writes to one tracker what it is given, in order; nobody waits for it.
 
     What a tracker refuses in a worker the command writes at its end.
+
+    Args:
+        then: the end of the line of what a tracker refuses.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, then: str = "; the study goes on") -> None:
+        self.name, self.then = name, then
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._refused = False
         self._thread = threading.Thread(target=self._run, name=f"track.{name}", daemon=True)
@@ -196,10 +209,10 @@ class Feed:
         self._queue.put(write)
 
     def close(self, seconds: float) -> bool:
-        """Waits until all is written, but no longer than `seconds`; returns whether all is."""
+        """Waits until all was tried, but no longer than `seconds`; returns whether it was."""
         self._queue.put(None)
-        self._thread.join(seconds)
-        return not self._refused and not self._thread.is_alive()
+        self._thread.join(max(0.0, seconds))
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (write := self._queue.get()) is not None:
@@ -208,7 +221,7 @@ class Feed:
             except Exception as error:
                 if not self._refused:
                     words = one_line(mask_passwords(str(error))) or type(error).__name__
-                    log.warning("track.%s: %s; the study goes on", self.name, shorten(words, 300))
+                    log.warning("track.%s: %s%s", self.name, shorten(words, 300), self.then)
                 self._refused = True
 
 
@@ -240,35 +253,54 @@ def project(
 ) -> None:
     """Brings trackers up to the database: every ended trial that one lacks, and the answer.
 
-    Takes a minute at most for each tracker, and says which may lack something.
+    Waits for each tracker up to its patience; says for what, and what it may lack at the end.
     """
     if not trackers:
         return
     study = track_study(stored, run_dir)
     trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
-    feeds = []
+    began, feeds = time.monotonic(), []
     for name, tracker in trackers.items():
-        feed = Feed(name)
-        feed.put(partial(_write_missing, tracker, study, trials))
-        if answer is not None:
-            feed.put(partial(tracker.write_answer, answer))
-        feeds.append(feed)
-    for feed in feeds:
-        if not feed.close(COMMAND_WAITS):
-            log.warning("track.%s: it may lack trials; the same command writes them", feed.name)
+        missing: list[TrackedTrial | TrackedAnswer] = [*trials, *filter(None, [answer])]
+        feed = Feed(name, "")
+        feed.put(partial(_write, tracker, study, missing))
+        feeds.append((feed, missing, getattr(tracker, "patience", PATIENCE)))
+    for feed, missing, patience in feeds:
+        if not feed.close(min(UNSEEN, patience)) and missing:
+            most = f"waiting {patience:g} s at most (track.{feed.name}.patience)"
+            lacks = _in_words(missing, len(trials))
+            log.warning("track.%s: %s, since it may lack %s", feed.name, most, lacks)
+            feed.close(began + patience - time.monotonic())
+        if missing:
+            lacks = _in_words(missing, len(trials))
+            log.warning("track.%s: may lack %s; the same command writes it", feed.name, lacks)
 
 
-def _write_missing(tracker: Tracker, study: TrackedStudy, trials: Sequence[TrackedTrial]) -> None:
+def _write(
+    tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedAnswer]
+) -> None:
+    """Writes what is missing, and takes from the list what the tracker has."""
     written = tracker.written(study) if isinstance(tracker, Listing) else ()
     refused: Exception | None = None
-    for trial in trials:
-        if trial.number not in written:
-            try:
-                tracker.write_trial(trial)
-            except Exception as error:
-                refused = error
+    for each in [*missing]:
+        try:
+            if isinstance(each, TrackedAnswer):
+                tracker.write_answer(each)
+            elif each.number not in written:
+                tracker.write_trial(each)
+            missing.remove(each)
+        except Exception as error:
+            refused = error
     if refused is not None:
         raise refused
+
+
+def _in_words(missing: Sequence[TrackedTrial | TrackedAnswer], of: int) -> str:
+    """Names what is missing: `3 of 10 trials and the answer`."""
+    trials = sum(isinstance(each, TrackedTrial) for each in [*missing])
+    return " and ".join(
+        [f"{trials} of {of} trials"] * (trials > 0) + ["the answer"] * (len(missing) > trials)
+    )
 
 
 def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:

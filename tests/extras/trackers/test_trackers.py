@@ -2,17 +2,20 @@
 
 import pytest
 from omegaconf import OmegaConf
-from toys import compose
-from tracked import needs
+from toys import ask, compose
+from tracked import first_line, needs
 
 from studyloom.errors import ConfigError, FileError
 from studyloom.extras.trackers import MLflow, TensorBoard, WandB
+from studyloom.study.opening import create_study
 from studyloom.study.tracking import (
     Point,
     TrackedAnswer,
     TrackedStudy,
     TrackedTrial,
     build_trackers,
+    project,
+    track_study,
 )
 
 UUID = "ab" * 16
@@ -59,6 +62,35 @@ def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name
         assert len(client.search_model_versions("name = 'model'")) == 2
 
 
+def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
+    tmp_path, monkeypatch, caplog
+):
+    from mlflow import MlflowClient
+
+    question, url = ask(), f"sqlite:///{tmp_path}/study.db"
+    stored = create_study(url, "s", question.identity("toy"), 1, goals=question.goals)
+    (tmp_path / "winner.json").write_text("{}")
+    files = {"winner.json": tmp_path / "winner.json"}
+    answer = TrackedAnswer(track_study(stored, tmp_path), 0, {}, {}, files)
+    tracker = MLflow(f"sqlite:///{tmp_path}/mlflow.db", "e")
+
+    def log(client, run, path, log=MlflowClient.log_artifact):
+        assert line.wait(90)
+        log(client, run, path)
+
+    with first_line() as line:
+        monkeypatch.setattr(MlflowClient, "log_artifact", log)
+        project(stored, {"mlflow": tracker}, tmp_path, answer)
+    most = "waiting 300 s at most (track.mlflow.patience)"
+    told = [message for message in caplog.messages if message.startswith("track")]
+    assert told == [f"track.mlflow: {most}, since it may lack the answer"]
+    client = MlflowClient(tracker.uri)
+    (parent,) = client.search_runs(["1"], "tags.`studyloom.kind` = 'study'")
+    assert parent.info.status == "FINISHED"
+    assert [each.path for each in client.list_artifacts(parent.info.run_id)] == ["winner.json"]
+    stored.close()
+
+
 def test_a_foreign_database_of_mlflow_has_nothing_written_outside_the_run_directory(tmp_path):
     from mlflow import MlflowClient
 
@@ -88,12 +120,22 @@ class Half:
     def write_trial(self, trial): ...
 
 
+class Hasty(Half):
+    """It waits for nobody."""
+
+    def __init__(self, patience):
+        self.patience = patience
+
+    def write_answer(self, answer): ...
+
+
 def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     section = {
         "board": {"_target_": "studyloom.extras.trackers.TensorBoard", "dir": "x"},
         "a": 3,
         "half": {"_target_": f"{__name__}.Half"},
+        "hasty": {"_target_": f"{__name__}.Hasty", "patience": 0},
     }
     with pytest.raises(ConfigError) as caught:
         build_trackers(OmegaConf.create(section))
@@ -102,6 +144,7 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
         "pip install 'studyloom[tensorboard]'",
         "track.a must be a section with a _target_, not 3",
         "write_answer(answer); Half has not",
+        "track.hasty.patience must be a positive number of seconds, not 0",
     ):
         assert words in told
     with pytest.raises(ConfigError, match=r"track=\[tensorboard,mlflow\]"):

@@ -50,10 +50,14 @@ class MLflow:
         uri: of the tracking server or database.
         experiment: the name of the experiment, which is made if it is missing.
         register: the name under which the winner is registered as a model; None not to.
+        patience: seconds that a command waits for the server at its end.
     """
 
-    def __init__(self, uri: str, experiment: str, register: str | None = None) -> None:
+    def __init__(
+        self, uri: str, experiment: str, register: str | None = None, patience: float = 300.0
+    ) -> None:
         require("mlflow")
+        self.patience = patience
         self.uri, self.experiment, self.register = str(uri), str(experiment), register
         self._connected: tuple[MlflowClient, str] | None = None
 

@@ -23,12 +23,19 @@ class WandB:
         dir: the folder that gets a folder `wandb` with the runs.
         mode: offline, online or disabled.
         entity: a user or team; None for that of `wandb login`.
+        patience: seconds that a command waits for the service at its end.
     """
 
     def __init__(
-        self, dir: str, project: str, mode: str = "offline", entity: str | None = None
+        self,
+        dir: str,
+        project: str,
+        mode: str = "offline",
+        entity: str | None = None,
+        patience: float = 300.0,
     ) -> None:
         require("wandb")
+        self.patience = patience
         self.dir, self.project, self.mode, self.entity = Path(dir), str(project), str(mode), entity
 
     def write_trial(self, trial: TrackedTrial) -> None:
