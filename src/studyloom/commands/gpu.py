@@ -47,7 +47,7 @@ STAND_IN = (
 STUDY = (
     *("run", "mnist", "model._target_=studyloom.commands.gpu.Probe", "~model.hidden"),
     *("~model.activation", "~model.dropout", "~model.init", "~model.standardise", "space=lr"),
-    *("sampler=random", "pruner=none", "study.from=null", "study.trials=4", "train.epochs=2"),
+    *("sampler=random", "pruner=none", "study.from=null", "study.trials=2", "train.epochs=2"),
     *("data.validation=100", "train.samples_per_epoch=64", "train.batch_size=32"),
 )
 
@@ -199,9 +199,9 @@ def small(cards: Cards) -> tuple[Path, str]:
 
 def job_of(precision: str = "fp32", width: int = 32) -> Job:
     parts = functools.partial(Probe, width=width), torch.optim.Adam, lambda progress: 1.0
-    some, sizes = torch.arange(640), {"epochs": 2, "batch_size": 64, "seed": 0}
+    some, sizes = torch.arange(640), (2, 64, 0)  # epochs, examples of a batch, seed
     return Job(
-        *parts, nn.functional.cross_entropy, some[:512], some[512:], **sizes, precision=precision
+        *parts, nn.functional.cross_entropy, some[:512], some[512:], *sizes, precision=precision
     )
 
 
@@ -238,15 +238,11 @@ def measured_peak(work: Callable[[], object], device: torch.device) -> float:
 # The checks
 
 
-def two_workers_on_one_card(cards: Cards) -> str:
-    return cards.shared(1, "launcher.workers=2")
-
-
 def one_worker_on_each_of_two_cards(cards: Cards) -> str:
     return cards.shared(2, "launcher.workers=2")
 
 
-def launcher_per_gpu_2(cards: Cards) -> str:
+def two_workers_on_one_card_by_per_gpu(cards: Cards) -> str:
     return cards.shared(1, "launcher.per_gpu=2")
 
 
@@ -303,17 +299,17 @@ def kill_9_in_a_trial(cards: Cards) -> str:
         wait_for(lambda: notes_in(notes))
         os.kill(int(notes_in(notes)[0].stem), signal.SIGKILL)
 
-    one = ("launcher.workers=1", "study.trials=2", NO_WINNER)
+    one = ("launcher.workers=1", NO_WINNER)
     run_dir, _ = cards.study(*one, visible=cards.names[:1], count=2, meanwhile=kill)
     states = [row["state"] for row in trials_of(run_dir)]
     return must(states == ["complete"] * 2, f"went on; trials are {', '.join(states)}")
 
 
 CHECKS: tuple[Callable[[Cards], str], ...] = (
-    *(two_workers_on_one_card, one_worker_on_each_of_two_cards, launcher_per_gpu_2),
+    *(two_workers_on_one_card_by_per_gpu, one_worker_on_each_of_two_cards, two_ranks),
     *(cuda_visible_devices, out_of_memory_ends_its_trial_alone, replay_of_a_trial),
     *(predict_without_a_gpu, fp32_as_on_the_cpu, bf16_near_fp32, memory_as_predicted),
-    *(two_ranks, kill_9_in_a_trial),
+    kill_9_in_a_trial,
 )
 
 
@@ -330,7 +326,7 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
         )
     driver, rows = Path("/proc/driver/nvidia/version"), list[dict[str, Any]]()
     known = driver.read_text().partition("\n")[0] if driver.exists() else "driver unknown"
-    say = (lambda text: None) if quiet else functools.partial(print, flush=True)
+    say: Callable[[str], object] = str if quiet else functools.partial(print, flush=True)
     say(in_markdown(f"{versions().words}, CUDA {torch.version.cuda}, {known}") + "\n")
     say(in_markdown(devices().words) + "\n")
     say("| check | | seconds | what was seen |\n|---|---|---|---|")

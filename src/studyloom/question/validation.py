@@ -454,7 +454,8 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
                 # The retraining of the winner is on all examples.
                 everything = replace(jobs[0], train=torch.arange(len(split)))
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
-                if not probe and MEMORY in [c.name for c in (*question.goals, *question.limits)]:
+                limited = MEMORY in [limit.name for limit in question.limits]
+                if not probe and (limited or MEMORY in [goal.name for goal in question.goals]):
                     predict_memory(jobs[0], split)
                 continue
             except Exception as error:  # of a user's class: better now than in trial 17

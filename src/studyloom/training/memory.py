@@ -2,6 +2,7 @@
 
 import weakref
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from studyloom.training.trainer import adapt_to_data
 CPU = torch.device("cpu")
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that operations return, for as long as these live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -35,11 +36,11 @@ class Live(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key, size = id(storage), storage.nbytes()
             if key not in self._known:
-                self._known[key] = weakref.ref(storage, lambda _, k=key, s=size: self._drop(k, s))
+                self._known[key] = weakref.ref(storage, partial(self._drop, key, size))
                 self.now += size
         self.peak = max(self.peak, self.now)
 
-    def _drop(self, key: int, size: int) -> None:
+    def _drop(self, key: int, size: int, _: object) -> None:
         del self._known[key]
         self.now -= size
 
