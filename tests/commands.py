@@ -51,7 +51,7 @@ def environment(**extra: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("STUDYLOOM_", "HYDRA_"))
+        if not name.startswith(("STUDYLOOM_", "HYDRA_")) or name == "STUDYLOOM_PORTABLE"
     }
     return kept | {"COLUMNS": "80"} | extra
 

@@ -65,6 +65,8 @@ class Metric(Goal):
                 ValueError.
         """
         name = f"objective.metric={self.name}"
+        if outputs.device.type == "mps":  # it has no float64
+            outputs, targets = outputs.cpu(), targets.cpu()
         try:
             value = self.function(outputs, targets)
             number = float(value.item() if hasattr(value, "item") else value)

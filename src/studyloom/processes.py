@@ -1,4 +1,8 @@
-"""Hosts and processes: their ids, signs of life, signals and threads."""
+"""Hosts and processes: their ids, signs of life, signals and threads.
+
+What only Linux has is asked for here alone, and each has a plain way for other systems. Forks are
+in `launch/forks.py`, and only where this module says that Linux's ways are taken.
+"""
 
 import contextlib
 import ctypes
@@ -6,16 +10,27 @@ import functools
 import gc
 import hashlib
 import os
+import platform
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # In the environment of whatever a worker starts: a word of this worker alone.
 MARK = "STUDYLOOM_MARK"
 
+# Whether Linux's ways are taken; with STUDYLOOM_PORTABLE=1 Linux takes the plain ones too.
+LINUX = sys.platform == "linux" and not os.environ.get("STUDYLOOM_PORTABLE")
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
+LOOK = 0.2  # seconds between looks at whether a parent lives
 USUAL = gc.get_threshold()
 
 
@@ -28,18 +43,43 @@ def worker_id(pid: int) -> str:
 def host_id() -> str:
     """Returns this host's name and four hexadecimal digits, such as host-1a2b.
 
-    The digits come from the boot and the process namespace: several hosts may be called
-    `localhost`, and containers on one host may share its name while using the same process ids.
+    The digits come from the boot and the process namespace, or from when the first process began:
+    several hosts may be called `localhost`, and containers on one host may share its name while
+    using the same process ids.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    namespace = os.readlink("/proc/self/ns/pid")
-    digest = hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()
-    return f"{socket.gethostname()}-{digest[:4]}"
+    if LINUX:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        known = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    else:
+        import psutil  # here: `import studyloom` needs none
+
+        known = str(psutil.Process(1).create_time())
+    return f"{socket.gethostname()}-{hashlib.sha256(known.encode()).hexdigest()[:4]}"
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Returns the model of the CPU; outside Linux its kind, such as arm64."""
+    text = ""
+    if LINUX:
+        with contextlib.suppress(OSError):
+            text = Path("/proc/cpuinfo").read_text()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else platform.machine()
+
+
+def path_of(descriptor: int) -> str:
+    """Returns where other processes of this host open a file of this one; Linux alone has it."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def is_alive(pid: int) -> bool:
     """Whether a process of this host has not ended yet; one that nobody has waited for has."""
-    import psutil  # here: `import studyloom` needs none
+    import psutil
 
     try:
         ended: bool = psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -109,11 +149,58 @@ def prctl(option: int, value: int) -> bool:
 
 def adopt_orphans() -> bool:
     """Makes this process the parent of all orphans below it. Returns whether the system can."""
-    return prctl(PR_SET_CHILD_SUBREAPER, 1)
+    return LINUX and prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with(parent: int) -> None:
-    """Has the system kill this process when its parent, which has forked it, ends."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Has this process end with its parent: at once by Linux, or by a thread that looks."""
+    if LINUX:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     if os.getppid() != parent:  # it has ended already
         os._exit(1)
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os._exit(1)
+
+
+# Kills a process group once the parent has ended; ends when the group has.
+GUARD = """
+import os, sys, time
+parent, group = map(int, sys.argv[1:])
+while os.getppid() == parent:
+    os.killpg(group, 0)
+    time.sleep(0.2)
+os.killpg(group, 9)
+"""
+
+
+@contextlib.contextmanager
+def leading_group(words: Sequence[str], **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """Starts a program as the leader of a process group, which does not outlive this process.
+
+    Args:
+        options: of subprocess.Popen.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    if LINUX:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks while there are threads; the child does no more than prctl.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            end = functools.partial(end_with, os.getpid())
+            process = subprocess.Popen(words, start_new_session=True, preexec_fn=end, **options)
+        yield process
+        return
+    process = subprocess.Popen(words, start_new_session=True, **options)
+    guard = [sys.executable, "-IS", "-c", GUARD, str(os.getpid()), str(process.pid)]
+    with subprocess.Popen(guard, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as watching:
+        try:
+            yield process
+        finally:
+            watching.kill()

@@ -11,8 +11,9 @@ import torch
 
 from studyloom.data import Loaded, Split, Tokens, training_data
 from studyloom.data.training_data import VARIABLE, load_shared, share, shared_variables
+from studyloom.processes import LINUX
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux only")
+pytestmark = pytest.mark.skipif(not LINUX, reason="a way of Linux")
 COUNT = 400
 SPAWN = multiprocessing.get_context("spawn")
 

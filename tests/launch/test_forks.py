@@ -10,12 +10,13 @@ import time
 import pytest
 import torch
 from commands import FORKS
-from live_processes import gone, linux, until
+from live_processes import gone, until
 
 from studyloom.launch.forks import ForkServer, can_fork, watch
 from studyloom.launch.line import Listener
+from studyloom.processes import LINUX
 
-pytestmark = linux
+pytestmark = pytest.mark.skipif(not LINUX, reason="forks are a way of Linux")
 
 
 def run_apart(work, *arguments):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from studyloom.config.build import build
@@ -26,6 +25,7 @@ from studyloom.launch.local import Join
 from studyloom.launch.task import Command, Launcher, Task
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
+from studyloom.question.jobs import check_device, training_device
 from studyloom.question.question import (
     KEEPS_STATE,
     SECTIONS,
@@ -131,6 +131,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     kind = FunctionQuestion if cfg.objective["_target_"] is not None else Question
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
+    attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
     url = attempt(lambda: _storage_url(cfg))
     trackers = attempt(lambda: build_trackers(cfg.track))
     data = attempt(lambda: kind.gather(cfg))
@@ -147,8 +148,8 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     attempt.check()
     # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
     # read it.
-    if kind is Question and torch.cuda.is_available():
-        data = data.to(torch.device("cuda", ranks.rank))
+    if kind is Question and (device := training_device(ranks)).type != "cpu":
+        data = data.to(device)
     question = replace(question, ranks=ranks)
     return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts, trackers)
 

@@ -2,7 +2,8 @@
 
 A command keeps a large training part in a file without a name, and its workers map it: they have
 one copy. Nothing of it is left once the last process ends, however that happens. What a process
-writes to its tensors becomes that process's own.
+writes to its tensors becomes that process's own. Outside Linux no process can open such a file of
+another one: each worker loads its own copy.
 """
 
 import logging
@@ -18,6 +19,7 @@ import torch
 
 from studyloom.data.examples import Examples
 from studyloom.data.split import Folds, Split, Tokens
+from studyloom.processes import LINUX, path_of
 
 # Bytes from which on a part is shared. To load 64 MB again takes a worker 0.05 s.
 LARGE = 64 * 2**20
@@ -72,7 +74,7 @@ def share(split: Part, key: str) -> Part:
 
     One that is small, a file already, or has no room in the temporary folder stays as it was.
     """
-    if type(split) is not Split or split.mapped or split.device.type != "cpu":
+    if not LINUX or type(split) is not Split or split.mapped or split.device.type != "cpu":
         return split
     tensors = (split.inputs, split.targets, *split.references.values())
     if (size := sum(tensor.nbytes for tensor in tensors)) < LARGE:
@@ -81,7 +83,7 @@ def share(split: Part, key: str) -> Part:
         with tempfile.TemporaryFile(prefix="studyloom-") as file:
             torch.save(replace(split, mapped=True), file)
             file.flush()
-            shared = _open(_place(file.fileno()))
+            shared = _open(path_of(file.fileno()))
             descriptor = os.dup(file.fileno())
     except FAILURES as error:
         log.warning(
@@ -109,12 +111,8 @@ def load_shared(train: Callable[[], Part], key: str) -> Part:
 def shared_variables() -> dict[str, str]:
     """Returns the variables by which a worker of this process finds the part that it has shared."""
     for key, descriptor in _held.items():
-        return {VARIABLE: f"{key}:{_place(descriptor)}"}
+        return {VARIABLE: f"{key}:{path_of(descriptor)}"}
     return {}
-
-
-def _place(descriptor: int) -> str:
-    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def _open(place: str) -> Split:

@@ -27,7 +27,7 @@ import torch
 
 from studyloom.launch.line import GRACE, Line, Listener
 from studyloom.launch.supervisor import STOPS, WorkerExit
-from studyloom.processes import adopt_orphans, end_with
+from studyloom.processes import LINUX, adopt_orphans, end_with
 from studyloom.storage.database import import_lazy_modules
 from studyloom.storage.embedded_server import is_keeper
 from studyloom.study.stopping import Stop
@@ -37,7 +37,7 @@ FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
 def can_fork() -> bool:
     """Whether a fork of this process is safe, and orphans below it can be adopted."""
-    return sys.platform == "linux" and threading.active_count() == 1
+    return LINUX and threading.active_count() == 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Watch:
         """Yields the processes below one; the keeper of an embedded server may have other users."""
         with suppress(psutil.Error):  # it has ended
             for child in process.children():
-                if child not in self._before and not is_keeper(child.pid):
+                if child not in self._before and not is_keeper(child):
                     yield child
                     yield from self._below(child)
 

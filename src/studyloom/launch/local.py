@@ -20,7 +20,8 @@ from studyloom.launch.line import VARIABLE, Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
 from studyloom.pickled import descriptors
-from studyloom.processes import MARK, host_id, worker_id
+from studyloom.processes import MARK, cores, host_id, worker_id
+from studyloom.question.jobs import training_device
 from studyloom.study.stopping import Stop
 
 
@@ -118,7 +119,8 @@ class Local:
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
         if self.workers == "auto":
-            devices, per_device = (len(gpus()), self.per_gpu) if gpus() else (cores(), 1)
+            found = len(gpus()) or int(training_device().type == "mps")
+            devices, per_device = (found, self.per_gpu) if found else (cores(), 1)
             return min(max(1, devices // self.ranks) * per_device, slots)
         return min(int(self.workers), slots)
 
@@ -149,11 +151,6 @@ def gpus() -> list[str]:
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[:count] if visible else [str(n) for n in range(count)]
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass

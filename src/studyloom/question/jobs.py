@@ -8,6 +8,7 @@ ConfigError, with every mistake in it, if a section cannot be built.
 import contextlib
 import functools
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from time import perf_counter
@@ -40,6 +41,7 @@ from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.scaling import Scaling
 from studyloom.training.steps import apply_network
 
+DEVICE = "STUDYLOOM_DEVICE"  # in the environment: mps, the GPU of a Mac, which is used if named
 GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
 OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
@@ -305,13 +307,13 @@ def count_flops(model: nn.Module, example: Any) -> float:
 
 def measure_latency(model: nn.Module, example: Any) -> float:
     """Measures the milliseconds of one forward pass: the median of 30, on this worker's device."""
-    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    on_gpu = any(parameter.device.type != "cpu" for parameter in model.parameters())
 
     def call() -> float:
         began = perf_counter()
         apply_network(model, example)
         if on_gpu:
-            torch.cuda.synchronize()
+            torch.accelerator.synchronize()
         return perf_counter() - began
 
     for _ in range(WARM_UP):
@@ -532,6 +534,21 @@ def loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) ->
     )
 
 
-def loop_device(ranks: Ranks = ALONE) -> torch.device:
+def check_device(ranks: int) -> None:
+    """Raises ConfigError if the device that the environment names cannot be used."""
+    if not (named := os.environ.get(DEVICE)):
+        return
+    way_out = f"unset {DEVICE}, and a GPU of CUDA is used if there is one, or else the CPU"
+    if named != "mps":
+        raise ConfigError([f"{DEVICE} must be mps, or unset; got {named!r}; {way_out}"])
+    if not torch.backends.mps.is_available():
+        raise ConfigError([f"{DEVICE}=mps: PyTorch finds no GPU of a Mac here; {way_out}"])
+    if ranks > 1:
+        raise ConfigError([f"{DEVICE}=mps: a Mac has one GPU; set launcher.ranks=1; got {ranks}"])
+
+
+def training_device(ranks: Ranks = ALONE) -> torch.device:
     """Returns the GPU of this rank, the first if it is alone; or else the CPU."""
+    if os.environ.get(DEVICE):
+        return torch.device("mps")
     return torch.device("cuda", ranks.rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -50,7 +50,6 @@ from studyloom.question.jobs import (
     build_named,
     check_names,
     is_plain,
-    loop_device,
     loop_job,
     loop_jobs,
     loop_scaling,
@@ -58,6 +57,7 @@ from studyloom.question.jobs import (
     named_goals,
     named_params,
     split_metric,
+    training_device,
 )
 from studyloom.question.loop import WITH_CONFIG, WITH_TRIAL, Loop, LoopObjective, how_called
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
@@ -599,7 +599,7 @@ class FunctionQuestion(Question):
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
-        return loop_device()
+        return training_device()
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Returns nothing: what a loop costs it tells itself."""
@@ -618,10 +618,10 @@ class FunctionQuestion(Question):
             jobs = loop_jobs(self.config, data, derive(self.seed, number))
         else:
             jobs = [loop_job(data, fold, 0, seed)]
-        recipe, device = self._recipe(point, number, attempt, seed, fold), loop_device(self.ranks)
+        recipe = self._recipe(point, number, attempt, seed, fold)
         ours = (number, attempt, self.ranks, recipe, point.trial)
         loop = replace(self.loop(point), scaling=loop_scaling(self.at(point), data.known))
-        return LoopObjective(loop, jobs, device, *ours)
+        return LoopObjective(loop, jobs, training_device(self.ranks), *ours)
 
     def loop(self, point: Point) -> Loop:
         """Returns the loop that is called at a point."""
@@ -641,7 +641,7 @@ class FunctionQuestion(Question):
             NoWinner: it raises an exception, or returns something else.
         """
         loop, function = self.loop(point), build_named(self.config.objective.test)
-        place = Place(0, 1, TEST, 0, seed, loop_device())
+        place = Place(0, 1, TEST, 0, seed, training_device())
         run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
         try:
             with seeded(seed), own_world(), keys_explained():

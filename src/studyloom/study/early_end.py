@@ -88,7 +88,7 @@ def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
         environment = made.get("environment") or {}
         ranks = environment.get("ranks") or 1
         cores += hours * ranks * (environment.get("threads") or 1)
-        if made.get("device") == "cuda":
+        if made.get("device") in ("cuda", "mps"):
             gpus += hours * ranks
     return Hours(cores, gpus)
 

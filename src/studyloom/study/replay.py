@@ -29,7 +29,13 @@ from studyloom.data.datasets import places
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.jobs import build_function, build_jobs, loop_device, loop_jobs, named_goals
+from studyloom.question.jobs import (
+    build_function,
+    build_jobs,
+    loop_jobs,
+    named_goals,
+    training_device,
+)
 from studyloom.question.loop import Loop, LoopObjective
 from studyloom.question.objective import NetworkObjective, Objective, Step
 from studyloom.question.question import names_data
@@ -203,9 +209,11 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
             f"has {split.digest}; put the same files where data.root or STUDYLOOM_DATA points"
         )
     folds = split.folds(cfg.objective.folds, source.validation, derive(provenance.study_seed))
-    cuda = provenance.device == "cuda" and torch.cuda.is_available() and not is_loop(cfg)
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    backend = None if is_loop(cfg) else backends.get(provenance.device)
+    on_gpu = backend is not None and backend.is_available()
     data = TrainingData(source, split, folds)
-    return data.to(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+    return data.to(torch.device(provenance.device, 0) if on_gpu else torch.device("cpu"))
 
 
 @contextlib.contextmanager
@@ -267,7 +275,7 @@ def _make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData)
         limits = parse_limits(value_at(cfg, "objective.constraints"), None)
         calls = loop_jobs(cfg, data, provenance.seed)
         loop = Loop(build_function(cfg.objective), cfg, goals, limits)
-        return LoopObjective(loop, calls, loop_device())
+        return LoopObjective(loop, calls, training_device())
     assert data.split is not None
     jobs = build_jobs(cfg, data.folds, provenance.seed)
     threads_now = torch.get_num_threads()  # as many as the trial had

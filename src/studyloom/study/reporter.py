@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import platform
-import re
 import subprocess
 import threading
 import time
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from queue import Queue
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom._version import __version__
 from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
+from studyloom.processes import cpu_name
 from studyloom.question.objective import (
     NetworkObjective,
     Objective,
@@ -169,7 +168,7 @@ def current_environment(device: torch.device) -> dict[str, Any]:
         "numpy": np.__version__,
         "optuna": optuna.__version__,
         "studyloom": __version__,
-        "device": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "commit": commit(),
         **({"ranks": ranks} if ranks > 1 else {}),
@@ -179,13 +178,7 @@ def current_environment(device: torch.device) -> dict[str, Any]:
 @functools.cache
 def processor() -> str:
     """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
-    try:
-        cpu_info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        cpu_info = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE)
-    name = match[1] if match else platform.machine()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @functools.cache

@@ -24,13 +24,13 @@ from studyloom.data.examples import Examples, Items, move
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import DataError, LoaderDied
-from studyloom.processes import end_with, signals_deferred
+from studyloom.processes import LINUX, end_with, signals_deferred
 from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE, Ranks
 
 # On a CPU a convolution's outputs should stay in the cache: 2 000 images a call take up to twice as
 # long as 256.
-EVALUATION_BATCH = {"cpu": 256, "cuda": 4096}
+EVALUATION_BATCH = {"cpu": 256, "cuda": 4096, "mps": 4096}
 
 # Whether to train on the batch, its seed, and the indices of its examples.
 Request = tuple[bool, int, list[int]]
@@ -225,7 +225,7 @@ class Loader:
                 signal.signal(signal.SIGCHLD, before)
 
     def _make_loader(self) -> DataLoader[Any]:
-        loading, forks = self._loading, sys.platform == "linux"
+        loading = self._loading
         return DataLoader(
             Requested(self._views),
             sampler=self._requests,
@@ -234,8 +234,8 @@ class Loader:
             collate_fn=_unchanged,
             pin_memory=loading.pin_memory and self._device.type == "cuda",
             persistent_workers=True,
-            worker_init_fn=functools.partial(_begin, os.getpid() if forks else None),
-            multiprocessing_context="fork" if forks else None,
+            worker_init_fn=functools.partial(_begin, os.getpid()),
+            multiprocessing_context="fork" if LINUX else "spawn",
             generator=torch.Generator(),  # else it would draw from the job's
         )
 
@@ -271,14 +271,13 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _begin(parent: int | None, _: int) -> None:
+def _begin(parent: int, _: int) -> None:
     """Prepares a process that loads: it ends with its parent, which alone handles signals."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.excepthook = _report_error
-    if parent is not None:
-        end_with(parent)
+    end_with(parent)
 
 
 def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:

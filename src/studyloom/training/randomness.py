@@ -20,6 +20,7 @@ def random_state() -> dict[str, Any]:
         "numpy": (kind, words, *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -33,6 +34,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     for device, of_device in enumerate(state["cuda"]):
         if device < torch.cuda.device_count():
             torch.cuda.set_rng_state(of_device, device)
+    for of_device in state.get("mps", []) if torch.backends.mps.is_available() else []:
+        torch.mps.set_rng_state(of_device)
 
 
 @contextmanager

@@ -96,6 +96,8 @@ class JobRun:
         self.generators = [torch.default_generator]
         if self.device.type == "cuda":
             self.generators.append(torch.cuda.default_generators[self.device.index])
+        elif self.device.type == "mps":
+            self.generators.append(torch.mps._get_default_mps_generator())
         self.random = [
             torch.Generator(g.device).manual_seed(job.seed).get_state() for g in self.generators
         ]

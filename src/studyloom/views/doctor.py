@@ -161,6 +161,8 @@ def writable(folder: Path) -> Finding:
 def devices() -> Finding:
     """Lists the GPUs and their free memory."""
     if not gpus():
+        if torch.backends.mps.is_available():
+            return Finding(OK, "a Mac's: workers train on it with STUDYLOOM_DEVICE=mps")
         return Finding(OK, "none: workers train on the CPU")
     names = []
     for index in range(torch.cuda.device_count()):

@@ -1,7 +1,6 @@
 """A command as it is, as the objective of a study: what it prints is read line by line."""
 
 import contextlib
-import functools
 import os
 import re
 import shlex
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from studyloom.config.values import flatten, value_at
 from studyloom.errors import CommandFailed
 from studyloom.launch.supervisor import WorkerExit
-from studyloom.processes import end_with
+from studyloom.processes import leading_group
 from studyloom.question.sources import CODE, digest_of_source
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
@@ -327,7 +325,7 @@ def started(
     """Runs a command in a process group of its own; at the end of the body nothing of it is left.
 
     All processes below it, and those of its group, are asked to end, and are killed if they do not
-    in time. If this process is killed, the system kills the command.
+    in time. If this process is killed, so is the command.
 
     Args:
         words: the program and its arguments, which no shell reads.
@@ -341,34 +339,29 @@ def started(
     Raises:
         OSError: it cannot be started.
     """
-    with output.open("ab") as file, warnings.catch_warnings():
-        # Python 3.12 warns of forks while there are threads; the child does no more than prctl.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with output.open("ab") as file:
         start = file.tell()
-        process = subprocess.Popen(
-            words,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=functools.partial(end_with, os.getpid()),
-        )
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        with leading_group(words, env=environment, **pipes) as process:
+            try:
+                yield process, _read_lines(output, start, lambda: process.poll() is not None)
+            finally:
+                _end(process)
+
+
+def _end(leader: subprocess.Popen[bytes]) -> None:
+    below: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        command = psutil.Process(leader.pid)
+        below = [*command.children(recursive=True), command]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
     try:
-        yield process, _read_lines(output, start, lambda: process.poll() is not None)
+        psutil.wait_procs(below, timeout=GRACE)
     finally:
-        below: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            command = psutil.Process(process.pid)
-            below = [*command.children(recursive=True), command]
+        for each in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            psutil.wait_procs(below, timeout=GRACE)
-        finally:
-            for each in below:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
