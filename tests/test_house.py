@@ -193,6 +193,13 @@ def test_a_package_from_outside_comes_in_by_its_own_door():
         assert entered == [], package
 
 
+def test_what_only_linux_has_is_in_one_module_and_forks_are_in_another():
+    linux = re.compile(r"/proc/|/dev/|prctl|memfd|fcntl|flock|sched_|O_TMPFILE|pidfd|import ctypes")
+    texts = {module: path.read_text() for module, path in FILES.items()}
+    assert [module for module, text in texts.items() if linux.search(text)] == ["processes"]
+    assert [module for module, text in texts.items() if "os.fork(" in text] == ["launch.forks"]
+
+
 def test_what_configs_name_is_imported_by_nobody():
     for named in NAMED_BY_CONFIGS:
         assert [module for module, imported in OWN.items() if named in imported] == []

@@ -5,14 +5,17 @@ import signal
 import subprocess
 
 import pytest
-from commands import BARE, QUICK, ROOT, start, study
-from live_processes import linux, processes_of, until
+import torch
+from commands import BARE, QUICK, ROOT, start, study, study_here
+from live_processes import command_of, linux, processes_of, until
 from optuna.trial import TrialState
 
+from studyloom.errors import ConfigError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
+from studyloom.question.jobs import check_device, training_device
 from studyloom.study.opening import open_study
 
 # Trials of four epochs, whose workers can be met in the second.
@@ -28,12 +31,13 @@ def pids(worker_ids):
     return [int(worker_id.rpartition(":")[2]) for worker_id in worker_ids]
 
 
-def at_work(run_dir):
+def at_work(run_dir, **extra):
     """Starts a command with two workers, which wait in the midst of a trial for a gate file.
 
     Returns the process, and the ids of the workers in the ledger.
     """
-    process = start(*TWO, f"run_dir={run_dir}", STUDYLOOM_TEST_GATE=str(run_dir / "gate"), **HERE)
+    extra |= {"STUDYLOOM_TEST_GATE": str(run_dir / "gate"), **HERE}
+    process = start(*TWO, f"run_dir={run_dir}", **extra)
 
     def working():
         assert process.poll() is None, process.communicate()
@@ -91,6 +95,34 @@ def test_a_second_stop_ends_at_once(tmp_path):
     assert process.returncode == 130
     until(lambda: processes_of(tmp_path) == [], 10)
     assert stored_study(tmp_path).ledger.counts()["held"] == 0
+
+
+# Without forks, as on other systems than Linux
+
+
+@pytest.mark.chaos
+@linux
+def test_workers_that_are_no_forks_do_not_outlive_a_launcher_that_is_killed(tmp_path):
+    process, worker_ids = at_work(tmp_path, STUDYLOOM_PORTABLE="1")
+    assert all(b"launcher=join" in command_of(pid) for pid in pids(worker_ids))
+    process.kill()
+    process.communicate()
+    until(lambda: processes_of(tmp_path) == [], 10)
+    finish(tmp_path)
+    assert_complete(tmp_path)
+
+
+@pytest.mark.chaos
+def test_a_study_comes_to_the_same_values_without_forks_bit_for_bit(tmp_path):
+    found = []
+    for portable in ("", "1"):
+        run_dir = tmp_path / f"run{portable}"
+        process = start(*TWO, f"run_dir={run_dir}", STUDYLOOM_PORTABLE=portable, **HERE)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        trials = stored_study(run_dir).trials()
+        found.append([(trial.params, trial.intermediate_values, trial.value) for trial in trials])
+    assert found[0] == found[1]
 
 
 # Trials that end their workers
@@ -226,6 +258,25 @@ def test_workers_get_only_the_devices_that_this_process_sees(monkeypatch):
     assert gpus() == ["3", "5"]
     monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
     assert gpus() == []
+
+
+def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkeypatch, tmp_path):
+    machine()
+    monkeypatch.setenv("STUDYLOOM_DEVICE", "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    done = study_here(*QUICK, f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "STUDYLOOM_DEVICE=mps: PyTorch finds no GPU of a Mac here; unset it" in done.stderr
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    check_device(ranks=1)
+    assert training_device() == torch.device("mps")
+    assert Local(per_gpu=2).count(9) == 2
+    with pytest.raises(ConfigError, match=r"one GPU; set launcher\.ranks=1; got 2"):
+        check_device(ranks=2)
+    monkeypatch.setenv("STUDYLOOM_DEVICE", "tpu")
+    with pytest.raises(ConfigError, match="must be mps, or unset; got 'tpu'; unset it"):
+        check_device(ranks=1)
 
 
 def test_numbers_that_are_none_are_refused_by_name(machine):

@@ -538,7 +538,7 @@ def check_device(ranks: int) -> None:
     """Raises ConfigError if the device that the environment names cannot be used."""
     if not (named := os.environ.get(DEVICE)):
         return
-    way_out = f"unset {DEVICE}, and a GPU of CUDA is used if there is one, or else the CPU"
+    way_out = "unset it to train on a GPU of CUDA, or else on the CPU"
     if named != "mps":
         raise ConfigError([f"{DEVICE} must be mps, or unset; got {named!r}; {way_out}"])
     if not torch.backends.mps.is_available():
