@@ -267,7 +267,7 @@ def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkey
     done = study_here(*QUICK, f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 2
     assert "STUDYLOOM_DEVICE=mps: PyTorch finds no GPU of a Mac here; unset it" in done.stderr
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "study.db").exists()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     check_device(ranks=1)
     assert training_device() == torch.device("mps")
