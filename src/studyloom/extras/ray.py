@@ -17,10 +17,10 @@ from typing import Any
 from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
-from studyloom.launch.local import check_count, cores, gpus
+from studyloom.launch.local import check_count, gpus
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Task
-from studyloom.processes import host_id
+from studyloom.processes import cores, host_id
 from studyloom.study.stopping import Stop
 
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor

@@ -17,7 +17,8 @@ import torch
 from studyloom._version import __version__
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
-from studyloom.launch.local import Local, cores, gpus
+from studyloom.launch.local import Local, gpus
+from studyloom.processes import cores
 from studyloom.storage.database import is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger, compare
 from studyloom.storage.urls import parse_url, without_password
