@@ -176,6 +176,15 @@ def test_weights_are_read_as_they_were_saved_and_nothing_else_is(tmp_path):
         load_weights(path)
 
 
+def test_a_pytorch_that_prepared_weights_can_trick_reads_ones_own_alone(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pt"
+    save_weights(path, {"0.weight": torch.zeros(3)})
+    monkeypatch.setattr(module, "SAFE", False)
+    assert load_weights(path)
+    with pytest.raises(ValueError, match=r"weights\.pt: .* pip install 'torch>=2\.10'"):
+        load_weights(path, foreign=True)
+
+
 # The system calls of a save that can fail: the name, and which call of that name.
 CALLS = [("open", 0), ("fsync", 0), ("link", 0), ("replace", 0), ("replace", 1), ("fsync", 1)]
 

@@ -184,7 +184,7 @@ def test_a_scheduler_of_pytorch_steps_as_its_documentation_says(name):
 def test_a_plateau_steps_on_the_metric_in_its_direction(metric, mode):
     kind, sign = lr_scheduler.ReduceLROnPlateau, 1 if mode == "max" else -1
     schedule = TorchSchedule(kind, {"patience": 0, "threshold": 0.0, "factor": 0.5})
-    training = Training([toy_job(schedule=schedule, epochs=8, metric=METRICS[metric])], SPLIT)
+    training = Training([toy_job(schedule=schedule, epochs=20, metric=METRICS[metric])], SPLIT)
     (run,) = training._runs
     best, expected = -math.inf, 0.01
     for (epoch,) in training:

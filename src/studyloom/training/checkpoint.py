@@ -19,6 +19,8 @@ from torch import Tensor
 from studyloom.files import is_abandoned, sync_folder, temporary_name, write_with
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+# In earlier ones `weights_only` can be tricked into executing code, CVE-2026-24747.
+SAFE = torch.__version__ >= "2.10"
 log = logging.getLogger(__name__)
 
 
@@ -177,13 +179,21 @@ def pack_weights(weights: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def load_weights(path: Path) -> dict[str, Any]:
+def load_weights(path: Path, *, foreign: bool = False) -> dict[str, Any]:
     """Reads a file of `save_weights`, to the CPU; nothing in the file is executed.
+
+    Args:
+        foreign: whether it may be another person's.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds something else; the message names it.
+        ValueError: it holds something else, or may do harm; the message names it.
     """
+    if foreign and not SAFE:
+        raise ValueError(
+            f"{path}: no command of yours has run in this folder, and PyTorch {torch.__version__} "
+            "may execute what its weights hold (CVE-2026-24747): pip install 'torch>=2.10'"
+        )
     try:
         with open(path, "rb") as file:
             weights = _unpack(file)

@@ -237,7 +237,7 @@ def load_committee(
     facts = answer.data
     networks = [build_network(section, facts.shape, facts.outputs) for section in sections]
     try:
-        states = load_weights(path)
+        states = load_weights(path, foreign=trusted is not None)
         for position, network in enumerate(networks):
             network.load_state_dict(states[str(position)])
     except (ValueError, LookupError, RuntimeError) as error:

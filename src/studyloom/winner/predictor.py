@@ -655,8 +655,9 @@ def _read_winner(
             del objective["_target_"]  # the loop itself, which nobody calls here
         objective.pop("network", None)  # is checked when it is called
     check_targets(checked, trusted)
+    read = functools.partial(load_weights, foreign=trusted is not None)
     try:
-        kept = load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}
+        kept = read(run_dir / "winner.pt") if "winner.pt" in names else {}
     except ValueError as error:
         raise PredictError(str(error)) from None
     return config, kept, is_loop
