@@ -72,6 +72,13 @@ def cpu_name() -> str:
     return match[1] if match else platform.machine()
 
 
+def driver_of_nvidia() -> str:
+    """Returns what NVIDIA's driver says of itself, in a line."""
+    file = Path("/proc/driver/nvidia/version")
+    known = file.read_text() if LINUX and file.exists() else "driver unknown"
+    return known.partition("\n")[0]
+
+
 def path_of(descriptor: int) -> str:
     """Returns where other processes of this host open a file of this one; Linux alone has it."""
     return f"/proc/{os.getpid()}/fd/{descriptor}"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from studyloom.data.split import Split
 from studyloom.errors import ConfigError
 from studyloom.launch.local import gpus
+from studyloom.processes import driver_of_nvidia
 from studyloom.study.opening import open_study
 from studyloom.study.rows import trial_rows
 from studyloom.text import in_markdown, shorten
@@ -324,10 +325,9 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
             f"torch {torch.__version__} can use no GPU here; is it built for yours, and what does "
             "CUDA_VISIBLE_DEVICES hide?"
         )
-    driver, rows = Path("/proc/driver/nvidia/version"), list[dict[str, Any]]()
-    known = driver.read_text().partition("\n")[0] if driver.exists() else "driver unknown"
+    rows = list[dict[str, Any]]()
     say: Callable[[str], object] = str if quiet else functools.partial(print, flush=True)
-    say(in_markdown(f"{versions().words}, CUDA {torch.version.cuda}, {known}") + "\n")
+    say(in_markdown(f"{versions().words}, CUDA {torch.version.cuda}, {driver_of_nvidia()}") + "\n")
     say(in_markdown(devices().words) + "\n")
     say("| check | | seconds | what was seen |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="studyloom-gpu-") as folder:
