@@ -117,7 +117,7 @@ def scale_up(seeds: int) -> None:
     small, target = (json.dumps(sizes).replace(" ", "") for sizes in (SMALL, TARGET))
     ways = {
         "40 trials, small": (40, f"scale={{model.hidden:[{small},{target}]}}"),
-        "40 trials, small, no rule": (40, f"scale={{model.hidden:[{small},{target}],rule:none}}"),
+        "40 trials, small, by mup": (40, f"scale={{model.hidden:[{small},{target}],rule:mup}}"),
         "40 trials at the target": (40, f"model.hidden={target}"),
         "5 trials at the target": (5, f"model.hidden={target}"),
     }

@@ -26,7 +26,7 @@ def test_the_search_has_the_first_size_and_is_the_study_of_that_size():
     plain = asked("model.hidden=[8]")
     assert scaled.config.model == plain.config.model
     assert scaled.identity("") == plain.identity(""), "the size of the winner is no part of it"
-    assert str(scaled.scale) == "model.hidden [8] to [32] by rule mup"
+    assert str(scaled.scale) == "model.hidden [8] to [32] by rule none"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_epochs_and_examples_are_sizes_without_a_rule():
 
 
 def test_a_network_follows_the_rule_at_every_size_but_that_of_the_search():
-    question, folds = asked("scale={model.hidden:[[8],[32]]}"), toy_folds(toy_split())
+    question, folds = asked("scale={model.hidden:[[8],[32]],rule:mup}"), toy_folds(toy_split())
     (small,) = build_jobs(question.config, folds, seed=0)
     (large,) = build_jobs(with_values(question.config, {"model.hidden": [32]}), folds, seed=0)
     assert small.scaling is None
@@ -74,8 +74,8 @@ def test_a_network_follows_the_rule_at_every_size_but_that_of_the_search():
     ("overrides", "mistake"),
     [
         (("model=transformer", "scale={model.width:[8,20]}"), "multiple"),
-        (("model=transformer", "scale={model.layers:[1,2]}"), "scale.rule=none"),
-        (("model=transformer", "scale={model.width:[8,16]}"), "head"),
+        (("model=transformer", "scale={model.layers:[1,2],rule:mup}"), "scale.rule=none"),
+        (("model=transformer", "scale={model.width:[8,16],rule:mup}"), "head"),
         (("winner.enabled=false", "scale={model.hidden:[[8],[32]]}"), "winner.enabled is false"),
         (
             ("objective.metric=[accuracy,parameters]", "scale={model.hidden:[[8],[32]]}"),

@@ -43,7 +43,7 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
         "budget left: 2 trials\nETA 22 s, at ",
         "baseline  accuracy 0.8000  trial 0",
         "best      accuracy 0.9000  trial 1",
-        "host:4      4      2  0.2000   0 s  1 min 0 s",
+        "host:4      4      2  0.2000  0 s  expires in 1 min 0 s",
         "host:9",
         "diverged  1 × such as: train loss is nan at epoch 1 of 2",
     ):

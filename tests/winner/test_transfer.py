@@ -19,7 +19,10 @@ from studyloom.winner.wording import transfer_sentence
 
 SCALED = (
     *(*TINY[1:-1], "space=none", "sampler=random", "pruner=none"),
-    *("+space.optimizer.lr={float:[1e-3,1e-1],log:true}", "scale={model.hidden:[[8],[32]]}"),
+    *(
+        "+space.optimizer.lr={float:[1e-3,1e-1],log:true}",
+        "scale={model.hidden:[[8],[32]],rule:mup}",
+    ),
 )
 TRIALS = 5
 
