@@ -20,8 +20,8 @@ PRINTED = {
     "example": [r"^  ratio [\d.]+; best, mean: plain 0\.\d+, ours 0\.\d+$"],
     "tutorial": [r"^  ratio [\d.]+; accuracy, mean: plain 0\.\d+, ours 0\.\d+$"],
     "answer": [
-        r"^  seed 0: (plain|ours) +[\d.]+ s, \d+ epochs, tested 0",
-        r"^    ratio 1\.00; epochs",
+        r"^  seed 0: (plain|ours) +[\d.]+ s, +[\d.]+ s of processor time, \d+ epochs, tested 0",
+        r"^    ratio 1\.00; ours has 1\.00 of the processor time; epochs",
     ],
     "overhead": [r"^(SQLite|PostgreSQL), 20 finished trials", r"^  (ours|plain) +[\d.]+ ms"],
     "cluster": [r"^2 workers, sampler=(random|tpe), 2 trials", r" 0 duplicates, 1 to 1 trials"],

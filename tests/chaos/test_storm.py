@@ -33,7 +33,9 @@ ENDS = {0, 1, 2, 129, 130, 143, -signal.SIGABRT, *(-number for number in SIGNALS
 KILLED_AS_THEY_CAME = (
     "workers die before they claim a trial",
     "error: the process of this command ended with signal",  # which its parent says
-    "Could not import runpy module",  # Python's, of a Ctrl-C before any line of ours
+    # Python's, of a Ctrl-C before any line of ours.
+    "Could not import runpy module",
+    "Failed to import the site module",
 )
 # What Python writes of a KeyboardInterrupt that ends a process, or comes while it ends; a line of
 # source may be empty.
