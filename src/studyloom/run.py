@@ -4,7 +4,6 @@ Nothing that takes long is imported before it is called: so a module says that i
 is wrong with its command line, before torch is there.
 """
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,13 +49,12 @@ def run(
         KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
     """
     from studyloom.config.trust import active
-    from studyloom.processes import signals_deferred
+    from studyloom.processes import importing
 
     if active() is not None and not isinstance(source, str | Path):
-        with signals_deferred():  # a Ctrl-C in the midst comes out of the libraries as any error
+        with importing():
             from studyloom.commands.run_study import run_study
 
-        gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
         run_study(source)
     from studyloom.api import run_from_python
 

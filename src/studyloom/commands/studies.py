@@ -100,9 +100,9 @@ def run(arguments: argparse.Namespace) -> None:
     sys.argv[1:] = arguments.overrides
 
     def task(cfg: "DictConfig") -> None:
-        from studyloom.processes import signals_deferred
+        from studyloom.processes import importing
 
-        with signals_deferred():  # torch takes seconds, and `starting` is printed before
+        with importing():  # it takes seconds, and `starting` is printed before
             from studyloom.commands.run_study import run_study
             from studyloom.launch.task import Command
 
