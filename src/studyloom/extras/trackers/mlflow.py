@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 import yaml  # type: ignore[import-untyped]
 
 from studyloom.errors import FileError
-from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial, require
+from studyloom.study.tracking import PATIENCE, TrackedAnswer, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line, shorten
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class MLflow:
     """
 
     def __init__(
-        self, uri: str, experiment: str, register: str | None = None, patience: float = 300.0
+        self, uri: str, experiment: str, register: str | None = None, patience: float = PATIENCE
     ) -> None:
         require("mlflow")
         self.patience = patience

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial, require
+from studyloom.study.tracking import PATIENCE, TrackedAnswer, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line
 
 EPOCH = "epoch"
@@ -32,7 +32,7 @@ class WandB:
         project: str,
         mode: str = "offline",
         entity: str | None = None,
-        patience: float = 300.0,
+        patience: float = PATIENCE,
     ) -> None:
         require("wandb")
         self.patience = patience
