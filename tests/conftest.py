@@ -61,12 +61,21 @@ def foreign_weights_are_read(monkeypatch):
         monkeypatch.setattr(module, "SAFE", True)
 
 
-@pytest.fixture
-def tmp_path(tmp_path):
-    """A folder with nothing beside it: a study begins with points of studies beside its own."""
-    alone = tmp_path / "it"
-    alone.mkdir()
-    return alone
+@pytest.fixture(scope="session")
+def tmp_path_factory(tmp_path_factory):
+    """Makes folders with nothing beside them, also those of `tmp_path`.
+
+    A study begins with points of studies beside its own.
+    """
+    make = tmp_path_factory.mktemp
+
+    def mktemp(*arguments, **options):
+        alone = make(*arguments, **options) / "it"
+        alone.mkdir()
+        return alone
+
+    tmp_path_factory.mktemp = mktemp
+    return tmp_path_factory
 
 
 @pytest.fixture(autouse=True)

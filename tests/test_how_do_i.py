@@ -56,7 +56,7 @@ def test_my_own_metric_overnight_later_workers_csv_export_and_the_end(tmp_path):
     metric = [part for part in code_for("use a metric of my own") if part.startswith("objective")]
     overrides = [*QUICK[1:], *metric, "winner.top=1", "winner.seeds=1"]
     few = " ".join(f"'{override}'" for override in overrides)
-    (line,) = (part for part in code_for("run overnight"))
+    (line,) = code_for("run overnight")
     shell = line.replace("mnist", f"mnist study.trials=2 {few}").removesuffix("&")
     subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=env, check=True)
     assert "winner f2 0.25" in (tmp_path / "log.txt").read_text()

@@ -26,7 +26,6 @@ EPOCHS = 12
 STUDY = (
     *(*QUICK, "model._target_=gate.Net", f"train.epochs={EPOCHS}"),
     *(f"study.trials={TRIALS}", "launcher.workers=2", "study.lease=5"),
-    "study.from=null",  # the folders of other tests are beside that of the undisturbed run
 )
 # What no output and no log may hold: bugs of ours, and errors that only a library's words explain.
 NEVER = re.compile(

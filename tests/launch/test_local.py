@@ -116,7 +116,7 @@ def test_workers_that_are_no_forks_do_not_outlive_a_launcher_that_is_killed(tmp_
 def test_a_study_comes_to_the_same_values_without_forks_bit_for_bit(tmp_path):
     found = []
     for portable in ("", "1"):
-        run_dir = tmp_path / f"run{portable}"
+        run_dir = tmp_path / f"portable{portable}" / "run"  # nothing that it begins with is beside
         process = start(*TWO, f"run_dir={run_dir}", STUDYLOOM_PORTABLE=portable, **HERE)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
