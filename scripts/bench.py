@@ -17,7 +17,8 @@
     python scripts/bench.py search           # methods of search, replayed on curves; 10 minutes
     python scripts/bench.py pareto           # two objectives with promotion, replayed; 5 minutes
     python scripts/bench.py record           # makes those curves; an hour
-    python scripts/bench.py scale_up         # a small search for a large network; 20 minutes
+    python scripts/bench.py scale_up         # the best learning rate at three widths; 17 minutes
+    python scripts/bench.py transfer         # a small search for a large network; 15 minutes
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
@@ -50,9 +51,10 @@ from search.recording import record
 from search.tables import FAMILIES
 from starting import measure_start
 from training.against_plain import answer, example, tutorial
+from training.learning_rates import scale_up
 from training.loading import loader
 from training.memory import memory
-from training.widths import scale_up
+from training.transfer import transfer
 
 
 def machine() -> str:
@@ -109,7 +111,8 @@ BENCHES = {
         lambda a: measure(a.only, a.on, a.methods, a.repeats or 10, a.workers, a.training_epochs),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
-    "scale_up": Bench(lambda a: scale_up(a.repeats or 3)),
+    "scale_up": Bench(lambda a: scale_up(a.repeats or 5, a.picture)),
+    "transfer": Bench(lambda a: transfer(a.repeats or 3, a.trials or 40), {"trials": 2}),
     "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
 }
 
@@ -144,6 +147,7 @@ def main() -> None:
         help="workers of cluster; finished trials of overhead and growth, and for growth those of "
         "one worker; sleepers of scale; pictures of loader; bytes of memory",
     )
+    parser.add_argument("--picture", type=Path, help="a PNG that scale_up draws, by Chromium")
     parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import math
 import random
-import shutil
 import sys
 import tempfile
 import threading
@@ -23,9 +22,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from browsers import start_chromium
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
+from playwright.sync_api import Browser, CDPSession, Page
 
 from studyloom.storage import attributes
 from studyloom.storage.ledger import compare
@@ -69,14 +69,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000, help="of the study (default: 1000)")
     parser.add_argument("--shots", type=Path, help="a folder for pictures")
     arguments = parser.parse_args()
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium = next((path for name in names if (path := shutil.which(name))), None)
-    if chromium is None:
-        sys.exit("pages.py needs Chromium: apt-get install chromium")
-    with tempfile.TemporaryDirectory(prefix="studyloom-pages-") as name, sync_playwright() as play:
+    with (
+        tempfile.TemporaryDirectory(prefix="studyloom-pages-") as name,
+        start_chromium() as browser,
+    ):
         folder = Path(name)
         stored = make_study(folder, arguments.trials - UPDATES)
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         with served(stored, folder) as address:
             told = measure(browser, stored, address)
             if arguments.shots is not None:
@@ -85,7 +83,6 @@ def main() -> None:
         size = 0.25 if arguments.trials <= 40 else 3.0
         told.append(("report.html", report.stat().st_size / 1e6, size, "MB"))
         told += look(browser, report.as_uri(), arguments.shots)
-        browser.close()
     late = False
     for what, value, limit, unit in told:
         late |= value > limit

@@ -13,15 +13,15 @@ import argparse
 import html
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
+from browsers import start_chromium
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from studyloom.study.opening import open_study
 from studyloom.views.dashboard import application, bind
@@ -73,17 +73,13 @@ def main() -> int:
         parser.error(f"must be nothing, or gallery RUNS; got {' '.join(asked.gallery)}")
     folder = TRACKED if asked.write else Path(tempfile.mkdtemp(prefix="studyloom-screenshots-"))
     text = "" if asked.gallery else run_study()
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium = next(path for name in names if (path := shutil.which(name)))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with start_chromium() as browser:
         if asked.gallery:
             missing = shoot_gallery(browser, Path(asked.gallery[1]), folder / "gallery")
         else:
             missing = []
             shoot_terminal(browser, text, folder / "terminal.png")
             shoot_page(browser, folder / "report.png")
-        browser.close()
     for line in missing:
         print(line, file=sys.stderr)
     return 1 if missing else 0

@@ -1,0 +1,54 @@
+"""A search of a small network for a large one, beside searches of the large one."""
+
+import json
+import tempfile
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from search.statistics import interval
+
+from .commands import ROOT, run
+
+SEARCH = (
+    *("data=mnist", "model=mlp", "space=lr", "optimizer=adam", "study.from=null"),
+    *("train.epochs=4", "train.samples_per_epoch=5000", "winner.seeds=1"),
+)
+SMALL, TARGET = [32, 32], [256, 256]
+
+
+def tested(run_dir: Path, seed: int, trials: int, *overrides: str) -> tuple[float, float | None]:
+    """Returns the test accuracy of a search's winner, and the share of operations that it took."""
+    given = (*SEARCH, *overrides, f"study.seed={seed}", f"study.trials={trials}")
+    run("-m", "studies.mnist", f"run_dir={run_dir}", *given, cwd=ROOT)
+    answer = json.loads((run_dir / "winner.json").read_text())
+    transfer = answer.get("transfer") or {}
+    return answer["test"]["winner"]["mean"], transfer.get("share")
+
+
+def transfer(seeds: int, trials: int) -> None:
+    """Tests the winners of a small search, and of one at the target with all trials or fewer."""
+    small, target = (json.dumps(sizes).replace(" ", "") for sizes in (SMALL, TARGET))
+    ways = {
+        "small": (trials, f"scale={{model.hidden:[{small},{target}]}}"),
+        "small, by mup": (trials, f"scale={{model.hidden:[{small},{target}],rule:mup}}"),
+        "at the target": (trials, f"model.hidden={target}"),
+        "at the target, a third": (-(-trials // 3), f"model.hidden={target}"),
+        "at the target, a fifth": (-(-trials // 5), f"model.hidden={target}"),
+    }
+    found: dict[str, list[tuple[float, float | None]]] = {way: [] for way in ways}
+    for seed in range(seeds):
+        for way, (number, asked) in ways.items():
+            with tempfile.TemporaryDirectory() as folder:
+                found[way].append(tested(Path(folder, "run"), seed, number, asked))
+            print(f"  seed {seed}: {way:26} tested {found[way][-1][0]:.4f}", flush=True)
+    ours = found["small"]
+    for way, all_of in found.items():
+        gains = np.array([[a - b for (a, _), (b, _) in zip(ours, all_of, strict=True)]])
+        low, high = interval(gains)
+        shares = [share for _, share in all_of if share is not None]
+        cost = f"; {fmean(shares):.0%} of the operations" if shares else ""
+        print(
+            f"  {way:26} tested {fmean(value for value, _ in all_of):.4f}; ours less this "
+            f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}]{cost}"
+        )
