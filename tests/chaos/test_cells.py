@@ -145,8 +145,8 @@ def results(stored):
     ("number", "before", "yaml", "settings"),
     [
         (0, DATA, NETWORK, 'train={"epochs": 3}, winner={"top": 1, "seeds": 2}, '),
-        (1, "", LOOP, ""),
-        (2, "", OBJECTIVE, ""),
+        pytest.param(1, "", LOOP, "", marks=pytest.mark.nightly),
+        pytest.param(2, "", OBJECTIVE, "", marks=pytest.mark.nightly),
     ],
     ids=["network", "loop", "objective"],
 )

@@ -8,7 +8,7 @@ from commands import studyloom
 from harness import outcomes
 from runs import Run, kill
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.nightly]
 
 TRIALS = 4
 PAGE = f"""
