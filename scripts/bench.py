@@ -18,7 +18,7 @@
     python scripts/bench.py pareto           # two objectives with promotion, replayed; 5 minutes
     python scripts/bench.py record           # makes those curves; an hour
     python scripts/bench.py scale_up         # the best learning rate at three widths; 17 minutes
-    python scripts/bench.py transfer         # a small search for a large network; 15 minutes
+    python scripts/bench.py transfer         # a small search for a large network; 10 minutes
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`

@@ -33,7 +33,7 @@ class Scale:
         small: the size of each key at which the rule changes nothing.
         target: the size of each key at which the winner is judged; empty in a winner.yaml.
         rule: how initial weights and learning rates follow the size, `mup` or `none`: the default,
-            by which winners were .0013 [.0002, .0024] better (`bench.py scale_up`).
+            since winners by `mup` were no better, +.0003 [-.0009, .0019] (`bench.py transfer`).
         check: whether a network that does not keep to the rule is searched all the same, `verify`,
             or the command ends, `end`.
     """
