@@ -440,10 +440,10 @@ def best_words(progress: Progress) -> str:
 
 
 def time_words(progress: Progress) -> Iterator[str]:
-    """Yields how long the job has run, how long it will, and what it has spent."""
-    if progress.elapsed is not None:
-        yield f"elapsed {format_duration(progress.elapsed)}"
+    """Yields how long a job at work has run, how long it will, and what it has spent."""
     if not progress.ended:
+        if progress.elapsed is not None:
+            yield f"elapsed {format_duration(progress.elapsed)}"
         yield eta_words(progress)
     hours = progress.hours
     if hours.cores >= 0.01:
