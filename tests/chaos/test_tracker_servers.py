@@ -58,7 +58,8 @@ def test_after_kills_trackers_show_what_the_database_has_and_nothing_twice(tmp_p
     process = run.start()
     nap(4 + 2 * lives.random())
     kill(run.workers()[:1])
-    run.end(process, 0)
+    printed = run.end(process, 0)
+    assert "the same command writes it" not in printed, printed
     agree(run, server.uri, name)
 
 

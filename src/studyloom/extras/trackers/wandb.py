@@ -109,7 +109,10 @@ class WandB:
                 run.finish(exit_code=1)
                 raise
             run.finish(exit_code=int(failed))
-            for folder in Path(made).glob(f"wandb/*run-*-{run_id}"):
+            folders = [*Path(made).glob(f"wandb/*run-*-{run_id}")]
+            if not folders and self.mode != "disabled":
+                raise OSError(f"W&B left no file of {name}")  # so it is told as missing
+            for folder in folders:
                 for other in runs.glob(f"*run-*-{run_id}"):
                     shutil.rmtree(other)
                 shutil.move(folder, runs / folder.name)
