@@ -1,7 +1,6 @@
 """Where the best learning rate of a network lies by its width, with and without the rule."""
 
 import itertools
-import json
 import math
 import os
 import sys
@@ -14,14 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from browsers import start_chromium
-from plotly.graph_objects import Scatter
-from plotly.subplots import make_subplots
 from search.simulator import compose
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Diverged
-from studyloom.question.objective import Stopping
+from studyloom.question.loop import Unstopped
 from studyloom.question.question import Question
 from studyloom.space.tree import Point
 
@@ -73,10 +69,6 @@ SWEEPS = {
 COLOURS = ("#1b7fb5", "#d98200", "#9c3587")  # of three widths, from the smallest
 
 
-class Never(Stopping):
-    """Stops nothing."""
-
-
 @dataclass(frozen=True)
 class Row:
     """A width of a sweep, with or without the rule.
@@ -98,7 +90,7 @@ class Row:
             params = {plan.key: plan.widths[self.at], plan.rate: 2.0**power}
             objective = question.make_objective(Point({}, params, {}, {}), seed, data)
             try:
-                value = objective.run(lambda step: None, Never())
+                value = objective.run(lambda step: None, Unstopped())
                 losses.append(float(objective.curves().get("valid_loss", [value])[-1]))
             except Diverged:
                 losses.append(math.inf)
@@ -108,8 +100,7 @@ class Row:
 @cache
 def ask(name: str, rule: str) -> tuple[Question, TrainingData]:
     plan = SWEEPS[name]
-    base = json.dumps(plan.widths[0]).replace(" ", "")
-    scale = f"scale={{{plan.key}:{base},rule:{rule}}}"
+    scale = f"scale={{{plan.key}:{plan.widths[0]},rule:{rule}}}"
     question = compose(plan.page, (*plan.overrides, scale))[0]
     return question, question.gather(question.config)
 
@@ -146,6 +137,10 @@ def scale_up(seeds: int, picture: Path | None) -> None:
 
 def draw(found: Mapping[Row, np.ndarray], picture: Path) -> None:
     """Draws a panel for each network and rule, with a line for each width, as a PNG."""
+    from browsers import start_chromium  # imported here, for no other bench needs a browser
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
     panels = list(dict.fromkeys((row.name, row.rule) for row in found))
     titles = [f"{name}, {'no rule' if rule == 'none' else rule}" for name, rule in panels]
     figure = make_subplots(2, 2, subplot_titles=titles, vertical_spacing=0.15)

@@ -17,9 +17,9 @@ SEARCH = (
 SMALL, TARGET = [32, 32], [256, 256]
 
 
-def tested(run_dir: Path, seed: int, trials: int, *overrides: str) -> tuple[float, float | None]:
+def tested(run_dir: Path, seed: int, trials: int, asked: str) -> tuple[float, float | None]:
     """Returns the test accuracy of a search's winner, and the share of operations that it took."""
-    given = (*SEARCH, *overrides, f"study.seed={seed}", f"study.trials={trials}")
+    given = (*SEARCH, asked, f"study.seed={seed}", f"study.trials={trials}")
     run("-m", "studies.mnist", f"run_dir={run_dir}", *given, cwd=ROOT)
     answer = json.loads((run_dir / "winner.json").read_text())
     transfer = answer.get("transfer") or {}
@@ -28,13 +28,12 @@ def tested(run_dir: Path, seed: int, trials: int, *overrides: str) -> tuple[floa
 
 def transfer(seeds: int, trials: int) -> None:
     """Tests the winners of a small search, and of one at the target with all trials or fewer."""
-    small, target = (json.dumps(sizes).replace(" ", "") for sizes in (SMALL, TARGET))
     ways = {
-        "small": (trials, f"scale={{model.hidden:[{small},{target}]}}"),
-        "small, by mup": (trials, f"scale={{model.hidden:[{small},{target}],rule:mup}}"),
-        "at the target": (trials, f"model.hidden={target}"),
-        "at the target, a third": (-(-trials // 3), f"model.hidden={target}"),
-        "at the target, a fifth": (-(-trials // 5), f"model.hidden={target}"),
+        "small": (trials, f"scale={{model.hidden:[{SMALL},{TARGET}]}}"),
+        "small, by mup": (trials, f"scale={{model.hidden:[{SMALL},{TARGET}],rule:mup}}"),
+        "at the target": (trials, f"model.hidden={TARGET}"),
+        "at the target, a third": (-(-trials // 3), f"model.hidden={TARGET}"),
+        "at the target, a fifth": (-(-trials // 5), f"model.hidden={TARGET}"),
     }
     found: dict[str, list[tuple[float, float | None]]] = {way: [] for way in ways}
     for seed in range(seeds):

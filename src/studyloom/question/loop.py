@@ -423,4 +423,4 @@ class LoopObjective(Objective):
 
 
 class Unstopped(Stopping):
-    """A `Stopping` of a rank that is not rank 0, which alone stops it."""
+    """A `Stopping` that stops nothing, as that of a rank beside rank 0, which alone stops it."""
