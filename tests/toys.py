@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from studies import CONF
 from studyloom.config.compose import Composer, register
+from studyloom.config.overrides import Override
 from studyloom.data.split import Split, make_folds
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
@@ -56,7 +57,7 @@ def _compose(name: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Compose
     choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
     with open_dict(cfg):
         del cfg["hydra"]
-    return cfg, Composer(name, overrides, choices)
+    return cfg, Composer(name, tuple(map(Override.parse, overrides)), choices)
 
 
 def compose(

@@ -25,6 +25,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
 
 from studyloom.config.compose import Composer, register
+from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
 from studyloom.question.objective import Attempt, Objective, Step
 from studyloom.question.question import FunctionQuestion, Question
@@ -265,7 +266,7 @@ def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
         choices = {str(g): str(o) for g, o in cfg.hydra.runtime.choices.items()}
         with open_dict(cfg):
             del cfg["hydra"]
-        composer = Composer(page, overrides, choices)
+        composer = Composer(page, tuple(map(Override.parse, overrides)), choices)
         kind = Question if cfg.objective["_target_"] is None else FunctionQuestion
         question = kind.ask(cfg, composer)
     return question, composer

@@ -99,17 +99,25 @@ def test_a_url_without_a_password_stays():
 
 
 def test_a_dry_run_leaves_nothing_behind(command, tmp_path):
-    for flag in ("--dry-run", "study.dry_run=True"):
+    values = ("TRUE", "y", "'true'", "1")
+    for flag in (
+        "--dry-run",
+        *(f"study.dry_run={value}" for value in values),
+        "++study.dry_run=on",
+    ):
         cfg, _ = command(flag)
         assert cfg.study.dry_run is True
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.iterdir()) == [], flag
+    (tmp_path / "mine.yaml").write_text("defaults: [mnist, _self_]\nstudy: {dry_run: true}\n")
+    command("--config-dir", str(tmp_path), "--config-name", "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
 def test_a_command_writes_nothing_before_its_question_is_accepted(command, tmp_path):
     cfg, composer = command("study.name=x")
     assert cfg.study.dry_run is False
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert composer.overrides == ("study.name=x",)
+    assert [override.text for override in composer.overrides] == ["study.name=x"]
     assert composer.config_name == "mnist"
     assert composer.choices["model"] == "mlp"
 

@@ -1,5 +1,7 @@
+import pytest
+
 from studies import CONF
-from studyloom.config.overrides import find_override_mistakes
+from studyloom.config.overrides import Override, find_override_mistakes
 from studyloom.config.scaffold import write_study
 
 WRONG = {
@@ -18,6 +20,25 @@ WRONG = {
     "compress.margin=1": ["compress is null", "+compress.margin=…"],
     "model=mlp,cnn": ["model=mlp,cnn"],
 }
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++", "~"])
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        ("model.hidden=[8]", "model.hidden", "[8]"),
+        ("model/block=gated", "model.block", "gated"),
+        ("model='a=b'", "model", "'a=b'"),
+        ("model.hidden=", "model.hidden", ""),
+        ("model", "model", None),
+    ],
+)
+def test_an_override_has_a_prefix_a_key_and_a_value(prefix, typed, key, value):
+    override = Override.parse(prefix + typed)
+    assert (override.prefix, override.key, override.value) == (prefix, key, value)
+    assert override.text == prefix + typed
+    assert override.is_within("study", "model")
+    assert not override.is_within("mod", "model.hidden.deep")
 
 
 def test_all_overrides_that_do_not_compose_are_told_at_once_each_on_a_line_with_its_neighbour():

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from studyloom.config.runs import note_run, read_run, storage_url
+from studyloom.config.runs import note_run, read_run, recompose, storage_url
 from studyloom.errors import ConfigError
 from studyloom.files import MARK
 
@@ -107,3 +107,13 @@ def test_a_config_that_hydra_has_not_written_is_a_line(tmp_path):
         with pytest.raises(ValueError, match=words):
             read_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".hydra"]
+
+
+def test_a_command_composed_again_keeps_no_override_of_the_keys_that_replace_them(
+    strange, tmp_path
+):
+    typed = ("~launcher.per_gpu", "++launcher.workers=2", "+compress.margin=0.1", "train.epochs=3")
+    strange(*typed, "compress={}")
+    with recompose(tmp_path / "run", "launcher=join", "compress=null", trusted=True) as cfg:
+        assert cfg.launcher["_target_"] == "studyloom.launch.Join"
+        assert (cfg.compress, cfg.train.epochs) == (None, 3)

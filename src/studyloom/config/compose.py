@@ -33,7 +33,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from studyloom.config import trust
-from studyloom.config.overrides import VERSION_BASE, describe_compose_error
+from studyloom.config.overrides import VERSION_BASE, Override, describe_compose_error
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.values import has_key
 from studyloom.errors import ConfigError
@@ -173,13 +173,13 @@ def register() -> None:
         SourcesRegistry.instance().types[source.scheme()] = source
 
 
-def _run_dir(name: str, run_dir: str) -> str:
+def _run_dir(name: str, run_dir: str, dry_run: bool) -> str:
     # The name is checked here, since Hydra makes the run directory before any code of ours runs.
     if mistake := check_name(str(name)):
         raise ConfigError(mistake)
     if {"?", "%"} & {*str(run_dir)}:  # the URL of a SQLite file means something else by them
         raise ConfigError(f"run_dir={run_dir}: must not have ? or %; name another folder")
-    return run_dir
+    return "." if dry_run else run_dir  # a dry run leaves nothing behind
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Composer:
     """
 
     config_name: str
-    overrides: tuple[str, ...]
+    overrides: tuple[Override, ...]
     choices: Mapping[str, str]
     complete: Callable[[DictConfig, Mapping[str, str]], DictConfig] = lambda config, _: config
     _cache: dict[frozenset[tuple[str, str]], DictConfig] = field(
@@ -209,7 +209,7 @@ class Composer:
         choices = {str(group): str(option) for group, option in config.runtime.choices.items()}
         # As typed: ${oc.env:…} in an override is neither resolved here nor shown.
         overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
-        return cls(str(config.job.config_name), tuple(overrides), choices)
+        return cls(str(config.job.config_name), tuple(map(Override.parse, overrides)), choices)
 
     def keep(self, config: DictConfig) -> None:
         """Caches the user's own config, so that it is not composed again."""
@@ -243,26 +243,20 @@ class Composer:
     def _compose(self, changed: Mapping[str, str]) -> DictConfig:
         """Composes without the overrides inside the changed groups, then with those that fit."""
         groups = [f"{group}={option}" for group, option in changed.items()]
-        below = tuple(f"{group}/" for group in changed)
-        kept = [override for override in self.overrides if override_key(override) not in changed]
-        inside = [override for override in kept if override_key(override).startswith(below)]
-        outside = [override for override in kept if override not in inside]
+        keys = [group.replace("/", ".") for group in changed]
+        kept = [override for override in self.overrides if override.key not in keys]
+        inside = [override for override in kept if override.is_within(*keys)]
+        outside = [override.text for override in kept if override not in inside]
         config = hydra.compose(self.config_name, [*outside, *groups])
         dropped = [
             override
             for override in inside
-            if re.match(r"\+\w", override)
-            or not has_key(config, override_key(override).replace("/", "."))
+            if override.prefix == "+" or not has_key(config, override.key)
         ]
         if len(dropped) < len(inside):
-            fitting = [override for override in kept if override not in dropped]
+            fitting = [override.text for override in kept if override not in dropped]
             config = hydra.compose(self.config_name, [*fitting, *groups])
         return config
-
-
-def override_key(override: str) -> str:
-    """Returns the key that an override sets, as a path: `model/hidden` for `++model.hidden=[8]`."""
-    return override.partition("=")[0].lstrip("+~").replace(".", "/")
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from studyloom.config.compose import GROUPS, composing_once, register, restored_
 from studyloom.config.overrides import (
     STUDY_GROUPS,
     VERSION_BASE,
+    Override,
     describe_compose_error,
     find_override_mistakes,
     page_help,
@@ -54,6 +55,7 @@ Task = Callable[[DictConfig], None]
 EVENTS, NOTIFY, JSON = "STUDYLOOM_EVENTS", "STUDYLOOM_NOTIFY", "STUDYLOOM_JSON"
 WORKER = "STUDYLOOM_WORKER"  # set in the environment of a worker
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
+QUIET = ("study.dry_run", "hydra")
 GIVEN = "given"  # the name of a DictConfig that was written to files, and of its options
 _running = threading.Lock()  # Hydra's state and the environment belong to the whole process
 
@@ -152,9 +154,10 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
             f"{sweeps[0]}: a study is a search already; write what it searches into a space, such "
             "as conf/space/mine.yaml, and choose that with space=mine"
         )
-    quiet = ("study.dry_run", "-", "hydra.")  # what Hydra is asked for has no line before it
+    # What Hydra is asked for has no line before it.
+    quiet = (each for each in argv if each[0:1] == "-" or Override.parse(each).is_within(*QUIET))
     is_read = not os.environ.get(JSON) and WORKER not in os.environ
-    if is_read and not any(argument.startswith(quiet) for argument in argv):
+    if is_read and not any(quiet):
         print(f"{config_name}: starting", flush=True)
 
 
@@ -187,10 +190,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     """
     taken = take_outputs(argv)
     refuse_passwords(taken)
-    result = ["study.dry_run=true" if item == "--dry-run" else item for item in taken]
-    if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):
-        result += ["hydra.run.dir=."]  # a dry run leaves nothing behind
-    return result
+    return ["study.dry_run=true" if item == "--dry-run" else item for item in taken]
 
 
 def refuse_passwords(argv: Sequence[str]) -> None:
@@ -202,11 +202,10 @@ def refuse_passwords(argv: Sequence[str]) -> None:
     for argument in argv:
         shown = re.sub(r"\$\{[\w.:]*\}", "", argument)  # a variable that holds one shows nothing
         if "://" in shown and mask_passwords(shown).replace("***", "") != shown:
-            key = argument.partition("=")[0].lstrip("+~")
             raise ConfigError(
-                f"{key}: must not have a password on a command line, from where it gets into "
-                "files; put the URL into STUDYLOOM_STORAGE, in the environment, with "
-                "storage=postgres, or the password into ~/.pgpass"
+                f"{Override.parse(argument).key}: must not have a password on a command line, "
+                "from where it gets into files; put the URL into STUDYLOOM_STORAGE, in the "
+                "environment, with storage=postgres, or the password into ~/.pgpass"
             )
 
 
@@ -219,30 +218,29 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
     rest: list[str] = []
     left = iter(argv)
     for argument in left:
-        name, given, value = argument.partition("=")
-        if name == "--events":
-            value = value if given else next(left, "-")
+        override = Override.parse(argument)
+        if override.key == "--events":
+            value = next(left, "-") if override.value is None else override.value
             if value.startswith("-"):
                 raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
             os.environ[EVENTS] = value
         elif argument == "--json":
             os.environ[JSON] = "1"
-        elif name.lstrip("+") == "notify":
-            os.environ[NOTIFY] = "\n".join(targets_of(argument.lstrip("+")))
+        elif override.key == "notify" and override.prefix != "~":
+            os.environ[NOTIFY] = "\n".join(targets_of(override.value or ""))
         else:
             rest.append(argument)
     return rest
 
 
-def targets_of(argument: str) -> list[str]:
+def targets_of(raw: str) -> list[str]:
     """Returns the URLs and commands of `notify=…`: a single one as it is, or a list of Hydra's.
 
     Raises:
         ConfigError: it is a list that cannot be read. The message does not show it.
     """
-    raw = argument.partition("=")[2]
     try:
-        value = OverridesParser.create().parse_override(argument).value()
+        value = OverridesParser.create().parse_override(f"notify={raw}").value()
     except HydraException:  # an address may have any character
         value = raw.strip("'\"")
         if raw.startswith("["):
@@ -260,9 +258,7 @@ def trusted_by(argv: Sequence[str]) -> tuple[str, ...]:
 
     Only the command line counts: a config from elsewhere must not trust itself.
     """
-    values = [
-        argument.partition("=")[2] for argument in argv if argument.lstrip("+").startswith("trust=")
-    ]
+    values = [each.value or "" for each in map(Override.parse, argv) if each.key == "trust"]
     return tuple(re.findall(r"""[^\s,'"\[\]]+""", values[-1])) if values else ()
 
 
@@ -459,7 +455,9 @@ def of_sections(
 
 def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
     """Returns the run directory of a composed config, with the overrides that change it."""
-    changes = [item for item in overrides if item.startswith(("run_dir=", "study.name="))]
+    parsed = [each for each in map(Override.parse, overrides) if each.prefix != "~"]
+    names = ("run_dir", "study.name")
+    changes = [f"{each.key}={each.value}" for each in parsed if each.key in names]
     try:
         return Path(str(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)).run_dir))
     except OmegaConfBaseException as error:

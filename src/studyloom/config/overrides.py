@@ -6,6 +6,7 @@ import functools
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,35 @@ completion by Hydra, for bash, zsh or fish, of a page that is run as a file:
 """
 
 
+@dataclass(frozen=True)
+class Override:
+    """An override of a command line.
+
+    Attributes:
+        prefix: `+` adds a key, `++` adds or changes it, `~` deletes it; empty: changes it.
+        key: with dots, such as model.hidden; also that of a group, such as model/block.
+        value: as typed; None without a value.
+        text: all of it as typed.
+    """
+
+    prefix: str
+    key: str
+    value: str | None
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Override":
+        """Parses an argument, also one that Hydra would refuse."""
+        typed, equals, value = text.partition("=")
+        key = typed.lstrip("+~")
+        prefix = typed.removesuffix(key)
+        return cls(prefix, key.strip().replace("/", "."), value if equals else None, text)
+
+    def is_within(self, *keys: str) -> bool:
+        """Whether it is of one of some keys, or of one below them."""
+        return any(f"{self.key}.".startswith(f"{key}.") for key in keys)
+
+
 def parse_command_line(
     config_path: str, config_name: str, argv: Sequence[str]
 ) -> argparse.Namespace:
@@ -73,46 +103,51 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
         except Exception:
             return []  # the mistake is in the config itself
         # Group choices before values: a key is checked in the option that was chosen for it.
-        for override in sorted(
-            options.overrides, key=lambda override: "." in override.partition("=")[0]
-        ):
+        overrides = [Override.parse(text) for text in options.overrides]
+        for override in sorted(overrides, key=lambda each: not options_of(each)):
             try:
-                if unknown := unknown_keys(compose([*accepted, override])):
+                if unknown := unknown_keys(compose([*accepted, override.text])):
                     mistakes += unknown
                 else:
-                    accepted.append(override)
+                    accepted.append(override.text)
             except Exception as error:  # of Hydra, of OmegaConf, and what they failed to wrap
                 mistake = explain_override(override, error, functools.partial(compose, accepted))
-                section, _, name = override.partition("=")[0].partition(".")
+                section, _, name = override.key.partition(".")
                 if section == "params" and "no such key" in mistake and "." not in name:
                     file = Path(folders[0]) / f"{options.config_name}.yaml"
-                    mistake += line_to_add(name, override.partition("=")[2], file, section)
+                    mistake += line_to_add(name, override.value or "", file, section)
                 mistakes.append(mistake)
     return mistakes
 
 
-def explain_override(override: str, error: Exception, compose: Callable[[], DictConfig]) -> str:
-    """Explains on one line why an override failed, with the way out.
+def explain_override(
+    override: Override, error: Exception, compose: Callable[[], DictConfig]
+) -> str:
+    """Explains on one line why an override failed, and how to fix it.
 
     Args:
         compose: composes the config without it.
     """
-    key, _, value = override.partition("=")
-    path = key.lstrip("+~").split("@")[0].replace("/", ".")
+    path, value = override.key.split("@")[0], override.value
     if isinstance(error, OverrideParseException) or not path:
         return (
-            f"{override}: cannot be parsed; write key=value, and quote a value that contains a "
-            "bracket, a comma or a space"
+            f"{override.text}: cannot be parsed; write key=value, and quote a value that contains "
+            "a bracket, a comma or a space"
         )
-    if options := group_options(path.replace(".", "/")):
+    if options := options_of(override):
         if value not in options:
             return (
-                f"{key}={value}: no such option; {path} has "
+                f"{override.text}: no such option; {path} has "
                 f"{', '.join(options)}{nearest(value, options)}"
             )
     elif unknown := explain_key(path, compose()):
         return unknown
-    return f"{override}: {describe_compose_error(error.__cause__ or error)}"
+    return f"{override.text}: {describe_compose_error(error.__cause__ or error)}"
+
+
+def options_of(override: Override) -> list[str]:
+    """Returns the options of the group of which an override chooses one; none if it sets a key."""
+    return group_options(override.key.split("@")[0].replace(".", "/"))
 
 
 def explain_key(path: str, config: DictConfig) -> str | None:

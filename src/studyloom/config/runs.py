@@ -201,7 +201,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     from hydra.errors import HydraException
 
     from studyloom.config.compose import register
-    from studyloom.config.overrides import VERSION_BASE, describe_compose_error
+    from studyloom.config.overrides import VERSION_BASE, Override, describe_compose_error
 
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:
@@ -209,9 +209,9 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     elif not is_own(run_dir):
         raise _not_own(run_dir, "says which command is run again, from which configuration")
     folders = config_folders(former)
-    changed = tuple(f"{item.partition('=')[0]}{end}" for item in overrides for end in ("=", "."))
+    changed = [Override.parse(item).key for item in overrides]
     task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)
-    unchanged = [item for item in task if not item.lstrip("+~").startswith(changed)]
+    unchanged = [item for item in task if not Override.parse(item).is_within(*changed)]
     more = folders.get("command-line")
     search = [] if more is None else [f"hydra.searchpath=[file://{more}]"]
     place = str(run_dir).replace("'", r"\'")

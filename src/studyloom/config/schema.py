@@ -153,7 +153,7 @@ class Config:
     launcher: Any = MISSING
     hydra: Any = field(
         default_factory=lambda: {
-            "run": {"dir": "${studyloom.run_dir:${study.name},${run_dir}}"},
+            "run": {"dir": "${studyloom.run_dir:${study.name},${run_dir},${study.dry_run}}"},
             "output_subdir": None,  # `runs.note_run` writes there, when the question is accepted
         }
     )

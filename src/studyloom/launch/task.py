@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from studyloom.config.overrides import Override
 from studyloom.errors import StorageLost
 from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
@@ -58,8 +59,7 @@ class Command:
 
     def without(self, *keys: str) -> list[str]:
         """Returns the arguments without the overrides of some keys, and of all below them."""
-        left_out = tuple(f"{key}{end}" for key in keys for end in ("=", "."))
-        return [argument for argument in self.arguments if not argument.startswith(left_out)]
+        return [each for each in self.arguments if not Override.parse(each).is_within(*keys)]
 
     def worker(self, ranks: int = 1) -> list[str]:
         """Returns the arguments with which Python runs a worker of this command."""

@@ -25,7 +25,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from studyloom.config.build import argument, build, find_target, plain
-from studyloom.config.compose import Composer, override_key, own_world
+from studyloom.config.compose import Composer, own_world
 from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.schema import SCHEMA
 from studyloom.config.values import (
@@ -144,7 +144,7 @@ class Question:
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
         """Returns the question that a composed config, without the section `hydra`, asks."""
         space = read_space(value_at(cfg, "space"), group_options)
-        typed = {override_key(override).replace("/", ".") for override in composer.overrides}
+        typed = {override.key for override in composer.overrides}
         scale = parse_scale(cfg)
         sizes = {} if scale is None else scale.searched
         refuse([*_wrong_scale(space, typed, cfg, sizes)])
@@ -558,7 +558,7 @@ class FunctionQuestion(Question):
                 return True
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
-        typed = {each.partition("=")[0] for each in self.composer.overrides}
+        typed = {override.key for override in self.composer.overrides}
         of_page = [name for name in train if f"train.{name}" not in typed]
         changed = any(train[name] != default.get(name) for name in of_page)
         return changed or "model" in self.composer.choices

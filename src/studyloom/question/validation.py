@@ -404,10 +404,10 @@ def _unread(question: FunctionQuestion) -> Iterator[str]:
     if question.reads_train:
         return
     for override in question.composer.overrides:
-        if override.startswith("train."):
+        if override.is_within("train"):
             yield (
-                f"{override}: the loop reads nothing of the section train; its settings are in "
-                f"params: {', '.join(question.config.params or {}) or 'there are none'}"
+                f"{override.text}: the loop reads nothing of the section train; its settings are "
+                f"in params: {', '.join(question.config.params or {}) or 'there are none'}"
             )
     pruner: Any = OmegaConf.to_container(question.config.pruner, resolve=False)
     if "${train.epochs}" in pruner.values():

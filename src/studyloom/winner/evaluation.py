@@ -459,8 +459,8 @@ def winner_config(plan: Plan) -> dict[str, Any]:
         group: option for group, option in choices.items() if not group.startswith("hydra/")
     }
     # A group that the command took away, for a section of its own, with ~GROUP.
-    removed = [o[1:] for o in question.composer.overrides if o[1:] in SECTIONS and o[0] == "~"]
-    own |= dict.fromkeys(removed)
+    removed = [each.key for each in question.composer.overrides if each.prefix == "~"]
+    own |= dict.fromkeys(key for key in removed if key in SECTIONS)
     sections = plain_sections(question.at(point), *(name for name in SECTIONS if name != "space"))
     # In full: what is at its default here may be something else in the page's own config.
     sections["train"] = value_at(question.at(point), "train")
