@@ -28,6 +28,22 @@ def test_a_command_that_is_wrong_shows_how_it_is_used(capsys):
         assert "usage: studyloom" in capsys.readouterr().err
 
 
+def test_no_option_is_ignored_in_silence(capsys):
+    for words, said in (
+        (
+            ["compare", "runs/x", "--json", "--page", "x"],
+            "--page: not allowed with argument --json",
+        ),
+        (["doctor", "--gpu", "--repair"], "--gpu checks this machine, and --repair a database"),
+        (["doctor", "runs/x", "--yes"], "--yes agrees to a repair; add --repair"),
+    ):
+        try:
+            code = main(words)
+        except SystemExit as end:  # of argparse
+            code = end.code
+        assert (code, said in capsys.readouterr().err) == (2, True), words
+
+
 def test_settings_may_stand_before_and_behind_an_option():
     words = ["compress", "runs/x", "margin=0.01", "--json", "ratios=[0.5]"]
     found = make_parser().parse_args(words)
@@ -66,6 +82,8 @@ def test_doctor_and_report_look_at_a_run(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     assert "Learning curves" in (tmp_path / "report.html").read_text()
+    assert main(["dashboard", str(tmp_path), "--study", "other"]) == 2
+    assert "no study 'other'" in capsys.readouterr().err
     (tmp_path / "study.db").unlink()
     assert main(["doctor", str(tmp_path)]) == 2
     assert "to do    database" in capsys.readouterr().out

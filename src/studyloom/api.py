@@ -426,10 +426,11 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     with Stop(cfg.study.timeout) as stop, ExitStack() as passing:
         passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        outputs = Outputs.of_environment(take_environment())
+        outputs = Outputs(take_environment())
         outputs.console.quiet, outputs.console.lasting = quiet, False
         code, reason = 2, None  # until the study is open, as of the command
         try:
+            outputs.open()
             prepared = prepare(cfg)
             passing.enter_context(passed_on(*_to_pass_on(cfg, prepared)))
             prepared, plan = open_plan(prepared, stop, create=True)

@@ -7,6 +7,7 @@ import time
 
 import jsonschema
 import pytest
+from commands import QUICK, study
 from snapshots import snapshot_of
 from toys import begin
 
@@ -57,6 +58,13 @@ def test_a_file_that_cannot_be_written_is_a_mistake_before_the_study(tmp_path):
     for place, words in (("missing/events", "No such"), (".", "Is a"), ("pipe", "nobody reads")):
         with pytest.raises(ConfigError, match=rf"cannot be written: {words}.*; name another"):
             EventFile(tmp_path / place)
+
+
+def test_a_program_gets_its_document_though_no_events_can_be_written(tmp_path):
+    done = study(*QUICK, f"run_dir={tmp_path}", "--json", "--events", str(tmp_path / "none" / "x"))
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"]) == (2, 2)
+    assert document["reason"].startswith("--events ")
 
 
 def test_a_slow_reader_gets_all_of_it_and_nobody_waits(tmp_path):

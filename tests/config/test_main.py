@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -26,6 +27,13 @@ def test_a_command_says_at_once_that_it_begins_unless_a_program_reads_it(
     for more, shown in (((), "mnist: starting\n"), (("--dry-run",), ""), (("--json",), "{")):
         assert command("model=mpl", *more) == 2
         assert capsys.readouterr().out[: len(shown) or None] == shown
+
+
+def test_a_mistake_in_another_option_is_a_json_document_too(command, capsys, monkeypatch):
+    for argv in (("--events", "--json"), ("notify=[", "--json"), (f"storage={SECRET}", "--json")):
+        monkeypatch.setenv("STUDYLOOM_JSON", "")
+        assert command(*argv) == 2
+        assert json.loads(capsys.readouterr().out)["exit_code"] == 2
 
 
 def test_a_command_begins_before_torch_is_imported():

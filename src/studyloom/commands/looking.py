@@ -134,12 +134,14 @@ def report(arguments: argparse.Namespace) -> None:
     "compare studies: questions, best values, costs",
     argument("run_dirs", "RUN_DIR", "where a study runs; up to seven", type=Path, nargs="+"),
     *CONSENT,
-    argument(
-        *("--page", "FILE"),
-        f"where to write the page (default: {PAGE} in the first RUN_DIR; none with --json)",
-        type=Path,
+    either(
+        argument(
+            *("--page", "FILE"),
+            f"where to write the page (default: {PAGE} in the first RUN_DIR; none with --json)",
+            type=Path,
+        ),
+        JSON,
     ),
-    JSON,
     examples=["studyloom compare runs/mnist runs/mnist-random"],
 )
 def compare(arguments: argparse.Namespace) -> None:
@@ -186,6 +188,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     """
     from studyloom.views.doctor import repair, show
 
+    if arguments.gpu and arguments.repair:
+        raise ValueError("--gpu checks this machine, and --repair a database; run one at a time")
+    if arguments.yes and not arguments.repair:
+        raise ValueError("--yes agrees to a repair; add --repair, or leave it out")
     url, name = (arguments.storage, None)
     if arguments.run_dir is not None:
         url, name = locate_study(arguments)
@@ -236,7 +242,8 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
     url, name = arguments.storage or os.environ.get("STUDYLOOM_STORAGE"), arguments.study
     if arguments.run_dir is not None:
-        url, name = locate_study(arguments)
+        url, its_name = locate_study(arguments)
+        name = name or its_name
     if not url:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     collect_as_usual()

@@ -50,35 +50,36 @@ class Outputs:
     """Tells what happens in a job.
 
     Args:
-        notices: to people, of the extra `notify`; None for none.
-        as_json: whether standard output gets a JSON object at the end, and nothing else.
+        taken: the variables of `take_environment`.
 
     Attributes:
+        as_json: whether standard output gets a JSON object at the end, and nothing else.
         console: for people: standard output, unless a program reads it.
         listeners: called with each progress that is read, and told how the command ends.
     """
 
-    def __init__(
-        self, events: "EventFile | None" = None, notices: Any = None, *, as_json: bool = False
-    ) -> None:
-        self.events, self.as_json = events, as_json
-        self.console = make_console(sys.stderr if as_json else sys.stdout)
+    def __init__(self, taken: Mapping[str, str] | None = None) -> None:
+        self._taken = taken or {}
+        self.as_json = bool(self._taken.get(JSON))
+        self.console = make_console(sys.stderr if self.as_json else sys.stdout)
         self.console.lasting = True
-        self.listeners: list[Any] = [each for each in (events, notices) if each is not None]
+        self.events: EventFile | None = None
+        self.listeners: list[Any] = []
         self._progress: Progress | None = None
         self._reader: JobReader | None = None
         self._run_dir: Path | None = None
 
-    @classmethod
-    def of_environment(cls, taken: Mapping[str, str]) -> "Outputs":
-        """Makes the outputs that the variables of `take_environment` ask for.
+    def open(self) -> None:
+        """Opens the file of events, and what sends notices.
 
         Raises:
             ConfigError: the file of events cannot be written to, or a notice cannot be sent.
         """
-        path, targets, as_json = (taken.get(name, "") for name in (EVENTS, NOTIFY, JSON))
-        notices = load_plugin("notify")(targets.splitlines()) if targets else None
-        return cls(EventFile(Path(path)) if path else None, notices, as_json=bool(as_json))
+        if path := self._taken.get(EVENTS):
+            self.events = EventFile(Path(path))
+            self.listeners.append(self.events)
+        if targets := self._taken.get(NOTIFY):
+            self.listeners.append(load_plugin("notify")(targets.splitlines()))
 
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:
         """Begins to tell of the study of a search."""

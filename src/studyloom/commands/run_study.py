@@ -117,9 +117,9 @@ def run_here(
     peers = start_ranks(cfg, command, line, lambda ranks: follower(cfg, ranks))
     line.follow()
     with line.ending(), peers, Stop(cfg.study.timeout, line.is_asked) as stop:
-        outputs = Outputs()
+        outputs = Outputs(told)
         try:
-            outputs = Outputs.of_environment(told or {})
+            outputs.open()
             prepared = prepare(cfg, peers.connect(), joins=worker)
             if cfg.study.dry_run:
                 terminal.print_dry_run(prepared.question, outputs.console)

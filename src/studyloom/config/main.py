@@ -215,6 +215,8 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a value is missing or is none.
     """
+    if "--json" in argv:  # first, since what is wrong with the others is a document too
+        os.environ[JSON] = "1"
     rest: list[str] = []
     left = iter(argv)
     for argument in left:
@@ -224,11 +226,9 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
             if value.startswith("-"):
                 raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
             os.environ[EVENTS] = value
-        elif argument == "--json":
-            os.environ[JSON] = "1"
         elif override.key == "notify" and override.prefix != "~":
             os.environ[NOTIFY] = "\n".join(targets_of(override.value or ""))
-        else:
+        elif argument != "--json":
             rest.append(argument)
     return rest
 
