@@ -280,6 +280,12 @@ BOUNDS = {
     (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
     ("objective.network=toys.make_network",): "objective.network is of a loop; what studyloom",
     ("cost.limit=5",): "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null",
+    ("study.max_attempts=0",): "study.max_attempts must be at least 1; got 0",
+    ("study.max_failures=0",): "study.max_failures must be at least 1; got 0",
+    ("study.lease=0",): "study.lease must be at least 1; got 0",
+    ("study.trial_timeout=-1",): "study.trial_timeout must be a positive number, or null; got -1",
+    ("storage.deadline=-1",): "storage.deadline must be at least 0; got -1",
+    ("cost.per_hour=-1",): "cost.per_hour must be at least 0, or null; got -1",
     ("cost.limit=-1", "cost.per_hour=1"): "cost.limit must be a positive number, or null; got -1.0",
     ("study.epochs=50", "pruner=wilcoxon", "objective.folds=3"): "and study.epochs counts epochs",
 }
@@ -292,7 +298,7 @@ BOUNDED = (
 
 def section_mistakes(overrides):
     """Those of a config; plain keys are set on a copy, since composing takes 0.1 s."""
-    sections = ("study.", "train.", "checkpoints.", "pruner.")
+    sections = ("study.", "storage.", "train.", "checkpoints.", "pruner.")
     plain = [override for override in overrides if override.startswith(sections)]
     question = ask(*(override for override in overrides if override not in plain))
     question.config.merge_with_dotlist(plain)
@@ -331,3 +337,5 @@ def test_what_cannot_be_paused_is_refused_with_its_way_out_and_no_other_is():
         assert words in mistake
     for overrides in ((), LOOP, ("objective.folds=3",)):
         assert section_mistakes((*promotion, *overrides)) == []
+    # By default, where trials cannot be paused, none is pruned by several values.
+    assert section_mistakes((*TWO, "pruner=auto", "train.epochs=2")) == []

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
-from optuna.pruners import MedianPruner
+from optuna.pruners import MedianPruner, NopPruner
 from toys import TINY, ask
 
 from studyloom.metrics import ACCURACY, Goal
@@ -39,7 +39,7 @@ def test_the_lowest_rung_is_a_thirteenth_of_all_epochs_or_that_of_the_study_as_i
     assert Promotion(5, epochs=50, began=3).min_resource == 5, "what the config says counts"
 
 
-def test_networks_that_can_pause_are_promoted_by_default_and_all_else_meets_the_median():
+def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_median_or_none():
     def pruner_of(*overrides, **began):
         return replace(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
 
@@ -53,6 +53,11 @@ def test_networks_that_can_pause_are_promoted_by_default_and_all_else_meets_the_
         pruner_of(began=0),
     ):
         assert isinstance(other, MedianPruner)
+    several = "objective.metric=[accuracy,parameters]"
+    assert isinstance(pruner_of(several), Promotion)
+    for neither in (pruner_of(several, "train.epochs=2"), pruner_of(several, began=0)):
+        assert isinstance(neither, NopPruner)
+        assert "no trial is pruned" in neither.note
 
 
 class Search:

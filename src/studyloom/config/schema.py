@@ -1,6 +1,8 @@
 """The schema of studyloom's own sections: an unknown key or a wrong type is an error at start."""
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -177,6 +179,22 @@ def describe_keys() -> list[tuple[str, str, str]]:
     return rows
 
 
+ABOVE_ZERO = math.ulp(0.0)
+# The least and the greatest value of numbers that are the same for all trials; no infinity.
+RANGES = {
+    (1, math.inf): (
+        *("study.trials", "study.epochs", "study.top", "study.max_attempts", "study.max_failures"),
+        *("objective.folds", "objective.seeds", "winner.top", "winner.seeds"),
+        "study.lease",  # which is renewed four times in that time, by a write each
+    ),
+    (0, math.inf): ("study.seed", "storage.deadline", "cost.per_hour"),
+    (0, 1): ("study.proposals",),
+    (ABOVE_ZERO, math.inf): (
+        *("study.timeout", "study.trial_timeout", "study.regret", "cost.limit"),
+    ),
+}
+
+
 def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     with open_dict(schema.study):
@@ -186,6 +204,18 @@ def _make_schema() -> DictConfig:
 
 
 SCHEMA = _make_schema()
+
+
+def out_of_range(config: DictConfig) -> Iterator[str]:
+    """Yields a line for each value outside of its range in `RANGES`; null is in each."""
+    for (low, high), names in RANGES.items():
+        least = "a positive number" if low == ABOVE_ZERO else f"at least {low}"
+        words = least if high == math.inf else f"from {low} to {high}"
+        for name in names:
+            value = OmegaConf.select(config, name)
+            if value is not None and not (low <= value <= high and value < math.inf):
+                or_null = ", or null" * (OmegaConf.select(SCHEMA, name) is None)
+                yield f"{name} must be {words}{or_null}; got {value}"
 
 
 def check_name(name: str) -> str | None:

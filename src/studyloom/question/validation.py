@@ -21,7 +21,7 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState, create_trial
 
 from studyloom.config.overrides import explain_key, group_options
-from studyloom.config.schema import AUTO, Config, check_name
+from studyloom.config.schema import AUTO, Config, check_name, out_of_range
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
@@ -48,18 +48,6 @@ from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import Steps, apply_network, on_threads
 from studyloom.training.trainer import JobRun
 
-# The least value of numbers; null is none.
-AT_LEAST = {
-    "study.trials": 1,
-    "study.seed": 0,
-    "study.epochs": 1,
-    "study.top": 1,
-    "study.proposals": 0,
-    "objective.folds": 1,
-    "objective.seeds": 1,
-    "winner.top": 1,
-    "winner.seeds": 1,
-}
 # The sections whose objects are made anew for each trial.
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")
 
@@ -96,14 +84,7 @@ def validate(question: Question, data: TrainingData) -> None:
 def check_sections(question: Question) -> Iterator[str]:
     """Yields the mistakes in studyloom's own sections; they need neither the data nor the space."""
     yield from filter(None, [check_name(question.config.study.name)])
-    for key, low in AT_LEAST.items():
-        value = value_at(question.config, key)
-        if value is not None and value < low:
-            yield f"{key} must be at least {low}; got {value}"
-    for key in ("study.timeout", "study.regret", "cost.limit"):
-        value = value_at(question.config, key)
-        if value is not None and not 0 < value < math.inf:
-            yield f"{key} must be a positive number, or null; got {value}"
+    yield from out_of_range(question.config)
     yield from _rules(question)
     yield from _check_goals(question)
     with contextlib.suppress(Exception):  # that it can be built is checked later, with all else

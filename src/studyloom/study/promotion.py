@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.pruners import BasePruner, MedianPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -183,11 +183,25 @@ def default_pruner(question: Question, epochs: int | None, began: int | None) ->
     """Returns what `pruner=auto` stands for; see `Promotion` for the arguments.
 
     It is promotion where each trial can pause. That is known of networks; a loop shows only when it
-    runs what it keeps. Else, and in a study that began without rungs, it is Optuna's median.
+    runs what it keeps. Else, and in a study that began without rungs, it is Optuna's median, which
+    compares by one value; with several objectives no trial is pruned.
     """
     promotion = Promotion(epochs=epochs, began=began)
     able = not isinstance(question, FunctionQuestion) and not promotion.check(question)
-    return promotion if able and began != 0 else MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+    if able and began != 0:
+        return promotion
+    median = MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+    return median if len(question.goals) == 1 else Unpruned()
+
+
+class Unpruned(NopPruner):
+    """Prunes no trial, and says why."""
+
+    note = (
+        "no trial is pruned: pruner=auto stands for the median here, which compares by one value, "
+        "and objective.metric names several; pruner=promotion compares several, where trials can "
+        "be paused"
+    )
 
 
 @dataclass(frozen=True)
