@@ -34,8 +34,8 @@ def test_no_option_is_ignored_in_silence(capsys):
             ["compare", "runs/x", "--json", "--page", "x"],
             "--page: not allowed with argument --json",
         ),
-        (["doctor", "--gpu", "--repair"], "--gpu checks this machine, and --repair a database"),
-        (["doctor", "runs/x", "--yes"], "--yes agrees to a repair; add --repair"),
+        (["doctor", "--gpu", "--repair"], "--repair is of a database, --gpu of this machine"),
+        (["doctor", "runs/x", "--yes"], "and --yes of --repair"),
     ):
         try:
             code = main(words)

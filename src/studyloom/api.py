@@ -344,11 +344,11 @@ def search(
     minimize: str | Sequence[str] | None = None,
     workers: int | None = None,
     seed: int | None = None,
-    sampler: str | Mapping[str, Any] | None = None,
-    pruner: str | Mapping[str, Any] | None = None,
+    sampler: str | type | Mapping[str, Any] | None = None,
+    pruner: str | type | Mapping[str, Any] | None = None,
     storage: str | None = None,
     run_dir: str | Path | None = None,
-    winner: Mapping[str, Any] | None = None,
+    winner: bool | Mapping[str, Any] | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> Study:
@@ -373,7 +373,9 @@ def search(
             arrays; one of these alone is divided. Or a section or option of a config.
         name: of the study; None for that of the subject, in lower case.
         maximize: the metric of a network, or what a loop reports; several are several objectives.
-        settings: what else a config has, by section or dotted name: train={"epochs": 20}.
+        winner: settings of the section; False: the study ends with its search.
+        settings: what else a config has, by section or dotted name: train={"epochs": 20}. A class
+            or function is named in the config, as the subject is: loss=torch.nn.L1Loss.
 
     Returns:
         The study: its trials, its best, and the winner, which was tested once.
@@ -396,21 +398,22 @@ def search(
         "run_dir": None if run_dir is None else str(run_dir),
         "sampler": sampler,
         "pruner": pruner,
-        "storage.url" if storage and "://" in storage else "storage": storage,
-        "winner": winner,
+        "storage.url" if "://" in str(storage) else "storage": storage,
+        "winner": {"enabled": winner} if isinstance(winner, bool) else winner,
         "objective.metric": (metrics[0] if single else metrics) if metrics else None,
         "objective.direction": (directions[0] if single else directions) if metrics else None,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    asked = ask(subject, space or {}, data, given | settings)
+    asked = ask(subject, {} if space is None else space, data, given | settings)
+    invocation = of_sections(asked.sections, asked.run_dir)
     asked.write()
     for words in () if quiet else asked.said:
         print(words)
-    return _run(of_sections(asked.sections, asked.run_dir), (), quiet=quiet, is_call=True)
+    return _run(invocation, (), quiet=quiet, is_call=True)
 
 
-def _names(value: str | Sequence[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else [*(value or ())]
+def _names(value: Any) -> list[Any]:
+    return [*value] if isinstance(value, list | tuple) else [value] * (value is not None)
 
 
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:

@@ -36,7 +36,7 @@ def test_the_defaults_are_in_their_ranges_and_each_range_is_of_a_number():
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [(name, *ends) for ends, names in RANGES.items() for name in names],
+    [(name, *ends) for (_, *ends), names in RANGES.items() for name in names],
 )
 def test_a_number_outside_of_its_range_is_told_with_the_range(name, low, high):
     section, _, key = name.partition(".")

@@ -17,8 +17,8 @@ from studyloom.config.schema import SCHEMA
 from studyloom.config.trust import (
     check_targets,
     content_mistakes,
-    load_foreign,
     packages_to_trust,
+    read_yaml,
 )
 from studyloom.config.values import plain_sections
 from studyloom.errors import ConfigError
@@ -166,7 +166,7 @@ def test_a_file_is_read_as_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "winner.yaml"
     path.write_text("model: {_target_: studyloom.models.MLP, hidden: [16, 8]}\n")
-    assert load_foreign(path).model.hidden == [16, 8]
+    check_targets(read_yaml(path))
     for text, words in {
         "[1, 2]": "a configuration must be a mapping of sections",
         "a: [1": "cannot be read as YAML",
@@ -176,7 +176,7 @@ def test_a_file_is_read_as_data(tmp_path, monkeypatch):
     }.items():
         path.write_bytes(text.encode("latin-1"))
         with pytest.raises(ConfigError, match=words):
-            load_foreign(path)
+            check_targets(read_yaml(path))
     assert os.listdir() == ["winner.yaml"]
 
 

@@ -4,12 +4,16 @@ import inspect
 import math
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import toys
 import yaml
+from optuna.distributions import FloatDistribution
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -54,6 +58,9 @@ SPACE = {
     "model": {"width": sl.Int(4, 64, log=True, start=16)},
     "optimizer": {"lr": sl.Float(1e-3, 0.1, log=True)},
 }
+FLOAT = FloatDistribution(0, 1)
+START_OF_LIST = sl.List(sl.Int(1, 3), 2, start=5)
+SPARSE = torch.eye(9).to_sparse()
 SMALL = {"trials": 2, "quiet": True, "workers": 1, "sampler": "random"}
 SMALL |= {"train": {"epochs": 1, "batch_size": 8}}
 
@@ -63,6 +70,7 @@ def test_ranges_are_what_yaml_holds():
     assert sl.Float(0.1, 1, log=True, start=0.5) == yaml.safe_load(
         "{float: [0.1, 1], log: true, start: 0.5}"
     )
+    assert sl.Choice([16, 32]) == sl.Choice(16, 32) == yaml.safe_load("{choice: [16, 32]}")
     assert sl.Choice("relu", 3, True) == yaml.safe_load("{choice: [relu, 3, true]}")
     layers = sl.List(sl.Int(16, 512), length=sl.Int(1, 3))
     assert layers == yaml.safe_load("{list: {int: [16, 512]}, length: {int: [1, 3]}}")
@@ -171,6 +179,135 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
         sl.search(loop, minimize="loss", space={"lr": sl.Float(1, 0)})
     with pytest.raises(sl.ConfigError, match=r"study\.trails: no such key.*did you mean trials"):
         sl.search(loop, minimize="loss", **{"study.trails": 3})
+
+
+def cases(*listed):
+    return [pytest.param(*case, id=name) for name, *case in listed]
+
+
+@pytest.mark.parametrize(
+    ("subject", "wrong", "words"),
+    cases(
+        ("a list as space", loop, {"space": ["lr"]}, r"space must be a mapping.*got \['lr'\]"),
+        ("a string as space", loop, {"space": "lr"}, "space must be a mapping of ranges"),
+        ("a function as space", loop, {"space": objective}, "space must be a mapping of ranges"),
+        ("None as key", loop, {"space": {None: sl.Int(1, 2)}}, "space: .*key type 'NoneType'"),
+        ("a distribution", loop, {"space": {"lr": FLOAT}}, r"space\.params\.lr: .* Float, Choice"),
+        ("a set as range", loop, {"space": {"lr": {1, 2}}}, r"space\.params\.lr: .* type set"),
+        (
+            "Choice(object())",
+            loop,
+            {"space": {"lr": sl.Choice(object())}},
+            r"choice\[0\]: a config",
+        ),
+        ("a choice of classes", loop, {"space": {"lr": sl.Choice(Net)}}, r"choice\[0\]: a config"),
+        ("a number as start", loop, {"space": {"lr": START_OF_LIST}}, "is not a list"),
+        ("no text", loop, {"space": {"lr": sl.Float("0", 1)}}, "must be finite numbers; got '0'"),
+        ("a file as run_dir", loop, {"run_dir": __file__}, "run_dir: Not a directory: .*_asked.py"),
+        ("a number to maximize", loop, {"maximize": 3}, "objective.metric must be .*got 3"),
+        (
+            "a function to maximize",
+            loop,
+            {"maximize": objective},
+            "objective.metric must be a name",
+        ),
+        ("a sampler", loop, {"sampler": RandomSampler()}, "sampler: .* type RandomSampler; give"),
+        ("a pruner", loop, {"pruner": NopPruner()}, "pruner: .*, or its class and arguments"),
+        ("a path as storage", loop, {"storage": Path("x")}, "storage must be an option such as"),
+        ("an object as storage", loop, {"storage": object()}, "storage must be an option such as"),
+        (
+            "text as winner",
+            loop,
+            {"winner": "no"},
+            "winner must be a mapping of its keys; got 'no'",
+        ),
+        ("a number as section", loop, {"train": 3}, "train must be a mapping of its keys; got 3"),
+        ("a list as section", loop, {"study": [1]}, "study must be a mapping of its keys"),
+        ("None as section", loop, {"study": None}, "study must be a mapping of its keys; got None"),
+        ("a set in a section", loop, {"params": {"x": {1}}}, r"params\.x: a config cannot hold"),
+        ("half a reference", loop, {"params": {"x": "${y"}}, "params: no viable alternative"),
+        ("a lambda", Net, {"loss": lambda *_: 0}, "loss: .*no other process finds it by this name"),
+        ("a loss", Net, {"loss": nn.MSELoss()}, "loss: .* object of type MSELoss; give"),
+        ("a tensor", Net, {"loss.weight": torch.ones(2)}, r"loss\.weight: .* of type Tensor"),
+        ("no example", Net, {"data": pair(0)}, "data has too few examples, 0; give at least 3"),
+        ("one example", Net, {"data": pair(1)}, "data has too few examples, 1; give at least 3"),
+        ("an empty Dataset", Net, {"data": Points(0)}, "data has too few examples, 0"),
+        (
+            "one to train on",
+            Net,
+            {"data": (pair(1), pair(9))},
+            "data.train has too few examples, 1",
+        ),
+        ("none to test by", Net, {"data": (pair(9), pair(0))}, "data.test has too few examples, 0"),
+        ("sparse inputs", Net, {"data": (SPARSE, torch.ones(9))}, "must be dense.*sparse"),
+        ("a Dataset of them", Net, {"data": TensorDataset(SPARSE, torch.ones(9))}, "must be dense"),
+        ("0-d tensors", Net, {"data": (torch.ones(()),) * 2}, r"a row for each; got .* shape \(\)"),
+        ("0-d targets", Net, {"data": (torch.ones(9, 2), torch.ones(()))}, "a row for each"),
+        ("complex inputs", Net, {"data": (torch.ones(9, 2) * 1j, torch.ones(9))}, "complex"),
+    ),
+)
+def test_an_argument_of_a_wrong_kind_is_one_error_in_words(
+    subject, wrong, words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    goal = {} if "maximize" in wrong else {"minimize": "loss"}
+    others = {"data": pair(9)} if subject is Net else goal
+    with pytest.raises(sl.ConfigError) as caught:
+        sl.search(subject, **others | wrong)
+    assert re.search(words, str(caught.value)), caught.value
+
+
+def test_all_arguments_of_wrong_kinds_are_told_at_once():
+    with pytest.raises(sl.ConfigError) as caught:
+        sl.search(Net, data=pair(1), loss=nn.MSELoss(), train=3, space=["lr"], epochs=3)
+    starts = ("loss: ", "train must", "space must", "epochs: no such keyword", "data has too few")
+    assert len(caught.value.mistakes) == len(starts)
+    assert all(any(m.startswith(s) for m in caught.value.mistakes) for s in starts)
+    assert "did you mean train.epochs?" in str(caught.value)
+
+
+def measured(config, run, part):
+    return {"loss": 0.0}
+
+
+def error(outputs, targets):
+    return float((outputs.argmax(1) != targets).float().mean())
+
+
+def test_classes_and_functions_are_named_and_numbers_of_numpy_are_plain():
+    def sections(subject=Net, **settings):
+        return ask(subject, {}, "mnist5k", settings).sections
+
+    waiting = {"_partial_": True}
+    named = sections(optimizer=torch.optim.SGD)
+    assert named["optimizer"] == {"_target_": "torch.optim.sgd.SGD"} | waiting
+    assert {"optimizer": None} in named["defaults"], "nothing of AdamW"
+    assert sections(loss=nn.L1Loss)["loss"] == {"_target_": "torch.nn.modules.loss.L1Loss"}
+    of_name = sections(loss={"_target_": error, "k": 1})["loss"]
+    assert of_name == {"_target_": "test_asked.error", "k": 1} | waiting
+    test = {"_target_": "test_asked.measured"} | waiting
+    for setting in ({"objective": {"test": measured}}, {"objective.test": measured}):
+        goal = {"objective.direction": "minimize"}
+        assert sections(loop, **setting, **goal)["objective"]["test"] == test
+    numbers = sections(train={"l1": np.float64(1)})
+    assert numbers["train"] == {"l1": 1.0}
+    assert type(numbers["train"]["l1"]) is float
+
+
+def test_parts_that_are_given_as_classes_functions_and_datasets_are_trained_with(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    parts = {"optimizer": torch.optim.SGD, "loss": nn.functional.cross_entropy}
+    parts |= {"data.evaluate": TensorDataset(*pair(40)), "sampler": RandomSampler}
+    parts |= {"objective": {"metric": error, "direction": "minimize"}, "winner": False}
+    space = {"model": {"width": sl.Choice([np.int64(4), np.int64(8)], start=8)}}
+    with sl.search(Net, space=space, data=(pair(40), pair(9)), **SMALL | parts) as study:
+        config = study.best.config
+        assert config["optimizer"]["_target_"] == "torch.optim.sgd.SGD"
+        assert config["objective"]["metric"]["_target_"] == "test_asked.error"
+        assert study.winner is None
+        assert study.baseline.params == {"model.width": 8}
 
 
 def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):

@@ -188,10 +188,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     """
     from studyloom.views.doctor import repair, show
 
-    if arguments.gpu and arguments.repair:
-        raise ValueError("--gpu checks this machine, and --repair a database; run one at a time")
-    if arguments.yes and not arguments.repair:
-        raise ValueError("--yes agrees to a repair; add --repair, or leave it out")
+    if (arguments.gpu and arguments.repair) or (arguments.yes and not arguments.repair):
+        raise ValueError("--repair is of a database, --gpu of this machine, and --yes of --repair")
     url, name = (arguments.storage, None)
     if arguments.run_dir is not None:
         url, name = locate_study(arguments)

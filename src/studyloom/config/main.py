@@ -438,7 +438,7 @@ def of_sections(
         groups: the option `given` of each group.
 
     Raises:
-        ConfigError: a value has a password.
+        ConfigError: a value has a password, or the directory cannot be written to.
     """
     refuse_passwords([f"{key}={value}" for key, value in flatten({**primary, **(groups or {})})])
     texts = {GIVEN: primary} | {f"{name}/{GIVEN}": each for name, each in (groups or {}).items()}
@@ -448,8 +448,11 @@ def of_sections(
     folder = run_dir / ".hydra" / GIVEN / digest
     for name, text in texts.items():
         path = folder / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text)
+        except OSError as error:
+            raise ConfigError(compose_mistakes(error, "", GIVEN, ())) from None
     return _of_file(folder / f"{GIVEN}.yaml")
 
 

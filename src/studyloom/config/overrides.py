@@ -104,7 +104,7 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
             return []  # the mistake is in the config itself
         # Group choices before values: a key is checked in the option that was chosen for it.
         overrides = [Override.parse(text) for text in options.overrides]
-        for override in sorted(overrides, key=lambda each: not options_of(each)):
+        for override in sorted(overrides, key=lambda each: "." in each.text.partition("=")[0]):
             try:
                 if unknown := unknown_keys(compose([*accepted, override.text])):
                     mistakes += unknown
@@ -134,7 +134,7 @@ def explain_override(
             f"{override.text}: cannot be parsed; write key=value, and quote a value that contains "
             "a bracket, a comma or a space"
         )
-    if options := options_of(override):
+    if options := group_options(path.replace(".", "/")):
         if value not in options:
             return (
                 f"{override.text}: no such option; {path} has "
@@ -143,11 +143,6 @@ def explain_override(
     elif unknown := explain_key(path, compose()):
         return unknown
     return f"{override.text}: {describe_compose_error(error.__cause__ or error)}"
-
-
-def options_of(override: Override) -> list[str]:
-    """Returns the options of the group of which an override chooses one; none if it sets a key."""
-    return group_options(override.key.split("@")[0].replace(".", "/"))
 
 
 def explain_key(path: str, config: DictConfig) -> str | None:
@@ -172,9 +167,10 @@ def explain_key(path: str, config: DictConfig) -> str | None:
 
 def meant(name: str, config: DictConfig) -> str:
     """Suggests the whole key of a name that was typed without its section, such as `trials`."""
-    found: dict[str, str] = {}
-    for path, _ in flatten(OmegaConf.to_container(config)):
-        found.setdefault(path.rpartition(".")[2], path)
+    paths = [path for path, _ in flatten(OmegaConf.to_container(config))]
+    # The first key of a name is meant, and of epochs those of a training.
+    paths.sort(key=lambda path: not path.startswith("train."))
+    found = {path.rpartition(".")[2]: path for path in reversed(paths)}
     close = difflib.get_close_matches(name, found, n=1, cutoff=0.8)
     return f"; did you mean {found[close[0]]}?" if close else ""
 

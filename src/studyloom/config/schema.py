@@ -179,17 +179,16 @@ def describe_keys() -> list[tuple[str, str, str]]:
     return rows
 
 
-ABOVE_ZERO = math.ulp(0.0)
-# The least and the greatest value of numbers that are the same for all trials; no infinity.
-RANGES = {
-    (1, math.inf): (
+# Keys of numbers, by their range in words, the least and the greatest value; none is infinite.
+RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
+    ("at least 1", 1, math.inf): (
         *("study.trials", "study.epochs", "study.top", "study.max_attempts", "study.max_failures"),
         *("objective.folds", "objective.seeds", "winner.top", "winner.seeds"),
         "study.lease",  # which is renewed four times in that time, by a write each
     ),
-    (0, math.inf): ("study.seed", "storage.deadline", "cost.per_hour"),
-    (0, 1): ("study.proposals",),
-    (ABOVE_ZERO, math.inf): (
+    ("at least 0", 0, math.inf): ("study.seed", "storage.deadline", "cost.per_hour"),
+    ("from 0 to 1", 0, 1): ("study.proposals",),
+    ("a positive number", math.ulp(0.0), math.inf): (
         *("study.timeout", "study.trial_timeout", "study.regret", "cost.limit"),
     ),
 }
@@ -208,9 +207,7 @@ SCHEMA = _make_schema()
 
 def out_of_range(config: DictConfig) -> Iterator[str]:
     """Yields a line for each value outside of its range in `RANGES`; null is in each."""
-    for (low, high), names in RANGES.items():
-        least = "a positive number" if low == ABOVE_ZERO else f"at least {low}"
-        words = least if high == math.inf else f"from {low} to {high}"
+    for (words, low, high), names in RANGES.items():
         for name in names:
             value = OmegaConf.select(config, name)
             if value is not None and not (low <= value <= high and value < math.inf):

@@ -149,13 +149,6 @@ def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
     return None if is_own(run_dir) else trusted
 
 
-def load_foreign(path: Path, trusted: Sequence[str] | None = ()) -> DictConfig:
-    """Reads a YAML file from elsewhere and checks its targets, as `check_targets` does."""
-    config = read_yaml(path)
-    check_targets(config, trusted)
-    return config
-
-
 def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
     """Checks every `_target_` of a config, at any depth, before anything is built from it.
 

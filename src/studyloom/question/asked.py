@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from studyloom.config.compose import GROUPS, OF_NETWORKS
 from studyloom.config.main import GIVEN
-from studyloom.config.overrides import STUDY_GROUPS, meant
+from studyloom.config.overrides import STUDY_GROUPS, describe_compose_error, meant
 from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
@@ -33,7 +34,7 @@ from studyloom.files import write_whole, write_with
 from studyloom.pickled import OWN, give
 from studyloom.question.loop import WITH_TRIAL, how_called
 from studyloom.question.sources import check_readable, targets
-from studyloom.text import nearest
+from studyloom.text import is_scalar, nearest
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
 READ_ARRAYS = "studyloom.data.read_arrays"
@@ -41,6 +42,13 @@ WANTED = (
     "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
     "or a pair of inputs and targets as tensors or arrays"
 )
+SECTION = (Mapping, "a mapping of its keys")
+# What some arguments must be, and that in words.
+KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("study", "objective", "train", "checkpoints", "winner", "cost"), SECTION),
+    "space": (Mapping, "a mapping of ranges, such as {'lr': Float(1e-4, 0.1, log=True)}"),
+    "storage": (str | Mapping, "an option such as sqlite, or the URL of a database"),
+}
 # A class or function is trained as a network if it takes one of these, or is a Module.
 OF_NETWORK = {"shape", "outputs"}
 
@@ -86,26 +94,36 @@ def ask(
     name = getattr(subject, "__qualname__", type(subject).__name__)
     target = f"{getattr(subject, '__module__', '')}.{name}"
     given: Any = OmegaConf.create({"study": {"name": name.rpartition(".")[2].lower()}})
-    mistakes, options = _why_not_found(target, subject), dict[str, str]()
-    if isinstance(data, str | Mapping):
-        data, settings = None, {"data": data, **settings}
-    for key, value in settings.items():
-        top = key.partition(".")[0]
-        if top not in SECTIONS or top == "hydra":
-            near = meant(key, SCHEMA) or nearest(key, SECTIONS)
-            mistakes.append(
-                f"{key}: no such keyword, which must be a section or key of a config{near}"
-            )
-        elif key in STUDY_GROUPS and isinstance(value, str):
-            options[key] = value
-        else:
-            OmegaConf.update(given, key, value)
+    mistakes, options = _why_not_found(target, subject), dict[str, str | None]()
     try:
         parameters = {*inspect.signature(subject).parameters}
     except (TypeError, ValueError):  # it is called by nobody, or written in C
         parameters = set()
     base = subject if isinstance(subject, type) else object  # a function is no network itself
     trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
+    is_tree = isinstance(space, Mapping)
+    if space or not is_tree:
+        settings = {"space": {"params": space} if is_tree and not trains else space, **settings}
+    if isinstance(data, str | Mapping):
+        data, settings = None, {"data": data, **settings}
+    for key, value in settings.items():
+        top, (kind, words) = key.partition(".")[0], KINDS.get(key, (object, ""))
+        if top not in SECTIONS or top == "hydra":
+            near = meant(key, SCHEMA) or nearest(key, SECTIONS)
+            mistakes.append(
+                f"{key}: no such keyword, which must be a section or key of a config{near}"
+            )
+        elif not isinstance(value, kind):
+            mistakes.append(f"{key} must be {words}; got {value!r}")
+        elif key in STUDY_GROUPS and isinstance(value, str):
+            options[key] = value
+        else:
+            if key in STUDY_GROUPS and callable(_target_of(value)):
+                options[key] = None  # no option's settings are for it
+            try:
+                OmegaConf.update(given, key, _plain(key, value, mistakes))
+            except OmegaConfBaseException as error:
+                mistakes.append(f"{key}: {describe_compose_error(error)}")
     sections: Any = OmegaConf.to_container(given)
     asked = Asked(sections)
     mistakes += filter(None, [check_name(str(sections["study"]["name"]))])
@@ -116,11 +134,9 @@ def ask(
             section |= {"metric": section.get("metric", "value"), "direction": "minimize"}
         else:
             mistakes.append("maximize or minimize must name the value that the function reports")
-    if space:
-        tree = dict(space) if trains else {"params": dict(space)}
-        sections["space"] = {**tree, **sections.get("space", {})}
-    for group, branches in space.items():  # an option to begin with, where it chooses among some
-        within = branches if trains and isinstance(branches, Mapping) else ()
+    # An option to begin with, where the space chooses among some.
+    for group, branches in space.items() if is_tree and trains else ():
+        within = branches if isinstance(branches, Mapping) else ()
         named = [option for option in within if (GROUPS / group / f"{option}.yaml").is_file()]
         if named and OF_NETWORKS.get(group) not in named:
             options.setdefault(group, named[0])
@@ -135,6 +151,42 @@ def ask(
         listed += ["_self_", {"override /track": sections.pop("track")}]
     asked.sections = {"defaults": ["studyloom", *listed], **sections}
     return asked
+
+
+def _target_of(value: Any) -> Any:
+    return value.get("_target_") if isinstance(value, Mapping) else value
+
+
+def _plain(key: str, value: Any, mistakes: list[str]) -> Any:
+    """Returns a setting as a config holds it: classes and functions by name, Datasets as given.
+
+    Args:
+        mistakes: gets a line for each value within it that no config can hold.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if is_scalar(value) or isinstance(value, Path):
+        return value
+    if isinstance(value, Mapping):
+        inner = {name: _plain(f"{key}.{name}", each, mistakes) for name, each in value.items()}
+        target = inner.get("_target_")
+        return inner | target if isinstance(target, dict) else inner
+    if key.startswith("data.") and (part := _as_dataset(value)) is not None:
+        return give(key, part)
+    if isinstance(value, Sequence):
+        return [_plain(f"{key}[{place}]", each, mistakes) for place, each in enumerate(value)]
+    is_function = inspect.isroutine(value)
+    if not (is_function or isinstance(value, type)) or key.startswith(("params", "space")):
+        way = "numbers, strings, lists, mappings, or its class and arguments as a _target_"
+        way = "a range by Int, Float, Choice or List" if key.startswith("space") else way
+        kind = type(value).__name__
+        mistakes.append(f"{key}: a config cannot hold an object of type {kind}; give {way}")
+        return None
+    named = f"{value.__module__}.{value.__qualname__}"
+    mistakes += [f"{key}: {mistake}" for mistake in _why_not_found(named, value)]
+    # An optimizer waits for the parameters, and a network makes its own layers.
+    waits = is_function or key.startswith(("optimizer", "model."))
+    return {"_target_": named} | ({"_partial_": True} if waits else {})
 
 
 def _why_not_found(target: str, subject: Any) -> list[str]:
@@ -156,11 +208,13 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
 # The data
 
 
-def _add_data(asked: Asked, options: dict[str, str], data: Any, *, trains: bool) -> None:
+def _add_data(asked: Asked, options: dict[str, str | None], data: Any, *, trains: bool) -> None:
     """Adds the section of the data; raises ConfigError if they are nothing that we know."""
     train, test = _divided(asked, data)
     made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
-    if isinstance(train, TensorDataset) and isinstance(test, TensorDataset):
+    own = asked.sections.get("data", {})
+    in_pairs = (isinstance(p, TensorDataset) and len(p.tensors) == 2 for p in (train, test))
+    if all(in_pairs) and "evaluate" not in own:
         root = str(_add_arrays(asked, train.tensors, test.tensors))
         load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
         made |= {"_target_": "studyloom.data.Loaded", "load": load}
@@ -170,7 +224,7 @@ def _add_data(asked: Asked, options: dict[str, str], data: Any, *, trains: bool)
     else:
         made |= {"_target_": "studyloom.data.Datasets"}
         made |= {"train": give("data.train", train), "test": give("data.test", test)}
-    asked.sections["data"] = made = {**made, **asked.sections.get("data", {})}
+    asked.sections["data"] = made = {**made, **own}
     words = "training examples are held out to choose by (data.validation)"
     asked.said.append(f"data: {made['validation']} {words}")
 
@@ -182,20 +236,30 @@ def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
         train, test = map(_as_dataset, parts)
         if train is None or test is None:
             raise ConfigError(f"{WANTED}; got {type(data).__name__}")
+        _check_size("data.train", train, 2)
+        _check_size("data.test", test, 1)
         return train, test
+    _check_size("data", whole, 3)
     count, seed = len(whole), asked.sections["study"].get("seed", 0)
     sealed = max(1, count // SHARE)
     words = f"drawn by study.seed={seed}, are the test part"
     asked.said.append(f"data: {sealed} of {count} examples, {words}")
-    targets = whole.tensors[1] if isinstance(whole, TensorDataset) else torch.zeros(count)
+    targets = whole.tensors[-1] if isinstance(whole, TensorDataset) else torch.zeros(count)
     first, second = make_folds(targets, 1, sealed, seed)[0]
     if isinstance(whole, TensorDataset):
         return TensorDataset(*whole[first]), TensorDataset(*whole[second])
     return Subset(whole, first.tolist()), Subset(whole, second.tolist())
 
 
+def _check_size(key: str, part: Any, least: int) -> None:
+    if len(part) < least:
+        raise ConfigError(f"{key} has too few examples, {len(part)}; give at least {least}")
+
+
 def _as_dataset(part: Any) -> Any:
     """Returns a Dataset as it is, a pair of tensors or arrays as one, and None of all else."""
+    if isinstance(part, TensorDataset):
+        list(map(_tensor, part.tensors))  # which refuses what no file can hold
     if isinstance(part, tuple | list):
         if len(part) != 2 or not all(hasattr(each, "dtype") for each in part):
             return None
@@ -212,6 +276,9 @@ def _tensor(value: Any) -> torch.Tensor:
         tensor = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"data: inputs and targets must be numbers: {error}") from None
+    if not tensor.dim() or tensor.layout != torch.strided or tensor.is_quantized:
+        got = f"{tensor.type()} of shape {tuple(tensor.shape)}"
+        raise ConfigError(f"data: inputs and targets must be dense, a row for each; got {got}")
     return tensor.float() if tensor.is_floating_point() else tensor
 
 

@@ -37,8 +37,11 @@ def Choice(*choices: Any, start: Any = None) -> Range:
     """Returns a choice among strings, numbers, True, False and None: `Choice("relu", "tanh")`.
 
     Args:
+        choices: the values, or one list of them as in Optuna.
         start: the value of the baseline.
     """
+    if len(choices) == 1 and isinstance(choices[0], list | tuple):
+        choices = (*choices[0],)
     return {"choice": [*choices]} | ({} if start is None else {"start": start})
 
 
@@ -49,7 +52,7 @@ def List(item: Range, length: int | str | Range, *, start: Sequence[Any] | None 
         length: a number, a range, or the name of a list beside it that is as long.
         start: the list of the baseline.
     """
-    return {"list": item, "length": length} | ({} if start is None else {"start": [*start]})
+    return {"list": item, "length": length} | ({} if start is None else {"start": start})
 
 
 def _range(kind: str, ends: list[Any], log: bool, step: Any, start: Any) -> Range:

@@ -198,9 +198,8 @@ class Unpruned(NopPruner):
     """Prunes no trial, and says why."""
 
     note = (
-        "no trial is pruned: pruner=auto stands for the median here, which compares by one value, "
-        "and objective.metric names several; pruner=promotion compares several, where trials can "
-        "be paused"
+        "no trial is pruned: pruner=auto is the median here, which compares by one value, and "
+        "objective.metric names several"
     )
 
 

@@ -20,9 +20,6 @@ from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import value_of
 from studyloom.views.progress import Progress
 
-KINDS = ("began", "reported", "resumed", "ended", "best", "control", "halted", "answer", "exit")
-
-
 # What an event of the job tells; it is told again when this has changed.
 TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answer"}
 
