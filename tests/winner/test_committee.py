@@ -162,7 +162,7 @@ def test_its_file_predicts_the_mean_of_its_members(evaluated):
     plan, answer, _ = evaluated
     expected = mean_of(plan, answer.committee.members, SPLIT.inputs)
     network = load_network(plan.run_dir, committee=True)
-    torch.testing.assert_close(network(SPLIT.inputs), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(network(SPLIT.inputs)[0], expected, atol=1e-6, rtol=1e-5)
     given = load_winner(plan.run_dir, committee=True).predict(SPLIT.inputs)
     torch.testing.assert_close(given.probabilities, expected, atol=1e-6, rtol=1e-5)
     single = load_winner(plan.run_dir).predict(SPLIT.inputs).probabilities
@@ -275,7 +275,7 @@ def test_members_of_different_architectures_are_averaged(folder):
     with torch.no_grad():
         first, second = (network.eval()(inputs).softmax(1) for network in networks)
     network = load_network(write(), committee=True)
-    torch.testing.assert_close(network(inputs), 0.25 * first + 0.75 * second)
+    torch.testing.assert_close(network(inputs)[0], 0.25 * first + 0.75 * second)
 
 
 def test_nothing_hostile_of_a_member_is_called(folder):

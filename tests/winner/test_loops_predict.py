@@ -136,9 +136,11 @@ def test_several_inputs_and_maps_are_predicted_in_python(tmp_path):
     with torch.no_grad():
         expected = network(left, right.float()).softmax(1)
     for inputs in ((left, right), {"right": right.numpy(), "left": left}):
-        told = winner.predict(inputs)
+        told = winner.predict(inputs, softmax=True)
         assert torch.allclose(told.probabilities, expected, atol=1e-6)
         assert (told.classes.shape, told.names) == ((300, 2, 3), ())
+        told = winner.predict(inputs)
+        assert torch.allclose(told.values.softmax(1), expected, atol=1e-6), "classes may be last"
     assert winner.shape == ()
     assert "Pair" not in repr(winner)
 
@@ -155,6 +157,104 @@ def test_a_network_of_ours_may_be_given_too(tmp_path):
         assert torch.equal(told.probabilities, expected)
 
 
+class Sequence(nn.Module):
+    """An LSTM as PyTorch has it: (time, batch, features), with its state if that is given."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.lstm = nn.LSTM(4, width)
+
+    def forward(self, x, state=None):
+        return self.lstm(x, state)[0]
+
+
+def linear(width=8):
+    return nn.Linear(4, width)
+
+
+def test_a_dimension_that_may_be_time_is_cut_only_where_the_user_says_so(tmp_path):
+    network = Sequence().eval()
+    written(tmp_path, {"net": network.state_dict()}, metric="loss")
+    winner = load_winner(tmp_path, network=Sequence)
+    inputs, state = torch.randn(400, 2, 4), (torch.randn(1, 2, 8), torch.randn(1, 2, 8))
+    with torch.no_grad():
+        assert torch.equal(winner.predict(inputs).values, network(inputs))
+        cut = torch.cat([network(part) for part in inputs.split(100)])
+        assert torch.equal(winner.predict(inputs, batch=100).values, cut)
+        assert torch.equal(winner.predict((inputs, state)).values, network(inputs, state))
+        named = {"state": tuple(each.double().numpy() for each in state), "x": inputs}
+        assert torch.equal(winner.predict(named).values, network(inputs, state))
+
+
+class Several(nn.Module):
+    """A VAE or an actor-critic: several outputs, the first of which are probabilities."""
+
+    def __init__(self, kind="tuple"):
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        parts = {"likely": y.softmax(1), "state": (y, -y), "square": y**2}
+        return parts if self.kind == "dict" else tuple(parts.values())
+
+
+@pytest.mark.parametrize(("kind", "second"), [("tuple", 2), ("dict", "square")])
+def test_of_several_outputs_the_first_is_taken_or_the_one_that_is_named(tmp_path, kind, second):
+    network, x = Several(kind), torch.randn(3, 4)
+    written(tmp_path, {"net": network.state_dict()}, kind=kind)
+    winner = load_winner(tmp_path, network=Several)
+    with torch.no_grad():
+        y = network.layer(x)
+    assert torch.equal(winner.predict(x).probabilities, y.softmax(1)), "no second softmax"
+    assert torch.equal(winner.predict(x, softmax=True).probabilities, y.softmax(1).softmax(1))
+    assert torch.equal(winner.predict(x, softmax=False).values, y.softmax(1))
+    assert torch.equal(winner.predict(x, output=second, softmax=False).values, y**2)
+    written(tmp_path / "one", {"net": linear().state_dict()})
+    single = load_winner(tmp_path / "one", network=linear)
+    for given, words in ((winner, "the outputs are"), (single, "the network gives one output")):
+        with pytest.raises(PredictError, match=f"output='mean': {words}"):
+            given.predict(x, output="mean")
+
+
+def test_a_network_keeps_the_precision_in_which_its_loop_trained_it(tmp_path):
+    network, x = linear().double(), torch.randn(3, 4, dtype=torch.float64)
+    written(tmp_path, {"net": network.state_dict()}, metric="loss")
+    winner = load_winner(tmp_path, network=linear)
+    with torch.no_grad():
+        assert torch.equal(winner.predict(x).values, network(x))
+        assert torch.equal(winner.predict(x.float()).values, network(x.float().double()))
+    half = linear().bfloat16()
+    written(tmp_path / "half", {"net": half.state_dict()}, metric="loss")
+    assert load_winner(tmp_path / "half", network=linear).predict(x).values.dtype == torch.float32
+
+
+def test_of_two_kept_networks_one_is_chosen_by_its_name(tmp_path):
+    networks = {"policy": linear(), "value": linear()}
+    states = {name: each.state_dict() for name, each in networks.items()}
+    layer = {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 8}
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        policy, value = networks["policy"](x), networks["value"](x)
+    written(tmp_path, states, {"value": layer}, metric="loss")
+    assert torch.equal(load_winner(tmp_path).predict(x).values, value)
+    again = load_winner(tmp_path, network={"policy": linear})
+    assert torch.equal(again.predict(x).values, policy)
+    written(tmp_path / "named", states, {"policy": "test_loops_predict.linear"}, metric="loss")
+    assert torch.equal(load_winner(tmp_path / "named").predict(x).values, policy)
+    (tmp_path / "named" / "made-by").unlink()
+    with pytest.raises(ConfigError, match=r"test_loops_predict\.linear is not among"):
+        load_winner(tmp_path / "named").predict(x)
+
+
+@pytest.mark.parametrize("inputs", [torch.randn(3, 5), torch.randn(4, 3, 2), [1.0, 2.0, 3.0]])
+def test_inputs_of_another_shape_are_refused_with_theirs(tmp_path, inputs):
+    written(tmp_path, {"net": linear().state_dict()})
+    shape = " × ".join(map(str, torch.as_tensor(inputs).shape))
+    with pytest.raises(PredictError, match=f"^inputs: Linear cannot take these inputs of {shape}"):
+        load_winner(tmp_path, network=linear).predict(inputs)
+
+
 def test_what_is_missing_is_said_with_the_way_out(tmp_path):
     both = {"net": embedded().state_dict(), "ema": embedded().state_dict()}
     bare = load_winner(written(tmp_path / "bare", {"net": both["net"]}))
@@ -165,8 +265,17 @@ def test_what_is_missing_is_said_with_the_way_out(tmp_path):
         (tmp_path / "bare", Pair, "objective.network: .*missing 1 required positional argument"),
         (tmp_path / "bare", not_a_network, "must give a torch.nn.Module; got int"),
         (tmp_path / "bare", nn.Linear(2, 2), "winner.pt: .*Missing key"),
-        (written(tmp_path / "both", both), embedded, "exactly one network; the loop kept net, ema"),
-        (written(tmp_path / "none", {}), embedded, "exactly one network; the loop kept nothing"),
+        (written(tmp_path / "both", both), embedded, "predicts, net or ema: set objective.network"),
+        (tmp_path / "both", {"emma": embedded}, r"load_winner\(RUN_DIR, network={'NAME': Net}\)"),
+        (
+            tmp_path / "both",
+            {"net": embedded, "ema": embedded},
+            "must say which network",
+        ),
+        (written(tmp_path / "none", {}), embedded, "nothing that could predict was kept"),
+        (written(tmp_path / "files", {"files": {"a": b""}}), embedded, "nothing that could"),
+        (tmp_path / "both", None, "objective.network must say which network"),
+        (tmp_path / "none", None, "nothing that could .* a command, a Hydra app and an Optuna"),
     ):
         with pytest.raises((PredictError, ConfigError), match=words):
             load_winner(folder, network=network).predict([[1, 2]])

@@ -108,7 +108,7 @@ def test_the_network_of_the_target_is_loaded_and_predicts(evaluated):
     plan, _ = evaluated
     network = load_network(plan.run_dir)
     assert 32 in {weights.shape[0] for weights in network.model.parameters()}
-    assert network(SPLIT.inputs[:3].float()).shape == (3, 10)
+    assert network(SPLIT.inputs[:3].float())[0].shape == (3, 10)
 
 
 class Points(torch.utils.data.Dataset):

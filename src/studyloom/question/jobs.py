@@ -25,7 +25,7 @@ from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
-from studyloom.errors import ConfigError, refuse
+from studyloom.errors import ConfigError, PredictError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, MEMORY, METRICS, Metric
 from studyloom.question.loop import LoopJob
 from studyloom.question.rule import Condition, Cost
@@ -41,6 +41,7 @@ from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.scaling import Scaling
 from studyloom.training.steps import apply_network
 
+NETWORK = "objective.network"
 DEVICE = "STUDYLOOM_DEVICE"  # in the environment: mps, the GPU of a Mac, which is used if named
 GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
@@ -416,9 +417,23 @@ def is_plain(value: Any) -> bool:
 
 def build_named(named: Any, key: str = "objective.test") -> Callable[..., Any]:
     """Returns the function that a key names, by a dotted name or as a section."""
+    named = named[kept] if key == NETWORK and (kept := kept_name(named)) else named
     section = plain(named) if isinstance(named, Mapping) else {"_target_": named}
     function: Callable[..., Any] = build(section | {"_partial_": True}, key)
     return function
+
+
+def kept_name(named: Any) -> str | None:
+    """Returns the name in `run.keep` of the network that `objective.network` makes.
+
+    Args:
+        named: what makes it; or {name: what makes it}, where a loop keeps several networks.
+
+    Returns:
+        None for the only network that the loop keeps.
+    """
+    single = isinstance(named, Mapping) and len(named) == 1 and "_target_" not in named
+    return next(iter(named)) if single else None
 
 
 def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
@@ -439,7 +454,7 @@ def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
         if not isinstance(make, nn.Module):
             raise TypeError(f"it must give a torch.nn.Module; got {type(make).__name__}")
     except Exception as error:  # whatever the user's code raises
-        raise ConfigError(f"objective.network: {describe_error(error)}") from error
+        raise ConfigError(f"{NETWORK}: {describe_error(error)}") from error
     return make
 
 
@@ -451,34 +466,48 @@ def loop_scaling(config: DictConfig, known: Mapping[str, Any]) -> Scaling | None
     """
     if (base := _at_base_size(config)) is None:
         return None
-    make = build_named(config.objective.network, "objective.network")
+    make = build_named(config.objective.network, NETWORK)
     return Scaling(lambda shape, outputs: network_of(make, base, **known))
 
 
 def judging_job(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
     """Returns the job that judges the network of a loop in a fold; it cannot train one."""
-    make = build_named(config.objective.network, "objective.network")
+    make = build_named(config.objective.network, NETWORK)
     ((train, valid),), model = folds, functools.partial(network_of, make, config)
     parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
     size = min(64, len(train))
     return [Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)]
 
 
-def weights_of(states: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Returns the weights of the one network among the states that a loop has kept.
+def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
+    """Returns the weights of a network among the states that a loop has kept.
+
+    Args:
+        name: by which the loop keeps it; None for the only one.
 
     Raises:
-        ValueError: it has kept none, or several.
+        PredictError: it has kept no network, or none of that name, or several.
     """
-    networks = [
-        state
-        for state in states.values()
+    networks: dict[str, Any] = {
+        kept: state
+        for kept, state in states.items()
         if isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values()))
-    ]
-    if len(networks) != 1:
-        kept = ", ".join(states) or "nothing"
-        raise ValueError(f"run.keep must keep exactly one network; the loop kept {kept}")
-    return networks[0]
+    }
+    if not networks:
+        raise PredictError(
+            "nothing that could predict was kept of the winner; winner.yaml has its configuration. "
+            "A training loop keeps its network by run.keep(net=net); a command, a Hydra app and an "
+            "Optuna objective save and load theirs themselves"
+        )
+    if name is None and len(networks) == 1:
+        (name,) = networks
+    if name not in networks:
+        raise PredictError(
+            f"{NETWORK} must say which network of run.keep predicts, {' or '.join(networks)}: set "
+            f"{NETWORK}={{NAME: mine.Net}}, or call load_winner(RUN_DIR, network={{'NAME': Net}})"
+        )
+    weights: dict[str, Tensor] = networks[name]
+    return weights
 
 
 def named_goals(objective: Section) -> list[tuple[str, Any]]:

@@ -34,7 +34,7 @@ from studyloom.errors import (
     refuse,
 )
 from studyloom.metrics import MEMORY, METRICS, Goal, Metric
-from studyloom.question.jobs import build_jobs, build_named, network_of
+from studyloom.question.jobs import NETWORK, build_jobs, build_named, network_of
 from studyloom.question.loop import WITH_CONFIG, how_called, why_not_called
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
 from studyloom.question.scale import present
@@ -356,7 +356,7 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
             yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
         if objective.network is not None:
             with torch.random.fork_rng(devices=[]):
-                make = build_named(objective.network, "objective.network")
+                make = build_named(objective.network, NETWORK)
                 network_of(make, question.config, **data.known)
     except ConfigError as error:
         yield from error.mistakes

@@ -17,7 +17,7 @@ import contextlib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NoReturn
 
@@ -204,14 +204,17 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     *inputs, targets = batch
     if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
         inputs = inputs[0]
-    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-        outputs = network(**inputs[0])
-    else:
-        outputs = network(*inputs)
+    outputs = call_network(network, inputs)
     outputs = getattr(outputs, "logits", outputs)  # as networks of Hugging Face have them
     if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
         targets = targets.to(outputs.dtype)
     return outputs, targets
+
+
+def call_network(network: nn.Module, inputs: Sequence[Any]) -> Any:
+    """Calls a network with its arguments, or with the single mapping that holds them by name."""
+    named = len(inputs) == 1 and isinstance(inputs[0], Mapping)
+    return network(**inputs[0]) if named else network(*inputs)
 
 
 def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:

@@ -23,11 +23,11 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
 from studyloom.seeds import derive
-from studyloom.training.batches import EVALUATION_BATCH, Batches, Sized, Step, make_batches
+from studyloom.training.batches import Batches, Sized, Step, make_batches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
 from studyloom.training.ranks import ALONE, Ranks
-from studyloom.training.steps import Steps, apply_network, choose_threads, on_threads
+from studyloom.training.steps import Steps, call_network, choose_threads, on_threads
 
 
 def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
@@ -371,18 +371,42 @@ def _joined(name: str, batches: list[Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def predict_outputs(model: nn.Module, inputs: Any) -> Tensor:
-    """Runs a network in eval mode on inputs (n, …), batch by batch, on their device.
+def predict_outputs(
+    model: nn.Module, inputs: Any, size: int | None = None, output: str | int | None = None
+) -> Tensor:
+    """Runs a network in eval mode on inputs, on the CPU.
 
     Args:
         inputs: a tensor, or several in a mapping or a tuple, for a network of several arguments.
+        size: how many entries of the first dimension of each are a batch; None for one call.
+        output: the name or position of one of several outputs; None for `logits`, or the first.
+
+    Returns:
+        The output: float32, or float64 of a network in float64.
     """
     names = [*inputs] if isinstance(inputs, Mapping) else []
     parts = [inputs] if isinstance(inputs, Tensor) else [*(inputs.values() if names else inputs)]
-    model, size = model.to(parts[0].device).eval(), EVALUATION_BATCH[parts[0].device.type]
-    batches = zip(*(torch.split(part, size) for part in parts), strict=True)
-    calls = (dict(zip(names, batch, strict=True)) if names else batch for batch in batches)
-    return torch.cat([apply_network(model, (call, None))[0].float() for call in calls])
+    split = (torch.split(part, size) for part in parts) if size else ()
+    batches: Iterable[Any] = zip(*split, strict=True) if size else [parts]
+    calls = ([dict(zip(names, each, strict=True))] if names else each for each in batches)
+    model = model.cpu().eval()
+    outputs = [_select_output(call_network(model, call), output) for call in calls]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _select_output(outputs: Any, name: str | int | None) -> Tensor:
+    """Returns one of several outputs: of a mapping, a tuple or a list."""
+    if name is None:
+        outputs = getattr(outputs, "logits", outputs)  # as networks of Hugging Face have them
+    while isinstance(outputs, tuple | list | Mapping):
+        several = dict(outputs if isinstance(outputs, Mapping) else enumerate(outputs))
+        if name is not None and name not in several:
+            raise ValueError(f"output={name!r}: the outputs are {', '.join(map(str, several))}")
+        outputs, name = several[next(iter(several)) if name is None else name], None
+    if name is not None:
+        raise ValueError(f"output={name!r}: the network gives one output, which has no name")
+    result: Tensor = outputs if outputs.dtype == torch.float64 else outputs.float()
+    return result
 
 
 def evaluate_network(

@@ -19,7 +19,7 @@ from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.plugins import load_plugin
-from studyloom.question.jobs import build_jobs, measure_costs, weights_of
+from studyloom.question.jobs import build_jobs, kept_name, measure_costs, weights_of
 from studyloom.question.question import SECTIONS, FunctionQuestion
 from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
@@ -269,7 +269,8 @@ def call_test(
     if sealed is not None and predicts(plan):
         job, metric = trainings.job(plan.winner, 0), METRICS.get(question.metric.name)
         try:
-            weights = weights_of(trained[plan.winner][0])
+            kept = kept_name(question.config.objective.network)
+            weights = weights_of(trained[plan.winner][0], kept)
             pair = judge_network(job, weights, sealed)
             shown = explained(job, weights, metric or question.metric, pair, sealed)
         except Exception as error:  # of the user's own code; the test has been made

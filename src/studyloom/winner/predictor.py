@@ -23,13 +23,20 @@ from torch import Tensor, nn
 
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml
-from studyloom.config.values import value_at
+from studyloom.config.values import describe_error, value_at
 from studyloom.data.sound import Sound
 from studyloom.data.sources import GZIP, parse_idx
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
-from studyloom.question.jobs import build_named, build_network, network_of, weights_of
+from studyloom.question.jobs import (
+    NETWORK,
+    build_named,
+    build_network,
+    kept_name,
+    network_of,
+    weights_of,
+)
 from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
@@ -43,12 +50,14 @@ FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
 ORIENTATION = 0x0112  # EXIF's tag
 SPARE = 16  # times the size of inputs: a larger picture is reduced before it becomes floats
+BATCH = 256  # inputs of a call, as in an evaluation on the CPU
+ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
 NORMALISED = f"for inputs as in training {IN_PYTHON}"
 NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
 NO_NETWORK = (
-    "{}: the winner is a loop of your own, and nothing says what makes its network; name it as "
-    "objective.network and call `studyloom winner` on this study, or give it in Python: "
+    "{}: the winner is of a custom training loop, and nothing says what makes its network; name it "
+    "as objective.network and call `studyloom winner` on this study, or give it in Python: "
     "studyloom.load_winner(RUN_DIR, network=Net)"
 )
 SILENT = (
@@ -63,32 +72,72 @@ class Network:
 
     Attributes:
         transform: None if nobody said it.
+        batched: whether the first dimension of its inputs is known to be that of a batch.
     """
 
     model: nn.Module
     facts: DataFacts
     transform: Transform | None = None
+    batched: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one input; () if they are taken as they are, or in Python alone."""
         return self.facts.shape or ()
 
-    def __call__(self, inputs: Any) -> Tensor:
-        """Predicts probabilities (n, classes, …), or numbers (n, …), for float32 (n, *shape).
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of its weights, in which it takes numbers that are not whole."""
+        types = (weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+        return next(types, torch.float32)
 
-        Args:
-            inputs: or several, in a mapping or a tuple, as the network takes them.
+    def __call__(
+        self, inputs: Any, batch: int | None = None, softmax: bool | None = None, output: Any = None
+    ) -> tuple[Tensor, bool]:
+        """Predicts for inputs (n, *shape), or for several; see `Predictor.predict`.
+
+        Returns:
+            Probabilities (n, classes, …) and True, or numbers (n, …) and False.
 
         Raises:
-            PredictError: the outputs are not finite.
+            PredictError: the network cannot take the inputs, or the outputs are not finite.
         """
-        dtype = getattr(torch, self.facts.dtype)
-        given = inputs.to(dtype) if isinstance(inputs, Tensor) else inputs
-        outputs = predict_outputs(self.model, given)
+        whole = self.facts.dtype == "int64" and isinstance(inputs, Tensor)
+        size = batch or (BATCH if self.batched else None)
+        try:
+            given = as_taken(inputs, torch.int64 if whole else self.precision)
+            outputs = predict_outputs(self.model, given, size, output)
+            # Of three dimensions or more, one is known to be that of the classes beside a batch.
+            known = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
+            classifies = (self.facts.classifies and known) if softmax is None else softmax
+            if classifies and (softmax or not _are_probabilities(outputs)):
+                outputs = outputs.softmax(1)
+        except Exception as error:  # whatever a user's network raises
+            shape = f" of {format_shape(inputs.shape)}" if isinstance(inputs, Tensor) else ""
+            words = f"{type(self.model).__name__} cannot take these inputs{shape}: "
+            raise PredictError(words + one_line(describe_error(error))[:300]) from error
         if not bool(torch.isfinite(outputs).all()):
             raise PredictError("its numbers are too far from the training data for finite outputs")
-        return outputs.softmax(1) if self.facts.classifies and outputs.ndim > 1 else outputs
+        return outputs, classifies
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs (n, classes, …) are at least 0 and sum to 1 over the classes."""
+    return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < ROUNDING).all())
+
+
+def as_taken(inputs: Any, precision: torch.dtype) -> Any:
+    """Returns inputs as a network takes them: tensors, those that are not whole in its precision.
+
+    Args:
+        inputs: a tensor or an array, or several in nested mappings and tuples.
+    """
+    if isinstance(inputs, Mapping):
+        return {name: as_taken(each, precision) for name, each in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(as_taken(each, precision) for each in inputs)
+    given = torch.as_tensor(inputs).detach().cpu()
+    return given.to(precision) if given.is_floating_point() else given
 
 
 def load_network(
@@ -113,14 +162,20 @@ def load_network(
     facts, known = answer.data, dict[str, Any]()
     if facts is not None:
         known = {"shape": facts.shape, "outputs": facts.outputs}
-    if is_loop and make is None:
+    if is_loop:
         plain: Any = OmegaConf.to_container(config.objective, resolve=False)
-        if (named := plain.get("network")) is None:
+        named = plain.get("network") if make is None else make
+        kept = kept_name(named)
+        states = weights_of(states, kept)
+        if named is None:
             raise PredictError(NO_NETWORK.format(run_dir))
-        section = named if isinstance(named, Mapping) else {"_target_": named}
-        check_targets({"objective": {"network": section}}, allowed)
-        make = build_named(section, "objective.network")
-    elif not is_loop:
+        named = named if kept is None else named[kept]
+        if make is None:
+            section = named if isinstance(named, Mapping) else {"_target_": named}
+            check_targets({"objective": {"network": section}}, allowed)
+            named = build_named(section, NETWORK)
+        make = named
+    else:
         if "model" not in config or facts is None:
             raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
         if make is None:
@@ -129,7 +184,8 @@ def load_network(
             known |= {"classes": facts.outputs} | value_at(config, "model")
     model = network_of(make, config, **known)
     try:
-        model.load_state_dict(weights_of(states) if is_loop else states)
+        # A loop may have brought its network to another precision, which its weights have.
+        model.load_state_dict(states, assign=is_loop)
     except (ValueError, RuntimeError) as error:
         raise PredictError(f"{run_dir / 'winner.pt'}: {one_line(str(error))[:300]}") from None
     return _describe(model, answer, allowed)
@@ -144,7 +200,7 @@ def _describe(model: nn.Module, answer: Answer, allowed: Sequence[str] | None) -
         classifies = metric is not None and metric.targets == "classes"
         dtype: DtypeName = "int64" if whole else "float32"
         facts = DataFacts("", "", (), None, 0.0, 1.0, dtype, classifies)
-    return Network(model, facts, _transform_of(facts, allowed))
+    return Network(model, facts, _transform_of(facts, allowed), answer.data is not None)
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
@@ -417,7 +473,7 @@ def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[s
     """
     if len(rows) > MOST_INPUTS:
         raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
-    finite = torch.isfinite(rows).flatten(1).all(1)
+    finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
@@ -460,7 +516,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
             inputs, notes = read_inputs(path, network)
-            rows = network(inputs)
+            rows, classifies = network(inputs)
             if rows.ndim != 2:
                 given = format_shape(rows.shape[1:]) or "one number"
                 wanted = "for an input, and not a row of numbers"
@@ -473,7 +529,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
         names = network.facts.names
         for position, (row, note) in enumerate(zip(rows, notes, strict=True)):
             own = name if len(rows) == 1 else f"{name}[{position}]"
-            if network.facts.classifies:
+            if classifies:
                 label = int(row.argmax())
                 word = names[label] if label < len(names) else ""
                 yield FileAnswer(own, label, float(row[label]), word=word, note=note)
@@ -489,9 +545,9 @@ class Prediction:
 
     Attributes:
         classes: int64 (n,), the most probable class of each input; None for numbers.
-        probabilities: float32 (n, classes); None for numbers.
+        probabilities: float32 (n, classes), float64 of a network in float64; None for numbers.
         names: the names of the predicted classes, one per input; empty if classes have none.
-        values: float32 (n, outputs), the predicted numbers; None for classes.
+        values: the predicted numbers (n, outputs), of the same types; None for classes.
         notes: what was done to each input, and in what it is unlike the training data.
     """
 
@@ -518,42 +574,58 @@ class Predictor:
         """The shape of one input, such as (channels, height, width); () if it is not known."""
         return self._network.shape
 
-    def predict(self, inputs: Tensor | ArrayLike | Mapping[str, ArrayLike]) -> Prediction:
+    def predict(
+        self,
+        inputs: Tensor | ArrayLike | Mapping[str, Any],
+        *,
+        batch: int | None = None,
+        softmax: bool | None = None,
+        output: str | int | None = None,
+    ) -> Prediction:
         """Predicts the classes or the numbers of inputs.
 
         Args:
             inputs: a tensor or an array (n, *shape), or one input (*shape). They become inputs as
                 those of a .npy file do: of pictures, whole numbers are pixels. For a network of
-                several inputs a mapping or a tuple of them, as it takes them.
+                several inputs a mapping or a tuple of them, as it takes them; also nested, such as
+                the state (h, c) of an LSTM.
+            batch: how many entries of the first dimension the network gets in one call. None is
+                256 where the study has data, whose first dimension is that of the examples. A
+                custom training loop with its own data may have time or nodes there: its network
+                gets everything in one call.
+            softmax: whether the outputs (n, classes, …) become probabilities by a softmax over
+                their second dimension; False returns them as `values`, as they are. None decides
+                by the metric: no softmax where rows sum to 1 already, and with a loop's own data
+                none for outputs of three dimensions or more.
+            output: which one of several outputs, by its name or position; None for the first.
 
         Raises:
             PredictError: the inputs have another shape, or are not finite numbers.
         """
-        if isinstance(inputs, Mapping):
-            return self._say({name: _as_taken(each) for name, each in inputs.items()}, ())
-        if isinstance(inputs, tuple) and not self.shape:
-            return self._say(tuple(map(_as_taken, inputs)), ())
+        network, how = self._network, {"batch": batch, "softmax": softmax, "output": output}
+        if isinstance(inputs, Mapping) or (isinstance(inputs, tuple) and not self.shape):
+            return self._say(inputs, (), **how)
         try:
             given = torch.as_tensor(inputs).detach().cpu()
             most = most_of(str(given.dtype).removeprefix("torch."))
             if given.is_complex():
                 raise TypeError("they are complex")
-            numbers = given.float()
+            numbers = given.to(torch.promote_types(network.precision, torch.float32))
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            rows, notes = from_numbers(numbers, most, self._network)
-            return self._say(rows, tuple(notes))
+            rows, notes = from_numbers(numbers, most, network)
+            return self._say(rows, tuple(notes), **how)
         except PredictError as error:
             raise PredictError(
                 f"inputs: {error}".replace("inputs: it must", "inputs must")
             ) from None
 
-    def _say(self, inputs: Any, notes: tuple[str, ...]) -> Prediction:
-        outputs, facts = self._network(inputs), self._network.facts
-        if not facts.classifies or outputs.ndim < 2:
+    def _say(self, inputs: Any, notes: tuple[str, ...], **how: Any) -> Prediction:
+        outputs, classifies = self._network(inputs, **how)
+        if not classifies:
             return Prediction(values=outputs, notes=notes)
-        classes, words = outputs.argmax(1), facts.names
+        classes, words = outputs.argmax(1), self._network.facts.names
         names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
         return Prediction(classes, outputs, names, notes=notes)
 
@@ -563,16 +635,11 @@ class Predictor:
         return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
 
 
-def _as_taken(numbers: Any) -> Tensor:
-    """Returns one of several inputs as networks take it: numbers as float32, unless whole."""
-    given = torch.as_tensor(numbers).detach().cpu()
-    return given.float() if given.is_floating_point() else given
-
-
 class LoopWinner(Predictor):
-    """The winner of a study that calls a loop of one's own. `load_winner` makes it.
+    """The winner of a study of a custom training loop. `load_winner` makes it.
 
-    It predicts where `objective.network`, or `load_winner(…, network=…)`, makes its network.
+    It predicts where `objective.network`, or `load_winner(…, network=…)`, makes its network. What
+    else the loop kept is restored by `winner.restore(policy=policy, value=value)`.
 
     Attributes:
         config: of the winner.
@@ -621,7 +688,8 @@ def load_winner(
         committee: whether to load the committee of `winner.committee=true` in its place. Its
             `network` averages those of its members.
         network: a network, or a class or function that makes it of those settings of the winner
-            that its signature names, such as `network=Net`; for code that no file holds.
+            that its signature names, such as `network=Net`; for code that no file holds. Where a
+            loop kept several, {"policy": Net} says by its name in `run.keep` which one predicts.
 
     Raises:
         PredictError: there is no winner, or no committee, or its files cannot be used.

@@ -20,7 +20,7 @@ from studyloom.config.values import value_at
 from studyloom.data import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import CompressError
-from studyloom.question.jobs import build_jobs, build_network, judging_job, weights_of
+from studyloom.question.jobs import build_jobs, build_network, judging_job, kept_name, weights_of
 from studyloom.question.loop import Unstopped
 from studyloom.question.objective import Attempt
 from studyloom.question.question import FunctionQuestion, Question
@@ -144,7 +144,8 @@ def _train_apart(plan: Plan, trial: int, number: int) -> tuple[Job, nn.Module]:
         attempt = Attempt(stage=RETRAINING)
         made = question.make_objective(point, trial, plan.data, attempt, seeds[1], folds[-1])
         made.run(lambda step: None, Unstopped())
-        return job, make_network(job, weights_of(made.weights() or {}), part).eval()
+        weights = weights_of(made.weights() or {}, kept_name(question.config.objective.network))
+        return job, make_network(job, weights, part).eval()
     job = build_jobs(question.at(point), [folds[-1]], seeds[1])[0]
     return job, train_network(job, part)
 
@@ -155,7 +156,8 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     assert part is not None
     job = trainings.job(plan.winner, 0)
     states = load_weights(plan.run_dir / "winner.pt")
-    weights = states if can_train(plan.question) else weights_of(states)
+    kept = kept_name(plan.question.config.objective.network)
+    weights = states if can_train(plan.question) else weights_of(states, kept)
     network = make_network(job, weights, part)
     model = plan.question.at(plan.candidates[plan.winner]).get("model")
     return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)
