@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 from studyloom.config.runs import read_run
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
+from studyloom.script import end_import, note_script
 from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
 from studyloom.study import opening
@@ -71,7 +72,8 @@ class Winner:
         value: the mean over fresh seeds; the value of the search if no other trial competed.
         params: the parameters of the trial by their path; with `scale`, as at the target.
         config: the sections that decide the value, resolved; None if the trial stored none.
-        test: the mean over seeds on the test part; None if nothing was tested, as of a function.
+        test: the mean over seeds on the test set; None if nothing was tested, as of a loop without
+            `objective.test` and of an Optuna objective.
         baseline_test: the same of the baseline; None if it was not tested.
         details: all of winner.json: candidates, interval of the difference, seeds, environment.
         run_dir: the folder with its files.
@@ -97,9 +99,9 @@ class Winner:
         """The network, with the weights of the first seed; see `load_winner`."""
         return self._loaded.network
 
-    def predict(self, inputs: Any) -> "Prediction":
+    def predict(self, inputs: Any, **options: Any) -> "Prediction":
         """Predicts the classes or the numbers of inputs; see `studyloom.Predictor.predict`."""
-        return self._loaded.predict(inputs)
+        return self._loaded.predict(inputs, **options)
 
 
 class Study:
@@ -157,7 +159,7 @@ class Study:
 
     @property
     def winner(self) -> Winner | None:
-        """The winner that was chosen on fresh seeds and tested; None if there is none yet."""
+        """The winner of the re-evaluation, tested if it could be; None if there is none yet."""
         return self._winner_of(self._answer())
 
     def _answer(self) -> Answer | None:
@@ -314,6 +316,7 @@ def run_from_python(
     """Runs a study for `studyloom.run`, where no page calls it."""
     from studyloom.config.main import invocation_of
 
+    end_import()
     return _run(invocation_of(source, overrides), overrides, quiet=quiet)
 
 
@@ -365,7 +368,8 @@ def search(
 
     Args:
         subject: a network, a class of PyTorch or a function that returns one, which gets `shape`
-            (of one input) and `outputs` where its signature has them, and the values of the space;
+            (of one input) and `outputs` or `classes` where its signature has them, and the values
+            of the space. A function that takes none of these needs a section `model`;
             a loop `train(run, *, lr=0.001)`, whose defaults are the baseline, or `(config, run)`;
             or `objective(trial)`, as Optuna calls it.
         space: of a network by section, such as `model` and `optimizer`; of a loop by parameter.
@@ -378,7 +382,8 @@ def search(
             or function is named in the config, as the subject is: loss=torch.nn.L1Loss.
 
     Returns:
-        The study: its trials, its best, and the winner, which was tested once.
+        The study: its trials, its best, and the winner. That of a network was tested once; that of
+        a loop too, where `objective.test` names a function; that of Optuna's objective was not.
 
     Raises:
         ConfigError: all mistakes; and what else `studyloom.run` raises.
@@ -386,6 +391,7 @@ def search(
     from studyloom.config.main import of_sections
     from studyloom.question.asked import ask
 
+    end_import()
     more, less = _names(maximize), _names(minimize)
     metrics = [*more, *less]
     directions = ["maximize"] * len(more) + ["minimize"] * len(less)
@@ -438,6 +444,8 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             passing.enter_context(passed_on(*_to_pass_on(cfg, prepared)))
             prepared, plan = open_plan(prepared, stop, create=True)
             passing.enter_context(closing(plan))
+            if f": {MAIN}" in OmegaConf.to_yaml(cfg):
+                note_script(prepared.run_dir)
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             task = task_of(prepared, plan, command)

@@ -118,6 +118,16 @@ def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch)
     assert ask(Net, SPACE, TensorDataset(*pair(100)), {"study.seed": 3}).sections == asked.sections
 
 
+def test_a_loop_is_told_that_nothing_uses_the_test_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"objective.direction": "minimize"}
+    (*_, last) = ask(loop, {}, pair(100), settings).said
+    assert "the test set is not used; name a function" in last
+    tested = ask(loop, {}, pair(100), settings | {"objective.test": "test_asked.loop"})
+    assert len(tested.said) == 2
+    assert len(ask(Net, {}, pair(100), {}).said) == 2
+
+
 def test_numbers_are_learnt_by_mse_and_datasets_by_their_items(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = ask(Net, {}, (pair(60, torch.float), pair(20, torch.float)), {}).sections
@@ -127,7 +137,9 @@ def test_numbers_are_learnt_by_mse_and_datasets_by_their_items(tmp_path, monkeyp
     with sl.search(Net, space=SPACE, data=(Points(40), Points(20)), name="sets", **few) as study:
         predicted = study.winner.predict(np.zeros((3, 2), np.float32))
         assert predicted.classes.shape == (3,)
-        with pytest.raises(sl.ConfigError, match="cannot name what a notebook or script holds"):
+        with pytest.raises(
+            sl.ConfigError, match=r"cannot hold the Datasets .* data\.train\._target_"
+        ):
             study.to_yaml("conf")
 
 
@@ -137,6 +149,33 @@ def test_an_option_that_the_space_lacks_is_no_start(tmp_path, monkeypatch):
         space = {"optimizer": {name: {"lr": sl.Float(0.1, 1)} for name in names}}
         listed = ask(Net, space, "mnist5k", {}).sections["defaults"]
         assert listed == ["studyloom", {"data": "mnist5k"}, *options]
+
+
+def of_classes(classes, width=8):
+    return nn.Linear(2, classes)
+
+
+def of_own_sizes(n_in, n_out, width=8):
+    return nn.Linear(n_in, n_out)
+
+
+def with_model(config, run, model=None):
+    return 0
+
+
+def test_a_function_is_a_network_by_its_parameters_or_by_a_section_model():
+    width = {"model": {"width": sl.Int(4, 8)}}
+    for subject, settings in ((of_classes, {}), (of_own_sizes, {"model": {"n_in": 2, "n_out": 2}})):
+        sections = ask(subject, width, pair(60), settings).sections
+        assert sections["model"]["_target_"] == f"test_asked.{subject.__name__}"
+        assert "objective" not in sections
+    for subject in (loop, with_model, objective):
+        choice = {"model": sl.Choice("mlp", "cnn")}
+        sections = ask(subject, choice, None, {"objective.direction": "minimize"}).sections
+        assert "model" not in sections
+        assert sections["space"]["params"] == choice
+    with pytest.raises(sl.ConfigError, match=r"returns a network takes shape, outputs or"):
+        ask(of_own_sizes, {"width": sl.Int(4, 8)}, pair(60), {})
 
 
 def test_an_objective_of_optunas_is_minimized_and_a_loop_says_what_is_better():

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from studyloom.config.trust import check_section
 from studyloom.config.values import describe_error
 from studyloom.errors import ConfigError
+from studyloom.pickled import MAIN
+from studyloom.script import ELSEWHERE
 from studyloom.text import nearest
 
 Section = DictConfig | Mapping[str, Any]
@@ -42,6 +44,8 @@ def find_target(section: Section, key: str = "") -> Any:
             raise TypeError(f"it is a {type(target).__name__}, which cannot be called")
     except Exception as error:  # whatever a user's module raises when it is imported
         hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
+        if name.startswith(MAIN) and isinstance(error, AttributeError):
+            raise ConfigError(f"{key}._target_: {name} {ELSEWHERE}") from error
         raise ConfigError(f"{key}._target_={name}: {describe_error(error)}{hint}") from error
     return target
 

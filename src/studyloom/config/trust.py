@@ -25,6 +25,8 @@ from studyloom.config.schema import SCHEMA
 from studyloom.errors import ConfigError
 from studyloom.files import is_own
 from studyloom.moved import MOVED
+from studyloom.pickled import MAIN
+from studyloom.script import ELSEWHERE, script_as_main
 from studyloom.text import nearest, no_such_key
 
 CLASSES = (
@@ -298,7 +300,7 @@ def _distrust(target: Any, key: str, trusted: Sequence[str]) -> Mistake | None:
     if is_below(target, OURS.get(section, ())):
         need = section
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
-        return _way_out(need), need
+        return ELSEWHERE if target.startswith(MAIN) else _way_out(need), need
     parent, _, name = target.rpartition(".")
     try:
         member = resolve_name(f"{MOVED.get(parent, parent)}.{name}")
@@ -334,9 +336,9 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     They are where the study was run, and its run directory, which may be another person's, says
     where that is. The user consents by having run it, by being in that folder, if that is `wanted`,
     or by naming a `folder` with `--code`. It comes last on the module path, so that it hides no
-    other package.
+    other package. The script that searched is imported, in a run directory of the user's own.
     """
-    recorded = None
+    recorded, given = None, folder
     with suppress(OSError, ConfigError, OmegaConfBaseException):
         runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml")
         recorded = Path(str(OmegaConf.select(runtime, "hydra.runtime.cwd")))
@@ -345,7 +347,8 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     if folder is not None:
         sys.path.append(str(folder.absolute()))
     try:
-        yield
+        with script_as_main(run_dir, given):
+            yield
     except ConfigError as error:
         missing = any("No module named" in mistake for mistake in error.mistakes)
         if not missing or folder is not None or recorded is None:

@@ -8,6 +8,7 @@ and later commands read them.
 import functools
 import hashlib
 import inspect
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,9 +32,10 @@ from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data.split import make_folds
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
-from studyloom.pickled import OWN, give
+from studyloom.pickled import MAIN, OWN, give
 from studyloom.question.loop import WITH_TRIAL, how_called
-from studyloom.question.sources import check_readable, targets
+from studyloom.question.sources import check_readable
+from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
@@ -49,8 +51,10 @@ KINDS: dict[str, tuple[Any, str]] = {
     "space": (Mapping, "a mapping of ranges, such as {'lr': Float(1e-4, 0.1, log=True)}"),
     "storage": (str | Mapping, "an option such as sqlite, or the URL of a database"),
 }
-# A class or function is trained as a network if it takes one of these, or is a Module.
-OF_NETWORK = {"shape", "outputs"}
+# A function is trained as a network if it takes one of these; or if the call has a section `model`,
+# unless it takes one of the others.
+OF_NETWORK = {"shape", "outputs", "classes"}
+OF_LOOP = {"run", "config", "cfg", "trial", "model"}
 
 
 @dataclass
@@ -100,8 +104,12 @@ def ask(
     except (TypeError, ValueError):  # it is called by nobody, or written in C
         parameters = set()
     base = subject if isinstance(subject, type) else object  # a function is no network itself
-    trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
     is_tree = isinstance(space, Mapping)
+    has_model = "model" in {
+        str(key).split(".")[0] for key in (*(space if is_tree else ()), *settings)
+    }
+    trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
+    trains = trains or (has_model and not OF_LOOP & parameters)
     if space or not is_tree:
         settings = {"space": {"params": space} if is_tree and not trains else space, **settings}
     if isinstance(data, str | Mapping):
@@ -133,7 +141,8 @@ def ask(
         if parameters and base is object and how_called(subject) == WITH_TRIAL:  # as in Optuna
             section |= {"metric": section.get("metric", "value"), "direction": "minimize"}
         else:
-            mistakes.append("maximize or minimize must name the value that the function reports")
+            words = "; one that returns a network takes shape, outputs or classes"
+            mistakes.append(f"maximize or minimize must name the value that it reports{words}")
     # An option to begin with, where the space chooses among some.
     for group, branches in space.items() if is_tree and trains else ():
         within = branches if isinstance(branches, Mapping) else ()
@@ -227,6 +236,11 @@ def _add_data(asked: Asked, options: dict[str, str | None], data: Any, *, trains
     asked.sections["data"] = made = {**made, **own}
     words = "training examples are held out to choose by (data.validation)"
     asked.said.append(f"data: {made['validation']} {words}")
+    if not trains and "test" not in asked.sections["objective"]:
+        asked.said.append(
+            "data: the test set is not used; name a function (config, run, part) -> values that "
+            "measures the winner on it: objective={'test': 'mine.test'}"
+        )
 
 
 def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
@@ -305,14 +319,20 @@ def write_question(run_dir: Path, folder: Path) -> Path:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")
     path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
     sections: Any = OmegaConf.to_container(read_yaml(path), resolve=False)
-    refuse(
-        [
-            f"{each}: a config cannot name what a notebook or script holds; move it into a module, "
-            "and import it from there"
-            for each in targets(sections)
-            if each.startswith(OWN)
-        ]
-    )
+    noted = noted_script(run_dir)
+    text, mistakes = OmegaConf.to_yaml(OmegaConf.create(sections)), list[str]()
+    if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):
+        mistakes.append(
+            f"a config cannot name what {noted[1] if noted else 'a notebook'} defines: move "
+            f"{names} into a module next to it, such as parts.py, import it by `from parts import "
+            f"{names}`, and search again"
+        )
+    if OWN[1] in text:
+        mistakes.append(
+            "a config cannot hold the Datasets that were given as objects: give tensors or arrays, "
+            "or name classes of a module as data.train._target_ and data.test._target_"
+        )
+    refuse(mistakes)
     name = sections["study"]["name"]
     load = sections.get("data", {}).get("load", {})
     if isinstance(load, dict) and load.get("_target_") == READ_ARRAYS:

@@ -1,0 +1,100 @@
+"""The script in which a study was searched, for commands that import what it defines.
+
+`__main__.Net` in a config is a class of the program that called `studyloom.search`. A command finds
+it as a process of multiprocessing does: it imports the script under another name, so that what is
+below its guard does not run. Without a guard the import ends where the script searches.
+"""
+
+import hashlib
+import inspect
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from studyloom.errors import ConfigError
+from studyloom.files import is_own, write_whole
+
+NOTE = "script.sha256"  # in `.hydra` of a run directory, as sha256sum writes it
+NAME = "__mp_main__"  # of the imported script, as multiprocessing has it
+ELSEWHERE = (
+    "is what a script or notebook defines, which this program is not; give it in Python: "
+    "studyloom.load_winner(RUN_DIR, network=Net); or move it into a module, and search again"
+)
+log = logging.getLogger(__name__)
+
+
+class _Searches(BaseException):
+    """Ends the import of a script where it would run a study."""
+
+
+def end_import() -> None:
+    """Ends the import of a script, if one is being imported; the study is about to run in it."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == NAME:
+            raise _Searches
+        frame = frame.f_back
+
+
+def note_script(run_dir: Path) -> None:
+    """Notes in a run directory which script this program runs, with its digest; not a notebook."""
+    if (file := getattr(sys.modules["__main__"], "__file__", None)) is not None:
+        path = Path(file).absolute()
+        write_whole(run_dir / ".hydra" / NOTE, f"{_digest(path)}  {path}")
+
+
+def noted_script(run_dir: Path) -> tuple[str, Path] | None:
+    """Returns the digest and the path of the script that searched; None if a notebook did."""
+    note = run_dir / ".hydra" / NOTE
+    digest, _, path = note.read_text().partition("  ") if note.is_file() else ("", "", "")
+    return (digest, Path(path)) if path else None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
+    """Has `__main__` be the script of a study in the body, in a run directory of one's own.
+
+    Args:
+        folder: where the user says that the script is, if it is not where it was.
+
+    Raises:
+        ConfigError: the script is in neither place.
+    """
+    main, paths = sys.modules["__main__"], [*sys.path]
+    try:
+        if is_own(run_dir) and (noted := noted_script(run_dir)) is not None:
+            sys.modules["__main__"] = _import_script(*noted, folder)
+        yield
+    finally:
+        sys.modules["__main__"], sys.path[:] = main, paths
+
+
+def _import_script(digest: str, noted: Path, folder: Path | None) -> ModuleType:
+    places = [noted] if folder is None else [folder / noted.name, noted]
+    if (path := next(filter(Path.is_file, places), None)) is None:
+        raise ConfigError(f"{noted}: the script of the study is not there; add --code FOLDER")
+    if _digest(path) != digest:
+        log.warning("%s has changed since the study ran: what it defines now is used", path)
+    script = sys.modules[NAME] = ModuleType(NAME)
+    script.__file__ = str(path)
+    sys.path.append(str(path.parent))
+    arguments, sys.argv = sys.argv, [str(path)]
+    try:
+        exec(compile(path.read_bytes(), path, "exec"), vars(script))
+    except _Searches:
+        pass
+    except SystemExit as end:
+        raise ConfigError(f"{path}: ends its process when it is imported ({end})") from end
+    finally:
+        sys.argv = arguments
+    for member in vars(script).values():
+        if getattr(member, "__module__", None) == NAME:  # as in the program that searched
+            member.__module__ = "__main__"
+    return script

@@ -1,0 +1,146 @@
+"""What a script defines and searches is found by the commands, which are other programs."""
+
+import runpy
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import studyloom as sl
+from studyloom.cli import main
+
+HEAD = """\
+import sys
+import torch
+from torch import nn
+import studyloom as sl
+from helper import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, shape, outputs, width=WIDTH):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(shape[0], width), nn.Linear(width, outputs))
+
+    def forward(self, x):
+        return self.layers(x)
+
+def loop(run, *, width=8):
+    net = nn.Linear(4, width)
+    run.keep(net=net)
+    for _ in run.epochs(2):
+        run.report(loss=1 / width + net.weight.sum())
+    return run.value
+
+def layer(width):
+    return nn.Linear(4, width)
+"""
+FEW = 'trials=2, workers=1, quiet=True, winner={"top": 1, "seeds": 1}, sampler="random"'
+UNGUARDED = f"""
+x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+pair = (x, (x[:, 0] > 0).long())
+study = sl.search(Net, data=(pair, pair), name="mine", space={{"model": {{"width": sl.Int(4, 9)}}}},
+                  train={{"epochs": 1, "batch_size": 16}}, {FEW})
+study.close()
+with open("ran", "a") as file:
+    file.write("x")
+"""
+GUARDED = f"""
+if __name__ == "__main__":
+    sl.search(loop, minimize="loss", name="looped", space={{"width": sl.Int(4, 9)}},
+              objective={{"network": "__main__.layer"}}, {FEW}).close()
+    with open("ran", "a") as file:
+        file.write("x")
+"""
+
+
+@pytest.fixture(params=["mine", "looped"])
+def searched(request, tmp_path, monkeypatch):
+    """The path of a script that has run, and that of its study."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    script = folder / f"{request.param}_script.py"
+    script.write_text(HEAD + (UNGUARDED if request.param == "mine" else GUARDED))
+    (folder / "helper.py").write_text("WIDTH = 5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    runpy.run_path(str(script), run_name="__main__")
+    sys.modules.pop("helper")
+    sys.path.remove(str(folder))
+    np.save("inputs.npy", np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
+    return script, tmp_path / "runs" / request.param
+
+
+def test_commands_import_it_without_running_its_guard(searched, tmp_path, capsys):
+    _, run_dir = searched
+    for command in (
+        ["predict", run_dir, "inputs.npy"],
+        ["replay", run_dir, "--trial", 1],
+        ["winner", run_dir],
+    ):
+        before, path = sys.modules["__main__"], [*sys.path]
+        assert main([*map(str, command)]) in (0, None), capsys.readouterr().err
+        assert (sys.modules["__main__"], sys.path) == (before, path)
+        assert not hasattr(before, "Net")
+    out = capsys.readouterr().out
+    assert "equal bit for bit" in out
+    assert "inputs.npy[2]\t" in out
+    assert (tmp_path / "ran").read_text() == "x", "the script searched once, and ended there"
+
+
+def test_a_change_of_it_is_said_or_refused_and_its_loss_too(searched, tmp_path, capsys, caplog):
+    script, run_dir = searched
+    script.write_text(script.read_text().replace("super().__init__()", "super().__init__(); 3"))
+    predict = ["predict", str(run_dir), "inputs.npy"]
+    assert main(predict) == 0
+    assert f"{script} has changed since the study ran" in caplog.text
+    assert main(["winner", str(run_dir)]) == 2
+    assert "only your own code differs" in capsys.readouterr().err
+    moved = script.parent.rename(tmp_path / "moved")
+    assert main(predict) == 2
+    assert f"{script}: the script of the study is not there" in capsys.readouterr().err
+    assert main([*predict, "--code", str(moved)]) == 0
+    (run_dir / ".hydra" / "script.sha256").unlink()
+    assert main(predict) == 2
+    assert "a script or notebook defines, which this program is not" in capsys.readouterr().err
+
+
+def test_an_untrusted_directory_has_no_script_executed(searched, tmp_path, capsys, monkeypatch):
+    script, run_dir = searched
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    predict = ["predict", str(copy), "inputs.npy", "--trust", "studyloom"]
+    consent = ["--trust", "__main__", "--code", str(script.parent)]
+    script.write_text("open('hacked', 'w')\n" + script.read_text())
+    for command in (predict, [*predict, *consent], ["replay", str(copy), "--trial", "1"]):
+        assert main(command) == 2
+        assert "__main__." in capsys.readouterr().err
+    assert main(["winner", str(copy)]) == 2
+    assert "add --trust-config" in capsys.readouterr().err
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_a_config_of_it_is_refused_with_what_to_move_where(searched, tmp_path):
+    script, run_dir = searched
+    names = {"mine": "Net", "looped": "layer, loop"}[run_dir.name]
+    with sl.open_study(run_dir) as study, pytest.raises(sl.ConfigError) as caught:
+        study.to_yaml("conf")
+    assert f"what {script} defines: move {names} into a module" in str(caught.value)
+    assert f"`from parts import {names}`" in str(caught.value)
+    assert not (tmp_path / "conf").exists()
+
+
+def test_another_program_is_told_to_give_the_network(searched):
+    _, run_dir = searched
+    with pytest.raises(sl.ConfigError, match=r"load_winner\(RUN_DIR, network=Net\)"):
+        sl.load_winner(run_dir).predict(torch.zeros(1, 4))
+
+
+def test_a_script_that_ends_its_process_on_import_is_named(searched, capsys):
+    script, run_dir = searched
+    for code, words in (("sys.exit(len(sys.argv))", r"(1)"), ("print(sys.argv[1:])", "")):
+        script.write_text(f"import sys\n{code}\n{HEAD}")
+        assert main(["predict", str(run_dir), "inputs.npy"]) == (2 if words else 0)
+        out, err = capsys.readouterr()
+        assert f"{script}: ends its process when it is imported {words}" in err or not words
+    assert out.startswith("[]\n")
