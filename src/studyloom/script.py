@@ -6,7 +6,6 @@ below its guard does not run. Without a guard the import ends where the script s
 """
 
 import hashlib
-import inspect
 import logging
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ ELSEWHERE = (
     "studyloom.load_winner(RUN_DIR, network=Net); or move it into a module, and search again"
 )
 log = logging.getLogger(__name__)
+_importing: list[Path] = []  # the script that is being imported
 
 
 class _Searches(BaseException):
@@ -32,11 +32,8 @@ class _Searches(BaseException):
 
 def end_import() -> None:
     """Ends the import of a script, if one is being imported; the study is about to run in it."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == NAME:
-            raise _Searches
-        frame = frame.f_back
+    if _importing:
+        raise _Searches
 
 
 def note_script(run_dir: Path) -> None:
@@ -86,6 +83,7 @@ def _import_script(digest: str, noted: Path, folder: Path | None) -> ModuleType:
     script.__file__ = str(path)
     sys.path.append(str(path.parent))
     arguments, sys.argv = sys.argv, [str(path)]
+    _importing.append(path)
     try:
         exec(compile(path.read_bytes(), path, "exec"), vars(script))
     except _Searches:
@@ -94,6 +92,7 @@ def _import_script(digest: str, noted: Path, folder: Path | None) -> ModuleType:
         raise ConfigError(f"{path}: ends its process when it is imported ({end})") from end
     finally:
         sys.argv = arguments
+        _importing.clear()
     for member in vars(script).values():
         if getattr(member, "__module__", None) == NAME:  # as in the program that searched
             member.__module__ = "__main__"
