@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from studyloom.study.early_end import gains
+from studyloom.study.early_end import Bounds, Outcome, gains
 
 from .methods import Run
 from .statistics import Floats
@@ -25,7 +25,8 @@ Rule = Callable[[list[float], int], int]  # values and budget to the number of t
 
 
 def by_regret(values: list[float], budget: int) -> int:
-    asked = enumerate(gains(values, budget), 1)
+    outcomes = [Outcome(slot, True, value, 1) for slot, value in enumerate(values)]
+    asked = enumerate(gains(outcomes, Bounds(trials=budget)), 1)
     return next((count for count, gain in asked if gain is not None and gain < REGRET), budget)
 
 

@@ -215,3 +215,11 @@ METRICS = {
     )
 }
 ACCURACY = METRICS["accuracy"]
+
+
+def ideal_of(goal: Goal) -> float | None:
+    """Returns the best value that a metric can have, times its sign; None if it is not known."""
+    known = METRICS.get(goal.name)
+    if known is None or known.sign != goal.sign:
+        return None
+    return max(goal.sign * bound for bound in known.bounds)

@@ -1,12 +1,16 @@
 """The end of a stored search: workers, the next command and views come to the same one."""
 
+import math
+from datetime import datetime, timedelta
+
 import pytest
 from optuna.trial import TrialState, create_trial
 from toy_worker import RANDOM, fresh, outcomes, work, work_side_by_side
 from toys import Signal, ask, fill
 
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import PAUSED, SLOT
+from studyloom.question.rule import parse_rule
+from studyloom.storage.attributes import FAILURE, PAUSED, SLOT, TIMES
 from studyloom.storage.ledger import compare
 from studyloom.study.early_end import (
     ending,
@@ -95,14 +99,40 @@ def test_what_was_decided_stays_until_other_bounds_are_set(url, question):
     assert ending(stored, TRIALS) is None
 
 
-def test_values_that_may_win_count_and_who_waits_to_be_promoted_has_ended_without_one(url):
+def test_values_that_may_win_count_and_the_last_values_of_pruned_and_paused_trials(url):
     goals = [Goal("loss", "minimize")]
     stored = create_study(url, "s", {"asks": "nothing"}, TRIALS, goals=goals)
     fill(stored, complete(0.8), complete(0.1, parameters=1.0), complete(None))
     for attributes in ({}, {PAUSED: None}, {PAUSED: 2}):
         reports = {"intermediate_values": {1: 0.5, 2: 0.4}, "user_attrs": attributes}
         fill(stored, create_trial(state=TrialState.RUNNING, **reports))
-    found = read_outcomes(stored)
-    assert [o.value for o in found] == [-0.8, None, None, None, None, None]
-    assert [o.ended for o in found] == [True, True, True, False, False, True]
-    assert [o.epochs for o in found] == [0, 0, 0, 2, 2, 2]
+    reports = {"intermediate_values": {1: 0.5, 2: 0.3}, "state": TrialState.PRUNED}
+    nothing = {"intermediate_values": {1: 0.5, 2: math.inf}, "state": TrialState.PRUNED}
+    fill(stored, create_trial(**reports), create_trial(**nothing))
+    fill(stored, create_trial(**reports, user_attrs={FAILURE: "diverged"}))
+    found = sorted(read_outcomes(stored))
+    assert [o.value for o in found] == [-0.8, None, None, None, None, -0.4, -0.3, None, None]
+    assert [o.ended for o in found] == [*[True] * 3, False, False, *[True] * 4]
+    assert [o.epochs for o in found] == [*[0] * 3, *[2] * 6]
+    assert [o.slot for o in found if o.complete] == [0, 1]
+    goals += [Goal("parameters", "minimize")]
+    stored.state(parse_rule("min loss where parameters < 9", goals))
+    assert {o.value for o in read_outcomes(stored)} == {None}, "what is pruned may break it"
+
+
+def test_outcomes_come_in_the_order_in_which_trials_ended_pauses_left_out(url):
+    """The first is pruned late, after an hour at a rung; the second trained for half an hour."""
+    stored = create_study(url, "s", {"asks": "nothing"}, TRIALS, goals=[Goal("loss", "minimize")])
+    noon, hour = datetime(2026, 1, 1, 12), timedelta(hours=1)
+    for state, begun, ended, worked in (
+        (TrialState.PRUNED, noon, noon + 2 * hour, hour / 10),
+        (TrialState.COMPLETE, noon + hour / 10, noon + hour / 2, hour / 2),
+        (TrialState.PRUNED, noon, noon + hour / 5, hour / 5),
+        (TrialState.RUNNING, noon, None, hour / 4),
+    ):
+        times = {TIMES: {"training": worked.total_seconds()}, PAUSED: 2 if ended is None else None}
+        value = 0.5 if state == TrialState.COMPLETE else None
+        trial = create_trial(state=state, value=value, user_attrs=times)
+        trial.datetime_start, trial.datetime_complete = begun, ended
+        fill(stored, trial)
+    assert [outcome.slot for outcome in read_outcomes(stored)] == [0, 2, 3, 1]

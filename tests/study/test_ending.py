@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from promoting import EPOCHS, Search, order_of
 
+from studyloom.metrics import ACCURACY, METRICS, Goal, ideal_of
+from studyloom.storage.ledger import FRESH, OPEN
 from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of, gains
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
@@ -23,7 +26,7 @@ def end_of(bounds, values=VALUES):
 
 
 def test_it_ends_at_the_first_estimate_below_the_regret():
-    asked = gains(VALUES, 40)
+    asked = gains(outcomes(VALUES), BOUNDS)
     end = end_of(BOUNDS)
     assert 10 < end < 40
     assert asked[end - 1] < 0.01
@@ -41,8 +44,7 @@ def test_whatever_trials_under_way_bring_what_was_decided_stays():
         fate.shuffle(known)
         found = find_ending(BOUNDS, known, decided)
         if found is not None and decided is None:
-            ended = [o.value for o in sorted(known) if o.ended]
-            assert found.gain == gains(ended, 40)[-1] < 0.01
+            assert found.gain == gains([o for o in known if o.ended], BOUNDS)[-1] < 0.01
             decided = found.decision()
         assert (found is not None) == (decided is not None)
         assert found is None or found.decision() == decided
@@ -102,7 +104,7 @@ def test_it_ends_when_its_trials_have_cost_the_limit_by_their_gpus_or_else_their
 
 
 def last(values, trials):
-    return gains(values, trials)[-1]
+    return gain_of(Bounds(trials=trials), outcomes(values))
 
 
 @pytest.mark.parametrize(("kind", "error"), [("exponential", 0.05), ("uniform", None)])
@@ -115,16 +117,99 @@ def test_the_expected_gain_is_what_is_gained_or_more_if_values_are_bounded(kind,
 
 
 def test_a_trial_without_a_value_counts_as_one_that_is_not_among_the_best():
-    values = sorted(np.random.default_rng(5).normal(size=30).tolist())
-    assert last([None] * 20 + values[20:], 60) == last(values, 60)
+    """Over 1500 draws, of which the worse half fails: the mean estimate, and what came."""
+    drawn = np.random.default_rng(0).exponential(size=(1500, 80))
+    drawn = np.where(drawn > np.median(drawn), drawn, np.nan)
+    halves = [[None if np.isnan(x) else float(x) for x in row[:40]] for row in drawn]
+    gained = np.mean(np.nanmax(drawn, 1) - np.nanmax(drawn[:, :40], 1))
+    assert np.mean([last(half, 80) for half in halves]) == pytest.approx(gained, rel=0.1)
 
 
 def test_too_few_values_tell_nothing():
     three = [0.1, 0.2, 0.3] + [None] * 20
-    for values in ([], [0.5] * (FIRST - 1), [None] * 30, three, [float("inf")] * 30):
-        assert gains(values, 100) == [None] * len(values)
+    for values in ([], [0.5] * (FIRST - 1), [None] * 30, three):
+        assert gains(outcomes(values), Bounds(trials=100)) == [None] * len(values)
+    none_complete = [o._replace(complete=False) for o in outcomes([0.1 * n for n in range(30)])]
+    assert gain_of(Bounds(trials=100), none_complete) is None
 
 
 def test_each_estimate_is_that_of_the_trials_until_then():
     values = [None if n % 7 == 3 else n % 11 / 10 for n in range(40)]
-    assert gains(values, 80) == [last(values[:count], 80) for count in range(1, 41)]
+    found = gains(outcomes(values), Bounds(trials=80))
+    assert found == [last(values[:count], 80) for count in range(1, 41)]
+
+
+def test_no_gain_is_expected_beyond_the_best_value_that_the_metric_can_have():
+    spread, hundred = [0.9 + 0.001 * n * n / 9 for n in range(30)], Bounds(trials=100)
+    assert gain_of(hundred, outcomes(spread)) > 0.02
+    bounded = replace(hundred, ideal=ideal_of(ACCURACY))
+    assert gain_of(bounded, outcomes(spread)) == pytest.approx(1 - max(spread))
+    percents = outcomes([100 * value for value in spread])  # another metric of that name
+    assert gain_of(bounded, percents) == gain_of(hundred, percents)
+    losses = [value - 1 for value in spread]
+    bounded = replace(hundred, ideal=ideal_of(METRICS["mse"]))
+    assert gain_of(bounded, outcomes(losses)) == pytest.approx(-max(losses))
+    for unknown in (Goal("reward", "maximize"), Goal("accuracy", "minimize")):
+        assert ideal_of(unknown) is None
+
+
+# A search of which most trials are pruned
+
+
+class Promoted(Search):
+    """A search by promotion, which records what was expected as each trial began."""
+
+    def __init__(self, curves):
+        super().__init__(curves, order_of(epochs=EPOCHS))
+        self.bounds = Bounds(regret=0.005, trials=len(curves), ideal=1.0)
+        self.best, self.expected = [], []
+
+    def claim(self, at_work):
+        fresh = [*self.state.values()].count(FRESH)
+        found, best = gain_of(self.bounds, self.outcomes()), self.best_so_far()
+        claimed = super().claim(at_work)
+        if [*self.state.values()].count(FRESH) < fresh:
+            self.expected.append(found)
+            self.best.append(best)
+        return claimed
+
+    def outcomes(self):
+        return [
+            Outcome(slot, True, self.curves[slot][n - 1], n, complete=n == EPOCHS)
+            for slot, n in self.epochs.items()
+            if n and (self.state[slot] == OPEN or n == EPOCHS or slot in self.pruned)
+        ]
+
+    def best_so_far(self):
+        return max((self.curves[slot][-1] for slot in self.complete()), default=0.0)
+
+    @property
+    def ended(self):
+        """The number of trials after which it would have ended."""
+        below = (n for n, gain in enumerate(self.expected) if gain is not None and gain < 0.005)
+        return next(below, None)
+
+
+def accuracies(count, seed):
+    """Curves that come nearer to their own accuracy, of 0.98 at most."""
+    drawn = np.random.default_rng(seed)
+    tops, paces = 0.98 - drawn.exponential(0.03, count), drawn.uniform(0.1, 1.0, count)
+    over = np.arange(1, EPOCHS + 1)
+    curves = 0.1 + (tops - 0.1)[:, None] * (1 - np.exp(-paces[:, None] * over))
+    return (curves + drawn.normal(0, 0.002, curves.shape)).tolist()
+
+
+def test_a_search_by_promotion_ends_early_and_loses_less_than_the_regret():
+    """Of 80 trials about one of ten is complete; the others have the value at their last rung."""
+    searches = [Promoted(accuracies(80, seed)).run() for seed in range(8)]
+    assert all(20 < search.ended < 60 for search in searches)
+    lost = [search.best_so_far() - search.best[search.ended] for search in searches]
+    assert 0 <= np.mean(lost) < 0.005
+    for count in (30, 40, 50):
+        came = np.mean([search.best_so_far() - search.best[count] for search in searches])
+        assert came < np.mean([search.expected[count] for search in searches]) < 4 * came
+    assert all(
+        gain is None or gain + best <= 1.0
+        for search in searches
+        for gain, best in zip(search.expected, search.best, strict=True)
+    )

@@ -56,6 +56,18 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
     assert [10**y for _, y in limit] == pytest.approx([0.0005, 0.0005])
 
 
+def test_of_a_search_whose_trials_are_mostly_pruned_no_impossible_gain_is_drawn(study_of):
+    """Of forty trials four are complete, as under promotion; the others were far behind."""
+    made = [a_trial(n, accuracy=0.96 + n / 400) for n in range(4)]
+    made += [a_trial(n, TrialState.PRUNED, accuracy=0.6 - n / 100, epochs=1) for n in range(4, 36)]
+    stored = study_of(made)
+    set_bounds(stored, 0.0005, None, 40)
+    figure, best = outlook(stored, look_ahead(stored)), 0.96 + 3 / 400
+    (estimates,), _ = (mark.parts for mark in figure.marks)
+    assert estimates[0][0] == 10
+    assert all(0 < 10**gain <= 1 - best + 1e-9 for _, gain in estimates)
+
+
 def test_one_that_has_ended_says_so_in_all_views(twelve):
     set_bounds(twelve, 0.1, None, 40)
     ending(twelve, 40)
@@ -84,7 +96,7 @@ def test_what_cannot_be_drawn_is_said(study_of, sqlite_url):
     two = two_sided(sqlite_url, *[(0.9, n) for n in range(3)])
     said += [outlook(stored, look_ahead(stored)) for stored in (few, two)]
     assert said == [
-        "Too few trials have ended to tell what further ones gain.",
+        "Too few trials have a value to tell what further ones gain.",
         "No trial has been better than another one yet.",
         "With several objectives, no single number says what trials gain.",
     ]

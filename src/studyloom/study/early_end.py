@@ -8,59 +8,71 @@ What is expected of the rest is told by the values so far. The best of n exponen
 σ·(1/(n+1) + … + 1/N) on the way to N, and σ is the mean distance of the best j values from the next
 one (A. Rényi, "On the theory of order statistics", Acta Mathematica Hungarica 4, 1953). The largest
 of other values behave alike if their tail is that of an exponential or normal distribution, and
-shorter tails gain less (I. Weissman, JASA 73, 1978). A sampler that learns moves its values up, and
-closer to each other, so the estimate falls as it converges. It needs no model of the space, as the
-regret bound of A. Makarova and others does (2022, arXiv 2104.08166). `python scripts/bench.py
-search --only ends` measures what such an end saves and costs.
+shorter tails gain less (I. Weissman, JASA 73, 1978). j is a fifth of the complete trials: where a
+pruner works few are complete, and trials to come are as few of theirs. A trial that was pruned
+counts with its last value, which it would hardly have fallen below. A sampler that learns moves its
+values up, and closer to each other, so the estimate falls as it converges. It needs no model of the
+space, as the regret bound of A. Makarova and others does (2022, arXiv 2104.08166).
+`python scripts/bench.py search --only ends` measures what such an end saves and costs.
 """
 
 import math
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
+from studyloom.metrics import ideal_of
 from studyloom.storage.attributes import BOUNDS, ENDED, MADE, SLOT, TIMES
 from studyloom.study import failures
 from studyloom.study.stored_study import StoredStudy, is_stage_name
 from studyloom.text import format_value
 
-SHARE = 0.2  # of the trials: the largest that saves 30 % on HPOLib with 40 trials
+SHARE = 0.2  # of the complete trials: the largest that saves 30 % on HPOLib with 40 trials
 FEWEST = 3  # of the best, since two may be alike by chance
 FIRST = 10  # trials before any estimate; Optuna's TPE has drawn these at random
 
 
-def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
-    """Returns the expected gain of the rest of a budget, after each trial.
+def gains(outcomes: Iterable["Outcome"], bounds: "Bounds") -> list[float | None]:
+    """Returns the expected gain of the rest of a budget, after each trial that has ended.
 
     Args:
-        values: of the trials in their order, the more the better; a trial without one counts as
-            one that is not among the best, as a pruned one is.
+        outcomes: of the trials that have ended, in the order in which they ended. One without a
+            value counts as one that is not among the best.
 
     Returns:
         For each trial the expected gain of the best value from then on, in units of the values;
-        None where too few trials have one.
+        None where too few trials have a value.
     """
     known: list[float] = []
+    complete: list[float] = []
     found: list[float | None] = []
-    for count, value in enumerate(values, 1):
-        if value is not None and math.isfinite(value):
-            insort(known, value)
-        found.append(_gain(known, count, trials))
+    for count, outcome in enumerate(outcomes, 1):
+        if outcome.value is not None:
+            insort(known, outcome.value)
+            if outcome.complete:
+                insort(complete, outcome.value)
+        found.append(_gain(known, complete, count, bounds))
     return found
 
 
-def _gain(known: Sequence[float], count: int, trials: int) -> float | None:
-    """Returns the expected gain after `count` trials, of which those with a value are sorted."""
-    best = max(FEWEST, math.ceil(SHARE * count))
-    if count < FIRST or len(known) <= best:
+def _gain(
+    known: Sequence[float], complete: Sequence[float], count: int, bounds: "Bounds"
+) -> float | None:
+    """Returns the expected gain after `count` trials; both lists of values ascend."""
+    best = max(FEWEST, math.ceil(SHARE * len(complete)))
+    if count < FIRST or not complete or len(known) <= best:
         return None
     scale = sum(known[-best:]) / best - known[-best - 1]
     # Not below 0 by rounding; and with equal values nothing is gained.
-    return max(0.0, scale) * math.log(max(trials, count) / count)
+    gain = max(0.0, scale) * math.log(max(bounds.trials, count) / count)
+    if bounds.ideal is None or complete[-1] > bounds.ideal:  # another metric has that name
+        return gain
+    return min(gain, bounds.ideal - complete[-1])
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
     """
     cores = gpus = 0.0
     for trial in trials:
-        hours = sum((trial.user_attrs.get(TIMES) or {}).values()) / 3600
+        hours = _worked(trial)
         made: Mapping[str, Any] = trial.user_attrs.get(MADE) or {}
         environment = made.get("environment") or {}
         ranks = environment.get("ranks") or 1
@@ -91,6 +103,11 @@ def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
         if made.get("device") in ("cuda", "mps"):
             gpus += hours * ranks
     return Hours(cores, gpus)
+
+
+def _worked(trial: FrozenTrial) -> float:
+    """Returns the hours that workers spent on a trial."""
+    return float(sum((trial.user_attrs.get(TIMES) or {}).values())) / 3600
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ class Bounds:
         regret: in units of the metric: it ends once its further trials are expected to gain less.
         epochs: it ends once all trials together have reported so many.
         cost: it ends once the hours of its trials, at a price of `per_hour`, have cost so much.
+        ideal: the best value that the metric can have, times its sign; read anew, see `ideal_of`.
     """
 
     regret: float | None = None
@@ -108,6 +126,7 @@ class Bounds:
     trials: int = 0
     cost: float | None = None
     per_hour: float | None = None
+    ideal: float | None = None
 
     @classmethod
     def parse(cls, stored: Any) -> "Bounds":
@@ -123,9 +142,10 @@ class Outcome(NamedTuple):
 
     slot: int
     ended: bool  # or it waits to be promoted
-    value: float | None  # the more the better; None if it has none that counts
+    value: float | None  # finite, the more the better; None if it has none that counts
     epochs: int
     hours: Hours = Hours()
+    complete: bool = True  # else its value is that of its last epoch
 
 
 @dataclass(frozen=True)
@@ -200,17 +220,12 @@ def _holds(decided: Any, bounds: Bounds) -> bool:
     )
 
 
-def ended_values(outcomes: Iterable[Outcome]) -> list[float | None]:
-    """Returns the values of the trials that have ended, by slot."""
-    ordered = sorted(outcomes, key=lambda outcome: outcome.slot)
-    return [outcome.value for outcome in ordered if outcome.ended]
-
-
-def gain_of(bounds: Bounds, outcomes: Sequence[Outcome]) -> float | None:
+def gain_of(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
     """Returns the last of `gains` alone, which workers ask for again and again."""
-    values = ended_values(outcome for outcome in outcomes if outcome.slot < bounds.trials)
-    known = sorted(value for value in values if value is not None and math.isfinite(value))
-    return _gain(known, len(values), bounds.trials)
+    ended = [outcome for outcome in outcomes if outcome.ended and outcome.slot < bounds.trials]
+    known = sorted((o.value, o.complete) for o in ended if o.value is not None)
+    complete = [value for value, is_complete in known if is_complete]
+    return _gain([value for value, _ in known], complete, len(ended), bounds)
 
 
 @dataclass(frozen=True)
@@ -220,26 +235,25 @@ class Outlook:
     Args:
         under_way: once it has ended, how many of its trials have not.
         gain: what its further trials are expected to gain together, in units of the metric.
-        regret: the gain below which it ends.
     """
 
     ending: Ending | None = None
     under_way: int = 0
     gain: float | None = None
-    regret: float | None = None
-    trials: int = 0
+    bounds: Bounds = field(default_factory=Bounds)
 
     def words(self, metric: str) -> str:
         """Formats what further trials are expected to gain; empty if there are none, or too few."""
         if not self.gain or self.ending is not None:
             return ""
-        below = "" if self.regret is None else f"; the search ends below {self.regret:g}"
+        regret = self.bounds.regret
+        below = "" if regret is None else f"; the search ends below {regret:g}"
         return f"expected gain of further trials: {format_value(self.gain)} {metric}{below}"
 
 
 def read_bounds(stored: StoredStudy) -> Bounds:
     """Returns the bounds that the last command stored."""
-    return Bounds.parse(*stored.attributes(BOUNDS))
+    return replace(Bounds.parse(*stored.attributes(BOUNDS)), ideal=ideal_of(stored.goals[0]))
 
 
 def set_bounds(
@@ -247,7 +261,7 @@ def set_bounds(
 ) -> None:
     """Stores the bounds that end the search from now on, see `Bounds`; new ones decide anew."""
     bounds = Bounds(regret, epochs, trials, *cost)
-    if bounds != read_bounds(stored):
+    if bounds != replace(read_bounds(stored), ideal=None):
         stored.optuna.set_user_attr(ENDED, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
 
@@ -281,22 +295,36 @@ def look_ahead(stored: StoredStudy) -> Outlook:
     outcomes = read_outcomes(stored)
     ended = find_ending(bounds, outcomes, *stored.attributes(ENDED), decide=False)
     under_way = 0 if ended is None else stored.ledger.todo(bounds.trials, begun=True)
-    return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds.regret, bounds.trials)
+    return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds)
 
 
 def read_outcomes(stored: StoredStudy) -> list[Outcome]:
-    """Returns the outcomes of the trials of a search.
+    """Returns the outcomes of the trials of a search, in the order in which they ended.
 
-    A value counts if the trial is complete, breaks no constraint and satisfies the rule by which
-    the best is chosen. With several objectives none does. A trial that waits to be promoted counts
-    as ended without a value.
+    The value of a complete trial counts if the trial breaks no constraint and satisfies the rule by
+    which the best is chosen. The last value of a pruned or paused trial counts if that rule has no
+    conditions. With several objectives no value counts. A paused trial counts as ended.
     """
-    counted = {trial.number for trial in stored.ranked()} if len(stored.goals) == 1 else set()
+    single, unconditional = len(stored.goals) == 1, not stored.rule().conditions
+    counted = {trial.number for trial in stored.ranked()} if single else set()
 
     def outcome(trial: FrozenTrial) -> Outcome:
-        slot = int(trial.user_attrs.get(SLOT, trial.number))
-        value = stored.sign * trial.values[0] if trial.number in counted else None
-        ended = trial.state.is_finished() or failures.outcome(trial) == "paused"
-        return Outcome(slot, ended, value, len(trial.intermediate_values), hours_of([trial]))
+        slot, kind = int(trial.user_attrs.get(SLOT, trial.number)), failures.outcome(trial)
+        value, reports = None, trial.intermediate_values
+        if trial.number in counted:
+            value = trial.values[0]
+        elif single and unconditional and reports and kind in ("pruned", "paused"):
+            value = reports[max(reports)]
+        value = stored.sign * value if value is not None and math.isfinite(value) else None
+        ended = trial.state.is_finished() or kind == "paused"
+        return Outcome(slot, ended, value, len(reports), hours_of([trial]), kind == "complete")
 
-    return [outcome(trial) for trial in stored.trials()]
+    return [outcome(trial) for trial in sorted(stored.trials(), key=_ended_at)]
+
+
+def _ended_at(trial: FrozenTrial) -> datetime:
+    """Returns when a trial ended; of one that is not complete, without the time that it waited."""
+    start, end = trial.datetime_start, trial.datetime_complete or datetime.max
+    if start is None or trial.state == TrialState.COMPLETE:
+        return end
+    return min(end, start + timedelta(hours=_worked(trial)))

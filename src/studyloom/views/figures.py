@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import EPOCHS, RUNGS, TIMES, WORKER
-from studyloom.study.early_end import Outlook, ended_values, gains, read_outcomes
+from studyloom.study.early_end import Outlook, gains, read_outcomes
 from studyloom.study.failures import outcome
 from studyloom.study.rows import quantities
 from studyloom.study.stored_study import StoredStudy, value_of
@@ -661,12 +661,11 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
     """Draws the expected gain of the rest of the budget, after each trial."""
     if len(stored.goals) > 1:
         return "With several objectives, no single number says what trials gain."
-    values, height = ended_values(read_outcomes(stored)), 240
-    known = [
-        (count, gain) for count, gain in enumerate(gains(values, now.trials), 1) if gain is not None
-    ]
+    ended, height = [outcome for outcome in read_outcomes(stored) if outcome.ended], 240
+    expected = enumerate(gains(ended, now.bounds), 1)
+    known = [(count, gain) for count, gain in expected if gain is not None]
     if not known:
-        return "Too few trials have ended to tell what further ones gain."
+        return "Too few trials have a value to tell what further ones gain."
     largest = max(gain for _, gain in known)
     if not largest:
         return "No trial has been better than another one yet."
@@ -678,9 +677,9 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
     x = whole_scale(known[0][0], known[-1][0], "trials that have ended")
     heights = [at for _, at in curve]
     (*_, (count, gain)), below = known, ""
-    if now.regret is not None:
-        below = f"; the search ends below {now.regret:g}"
-        heights.append(math.log10(max(now.regret, least)))
+    if (regret := now.bounds.regret) is not None:
+        below = f"; the search ends below {regret:g}"
+        heights.append(math.log10(max(regret, least)))
         ends = [(x.low, heights[-1]), (x.high, heights[-1])]
         marks.append(dotted("study.regret", "best", ends, 1.5))
     margin = 0.06 * (max(heights) - min(heights)) or 0.1
@@ -693,8 +692,8 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
     table = Table(("trials that have ended", "expected gain"), rows, note=note)
     label = f"the gain in {stored.metric} that was expected of the rest of the budget"
     caption = (
-        f"The expected gain of the rest of the budget of {now.trials} trials, after each trial, "
-        "estimated by the spread of the best ones. "
+        f"The expected gain of the rest of the budget of {now.bounds.trials} trials, after each "
+        "trial, estimated by the spread of the best ones. "
         f"After {count} trials it was {format_value(gain)} {stored.metric}{below}."
     )
     return Chart(label, height, x, y, marks, table, caption=caption)
