@@ -9,7 +9,7 @@ import pytest
 from answers import document_of
 from commands import environment
 from made_trials import a_trial
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from serving import ask, served
 from toys import fill
@@ -209,6 +209,33 @@ def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of)
         page.get_by_role("link", name="optuna-dashboard").click()
         page.get_by_text("optuna").first.wait_for()
     assert page.seen == []
+
+
+@pytest.mark.browser
+def test_what_is_said_of_a_mark_is_seen_beyond_the_end_of_its_section(page, study_of):
+    params = {f"p{n}": (0.5, FloatDistribution(0, 1)) for n in range(12)}
+    stored = study_of(a_trial(n, accuracy=0.5 + n / 100, params=params) for n in range(4))
+    fill(stored, a_trial(4, TrialState.PRUNED, params=params))
+    with served(live(stored)) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.locator("#trial-4").wait_for(state="attached")
+        plot = page.locator("#search .plot")
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.95 * box["height"])
+        page.locator(".tip").wait_for()
+        page.add_style_tag(content=".tip { pointer-events: auto !important }")
+        seen = """() => {
+            const tip = document.querySelector(".tip"), at = tip.getBoundingClientRect();
+            scrollTo(0, scrollY + at.bottom + 20 - innerHeight);
+            const end = tip.getBoundingClientRect();
+            const section = tip.closest("section").getBoundingClientRect();
+            return [end.bottom - section.bottom,
+                document.elementFromPoint(end.left + 20, end.bottom - 6) === tip];
+        }"""
+        beyond, shown = page.evaluate(seen)
+        assert beyond > 20, "else it proves nothing"
+        assert shown
 
 
 @pytest.mark.browser
