@@ -1,6 +1,7 @@
 """An objective of Optuna's as it is, and a loop that gets its parameters by name."""
 
 import sys
+import time
 
 import optuna
 import pytest
@@ -14,7 +15,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, Interrupted
 from studyloom.question.question import FunctionQuestion
 from studyloom.question.validation import check_ranks, validate
-from studyloom.storage.attributes import MADE
+from studyloom.storage.attributes import MADE, TIMES
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.warm_start import enqueue, find_warm_starts
@@ -107,6 +108,23 @@ def test_what_a_trial_suggests_after_a_death_is_what_it_would_have_suggested(
         work(ask(dies), sqlite_url, None, 2)
     again = work(ask(dies), sqlite_url, None, 2)
     assert ways(again) == ways(work(ask(dies), f"sqlite:///{tmp_path}/other.db", None, 2))
+
+
+def test_the_time_in_which_a_trial_suggests_and_stores_is_not_training(ask, sqlite_url):
+    spent = []
+
+    def computes_nothing(trial):
+        began = time.perf_counter()
+        for name in "abcd":
+            trial.suggest_float(name, 0, 1)
+        trial.set_user_attr("note", "kept")
+        spent.append(time.perf_counter() - began)
+        trial.report(0.5, 1)
+        return 0.5
+
+    trials = work(ask(computes_nothing), sqlite_url, None, 4).trials()
+    trained = sum(trial.user_attrs[TIMES]["training"] for trial in trials)
+    assert 0 <= trained < sum(spent) / 3
 
 
 def test_the_pruner_of_the_study_is_asked_and_an_objective_that_does_not_ask_ends_all_the_same(

@@ -137,13 +137,13 @@ class Loop:
         OmegaConf.set_readonly(config, True)
         return config
 
-    def call(self, seed: int, run: Run, make_trial: Callable[..., ObjectiveTrial]) -> Any:
+    def call(self, config: DictConfig, run: Run, make_trial: Callable[..., ObjectiveTrial]) -> Any:
         """Calls the function, and returns what it returns.
 
         Args:
             make_trial: makes the trial of an objective of Optuna's, given the values of `params`.
         """
-        config, called = self.config_of(seed), how_called(self.function)
+        called = how_called(self.function)
         if called == WITH_CONFIG:
             return self.function(config, run)
         params = value_at(config, "params") or {}
@@ -263,7 +263,7 @@ class LoopObjective(Objective):
     def _call(self, position: int, report: Tell, stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""
         loop, job, reports = self.loop, self.jobs[position], self._reports[position]
-        began = time.perf_counter()
+        began = 0.0  # when the time that counts as training began
         # A loop may catch the exception that ends it: the next report raises it again.
         ended_by: list[BaseException] = []
         with ExitStack() as interruptible, seeded(job.seed):
@@ -277,11 +277,14 @@ class LoopObjective(Objective):
 
             @contextmanager
             def uncut() -> Iterator[None]:
-                """Lets no signal cut the body in two."""
+                """Lets no signal cut the body in two; the time that it takes is not training."""
+                nonlocal began
                 interruptible.close()
+                entered = time.perf_counter()
                 try:
                     yield
                 finally:
+                    began += time.perf_counter() - entered
                     if not ended_by:
                         interruptible.enter_context(stopping.interruptible())
 
@@ -291,11 +294,10 @@ class LoopObjective(Objective):
                     raise ended_by[0]
                 loop.check_kept(run)
                 with uncut():
-                    seconds = time.perf_counter() - began
+                    seconds, began = time.perf_counter() - began, time.perf_counter()
                     number = step if self.stride == 1 else position * STRIDE + len(reports) + 1
                     reports.append(Report(number, value, seconds, step, further))
                     tell(reports[-1])
-                    began = time.perf_counter()
 
             interruptible.enter_context(stopping.interruptible())
             place = self._place(position)
@@ -305,7 +307,8 @@ class LoopObjective(Objective):
             try:
                 make = partial(ObjectiveTrial, self.suggesting, uncut=uncut, store=tell)
                 with own_world(), keys_explained():
-                    returned = loop.call(job.seed, run, make)
+                    config, began = loop.config_of(job.seed), time.perf_counter()
+                    returned = loop.call(config, run, make)
                 with self.ranks.deciding():
                     if ended_by or run.unfit is not None:
                         raise RuntimeError("the loop has caught what ends it")
