@@ -99,7 +99,7 @@ def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_sam
     assert found["differs"] == {"sampler._target_": ["tpe", "random"]}
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^best, validation +0\.9000 +0\.9020$", printed, re.MULTILINE)
+    assert re.search(r"^best, search +0\.9000 +0\.9020$", printed, re.MULTILINE)
     assert re.search(r"^test +0\.8800 ± 0\.0200 +–$", printed, re.MULTILINE)
     assert re.search(r"^  sampler._target_ +tpe +random$", printed, re.MULTILINE)
     assert "88.0 % ± 2.0 on unseen examples" in printed

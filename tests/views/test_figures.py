@@ -12,6 +12,7 @@ from studyloom.storage.attributes import EPOCHS, PAUSED
 from studyloom.views import figures
 from studyloom.views.charts import (
     LETTER,
+    SIZE,
     Axis,
     Tick,
     log_marks,
@@ -101,6 +102,34 @@ def test_whole_numbers_have_whole_labels_and_accuracies_count_factors_of_ten_in_
     assert [AXIS.height(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
     assert AXIS.height(-0.01) < 0
     assert AXIS.height(1.0) == AXIS.height(1.1) < 5
+
+
+def test_an_unknown_metric_to_minimize_has_a_logarithmic_axis_where_its_values_differ_by_factors():
+    def scale(*values, metric="distance", sign=-1):
+        return Axis.of(metric, sign, values).scale
+
+    assert scale(57.0, 1.2, 1.0, 0.9) == "factors"
+    for plain in ((), (2.0, 1.0), (57.0, 0.0), (57.0, -1.0)):
+        assert scale(*plain) == "plain"
+    assert scale(57.0, 1.2, sign=1) == "plain", "there the best are far from 0"
+    assert scale(0.5, 0.9, metric="accuracy", sign=1) == "unit"
+
+
+@pytest.mark.parametrize("least", [1.0, -0.1])
+def test_a_few_trials_far_worse_than_the_others_do_not_flatten_the_history(least):
+    """Their marks are below the others, as those of trials without a value."""
+    values = [57.0, *(least + 0.3 - n / 100 for n in range(30))]
+    trials = numbered(*(a_trial(n, accuracy=value) for n, value in enumerate(values)))
+    figure = history(trials, marked(trials[-1], trials[0]), Axis.of("distance", -1, values))
+    (line,) = mark_of(figure, "best so far").parts
+    places = [figure.y.place(y) for _, y in line]
+    assert max(places) - min(places) > SIZE / 2
+    far = mark_of(figure, "far worse")
+    assert (far.shape, far.trials) == ("rug", [0])
+    assert "baseline" not in figure.names()
+    assert figure.table.note == "The baseline has 57.0000."
+    better = history(trials, marked(trials[0]), Axis.of("distance", 1, values))
+    assert "far worse" not in better.names(), "the best is always drawn"
 
 
 def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from answers import answer_of as make_answer
+from optuna.trial import TrialState
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, MADE, TIMES
@@ -24,6 +25,7 @@ from studyloom.views.progress import (
     describe_answer,
     now_words,
     progress_line,
+    stage_words,
     time_words,
     working_words,
 )
@@ -48,7 +50,7 @@ def work(stored, slots, *, value=0.5, seconds=10.0, running=0):
         trial.suggest_float("lr", 0.0, 1.0)
         if number < slots:
             trial.set_user_attr(TIMES, {"training": seconds})
-            stored.optuna.tell(trial, value)
+            stored.optuna.tell(trial, value, TrialState.PRUNED if value is None else None)
             stored.ledger.finish(claim)
 
 
@@ -123,6 +125,19 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
     assert describe_answer(progress.answer) == words
     assert "test accuracy 0.9725" in progress_line(progress)
+
+
+def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
+    begin_job(stored, JOB, 0.0)
+    reader = JobReader(stored)
+    work(stored, 3)
+    work(stored, 1, value=None)
+    assert stage_words(reader.read()) == "judging 0/4", "it has not begun"
+    judging = later(REEVALUATION, 3)
+    work(judging, 1)
+    assert stage_words(reader.read()) == "judging 1/3"
+    work(judging, 1, value=None)
+    assert stage_words(reader.read()) == "judging 2/3, 1 pruned"
 
 
 def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):

@@ -108,6 +108,13 @@ def test_a_study_says_what_is_not_there_yet(study_of):
     render(study_of([*trials, create_trial(value=0.0)], name="bare"), None, "")
 
 
+def test_no_validation_set_is_spoken_of_that_an_objective_may_not_have(study_of):
+    lr = {"params": {"lr": 0.1}, "distributions": {"lr": FloatDistribution(0, 1)}}
+    html = render(study_of(create_trial(value=n / 10, **lr) for n in range(3)), None, "")
+    assert "validation" not in html
+    assert "Best, search" in html
+
+
 def test_what_proposers_gained_is_told_beside_the_sampler_and_their_names_are_text(study_of):
     by = {"by": f"anna{IMAGE}", "why": SCRIPT}
     marks = [{BASELINE: True}, {}, {}, {PROPOSED: by}, {PROPOSED: by}, {PROPOSED: {"by": "bo"}}]
@@ -335,7 +342,7 @@ def test_a_browser_draws_all_figures_tells_each_point_and_asks_for_nothing(searc
     plot.focus()
     page.keyboard.press("Home")
     first = page.locator(".tip").inner_text()
-    for words in ("trial 0: complete, baseline", "validation accuracy 0.9", "model: mlp"):
+    for words in ("trial 0: complete, baseline", "accuracy 0.9", "model: mlp"):
         assert words in first
     page.keyboard.press("End")
     assert "trial 39: running" in page.locator(".tip").inner_text()

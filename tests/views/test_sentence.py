@@ -126,7 +126,7 @@ def test_a_list_of_the_space_is_told_as_one(sqlite_url):
 
 def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
     assert search_sentence(take_snapshot(stored)) == (
-        "A CNN with 16 channels, AdamW at 0.0033: 95.0 % on the validation part, the best after "
+        "A CNN with 16 channels, AdamW at 0.0033: 95.0 % in the search, the best after "
         "0 of 40 trials; the baseline has 90.0 %"
     )
     empty = search_sentence(take_snapshot(study_of(name="empty")))

@@ -362,7 +362,7 @@ def write_best(plan: Plan, best: FrozenTrial) -> None:
     values = ", ".join(
         f"{goal.name} {value}" for goal, value in zip(question.goals, best.values, strict=True)
     )
-    header = f"# {question.config.study.name}, trial {best.number}: validation {values}\n"
+    header = f"# {question.config.study.name}, trial {best.number}: {values} in the search\n"
     write_whole(plan.run_dir / "best.yaml", header + as_yaml(sections))
 
 

@@ -286,10 +286,16 @@ class Axis:
     sign: int
 
     @classmethod
-    def of(cls, metric: str, sign: int) -> "Axis":
-        """Returns the axis of a metric by name; the `scale` is plain for an unknown one."""
+    def of(cls, metric: str, sign: int, values: Collection[float]) -> "Axis":
+        """Returns the axis of a metric by name, of which there are finite values.
+
+        The scale of an unknown metric is `factors` if less is better and its values, all above 0,
+        differ by more than a factor of ten, and else `plain`.
+        """
         known = METRICS.get(metric)
         scale = known.scale if known is not None and known.sign == sign else "plain"
+        if scale == "plain" and sign < 0 and 0 < 10 * min(values, default=0) < max(values):
+            scale = "factors"
         return cls(metric, scale, sign)
 
     def height(self, value: float) -> float:
@@ -299,6 +305,16 @@ class Axis:
         rest = 1.0 - value if self.scale == "unit" else value
         tens = math.log10(max(rest, LEAST[self.scale]))
         return -tens if self.scale == "unit" else tens
+
+    def near(self, values: Collection[float]) -> list[float]:
+        """Returns the values; of a metric to minimize none that is far from the best nine tenths.
+
+        These take a third of the axis or more then.
+        """
+        ordered = sorted(values)
+        best, last = (self.height(ordered[n]) for n in (0, math.ceil(0.9 * len(ordered)) - 1))
+        most = best + 3 * (last - best) if self.sign < 0 else math.inf
+        return [value for value in ordered if self.height(value) <= most]
 
     def marks(self, low: float, high: float) -> list[float]:
         """Returns some round values between `low` and `high`; `low` alone if there are none."""
@@ -319,4 +335,4 @@ class Axis:
         ticks = [Tick(self.height(mark), f"{mark:g}") for mark in self.marks(low, high)]
         shown = spaced(ticks, *ends, height, upright=True)
         reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
-        return Scale(*ends, shown, f"validation {self.metric}", reads)
+        return Scale(*ends, shown, self.metric, reads)

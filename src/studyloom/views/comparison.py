@@ -165,7 +165,7 @@ def table(studies: Sequence[Compared]) -> Table:
         known = facts(study)
         spread = "" if known["std"] is None else f" ± {number(known['std'])}"
         column = {
-            "best, validation": number(known["best"]),
+            "best, search": number(known["best"]),
             "test": f"{number(known['test'])}{spread}",
             "over its baseline, test": number(known["difference"], "+"),
             "trials": f"{known['trials']} of {known['of']}",
@@ -204,12 +204,11 @@ def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | str:
     (metric, sign), *others = {(study.stored.metric, study.stored.sign) for study in studies}
     if others:
         return UNLIKE
-    axis = Axis.of(metric, sign)
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
     points = [point for line in lines.values() for point in line]
     if not points:
         return figures.NOTHING_COMPLETE
-    marks = []
+    axis, marks = Axis.of(metric, sign, [value for _, value in points]), []
     for place, (label, line) in enumerate(lines.items()):
         if line:
             steps = [line[0]]

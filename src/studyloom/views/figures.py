@@ -173,35 +173,37 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
 
 
 def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
-    """Draws each complete trial and the best so far; below them, trials that ended otherwise."""
+    """Draws each complete trial and the best so far; below them, the others and the far worse."""
     complete, height = complete_trials(trials), 320
     best, baseline = marked["best"], marked["baseline"]
     if not complete:
         return NOTHING_COMPLETE
-    y = axis.scale_of([*map(_value, complete)], height)
-    span = y.high - y.low
-    rug = y.low - 0.05 * span
+    y = axis.scale_of(axis.near([*map(_value, complete)]), height)
+    low, span = y.low, y.high - y.low
+    rug = low - 0.05 * span
     y = replace(y, low=rug - 0.05 * span)
     last = max(trial.number for trial in trials)
     x = whole_scale(0, last, "trial")
 
-    places = {trial.number: (trial.number, axis.height(_value(trial))) for trial in complete}
+    every = {trial.number: (trial.number, axis.height(_value(trial))) for trial in complete}
+    places = {number: at for number, at in every.items() if low <= at[1] <= y.high}
     broken = {trial.number for trial in complete if outcome(trial) == "failed"}
     steps = best_so_far(complete, axis.sign)
-    line = [places[trial.number] for trial in steps]
+    line = [places[trial.number] for trial in steps if trial.number in places]
     ended = [[*line, (last, line[-1][1])]] if line else []
     marks = [
         points("complete", "complete", {n: at for n, at in places.items() if n not in broken}),
         points("infeasible", "failed", {n: at for n, at in places.items() if n in broken}),
         Mark("best so far", "best", "line", ended, width=2, style=("stepped",)),
     ]
-    for kind in ("pruned", "failed", "paused", "running"):
+    for kind in ("complete", "pruned", "failed", "paused", "running"):
         own = [t.number for t in trials if outcome(t) == kind and t.number not in places]
-        marks.append(points(kind, kind, {number: (number, rug) for number in own}, 2, shape="rug"))
+        name = "far worse" if kind == "complete" else kind
+        marks.append(points(name, kind, {number: (number, rug) for number in own}, 2, shape="rug"))
     start, note = value_of(baseline), ""
     if baseline is not None:
         note = f"The baseline has {format_value(start or 0.0)}."
-    if start is not None and math.isfinite(start):
+    if start is not None and low <= axis.height(start) <= y.high:
         ends = [(at, axis.height(start)) for at in (x.low, x.high)]
         marks.append(dotted("baseline", "baseline", ends, 1.5))
     if best is not None and best.number in places:

@@ -204,9 +204,8 @@ class Progress:
 
     @property
     def current(self) -> Snapshot:
-        """The study of the stage that is worked on; of the last one when all have ended."""
-        known = {stage.title: stage.snapshot for stage in self.stages if stage.snapshot}
-        return known.get(self.title) or [*known.values(), self.search][-1]
+        """The study of `stage`; the search before that has begun."""
+        return self.stage.snapshot or self.search
 
     @property
     def stage(self) -> StageProgress:
@@ -412,12 +411,13 @@ DAY = timedelta(days=1)
 
 
 def stage_words(progress: Progress) -> str:
-    """Words how far the present stage has come, and how many of its trials were pruned."""
+    """Words how far the present stage has come, and how many of its own trials were pruned."""
     if progress.title == DONE or progress.stage.title != progress.title:
         return WORDS[progress.title]
-    stage, snapshot = progress.stage, progress.current
-    pruned = [f"{count} pruned"] if (count := snapshot.outcomes.get("pruned")) else []
-    counts = [f"{stage.done}/{stage.budget}", *pruned, *uncounted(snapshot)]
+    stage, counts = progress.stage, [f"{progress.stage.done}/{progress.stage.budget}"]
+    if (own := stage.snapshot) is not None:
+        pruned = own.outcomes.get("pruned")
+        counts += [*[f"{pruned} pruned"] * bool(pruned), *uncounted(own)]
     return f"{WORDS[progress.title]} {', '.join(counts)}"
 
 

@@ -268,19 +268,19 @@ def data_words(stored: StoredStudy, winner: Answer | None) -> str:
 
 
 def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
-    """Returns the numbers of the search, measured on the validation part."""
+    """Returns the numbers of the search."""
     counts = " · ".join(trial_counts(snapshot))
     yield Card("Trials", str(snapshot.done), f"of {snapshot.budget}", counts)
     best, baseline = snapshot.best, snapshot.baseline
     value, start = value_of(best), value_of(baseline)
     missing = why_no_best(snapshot).replace("No", "no", 1)
     note = missing if best is None else f"trial {best.number}"
-    yield Card("Best, validation", number(value), "", note)
+    yield Card("Best, search", number(value), "", note)
     note = "the configuration as composed" if baseline else "none"
-    yield Card("Baseline, validation", number(start), "", note)
+    yield Card("Baseline, search", number(start), "", note)
     gain = None if value is None or start is None else stored.sign * (value - start)
     difference = "best minus baseline" if stored.sign > 0 else "baseline minus best"
-    yield Card("Gain, validation", number(gain, "+"), "", f"{difference}; flatters the best")
+    yield Card("Gain, search", number(gain, "+"), "", f"{difference}; flatters the best")
     for position, name in enumerate(snapshot.costs, 1):
         costs = [None if trial is None else value_of(trial, position) for trial in (best, baseline)]
         ours, theirs = ("–" if cost is None else format_cost(cost) for cost in costs)
@@ -750,7 +750,8 @@ def all_sections(
     run_dir: Path | None,
 ) -> Iterator[Section]:
     """Yields the sections of a study: what decided, the search, who worked."""
-    axis = Axis.of(stored.metric, stored.sign)
+    values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
+    axis = Axis.of(stored.metric, stored.sign, values)
     won = None if winner is None else winner.winner.trial
     if winner is not None:
         yield from winner_sections(winner, small)

@@ -57,7 +57,7 @@ def search_sentence(snapshot: Snapshot) -> str:
         return f"{why_no_best(snapshot)}, after {trials}"
     who = describe(best, best.params)
     shown = _value(value, snapshot.metric)
-    words = f"{who}: {shown} on the validation part, the best after {trials}"
+    words = f"{who}: {shown} in the search, the best after {trials}"
     start = value_of(snapshot.baseline)
     if start is None or snapshot.baseline is None or snapshot.baseline.number == best.number:
         return words
