@@ -1,9 +1,12 @@
 """Each tracker has of a trial what the database has, however often it is written."""
 
+import subprocess
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 from toys import ask, compose
-from tracked import first_line, needs
+from tracked import first_line, in_wandb, needs
 
 from studyloom.errors import ConfigError, FileError
 from studyloom.extras.trackers import MLflow, TensorBoard, WandB
@@ -60,6 +63,53 @@ def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name
         artifacts = {each.path for each in client.list_artifacts(parent.info.run_id)}
         assert "winner.json" in artifacts
         assert len(client.search_model_versions("name = 'model'")) == 2
+
+
+# Writes three runs; the service of W&B is killed around the second: in a process of its own, since
+# W&B keeps one service for all runs of a process.
+DEATH = """
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from studyloom.extras.trackers import WandB
+from studyloom.study.tracking import Point, TrackedStudy, TrackedTrial
+
+folder, moment, opened = Path(sys.argv[1]), sys.argv[2], WandB._run
+
+def end_service():
+    WandB._run = opened
+    (service,) = psutil.Process().children()
+    service.kill()
+    service.wait()
+
+@contextmanager
+def run(self, *arguments):
+    with opened(self, *arguments) as own:
+        if moment == "opened":
+            end_service()
+        yield own
+        if moment == "written":
+            end_service()
+
+tracker, study = WandB(str(folder), "p"), TrackedStudy("s", "ab" * 16, {}, folder)
+points = [Point(1, "accuracy", 0.5, 1e9)]
+for number in range(3):
+    if number == 1:
+        end_service() if moment == "before" else setattr(WandB, "_run", run)
+    tracker.write_trial(TrackedTrial(study, number, "complete", {}, {}, {}, points, 1e9, 1e9 + 9))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "opened", "written"])
+def test_a_service_of_wandb_that_dies_costs_no_run(study, tmp_path, moment):
+    """Else all later ones of its process would fail: all that a command writes at its end."""
+    command = [sys.executable, "-W", "ignore", "-c", DEATH, tmp_path, moment]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {*in_wandb(tmp_path)} == WandB(str(tmp_path), "p").written(study) == {0, 1, 2}
 
 
 def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(

@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -41,7 +41,8 @@ class WandB:
     def write_trial(self, trial: TrackedTrial) -> None:
         facts = {f"studyloom.{name}": one_line(text) for name, text in trial.facts.items()}
         run_id, name = f"{trial.study.uuid}-{trial.number}", f"trial-{trial.number}"
-        with self._run(trial.study, run_id, name, "trial", trial.state == "failed") as run:
+
+        def write(run: Any) -> None:
             params = {name: _plain(value) for name, value in trial.params.items()}
             run.config.update({**params, **facts}, allow_val_change=True)
             run.define_metric(EPOCH)
@@ -51,11 +52,12 @@ class WandB:
             finals = {f"final/{one_line(name)}": value for name, value in trial.values.items()}
             run.summary.update({"state": trial.state, **finals})
 
+        self._write(write, trial.study, run_id, name, "trial", trial.state == "failed")
+
     def write_answer(self, answer: TrackedAnswer) -> None:
         import wandb
 
-        run_id = f"{answer.study.uuid}-study"
-        with self._run(answer.study, run_id, answer.study.name, "study") as run:
+        def write(run: Any) -> None:
             params = {name: _plain(value) for name, value in answer.params.items()}
             run.config.update(params, allow_val_change=True)
             run.summary.update({"winner": answer.trial, **answer.values})
@@ -65,10 +67,31 @@ class WandB:
                     artifact.add_file(str(path), name, policy="immutable")
                 run.log_artifact(artifact)
 
+        self._write(write, answer.study, f"{answer.study.uuid}-study", answer.study.name, "study")
+
     def written(self, study: TrackedStudy) -> set[int]:
         folders = (self.dir / "wandb").glob(f"*run-*-{study.uuid}-*")
         numbers = (folder.name.rpartition("-")[2] for folder in folders)
         return {int(number) for number in numbers if number.isdecimal()}
+
+    def _write(self, write: Callable[[Any], None], *run: Any) -> None:
+        """Writes a run; once more if W&B's service has died, without which all later runs fail.
+
+        Args:
+            run: the arguments of `_run`.
+        """
+        import wandb
+
+        try:
+            with self._run(*run) as opened:
+                write(opened)
+        except wandb.Error:  # its server is away, or refuses
+            raise
+        except Exception:
+            with suppress(Exception):  # as of a service that has died
+                wandb.teardown()  # so that the next run starts another one
+            with self._run(*run) as opened:
+                write(opened)
 
     @contextmanager
     def _run(
