@@ -65,6 +65,35 @@ def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name
         assert len(client.search_model_versions("name = 'model'")) == 2
 
 
+# Its files may have 20 kB, as on a disk that is full then.
+FULL = """
+import resource, sys
+from pathlib import Path
+
+from studyloom.extras.trackers import TensorBoard
+from studyloom.study.tracking import Feed, Point, TrackedStudy, TrackedTrial
+
+folder, (_, most) = Path(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)
+points = [Point(step, "accuracy", 0.5, 1e9) for step in range(5000)]
+study = TrackedStudy("s", "ab" * 16, {}, folder)
+trial = TrackedTrial(study, 0, "complete", {"m": 1}, {}, {}, points, 1e9, 1e9 + 9)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+for tracker in (TensorBoard(str(folder / "events")), TensorBoard(str(folder / "events"))):
+    feed = Feed("tensorboard")
+    feed.put(lambda: tracker.write_trial(trial))
+    assert feed.close(60)
+print(tracker.written(study), [*folder.rglob("*event*.*")])
+"""
+
+
+def test_tensorboard_on_a_full_disk_says_so_in_a_line_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", FULL, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    why = f"track.tensorboard: [Errno 27] File too large: '{tmp_path}/events'; the study goes on"
+    assert (done.returncode, done.stdout) == (0, "set() []\n"), done.stderr
+    assert done.stderr.splitlines() == [why] * 2
+
+
 # Writes three runs; the service of W&B is killed around the second: in a process of its own, since
 # W&B keeps one service for all runs of a process.
 DEATH = """
@@ -81,7 +110,7 @@ folder, moment, opened = Path(sys.argv[1]), sys.argv[2], WandB._run
 
 def end_service():
     WandB._run = opened
-    (service,) = psutil.Process().children()
+    (service,) = [each for each in psutil.Process().children() if "wandb" in each.name()]
     service.kill()
     service.wait()
 

@@ -1,6 +1,7 @@
 """TensorBoard: a folder of event files for each trial, with what its hparams plugin shows."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,10 +57,29 @@ class TensorBoard:
         folder = self._folder(study)
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".", ignore_cleanup_errors=True) as made:
-            with SummaryWriter(made) as writer:
-                yield writer
+            try:
+                with _quiet_threads(), SummaryWriter(made) as writer:
+                    yield writer
+            except OSError as error:  # of a thread, without a path
+                raise OSError(error.errno, error.strerror, str(self.dir)) from error
             shutil.rmtree(folder / name, ignore_errors=True)
             shutil.move(made, folder / name)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Prints no traceback of TensorBoard's threads: a writer raises the error of its own."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _plain(value: object) -> bool | int | float | str:
