@@ -5,11 +5,12 @@ import sys
 
 import pytest
 from omegaconf import OmegaConf
+from serving import served
 from toys import ask, compose
 from tracked import first_line, in_wandb, needs
 
 from studyloom.errors import ConfigError, FileError
-from studyloom.extras.trackers import MLflow, TensorBoard, WandB
+from studyloom.extras.trackers import MLflow, TensorBoard, WandB, mlflow
 from studyloom.study.opening import create_study
 from studyloom.study.tracking import (
     Point,
@@ -168,6 +169,27 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
     assert parent.info.status == "FINISHED"
     assert [each.path for each in client.list_artifacts(parent.info.run_id)] == ["winner.json"]
     stored.close()
+
+
+def test_of_an_answer_of_mlflow_no_more_is_read_than_it_may_have(study, monkeypatch):
+    """Also if it is another address that answers, to which the first one leads."""
+    taken = []
+
+    def endless(environ, start_response):
+        if environ["PATH_INFO"].startswith("/api"):
+            start_response("307 Temporary Redirect", [("Location", "/elsewhere")])
+            return
+        start_response("200 OK", [("Content-Type", "application/json")])
+        while len(taken) < 3000:
+            taken.append("a MB")
+            yield bytes(2**20)
+
+    monkeypatch.setattr(mlflow, "MOST_BYTES", 5 * 2**20)
+    with served(endless) as server:
+        tracker = MLflow(f"http://127.0.0.1:{server.server_port}", "e")
+        with pytest.raises(Exception, match="/elsewhere answers with more than 5 MiB"):
+            tracker.written(study)
+    assert 5 <= len(taken) < 50
 
 
 def test_a_foreign_database_of_mlflow_has_nothing_written_outside_the_run_directory(tmp_path):

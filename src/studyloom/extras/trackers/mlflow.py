@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ STUDY, TRIAL, KIND, STATE, ANSWER, WINNER = (
     f"studyloom.{name}" for name in ("study", "trial", "kind", "state", "answer", "winner")
 )
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+MOST_BYTES = 100 * 2**20  # of an answer; a page of a thousand runs has some MB
 LONGEST = 250  # characters of a name
 LONGEST_TEXT = 5000  # of a parameter or tag; some databases of MLflow take no more
 MOST_METRICS, MOST_PARAMS = 1000, 100  # in a request, as the server has it
@@ -113,6 +115,7 @@ class MLflow:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
+            bound_answers()
             client = MlflowClient(tracking_uri=self.uri)
             # Without a server the client writes artifacts itself, by default where it was started.
             local = re.match(r"sqlite:|postgresql|mysql", self.uri)
@@ -190,6 +193,37 @@ class MLflow:
         source = f"{client.get_run(parent).info.artifact_uri}/{folder}"
         tags = {STUDY: answer.study.uuid, WINNER: str(answer.trial), ANSWER: digest}
         client.create_model_version(name, source, parent, tags)
+
+
+@cache
+def bound_answers() -> None:
+    """Has MLflow's client in this process read no answer of more than MOST_BYTES.
+
+    It reads an answer as a whole, and takes several times its size to parse it.
+    """
+    from mlflow.utils import request_utils
+
+    make = request_utils._cached_get_request_session
+
+    def read(response: Any, stream: bool = False, **_: Any) -> None:
+        """Reads the body of a response, also of one that redirects, before `requests` would."""
+        if stream:  # a download of the user's own code
+            return
+        body = bytearray()
+        for part in response.iter_content(2**16):
+            body += part
+            if len(body) > MOST_BYTES:
+                response.close()
+                where = response.url.partition("?")[0]
+                raise OSError(f"{where} answers with more than {MOST_BYTES // 2**20} MiB")
+        response._content = bytes(body)
+
+    def make_bounded(*arguments: Any, **named: Any) -> Any:
+        session = make(*arguments, **named)
+        session.hooks["response"] = [read]
+        return session
+
+    request_utils._cached_get_request_session = make_bounded
 
 
 def key_of(name: str) -> str:
