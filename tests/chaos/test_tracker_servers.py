@@ -42,7 +42,8 @@ def agree(run, uri, name):
     if "tensorboard" in "".join(run.overrides):
         (told,) = (run.folder / "tensorboard").glob("mnist-*")
         assert in_tensorboard(told) == wanted
-        assert in_wandb(run.folder) == wanted
+        left = [*run.folder.glob("wandb/*/*"), *run.folder.glob(".wandb-*/*/*/*")]
+        assert in_wandb(run.folder) == wanted, (left, run.logs())
 
 
 def test_after_kills_trackers_show_what_the_database_has_and_nothing_twice(tmp_path, server):
