@@ -1,5 +1,7 @@
 """Each tracker has of a trial what the database has, however often it is written."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from tracked import first_line, in_wandb, needs
 
 from studyloom.errors import ConfigError, FileError
 from studyloom.extras.trackers import MLflow, TensorBoard, WandB, mlflow
+from studyloom.extras.trackers.wandb import SERVICE
 from studyloom.study.opening import create_study
 from studyloom.study.tracking import (
     Point,
@@ -98,7 +101,7 @@ def test_tensorboard_on_a_full_disk_says_so_in_a_line_and_leaves_nothing(tmp_pat
 # Writes three runs; the service of W&B is killed around the second: in a process of its own, since
 # W&B keeps one service for all runs of a process.
 DEATH = """
-import sys
+import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,6 +113,8 @@ from studyloom.study.tracking import Point, TrackedStudy, TrackedTrial
 folder, moment, opened = Path(sys.argv[1]), sys.argv[2], WandB._run
 
 def end_service():
+    if moment == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     WandB._run = opened
     (service,) = [each for each in psutil.Process().children() if "wandb" in each.name()]
     service.kill()
@@ -121,25 +126,44 @@ def run(self, *arguments):
         if moment == "opened":
             end_service()
         yield own
-        if moment == "written":
+        if moment in ("written", "killed"):
             end_service()
 
 tracker, study = WandB(str(folder), "p"), TrackedStudy("s", "ab" * 16, {}, folder)
 points = [Point(1, "accuracy", 0.5, 1e9)]
 for number in range(3):
-    if number == 1:
+    if number == 1 and moment != "never":
         end_service() if moment == "before" else setattr(WandB, "_run", run)
     tracker.write_trial(TrackedTrial(study, number, "complete", {}, {}, {}, points, 1e9, 1e9 + 9))
 """
 
 
+def write_three(folder, moment):
+    command = [sys.executable, "-W", "ignore", "-c", DEATH, folder, moment]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.parametrize("moment", ["before", "opened", "written"])
 def test_a_service_of_wandb_that_dies_costs_no_run(study, tmp_path, moment):
     """Else all later ones of its process would fail: all that a command writes at its end."""
-    command = [sys.executable, "-W", "ignore", "-c", DEATH, tmp_path, moment]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = write_three(tmp_path, moment)
     assert done.returncode == 0, done.stderr
     assert {*in_wandb(tmp_path)} == WandB(str(tmp_path), "p").written(study) == {0, 1, 2}
+
+
+def test_the_run_of_a_killed_worker_is_written_also_if_wandb_is_in_use_where_the_command_began(
+    study, tmp_path
+):
+    """A process that has used W&B hands its service on, which has the run as one in use."""
+    WandB(str(tmp_path / "theirs"), "p").write_trial(
+        TrackedTrial(study, 0, "complete", {}, {}, {}, [], 1e9, 1e9 + 9)
+    )
+    assert os.environ[SERVICE]
+    assert write_three(tmp_path, "killed").returncode == -signal.SIGKILL
+    assert {*in_wandb(tmp_path)} == {0}
+    done = write_three(tmp_path, "never")
+    assert done.returncode == 0, done.stderr
+    assert {*in_wandb(tmp_path)} == {0, 1, 2}
 
 
 def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(

@@ -1,6 +1,7 @@
 """Weights & Biases: a run for each trial, in a group for the study; offline until it is synced."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from studyloom.study.tracking import PATIENCE, TrackedAnswer, TrackedStudy, Trac
 from studyloom.text import one_line
 
 EPOCH = "epoch"
+SERVICE = "WANDB_SERVICE"  # the variable with which W&B hands its service on to child processes
 
 
 class WandB:
@@ -35,6 +37,10 @@ class WandB:
         patience: float = PATIENCE,
     ) -> None:
         require("wandb")
+        # The service of a process that started this one would hold the run of a killed worker as
+        # one in use, which no other process may write then. Of a token the second part is a pid.
+        if os.environ.get(SERVICE, "").split("-")[1:2] != [str(os.getpid())]:
+            os.environ.pop(SERVICE, None)
         self.patience = patience
         self.dir, self.project, self.mode, self.entity = Path(dir), str(project), str(mode), entity
 
@@ -81,13 +87,12 @@ class WandB:
             run: the arguments of `_run`.
         """
         import wandb
+        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
         try:
             with self._run(*run) as opened:
                 write(opened)
-        except wandb.Error:  # its server is away, or refuses
-            raise
-        except Exception:
+        except (HandleAbandonedError, MailboxClosedError, ConnectionError):
             with suppress(Exception):  # as of a service that has died
                 wandb.teardown()  # so that the next run starts another one
             with self._run(*run) as opened:
