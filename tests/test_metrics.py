@@ -12,7 +12,8 @@ from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
 from studyloom.question.jobs import build_metric
 from studyloom.question.validation import validate
-from studyloom.training.trainer import EVALUATION_BATCH, Training
+from studyloom.training.batches import EVALUATION_BATCH
+from studyloom.training.trainer import Training
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(60, 3, generator=GENERATOR)
