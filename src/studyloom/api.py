@@ -25,7 +25,7 @@ from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.rows import Rows, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import printable
+from studyloom.text import error_text, printable
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline
@@ -452,7 +452,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             with following(plan.search.stored, stop):
                 code = search_and_report(prepared, plan, task, stop, outputs)
         except Exception as caught:
-            reason = str(caught)
+            reason = error_text(caught)
             if stop.signal is None:
                 raise
             error = caught

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from studyloom.errors import UndefinedMetric
+from studyloom.text import name_error
 
 if TYPE_CHECKING:  # torch is not imported for names alone, as in `studyloom status`
     from torch import Tensor
@@ -73,9 +74,7 @@ class Metric(Goal):
         except UndefinedMetric as error:
             raise UndefinedMetric(f"{name}: {error}") from None
         except (TypeError, ValueError) as error:
-            raise UndefinedMetric(
-                f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
+            raise UndefinedMetric(f"{name}: {name_error(error)}") from error
         if isinstance(value, str) or not math.isfinite(number):
             raise UndefinedMetric(
                 f"{name}: must be a finite number; got {value!r} for {len(targets)} examples"

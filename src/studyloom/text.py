@@ -113,6 +113,24 @@ def without_formula(value: Any) -> Any:
     return value
 
 
+def error_text(error: BaseException) -> str:
+    """Returns the text of any exception; "" if its own `__str__` raises."""
+    try:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
+
+
+def name_error(error: BaseException, length: int | None = None) -> str:
+    """Returns the type and the text of any exception on one line.
+
+    Args:
+        length: the most characters of the text; None for all.
+    """
+    words = " ".join(error_text(error).split())[:length]
+    return f"{type(error).__name__}: {words}".removesuffix(": ")
+
+
 def is_scalar(value: Any) -> bool:
     """Whether YAML writes the value as one word: a string, a number, true, false or null."""
     return value is None or isinstance(value, str | int | float | bool)

@@ -77,6 +77,14 @@ def test_the_words_of_a_constructor_are_those_of_the_user():
     assert describe_error(ValueError("a\n  b")) == "a b"
 
 
+def test_an_exception_that_has_no_text_is_described_by_its_type():
+    class Unreadable(ValueError):
+        def __str__(self):
+            raise SystemExit(1)
+
+    assert describe_error(Unreadable()) == "Unreadable"
+
+
 def test_a_trial_has_a_job_for_each_fold_and_seed_with_seeds_of_their_own():
     cfg, _ = compose("objective.folds=3", "objective.seeds=2", "train.l1=0.5", "train.epochs=4")
     folds = [(torch.arange(200) + k, torch.arange(5) + k) for k in range(3)]

@@ -46,6 +46,13 @@ def broken(monkeypatch):
     return fails_with
 
 
+class Unreadable(Exception):
+    """An exception of a user's code that cannot be printed."""
+
+    def __str__(self):
+        raise RuntimeError("it has no text")
+
+
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 NO_MEMORY = RuntimeError("[enforce fail] can't allocate memory: 9")
 FAILURES = (
@@ -59,6 +66,7 @@ FAILURES = (
     (UpdateFinishedTrialError("of its own"), "error", "UpdateFinished"),
     (StorageLost("of its own"), "error", "StorageLost: of its own"),
     (ClaimLost(), "error", "ClaimLost"),
+    (Unreadable(), "error", "Unreadable"),
 )
 
 

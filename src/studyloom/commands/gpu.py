@@ -31,7 +31,7 @@ from studyloom.launch.local import gpus
 from studyloom.processes import driver_of_nvidia
 from studyloom.study.opening import open_study
 from studyloom.study.rows import trial_rows
-from studyloom.text import in_markdown, shorten
+from studyloom.text import in_markdown, name_error, shorten
 from studyloom.training.job import Job
 from studyloom.training.memory import predict_memory
 from studyloom.training.trainer import Training
@@ -339,7 +339,7 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
             except NotPossible as error:
                 state, words = "not possible here", str(error)
             except Exception as error:
-                state, words = "failed", f"{type(error).__name__}: {error}"
+                state, words = "failed", name_error(error)
             name, seconds = check.__name__.replace("_", " "), round(time.monotonic() - began, 1)
             rows.append({"name": name, "state": state, "seconds": seconds, "words": words})
             say(f"| {name} | {state} | {seconds} | {in_markdown(shorten(words, 300))} |")

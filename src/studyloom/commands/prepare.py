@@ -105,7 +105,7 @@ class Attempts:
         except Interrupted:
             raise
         except ValueError as error:
-            self.mistakes.extend(getattr(error, "mistakes", [str(error)]))
+            self.mistakes.extend(getattr(error, "mistakes", [describe_error(error)]))
         except BaseException as error:  # SystemExit too: the user's code may end its process
             if wants_tracebacks():
                 raise

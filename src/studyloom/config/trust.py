@@ -27,7 +27,7 @@ from studyloom.files import is_own
 from studyloom.moved import MOVED
 from studyloom.pickled import MAIN
 from studyloom.script import ELSEWHERE, script_as_main
-from studyloom.text import nearest, no_such_key
+from studyloom.text import name_error, nearest, no_such_key
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
@@ -305,8 +305,7 @@ def _distrust(target: Any, key: str, trusted: Sequence[str]) -> Mistake | None:
     try:
         member = resolve_name(f"{MOVED.get(parent, parent)}.{name}")
     except Exception as error:  # whatever a user's module raises when it is imported
-        words = " ".join(str(error).split())
-        return f"cannot be imported: {type(error).__name__}: {words}", None
+        return f"cannot be imported: {name_error(error)}", None
     if not (inspect.isclass(member) or inspect.isroutine(member)):
         return "is not a class or function of a module", None
     defined = f"{member.__module__}.{member.__qualname__}"

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError
 
 from studyloom.errors import ConfigError
-from studyloom.text import no_such_key
+from studyloom.text import error_text, name_error, no_such_key
 
 
 def has_key(config: DictConfig, key: str) -> bool:
@@ -61,10 +61,8 @@ def describe_error(error: BaseException) -> str:
 
     while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split())
-    if isinstance(error, ValueError) and text:
-        return text
-    return f"{type(error).__name__}: {text}".removesuffix(": ")
+    text = " ".join(error_text(error).split()) if isinstance(error, ValueError) else ""
+    return text or name_error(error)
 
 
 @contextmanager

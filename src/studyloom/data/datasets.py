@@ -26,6 +26,7 @@ from studyloom.data.examples import (
 )
 from studyloom.data.split import Tokens
 from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
+from studyloom.text import name_error
 
 NO_TEST = (
     "data.test must be the Dataset of the test part, on which the winner is tested once; without "
@@ -226,9 +227,7 @@ class Datasets:
         except (DataError, ConfigError, MemoryError):
             raise
         except Exception as error:  # whatever a user's class raises
-            raise DataError(
-                f"{key}: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
+            raise DataError(f"{key}: {name_error(error)}") from error
         # Those of an IterableDataset can be neither held out nor drawn by their number.
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise DataError(

@@ -19,6 +19,7 @@ from torch.utils.data import Subset, default_collate
 
 from studyloom.data.split import Fold, Folds, Tokens, make_folds
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError
+from studyloom.text import name_error
 
 SAMPLED = 16  # items of a large dataset that are looked at before the first trial
 ALWAYS = 0  # the seed under which they are
@@ -326,7 +327,6 @@ def name_of(function: Any) -> str:
 
 def _explained(start: str, cause: Exception, end: str = "") -> DataError:
     """Makes an error whose traceback, also of another process, shows that of its cause."""
-    words = f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}".removesuffix(": ")
-    error = DataError(f"{start} {words}{end}")
+    error = DataError(f"{start} {name_error(cause, 400)}{end}")
     error.add_note("".join(traceback.format_exception(cause)).rstrip())
     return error

@@ -24,7 +24,7 @@ from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.rule import Condition, Cost
 from studyloom.question.sources import is_users_code
 from studyloom.storage.attributes import COLUMNS, LARGEST
-from studyloom.text import nearest
+from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
@@ -413,7 +413,7 @@ class Run:
                 raise UnfitState(f"there is no {name} in it")
             part.load_state_dict(snapshot(self._saved["kept"][name], name))
         except Exception as error:
-            words = " ".join(str(error).split())[:300]
+            words = " ".join(error_text(error).split())[:300]
             raise self._unfit(f"the checkpoint does not fit run.keep({name}=…): {words}") from error
 
     def _go_on(self) -> int:

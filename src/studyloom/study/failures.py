@@ -20,7 +20,7 @@ from studyloom.errors import (
     UndefinedMetric,
 )
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
-from studyloom.text import mask_passwords
+from studyloom.text import error_text, mask_passwords
 
 TRACEBACK_LINES = 12
 DIVERGED = "diverged"
@@ -62,24 +62,25 @@ def explain(error: BaseException) -> Failure:
     """Returns the record of an exception that ended a trial."""
     import torch  # here, because importing this module must not import torch
 
-    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+    text = error_text(error)
+    reason = f"{type(error).__name__}: {text}".removesuffix(": ")
     match error:
         case Diverged():
-            return Failure(DIVERGED, str(error))
+            return Failure(DIVERGED, text)
         case Infeasible():
-            return Failure(INFEASIBLE, str(error))
+            return Failure(INFEASIBLE, text)
         case UndefinedMetric():
-            return Failure(UNDEFINED, str(error))
+            return Failure(UNDEFINED, text)
         case MemoryError() | torch.OutOfMemoryError():
             return Failure(OUT_OF_MEMORY, reason)
-        case RuntimeError() if "can't allocate memory" in str(error):  # torch on a CPU
+        case RuntimeError() if "can't allocate memory" in text:  # torch on a CPU
             return Failure(OUT_OF_MEMORY, reason)
         case TimedOut():
-            return Failure(TIMEOUT, str(error))
+            return Failure(TIMEOUT, text)
         case CommandFailed():
-            return Failure(ERROR, str(error), error.output)
+            return Failure(ERROR, text, error.output)
         case ConfigError():  # the words say it all
-            reason = str(error)
+            reason = text
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
 

@@ -36,7 +36,7 @@ from studyloom.storage.attributes import (
 )
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, epochs
-from studyloom.text import mask_passwords, one_line, shorten
+from studyloom.text import error_text, mask_passwords, one_line, shorten
 
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
@@ -220,7 +220,7 @@ class Feed:
                 write()
             except Exception as error:
                 if not self._refused:
-                    words = one_line(mask_passwords(str(error))) or type(error).__name__
+                    words = one_line(mask_passwords(error_text(error))) or type(error).__name__
                     log.warning("track.%s: %s%s", self.name, shorten(words, 300), self.then)
                 self._refused = True
 

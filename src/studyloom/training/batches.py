@@ -25,6 +25,7 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import DataError, LoaderDied
 from studyloom.processes import LINUX, end_with, signals_deferred
+from studyloom.text import name_error
 from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE, Ranks
 
@@ -328,5 +329,5 @@ def _refusal(network: nn.Module, split: Split, dtype: torch.dtype) -> str | None
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             deepcopy(network).eval()(inputs)
     except Exception as error:  # of a network of the user's own
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return name_error(error, 200)
     return None

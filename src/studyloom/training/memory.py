@@ -13,6 +13,7 @@ from studyloom.data.examples import move
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import ConfigError
+from studyloom.text import name_error
 from studyloom.training.batches import EVALUATION_BATCH, make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import make_optimizer
@@ -108,10 +109,10 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
         copies = weights * ((job.ema is not None) + (job.keep == "best"))
         saved = weights + copies + size_of(optimizer.state_dict())
     except Exception as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigError(
             "memory_gib is predicted from shapes alone, and this training needs numbers "
-            f"({words}); take memory_gib out of objective.constraints and objective.metric"
+            f"({name_error(error, 300)}); take memory_gib out of objective.constraints and "
+            "objective.metric"
         ) from error
     rest = live.now - size_of((batch, judged))  # with gradients, which stay until the next step
     once = max(live.peak - rest, 2 * size_of(batch))  # one is loaded while the last is still there

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from studyloom.errors import ConfigError
 from studyloom.metrics import Metric
-from studyloom.text import nearest, shorten
+from studyloom.text import name_error, nearest, shorten
 from studyloom.training.scaling import Growth, scale_rates
 
 INTERVALS = ("epoch", "step")
@@ -327,7 +327,7 @@ def check_schedule(schedule: Schedule) -> None:
     except ValueError:  # which says what is wrong
         raise
     except Exception as error:
-        wrong = f"{type(error).__name__}: {error}"
+        wrong = name_error(error)
     if wrong is not None:
         raise ValueError(
             f"scheduler: {wrong}; a schedule is a function of progress from 0 to 1 to a factor on "

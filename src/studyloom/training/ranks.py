@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from studyloom.errors import Interrupted, Stopped
+from studyloom.text import name_error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -298,7 +299,7 @@ def _portable(error: BaseException) -> BaseException:
     try:
         copy: BaseException = pickle.loads(pickle.dumps(error))
     except Exception:  # of a class of the user's own
-        copy = RuntimeError(f"{type(error).__name__}: {error}")
+        copy = RuntimeError(name_error(error))
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     # Its end: of a long traceback a trial stores the last lines alone.
     copy.add_note("\n".join(["in another rank:", *lines[-NOTED:]]))

@@ -26,7 +26,7 @@ from markupsafe import Markup
 
 from studyloom.errors import StudyloomError
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import mask_passwords, one_line
+from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
 from studyloom.views.progress import JobReader, now_words
 from studyloom.views.report import read_files, read_report
@@ -150,7 +150,7 @@ class LivePage:
             self.trouble = ""
         except Exception as error:  # whatever one look meets, the next one may succeed
             known = isinstance(error, StudyloomError | OSError)
-            what = str(error) if known else f"{type(error).__name__}: {error}"
+            what = str(error) if known else name_error(error)
             self.trouble = mask_passwords(one_line(f"the study cannot be read: {what}"))
         else:
             before = {key: html for key, (html, _) in self.parts.items()}

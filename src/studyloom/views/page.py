@@ -23,7 +23,7 @@ from markupsafe import Markup, escape
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError
 from studyloom.files import ASSETS
-from studyloom.text import format_error, format_value, mask_passwords, printable
+from studyloom.text import format_error, format_value, mask_passwords, name_error, printable
 from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
 from studyloom.views.importances import Importance
 from studyloom.winner.answer import Summary
@@ -248,7 +248,7 @@ class Head:
 
 def undrawn(error: Exception) -> str:
     """Words why something is not drawn."""
-    return f"It cannot be drawn: {type(error).__name__}: {error}"
+    return f"It cannot be drawn: {name_error(error)}"
 
 
 def drawn(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> Block:

@@ -30,7 +30,7 @@ from studyloom.errors import PredictError
 from studyloom.metrics import Metric
 from studyloom.question.jobs import build_network, measure_costs
 from studyloom.study.stored_study import REEVALUATION, RETRAINING
-from studyloom.text import one_line
+from studyloom.text import name_error, one_line
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
 from studyloom.winner.answer import (
@@ -88,7 +88,7 @@ def choose(plan: Plan) -> Committee:
 
 
 def _note(error: Exception) -> str:
-    return f"there is no committee: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"there is no committee: {name_error(error, 300)}"
 
 
 def _choose(plan: Plan) -> Committee:

@@ -37,7 +37,7 @@ from studyloom.question.jobs import (
     network_of,
     weights_of,
 )
-from studyloom.text import format_shape, format_value, one_line
+from studyloom.text import format_shape, format_value, name_error, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.answer import Answer, DataFacts, DtypeName, check_whole, load_answer
@@ -462,7 +462,7 @@ def _apply(network: Network, items: Tensor) -> Tensor:
 
 
 def _own_fault(error: Exception) -> PredictError:
-    return PredictError(f"data.transform: {type(error).__name__}: {one_line(str(error))[:200]}")
+    return PredictError(f"data.transform: {one_line(name_error(error, 200))}")
 
 
 def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[str] = ()) -> Inputs:
