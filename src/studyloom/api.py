@@ -9,6 +9,7 @@ from functools import cached_property
 from html import escape
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -465,15 +466,17 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     return Study(stored, prepared.run_dir.absolute())
 
 
-def _to_pass_on(cfg: DictConfig, prepared: "Prepared") -> tuple[list[str], dict[str, str]]:
-    """Returns what only this program has, by name, and the digests of its sources.
+def _to_pass_on(
+    cfg: DictConfig, prepared: "Prepared"
+) -> tuple[list[str], dict[str, str], list[str]]:
+    """Returns what only this program has, by name, the digests of its sources, and its globals.
 
     Nothing if there will be no other process.
 
     Raises:
         ConfigError: the workers are on other hosts, which it cannot reach.
     """
-    from studyloom.question.sources import CODE, targets
+    from studyloom.question.sources import CODE, main_globals, targets
 
     launcher = prepared.launcher
     workers = launcher.count(2) * getattr(launcher, "ranks", 1)
@@ -481,11 +484,13 @@ def _to_pass_on(cfg: DictConfig, prepared: "Prepared") -> tuple[list[str], dict[
     named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(OWN)]
     # With a time limit for trials, a single worker is a process too.
     if not named or (workers < 2 and cfg.study.trial_timeout is None):
-        return [], {}
+        return [], {}, []
     if launcher.leaves_host:
         raise ConfigError(
             f"{', '.join(named)}: is known to this program alone, and the launcher starts workers "
             "on other hosts; move it into a module that those have"
         )
     digests = {key.removeprefix(CODE): each for key, each in prepared.question.code.items()}
-    return named, {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
+    digests = {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
+    used = main_globals([resolve_name(name) for name in named if name.startswith(MAIN)])
+    return named, digests, [*used]

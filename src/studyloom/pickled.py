@@ -10,10 +10,11 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from studyloom.errors import ConfigError
+from studyloom.text import error_text
 
 VARIABLE = "STUDYLOOM_PICKLED"  # in the environment of a child: the descriptor of the file
 MAIN = "__main__."  # before the name of what the calling program defines
@@ -44,12 +45,13 @@ def take(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def passed_on(names: list[str], known: Mapping[str, str]) -> Iterator[None]:
+def passed_on(names: list[str], known: Mapping[str, str], used: Iterable[str]) -> Iterator[None]:
     """Has processes that are started in the body know what this program defines and has given.
 
     Args:
         names: what a config names of it; if it names nothing, nothing is passed on.
         known: the digests of their sources.
+        used: the names of the globals of `__main__` that they are or use.
 
     Raises:
         ConfigError: something cannot be pickled.
@@ -65,14 +67,16 @@ def passed_on(names: list[str], known: Mapping[str, str]) -> Iterator[None]:
     try:
         content = cloudpickle.dumps((defined, _objects, dict(known)))
     except Exception:  # whatever an object's own __reduce__ raises
-        for name, value in {**defined, **_objects}.items():
+        suspects = {**_objects, **{name: getattr(main, name) for name in used}}
+        # Functions and classes, which may only use what cannot be pickled, come last.
+        for name in sorted(suspects, key=lambda name: callable(suspects[name])):
             try:
-                cloudpickle.dumps(value)
+                cloudpickle.dumps(suspects[name])
             except Exception as error:
-                words = " ".join(str(error).split())
+                words = " ".join(error_text(error).split())
                 raise ConfigError(
-                    f"{name}: cannot be given to worker processes: {words}; open files and "
-                    "connections within it, or set workers=1"
+                    f"{name}: cannot be given to worker processes: {words}; make locks, and open "
+                    "files and connections, where they are used, or set workers=1"
                 ) from error
         raise
     with tempfile.TemporaryFile(prefix="studyloom-") as file:

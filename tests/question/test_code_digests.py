@@ -1,12 +1,19 @@
 """The sources of one's own code as a part of the question."""
 
+import ast
 import importlib
+import json
+import linecache
+import subprocess
 import sys
+import types
 
 import pytest
+from commands import ROOT, environment
 
 from studyloom.errors import ConfigError
-from studyloom.question.sources import code_digests, digest_of_source
+from studyloom.pickled import passed_on
+from studyloom.question.sources import code_digests, digest_of_source, main_globals
 
 NET = '''"""A network."""
 from torch import nn
@@ -102,3 +109,111 @@ def test_a_process_does_not_go_on_with_another_code_than_it_says(own, tmp_path, 
     assert sys.modules["own_net"].half == 0.0625
     changed = code_digests(sections)
     assert all(changed[key] != digests[key] for key in digests)
+
+
+CELL = """
+import dataclasses, functools, threading, torch
+from torch import nn
+
+WIDTH = 4
+SIZES = {"hidden": [WIDTH, 8], "act": torch.relu}
+LAYERS = {"relu": lambda: nn.ReLU()}
+unused = 1
+lock = threading.Lock()
+
+@dataclasses.dataclass
+class Settings:
+    rate: float = 0.5
+
+settings = Settings()
+
+def decorate(function):
+    return functools.wraps(function)(lambda *args: function(*args))
+
+class Base(nn.Module):
+    width = WIDTH
+
+class Net(Base):
+    def forward(self, x):
+        return scale(LAYERS["relu"]()(x))
+
+@decorate
+def scale(x, unused=2):
+    return [each * 2 for each in x] if SIZES else settings.rate
+
+def train(run):
+    with lock:
+        return Net().forward(run)
+"""
+LOOP_OF_MAIN = {"objective": {"_target_": "__main__.train"}}
+
+
+@pytest.fixture
+def of_cells(monkeypatch):
+    """Returns the digests of a loop of a notebook, which this process runs anew."""
+
+    def digests(*cells):
+        main = types.ModuleType("__main__")
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        for number, cell in enumerate(cells):
+            name = f"<cell {number}>"
+            lines = cell.splitlines(keepends=True)
+            monkeypatch.setitem(linecache.cache, name, (len(cell), None, lines, name))
+            exec(compile(cell, name, "exec"), vars(main))
+        found = code_digests(LOOP_OF_MAIN)
+        return {key.removeprefix("code.__main__."): each for key, each in found.items()}
+
+    return digests
+
+
+def test_the_digest_of_a_notebook_s_loop_covers_the_globals_that_it_uses_and_no_others(of_cells):
+    digests = of_cells(CELL)
+    used = {"train", "Net", "Base", "WIDTH", "scale", "decorate", "LAYERS", "SIZES", "settings"}
+    assert digests.keys() == used, "what has no stable form is left out"
+    for old, new, changed in (
+        ("* 2", "* 3", {"scale"}),
+        ("WIDTH = 4", "WIDTH = 5", {"WIDTH", "SIZES"}),
+        ("nn.ReLU()", "nn.Tanh()", {"LAYERS"}),
+        ("torch.relu", "torch.tanh", {"SIZES"}),
+        ("Settings()", "Settings(0.25)", {"settings"}),
+        ("(*args))", "(*args) or 1)", {"decorate"}),
+        ("width = WIDTH", "width = WIDTH + 1", {"Base", "Net"}),
+        ("rate: float", "decay: float = 0.0; rate: float", {"settings"}),
+        ("unused = 1", "unused = 3", set()),
+        ("return scale", "# as ever\n        return scale", set()),
+    ):
+        assert CELL.count(old) == 1, old
+        other = of_cells(CELL.replace(old, new))
+        assert {key for key in used if other[key] != digests[key]} == changed, old
+
+
+def test_the_global_that_no_worker_can_get_is_named_and_not_what_uses_it(of_cells):
+    of_cells(CELL)
+    subject = sys.modules["__main__"].train
+    used = main_globals([subject])
+    with (
+        pytest.raises(ConfigError, match=r"^lock: cannot be given to worker processes: cannot pi"),
+        passed_on(["__main__.train"], {}, used),
+    ):
+        pass
+
+
+def test_the_digests_of_a_notebook_are_the_same_in_each_process(of_cells, tmp_path):
+    names = "NAMES = {'b', 'a', 'c'}\ndef train(run): return NAMES, print\n"
+    (tmp_path / "cells.json").write_text(json.dumps([names]))
+    code = (
+        "import kernel; kernel.run_cells('cells.json')\n"
+        "from studyloom.question.sources import code_digests\n"
+        f"print(code_digests({LOOP_OF_MAIN!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT / "tests"), PYTHONHASHSEED="7"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = ast.literal_eval(done.stdout)
+    assert printed == {f"code.__main__.{key}": each for key, each in of_cells(names).items()}
+    assert len(printed) == 2

@@ -5,6 +5,7 @@ that a formatter or a better comment does not make another question of a study.
 """
 
 import ast
+import dis
 import functools
 import hashlib
 import inspect
@@ -13,10 +14,12 @@ import os
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from types import CodeType
 from typing import Any
 
 from studyloom.errors import ConfigError, refuse
@@ -36,8 +39,8 @@ def code_digests(sections: Any) -> dict[str, str]:
     """Returns the digests of the modules of the user's own code in a config, by `code.MODULE`.
 
     Installed packages, Python's own modules and studyloom are left out: an upgrade of these asks no
-    other question. So are modules that the named ones import. What was typed into a notebook is
-    named `code.__main__.NAME`.
+    other question. So are modules that the named ones import. What a notebook defines is named
+    `code.__main__.NAME`, with the globals that it uses; see `main_globals`.
 
     Args:
         sections: of a config, as plain values.
@@ -46,8 +49,14 @@ def code_digests(sections: Any) -> dict[str, str]:
         ConfigError: files have changed since this process imported them, so that it would call
             other code than it says; as in a notebook that runs a second study.
     """
-    parts = (part for target in dict.fromkeys(targets(sections)) for part in _parts(target))
+    parts = [part for target in dict.fromkeys(targets(sections)) for part in _parts(target)]
     found = dict(filter(None, map(_digest, parts)))
+    is_script = hasattr(sys.modules["__main__"], "__file__")
+    found |= digests or {  # those of the program whose worker this is
+        f"{MAIN}{name}": _digest_of(form.encode())
+        for name, form in ({} if is_script else main_globals(parts)).items()
+        if form is not None
+    }
     refuse(
         [
             f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this process "
@@ -96,9 +105,12 @@ def targets(value: Any) -> Iterator[str]:
 def _parts(target: str) -> Iterable[Any]:
     """Returns the functions and classes of a target: itself, and the bases of a class."""
     try:
-        member = resolve_name(target)
+        return _parts_of(resolve_name(target))
     except Exception:  # `validate` reports what cannot be imported
         return ()
+
+
+def _parts_of(member: Any) -> Iterable[Any]:
     while isinstance(member, functools.partial):
         member = member.func
     if inspect.isclass(member):
@@ -114,19 +126,69 @@ def _digest(part: Any) -> tuple[str, str] | None:
     None for the code of others, and without a source.
     """
     name = str(part.__module__)
-    for own in (f"{name}.{part.__qualname__}", name):
-        if own in digests:  # of the program whose worker this is
-            return own, digests[own]
     file = getattr(sys.modules.get(name), "__file__", None)
     try:
-        if file is not None:
-            path = Path(file).resolve()
-            return (name, digest_of_source(path.read_bytes())) if is_users_code(path) else None
-        if name == "__main__":  # a notebook's
-            return f"{name}.{part.__qualname__}", digest_of_source(source_of(part).encode())
+        path = Path(file or "").resolve()
+        if file is not None and is_users_code(path):
+            return name, digest_of_source(path.read_bytes())
     except (OSError, TypeError):
         pass
     return None
+
+
+def main_globals(parts: Sequence[Any]) -> dict[str, str | None]:
+    """Returns the globals of `__main__` that functions and classes of it are or use.
+
+    These are what cloudpickle gives to workers with them. All code is followed.
+
+    Returns:
+        The form of each by its name; see `_form_of`.
+    """
+    main, found, names = vars(sys.modules["__main__"]), dict[str, str | None](), list[str]()
+    for part in parts:
+        names += [part.__qualname__.partition(".")[0]] * (part.__module__ == "__main__")
+    while names:
+        name = names.pop(0)
+        if name in main and name not in found and not name.startswith("__"):
+            found[name] = _form_of(main[name], names)
+    return found
+
+
+def _form_of(value: Any, names: list[str]) -> str | None:
+    """Returns a text that each process makes of the same code or plain data.
+
+    None without one, as of a tensor; an object counts by its class, but for a dataclass.
+
+    Args:
+        names: to which those of the globals are added that its code reads.
+    """
+    if value is None or isinstance(value, str | bytes | int | float | complex):
+        return repr(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = [type(value), vars(value)]
+    if isinstance(value, dict):
+        value = [*value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        forms = [str(_form_of(inner, names)) for inner in value]
+        return f"[{', '.join(sorted(forms) if isinstance(value, set | frozenset) else forms)}]"
+    form = ""
+    for part in _parts_of(value):
+        if part.__module__ == "__main__":
+            with suppress(OSError, TypeError, SyntaxError):  # its source cannot be read
+                source = source_of(part)
+                names += _names_read(compile(source, "", "exec"))
+                form += digest_of_source(source.encode())
+    return form or getattr(value, "__qualname__", None)
+
+
+def _names_read(code: CodeType) -> Iterator[str]:
+    """Yields the names that a code object and those within it read, but for local variables."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_NAME", "LOAD_GLOBAL"):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_read(constant)
 
 
 def source_of(part: Any) -> str:
@@ -141,8 +203,9 @@ def source_of(part: Any) -> str:
     except (OSError, TypeError):
         # Before Python 3.13 a class is looked for in the file of its module: `__main__` has none.
         codes = [getattr(each, "__code__", None) for each in vars(part).values()]
-        for code in filter(None, codes):
-            text = "".join(linecache.getlines(code.co_filename))
+        cells = [name for name in reversed([*linecache.cache]) if not Path(name).exists()]
+        for name in [code.co_filename for code in codes if code is not None] + cells:
+            text = "".join(linecache.getlines(name))
             for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.ClassDef) and node.name == part.__name__:
                     return ast.get_source_segment(text, node) or ""
@@ -192,4 +255,8 @@ def digest_of_source(source: bytes) -> str:
         source = ast.unparse(tree).encode()
     except (SyntaxError, ValueError, RecursionError):
         pass
-    return hashlib.sha256(source).hexdigest()[:DIGITS]
+    return _digest_of(source)
+
+
+def _digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
