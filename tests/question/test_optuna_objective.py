@@ -292,6 +292,21 @@ def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(
     assert (trials[0].value, trials[0].intermediate_values) == (0.032, {3: 0.032})
 
 
+def by_lists(run, *, hidden=[16], drops=(0.1,), widths=(99,)):
+    return float(len(hidden))
+
+
+def test_a_list_among_the_defaults_of_a_loop_is_the_baseline_where_the_space_has_it(ask):
+    space = (
+        "+space.params.hidden={list:{int:[4,32]},length:{int:[1,3]}}",
+        "+space.params.drops={list:{float:[0,0.4]},length:hidden}",
+        "+space.params.widths={list:{int:[4,8]},length:{int:[1,3]}}",
+    )
+    params = {"hidden": [16], "drops": [0.1], "widths": [6, 6]}
+    assert ask(by_lists, *space).config.params == params
+    assert ask(by_lists, *space, "+params.hidden=[4,8]").config.params.drops == [0.2, 0.2]
+
+
 def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):
     def needs(run, width, *, lr=0.1):
         return lr

@@ -389,8 +389,12 @@ def start_of(node: Leaf | ListLeaf, default: Any, length_of: Callable[[str], int
         fits = default is not None and why_not(node.distribution, default) is None
         return default if fits else middle_of(node.distribution)
     length = node.length
-    count = length_of(length) if isinstance(length, str) else middle_of(length)
-    return [middle_of(node.item)] * count
+    if isinstance(length, str):
+        length = IntDistribution(length_of(length), length_of(length))
+    items = default if isinstance(default, list | tuple) else ()
+    refused = (why_not(node.item, item) for item in items)
+    fits = why_not(length, len(items)) is None and not any(refused)
+    return [*items] if items and fits else [middle_of(node.item)] * middle_of(length)
 
 
 def nth_value(distribution: Distribution, index: int) -> Any:
