@@ -292,7 +292,21 @@ def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(
     assert (trials[0].value, trials[0].intermediate_values) == (0.032, {3: 0.032})
 
 
-def by_lists(run, *, hidden=[16], drops=(0.1,), widths=(99,)):
+@pytest.mark.parametrize("function", [by_name, hills])
+def test_settings_of_networks_that_a_loop_gets_no_config_to_read_them_from_are_refused(
+    ask, function
+):
+    """However they are set."""
+    given = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
+    with pytest.raises(ConfigError) as caught:
+        validate(ask(function, *given), TrainingData())
+    refused = [mistake.partition(":")[0] for mistake in caught.value.mistakes]
+    assert refused == ["train.epochs=77", "model", "optimizer"]
+    words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
+    assert words in caught.value.mistakes[0]
+
+
+def by_lists(run, *, hidden=[16], drops=(0.1,), widths=(99,)):  # noqa: B006
     return float(len(hidden))
 
 

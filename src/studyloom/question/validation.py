@@ -15,13 +15,13 @@ from typing import Any
 
 import optuna
 import torch
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import MISSING, ListConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState, create_trial
 
 from studyloom.config.overrides import explain_key, group_options
-from studyloom.config.schema import AUTO, Config, check_name, out_of_range
+from studyloom.config.schema import AUTO, SCHEMA, Config, check_name, out_of_range
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
@@ -49,7 +49,8 @@ from studyloom.training.steps import Steps, apply_network, on_threads
 from studyloom.training.trainer import JobRun
 
 # The sections whose objects are made anew for each trial.
-SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")
+OF_NETWORKS = ("model", "optimizer", "scheduler", "loss")
+SEARCHED = (*OF_NETWORKS, "train", "params")
 
 
 def validate(question: Question, data: TrainingData) -> None:
@@ -381,15 +382,24 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
 
 
 def _unread(question: FunctionQuestion) -> Iterator[str]:
-    """Yields settings of the section `train` that a loop does not read."""
+    """Yields settings of the sections of networks that a loop does not read."""
     if question.reads_train:
         return
-    for override in question.composer.overrides:
-        if override.is_within("train"):
-            yield (
-                f"{override.text}: the loop reads nothing of the section train; its settings are "
-                f"in params: {', '.join(question.config.params or {}) or 'there are none'}"
-            )
+    config: Any = OmegaConf.to_container(question.config, resolve=False)
+    default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
+    typed = {override.key for override in question.composer.overrides}
+    unread = [
+        f"train.{name}={as_yaml(each)}"
+        for name, each in config["train"].items()
+        if each != default.get(name) or f"train.{name}" in typed
+    ]
+    if how_called(question.adapter) != WITH_CONFIG:  # else it may read these from its config
+        unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]
+    for each in unread:
+        yield (
+            f"{each}: the loop reads nothing of the section {each.partition('.')[0]}; its settings "
+            f"are in params: {', '.join(question.config.params or {}) or 'there are none'}"
+        )
     pruner: Any = OmegaConf.to_container(question.config.pruner, resolve=False)
     if "${train.epochs}" in pruner.values():
         yield (
