@@ -9,7 +9,6 @@ from functools import cached_property
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -492,5 +491,4 @@ def _to_pass_on(
         )
     digests = {key.removeprefix(CODE): each for key, each in prepared.question.code.items()}
     digests = {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
-    used = main_globals([resolve_name(name) for name in named if name.startswith(MAIN)])
-    return named, digests, [*used]
+    return named, digests, [*main_globals(named)]

@@ -189,8 +189,7 @@ def test_the_digest_of_a_notebook_s_loop_covers_the_globals_that_it_uses_and_no_
 
 def test_the_global_that_no_worker_can_get_is_named_and_not_what_uses_it(of_cells):
     of_cells(CELL)
-    subject = sys.modules["__main__"].train
-    used = main_globals([subject])
+    used = main_globals(["__main__.train"])
     with (
         pytest.raises(ConfigError, match=r"^lock: cannot be given to worker processes: cannot pi"),
         passed_on(["__main__.train"], {}, used),

@@ -9,7 +9,8 @@ from optuna.distributions import IntDistribution
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from test_function import work
-from toys import Never, compose
+from torch import nn
+from toys import Never, Signal, compose
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, Interrupted
@@ -252,7 +253,7 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
         assert words in str(caught.value)
     question = ask(hills)
     assert "launcher.ranks must be 1" in next(check_ranks(question, 2))
-    assert "keeps no state: a trial whose worker dies begins anew" in question.note
+    assert "keeps no state: a trial whose worker dies starts again" in question.note
 
 
 def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, sqlite_url):
@@ -304,6 +305,26 @@ def test_settings_of_networks_that_a_loop_gets_no_config_to_read_them_from_are_r
     assert refused == ["train.epochs=77", "model", "optimizer"]
     words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
     assert words in caught.value.mistakes[0]
+
+
+def keeps(run, *, steps=2):
+    run.keep(net=nn.Linear(1, 1))
+    for step in range(steps):
+        run.report(height=1.0, step=step)
+    return run.value
+
+
+def test_a_loop_that_keeps_a_network_without_epochs_is_said_to_start_again_after_a_death(
+    ask, sqlite_url, tmp_path, caplog
+):
+    words = "called: its module calls run.keep and not run.epochs, without which a trial whose"
+    assert words in ask(keeps).note
+    assert not ask(keeps, "objective._target_=looped.train").note
+    for stopping in (Signal(2), Never()):
+        stored = work(ask(keeps), sqlite_url, tmp_path, 1, stopping)
+    words = f"trial 0: its reports up to step 0 have no checkpoint in {tmp_path}; it starts again"
+    assert words in caplog.text
+    assert stored.trials()[0].value == 1.0
 
 
 def by_lists(run, *, hidden=[16], drops=(0.1,), widths=(99,)):  # noqa: B006

@@ -87,9 +87,28 @@ def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
     (here := tmp_path / "here").mkdir()
     monkeypatch.setitem(FOLDER, "checkpoints", here)
     work(question, stored, 1)
-    words = f"trial 0: of its 1 epochs so far no checkpoint is in {here}; it starts anew"
+    words = f"trial 0: its reports up to step 1 have no checkpoint in {here}; it starts again from"
     assert words in caplog.text
     assert outcomes(stored) == outcomes_of(undisturbed[:1])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_trial_whose_worker_died_says_what_its_checkpoint_has_and_not_what_it_had_reported(
+    url, question, checkpoints, kept, caplog
+):
+    """As where it is killed between a report and the checkpoint that would have followed."""
+    caplog.set_level("INFO")
+    stored = fresh(url, question, 1)
+    work(question, stored, 1, Signal(2))
+    stored.ledger.claim("w", 1, 60.0)
+    stored.ledger.record_death("w", "it was killed")
+    if not kept:
+        (checkpoints / "trial-0.pt").unlink()
+    work(question, stored, 1)
+    (trial,) = stored.trials()
+    epoch, where = (1, "resumes after epoch 1") if kept else (None, "starts again from the begin")
+    assert trial.user_attrs[RESUMED] == {"epoch": epoch, "deaths": 1, "death": "it was killed"}
+    assert f"trial 0 {where}" in caplog.text
 
 
 class Thief(Never):

@@ -66,7 +66,7 @@ def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
         (a_trial(3, TrialState.RUNNING, 0.5, 0), "It runs, and has trained 1 epoch, at 0.5000."),
         (
             a_trial(4, epochs=0, **{RESUMED: {"epoch": 1, "death": "killed", "claims": 2}}),
-            "It is complete, after 1 epoch. Trial 4 goes on after epoch 1, since its worker died: "
+            "It is complete, after 1 epoch. Trial 4 resumes after epoch 1, since its worker died: "
             "killed.",
         ),
     ):

@@ -59,7 +59,7 @@ def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_termi
         for _ in range(2):
             tell(JobReader(stored).read())
     assert kinds == [("began", 0, None), ("reported", 0, 1), *2 * [("resumed", 0, 1)]]
-    words = "trial 0 goes on after epoch 1, since its worker died: it was killed, "
+    words = "trial 0 resumes after epoch 1, since its worker died: it was killed, "
     assert console.export_text().splitlines() == [f"{words}1", f"{words}2"]
     lines = [write_event(e, "t", "1f") for e in new_events(History(), JobReader(stored).read())]
     assert not [*new_events(History.read(lines, "1f"), JobReader(stored).read())]

@@ -104,12 +104,10 @@ class Attempts:
             return make()
         except Interrupted:
             raise
-        except ValueError as error:
-            self.mistakes.extend(getattr(error, "mistakes", [describe_error(error)]))
         except BaseException as error:  # SystemExit too: the user's code may end its process
-            if wants_tracebacks():
+            if wants_tracebacks() and not isinstance(error, ValueError):
                 raise
-            self.mistakes.append(describe_error(error))
+            self.mistakes += getattr(error, "mistakes", [describe_error(error)])
 
     def check(self) -> None:
         """Raises ConfigError if there were mistakes, each once."""

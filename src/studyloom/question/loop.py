@@ -250,7 +250,7 @@ class LoopObjective(Objective):
             try:
                 value = self._call(position, report, stopping)
             except UnfitState as unfit:
-                log.warning("trial %d: %s; it starts anew", self.trial, unfit)
+                log.warning("trial %d: %s; it starts again from the beginning", self.trial, unfit)
                 self._saved, self._reports[position] = None, []
                 continue
             with self.ranks.deciding():

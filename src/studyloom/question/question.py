@@ -511,12 +511,19 @@ class FunctionQuestion(Question):
     @property
     def note(self) -> str:
         """What the user is told before the first trial; "" if there is nothing."""
-        if not self.suggests:
-            return ""
-        return (
-            f"{self.config.objective['_target_']}(trial) keeps no state: a trial whose worker dies "
-            "begins anew, and the winner is not tested; a loop has run.keep and objective.test"
-        )
+        name = self.config.objective["_target_"]
+        if self.suggests:
+            return (
+                f"{name}(trial) keeps no state: a trial whose worker dies starts again from the "
+                "beginning, and the winner is not tested; a loop has run.keep and objective.test"
+            )
+        if ".keep(" in self.source and ".epochs(" not in self.source:
+            return (
+                f"{name}: its module calls run.keep and not run.epochs, without which a trial "
+                "whose worker dies starts again from the beginning; to resume, loop over "
+                "run.epochs(count), and report there"
+            )
+        return ""
 
     def at(self, point: Point) -> DictConfig:
         if not self.suggests:
@@ -547,15 +554,21 @@ class FunctionQuestion(Question):
         return not self.suggests and getattr(self.adapter, "resumes", True)
 
     @functools.cached_property
+    def source(self) -> str:
+        """The source of the loop's module, or of a notebook's loop itself; "" without one."""
+        target = find_target(self.config.objective, "objective")
+        for part in (sys.modules.get(getattr(target, "__module__", "")), target):
+            with suppress(OSError, TypeError):
+                return inspect.getsource(part)  # type: ignore[arg-type]
+        return ""
+
+    @functools.cached_property
     def reads_train(self) -> bool:
         """Whether the loop may read `config.train`: its page sets it, or its source names it."""
         if how_called(self.adapter) != WITH_CONFIG:
             return False
-        target = find_target(self.config.objective, "objective")
-        with suppress(OSError, TypeError):  # there is no source
-            module = sys.modules[getattr(target, "__module__", "")]
-            if READS_TRAIN.search(inspect.getsource(module)):
-                return True
+        if READS_TRAIN.search(self.source):
+            return True
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
         typed = {override.key for override in self.composer.overrides}

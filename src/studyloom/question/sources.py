@@ -14,7 +14,7 @@ import os
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -49,14 +49,12 @@ def code_digests(sections: Any) -> dict[str, str]:
         ConfigError: files have changed since this process imported them, so that it would call
             other code than it says; as in a notebook that runs a second study.
     """
-    parts = [part for target in dict.fromkeys(targets(sections)) for part in _parts(target)]
-    found = dict(filter(None, map(_digest, parts)))
-    is_script = hasattr(sys.modules["__main__"], "__file__")
-    found |= digests or {  # those of the program whose worker this is
-        f"{MAIN}{name}": _digest_of(form.encode())
-        for name, form in ({} if is_script else main_globals(parts)).items()
-        if form is not None
-    }
+    named = dict.fromkeys(targets(sections))
+    found = dict(filter(None, (_digest(part) for target in named for part in _parts(target))))
+    if "__main__" not in found:  # which a script is as a whole
+        forms = main_globals(named)
+        own = {f"{MAIN}{name}": _digest_of(forms[name].encode()) for name in forms if forms[name]}
+        found |= digests or own  # those of the program whose worker this is
     refuse(
         [
             f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this process "
@@ -136,17 +134,16 @@ def _digest(part: Any) -> tuple[str, str] | None:
     return None
 
 
-def main_globals(parts: Sequence[Any]) -> dict[str, str | None]:
-    """Returns the globals of `__main__` that functions and classes of it are or use.
+def main_globals(named: Iterable[str]) -> dict[str, str]:
+    """Returns the globals of `__main__` among targets, and all that their code uses.
 
-    These are what cloudpickle gives to workers with them. All code is followed.
+    These are what cloudpickle gives to workers with them.
 
     Returns:
         The form of each by its name; see `_form_of`.
     """
-    main, found, names = vars(sys.modules["__main__"]), dict[str, str | None](), list[str]()
-    for part in parts:
-        names += [part.__qualname__.partition(".")[0]] * (part.__module__ == "__main__")
+    main, found = vars(sys.modules["__main__"]), dict[str, str]()
+    names = [each.removeprefix(MAIN).partition(".")[0] for each in named if each.startswith(MAIN)]
     while names:
         name = names.pop(0)
         if name in main and name not in found and not name.startswith("__"):
@@ -154,10 +151,10 @@ def main_globals(parts: Sequence[Any]) -> dict[str, str | None]:
     return found
 
 
-def _form_of(value: Any, names: list[str]) -> str | None:
+def _form_of(value: Any, names: list[str]) -> str:
     """Returns a text that each process makes of the same code or plain data.
 
-    None without one, as of a tensor; an object counts by its class, but for a dataclass.
+    "" without one, as of a tensor. An object counts by its class, but for a dataclass.
 
     Args:
         names: to which those of the globals are added that its code reads.
@@ -169,7 +166,7 @@ def _form_of(value: Any, names: list[str]) -> str | None:
     if isinstance(value, dict):
         value = [*value.items()]
     if isinstance(value, list | tuple | set | frozenset):
-        forms = [str(_form_of(inner, names)) for inner in value]
+        forms = [_form_of(inner, names) for inner in value]
         return f"[{', '.join(sorted(forms) if isinstance(value, set | frozenset) else forms)}]"
     form = ""
     for part in _parts_of(value):
@@ -178,7 +175,7 @@ def _form_of(value: Any, names: list[str]) -> str | None:
                 source = source_of(part)
                 names += _names_read(compile(source, "", "exec"))
                 form += digest_of_source(source.encode())
-    return form or getattr(value, "__qualname__", None)
+    return form or getattr(value, "__qualname__", "")
 
 
 def _names_read(code: CodeType) -> Iterator[str]:

@@ -142,7 +142,7 @@ def reason_of(trial: FrozenTrial) -> str | None:
 
 
 def resumed_words(number: int, resumed: Mapping[str, Any]) -> str:
-    """Says that a trial goes on, and how its last worker died."""
+    """Says where a trial resumes by its checkpoint, and how its last worker died."""
     epoch = resumed["epoch"]
-    where = "from its beginning" if epoch is None else f"after epoch {epoch}"
-    return f"trial {number} goes on {where}, since its worker died: {resumed['death']}"
+    where = f"resumes after epoch {epoch}" if epoch else "starts again from the beginning"
+    return f"trial {number} {where}, since its worker died: {resumed['death']}"

@@ -36,6 +36,7 @@ from studyloom.processes import cpu_name
 from studyloom.question.objective import (
     NetworkObjective,
     Objective,
+    Report,
     Step,
     Stopping,
     StoredObjective,
@@ -51,6 +52,7 @@ from studyloom.storage.attributes import (
     PAUSED,
     PLANNED_EPOCHS,
     REASON,
+    RESUMED,
     REUSED,
     RUNGS,
     STANDARD_ERROR,
@@ -60,7 +62,7 @@ from studyloom.storage.attributes import (
 from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
-from studyloom.study.failures import Failure
+from studyloom.study.failures import Failure, resumed_words
 from studyloom.study.promotion import PromotionOrder
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value
@@ -259,6 +261,7 @@ class Reporter:
         with self._outbox:
             try:
                 with self._noting(), self.watch("storage"):
+                    self._note_death()
                     # Steps of the checkpoint that were saved while the database was away.
                     for step in objective.steps():
                         if step.number > reported * objective.stride:
@@ -275,6 +278,17 @@ class Reporter:
             with self._noting(), self.watch("storage"):
                 self._outbox.flush()
             return value
+
+    def _note_death(self) -> None:
+        """Stores that a worker of the trial has died, and the epoch that its checkpoint has."""
+        claim = self.claim
+        if claim.deaths > self.trial.user_attrs.get(RESUMED, {}).get("deaths", 0):
+            last = next(reversed(self._objective.steps()), None)
+            epoch = last.step if isinstance(last, Report) else last and last.number
+            resumed = {"epoch": epoch, "deaths": claim.deaths, "death": claim.death}
+            self.trial.set_user_attr(RESUMED, resumed)
+            log.info("%s", resumed_words(self.trial.number, resumed))
+            self._outbox.send((None, False))
 
     def report(self, step: Step | None) -> None:
         """Reports a step that has ended, and saves the state of the objective.

@@ -37,12 +37,12 @@ from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.samplers import any_point, identify
 from studyloom.space.tree import Point, Space
-from studyloom.storage.attributes import BASELINE, KEPT, PAUSED, RESUMED, SLOT, WORKER
+from studyloom.storage.attributes import BASELINE, KEPT, PAUSED, SLOT, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
-from studyloom.study.failures import Failure, resumed_words
+from studyloom.study.failures import Failure
 from studyloom.study.promotion import Promotion, PromotionOrder
 from studyloom.study.reporter import (
     Limits,
@@ -285,11 +285,6 @@ class Worker:
         if (point := self.draw(reporter)) is None:
             reporter.fail(Failure(failures.ERROR, NO_POINT))
             return
-        if claim.deaths > trial.user_attrs.get(RESUMED, {}).get("deaths", 0):
-            resumed = {"epoch": frozen.last_step, "deaths": claim.deaths, "death": claim.death}
-            reporter.trial.set_user_attr(RESUMED, resumed)
-            log.info("%s", resumed_words(frozen.number, resumed))
-            reporter.commit()
         checkpoint = self.files.checkpoint(frozen.number, point)
         try:
             self.train(point, frozen, reporter, checkpoint)
@@ -445,10 +440,11 @@ class Worker:
             try:
                 objective.restore(state)
             except ValueError as error:
-                log.warning("%s: %s; the trial starts anew", checkpoint and checkpoint.path, error)
-        elif reported:
-            where = f"of its {reported} epochs so far no checkpoint is in {self.checkpoints}"
-            log.warning("trial %d: %s; it starts anew", number, where)
+                path = checkpoint and checkpoint.path
+                log.warning("%s: %s; the trial starts again from the beginning", path, error)
+        elif reported is not None:
+            lacks = f"its reports up to step {reported} have no checkpoint in {self.checkpoints}"
+            log.warning("trial %d: %s; it starts again from the beginning", number, lacks)
         last = -1 if reported is None else reported
         value = reporter.run(objective, checkpoint, last, self.stopping)
         weights = objective.weights() if self.weights is not None else None
