@@ -214,6 +214,9 @@ def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_w
             own_name_of_the_study: "study.set_user_attr: defined is a name of ours",
             lambda trial: trial.suggest_categorical("n", [(1, 2)]): "the choices of n must be",
             lambda trial: trial.report(float("nan"), 0): "reported height=nan: expected a finite",
+            lambda trial: trial.study.tell(trial, 1.0): "trial.study.tell: studyloom ends each tri",
+            lambda trial: trial.study.add_trial(trial.study.trials[0]): "trial.study.add_trial: ",
+            lambda trial: trial.study.stop(): "study.stop: other workers search too",
         }.items()
     ):
         with pytest.raises(Halted, match=words):

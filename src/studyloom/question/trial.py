@@ -7,6 +7,7 @@ those of a `Run`.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import optuna
@@ -17,6 +18,13 @@ from studyloom.metrics import Goal
 from studyloom.question.run import Run
 from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
+
+# The methods of a trial's study that would end or repeat trials of which studyloom keeps count.
+REFUSED = {
+    "stop": "other workers search too; set study.epochs or study.stop=regret",
+    "tell": "studyloom ends each trial with the value that the objective returns; return it",
+    "add_trial": "studyloom counts the trials; run `studyloom propose` to have a configuration tried",
+}
 
 
 class ObjectiveTrial(optuna.Trial):
@@ -45,7 +53,8 @@ class ObjectiveTrial(optuna.Trial):
             trial = study.ask()
         vars(self).update(vars(trial))
         self.study = copy.copy(self.study)
-        vars(self.study).update(set_user_attr=self._set_study_attr, stop=_refuse_to_stop)
+        vars(self.study).update({name: partial(_refuse, name) for name in REFUSED})
+        vars(self.study).update(set_user_attr=self._set_study_attr)
         self._run, self._uncut, self._store = run, uncut, store
         self._before = {*self._cached_frozen_trial.distributions}  # suggested by an attempt before
         self._steps: set[int] = set()
@@ -134,8 +143,8 @@ class ObjectiveTrial(optuna.Trial):
                 return
 
 
-def _refuse_to_stop() -> None:
-    raise ValueError("study.stop: other workers search too; set study.epochs or study.stop=regret")
+def _refuse(name: str, *_: Any, **__: Any) -> None:
+    raise ValueError(f"trial.study.{name}: {REFUSED[name]}")
 
 
 def _check_name(what: str, key: str, ours: Sequence[str]) -> None:
