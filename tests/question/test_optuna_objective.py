@@ -19,6 +19,7 @@ from studyloom.question.validation import check_ranks, validate
 from studyloom.storage.attributes import MADE, TIMES
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.rows import trial_rows
 from studyloom.study.warm_start import enqueue, find_warm_starts
 
 PAGE = """
@@ -291,7 +292,9 @@ def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(
     validate(question, TrainingData())
     assert question.config.params == {"width": 32, "lr": 1e-3, "depth": 3}
     assert question.identity("")["params.width"] == 32
-    trials = work(question, sqlite_url, None, 2).trials()
+    stored = work(question, sqlite_url, None, 2)
+    trials = stored.trials()
+    assert [name for name in trial_rows(stored).columns if "width" in name] == ["params.width"]
     assert [trial.params["params.width"] * 1e-3 for trial in trials] == [t.value for t in trials]
     assert (trials[0].value, trials[0].intermediate_values) == (0.032, {3: 0.032})
 

@@ -81,7 +81,8 @@ def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
         (mlp, {}, "An MLP with hidden 128-64"),
         (lstm, {"model.lstm.layers": 1}, "An LSTM with layers 1"),
         ({"_target_": "mine.Net", "width": 8}, {}, "A Net with width 8"),
-        ({"_target_": "mine.Unet", "slope": 0.1}, {}, "An Unet"),
+        ({"_target_": "mine.UNet", "slope": 0.1}, {}, "A UNet"),
+        ({"_target_": "mine.Upsampler"}, {}, "An Upsampler"),
         ({"_target_": "a.\x1b[31mNet\nwinner"}, {}, "A ␛[31mNet winner"),
     )
     sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}

@@ -89,10 +89,15 @@ def trial_rows(stored: StoredStudy) -> Rows:
     trials, goals = stored.trials(), stored.goals
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     values = ["value"] if len(goals) == 1 else [f"values.{goal.name}" for goal in goals]
-    columns = ("number", "state", *values, *(f"params.{name}" for name in names))
+    columns = ("number", "state", *values, *map(column_of, names))
     columns += (STANDARD_ERROR, "started", "seconds", "epochs", WORKER, BASELINE)
     columns += ("proposed_by", FAILURE, REASON)
     return Rows(columns, tuple(_trial_cells(trial, goals, names) for trial in trials))
+
+
+def column_of(name: str) -> str:
+    """Returns the column of a hyperparameter, params.NAME; that of a loop is named so already."""
+    return f"params.{name.removeprefix('params.')}"
 
 
 def _trial_cells(

@@ -23,7 +23,7 @@ from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE, ENQUEUED, REUSED, TIMES, TRACEBACK
 from studyloom.study.failures import count_failures
-from studyloom.study.rows import proposer_of, trial_rows
+from studyloom.study.rows import column_of, proposer_of, trial_rows
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import (
     format_cost,
@@ -575,7 +575,7 @@ def trials_section(
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
     asked = [name for name in columns if name.startswith("params.")]
-    left = {*asked} - {f"params.{name}" for name in names[:MOST_COLUMNS]}
+    left = {*asked} - {*map(column_of, names[:MOST_COLUMNS])}
     left = left if len(asked) > MOST_COLUMNS else set()
     shown = {
         name: column

@@ -6,6 +6,7 @@ baseline". Report, terminal and comparison begin with it.
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ MOST_SETTINGS = 3  # of a trial without a network
 # Of a network, what says most of it, where the search varied nothing of it.
 TELLING = ("channels", "hidden", "width", "layers")
 SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
+VOWEL = r"[aeio]|u(?!-?net|ni)"  # with which a name begins that takes "an": not a U-Net
 NOUNS = {"Picture": "pictures", "Sound": "recordings"}  # by what makes a file an input
 
 
@@ -120,7 +122,7 @@ def _network(name: str, network: Mapping[str, Any], params: Mapping[str, Any]) -
     if isinstance(cell := network.get("cell"), str):  # Recurrent says which by a key
         name = cell.upper() if len(cell) <= 4 else cell
     acronym = len(name) <= 4 and name.isupper()
-    vowel = name[:1] in SPELT if acronym else name[:1].lower() in "aeiou"
+    vowel = name[:1] in SPELT if acronym else re.match(VOWEL, name.lower())
     searched = {
         key.partition("[")[0].rpartition(".")[2] for key in params if key.startswith("model.")
     }
