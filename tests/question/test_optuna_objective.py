@@ -320,11 +320,17 @@ def keeps(run, *, steps=2):
     return run.value
 
 
+def hands_on(run, *, steps=2):
+    run.keep(net=nn.Linear(1, 1))
+    return keeps(run, steps=steps)
+
+
 def test_a_loop_that_keeps_a_network_without_epochs_is_said_to_start_again_after_a_death(
     ask, sqlite_url, tmp_path, caplog
 ):
-    words = "called: its module calls run.keep and not run.epochs, without which a trial whose"
+    words = "called calls run.keep and not run.epochs: a trial whose worker dies starts again"
     assert words in ask(keeps).note
+    assert not ask(hands_on).note, "what it calls may call run.epochs"
     assert not ask(keeps, "objective._target_=looped.train").note
     for stopping in (Signal(2), Never()):
         stored = work(ask(keeps), sqlite_url, tmp_path, 1, stopping)

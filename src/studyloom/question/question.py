@@ -83,6 +83,7 @@ SECTIONS = (
 FIRST = Attempt()
 PARAMS = "params"
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
+HANDED_ON = re.compile(r"\brun\b(?![.(])")  # the run of a loop, as in its signature
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
 # Each of their trials has a place in one sequence, which one seed makes for all of them.
@@ -517,12 +518,14 @@ class FunctionQuestion(Question):
                 f"{name}(trial) keeps no state: a trial whose worker dies starts again from the "
                 "beginning, and the winner is not tested; a loop has run.keep and objective.test"
             )
-        if ".keep(" in self.source and ".epochs(" not in self.source:
-            return (
-                f"{name}: its module calls run.keep and not run.epochs, without which a trial "
-                "whose worker dies starts again from the beginning; to resume, loop over "
-                "run.epochs(count), and report there"
-            )
+        with suppress(OSError, TypeError):  # there is no source
+            source = inspect.getsource(find_target(self.config.objective))
+            here = "run.keep(" in source and len(HANDED_ON.findall(source)) == 1
+            if here and "run.epochs(" not in source:
+                return (
+                    f"{name} calls run.keep and not run.epochs: a trial whose worker dies starts "
+                    "again from the beginning; loop over run.epochs(count), and report there"
+                )
         return ""
 
     def at(self, point: Point) -> DictConfig:
@@ -554,21 +557,15 @@ class FunctionQuestion(Question):
         return not self.suggests and getattr(self.adapter, "resumes", True)
 
     @functools.cached_property
-    def source(self) -> str:
-        """The source of the loop's module, or of a notebook's loop itself; "" without one."""
-        target = find_target(self.config.objective, "objective")
-        for part in (sys.modules.get(getattr(target, "__module__", "")), target):
-            with suppress(OSError, TypeError):
-                return inspect.getsource(part)  # type: ignore[arg-type]
-        return ""
-
-    @functools.cached_property
     def reads_train(self) -> bool:
         """Whether the loop may read `config.train`: its page sets it, or its source names it."""
         if how_called(self.adapter) != WITH_CONFIG:
             return False
-        if READS_TRAIN.search(self.source):
-            return True
+        target = find_target(self.config.objective, "objective")
+        with suppress(OSError, TypeError):  # there is no source
+            module = sys.modules[getattr(target, "__module__", "")]
+            if READS_TRAIN.search(inspect.getsource(module)):
+                return True
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
         typed = {override.key for override in self.composer.overrides}

@@ -52,8 +52,8 @@ def code_digests(sections: Any) -> dict[str, str]:
     named = dict.fromkeys(targets(sections))
     found = dict(filter(None, (_digest(part) for target in named for part in _parts(target))))
     if "__main__" not in found:  # which a script is as a whole
-        forms = main_globals(named)
-        own = {f"{MAIN}{name}": _digest_of(forms[name].encode()) for name in forms if forms[name]}
+        forms = {name: form for name, form in main_globals(named).items() if form}
+        own = {MAIN + name: digest_of_source(f"_ = {forms[name]}".encode()) for name in forms}
         found |= digests or own  # those of the program whose worker this is
     refuse(
         [
@@ -252,8 +252,4 @@ def digest_of_source(source: bytes) -> str:
         source = ast.unparse(tree).encode()
     except (SyntaxError, ValueError, RecursionError):
         pass
-    return _digest_of(source)
-
-
-def _digest_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:DIGITS]
+    return hashlib.sha256(source).hexdigest()[:DIGITS]

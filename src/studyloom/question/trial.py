@@ -23,7 +23,7 @@ from studyloom.text import is_scalar
 REFUSED = {
     "stop": "other workers search too; set study.epochs or study.stop=regret",
     "tell": "studyloom ends each trial with the value that the objective returns; return it",
-    "add_trial": "studyloom counts the trials; run `studyloom propose` to have a configuration tried",
+    "add_trial": "studyloom counts the trials; `studyloom propose` has a configuration tried",
 }
 
 
