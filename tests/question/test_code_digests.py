@@ -11,6 +11,7 @@ import types
 import pytest
 from commands import ROOT, environment
 
+from studyloom import pickled
 from studyloom.errors import ConfigError
 from studyloom.pickled import passed_on
 from studyloom.question.sources import code_digests, digest_of_source, main_globals
@@ -187,7 +188,8 @@ def test_the_digest_of_a_notebook_s_loop_covers_the_globals_that_it_uses_and_no_
         assert {key for key in used if other[key] != digests[key]} == changed, old
 
 
-def test_the_global_that_no_worker_can_get_is_named_and_not_what_uses_it(of_cells):
+def test_the_global_that_no_worker_can_get_is_named_and_not_what_uses_it(of_cells, monkeypatch):
+    monkeypatch.setattr(pickled, "_objects", {})
     of_cells(CELL)
     used = main_globals(["__main__.train"])
     with (

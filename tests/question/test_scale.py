@@ -109,15 +109,22 @@ def train(run, *, width=8, lr=0.01):
     return float(width)
 
 
-LOOP = (
-    *("objective._target_=test_scale.train", "objective.metric=loss"),
-    *("objective.direction=minimize", "scale={params.width:[8,32],rule:mup}"),
-)
+LOOP = """
+defaults: [studyloom, pruner: none]
+study: {name: loop}
+objective: {_target_: test_scale.train, metric: loss, direction: minimize}
+scale: {params.width: [8, 32], rule: mup}
+"""
 
 
-def test_a_loop_asks_the_run_to_carry_its_network_to_the_target():
-    asks = (*LOOP, "~data", "space=none", "+objective.network=test_scale.net", "pruner=none")
-    question = FunctionQuestion.ask(*compose(*asks, folder=CONF, name="mnist"))
+@pytest.fixture
+def ask_loop(tmp_path):
+    (tmp_path / "loop.yaml").write_text(LOOP)
+    return lambda *asks: FunctionQuestion.ask(*compose(*asks, folder=tmp_path, name="loop"))
+
+
+def test_a_loop_asks_the_run_to_carry_its_network_to_the_target(ask_loop):
+    question = ask_loop("objective.network=test_scale.net")
     validate(question, TrainingData())
     assert question.baseline.values == {}
     target = replace(question.baseline, values={"params.width": 32})
@@ -126,8 +133,7 @@ def test_a_loop_asks_the_run_to_carry_its_network_to_the_target():
         assert loop.run(lambda report: None, Never()) == width
 
 
-def test_a_loop_whose_network_nothing_makes_has_no_rule():
-    asks = (*LOOP, "~data", "space=none", "pruner=none")
-    question = FunctionQuestion.ask(*compose(*asks, folder=CONF, name="mnist"))
+def test_a_loop_whose_network_nothing_makes_has_no_rule(ask_loop):
+    question = ask_loop()
     with pytest.raises(ConfigError, match=r"objective\.network, and call run\.scaled"):
         validate(question, TrainingData())
