@@ -179,7 +179,7 @@ def test_settings_that_the_loop_does_not_read_are_refused(ask):
             "train.epochs=1",
             "train.epochs=1: the loop reads nothing of the section train; .* x, cur",
         ),
-        ("++train.epochs=1", r"\+\+train.epochs=1: the loop reads nothing of the section train"),
+        ("++train.epochs=1", "train.epochs=1: the loop reads nothing of the section train"),
         ("pruner=hyperband", "pruner=hyperband: needs pruner.max_resource"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -308,7 +308,7 @@ def test_settings_of_networks_that_a_loop_gets_no_config_to_read_them_from_are_r
     with pytest.raises(ConfigError) as caught:
         validate(ask(function, *given), TrainingData())
     refused = [mistake.partition(":")[0] for mistake in caught.value.mistakes]
-    assert refused == ["train.epochs=77", "model", "optimizer"]
+    assert refused == ["train.epochs=77", "train.clip=null", "model", "optimizer"]
     words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
     assert words in caught.value.mistakes[0]
 
