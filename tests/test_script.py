@@ -91,7 +91,8 @@ def test_commands_import_it_without_running_its_guard(searched, tmp_path, capsys
 
 def test_a_change_of_it_is_said_or_refused_and_its_loss_too(searched, tmp_path, capsys, caplog):
     script, run_dir = searched
-    script.write_text(script.read_text().replace("super().__init__()", "super().__init__(); 3"))
+    edited = script.read_text().replace("super().__init__()", "super().__init__(); 3")
+    script.write_text(edited.replace("run.keep(net=net)", "run.keep(net=net); 3"))
     predict = ["predict", str(run_dir), "inputs.npy"]
     assert main(predict) == 0
     assert f"{script} has changed since the study ran" in caplog.text
@@ -104,6 +105,17 @@ def test_a_change_of_it_is_said_or_refused_and_its_loss_too(searched, tmp_path, 
     (run_dir / ".hydra" / "script.sha256").unlink()
     assert main(predict) == 2
     assert "a script or notebook defines, which this program is not" in capsys.readouterr().err
+
+
+def test_a_script_searches_on_with_more_trials_since_its_definitions_are_the_same(
+    searched, monkeypatch
+):
+    script, run_dir = searched
+    script.write_text(script.read_text().replace("trials=2", "trials=3"))
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
+    runpy.run_path(str(script), run_name="__main__")
+    with sl.open_study(run_dir) as study:
+        assert len(study.trials) == 3
 
 
 def test_an_untrusted_directory_has_no_script_executed(searched, tmp_path, capsys, monkeypatch):

@@ -39,8 +39,8 @@ def code_digests(sections: Any) -> dict[str, str]:
     """Returns the digests of the modules of the user's own code in a config, by `code.MODULE`.
 
     Installed packages, Python's own modules and studyloom are left out: an upgrade of these asks no
-    other question. So are modules that the named ones import. What a notebook defines is named
-    `code.__main__.NAME`, with the globals that it uses; see `main_globals`.
+    other question. So are modules that the named ones import. What a notebook or script defines is
+    named `code.__main__.NAME`, with the globals that it uses; see `main_globals`.
 
     Args:
         sections: of a config, as plain values.
@@ -51,10 +51,9 @@ def code_digests(sections: Any) -> dict[str, str]:
     """
     named = dict.fromkeys(targets(sections))
     found = dict(filter(None, (_digest(part) for target in named for part in _parts(target))))
-    if "__main__" not in found:  # which a script is as a whole
-        forms = {name: form for name, form in main_globals(named).items() if form}
-        own = {MAIN + name: digest_of_source(f"_ = {forms[name]}".encode()) for name in forms}
-        found |= digests or own  # those of the program whose worker this is
+    forms = {name: form for name, form in main_globals(named).items() if form}
+    own = {MAIN + name: digest_of_source(f"_ = {forms[name]}".encode()) for name in forms}
+    found |= digests or own  # those of the program whose worker this is
     refuse(
         [
             f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this process "
@@ -121,9 +120,11 @@ def _parts_of(member: Any) -> Iterable[Any]:
 def _digest(part: Any) -> tuple[str, str] | None:
     """Returns the name of the module of a function or class, and the digest of its source.
 
-    None for the code of others, and without a source.
+    None for the code of others, without a source, and for what a notebook or script defines.
     """
     name = str(part.__module__)
+    if name == "__main__":
+        return None
     file = getattr(sys.modules.get(name), "__file__", None)
     try:
         path = Path(file or "").resolve()
