@@ -8,7 +8,7 @@ from toys import ask
 
 from studyloom.errors import QuestionError, StorageError
 from studyloom.moved import MOVED
-from studyloom.storage.attributes import FORMAT
+from studyloom.storage.attributes import FORMAT, VERSION
 from studyloom.storage.database import connect
 from studyloom.storage.ledger import Ledger
 from studyloom.study.opening import check_question, create_study, open_only_study, open_study
@@ -62,13 +62,22 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, ques
         open_study(sqlite_url, "yours")
 
 
-def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(sqlite_url, question):
+@pytest.mark.parametrize(
+    ("number", "version", "words"),
+    [
+        (2, "0.9.0", r"in another format, by 0\.9\.0; .*; install studyloom 0\.9\.0, or give"),
+        (None, None, r"by a studyloom from before the first release; .*; use the one that began"),
+    ],
+)
+def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(
+    sqlite_url, question, number, version, words
+):
     stored = fresh(sqlite_url, question, 1)
-    for number in (2, None):
-        stored.optuna.set_user_attr(FORMAT, number)
-        for opened in (lambda: open_study(sqlite_url, "s"), lambda: fresh(sqlite_url, question, 1)):
-            with pytest.raises(StorageError, match=rf"in format {number}, by studyloom 0\.1\.0,"):
-                opened()
+    stored.optuna.set_user_attr(FORMAT, number)
+    stored.optuna.set_user_attr(VERSION, version)
+    for opened in (lambda: open_study(sqlite_url, "s"), lambda: fresh(sqlite_url, question, 1)):
+        with pytest.raises(StorageError, match=words):
+            opened()
     stored.optuna.set_user_attr(FORMAT, 1)
     assert open_study(sqlite_url, "s").question() == question.identity("toy")
 

@@ -8,6 +8,8 @@ from commands import CANARY
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
+from studyloom.errors import StorageError
+from studyloom.storage.attributes import QUESTION
 from studyloom.storage.database import connect, plain_engine
 from studyloom.storage.ledger import create_table
 from studyloom.storage.urls import parse_url
@@ -100,6 +102,15 @@ def test_a_damaged_file_is_a_line_and_stays_as_it_is(tmp_path):
         assert finding.state == doctor.TODO
         assert "damaged" in finding.words or "not a database" in finding.words
         assert path.read_bytes() == content
+
+
+def test_a_study_of_another_format_is_to_do_and_is_not_repaired(study):
+    connect(study).set_study_user_attr(1, QUESTION, {})
+    finding = findings_of(study)["database"]
+    assert finding.state == doctor.TODO
+    assert "'s' is stored in another format" in finding.words
+    with pytest.raises(StorageError, match="'s' is stored in another format"):
+        doctor.repair(study, "s", lambda: True)
 
 
 def test_a_disk_of_the_network_is_refused_a_nearly_full_one_a_warning_a_closed_one_to_do(

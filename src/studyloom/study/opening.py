@@ -153,21 +153,24 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         ) from None
     study = optuna.load_study(study_name=name, storage=storage)
     attributes = study.user_attrs
-    _check_format(name, attributes)
+    if words := _wrong_format(name, attributes):
+        raise StorageError(words)
     ledger = Ledger if QUESTION in attributes else NoLedger
     return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID, "")))
 
 
-def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
-    """Refuses a study of ours that another version of studyloom has stored otherwise."""
-    number = attributes.get(FORMAT)
-    if QUESTION in attributes and number != FORMAT_NUMBER:
-        raise StorageError(
-            f"study.name: the study {name!r} is stored in format {number}, by studyloom "
-            f"{attributes.get(VERSION)}, and this version, {__version__}, reads format "
-            f"{FORMAT_NUMBER} alone; install that version, or give this study another name: "
-            "study.name=…"
-        )
+def _wrong_format(name: str, attributes: Mapping[str, Any]) -> str | None:
+    """Explains why a study of another version of studyloom cannot be read; None if it can."""
+    number, version = attributes.get(FORMAT), attributes.get(VERSION)
+    if QUESTION not in attributes or number == FORMAT_NUMBER:
+        return None
+    made = "by a studyloom from before the first release" if version is None else f"by {version}"
+    way_out = "use the one that began it" if version is None else f"install studyloom {version}"
+    return (
+        f"study.name: the study {name!r} is stored in another format, {made}; this version, "
+        f"{__version__}, reads format {FORMAT_NUMBER} only; {way_out}, or give this study another "
+        "name: study.name=…"
+    )
 
 
 def study_names(url: str, deadline: float) -> list[str]:
@@ -192,23 +195,29 @@ def open_only_study(url: str, name: str | None, deadline: float, mistake: str) -
     return open_study(url, name, deadline)
 
 
-def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
-    """Returns the ledgers of all studies that studyloom has made in a database, by study.
+def open_ledgers(url: str, deadline: float) -> tuple[dict[str, Ledger], dict[str, str]]:
+    """Opens the ledgers of all studies that studyloom has made in a database.
 
     A server's database that is still empty has none.
+
+    Returns:
+        The ledgers by study, and why the studies of other formats cannot be read, by study.
     """
     try:
         backend = connect(url, deadline=deadline)
     except StorageError:
         if is_sqlite(parse_url(url)) or not is_empty(url):
             raise
-        return {}
+        return {}, {}
     check_table(backend)
-    return {
-        study.study_name: Ledger(backend, study._study_id, study.user_attrs.get(UUID, ""))
-        for study in backend.get_all_studies()
-        if QUESTION in study.user_attrs
-    }
+    ledgers, unread = dict[str, Ledger](), dict[str, str]()
+    for study in backend.get_all_studies():
+        name, attributes = study.study_name, study.user_attrs
+        if words := _wrong_format(name, attributes):
+            unread[name] = words
+        elif QUESTION in attributes:
+            ledgers[name] = Ledger(backend, study._study_id, attributes.get(UUID, ""))
+    return ledgers, unread
 
 
 def create_study(
