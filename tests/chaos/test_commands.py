@@ -103,7 +103,7 @@ def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on
     process = served.at_work("storage.deadline=20", meanwhile=lambda: server.stop(signal.SIGQUIT))
     printed = served.end(process, 1, 36)  # whatever it asks at its end
     assert "it did not recover in" in printed
-    assert "once it is back, the same command goes on from here" in printed
+    assert "once it is back, the same command resumes the study" in printed
     server.start()
     served.finish(undisturbed)
 

@@ -1,7 +1,9 @@
-"""Servers that change under a run: a standby takes over, or a pool of connections goes away."""
+"""Servers that change under a run: a standby takes over, a pool goes away, a network is cut."""
 
 import contextlib
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,66 @@ def test_a_pool_that_goes_away_and_comes_back(server, tmp_path, undisturbed):
             assert "is back" in run.end(process, 0) + run.logs()
             run.check(undisturbed)
             run.stored().close()
+
+
+# A network whose packets no longer arrive: neither side is told
+
+
+class Network:
+    """A network namespace for the commands, which reach this one's `host` until it is cut."""
+
+    host, name = "10.213.7.1", "studyloom"
+    within = ("ip", "netns", "exec", name)
+
+    def __init__(self):
+        self.ip("netns", "add", self.name)
+        self.ip(*f"link add {self.name} type veth peer name inner netns {self.name}".split())
+        self.ip(*f"link set {self.name} up".split())
+        self.restore()
+        for words in ("addr add 10.213.7.2/24 dev inner", "link set inner up", "link set lo up"):
+            self.ip("-n", self.name, *words.split())
+
+    def cut(self):
+        self.ip(*f"addr del {self.host}/24 dev {self.name}".split())
+
+    def restore(self):
+        self.ip(*f"addr add {self.host}/24 dev {self.name}".split())
+
+    def close(self):
+        self.ip("netns", "del", self.name)
+
+    @staticmethod
+    def ip(*words):
+        done = subprocess.run(["ip", *words], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"ip {' '.join(words)}: {done.stderr or 'not permitted'}")
+
+
+@pytest.fixture
+def network(needs):
+    needs("ip")
+    with contextlib.closing(Network()) as network:
+        yield network
+
+
+def test_a_cut_network_ends_the_command_by_the_deadline_and_it_resumes_when_it_is_back(
+    network, tmp_path, undisturbed
+):
+    deadline = 16
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        server = OwnServer(Path(folder) / "data", host=network.host)
+        server.start()
+        running.callback(server.stop)
+        run = Run(tmp_path / "run", server.url)
+        process = run.at_work(
+            f"storage.deadline={deadline}",
+            starter=lambda *given, **named: run.start(*given, within=network.within, **named),
+            meanwhile=network.cut,
+        )
+        began = time.monotonic()
+        printed = run.end(process, 1, 10 * deadline)
+        waited = time.monotonic() - began
+        network.restore()
+        assert waited < deadline + 6, (waited, printed, run.logs())
+        assert f"it did not recover in {deadline} s (storage.deadline)" in printed
+        run.finish(undisturbed)

@@ -20,7 +20,8 @@ from failures import (
 from servers import Server
 
 from studyloom.errors import StorageError, StorageLost
-from studyloom.storage.database import POSTGRES, connect, exclusive, execute
+from studyloom.storage.database import POSTGRES, connect, exclusive, execute, libpq_arguments
+from studyloom.storage.urls import parse_url
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_a_server_that_stays_away_is_named_with_the_time_waited(server, served, 
             "postgres:***@/postgres",
             "Is the server running",
             "did not recover in",
-            "goes on from here",
+            "the same command resumes the study",
         )
     with pytest.raises(StorageLost) as caught:
         connect(server.url, deadline=0.2)
@@ -132,6 +133,27 @@ def test_a_server_that_stays_away_is_named_with_the_time_waited(server, served, 
     with pytest.raises(StorageError) as caught, exclusive(server.url):
         pass
     check_shown(caught.value, "Is the server running")
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_network_that_is_silent_takes_no_longer_than_the_deadline(hosts):
+    deadline = 4 * hosts  # libpq gives each host 2 s or more
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and forwards nothing
+        hosts = ",".join([f"127.0.0.1:{silent.getsockname()[1]}"] * hosts)
+        began = time.monotonic()
+        with pytest.raises(StorageLost, match=rf"did not recover in {deadline} s \(storage\."):
+            connect(f"postgresql://user@{hosts}/name", deadline=deadline)
+        assert deadline - 1 < time.monotonic() - began < deadline + 2.5
+
+
+def test_a_connection_that_is_silent_is_lost_with_half_of_the_deadline_left():
+    for deadline, seconds in ((16, 8), (300, 40), (0, 40)):
+        arguments = libpq_arguments(parse_url("postgresql://host/name"), POSTGRES, deadline)
+        assert arguments["tcp_user_timeout"] == 1000 * seconds
+        names = ("idle", "interval", "count")
+        idle, interval, count = (arguments[f"keepalives_{name}"] for name in names)
+        assert idle + interval * count <= seconds
 
 
 def test_opening_waits_for_a_server_that_starts(server, served, lines):

@@ -112,6 +112,27 @@ def test_a_database_that_was_given_up_is_asked_and_not_waited_for_until_it_answe
     assert count_tries() > 1
 
 
+def test_a_server_that_was_given_up_is_left_alone_for_a_moment(monkeypatch):
+    """Each try to connect takes seconds, and a command that ends makes several calls."""
+    monkeypatch.setattr("studyloom.storage.retry.DELAYS", (0.01, 0.2))
+    retry, tries = Retry(parse_url("postgresql://host/name"), 0.02), []
+
+    def away():
+        tries.append(retry)
+        raise StorageLost("away", passing=True)
+
+    def lose():
+        with pytest.raises(StorageLost, match=r"away; it did not recover in 0\.02 s"):
+            retry.run(away)
+        return len(tries)
+
+    assert lose() == lose() == lose() > 1
+    time.sleep(0.2)
+    assert lose() == lose()
+    time.sleep(0.2)
+    assert retry.run(lambda: 3) == retry.run(lambda: 3) == 3
+
+
 def test_every_method_that_asks_the_database_is_retried():
     """A release of Optuna may add some."""
     asking = {

@@ -48,13 +48,16 @@ from studyloom.storage.optuna_internals import (
     VersionInfoModel,
 )
 from studyloom.storage.retry import (
+    CONNECT_TIMEOUT,
     Retry,
     call_state,
+    connect_timeout,
     diagnose,
     driver_message,
     file_gone,
     file_identity,
     is_read_only,
+    longest_silence,
 )
 from studyloom.storage.urls import parse_url, without_password
 
@@ -65,11 +68,7 @@ BUSY_SECONDS = 5
 LEASE, RENEWALS = 60.0, 3  # seconds that a lock stays unless renewed, and how often it is
 LOCK_TIMEOUT = "55P03"  # SQLSTATE of a try that has waited for its lock too long
 POSTGRES = {
-    "connect_timeout": 10,
-    "keepalives_idle": 20,  # a server that vanished is noticed in 40 s, and not in two hours
-    "keepalives_interval": 5,
-    "keepalives_count": 4,
-    "tcp_user_timeout": 40_000,
+    "connect_timeout": CONNECT_TIMEOUT,
     # A worker that is stopped within a transaction (SIGSTOP, a laptop's lid) must not keep its
     # rows from the others for ever.
     "options": (
@@ -116,6 +115,7 @@ class RetryingStorage(RDBStorage):
         sqlite = self.engine.dialect.name == "sqlite"
         alone = {} if sqlite else {"isolation_level": "AUTOCOMMIT"}
         self.single = self.engine.execution_options(**alone)
+        event.listen(self.engine, "do_connect", _keep_to_deadline)
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
 
@@ -210,7 +210,7 @@ def _retrying(name: str, writes: bool, once: bool) -> Callable[..., Any]:
                 raise StorageLost(
                     f"storage.url: the connection to {without_password(self.retry.address)} was "
                     "lost during a commit, and it is unknown whether it was done; the same command "
-                    "goes on from here"
+                    "resumes the study"
                 )
             return method(self, *args, **kwargs)
 
@@ -314,7 +314,8 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
                 f"storage.url: there is no database {sqlite_path(address)}; the first run of a "
                 "study creates it"
             )
-        with contextlib.closing(plain_engine(address, create=create).connect()) as connection:
+        engine = plain_engine(address, deadline, create=create)
+        with contextlib.closing(engine.connect()) as connection:
             known = _make_tables(connection) if create else version_of(connection)
         if known is None and not create:
             # Optuna would write its version, and the creator, which writes it last, would fail.
@@ -342,7 +343,8 @@ def _open(address: URL, deadline: float) -> RetryingStorage:
         "pool_use_lifo": True,  # so that the second one is not made while one is enough
         "max_overflow": 0,
         "pool_recycle": 1800,
-        "connect_args": libpq_arguments(address, POSTGRES),
+        "pool_timeout": longest_silence(deadline),
+        "connect_args": libpq_arguments(address, POSTGRES, deadline),
     }
     url = address.render_as_string(hide_password=False)
     return RetryingStorage(url, address, deadline, engine_kwargs)
@@ -419,11 +421,16 @@ def existing_file(address: URL) -> URL:
     return URL.create("sqlite", database=f"file:{path}", query={"mode": "rw", "uri": "true"})
 
 
-def libpq_arguments(address: URL, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) -> dict[str, Any]:
     """Selects the arguments for libpq that go with what a URL asks of it (TLS, a schema, …).
 
-    What the URL names takes precedence; its "options" are appended to ours.
+    What the URL names takes precedence; its "options" are appended to ours. A server that vanished
+    is noticed within the deadline, and not in two hours.
     """
+    silence = longest_silence(deadline)
+    keepalives = {"idle": silence / 2, "interval": silence / 8, "count": 4}
+    defaults = {**defaults, "tcp_user_timeout": round(1000 * silence)}
+    defaults |= {f"keepalives_{name}": max(1, round(value)) for name, value in keepalives.items()}
     arguments = {name: value for name, value in defaults.items() if name not in address.query}
     options = [defaults["options"], *address.normalized_query.get("options", ())]
     return arguments | {"options": " ".join(options)}
@@ -438,7 +445,7 @@ def is_empty(url: str) -> bool:
         return False
 
 
-def plain_engine(address: URL, *, create: bool = False) -> sqlalchemy.Engine:
+def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -> sqlalchemy.Engine:
     """Makes an engine without hooks, pool or transactions, to look at a database or lock it."""
     arguments: dict[str, Any]
     if is_sqlite(address):
@@ -446,13 +453,23 @@ def plain_engine(address: URL, *, create: bool = False) -> sqlalchemy.Engine:
         target, arguments = new if create else existing_file(address), {"timeout": 2 * BUSY_SECONDS}
     else:
         target = address
-        arguments = libpq_arguments(address, POSTGRES | {"options": PATIENT})
-    return sqlalchemy.create_engine(
+        arguments = libpq_arguments(address, POSTGRES | {"options": PATIENT}, deadline)
+    engine = sqlalchemy.create_engine(
         target,
         poolclass=sqlalchemy.pool.NullPool,
         isolation_level="AUTOCOMMIT",
         connect_args=arguments,
     )
+    event.listen(engine, "do_connect", _keep_to_deadline)
+    return engine
+
+
+def _keep_to_deadline(_: Any, __: Any, words: list[Any], arguments: dict[str, Any]) -> None:
+    """Gives a try to connect to a server no longer than is left of the deadline."""
+    if "connect_timeout" in arguments:  # SQLite has none
+        hosts = str(arguments.get("host", "")).count(",") + 1
+        wanted = float(arguments["connect_timeout"]) or CONNECT_TIMEOUT
+        arguments["connect_timeout"] = connect_timeout(wanted, hosts)
 
 
 CONNECTIONS_LEFT = """
@@ -558,7 +575,7 @@ def _server_lock(address: URL, digest: bytes | None, told: str, deadline: float)
         return True
 
     def acquire() -> Connection:
-        connection = plain_engine(address).connect()
+        connection = plain_engine(address, deadline).connect()
         with closed_on_error(connection):
             while not try_once(connection):
                 tell()

@@ -1,6 +1,7 @@
 """Retries of calls on a database that is away, and plain words for failures that do not pass."""
 
 import logging
+import math
 import os
 import random
 import re
@@ -18,6 +19,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from studyloom.errors import StorageLost
 from studyloom.storage.urls import has_several_hosts, without_password
 
+CONNECT_TIMEOUT = 10  # seconds of a try to connect; libpq takes no fewer than 2
+SILENCE = 40.0  # seconds after which a connection of a server that is silent is lost, at most
 STOP_DEADLINE = 2.0  # seconds that a call waits for a database once its process is to stop
 DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling up to the longest
 READ_ONLY = "25006"  # SQLSTATE of a write on a standby, such as one that is about to be promoted
@@ -72,25 +75,40 @@ class CallState(threading.local):
     writes = False
     committing = False  # this try has come to a COMMIT
     uncertain = False  # an earlier try did, and failed: the database may have written it all
+    until: float | None = None  # when a try of this call must end, as time.monotonic
 
 
 call_state = CallState()
+
+
+def longest_silence(deadline: float) -> float:
+    """Returns the seconds after which a connection is lost, so that half the deadline is left."""
+    return min(SILENCE, deadline / 2) if deadline > 0 else SILENCE
+
+
+def connect_timeout(wanted: float, hosts: int) -> int:
+    """Returns the seconds for a try to connect to each of some hosts, within the deadline."""
+    left = math.inf if call_state.until is None else call_state.until - time.monotonic()
+    return max(2, math.ceil(min(wanted, left / hosts)))
 
 
 class Retry:
     """Repeats calls that fail for a cause that passes, ever more slowly.
 
     Once a call was given up, later ones are tried once, until one succeeds: a command that ends
-    waits once, whatever it asks. The log says when the database goes away and when it is back.
+    waits once, whatever it asks. A server, which takes seconds to fail, is left alone for 2 s. The
+    log says when the database goes away and when it is back.
     """
 
     def __init__(self, address: URL, deadline: float) -> None:
         self.address = address
-        self.deadline = deadline  # seconds from a call's first failure to its last try
+        self.deadline = deadline  # seconds in which a call tries again
         # Once it returns True, STOP_DEADLINE takes the place of a longer deadline.
         self.stopping: Callable[[], bool] = lambda: False
         self.away = False  # a call waits for the database
-        self._given_up = 0.0  # seconds that a call has waited in vain, if none has succeeded since
+        # The error of a call that has waited in vain, if none has succeeded since.
+        self._given_up: StorageLost | None = None
+        self._next_try = 0.0  # when such a call may be tried, as time.monotonic
 
     def run(self, attempt: Callable[[], T], *, pooled: bool = False) -> T:
         """Calls a function until it succeeds.
@@ -103,12 +121,16 @@ class Retry:
         Raises:
             StorageLost: The cause does not pass, or has not passed in time.
         """
-        outer = call_state.committing, call_state.uncertain
+        outer = call_state.committing, call_state.uncertain, call_state.until
         call_state.uncertain = False
         called = time.monotonic()
-        # Counted from the first failure, and not from the call: a process may be stopped for long.
         failed_at: float | None = None
         delay, longest = DELAYS
+        if self._given_up and called < self._next_try:
+            raise StorageLost(str(self._given_up), waited=self._given_up.waited)
+        silent = longest_silence(self.deadline)
+        first = 0.0 if self._given_up else silent
+        call_state.until = called + first if self.deadline > 0 else None
         try:
             while True:
                 call_state.committing = False
@@ -118,7 +140,9 @@ class Retry:
                     lost = (
                         error if isinstance(error, StorageLost) else diagnose(error, self.address)
                     )
-                    failed_at = failed_at or time.monotonic()
+                    # A cut network is silent before the first failure. It does not count from the
+                    # call, since a process may be stopped for long.
+                    failed_at = failed_at or max(called, time.monotonic() - silent)
                     if pooled and lost.broken and lost.passing and not call_state.committing:
                         pooled = False
                         continue
@@ -134,7 +158,7 @@ class Retry:
         finally:
             if failed_at is not None:  # also if a signal has ended the wait
                 self.away = False
-            call_state.committing, call_state.uncertain = outer
+            call_state.committing, call_state.uncertain, call_state.until = outer
 
     def _time_left(self, lost: StorageLost, failed_at: float) -> float:
         """Returns the seconds that are left for further tries after a failure.
@@ -143,10 +167,10 @@ class Retry:
             StorageLost: None are left, or the failure does not pass.
         """
         deadline = min(self.deadline, STOP_DEADLINE) if self.stopping() else self.deadline
-        deadline = 0.0 if self._given_up else deadline
-        left = failed_at + deadline - time.monotonic()
+        call_state.until = failed_at + (0.0 if self._given_up else deadline)
+        left = call_state.until - time.monotonic()
         if not lost.passing or left <= 0:
-            raise self._final(lost, time.monotonic() - failed_at) from None
+            raise self._final(lost, deadline) from None
         call_state.uncertain |= call_state.committing
         if not self.away:
             self.away = True
@@ -155,23 +179,26 @@ class Retry:
 
     def _report_return(self, failed_at: float | None, called: float) -> None:
         """Reports that the database has answered a call, if the call had to wait for it."""
-        self._given_up = 0.0
+        self._given_up = None
         if failed_at is not None and self.away:
             shown, seconds = without_password(self.address), time.monotonic() - called
             log.warning("storage: %s is back after %.1f s", shown, seconds)
 
-    def _final(self, lost: StorageLost, waited: float) -> StorageLost:
-        """Makes the error of a call that is given up after so many seconds."""
+    def _final(self, lost: StorageLost, deadline: float) -> StorageLost:
+        """Makes the error of a call that is given up after a deadline in seconds."""
         self.away = False
         if not lost.passing or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
-        self._given_up = waited = max(waited, self._given_up)
+        waited = max(deadline, self._given_up.waited if self._given_up else 0.0)
         reason = "this process is stopping" if self.stopping() else "storage.deadline"
-        return StorageLost(
-            f"{lost}; it did not recover in {waited:.{0 if waited >= 10 else 1}f} s ({reason}); "
-            "once it is back, the same command goes on from here",
+        if self.address.get_backend_name() != "sqlite":
+            self._next_try = time.monotonic() + DELAYS[1]
+        self._given_up = StorageLost(
+            f"{lost}; it did not recover in {waited:g} s ({reason}); once it is back, the same "
+            "command resumes the study",
             waited=waited,
         )
+        return self._given_up
 
 
 def diagnose(error: BaseException, address: URL) -> StorageLost:
