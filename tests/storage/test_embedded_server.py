@@ -1,10 +1,12 @@
 """The embedded server, with real processes that use it."""
 
+import contextlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -34,20 +36,31 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def use(folder):
-    """Starts a process that uses the server; returns it and the server's address."""
+def begin(folder):
+    """Starts a process that uses the server, and prints its address."""
     users = []
 
     def start():
         command = [sys.executable, "-c", USER, f"embedded_postgres:///{folder}"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         users.append(subprocess.Popen(command, **pipes, text=True))
-        return users[-1], users[-1].stdout.readline().strip()
+        return users[-1]
 
     yield start
     for user in users:
         user.kill()
         user.communicate()
+
+
+@pytest.fixture
+def use(begin):
+    """Starts such a process; returns it and the server's address."""
+
+    def start():
+        user = begin()
+        return user, user.stdout.readline().strip()
+
+    return start
 
 
 def processes(folder):
@@ -102,13 +115,72 @@ def test_after_all_was_killed_it_starts_again(folder, use):
     assert ask(again, "SELECT x FROM t") == [1]
 
 
+def killed_when(folder, start, condition):
+    """Kills a command and all that it has started while the server is made."""
+    user = start()
+    until(condition, 60, pause=0.001)
+    user.kill()
+    while pids := processes(folder):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    user.communicate()
+
+
+# What `initdb` writes, in this order, and the server that is started then.
+STAGES = [
+    *("PG_VERSION", "postgresql.conf", "global/pg_control", "base/1/PG_VERSION"),
+    *("base/4", "base/5", "postmaster.pid"),
+]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_that_was_killed_while_it_was_made_is_made_again(folder, use, begin, stage):
+    killed_when(folder, begin, lambda: any(folder.glob(f"data*/{stage}")))
+    _, address = use()
+    assert ask(address, "SELECT 1") == [1]
+    assert [path.name for path in folder.glob("data*")] == ["data"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("tenths", range(0, 30, 2))
+def test_one_that_was_killed_at_any_time_is_made_again(folder, use, begin, tenths):
+    end = time.monotonic() + tenths / 10
+    killed_when(folder, begin, lambda: time.monotonic() > end)
+    _, address = use()
+    assert ask(address, "SELECT 1") == [1]
+
+
+@pytest.mark.chaos
+def test_a_command_that_was_killed_alone_leaves_a_server_to_the_next(folder, use, begin):
+    """Its keeper goes on, and the next command waits for it."""
+    user = begin()
+    until(lambda: any(folder.glob("data*/PG_VERSION")), 60, pause=0.001)
+    user.kill()
+    _, address = use()
+    assert ask(address, "SELECT 1") == [1]
+
+
+@pytest.mark.chaos
+def test_damaged_files_are_told_with_how_to_go_on(folder, use):
+    user, _ = use()
+    user.communicate()
+    until(lambda: not processes(folder))
+    (folder / "data" / "global" / "pg_control").write_bytes(bytes(8192))
+    with pytest.raises(ServerError) as caught:
+        serve(f"embedded_postgres:///{folder}", own=True)
+    assert "did not start: " in str(caught.value)
+    assert f"delete {folder} or name another run_dir" in str(caught.value)
+
+
 @pytest.mark.chaos
 def test_why_it_does_not_start_is_said(folder, use):
     user, _ = use()
     user.communicate()
     until(lambda: not processes(folder))
     (folder / "data" / "PG_VERSION").write_text("9\n")
-    with pytest.raises(ServerError, match=r"did not start; .*server\.log says why"):
+    with pytest.raises(ServerError, match=r"did not start: .*server\.log has more; if its files"):
         serve(f"embedded_postgres:///{folder}", own=True)
     assert "version 9" in (folder / "server.log").read_text()
 

