@@ -5,6 +5,7 @@ import hmac
 import os
 import re
 import secrets
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from studyloom.processes import host_id, is_alive
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
 GALLERY = PACKAGE.parent.parent / "studies" / "data"  # of a checkout; no wheel has it
+MOST_BYTES = 256_000  # of a text file of an untrusted folder
 POLL = 0.05  # seconds after which a lock that another process holds is tried again
 MARK = "made-by"  # the file in a folder that says whose it is
 NETWORK_FILESYSTEMS = {
@@ -58,6 +60,28 @@ def asset(name: str) -> Iterator[IO[bytes]]:
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; it came with "
             "studyloom, and is damaged; install studyloom again"
         ) from error
+
+
+def read_text(path: Path, *, own: bool) -> str:
+    """Reads a text file.
+
+    Args:
+        own: whether a command of this user is known to have written it; if not, it must be a
+            regular file of at most 256 KB.
+
+    Raises:
+        ValueError: it exceeds these limits, or is not UTF-8 text.
+        OSError: it cannot be opened.
+    """
+    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # waits for no FIFO's writer
+    with open(opened, encoding="utf-8") as file:
+        status = os.fstat(opened)
+        if not own and (not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES):
+            raise ValueError(
+                f"it is not a regular file of at most {MOST_BYTES // 1000} KB, and no command of "
+                "yours is known to have written it"
+            )
+        return file.read(-1 if own else MOST_BYTES)
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> None:

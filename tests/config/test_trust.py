@@ -3,6 +3,7 @@
 import os
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,7 @@ def test_a_file_is_read_as_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "winner.yaml"
     path.write_text("model: {_target_: studyloom.models.MLP, hidden: [16, 8]}\n")
-    check_targets(read_yaml(path))
+    assert read_yaml(path).model.hidden == [16, 8]
     for text, words in {
         "[1, 2]": "a configuration must be a mapping of sections",
         "a: [1": "cannot be read as YAML",
@@ -178,6 +179,31 @@ def test_a_file_is_read_as_data(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=words):
             check_targets(read_yaml(path))
     assert os.listdir() == ["winner.yaml"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}]\n" for p, c in pairwise("abcdefghij")),
+        "a: [" + "1, " * 30_000 + "]",
+        "a: " + "x" * 256_000,
+    ],
+    ids=["aliases", "values", "bytes"],
+)
+def test_an_untrusted_file_is_small_and_what_a_command_of_mine_wrote_may_be_large(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"an alias, or more than|at most 256 KB"):
+        read_yaml(path)
+    assert read_yaml(path, own=True).a
+
+
+def test_an_untrusted_file_is_a_regular_one(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("fifo", "device"):
+        with pytest.raises(ConfigError, match=f"{name}: .* not a regular file"):
+            read_yaml(tmp_path / name)
 
 
 # Folders of configs that attack whoever composes them

@@ -129,7 +129,7 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
         ConfigError: there is none, or it is not what Hydra writes.
     """
     try:
-        return read_yaml(run_dir / ".hydra" / name)
+        return read_yaml(run_dir / ".hydra" / name, own=is_own(run_dir))
     except FileNotFoundError:
         near = nearest(run_dir, sibling_runs(run_dir))
         raise ConfigError(

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config.schema import SCHEMA
 from studyloom.errors import ConfigError
-from studyloom.files import is_own
+from studyloom.files import is_own, read_text
 from studyloom.moved import MOVED
 from studyloom.pickled import MAIN
 from studyloom.script import ELSEWHERE, script_as_main
@@ -59,6 +59,8 @@ PATHS = ("root", "path", "_args_")  # arguments of data sources that name files
 SILENT = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")
 OWN_FILE = re.compile(r"studyloom:[\w.-]+")
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")
+MOST_EVENTS = 20_000  # of the parser, in an untrusted file: a run writes some hundreds
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # A mistake in words, and what `trust=[…]` must name to allow it; None if nothing helps.
 Mistake = tuple[str, str | None]
 
@@ -130,14 +132,22 @@ def guarded(guard: Guard | None) -> Iterator[None]:
         _guards.pop()
 
 
-def read_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
     """Reads a YAML file as data.
 
+    Args:
+        own: whether a command of this user is known to have written it. If not, it must be as
+            small as what a run writes, and have no aliases, which multiply what they stand for.
+
     Raises:
-        ConfigError: it is no YAML, or no mapping.
+        ConfigError: it is no YAML, or no mapping, or exceeds these limits.
     """
     try:
-        config = OmegaConf.create(path.read_text())
+        text = read_text(path, own=own)
+        for count, event in enumerate([] if own else yaml.parse(text, LOADER)):
+            if count > MOST_EVENTS or isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"it has an alias, or more than {MOST_EVENTS} values")
+        config = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         words = " ".join(str(error).split())
         raise ConfigError(f"{path}: cannot be read as YAML: {words}") from None
@@ -339,7 +349,7 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     """
     recorded, given = None, folder
     with suppress(OSError, ConfigError, OmegaConfBaseException):
-        runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml")
+        runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml", own=is_own(run_dir))
         recorded = Path(str(OmegaConf.select(runtime, "hydra.runtime.cwd")))
     if folder is None and (is_own(run_dir) or (wanted and recorded == Path.cwd())):
         folder = recorded

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from studyloom.errors import PredictError
-from studyloom.files import write_whole
+from studyloom.files import is_own, read_text, write_whole
 from studyloom.metrics import Goal
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import one_line
@@ -580,7 +580,7 @@ def load_answer(run_dir: Path) -> Answer:
     """
     path = run_dir / "winner.json"
     try:
-        return from_document(json.loads(path.read_bytes()), Answer)
+        return from_document(json.loads(read_text(path, own=is_own(run_dir))), Answer)
     except FileNotFoundError:
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
@@ -618,7 +618,7 @@ def strays(run_dir: Path, answer: Answer, *names: str) -> list[str]:
     return [
         name
         for name in looked_at
-        if not (run_dir / name).exists()
+        if not (run_dir / name).is_file()  # a FIFO would be waited for
         or answer.files.get(name) != digest_of((run_dir / name).read_bytes())
     ]
 

@@ -714,7 +714,7 @@ def _read_winner(
     """
     names = [name for name in ("winner.yaml", "winner.pt") if name in answer.files]
     check_whole(run_dir, answer, *names)
-    config = read_yaml(run_dir / "winner.yaml")
+    config = read_yaml(run_dir / "winner.yaml", own=trusted is None)
     checked: Any = OmegaConf.to_container(config, resolve=False)
     objective = checked.get("objective")
     is_loop = isinstance(objective, dict) and objective.get("_target_") is not None
