@@ -11,7 +11,7 @@ from search.statistics import interval
 from .commands import ROOT, run
 
 SEARCH = (
-    *("data=mnist", "model=mlp", "space=lr", "optimizer=adam", "study.from=null"),
+    *("data=mnist", "model=mlp", "space=lr", "optimizer=adam"),
     *("train.epochs=4", "train.samples_per_epoch=5000", "winner.seeds=1"),
 )
 SMALL, TARGET = [32, 32], [256, 256]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import optuna
 import pytest
@@ -23,6 +24,8 @@ from studyloom.storage.database import (
     execute,
     newest_version,
     plain_engine,
+    read,
+    untrusted,
     version_of,
 )
 from studyloom.storage.urls import parse_url
@@ -262,3 +265,13 @@ def test_who_looks_at_a_database_in_the_making_writes_nothing_there(sqlite_url, 
     monkeypatch.undo()
     assert len(looks) == 2
     assert connect(sqlite_url).get_all_studies() == []
+
+
+def test_a_query_that_takes_long_ends_in_time(sqlite_url):
+    """Of a plain table: with so many rows, say. Nothing else is cut short."""
+    endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c"
+    connect(sqlite_url, create=True).close()
+    began = time.monotonic()
+    with untrusted(0.2), pytest.raises(StorageError, match="takes longer to read than an untrus"):
+        read(connect(sqlite_url, deadline=0), lambda c: c.exec_driver_sql(endless).all())
+    assert time.monotonic() - began < 2

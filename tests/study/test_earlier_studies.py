@@ -1,6 +1,12 @@
 """Earlier studies that are found: whose, how many, and what of a stranger's is never touched."""
 
+import contextlib
+import os
 import shutil
+import signal
+import sqlite3
+import threading
+import time
 
 import pytest
 from commands import CANARY
@@ -8,11 +14,12 @@ from earlier import finished, finished_run, run_of, seeded
 from toy_worker import RANDOM, fresh
 from toys import ask
 
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.attributes import ENQUEUED
-from studyloom.study import warm_start
-from studyloom.study.earlier_studies import find_earlier
+from studyloom.study import earlier_studies, warm_start
+from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.opening import open_study
+from studyloom.study.stopping import Stop
 from studyloom.study.warm_start import enqueue, find_warm_starts, sources_of
 
 pytestmark = pytest.mark.chaos  # which are taken of those that are found: test_portfolio.py
@@ -77,11 +84,68 @@ def test_what_cannot_be_read_is_noted_and_the_rest_is_taken(runs):
     run_of(runs / "without")
     (runs / "badyaml" / ".hydra").mkdir(parents=True)
     (runs / "badyaml" / ".hydra" / "config.yaml").write_text("study: [")
+    (runs / "fifo" / ".hydra").mkdir(parents=True)
+    os.mkfifo(runs / "fifo" / ".hydra" / "config.yaml")
     remembered = found(runs)
     assert labels(remembered) == {str(good)}
-    assert len(remembered.notes) == 4
-    for name in ("broken", "empty", "without", "badyaml"):
+    assert len(remembered.notes) == 5
+    for name in ("broken", "empty", "without", "badyaml", "fifo"):
         assert any(f"{runs / name} cannot be read: " in note for note in remembered.notes), name
+
+
+VIEWS = {
+    "endless": "DROP TABLE alembic_version; CREATE VIEW alembic_version AS WITH RECURSIVE c(x) AS "
+    "(SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) AS version_num FROM c",
+    "virtual": "CREATE VIRTUAL TABLE mine USING fts5(text)",
+    "computed": "CREATE TABLE mine (x, y GENERATED ALWAYS AS (hex(zeroblob(400000000))))",
+    "triggered": "CREATE TRIGGER mine AFTER INSERT ON trials BEGIN SELECT 1; END",
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_database_of_a_stranger_that_computes_is_left_out_at_once(runs, kind):
+    folder, good = finished_run(runs / kind), finished_run(runs / "good", seed=2)
+    with contextlib.closing(sqlite3.connect(folder / "study.db")) as connection:
+        connection.executescript(VIEWS[kind])
+    began = time.monotonic()
+    remembered = found(runs)
+    assert time.monotonic() - began < 2
+    assert labels(remembered) == {str(good)}
+    (note,) = remembered.notes
+    assert "is not a plain table" in note
+
+
+def test_trials_are_counted_before_they_are_read(runs, monkeypatch):
+    finished_run(runs / "a")
+    good = finished_run(runs / "good", seed=2, trials=2)
+    monkeypatch.setattr(earlier_studies, "MOST_TRIALS", 3)
+    remembered = found(runs)
+    assert labels(remembered) == {str(good)}
+    assert "it has 4 trials, and at most 3 are read" in remembered.notes[0]
+    with pytest.raises(ConfigError, match="has 4 trials, and at most 3"):
+        find_warm_starts(ask(*RANDOM, f"study.from={runs / 'a'}"), ())
+
+
+def test_a_folder_that_cannot_be_looked_into_hides_no_other(runs):
+    good = finished_run(runs / "good")
+    (runs / "closed").mkdir()
+    (runs / "closed" / ".hydra").symlink_to(".hydra")  # an error even for root
+    remembered = found(runs)
+    assert (labels(remembered), remembered.notes) == ({str(good)}, [])
+
+
+def test_reading_that_takes_long_says_so_and_a_signal_ends_it(runs, monkeypatch, caplog):
+    finished_run(runs / "a")
+    reading = threading.Event()
+    monkeypatch.setattr(earlier_studies, "PATIENCE", 0.01)
+    monkeypatch.setattr(Remembered, "_look_into", lambda *_: reading.wait(60))
+    with Stop() as stop:
+        stop.signal = signal.SIGINT  # the first one
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(Interrupted):
+            found(runs)
+    reading.set()
+    assert "study.from=auto: reads earlier studies, for at most 10 s" in caplog.text
 
 
 def test_no_server_of_a_strangers_folder_is_started(runs):

@@ -65,8 +65,8 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, ques
 @pytest.mark.parametrize(
     ("number", "version", "words"),
     [
-        (2, "0.9.0", r"in another format, by 0\.9\.0; .*; install studyloom 0\.9\.0, or give"),
-        (None, None, r"by a studyloom from before the first release; .*; use the one that began"),
+        (2, "0.9.0", r"in another format, by studyloom 0\.9\.0; .*; install that one, or give"),
+        (None, None, r"by a studyloom from before the first release; .*; install that one"),
     ],
 )
 def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(

@@ -48,7 +48,7 @@ STAND_IN = (
 STUDY = (
     *("run", "mnist", "model._target_=studyloom.commands.gpu.Probe", "~model.hidden"),
     *("~model.activation", "~model.dropout", "~model.init", "~model.standardise", "space=lr"),
-    *("sampler=random", "pruner=none", "study.from=null", "study.trials=2", "train.epochs=2"),
+    *("sampler=random", "pruner=none", "study.trials=2", "train.epochs=2"),
     *("data.validation=100", "train.samples_per_epoch=64", "train.batch_size=32"),
 )
 

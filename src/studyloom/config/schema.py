@@ -50,8 +50,8 @@ class StudySection:
 # Added to the section below, since `from` is a keyword of Python.
 AUTO = "auto"  # its value that looks for earlier studies
 FROM = (
-    "earlier studies whose best points are tried first: run directories or `URL#NAME`; `auto`: "
-    "those that are found; null: none"
+    "a warm start: earlier studies whose best configurations are tried first, as run directories "
+    "or `URL#NAME`; `auto`: those next to `run_dir` and in the database"
 )
 
 
@@ -175,7 +175,7 @@ def describe_keys() -> list[tuple[str, str, str]]:
             shown = "" if default == MISSING else json.dumps(default).strip('"')
             rows.append((name, shown, each.metadata["meaning"]))
     at = next(place for place, row in enumerate(rows) if row[0] == "study.top")
-    rows.insert(at, ("study.from", AUTO, FROM))
+    rows.insert(at, ("study.from", "null", FROM))
     return rows
 
 
@@ -197,7 +197,7 @@ RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
 def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     with open_dict(schema.study):
-        schema.study["from"] = AUTO
+        schema.study["from"] = None
     OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
     return schema
 

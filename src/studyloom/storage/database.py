@@ -11,7 +11,9 @@ import hashlib
 import logging
 import math
 import re
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -48,10 +50,8 @@ from studyloom.storage.optuna_internals import (
     VersionInfoModel,
 )
 from studyloom.storage.retry import (
-    CONNECT_TIMEOUT,
     Retry,
     call_state,
-    connect_timeout,
     diagnose,
     driver_message,
     file_gone,
@@ -60,6 +60,7 @@ from studyloom.storage.retry import (
     longest_silence,
 )
 from studyloom.storage.urls import parse_url, without_password
+from studyloom.text import one_line, shorten
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
 LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of the process that creates tables and studies
@@ -68,7 +69,7 @@ BUSY_SECONDS = 5
 LEASE, RENEWALS = 60.0, 3  # seconds that a lock stays unless renewed, and how often it is
 LOCK_TIMEOUT = "55P03"  # SQLSTATE of a try that has waited for its lock too long
 POSTGRES = {
-    "connect_timeout": CONNECT_TIMEOUT,
+    "connect_timeout": 10,
     # A worker that is stopped within a transaction (SIGSTOP, a laptop's lid) must not keep its
     # rows from the others for ever.
     "options": (
@@ -248,6 +249,8 @@ class SQLiteStorage(RetryingStorage):
         address = address.set(database=str(sqlite_path(address)))
         super().__init__(url, address, deadline, engine_kwargs)
 
+        event.listen(self.engine, "connect", _limit)
+
         @event.listens_for(self.engine, "connect")
         def connect(connection: Any, connection_record: Any) -> None:
             connection.isolation_level = None  # or sqlite3 begins transactions of its own
@@ -291,6 +294,39 @@ def read(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
             return work(connection)
 
     return storage.call(transact, writes=False)
+
+
+# An untrusted SQLite file. A view is code, which may run for ever or fill the memory, and so is a
+# table that computes its columns or rows; a trigger is code that waits for a write.
+LONGEST_CELL = 10**6  # bytes
+CODE = (
+    "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR rootpage = 0",
+    "SELECT m.name FROM sqlite_master m, pragma_table_xinfo(m.name) c WHERE c.hidden",
+)
+
+
+@contextmanager
+def untrusted(seconds: float | None) -> Iterator[None]:
+    """Has SQLite files that this thread opens in the body read as data, for so many seconds.
+
+    Nothing is limited if that is None.
+    """
+    call_state.untrusted_until = seconds and time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        call_state.untrusted_until = None
+
+
+def _limit(connection: Any, _: Any) -> None:
+    """Limits a new connection to an untrusted file: its time, its cells, and no code."""
+    if (end := call_state.untrusted_until) is None:
+        return
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_CELL)
+    connection.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+    for query in CODE:
+        if found := connection.execute(query).fetchone():
+            raise StorageError(f"{shorten(one_line(found[0]), 80)} is not a plain table")
 
 
 # Opening a database
@@ -461,15 +497,17 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
         connect_args=arguments,
     )
     event.listen(engine, "do_connect", _keep_to_deadline)
+    if is_sqlite(address):
+        event.listen(engine, "connect", _limit)
     return engine
 
 
 def _keep_to_deadline(_: Any, __: Any, words: list[Any], arguments: dict[str, Any]) -> None:
     """Gives a try to connect to a server no longer than is left of the deadline."""
-    if "connect_timeout" in arguments:  # SQLite has none
+    if "connect_timeout" in arguments and call_state.until is not None:  # SQLite has none
         hosts = str(arguments.get("host", "")).count(",") + 1
-        wanted = float(arguments["connect_timeout"]) or CONNECT_TIMEOUT
-        arguments["connect_timeout"] = connect_timeout(wanted, hosts)
+        left = max(2, math.ceil((call_state.until - time.monotonic()) / hosts))
+        arguments["connect_timeout"] = min(int(arguments["connect_timeout"]) or left, left)
 
 
 CONNECTIONS_LEFT = """

@@ -1,7 +1,6 @@
 """Retries of calls on a database that is away, and plain words for failures that do not pass."""
 
 import logging
-import math
 import os
 import random
 import re
@@ -19,7 +18,6 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from studyloom.errors import StorageLost
 from studyloom.storage.urls import has_several_hosts, without_password
 
-CONNECT_TIMEOUT = 10  # seconds of a try to connect; libpq takes no fewer than 2
 SILENCE = 40.0  # seconds after which a connection of a server that is silent is lost, at most
 STOP_DEADLINE = 2.0  # seconds that a call waits for a database once its process is to stop
 DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling up to the longest
@@ -40,6 +38,7 @@ PASSING_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROT
 WAYS_OUT = {
     "unable to open database file": "no permission, or no such folder",
     "readonly database": "no permission to write there",
+    "interrupted": "it takes longer to read than an untrusted file may",
     "file is not a database": "something else is stored under that name",
     "malformed": "the file is damaged; put a copy back, or start again under another run_dir",
     "disk is full": "free some space, or name another run_dir",
@@ -75,6 +74,7 @@ class CallState(threading.local):
     writes = False
     committing = False  # this try has come to a COMMIT
     uncertain = False  # an earlier try did, and failed: the database may have written it all
+    untrusted_until: float | None = None  # when reading an untrusted file ends; None for others
     until: float | None = None  # when a try of this call must end, as time.monotonic
 
 
@@ -84,12 +84,6 @@ call_state = CallState()
 def longest_silence(deadline: float) -> float:
     """Returns the seconds after which a connection is lost, so that half the deadline is left."""
     return min(SILENCE, deadline / 2) if deadline > 0 else SILENCE
-
-
-def connect_timeout(wanted: float, hosts: int) -> int:
-    """Returns the seconds for a try to connect to each of some hosts, within the deadline."""
-    left = math.inf if call_state.until is None else call_state.until - time.monotonic()
-    return max(2, math.ceil(min(wanted, left / hosts)))
 
 
 class Retry:

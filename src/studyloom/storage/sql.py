@@ -187,6 +187,7 @@ NAMED = HEADS.where(among(TRIALS.c.trial_id, IDS))
 # + 0 keeps SQLite from going through all trials of the study.
 IN_STUDY = TRIALS.c.study_id + 0 == sa.bindparam("study")
 LATER = TRIALS.c.trial_id > sa.bindparam("after")
+COUNT = sa.select(sa.func.count()).where(TRIALS.c.study_id == sa.bindparam("study"))
 SOME_TRIALS = HEADS.where(IN_STUDY, sa.or_(LATER, among(TRIALS.c.trial_id, IDS)))
 CHANGED = HEADS.where(
     IN_STUDY,

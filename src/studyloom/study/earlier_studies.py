@@ -5,6 +5,11 @@ the others is not known; there it is estimated from the ranks of the points that
 """
 
 import contextlib
+import logging
+import math
+import stat
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +23,10 @@ from studyloom.config.runs import read_run
 from studyloom.config.schema import AUTO
 from studyloom.config.values import describe_error
 from studyloom.errors import StorageError, StorageLost
+from studyloom.files import is_own
+from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
+from studyloom.storage.database import read, untrusted
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.opening import differences, open_only_study, open_study, study_names
@@ -27,8 +35,13 @@ from studyloom.text import mask_passwords, one_line
 
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s
 MOST_TRIALS = 10_000  # of a study that is read; 10 000 take 0.5 s
+MOST_SECONDS = 3.0  # for reading a study that nobody has named, or that is untrusted
+MOST_SECONDS_OF_ALL = 10.0  # after which no further one is read
+PATIENCE = 2.0  # seconds until a line says what a command waits for
+SCAN = 0.5  # seconds for the names of what lies next to a run directory
 MOST_NOTES = 5  # about studies that are left out
 BANDWIDTH = 0.25  # of nearness, as a root mean square over parameters whose ranges are [0, 1]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,15 +77,24 @@ def read_earlier(source: str) -> Earlier:
             database holds only one study.
     """
     url, _, name = source.partition("#")
-    if "://" not in source:
+    own = "://" in source
+    if not own:
         url, name = read_run(Path(source))
-        url = serve(url)
+        url, own = serve(url), is_own(Path(source))
     label = source_label(source)
-    with contextlib.closing(open_only_study(url, name, 0.0, f"{label}: write URL#NAME")) as stored:
-        return _as_earlier(stored, label)
+    with (
+        untrusted(None if own else MOST_SECONDS),
+        contextlib.closing(open_only_study(url, name, 0.0, f"{label}: write URL#NAME")) as stored,
+    ):
+        return _as_earlier(stored, label, math.inf if own else MOST_TRIALS)
 
 
-def _as_earlier(stored: StoredStudy, label: str) -> Earlier:
+def _as_earlier(stored: StoredStudy, label: str, most: float) -> Earlier:
+    """Reads the trials of a study, unless there are more than so many."""
+    where = {"study": stored.ledger.study_id}
+    count = read(stored.ledger.storage, lambda c: c.execute(sql.COUNT, where).scalar_one())
+    if count > most:
+        raise StorageError(f"it has {count} trials, and at most {most:g} are read")
     ranked = stored.ranked()
     numbers, judged = {trial.number for trial in ranked}, (TrialState.COMPLETE, TrialState.PRUNED)
     behind = [t for t in stored.trials() if t.number not in numbers and t.state in judged]
@@ -102,19 +124,23 @@ class Remembered:
 
     def search(self, url: str, name: str, run_dir: Path) -> None:
         """Looks in the database of the study that begins, which may not exist yet, and beside."""
-        names: list[str] = []
+        names, end = list[str](), time.monotonic() + MOST_SECONDS_OF_ALL
         try:
             names = [each for each in reversed(study_names(url, 0.0)) if each != name]
         except StorageError:  # there is none yet; or the command will say itself what is wrong
             self._unreachable.add(url)
         found: list[str | Path] = [*names, *_siblings(run_dir)]
         for study in found[:MOST_STUDIES]:
+            if time.monotonic() > end:
+                self._left_out.append(f"{study} and later ones: there was no time")
+                break
             label = str(study) if isinstance(study, Path) else f"study {study!r} of this database"
             try:
-                if isinstance(study, Path):
-                    self._look_into(study)
-                else:
-                    self._look(url, study, label)
+                with untrusted(MOST_SECONDS):
+                    if isinstance(study, Path):
+                        self._look_into(study)
+                    else:
+                        self._look(url, study, label)
             except Exception as error:  # whatever is made of what somebody else has written
                 self._left_out.append(f"{label} cannot be read: {describe_error(error)}")
         if len(found) > MOST_STUDIES:
@@ -150,27 +176,52 @@ class Remembered:
             counts = stored.ledger.counts()
             if counts["free"] or counts["held"]:
                 return
-            if counts["done"] > MOST_TRIALS:
-                self._left_out.append(f"{label} has more than {MOST_TRIALS} trials")
-            else:
-                self.studies.append(_as_earlier(stored, label))
+            self.studies.append(_as_earlier(stored, label, MOST_TRIALS))
 
 
 def find_earlier(url: str, name: str, run_dir: Path, question: Mapping[str, Any]) -> Remembered:
-    """Finds the earlier studies for `study.from=auto`; see `Remembered`."""
+    """Finds the earlier studies for `study.from=auto`; see `Remembered`.
+
+    It waits for a thread, so that a Ctrl-C is heard whatever that reads.
+    """
     remembered = Remembered(question)
-    remembered.search(url, name, run_dir)
+    search = threading.Thread(target=remembered.search, args=(url, name, run_dir), daemon=True)
+    search.start()
+    search.join(PATIENCE)
+    if search.is_alive():
+        log.warning(
+            "study.from=%s: reads earlier studies, for at most %g s", AUTO, MOST_SECONDS_OF_ALL
+        )
+        search.join()
     return remembered
 
 
 def _siblings(run_dir: Path) -> list[Path]:
     """Returns the run directories beside a folder, the newest first."""
-    found = []
+    found, end = [], time.monotonic() + SCAN
     with contextlib.suppress(OSError):
         for path in run_dir.parent.iterdir():
-            if path.name != run_dir.absolute().name and (path / ".hydra/config.yaml").exists():
-                found.append((path.lstat().st_mtime, path))
+            with contextlib.suppress(OSError):  # another user's
+                if path.name != run_dir.absolute().name:
+                    (path / ".hydra" / "config.yaml").lstat()
+                    found.append((path.lstat().st_mtime, path))
+            if time.monotonic() > end:
+                break
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def offer_earlier(run_dir: Path) -> list[str]:
+    """Returns a line that offers a new study what lies next to it, by names and sizes only."""
+    if (run_dir / ".hydra").exists():  # it has begun
+        return []
+    holds = 0
+    for folder in _siblings(run_dir):
+        with contextlib.suppress(OSError):
+            status = (folder / "study.db").lstat()
+            holds += stat.S_ISREG(status.st_mode) and status.st_size > 0
+    studies = "1 earlier study lies" if holds == 1 else f"{holds} earlier studies lie"
+    fits = "study.from=auto tries the best configurations of those that fit first"
+    return [f"{studies} next to {run_dir}: {fits}"] if holds else []
 
 
 @dataclass(frozen=True)

@@ -153,24 +153,21 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         ) from None
     study = optuna.load_study(study_name=name, storage=storage)
     attributes = study.user_attrs
-    if words := _wrong_format(name, attributes):
-        raise StorageError(words)
+    _check_format(name, attributes)
     ledger = Ledger if QUESTION in attributes else NoLedger
     return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID, "")))
 
 
-def _wrong_format(name: str, attributes: Mapping[str, Any]) -> str | None:
-    """Explains why a study of another version of studyloom cannot be read; None if it can."""
-    number, version = attributes.get(FORMAT), attributes.get(VERSION)
-    if QUESTION not in attributes or number == FORMAT_NUMBER:
-        return None
-    made = "by a studyloom from before the first release" if version is None else f"by {version}"
-    way_out = "use the one that began it" if version is None else f"install studyloom {version}"
-    return (
-        f"study.name: the study {name!r} is stored in another format, {made}; this version, "
-        f"{__version__}, reads format {FORMAT_NUMBER} only; {way_out}, or give this study another "
-        "name: study.name=…"
-    )
+def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
+    """Refuses a study of ours that another version of studyloom has stored otherwise."""
+    version = attributes.get(VERSION)
+    if QUESTION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
+        made = f"studyloom {version}" if version else "a studyloom from before the first release"
+        raise StorageError(
+            f"study.name: the study {name!r} is stored in another format, by {made}; this version, "
+            f"{__version__}, reads format {FORMAT_NUMBER} only; install that one, or give this "
+            "study another name: study.name=…"
+        )
 
 
 def study_names(url: str, deadline: float) -> list[str]:
@@ -195,29 +192,28 @@ def open_only_study(url: str, name: str | None, deadline: float, mistake: str) -
     return open_study(url, name, deadline)
 
 
-def open_ledgers(url: str, deadline: float) -> tuple[dict[str, Ledger], dict[str, str]]:
-    """Opens the ledgers of all studies that studyloom has made in a database.
+def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
+    """Returns the ledgers of all studies that studyloom has made in a database, by study.
 
     A server's database that is still empty has none.
 
-    Returns:
-        The ledgers by study, and why the studies of other formats cannot be read, by study.
+    Raises:
+        StorageError: The database cannot be used, or has a study of another format.
     """
     try:
         backend = connect(url, deadline=deadline)
     except StorageError:
         if is_sqlite(parse_url(url)) or not is_empty(url):
             raise
-        return {}, {}
+        return {}
     check_table(backend)
-    ledgers, unread = dict[str, Ledger](), dict[str, str]()
-    for study in backend.get_all_studies():
-        name, attributes = study.study_name, study.user_attrs
-        if words := _wrong_format(name, attributes):
-            unread[name] = words
-        elif QUESTION in attributes:
-            ledgers[name] = Ledger(backend, study._study_id, attributes.get(UUID, ""))
-    return ledgers, unread
+    studies = [study for study in backend.get_all_studies() if QUESTION in study.user_attrs]
+    for study in studies:
+        _check_format(study.study_name, study.user_attrs)
+    return {
+        study.study_name: Ledger(backend, study._study_id, study.user_attrs.get(UUID, ""))
+        for study in studies
+    }
 
 
 def create_study(

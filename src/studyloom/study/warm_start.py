@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from studyloom.study.earlier_studies import (
     EarlierStudy,
     Remembered,
     choose_points,
+    offer_earlier,
     rank_scores,
     read_earlier,
     source_label,
@@ -219,8 +221,6 @@ def take_points(
             wrong = "; ".join(words for placed in places for words in placed.wrong)
             why = f": {wrong}" if wrong else ""
             notes.append(f"{earlier.label}: none of its trials is taken{why}")
-    if looked and starts:
-        notes.append("study.from=null begins without them")
     return starts
 
 
@@ -334,10 +334,12 @@ def find_warm_starts(
     listed = getattr(question.sampler(0), "points", None) is not None
     if wanted == AUTO and (begun is not None or listed or question.suggests):
         wanted = None
-    if not enqueued and not wanted:
-        return WarmStarts()
     mistakes: list[str] = []
     notes: list[str] = []
+    if study["from"] is None and question.trials() > LOOKED and not (listed or question.suggests):
+        notes += offer_earlier(Path(question.config.run_dir))
+    if not enqueued and not wanted:
+        return WarmStarts(notes=notes)
     points = list(_enqueued_points(question, enqueued, mistakes, notes))
     if listed:
         mistakes.append(

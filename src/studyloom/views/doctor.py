@@ -73,11 +73,9 @@ def database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
         The ledgers of its studies too.
     """
     try:
-        ledgers, unread = open_ledgers(url, 0.0)
+        ledgers = open_ledgers(url, 0.0)
     except StorageError as error:
         return Finding(TODO, str(error)), {}
-    if unread:
-        return Finding(TODO, "; ".join(unread.values())), ledgers
     return Finding(OK, without_password(parse_url(url))), ledgers
 
 
@@ -118,10 +116,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
     Raises:
         StorageError: the database cannot be used, or no rule says how a difference is mended.
     """
-    ledgers, unread = open_ledgers(url, 0.0)
-    if name in unread:
-        raise StorageError(unread[name])
-    found = disagreements(ledgers, name)
+    found = disagreements(open_ledgers(url, 0.0), name)
     differences = [f"{one_line(study)}: {words}" for study, _, words in found]
     for difference in differences:
         print(indented(difference), flush=True)
