@@ -1,8 +1,11 @@
 """Files that are written whole or not at all: under exceptions, kills and several writers."""
 
+import contextlib
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,9 @@ from studyloom.files import (
     write_whole,
     write_with,
 )
+from studyloom.pickled import passed_on
 from studyloom.processes import host_id
+from studyloom.training.checkpoint import Checkpoint
 
 # Writes half of a file, reports so, and waits to be killed.
 HALF = """
@@ -153,3 +158,31 @@ def test_a_folder_is_ones_own_once_it_was_marked_where_it_is_and_by_this_user(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "no folder"))
     mark_own(moved)
     assert not is_own(moved)
+
+
+@pytest.mark.parametrize("write", ["write_whole", "passed_on", "checkpoint"])
+def test_a_full_disk_is_named_with_the_file_and_what_to_do(write, tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        writes = {
+            "write_whole": lambda: write_whole(folder / "report.html", bytes(10**6)),
+            "passed_on": lambda: passed_on(["x"], {"x": "y" * 10**6}).__enter__(),
+            "checkpoint": lambda: Checkpoint(folder / "trial.pt", "s").save({"x": bytes(10**6)}),
+        }
+        with pytest.raises(OSError, match="No space left on device; free some space") as caught:
+            writes[write]()
+        assert str(folder) in str(caught.value)
+        assert "choose another with run_dir or TMPDIR" in str(caught.value)
+
+
+@contextlib.contextmanager
+def small_disk(folder):
+    """A disk of 64 KB; skips the test where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -102,7 +102,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
     """Writes a file as `write_whole` does, with what a function writes to the open file."""
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             write(file)
             if durable:
                 file.flush()
@@ -110,6 +110,18 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an error of the body, which writes a file, name the file and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        words = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            words += "; free some space on its disk, or choose another with run_dir or TMPDIR"
+        raise OSError(error.errno, words, str(path)) from error
 
 
 def mark_own(folder: Path) -> None:

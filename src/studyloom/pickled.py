@@ -11,9 +11,11 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from studyloom.errors import ConfigError
+from studyloom.files import naming
 from studyloom.text import error_text
 
 VARIABLE = "STUDYLOOM_PICKLED"  # in the environment of a child: the descriptor of the file
@@ -80,8 +82,9 @@ def passed_on(names: list[str], known: Mapping[str, str], used: Iterable[str]) -
                 ) from error
         raise
     with tempfile.TemporaryFile(prefix="studyloom-") as file:
-        file.write(content)
-        file.flush()
+        with naming(Path(tempfile.gettempdir())):
+            file.write(content)
+            file.flush()
         os.environ[VARIABLE] = str(file.fileno())
         try:
             yield

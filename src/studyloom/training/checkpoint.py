@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studyloom.files import is_abandoned, sync_folder, temporary_name, write_with
+from studyloom.files import is_abandoned, naming, sync_folder, temporary_name, write_with
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 # In earlier ones `weights_only` can be tricked into executing code, CVE-2026-24747.
@@ -50,28 +50,26 @@ class Checkpoint:
         payload = buffer.getvalue()
         new, old = (temporary_name(self.path, kind) for kind in ("new", "old"))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _remove(path for path in self._temporary() if is_abandoned(path))
-            with open(new, "wb") as file:
-                file.write(_header(payload) + b"\n")
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            # The previous file is replaced last, so that at every moment one of the two is whole,
-            # even if the current one is damaged.
-            with suppress(FileNotFoundError):
-                try:
-                    os.link(self.path, old)
-                except OSError:
-                    # Without hard links there is only the previous file for a moment.
-                    os.replace(self.path, self.previous)
-            os.replace(new, self.path)
-            with suppress(FileNotFoundError):
-                os.replace(old, self.previous)
-            sync_folder(self.path.parent)
-        except OSError as error:
-            # The error of a failed write does not name the file.
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+            with naming(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _remove(path for path in self._temporary() if is_abandoned(path))
+                with open(new, "wb") as file:
+                    file.write(_header(payload) + b"\n")
+                    file.write(payload)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # The previous file is replaced last, so that at every moment one of the two is
+                # whole, even if the current one is damaged.
+                with suppress(FileNotFoundError):
+                    try:
+                        os.link(self.path, old)
+                    except OSError:
+                        # Without hard links there is only the previous file for a moment.
+                        os.replace(self.path, self.previous)
+                os.replace(new, self.path)
+                with suppress(FileNotFoundError):
+                    os.replace(old, self.previous)
+                sync_folder(self.path.parent)
         finally:
             with suppress(OSError):
                 _remove((new, old))
