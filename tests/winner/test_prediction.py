@@ -3,6 +3,7 @@
 import functools
 import gzip
 import math
+import os
 from dataclasses import asdict
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from answers import write_winner
 from PIL import Image, ImageDraw
 
+from studyloom.cli import main
 from studyloom.data import Reader
 from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.transform import InputRange
@@ -124,6 +126,20 @@ def test_a_folder_without_a_winner_or_with_weights_of_another_network_says_so(tm
     (folder / "winner.json").write_text('{"data": {}}')
     with pytest.raises(PredictError, match=r"winner\.json: cannot be used"):
         load_network(folder)
+
+
+@pytest.mark.parametrize("name", ["winner.json", "winner.yaml", "winner.pt", ".hydra/hydra.yaml"])
+def test_a_folder_whose_files_never_end_is_refused_at_once(name, tmp_path, capsys):
+    state = MLP((1, 28, 28), 10, hidden=[8]).state_dict()
+    write_winner(tmp_path, {"_target_": MODEL, "hidden": [8]}, state, **FACTS)
+    (tmp_path / ".hydra").mkdir(exist_ok=True)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)  # whoever opens it waits for a writer
+    for command in (["predict", str(tmp_path), __file__], ["compress", str(tmp_path)]):
+        assert main(command) != 0
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.count("error: ") == 2
 
 
 # Tables and arrays
