@@ -166,7 +166,7 @@ def test_a_full_disk_is_named_with_the_file_and_what_to_do(write, tmp_path, monk
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         writes = {
             "write_whole": lambda: write_whole(folder / "report.html", bytes(10**6)),
-            "passed_on": lambda: passed_on(["x"], {"x": "y" * 10**6}).__enter__(),
+            "passed_on": lambda: passed_on(["x"], {"x": "y" * 10**6}, ()).__enter__(),
             "checkpoint": lambda: Checkpoint(folder / "trial.pt", "s").save({"x": bytes(10**6)}),
         }
         with pytest.raises(OSError, match="No space left on device; free some space") as caught:

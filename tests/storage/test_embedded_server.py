@@ -171,7 +171,7 @@ def test_damaged_files_are_told_with_how_to_go_on(folder, use):
     with pytest.raises(ServerError) as caught:
         serve(f"embedded_postgres:///{folder}", own=True)
     assert "did not start: " in str(caught.value)
-    assert f"delete {folder} or name another run_dir" in str(caught.value)
+    assert f"put a copy of {folder} back, or delete it" in str(caught.value)
 
 
 @pytest.mark.chaos

@@ -17,7 +17,7 @@ from toys import ask
 from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.attributes import ENQUEUED
 from studyloom.study import earlier_studies, warm_start
-from studyloom.study.earlier_studies import Remembered, find_earlier
+from studyloom.study.earlier_studies import find_earlier
 from studyloom.study.opening import open_study
 from studyloom.study.stopping import Stop
 from studyloom.study.warm_start import enqueue, find_warm_starts, sources_of
@@ -138,7 +138,7 @@ def test_reading_that_takes_long_says_so_and_a_signal_ends_it(runs, monkeypatch,
     finished_run(runs / "a")
     reading = threading.Event()
     monkeypatch.setattr(earlier_studies, "PATIENCE", 0.01)
-    monkeypatch.setattr(Remembered, "_look_into", lambda *_: reading.wait(60))
+    monkeypatch.setattr(earlier_studies, "read_run", lambda _: reading.wait(60))
     with Stop() as stop:
         stop.signal = signal.SIGINT  # the first one
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()

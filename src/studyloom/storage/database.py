@@ -320,7 +320,8 @@ def untrusted(seconds: float | None) -> Iterator[None]:
 
 def _limit(connection: Any, _: Any) -> None:
     """Limits a new connection to an untrusted file: its time, its cells, and no code."""
-    if (end := call_state.untrusted_until) is None:
+    end = call_state.untrusted_until
+    if end is None or not isinstance(connection, sqlite3.Connection):
         return
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_CELL)
     connection.set_progress_handler(lambda: time.monotonic() > end, 10_000)
@@ -497,8 +498,7 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
         connect_args=arguments,
     )
     event.listen(engine, "do_connect", _keep_to_deadline)
-    if is_sqlite(address):
-        event.listen(engine, "connect", _limit)
+    event.listen(engine, "connect", _limit)
     return engine
 
 

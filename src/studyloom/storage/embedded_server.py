@@ -142,16 +142,12 @@ def _address(folder: Path) -> str:
 def _why_not_started(folder: Path, log: Path) -> str:
     """Explains from a keeper's log why its server does not run, and how to continue."""
     text = log.read_text(errors="replace")
-    reasons = re.findall(r"(?:FATAL|PANIC|error|Error): *(.+)", text)
-    way_out = (
-        f"if its files are damaged, put a copy of {folder} back; without one its trials are lost: "
-        f"delete {folder} or name another run_dir"
-    )
+    reason = re.search(r"(?:FATAL|PANIC|[Ee]rror): *(.+)", text)
+    way_out = f"if its files are damaged, put a copy of {folder} back, or delete it with its trials"
     if re.search("No space left|free disk space", text):
-        way_out = f"free some space on the disk of {folder}, and repeat the command"
-    return (
-        f"its server did not start: {[*reasons, 'it said nothing'][0]}; {log} has more; {way_out}"
-    )
+        way_out = "free some space on its disk"
+    why = reason[1] if reason else "it gave no reason"
+    return f"its server did not start: {why}; {log} has more; {way_out}"
 
 
 def is_keeper(process: psutil.Process) -> bool:

@@ -36,7 +36,7 @@ from studyloom.text import mask_passwords, one_line
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s
 MOST_TRIALS = 10_000  # of a study that is read; 10 000 take 0.5 s
 MOST_SECONDS = 3.0  # for reading a study that nobody has named, or that is untrusted
-MOST_SECONDS_OF_ALL = 10.0  # after which no further one is read
+MOST_OF_ALL = 10.0  # seconds after which no further one is read
 PATIENCE = 2.0  # seconds until a line says what a command waits for
 SCAN = 0.5  # seconds for the names of what lies next to a run directory
 MOST_NOTES = 5  # about studies that are left out
@@ -124,7 +124,7 @@ class Remembered:
 
     def search(self, url: str, name: str, run_dir: Path) -> None:
         """Looks in the database of the study that begins, which may not exist yet, and beside."""
-        names, end = list[str](), time.monotonic() + MOST_SECONDS_OF_ALL
+        names, end = list[str](), time.monotonic() + MOST_OF_ALL
         try:
             names = [each for each in reversed(study_names(url, 0.0)) if each != name]
         except StorageError:  # there is none yet; or the command will say itself what is wrong
@@ -137,10 +137,9 @@ class Remembered:
             label = str(study) if isinstance(study, Path) else f"study {study!r} of this database"
             try:
                 with untrusted(MOST_SECONDS):
-                    if isinstance(study, Path):
-                        self._look_into(study)
-                    else:
-                        self._look(url, study, label)
+                    where = read_run(study) if isinstance(study, Path) else (url, study)
+                    if isinstance(study, str) or folder_of(where[0]) is None:
+                        self._look(*where, label)
             except Exception as error:  # whatever is made of what somebody else has written
                 self._left_out.append(f"{label} cannot be read: {describe_error(error)}")
         if len(found) > MOST_STUDIES:
@@ -152,12 +151,6 @@ class Remembered:
             self.notes.append(f"study.from={AUTO}: {mask_passwords(one_line(line))}; left out")
         if (more := len(self._left_out) - MOST_NOTES) > 0:
             self.notes.append(f"study.from={AUTO}: {more} more are left out")
-
-    def _look_into(self, folder: Path) -> None:
-        """Reads the study of a run directory, which may be somebody else's."""
-        url, name = read_run(folder)
-        if folder_of(url) is None:
-            self._look(url, name, str(folder))
 
     def _look(self, url: str, name: str, label: str) -> None:
         """Reads a study, if it is a finished one of ours that asks another question."""
@@ -189,9 +182,7 @@ def find_earlier(url: str, name: str, run_dir: Path, question: Mapping[str, Any]
     search.start()
     search.join(PATIENCE)
     if search.is_alive():
-        log.warning(
-            "study.from=%s: reads earlier studies, for at most %g s", AUTO, MOST_SECONDS_OF_ALL
-        )
+        log.warning("study.from=auto: reads earlier studies, for at most %g s", MOST_OF_ALL)
         search.join()
     return remembered
 
@@ -219,9 +210,9 @@ def offer_earlier(run_dir: Path) -> list[str]:
         with contextlib.suppress(OSError):
             status = (folder / "study.db").lstat()
             holds += stat.S_ISREG(status.st_mode) and status.st_size > 0
-    studies = "1 earlier study lies" if holds == 1 else f"{holds} earlier studies lie"
+    lie = "1 earlier study lies" if holds == 1 else f"{holds} earlier studies lie"
     fits = "study.from=auto tries the best configurations of those that fit first"
-    return [f"{studies} next to {run_dir}: {fits}"] if holds else []
+    return [f"{lie} next to {run_dir}: {fits}"] if holds else []
 
 
 @dataclass(frozen=True)
