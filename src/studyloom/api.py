@@ -1,9 +1,10 @@
 """studyloom from Python: run a study, and look at it. Importing this module imports no torch."""
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, shown_at_call
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.script import end_import, note_script
 from studyloom.storage.attributes import MADE
@@ -289,6 +290,7 @@ def _frame(rows: Rows) -> Any:
     return pandas.DataFrame.from_records(list(rows.cells), columns=list(rows.columns))
 
 
+@shown_at_call
 def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
     """Opens a study that exists, also one that runs just now.
 
@@ -330,12 +332,14 @@ def _run(
     def conduct(cfg: DictConfig, arguments: tuple[str, ...]) -> Study:
         # The time since the process began is that of a notebook, and not that of the study.
         program = invocation.program
-        command = Command(program, arguments, lambda: time.monotonic() - began, is_call)
+        kind = "cell" if "ipykernel" in sys.modules else "call"
+        command = Command(program, arguments, lambda: time.monotonic() - began, is_call, kind)
         return _conduct(cfg, command, quiet=quiet)
 
     return invocation.call(overrides, conduct)
 
 
+@shown_at_call
 def search(
     subject: Callable[..., Any],
     *,
@@ -459,8 +463,10 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
         finally:
             outputs.finish(exit_code(code, stop), reason)
     if stop.signal is not None:
-        signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
-        raise KeyboardInterrupt("the study was stopped; the same call resumes it") from error
+        with suppress(KeyboardInterrupt):  # of Python's own handler, which has no words
+            signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
+        words = f"the study was stopped; the same {command.kind} resumes it"
+        raise KeyboardInterrupt(words) from error
     stored = opening.open_study(prepared.url, str(cfg.study.name), DEADLINE)
     return Study(stored, prepared.run_dir.absolute())
 

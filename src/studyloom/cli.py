@@ -14,7 +14,7 @@ from contextlib import suppress
 from studyloom.commands.options import replace_unencodable
 from studyloom.commands.parser import make_parser
 from studyloom.errors import StudyloomError, print_errors
-from studyloom.processes import collect_as_usual, collect_rarely
+from studyloom.processes import collect_as_usual, collect_rarely, open_streams
 from studyloom.text import PrintableFormatter, mask_passwords
 
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error; each error with a line that says what is wrong; 130 after Ctrl-C; what
         `status --check`, `stop` and `pause` return.
     """
+    open_streams()
     replace_unencodable()
     collect_rarely()
     last_resort = logging.lastResort  # writes what no handler takes

@@ -6,13 +6,16 @@ from and the way out. `exit_code` is the code with which most commands end that 
 """
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Sequence
-from typing import ClassVar, NoReturn
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NoReturn, ParamSpec, TypeVar
 
 from studyloom.text import indented, mask_passwords
 
+P = ParamSpec("P")
+R = TypeVar("R")
 # How the errors about shapes and types of data, networks and losses end.
 TRAIN_IT_YOURSELF = "or train it yourself: studyloom new NAME --kind loop"
 
@@ -231,6 +234,25 @@ def exit_with(error: Exception, code: int) -> NoReturn:
         raise error
     print_errors(error)
     sys.exit(code)
+
+
+def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
+    """Has an error of a function of the Python API end where the user's code calls it.
+
+    Its traceback leaves out studyloom's own frames, and what caused it, unless HYDRA_FULL_ERROR=1.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True  # by IPython and pytest
+        try:
+            return function(*args, **kwargs)
+        except (StudyloomError, KeyboardInterrupt) as error:
+            if wants_tracebacks():
+                raise
+            raise error.with_traceback(None) from None  # HYDRA_FULL_ERROR=1 shows all
+
+    return call
 
 
 def wants_tracebacks() -> bool:

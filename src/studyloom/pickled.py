@@ -8,6 +8,7 @@ nobody else can open it, and it is gone with the last of them.
 import contextlib
 import os
 import pickle
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +18,15 @@ from typing import Any
 from studyloom.errors import ConfigError
 from studyloom.files import naming
 from studyloom.text import error_text
+from studyloom.user_code import importing_module
 
-VARIABLE = "STUDYLOOM_PICKLED"  # in the environment of a child: the descriptor of the file
+# In the environment of a child: the descriptor of the file, and the word with which it begins.
+VARIABLE = "STUDYLOOM_PICKLED"
 MAIN = "__main__."  # before the name of what the calling program defines
 OWN = (MAIN, f"{__name__}.")  # before each name that no other program knows
 
 _objects: dict[str, Any] = {}  # the Datasets and others that the program has given, by name
+_files: dict[int, str] = {}  # the word of the file that is passed on, by its descriptor
 digests: dict[str, str] = {}  # in a worker: of the sources of what the program defines
 
 
@@ -82,27 +86,44 @@ def passed_on(names: list[str], known: Mapping[str, str], used: Iterable[str]) -
                 ) from error
         raise
     with tempfile.TemporaryFile(prefix="studyloom-") as file:
+        word = secrets.token_hex()
         with naming(Path(tempfile.gettempdir())):
-            file.write(content)
+            file.write(word.encode() + content)
             file.flush()
-        os.environ[VARIABLE] = str(file.fileno())
+        _files[file.fileno()] = word
         try:
             yield
         finally:
-            del os.environ[VARIABLE]
+            _files.clear()
 
 
-def descriptors() -> tuple[int, ...]:
-    """Returns the descriptor that a child must inherit, if there is one."""
-    return tuple(int(os.environ[name]) for name in (VARIABLE,) if name in os.environ)
+def passed_to_child(variables: Mapping[str, str], *descriptors: int) -> dict[str, Any]:
+    """Returns the arguments of `subprocess.Popen` by which a worker gets what is passed on, too.
+
+    Args:
+        variables: more of the child's environment.
+        descriptors: further files that it inherits.
+    """
+    environment = os.environ | variables
+    for number, word in _files.items():
+        environment[VARIABLE] = f"{number} {word}"
+    return {"env": environment, "pass_fds": [*descriptors, *_files]}
 
 
 def receive() -> None:
-    """Defines in this worker what its program has passed on, in `__main__` as there."""
-    for descriptor in descriptors():
-        size = os.fstat(descriptor).st_size
-        content = os.pread(descriptor, size, 0)
-        defined, given, known = pickle.loads(content)
+    """Defines in this worker what its program has passed on, in `__main__` as there.
+
+    What this process starts is told of the file by `passed_to_child` only. Any other file that is
+    open under its number lacks the word, and is not unpickled.
+    """
+    number, _, word = os.environ.pop(VARIABLE, "-1 ").partition(" ")
+    descriptor, content = int(number), b""
+    with contextlib.suppress(OSError):  # the number is of no file
+        content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    if word and content.startswith(word.encode()):
+        _files[descriptor] = word
+        with importing_module("__main__"):
+            defined, given, known = pickle.loads(memoryview(content)[len(word) :])
         vars(sys.modules["__main__"]).update(defined)
         _objects.update(given)
         digests.update(known)

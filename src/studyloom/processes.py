@@ -119,6 +119,29 @@ def signals_deferred() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ending_at_interrupt() -> Iterator[None]:
+    """Ends the process with a line and exit code 130 at a Ctrl-C that no study handles yet."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopped before the first trial\n")
+        sys.exit(128 + signal.SIGINT)
+
+
+def open_streams() -> None:
+    """Opens the standard streams that were closed by whoever started this process, as by `>&-`.
+
+    Without it the next file that is opened would get the number of standard output.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r+")  # noqa: SIM115  # the lowest free number is its own
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+@contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Imports torch and what needs it in the body: a signal waits, and later collections skip it.
 

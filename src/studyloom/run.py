@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from studyloom.errors import shown_at_call
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from studyloom.api import Study
 
 
+@shown_at_call
 def run(
     source: "str | Path | DictConfig", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> "Study":

@@ -6,9 +6,10 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,7 +48,7 @@ from studyloom.files import is_newer, write_whole
 from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
-from studyloom.launch.task import WORKER_VARIABLE, Command, Task
+from studyloom.launch.task import WORKER_VARIABLE, Command, Task, launcher_class
 from studyloom.pickled import receive
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual, worker_id
@@ -83,25 +84,14 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     command = replace(command, age=lambda: time.monotonic() - began)
     told = take_environment()  # before any fork, and in workers that a launcher starts
     if WORKER_VARIABLE in os.environ:
-        receive()
-        run_here(cfg, command, Line.of_launcher())
-
-    def run_watched(line: Line, death: Death | None) -> NoReturn:
-        launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
-        local = launcher.get("_target_") == "studyloom.launch.Local"
-        forks = local and not cfg.study.dry_run and can_fork()
-        server = ForkServer(lambda line: run_here(cfg, command, line)) if forks else None
-        with closing(server) if server else nullcontext():
-            run_here(cfg, command, line, server, death, told)
-
-    watch(run_watched)
+        run_here(cfg, replace(command, is_worker=True), Line.of_launcher())
+    watch(lambda line, death: run_here(cfg, command, line, death, told))
 
 
 def run_here(
     cfg: DictConfig,
     command: Command,
     line: Line,
-    fork_server: ForkServer | None = None,
     death: Death | None = None,
     told: Mapping[str, str] | None = None,
 ) -> NoReturn:
@@ -112,13 +102,20 @@ def run_here(
         death: of the process in whose place this one goes on.
         told: the variables that say what is told and to whom; a worker tells nothing.
     """
-    worker, code = WORKER_VARIABLE in os.environ, 0
-    prepare_logging(logging.INFO if worker else logging.WARNING)
-    peers = start_ranks(cfg, command, line, lambda ranks: follower(cfg, ranks))
-    line.follow()
-    with line.ending(), peers, Stop(cfg.study.timeout, line.is_asked) as stop:
-        outputs = Outputs(told)
+    worker, code = command.is_worker, 0
+    os.environ.pop(WORKER_VARIABLE, None)  # a command that a trial starts is no worker
+    run_worker = partial(run_here, cfg, replace(command, is_worker=True))
+    may_fork = not worker and not cfg.study.dry_run and can_fork()
+    with ExitStack() as ending, line.ending(), Stop(cfg.study.timeout, line.is_asked) as stop:
+        outputs, server = Outputs(told), None
+        if may_fork and getattr(launcher_class(cfg), "may_fork", False):
+            server = ending.enter_context(closing(ForkServer(run_worker)))
+        prepare_logging(logging.INFO if worker else logging.WARNING)
         try:
+            receive()
+            peers = start_ranks(cfg, command, line, lambda ranks: follower(cfg, ranks))
+            ending.enter_context(peers)
+            line.follow()
             outputs.open()
             prepared = prepare(cfg, peers.connect(), joins=worker)
             if cfg.study.dry_run:
@@ -132,7 +129,7 @@ def run_here(
         except Interrupted:  # the second signal; no trial is held yet
             outputs.finish(128 + (stop.signal or 2), "stopped at once")
             sys.exit(128 + (stop.signal or 2))
-        task = task_of(prepared, plan, command, line, fork_server)
+        task = task_of(prepared, plan, command, line, server)
         stops = not (worker and line.is_connected)  # else the launcher stops its workers
         try:
             with telling_end(outputs, stop), following(plan.search.stored, stop, stops=stops):
@@ -300,7 +297,7 @@ def _search_and_report(
         stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
     if stop():
         why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
-        say(console, f"{why}; the same command goes on from here")
+        say(console, f"{why}; the same {task.command.kind} goes on from here")
     elif words := end_of_search(snapshot, trials, todo):
         say(console, words)
     if trials < snapshot.budget:
@@ -314,7 +311,8 @@ def _search_and_report(
     if stop():
         return 0
     if left := plan.todo():
-        say(console, f"{left} trials or trainings are left; the same command goes on with them")
+        again = f"the same {task.command.kind} goes on with them"
+        say(console, f"{left} trials or trainings are left; {again}")
     return 0 if snapshot.best is not None and not left else 1
 
 

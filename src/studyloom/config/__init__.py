@@ -27,10 +27,11 @@ def __getattr__(name: str) -> Any:
     # Lazy, so that `studyloom.config.trust` checks a config without importing Hydra.
     if name != "hydra_main":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from studyloom.processes import collect_rarely, signals_deferred
+    from studyloom.processes import collect_rarely, ending_at_interrupt, signals_deferred
 
     collect_rarely()  # a page imports the rest next, until it is decorated
-    with signals_deferred():  # a Ctrl-C in the midst comes out of the libraries as any error
+    # A Ctrl-C in the middle would come out of the libraries as any error.
+    with ending_at_interrupt(), signals_deferred():
         from studyloom.config.main import hydra_main
 
     return hydra_main

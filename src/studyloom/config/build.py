@@ -3,10 +3,6 @@
 import functools
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
-from pkgutil import resolve_name
-from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +13,7 @@ from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN
 from studyloom.script import ELSEWHERE
 from studyloom.text import nearest
+from studyloom.user_code import find_member
 
 Section = DictConfig | Mapping[str, Any]
 SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as Hydra has them
@@ -39,27 +36,17 @@ def find_target(section: Section, key: str = "") -> Any:
         raise ConfigError(f"{key} must have a _target_, the dotted name of a class or function")
     name = section["_target_"]
     try:
-        target = _resolve(name)
+        target = find_member(name)
         if not callable(target):
             raise TypeError(f"it is a {type(target).__name__}, which cannot be called")
+    except ConfigError:  # the module does what no import should do, whatever key names it
+        raise
     except Exception as error:  # whatever a user's module raises when it is imported
         hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
         if name.startswith(MAIN) and isinstance(error, AttributeError):
             raise ConfigError(f"{key}._target_: {name} {ELSEWHERE}") from error
         raise ConfigError(f"{key}._target_={name}: {describe_error(error)}{hint}") from error
     return target
-
-
-def _resolve(name: str) -> Any:
-    """Imports what a dotted name says; `resolve_name` hides why a module cannot be imported."""
-    try:
-        return resolve_name(name)
-    except AttributeError as error:
-        if isinstance(error.obj, ModuleType) and hasattr(error.obj, "__path__"):
-            module = f"{error.obj.__name__}.{error.name}"
-            if find_spec(module) is not None:
-                import_module(module)
-        raise
 
 
 def build(section: Section, key: str = "", **offered: Any) -> Any:

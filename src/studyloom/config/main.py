@@ -30,6 +30,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from studyloom import processes
 from studyloom._version import __version__
 from studyloom.config.compose import GROUPS, composing_once, register, restored_hydra
 from studyloom.config.overrides import (
@@ -45,8 +46,8 @@ from studyloom.config.trust import Guard, guarded
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError, LaunchError, print_errors, wants_tracebacks
 from studyloom.files import write_whole
-from studyloom.processes import collect_as_usual, collect_rarely
 from studyloom.text import mask_passwords
+from studyloom.user_code import importing_module, refuse_while_importing
 
 Result = TypeVar("Result")
 Task = Callable[[DictConfig], None]
@@ -71,7 +72,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
-    collect_as_usual()
+    processes.collect_as_usual()
 
     def decorate(task: Task) -> Callable[[], None]:
         folder = folder_of_configs(task, config_path)
@@ -87,9 +88,12 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             task(cfg)
 
         @functools.wraps(task)
+        @processes.ending_at_interrupt()
         def run() -> None:
+            refuse_while_importing()
+            processes.open_streams()
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
-            collect_rarely()  # until trials begin
+            processes.collect_rarely()  # until trials begin
             try:
                 argv = sys.argv[1:] = arguments(sys.argv[1:])
             except ConfigError as error:
@@ -290,27 +294,28 @@ class Invocation:
             ConfigError: all mistakes of the overrides, or the config does not compose.
             LaunchError: this process runs a study already.
         """
+        refuse_while_importing()
         check_overrides(overrides)
+        processes.open_streams()
         if not _running.acquire(blocking=False):
             raise LaunchError(
                 "this process runs a study already, and can run one at a time; "
                 "start this one in a process of its own"
             )
         results: list[Result] = []
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
 
         def job(cfg: DictConfig) -> None:
             try:
                 if mistakes := mistakes_in(cfg):
                     raise ConfigError(mistakes)
                 results.append(task(cfg, tuple(argv)))
-            except Exception as error:  # past Hydra, which would print it
+            except BaseException as error:  # past Hydra, which would print it
                 errors.append(error)
 
-        variables = restored_environment(EVENTS, NOTIFY, JSON, WORKER, "PYTHONPATH")
+        variables = restored_environment(EVENTS, NOTIFY, JSON, "PYTHONPATH")
         try:
             with variables, restored_hydra(), module_path(self.root):
-                os.environ.pop(WORKER, None)  # whose objective runs a study of its own
                 os.environ["PYTHONPATH"] = os.pathsep.join(own_module_path())  # for the workers
                 argv = arguments(overrides)
                 register()
@@ -372,7 +377,7 @@ def _of_file(path: Path) -> Invocation:
 
 def _of_page(path: Path) -> Invocation:
     root, name = _module_of(path.resolve())
-    with module_path(root):
+    with module_path(root), importing_module(name):
         module = _import_page(path, name)
     pages = [
         value

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from shlex import quote
 from typing import Any
 
@@ -28,6 +27,7 @@ from studyloom.moved import MOVED
 from studyloom.pickled import MAIN
 from studyloom.script import ELSEWHERE, script_as_main
 from studyloom.text import name_error, nearest, no_such_key
+from studyloom.user_code import find_member
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
@@ -313,7 +313,7 @@ def _distrust(target: Any, key: str, trusted: Sequence[str]) -> Mistake | None:
         return ELSEWHERE if target.startswith(MAIN) else _way_out(need), need
     parent, _, name = target.rpartition(".")
     try:
-        member = resolve_name(f"{MOVED.get(parent, parent)}.{name}")
+        member = find_member(f"{MOVED.get(parent, parent)}.{name}")
     except Exception as error:  # whatever a user's module raises when it is imported
         return f"cannot be imported: {name_error(error)}", None
     if not (inspect.isclass(member) or inspect.isroutine(member)):

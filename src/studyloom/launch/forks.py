@@ -67,6 +67,8 @@ class Watch:
     def __init__(self) -> None:
         self._asked = False  # whether this process was asked to stop
         self._child: tuple[int, Listener] | None = None
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # so the end of a child is known
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._before = {*psutil.Process().children(recursive=True)}
         # As those of Stop: a SIGHUP that is ignored stays so.
         self._handlers = {

@@ -19,7 +19,7 @@ from studyloom.launch.forks import ForkedWorker, ForkServer
 from studyloom.launch.line import VARIABLE, Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
-from studyloom.pickled import descriptors
+from studyloom.pickled import passed_to_child
 from studyloom.processes import MARK, cores, host_id, worker_id
 from studyloom.question.jobs import training_device
 from studyloom.study.stopping import Stop
@@ -35,6 +35,7 @@ class Join:
 
     ranks: int = 1
     leaves_host = False
+    starts_ranks = True
 
     def __post_init__(self) -> None:
         check_count("ranks", self.ranks)
@@ -52,7 +53,7 @@ class Join:
                 f"launcher=join launcher.ranks={self.ranks}: ranks need processes of their own, "
                 "which only a command starts; use the command, or launcher=local"
             )
-        if WORKER_VARIABLE in os.environ:  # the launcher renews the lease
+        if task.command.is_worker:  # the launcher renews the lease
             task.work(stop)
             return
         with renewing_leases(task, lambda: [worker_id(os.getpid())]):
@@ -77,6 +78,7 @@ class Local:
     per_gpu: int = 1
     ranks: int = 1
     leaves_host = False
+    may_fork = True
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, auto=True)
@@ -95,6 +97,8 @@ class Local:
         slots = task.todo()
         if self.works_here(task, slots):
             Join().launch(task, stop)
+            return
+        if not slots:  # others have ended the last trials meanwhile
             return
         count = self.count(slots)
         command = [sys.executable, *task.command.worker(self.ranks)]
@@ -224,12 +228,11 @@ class LocalWorker:
         with self.log.open("ab") as output:
             return subprocess.Popen(
                 self.command,
-                env=os.environ | self.environment | {VARIABLE: str(line)},
-                pass_fds=[line, *descriptors()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                **passed_to_child(self.environment | {VARIABLE: str(line)}, line),
             )
 
 

@@ -27,8 +27,8 @@ from studyloom.config.values import describe_error
 from studyloom.errors import ConfigError, wants_tracebacks
 from studyloom.launch.line import Line
 from studyloom.launch.supervisor import WorkerExit
-from studyloom.launch.task import WORKER_VARIABLE, Command, process_age
-from studyloom.pickled import descriptors
+from studyloom.launch.task import WORKER_VARIABLE, Command, launcher_class
+from studyloom.pickled import passed_to_child
 from studyloom.processes import end_with
 from studyloom.study.stopping import Stop
 from studyloom.text import printable
@@ -56,8 +56,8 @@ def start_ranks(cfg: DictConfig, command: Command, line: Line, train: Train) -> 
     if (mark := os.environ.pop(VARIABLE, None)) is not None:
         count, descriptor, parent = map(int, mark.split())
         _train(Ranks(int(os.environ["RANK"]), count, [Connection(descriptor)]), parent, train)
+    joins = command.is_worker or getattr(launcher_class(cfg), "starts_ranks", False)
     launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
-    joins = launcher.get("_target_") == "studyloom.launch.Join" or WORKER_VARIABLE in os.environ
     count = launcher.get("ranks", 1)  # a wrong number is reported elsewhere
     if type(count) is not int or count <= 1 or not joins or cfg.study.dry_run:
         return Peers(line)
@@ -72,14 +72,13 @@ def start_ranks(cfg: DictConfig, command: Command, line: Line, train: Train) -> 
         peers.lines.append(ours)
         variables = _variables(rank, count, listener.getsockname()[1]) | {
             VARIABLE: f"{count} {theirs.fileno()} {os.getpid()}",
-            WORKER_VARIABLE: f"{process_age():.3f}",
+            WORKER_VARIABLE: f"{command.age():.3f}",
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
         }
         process = subprocess.Popen(
             [sys.executable, *command.worker()],
-            env=os.environ | variables,
-            pass_fds=[theirs.fileno(), *descriptors()],
             stdin=subprocess.DEVNULL,
+            **passed_to_child(variables, theirs.fileno()),
         )
         peers.processes.append(process)
         theirs.close()

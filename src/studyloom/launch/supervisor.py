@@ -196,7 +196,9 @@ class Supervisor:
         if self._stopped is not None or not self.task.todo():
             return
         worker.failures = 0 if held or "claimed" in said else worker.failures + 1
-        if worker.failures <= (SIGNALLED if released or worker_exit.signal in STOPS else RESTARTS):
+        refused = "claimed" not in said and said.get("ended") == "2"  # so would the next one
+        limit = SIGNALLED if released or worker_exit.signal in STOPS else RESTARTS
+        if not refused and worker.failures <= limit:
             worker.start()
 
     def _last_log_lines(self) -> str:

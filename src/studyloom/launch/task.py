@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from omegaconf import DictConfig
 
+from studyloom.config.build import find_target
 from studyloom.config.overrides import Override
-from studyloom.errors import StorageLost
+from studyloom.errors import ConfigError, StorageLost
 from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.reporter import Limits
@@ -38,12 +40,16 @@ class Command:
         program: what Python is given before the overrides, such as ("-m", "studies.mnist").
         age: returns the seconds for which the command has run.
         is_call: whether a person called a function in its place.
+        kind: what a person repeats to resume the study: the same command, call or cell.
+        is_worker: whether a launcher has started this process as a worker.
     """
 
     program: tuple[str, ...]
     arguments: tuple[str, ...]
     age: Callable[[], float] = process_age
     is_call: bool = False
+    kind: str = "command"
+    is_worker: bool = False
 
     @classmethod
     def of_this_process(cls) -> "Command":
@@ -102,6 +108,8 @@ class Launcher(Protocol):
 
     Attributes:
         leaves_host: whether workers may run on other hosts, which see no file of this one.
+        may_fork: if true, a worker may be a fork of this process.
+        starts_ranks: if true, the worker in this process starts the other ranks of its trials.
     """
 
     @property
@@ -120,6 +128,13 @@ class Launcher(Protocol):
             LaunchError: workers die before they claim a trial.
             StorageLost: the database stays away.
         """
+
+
+def launcher_class(cfg: DictConfig) -> Any:
+    """Returns what a config names as its launcher; None if that is wrong, as `prepare` reports."""
+    with contextlib.suppress(ConfigError):
+        return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
+    return None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from studyloom.question.loop import WITH_TRIAL, how_called
 from studyloom.question.sources import check_readable
 from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
+from studyloom.user_code import find_member
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
 READ_ARRAYS = "studyloom.data.read_arrays"
@@ -201,7 +201,7 @@ def _plain(key: str, value: Any, mistakes: list[str]) -> Any:
 def _why_not_found(target: str, subject: Any) -> list[str]:
     """Says why no worker could find a class or function by its dotted name."""
     try:
-        if resolve_name(target) is subject:
+        if find_member(target) is subject:
             check_readable(subject)
             return []
     except ConfigError as error:

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 from types import CodeType
 from typing import Any
 
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import PACKAGE
 from studyloom.pickled import MAIN, digests
+from studyloom.user_code import find_member
 
 CODE = "code."  # what the keys of digests begin with; the module follows
 DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
@@ -102,7 +102,7 @@ def targets(value: Any) -> Iterator[str]:
 def _parts(target: str) -> Iterable[Any]:
     """Returns the functions and classes of a target: itself, and the bases of a class."""
     try:
-        return _parts_of(resolve_name(target))
+        return _parts_of(find_member(target))
     except Exception:  # `validate` reports what cannot be imported
         return ()
 
@@ -216,7 +216,7 @@ def sources_of_main(sections: Any) -> dict[str, str]:
     for target in targets(sections):
         if target.startswith(MAIN):
             with suppress(Exception):  # `validate` reports what is not there
-                sources[target] = source_of(resolve_name(target))
+                sources[target] = source_of(find_member(target))
     return sources
 
 

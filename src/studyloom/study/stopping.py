@@ -85,6 +85,8 @@ class Stop:
                 ignored = signal.getsignal(number) is signal.SIG_IGN
                 if not (ignored and number == signal.SIGHUP):  # ignored under `nohup`
                     self._handlers[number] = signal.signal(number, self._handle)
+            if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # so the end of a child is known
+                self._handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -27,7 +27,6 @@ from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 
 OURS = ("seed", "trial", "checkpoint_dir")
-INTERNAL = ("STUDYLOOM_WORKER", "STUDYLOOM_LINE")  # what our own processes tell one another
 PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
 # What may be named in a command and decide a value. Others, such as .json, may be its results.
 SOURCES = {".py", ".sh", ".yaml", ".yml", ".toml"}
@@ -121,9 +120,8 @@ class Command:
         ours = {"seed": run.seed, "trial": run.trial, "checkpoint_dir": run.dir.absolute()}
         words = _fill(self.run, _params(config) | ours)
         told = {f"STUDYLOOM_{name.upper()}": str(value) for name, value in ours.items()}
-        inherited = {name: os.environ[name] for name in os.environ if name not in INTERNAL}
         # Python would hold back what it prints into a file.
-        environment = inherited | {"PYTHONUNBUFFERED": "1"} | told
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"} | told
         stage = "" if run.stage == "search" else f"{run.stage}-"
         # A replay has no run directory, and a log of its own for as long as it runs.
         folder = OmegaConf.select(config, "run_dir") or run.dir

@@ -1,0 +1,103 @@
+"""The user's code when it is imported, and objects that a program passes on to its workers."""
+
+import os
+import pickle
+import sys
+import tempfile
+
+import pytest
+
+import studyloom
+from studyloom import pickled
+from studyloom.errors import ConfigError
+from studyloom.pickled import passed_on, passed_to_child, receive
+from studyloom.question.sources import code_digests
+from studyloom.user_code import find_member
+
+GUARD = r'put that below `if __name__ == "__main__":`$'
+# As many of pytorch/examples do.
+PARSES = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int, default=2)
+args = parser.parse_args()
+"""
+SEARCHES = """
+import studyloom
+def train(run, *, lr=0.1): ...
+studyloom.search(train, minimize="loss", space={"lr": studyloom.Float(0.1, 1.0)}, workers=2)
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """A function that writes a module, found by its name while the test runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program", "study.trials=3", "launcher=join"])
+    written = []
+
+    def write_module(name, text):
+        written.append(name)
+        (tmp_path / f"{name}.py").write_text(text)
+
+    yield write_module
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def test_a_module_that_parses_a_command_line_sees_none_of_ours(write):
+    write("parses", PARSES)
+    assert find_member("parses.args").epochs == 2
+    assert sys.argv == ["program", "study.trials=3", "launcher=join"]
+
+
+def test_a_module_that_ends_its_process_when_it_is_imported_is_named(write, capsys):
+    write("demands", PARSES.replace("--epochs", "epochs"))
+    words = r"^demands: ends its process when it is imported \(SystemExit: 2\), as a module does "
+    with pytest.raises(ConfigError, match=words + rf"that parses the command line; {GUARD}"):
+        find_member("demands.args")
+    assert "required: epochs" in capsys.readouterr().err
+    assert code_digests({"model": {"_target_": "demands.args"}}) == {}
+
+
+def test_a_module_that_searches_when_it_is_imported_is_named_and_starts_no_worker(write, tmp_path):
+    write("searches", SEARCHES)
+    write("imports", "import searches\n")
+    for name in ("searches.train", "imports.searches.train"):
+        with pytest.raises(ConfigError, match=rf"^searches: runs a study when it is.*; {GUARD}"):
+            find_member(name)
+    assert [path.name for path in tmp_path.rglob("*.db")] == []
+
+
+def test_a_study_module_without_a_guard_is_named(write, tmp_path):
+    write("bare", "import studyloom\nstudyloom.run('mnist')\n")
+    with pytest.raises(ConfigError, match="^bare: runs a study when it is imported"):
+        studyloom.run(tmp_path / "bare.py", quiet=True)
+
+
+class Deed:
+    def __reduce__(self):
+        return (pytest.fail, ("it was unpickled",))
+
+
+def test_a_worker_unpickles_the_file_that_was_handed_over_and_no_other(monkeypatch):
+    monkeypatch.setattr(pickled, "_objects", {"number": 7})
+    with passed_on(["studyloom.pickled.take"], {}):
+        (told,) = [
+            each for each in passed_to_child({})["env"].items() if each not in os.environ.items()
+        ]
+        pickled._objects.clear()
+        monkeypatch.setenv(*told)
+        receive()
+        assert pickled._objects == {"number": 7}
+    descriptor, word = told[1].split()
+    with tempfile.TemporaryFile() as other:
+        other.write(b"0" * len(word) + pickle.dumps(({}, {"deed": Deed()}, {})))
+        other.flush()
+        for number in (str(other.fileno()), descriptor, "987654"):  # another, closed, none
+            monkeypatch.setenv(pickled.VARIABLE, f"{number} {word}")
+            receive()
+            assert pickled.VARIABLE not in os.environ
+    assert "deed" not in pickled._objects
+    assert pickled.VARIABLE not in passed_to_child({})["env"]
