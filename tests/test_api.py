@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 import hydra
 import numpy as np
@@ -277,6 +278,52 @@ def test_an_interrupt_releases_the_trials_and_is_raised(tmp_path, workers, numbe
     stored = open_study(f"sqlite:///{run_dir}/study.db", "mnist")
     assert stored.ledger.counts()["held"] == 0
     stored.close()
+
+
+# How errors are shown
+
+
+def frames_of(error):
+    """The functions of a traceback."""
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def ended_by_itself(trial):
+    signal.raise_signal(signal.SIGINT)  # as a Ctrl-C within the first trial
+    return trial.suggest_float("x", 0, 1)
+
+
+def test_an_error_is_shown_where_the_user_calls_and_with_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = (
+        lambda: search(tmp_path, "study.trails=3"),
+        lambda: api.search(ended_by_itself, metric="x", quiet=True),
+        lambda: api.open_study(tmp_path),
+    )
+    for call in calls:
+        with pytest.raises(api.ConfigError) as caught:
+            call()
+        (_, asked, *own, last) = frames_of(caught.value)
+        assert (asked, [name for name in own if name != "search"], last) == ("<lambda>", [], "call")
+        assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(api.ConfigError) as caught:
+        api.open_study(tmp_path)
+    assert "read_run" in frames_of(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [("call", False), ("cell", True)])
+def test_an_interrupt_ends_a_call_or_a_cell_with_a_sentence(
+    kind, kernel, tmp_path, monkeypatch, capsys
+):
+    if kernel:
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    options = {"trials": 2, "workers": 1, "sampler": "random", "run_dir": tmp_path / "run"}
+    words = f"^the study was stopped; the same {kind} resumes it$"
+    with pytest.raises(KeyboardInterrupt, match=words) as caught:
+        api.search(ended_by_itself, **options)
+    assert frames_of(caught.value)[1:] == ["call"]
+    assert f"stopped; the same {kind} goes on from here" in capsys.readouterr().out
 
 
 # A study of one's own

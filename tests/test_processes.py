@@ -45,6 +45,30 @@ def test_every_process_of_a_host_knows_it_by_the_same_id_and_containers_differ(w
     assert worker_id(4711) == f"{host_id()}:4711"
 
 
+CLOSED = """
+import sys
+from studyloom.processes import open_streams
+open_streams()
+print("printed")
+print(sys.stdin.read() == "", file=sys.stderr)
+with open("file", "w") as file:
+    assert file.fileno() > 2
+import subprocess
+sys.exit(subprocess.call([sys.executable, "-c", "import sys; assert sys.stdout and sys.stderr"]))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_standard_stream_that_was_closed_is_no_file_that_is_opened_next(closed, tmp_path):
+    command = f'exec "$0" -c "$1" {closed}'
+    variables = environment()
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, CLOSED], cwd=tmp_path, env=variables
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
 CHILD = "import os, time; from studyloom.processes import *; end_with({parent}); time.sleep(600)"
 PARENT = """
 import os, subprocess, sys, time

@@ -72,7 +72,7 @@ def test_a_module_that_searches_when_it_is_imported_is_named_and_starts_no_worke
 
 def test_a_study_module_without_a_guard_is_named(write, tmp_path):
     write("bare", "import studyloom\nstudyloom.run('mnist')\n")
-    with pytest.raises(ConfigError, match="^bare: runs a study when it is imported"):
+    with pytest.raises(ConfigError, match=r"^bare: runs a study when it is imported"):
         studyloom.run(tmp_path / "bare.py", quiet=True)
 
 

@@ -5,7 +5,8 @@ import sys
 import pytest
 from hydra.errors import HydraException
 
-from studyloom.config.main import arguments
+from studies import CONF
+from studyloom.config.main import arguments, hydra_main
 
 SECRET = "postgresql://user:hunter2@host/name"
 
@@ -52,6 +53,15 @@ def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path):
         assert command(flag, "train.epochs=1,2") == 2
         assert capsys.readouterr().err.startswith(f"error: {flag}: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_before_a_study_handles_it_ends_with_a_line_and_130(command, capfd):
+    def interrupted(cfg):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match=r"^130$"):
+        hydra_main(config_path=CONF, config_name="mnist")(interrupted)()
+    assert capfd.readouterr().err == "stopped before the first trial\n"
 
 
 def test_hydra_full_error_shows_the_traceback_instead(command, monkeypatch):

@@ -15,6 +15,7 @@ from live_processes import gone, until
 from studyloom.launch.forks import ForkServer, can_fork, watch
 from studyloom.launch.line import Listener
 from studyloom.processes import LINUX
+from studyloom.study.stopping import Stop
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="forks are a way of Linux")
 
@@ -66,6 +67,20 @@ def test_forked_workers_report_how_they_ended_and_end_with_their_command(tmp_pat
     assert [(tmp_path / code).read_text() for code in ("0", "3")] == ["0 True 1\n", "3 True 1\n"]
 
 
+def serve_until_interrupted(folder):
+    os.dup2(os.open(folder / "printed", os.O_WRONLY | os.O_CREAT), 2)
+    with Stop():  # as in a command
+        server = ForkServer(lambda line: None)
+        os.kill(server._pid, signal.SIGINT)
+        _, status = os.waitpid(server._pid, 0)
+    os._exit(os.waitstatus_to_exitcode(status) + 100)
+
+
+def test_an_interrupt_ends_a_fork_server_without_a_traceback(tmp_path):
+    assert run_apart(serve_until_interrupted, tmp_path) == 100 - signal.SIGINT
+    assert (tmp_path / "printed").read_text() == ""
+
+
 # The child that is watched
 
 
@@ -111,6 +126,15 @@ def watched(deed, folder):
 def test_a_command_ends_with_0_only_if_its_child_says_so(tmp_path, deed, code, lives):
     assert run_apart(watched, deed, tmp_path) == code
     assert (tmp_path / "lives").read_text().splitlines() == lives
+
+
+def watched_without_sigchld(folder):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as after `trap '' CHLD` in a shell
+    watched("exit 0", folder)
+
+
+def test_a_parent_that_ignores_the_ends_of_children_changes_nothing(tmp_path):
+    assert run_apart(watched_without_sigchld, tmp_path) == 0
 
 
 def test_what_a_child_leaves_in_another_session_ends_with_its_command(tmp_path):

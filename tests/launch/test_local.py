@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import BARE, QUICK, ROOT, start, study, study_here
 from live_processes import command_of, linux, processes_of, until
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from studyloom.errors import ConfigError
@@ -15,8 +16,11 @@ from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
+from studyloom.launch.task import Task, launcher_class
 from studyloom.question.jobs import check_device, training_device
 from studyloom.study.opening import open_study
+from studyloom.study.reporter import Limits
+from studyloom.study.stopping import Stop
 
 # Trials of four epochs, whose workers can be met in the second.
 TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
@@ -233,6 +237,41 @@ def test_auto_is_one_worker_per_gpu_else_one_per_core_and_never_more_than_open_s
     machine("0", "1", "2")
     assert Local().count(100) == 3
     assert Local(per_gpu=2).count(100) == 6
+
+
+def test_no_worker_is_started_where_others_have_ended_the_last_trials(machine, tmp_path):
+    machine()
+    for launcher in (Local(ranks=2), Local()):
+        limits = Limits(trial_timeout=9.0)
+        task = Task(lambda stop: None, lambda: 0, None, tmp_path, limits, "s")
+        launcher.launch(task, Stop())
+    assert [*tmp_path.iterdir()] == []
+
+
+class MyLocal(Local):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "may_fork", "starts_ranks"),
+    [
+        ("studyloom.launch.Local", True, False),
+        ("studyloom.launch.local.Local", True, False),
+        (f"{__name__}.MyLocal", True, False),
+        ("studyloom.launch.Join", False, True),
+        ("studyloom.launch.local.Join", False, True),
+        ("studyloom.extras.slurm.Slurm", False, False),
+        ("studyloom.launch.Lokal", False, False),  # reported elsewhere
+        (None, False, False),
+    ],
+)
+def test_a_launcher_is_known_by_its_class_whatever_name_a_config_has_for_it(
+    target, may_fork, starts_ranks
+):
+    section = target and {"_target_": target}
+    found = launcher_class(OmegaConf.create({"launcher": section}))
+    assert getattr(found, "may_fork", False) == may_fork
+    assert getattr(found, "starts_ranks", False) == starts_ranks
 
 
 def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):

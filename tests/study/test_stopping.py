@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from multiprocessing.util import Finalize
 from queue import Queue
 from types import SimpleNamespace
@@ -58,6 +59,17 @@ def test_a_hangup_that_was_ignored_before_stays_ignored_and_no_other_signal(numb
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+def test_the_ends_of_children_are_known_also_if_they_were_ignored_before():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Stop():
+            child = subprocess.Popen(["false"])
+            assert child.wait() == 1
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_work_that_may_be_left_is_left_at_the_first_signal():
