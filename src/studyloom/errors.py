@@ -244,7 +244,6 @@ def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        __tracebackhide__ = True  # by IPython and pytest
         try:
             return function(*args, **kwargs)
         except (StudyloomError, KeyboardInterrupt) as error:
