@@ -8,7 +8,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import DataError
 from studyloom.text import format_shape, format_value, nearest
+from studyloom.user_code import find_member
 
 BACKGROUNDS = {"black": 0.0, "white": 1.0}
 FITS = {
@@ -283,7 +283,7 @@ def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any]
         return None
     target = f"{transform.__module__}.{transform.__qualname__}"
     try:
-        named = resolve_name(target) is transform
+        named = find_member(target) is transform
     except (ImportError, AttributeError, ValueError):  # a lambda, or a function within another
         named = False
     return {"_target_": target, "_partial_": True} if named else None

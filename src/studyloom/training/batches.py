@@ -28,6 +28,7 @@ from studyloom.processes import LINUX, end_with, signals_deferred
 from studyloom.text import name_error
 from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE, Ranks
+from studyloom.user_code import importing_module
 
 # On a CPU a convolution's outputs should stay in the cache: 2 000 images a call take up to twice as
 # long as 256.
@@ -211,7 +212,8 @@ class Loader:
         self._requests[:] = requests
         before = signal.getsignal(signal.SIGCHLD)
         # An exception between two forks would leave processes that nobody ends.
-        with signals_deferred(), warnings.catch_warnings():
+        # And a process that is no fork imports the Dataset's module, with this one's arguments.
+        with signals_deferred(), warnings.catch_warnings(), importing_module("data.num_workers"):
             # Python 3.12 warns of forks beside threads. PyTorch's children use one thread.
             warnings.simplefilter("ignore", DeprecationWarning)
             # Where processes send batches from, and this one removes at its end. Else each makes

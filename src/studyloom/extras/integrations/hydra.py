@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +16,7 @@ from studyloom.errors import UndefinedMetric
 from studyloom.question.sources import code_digests
 from studyloom.space.tree import Space
 from studyloom.text import nearest
+from studyloom.user_code import find_member
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Hydra:
 
     def _function(self) -> Callable[..., Any]:
         with own_world():
-            function: Any = resolve_name(self.call)
+            function: Any = find_member(self.call)
         # The decorator would read a command line, and return nothing.
         decorated = getattr(function, "__globals__", {}).get("__name__") == "hydra.main"
         return function.__wrapped__ if decorated else function  # type: ignore[no-any-return]
