@@ -9,12 +9,13 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
 from studyloom.errors import ConfigError
 from studyloom.files import is_own, write_whole
+from studyloom.user_code import importing_module
 
 NOTE = "script.sha256"  # in `.hydra` of a run directory, as sha256sum writes it
 NAME = "__mp_main__"  # of the imported script, as multiprocessing has it
@@ -82,16 +83,12 @@ def _import_script(digest: str, noted: Path, folder: Path | None) -> ModuleType:
     script = sys.modules[NAME] = ModuleType(NAME)
     script.__file__ = str(path)
     sys.path.append(str(path.parent))
-    arguments, sys.argv = sys.argv, [str(path)]
     _importing.append(path)
     try:
-        exec(compile(path.read_bytes(), path, "exec"), vars(script))
-    except _Searches:
-        pass
-    except SystemExit as end:
-        raise ConfigError(f"{path}: ends its process when it is imported ({end})") from end
+        with importing_module(str(path)), suppress(_Searches):
+            sys.argv[:] = [str(path)]
+            exec(compile(path.read_bytes(), path, "exec"), vars(script))
     finally:
-        sys.argv = arguments
         _importing.clear()
     for member in vars(script).values():
         if getattr(member, "__module__", None) == NAME:  # as in the program that searched
