@@ -1,6 +1,5 @@
 """Files that have no answer: truncated, lying, far too large, or no files at all."""
 
-import gzip
 import io
 import os
 import pickle
@@ -14,7 +13,6 @@ from PIL import Image
 
 SIZE = (28, 28)
 PIXELS = np.arange(28 * 28, dtype=np.uint8).reshape(SIZE)
-SIX_GIB = 6 * 2**30
 
 
 def picture(kind: str, size: tuple[int, int] = SIZE, mode: str = "L", **settings: object) -> bytes:
@@ -40,19 +38,6 @@ def png(width: int, height: int, body: bytes = b"", *, more: bytes = b"") -> byt
         + chunk(b"IDAT", packed)
         + chunk(b"IEND", b"")
     )
-
-
-def idx(sizes: tuple[int, ...], body: bytes, magic: int = 0x803) -> bytes:
-    return struct.pack(f">{1 + len(sizes)}I", magic, *sizes) + body
-
-
-def zeros(count: int, before: bytes = b"") -> bytes:
-    """Returns a gzip file of some bytes and then zeros: 1 MiB of it holds a gibibyte."""
-    packer, block = zlib.compressobj(9, wbits=31), bytes(2**24)
-    first = packer.compress(before) + packer.flush(zlib.Z_FULL_FLUSH)
-    # After a full flush nothing refers to what was before, so that a part can be repeated.
-    part = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
-    return first + part * (count // len(block)) + b"\3\0" + bytes(8)
 
 
 def npy(array: object) -> bytes:
@@ -109,25 +94,6 @@ def pictures() -> dict[str, bytes]:
         "nothing.png": b"",
     }
     return made
-
-
-def idx_files() -> dict[str, bytes]:
-    return {
-        "short-idx3-ubyte": idx((10, 28, 28), bytes(99)),
-        "long-idx3-ubyte": idx((1, 28, 28), bytes(9999)),
-        "huge-idx3-ubyte": idx((2**32 - 1, 2**32 - 1, 2**32 - 1), bytes(99)),
-        "labels-idx1-ubyte": idx((99,), bytes(99), magic=0x801),
-        "half.gz": gzip.compress(idx((10, 28, 28), bytes(7840)))[:-9],
-        "words.gz": gzip.compress(b"hello"),
-    }
-
-
-def bombs() -> dict[str, bytes]:
-    """Files of gzip that hold 6 GiB."""
-    return {
-        "bomb.gz": zeros(SIX_GIB, idx((1, 28, 28), b"")),
-        "lying-bomb.gz": zeros(SIX_GIB, idx((SIX_GIB // 784, 28, 28), b"")),
-    }
 
 
 def arrays(canary: Path) -> dict[str, bytes]:

@@ -1,7 +1,6 @@
 """Predictions of a stored winner for files of all kinds; nothing in its files is executed."""
 
 import functools
-import gzip
 import math
 import os
 from dataclasses import asdict
@@ -55,17 +54,14 @@ def digits():
         return arrays["test_images"][:20]
 
 
-def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(
-    reader, digits, tmp_path
-):
+def test_a_picture_and_an_array_are_classified_as_the_data_set_would_be(reader, digits, tmp_path):
     model = MLP((1, 28, 28), 10, hidden=[])
     model.load_state_dict(torch.load(reader / "winner.pt", weights_only=True))
     inputs = Embedded().test().inputs[:20]
     expected = model.eval()(inputs).detach().softmax(1).max(1)
     Image.fromarray(digits[3]).save(tmp_path / "three.png")
-    header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in digits.shape)
-    (tmp_path / "many.gz").write_bytes(gzip.compress(header + digits.tobytes()))
-    paths = [tmp_path / "three.png", tmp_path / "many.gz"]
+    np.save(tmp_path / "many.npy", digits)
+    paths = [tmp_path / "three.png", tmp_path / "many.npy"]
     first, *answers = predict(load_network(reader), paths)
     assert [answer.label for answer in answers] == expected.indices.tolist()
     assert (first.name, first.label) == (str(paths[0]), int(expected.indices[3]))
@@ -78,11 +74,9 @@ def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
 ):
     for name in ("first.png", "last.png"):
         Image.fromarray(digits[0]).save(tmp_path / name)
-    two = (2).to_bytes(4, "big")
     contents = {
-        "words": (b"hello", "must be a picture or an IDX file"),
-        "labels": (b"\0\0\x08\x01\0\0\0\x08" + bytes(8), "magic number"),
-        "small": (b"\0\0\x08\x03" + 3 * two + bytes(8), "must be 28 × 28 pixels, as the network"),
+        "words": (b"hello", "must be a picture or a .npy file"),
+        "idx3-ubyte": (b"\0\0\x08\x03" + bytes(12), "must be a picture or a .npy file"),
         "empty": (b"", "is empty"),
     }
     for name, (content, _) in contents.items():

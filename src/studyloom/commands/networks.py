@@ -106,7 +106,7 @@ def compress(arguments: argparse.Namespace) -> None:
     argument("run_dir", "RUN_DIR", "with winner.json, winner.yaml and winner.pt", type=Path),
     argument(
         *("files", "FILE"),
-        "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input",
+        "a picture of any size, a .npy file, or a CSV file of a line for each input",
         type=Path,
         nargs="+",
     ),

@@ -158,17 +158,14 @@ def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
         ) from error
 
 
-def parse_idx(raw: bytes, name: str, dimensions: int, most: float = math.inf) -> Bytes:
+def parse_idx(raw: bytes, name: str, dimensions: int) -> Bytes:
     """Parses the content of an IDX file, which may be gzip's.
 
     That is the magic number 0x0800 + dimensions and the size of each dimension, all big-endian, and
     then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
 
-    Args:
-        most: the bytes that its array may take.
-
     Raises:
-        DataError: the content has another format, or is too large.
+        DataError: the content has another format.
     """
     packed, content = raw.startswith(GZIP), io.BytesIO(raw)
     file = gzip.GzipFile(fileobj=content) if packed else content
@@ -177,8 +174,6 @@ def parse_idx(raw: bytes, name: str, dimensions: int, most: float = math.inf) ->
         count = math.prod(sizes)
         if magic != 0x0800 + dimensions or len(sizes) != dimensions:
             raise ValueError(f"expected the magic number {0x0800 + dimensions}, found {magic}")
-        if count > most:
-            raise ValueError(f"must have at most {most} bytes; it says {format_shape(sizes)}")
         body = file.read(count + 1)
         if len(body) != count:
             found = "truncated" if len(body) < count else "over-long"

@@ -25,7 +25,6 @@ from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.sound import Sound
-from studyloom.data.sources import GZIP, parse_idx
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
@@ -43,7 +42,7 @@ from studyloom.training.trainer import predict_outputs
 from studyloom.winner.answer import Answer, DataFacts, DtypeName, check_whole, load_answer
 from studyloom.winner.committee import load_committee
 
-MOST_BYTES = 256 * 2**20  # of a file; MNIST's largest has 47 million, unpacked
+MOST_BYTES = 256 * 2**20  # of a file
 MOST_INPUTS = 1_000_000  # of a file
 # Not all that Pillow reads: for EPS it starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
@@ -225,7 +224,7 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     """Reads the inputs that a file holds for a network; its content says its kind.
 
     It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
-    `Reader` reads; for pictures a picture or an IDX file; else a CSV file of inputs.
+    `Reader` reads; for pictures a picture; else a CSV file of inputs.
     """
     if not network.facts.fits_files:
         raise PredictError(NO_FILE)
@@ -248,9 +247,6 @@ def read_inputs(path: Path, network: Network) -> Inputs:
         return _from_content(content, transform, network)
     if not network.shape:
         return _finish(_read_lines(content, (), None), [], network)
-    if pictures and content.startswith((GZIP, b"\0\0\x08")):
-        images = parse_idx(content, "IDX", 3, most=MOST_BYTES)
-        return _from_pixels(torch.from_numpy(images.copy())[:, None] / 255, network)
     webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     if pictures or (own and (webp or content.startswith(SIGNATURES))):
         channels, *size = network.shape if pictures else (3, 64, 64)
@@ -315,7 +311,7 @@ def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[T
         raise
     except UnidentifiedImageError:
         raise PredictError(
-            f"it must be a picture or an IDX file, or .npy; pictures are {', '.join(FORMATS)}"
+            f"it must be a picture or a .npy file; pictures are {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise PredictError(f"it is a damaged picture: {one_line(str(error))}") from None
@@ -419,17 +415,10 @@ def _from_pixels(pixels: Tensor, network: Network, done: Sequence[str] | None = 
     if not isinstance(network.transform, Picture):
         levels = (pixels * 255).round().to(torch.uint8)
         return _finish(_apply(network, levels), done or (), network)
-    size = (network.shape[-2], network.shape[-1])
-    pixels = pixels.expand(-1, network.shape[0], -1, -1)
     if done is not None:
-        row, more = network.transform(pixels[0], size)
+        row, more = network.transform(pixels[0], (network.shape[-2], network.shape[-1]))
         return _finish(row[None], [*done, *more], network)
-    if pixels.shape[2:] != size:
-        raise PredictError(
-            f"its images must be {format_shape(size[::-1])} pixels, as the network takes them; got "
-            f"{format_shape(tuple(pixels.shape[:1:-1]))}; a picture file of one may have any size"
-        )
-    return _finish(network.transform.scale(pixels.clone()), (), network)
+    return _finish(network.transform.scale(pixels), (), network)
 
 
 def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:

@@ -199,8 +199,7 @@ def accepted_files(data: DataFacts) -> str:
         background = transform.get("background")
         inverted = f", those without a {background} background inverted" if background else ""
         return (
-            f"pictures of any size, made {sizes} (channels, height, width){inverted}, IDX files of "
-            f"that size, and {arrays}"
+            f"pictures of any size, made {sizes} (channels, height, width){inverted}, and {arrays}"
         )
     if data.columns:
         return f"CSV files with the columns {', '.join(data.columns)}, and {arrays}"
