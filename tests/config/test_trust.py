@@ -23,6 +23,7 @@ from studyloom.config.trust import (
 )
 from studyloom.config.values import plain_sections
 from studyloom.errors import ConfigError
+from studyloom.files import mark_own
 from studyloom.question.question import SECTIONS
 
 GROUPS = ("model", "optimizer", "scheduler", "loss", "data", "sampler", "pruner")
@@ -346,7 +347,7 @@ def test_what_stays_within_the_study_is_composed(command, foreign):
         OmegaConf.to_container(composed(command, foreign(files), "run_dir=run"), resolve=True)
 
 
-CONSENTS = {
+REFUSED = {
     "storage": ("storage.url", "sqlite:///OUT/x.db"),
     "study.from": ("study.from", "OUT/study"),
     "data.root": ("data.root", "OUT"),
@@ -354,37 +355,48 @@ CONSENTS = {
 }
 
 
-def test_what_reaches_out_needs_consent_by_the_name_that_the_refusal_says(
+def test_what_reaches_out_is_refused_until_the_user_says_that_the_folder_is_theirs(
     command, foreign, capsys, out
 ):
     text = "defaults: [mnist, override launcher: slurm, override data: mnist, _self_]\n"
-    for name, (key, value) in CONSENTS.items():
+    for name, (key, value) in REFUSED.items():
         section = OmegaConf.create()
         OmegaConf.update(section, key, value)
         folder = foreign({"theirs": text + OmegaConf.to_yaml(section)})
-        assert command("--config-dir", str(folder), "--config-name", "theirs") == 2
-        words = capsys.readouterr().err
-        assert words.startswith(f"error: {folder}/theirs.yaml: {name}")
-        assert f"'trust=[{name}]'" in words
-        cfg = composed(command, folder, f"trust=[{name}]")
+        for trusted in ("", name, key, "studyloom"):
+            named = ("--config-dir", str(folder), "--config-name", "theirs", f"trust=[{trusted}]")
+            assert command(*named) == 2
+            words = capsys.readouterr().err
+            assert words.startswith(f"error: {folder}/theirs.yaml: {name} reaches out of the study")
+            assert "copy it next to your own configs" in words
+            assert "--trust-config" in words
+        mark_own(folder)  # as --trust-config does
+        cfg = composed(command, folder)
         assert str(OmegaConf.select(cfg, key)).replace(str(out), "OUT") == str(value)
 
 
-def test_an_objective_that_runs_what_the_config_names_needs_consent(command, foreign, capsys):
+def test_an_objective_that_runs_what_the_config_names_is_refused(command, foreign, capsys):
     target = "studyloom.extras.integrations.Command"
     text = f"objective: {{_target_: {target}, run: touch OUT/x, value: (.)}}"
+    folder = foreign({"theirs": f"defaults: [mnist, _self_]\n{text}"})
     named = (
-        *("--config-dir", str(foreign({"theirs": f"defaults: [mnist, _self_]\n{text}"}))),
-        *("--config-name", "theirs", "objective.direction=minimize"),
+        *("--config-dir", str(folder), "--config-name", "theirs"),
+        "objective.direction=minimize",
     )
-    assert command(*named) == 2
-    told = capsys.readouterr().err
-    assert "theirs.yaml: objective.run reaches out of the study" in told
-    assert "'trust=[objective]'" in told
-    for agreed in ("studyloom.extras.integrations", "studyloom", "storage"):
-        assert command(*named, f"trust=[{agreed}]") == 2
-    cfg, _ = command(*named, "trust=[objective]", task=lambda cfg: find_target(cfg.objective))
+    for trusted in ("", "studyloom.extras.integrations", "studyloom", "objective", "objective.run"):
+        assert command(*named, f"trust=[{trusted}]") == 2
+        told = capsys.readouterr().err
+        assert "theirs.yaml: objective.run reaches out of the study" in told
+    mark_own(folder)
+    cfg, _ = command(*named, task=lambda cfg: find_target(cfg.objective))
     assert cfg.objective["_target_"] == target
+
+
+def test_an_objective_of_the_integrations_is_trusted_by_their_package():
+    config = {"objective": {"_target_": "studyloom.extras.integrations.Command"}}
+    packages = packages_to_trust(config)
+    assert packages == ["studyloom.extras.integrations"]
+    check_targets(config, packages)
 
 
 def test_all_mistakes_of_a_file_come_at_once_and_no_consent_allows_hydra(command, foreign, capsys):
@@ -398,7 +410,7 @@ def test_all_mistakes_of_a_file_come_at_once_and_no_consent_allows_hydra(command
         assert command(*named, f"trust={agreed}") == 2
         lines = capsys.readouterr().err.replace(f"error: {folder}/theirs.yaml: ", "").splitlines()
         assert "defaults: hydra/x must not choose for Hydra, or another place with @" in lines
-        assert "hydra: must not be set by a config from elsewhere" in lines
+        assert "hydra: must not be set by an untrusted config" in lines
         assert any(line.startswith("run_dir reaches out") for line in lines)
         assert any(line.endswith("did you mean model?") for line in lines)
         assert any(line.startswith("model.command: ${oc.env:HOME} must not") for line in lines)
@@ -423,9 +435,7 @@ def test_a_folder_that_the_command_line_names_is_data_however_it_names_it(comman
     folder = str(foreign({"storage/theirs": "url: sqlite:///OUT/x.db\n"}))
     for way in (f"--config-dir={folder}", f"hydra.searchpath=[file://{folder}]"):
         assert command(way, "storage=theirs") == 2
-        assert "'trust=[storage]'" in capsys.readouterr().err
-        agreed, _ = command(way, "storage=theirs", "trust=[storage]")
-        assert agreed.storage.url.endswith("/x.db")
+        assert "storage reaches out of the study" in capsys.readouterr().err
     primary = Path(CONF, "mnist.yaml").read_text()
     folder = foreign({"mnist": primary, "model/mlp": "_target_: os.mkdir\npath: OUT/x\n"})
     assert command("--config-path", str(folder)) == 2
@@ -451,7 +461,7 @@ REACHES_OUT = {
 
 
 def test_a_new_section_reaches_out_until_somebody_has_looked_at_it():
-    """Whoever adds a key to the schema: look at what it does, and then at trust.ASKED."""
+    """Whoever adds a key to the schema: look at what it does, and then at trust.CLOSED."""
     assert {*map(str, SCHEMA)} - {*trust.OPEN} == {key for key in REACHES_OUT if "." not in key}
     for key in REACHES_OUT:
         config = OmegaConf.create()
@@ -459,7 +469,7 @@ def test_a_new_section_reaches_out_until_somebody_has_looked_at_it():
         assert [*content_mistakes(OmegaConf.to_container(config), ["hydra"])], key
 
 
-def test_a_file_or_folder_that_data_are_read_from_needs_consent_whatever_package_reads_it():
+def test_a_file_or_folder_that_data_are_read_from_is_refused_whatever_package_reads_it():
     photos = {"_target_": "torchvision.datasets.ImageFolder", "root": "OUT"}
     table = {"_target_": "studyloom.data.Table"}
     own = {"_target_": "studyloom.data.Datasets"}
@@ -474,7 +484,5 @@ def test_a_file_or_folder_that_data_are_read_from_needs_consent_whatever_package
         "data.load.path": {"load": table | {"path": "x.csv"}},
     }
     for key, section in cases.items():
-        packages = ["torchvision", "torch"]
-        words = " ".join(words for words, _ in content_mistakes({"data": section}, packages))
-        assert f"'trust=[{key}]'" in words
-        assert [*content_mistakes({"data": section}, [*packages, key])] == []
+        (words,) = content_mistakes({"data": section}, ["torchvision", "torch", key])
+        assert words.startswith(f"{key} reaches out of the study")

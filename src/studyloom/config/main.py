@@ -258,7 +258,7 @@ def targets_of(raw: str) -> list[str]:
 
 
 def trusted_by(argv: Sequence[str]) -> tuple[str, ...]:
-    """Returns the keys and packages of `trust=[…]` on a command line.
+    """Returns the packages of `trust=[…]` on a command line.
 
     Only the command line counts: a config from elsewhere must not trust itself.
     """

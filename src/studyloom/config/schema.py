@@ -139,7 +139,7 @@ class Config:
     checkpoints: CheckpointsSection = field(default_factory=CheckpointsSection)
     winner: WinnerSection = field(default_factory=WinnerSection)
     cost: CostSection = field(default_factory=CostSection)
-    trust: list[str] = key([], "packages and keys that a config from elsewhere may use")
+    trust: list[str] = key([], "packages that an untrusted config may name; their code is executed")
     track: Any = key(None, "trackers, such as `[tensorboard,mlflow]`")
     compress: Any = key(None, "true, or settings: makes the winner small at the end")
     params: Any = key(None, "arguments of your own loop")

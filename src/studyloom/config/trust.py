@@ -1,9 +1,9 @@
-"""Configs and run directories from elsewhere are data: what they may name, and with whose consent.
+"""Untrusted configs and run directories are data: what they may set, and which code they name.
 
 A `_target_` can be any function, so it is trusted for where it is defined, and not for how its name
 begins: `torch.nn.modules.module.torch.load` is not a layer. A target whose name is not trusted is
-not even imported. What reaches out of the study (it names a file, a database, a launcher) needs the
-user's consent by its key: `trust=[storage]`.
+not even imported, and `trust=[mypackage]` on the command line trusts a package. What reaches out of
+the study (it names a file, a database, a launcher) is refused.
 """
 
 import inspect
@@ -42,18 +42,15 @@ FUNCTIONS = (
     *("studyloom.schedules", "studyloom.study.promotion.default_pruner"),
     *("torch.nn.functional", "torch.nn.init"),
 )
-# What of studyloom a key stands for on `trust=[…]`: both run commands that the config names.
-OURS = {
-    "launcher": ("studyloom.launch", "studyloom.extras.ray", "studyloom.extras.slurm"),
-    "objective": ("studyloom.extras.integrations",),
-}
+# To be trusted as a package, since its classes are defined in modules of it.
+INTEGRATIONS = "studyloom.extras.integrations"
 
 SECTIONS = tuple(str(key) for key in SCHEMA)
 # The sections that a space may search.
 SEARCHED = ("params", "model", "optimizer", "scheduler", "loss", "sampler", "pruner", "train")
 OPEN = (*SEARCHED, "study", "objective", "scale", "winner", "cost", "compress", "data", "space")
-NEVER = ("hydra", "trust", "defaults")  # no consent helps
-ASKED = ("study.from", "study.accept_code_change")  # keys of open sections that reach out
+NEVER = ("hydra", "trust", "defaults")
+CLOSED = ("study.from", "study.accept_code_change")  # keys of open sections that reach out
 PATHS = ("root", "path", "_args_")  # arguments of data sources that name files
 # Each primary config of studyloom ends with these, which switch Hydra's logging off.
 SILENT = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")
@@ -61,7 +58,12 @@ OWN_FILE = re.compile(r"studyloom:[\w.-]+")
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")
 MOST_EVENTS = 20_000  # of the parser, in an untrusted file: a run writes some hundreds
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# A mistake in words, and what `trust=[…]` must name to allow it; None if nothing helps.
+REACHES_OUT = (
+    "reaches out of the study, and this config is untrusted; take it out, or review the file and "
+    "then copy it next to your own configs (if it is in a run directory, `studyloom status RUN_DIR "
+    "--trust-config` is enough)"
+)
+# An error in words, and the package that `trust=[…]` must name to allow it; None if nothing helps.
 Mistake = tuple[str, str | None]
 
 
@@ -71,12 +73,12 @@ class Guard:
 
     Args:
         own: folders whose files are the user's own, and are not checked.
-        agreed: keys and packages on the command line's `trust=[…]`.
+        trusted: packages on the command line's `trust=[…]`.
         met: whether a config from elsewhere was read.
     """
 
     own: tuple[Path, ...]
-    agreed: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
     met: bool = False
 
     def owns(self, folder: Path) -> bool:
@@ -96,13 +98,13 @@ class Guard:
             raise ConfigError(f"{folder / name}.yaml: must be a mapping of sections")
         found = [*_default_mistakes(plain.pop("defaults", []))]
         if package not in (None, "_global_", "_group_"):
-            found.append(("the header must be `# @package _global_`, or none", None))
+            found.append("the header must be `# @package _global_`, or none")
         if package != "_global_":
             for group in reversed(name.split("/")[:-1]):
                 plain = {group: plain}
-        found += content_mistakes(plain, self.agreed)
+        found += content_mistakes(plain, self.trusted)
         if found:
-            raise ConfigError([f"{folder / name}.yaml: {words}" for words, _ in found])
+            raise ConfigError([f"{folder / name}.yaml: {words}" for words in found])
 
 
 _guards: list[Guard | None] = []
@@ -186,7 +188,7 @@ def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
     if guard is not None and guard.met:
         is_node = OmegaConf.is_config(section)
         plain = OmegaConf.to_container(section, resolve=True) if is_node else section
-        check_targets({key: plain}, packages_of(guard.agreed))
+        check_targets({key: plain}, guard.trusted)
 
 
 def packages_to_trust(config: Any) -> list[str]:
@@ -195,82 +197,67 @@ def packages_to_trust(config: Any) -> list[str]:
     return sorted({need for _, need in found if need is not None})
 
 
-def content_mistakes(config: Any, agreed: Sequence[str]) -> Iterator[Mistake]:
-    """Finds forbidden settings in sections of a config from elsewhere, as plain values."""
-    packages = packages_of(agreed)
+def content_mistakes(config: Any, trusted: Sequence[str]) -> Iterator[str]:
+    """Finds forbidden settings in sections of an untrusted config, as plain values."""
     for section, content in config.items():
         if section in NEVER:
-            yield f"{section}: must not be set by a config from elsewhere", None
+            yield f"{section}: must not be set by an untrusted config"
         elif section not in SECTIONS:
-            known = [key for key in SECTIONS if key not in NEVER]
-            yield no_such_key(str(section), known), None
-        elif section not in OPEN and section not in agreed and content is not None:
-            yield f"{section} {_reaches_out(section)}", section
-        elif section not in agreed and isinstance(content, Mapping):
-            yield from _section_mistakes(section, content, agreed, packages)
-    yield from _find(config, "", packages, references=True)
+            yield no_such_key(str(section), [key for key in SECTIONS if key not in NEVER])
+        elif section not in OPEN and content is not None:
+            yield f"{section} {REACHES_OUT}"
+        elif isinstance(content, Mapping):
+            yield from _section_mistakes(section, content, trusted)
+    yield from (words for words, _ in _find(config, "", trusted, references=True))
 
 
 def _section_mistakes(
-    section: str, content: Mapping[str, Any], agreed: Sequence[str], packages: Sequence[str]
-) -> Iterator[Mistake]:
+    section: str, content: Mapping[str, Any], trusted: Sequence[str]
+) -> Iterator[str]:
     """Finds the keys of an open section that reach out of the study."""
     target = str(content.get("_target_"))
     # Who trusts the package of a data source, or of an objective, trusts it with its arguments.
-    theirs = is_below(target, packages) and not is_below(target, ("studyloom",))
+    theirs = is_below(target, trusted) and not is_below(target, ("studyloom",))
     known = [str(key) for key in SCHEMA.objective]
     for name, value in content.items():
         key = f"{section}.{name}"
-        if value is None or key in agreed or key == "space.where":
+        if value is None or key == "space.where":
             continue
         if section == "data" and (not theirs or isinstance(value, Mapping)):
-            yield from _path_mistakes(value, key, agreed)
+            yield from _path_mistakes(value, key)
         elif section == "objective" and name not in known and not theirs:
-            yield f"{key} {_reaches_out(section)}{nearest(name, known)}", section
-        elif (section == "space" and str(name).split(".")[0] not in SEARCHED) or key in ASKED:
-            yield f"{key} {_reaches_out(key)}", key
+            yield f"{key} {REACHES_OUT}{nearest(name, known)}"
+        elif (section == "space" and str(name).split(".")[0] not in SEARCHED) or key in CLOSED:
+            yield f"{key} {REACHES_OUT}"
 
 
-def _path_mistakes(value: Any, key: str, agreed: Sequence[str]) -> Iterator[Mistake]:
+def _path_mistakes(value: Any, key: str) -> Iterator[str]:
     """Finds settings below a data source that name a file or folder."""
     name = key.rpartition(".")[2]
-    if key in agreed or name == "_target_" or value in (None, []):
+    if name == "_target_" or value in (None, []):
         return
     named = name in PATHS or (isinstance(value, str) and re.search(r"[/\\]|^~", value))
     if named and not (isinstance(value, str) and OWN_FILE.fullmatch(value)):
-        yield f"{key} {_reaches_out(key)}", key
+        yield f"{key} {REACHES_OUT}"
     elif isinstance(value, Mapping):
         for inner, below in value.items():
-            yield from _path_mistakes(below, f"{key}.{inner}", agreed)
+            yield from _path_mistakes(below, f"{key}.{inner}")
     elif isinstance(value, list):
         for below in value:
-            yield from _path_mistakes(below, key, agreed)
+            yield from _path_mistakes(below, key)
 
 
-def _default_mistakes(defaults: Any) -> Iterator[Mistake]:
+def _default_mistakes(defaults: Any) -> Iterator[str]:
     """Finds the entries of a defaults list that choose for Hydra, or put an option elsewhere.
 
     The files that the others lead to are read as data, or are the user's own.
     """
-    yield from _find(defaults, "defaults", (), references=False)
+    yield from (words for words, _ in _find(defaults, "defaults", (), references=False))
     for item in defaults if isinstance(defaults, list) else [defaults]:
         shown = str(item).strip("{}").replace("'", "")
         is_hydras = re.search(r"(^|[\s/])hydra/", shown) and not SILENT.fullmatch(shown)
         if is_hydras or "@" in shown:
-            yield f"defaults: {shown} must not choose for Hydra, or another place with @", None
-
-
-def _reaches_out(consent: str) -> str:
-    return (
-        "reaches out of the study, and this config is from elsewhere; if you want that, add "
-        f"'trust=[{consent}]' to the command, or take it out"
-    )
-
-
-def packages_of(agreed: Sequence[str]) -> list[str]:
-    """Returns the code that names on `trust=[…]` allow; those of keys are left out."""
-    own = [target for key, targets in OURS.items() if key in agreed for target in targets]
-    return own + [name for name in agreed if name.split(".")[0] not in SECTIONS]
+            yield f"defaults: {shown} must not choose for Hydra, or another place with @"
 
 
 def _find(node: Any, key: str, trusted: Sequence[str], *, references: bool) -> Iterator[Mistake]:
@@ -285,7 +272,7 @@ def _find(node: Any, key: str, trusted: Sequence[str], *, references: bool) -> I
         for name, value in node.items():
             below = f"{key}.{name}" if key else str(name)
             is_target = str(name).strip().casefold() == "_target_"
-            if is_target and "${" not in str(value) and (why := _distrust(value, key, trusted)):
+            if is_target and "${" not in str(value) and (why := _distrust(value, trusted)):
                 yield f"{below}: {value} {why[0]}", why[1]
             if "${" in str(name):
                 yield f"{below}: the key must not have an interpolation", None
@@ -301,14 +288,14 @@ def _find(node: Any, key: str, trusted: Sequence[str], *, references: bool) -> I
             yield from _find(value, f"{key}[{position}]", trusted, references=references)
 
 
-def _distrust(target: Any, key: str, trusted: Sequence[str]) -> Mistake | None:
+def _distrust(target: Any, trusted: Sequence[str]) -> Mistake | None:
     """Explains why a target must not be called, and what to trust; None if it may be called."""
     if not isinstance(target, str) or "." not in target:
         return "is not the dotted name of a class or function", None
-    section, first = key.split(".")[0], target.split(".")[0]
+    first = target.split(".")[0]
     need = target if first in ("studyloom", "torch", "optuna") else first
-    if is_below(target, OURS.get(section, ())):
-        need = section
+    if is_below(target, (INTEGRATIONS,)):
+        need = INTEGRATIONS
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
         return ELSEWHERE if target.startswith(MAIN) else _way_out(need), need
     parent, _, name = target.rpartition(".")

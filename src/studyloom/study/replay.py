@@ -166,7 +166,7 @@ def trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
     if any((run_dir / name).exists() for name in ("study.db", "postgres")):
         return None
     config = OmegaConf.to_container(read_written(run_dir, "config.yaml"), resolve=False)
-    return trust.packages_of([*named, *trust.packages_to_trust(config)])
+    return [*named, *trust.packages_to_trust(config)]
 
 
 def rebuild(provenance: Provenance, trusted: Sequence[str] | None) -> DictConfig:
