@@ -21,7 +21,7 @@ SPACE = (
     *(*TINY[:-1], "space=lr", "+space.train.batch_size.choice=[16,32,64]"),
     *("sampler=random", "pruner=none"),
 )
-# Networks that differ in kind, so that a committee is better than each of them.
+# Networks that differ in kind.
 MIXED = (
     *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.seed=1"),
     "+space.model.activation.choice=[relu,tanh,sigmoid]",

@@ -1,4 +1,4 @@
-"""Real commands that are killed while they write the answer of a study, or its committee."""
+"""Real commands that are killed while they write the answer of a study."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 from commands import QUICK, study, studyloom
 
 from studyloom.study.opening import open_study
-from studyloom.winner.answer import COMMITTEE
 
 pytestmark = pytest.mark.chaos
 
@@ -21,17 +20,15 @@ OVERRIDES = (
 
 
 class Commands:
-    """The commands of one study; with a committee, if the study has one."""
+    """The commands of one study."""
 
-    def __init__(self, folder: Path, committee: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.run_dir = folder / "run"
         self.digits = folder / "digits.npy"
         folder.mkdir(exist_ok=True)
         digits = np.random.default_rng(0).random((5, 1, 28, 28), "float32")
         np.save(self.digits, digits)
-        which = f"winner.committee={committee}"
-        self.overrides = [*OVERRIDES, which, f"run_dir={self.run_dir}"]
-        self.asked = ["--committee"] if committee else []
+        self.overrides = [*OVERRIDES, f"run_dir={self.run_dir}"]
 
     def run(self, trials: int) -> str:
         done = study(*self.overrides, f"study.trials={trials}")
@@ -49,7 +46,7 @@ class Commands:
 
     def predict(self) -> str:
         """What `predict` prints, or its error."""
-        done = studyloom("predict", self.run_dir, self.digits, *self.asked)
+        done = studyloom("predict", self.run_dir, self.digits)
         assert done.returncode == (2 if done.stderr else 0)
         return done.stderr or done.stdout.replace(str(self.digits), "")
 
@@ -82,29 +79,3 @@ def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_
     assert f"trial {answer['winner']['trial']}" in page
     assert commands.openings() == 2, "one of each answer"
     assert "opened 2 times" in (commands.run_dir / "model_card.md").read_text()
-
-
-@pytest.mark.nightly
-def test_a_command_killed_while_it_writes_its_committee_comes_to_the_same_one(tmp_path):
-    """Killed before its answer, and before its file; the test part is opened once in all."""
-    killed, other = (Commands(tmp_path / name, committee=True) for name in ("killed", "other"))
-    told = ("there is no winner.json", "the answer is incomplete")
-    for file, words in zip(("winner.json", COMMITTEE), told, strict=True):
-        killed.run_killed(4, file)  # it is chosen and tested by now
-        assert not (killed.run_dir / COMMITTEE).exists()
-        assert words in killed.predict()
-        assert killed.openings() == 1
-    killed.run(4)
-    assert killed.openings() == 1
-    answer = killed.answer()
-    members = answer["committee"]["members"]
-    kept = [member for member in members if member["stage"] == "re-evaluation"]
-    networks = len(kept) + answer["reused"]["retraining"][1]
-    assert len([*killed.run_dir.glob("winner/*/*.pt")]) == networks, "the others are removed"
-    other.run(4)
-    assert len(other.predict().splitlines()) == 5
-    assert other.predict() == killed.predict()
-    for key in ("members", "test"):
-        assert other.answer()["committee"][key] == answer["committee"][key]
-    files = [(commands.run_dir / COMMITTEE).read_bytes() for commands in (killed, other)]
-    assert files[0] == files[1]

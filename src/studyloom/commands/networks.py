@@ -14,7 +14,6 @@ from studyloom.commands.options import (
     RUN_DIR,
     argument,
     command,
-    flag,
     locate_study,
     open_run,
     print_json,
@@ -110,7 +109,6 @@ def compress(arguments: argparse.Namespace) -> None:
         type=Path,
         nargs="+",
     ),
-    flag("--committee", "ask the committee of winner.committee=true in place of the winner"),
     trust("a package that the winner may name; its code is executed"),
     *(CODE, JSON),
     examples=["studyloom predict runs/mnist digit.png"],
@@ -122,7 +120,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
     collect_as_usual()
     with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
-        network = load_network(arguments.run_dir, arguments.trust, committee=arguments.committee)
+        network = load_network(arguments.run_dir, arguments.trust)
     if arguments.json:
         return print_answers(predict(network, arguments.files))
     for answer in predict(network, arguments.files):

@@ -379,7 +379,6 @@ def job_of(plan: Plan) -> Job:
         tested=bool(question.tested),
         top=settings.top + (len(FACTORS) if question.scale else 0),
         seeds=settings.seeds,
-        chosen_anew=settings.committee,
         compresses=compresses(question),
         per_hour=None if per_hour is None else float(per_hour),
     )

@@ -66,7 +66,6 @@ from studyloom.views.sentence import answer_sentence
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display, Resumptions
 from studyloom.winner.answer import belongs_to, move_aside, read_answer
-from studyloom.winner.committee import remove_others
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, is_answer_of
 from studyloom.winner.tracking import track_answer
@@ -376,7 +375,6 @@ def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool =
         if answer is None or not known or anew:
             page = answer.command if answer is not None and anew else command.page
             answer = evaluate_winner(plan, plan.data.test, page, anew=known)
-        remove_others(plan, answer)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
     note_answer(plan.search.stored, answer.in_short())

@@ -116,7 +116,6 @@ class WinnerSection:
     top: int = key(3, "how many of the best trials are judged again")
     seeds: int = key(3, "on how many fresh seeds")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
-    committee: bool = key(False, "true: also averages several of the networks")
 
 
 @dataclass

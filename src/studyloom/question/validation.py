@@ -124,25 +124,12 @@ def _rules(question: Question) -> Iterator[str]:
             },
         ),
         (
-            winner.committee,
-            "winner.committee=true averages networks that studyloom trains and tests for a single "
-            "objective",
-            "set winner.committee=false",
-            {
-                "winner.enabled is false": not winner.enabled,
-                f"{objective.get('_target_')} is a loop of your own": loop,
-                "objective.metric names more than one": several,
-                "train.evaluate returns outputs of its own": train.evaluate is not None,
-            },
-        ),
-        (
             bool(sized),
             "scale judges the trials of a small search at another size, by their metric",
             "leave scale out, or the other",
             {
                 "objective.metric names more than one": several,
                 "objective.constraints limits what the small network costs": bool(question.limits),
-                "winner.committee=true has networks of the search": bool(winner.committee),
                 "winner.enabled is false": not winner.enabled,
                 "train.patience or train.keep choose the epochs of which there are more": (
                     "train.epochs" in sized and (train.patience, train.keep) != (None, "last")

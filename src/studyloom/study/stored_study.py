@@ -280,7 +280,6 @@ class Job:
         judged: whether the winner is chosen on fresh seeds afterwards.
         tested: whether winner and baseline are trained on all data, and tested.
         top: how many trials, and neighbours of the best one, are judged beside the baseline.
-        chosen_anew: whether there is a re-evaluation although there may be one candidate alone.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
         began: in UTC, as ISO 8601, as is `at`, the time of the end.
         ended: the exit code with which nothing was left to do; None while something is.
@@ -291,7 +290,6 @@ class Job:
     tested: bool = False
     top: int = 0
     seeds: int = 0
-    chosen_anew: bool = False
     compresses: bool = False
     per_hour: float | None = None
     began: str | None = None

@@ -300,7 +300,7 @@ def expected_stages(
     if job is None or not job.judged or (not left and not feasible):
         return  # nothing can be judged
     alone = not left and search.outcomes.get("complete", 0) == 1
-    needed = job.chosen_anew or not job.tested or not alone
+    needed = not job.tested or not alone
     expected = {
         REEVALUATION: (job.top + 1) * job.seeds if needed and RETRAINING not in begun else 0,
         RETRAINING: 2 * job.seeds if job.tested else 0,

@@ -45,7 +45,6 @@ from studyloom.views.terminal import format_parameters, worker_cells
 from studyloom.winner import wording
 from studyloom.winner.answer import (
     Answer,
-    Committee,
     Compressed,
     Wrong,
     belongs_to,
@@ -308,22 +307,8 @@ def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
     note = " minus ".join(("search value", "mean of the retrainings")[::sign])
     if winner.transfer is None:  # between two sizes there is none
         yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
-    yield from committee_cards(winner.committee)
     for rule, value in test.references.items():
         yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
-
-
-def committee_cards(entry: Committee | None) -> Iterator[Card]:
-    """Returns the results of a committee; nothing without one."""
-    if entry is None:
-        return
-    if entry.note is not None or entry.difference is None:
-        yield Card("Committee, test", number(None), "", entry.note or "")
-        return
-    ours, theirs = entry.costs["parameters"]
-    costs = f"{number(ours)} parameters, the winner has {number(theirs)}"
-    yield Card("Committee, test", number(entry.test), "", f"{len(entry.members)} networks")
-    yield Card("Committee minus winner, test", number(entry.difference.mean, "+"), "", costs)
 
 
 def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator[Section]:

@@ -90,8 +90,6 @@ def winner_lines(answer: Answer) -> Iterator[str]:
         yield f"          selection gap {gap}: {basis}"
     yield from (f"          {note}" for note in [*wording.format_uncertainty(test), *notes] if note)
     yield from (f"          {line}" for line in wording.transfer_lines(answer))
-    for number, line in enumerate(wording.committee_lines(answer.committee, metric)):
-        yield f"{'' if number else 'committee':10}{line}"
     if test.openings > 1:
         opened = wording.format_openings(test.openings)
         yield f"          the test part was {opened}, and each opening proves less"
@@ -269,7 +267,7 @@ def print_compressed(record: Compressed, console: Console) -> None:
     """Prints the variants of a winner that was made small, and the one that was chosen."""
     heads, *rows = wording.compressed_rows(record)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(heads[0], min_width=len("(committee),"))
+    table.add_column(heads[0], min_width=len("PyTorch,"))
     for head in heads[1:-1]:
         table.add_column(head, justify="right", min_width=len("+0.0000"))
     table.add_column(heads[-1], no_wrap=True, min_width=len(wording.CHOSEN))

@@ -2,13 +2,11 @@
 
 The best of 40 trials is partly luck. We retrain the top three on fresh seeds; the drop is the
 selection gap. How the answer is made is described in `winner.stages`; it is written below the run
-directory as winner.json, winner.yaml, winner.pt and model_card.md. If asked for, several of the
-trained networks are averaged beside it: `winner.committee`.
+directory as winner.json, winner.yaml, winner.pt and model_card.md.
 """
 
 __all__ = [
     "answer",
-    "committee",
     "evaluation",
     "predictor",
     "stages",

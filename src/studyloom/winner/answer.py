@@ -20,15 +20,14 @@ from studyloom.metrics import Goal
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import one_line
 
-COMMITTEE, CARD = "committee.pt", "model_card.md"
+CARD = "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
 # Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
-    *("winner.json", "winner.yaml", "winner.pt", COMMITTEE, CARD, "report.html", RECORD, NETWORK),
+    *("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", RECORD, NETWORK),
     "winner",  # the folder of the networks
 )
 Interval = tuple[float, float]
-AverageName = Literal["softmax", "sigmoid", "mean"]
 DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
 
@@ -207,50 +206,6 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class Member:
-    """A network of a committee, which was chosen so many times.
-
-    Attributes:
-        stage: re-evaluation, or retraining if it was trained on all data.
-        dtype: in which it takes inputs; None as they come.
-    """
-
-    trial: int
-    seed: int
-    stage: str
-    times: int
-    share: float
-    model: dict[str, Any]
-    dtype: DtypeName | None = None
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The values of a committee, and of the best single networks, on the parts that chose it."""
-
-    value: float
-    single: float
-
-
-@dataclass(frozen=True)
-class Committee:
-    """Several trained networks whose outputs are averaged.
-
-    Attributes:
-        candidates: the trials whose networks it was chosen from, the best first.
-    """
-
-    candidates: tuple[int, ...]
-    note: str | None = None
-    members: tuple[Member, ...] = ()
-    average: AverageName = "mean"
-    validation: Validation | None = None
-    test: float | None = None
-    difference: Summary | None = None
-    costs: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Wrong:
     """A wrong prediction of a class; `image` is a PNG in a data URL, if the input is a picture."""
 
@@ -363,7 +318,6 @@ class Tested:
     note: str | None = None
     epochs: int | None = None
     environment: dict[str, Any] = field(default_factory=dict)
-    committee: Committee | None = None
     confusion: tuple[tuple[int, ...], ...] | None = None
     classes: tuple[str, ...] | None = None
     wrong: tuple[Wrong, ...] | None = None
@@ -486,21 +440,12 @@ class SmallScores:
     earlier: bool = False
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """Whose outputs the variants learnt from, where it was a committee."""
-
-    name: str
-    networks: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
     """The document compress.json: the winner made small.
 
     Attributes:
-        winner: the SHA-256 of winner.pt, `committee` that of committee.pt if it taught, and
-            `digest` that of winner.onnx.
+        winner: the SHA-256 of winner.pt, and `digest` that of winner.onnx.
     """
 
     winner: str
@@ -515,8 +460,6 @@ class Compressed:
     bytes_of_winner: int
     chosen: Chosen
     test: SmallScores
-    teacher: Teacher | None = None
-    committee: str | None = None
 
     def in_short(self) -> dict[str, Any]:
         """Returns its part in the database, beside the answer."""

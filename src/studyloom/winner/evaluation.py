@@ -25,18 +25,14 @@ from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
 from studyloom.study.reporter import current_environment
-from studyloom.study.stored_study import RETRAINING
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job
-from studyloom.winner import committee
 from studyloom.winner.answer import (
     CARD,
     Answer,
     Candidate,
-    Committee,
     DataFacts,
-    Member,
     Predictions,
     RangeFacts,
     Tested,
@@ -105,8 +101,6 @@ def evaluate_winner(
     files = {"winner.yaml": winner_yaml(plan, answer.winner.name, command).encode()}
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
-    if answer.committee is not None:
-        files |= committee.pack(plan, answer.committee)
     if answer.test is not None:
         (stored,) = plan.search.stored.attributes(DEFINED)
         sources = {name: str(stored[name]) for name in stored} if isinstance(stored, dict) else {}
@@ -208,13 +202,10 @@ def test_trainings(
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test part.
     """
-    stored, wanted = plan.search.stored, plan.settings.committee
+    stored = plan.search.stored
     known = earlier_test(stored, plan.retraining.stored)
-    choice = known[0].committee if wanted and known else None
-    if choice is not None and [*choice.candidates] != plan.contenders:
-        choice = None  # of other candidates than those of now
-    if known is not None and not anew and (choice is not None or not wanted):
-        tested, earlier = replace(known[0], committee=choice), known[1]
+    if known is not None and not anew:
+        tested, earlier = known
         kept = plan.load_or_train(plan.retraining, plan.winner, 0)
     else:
         trainings = plan.retraining.trainings
@@ -222,14 +213,12 @@ def test_trainings(
         for n, seed in trainings.trainings:
             weights = plan.load_or_train(plan.retraining, n, seed) or {}
             trained.setdefault(n, []).append(weights)
-        if wanted and choice is None:
-            choice = committee.choose(plan)
         stored.count_test_opening()  # before it, should this be killed
         if isinstance(plan.question, FunctionQuestion):
             tested = call_test(plan.question, plan, trained, test)
         else:
             try:
-                tested = measure(plan, trained, test, choice)
+                tested = measure(plan, trained, test)
             except UndefinedMetric as error:
                 raise NoWinner(f"no value on the test part: {error}; mend the part") from error
         plan.retraining.stored.optuna.set_user_attr(TESTED, to_document(tested))
@@ -305,7 +294,6 @@ def measure(
     plan: Plan,
     networks: Mapping[int, Sequence[Mapping[str, Tensor]]],
     test: Callable[[], Part],
-    choice: Committee | None = None,
 ) -> Tested:
     """Opens the test part, and measures networks on it, given the weights of each seed.
 
@@ -331,22 +319,12 @@ def measure(
         weights = networks[plan.winner][0]
         shown = explained(job, weights, metric, (outputs, targets), sealed)
     scores = compare(values, plan.winner, plan.baseline(), resampled, seed, metric.bounds)
-    if choice is not None:
-
-        def outputs_of(member: Member) -> tuple[Tensor, Tensor]:
-            if member.stage == RETRAINING:
-                return judged[member.trial][member.seed]
-            weights = plan.load_or_train(plan.reevaluation, member.trial, member.seed) or {}
-            return judge_network(trainings.job(member.trial, 0), weights, sealed)
-
-        choice = committee.judge(plan, choice, outputs_of, values[plan.winner])
     return Tested(
         test=replace(scores, examples=len(sealed), references=references),
         data=describe_data(plan, sealed),
         seeds=tuple(trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)),
         epochs=job.last,
         environment=current_environment(sealed.device),
-        committee=choice,
         **shown,
     )
 
@@ -365,7 +343,7 @@ def describe_data(plan: Plan, test: Part | None) -> DataFacts:
         outputs=sealed.outputs,
         mean=split.mean,
         std=split.std,
-        dtype=input_dtype(job, split) or "float32",
+        dtype=input_dtype(job, split),
         classifies=sealed.classifies,
         names=tuple(sealed.names),
         columns=tuple(sealed.columns),

@@ -40,7 +40,6 @@ from studyloom.text import format_shape, format_value, name_error, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.answer import Answer, DataFacts, DtypeName, check_whole, load_answer
-from studyloom.winner.committee import load_committee
 
 MOST_BYTES = 256 * 2**20  # of a file
 MOST_INPUTS = 1_000_000  # of a file
@@ -139,9 +138,7 @@ def as_taken(inputs: Any, precision: torch.dtype) -> Any:
     return given.to(precision) if given.is_floating_point() else given
 
 
-def load_network(
-    run_dir: Path, trusted: Sequence[str] = (), *, committee: bool = False, make: Any = None
-) -> Network:
+def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None) -> Network:
     """Loads the winner below a run directory, which may be another person's.
 
     Nothing in its files is executed, and only classes and functions of trusted packages are called,
@@ -155,8 +152,6 @@ def load_network(
         ConfigError: winner.yaml or winner.json names something that is not trusted.
     """
     answer, allowed = load_answer(run_dir), consent(run_dir, trusted)
-    if committee:
-        return _describe(load_committee(run_dir, answer, allowed), answer, allowed)
     config, states, is_loop = _read_winner(run_dir, answer, allowed)
     facts, known = answer.data, dict[str, Any]()
     if facts is not None:
@@ -662,7 +657,7 @@ class LoopWinner(Predictor):
 
 
 def load_winner(
-    run_dir: str | Path, trust: Sequence[str] = (), *, committee: bool = False, network: Any = None
+    run_dir: str | Path, trust: Sequence[str] = (), *, network: Any = None
 ) -> Predictor | LoopWinner:
     """Loads the winner of a study: its network in eval mode, with its weights.
 
@@ -674,20 +669,16 @@ def load_winner(
 
     Args:
         trust: packages, modules or classes that winner.yaml may name and call.
-        committee: whether to load the committee of `winner.committee=true` in its place. Its
-            `network` averages those of its members.
         network: a network, or a class or function that makes it of those settings of the winner
             that its signature names, such as `network=Net`; for code that no file holds. Where a
             loop kept several, {"policy": Net} says by its name in `run.keep` which one predicts.
 
     Raises:
-        PredictError: there is no winner, or no committee, or its files cannot be used.
+        PredictError: there is no winner, or its files cannot be used.
         ConfigError: winner.yaml names what is not trusted.
     """
     folder = Path(run_dir)
-    load = functools.partial(load_network, folder, trust, committee=committee, make=network)
-    if committee:
-        return Predictor(load())
+    load = functools.partial(load_network, folder, trust, make=network)
     config, kept, is_loop = _read_winner(folder, load_answer(folder), consent(folder, trust))
     return LoopWinner(config, kept, load) if is_loop else Predictor(load())
 

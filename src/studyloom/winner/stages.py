@@ -112,12 +112,8 @@ class Plan:
 
     @property
     def reevaluates(self) -> bool:
-        """Whether there is a re-evaluation; a single candidate that will be tested needs none.
-
-        A committee is chosen by it.
-        """
-        needed = self.settings.committee or not self.question.tested
-        return needed or len(self.candidates) > 1
+        """Whether there is a re-evaluation; a single candidate that will be tested needs none."""
+        return not self.question.tested or len(self.candidates) > 1
 
     @property
     def last(self) -> Stage:
@@ -242,10 +238,9 @@ class Plan:
 
     @property
     def contenders(self) -> list[int]:
-        """The numbers of the candidates that may win, the best in the search first."""
-        places = {trial.number: place for place, trial in enumerate(self.ranked)}
-        contenders = [number for number in self.candidates if origin_of(number)[0] in places]
-        return sorted(contenders, key=lambda number: (places[origin_of(number)[0]], -number))
+        """The numbers of the candidates that may win."""
+        ranked = {trial.number for trial in self.ranked}
+        return [number for number in self.candidates if origin_of(number)[0] in ranked]
 
     @property
     def eligible(self) -> list[int]:
@@ -318,7 +313,7 @@ class Plan:
         In time order only the last part comes after all the others, so that it is always that one.
         """
         # Without a retraining, or if it only repeats this, the answer has these networks.
-        kept = self.settings.committee or not self.question.tested or self.repeats
+        kept = not self.question.tested or self.repeats
         weights = self.run_dir / "winner" if kept else None
         return self._make_stage(REEVALUATION, self.candidates, self.judging_fold, weights)
 
@@ -368,14 +363,10 @@ class Plan:
             name += f" {self.rule}"  # other candidates, other trainings
         if self.question.scale is not None:
             name += f" {self.question.scale}"
-        # One of before has kept no networks.
-        committee = settings.committee and title == REEVALUATION
-        if committee:
-            name += " with networks"
         code = search.stored.code()
         if search.stored.code_changes():  # other code, other trainings
             name += f" code {hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]}"
-        known = earlier_trainings(search.stored, title, name, weights, needed=committee)
+        known = earlier_trainings(search.stored, title, name, weights, needed=False)
         if title == RETRAINING and self.repeats:
             judged = earlier_trainings(search.stored, REEVALUATION, name, weights, needed=True)
             known = {**judged, **known}
@@ -452,7 +443,6 @@ def is_answer_of(answer: Answer, plan: Plan) -> bool:
         answer.stage == plan.last.stored.name
         and belongs_to(answer, plan.search.stored)
         and answer.trials == plan.trials  # else the search had ended, and went on since
-        and not (plan.settings.committee and answer.committee is None)
         and all(
             [*row.values] == fresh.get(number_of(row.trial, row.factor), [])
             for row in answer.candidates

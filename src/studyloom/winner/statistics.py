@@ -1,8 +1,8 @@
-"""Means over seeds, their intervals, and differences; and the mean of what networks return."""
+"""Means over seeds, their intervals, and differences."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import ANYTHING, Metric, example_scores
-from studyloom.winner.answer import AverageName, Covered, Interval, Scores, Summary
+from studyloom.winner.answer import Covered, Interval, Scores, Summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,32 +191,3 @@ def _measure(
         return lambda drawn: metric(outputs[drawn], targets[drawn])
     known = scores.cpu().numpy()
     return lambda drawn: float(known[drawn].mean())
-
-
-@dataclass(frozen=True)
-class Average:
-    """How outputs of several networks become one output, of the same meaning.
-
-    Args:
-        to_mean: maps the outputs of a network, float64 (n, …), to what is averaged.
-        to_outputs: maps the mean back.
-    """
-
-    to_mean: Callable[["Tensor"], "Tensor"]
-    to_outputs: Callable[["Tensor"], "Tensor"]
-
-    def __call__(self, outputs: Sequence["Tensor"], shares: Sequence[float]) -> "Tensor":
-        """Returns the outputs of a committee, float32 (n, …)."""
-        mean = sum(s * self.to_mean(o.double()) for s, o in zip(shares, outputs, strict=True))
-        assert not isinstance(mean, int)  # there is a member
-        return self.to_outputs(mean).float()
-
-
-TINY = float(np.finfo(np.float32).tiny)  # so that no probability has an infinite logarithm
-AVERAGES: dict[AverageName, Average] = {
-    # Probabilities of classes, whose softmax they are again.
-    "softmax": Average(lambda o: o.softmax(1), lambda mean: mean.clamp_min(TINY).log()),
-    # Probabilities of labels that do not exclude each other.
-    "sigmoid": Average(lambda o: o.sigmoid(), lambda mean: mean.logit(eps=1e-12)),
-    "mean": Average(lambda o: o, lambda mean: mean),  # numbers
-}

@@ -176,18 +176,16 @@ def make_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> nn.Modu
     return network
 
 
-def judge_network(
-    job: Job, weights: Mapping[str, Tensor], part: Part, indices: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def judge_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> tuple[Tensor, Tensor]:
     """Returns outputs and targets of the network of a job, both (n, …), on the CPU."""
-    outputs, targets = evaluate_network(job, make_network(job, weights, part), part, indices)
+    outputs, targets = evaluate_network(job, make_network(job, weights, part), part)
     return outputs.cpu(), targets.cpu()
 
 
-def input_dtype(job: Job, part: Part) -> DtypeName | None:
-    """Returns the type in which the network of a job takes whole inputs; None of other inputs."""
+def input_dtype(job: Job, part: Part) -> DtypeName:
+    """Returns the type in which the network of a job takes inputs."""
     if not isinstance(part, Split) or part.inputs.is_floating_point():
-        return None
+        return "float32"
     network = job.model(shape=part.shape, outputs=part.outputs)
     name: Any = str(batch_dtype(job, network, part)).removeprefix("torch.")
     return name  # type: ignore[no-any-return]

@@ -18,7 +18,6 @@ from studyloom.text import (
 from studyloom.winner.answer import (
     Answer,
     Candidate,
-    Committee,
     Compressed,
     DataFacts,
     Scores,
@@ -159,33 +158,6 @@ def format_tested(test: Scores) -> str:
     return f"{format_openings(test.openings)}, {when}"
 
 
-def committee_lines(entry: Committee | None, metric: str) -> Iterator[str]:
-    """Yields the lines about a committee; nothing if none was asked for."""
-    if entry is None:
-        return
-    if entry.note is not None or entry.validation is None or entry.difference is None:
-        yield entry.note or "there is no committee"
-        return
-    words = {"parameters": "parameters", "latency_ms": "ms for an input"}
-    costs = [
-        f"{format_cost(ours)} {words[name]} ({ours / theirs:.1f} × the winner's)"
-        for name, (ours, theirs) in entry.costs.items()
-        if theirs
-    ]
-    value = format_value(entry.test or 0.0)
-    yield f"{metric} {value}  {', '.join([plural(len(entry.members), 'network'), *costs])}"
-    yield f"difference to the winner {format_difference(entry.difference)}"
-    value, single = format_value(entry.validation.value), format_value(entry.validation.single)
-    yield f"on the validation parts, which chose it, {value}; the best single networks {single}"
-    shares = []
-    for trial in dict.fromkeys(member.trial for member in entry.members):
-        own = [member for member in entry.members if member.trial == trial]
-        times, share = sum(m.times for m in own), 100 * sum(m.share for m in own)
-        chosen = f"{plural(len(own), 'network')}, chosen {times} ×, weight {share:.0f} %"
-        shares.append(f"trial {trial}: {chosen}")
-    yield "; ".join(shares)
-
-
 def accepted_files(data: DataFacts) -> str:
     """Describes the files that `studyloom predict` takes."""
     shape, transform = data.shape, data.transform or {}
@@ -261,12 +233,6 @@ def model_card(
         "the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` the configuration, "
         f"`winner.json` all numbers. {use}"
     )
-    if said := [*committee_lines(answer.committee, answer.metric.name)]:
-        predict = code_in_markdown(f"studyloom predict {run_dir} --committee FILE…")
-        load = code_in_markdown(f"studyloom.load_winner({str(run_dir)!r}, committee=True)")
-        about = f"`committee.pt` averages several networks: {predict}, or {load}. It was tested"
-        about += " beside the winner, when the test part was open."
-        lines += ["## Committee", about, "\n".join(f"* {in_markdown(line)}" for line in said)]
     trained = ""
     if data is not None:
         epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
@@ -297,11 +263,6 @@ def compressed_rows(record: Compressed) -> Iterator[tuple[str, ...]]:
 def compressed_lines(record: Compressed) -> list[str]:
     """Returns the lines about the chosen variant."""
     chosen, test = record.chosen, record.test
-    lines = [f"chosen {chosen.name} by {record.rule}"]
-    if record.teacher:
-        networks = plural(record.teacher.networks, "network")
-        learnt = "pruned networks and students learnt from the targets and the mean of the"
-        lines.append(f"{learnt} committee, {networks}")
     faster = ", ".join(
         f"{theirs / ours:.2f} × as fast at batch {batch}"
         for batch, (ours, theirs) in chosen.medians.items()
@@ -310,7 +271,7 @@ def compressed_lines(record: Compressed) -> list[str]:
     interval = f", 95 % interval {low} to {high} over examples" if test.covers else ""
     verdict = "within" if test.within else "not shown to be within"
     return [
-        *lines,
+        f"chosen {chosen.name} by {record.rule}",
         f"{record.bytes_of_winner / chosen.bytes:.2f} × smaller: {chosen.bytes:_} bytes, "
         f"winner.pt has {record.bytes_of_winner:_}",
         f"{faster}, against PyTorch eager on {plural(record.threads, 'thread')}: medians",

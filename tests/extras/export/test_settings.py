@@ -28,8 +28,8 @@ def test_a_config_says_the_same_as_a_command_line():
     assert [settings_of(section) for section in (None, False, True, {})] == [
         *(None, None, Settings(), Settings())
     ]
-    section = {"margin": 0.01, "ratios": [0.5], "teacher": "committee"}
-    words = ["margin=0.01", "ratios=[0.5]", "teacher=committee"]
+    section = {"margin": 0.01, "ratios": [0.5]}
+    words = ["margin=0.01", "ratios=[0.5]"]
     settings = parse_settings(words)
     assert settings_of(section) == settings == settings_of(settings.document())
     with pytest.raises(ConfigError) as caught:

@@ -50,9 +50,9 @@ def test_a_width_is_an_argument_whose_half_gives_fewer_parameters():
 @pytest.mark.parametrize(
     ("meaning", "loss", "targets"),
     [
-        ("softmax", nn.functional.cross_entropy, torch.arange(16) % 3),
-        ("sigmoid", nn.functional.binary_cross_entropy_with_logits, torch.eye(16)[:, :3]),
-        ("mean", nn.functional.mse_loss, torch.ones(16, 3)),
+        ("classes", nn.functional.cross_entropy, torch.arange(16) % 3),
+        ("labels", nn.functional.binary_cross_entropy_with_logits, torch.eye(16)[:, :3]),
+        ("numbers", nn.functional.mse_loss, torch.ones(16, 3)),
     ],
 )
 def test_who_says_what_the_teacher_says_learns_from_the_targets_alone(meaning, loss, targets):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from filelock import FileLock
-from judged import MIXED, SPLIT, CountedTest, plan_of, test_part, work
+from judged import MIXED, SPLIT, CountedTest, plan_of, work
 from torch import nn
 from toys import LOOP, ask
 
@@ -17,16 +17,14 @@ from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import CompressError, Stopped
 from studyloom.extras.export import compression, networks, onnx, variants
-from studyloom.extras.export.compression import LOCK, check_answer, compress, compress_winner
-from studyloom.extras.export.networks import load_teacher, retrain, retrain_committee
+from studyloom.extras.export.compression import LOCK, compress, compress_winner
+from studyloom.extras.export.networks import retrain
 from studyloom.extras.export.settings import Settings, find_mistakes, settings_of
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import note_answer, read_job
 from studyloom.training.checkpoint import pack_weights
-from studyloom.training.trainer import evaluate_network
 from studyloom.views.terminal import make_console
-from studyloom.winner.answer import Teacher, load_answer
-from studyloom.winner.committee import COMMITTEE
+from studyloom.winner.answer import load_answer
 from studyloom.winner.evaluation import evaluate_winner
 
 pytestmark = pytest.mark.nightly
@@ -39,7 +37,7 @@ PAGE = ["python", "-m", "studies.mnist"]
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """A plan whose stages have ended, with its answer, and the test part."""
-    folder, settings = tmp_path_factory.mktemp("stage"), {"top": 2, "seeds": 2, "committee": True}
+    folder, settings = tmp_path_factory.mktemp("stage"), {"top": 2, "seeds": 2}
     plan = plan_of(ask(*MIXED), f"sqlite:///{folder}/study.db", folder, 3, **settings)
     work(plan)
     test = CountedTest()
@@ -69,7 +67,6 @@ def test_all_mistakes_are_found_before_trial_0(monkeypatch):
         (("compress=perhaps",), "compress must be true, null, or settings such as"),
         (("compress={rule: min byts}",), "compress.rule: 'min byts': byts is not known"),
         (("compress=true", *LOOP), "toys.train; name what makes its network as objective.netw"),
-        (("compress={teacher: committee}",), "set winner.committee=true, or compress.teacher"),
     ):
         (line,) = mistakes(*overrides)
         assert words in line
@@ -260,7 +257,7 @@ def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, 
 # Who teaches
 
 
-def test_a_committee_that_teaches_has_not_seen_the_examples_by_which_variants_are_judged(
+def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_judged(
     ended, monkeypatch
 ):
     plan, _ = ended
@@ -268,38 +265,9 @@ def test_a_committee_that_teaches_has_not_seen_the_examples_by_which_variants_ar
     monkeypatch.setattr(
         networks, "train_network", lambda job, part: jobs.append(job) or train(job, part)
     )
-    alone = retrain(plan, 16)
-    entry = load_answer(plan.run_dir).committee
-    teacher = retrain_committee(plan, entry)
-    assert len(jobs) == 1 + len(entry.members)
-    assert len({job.seed for job in jobs}) == len(jobs), "each is a training of its own"
+    original = retrain(plan, 16)
+    original.student(0.5)
+    assert len(jobs) == 2
     for job in jobs:
-        assert torch.equal(job.valid, alone.job.valid)
-        assert {*job.train.tolist()}.isdisjoint(alone.job.valid.tolist())
-    assert teacher.shares == tuple(member.share for member in entry.members)
-    for member, network in zip(entry.members, teacher.networks, strict=True):
-        own = plan.reevaluation.asked.job(member.trial, 0)
-        assert str(network) == str(own.model(shape=SPLIT.shape, outputs=10)), "of its configuration"
-    # Of the final network, the committee itself is the teacher.
-    answer = load_answer(plan.run_dir)
-    final, job = load_teacher(plan, answer).eval(), plan.retraining.asked.job(plan.winner, 0)
-    outputs, targets = evaluate_network(job, final, test_part())
-    assert plan.question.metric(outputs, targets) == pytest.approx(answer.committee.test)
-
-
-def test_rows_and_record_say_that_the_committee_taught(ended, made, monkeypatch):
-    """Without one nothing is trained, and the way out is said."""
-    plan, _ = ended
-    settings = replace(SMALL, widths=(0.5,), teacher="committee")
-    record, told = small(ended, settings, anew=False)
-    entry = load_answer(plan.run_dir).committee
-    assert "training the committee's configurations without it as well, " in told[1]
-    names = [row.name for row in record.variants]
-    assert {name.rpartition(",")[0] for name in names} == {"as it is", "student of 0.5 (committee)"}
-    assert record.teacher == Teacher("committee", len(entry.members))
-    assert record.committee == load_answer(plan.run_dir).files[COMMITTEE]
-    assert "the mean of the committee, " in (plan.run_dir / "model_card.md").read_text()
-    monkeypatch.setattr(plan, "settings", replace(plan.settings, committee=False))
-    said = r"teacher=committee: the answer has no committee; .*winner\.committee=true"
-    with pytest.raises(CompressError, match=said):
-        check_answer(plan, replace(load_answer(plan.run_dir), committee=None), settings)
+        assert torch.equal(job.valid, original.job.valid)
+        assert {*job.train.tolist()}.isdisjoint(original.job.valid.tolist())

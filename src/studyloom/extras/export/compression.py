@@ -3,10 +3,8 @@
 1. The winner's configuration is trained once more without a validation part. The winner itself has
    seen all training data, so that no part of them could judge what is lost.
 2. Variants are made of that network: pruned, or narrower students, which both learn from it; and of
-   each an int8 one. They are judged by value, bytes and latency. A committee that teaches in its
-   place is trained without the validation part too.
-3. A rule chooses. What it chose is made once more, from the winner and all training data, and is
-   taught by the winner, or by the committee itself.
+   each an int8 one. They are judged by value, bytes and latency.
+3. A rule chooses. What it chose is made once more, from the winner and all training data.
 4. The test part is opened once, for that and the winner.
 """
 
@@ -26,14 +24,11 @@ from studyloom.extras.export.networks import (
     can_train,
     count_parameters,
     evaluate,
-    load_teacher,
     load_winner_network,
     retrain,
-    retrain_committee,
 )
 from studyloom.extras.export.onnx import OnnxNetwork, check_installed
 from studyloom.extras.export.settings import (
-    COMMITTEE,
     SECTION,
     Settings,
     loop_mistakes,
@@ -68,7 +63,6 @@ from studyloom.winner.answer import (
     Chosen,
     Compressed,
     SmallScores,
-    Teacher,
     check_whole,
     digest_of,
     from_document,
@@ -77,7 +71,6 @@ from studyloom.winner.answer import (
     to_document,
     write_json,
 )
-from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 from studyloom.winner.stages import Plan, is_answer_of
 from studyloom.winner.wording import SMALL_HEADING, small_section
 
@@ -133,7 +126,7 @@ def make_small(
 
     Raises:
         UserError: it cannot be done, see `compress`.
-        Diverged: a training has, also one of the committee.
+        Diverged: a training has.
         Stopped: it was asked to stop.
         OSError: a file cannot be read or written.
     """
@@ -172,22 +165,20 @@ def compress(
         CompressError: there is no winner of a network of ours, or it cannot be exported.
         ConfigError: the rule has a mistake, or no variant satisfies it.
         PredictError: the files of the answer are not whole.
-        Diverged: a training has, also one of the committee.
+        Diverged: a training has.
         Stopped: it was asked to stop.
         OSError: a file cannot be read or written.
     """
     check_installed()
     rule = parse_own_rule(metric_of(plan.question), settings)
-    check_answer(plan, load_answer(plan.run_dir), settings)
+    check_answer(plan, load_answer(plan.run_dir))
     with _alone(plan, say, stop):
         answer = load_answer(plan.run_dir)
         record = None if anew else read_compressed(plan.run_dir, answer)
-        if record is not None:
-            taught = answer.files.get(COMMITTEE_FILE) if settings.teacher == COMMITTEE else None
-            if (record.settings, record.committee) == (settings.document(), taught):
-                with _writing(plan, answer) as current:  # of a command that was killed before
-                    complete_card(plan, record, current)
-                return record
+        if record is not None and record.settings == settings.document():
+            with _writing(plan, answer) as current:  # of a command that was killed before
+                complete_card(plan, record, current)
+            return record
         return _compress(plan, settings, rule, test, say, stop)
 
 
@@ -200,18 +191,12 @@ def _compress(
         say(words)
 
     answer = load_answer(plan.run_dir)
-    check_answer(plan, answer, settings)
-    facts, entry = answer.data, answer.committee
+    check_answer(plan, answer)
+    facts = answer.data
     assert facts is not None
-    taught = entry if settings.teacher == COMMITTEE else None
     told("training the winner's configuration without a validation part")
     with stop.interruptible():  # in which nobody asks the database
         original = retrain(plan, settings.calibration)
-    if taught is not None:
-        many = f"{len(taught.members)} networks"
-        told(f"training the committee's configurations without it as well, {many}")
-        with stop.interruptible():
-            original = replace(original, teacher=retrain_committee(plan, taught))
     metric = metric_of(plan.question)
     judge = Judge(metric, settings, original, facts)
     tried = recipes(settings)
@@ -227,8 +212,6 @@ def _compress(
     told(f"making {chosen.facts.name} of the winner, with all training data")
     with stop.interruptible():
         winner = load_winner_network(plan, settings.calibration)
-        if taught is not None:
-            winner = replace(winner, teacher=load_teacher(plan, answer))
         network = chosen.recipe.make(winner)
         content = export(winner, network, facts, quantized=chosen.quantized)
     with _writing(plan, answer) as current:
@@ -237,8 +220,6 @@ def _compress(
             winner=answer.files["winner.pt"],
             digest=digest_of(content),
             settings=settings.document(),
-            teacher=None if taught is None else Teacher(COMMITTEE, len(taught.members)),
-            committee=None if taught is None else answer.files[COMMITTEE_FILE],
             metric=answer.metric,
             threads=settings.threads,
             rule=str(rule),
@@ -350,14 +331,14 @@ def choose(rule: Rule, judge: Judge, variants: Sequence[Variant]) -> Variant:
     raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])
 
 
-def check_answer(plan: Plan, answer: Answer, settings: Settings) -> None:
+def check_answer(plan: Plan, answer: Answer) -> None:
     """Checks that an answer is that of a plan, and of a network that can be made small.
 
     Raises:
         CompressError: it is not, or it is of a loop.
         PredictError: its files are not whole.
     """
-    part, entry = plan.data.split, answer.committee
+    part = plan.data.split
     mistakes = [*loop_mistakes(plan.question)]
     if part is None or answer.data is None:
         mistakes.append("the winner's data are its loop's own; name them in the section data")
@@ -375,10 +356,6 @@ def check_answer(plan: Plan, answer: Answer, settings: Settings) -> None:
             "the inputs of the winner are not one tensor, and its ONNX file would not know them; "
             "deploy winner.pt"
         )
-    if settings.teacher == COMMITTEE and (entry is None or not entry.members):
-        why = (entry and entry.note) or "the answer has no committee"
-        ways = "run the study's command again with winner.committee=true, or set teacher=winner"
-        raise CompressError(f"{plan.run_dir}: teacher=committee: {why}; {ways}")
 
 
 def test_both(

@@ -1,6 +1,6 @@
-"""The network that variants are made of, with the job that trained it, and who teaches them.
+"""The network that variants are made of, with the job that trained it.
 
-Smaller networks are pruned, or built narrower and taught by the original or a committee.
+Smaller networks are pruned, or built narrower; both are taught by the original.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,6 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from studyloom.config.trust import packages_to_trust
-from studyloom.config.values import value_at
 from studyloom.data import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import CompressError
@@ -30,13 +28,12 @@ from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training, evaluate_network
-from studyloom.winner.answer import Answer, Committee
-from studyloom.winner.committee import CommitteeNetwork, average_of, load_committee
 from studyloom.winner.stages import Plan
 from studyloom.winner.trainings import make_network
 
 TEMPERATURE = 4.0  # of the softened outputs
 SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
+OF_LABELS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 LEAST = 8  # an argument from here on may be a width; smaller ones are mostly depths and heads
 
 
@@ -50,7 +47,6 @@ class Original:
         part: the examples, on the device to train on.
         section: `model` of the config.
         seed: of the examples that set the ranges of int8, `calibration` in number.
-        teacher: whose outputs variants learn from; None for the network itself.
     """
 
     network: nn.Module
@@ -59,7 +55,6 @@ class Original:
     section: Any
     seed: int
     calibration: int
-    teacher: nn.Module | None = None
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -80,7 +75,7 @@ class Original:
         return torch.int64 if whole else torch.float32
 
     def train(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """Trains a network as the original was, and to say what its teacher says.
+        """Trains a network as the original was, and to say what the original says.
 
         The schedule begins anew, which is as good as any other (Renda et al. 2020,
         arXiv:2003.02389).
@@ -88,8 +83,7 @@ class Original:
         Args:
             make: returns the network on the CPU, the same at every call.
         """
-        teacher = self.network if self.teacher is None else self.teacher
-        step = distillation(teacher, self.dtype, average_of(self.job, self.part))
+        step = distillation(self.network, self.dtype, meaning_of(self.job, self.part))
         job = replace(self.job, model=lambda shape, outputs: make(), step=step)
         return train_network(job, self.part)
 
@@ -109,45 +103,23 @@ def can_train(question: Question) -> bool:
 
 
 def retrain(plan: Plan, calibration: int) -> Original:
-    """Trains the winner's configuration without a validation part."""
-    assert plan.data.split is not None
-    job, network = _train_apart(plan, plan.winner, 0)
-    model = plan.question.at(plan.candidates[plan.winner]).get("model")
-    seed = derive(plan.question.seed, 0, 0, 2)
-    return Original(network, job, plan.data.split, model, seed, calibration)
-
-
-def retrain_committee(plan: Plan, entry: Committee) -> CommitteeNetwork:
-    """Trains the configurations of a committee without the validation part of `retrain`.
-
-    So what it teaches a variant tells nothing of the examples by which the variant is judged.
-    """
-    members = enumerate(entry.members, start=1)
-    networks = [_train_apart(plan, member.trial, number)[1] for number, member in members]
-    return CommitteeNetwork(entry, networks)
-
-
-def _train_apart(plan: Plan, trial: int, number: int) -> tuple[Job, nn.Module]:
-    """Trains the configuration of a candidate without a validation part, always the same one.
-
-    Args:
-        number: of the training, which decides its seed.
-    """
-    part, question = plan.data.split, plan.question
+    """Trains the winner's configuration without a validation part, always the same one."""
+    part, question, point = plan.data.split, plan.question, plan.candidates[plan.winner]
     assert part is not None
     # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
-    seeds = [derive(question.seed, each, 0, 2) for each in (0, number)]
-    folds = part.folds(question.config.objective.folds, plan.data.source.validation, seeds[0])
-    point = plan.candidates[trial]
+    seed, config = derive(question.seed, 0, 0, 2), question.at(point)
+    fold = part.folds(question.config.objective.folds, plan.data.source.validation, seed)[-1]
     if isinstance(question, FunctionQuestion):
-        job = judging_job(question.at(point), [folds[-1]], seeds[1])[0]
+        job = judging_job(config, [fold], seed)[0]
         attempt = Attempt(stage=RETRAINING)
-        made = question.make_objective(point, trial, plan.data, attempt, seeds[1], folds[-1])
+        made = question.make_objective(point, plan.winner, plan.data, attempt, seed, fold)
         made.run(lambda step: None, Unstopped())
         weights = weights_of(made.weights() or {}, kept_name(question.config.objective.network))
-        return job, make_network(job, weights, part).eval()
-    job = build_jobs(question.at(point), [folds[-1]], seeds[1])[0]
-    return job, train_network(job, part)
+        network = make_network(job, weights, part).eval()
+    else:
+        job = build_jobs(config, [fold], seed)[0]
+        network = train_network(job, part)
+    return Original(network, job, part, config.get("model"), seed, calibration)
 
 
 def load_winner_network(plan: Plan, calibration: int) -> Original:
@@ -161,19 +133,6 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     network = make_network(job, weights, part)
     model = plan.question.at(plan.candidates[plan.winner]).get("model")
     return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)
-
-
-def load_teacher(plan: Plan, answer: Answer) -> CommitteeNetwork:
-    """Loads the committee of an answer, whose networks have seen all training data.
-
-    Raises:
-        PredictError: its file cannot be used.
-        ConfigError: winner.json names other networks than the study has trained.
-    """
-    members = () if answer.committee is None else answer.committee.members
-    points = [plan.candidates[member.trial] for member in members]
-    own = packages_to_trust([value_at(plan.question.at(point), "model") for point in points])
-    return load_committee(plan.run_dir, answer, own)
 
 
 def train_network(job: Job, part: Part) -> nn.Module:
@@ -291,9 +250,9 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
     Labels, as probabilities, and numbers are learnt by the loss of the study.
 
     Args:
-        teacher: the original, or the committee; a copy of it goes to the device of the inputs.
+        teacher: the original; a copy of it goes to the device of the inputs.
         dtype: in which the networks take the inputs.
-        meaning: of the outputs: softmax for classes, sigmoid for labels, mean for numbers.
+        meaning: of the outputs, as `meaning_of` returns it.
     """
     teacher = deepcopy(teacher).eval().requires_grad_(False)
 
@@ -303,15 +262,22 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
         with torch.no_grad():
             taught = teacher.to(inputs.device)(inputs).float()
         outputs = network(inputs).float()
-        if meaning == "softmax":
+        if meaning == "classes":
             soft, hard = (o.div(TEMPERATURE).log_softmax(1) for o in (taught, outputs))
             distance = functional.kl_div(hard, soft, log_target=True, reduction="batchmean")
             learnt = distance * TEMPERATURE**2
         else:
-            learnt = loss(outputs, taught.sigmoid() if meaning == "sigmoid" else taught)
+            learnt = loss(outputs, taught.sigmoid() if meaning == "labels" else taught)
         return SHARE * learnt + (1 - SHARE) * loss(outputs, targets)
 
     return step
+
+
+def meaning_of(job: Job, part: Part) -> str:
+    """Returns the meaning of the outputs of a job's network: classes, labels or numbers."""
+    if part.classifies:
+        return "classes"
+    return "labels" if isinstance(getattr(job.loss, "loss", None), OF_LABELS) else "numbers"
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -17,7 +17,6 @@ from studyloom.question.rule import Rule, parse_rule
 from studyloom.text import no_such_key
 
 SECTION = "compress"  # of the config
-WINNER, COMMITTEE = "winner", "committee"  # who teaches
 # What is known of a variant beside the metric: how much worse it is than the original, the upper
 # end of the interval of that, and what it costs.
 COSTS = ("drop", "drop_high", "bytes", "latency_ms", "latency_64_ms", "parameters")
@@ -34,8 +33,6 @@ class Settings:
             others as a share of the original's value.
         ratios: the shares of channels and units that are pruned, a variant for each.
         widths: the widths of students as shares of the winner's, a variant for each.
-        teacher: whose outputs pruned networks and students learn from: winner, or committee for
-            the mean of the networks of `winner.committee`.
         calibration: how many training examples set the ranges of int8.
         threads: of PyTorch and onnxruntime while latencies are measured.
         repeats: how often each latency is measured.
@@ -45,7 +42,6 @@ class Settings:
     margin: float = 0.005
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
     widths: tuple[float, ...] = (0.5, 0.25)
-    teacher: str = WINNER
     calibration: int = 256
     threads: int = 1
     repeats: int = 200
@@ -124,8 +120,6 @@ def _mistake(key: str, value: Any) -> str | None:
     match key:
         case "rule":
             fits, must_be = isinstance(value, str | None), "a rule, or null"
-        case "teacher":
-            fits, must_be = value in (WINNER, COMMITTEE), f"{WINNER} or {COMMITTEE}"
         case "margin":
             fits, must_be = is_number(value) and value >= 0, "a number of at least 0"
         case "ratios" | "widths":
@@ -196,11 +190,6 @@ def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str
     yield from (f"{SECTION}: {mistake}" for mistake in loop_mistakes(question))
     if isinstance(question, FunctionQuestion) and data is not None and data.split is None:
         yield f"{SECTION}: the data are the loop's own; name them in the section data"
-    if settings.teacher == COMMITTEE and not config.winner.committee:
-        yield (
-            f"{SECTION}.teacher={COMMITTEE} learns from the committee of winner.committee=true, "
-            f"which is false; set winner.committee=true, or {SECTION}.teacher=winner"
-        )
     metric = None
     with suppress(UserError, ImportError, AttributeError):  # which is reported with the objective
         metric = metric_of(question)

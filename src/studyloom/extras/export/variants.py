@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from studyloom.errors import StudyloomError
 from studyloom.extras.export.networks import Original, count_parameters, evaluate
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize
-from studyloom.extras.export.settings import COMMITTEE, Settings
+from studyloom.extras.export.settings import Settings
 from studyloom.metrics import Metric
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
@@ -48,14 +48,13 @@ class Variant:
 
 
 def recipes(settings: Settings) -> list[Recipe]:
-    """Returns the variants that are tried, but for their precision; their names say who taught."""
-    taught = f" ({COMMITTEE})" if settings.teacher == COMMITTEE else ""
+    """Returns the variants that are tried, but for their precision."""
     pruned = [
-        Recipe(f"pruned by {ratio:g}{taught}", partial(Original.pruned, ratio=ratio))
+        Recipe(f"pruned by {ratio:g}", partial(Original.pruned, ratio=ratio))
         for ratio in settings.ratios
     ]
     students = [
-        Recipe(f"student of {width:g}{taught}", partial(Original.student, width=width))
+        Recipe(f"student of {width:g}", partial(Original.student, width=width))
         for width in settings.widths
     ]
     return [Recipe("as it is", lambda original: original.network), *pruned, *students]
