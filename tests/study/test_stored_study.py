@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from answers import answer_of
 from optuna.trial import TrialState, create_trial
-from toys import fill, two_sided
+from toys import LOOP, TINY, ask, fill, two_sided
 
 from studyloom.question.rule import parse_rule
 from studyloom.storage.attributes import RULE
@@ -18,6 +18,7 @@ from studyloom.study.stored_study import (
     open_beside,
     read_job,
 )
+from studyloom.views.snapshot import take_snapshot
 
 
 def beaten(one, by):
@@ -60,6 +61,19 @@ def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
     assert [trial.number for trial in elsewhere.ranked()] == [2, 1]
     stored.state(None)
     assert elsewhere.rule() == elsewhere.default_rule()
+
+
+def test_a_rule_over_a_cost_that_a_loop_reports_ranks_alike_in_the_choice_and_in_views(sqlite_url):
+    rule = "winner.rule='max accuracy where size < 3'"
+    question = ask(*TINY, *LOOP, "+objective.constraints.size='<= 3'", rule)
+    stored = create_study(sqlite_url, "s", question.identity("toy"), 3, goals=question.goals)
+    stored.state(question.rule)
+    for accuracy, size in ((0.9, 3), (0.8, 2), (0.7, 1)):
+        fill(stored, create_trial(value=accuracy, user_attrs={"size": size}))
+    assert str(stored.rule()) == str(question.rule)
+    assert [trial.number for trial in stored.ranked(question.rule)] == [1, 2]
+    snapshot = take_snapshot(stored)
+    assert (snapshot.best.number, snapshot.rule) == (1, "max accuracy where size < 3")
 
 
 def test_what_is_no_rule_in_a_database_of_somebody_else_is_left_alone(sqlite_url):

@@ -42,6 +42,8 @@ from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
 from studyloom.text import mask_passwords, one_line
 
+CONSTRAINTS = "objective.constraints."  # how the keys of the limits of costs begin
+
 
 @dataclass(frozen=True)
 class StoredStudy:
@@ -169,9 +171,15 @@ class StoredStudy:
                 front.append(trial)
         return front
 
+    @cached_property
+    def cost_names(self) -> tuple[str, ...]:
+        """The names of the costs that a trial may have: those of a network, and a loop's own."""
+        keys = [key for key in self.question() or {} if key.startswith(CONSTRAINTS)]
+        return (*COSTS, *(key.removeprefix(CONSTRAINTS) for key in keys))
+
     def known(self, trial: FrozenTrial) -> dict[str, float]:
-        """Returns the values of a complete trial and the other costs of its network, by name."""
-        attributes = {name: trial.user_attrs.get(name) for name in COSTS}
+        """Returns the values of a complete trial and its other costs, by name."""
+        attributes = {name: trial.user_attrs.get(name) for name in self.cost_names}
         costs = {
             name: float(cost) for name, cost in attributes.items() if isinstance(cost, int | float)
         }
@@ -231,7 +239,7 @@ class StoredStudy:
         if isinstance(stated, str):
             # What this program stores can be parsed; the database may come from elsewhere.
             with suppress(ConfigError):
-                costs = (Goal(name, "minimize") for name in COSTS)
+                costs = (Goal(name, "minimize") for name in self.cost_names)
                 return parse_rule(stated, [*self.goals, *costs])
         return self.default_rule()
 

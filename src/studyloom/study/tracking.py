@@ -24,7 +24,6 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.build import build
 from studyloom.errors import ConfigError, StorageError
-from studyloom.metrics import COSTS
 from studyloom.storage.attributes import (
     BASELINE,
     COLUMNS,
@@ -324,7 +323,7 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
     """Returns a trial that has ended as trackers are given it."""
     attributes = trial.user_attrs
     values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
-    for name in (*COSTS, STANDARD_ERROR):
+    for name in (*stored.cost_names, STANDARD_ERROR):
         if isinstance(value := attributes.get(name), int | float):
             values[name] = float(value)
     begun, ended = trial.datetime_start, trial.datetime_complete
