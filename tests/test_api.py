@@ -419,7 +419,11 @@ def test_the_winner_is_what_winner_json_holds(finished):
 
 def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
     assert finished.report() == finished.run_dir / "report.html"
-    assert "Learning curves" in finished.report(tmp_path).read_text()
+    elsewhere = finished.report(tmp_path).read_text()
+    assert "Learning curves" in elsewhere
+    assert "There is no winner.json yet." not in elsewhere
+    assert "Winner, test" in elsewhere
+    assert "best.yaml" in elsewhere
     with api.open_study(f"sqlite:///{finished.run_dir}/study.db", "mnist") as study:
         assert study.winner is None
         with pytest.raises(api.ConfigError, match="folder must be given"):

@@ -228,7 +228,7 @@ class Study:
             raise ConfigError(
                 "folder must be given, since the study was opened by its URL: report('folder')"
             )
-        return write_report(self._stored, target)
+        return write_report(self._stored, self.run_dir or target, target)
 
     def close(self) -> None:
         """Closes the connections to the database."""

@@ -763,14 +763,17 @@ def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 
 
-def write_report(stored: StoredStudy, run_dir: Path) -> Path:
+def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None) -> Path:
     """Writes report.html of the study that runs in a folder.
+
+    Args:
+        folder: where to write it; None for `run_dir`, which holds the winner and the logs.
 
     Raises:
         OSError: it cannot be written.
         UndrawnReport: it cannot be drawn, whatever the reason is.
     """
-    path = run_dir / "report.html"
+    path = (folder or run_dir) / "report.html"
     files = read_files(stored, run_dir)
     try:
         html = render(stored, *files, run_dir)
