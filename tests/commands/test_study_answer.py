@@ -11,8 +11,8 @@ from commands import QUICK
 
 import studyloom as api
 from studyloom.cli import main
-from studyloom.commands import run_study
-from studyloom.errors import Diverged, NoWinner, StorageError
+from studyloom.commands import prepare, run_study
+from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import ANSWERED
 from studyloom.study.early_end import look_ahead
@@ -146,7 +146,18 @@ def test_a_winner_whose_trainings_all_raise_says_that_the_study_has_halted(
     make_objective(lambda point: {}["mistake"])
     assert main(["winner", str(searched)]) == 1
     assert "KeyError: 'mistake'" in capsys.readouterr().err
+    assert not [*searched.glob("study.db-*")], "the database was closed"
     assert ended(searched, capsys) == 1
+
+
+def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeypatch, capsys):
+    def refuse(*_):
+        raise ConfigError("another study definition")
+
+    monkeypatch.setattr(prepare, "check_question", refuse)
+    assert main(["winner", str(searched)]) == 2
+    assert "another study definition" in capsys.readouterr().err
+    assert not [*searched.glob("study.db-*")]
 
 
 @pytest.mark.chaos

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,15 +86,13 @@ def compress(arguments: argparse.Namespace) -> None:
     with (
         code_of_study(arguments.run_dir, arguments.code),
         recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
+        ExitStack() as opened,
     ):
         with Stop() as stop:  # afterwards Ctrl-C ends it at once: there is nothing to hand over
-            _, plan = open_ended(cfg, stop)
-        try:
-            if stop():
-                raise Interrupted
-            record = load_plugin("compress")(plan, arguments.settings, stop, console)
-        finally:
-            plan.close()
+            _, plan = opened.enter_context(open_ended(cfg, stop))
+        if stop():
+            raise Interrupted
+        record = load_plugin("compress")(plan, arguments.settings, stop, console)
     if arguments.json:
         print_json(to_document(record))
     else:

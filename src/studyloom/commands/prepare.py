@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -330,20 +330,22 @@ def _start_cluster(prepared: Prepared, name: str, trials: int) -> None:
         start(trials, prepared.run_dir)
 
 
-def open_ended(cfg: DictConfig, stop: Stop) -> tuple[Prepared, Plan]:
-    """Opens a study whose search has ended, and which asks what the config does.
+@contextmanager
+def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, Plan]]:
+    """Opens a study whose search has ended and whose definition is the config's, and closes it.
 
     Raises:
         ValueError: it has not, or the config or the database cannot be used.
     """
     prepared, plan = open_plan(prepare(cfg, joins=True), stop, create=False)
-    stored, trials = plan.search.stored, plan.search.trials
-    asked = prepared.question.identity(prepared.data.digest)
-    check_question(stored.name, stored.question(), asked)
-    if left := plan.search.todo():
-        ways = "run the study to its end, or with a smaller study.trials"
-        raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
-    return prepared, plan
+    with closing(plan):
+        stored, trials = plan.search.stored, plan.search.trials
+        asked = prepared.question.identity(prepared.data.digest)
+        check_question(stored.name, stored.question(), asked)
+        if left := plan.search.todo():
+            ways = "run the study to its end, or with a smaller study.trials"
+            raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
+        yield prepared, plan
 
 
 def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:

@@ -449,8 +449,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         NoWinner: every candidate has lost a training, or a final training or the test has failed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with Stop() as stop:
-        prepared, plan = open_ended(cfg, stop)
+    with Stop() as stop, open_ended(cfg, stop) as (prepared, plan):
         stored = plan.search.stored
         command, outputs = Command.of_this_process(), Outputs()
         outputs.console = console
