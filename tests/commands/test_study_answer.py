@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -161,26 +160,18 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
 
 
 @pytest.mark.chaos
-def test_a_winner_is_judged_under_the_lock_and_a_late_stop_speaks_of_nothing_left_to_do(
+def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_left_to_do(
     searched, monkeypatch, capsys
 ):
-    """No other command opens the test part meanwhile; and without compress= all is done."""
-    held, lock, evaluate = [], run_study.exclusive, run_study.evaluate_winner
+    """No other command uses the test set meanwhile; and without compress= all is done."""
+    evaluate = run_study.evaluate_winner
 
-    @contextmanager
-    def recorded(*given, **more):
-        with lock(*given, **more):
-            held.append(True)
-            yield
-            held.pop()
-
-    def evaluate_and_stop(*given, **more):
-        assert held
-        written = evaluate(*given, **more)
+    def evaluate_and_stop(plan, *given, **more):
+        assert plan.tester is not None
+        written = evaluate(plan, *given, **more)
         signal.raise_signal(signal.SIGINT)
         return written
 
-    monkeypatch.setattr(run_study, "exclusive", recorded)
     monkeypatch.setattr(run_study, "evaluate_winner", evaluate_and_stop)
     assert main(["winner", str(searched)]) == 0
     out, _ = capsys.readouterr()

@@ -85,27 +85,22 @@ def test_one_process_at_a_time_is_exclusive(url):
     assert order == ["first", "second"]
 
 
-def test_a_study_that_is_judged_keeps_no_other_study_waiting(url):
-    with exclusive(url, "a"), exclusive(url, "b"), exclusive(url):
-        pass
-
-
 def test_who_waits_for_a_lock_says_for_what_and_goes_on(url, monkeypatch, caplog):
     monkeypatch.setattr(database, "BUSY_SECONDS", 1)
     told, order = threading.Event(), []
     monkeypatch.setattr(database.log, "warning", lambda *_: told.set() or order.append(_[1]))
 
     def second():
-        with exclusive(url, "mine"):
+        with exclusive(url):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with exclusive(url, "mine"):
+    with exclusive(url):
         thread.start()
         assert told.wait(60)
     thread.join(60)
     (words, last) = order
-    assert words.startswith("waiting for another command, which judges the winner of mine in ")
+    assert words.startswith("waiting for another command, which opens a study in ")
     assert last == "second"
 
 
@@ -115,7 +110,7 @@ def test_a_lock_of_a_server_goes_from_a_process_that_sleeps_and_stays_with_one_t
 ):
     monkeypatch.setattr(database, "BUSY_SECONDS", 1)
     hold = "from studyloom.storage import database; database.LEASE = 2\n"
-    hold += "with database.exclusive(sys.argv[1], 'mine'): print('held', flush=True); input()"
+    hold += "with database.exclusive(sys.argv[1]): print('held', flush=True); input()"
     command = [sys.executable, "-c", f"import sys; {hold}", postgres_url]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     told = threading.Semaphore(0)
@@ -125,7 +120,7 @@ def test_a_lock_of_a_server_goes_from_a_process_that_sleeps_and_stays_with_one_t
         tries = []
 
         def other():
-            with exclusive(postgres_url, "mine"):
+            with exclusive(postgres_url):
                 tries.append("held")
 
         thread = threading.Thread(target=other)

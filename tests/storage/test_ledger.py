@@ -14,6 +14,7 @@ from sqlalchemy import delete, event, insert, select, update
 
 from studyloom.errors import ClaimLost, StorageError, TrialDeleted
 from studyloom.processes import worker_id
+from studyloom.storage import ledger as module
 from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
 from studyloom.storage.database import connect, execute, read
@@ -404,3 +405,86 @@ def test_what_a_call_reads_does_not_grow_with_the_other_slots(sqlite_url, state)
             call(grown, count + 3)
             taken.append(steps.count)
         assert 0 < taken[1] < 1.5 * taken[0], (name, taken)
+
+
+# The lease to test a winner
+
+
+@pytest.fixture
+def commands_are_threads(monkeypatch):
+    monkeypatch.setattr(module, "worker_id", lambda _: f"w:{threading.get_ident()}")
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """Is set once a command says that it waits for another one."""
+    said = threading.Event()
+    monkeypatch.setattr(module.log, "warning", lambda *_: said.set())
+    monkeypatch.setattr(module, "LOOK", 0.02)
+    return said
+
+
+def stored_under(ledger, key):
+    return read(ledger.storage, lambda c: sql.study_attrs(c, ledger.study_id, key))
+
+
+def test_one_command_at_a_time_tests_a_winner_and_another_one_waits(
+    either, url, commands_are_threads, waiting
+):
+    order = []
+
+    def second():
+        with Ledger(connect(url), either.study_id, either.uuid).testing() as tester:
+            tester.store(either.study_id, "tested", "second")
+            order.append("second")
+
+    other = make(either.storage, "another study")
+    with either.testing() as tester, other.testing():
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waiting.wait(60)
+        tester.store(either.study_id, "tested", "first")
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "second"]
+    assert stored_under(either, "tested") == ["second"]
+
+
+def test_a_command_that_lost_its_lease_stores_no_test(ledger, commands_are_threads):
+    taken = threading.Event()
+
+    def second():
+        with ledger.testing() as tester:
+            tester.store(ledger.study_id, "tested", "second")
+            taken.set()
+
+    with ledger.testing() as late:
+        pass_time(ledger, late.lease + 1)
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert taken.wait(60)
+        with pytest.raises(StorageError, match="another command has taken over; run this one"):
+            late.store(ledger.study_id, "tested", "late")
+    thread.join(60)
+    assert stored_under(ledger, "tested") == ["second"]
+
+
+def test_the_lease_of_a_process_that_is_gone_is_free_at_once(ledger, monkeypatch, waiting):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "worker_id", lambda _: worker_id(gone.pid))
+        patch.setattr(Ledger, "release", lambda *_: None)
+        with ledger.testing():
+            pass
+    with ledger.testing() as tester:
+        assert tester.claim.token == 2
+
+
+def test_the_lease_to_test_is_no_part_of_the_budget(ledger):
+    ledger.extend(2)
+    with ledger.testing():
+        assert (ledger.counts(), ledger.held()) == ({"free": 2, "held": 0, "done": 0}, [])
+        assert (compare(ledger), ledger.todo(2)) == (None, 2)
+        assert [ledger.claim(owner, 9, LEASE).slot for owner in ("a", "b")] == [0, 1]
+        assert ledger.claim("c", 9, LEASE) is None

@@ -1,6 +1,7 @@
 """Retries on PostgreSQL, with real failures: a server that stops, connections cut at a COMMIT."""
 
 import contextlib
+import io
 import signal
 import socket
 import tempfile
@@ -17,11 +18,19 @@ from failures import (
     ledger_of,
     make_study,
 )
+from judged import SPACE, plan_of, test_part, work
 from servers import Server
+from toys import ask
 
+from studyloom.commands.run_study import print_winner
 from studyloom.errors import StorageError, StorageLost
+from studyloom.launch.task import Command
+from studyloom.storage import database, ledger
 from studyloom.storage.database import POSTGRES, connect, exclusive, execute, libpq_arguments
 from studyloom.storage.urls import parse_url
+from studyloom.study.opening import open_study
+from studyloom.views.terminal import make_console
+from studyloom.winner.answer import read_answer
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +338,50 @@ def test_what_might_be_done_twice_is_not_tried_again_after_a_lost_commit(served,
     with pytest.raises(StorageLost) as caught:
         WRITES[what](opened, study_id, trial_id)
     check_shown(caught.value, "it is unknown whether")
+
+
+@pytest.mark.chaos
+def test_the_test_set_is_used_once_though_the_server_restarts_while_another_command_waits(
+    server, served, monkeypatch, tmp_path
+):
+    """A lock of the server goes to the command that waits; a lease does not."""
+    opened, study_id, _ = served
+    opened.delete_study(study_id)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    monkeypatch.setattr(ledger, "worker_id", lambda _: f"w:{threading.get_ident()}", raising=False)
+    waits, tests, goes_on, again = (threading.Event() for _ in range(4))
+    monkeypatch.setattr(database.log, "warning", lambda *_: waits.set())
+    monkeypatch.setattr(ledger.log, "warning", lambda *_: waits.set())
+    question = ask(*SPACE, "storage.deadline=30")
+
+    def first_test():
+        tests.set()
+        assert goes_on.wait(60)
+        return test_part()
+
+    def second_test():
+        again.set()
+        return test_part()
+
+    def plan_with(test):
+        plan = plan_of(question, server.url, tmp_path, 1, top=1, seeds=1)
+        plan.data.source.test = test
+        return plan
+
+    def finish(plan):
+        with contextlib.closing(plan):
+            print_winner(plan, Command(("x",), ()), make_console(io.StringIO()))
+
+    plans = [plan_with(test) for test in (first_test, second_test)]
+    work(plans[0])
+    with in_background(lambda: finish(plans[0])):
+        assert tests.wait(60)
+        with in_background(lambda: finish(plans[1])):
+            assert waits.wait(60)
+            server.stop(signal.SIGQUIT)
+            server.start()
+            assert not again.wait(3)
+            goes_on.set()
+    stored = open_study(server.url, "s")
+    assert stored.test_openings() == read_answer(tmp_path).test.openings == 1
+    stored.close()

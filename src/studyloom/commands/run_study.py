@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -53,7 +53,6 @@ from studyloom.pickled import receive
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual, worker_id
 from studyloom.question.question import SECTIONS
-from studyloom.storage.database import exclusive
 from studyloom.study.failures import count_failures
 from studyloom.study.stopping import Stop, following, read_control
 from studyloom.study.stored_study import StoredStudy, begin_job, end_job, note_answer, read_job
@@ -337,16 +336,10 @@ def move_foreign_answer(plan: Plan, console: Console) -> None:
         return answer is not None and not belongs_to(answer, plan.search.stored)
 
     if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
-        with locked(plan):
+        with plan.locked():
             if is_foreign():  # no other command was quicker
                 moved = f"it was moved to {move_aside(plan.run_dir)}"
                 say(console, f"the answer in {plan.run_dir} is that of another study; {moved}")
-
-
-def locked(plan: Plan) -> AbstractContextManager[None]:
-    """Keeps other commands from the answer: of those that finish together, one opens the test."""
-    deadline = float(plan.question.config.storage.deadline)
-    return exclusive(plan.url, plan.search.stored.name, deadline=deadline)
 
 
 def write_best(plan: Plan, best: FrozenTrial) -> None:
@@ -369,7 +362,7 @@ def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool =
     The test part is opened for it now, unless winner.json has the answer already. If it is opened
     `anew`, the answer keeps the page that winner.json names.
     """
-    with locked(plan):
+    with plan.locked():
         answer = read_answer(plan.run_dir)
         known = answer is not None and is_answer_of(answer, plan)
         if answer is None or not known or anew:

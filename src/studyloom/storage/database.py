@@ -7,7 +7,6 @@ everywhere).
 
 import contextlib
 import functools
-import hashlib
 import logging
 import math
 import re
@@ -542,32 +541,26 @@ def connections_left(url: str | URL) -> float:
 
 
 @contextmanager
-def exclusive(url: str | URL, study: str | None = None, *, deadline: float = 0.0) -> Iterator[None]:
-    """Holds the lock of the one process that creates tables and studies, or judges a study.
+def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
+    """Holds the lock of the one process that creates tables and studies.
 
     12 processes that tried together crashed up to 11 of them.
 
     The folder of a SQLite file is created. By default a database that is away is not waited for, so
     that a person learns of a mistyped host at once. On a server the lock of a process that is
     stopped or cut off goes to another one after LEASE; on a file it goes with the process alone.
-
-    Args:
-        study: the study that is judged; None for the one process that creates.
     """
     address = parse_url(url)
-    does = "opens a study" if study is None else f"judges the winner of {study}"
-    told = f"waiting for another command, which {does} in {without_password(address)}"
+    told = f"waiting for another command, which opens a study in {without_password(address)}"
     hold = _file_lock if is_sqlite(address) else _server_lock
-    digest = None if study is None else hashlib.sha256(study.encode()).digest()[:8]
-    with hold(address, digest, told, deadline):
+    with hold(address, told, deadline):
         yield
 
 
 @contextmanager
-def _file_lock(address: URL, digest: bytes | None, told: str, _: float) -> Iterator[None]:
+def _file_lock(address: URL, told: str, _: float) -> Iterator[None]:
     path = sqlite_path(address)
-    which = "" if digest is None else f"-{digest.hex()}"
-    lock = FileLock(path.with_name(f"{path.stem}{which}.lock"))
+    lock = FileLock(path.with_name(f"{path.stem}.lock"))
     with explained(address):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -582,15 +575,14 @@ def _file_lock(address: URL, digest: bytes | None, told: str, _: float) -> Itera
 
 
 @contextmanager
-def _server_lock(address: URL, digest: bytes | None, told: str, deadline: float) -> Iterator[None]:
+def _server_lock(address: URL, told: str, deadline: float) -> Iterator[None]:
     """Holds a lock of the server for as long as a transaction that does nothing else is open.
 
     A lock of a session would stay behind in a pool of connections (pgbouncer with
     `pool_mode = transaction`): its release may reach another session than the lock. The server
     ends the transaction if its process does not renew it.
     """
-    key = LOCK_KEY if digest is None else int.from_bytes(digest, "big", signed=True)
-    lock = sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(key))
+    lock = sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(LOCK_KEY))
     # Here and not in the options, which a pool of connections may ignore.
     begin = (
         f"BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {1000 * BUSY_SECONDS}; "

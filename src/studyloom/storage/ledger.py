@@ -6,14 +6,19 @@ database's clock. Whoever claims a slot that was released, or whose lease has en
 the trial that was started there; the slot's token tells the previous holder, should it still be
 alive, that it has lost the slot.
 
+One further row of a study is the lease of the command that tests its winner.
+
 Statements are built once: building one takes longer than the database takes to run it.
 """
 
 import json
 import logging
+import os
+import threading
+import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -23,10 +28,11 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from studyloom.errors import ClaimLost, StorageError, StorageLost
-from studyloom.processes import host_id, is_alive
+from studyloom.processes import host_id, is_alive, running_beside, worker_id
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, SLOT
-from studyloom.storage.database import RetryingStorage, execute, read
+from studyloom.storage.attributes import BASELINE, LARGEST, SLOT
+from studyloom.storage.database import LEASE as TEST_LEASE
+from studyloom.storage.database import RENEWALS, RetryingStorage, execute, read
 from studyloom.storage.optuna_internals import TrialIntermediateValueModel
 from studyloom.storage.retry import call_state
 from studyloom.storage.sql import REPORTS, TRIALS, USER_ATTRIBUTES
@@ -35,6 +41,8 @@ from studyloom.text import format_ranges
 
 # A lease lasts for this many of the longest epoch so far, or the seconds that `study.lease` says.
 LEASE_FACTOR = 4
+TEST_SLOT = LARGEST - 1  # of the command that tests the winner; no budget is as large
+LOOK = 0.5  # seconds between looks at another command's lease
 WriteRows = Callable[[sa.Connection], None]
 log = logging.getLogger(__name__)
 
@@ -383,7 +391,7 @@ class Ledger:
 
     @property
     def _mine(self) -> sa.ColumnElement[bool]:
-        return SLOTS.c.study_id == self.study_id
+        return sa.and_(SLOTS.c.study_id == self.study_id, SLOTS.c.slot < TEST_SLOT)
 
     @property
     def _study(self) -> dict[str, Any]:
@@ -500,10 +508,11 @@ class Ledger:
                 return call_state.uncertain and connection.execute(STATE, own).scalar() == state
             if write is not None:
                 trial_state, filled = row
-                if sql.parse_slot(filled) != claim.slot:
-                    raise sql.trial_deleted()
-                if trial_state.is_finished():
-                    raise ClaimLost
+                if claim.slot != TEST_SLOT:  # which has no trial
+                    if sql.parse_slot(filled) != claim.slot:
+                        raise sql.trial_deleted()
+                    if trial_state.is_finished():
+                        raise ClaimLost
                 write(connection)
             return True
 
@@ -571,9 +580,12 @@ class Ledger:
     def record_gone(self) -> None:
         """Records the deaths of this host's workers whose process is gone, before leases end."""
         for held in self.held():
-            host, _, pid = held.owner.rpartition(":")
-            if host == host_id() and not is_alive(int(pid)):
-                self.record_death(held.owner, "its process is gone")
+            self._record_if_gone(held.owner)
+
+    def _record_if_gone(self, owner: str) -> None:
+        host, _, pid = owner.rpartition(":")
+        if host == host_id() and not is_alive(int(pid)):
+            self.record_death(owner, "its process is gone")
 
     def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
         """Selects the claims of workers that are older than `limit` seconds."""
@@ -615,6 +627,71 @@ class Ledger:
         return read(
             self.storage, lambda connection: [HeldSlot(*row) for row in connection.execute(query)]
         )
+
+    @contextmanager
+    def testing(self) -> Iterator["Tester"]:
+        """Holds the lease to test the winner, for which another command waits.
+
+        A lock of the server would be lost as the server restarts. An outage that is shorter than
+        `storage.deadline` leaves the lease as it is; a process that is gone has lost it at once.
+        """
+        me, lease = worker_id(os.getpid()), self.storage.retry.deadline + TEST_LEASE
+        of = {"study": self.study_id, "trials": LARGEST, "chosen": TEST_SLOT, "slot": TEST_SLOT}
+        is_lease = sa.and_(SLOTS.c.study_id == self.study_id, SLOTS.c.slot == TEST_SLOT)
+        holder, told = sa.select(SLOTS.c.owner).where(is_lease, IS_HELD), False
+
+        def take(connection: sa.Connection) -> Claim | None:
+            sql.lock_study(connection, self.study_id, self.uuid)
+            connection.execute(NEW_SLOT, of)
+            claiming = _claiming(begun=False, chosen=True)
+            row = connection.execute(claiming, of | {"me": me, "lease": lease}).one_or_none()
+            return None if row is None else Claim(TEST_SLOT, row.token, None)
+
+        while (claim := execute(self.storage, take)) is None:
+            if owner := read(self.storage, lambda connection: connection.execute(holder).scalar()):
+                self._record_if_gone(owner)
+                if not told:
+                    words = "waiting for %s, which tests the winner; if it hangs, for %g s at most"
+                    log.warning(words, owner, lease)
+                told = True
+            time.sleep(LOOK)
+
+        def renew(end: threading.Event) -> None:
+            with suppress(StorageError):
+                while not end.wait(TEST_LEASE / RENEWALS):
+                    self.renew(claim, lease)
+
+        try:
+            with running_beside(renew):
+                yield Tester(self, claim, lease)
+        finally:
+            with suppress(StorageError):  # what has ended the body counts
+                self.release(claim)
+
+
+@dataclass(frozen=True)
+class Tester:
+    """The command that holds the lease to test the winner of a study."""
+
+    ledger: Ledger
+    claim: Claim
+    lease: float
+
+    def store(self, study_id: int, key: str, value: Any) -> None:
+        """Stores an attribute of a study of the database, if this command still holds the lease.
+
+        Raises:
+            StorageError: Another command holds it; nothing was stored.
+        """
+
+        def write(connection: sa.Connection) -> None:
+            sql.set_study_attr(connection, study_id, key, value)
+
+        if not self.ledger.renew(self.claim, self.lease, write):
+            raise StorageError(
+                f"this command was silent for longer than {self.lease:g} s while it tested the "
+                "winner, and another command has taken over; run this one again to see its result"
+            )
 
 
 class NoLedger(Ledger):

@@ -36,7 +36,7 @@ from studyloom.storage.attributes import (
     UUID,
 )
 from studyloom.storage.database import read
-from studyloom.storage.ledger import Ledger
+from studyloom.storage.ledger import Ledger, Tester
 from studyloom.storage.sql import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
@@ -205,11 +205,13 @@ class StoredStudy:
         """Returns how often the test part was opened."""
         return int(self.optuna.user_attrs.get(TEST_OPENINGS, 0))
 
-    def count_test_opening(self) -> int:
-        """Counts an opening of the test part before it is opened; returns how many with this."""
-        openings = self.test_openings() + 1
-        self.optuna.set_user_attr(TEST_OPENINGS, openings)
-        return openings
+    def count_test_opening(self, tester: Tester) -> None:
+        """Counts a use of the test set before it is used, which the holder of the lease alone may.
+
+        Raises:
+            StorageError: another command holds the lease.
+        """
+        tester.store(self.ledger.study_id, TEST_OPENINGS, self.test_openings() + 1)
 
     def code(self) -> dict[str, Any]:
         """Returns the digests of the user's own code with which the study goes on now."""

@@ -24,6 +24,7 @@ from studyloom.question.question import SECTIONS, FunctionQuestion
 from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
+from studyloom.storage.ledger import Tester
 from studyloom.study.reporter import current_environment
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
@@ -72,7 +73,8 @@ def evaluate_winner(
     """
     question, stored = plan.question, plan.search.stored
     if question.tested:
-        tested, kept = test_trainings(plan, test, anew=anew)
+        with plan.locked() as tester:
+            tested, kept = test_trainings(plan, test, tester, anew=anew)
     else:
         kept = plan.load_or_train(plan.last, plan.winner, 0)
         trainings = plan.last.trainings
@@ -195,7 +197,7 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
 
 
 def test_trainings(
-    plan: Plan, test: Callable[[], Part], *, anew: bool
+    plan: Plan, test: Callable[[], Part], tester: Tester, *, anew: bool
 ) -> tuple[Tested, Mapping[str, Any] | None]:
     """Returns the results on the test part, opened if need be, and the winner's first weights.
 
@@ -213,7 +215,7 @@ def test_trainings(
         for n, seed in trainings.trainings:
             weights = plan.load_or_train(plan.retraining, n, seed) or {}
             trained.setdefault(n, []).append(weights)
-        stored.count_test_opening()  # before it, should this be killed
+        stored.count_test_opening(tester)  # before it, should this be killed
         if isinstance(plan.question, FunctionQuestion):
             tested = call_test(plan.question, plan, trained, test)
         else:
@@ -221,7 +223,7 @@ def test_trainings(
                 tested = measure(plan, trained, test)
             except UndefinedMetric as error:
                 raise NoWinner(f"no value on the test part: {error}; mend the part") from error
-        plan.retraining.stored.optuna.set_user_attr(TESTED, to_document(tested))
+        tester.store(plan.retraining.stored.ledger.study_id, TESTED, to_document(tested))
         earlier, kept = False, trained[plan.winner][0]
     assert tested.test is not None
     scores = replace(tested.test, openings=stored.test_openings(), earlier=earlier)

@@ -50,7 +50,6 @@ from studyloom.files import is_newer, write_whole
 from studyloom.metrics import Goal
 from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
-from studyloom.storage.database import exclusive
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import note_compressed
 from studyloom.views.report import write_report
@@ -283,8 +282,7 @@ def _writing(plan: Plan, answer: Answer) -> Iterator[Answer]:
     Raises:
         CompressError: it is another winner by now.
     """
-    deadline = float(plan.question.config.storage.deadline)
-    with exclusive(plan.url, plan.search.stored.name, deadline=deadline):
+    with plan.locked():
         current = load_answer(plan.run_dir)
         check_whole(plan.run_dir, current)
         if current.files["winner.pt"] != answer.files["winner.pt"]:
@@ -365,13 +363,14 @@ def test_both(
 
     What it gave is stored in the database as soon as it is known.
     """
-    stored, metric = plan.search.stored, metric_of(plan.question)
+    stored, metric, tester = plan.search.stored, metric_of(plan.question), plan.tester
+    assert tester is not None
     key = digest_of(content)
     before = stored.optuna.user_attrs.get(COMPRESSED) or {}
     if key in before:
         scores = replace(from_document(before[key], SmallScores), earlier=True)
     else:
-        stored.count_test_opening()  # before it, should this be killed
+        stored.count_test_opening(tester)  # before it, should this be killed
         sealed = test()
         ours, targets = evaluate(winner, winner.network, sealed)
         theirs, _ = evaluate(winner, OnnxNetwork(content), sealed)
@@ -384,6 +383,6 @@ def test_both(
             covers=difference.interval is not None,
             examples=len(sealed),
         )
-        stored.optuna.set_user_attr(COMPRESSED, {**before, key: to_document(scores)})
+        tester.store(stored.ledger.study_id, COMPRESSED, {**before, key: to_document(scores)})
     worst = min(metric.sign * end for end in scores.interval)
     return replace(scores, within=worst >= -margin - EXACT, openings=stored.test_openings())
