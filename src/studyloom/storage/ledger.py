@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
@@ -579,13 +579,10 @@ class Ledger:
 
     def record_gone(self) -> None:
         """Records the deaths of this host's workers whose process is gone, before leases end."""
-        for held in self.held():
-            self._record_if_gone(held.owner)
-
-    def _record_if_gone(self, owner: str) -> None:
-        host, _, pid = owner.rpartition(":")
-        if host == host_id() and not is_alive(int(pid)):
-            self.record_death(owner, "its process is gone")
+        for held in (*self.held(), *self.held(testing=True)):
+            host, _, pid = held.owner.rpartition(":")
+            if host == host_id() and not is_alive(int(pid)):
+                self.record_death(held.owner, "its process is gone")
 
     def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
         """Selects the claims of workers that are older than `limit` seconds."""
@@ -616,12 +613,13 @@ class Ledger:
         rows = read(self.storage, lambda connection: connection.execute(query).all())
         return {"free": 0, "held": 0, "done": 0} | {str(state): int(n) for state, n in rows}
 
-    def held(self) -> list[HeldSlot]:
-        """Lists the slots that workers hold, in the order of the workers' ids."""
+    def held(self, *, testing: bool = False) -> list[HeldSlot]:
+        """Lists the slots that workers hold, in the order of their ids; or who tests the winner."""
         left, age = SLOTS.c.expires - clock(), clock() - SLOTS.c.since
+        which = SLOTS.c.slot == TEST_SLOT if testing else self._mine
         query = (
             sa.select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
-            .where(self._mine, IS_HELD)
+            .where(SLOTS.c.study_id == self.study_id, which, IS_HELD)
             .order_by(SLOTS.c.owner)
         )
         return read(
@@ -635,25 +633,20 @@ class Ledger:
         A lock of the server would be lost as the server restarts. An outage that is shorter than
         `storage.deadline` leaves the lease as it is; a process that is gone has lost it at once.
         """
-        me, lease = worker_id(os.getpid()), self.storage.retry.deadline + TEST_LEASE
+        me, lease, told = worker_id(os.getpid()), self.storage.retry.deadline + TEST_LEASE, False
         of = {"study": self.study_id, "trials": LARGEST, "chosen": TEST_SLOT, "slot": TEST_SLOT}
-        is_lease = sa.and_(SLOTS.c.study_id == self.study_id, SLOTS.c.slot == TEST_SLOT)
-        holder, told = sa.select(SLOTS.c.owner).where(is_lease, IS_HELD), False
 
         def take(connection: sa.Connection) -> Claim | None:
             sql.lock_study(connection, self.study_id, self.uuid)
             connection.execute(NEW_SLOT, of)
-            claiming = _claiming(begun=False, chosen=True)
-            row = connection.execute(claiming, of | {"me": me, "lease": lease}).one_or_none()
-            return None if row is None else Claim(TEST_SLOT, row.token, None)
+            taken = connection.execute(_claiming(False, True), of | {"me": me, "lease": lease})
+            return next((Claim(TEST_SLOT, row.token, None) for row in taken), None)
 
         while (claim := execute(self.storage, take)) is None:
-            if owner := read(self.storage, lambda connection: connection.execute(holder).scalar()):
-                self._record_if_gone(owner)
-                if not told:
-                    words = "waiting for %s, which tests the winner; if it hangs, for %g s at most"
-                    log.warning(words, owner, lease)
-                told = True
+            self.record_gone()
+            for held in () if told else self.held(testing=True):
+                told, words = True, "waiting for %s, which tests the winner, for %g s at most"
+                log.warning(words, held.owner, lease)
             time.sleep(LOOK)
 
         def renew(end: threading.Event) -> None:
@@ -684,9 +677,7 @@ class Tester:
             StorageError: Another command holds it; nothing was stored.
         """
 
-        def write(connection: sa.Connection) -> None:
-            sql.set_study_attr(connection, study_id, key, value)
-
+        write = partial(sql.set_study_attr, study_id=study_id, key=key, value=value)
         if not self.ledger.renew(self.claim, self.lease, write):
             raise StorageError(
                 f"this command was silent for longer than {self.lease:g} s while it tested the "
@@ -703,7 +694,7 @@ class NoLedger(Ledger):
     def counts(self) -> dict[str, int]:
         return {"free": 0, "held": 0, "done": 0}
 
-    def held(self) -> list[HeldSlot]:
+    def held(self, *, testing: bool = False) -> list[HeldSlot]:
         return []
 
 
