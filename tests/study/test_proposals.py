@@ -181,6 +181,27 @@ def test_a_search_that_has_ended_early_takes_no_proposal(stored, question):
     assert "are spent" in told["ended"]
 
 
+def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_trials(
+    tmp_path, hill, capsys
+):
+    run_dir = run_of(tmp_path / "run", name="s")
+    stored = begun(f"sqlite:///{run_dir}/study.db", hill, 2)
+    work(hill, stored, 2)
+    assert main(["ask", str(run_dir)]) == 0
+    assert "all 2 trials have begun; 0 may be proposed now" in capsys.readouterr().out
+    with stored.ledger.testing() as tester:
+        stored.count_test_opening(tester)
+    set_bounds(stored, None, None, 10)
+    stored.ledger.extend(10)
+    why = "the test set of s has been used, and a proposal could be chosen by it"
+    refused(stored, {"params.x": 0.7}, why)
+    told = ask(stored)
+    assert (told["left"], told["proposals_left"]) == (8, 0)
+    assert why in told["ended"]
+    assert main(["propose", str(run_dir), '{"params.x": 0.7}']) == 2
+    assert why in capsys.readouterr().err
+
+
 def test_a_grid_and_a_study_of_before_take_no_proposals(sqlite_url):
     grid = asked(*HILL, "sampler=grid", *(f"+space.params.{n}.step=0.5" for n in "xyz"))
     stored = begun(sqlite_url, grid)
@@ -337,8 +358,10 @@ def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(
     assert [each["test"] for each in told[2]["studies"]] == [None, None]
     assert "proposed by claude" in answers[-1][1]
     work(hill, stored, 10)
-    for _, text in talk([run_dir], ("report", {}), ("status", {}))[1]:
-        assert SHOWN.search(text), "once the search has ended"
+    *told, (is_error, text) = talk([run_dir], ("report", {}), ("status", {}), ("compare", {}))[1]
+    assert all(SHOWN.search(text) for _, text in told), "once the search has ended"
+    assert is_error
+    assert "compare needs two run directories or more, and this server has one" in text
 
 
 # Several at once, and faults

@@ -227,7 +227,8 @@ class Control(TypedDict):
 
 class Asked(TypedDict):
     """What a proposer needs: `question` (metric, direction, rule, baseline, about), `space` (a JSON
-    Schema), `budget`, `left` (slots without a trial), `proposals_left`, `ended` and `trials`.
+    Schema), `budget`, `left` (slots without a trial), `proposals_left`, `ended` (why it takes no
+    more proposals, or null) and `trials`.
     """
 
 

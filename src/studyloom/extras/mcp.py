@@ -37,7 +37,8 @@ except ImportError as error:
 ABOUT = """\
 A hyperparameter search. `ask` tells the question, the space and the trials so far; `propose` puts a
 point into the next free slot, where it is trained as any other trial. Few of the slots may be
-proposed. The winner is chosen on fresh seeds, and tested once after the search."""
+proposed, and none once the test set has been used. The winner is chosen on fresh seeds, and tested
+once after the search."""
 LONGEST = 100_000  # characters of a report
 SEALED = ("test", "std", "difference")  # what of a comparison is measured on the test part
 
@@ -104,7 +105,14 @@ def make_server(arguments: Any) -> MCPServer[Any]:
 
     @server.tool(annotations=reading)
     def compare() -> dict[str, Any]:
-        """Tells what this study and those that it is served with have found, and at what cost."""
+        """Compares this study with the others of the server's run directories: what each found,
+        and at what cost. The server must have been started with two to seven of them.
+        """
+        if len(arguments.run_dirs) < 2:
+            raise ToolError(
+                "compare needs two run directories or more, and this server has one; start it as "
+                "studyloom mcp RUN_DIR OTHER_RUN_DIR"
+            )
         with opened(*arguments.run_dirs) as studies:
             told = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
             for each in told["studies"] if is_sealed(studies[0]) else ():

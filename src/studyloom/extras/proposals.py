@@ -34,7 +34,7 @@ from studyloom.storage.ledger import untouched
 from studyloom.study.early_end import look_ahead, read_bounds
 from studyloom.study.rows import trial_rows
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.warm_start import place_point
+from studyloom.study.warm_start import place_point, why_closed
 from studyloom.study.warm_start import propose as queue
 from studyloom.text import kind_of, one_line, shorten_end
 from studyloom.views.report import data_words
@@ -146,7 +146,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     known, snapshot, trials = read_space(stored), take_snapshot(stored), stored.trials()
     budget, ended = read_bounds(stored).trials, look_ahead(stored).ending
     ledger, (goal, *_) = stored.ledger, stored.goals
-    left = 0
+    left, closed = 0, why_closed(stored)
     if ended is None:
         left = len(read(ledger.storage, lambda c: untouched(c, ledger.study_id, budget)))
     proposed = sum(PROPOSED in trial.user_attrs for trial in trials)
@@ -167,8 +167,8 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
         "space": json_schema(known),
         "budget": budget,
         "left": left,
-        "proposals_left": max(0, min(free, known.most(budget) - proposed)),
-        "ended": None if ended is None else ended.words,
+        "proposals_left": 0 if closed else max(0, min(free, known.most(budget) - proposed)),
+        "ended": closed,
         "trials": [
             {name: row[name] for name in row if name in TOLD or name.startswith("values.")}
             | {"params": params[row["number"]]}
@@ -194,10 +194,11 @@ def print_asked(arguments: Any) -> None:
     if arguments.json:
         print_json(told)
         return
-    asked, trials = told["question"], f"{told['left']} of {told['budget']} trials"
+    asked, left, of = told["question"], told["left"], told["budget"]
+    begun = f"{left} of {of} trials have not begun" if left else f"all {of} trials have begun"
     for line in (
         f"{told['study']}: {asked['direction']} {asked['metric']}; {asked['about']}",
-        told["ended"] or f"{trials} have not begun; {told['proposals_left']} may be proposed now",
+        told["ended"] or f"{begun}; {told['proposals_left']} may be proposed now",
     ):
         console.print(Text(one_line(line)), soft_wrap=True)
     console.print(outline(read_space(stored).space))

@@ -550,6 +550,21 @@ def store_space(stored: StoredStudy, question: "Question") -> None:
     stored.optuna.set_user_attr(SPACE, None if listed else known)
 
 
+def why_closed(stored: StoredStudy) -> str | None:
+    """Says why a study takes no more proposals; None while it takes them.
+
+    Whoever proposes may have seen what the test gave, also before more trials were asked for.
+    """
+    if stored.test_openings():
+        return (
+            f"the test set of {stored.name} has been used, and a proposal could be chosen by it; "
+            "the sampler alone fills further trials"
+        )
+    if (ended := look_ahead(stored).ending) is None:
+        return None
+    return f"the search of {stored.name} {ended.words}; a proposal comes too late"
+
+
 def propose(
     stored: StoredStudy, point: Point, mark: Mapping[str, str], most: int, baseline: Point | None
 ) -> int:
@@ -564,11 +579,11 @@ def propose(
         The number of its trial.
 
     Raises:
-        ConfigError: a trial has the point already, or there is no room.
+        ConfigError: a trial has the point already, there is no room, or see `why_closed`.
     """
     study_id, trials = stored.ledger.study_id, read_bounds(stored).trials
-    if (ended := look_ahead(stored).ending) is not None:
-        raise ConfigError(f"the search of {stored.name} {ended.words}; a proposal comes too late")
+    if closed := why_closed(stored):
+        raise ConfigError(closed)
 
     def queue(connection: Connection) -> int:
         tried = lock_trials(connection, stored)
