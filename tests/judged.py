@@ -14,6 +14,7 @@ from studyloom.study.opening import create_study
 from studyloom.study.worker import Worker
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
+from studyloom.winner import evaluation
 from studyloom.winner.stages import Plan, Stage
 
 SPLIT = toy_split()
@@ -69,6 +70,12 @@ def work(plan):
         folder = plan.run_dir / "checkpoints" / stage.title
         folder.mkdir(parents=True, exist_ok=True)
         train(stage, plan.data.split, stage.trials, folder)
+
+
+def evaluate_winner(plan, test, command, **more):
+    """Tests the winner as a command does: as the one that holds the lease."""
+    with plan.search.stored.ledger.testing() as store:
+        return evaluation.evaluate_winner(plan, test, command, store, **more)
 
 
 def train_plainly(stage, candidate, seed):

@@ -434,16 +434,16 @@ def test_one_command_at_a_time_tests_a_winner_and_another_one_waits(
     order = []
 
     def second():
-        with Ledger(connect(url), either.study_id, either.uuid).testing() as tester:
-            tester.store(either.study_id, "tested", "second")
+        with Ledger(connect(url), either.study_id, either.uuid).testing() as store:
+            store(either.study_id, "tested", "second")
             order.append("second")
 
     other = make(either.storage, "another study")
-    with either.testing() as tester, other.testing():
+    with either.testing() as store, other.testing():
         thread = threading.Thread(target=second)
         thread.start()
         assert waiting.wait(60)
-        tester.store(either.study_id, "tested", "first")
+        store(either.study_id, "tested", "first")
         order.append("first")
     thread.join(60)
     assert order == ["first", "second"]
@@ -454,17 +454,17 @@ def test_a_command_that_lost_its_lease_stores_no_test(ledger, commands_are_threa
     taken = threading.Event()
 
     def second():
-        with ledger.testing() as tester:
-            tester.store(ledger.study_id, "tested", "second")
+        with ledger.testing() as store:
+            store(ledger.study_id, "tested", "second")
             taken.set()
 
-    with ledger.testing() as late:
-        pass_time(ledger, late.lease + 1)
+    with ledger.testing() as store_late:
+        pass_time(ledger, ledger.storage.retry.deadline + module.TEST_LEASE + 1)
         thread = threading.Thread(target=second)
         thread.start()
         assert taken.wait(60)
-        with pytest.raises(StorageError, match="another command has taken over; run this one"):
-            late.store(ledger.study_id, "tested", "late")
+        with pytest.raises(StorageError, match="another one has taken over; run this one"):
+            store_late(ledger.study_id, "tested", "late")
     thread.join(60)
     assert stored_under(ledger, "tested") == ["second"]
 
@@ -477,8 +477,9 @@ def test_the_lease_of_a_process_that_is_gone_is_free_at_once(ledger, monkeypatch
         patch.setattr(Ledger, "release", lambda *_: None)
         with ledger.testing():
             pass
-    with ledger.testing() as tester:
-        assert tester.claim.token == 2
+    with ledger.testing() as store:
+        store(ledger.study_id, "tested", "by another")
+    assert stored_under(ledger, "tested") == ["by another"]
 
 
 def test_the_lease_to_test_is_no_part_of_the_budget(ledger):

@@ -189,8 +189,8 @@ def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_t
     work(hill, stored, 2)
     assert main(["ask", str(run_dir)]) == 0
     assert "all 2 trials have begun; 0 may be proposed now" in capsys.readouterr().out
-    with stored.ledger.testing() as tester:
-        stored.count_test_opening(tester)
+    with stored.ledger.testing() as store:
+        stored.count_test_opening(store)
     set_bounds(stored, None, None, 10)
     stored.ledger.extend(10)
     why = "the test set of s has been used, and a proposal could be chosen by it"

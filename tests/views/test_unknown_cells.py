@@ -1,21 +1,46 @@
 """A database may come from elsewhere; whatever its cells hold, a view ends with one line."""
 
+import io
+import json
+
+import optuna
 import pytest
 import sqlalchemy
+from optuna.trial import create_trial
 
 from studyloom.errors import StorageError
+from studyloom.storage.attributes import (
+    EPOCHS,
+    FORGOTTEN,
+    MADE,
+    PLANNED_EPOCHS,
+    RESUMED,
+    RUNGS,
+    STANDARD_ERROR,
+    TIMES,
+    fits,
+)
 from studyloom.study.opening import open_study
+from studyloom.study.rows import as_csv, trial_rows
 from studyloom.views import doctor
-from studyloom.views.comparison import read_studies
+from studyloom.views.comparison import page, read_studies
 from studyloom.views.doctor import agreement, database
 from studyloom.views.report import write_report
-from studyloom.views.status import read_status
+from studyloom.views.status import print_status, read_status
+from studyloom.views.terminal import make_console, print_trials
 
 DEEP = "[" * 100_000 + "]" * 100_000
 CELLS = {
     "state": ("UPDATE trials SET state = 'ASLEEP'", "ASLEEP"),
     "direction": ("UPDATE study_directions SET direction = 'SIDEWAYS'", "SIDEWAYS"),
     "value": ("UPDATE trial_values SET value_type = 'ODD'", "ODD"),
+    "number": ("UPDATE trial_values SET value = 'abc'", "could not convert"),
+    "no number": ("UPDATE trial_values SET value = NULL", "a number is missing"),
+    "parameter": (
+        "UPDATE trial_params SET param_value = 'abc'",
+        "could not convert",
+    ),
+    "begin": ("UPDATE trials SET datetime_start = 'abc'", "isoformat"),
     "report": ("UPDATE trial_intermediate_values SET intermediate_value_type = 'ODD'", "ODD"),
     "attribute": ("UPDATE trial_user_attributes SET value_json = :deep", "recursion"),
     "slot": ("UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'slot'", "property"),
@@ -28,6 +53,52 @@ CELLS = {
 }
 
 
+# Of attributes that studyloom reads, what it has not written.
+WRONG = (7, ["abc"], {"value": ["abc"]})
+READ = (EPOCHS, TIMES, MADE, RUNGS, STANDARD_ERROR, RESUMED, PLANNED_EPOCHS, FORGOTTEN)
+
+
+def looks_at(run_dir):
+    """All that is shown of a study."""
+    return (
+        lambda stored: print_status(read_status(stored), make_console(io.StringIO())),
+        lambda stored: print_trials(stored, make_console(io.StringIO())),
+        lambda stored: as_csv(trial_rows(stored)),
+        lambda stored: write_report(stored, run_dir),
+        lambda stored: page(read_studies([(run_dir / name, stored) for name in "ab"])),
+    )
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_an_attribute_of_another_type_counts_as_missing_and_all_else_is_shown(
+    value, half_done, sqlite_url, tmp_path
+):
+    half_done.close()
+    engine = sqlalchemy.create_engine(sqlite_url)
+    change = "INSERT OR REPLACE INTO trial_user_attributes (trial_id, key, value_json) "
+    change += "SELECT trial_id, :key, :value FROM trials"
+    with engine.begin() as connection:
+        rows = [{"key": key, "value": json.dumps(value)} for key in READ]
+        connection.execute(sqlalchemy.text(change), rows)
+    engine.dispose()
+    stored = open_study(sqlite_url, "toy")
+    for look in looks_at(tmp_path):
+        look(stored)
+    trial = stored.trials()[1]
+    assert trial.value == 0.9
+    assert {*trial.user_attrs} & {*READ} == {key for key in READ if fits(key, value)}
+    assert TIMES not in trial.user_attrs
+    stored.close()
+
+
+def test_attributes_of_trials_of_another_program_stay_as_they_are(sqlite_url):
+    study = optuna.create_study(storage=sqlite_url, study_name="plain")
+    study.add_trial(create_trial(value=1.0, user_attrs={"epochs": 20, "times": "many"}))
+    stored = open_study(sqlite_url, "plain")
+    assert stored.optuna.trials[0].user_attrs == {"epochs": 20, "times": "many"}
+    stored.close()
+
+
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_url, tmp_path):
     half_done.close()
@@ -36,12 +107,7 @@ def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_ur
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text(change), {"deep": DEEP} if ":deep" in change else {})
     engine.dispose()
-    looks = (
-        read_status,
-        lambda stored: write_report(stored, tmp_path),
-        lambda stored: read_studies([(tmp_path / name, stored) for name in "ab"]),
-    )
-    for look in looks:
+    for look in looks_at(tmp_path):
         with pytest.raises(StorageError, match=f"a cell .*cannot be read: .*{said}") as told:
             look(open_study(sqlite_url, "toy"))
         assert "\n" not in str(told.value)

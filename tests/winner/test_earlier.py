@@ -7,7 +7,7 @@ import pytest
 import torch
 import toys
 from drawn import Drawn
-from judged import SPACE, CountedTest, flat, plan_of, work
+from judged import SPACE, CountedTest, evaluate_winner, flat, plan_of, work
 from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.data import Datasets
@@ -18,7 +18,6 @@ from studyloom.study.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.evaluation import evaluate_winner
 
 SETTINGS = {"top": 1, "seeds": 2}
 

@@ -8,7 +8,7 @@ import torch
 import toys
 import yaml
 from answers import answer_of, write_winner
-from judged import MIXED, SPLIT, CountedTest, plan_of, work
+from judged import MIXED, SPLIT, CountedTest, evaluate_winner, plan_of, work
 from torch import nn
 from toys import LOOP, ask
 
@@ -18,7 +18,6 @@ from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.answer import load_answer, write_answer
-from studyloom.winner.evaluation import evaluate_winner
 
 NETWORK = "objective.network=toys.make_network"
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from judged import SPLIT, CountedTest, plan_of, work
+from judged import SPLIT, CountedTest, evaluate_winner, plan_of, work
 from toys import CONF, TINY, compose
 
 import studyloom as sl
 from studyloom.question.question import Question
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import read_answer
-from studyloom.winner.evaluation import evaluate_winner, winner_config
+from studyloom.winner.evaluation import winner_config
 from studyloom.winner.predictor import load_network
 from studyloom.winner.stages import is_answer_of, number_of, origin_of
 from studyloom.winner.statistics import rank_correlation

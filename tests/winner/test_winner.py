@@ -12,7 +12,18 @@ import pytest
 import torch
 import toys
 import yaml
-from judged import SPACE, SPLIT, CountedTest, flat, plan_of, test_part, train, train_plainly, work
+from judged import (
+    SPACE,
+    SPLIT,
+    CountedTest,
+    evaluate_winner,
+    flat,
+    plan_of,
+    test_part,
+    train,
+    train_plainly,
+    work,
+)
 from PIL import Image
 from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 
@@ -26,7 +37,6 @@ from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import read_answer
-from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.stages import Plan, Stage, is_answer_of
 from studyloom.winner.trainings import kept_epoch

@@ -336,7 +336,7 @@ def move_foreign_answer(plan: Plan, console: Console) -> None:
         return answer is not None and not belongs_to(answer, plan.search.stored)
 
     if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
-        with plan.locked():
+        with plan.search.stored.ledger.testing():
             if is_foreign():  # no other command was quicker
                 moved = f"it was moved to {move_aside(plan.run_dir)}"
                 say(console, f"the answer in {plan.run_dir} is that of another study; {moved}")
@@ -362,12 +362,12 @@ def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool =
     The test part is opened for it now, unless winner.json has the answer already. If it is opened
     `anew`, the answer keeps the page that winner.json names.
     """
-    with plan.locked():
+    with plan.search.stored.ledger.testing() as store:
         answer = read_answer(plan.run_dir)
         known = answer is not None and is_answer_of(answer, plan)
         if answer is None or not known or anew:
             page = answer.command if answer is not None and anew else command.page
-            answer = evaluate_winner(plan, plan.data.test, page, anew=known)
+            answer = evaluate_winner(plan, plan.data.test, page, store, anew=known)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
     note_answer(plan.search.stored, answer.in_short())

@@ -3,6 +3,11 @@
 The keys are part of stored studies: add new ones, but never rename one.
 """
 
+from contextlib import suppress
+from typing import Any, TypedDict
+
+import msgspec
+
 LARGEST = 2**31 - 1  # of a whole number in Optuna's tables and ours on PostgreSQL
 
 # Of a study
@@ -63,3 +68,31 @@ OF_TRIALS = (
     *(MADE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED),
     *(FAILURE, REASON, TRACEBACK),
 )
+
+
+# The types of what is read by name; another program may have stored something else.
+class Resumed(TypedDict):
+    epoch: int | None
+    deaths: int
+    death: str | None
+
+
+TYPES: dict[str, Any] = {
+    **dict.fromkeys((QUESTION, STAGES, ANSWERED, MADE), dict[str, Any]),
+    **dict.fromkeys((HALTED, RULE, FAILURE, REASON), str | None),
+    **dict.fromkeys((TEST_OPENINGS, PLANNED_EPOCHS), int),
+    EPOCHS: dict[str, list[float | int | None]],
+    TIMES: dict[str, float | int],
+    STANDARD_ERROR: float | int,
+    RUNGS: list[int],
+    RESUMED: Resumed,
+    FORGOTTEN: list[str],
+}
+
+
+def fits(key: str, value: Any) -> bool:
+    """Whether the value of an attribute is of its key's type; another one counts as missing."""
+    with suppress(msgspec.ValidationError):
+        msgspec.convert(value, TYPES.get(key, Any))
+        return True
+    return False

@@ -37,7 +37,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from studyloom.errors import StorageError, StorageLost
+from studyloom.errors import StorageError, StorageLost, StudyloomError
 from studyloom.processes import running_beside
 from studyloom.storage import sql
 from studyloom.storage.optuna_internals import (
@@ -289,8 +289,13 @@ def read(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
     """Runs one reading transaction of our own, as `execute` runs a writing one."""
 
     def transact() -> T:
-        with storage.single.connect() as connection:
-            return work(connection)
+        try:
+            with storage.single.connect() as connection:
+                return work(connection)
+        except StudyloomError:
+            raise
+        except (ArithmeticError, AssertionError, IndexError, TypeError, ValueError) as error:
+            raise sql.unknown_cell(error) from None
 
     return storage.call(transact, writes=False)
 

@@ -44,6 +44,7 @@ LEASE_FACTOR = 4
 TEST_SLOT = LARGEST - 1  # of the command that tests the winner; no budget is as large
 LOOK = 0.5  # seconds between looks at another command's lease
 WriteRows = Callable[[sa.Connection], None]
+Store = Callable[[int, str, Any], None]  # the id of a study, a key, and its value
 log = logging.getLogger(__name__)
 
 # The table
@@ -627,11 +628,15 @@ class Ledger:
         )
 
     @contextmanager
-    def testing(self) -> Iterator["Tester"]:
+    def testing(self) -> Iterator[Store]:
         """Holds the lease to test the winner, for which another command waits.
 
         A lock of the server would be lost as the server restarts. An outage that is shorter than
         `storage.deadline` leaves the lease as it is; a process that is gone has lost it at once.
+
+        Yields:
+            A function that stores an attribute of a study of the database, by its id; it raises
+            StorageError, and stores nothing, if another command has taken over the lease.
         """
         me, lease, told = worker_id(os.getpid()), self.storage.retry.deadline + TEST_LEASE, False
         of = {"study": self.study_id, "trials": LARGEST, "chosen": TEST_SLOT, "slot": TEST_SLOT}
@@ -654,35 +659,20 @@ class Ledger:
                 while not end.wait(TEST_LEASE / RENEWALS):
                     self.renew(claim, lease)
 
+        def store(study_id: int, key: str, value: Any) -> None:
+            write = partial(sql.set_study_attr, study_id=study_id, key=key, value=value)
+            if not self.renew(claim, lease, write):
+                raise StorageError(
+                    f"this command was silent for longer than {lease:g} s while it tested the "
+                    "winner, and another one has taken over; run this one again to see its result"
+                )
+
         try:
             with running_beside(renew):
-                yield Tester(self, claim, lease)
+                yield store
         finally:
             with suppress(StorageError):  # what has ended the body counts
                 self.release(claim)
-
-
-@dataclass(frozen=True)
-class Tester:
-    """The command that holds the lease to test the winner of a study."""
-
-    ledger: Ledger
-    claim: Claim
-    lease: float
-
-    def store(self, study_id: int, key: str, value: Any) -> None:
-        """Stores an attribute of a study of the database, if this command still holds the lease.
-
-        Raises:
-            StorageError: Another command holds it; nothing was stored.
-        """
-
-        write = partial(sql.set_study_attr, study_id=study_id, key=key, value=value)
-        if not self.ledger.renew(self.claim, self.lease, write):
-            raise StorageError(
-                f"this command was silent for longer than {self.lease:g} s while it tested the "
-                "winner, and another command has taken over; run this one again to see its result"
-            )
 
 
 class NoLedger(Ledger):

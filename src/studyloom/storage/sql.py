@@ -36,6 +36,7 @@ from studyloom.storage.attributes import (
     TIMES,
     TRACEBACK,
     UUID,
+    fits,
 )
 from studyloom.storage.optuna_internals import (
     TABLES,
@@ -173,7 +174,7 @@ def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[An
     """Reads some user attributes of a study, in one statement; None for each that is missing."""
     rows = connection.execute(OF_STUDY, {"study": study_id, "keys": keys})
     stored = {key: json.loads(value) for key, value in rows}
-    return [stored.get(key) for key in keys]
+    return [stored.get(key) if fits(key, stored.get(key)) else None for key in keys]
 
 
 # Trials, read. The statements are built once: building one takes longer than a small answer to it.
@@ -229,7 +230,7 @@ def read_light(connection: sa.Connection, heads: Sequence[Any]) -> list[FrozenTr
 
 def unknown_cell(error: Exception) -> StorageError:
     """Makes the error of a cell that neither Optuna nor studyloom has written."""
-    words = shorten(one_line(str(error)), 200)
+    words = shorten(one_line(str(error) or "a number is missing"), 200)
     way_out = "another program has written it; put back a copy of the database from before"
     return StorageError(f"storage.url: a cell of the database cannot be read: {words}; {way_out}")
 
@@ -253,35 +254,36 @@ def _with_details(
     distributions = defaultdict[int, dict[str, BaseDistribution]](dict)
     for block in connection.execute(details[PARAMS], ids).partitions(10_000):
         for trial_id, name, value, stored in block:
-            try:
-                name, domain = sys.intern(name), distribution(stored)
-                distributions[trial_id][name] = domain
-                params[trial_id][name] = domain.to_external_repr(value)
-            except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-                raise unknown_cell(error) from None
+            name, domain = sys.intern(name), distribution(stored)
+            distributions[trial_id][name] = domain
+            params[trial_id][name] = domain.to_external_repr(float(value))
     value_of = TrialValueModel.stored_repr_to_value
     report_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     trials = []
     for trial_id, number, state, start, complete in heads:
         in_order = sorted(values[trial_id], key=itemgetter(0))
+        reported = {step: float(report_of(*row)) for step, *row in reports[trial_id]}
+        attributes = {key: json.loads(value) for key, value in user[trial_id]}
+        ours = is_slot(attributes.get(SLOT))
         trials.append(
             FrozenTrial(
                 number=number,
                 state=state,
                 value=None,
-                values=[value_of(*row) for _, *row in in_order] or None,
+                values=[float(value_of(*row)) for _, *row in in_order] or None,
                 datetime_start=local(start),
                 datetime_complete=local(complete),
                 params=params[trial_id],
                 distributions=distributions[trial_id],
-                user_attrs={key: json.loads(value) for key, value in user[trial_id]},
+                # Those of a trial of another program may be called as ours are.
+                user_attrs={k: v for k, v in attributes.items() if not ours or fits(k, v)},
                 # Optuna would unpickle what is left out.
                 system_attrs={
                     key: json.loads(value)
                     for key, value in system[trial_id]
                     if not key.startswith(PICKLED)
                 },
-                intermediate_values={step: report_of(*row) for step, *row in reports[trial_id]},
+                intermediate_values=reported,
                 trial_id=trial_id,
             )
         )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -136,10 +135,7 @@ def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
     """
     reported = [value for _, value in sorted(trial.intermediate_values.items())]
     stored = trial.user_attrs.get(EPOCHS)
-    try:
-        columns = msgspec.convert(stored or {"value": reported}, dict[str, list[float | None]])
-    except msgspec.ValidationError as error:
-        raise ValueError(f"its attribute `{EPOCHS}` cannot be used: {error}") from None
+    columns = stored or {"value": reported}
     further = [name for name in columns if name not in COLUMNS] if loop else QUANTITIES[1:]
     curve = {metric: columns.get("value", [])}
     if stored:

@@ -36,7 +36,7 @@ from studyloom.storage.attributes import (
     UUID,
 )
 from studyloom.storage.database import read
-from studyloom.storage.ledger import Ledger, Tester
+from studyloom.storage.ledger import Ledger, Store
 from studyloom.storage.sql import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
@@ -95,7 +95,7 @@ class StoredStudy:
     @cached_property
     def ours(self) -> bool:
         """Whether studyloom has created the study."""
-        return QUESTION in self.optuna.user_attrs
+        return self.question() is not None
 
     def halted(self) -> str | None:
         """Returns why the study has stopped itself, without passwords; None if it has not."""
@@ -203,15 +203,11 @@ class StoredStudy:
 
     def test_openings(self) -> int:
         """Returns how often the test part was opened."""
-        return int(self.optuna.user_attrs.get(TEST_OPENINGS, 0))
+        return int(self.attributes(TEST_OPENINGS)[0] or 0)
 
-    def count_test_opening(self, tester: Tester) -> None:
-        """Counts a use of the test set before it is used, which the holder of the lease alone may.
-
-        Raises:
-            StorageError: another command holds the lease.
-        """
-        tester.store(self.ledger.study_id, TEST_OPENINGS, self.test_openings() + 1)
+    def count_test_opening(self, store: Store) -> None:
+        """Counts a use of the test set before it is used, as only the holder of the lease may."""
+        store(self.ledger.study_id, TEST_OPENINGS, self.test_openings() + 1)
 
     def code(self) -> dict[str, Any]:
         """Returns the digests of the user's own code with which the study goes on now."""
@@ -219,7 +215,8 @@ class StoredStudy:
 
     def question(self) -> dict[str, Any] | None:
         """Returns the question of the study, by config key; None for a study of another program."""
-        return self.optuna.user_attrs.get(QUESTION)
+        question: dict[str, Any] | None = self.attributes(QUESTION)[0]
+        return question
 
     def code_changes(self) -> list[dict[str, Any]]:
         """Returns the accepted changes of code: what is `changed`, `from` which trial on."""
@@ -238,7 +235,7 @@ class StoredStudy:
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
         (stated,) = self.attributes(RULE)
-        if isinstance(stated, str):
+        if stated is not None:
             # What this program stores can be parsed; the database may come from elsewhere.
             with suppress(ConfigError):
                 costs = (Goal(name, "minimize") for name in self.cost_names)
@@ -332,9 +329,8 @@ def now() -> str:
 def read_job(stored: StoredStudy) -> tuple[Job | None, dict[str, str], dict[str, Any] | None]:
     """Returns the job of the last command, the studies of its later stages, and its answer."""
     job, stages, answered = stored.attributes(JOB, STAGES, ANSWERED)
-    names = stages if isinstance(stages, dict) else {}
-    titles = {str(title): str(name) for title, name in names.items()}
-    return Job.parse(job), titles, answered if isinstance(answered, dict) else None
+    titles = {title: str(name) for title, name in (stages or {}).items()}
+    return Job.parse(job), titles, answered
 
 
 def begin_job(stored: StoredStudy, job: Job, age: float) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,8 @@ def details(trial: FrozenTrial, log: str, curve: Curve) -> dict[str, Any]:
     Args:
         curve: its learning curve, if that is in no figure.
     """
-    attrs, times = trial.user_attrs, trial.user_attrs.get(TIMES)
-    known = times.items() if isinstance(times, Mapping) else ()
-    spent = {str(k): s for k, s in known if isinstance(s, int | float) and 0 < s < math.inf}
-    began = trial.datetime_start
+    attrs, began = trial.user_attrs, trial.datetime_start
+    spent = {kind: s for kind, s in attrs.get(TIMES, {}).items() if 0 < s < math.inf}
     told = {
         "end": ending(trial),
         "facts": {
@@ -65,8 +63,7 @@ def ending(trial: FrozenTrial) -> str:
     """Words how a trial ended, and why, or how far it is."""
     attrs, kind, done = trial.user_attrs, outcome(trial), epochs_of(trial)
     planned = attrs.get(PLANNED_EPOCHS)
-    epochs = f"{done} of {plural(planned, 'epoch')}" if isinstance(planned, int) else ""
-    epochs = epochs or plural(done, "epoch")
+    epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
     if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
         epochs += f", at {format_value(last[-1][1])}"
     rung = ": it waited at a rung, and others were promoted" if attrs.get(RUNGS) else ""
@@ -79,8 +76,7 @@ def ending(trial: FrozenTrial) -> str:
     }.get(kind, f"It is complete, after {epochs}.")
     if REUSED in attrs:
         words += f" It was not trained: its result is that of {attrs[REUSED]}."
-    resumed = attrs.get(RESUMED)
-    if isinstance(resumed, Mapping) and {"epoch", "death"} <= resumed.keys():
+    if resumed := attrs.get(RESUMED):
         words += f" T{resumed_words(trial.number, resumed)[1:]}."
     return words
 

@@ -288,9 +288,8 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
 def print_forgotten(stored: StoredStudy, console: Console) -> None:
     """Prints what of the user's loop a trial that goes on after a crash would lack."""
     known = (trial.user_attrs.get(FORGOTTEN) for trial in stored.trials())
-    if names := next((names for names in known if isinstance(names, list)), None):
-        shown = [one_line(str(name)) for name in names]
-        missing = ", ".join(f"{name}={name}" for name in shown)
+    if names := next(filter(None, known), None):
+        missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
         words = f"run.keep lacks {missing}: after a crash, a trial comes to another value"
         console.print(Text(words), soft_wrap=True)
 

@@ -24,7 +24,7 @@ from studyloom.question.question import SECTIONS, FunctionQuestion
 from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
-from studyloom.storage.ledger import Tester
+from studyloom.storage.ledger import Store
 from studyloom.study.reporter import current_environment
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
@@ -57,7 +57,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_winner(
-    plan: Plan, test: Callable[[], Part], command: Sequence[str], *, anew: bool = False
+    plan: Plan,
+    test: Callable[[], Part],
+    command: Sequence[str],
+    store: Store,
+    *,
+    anew: bool = False,
 ) -> Answer:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
@@ -67,14 +72,17 @@ def evaluate_winner(
     A loop without `objective.test` is not tested: the re-evaluation has found the winner, and
     winner.pt holds what the loop has kept there.
 
+    Args:
+        store: of the command that holds the lease, see `Ledger.testing`.
+
     Raises:
         NoWinner: a final training or the test has failed.
+        StorageError: another command has taken over the lease.
         OSError: a file cannot be written.
     """
     question, stored = plan.question, plan.search.stored
     if question.tested:
-        with plan.locked() as tester:
-            tested, kept = test_trainings(plan, test, tester, anew=anew)
+        tested, kept = test_trainings(plan, test, store, anew=anew)
     else:
         kept = plan.load_or_train(plan.last, plan.winner, 0)
         trainings = plan.last.trainings
@@ -197,7 +205,7 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
 
 
 def test_trainings(
-    plan: Plan, test: Callable[[], Part], tester: Tester, *, anew: bool
+    plan: Plan, test: Callable[[], Part], store: Store, *, anew: bool
 ) -> tuple[Tested, Mapping[str, Any] | None]:
     """Returns the results on the test part, opened if need be, and the winner's first weights.
 
@@ -215,7 +223,7 @@ def test_trainings(
         for n, seed in trainings.trainings:
             weights = plan.load_or_train(plan.retraining, n, seed) or {}
             trained.setdefault(n, []).append(weights)
-        stored.count_test_opening(tester)  # before it, should this be killed
+        stored.count_test_opening(store)  # before it, should this be killed
         if isinstance(plan.question, FunctionQuestion):
             tested = call_test(plan.question, plan, trained, test)
         else:
@@ -223,7 +231,7 @@ def test_trainings(
                 tested = measure(plan, trained, test)
             except UndefinedMetric as error:
                 raise NoWinner(f"no value on the test part: {error}; mend the part") from error
-        tester.store(plan.retraining.stored.ledger.study_id, TESTED, to_document(tested))
+        store(plan.retraining.stored.ledger.study_id, TESTED, to_document(tested))
         earlier, kept = False, trained[plan.winner][0]
     assert tested.test is not None
     scores = replace(tested.test, openings=stored.test_openings(), earlier=earlier)

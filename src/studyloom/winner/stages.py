@@ -15,7 +15,6 @@ they survive crashes as the search does.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from studyloom.question.scale import FACTORS, RATES, present
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
-from studyloom.storage.ledger import Tester, reconcile
+from studyloom.storage.ledger import reconcile
 from studyloom.study.early_end import ending
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study
@@ -97,7 +96,6 @@ class Plan:
     url: str
     run_dir: Path
     settings: WinnerSection
-    tester: Tester | None = None  # this command, while it is `locked`
     _opened: list[Stage] = field(default_factory=list)  # after the search
 
     def __iter__(self) -> Iterator[Stage]:
@@ -127,18 +125,6 @@ class Plan:
         """The first stage that has not ended, or the last that is known."""
         *_, stage = self
         return stage
-
-    @contextmanager
-    def locked(self) -> Iterator[Tester]:
-        """Lets one command at a time test the winner and write the result; another one waits."""
-        if self.tester is not None:
-            yield self.tester
-            return
-        with self.search.stored.ledger.testing() as self.tester:
-            try:
-                yield self.tester
-            finally:
-                self.tester = None
 
     def close(self) -> None:
         """Closes the connections; the last one of a SQLite file removes its two side files."""

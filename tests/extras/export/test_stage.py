@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from filelock import FileLock
-from judged import MIXED, SPLIT, CountedTest, plan_of, work
+from judged import MIXED, SPLIT, CountedTest, evaluate_winner, plan_of, work
 from torch import nn
 from toys import LOOP, ask
 
@@ -25,7 +25,6 @@ from studyloom.study.stored_study import note_answer, read_job
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.terminal import make_console
 from studyloom.winner.answer import load_answer
-from studyloom.winner.evaluation import evaluate_winner
 
 pytestmark = pytest.mark.nightly
 

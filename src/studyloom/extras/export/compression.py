@@ -50,6 +50,7 @@ from studyloom.files import is_newer, write_whole
 from studyloom.metrics import Goal
 from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
+from studyloom.storage.ledger import Store
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import note_compressed
 from studyloom.views.report import write_report
@@ -175,7 +176,7 @@ def compress(
         answer = load_answer(plan.run_dir)
         record = None if anew else read_compressed(plan.run_dir, answer)
         if record is not None and record.settings == settings.document():
-            with _writing(plan, answer) as current:  # of a command that was killed before
+            with _writing(plan, answer) as (current, _):  # of a command that was killed before
                 complete_card(plan, record, current)
             return record
         return _compress(plan, settings, rule, test, say, stop)
@@ -213,7 +214,7 @@ def _compress(
         winner = load_winner_network(plan, settings.calibration)
         network = chosen.recipe.make(winner)
         content = export(winner, network, facts, quantized=chosen.quantized)
-    with _writing(plan, answer) as current:
+    with _writing(plan, answer) as (current, store):
         theirs = judge.original_facts.latency
         record = Compressed(
             winner=answer.files["winner.pt"],
@@ -235,7 +236,7 @@ def _compress(
                     for batch, each in chosen.facts.latency.items()
                 },
             ),
-            test=test_both(plan, winner, content, test, margin),
+            test=test_both(plan, winner, content, test, margin, store),
         )
         # The record has the digest of the network, so that what a killed command has left is not
         # taken for whole; `complete_card` writes what it has not come to.
@@ -273,8 +274,8 @@ def _alone(plan: Plan, say: Say, stop: Stop) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(plan: Plan, answer: Answer) -> Iterator[Answer]:
-    """Lets no other command write an answer; yields what winner.json holds now.
+def _writing(plan: Plan, answer: Answer) -> Iterator[tuple[Answer, Store]]:
+    """Lets no other command write an answer; yields what winner.json holds now, and the lease's.
 
     Args:
         answer: what it held before.
@@ -282,7 +283,7 @@ def _writing(plan: Plan, answer: Answer) -> Iterator[Answer]:
     Raises:
         CompressError: it is another winner by now.
     """
-    with plan.locked():
+    with plan.search.stored.ledger.testing() as store:
         current = load_answer(plan.run_dir)
         check_whole(plan.run_dir, current)
         if current.files["winner.pt"] != answer.files["winner.pt"]:
@@ -290,7 +291,7 @@ def _writing(plan: Plan, answer: Answer) -> Iterator[Answer]:
                 f"{plan.run_dir}: another command has chosen another winner meanwhile; "
                 "run this one again"
             )
-        yield current
+        yield current, store
 
 
 def complete_card(plan: Plan, record: Compressed, answer: Answer) -> None:
@@ -357,20 +358,19 @@ def check_answer(plan: Plan, answer: Answer) -> None:
 
 
 def test_both(
-    plan: Plan, winner: Original, content: bytes, test: Test, margin: float
+    plan: Plan, winner: Original, content: bytes, test: Test, margin: float, store: Store
 ) -> SmallScores:
     """Tests a file and the winner on the test part, which is opened unless it was for this file.
 
     What it gave is stored in the database as soon as it is known.
     """
-    stored, metric, tester = plan.search.stored, metric_of(plan.question), plan.tester
-    assert tester is not None
+    stored, metric = plan.search.stored, metric_of(plan.question)
     key = digest_of(content)
     before = stored.optuna.user_attrs.get(COMPRESSED) or {}
     if key in before:
         scores = replace(from_document(before[key], SmallScores), earlier=True)
     else:
-        stored.count_test_opening(tester)  # before it, should this be killed
+        stored.count_test_opening(store)  # before it, should this be killed
         sealed = test()
         ours, targets = evaluate(winner, winner.network, sealed)
         theirs, _ = evaluate(winner, OnnxNetwork(content), sealed)
@@ -383,6 +383,6 @@ def test_both(
             covers=difference.interval is not None,
             examples=len(sealed),
         )
-        tester.store(stored.ledger.study_id, COMPRESSED, {**before, key: to_document(scores)})
+        store(stored.ledger.study_id, COMPRESSED, {**before, key: to_document(scores)})
     worst = min(metric.sign * end for end in scores.interval)
     return replace(scores, within=worst >= -margin - EXACT, openings=stored.test_openings())
