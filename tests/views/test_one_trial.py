@@ -74,11 +74,10 @@ def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
         assert ending(trial) == words
 
 
-def test_odd_attributes_cost_a_line_and_no_page():
-    for odd in ({TIMES: "x"}, {TIMES: {"a": float("inf"), "b": "c"}}, {RESUMED: [1]}, {MADE: 1}):
-        told = details(a_trial(0, **odd), "", ())
-        json.dumps(told, allow_nan=False)
-        assert "times" not in told
+def test_an_infinite_time_is_left_out():
+    told = details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "", ())
+    json.dumps(told, allow_nan=False)
+    assert "times" not in told
 
 
 def test_a_trial_has_its_own_lines_of_the_logs_the_last_ones_and_of_all_not_many(
