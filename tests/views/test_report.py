@@ -17,10 +17,11 @@ from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views import report
-from studyloom.views.report import decided, write_report
+from studyloom.views.report import decided, test_cards, write_report
 from studyloom.views.report import render as render_page
 from studyloom.views.snapshot import take_snapshot
 
+test_cards.__test__ = False
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>alert(2)</script>"
 COMMENT = "<!--<script>"
@@ -93,6 +94,13 @@ def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched
         text = " ".join(decided(searched, answer_of(**WINNER | answer), 40))
         assert said in text
         assert "The next best has 0.8000" in text
+
+
+def test_the_selection_gap_names_the_stage_whose_mean_it_takes():
+    cards = {card.title: card.note for card in test_cards(answer_of(**WINNER), 1)}
+    assert cards["Selection gap"] == "search value minus mean of the re-evaluation"
+    cards = {card.title: card.note for card in test_cards(answer_of(**WINNER), -1)}
+    assert cards["Selection gap"] == "mean of the re-evaluation minus search value"
 
 
 def test_a_study_says_what_is_not_there_yet(study_of):

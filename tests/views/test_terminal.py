@@ -1,11 +1,18 @@
 from datetime import datetime, timedelta
 
+from answers import answer_of
 from optuna.trial import create_trial
 from snapshots import MARKUP, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
 from studyloom.views.snapshot import WorkerStatus
-from studyloom.views.terminal import answers_table, format_times, make_console, workers_table
+from studyloom.views.terminal import (
+    answers_table,
+    format_times,
+    make_console,
+    winner_lines,
+    workers_table,
+)
 
 
 def test_a_cross_validated_value_is_shown_with_its_standard_error():
@@ -33,6 +40,31 @@ def test_a_worker_shows_its_trial_epoch_and_value():
         "  b:2",
         "  for 1 min 3 s, expired",
     ]
+
+
+def lines_of(examples, covers, values):
+    """The lines of a tested winner."""
+    summary = {"mean": 0.17, "values": values, "interval": (0.159, 0.181)}
+    test = {"winner": summary, "examples": examples, "interval": {"covers": covers}}
+    winner = {"mean": 0.16, "values": [0.15, 0.17], "gap": 0.0}
+    return "\n".join(winner_lines(answer_of(test=test, winner=winner, seeds=[1, 2])))
+
+
+def test_an_interval_over_examples_says_of_how_many_seeds_it_has_the_mean():
+    """The values of two seeds may lie outside of it."""
+    few = lines_of(1000, "examples", [0.221, 0.119])
+    assert "0.1700 (0.2210 and 0.1190)" in few
+    mean = "95 % interval of the winner's mean 0.1590 to 0.1810 over"
+    assert f"{mean} examples, for the mean of these 2 seeds only" in few
+    assert f"{mean} examples\n" in lines_of(1000, "examples", [0.17]) + "\n"
+    assert f"{mean} seeds and examples" in lines_of(1000, "seeds and examples", [0.1, 0.2, 0.21])
+
+
+def test_validation_parts_are_fresh_only_where_the_data_are_divided_for_the_study():
+    assert "on fresh seeds and validation parts" in lines_of(1000, "examples", [0.17])
+    own = lines_of(None, "seeds", [0.16, 0.17, 0.18])
+    assert "on fresh seeds" in own
+    assert "validation parts" not in own
 
 
 def test_the_console_of_studies_takes_no_text_for_markup(capsys):

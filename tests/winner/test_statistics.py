@@ -7,7 +7,7 @@ from scipy import stats
 
 from studyloom.metrics import METRICS, example_scores
 from studyloom.winner.answer import Covered, Summary
-from studyloom.winner.statistics import compare, resample, summarise
+from studyloom.winner.statistics import compare, difference, resample, summarise
 
 EXAMPLES = 400
 
@@ -109,6 +109,12 @@ def test_a_spread_takes_three_seeds_that_differ():
     one, two, others = judge(1, 0.9), judge(2, 0.9), judge(3, 0.8, 1)
     for winner, baseline in ((two, others[:2]), (one * 3, others)):
         assert intervals({4: winner, 0: baseline})[1].interval.covers == "examples"
+
+
+def test_values_that_only_rounding_tells_apart_have_no_difference():
+    assert difference(0.1 + 0.2, 0.3) == 0.0
+    assert difference(0.5, 0.3) == 0.5 - 0.3
+    assert compare({0: [0.1 + 0.2], 1: [0.3]}, 0, 1).difference.mean == 0.0
 
 
 def test_an_interval_ends_at_the_bounds_of_the_metric_unless_the_mean_is_beyond():

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -545,8 +545,7 @@ def connections_left(url: str | URL) -> float:
         return Retry(address, 0.0).run(ask)
 
 
-@contextmanager
-def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
+def exclusive(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManager[None]:
     """Holds the lock of the one process that creates tables and studies.
 
     12 processes that tried together crashed up to 11 of them.
@@ -558,8 +557,7 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
     address = parse_url(url)
     told = f"waiting for another command, which opens a study in {without_password(address)}"
     hold = _file_lock if is_sqlite(address) else _server_lock
-    with hold(address, told, deadline):
-        yield
+    return hold(address, told, deadline)
 
 
 @contextmanager

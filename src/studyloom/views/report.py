@@ -304,7 +304,7 @@ def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
             interval = f"95 % interval {number(ends[0], '+')} to {number(ends[1], '+')}"
             note = f"{interval} {wording.format_covers(test)}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
-    note = " minus ".join(("search value", "mean of the retrainings")[::sign])
+    note = " minus ".join(("search value", "mean of the re-evaluation")[::sign])
     if winner.transfer is None:  # between two sizes there is none
         yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
     for rule, value in test.references.items():

@@ -86,7 +86,7 @@ def winner_lines(answer: Answer) -> Iterator[str]:
     for rule, value in test.references.items():
         yield f"          {rule} {format_value(value)}"
     if fresh is not None and answer.transfer is None:
-        basis = f"{wording.format_mean(fresh)} on fresh seeds and validation parts"
+        basis = f"{wording.format_mean(fresh)} {wording.format_fresh(test)}"
         yield f"          selection gap {gap}: {basis}"
     yield from (f"          {note}" for note in [*wording.format_uncertainty(test), *notes] if note)
     yield from (f"          {line}" for line in wording.transfer_lines(answer))

@@ -29,6 +29,7 @@ from studyloom.study.reporter import current_environment
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job
+from studyloom.winner import statistics
 from studyloom.winner.answer import (
     CARD,
     Answer,
@@ -137,7 +138,8 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
         )
         if number in fresh_values:
             known = summarise(fresh_values[number], metric.bounds)
-            row = replace(row, **vars(known), gap=metric.sign * (value - known.mean))
+            gap = statistics.difference(metric.sign * value, metric.sign * known.mean)
+            row = replace(row, **vars(known), gap=gap)
         rows.append(row)
     return sorted(rows, key=lambda row: (row.mean is None, -metric.sign * (row.mean or 0.0)))
 

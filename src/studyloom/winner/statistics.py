@@ -60,7 +60,7 @@ def compare(
     if baseline is None or baseline == winner:
         return scores
     other = values[baseline]
-    differences = [a - b for a, b in zip(won, other, strict=True)]
+    differences = [difference(*pair) for pair in zip(won, other, strict=True)]
     both = on[winner] - on[baseline] if on else None
     low, high = bounds
     return replace(
@@ -68,6 +68,11 @@ def compare(
         baseline=summary(other, on.get(baseline), bounds),
         difference=summary(differences, both, (low - high, high - low)),
     )
+
+
+def difference(one: float, other: float) -> float:
+    """Returns one minus the other; 0 if only rounding tells them apart."""
+    return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
 
 
 def summarise(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:

@@ -100,8 +100,15 @@ def format_difference(difference: Summary, covers: str = "") -> str:
 
 def format_covers(test: Scores) -> str:
     """Formats what the intervals of a test cover."""
-    covers = test.interval.covers
-    return "over seeds alone" if covers == "seeds" else f"over {covers}"
+    covers, seeds = test.interval.covers, len(test.winner.values)
+    if covers == "examples" and seeds > 1:  # each of which may lie outside
+        return f"over examples, for the mean of these {seeds} seeds only"
+    return "over seeds only" if covers == "seeds" else f"over {covers}"
+
+
+def format_fresh(test: Scores) -> str:
+    """Formats what the re-evaluation has anew; no splits of data that a loop loads itself."""
+    return f"on fresh seeds{'' if test.examples is None else ' and validation parts'}"
 
 
 def format_sizes(sizes: Mapping[str, Any]) -> str:
@@ -142,7 +149,7 @@ def format_uncertainty(test: Scores) -> list[str]:
     notes = [format_seeds(test.winner)]
     if test.winner.interval:
         low, high = (format_value(value) for value in test.winner.interval)
-        notes.append(f"95 % interval of the winner {low} to {high} {format_covers(test)}")
+        notes.append(f"95 % interval of the winner's mean {low} to {high} {format_covers(test)}")
     return [note for note in notes if note]
 
 
@@ -204,7 +211,7 @@ def model_card(
     if winner.fresh and winner.gap is not None and answer.transfer is None:
         lines.append(
             f"{format_choice(answer).capitalize()}. Its value in the search was "
-            f"{format_value(winner.search_value)}, and on fresh seeds and validation parts "
+            f"{format_value(winner.search_value)}, and {format_fresh(test)} "
             f"{format_mean(winner.fresh)}. The selection gap is {format_value(winner.gap, '+')}; "
             "above 0 the search had flattered it."
         )
