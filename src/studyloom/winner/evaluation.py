@@ -24,7 +24,6 @@ from studyloom.question.question import SECTIONS, FunctionQuestion
 from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
-from studyloom.storage.ledger import Store
 from studyloom.study.reporter import current_environment
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
@@ -61,7 +60,7 @@ def evaluate_winner(
     plan: Plan,
     test: Callable[[], Part],
     command: Sequence[str],
-    store: Store,
+    store: Callable[[int, str, Any], None],
     *,
     anew: bool = False,
 ) -> Answer:
@@ -207,7 +206,7 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
 
 
 def test_trainings(
-    plan: Plan, test: Callable[[], Part], store: Store, *, anew: bool
+    plan: Plan, test: Callable[[], Part], store: Callable[[int, str, Any], None], *, anew: bool
 ) -> tuple[Tested, Mapping[str, Any] | None]:
     """Returns the results on the test part, opened if need be, and the winner's first weights.
 
