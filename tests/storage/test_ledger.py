@@ -459,7 +459,7 @@ def test_a_command_that_lost_its_lease_stores_no_test(ledger, commands_are_threa
             taken.set()
 
     with ledger.testing() as store_late:
-        pass_time(ledger, ledger.storage.retry.deadline + module.TEST_LEASE + 1)
+        pass_time(ledger, ledger.storage.retry.deadline + module.LEASE + 1)
         thread = threading.Thread(target=second)
         thread.start()
         assert taken.wait(60)

@@ -556,8 +556,7 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManage
     """
     address = parse_url(url)
     told = f"waiting for another command, which opens a study in {without_password(address)}"
-    hold = _file_lock if is_sqlite(address) else _server_lock
-    return hold(address, told, deadline)
+    return (_file_lock if is_sqlite(address) else _server_lock)(address, told, deadline)
 
 
 @contextmanager

@@ -31,8 +31,7 @@ from studyloom.errors import ClaimLost, StorageError, StorageLost
 from studyloom.processes import host_id, is_alive, running_beside, worker_id
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, LARGEST, SLOT
-from studyloom.storage.database import LEASE as TEST_LEASE
-from studyloom.storage.database import RENEWALS, RetryingStorage, execute, read
+from studyloom.storage.database import LEASE, RENEWALS, RetryingStorage, execute, read
 from studyloom.storage.optuna_internals import TrialIntermediateValueModel
 from studyloom.storage.retry import call_state
 from studyloom.storage.sql import REPORTS, TRIALS, USER_ATTRIBUTES
@@ -638,7 +637,7 @@ class Ledger:
             A function that stores an attribute of a study of the database, by its id; it raises
             StorageError, and stores nothing, if another command has taken over the lease.
         """
-        me, lease, told = worker_id(os.getpid()), self.storage.retry.deadline + TEST_LEASE, False
+        me, lease, told = worker_id(os.getpid()), self.storage.retry.deadline + LEASE, False
         of = {"study": self.study_id, "trials": LARGEST, "chosen": TEST_SLOT, "slot": TEST_SLOT}
 
         def take(connection: sa.Connection) -> Claim | None:
@@ -656,7 +655,7 @@ class Ledger:
 
         def renew(end: threading.Event) -> None:
             with suppress(StorageError):
-                while not end.wait(TEST_LEASE / RENEWALS):
+                while not end.wait(LEASE / RENEWALS):
                     self.renew(claim, lease)
 
         def store(study_id: int, key: str, value: Any) -> None:

@@ -32,6 +32,7 @@ from studyloom.storage.attributes import (
     MADE,
     OF_TRIALS,
     PICKLED,
+    QUESTION,
     SLOT,
     TIMES,
     TRACEBACK,
@@ -179,8 +180,12 @@ def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[An
 
 # Trials, read. The statements are built once: building one takes longer than a small answer to it.
 
+OF_OURS = sa.exists().where(
+    STUDY_ATTRIBUTES.c.study_id == TRIALS.c.study_id, STUDY_ATTRIBUTES.c.key == QUESTION
+)
 HEADS = sa.select(
-    *(TRIALS.c[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete"))
+    *(TRIALS.c[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete")),
+    OF_OURS,
 ).order_by(TRIALS.c.trial_id)
 IDS = sa.bindparam("ids", type_=sa.String)  # a JSON list
 ALL_TRIALS = HEADS.where(TRIALS.c.study_id == sa.bindparam("study"))
@@ -260,11 +265,11 @@ def _with_details(
     value_of = TrialValueModel.stored_repr_to_value
     report_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     trials = []
-    for trial_id, number, state, start, complete in heads:
+    for trial_id, number, state, start, complete, ours in heads:
         in_order = sorted(values[trial_id], key=itemgetter(0))
         reported = {step: float(report_of(*row)) for step, *row in reports[trial_id]}
         attributes = {key: json.loads(value) for key, value in user[trial_id]}
-        ours = is_slot(attributes.get(SLOT))
+        checked = ours and is_slot(attributes.get(SLOT))
         trials.append(
             FrozenTrial(
                 number=number,
@@ -276,7 +281,7 @@ def _with_details(
                 params=params[trial_id],
                 distributions=distributions[trial_id],
                 # Those of a trial of another program may be called as ours are.
-                user_attrs={k: v for k, v in attributes.items() if not ours or fits(k, v)},
+                user_attrs={k: v for k, v in attributes.items() if not checked or fits(k, v)},
                 # Optuna would unpickle what is left out.
                 system_attrs={
                     key: json.loads(value)

@@ -215,8 +215,7 @@ class StoredStudy:
 
     def question(self) -> dict[str, Any] | None:
         """Returns the question of the study, by config key; None for a study of another program."""
-        question: dict[str, Any] | None = self.attributes(QUESTION)[0]
-        return question
+        return self.attributes(QUESTION)[0]  # type: ignore[no-any-return]
 
     def code_changes(self) -> list[dict[str, Any]]:
         """Returns the accepted changes of code: what is `changed`, `from` which trial on."""
