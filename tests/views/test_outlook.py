@@ -74,7 +74,7 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)
     status = read_status(twelve)
-    assert status.progress.eta.seconds == 0.0
+    assert status.progress.eta == 0.0
     assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
     assert progress_line(status.progress).endswith(WORDS)
     assert json.loads(as_json(status))["ended"] == WORDS

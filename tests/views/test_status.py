@@ -17,7 +17,7 @@ from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PROPOSED
 from studyloom.views import status
-from studyloom.views.progress import Estimate, Progress, StageProgress, progress_line
+from studyloom.views.progress import Progress, StageProgress, progress_line
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.status import (
     Status,
@@ -119,8 +119,7 @@ def test_what_is_no_finite_number_is_null():
     worker = WorkerStatus("w:1", 1, 1, value=-math.inf, lease=1.0, held=1.0)
     snapshot = snapshot_of(workers=[worker], best=trial_of(0.5, params={"lr": math.nan}))
     stage = StageProgress("search", 0, 1, snapshot)
-    eta = Estimate(math.inf, math.inf, math.inf)
-    progress = Progress(snapshot, (stage,), "search", eta=eta)
+    progress = Progress(snapshot, (stage,), "search", eta=math.inf)
     document = json.loads(as_json(Status(progress, {"lr": math.nan}, [])))
     assert document["workers"][0]["value"] is document["importances"]["lr"] is None
     assert document["eta"] is None

@@ -163,7 +163,7 @@ class Status(TypedDict):
 
     `best` is by the rule of the study, `front` the Pareto front, `ended` why the search ended
     before its budget was spent, `gain` what the trials that are left are expected to gain. `eta` is
-    of the whole job, with its 80 % interval; foreign trials are those of other programs.
+    of the whole job; foreign trials are those of other programs.
     """
 
     study: str
@@ -186,7 +186,6 @@ class Status(TypedDict):
     gain: float | None
     stage: StageName
     stages: list[StageState]
-    eta_interval: tuple[float | None, float | None] | None
     elapsed: float | None
     hours: Hours
     cost: float | None

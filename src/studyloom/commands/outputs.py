@@ -167,7 +167,7 @@ class Heartbeat:
             "done": progress.done,
             "budget": progress.budget,
             "control": progress.control,
-            "eta": progress.eta and progress.eta.seconds,
+            "eta": progress.eta,
             "exit_code": code,
         }
         try:

@@ -1,15 +1,14 @@
 """The progress of a whole job: the search, the judging of its best trials, the final trainings.
 
 `JobReader` reads all stages as one `Progress`: what has ended, what was spent, and how long the
-rest takes, with its uncertainty. The functions at the end put that into words.
+rest takes. The functions at the end put that into words.
 """
 
-import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from statistics import fmean, pvariance
+from statistics import fmean
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -29,21 +28,6 @@ from studyloom.study.stored_study import (
 )
 from studyloom.text import format_duration, format_value, one_line
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
-
-NINE_OF_TEN = 1.2816  # standard deviations of a normal distribution below which 90 % lie
-UNKNOWN = 0.5  # the spread of durations, as a share of their mean, while fewer than two are known
-
-
-Duration = tuple[float, float]  # seconds that are not sure: the mean, and its variance
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The seconds that something will take, and between which eight of ten times it does."""
-
-    seconds: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -65,17 +49,16 @@ class Work:
     """The work of one stage: the seconds of each trial that has ended, and those to come.
 
     Args:
-        left: how many more begin; `alike` of these are of one candidate, and take equally long.
+        left: how many more begin.
     """
 
     ended: Sequence[float] = ()
     running: Sequence[Running] = ()
     left: int = 0
-    alike: int = 1
 
 
-def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
-    """Estimates how long stages take that follow one another and have not ended.
+def estimate(works: Iterable[Work], workers: int) -> float | None:
+    """Estimates how many seconds stages take that follow one another and have not ended.
 
     A stage of which no trial has ended takes the durations of the one before.
 
@@ -84,10 +67,11 @@ def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
     """
     if workers < 1:
         return None
-    seconds = variance = 0.0
-    each: Duration | None = None
+    seconds = 0.0
+    each: float | None = None
     for work in works:
-        each = typical(work) or each
+        own = typical(work)
+        each = each if own is None else own
         if not work.running and not work.left:
             continue
         if each is None:
@@ -95,46 +79,35 @@ def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
         rests = [rest(trial, work.ended, each) for trial in work.running]
         at_once = max(1, min(workers, work.left + len(rests)))
         # Nobody helps with the last one, which ends later than all others on average.
-        last = each[0] / 2 * (1 - 1 / at_once) if work.left else 0.0
-        total = sum(mean for mean, _ in rests) + work.left * each[0]
-        seconds += max(total / at_once + last, *(mean for mean, _ in rests), 0.0)
-        # Trials of one candidate are of one duration, so their sum spreads more than that of
-        # others; and all that is expected shares the error of the mean.
-        known = max(1.0, len(work.ended) / work.alike)
-        spread = (work.left * work.alike + work.left**2 / known) * each[1]
-        variance += (spread + sum(own for _, own in rests)) / at_once**2
-    margin = NINE_OF_TEN * math.sqrt(variance)
-    return Estimate(seconds, max(0.0, seconds - margin), seconds + margin)
+        last = each / 2 * (1 - 1 / at_once) if work.left else 0.0
+        total = sum(rests) + work.left * each
+        seconds += max(total / at_once + last, *rests, 0.0)
+    return seconds
 
 
-def typical(work: Work) -> Duration | None:
-    """Returns the duration of a trial of a stage; its variance is of one trial around the mean.
+def typical(work: Work) -> float | None:
+    """Returns the mean seconds of a trial of a stage; None if nothing is known.
 
     From the trials that have ended; before, from the curves of those that run, which may end early.
     """
     whole = [trial.pace * trial.epochs for trial in work.running if trial.pace and trial.epochs]
     known = [*work.ended] if len(work.ended) > 1 else [*work.ended, *whole]
-    if not known:
-        return None
-    mean = fmean(known)
-    least = 0.0 if len(work.ended) > 1 else (UNKNOWN * mean) ** 2
-    return mean, max(pvariance(known), least)
+    return fmean(known) if known else None
 
 
-def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
-    """Returns the rest of the duration of a trial that runs.
+def rest(trial: Running, ended: Sequence[float], each: float) -> float:
+    """Returns how many seconds more a running trial is expected to take.
 
     Its own curve says how long all its epochs take; those of the ended trials that took longer than
     it has run so far say how early one may end.
     """
     later = [seconds - trial.age for seconds in ended if seconds > trial.age]
-    expected = fmean(later) if later else max(0.0, each[0] - trial.age)
-    variance = pvariance(later) if len(later) > 1 else each[1]
+    expected = fmean(later) if later else max(0.0, each - trial.age)
     if trial.pace is not None and trial.epochs is not None:
         most = trial.pace * max(0, trial.epochs - trial.epoch)
         if not later or most < expected:
             expected = most
-    return expected, min(variance, expected**2)
+    return expected
 
 
 TEST, COMPRESS, DONE = "test", "compress", "done"
@@ -155,14 +128,12 @@ class StageProgress:
 
     Args:
         left: how many of its trials have not ended; before it begins, how many it has at most.
-        seeds: with how many seeds each candidate is trained.
     """
 
     title: str
     done: int
     left: int
     snapshot: Snapshot | None = None
-    seeds: int = 1
 
     @property
     def budget(self) -> int:
@@ -195,7 +166,7 @@ class Progress:
     answer: Mapping[str, Any] | None = None
     exit_code: int | None = None
     elapsed: float | None = field(default=None, compare=False)
-    eta: Estimate | None = field(default=None, compare=False)
+    eta: float | None = field(default=None, compare=False)
     hours: Hours = field(default_factory=Hours, compare=False)
     cost: float | None = field(default=None, compare=False)
     trials: Mapping[str, Sequence[FrozenTrial]] = field(
@@ -307,9 +278,9 @@ def expected_stages(
     }
     for title, trials in expected.items():
         if (own := begun.get(title)) is not None:
-            yield StageProgress(title, own.done, own.left, own, job.seeds)
+            yield StageProgress(title, own.done, own.left, own)
         elif trials:
-            yield StageProgress(title, 0, trials, None, job.seeds)
+            yield StageProgress(title, 0, trials)
 
 
 def present_title(
@@ -339,11 +310,11 @@ def elapsed_of(job: Job | None) -> float | None:
         return None
 
 
-def time_left(progress: Progress) -> Estimate | None:
+def time_left(progress: Progress) -> float | None:
     """Estimates the seconds until the whole job has ended."""
     trials = progress.trials
     if progress.ended:
-        return Estimate(0.0, 0.0, 0.0)
+        return 0.0
     if progress.title in (TEST, COMPRESS):
         return None
     workers = sum(worker.alive for worker in progress.current.workers)
@@ -356,7 +327,7 @@ def time_left(progress: Progress) -> Estimate | None:
         own = trials.get(stage.title, like)
         running = list(running_trials(stage.snapshot, own)) if stage.title == progress.title else []
         to_come = max(0, stage.left - len(running))
-        works.append(Work([*durations(own)], running, to_come, stage.seeds))
+        works.append(Work([*durations(own)], running, to_come))
     return estimate(works, workers)
 
 
@@ -475,16 +446,14 @@ def working_words(progress: Progress) -> str:
 
 
 def eta_words(progress: Progress) -> str:
-    """Words the time left of the whole job with its uncertainty, and when it ends."""
+    """Words the time left of the whole job, and when it ends."""
     eta = progress.eta
     if eta is None:
         return "ETA –"
-    words = f"ETA {format_duration(eta.seconds)}"
-    if eta.seconds < 1:
-        return words
-    low, high = format_duration(eta.low), format_duration(eta.high)
-    between = "" if low == high else f" ({low} to {high})"
-    return f"{words}{between}, at {clock_words(datetime.now() + timedelta(seconds=eta.seconds))}"
+    words = f"ETA {format_duration(eta)}"
+    return (
+        words if eta < 1 else f"{words}, at {clock_words(datetime.now() + timedelta(seconds=eta))}"
+    )
 
 
 def clock_words(moment: datetime) -> str:

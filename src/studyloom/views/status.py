@@ -161,7 +161,7 @@ def status_document(status: Status) -> dict[str, Any]:
     """Returns a status as nested mappings, for programs."""
     progress, snapshot = status.progress, status.progress.search
     states = ("complete", "pruned", "failed", "paused", "running", "waiting")
-    eta, ended = progress.eta, snapshot.outlook.ending
+    ended = snapshot.outlook.ending
     return {
         "study": snapshot.name,
         "metric": snapshot.metric,
@@ -180,7 +180,7 @@ def status_document(status: Status) -> dict[str, Any]:
             for failure in status.failures
         },
         "halted": progress.halted,
-        "eta": None if eta is None else eta.seconds,
+        "eta": progress.eta,
         "foreign": snapshot.foreign,
         "ended": None if ended is None else ended.words,
         "gain": snapshot.outlook.gain,
@@ -189,7 +189,6 @@ def status_document(status: Status) -> dict[str, Any]:
             {"stage": stage.title, "done": stage.done, "left": stage.left}
             for stage in progress.stages
         ],
-        "eta_interval": None if eta is None else [eta.low, eta.high],
         "elapsed": progress.elapsed,
         "hours": {"cores": progress.hours.cores, "gpus": progress.hours.gpus},
         "cost": progress.cost,
