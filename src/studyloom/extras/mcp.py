@@ -164,7 +164,7 @@ def _lines(block: Block) -> Iterator[str]:
         case page.Cards(cards):
             yield from (f"{each.title}: {each.value} {each.aside} ({each.note})" for each in cards)
         case page.Bars(shares):
-            yield from (f"{share.name}: {share.share:.0%}" for share in shares)
+            yield from (f"{name}: {share:.0%}" for name, share in shares)
         case page.Part(title, blocks, remark):
             yield f"{title} {remark}"
             for inner in blocks:

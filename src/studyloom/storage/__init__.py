@@ -10,6 +10,7 @@ __all__ = [
     "database",
     "embedded_server",
     "ledger",
+    "optuna_internals",
     "sql",
     "trial_buffer",
     "urls",

@@ -1,8 +1,13 @@
 """The one module that imports Optuna's private parts, of which nothing is promised."""
 
+import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+import optuna
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.models import (
@@ -14,6 +19,9 @@ from optuna.storages._rdb.models import (
 )
 from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table
 
+if TYPE_CHECKING:
+    from optuna.importance import PedAnovaImportanceEvaluator
+
 __all__ = [
     "ALEMBIC",
     "MIGRATIONS",
@@ -24,6 +32,7 @@ __all__ = [
     "TrialIntermediateValueModel",
     "TrialValueModel",
     "VersionInfoModel",
+    "ped_anova",
 ]
 
 MIGRATIONS = Path(models.__file__).parent / "alembic" / "versions"
@@ -36,3 +45,21 @@ ALEMBIC = Table(
     Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
+
+
+@cache
+def ped_anova() -> "PedAnovaImportanceEvaluator":
+    """Returns Optuna's default evaluator of importances.
+
+    Its module is imported without its package, which imports scikit-learn for other evaluators:
+    that takes a second and 120 MB.
+    """
+    package = ModuleType("optuna.importance")
+    package.__path__ = [str(Path(optuna.__file__).parent / "importance")]
+    loaded = sys.modules.setdefault(package.__name__, package)
+    try:
+        from optuna.importance._ped_anova import PedAnovaImportanceEvaluator
+    finally:
+        if loaded is package:
+            del sys.modules[package.__name__]
+    return PedAnovaImportanceEvaluator()

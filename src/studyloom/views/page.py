@@ -25,7 +25,6 @@ from studyloom.errors import StudyloomError
 from studyloom.files import ASSETS
 from studyloom.text import format_error, format_value, mask_passwords, name_error, printable
 from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
-from studyloom.views.importances import Importance
 from studyloom.winner.answer import Summary
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -103,8 +102,8 @@ class Part(Block):
     remark: str = ""
 
 
-class Bars(Items[Importance]):
-    """Shares as bars, with the interval of each."""
+class Bars(Items[tuple[str, float]]):
+    """Names with their shares of 1, as bars."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from studyloom.text import (
 )
 from studyloom.views import figures, page
 from studyloom.views.charts import Axis, Block, Table
-from studyloom.views.importances import Importance, importances, varied_parameters
+from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.one_trial import details, read_logs
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress, working_words
@@ -471,12 +471,15 @@ MOST_SLICES = 24  # of the most important parameters
 MOST_COLUMNS = 100  # of the table of trials; of 2 000 parameters, all took 200 MB
 
 
-def what_matters(stored: StoredStudy) -> tuple[list[str], list[list[Importance]]]:
-    """Returns the varied parameters, the most important first, and their shares by objective."""
-    trials = stored.trials()
-    names = varied_parameters(figures.complete_trials(trials), figures.ENOUGH)
-    found = [importances(trials, names, goal.sign, n) for n, goal in enumerate(stored.goals)]
-    return [share.name for share in found[0]] or names, found
+def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] | str]]:
+    """Returns the varied hyperparameters, the most important first, and importances by objective.
+
+    Where an objective has no importances, a sentence says why.
+    """
+    names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
+    found = [importances(stored, position) for position, _ in enumerate(stored.goals)]
+    shares = found[0] if isinstance(found[0], dict) else {}
+    return sorted(names, key=lambda name: -shares.get(name, 0.0)), found
 
 
 def parameter_sections(
@@ -484,20 +487,18 @@ def parameter_sections(
     best: FrozenTrial | None,
     axis: Axis,
     names: Sequence[str],
-    found: Sequence[Sequence[Importance]],
+    found: Sequence[dict[str, float] | str],
 ) -> Iterator[Section]:
     """Renders which parameters matter, for each objective, and how they shape the value.
 
     Args:
-        found: the shares of each objective; empty if no two trials differ.
+        found: the importances for each objective, or why it has none.
     """
     trials = stored.trials()
     complete = figures.complete_trials(trials)
-    why = figures.NO_PARAMETERS
-    if names:
-        why = "No two trials differ in rank, which would tell what matters."
     for position, (goal, shares) in enumerate(zip(stored.goals, found, strict=True)):
-        made = section("importances", [page.Bars(shares) if shares else Absent(why)])
+        block = page.Bars([*shares.items()]) if isinstance(shares, dict) else Absent(shares)
+        made = section("importances", [block])
         if len(found) > 1:
             made = replace(made, title=f"What matters for {goal.name}")
         yield replace(made, key=f"importances-{position}") if position else made

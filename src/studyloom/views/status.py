@@ -10,7 +10,7 @@ from datetime import datetime
 from importlib import import_module
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -24,7 +24,7 @@ from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
 from studyloom.text import one_line
 from studyloom.views.events import History, finite, new_events
-from studyloom.views.importances import importances, varied_parameters
+from studyloom.views.importances import importances
 from studyloom.views.progress import (
     WORDS,
     JobReader,
@@ -56,9 +56,7 @@ LINE_INTERVAL = 5.0  # seconds between plain lines if something has changed
 QUIET_INTERVAL = 60.0  # seconds between plain lines if nothing has
 BAR_WIDTH = 20  # columns
 DATABASE_DEADLINE = 2.0  # seconds that a look waits for a busy database
-# Importances mean something from this many complete trials and two varied parameters on.
-ENOUGH = 10
-TOP = 5  # parameters whose importance is shown
+TOP = 5  # hyperparameters whose importance is shown
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ class Status:
     """A study and its job at one moment. Two are equal if nothing but the time differs.
 
     Args:
-        importances: the shares of the most important parameters, in all at most 1; empty as long
-            as they would mean nothing.
+        importances: of the most important hyperparameters, in all at most 1; empty as long as
+            there are none.
     """
 
     progress: Progress
@@ -90,17 +88,14 @@ def read_status(source: JobReader | StoredStudy, before: Status | None = None) -
     if before is not None and before.progress.search.outcomes.get("complete") == complete:
         shares = before.importances
     else:
-        shares = top_importances(trials, stored.sign)
+        shares = top_importances(stored)
     return Status(progress, shares, count_failures(trials))
 
 
-def top_importances(trials: Sequence[FrozenTrial], sign: int) -> dict[str, float]:
-    """Returns the shares of the most important parameters, the largest first."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    names = varied_parameters(complete)
-    if len(complete) < ENOUGH or len(names) < 2:
-        return {}
-    return {found.name: found.share for found in importances(trials, names, sign)[:TOP]}
+def top_importances(stored: StoredStudy) -> dict[str, float]:
+    """Returns the importances of the most important hyperparameters, the largest first."""
+    found = importances(stored)
+    return {} if isinstance(found, str) else dict([*found.items()][:TOP])
 
 
 def render(status: Status, width: int) -> RenderableType:
