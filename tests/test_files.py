@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from studyloom import files
+from studyloom import files, pickled
 from studyloom.files import (
     filesystem_of,
     is_abandoned,
@@ -162,6 +162,7 @@ def test_a_folder_is_ones_own_once_it_was_marked_where_it_is_and_by_this_user(
 
 @pytest.mark.parametrize("write", ["write_whole", "passed_on", "checkpoint"])
 def test_a_full_disk_is_named_with_the_file_and_what_to_do(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(pickled, "_objects", {})
     with small_disk(tmp_path / "disk") as folder:
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         writes = {

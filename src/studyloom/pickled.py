@@ -36,6 +36,11 @@ def give(name: str, value: Any) -> dict[str, str]:
     return {"_target_": f"{__name__}.take", "name": name}
 
 
+def forget_objects() -> None:
+    """Forgets the objects of an earlier search, which the workers of the next one do not need."""
+    _objects.clear()
+
+
 def take(name: str) -> Any:
     """Returns an object that the program has given.
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import studyloom as sl
 from studyloom.data.training_data import TrainingData
+from studyloom.pickled import passed_on
 from studyloom.question.asked import ask
 from studyloom.question.validation import validate
 from studyloom.space.language import parse_space
@@ -356,6 +357,9 @@ def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
     with pytest.raises(sl.ConfigError, match=r"data\.train: cannot be given to worker processes"):
         sl.search(Net, data=(locked, Points(20)), name="sets", **SMALL | {"workers": 2})
     assert not (tmp_path / "runs" / "sets" / "study.db").exists()
+    ask(Net, {}, (pair(40), pair(9)), {})
+    with passed_on(["studyloom.pickled.take"], {}, ()):
+        pass  # the next search passes its own objects on, and not that lock
 
 
 def test_a_primary_config_says_only_what_differs(tmp_path):

@@ -31,7 +31,7 @@ from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data.split import make_folds
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
-from studyloom.pickled import MAIN, OWN, give
+from studyloom.pickled import MAIN, OWN, forget_objects, give
 from studyloom.question.loop import WITH_TRIAL, how_called
 from studyloom.question.sources import check_readable
 from studyloom.script import noted_script
@@ -95,6 +95,7 @@ def ask(
     Raises:
         ConfigError: every mistake in them; the space and the values are checked with the config.
     """
+    forget_objects()
     name = getattr(subject, "__qualname__", type(subject).__name__)
     target = f"{getattr(subject, '__module__', '')}.{name}"
     given: Any = OmegaConf.create({"study": {"name": name.rpartition(".")[2].lower()}})
