@@ -13,12 +13,15 @@ import sqlalchemy
 import yaml
 from commands import ROOT, study, studyloom
 
+from studyloom.storage.ledger import TEST_SLOT
+
 ARCHIVES = Path(__file__).parent / "archives"
 PAGES = {"digits": "mnist", "promoted": "sunspots"}
 # All that is stored of trials, and the slots.
 TABLES = (
     *("trials", "trial_params", "trial_values", "trial_intermediate_values"),
-    *("trial_user_attributes", "trial_system_attributes", "studyloom_slots"),
+    *("trial_user_attributes", "trial_system_attributes"),
+    f"studyloom_slots WHERE slot < {TEST_SLOT}",  # of trials, without the lease to test
 )
 
 pytestmark = pytest.mark.chaos
@@ -133,7 +136,8 @@ def test_the_same_command_changes_no_row_and_more_trials_are_added_to_what_is_st
     assert [table for table in TABLES if not before[table] <= after[table]] == []
     assert len(old.states()) == 8
     assert {*old.states()} <= {"COMPLETE", "PRUNED"}
-    assert old.rungs() == [], "its default was the median, and stays so"
+    began_with_rungs = title == "digits.sqlite"  # a loop began with the median
+    assert bool(old.rungs()) == began_with_rungs, "it is pruned as it began"
 
 
 def test_a_study_is_shown_its_trials_are_trained_again_and_its_winner_predicts_the_same(restore):
