@@ -119,16 +119,6 @@ def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch)
     assert ask(Net, SPACE, TensorDataset(*pair(100)), {"study.seed": 3}).sections == asked.sections
 
 
-def test_a_loop_is_told_that_nothing_uses_the_test_set(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    settings = {"objective.direction": "minimize"}
-    (*_, last) = ask(loop, {}, pair(100), settings).said
-    assert "the test set is not used; name a function" in last
-    tested = ask(loop, {}, pair(100), settings | {"objective.test": "test_asked.loop"})
-    assert len(tested.said) == 2
-    assert len(ask(Net, {}, pair(100), {}).said) == 2
-
-
 def test_numbers_are_learnt_by_mse_and_datasets_by_their_items(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sections = ask(Net, {}, (pair(60, torch.float), pair(20, torch.float)), {}).sections

@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from judged import SPLIT
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 from toys import Never, Signal, compose
@@ -187,6 +188,15 @@ def test_settings_that_the_loop_does_not_read_are_refused(ask):
         question = ask(override)  # this module names train.epochs
         assert question.reads_train
     assert not ask(other).reads_train
+
+
+def test_a_loop_is_told_that_nothing_uses_the_test_set(ask):
+    data = TrainingData(split=SPLIT)
+    (words,) = ask().notes(data)
+    assert words.startswith("data: the test set is not used; name a function")
+    assert ask().notes(TrainingData()) == []
+    for override in ("winner.enabled=false", "objective.test=test_function.parabola"):
+        assert ask(override).notes(data) == []
 
 
 def test_a_config_without_data_names_none():

@@ -255,8 +255,7 @@ def _search_and_report(
     terminal.print_code_changes(stored, console)
     move_foreign_answer(plan, console)
     if todo := task.todo():
-        unpruned = getattr(prepared.question.pruner(), "note", "")
-        for note in filter(None, [unpruned, *prepared.starts.notes]):
+        for note in [*prepared.question.notes(prepared.data), *prepared.starts.notes]:
             say(console, note)
         verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
         open_ = plan.search.todo()

@@ -237,11 +237,6 @@ def _add_data(asked: Asked, options: dict[str, str | None], data: Any, *, trains
     asked.sections["data"] = made = {**made, **own}
     words = "training examples are held out to choose by (data.validation)"
     asked.said.append(f"data: {made['validation']} {words}")
-    if not trains and "test" not in asked.sections["objective"]:
-        asked.said.append(
-            "data: the test set is not used; name a function (config, run, part) -> values that "
-            "measures the winner on it: objective={'test': 'mine.test'}"
-        )
 
 
 def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:

@@ -86,6 +86,10 @@ READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a
 HANDED_ON = re.compile(r"\brun\b(?![.(])")  # the run of a loop, as in its signature
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
+UNUSED_TEST = (
+    "data: the test set is not used; name a function (config, run, part) -> values that measures "
+    "the winner on it, such as objective.test=mine.test"
+)
 # Each of their trials has a place in one sequence, which one seed makes for all of them.
 ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
 
@@ -321,6 +325,11 @@ class Question:
         pruner: BasePruner = _build_part(own, "pruner", **offered)
         return pruner
 
+    def notes(self, data: TrainingData) -> list[str]:
+        """Returns what the user is told before the first trial."""
+        note: str | None = getattr(self.pruner(), "note", None)
+        return [] if note is None else [note]
+
     @property
     def epochs(self) -> int | None:
         """How many epochs a training has, if that is known before it runs."""
@@ -540,6 +549,12 @@ class FunctionQuestion(Question):
     def gather(cls, cfg: DictConfig) -> TrainingData:
         """Loads the data of the section `data`, if it names a source."""
         return super().gather(cfg) if names_data(cfg) else TrainingData()
+
+    def notes(self, data: TrainingData) -> list[str]:
+        """Returns what the user is told before the first trial: also of a test set without use."""
+        has_test = data.split is not None and getattr(data.source, "has_test", True)
+        unused = has_test and self.config.winner.enabled and not self.tested
+        return super().notes(data) + [UNUSED_TEST] * unused
 
     @functools.cached_property
     def adapter(self) -> Any:
