@@ -45,7 +45,7 @@ def test_a_number_outside_of_its_range_is_told_with_the_range(name, low, high):
     outside = [low - 1] if is_whole else [low - 1, low - 1e-9, high + 1, math.nan, math.inf]
     for value in (*inside, *outside):
         config = SCHEMA.copy()
-        config[section][key] = value
+        config[section][key] = value if is_whole else float(value)
         mistakes = [*out_of_range(config)]
         assert len(mistakes) == (value in outside), (value, mistakes)
         assert all(line.startswith(f"{name} must be ") for line in mistakes)

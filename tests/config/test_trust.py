@@ -196,7 +196,8 @@ def test_an_untrusted_file_is_small_and_what_a_command_of_mine_wrote_may_be_larg
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"an alias, or more than|at most 256 KB"):
         read_yaml(path)
-    assert read_yaml(path, own=True).a
+    if "[" not in text:  # of values and aliases OmegaConf itself has limits, from 2.4 on
+        assert read_yaml(path, own=True).a
 
 
 def test_an_untrusted_file_is_a_regular_one(tmp_path):
