@@ -24,7 +24,7 @@ from studyloom.data.split import Split, make_folds
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.question.jobs import build_jobs, build_network, build_optimizer
-from studyloom.question.question import FunctionQuestion, Question
+from studyloom.question.question import Question, kind_of
 from studyloom.question.run import Run
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
@@ -84,7 +84,7 @@ def compose(
 def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Question:
     """Returns the question of such a config; its space is parsed once, which takes 50 ms."""
     cfg, composer = compose(*overrides, name=name, folder=folder)
-    kind = Question if cfg.objective["_target_"] is None else FunctionQuestion
+    kind = kind_of(cfg)
     if folder != CONF:
         return kind.ask(cfg, composer)
     space = _space(name, overrides)

@@ -28,7 +28,7 @@ from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
 from studyloom.question.objective import Attempt, Objective, Step
-from studyloom.question.question import FunctionQuestion, Question
+from studyloom.question.question import Question, kind_of
 from studyloom.question.rule import Cost
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
@@ -267,8 +267,7 @@ def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
         with open_dict(cfg):
             del cfg["hydra"]
         composer = Composer(page, tuple(map(Override.parse, overrides)), choices)
-        kind = Question if cfg.objective["_target_"] is None else FunctionQuestion
-        question = kind.ask(cfg, composer)
+        question = kind_of(cfg).ask(cfg, composer)
     return question, composer
 
 

@@ -26,13 +26,7 @@ from studyloom.launch.task import Command, Launcher, Task
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.question.jobs import check_device, training_device
-from studyloom.question.question import (
-    KEEPS_STATE,
-    SECTIONS,
-    FunctionQuestion,
-    Question,
-    data_key,
-)
+from studyloom.question.question import KEEPS_STATE, SECTIONS, Question, data_key, kind_of
 from studyloom.question.scale import FACTORS
 from studyloom.question.sources import sources_of_main
 from studyloom.question.validation import breach_of_rule, check_ranks, check_sections, validate
@@ -126,7 +120,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
         ConfigError: every mistake found.
     """
     attempt = Attempts()
-    kind = FunctionQuestion if cfg.objective["_target_"] is not None else Question
+    kind = kind_of(cfg)
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
     attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
@@ -146,7 +140,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     attempt.check()
     # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
     # read it.
-    if kind is Question and (device := training_device(ranks)).type != "cpu":
+    if question.trains_networks and (device := training_device(ranks)).type != "cpu":
         data = data.to(device)
     question = replace(question, ranks=ranks)
     return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts, trackers)

@@ -470,15 +470,6 @@ def loop_scaling(config: DictConfig, known: Mapping[str, Any]) -> Scaling | None
     return Scaling(lambda shape, outputs: network_of(make, base, **known))
 
 
-def judging_job(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
-    """Returns the job that judges the network of a loop in a fold; it cannot train one."""
-    make = build_named(config.objective.network, NETWORK)
-    ((train, valid),), model = folds, functools.partial(network_of, make, config)
-    parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
-    size = min(64, len(train))
-    return [Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)]
-
-
 def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
     """Returns the weights of a network among the states that a loop has kept.
 

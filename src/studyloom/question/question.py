@@ -11,23 +11,24 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from torch.nn import functional
 
 from studyloom.config.build import argument, build, find_target, plain
 from studyloom.config.compose import Composer, own_world
 from studyloom.config.overrides import explain_key, group_options
-from studyloom.config.schema import SCHEMA
+from studyloom.config.schema import AUTO, SCHEMA
 from studyloom.config.values import (
     describe_error,
     flatten,
@@ -44,6 +45,7 @@ from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.errors import ConfigError, DataError, NoWinner, UndefinedMetric, refuse
 from studyloom.metrics import ANYTHING, METRICS, Goal, Metric
 from studyloom.question.jobs import (
+    NETWORK,
     build_function,
     build_jobs,
     build_metric,
@@ -56,10 +58,18 @@ from studyloom.question.jobs import (
     measure_costs,
     named_goals,
     named_params,
+    network_of,
     split_metric,
     training_device,
 )
-from studyloom.question.loop import WITH_CONFIG, WITH_TRIAL, Loop, LoopObjective, how_called
+from studyloom.question.loop import (
+    WITH_CONFIG,
+    WITH_TRIAL,
+    Loop,
+    LoopObjective,
+    how_called,
+    why_not_called,
+)
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
 from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
 from studyloom.question.run import TEST, Place, Run, finite
@@ -74,12 +84,11 @@ from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 from studyloom.training.trainer import Training
 
+# The sections whose objects are made anew for each trial.
+OF_NETWORKS = ("model", "optimizer", "scheduler", "loss")
 # The sections that are part of what a study asks. The sampler, the pruner and the launcher are ways
 # to an answer, and may change between runs.
-SECTIONS = (
-    *("data", "model", "optimizer", "scheduler", "loss"),
-    *("space", "objective", "params", "train"),
-)
+SECTIONS = ("data", *OF_NETWORKS, "space", "objective", "params", "train")
 FIRST = Attempt()
 PARAMS = "params"
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
@@ -129,6 +138,7 @@ class Question:
     space: Space
     ranks: Ranks = ALONE
     began: int | None = None
+    trains_networks: ClassVar[bool] = True  # ourselves; False where a loop of the user's own does
 
     @staticmethod
     def is_tested(cfg: DictConfig) -> bool:
@@ -167,9 +177,8 @@ class Question:
         split: Part = load_shared(source.train, data_key(cfg))
         split.check()
         seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
-        return TrainingData(
-            source, split, split.folds(cfg.objective.folds, source.validation, seed)
-        )
+        folds = split.folds(cfg.objective.folds, source.validation, seed)
+        return TrainingData(source, split, folds)
 
     def at(self, point: Point) -> DictConfig:
         """Returns the config of a point of the space."""
@@ -224,9 +233,31 @@ class Question:
         known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
         return None if rule is None else parse_rule(rule, [*dict.fromkeys(known)])
 
+    @property
+    def resumes(self) -> bool:
+        """Whether a trial can go on from an epoch, as far as that is known before it runs."""
+        return True
+
+    @property
+    def reads_train(self) -> bool:
+        """Whether a training reads the section `train`."""
+        return True
+
+    def check_functions(self, data: TrainingData) -> Iterable[str]:
+        """Returns the mistakes in the functions that a trial calls; networks have none to call."""
+        return ()
+
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the device on which trials are trained."""
         return data.device
+
+    def job(self, point: Point, fold: Fold, seed: int) -> Job:
+        """Builds the job of a single training."""
+        return build_jobs(self.at(point), [fold], seed)[0]
+
+    def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
+        """Calls `objective.test`, which loops alone have."""
+        raise NotImplementedError
 
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """Returns the jobs of a trial, whose number and the study's seed decide their seeds."""
@@ -263,7 +294,7 @@ class Question:
             jobs = self.jobs(point, data.folds, number)
         else:
             assert fold is not None
-            jobs = build_jobs(self.at(point), [fold], seed)[:1]
+            jobs = [self.job(point, fold, seed)]
         in_turn = self.in_turn and seed is None
         training = Training(jobs, data.split, in_turn=in_turn, ranks=self.ranks)
         return NetworkObjective(training, self._recipe(point, number, attempt, seed, fold))
@@ -445,6 +476,8 @@ class FunctionQuestion(Question):
       one, and the section `params` holds what is set in it: the values of a trial, and the user's.
     """
 
+    trains_networks: ClassVar[bool] = False
+
     @staticmethod
     def is_tested(cfg: DictConfig) -> bool:
         """Whether `objective.test` names a function that tests the winner."""
@@ -453,10 +486,9 @@ class FunctionQuestion(Question):
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> Question:
         """Returns the question that a composed config asks; see `Question.ask`."""
-        try:
+        target = None
+        with suppress(ConfigError):  # `validate` reports it
             target = find_target(cfg.objective)
-        except ConfigError:  # `validate` reports it
-            target = None
         if not hasattr(target, "composed"):
             return cls._ask_function(cfg, composer)
         config: DictConfig = build_function(cfg.objective).composed()  # type: ignore[attr-defined]
@@ -568,7 +600,6 @@ class FunctionQuestion(Question):
 
     @property
     def resumes(self) -> bool:
-        """Whether a trial can go on from an epoch, as far as that is known before it runs."""
         return not self.suggests and getattr(self.adapter, "resumes", True)
 
     @functools.cached_property
@@ -626,6 +657,15 @@ class FunctionQuestion(Question):
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
         return training_device()
 
+    def job(self, point: Point, fold: Fold, seed: int) -> Job:
+        """Returns the job that judges the network of a loop in a fold; it cannot train one."""
+        make = build_named(self.config.objective.network, NETWORK)
+        model = functools.partial(network_of, make, self.at(point))
+        parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
+        train, valid = fold
+        size = min(64, len(train))
+        return Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)
+
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Returns nothing: what a loop costs it tells itself."""
         return []
@@ -647,6 +687,85 @@ class FunctionQuestion(Question):
         ours = (number, attempt, self.ranks, recipe, point.trial)
         loop = replace(self.loop(point), scaling=loop_scaling(self.at(point), data.known))
         return LoopObjective(loop, jobs, training_device(self.ranks), *ours)
+
+    def check_functions(self, data: TrainingData) -> Iterator[str]:
+        """Yields the mistakes in the functions: they do not exist, or take other arguments."""
+        objective = self.config.objective
+        key = f"objective._target_={objective['_target_']}"
+        try:
+            called = how_called(self.adapter)
+            if called == WITH_CONFIG and (problem := why_not_called(self.adapter, 2)):
+                yield (
+                    f"{key}: {problem}; it is called as (config, run) -> value, or with the values "
+                    "of params if run is its first parameter, or as Optuna's objective(trial)"
+                )
+            yield from self._unread()
+            check = getattr(self.adapter, "check", lambda *_: ())
+            yield from check(self.config, self.space)
+            if objective.test and (problem := why_not_called(build_named(objective.test), 3)):
+                yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
+            if objective.network is not None:
+                with torch.random.fork_rng(devices=[]):
+                    network_of(build_named(objective.network, NETWORK), self.config, **data.known)
+        except ConfigError as error:
+            yield from error.mistakes
+        if self.scale and self.scale.rule_sizes and objective.network is None:
+            yield (
+                "scale.rule=mup compares the network of a loop with the small one: name what makes "
+                "it of params as objective.network, and call run.scaled(network, optimizer), or "
+                "set scale.rule=none"
+            )
+        if self.tested and data.split is not None and not hasattr(data.source, "test"):
+            yield (
+                "objective.test is given the test part of the data, and "
+                f"{type(data.source).__name__} has no method test; add one, or leave "
+                "objective.test out"
+            )
+        if self.suggests:
+            yield from self._check_suggesting(data)
+        if data.split is None and objective.folds > 1:
+            yield (
+                f"objective.folds={objective.folds}: the data are the function's own; divide them "
+                "there, or name them in the section data, whose folds run.train and run.valid are"
+            )
+
+    def _unread(self) -> Iterator[str]:
+        """Yields settings of the sections of networks that a loop does not read."""
+        if self.reads_train:
+            return
+        config: Any = OmegaConf.to_container(self.config, resolve=False)
+        default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
+        typed = {override.key for override in self.composer.overrides}
+        unread = [
+            f"train.{name}={as_yaml(each)}"
+            for name, each in config["train"].items()
+            if each != default.get(name) or f"train.{name}" in typed
+        ]
+        if how_called(self.adapter) != WITH_CONFIG:  # else it may read these from its config
+            unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]
+        for each in unread:
+            yield (
+                f"{each}: the loop reads nothing of the section {each.partition('.')[0]}; its "
+                f"settings are in params: {', '.join(self.config.params or {}) or 'there are none'}"
+            )
+        if "${train.epochs}" in config["pruner"].values():
+            yield (
+                f"pruner={self.composer.choices.get('pruner')}: needs pruner.max_resource, how "
+                "many epochs the loop has, such as pruner.max_resource=10"
+            )
+
+    def _check_suggesting(self, data: TrainingData) -> Iterator[str]:
+        """Yields what an objective of Optuna's, which is called with a trial alone, cannot have."""
+        source = self.config.study["from"]
+        objective, way_out = self.config.objective, "leave it out, or write a loop (config, run)"
+        for key, asked, why in (
+            ("objective.test", self.tested, "it is given what run.keep keeps"),
+            ("objective.network", objective.network, "its weights are what run.keep keeps"),
+            ("data", data.split is not None, "run.train and run.valid are their Datasets"),
+            ("study.from", source not in (None, AUTO), "its trials are placed in the space"),
+        ):
+            if asked:
+                yield f"{key}: {why}, and objective(trial) has none; {way_out}"
 
     def loop(self, point: Point) -> Loop:
         """Returns the loop that is called at a point."""
@@ -679,6 +798,11 @@ class FunctionQuestion(Question):
             ) from error
         finally:
             run.close()
+
+
+def kind_of(cfg: DictConfig) -> type[Question]:
+    """Returns the class of the question that a config asks."""
+    return Question if cfg.objective["_target_"] is None else FunctionQuestion
 
 
 def _build_part(section: dict[str, Any], key: str, **offered: Any) -> Any:

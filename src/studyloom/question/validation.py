@@ -15,13 +15,13 @@ from typing import Any
 
 import optuna
 import torch
-from omegaconf import MISSING, ListConfig, OmegaConf
+from omegaconf import ListConfig
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState, create_trial
 
 from studyloom.config.overrides import explain_key, group_options
-from studyloom.config.schema import AUTO, SCHEMA, Config, check_name, out_of_range
+from studyloom.config.schema import Config, check_name, out_of_range
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
@@ -34,9 +34,8 @@ from studyloom.errors import (
     refuse,
 )
 from studyloom.metrics import MEMORY, METRICS, Goal, Metric
-from studyloom.question.jobs import NETWORK, build_jobs, build_named, network_of
-from studyloom.question.loop import WITH_CONFIG, how_called, why_not_called
-from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question
+from studyloom.question.jobs import build_jobs
+from studyloom.question.question import OF_NETWORKS, STEPS, Branch, Question
 from studyloom.question.scale import present
 from studyloom.space.samplers import DRAWS, any_point
 from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Space, end_of, group_of, why_not
@@ -48,8 +47,6 @@ from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import Steps, apply_network, on_threads
 from studyloom.training.trainer import JobRun
 
-# The sections whose objects are made anew for each trial.
-OF_NETWORKS = ("model", "optimizer", "scheduler", "loss")
 SEARCHED = (*OF_NETWORKS, "train", "params")
 
 
@@ -70,9 +67,8 @@ def validate(question: Question, data: TrainingData) -> None:
         mistakes += _check_relations(question)
     mistakes = [*check_sections(question), *mistakes]
     if not mistakes:
-        if isinstance(question, FunctionQuestion):
-            mistakes += _check_functions(question, data)
-        else:
+        mistakes += question.check_functions(data)
+        if question.trains_networks:
             mistakes += _try_networks(question, data)
     if not mistakes:
         mistakes += _check_search(question)
@@ -96,7 +92,6 @@ def _rules(question: Question) -> Iterator[str]:
     """Yields values that exclude each other, with the way out."""
     config, choices = question.config, question.composer.choices
     study, objective, winner, train = config.study, config.objective, config.winner, config.train
-    loop, pruner = isinstance(question, FunctionQuestion), f"pruner={choices.get('pruner')}"
     several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
     scale = question.scale
     sized = {} if scale is None else scale.target
@@ -107,7 +102,7 @@ def _rules(question: Question) -> Iterator[str]:
             "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
             "not worth in units of the metric, go together; set both or none"
         )
-    if objective.network is not None and not loop:
+    if objective.network is not None and question.trains_networks:
         yield "objective.network is of a loop; what studyloom trains is in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
@@ -138,7 +133,7 @@ def _rules(question: Question) -> Iterator[str]:
         ),
         (
             question.in_turn,
-            f"{pruner} compares trials fold by fold and seed by seed",
+            f"pruner={choices.get('pruner')} compares trials fold by fold and seed by seed",
             "choose another pruner, such as pruner=median",
             {
                 "objective.folds=1 and objective.seeds=1 are one of each": single,
@@ -187,7 +182,7 @@ def check_ranks(question: Question, ranks: int) -> Iterator[str]:
     """Yields why the ranks cannot share a trial, as when a batch has too few examples."""
     if ranks > 1 and question.suggests:
         yield f"launcher.ranks must be 1 for an objective(trial), which suggests; got {ranks}"
-    if ranks == 1 or isinstance(question, FunctionQuestion):
+    if ranks == 1 or not question.trains_networks:
         return
     smallest = min(
         value_at(with_values(branch.config, probe), "train.batch_size")
@@ -321,92 +316,6 @@ def probes(leaves: tuple[Leaf | ListLeaf, ...]) -> Iterator[dict[str, Any]]:
         elif not isinstance(node, Leaf) and isinstance(node.item, CategoricalDistribution):
             for choice in node.item.choices:
                 yield low | {node.key: [choice] * len(low[node.key])}
-
-
-# Functions of the user's own
-
-
-def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator[str]:
-    """Yields the mistakes in the functions: they do not exist, or take other arguments."""
-    objective = question.config.objective
-    key = f"objective._target_={objective['_target_']}"
-    try:
-        called = how_called(question.adapter)
-        if called == WITH_CONFIG and (problem := why_not_called(question.adapter, 2)):
-            yield (
-                f"{key}: {problem}; it is called as (config, run) -> value, or with the values of "
-                "params if run is its first parameter, or as Optuna's objective(trial)"
-            )
-        yield from _unread(question)
-        check = getattr(question.adapter, "check", lambda *_: ())
-        yield from check(question.config, question.space)
-        if objective.test and (problem := why_not_called(build_named(objective.test), 3)):
-            yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
-        if objective.network is not None:
-            with torch.random.fork_rng(devices=[]):
-                make = build_named(objective.network, NETWORK)
-                network_of(make, question.config, **data.known)
-    except ConfigError as error:
-        yield from error.mistakes
-    if question.scale and question.scale.rule_sizes and objective.network is None:
-        yield (
-            "scale.rule=mup compares the network of a loop with the small one: name what makes it "
-            "of params as objective.network, and call run.scaled(network, optimizer), or set "
-            "scale.rule=none"
-        )
-    if objective.test is not None and data.split is not None and not hasattr(data.source, "test"):
-        yield (
-            "objective.test is given the test part of the data, and "
-            f"{type(data.source).__name__} has no method test; add one, or leave objective.test out"
-        )
-    if question.suggests:
-        yield from _check_suggesting(question, data)
-    if data.split is None and objective.folds > 1:
-        yield (
-            f"objective.folds={objective.folds}: the data are the function's own; divide them "
-            "there, or name them in the section data, whose folds run.train and run.valid are"
-        )
-
-
-def _unread(question: FunctionQuestion) -> Iterator[str]:
-    """Yields settings of the sections of networks that a loop does not read."""
-    if question.reads_train:
-        return
-    config: Any = OmegaConf.to_container(question.config, resolve=False)
-    default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
-    typed = {override.key for override in question.composer.overrides}
-    unread = [
-        f"train.{name}={as_yaml(each)}"
-        for name, each in config["train"].items()
-        if each != default.get(name) or f"train.{name}" in typed
-    ]
-    if how_called(question.adapter) != WITH_CONFIG:  # else it may read these from its config
-        unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]
-    for each in unread:
-        yield (
-            f"{each}: the loop reads nothing of the section {each.partition('.')[0]}; its settings "
-            f"are in params: {', '.join(question.config.params or {}) or 'there are none'}"
-        )
-    pruner: Any = OmegaConf.to_container(question.config.pruner, resolve=False)
-    if "${train.epochs}" in pruner.values():
-        yield (
-            f"pruner={question.composer.choices.get('pruner')}: needs pruner.max_resource, how "
-            "many epochs the loop has, such as pruner.max_resource=10"
-        )
-
-
-def _check_suggesting(question: FunctionQuestion, data: TrainingData) -> Iterator[str]:
-    """Yields what an objective of Optuna's, which is called with a trial alone, cannot have."""
-    source = question.config.study["from"]
-    objective, way_out = question.config.objective, "leave it out, or write a loop (config, run)"
-    for key, asked, why in (
-        ("objective.test", question.tested, "it is given what run.keep keeps"),
-        ("objective.network", objective.network, "its weights are what run.keep keeps"),
-        ("data", data.split is not None, "run.train and run.valid are their Datasets"),
-        ("study.from", source not in (None, AUTO), "its trials are placed in the space"),
-    ):
-        if asked:
-            yield f"{key}: {why}, and objective(trial) has none; {way_out}"
 
 
 # Networks

@@ -30,7 +30,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import Goal
-from studyloom.question.question import FunctionQuestion, Question
+from studyloom.question.question import Question
 from studyloom.seeds import derive
 from studyloom.storage.ledger import DONE, FRESH, OPEN, OWN, Next, Standing
 
@@ -142,22 +142,21 @@ class Promotion(BasePruner):
                 "checkpoints.dir=null: pruner=promotion pauses trials, which go on from their "
                 f"checkpoints; name a folder, {ways}"
             )
-        loop = question if isinstance(question, FunctionQuestion) else None
         several = config.objective.folds > 1 or config.objective.seeds > 1
-        if question.in_turn or (loop is not None and several):
+        if question.in_turn or (several and not question.trains_networks):
             what = "pruner.steps=jobs" if question.in_turn else "objective.folds or objective.seeds"
             mistakes.append(
                 f"{what}: pruner=promotion compares trials epoch by epoch, and these train their "
                 f"folds and seeds one after the other; take one of each, {ways}"
             )
-        if loop is not None and not loop.resumes:
+        if not question.resumes:
             mistakes.append(
                 f"objective._target_={config.objective['_target_']}: pruner=promotion goes on with "
                 "trials from their state, and this objective keeps none; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {ways}"
             )
         needed = self.min_resource * self.reduction_factor**self.brackets
-        if loop is None and (epochs := config.train.epochs) < needed:
+        if question.trains_networks and (epochs := config.train.epochs) < needed:
             mistakes.append(
                 f"train.epochs must be at least {needed} with pruner=promotion, which is "
                 f"pruner.min_resource={self.min_resource} × pruner.reduction_factor="
@@ -187,8 +186,7 @@ def default_pruner(question: Question, epochs: int | None, began: int | None) ->
     compares by one value; with several objectives no trial is pruned.
     """
     promotion = Promotion(epochs=epochs, began=began)
-    able = not isinstance(question, FunctionQuestion) and not promotion.check(question)
-    if able and began != 0:
+    if began != 0 and question.trains_networks and not promotion.check(question):
         return promotion
     median = MedianPruner(n_startup_trials=5, n_warmup_steps=1)
     return median if len(question.goals) == 1 else Unpruned()

@@ -381,7 +381,7 @@ def print_dry_run(question: "Question", console: Console) -> None:
     console.print(Text("\none configuration of it:", style="bold"))
     sections = plain_sections(sample, *SHOWN)
     sections["train"].pop("loss")
-    if not getattr(question, "reads_train", True):
+    if not question.reads_train:
         del sections["train"]
     words = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
     console.print(Padding(Text(words), (0, 0, 0, 2)))

@@ -19,8 +19,8 @@ from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.plugins import load_plugin
-from studyloom.question.jobs import build_jobs, kept_name, measure_costs, weights_of
-from studyloom.question.question import SECTIONS, FunctionQuestion
+from studyloom.question.jobs import kept_name, measure_costs, weights_of
+from studyloom.question.question import SECTIONS
 from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
@@ -173,17 +173,16 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
     Counted is a forward pass of each network by the examples of its training.
     """
     question, split = plan.question, plan.data.split
-    if split is None or isinstance(question, FunctionQuestion):
+    if split is None or not question.trains_networks:
         return None
-    part, folds = split.for_preflight(), [plan.judging_fold(0)]
+    part, fold = split.for_preflight(), plan.judging_fold(0)
     known: dict[str, tuple[float, int]] = {}
 
     def operations(point: Point) -> tuple[float, int]:
         """Returns those of an epoch of one job, and the epochs of a training."""
-        config = question.at(point)
-        name = as_yaml(plain_sections(config, "model", "train"))
+        name = as_yaml(plain_sections(question.at(point), "model", "train"))
         if name not in known:
-            job = build_jobs(config, folds, seed=0)[0]
+            job = question.job(point, fold, seed=0)
             (flops,) = measure_costs(["flops"], [], job, part)
             known[name] = flops.value * job.samples, job.last
         return known[name]
@@ -225,13 +224,11 @@ def test_trainings(
             weights = plan.load_or_train(plan.retraining, n, seed) or {}
             trained.setdefault(n, []).append(weights)
         stored.count_test_opening(store)  # before it, should this be killed
-        if isinstance(plan.question, FunctionQuestion):
-            tested = call_test(plan.question, plan, trained, test)
-        else:
-            try:
-                tested = measure(plan, trained, test)
-            except UndefinedMetric as error:
-                raise NoWinner(f"no value on the test part: {error}; mend the part") from error
+        judge = measure if plan.question.trains_networks else call_test
+        try:
+            tested = judge(plan, trained, test)
+        except UndefinedMetric as error:
+            raise NoWinner(f"no value on the test part: {error}; mend the part") from error
         store(plan.retraining.stored.ledger.study_id, TESTED, to_document(tested))
         earlier, kept = False, trained[plan.winner][0]
     assert tested.test is not None
@@ -240,17 +237,14 @@ def test_trainings(
 
 
 def call_test(
-    question: FunctionQuestion,
-    plan: Plan,
-    trained: Mapping[int, Sequence[dict[str, Any]]],
-    test: Callable[[], Part],
+    plan: Plan, trained: Mapping[int, Sequence[dict[str, Any]]], test: Callable[[], Part]
 ) -> Tested:
     """Opens the test part, and has `objective.test` judge the states of loops for each seed.
 
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
     """
-    trainings = plan.retraining.trainings
+    question, trainings = plan.question, plan.retraining.trainings
     sealed = None if plan.data.split is None else test()
 
     def judge(candidate: int, seed: int, states: dict[str, Any]) -> dict[str, float]:
@@ -263,8 +257,7 @@ def call_test(
         for n, by_seed in trained.items()
     }
     values = {n: [each[question.metric.name] for each in by_seed] for n, by_seed in judged.items()}
-    bounds = question.metric.bounds
-    scores = compare(values, plan.winner, plan.baseline(), bounds=bounds)
+    scores = compare(values, plan.winner, plan.baseline(), bounds=question.metric.bounds)
     shown: dict[str, Any] = {"note": OWN_TEST}
     if sealed is not None and predicts(plan):
         job, metric = trainings.job(plan.winner, 0), METRICS.get(question.metric.name)

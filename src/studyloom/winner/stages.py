@@ -30,7 +30,7 @@ from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner, QuestionError
 from studyloom.question.objective import Attempt
-from studyloom.question.question import FunctionQuestion, Question
+from studyloom.question.question import Question
 from studyloom.question.rule import Rule
 from studyloom.question.scale import FACTORS, RATES, present
 from studyloom.seeds import derive
@@ -257,10 +257,8 @@ class Plan:
         is as long. The schedule remains that of all epochs.
         """
         point = self.at_target(self.question.space.at(trial.params))
-        if isinstance(self.question, FunctionQuestion):
-            return point
-        train = self.question.at(point).train
-        if train.patience is None and train.keep == "last":
+        train = self.question.at(point).train if self.question.trains_networks else None
+        if train is None or (train.patience, train.keep) == (None, "last"):
             return point
         until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.keep, self.question.metric)
         pinned = {"train.until": until, "train.patience": None, "train.keep": "last"}

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from studyloom.data.split import Fold, Split
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.metrics import Metric
-from studyloom.question.jobs import build_jobs, judging_job
 from studyloom.question.objective import Attempt, Objective, StoredObjective
-from studyloom.question.question import FIRST, FunctionQuestion, Question
+from studyloom.question.question import FIRST, Question
 from studyloom.question.rule import Cost
 from studyloom.question.sources import code_of
 from studyloom.seeds import derive
@@ -109,9 +108,7 @@ class CandidateTrainings:
 
     def job(self, candidate: int, seed: int) -> Job:
         """Builds the training of a candidate with a seed, both by their number."""
-        config = self.question.at(self.candidates[candidate])
-        make = judging_job if isinstance(self.question, FunctionQuestion) else build_jobs
-        return make(config, [self.fold(seed)], self.fresh_seed(seed))[0]
+        return self.question.job(self.candidates[candidate], self.fold(seed), self.fresh_seed(seed))
 
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST

@@ -21,7 +21,6 @@ from studyloom.data.training_data import Part
 from studyloom.errors import CompressError, ConfigError, Stopped, StorageError, StudyloomError
 from studyloom.extras.export.networks import (
     Original,
-    can_train,
     count_parameters,
     evaluate,
     load_winner_network,
@@ -200,7 +199,7 @@ def _compress(
     metric = metric_of(plan.question)
     judge = Judge(metric, settings, original, facts)
     tried = recipes(settings)
-    if not can_train(plan.question):
+    if not plan.question.trains_networks:
         tried = tried[:1]
         told("its loop is your own, so that no smaller network is trained: it is tried as it is")
     variants, failed = make_variants(judge, tried, told, stop)

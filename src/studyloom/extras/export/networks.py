@@ -18,10 +18,9 @@ from torch.nn import functional
 from studyloom.data import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import CompressError
-from studyloom.question.jobs import build_jobs, build_network, judging_job, kept_name, weights_of
+from studyloom.question.jobs import build_network, kept_name, weights_of
 from studyloom.question.loop import Unstopped
 from studyloom.question.objective import Attempt
-from studyloom.question.question import FunctionQuestion, Question
 from studyloom.seeds import derive
 from studyloom.study.stored_study import RETRAINING
 from studyloom.training.batches import batch_dtype
@@ -97,29 +96,24 @@ class Original:
         return self.train(lambda: build(section))
 
 
-def can_train(question: Question) -> bool:
-    """Whether networks are trained by us, and not by a loop of the user's own."""
-    return not isinstance(question, FunctionQuestion)
-
-
 def retrain(plan: Plan, calibration: int) -> Original:
     """Trains the winner's configuration without a validation part, always the same one."""
     part, question, point = plan.data.split, plan.question, plan.candidates[plan.winner]
     assert part is not None
     # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
-    seed, config = derive(question.seed, 0, 0, 2), question.at(point)
+    seed = derive(question.seed, 0, 0, 2)
     fold = part.folds(question.config.objective.folds, plan.data.source.validation, seed)[-1]
-    if isinstance(question, FunctionQuestion):
-        job = judging_job(config, [fold], seed)[0]
+    job = question.job(point, fold, seed)
+    if question.trains_networks:
+        network = train_network(job, part)
+    else:
         attempt = Attempt(stage=RETRAINING)
         made = question.make_objective(point, plan.winner, plan.data, attempt, seed, fold)
         made.run(lambda step: None, Unstopped())
         weights = weights_of(made.weights() or {}, kept_name(question.config.objective.network))
         network = make_network(job, weights, part).eval()
-    else:
-        job = build_jobs(config, [fold], seed)[0]
-        network = train_network(job, part)
-    return Original(network, job, part, config.get("model"), seed, calibration)
+    model = question.at(point).get("model")
+    return Original(network, job, part, model, seed, calibration)
 
 
 def load_winner_network(plan: Plan, calibration: int) -> Original:
@@ -127,9 +121,9 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     part, trainings = plan.data.split, plan.last.trainings
     assert part is not None
     job = trainings.job(plan.winner, 0)
-    states = load_weights(plan.run_dir / "winner.pt")
-    kept = kept_name(plan.question.config.objective.network)
-    weights = states if can_train(plan.question) else weights_of(states, kept)
+    weights = load_weights(plan.run_dir / "winner.pt")
+    if not plan.question.trains_networks:
+        weights = weights_of(weights, kept_name(plan.question.config.objective.network))
     network = make_network(job, weights, part)
     model = plan.question.at(plan.candidates[plan.winner]).get("model")
     return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)

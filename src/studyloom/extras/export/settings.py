@@ -12,7 +12,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import CompressError, ConfigError, UserError
 from studyloom.extras.export.onnx import check_installed
 from studyloom.metrics import METRICS, Goal, Metric
-from studyloom.question.question import FunctionQuestion, Question
+from studyloom.question.question import Question
 from studyloom.question.rule import Rule, parse_rule
 from studyloom.text import no_such_key
 
@@ -152,7 +152,7 @@ def metric_of(question: Question) -> Metric:
 
 def loop_mistakes(question: Question) -> Iterator[str]:
     """Yields why the network of a loop cannot be made small."""
-    if not isinstance(question, FunctionQuestion):
+    if question.trains_networks:
         return
     objective = question.config.objective
     if objective.network is None:
@@ -188,7 +188,7 @@ def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str
             f"winner.enabled=true, or leave {SECTION} out"
         )
     yield from (f"{SECTION}: {mistake}" for mistake in loop_mistakes(question))
-    if isinstance(question, FunctionQuestion) and data is not None and data.split is None:
+    if not question.trains_networks and data is not None and data.split is None:
         yield f"{SECTION}: the data are the loop's own; name them in the section data"
     metric = None
     with suppress(UserError, ImportError, AttributeError):  # which is reported with the objective
