@@ -108,6 +108,17 @@ def test_a_composed_config_gives_the_trials_of_the_command(by_command, tmp_path,
 
 
 @pytest.mark.chaos
+def square(trial):
+    return trial.suggest_float("x", -1, 1) ** 2
+
+
+def test_what_no_trial_can_do_is_printed_before_the_first(tmp_path, capsys):
+    few = {"trials": 1, "workers": 1, "winner": False}
+    api.search(square, minimize="y", run_dir=tmp_path / "it", **few).close()
+    before, _, _ = capsys.readouterr().out.partition("square begins")
+    assert "square(trial) keeps no state: a trial whose worker dies starts again" in before
+
+
 def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys):
     overrides = [*QUICK, *ONE, f"run_dir={tmp_path}"]
     api.run(CONF / "mnist.yaml", overrides).close()

@@ -257,7 +257,8 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
         assert words in str(caught.value)
     question = ask(hills)
     assert "launcher.ranks must be 1" in next(check_ranks(question, 2))
-    assert "keeps no state: a trial whose worker dies starts again" in question.note
+    (note,) = question.notes(TrainingData())
+    assert "keeps no state: a trial whose worker dies starts again" in note
 
 
 def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, sqlite_url):
@@ -329,9 +330,9 @@ def test_a_loop_that_keeps_a_network_without_epochs_is_said_to_start_again_after
     ask, sqlite_url, tmp_path, caplog
 ):
     words = "called calls run.keep and not run.epochs: a trial whose worker dies starts again"
-    assert words in ask(keeps).note
-    assert not ask(hands_on).note, "what it calls may call run.epochs"
-    assert not ask(keeps, "objective._target_=looped.train").note
+    assert words in ask(keeps).notes(TrainingData())[0]
+    assert not ask(hands_on).notes(TrainingData()), "what it calls may call run.epochs"
+    assert not ask(keeps, "objective._target_=looped.train").notes(TrainingData())
     for stopping in (Signal(2), Never()):
         stored = work(ask(keeps), sqlite_url, tmp_path, 1, stopping)
     words = f"trial 0: its reports up to step 0 have no checkpoint in {tmp_path}; it starts again"

@@ -550,24 +550,29 @@ class FunctionQuestion(Question):
         refuse(mistakes)
         return question
 
-    @property
-    def note(self) -> str:
-        """What the user is told before the first trial; "" if there is nothing."""
+    def notes(self, data: TrainingData) -> list[str]:
+        """Returns what the user is told before the first trial."""
+        has_test = data.split is not None and getattr(data.source, "has_test", True)
+        unused = has_test and self.config.winner.enabled and not self.tested
+        return [*super().notes(data), *self._resumption_notes(), *[UNUSED_TEST] * unused]
+
+    def _resumption_notes(self) -> Iterator[str]:
+        """Yields a line if a trial whose worker dies cannot resume."""
         name = self.config.objective["_target_"]
         if self.suggests:
-            return (
+            yield (
                 f"{name}(trial) keeps no state: a trial whose worker dies starts again from the "
                 "beginning, and the winner is not tested; a loop has run.keep and objective.test"
             )
+            return
         with suppress(OSError, TypeError):  # there is no source
             source = inspect.getsource(find_target(self.config.objective))
             here = "run.keep(" in source and len(HANDED_ON.findall(source)) == 1
             if here and "run.epochs(" not in source:
-                return (
+                yield (
                     f"{name} calls run.keep and not run.epochs: a trial whose worker dies starts "
                     "again from the beginning; loop over run.epochs(count), and report there"
                 )
-        return ""
 
     def at(self, point: Point) -> DictConfig:
         if not self.suggests:
@@ -581,12 +586,6 @@ class FunctionQuestion(Question):
     def gather(cls, cfg: DictConfig) -> TrainingData:
         """Loads the data of the section `data`, if it names a source."""
         return super().gather(cfg) if names_data(cfg) else TrainingData()
-
-    def notes(self, data: TrainingData) -> list[str]:
-        """Returns what the user is told before the first trial: also of a test set without use."""
-        has_test = data.split is not None and getattr(data.source, "has_test", True)
-        unused = has_test and self.config.winner.enabled and not self.tested
-        return super().notes(data) + [UNUSED_TEST] * unused
 
     @functools.cached_property
     def adapter(self) -> Any:
