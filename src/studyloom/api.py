@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial
 
 from studyloom.config.runs import read_run
-from studyloom.errors import ConfigError, shown_at_call
+from studyloom.error_display import shown_at_call
+from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.script import end_import, note_script
 from studyloom.storage.attributes import MADE

@@ -13,7 +13,8 @@ from contextlib import suppress
 
 from studyloom.commands.options import replace_unencodable
 from studyloom.commands.parser import make_parser
-from studyloom.errors import StudyloomError, print_errors
+from studyloom.error_display import print_errors
+from studyloom.errors import StudyloomError
 from studyloom.processes import collect_as_usual, collect_rarely, open_streams
 from studyloom.text import PrintableFormatter, mask_passwords
 

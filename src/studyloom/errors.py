@@ -1,21 +1,42 @@
 """Every exception of studyloom, in one tree.
 
-What a user causes is a UserError, and a ValueError too; its message names the value, where it came
-from and the way out. `exit_code` is the code with which most commands end that raise the error;
-`cli.main` and `execution.command` say which end otherwise.
+* StudyloomError
+  · UserError, a ValueError too
+    + ConfigError
+    + DataError
+      - UnfitData
+    + FileError
+    + ScaffoldError
+    + PredictError
+    + CompressError
+    + QuestionError
+    + UndefinedMetric
+    + StorageError
+      - ServerError
+      - StorageLost
+  · Halted
+    + UndefinedObjective
+  · LaunchError
+  · NoWinner
+  · ClaimLost
+    + TrialDeleted
+  · TimedOut
+  · LoaderDied
+  · Infeasible
+  · CommandFailed
+  · Diverged
+  · UndrawnReport
+* Stopped, Paused: no Exception, so that `except Exception` in a user's code lets them pass
+* Interrupted, a KeyboardInterrupt
+
+A user causes a UserError; its message names the value, where it came from and how to fix it. Most
+commands that raise an error end with its `exit_code`; `cli.main` and `commands.run_study` say which
+end with another.
 """
 
-import contextlib
-import functools
-import os
-import sys
-from collections.abc import Callable, Sequence
-from typing import ClassVar, NoReturn, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import ClassVar
 
-from studyloom.text import indented, mask_passwords
-
-P = ParamSpec("P")
-R = TypeVar("R")
 # How the errors about shapes and types of data, networks and losses end.
 TRAIN_IT_YOURSELF = "or train it yourself: studyloom new NAME --kind loop"
 
@@ -219,41 +240,3 @@ class Interrupted(KeyboardInterrupt):
 def or_train_it_yourself(mistake: str) -> str:
     """Adds to a mistake that any training can be a loop of one's own, if it does not say so."""
     return mistake if TRAIN_IT_YOURSELF in mistake else f"{mistake}; {TRAIN_IT_YOURSELF}"
-
-
-def print_errors(error: Exception) -> None:
-    """Prints each mistake of an error on standard error, after `error: `, without passwords."""
-    for mistake in getattr(error, "mistakes", None) or [str(error)]:
-        with contextlib.suppress(OSError, ValueError):  # standard error may be full or closed
-            sys.stderr.write(f"error: {indented(mask_passwords(mistake))}\n")
-
-
-def exit_with(error: Exception, code: int) -> NoReturn:
-    """Prints an error and ends the process; raises it instead if tracebacks are wanted."""
-    if wants_tracebacks():
-        raise error
-    print_errors(error)
-    sys.exit(code)
-
-
-def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Has an error of a function of the Python API end where the user's code calls it.
-
-    Its traceback leaves out studyloom's own frames, and what caused it, unless HYDRA_FULL_ERROR=1.
-    """
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except (StudyloomError, KeyboardInterrupt) as error:
-            if wants_tracebacks():
-                raise
-            raise error.with_traceback(None) from None  # HYDRA_FULL_ERROR=1 shows all
-
-    return call
-
-
-def wants_tracebacks() -> bool:
-    """Whether HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studyloom.errors import shown_at_call
+from studyloom.error_display import shown_at_call
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -20,7 +20,8 @@ from studyloom.commands.options import (
     print_json,
     trust,
 )
-from studyloom.errors import PredictError, print_errors
+from studyloom.error_display import print_errors
+from studyloom.errors import PredictError
 from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 

@@ -17,7 +17,8 @@ from studyloom.config.schema import WinnerSection
 from studyloom.config.values import describe_error, plain_sections
 from studyloom.data.datasets import drawn_anew
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError, Interrupted, StorageError, wants_tracebacks
+from studyloom.error_display import wants_tracebacks
+from studyloom.errors import ConfigError, Interrupted, StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.forks import ForkServer
 from studyloom.launch.line import Line

@@ -31,6 +31,7 @@ from studyloom.commands.prepare import (
     task_of,
 )
 from studyloom.config.values import as_yaml, plain_sections, without_transform
+from studyloom.error_display import exit_with, print_errors
 from studyloom.errors import (
     CompressError,
     Halted,
@@ -41,8 +42,6 @@ from studyloom.errors import (
     StudyloomError,
     UndrawnReport,
     UserError,
-    exit_with,
-    print_errors,
 )
 from studyloom.files import is_newer, write_whole
 from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch

@@ -44,7 +44,8 @@ from studyloom.config.overrides import (
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.config.trust import Guard, guarded
 from studyloom.config.values import flatten
-from studyloom.errors import ConfigError, LaunchError, print_errors, wants_tracebacks
+from studyloom.error_display import print_errors, wants_tracebacks
+from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
 from studyloom.text import mask_passwords
 from studyloom.user_code import importing_module, refuse_while_importing

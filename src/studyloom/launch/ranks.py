@@ -24,7 +24,8 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from studyloom.config.values import describe_error
-from studyloom.errors import ConfigError, wants_tracebacks
+from studyloom.error_display import wants_tracebacks
+from studyloom.errors import ConfigError
 from studyloom.launch.line import Line
 from studyloom.launch.supervisor import WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Command, launcher_class

@@ -1,0 +1,52 @@
+"""Errors as a person sees them: printed before a process ends, or raised from a call in Python."""
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec, TypeVar
+
+from studyloom.errors import StudyloomError
+from studyloom.text import indented, mask_passwords
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def print_errors(error: Exception) -> None:
+    """Prints each mistake of an error on standard error, after `error: `, without passwords."""
+    for mistake in getattr(error, "mistakes", None) or [str(error)]:
+        with contextlib.suppress(OSError, ValueError):  # standard error may be full or closed
+            sys.stderr.write(f"error: {indented(mask_passwords(mistake))}\n")
+
+
+def exit_with(error: Exception, code: int) -> NoReturn:
+    """Prints an error and ends the process; raises it instead if tracebacks are wanted."""
+    if wants_tracebacks():
+        raise error
+    print_errors(error)
+    sys.exit(code)
+
+
+def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
+    """Ends the traceback of an error of the Python API where the user's code calls the function.
+
+    It leaves out studyloom's own frames, and what caused the error, unless HYDRA_FULL_ERROR=1.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (StudyloomError, KeyboardInterrupt) as error:
+            if wants_tracebacks():
+                raise
+            raise error.with_traceback(None) from None  # HYDRA_FULL_ERROR=1 shows all
+
+    return call
+
+
+def wants_tracebacks() -> bool:
+    """Whether HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
