@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,15 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from studyloom.config.build import build
+from studyloom.config.build import MistakeCollector, build
 from studyloom.config.compose import Composer
 from studyloom.config.runs import note_run, storage_url
 from studyloom.config.schema import WinnerSection
-from studyloom.config.values import describe_error, plain_sections
+from studyloom.config.values import plain_sections
 from studyloom.data.datasets import drawn_anew
 from studyloom.data.training_data import TrainingData
-from studyloom.error_display import wants_tracebacks
-from studyloom.errors import ConfigError, Interrupted, StorageError
+from studyloom.errors import ConfigError, StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.forks import ForkServer
 from studyloom.launch.line import Line
@@ -83,33 +82,6 @@ class Prepared:
     trackers: Mapping[str, Tracker] = field(default_factory=dict)
 
 
-@dataclass
-class Attempts:
-    """Collects the mistakes of all steps, so that they are reported at once."""
-
-    mistakes: list[str] = field(default_factory=list)
-
-    def __call__(self, make: Callable[[], Any]) -> Any:
-        """Returns what `make` returns, or None if it fails.
-
-        Raises:
-            Exception: as `make` raised it, if it is not a ValueError and HYDRA_FULL_ERROR is 1.
-        """
-        try:
-            return make()
-        except Interrupted:
-            raise
-        except BaseException as error:  # SystemExit too: the user's code may end its process
-            if wants_tracebacks() and not isinstance(error, ValueError):
-                raise
-            self.mistakes += getattr(error, "mistakes", [describe_error(error)])
-
-    def check(self) -> None:
-        """Raises ConfigError if there were mistakes, each once."""
-        if self.mistakes:
-            raise ConfigError(list(dict.fromkeys(self.mistakes)))
-
-
 def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
 
@@ -120,7 +92,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     Raises:
         ConfigError: every mistake found.
     """
-    attempt = Attempts()
+    attempt = MistakeCollector()
     kind = kind_of(cfg)
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
@@ -148,7 +120,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
 
 
 def _check(
-    attempt: Attempts,
+    attempt: MistakeCollector,
     question: Question,
     data: TrainingData | None,
     launcher: Launcher | None,

@@ -2,14 +2,16 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.trust import check_section
 from studyloom.config.values import describe_error
-from studyloom.errors import ConfigError
+from studyloom.error_display import wants_tracebacks
+from studyloom.errors import ConfigError, Interrupted, refuse
 from studyloom.pickled import MAIN
 from studyloom.script import ELSEWHERE
 from studyloom.text import nearest
@@ -123,3 +125,29 @@ def _build_within(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_build_within(each, f"{key}[{place}]") for place, each in enumerate(value)]
     return value
+
+
+@dataclass
+class MistakeCollector:
+    """Collects the mistakes of several steps, so that they are reported at once."""
+
+    mistakes: list[str] = field(default_factory=list)
+
+    def __call__(self, make: Callable[[], Any]) -> Any:
+        """Returns what `make` returns, or None if it fails.
+
+        Raises:
+            Exception: as `make` raised it, if it is not a ValueError and HYDRA_FULL_ERROR is 1.
+        """
+        try:
+            return make()
+        except Interrupted:
+            raise
+        except BaseException as error:  # SystemExit too: the user's code may end its process
+            if wants_tracebacks() and not isinstance(error, ValueError):
+                raise
+            self.mistakes += getattr(error, "mistakes", [describe_error(error)])
+
+    def check(self) -> None:
+        """Raises ConfigError if there were mistakes, each once."""
+        refuse(self.mistakes)
