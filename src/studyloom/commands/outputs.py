@@ -1,7 +1,8 @@
-"""The output beside the terminal: a heartbeat, events, notices, and JSON at the end.
+"""The output next to the terminal: the log, a heartbeat, events, notices, and JSON at the end.
 
-Where these go is said by the command line, which `config` has moved to the environment. This takes
-it from there, so that neither workers nor studies within an objective tell it again.
+The command line names their targets, and `config.main` moves them into environment variables.
+`take_environment` removes them, so that neither workers nor studies within an objective write to
+them again.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from studyloom.commands.options import print_json
+import optuna
+
+from studyloom.commands.options import print_json, replace_unencodable
 from studyloom.config.main import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import write_whole
@@ -25,7 +28,7 @@ from studyloom.plugins import load_plugin
 from studyloom.processes import host_id
 from studyloom.storage.attributes import UUID
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.text import mask_passwords, printable
+from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.events import History, finite, new_events, write_event
 from studyloom.views.progress import JobReader, Progress
 from studyloom.views.terminal import make_console
@@ -44,6 +47,22 @@ def take_environment() -> dict[str, str]:
     """
     names = [name for name in (EVENTS, NOTIFY, JSON) if name in os.environ]
     return {name: os.environ.pop(name) for name in names}
+
+
+def prepare_logging(level: int) -> None:
+    """Writes log records and warnings on standard error, those of Optuna only if they are errors.
+
+    Args:
+        level: from which records are written.
+    """
+    replace_unencodable()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Its pool logs the traceback of what it raises anyway, such as a second Ctrl-C.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
 
 
 class Outputs:

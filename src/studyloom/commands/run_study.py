@@ -19,8 +19,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
-from studyloom.commands.options import replace_unencodable
-from studyloom.commands.outputs import Outputs, take_environment
+from studyloom.commands.outputs import Outputs, prepare_logging, take_environment
 from studyloom.commands.prepare import (
     Prepared,
     compresses,
@@ -57,7 +56,7 @@ from studyloom.study.stopping import Stop, following, read_control
 from studyloom.study.stored_study import StoredStudy, begin_job, end_job, note_answer, read_job
 from studyloom.study.tracking import project
 from studyloom.study.worker import TrialFiles
-from studyloom.text import PrintableFormatter, format_duration, one_line
+from studyloom.text import format_duration, one_line
 from studyloom.training.ranks import Ranks
 from studyloom.views import terminal
 from studyloom.views.sentence import answer_sentence
@@ -147,22 +146,6 @@ def follower(cfg: DictConfig, ranks: Ranks) -> Callable[[Any], None]:
     prepared = prepare(cfg, ranks, joins=True)
     collect_as_usual()
     return lambda call: prepared.question.take_part(call, prepared.data)
-
-
-def prepare_logging(level: int) -> None:
-    """Writes log records and warnings on standard error, those of Optuna only if they are errors.
-
-    Args:
-        level: from which records are written.
-    """
-    replace_unencodable()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Its pool logs the traceback of what it raises anyway, such as a second Ctrl-C.
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
-    logging.captureWarnings(True)
 
 
 def exit_code(code: int, stop: Stop) -> int:
