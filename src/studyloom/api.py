@@ -21,11 +21,10 @@ from studyloom.error_display import shown_at_call
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.script import end_import, note_script
-from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
 from studyloom.study import opening
 from studyloom.study.failures import outcome
-from studyloom.study.rows import Rows, curve_rows, trial_rows
+from studyloom.study.rows import Rows, config_of, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import error_text, printable
 from studyloom.views.sentence import quotable
@@ -174,7 +173,7 @@ class Study:
             return None
         row, test = answer.winner, answer.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
-        config, carried = None if frozen is None else _config_of(frozen), answer.transfer
+        config, carried = None if frozen is None else config_of(frozen), answer.transfer
         if carried is not None and config is not None:
             config = carried.carry(config)
         return Winner(
@@ -274,13 +273,8 @@ class Study:
             return None
         names = (goal.name for goal in self._stored.goals)
         values = dict(zip(names, frozen.values or (), strict=False))
-        value, config = next(iter(values.values()), None), _config_of(frozen)
+        value, config = next(iter(values.values()), None), config_of(frozen)
         return Trial(frozen.number, outcome(frozen), value, values, dict(frozen.params), config)
-
-
-def _config_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    config = (trial.user_attrs.get(MADE) or {}).get("config")
-    return config if isinstance(config, dict) else None
 
 
 def _frame(rows: Rows) -> Any:

@@ -18,6 +18,7 @@ from studyloom.storage.attributes import (
     COLUMNS,
     EPOCHS,
     FAILURE,
+    MADE,
     PROPOSED,
     REASON,
     STANDARD_ERROR,
@@ -125,6 +126,12 @@ def proposer_of(trial: FrozenTrial, key: str = "by") -> str | None:
     """Returns by whom, or `why`, a trial was proposed; None if sampler or command chose it."""
     proposed = trial.user_attrs.get(PROPOSED)
     return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
+
+
+def config_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Returns the configuration that a trial was made of; None if it stored none."""
+    config = (trial.user_attrs.get(MADE) or {}).get("config")
+    return config if isinstance(config, dict) else None
 
 
 def epochs_of(trial: FrozenTrial) -> int:

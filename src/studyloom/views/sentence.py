@@ -13,7 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import METRICS
-from studyloom.storage.attributes import MADE
+from studyloom.study.rows import config_of
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import format_error, format_parameter, format_value, one_line
 from studyloom.views.snapshot import Snapshot, why_no_best
@@ -70,11 +70,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _config_of(trial: FrozenTrial | None) -> Mapping[str, Any]:
-    """Returns the configuration that a trial was made of; empty if it stored none."""
-    return {} if trial is None else _mapping(_mapping(trial.user_attrs.get(MADE)).get("config"))
-
-
 def describe(
     trial: FrozenTrial | None, params: Mapping[str, Any], carried: Transfer | None = None
 ) -> str:
@@ -83,7 +78,7 @@ def describe(
     Args:
         carried: to the size of the winner.
     """
-    config = _config_of(trial)
+    config = _mapping(trial and config_of(trial))
     if carried is not None:
         config, params = carried.carry(config), {**params, **carried.values}
     network, optimizer = _mapping(config.get("model")), _mapping(config.get("optimizer"))
