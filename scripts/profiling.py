@@ -128,7 +128,8 @@ def put_clocks(clock: Clock) -> list[Any]:
     """Puts a clock around all parts; returns a list that gets each JobRun which begins an epoch."""
     from sqlalchemy.engine.default import DefaultDialect
 
-    from studyloom.study.reporter import Outbox, Stopwatch
+    from studyloom.processes import Stopwatch
+    from studyloom.study.reporter import Outbox
     from studyloom.training import trainer
 
     for place, label in PARTS.items():

@@ -33,8 +33,8 @@ from studyloom.question.rule import Cost
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.study import reporter, worker
+from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.reporter import Limits
 from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue, place_point
 from studyloom.study.worker import Worker
 

@@ -1,4 +1,4 @@
-"""Hosts and processes: their ids, signs of life, signals and threads.
+"""Hosts and processes: their ids, signs of life, signals and threads, and where time goes.
 
 What only Linux has is asked for here alone, and each has a plain way for other systems. Forks are
 in `launch/forks.py`, and only where this module says that Linux's ways are taken.
@@ -19,7 +19,9 @@ import sys
 import threading
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,36 @@ def collect_rarely() -> None:
 def collect_as_usual() -> None:
     """Has garbage collected as before `collect_rarely`; work should not wait for its memory."""
     gc.set_threshold(*USUAL)
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the time of a worker by kind, such as training or storage."""
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    taken: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def since(cls, start_up: float) -> "Stopwatch":
+        """Returns a stopwatch that has run for the seconds in which the process started."""
+        return cls(defaultdict(float, {"start-up": start_up}), time.perf_counter() - start_up)
+
+    @contextlib.contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Measures the time of the body."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Returns the seconds by kind since the last call; what was not measured is `other`."""
+        now = time.perf_counter()
+        taken = {"other": max(0.0, now - self.taken - sum(self.seconds.values()))} | self.seconds
+        self.taken = now
+        self.seconds.clear()
+        return taken
 
 
 def prctl(option: int, value: int) -> bool:

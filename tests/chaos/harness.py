@@ -18,8 +18,8 @@ from studyloom.data.training_data import TrainingData
 from studyloom.space.tree import Space
 from studyloom.storage.ledger import Ledger
 from studyloom.storage.trial_buffer import TrialBuffer
+from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import Worker
 from studyloom.training import checkpoint

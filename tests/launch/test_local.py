@@ -18,8 +18,8 @@ from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
 from studyloom.launch.task import Task, launcher_class
 from studyloom.question.jobs import check_device, training_device
+from studyloom.study.failures import Limits
 from studyloom.study.opening import open_study
-from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 
 # Trials of four epochs, whose workers can be met in the second.

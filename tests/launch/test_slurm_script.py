@@ -16,7 +16,7 @@ from studyloom.errors import LaunchError
 from studyloom.extras.slurm import Slurm
 from studyloom.launch import task
 from studyloom.launch.task import Task
-from studyloom.study.reporter import Limits
+from studyloom.study.failures import Limits
 
 GOLDEN = Path(__file__).with_name("array.sh")
 STORAGE = "storage.url=${oc.env:STUDYLOOM_STORAGE}"

@@ -11,7 +11,7 @@ from studyloom.launch.local import LocalWorker
 from studyloom.launch.supervisor import Supervisor
 from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import worker_id
-from studyloom.study.reporter import Limits
+from studyloom.study.failures import Limits
 
 
 @linux

@@ -21,8 +21,8 @@ from studyloom.question.question import FunctionQuestion, names_data
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE
+from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study
-from studyloom.study.reporter import Limits
 from studyloom.study.worker import Worker
 
 OWN = """

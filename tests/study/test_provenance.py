@@ -9,8 +9,8 @@ from toys import ask
 
 from studyloom.seeds import derive
 from studyloom.storage.attributes import MADE
-from studyloom.study import reporter as provenance
-from studyloom.study.reporter import Provenance
+from studyloom.study import provenance
+from studyloom.study.provenance import Provenance
 
 
 def test_a_trial_stores_what_it_was_made_of_and_with(sqlite_url):

@@ -20,8 +20,8 @@ from studyloom.errors import ConfigError
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
 from studyloom.study.opening import open_study
+from studyloom.study.provenance import Provenance
 from studyloom.study.replay import load_data
-from studyloom.study.reporter import Provenance
 from studyloom.views import replay
 
 RATES = (*TINY[:-1], "sampler=random", "space=lr", "pruner=none")  # one MLP, and a rate

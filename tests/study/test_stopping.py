@@ -15,8 +15,8 @@ from toys import Never, ask
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Stopped
 from studyloom.study import stopping, worker
+from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop, begin_again, following, read_control, set_control
 from studyloom.study.worker import Worker
 

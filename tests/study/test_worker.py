@@ -21,10 +21,9 @@ from toys import TWO, Never, Signal, ask
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Halted
-from studyloom.processes import worker_id
+from studyloom.processes import Stopwatch, worker_id
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, RESUMED, SLOT, TIMES
 from studyloom.study.opening import open_study
-from studyloom.study.reporter import Stopwatch
 from studyloom.study.worker import Worker
 
 

@@ -10,8 +10,8 @@ from toys import TINY, Never, toy_folds, toy_split
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Interrupted
 from studyloom.question.question import Question
+from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.reporter import Limits
 from studyloom.study.worker import Worker
 
 SPLIT = toy_split()

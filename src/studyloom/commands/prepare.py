@@ -24,7 +24,7 @@ from studyloom.launch.line import Line
 from studyloom.launch.local import Join
 from studyloom.launch.task import Command, Launcher, Task
 from studyloom.plugins import load_plugin
-from studyloom.processes import collect_as_usual
+from studyloom.processes import Stopwatch, collect_as_usual
 from studyloom.question.jobs import check_device, training_device
 from studyloom.question.question import KEEPS_STATE, SECTIONS, Question, data_key, kind_of
 from studyloom.question.scale import FACTORS
@@ -36,6 +36,7 @@ from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.early_end import set_bounds
+from studyloom.study.failures import Limits
 from studyloom.study.opening import (
     check_code,
     check_question,
@@ -44,7 +45,6 @@ from studyloom.study.opening import (
     study_names,
 )
 from studyloom.study.promotion import Promotion
-from studyloom.study.reporter import Limits, Stopwatch
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import Job, StoredStudy
 from studyloom.study.tracking import Tracker, build_trackers, track_trials

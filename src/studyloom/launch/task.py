@@ -18,7 +18,7 @@ from studyloom.config.overrides import Override
 from studyloom.errors import ConfigError, StorageLost
 from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
-from studyloom.study.reporter import Limits
+from studyloom.study.failures import Limits
 from studyloom.study.stopping import Stop
 
 # Set in the environment of workers that a launcher starts, to the launcher's age in seconds.

@@ -10,6 +10,7 @@ __all__ = [
     "failures",
     "opening",
     "promotion",
+    "provenance",
     "replay",
     "reporter",
     "rows",

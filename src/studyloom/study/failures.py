@@ -1,4 +1,4 @@
-"""Why a trial failed, for people and for the sampler, and how many trials failed for which reason.
+"""The limits of trials; why one failed, for people and for the sampler; and how many failed so.
 
 Importing this module imports no torch: `studyloom status` uses it.
 """
@@ -37,6 +37,25 @@ UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended 
 # state FAIL the sampler would learn nothing.
 TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
 MISTAKES = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits within which a trial and a study must keep.
+
+    Args:
+        lease: seconds for which a worker keeps its trial without a sign of life.
+        trial_timeout: seconds that a trial may take; None for no limit.
+        max_attempts: workers that may die of one trial before it has failed.
+        max_failures: trials in a row that may fail for the same reason before the study stops.
+        repeats: whether several trials may have the same point.
+    """
+
+    lease: float = 60.0
+    trial_timeout: float | None = None
+    max_attempts: int = 3
+    max_failures: int = 5
+    repeats: bool = True
 
 
 @dataclass(frozen=True)

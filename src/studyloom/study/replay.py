@@ -43,7 +43,7 @@ from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, EPOCHS, FAILURE, JOBS, MADE, REASON
 from studyloom.study import failures
 from studyloom.study.failures import Failure
-from studyloom.study.reporter import Provenance
+from studyloom.study.provenance import Provenance
 from studyloom.study.stopping import Stop
 from studyloom.text import format_ranges
 from studyloom.training.steps import on_threads

@@ -6,33 +6,23 @@ while the database is away or slow, and learns later that the trial was to end.
 """
 
 import contextlib
-import functools
-import json
 import logging
-import os
-import platform
-import subprocess
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from queue import Queue
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import msgspec
-import numpy as np
 import optuna
-import torch
-import torch.distributed as dist
 from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom._version import __version__
 from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
-from studyloom.processes import cpu_name
+from studyloom.processes import Stopwatch
 from studyloom.question.objective import (
     NetworkObjective,
     Objective,
@@ -62,8 +52,9 @@ from studyloom.storage.attributes import (
 from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
-from studyloom.study.failures import Failure, resumed_words
+from studyloom.study.failures import Failure, Limits, resumed_words
 from studyloom.study.promotion import PromotionOrder
+from studyloom.study.provenance import Provenance
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
@@ -73,137 +64,6 @@ BEHIND = "pruned"  # the constraint that a pruned trial of several objectives br
 SEND_TIMEOUT = 1.0  # seconds that training waits for a database which neither answers nor fails
 POLL = 0.02  # seconds between looks whether the database is away
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a trial and of a study.
-
-    Args:
-        lease: seconds for which a worker keeps its trial without a sign of life.
-        trial_timeout: seconds that a trial may take; None for no limit.
-        max_attempts: workers that may die of one trial before it has failed.
-        max_failures: trials in a row that may fail for the same reason before the study stops.
-        repeats: whether several trials may have the same point.
-    """
-
-    lease: float = 60.0
-    trial_timeout: float | None = None
-    max_attempts: int = 3
-    max_failures: int = 5
-    repeats: bool = True
-
-
-@dataclass
-class Stopwatch:
-    """Adds up a worker's time by kind, such as training or storage."""
-
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    taken: float = field(default_factory=time.perf_counter)
-
-    @classmethod
-    def since(cls, start_up: float) -> "Stopwatch":
-        """Returns a stopwatch that has run for the seconds in which the process started."""
-        return cls(defaultdict(float, {"start-up": start_up}), time.perf_counter() - start_up)
-
-    @contextlib.contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        """Measures the time of the body."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] += time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """Returns the seconds by kind since the last call; what was not measured is `other`."""
-        now = time.perf_counter()
-        taken = {"other": max(0.0, now - self.taken - sum(self.seconds.values()))} | self.seconds
-        self.taken = now
-        self.seconds.clear()
-        return taken
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The record of how a trial was made, as one JSON object of about 1.2 kB.
-
-    Args:
-        config: the resolved sections, without data.root.
-        study_seed: decides the folds.
-        data: the digest of the training data.
-    """
-
-    config: dict[str, Any]
-    seed: int
-    study_seed: int
-    data: str
-    in_turn: bool
-    device: str
-    claims: int
-    environment: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns plain values; one that JSON does not know, such as a path, becomes text."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return plain
-
-    def on_threads(self, count: int) -> "Provenance":
-        """Returns the provenance of a training that used so many threads."""
-        return replace(self, environment={**self.environment, "threads": count})
-
-    @classmethod
-    def read(cls, stored: Mapping[str, Any]) -> "Provenance":
-        """Reads a provenance; raises ValueError if a field is missing or has the wrong type."""
-        try:
-            return msgspec.convert(stored, cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"its attribute `{MADE}` cannot be used: {error}") from None
-
-
-def current_environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "optuna": optuna.__version__,
-        "studyloom": __version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        **({"ranks": ranks} if ranks > 1 else {}),
-    }
-
-
-@functools.cache
-def processor() -> str:
-    """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
-    return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-@functools.cache
-def commit() -> str | None:
-    """Returns the commit of the working directory, with -dirty if tracked files differ from it.
-
-    None without git, outside a repository, and before the first commit.
-    """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # writes nothing
-    try:
-        done = subprocess.run(
-            command,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 @dataclass

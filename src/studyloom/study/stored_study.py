@@ -35,7 +35,7 @@ from studyloom.storage.attributes import (
     TEST_OPENINGS,
     UUID,
 )
-from studyloom.storage.database import read
+from studyloom.storage.database import Connection, read
 from studyloom.storage.ledger import Ledger, Store
 from studyloom.storage.sql import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
@@ -78,6 +78,14 @@ class StoredStudy:
         """
         trials = self.optuna.get_trials(deepcopy=False)
         return [*filter(self._counts, trials)] if self.ours else [*map(without_ours, trials)]
+
+    def lock_trials(self, connection: Connection) -> list[FrozenTrial]:
+        """Reads the trials that fill slots; until the commit nobody makes another."""
+        ledger = self.ledger
+        sql.lock_study(connection, ledger.study_id, ledger.uuid)
+        heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
+        trials = sql.read_light(connection, heads)
+        return [trial for trial in trials if is_slot(trial.user_attrs.get(SLOT))]
 
     def _counts(self, trial: FrozenTrial) -> bool:
         return not self.ours or is_slot(trial.user_attrs.get(SLOT))

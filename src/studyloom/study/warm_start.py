@@ -443,7 +443,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     study_id = stored.ledger.study_id
 
     def queue(connection: Connection) -> int:
-        before = lock_trials(connection, stored)
+        before = stored.lock_trials(connection)
         tried = [trial.system_attrs.get(sql.GIVEN, trial.params) for trial in before]
         (known,) = sql.study_attrs(connection, study_id, SOURCES)
         known = known or []
@@ -466,15 +466,6 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         return max(0, len(waiting) - len(slots))
 
     return execute(stored.ledger.storage, queue) if starts.points or starts.sources else 0
-
-
-def lock_trials(connection: Connection, stored: StoredStudy) -> list[FrozenTrial]:
-    """Reads the trials that fill slots; until the commit nobody makes another."""
-    ledger = stored.ledger
-    sql.lock_study(connection, ledger.study_id, ledger.uuid)
-    heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
-    trials = sql.read_light(connection, heads)
-    return [trial for trial in trials if sql.is_slot(trial.user_attrs.get(SLOT))]
 
 
 def _queue_trial(
@@ -502,7 +493,7 @@ def redo_baseline(stored: StoredStudy) -> None:
     study_id = stored.ledger.study_id
 
     def redo(connection: Connection) -> None:
-        if (failed := failed_baseline(lock_trials(connection, stored))) is not None:
+        if (failed := failed_baseline(stored.lock_trials(connection))) is not None:
             sql.write(connection, [sql.set_aside(failed._trial_id)])
             _queue_trial(connection, study_id, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
 
@@ -586,7 +577,7 @@ def propose(
         raise ConfigError(closed)
 
     def queue(connection: Connection) -> int:
-        tried = lock_trials(connection, stored)
+        tried = stored.lock_trials(connection)
         if baseline is not None and not tried:
             tried.append(_queue_trial(connection, study_id, 0, Point(), AS_COMPOSED))
         for trial in tried:

@@ -30,7 +30,7 @@ from studyloom.errors import (
     StorageError,
     StorageLost,
 )
-from studyloom.processes import worker_id
+from studyloom.processes import Stopwatch, worker_id
 from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.question import KEEPS_STATE
 from studyloom.question.rule import Cost
@@ -42,17 +42,11 @@ from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
-from studyloom.study.failures import Failure
+from studyloom.study.failures import Failure, Limits
 from studyloom.study.promotion import Promotion, PromotionOrder
-from studyloom.study.reporter import (
-    Limits,
-    Provenance,
-    Reporter,
-    Stopwatch,
-    current_environment,
-)
+from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.reporter import Reporter
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.warm_start import lock_trials
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 
@@ -310,7 +304,7 @@ class Worker:
         taken = {identify(each) for each in (question.baseline,) if new and each is not None}
 
         def write(connection: Connection) -> None:
-            others = lock_trials(connection, self.stored) if new else []
+            others = self.stored.lock_trials(connection) if new else []
             taken.update(identify(each) for each in others if each.number != number)
             if identify(point) not in taken:
                 buffer.write(connection)

@@ -13,6 +13,7 @@ from studyloom.errors import ConfigError
 from studyloom.question.objective import Step
 from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study.opening import differences
+from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.replay import (
     OUTSIDE,
     REORDERING,
@@ -28,7 +29,6 @@ from studyloom.study.replay import (
     train_again,
     trusted_in,
 )
-from studyloom.study.reporter import Provenance, current_environment
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value, one_line
 

@@ -24,7 +24,7 @@ from studyloom.question.question import SECTIONS
 from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
-from studyloom.study.reporter import current_environment
+from studyloom.study.provenance import current_environment
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job

@@ -1,0 +1,106 @@
+"""How a trial was made: the record from which it can be trained again.
+
+A trial gives the same numbers again with the same configuration, seeds and data, on the same
+hardware and versions.
+"""
+
+import functools
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import optuna
+import torch
+import torch.distributed as dist
+
+from studyloom._version import __version__
+from studyloom.processes import cpu_name
+from studyloom.storage.attributes import MADE
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The record of how a trial was made, as one JSON object of about 1.2 kB.
+
+    Args:
+        config: the resolved sections, without data.root.
+        study_seed: decides the folds.
+        data: the digest of the training data.
+    """
+
+    config: dict[str, Any]
+    seed: int
+    study_seed: int
+    data: str
+    in_turn: bool
+    device: str
+    claims: int
+    environment: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain values; one that JSON does not know, such as a path, becomes text."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
+
+    def on_threads(self, count: int) -> "Provenance":
+        """Returns the provenance of a training that used so many threads."""
+        return replace(self, environment={**self.environment, "threads": count})
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> "Provenance":
+        """Reads a provenance; raises ValueError if a field is missing or has the wrong type."""
+        try:
+            return msgspec.convert(stored, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"its attribute `{MADE}` cannot be used: {error}") from None
+
+
+def current_environment(device: torch.device) -> dict[str, Any]:
+    """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "optuna": optuna.__version__,
+        "studyloom": __version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        **({"ranks": ranks} if ranks > 1 else {}),
+    }
+
+
+@functools.cache
+def processor() -> str:
+    """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
+    return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+@functools.cache
+def commit() -> str | None:
+    """Returns the commit of the working directory, with -dirty if tracked files differ from it.
+
+    None without git, outside a repository, and before the first commit.
+    """
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # writes nothing
+    try:
+        done = subprocess.run(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
