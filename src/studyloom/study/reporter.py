@@ -60,10 +60,23 @@ from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-BEHIND = "pruned"  # the constraint that a pruned trial of several objectives breaks
+PRUNED_CONSTRAINT = "pruned"  # the constraint that a pruned trial of several objectives breaks
 SEND_TIMEOUT = 1.0  # seconds that training waits for a database which neither answers nor fails
 POLL = 0.02  # seconds between looks whether the database is away
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PendingReport:
+    """A step of an objective that is to be stored, or else only what is new of its trial.
+
+    Args:
+        at_rung: whether the trial has come to a rung with the step.
+    """
+
+    objective: Objective
+    step: Step | None = None
+    at_rung: bool = False
 
 
 @dataclass
@@ -81,8 +94,8 @@ class Reporter:
     Attributes:
         provenance: what is needed to train the trial again; None if that is impossible.
         progress: whether a step was reported that no worker before had come to.
-        raised: what a report has raised into the objective, which may catch it or raise another:
-            so an exception of ours is told from one of the same type that the user's code raised.
+        raised: the exception that `report` raised last. The objective may catch it or raise another
+            one; so an exception of ours differs from one of the same type that user code raises.
     """
 
     stored: StoredStudy
@@ -103,7 +116,10 @@ class Reporter:
     def __post_init__(self) -> None:
         self._began = time.monotonic()
         self._longest = 0.0  # seconds of the longest step so far
-        self._outbox = Outbox[tuple[Step | None, bool]](self.post, self.stored.is_away)
+        self._evaluated = 0.0  # seconds of evaluation at the last step
+        self._reported = self._latest = -1  # the last step that is stored, or has come
+        self._checkpoint: Checkpoint | None = None
+        self._outbox = Outbox[PendingReport](self.post, self.stored.is_away)
 
     def run(
         self,
@@ -113,44 +129,43 @@ class Reporter:
         stopping: Stopping,
     ) -> float:
         """Runs an objective to its value, and posts what it reports after step `reported`."""
-        self._objective, self._checkpoint = objective, checkpoint
+        self._checkpoint, self._evaluated = checkpoint, objective.evaluating
         self._reported = self._latest = reported
-        self._evaluated = objective.evaluating  # seconds of evaluation at the last step
         if objective.epochs is not None:  # written with the first report
             self.trial.set_user_attr(PLANNED_EPOCHS, objective.epochs // objective.stride)
         with self._outbox:
             try:
-                with self._noting(), self.watch("storage"):
-                    self._note_death()
+                with self._recording_raised(), self.watch("storage"):
+                    self._note_death(objective)
                     # Steps of the checkpoint that were saved while the database was away.
                     for step in objective.steps():
                         if step.number > reported * objective.stride:
-                            at_rung = self._comes_to_rung(step)
-                            self._outbox.send((step, at_rung))
+                            at_rung = self._comes_to_rung(objective, step)
+                            self._outbox.send(PendingReport(objective, step, at_rung))
                             self._pause_at_rung(at_rung)
-                value = objective.run(self.report, stopping)
+                value = objective.run(partial(self.report, objective), stopping)
             except Exception:
                 # What was sent before came first: a trial that pruning ends at step 3 is pruned,
                 # even if it has diverged at step 5 meanwhile.
-                with self._noting():
+                with self._recording_raised():
                     self._outbox.flush()
                 raise
-            with self._noting(), self.watch("storage"):
+            with self._recording_raised(), self.watch("storage"):
                 self._outbox.flush()
             return value
 
-    def _note_death(self) -> None:
+    def _note_death(self, objective: Objective) -> None:
         """Stores that a worker of the trial has died, and the epoch that its checkpoint has."""
         claim = self.claim
         if claim.deaths > self.trial.user_attrs.get(RESUMED, {}).get("deaths", 0):
-            last = next(reversed(self._objective.steps()), None)
+            last = next(reversed(objective.steps()), None)
             epoch = last.step if isinstance(last, Report) else last and last.number
             resumed = {"epoch": epoch, "deaths": claim.deaths, "death": claim.death}
             self.trial.set_user_attr(RESUMED, resumed)
             log.info("%s", resumed_words(self.trial.number, resumed))
-            self._outbox.send((None, False))
+            self._outbox.send(PendingReport(objective))
 
-    def report(self, step: Step | None) -> None:
+    def report(self, objective: Objective, step: Step | None) -> None:
         """Reports a step that has ended, and saves the state of the objective.
 
         Without a step it only stores what is new of the trial.
@@ -161,23 +176,23 @@ class Reporter:
             Paused: the trial has come to a rung, and waits there.
             ClaimLost, TrialPruned, StorageLost: when this report or an earlier one was posted.
         """
-        with self._noting():
+        with self._recording_raised():
             if step is None:
                 with self.watch("storage"):
-                    self._outbox.send((None, False))
+                    self._outbox.send(PendingReport(objective))
                 return
-            evaluating = self._objective.evaluating
+            evaluating = objective.evaluating
             evaluation, self._evaluated = evaluating - self._evaluated, evaluating
             self.watch.seconds["training"] += step.seconds - evaluation
             self.watch.seconds["evaluation"] += evaluation
-            last, at_rung = step.number == self._objective.epochs, self._comes_to_rung(step)
+            last, at_rung = step.number == objective.epochs, self._comes_to_rung(objective, step)
             # Before the report at a rung, after which the trial may be told to go no further.
             if at_rung:
-                self._save()
+                self._save(objective)
             with self.watch("storage"):
-                self._outbox.send((step, at_rung))
+                self._outbox.send(PendingReport(objective, step, at_rung))
             if not last and not at_rung:
-                self._save()
+                self._save(objective)
             if self.releasing() and not last:
                 raise Stopped
             with self.watch("storage"):
@@ -187,50 +202,50 @@ class Reporter:
                 raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
     @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        """Notes what the body raises as ours."""
+    def _recording_raised(self) -> Iterator[None]:
+        """Records the body's exception in `raised`."""
         try:
             yield
         except BaseException as error:
             self.raised = error
             raise
 
-    def _comes_to_rung(self, step: Step) -> bool:
+    def _comes_to_rung(self, objective: Objective, step: Step) -> bool:
         """Whether a step is the first at a rung or later that this worker or one before has made.
 
         Steps that were stored before the trial was promoted, and are made again for want of a
         checkpoint, come to no rung.
         """
         before, self._latest = self._latest, max(self._latest, step.number)
-        if self.order is None or step.number <= before or step.number == self._objective.epochs:
+        if self.order is None or step.number <= before or step.number == objective.epochs:
             return False
         return self.order.pauses_at(self.claim.slot, before, step.number)
 
-    def _save(self) -> None:
+    def _save(self, objective: Objective) -> None:
         """Saves the state; a disk that refuses it does not end the trial."""
         if self._checkpoint is None:
             return
         with self.watch("checkpoints"):
-            if (state := self._objective.state()) is None:
+            if (state := objective.state()) is None:
                 return
             try:
                 self._checkpoint.save(state)
             except OSError as error:
                 log.warning("%s; a crash would now cost this trial's epochs so far", error)
 
-    def post(self, item: tuple[Step | None, bool]) -> None:
+    def post(self, report: PendingReport) -> None:
         """Stores a step and renews the lease, in one commit; then asks the pruner.
 
         The value of a trial is that of its last step, and not the best of all, which would be the
         luckiest.
         """
-        step, at_rung = item
+        objective, step = report.objective, report.step
         if step is None:
             self.commit()
             return
-        objective, buffer, trial_id = self._objective, self.stored.storage, self.trial._trial_id
+        buffer, trial_id = self.stored.storage, self.trial._trial_id
         self._longest = max(self._longest, step.seconds)
-        if at_rung:
+        if report.at_rung:
             known = self.trial.user_attrs.get(RUNGS, [])
             self.trial.set_user_attr(RUNGS, [*known, step.number])
             self.trial.set_user_attr(PAUSED, step.number)
@@ -265,7 +280,7 @@ class Reporter:
         self.commit()
 
     def commit(self) -> None:
-        """Writes the news of the trial and renews its lease."""
+        """Commits the trial's pending rows and the renewal of its lease together."""
         # An epoch that takes long does not mean that the worker has died.
         lease = max(self.limits.lease, LEASE_FACTOR * self._longest)
         self._write(partial(self.stored.ledger.renew, lease=lease))
@@ -281,7 +296,7 @@ class Reporter:
             self.stored.storage.clear()
 
     def _write(self, change: Callable[..., bool]) -> None:
-        """Writes the news of the trial, in one transaction with a change of its claim."""
+        """Commits the trial's pending rows and a change of its claim together."""
         if not change(self.claim, write=self.stored.storage.write):
             raise ClaimLost
 
@@ -362,7 +377,7 @@ class Reporter:
     def tell(self, value: float | None, state: TrialState) -> None:
         """Ends the trial, with the value of the metric if it has one, and its claim."""
         if state == TrialState.PRUNED and len(self.stored.goals) > 1:
-            self._rank_behind()
+            self._mark_worse_than_complete()
         goals = self.stored.goals[1:] if value is not None else ()
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
@@ -372,7 +387,7 @@ class Reporter:
         shown = "" if value is None else f" {format_value(value)}"
         log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
 
-    def _rank_behind(self) -> None:
+    def _mark_worse_than_complete(self) -> None:
         """Puts a pruned trial behind all complete ones for the sampler; who got further is first.
 
         Optuna's TPE sorts pruned trials by the study's only direction, and raises with several
@@ -380,7 +395,7 @@ class Reporter:
         """
         trial = self.stored.storage.get_trial(self.trial._trial_id)
         if not any(excess > 0 for excess in (trial.constraints or {}).values()):
-            self.trial.set_constraint(BEHIND, 1 / max(trial.last_step or 1, 1))
+            self.trial.set_constraint(PRUNED_CONSTRAINT, 1 / max(trial.last_step or 1, 1))
 
 
 class Outbox(Generic[T]):
@@ -396,10 +411,10 @@ class Outbox(Generic[T]):
         self._queue: Queue[T | None] = Queue()  # None at its end
         self._error: BaseException | None = None
         self._closed = False
-
-    def __enter__(self) -> "Outbox[T]":
         # A daemon: a call that hangs with its server does not keep the process from ending.
         self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Outbox[T]":
         self._thread.start()
         return self
 
