@@ -27,10 +27,16 @@ from studyloom.errors import ConfigError
 from studyloom.extras.proposals import ask, json_schema, propose, read_space
 from studyloom.storage.attributes import BASELINE, PROPOSED
 from studyloom.storage.ledger import compare
+from studyloom.study.command_record import (
+    CommandRecord,
+    begin_command,
+    store_result,
+    store_stage,
+)
 from studyloom.study.early_end import set_bounds
 from studyloom.study.opening import open_study
 from studyloom.study.rows import proposer_of
-from studyloom.study.stored_study import RETRAINING, Job, begin_job, note_answer, note_stage
+from studyloom.study.stored_study import RETRAINING
 from studyloom.study.warm_start import find_warm_starts, place_point, store_space
 from studyloom.winner.answer import write_answer
 
@@ -218,9 +224,9 @@ def write_tested(stored, run_dir):
     test = {"winner": {"mean": SECRET, "values": [SECRET]}}
     answer = answer_of(study="s", winner=chosen, test=test)
     write_answer(run_dir, answer, {})
-    note_answer(stored, answer.in_short())
-    begin_job(stored, Job(10, judged=True, tested=True, top=1, seeds=1), 0.0)
-    note_stage(stored, RETRAINING, answer.stage)
+    store_result(stored, answer.in_short())
+    begin_command(stored, CommandRecord(10, judged=True, tested=True, top=1, seeds=1), 0.0)
+    store_stage(stored, RETRAINING, answer.stage)
 
 
 @pytest.mark.parametrize(

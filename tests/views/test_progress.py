@@ -8,17 +8,16 @@ from optuna.trial import TrialState
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, MADE, TIMES
+from studyloom.study.command_record import (
+    CommandRecord,
+    begin_command,
+    end_command,
+    store_result,
+    store_stage,
+)
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import set_control
-from studyloom.study.stored_study import (
-    REEVALUATION,
-    RETRAINING,
-    Job,
-    begin_job,
-    end_job,
-    note_answer,
-    note_stage,
-)
+from studyloom.study.stored_study import REEVALUATION, RETRAINING
 from studyloom.views.progress import (
     JobReader,
     all_stages,
@@ -31,7 +30,7 @@ from studyloom.views.progress import (
 )
 from studyloom.views.report import head
 
-JOB = Job(trials=4, judged=True, tested=True, top=1, seeds=2)
+RECORD = CommandRecord(trials=4, judged=True, tested=True, top=1, seeds=2)
 MEAN = {"mean": 0.9725, "std": 0.004}
 
 
@@ -64,8 +63,8 @@ def later(sqlite_url, stored):
     """Returns a function that makes the study of a later stage."""
 
     def make(title, trials):
-        name = f"{JOB.stage_of(stored.name, title)}"
-        note_stage(stored, title, name)
+        name = f"{RECORD.stage_of(stored.name, title)}"
+        store_stage(stored, title, name)
         return create_study(sqlite_url, name, {"asks": "less"}, trials=trials)
 
     return make
@@ -73,7 +72,7 @@ def later(sqlite_url, stored):
 
 def test_search_judging_and_final_training_are_one_progress(stored):
     """Page and note say what is worked on, and nothing when nobody works."""
-    begin_job(stored, JOB, 12.0)
+    begin_command(stored, RECORD, 12.0)
     reader = JobReader(stored)
     assert working_words(reader.read()) == ""
     work(stored, 2, running=1)
@@ -97,7 +96,7 @@ def test_search_judging_and_final_training_are_one_progress(stored):
 
 
 def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):
-    begin_job(stored, replace(JOB, compresses=True), 0.0)
+    begin_command(stored, replace(RECORD, compresses=True), 0.0)
     reader = JobReader(stored)
     work(stored, 4)
     assert (reader.read().title, reader.read().ended) == (REEVALUATION, False)
@@ -109,16 +108,16 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     work(judging, 1)
     final = later(RETRAINING, 1)
     work(final, 1)
-    note_answer(stored, answer_of("of another stage"))
+    store_result(stored, answer_of("of another stage"))
     assert (reader.read().title, reader.read().ended) == ("test", False)
-    note_answer(stored, answer_of(final.name))
+    store_result(stored, answer_of(final.name))
     progress = reader.read()
     assert (progress.title, progress.ended, progress.eta) == ("compress", False, None)
     assert "making it small" in progress_line(progress)
-    end_job(stored, 1)  # it could not be done
+    end_command(stored, 1)  # it could not be done
     progress = reader.read()
     assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
-    begin_job(stored, JOB, 0.0)  # of a command that makes nothing small
+    begin_command(stored, RECORD, 0.0)  # of a command that makes nothing small
     progress = reader.read()
     assert (progress.title, progress.ended) == ("done", True)
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
@@ -127,7 +126,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
 
 
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
-    begin_job(stored, JOB, 0.0)
+    begin_command(stored, RECORD, 0.0)
     reader = JobReader(stored)
     work(stored, 3)
     work(stored, 1, value=None)
@@ -140,9 +139,9 @@ def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
 
 
 def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
-    begin_job(stored, JOB, 0.0)
+    begin_command(stored, RECORD, 0.0)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
-    end_job(stored, 1)
+    end_command(stored, 1)
     progress = JobReader(stored).read()
     assert (progress.ended, progress.exit_code, progress.halted) == (True, 1, "ValueError: no")
     work(stored, 0, running=1)
@@ -150,7 +149,7 @@ def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(sto
 
 
 def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
-    begin_job(stored, Job(8, per_hour=2.0), 0.0)
+    begin_command(stored, CommandRecord(8, per_hour=2.0), 0.0)
     ran = {"cpu": {"threads": 4}, "cuda": {"threads": 2, "ranks": 2}}
     for device, environment in ran.items():
         trial = begin(stored)

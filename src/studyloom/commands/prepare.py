@@ -27,7 +27,6 @@ from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, collect_as_usual
 from studyloom.question.jobs import check_device, training_device
 from studyloom.question.question import KEEPS_STATE, SECTIONS, Question, data_key, kind_of
-from studyloom.question.scale import FACTORS
 from studyloom.question.sources import sources_of_main
 from studyloom.question.validation import breach_of_rule, check_ranks, check_sections, validate
 from studyloom.storage.attributes import DEFINED, RUNG
@@ -46,7 +45,7 @@ from studyloom.study.opening import (
 )
 from studyloom.study.promotion import Promotion
 from studyloom.study.stopping import Stop, begin_again
-from studyloom.study.stored_study import Job, StoredStudy
+from studyloom.study.stored_study import StoredStudy
 from studyloom.study.tracking import Tracker, build_trackers, track_trials
 from studyloom.study.warm_start import (
     WarmStarts,
@@ -336,21 +335,6 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
             left,
             trials,
         )
-
-
-def job_of(plan: Plan) -> Job:
-    """Returns the job of a command, for views that have no config."""
-    settings, question = plan.settings, plan.question
-    per_hour = question.config.cost.per_hour
-    return Job(
-        trials=plan.search.trials,
-        judged=settings.enabled,
-        tested=bool(question.tested),
-        top=settings.top + (len(FACTORS) if question.scale else 0),
-        seeds=settings.seeds,
-        compresses=compresses(question),
-        per_hour=None if per_hour is None else float(per_hour),
-    )
 
 
 def task_of(

@@ -23,7 +23,6 @@ from studyloom.commands.outputs import Outputs, prepare_logging, take_environmen
 from studyloom.commands.prepare import (
     Prepared,
     compresses,
-    job_of,
     open_ended,
     open_plan,
     prepare,
@@ -37,10 +36,8 @@ from studyloom.errors import (
     Interrupted,
     LaunchError,
     NoWinner,
-    StorageLost,
     StudyloomError,
     UndrawnReport,
-    UserError,
 )
 from studyloom.files import is_newer, write_whole
 from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch
@@ -51,9 +48,15 @@ from studyloom.pickled import receive
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual, worker_id
 from studyloom.question.question import SECTIONS
+from studyloom.study.command_record import (
+    StoredCommand,
+    begin_command,
+    end_command,
+    recording_end,
+    store_result,
+)
 from studyloom.study.failures import count_failures
 from studyloom.study.stopping import Stop, following, read_control
-from studyloom.study.stored_study import StoredStudy, begin_job, end_job, note_answer, read_job
 from studyloom.study.tracking import project
 from studyloom.study.worker import TrialFiles
 from studyloom.text import format_duration, one_line
@@ -193,36 +196,21 @@ def search_and_report(
         CompressError: the winner cannot be made small; all else is done.
     """
     stored = plan.search.stored
-    begin_job(stored, job_of(plan), task.command.age())
+    record = plan.command_record(compresses=compresses(plan.question))
+    begin_command(stored, record, task.command.age())
     outputs.attach(stored, prepared.run_dir)
     if read_control(stored) == "pause":
         folder = shlex.quote(str(prepared.run_dir))
         say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
-    with ending_job(stored, not_small=1):
+    with recording_end(stored, not_small=1):
         code = _search_and_report(prepared, plan, task, stop, outputs)
     if not stop() and not plan.todo():
-        end_job(stored, code)
+        end_command(stored, code)
     folder = plan.question.config.checkpoints.dir
     if folder is not None:  # of trials whose worker died after their end
         files = TrialFiles(Path(folder), stored.name, plan.question.seed)
         files.remove_left(stored.trials, plan.question.space)
     return code
-
-
-@contextmanager
-def ending_job(stored: StoredStudy, not_small: int = CompressError.exit_code) -> Iterator[None]:
-    """Stores that the job has ended if the body raises an error that says so.
-
-    Args:
-        not_small: the exit code of the command if the winner cannot be made small.
-    """
-    try:
-        yield
-    except StorageLost:
-        raise  # nothing can be stored
-    except (Halted, NoWinner, UserError) as error:
-        end_job(stored, not_small if isinstance(error, CompressError) else error.exit_code)
-        raise
 
 
 def say(console: Console, words: str) -> None:
@@ -351,7 +339,7 @@ def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool =
             answer = evaluate_winner(plan, plan.data.test, page, store, anew=known)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
-    note_answer(plan.search.stored, answer.in_short())
+    store_result(plan.search.stored, answer.in_short())
     lines = [answer_sentence(answer, plan.search.stored), *terminal.winner_lines(answer)]
     for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
         style = "" if number or answer.test is None else "bold green"
@@ -427,9 +415,10 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         stored = plan.search.stored
         command, outputs = Command.of_this_process(), Outputs()
         outputs.console = console
-        begin_job(stored, job_of(plan), command.age())
+        record = plan.command_record(compresses=compresses(plan.question))
+        begin_command(stored, record, command.age())
         outputs.attach(stored, prepared.run_dir)
-        with ending_job(stored):
+        with recording_end(stored):
             with Display(outputs.read, console, stop):
                 prepared.launcher.launch(task_of(prepared, plan, command), stop)
             if stop() and not plan.is_done():
@@ -442,9 +431,8 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
                 raise failure
-        end_job(stored, 0)
-        _, _, answered = read_job(stored)
-        return stored.name, answered
+        end_command(stored, 0)
+        return stored.name, StoredCommand.read(stored).result
 
 
 def stop_here(plan: Plan, command: str, stop: Stop, console: Console) -> NoReturn:

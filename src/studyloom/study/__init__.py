@@ -5,6 +5,7 @@ to the commit. What decides (promotion, the early end) is a function of what is 
 """
 
 __all__ = [
+    "command_record",
     "earlier_studies",
     "early_end",
     "failures",

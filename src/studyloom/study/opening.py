@@ -43,7 +43,6 @@ from studyloom.storage.ledger import (
     check_table,
     clear,
     create_table,
-    reconcile,
 )
 from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
@@ -247,7 +246,7 @@ def create_study(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 stored.optuna.set_metric_names([goal.name for goal in goals])
-        reconcile(stored.ledger, name, trials)
+        stored.reconcile(trials)
         if accepted != was:
             change = code_of(was or {}).items() ^ code_of(accepted).items()
             changed = sorted({key for key, _ in change})

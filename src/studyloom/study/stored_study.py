@@ -1,14 +1,12 @@
 """A study as it is in its database: what it asks, its trials, and which of them are best."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
-import msgspec
 import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -19,30 +17,28 @@ from studyloom.question.rule import Condition, Rule, parse_rule
 from studyloom.question.sources import code_of
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
-    ANSWERED,
     BASELINE,
     CODE_CHANGES,
     EPOCHS,
     FAILURE,
     FORMER_SLOT,
     HALTED,
-    JOB,
     QUESTION,
     REASON,
     RULE,
     SLOT,
-    STAGES,
     TEST_OPENINGS,
     UUID,
 )
 from studyloom.storage.database import Connection, read
-from studyloom.storage.ledger import Ledger, Store
+from studyloom.storage.ledger import Ledger, Store, reconcile
 from studyloom.storage.sql import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
 from studyloom.text import mask_passwords, one_line
 
 CONSTRAINTS = "objective.constraints."  # how the keys of the limits of costs begin
+SEARCH, REEVALUATION, RETRAINING = "search", "re-evaluation", "retraining"
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,10 @@ class StoredStudy:
         heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
         trials = sql.read_light(connection, heads)
         return [trial for trial in trials if is_slot(trial.user_attrs.get(SLOT))]
+
+    def reconcile(self, trials: int) -> bool:
+        """Mends and extends the ledger, see `ledger.reconcile`; returns whether it had to."""
+        return reconcile(self.ledger, self.name, trials)
 
     def _counts(self, trial: FrozenTrial) -> bool:
         return not self.ours or is_slot(trial.user_attrs.get(SLOT))
@@ -282,98 +282,9 @@ def epochs(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, epoch, strict=True))
 
 
-SMALL = "compressed"  # in the answer in short: the winner made small
-SEARCH, REEVALUATION, RETRAINING = "search", "re-evaluation", "retraining"
-
-
-@dataclass(frozen=True)
-class Job:
-    """The settings of a command, beside the question of the study.
-
-    Args:
-        judged: whether the winner is chosen on fresh seeds afterwards.
-        tested: whether winner and baseline are trained on all data, and tested.
-        top: how many trials, and neighbours of the best one, are judged beside the baseline.
-        per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
-        began: in UTC, as ISO 8601, as is `at`, the time of the end.
-        ended: the exit code with which nothing was left to do; None while something is.
-    """
-
-    trials: int
-    judged: bool = False
-    tested: bool = False
-    top: int = 0
-    seeds: int = 0
-    compresses: bool = False
-    per_hour: float | None = None
-    began: str | None = None
-    ended: int | None = None
-    at: str | None = None
-
-    @classmethod
-    def parse(cls, stored: Any) -> "Job | None":
-        """Reads what a database holds, which anybody may have written; None if it is no job."""
-        try:
-            return msgspec.convert(stored, cls)
-        except msgspec.ValidationError:
-            return None
-
-    def stage_of(self, name: str, title: str) -> str:
-        """Returns how the name of the study of a later stage begins."""
-        return f"{name}/{title} {self.trials}-{self.top}-{self.seeds}"
-
-
 def is_stage_name(name: str) -> bool:
     """Whether a study is a later stage of another one; no name that a user gives has a slash."""
     return "/" in name
-
-
-def now() -> str:
-    """Returns the time in UTC, as ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def read_job(stored: StoredStudy) -> tuple[Job | None, dict[str, str], dict[str, Any] | None]:
-    """Returns the job of the last command, the studies of its later stages, and its answer."""
-    job, stages, answered = stored.attributes(JOB, STAGES, ANSWERED)
-    titles = {title: str(name) for title, name in (stages or {}).items()}
-    return Job.parse(job), titles, answered
-
-
-def begin_job(stored: StoredStudy, job: Job, age: float) -> None:
-    """Stores the job of a command that began `age` seconds ago."""
-    began = datetime.now(UTC) - timedelta(seconds=age)
-    job = replace(job, began=began.isoformat(timespec="seconds"))
-    stored.optuna.set_user_attr(JOB, asdict(job))
-
-
-def end_job(stored: StoredStudy, code: int) -> None:
-    """Stores that the job has ended."""
-    job, _, _ = read_job(stored)
-    if job is not None and job.ended is None:
-        stored.optuna.set_user_attr(JOB, asdict(replace(job, ended=code, at=now())))
-
-
-def note_stage(stored: StoredStudy, title: str, name: str) -> None:
-    """Stores which study has the trainings of a later stage."""
-    _, names, _ = read_job(stored)
-    if names.get(title) != name:
-        stored.optuna.set_user_attr(STAGES, {**names, title: name})
-
-
-def note_answer(stored: StoredStudy, short: Mapping[str, Any]) -> None:
-    """Stores `Answer.in_short`, for views that have the database but no run directory."""
-    _, _, before = read_job(stored)
-    # Of the same winner, what is known of it made small stays.
-    if {key: value for key, value in (before or {}).items() if key != SMALL} != short:
-        stored.optuna.set_user_attr(ANSWERED, short)
-
-
-def note_compressed(stored: StoredStudy, short: Mapping[str, Any]) -> None:
-    """Stores with the answer that is noted what `Compressed.in_short` says of its winner."""
-    _, _, before = read_job(stored)
-    if before is not None and before.get(SMALL) != short:
-        stored.optuna.set_user_attr(ANSWERED, {**before, SMALL: short})
 
 
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:

@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED
+from studyloom.study.command_record import CommandRecord, StoredCommand
 from studyloom.study.early_end import Hours, hours_of
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stopping import Wish, read_control
@@ -21,10 +22,8 @@ from studyloom.study.stored_study import (
     REEVALUATION,
     RETRAINING,
     SEARCH,
-    Job,
     StoredStudy,
     open_beside,
-    read_job,
 )
 from studyloom.text import format_duration, format_value, one_line
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
@@ -212,20 +211,21 @@ class JobReader:
         Raises:
             StorageError: the database cannot be read.
         """
-        job, names, answered = read_job(self.stored)
+        command = StoredCommand.read(self.stored)
+        record, names, answered = command.record, command.stages, command.result
         search = take_snapshot(self.stored)
-        begun = dict(self._begun(job, names))
+        begun = dict(self._begun(record, names))
         snapshots = {title: take_snapshot(stored) for title, stored in begun.items()}
         left = search.left
-        if job is not None and job.trials < search.budget:  # others have given it more trials
-            left = min(left, self.stored.ledger.todo(job.trials))
+        if record is not None and record.trials < search.budget:  # others have given it more trials
+            left = min(left, self.stored.ledger.todo(record.trials))
         feasible = bool(self.stored.feasible())
-        stages = tuple(expected_stages(job, search, left, snapshots, feasible))
+        stages = tuple(expected_stages(record, search, left, snapshots, feasible))
         if answered is not None and answered.get("stage") != names.get(stages[-1].title):
             answered = None  # of another budget or rule
         studies = {SEARCH: self.stored, **begun}
         trials = {title: stored.trials() for title, stored in studies.items()}
-        compresses = job is not None and job.compresses and job.ended is None
+        compresses = record is not None and record.compresses and record.ended is None
         hours = hours_of(trial for own in trials.values() for trial in own)
         # Somebody may work although a command has ended the job.
         workers = (w for snapshot in (search, *snapshots.values()) for w in snapshot.workers)
@@ -237,21 +237,21 @@ class JobReader:
             halted=self.stored.halted(),
             control=read_control(self.stored),
             answer=answered,
-            exit_code=None if job is None or goes_on else job.ended,
-            elapsed=elapsed_of(job),
+            exit_code=None if record is None or goes_on else record.ended,
+            elapsed=elapsed_of(record),
             hours=hours,
-            cost=hours.cost(None if job is None else job.per_hour),
+            cost=hours.cost(None if record is None else record.per_hour),
             trials=trials,
         )
         return replace(progress, eta=time_left(progress))
 
     def _begun(
-        self, job: Job | None, names: Mapping[str, str]
+        self, record: CommandRecord | None, names: Mapping[str, str]
     ) -> Iterator[tuple[str, StoredStudy]]:
         """Yields the studies of the later stages that have begun, by title."""
         for title in (REEVALUATION, RETRAINING):
             name = names.get(title, "")
-            if job is None or not name.startswith(job.stage_of(self.stored.name, title)):
+            if record is None or not name.startswith(record.stage_of(self.stored.name, title)):
                 continue  # of another budget
             if name not in self._beside and (stored := open_beside(self.stored, name)):
                 self._beside[name] = stored
@@ -260,7 +260,11 @@ class JobReader:
 
 
 def expected_stages(
-    job: Job | None, search: Snapshot, left: int, begun: Mapping[str, Snapshot], feasible: bool
+    record: CommandRecord | None,
+    search: Snapshot,
+    left: int,
+    begun: Mapping[str, Snapshot],
+    feasible: bool,
 ) -> Iterator[StageProgress]:
     """Yields the search, and the stages that are expected after it.
 
@@ -268,13 +272,13 @@ def expected_stages(
         left: how many of its trials the job still has to do.
     """
     yield StageProgress(SEARCH, search.done, left, search)
-    if job is None or not job.judged or (not left and not feasible):
+    if record is None or not record.judged or (not left and not feasible):
         return  # nothing can be judged
     alone = not left and search.outcomes.get("complete", 0) == 1
-    needed = not job.tested or not alone
+    needed = not record.tested or not alone
     expected = {
-        REEVALUATION: (job.top + 1) * job.seeds if needed and RETRAINING not in begun else 0,
-        RETRAINING: 2 * job.seeds if job.tested else 0,
+        REEVALUATION: (record.top + 1) * record.seeds if needed and RETRAINING not in begun else 0,
+        RETRAINING: 2 * record.seeds if record.tested else 0,
     }
     for title, trials in expected.items():
         if (own := begun.get(title)) is not None:
@@ -295,16 +299,16 @@ def present_title(
     return COMPRESS if compresses else DONE
 
 
-def elapsed_of(job: Job | None) -> float | None:
+def elapsed_of(record: CommandRecord | None) -> float | None:
     """Returns the seconds since a command began, or until it ended; None if that is not known.
 
     By the clock of this host, which may differ from that of the command.
     """
-    if job is None or job.began is None:
+    if record is None or record.began is None:
         return None
     try:
-        began = datetime.fromisoformat(job.began)
-        end = datetime.now(UTC) if job.at is None else datetime.fromisoformat(job.at)
+        began = datetime.fromisoformat(record.began)
+        end = datetime.now(UTC) if record.at is None else datetime.fromisoformat(record.at)
         return max(0.0, (end - began).total_seconds())
     except (ValueError, TypeError):  # anybody may have written it
         return None

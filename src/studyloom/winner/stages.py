@@ -36,12 +36,12 @@ from studyloom.question.scale import FACTORS, RATES, present
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
-from studyloom.storage.ledger import reconcile
+from studyloom.study.command_record import CommandRecord, store_stage
 from studyloom.study.early_end import ending
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy, note_stage
+from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy
 from studyloom.study.worker import TrialSource
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.answer import Answer, belongs_to
@@ -126,6 +126,20 @@ class Plan:
         *_, stage = self
         return stage
 
+    def command_record(self, *, compresses: bool) -> CommandRecord:
+        """Returns the record of a command that works on this plan."""
+        settings, question = self.settings, self.question
+        per_hour = question.config.cost.per_hour
+        return CommandRecord(
+            trials=self.search.trials,
+            judged=settings.enabled,
+            tested=bool(question.tested),
+            top=settings.top + (len(FACTORS) if question.scale else 0),
+            seeds=settings.seeds,
+            compresses=compresses,
+            per_hour=None if per_hour is None else float(per_hour),
+        )
+
     def close(self) -> None:
         """Closes the connections; the last one of a SQLite file removes its two side files."""
         for stage in (self.search, *self._opened):
@@ -143,10 +157,7 @@ class Plan:
         Raises:
             StorageError: A person must decide how.
         """
-        found = [
-            reconcile(stage.stored.ledger, stage.stored.name, stage.trials)
-            for stage in (self.search, *self._opened)
-        ]
+        found = [stage.stored.reconcile(stage.trials) for stage in (self.search, *self._opened)]
         if not any(found):
             return False
         for stage in (self.search, *self._opened):
@@ -388,7 +399,7 @@ class Plan:
         stored.wait_less(search.stored.stopping)
         if weights is not None:
             weights = weights / folder_name(name)
-        note_stage(search.stored, title, name)
+        store_stage(search.stored, title, name)
         stage = Stage(title, stored, trainings, trials, weights)
         self._opened.append(stage)
         return stage

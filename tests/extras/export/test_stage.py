@@ -20,8 +20,8 @@ from studyloom.extras.export import compression, networks, onnx, variants
 from studyloom.extras.export.compression import LOCK, compress, compress_winner
 from studyloom.extras.export.networks import retrain
 from studyloom.extras.export.settings import Settings, find_mistakes, settings_of
+from studyloom.study.command_record import StoredCommand, store_result
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import note_answer, read_job
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.terminal import make_console
 from studyloom.winner.answer import load_answer
@@ -40,7 +40,7 @@ def ended(tmp_path_factory):
     plan = plan_of(ask(*MIXED), f"sqlite:///{folder}/study.db", folder, 3, **settings)
     work(plan)
     test = CountedTest()
-    note_answer(plan.search.stored, evaluate_winner(plan, test, PAGE).in_short())
+    store_result(plan.search.stored, evaluate_winner(plan, test, PAGE).in_short())
     yield plan, test
     plan.close()
 
@@ -227,10 +227,10 @@ def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, ma
     assert "as it is, int8" in printed
     assert "by min bytes" in printed
     assert "Made small" in (plan.run_dir / "report.html").read_text()
-    noted = read_job(plan.search.stored)[2]
+    noted = StoredCommand.read(plan.search.stored).result
     assert noted["compressed"]["bytes"] == (plan.run_dir / "winner.onnx").stat().st_size
-    note_answer(plan.search.stored, load_answer(plan.run_dir).in_short())
-    assert read_job(plan.search.stored)[2] == noted, "the answer is the same"
+    store_result(plan.search.stored, load_answer(plan.run_dir).in_short())
+    assert StoredCommand.read(plan.search.stored).result == noted, "the answer is the same"
 
 
 def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, asked, monkeypatch):

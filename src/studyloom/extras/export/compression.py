@@ -50,8 +50,8 @@ from studyloom.metrics import Goal
 from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
 from studyloom.storage.ledger import Store
+from studyloom.study.command_record import store_compressed
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import note_compressed
 from studyloom.views.report import write_report
 from studyloom.views.terminal import print_compressed
 from studyloom.winner.answer import (
@@ -140,7 +140,7 @@ def make_small(
         raise
     except (RuntimeError, ValueError) as error:  # of PyTorch and the user's code, as out of memory
         raise CompressError(f"{type(error).__name__}: {error}") from error
-    note_compressed(plan.search.stored, record.in_short())
+    store_compressed(plan.search.stored, record.in_short())
     report = plan.run_dir / "report.html"
     if not all(is_newer(report, plan.run_dir / name) for name in ("winner.json", RECORD)):
         write_report(plan.search.stored, plan.run_dir)

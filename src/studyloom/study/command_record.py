@@ -1,0 +1,130 @@
+"""The record of a command at work, for views that have no config: its settings and how far it is.
+
+It is stored with the study, next to the study definition: what the last command has to do and when
+it began and ended, which studies have the trainings of its later stages, and its result in short.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from studyloom.errors import CompressError, Halted, NoWinner, StorageLost, UserError
+from studyloom.storage.attributes import ANSWERED, JOB, STAGES
+from studyloom.study.stored_study import StoredStudy
+
+SMALL = "compressed"  # in the result in short: the compressed winner
+
+
+@dataclass(frozen=True)
+class CommandRecord:
+    """The settings of a command that the study definition does not have.
+
+    Args:
+        judged: whether the winner is chosen on fresh seeds afterwards.
+        tested: whether winner and baseline are trained on all data, and tested.
+        top: how many trials, and neighbors of the best one, are re-evaluated with the baseline.
+        per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
+        began: in UTC, as ISO 8601, as is `at`, the time of the end.
+        ended: the exit code with which nothing was left to do; None while something is.
+    """
+
+    trials: int
+    judged: bool = False
+    tested: bool = False
+    top: int = 0
+    seeds: int = 0
+    compresses: bool = False
+    per_hour: float | None = None
+    began: str | None = None
+    ended: int | None = None
+    at: str | None = None
+
+    @classmethod
+    def parse(cls, stored: Any) -> "CommandRecord | None":
+        """Reads what a database holds, which anybody may have written; None if it is no record."""
+        try:
+            return msgspec.convert(stored, cls)
+        except msgspec.ValidationError:
+            return None
+
+    def stage_of(self, name: str, title: str) -> str:
+        """Returns how the name of the study of a later stage begins."""
+        return f"{name}/{title} {self.trials}-{self.top}-{self.seeds}"
+
+
+@dataclass(frozen=True)
+class StoredCommand:
+    """What a study stores of its last command.
+
+    Args:
+        stages: the studies of its later stages, by title.
+        result: in short, as `Answer.in_short` has it.
+    """
+
+    record: CommandRecord | None
+    stages: dict[str, str]
+    result: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, stored: StoredStudy) -> "StoredCommand":
+        """Reads what a study stores of its last command now."""
+        record, stages, result = stored.attributes(JOB, STAGES, ANSWERED)
+        titles = {title: str(name) for title, name in (stages or {}).items()}
+        return cls(CommandRecord.parse(record), titles, result)
+
+
+def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> None:
+    """Stores the record of a command that began `age` seconds ago."""
+    began = datetime.now(UTC) - timedelta(seconds=age)
+    record = replace(record, began=began.isoformat(timespec="seconds"))
+    stored.optuna.set_user_attr(JOB, asdict(record))
+
+
+def end_command(stored: StoredStudy, code: int) -> None:
+    """Stores that the command has ended, and with which exit code."""
+    record = StoredCommand.read(stored).record
+    if record is not None and record.ended is None:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        stored.optuna.set_user_attr(JOB, asdict(replace(record, ended=code, at=at)))
+
+
+@contextmanager
+def recording_end(stored: StoredStudy, not_small: int = CompressError.exit_code) -> Iterator[None]:
+    """Stores that the command has ended if the body raises an error that says so.
+
+    Args:
+        not_small: the exit code of the command if the winner cannot be compressed.
+    """
+    try:
+        yield
+    except StorageLost:
+        raise  # nothing can be stored
+    except (Halted, NoWinner, UserError) as error:
+        end_command(stored, not_small if isinstance(error, CompressError) else error.exit_code)
+        raise
+
+
+def store_stage(stored: StoredStudy, title: str, name: str) -> None:
+    """Stores which study has the trainings of a later stage."""
+    names = StoredCommand.read(stored).stages
+    if names.get(title) != name:
+        stored.optuna.set_user_attr(STAGES, {**names, title: name})
+
+
+def store_result(stored: StoredStudy, short: Mapping[str, Any]) -> None:
+    """Stores `Answer.in_short`, for views that have the database but no run directory."""
+    before = StoredCommand.read(stored).result or {}
+    # Of the same winner, what is known of its compression stays.
+    if {key: value for key, value in before.items() if key != SMALL} != short:
+        stored.optuna.set_user_attr(ANSWERED, short)
+
+
+def store_compressed(stored: StoredStudy, short: Mapping[str, Any]) -> None:
+    """Stores what `Compressed.in_short` says of the winner, with the stored result."""
+    before = StoredCommand.read(stored).result
+    if before is not None and before.get(SMALL) != short:
+        stored.optuna.set_user_attr(ANSWERED, {**before, SMALL: short})
