@@ -19,7 +19,7 @@ from studyloom.errors import (
     TimedOut,
     UndefinedMetric,
 )
-from studyloom.storage.attributes import FAILURE, PAUSED, REASON
+from studyloom.storage.attributes import FAILURE, PAUSED, REASON, TRACEBACK
 from studyloom.text import error_text, mask_passwords
 
 TRACEBACK_LINES = 12
@@ -75,6 +75,17 @@ class Failure:
     def __post_init__(self) -> None:
         for name in ("reason", "details"):
             object.__setattr__(self, name, mask_passwords(getattr(self, name)))
+
+    @classmethod
+    def read(cls, trial: FrozenTrial) -> "Failure | None":
+        """Reads the failure that a trial stored, without its details; None if it stored none."""
+        kind = trial.user_attrs.get(FAILURE)
+        return None if kind is None else cls(str(kind), str(trial.user_attrs.get(REASON)))
+
+    def attributes(self) -> dict[str, str]:
+        """Returns the attributes with which a trial stores its failure."""
+        details = {TRACEBACK: self.details} if self.details else {}
+        return {FAILURE: self.kind, REASON: self.reason, **details}
 
 
 def explain(error: BaseException) -> Failure:

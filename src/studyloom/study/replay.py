@@ -40,9 +40,8 @@ from studyloom.question.objective import NetworkObjective, Objective, Step
 from studyloom.question.question import names_data
 from studyloom.question.rule import parse_limits
 from studyloom.seeds import derive
-from studyloom.storage.attributes import COLUMNS, EPOCHS, FAILURE, JOBS, MADE, REASON
+from studyloom.storage.attributes import COLUMNS, EPOCHS, JOBS, MADE
 from studyloom.study import failures
-from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance
 from studyloom.study.stopping import Stop
 from studyloom.text import format_ranges
@@ -76,7 +75,7 @@ class Course:
     """
 
     curve: Mapping[str, Sequence[float | None]]
-    failure: Failure | None
+    failure: failures.Failure | None
     value: float | None = None
     jobs: int = 0
 
@@ -143,8 +142,7 @@ def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
     if len({*map(len, curve.values())}) > 1:
         raise ValueError(f"its attribute `{EPOCHS}` must have a number for each epoch and quantity")
     jobs = sum(int(count or 0) for count in columns.get(JOBS, [1] * len(curve[metric])))
-    kind, reason = trial.user_attrs.get(FAILURE), str(trial.user_attrs.get(REASON))
-    failure = None if kind is None else Failure(str(kind), reason)
+    failure = failures.Failure.read(trial)
     # Optuna gives a pruned trial the value of its last report.
     returned = loop and failure is None and trial.state != TrialState.PRUNED
     value = trial.values[0] if returned and trial.values else None
@@ -310,7 +308,7 @@ def first_difference(stored: Course, now: Course, tolerance: Tolerance | None) -
     return None
 
 
-def _format_failure(failure: Failure | None, *, exactly: bool) -> str:
+def _format_failure(failure: failures.Failure | None, *, exactly: bool) -> str:
     """Formats the words that two failures of one kind share; ours differ between versions."""
     if failure is None:
         return "none"

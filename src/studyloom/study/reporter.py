@@ -35,7 +35,6 @@ from studyloom.question.rule import Cost
 from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,
-    FAILURE,
     FORGOTTEN,
     HALTED,
     MADE,
@@ -47,12 +46,10 @@ from studyloom.storage.attributes import (
     RUNGS,
     STANDARD_ERROR,
     TIMES,
-    TRACEBACK,
 )
 from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
-from studyloom.study.failures import Failure, Limits, resumed_words
 from studyloom.study.promotion import PromotionOrder
 from studyloom.study.provenance import Provenance
 from studyloom.study.stored_study import StoredStudy
@@ -102,7 +99,7 @@ class Reporter:
     trial: optuna.Trial
     claim: Claim
     owner: str
-    limits: Limits
+    limits: failures.Limits
     releasing: Callable[[], bool]
     watch: Stopwatch
     on_end: Callable[[FrozenTrial], None] = lambda trial: None
@@ -162,7 +159,7 @@ class Reporter:
             epoch = last.step if isinstance(last, Report) else last and last.number
             resumed = {"epoch": epoch, "deaths": claim.deaths, "death": claim.death}
             self.trial.set_user_attr(RESUMED, resumed)
-            log.info("%s", resumed_words(self.trial.number, resumed))
+            log.info("%s", failures.resumed_words(self.trial.number, resumed))
             self._outbox.send(PendingReport(objective))
 
     def report(self, objective: Objective, step: Step | None) -> None:
@@ -344,12 +341,11 @@ class Reporter:
         rounded = {kind: round(seconds, 4) for kind, seconds in times.items()}
         self.trial.set_user_attr(TIMES, rounded)
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: failures.Failure) -> None:
         """Ends a trial that has failed, and halts the study if its trials all fail like this."""
-        self.trial.set_user_attr(FAILURE, failure.kind)
-        self.trial.set_user_attr(REASON, failure.reason)
+        for name, value in failure.attributes().items():
+            self.trial.set_user_attr(name, value)
         if failure.details:
-            self.trial.set_user_attr(TRACEBACK, failure.details)
             log.error("trial %d: %s", self.trial.number, failure.details)
         teaches = failure.kind in failures.TEACHES
         if teaches:
@@ -358,7 +354,7 @@ class Reporter:
         if self._is_hopeless(failure):
             self.stored.optuna.set_user_attr(HALTED, failure.reason)
 
-    def _is_hopeless(self, failure: Failure) -> bool:
+    def _is_hopeless(self, failure: failures.Failure) -> bool:
         """Whether the first trial failed, or the last `max_failures` all failed for this reason.
 
         A trial of which workers died counts only in a row: the first may have died of its host.

@@ -42,7 +42,6 @@ from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending
-from studyloom.study.failures import Failure, Limits
 from studyloom.study.promotion import Promotion, PromotionOrder
 from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.reporter import Reporter
@@ -143,7 +142,7 @@ class Worker:
     data: TrainingData
     stopping: Stopping
     checkpoints: Path | None
-    limits: Limits = field(default_factory=Limits)
+    limits: failures.Limits = field(default_factory=failures.Limits)
     weights: Path | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = lambda: None
@@ -277,7 +276,7 @@ class Worker:
             self.end_untrained(frozen, reporter)
             return
         if (point := self.draw(reporter)) is None:
-            reporter.fail(Failure(failures.ERROR, NO_POINT))
+            reporter.fail(failures.Failure(failures.ERROR, NO_POINT))
             return
         checkpoint = self.files.checkpoint(frozen.number, point)
         try:
@@ -372,10 +371,10 @@ class Worker:
         if claim.over:
             reporter.tell(None, TrialState.PRUNED)
         elif claim.fatal:
-            reporter.fail(Failure(failures.TIMEOUT, str(claim.death)))
+            reporter.fail(failures.Failure(failures.TIMEOUT, str(claim.death)))
         else:
-            count = f"{claim.deaths} workers died of this trial"
-            reporter.fail(Failure(failures.CRASHED, f"{count}, the last so: {claim.death}"))
+            words = f"{claim.deaths} workers died of this trial, the last so: {claim.death}"
+            reporter.fail(failures.Failure(failures.CRASHED, words))
         self.files.remove(checkpoint)
 
     def train(
@@ -384,7 +383,7 @@ class Worker:
         """Evaluates a point, and records its value, or why there is none."""
         number, state = frozen.number, TrialState.COMPLETE
         value: float | None = None
-        failure: Failure | None = None
+        failure: failures.Failure | None = None
         objective: Objective | None = None
         try:
             reporter.provenance = self.provenance(reporter.claim, point, number)
