@@ -57,7 +57,6 @@ from studyloom.study.command_record import (
 )
 from studyloom.study.failures import count_failures
 from studyloom.study.stopping import Stop, following, read_control
-from studyloom.study.tracking import project
 from studyloom.study.worker import TrialFiles
 from studyloom.text import format_duration, one_line
 from studyloom.training.ranks import Ranks
@@ -68,7 +67,7 @@ from studyloom.views.status import Display, Resumptions
 from studyloom.winner.answer import belongs_to, move_aside, read_answer
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, is_answer_of
-from studyloom.winner.tracking import track_answer
+from studyloom.winner.tracking import update_trackers
 
 STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
 
@@ -271,8 +270,7 @@ def _search_and_report(
         line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
         say(console, f"{line}, as study.trials={trials} says")
     if prepared.trackers:
-        answer = None if plan.todo() else track_answer(stored, prepared.run_dir)
-        project(stored, prepared.trackers, prepared.run_dir, answer)
+        update_trackers(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
     if failure is not None:
         raise failure
     if stop():

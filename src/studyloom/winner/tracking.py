@@ -1,11 +1,12 @@
 """The findings of a study, as trackers are given them."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.tracking import TrackedAnswer, track_study
+from studyloom.study.tracking import TrackedAnswer, Tracker, project, track_study
 from studyloom.winner.answer import belongs_to, read_answer
 
 # The files of an answer that a tracker may want, in the order in which they are shown.
@@ -38,3 +39,10 @@ def track_answer(stored: StoredStudy, run_dir: Path) -> TrackedAnswer:
     paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
     params = {} if chosen is None else dict(chosen.params)
     return TrackedAnswer(study, number, params, values, paths)
+
+
+def update_trackers(
+    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path, *, ended: bool
+) -> None:
+    """Brings trackers up to the database, with the answer if the command has `ended` its work."""
+    project(stored, trackers, run_dir, track_answer(stored, run_dir) if ended else None)
