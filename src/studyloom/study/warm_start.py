@@ -5,8 +5,8 @@ a portfolio of several: those that it names or, as `auto`, those that are found.
 a waiting trial with fixed parameters before any worker starts. The question of the study is the
 same with them and without.
 
-Proposals are points that people, programs and agents put into the next free slot later, while the
-search runs. What they are checked against is stored with the study.
+People, programs and agents propose further points while the search runs (`extras.proposals`). What
+these are checked against is stored with the study.
 """
 
 import itertools
@@ -23,8 +23,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.schema import AUTO
 from studyloom.config.values import has_key, value_at
-from studyloom.errors import ConfigError, refuse
-from studyloom.space.samplers import identify
+from studyloom.errors import refuse
 from studyloom.space.tree import (
     Parameter,
     Point,
@@ -36,7 +35,7 @@ from studyloom.space.tree import (
     why_not,
 )
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PROPOSED, SLOT, SOURCES, SPACE
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, SLOT, SOURCES, SPACE
 from studyloom.storage.database import Connection, execute
 from studyloom.storage.ledger import Entry, enter, untouched
 from studyloom.study.earlier_studies import (
@@ -49,10 +48,9 @@ from studyloom.study.earlier_studies import (
     read_earlier,
     source_label,
 )
-from studyloom.study.early_end import look_ahead, read_bounds
 from studyloom.study.failures import NO_REASON, TEACHES, outcome, reason_of
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import as_yaml, format_value, nearest
+from studyloom.text import as_yaml, nearest
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.question.question import Question
@@ -460,7 +458,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
                 waiting.append((start.point, {ENQUEUED: start.source}))
         slots = untouched(connection, study_id, trials) if waiting else []
         for slot, (point, attributes) in zip(slots, waiting, strict=False):
-            _queue_trial(connection, study_id, slot, point, attributes)
+            queue_trial(connection, study_id, slot, point, attributes)
         if sources := [*dict.fromkeys([*known, *(() if again else starts.sources)])]:
             sql.set_study_attr(connection, study_id, SOURCES, sources)
         return max(0, len(waiting) - len(slots))
@@ -468,7 +466,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     return execute(stored.ledger.storage, queue) if starts.points or starts.sources else 0
 
 
-def _queue_trial(
+def queue_trial(
     connection: Connection, study_id: int, slot: int, point: Point, attributes: dict[str, Any]
 ) -> FrozenTrial:
     """Makes a waiting trial of a point, and opens a slot for it."""
@@ -495,7 +493,7 @@ def redo_baseline(stored: StoredStudy) -> None:
     def redo(connection: Connection) -> None:
         if (failed := failed_baseline(stored.lock_trials(connection))) is not None:
             sql.write(connection, [sql.set_aside(failed._trial_id)])
-            _queue_trial(connection, study_id, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
+            queue_trial(connection, study_id, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
 
     execute(stored.ledger.storage, redo)
     stored.storage.forget(study_id)
@@ -539,63 +537,3 @@ def store_space(stored: StoredStudy, question: "Question") -> None:
     }
     listed = question.suggests or getattr(question.sampler(0), "points", None)
     stored.optuna.set_user_attr(SPACE, None if listed else known)
-
-
-def why_closed(stored: StoredStudy) -> str | None:
-    """Says why a study takes no more proposals; None while it takes them.
-
-    Whoever proposes may have seen what the test gave, also before more trials were asked for.
-    """
-    if stored.test_openings():
-        return (
-            f"the test set of {stored.name} has been used, and a proposal could be chosen by it; "
-            "the sampler alone fills further trials"
-        )
-    if (ended := look_ahead(stored).ending) is None:
-        return None
-    return f"the search of {stored.name} {ended.words}; a proposal comes too late"
-
-
-def propose(
-    stored: StoredStudy, point: Point, mark: Mapping[str, str], most: int, baseline: Point | None
-) -> int:
-    """Puts a point into the next free slot: whoever claims next trains it.
-
-    Args:
-        mark: stored with it; another one for each proposal.
-        most: how many trials of the study may be proposed.
-        baseline: trial 0, if that is the configuration as composed.
-
-    Returns:
-        The number of its trial.
-
-    Raises:
-        ConfigError: a trial has the point already, there is no room, or see `why_closed`.
-    """
-    study_id, trials = stored.ledger.study_id, read_bounds(stored).trials
-    if closed := why_closed(stored):
-        raise ConfigError(closed)
-
-    def queue(connection: Connection) -> int:
-        tried = stored.lock_trials(connection)
-        if baseline is not None and not tried:
-            tried.append(_queue_trial(connection, study_id, 0, Point(), AS_COMPOSED))
-        for trial in tried:
-            if trial.user_attrs.get(PROPOSED) == mark:  # the answer to an earlier try was lost
-                return trial.number
-            waiting = baseline if BASELINE in trial.user_attrs and not trial.params else None
-            if identify(point) == identify(waiting or trial):
-                value = f" with {format_value(trial.values[0])}" if trial.values else ""
-                raise ConfigError(
-                    f"trial {trial.number} has this point already, and is {outcome(trial)}{value}; "
-                    "propose another one"
-                )
-        if sum(PROPOSED in trial.user_attrs for trial in tried) >= most:
-            raise ConfigError(
-                f"study.proposals: {most} of {trials} trials may be proposed, and have been"
-            )
-        if not (slots := untouched(connection, study_id, trials)):
-            raise ConfigError(f"all {trials} trials have begun; a larger study.trials makes room")
-        return _queue_trial(connection, study_id, slots[0], point, {PROPOSED: mark}).number
-
-    return execute(stored.ledger.storage, queue)
