@@ -9,7 +9,7 @@ from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
-from studyloom.question.run import Place, Run
+from studyloom.question.run import Run, RunContext
 from studyloom.study.opening import create_study
 from studyloom.study.worker import Worker
 from studyloom.training.randomness import seeded
@@ -87,7 +87,8 @@ def train_plainly(stage, candidate, seed):
         return training.history[-1][0].value, training.weights()[0]
     parts = map(SPLIT.part, trainings.fold(seed))
     fresh, cpu = trainings.fresh_seed(seed), torch.device("cpu")
-    run = Run(Place(0, 1, stage.title, 0, fresh, cpu, None, *parts), "accuracy", lambda *_: None)
+    context = RunContext(0, 1, stage.title, 0, fresh, cpu, None, *parts)
+    run = Run(context, "accuracy", lambda *_: None)
     with seeded(fresh):
         value = toys.train(trainings.question.at(trainings.candidates[candidate]), run)
     return value, run.states()

@@ -440,7 +440,8 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
         try:
             outputs.open()
             prepared = prepare(cfg)
-            passing.enter_context(passed_on(*_to_pass_on(cfg, prepared)))
+            named, digests, used = _to_pass_on(cfg, prepared)
+            passing.enter_context(passed_on(named, known=digests, used=used))
             prepared, plan = open_plan(prepared, stop, create=True)
             passing.enter_context(closing(plan))
             if f": {MAIN}" in OmegaConf.to_yaml(cfg):

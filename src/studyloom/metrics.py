@@ -199,8 +199,8 @@ def _mean_over_classes(score: Any, outputs: Tensor, classes: Tensor) -> Any:
 def _metrics(
     direction: Direction, targets: str, scale: str, low: float, high: float, *functions: Any
 ) -> list[Metric]:
-    known = (targets, scale, (low, high))
-    return [Metric(score.__name__, direction, score, *known) for score in functions]
+    bounds = (low, high)
+    return [Metric(each.__name__, direction, each, targets, scale, bounds) for each in functions]
 
 
 _OF_CLASSES = (accuracy, balanced_accuracy, f1_macro, roc_auc, average_precision)

@@ -9,7 +9,7 @@ from torch import nn
 
 from studyloom.errors import UndefinedMetric
 from studyloom.question.rule import parse_limits
-from studyloom.question.run import Place, Run, UnfitState
+from studyloom.question.run import Run, RunContext, UnfitState
 
 
 class Sent(list):
@@ -22,7 +22,7 @@ class Sent(list):
 
 def run_of(saved=None, limits=None, stage="search", **place):
     sent = Sent()
-    at = Place(0, 1, stage, 0, 7, torch.device("cpu"), **place)
+    at = RunContext(0, 1, stage, 0, 7, torch.device("cpu"), **place)
     limits = {limit.name: limit for limit in parse_limits(limits, None)}
     sent.run = Run(at, "accuracy", sent, limits, saved)
     sent.states = []

@@ -13,6 +13,7 @@ from studyloom.question.rule import parse_rule
 from studyloom.storage.attributes import FAILURE, PAUSED, SLOT, TIMES
 from studyloom.storage.ledger import compare
 from studyloom.study.early_end import (
+    Bounds,
     ending,
     look_ahead,
     read_outcomes,
@@ -45,7 +46,7 @@ def complete(value, **constraints):
 def test_workers_begin_no_trial_once_the_search_has_ended(url, question):
     """Two, of which one may begin the eleventh trial while the other is in the tenth."""
     stored = fresh(url, question, TRIALS)
-    set_bounds(stored, REGRET, None, TRIALS)
+    set_bounds(stored, Bounds(REGRET, None, TRIALS))
     done(stored, 8)
     work_side_by_side(question, url, TRIALS, workers=2)
     count = stored.ledger.counts()["done"]
@@ -54,7 +55,7 @@ def test_workers_begin_no_trial_once_the_search_has_ended(url, question):
     assert ending(open_study(url, "s"), TRIALS) == ending(stored, TRIALS)
     assert Stage("search", stored, question, TRIALS).todo() == 0
     before = outcomes(stored)
-    set_bounds(stored, REGRET, None, TRIALS)  # as the same command does again
+    set_bounds(stored, Bounds(REGRET, None, TRIALS))  # as the same command does again
     work(question, stored, TRIALS)
     assert outcomes(stored) == before
 
@@ -64,7 +65,7 @@ def test_a_trial_under_way_is_taken_up_and_runs_to_its_end(url, question):
     done(stored, 10)
     work(question, stored, TRIALS, Signal(2))
     assert stored.trials()[-1].state == TrialState.RUNNING
-    set_bounds(stored, REGRET, None, TRIALS)
+    set_bounds(stored, Bounds(REGRET, None, TRIALS))
     assert (ending(stored, TRIALS).begun, look_ahead(stored).under_way) == (11, 1)
     work(question, stored, TRIALS)
     assert stored.ledger.counts() == {"free": 13, "held": 0, "done": 11}
@@ -77,7 +78,7 @@ def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, 
     done(stored, 10)
     stored.ledger.extend(more)
     for regret, end in ((REGRET, 10), (1e-9, 11), (REGRET, 11), (None, 12)):
-        set_bounds(stored, regret, None, more)
+        set_bounds(stored, Bounds(regret, None, more))
         work(question, stored, end)
         assert stored.ledger.counts()["done"] == end
         found = ending(stored, more)
@@ -86,16 +87,16 @@ def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, 
 
 def test_what_was_decided_stays_until_other_bounds_are_set(url, question):
     stored = fresh(url, question, TRIALS)
-    set_bounds(stored, 0.2, None, TRIALS)
+    set_bounds(stored, Bounds(0.2, None, TRIALS))
     done(stored, 10)
     assert look_ahead(stored).ending is None  # it only looks
     decided = ending(stored, TRIALS)
     assert look_ahead(stored).ending == decided
     fill(stored, complete(5.0), complete(1.0))  # which were under way
     assert look_ahead(stored).gain > 0.2
-    set_bounds(stored, 0.2, None, TRIALS)
+    set_bounds(stored, Bounds(0.2, None, TRIALS))
     assert ending(stored, TRIALS).decision() == decided.decision()
-    set_bounds(stored, 0.2, 1000, TRIALS)
+    set_bounds(stored, Bounds(0.2, 1000, TRIALS))
     assert ending(stored, TRIALS) is None
 
 

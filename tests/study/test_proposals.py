@@ -33,7 +33,7 @@ from studyloom.study.command_record import (
     store_result,
     store_stage,
 )
-from studyloom.study.early_end import set_bounds
+from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import open_study
 from studyloom.study.rows import proposer_of
 from studyloom.study.stored_study import RETRAINING
@@ -58,7 +58,7 @@ def height(config, run):
 def begun(url, question, trials=10):
     """A study as its command leaves it to the workers."""
     stored = fresh(url, question, trials)
-    set_bounds(stored, None, None, trials)
+    set_bounds(stored, Bounds(None, None, trials))
     store_space(stored, question)
     return stored
 
@@ -180,7 +180,7 @@ def test_no_point_twice_no_more_than_the_share_and_none_after_the_end(sqlite_url
 
 def test_a_search_that_has_ended_early_takes_no_proposal(stored, question):
     work(question, stored, 2)
-    set_bounds(stored, None, 4, 10)
+    set_bounds(stored, Bounds(None, 4, 10))
     refused(stored, CNN, "4 epochs of study.epochs=4 are spent; a proposal comes too late")
     told = ask(stored)
     assert (told["left"], told["proposals_left"]) == (0, 0)
@@ -197,7 +197,7 @@ def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_t
     assert "all 2 trials have begun; 0 may be proposed now" in capsys.readouterr().out
     with stored.ledger.testing() as store:
         stored.count_test_opening(store)
-    set_bounds(stored, None, None, 10)
+    set_bounds(stored, Bounds(None, None, 10))
     stored.ledger.extend(10)
     why = "the test set of s has been used, and a proposal could be chosen by it"
     refused(stored, {"params.x": 0.7}, why)

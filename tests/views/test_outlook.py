@@ -9,7 +9,7 @@ from snapshots import joined, shown
 from toys import fill, two_sided
 
 from studyloom.storage.ledger import compare
-from studyloom.study.early_end import ending, look_ahead, set_bounds
+from studyloom.study.early_end import Bounds, ending, look_ahead, set_bounds
 from studyloom.views.figures import outlook
 from studyloom.views.progress import progress_line
 from studyloom.views.report import head
@@ -34,7 +34,7 @@ def twelve(study_of):
 
 def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(twelve):
     """In numbers, in words, and drawn over time."""
-    set_bounds(twelve, 0.0005, None, 40)
+    set_bounds(twelve, Bounds(0.0005, None, 40))
     snapshot = take_snapshot(twelve)
     gain = snapshot.outlook.gain
     assert (snapshot.left, snapshot.outlook.ending) == (28, None)
@@ -61,7 +61,7 @@ def test_of_a_search_whose_trials_are_mostly_pruned_no_impossible_gain_is_drawn(
     made = [a_trial(n, accuracy=0.96 + n / 400) for n in range(4)]
     made += [a_trial(n, TrialState.PRUNED, accuracy=0.6 - n / 100, epochs=1) for n in range(4, 36)]
     stored = study_of(made)
-    set_bounds(stored, 0.0005, None, 40)
+    set_bounds(stored, Bounds(0.0005, None, 40))
     figure, best = outlook(stored, look_ahead(stored)), 0.96 + 3 / 400
     (estimates,), _ = (mark.parts for mark in figure.marks)
     assert estimates[0][0] == 10
@@ -69,7 +69,7 @@ def test_of_a_search_whose_trials_are_mostly_pruned_no_impossible_gain_is_drawn(
 
 
 def test_one_that_has_ended_says_so_in_all_views(twelve):
-    set_bounds(twelve, 0.1, None, 40)
+    set_bounds(twelve, Bounds(0.1, None, 40))
     ending(twelve, 40)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)

@@ -17,7 +17,7 @@ from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views import report
-from studyloom.views.report import decided, test_cards, write_report
+from studyloom.views.report import RunFiles, decided, test_cards, write_report
 from studyloom.views.report import render as render_page
 from studyloom.views.snapshot import take_snapshot
 
@@ -57,7 +57,7 @@ WINNER = {
 
 def render(stored, winner, text):
     """The page of a study with an answer, or without one."""
-    return render_page(stored, winner and answer_of(**winner), None, text)
+    return render_page(stored, RunFiles(winner and answer_of(**winner), configs=text))
 
 
 def text_of(page):

@@ -199,10 +199,18 @@ def small(cards: Cards) -> tuple[Path, str]:
 
 
 def job_of(precision: str = "fp32", width: int = 32) -> Job:
-    parts = functools.partial(Probe, width=width), torch.optim.Adam, lambda progress: 1.0
-    some, sizes = torch.arange(640), (2, 64, 0)  # epochs, examples of a batch, seed
+    some = torch.arange(640)
     return Job(
-        *parts, nn.functional.cross_entropy, some[:512], some[512:], *sizes, precision=precision
+        model=functools.partial(Probe, width=width),
+        optimizer=torch.optim.Adam,
+        schedule=lambda progress: 1.0,
+        loss=nn.functional.cross_entropy,
+        train=some[:512],
+        valid=some[512:],
+        epochs=2,
+        batch_size=64,
+        seed=0,
+        precision=precision,
     )
 
 

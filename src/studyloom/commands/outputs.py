@@ -226,7 +226,8 @@ class EventFile:
         self.path = path
         self._pending = b""
         self._told: History | None = None  # of the study, once that is known
-        self._study: tuple[str, str | None] = "", None
+        self._study = ""
+        self._study_id: str | None = None
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             self._file: int | None = os.open(path, flags, 0o644)
@@ -238,8 +239,8 @@ class EventFile:
 
     def attach(self, stored: StoredStudy) -> None:
         """Begins to tell of a study; reads what the file tells of it already."""
-        self._study = stored.name, stored.optuna.user_attrs.get(UUID)
-        self._told = History.read(self._lines(), self._study[1])
+        self._study, self._study_id = stored.name, stored.optuna.user_attrs.get(UUID)
+        self._told = History.read(self._lines(), self._study_id)
 
     def _lines(self) -> Iterator[str]:
         if self._file is None or not stat.S_ISREG(os.fstat(self._file).st_mode):
@@ -254,18 +255,21 @@ class EventFile:
     def __call__(self, progress: Progress) -> None:
         """Writes what has happened since the last call."""
         if self._told is not None:
-            lines = [write_event(event, *self._study) for event in new_events(self._told, progress)]
+            lines = [self._line(event) for event in new_events(self._told, progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:
         """Writes with which exit code the command ends, and closes the file."""
         event = {"event": "exit", "code": code, "reason": reason}
-        self._write(write_event(event, *self._study).encode())
+        self._write(self._line(event).encode())
         end = time.monotonic() + LAST
         while self._pending and time.monotonic() < end:
             time.sleep(0.05)
             self._write(b"")
         self._close()
+
+    def _line(self, event: Mapping[str, Any]) -> str:
+        return write_event(event, self._study, self._study_id)
 
     def _write(self, text: bytes) -> None:
         """Writes as much as a reader takes, and keeps the rest."""

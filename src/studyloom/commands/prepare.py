@@ -34,7 +34,7 @@ from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.earlier_studies import Remembered, find_earlier
-from studyloom.study.early_end import set_bounds
+from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.failures import Limits
 from studyloom.study.opening import (
     check_code,
@@ -321,8 +321,14 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     if sources := sources_of_main(plain_sections(question.config, *SECTIONS)):
         stored.optuna.set_user_attr(DEFINED, sources)
     study = question.config.study
-    regret, cost = study.regret if study.stop == "regret" else None, question.config.cost
-    set_bounds(stored, regret, study.epochs, trials, cost.limit, cost.per_hour)
+    bounds = Bounds(
+        regret=study.regret if study.stop == "regret" else None,
+        epochs=study.epochs,
+        trials=trials,
+        cost=question.config.cost.limit,
+        per_hour=question.config.cost.per_hour,
+    )
+    set_bounds(stored, bounds)
     store_space(stored, question)
     if question.baseline is not None:
         if study.redo_baseline:
@@ -360,17 +366,34 @@ def task_of(
             if config.checkpoints.dir is not None:
                 checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
-            where = (prepared.data, stop, checkpoints, limits, stage.weights, stopwatch)
-            last = (say_claimed, stage.title, lambda: stop.paused)
             trackers = prepared.trackers if search else {}
             with track_trials(stage.stored, trackers, prepared.run_dir) as on_end:
-                worker = Worker(stage.asked, stage.stored, *where, *last, on_end)
+                worker = Worker(
+                    question=stage.asked,
+                    stored=stage.stored,
+                    data=prepared.data,
+                    stopping=stop,
+                    checkpoints=checkpoints,
+                    limits=limits,
+                    weights=stage.weights,
+                    watch=stopwatch,
+                    on_claim=say_claimed,
+                    stage=stage.title,
+                    pausing=lambda: stop.paused,
+                    on_end=on_end,
+                )
                 worker.run(stage.trials)
             if stop():
                 return
 
-    def halted() -> bool:
-        return plan.current.stored.halted() is not None
-
-    ledger, where, name = stored.ledger, prepared.run_dir, stored.name
-    return Task(work, plan.todo, ledger, where, limits, name, fork_server, command, halted)
+    return Task(
+        work=work,
+        todo=plan.todo,
+        ledger=stored.ledger,
+        run_dir=prepared.run_dir,
+        limits=limits,
+        name=stored.name,
+        fork_server=fork_server,
+        command=command,
+        halted=lambda: plan.current.stored.halted() is not None,
+    )

@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from studyloom.views.charts import Block, Chart, Multiples, Table
 from studyloom.views.comparison import document, read_studies
 from studyloom.views.events import finite
 from studyloom.views.progress import JobReader
-from studyloom.views.report import read_files, read_report
+from studyloom.views.report import RunFiles, read_files, read_report
 from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned
 
@@ -141,8 +142,8 @@ def is_sealed(stored: StoredStudy) -> bool:
 
 def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     """Yields the report as lines of text, without the trials, which `ask` tells."""
-    winner, small = (None, None) if is_sealed(stored) else read_files(stored, run_dir)[:2]
-    head, sections = read_report(stored, winner, small, "")
+    files = RunFiles() if is_sealed(stored) else read_files(stored, run_dir)
+    head, sections = read_report(stored, replace(files, configs=""))
     yield from (head.name, head.sentence)
     for block in head.blocks:
         yield from _lines(block)

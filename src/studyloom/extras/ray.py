@@ -299,7 +299,13 @@ class RayWorker:
         environment[WORKER_VARIABLE] = "1"
         here, package = Path.cwd(), PACKAGE.parent
         seen = package.relative_to(here) if package.is_relative_to(here) else package
-        self._call = [*command], environment, str(here), str(seen), str(log)
+        self._call = {
+            "arguments": [*command],
+            "environment": environment,
+            "folder": str(here),
+            "package": str(seen),
+            "log": str(log),
+        }
 
     @property
     def active(self) -> bool:
@@ -310,7 +316,7 @@ class RayWorker:
         self.log.touch()  # by this file a node knows that it shares the disk
         if self._actor is None:
             self._actor = self._remote.remote()
-        self._answer = self._actor.start.remote(*self._call)
+        self._answer = self._actor.start.remote(**self._call)
         self.said = {}
 
     def poll(self) -> WorkerExit | None:

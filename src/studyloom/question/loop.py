@@ -34,7 +34,7 @@ from studyloom.question.objective import (
     standard_error_of,
 )
 from studyloom.question.rule import Condition, Cost
-from studyloom.question.run import Place, Run, UnfitState, finite
+from studyloom.question.run import Run, RunContext, UnfitState, finite
 from studyloom.question.trial import ObjectiveTrial
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.randomness import seeded
@@ -300,9 +300,15 @@ class LoopObjective(Objective):
                     tell(reports[-1])
 
             interruptible.enter_context(stopping.interruptible())
-            place = self._place(position)
-            known = (loop.limit_of, self._saved, loop.most_epochs, loop.scaling)
-            run = Run(place, loop.metric, send, *known)
+            run = Run(
+                self._context(position),
+                loop.metric,
+                send,
+                limits=loop.limit_of,
+                saved=self._saved,
+                most=loop.most_epochs,
+                scaling=loop.scaling,
+            )
             self._run, self._costs[position:] = run, [run.costs]
             try:
                 make = partial(ObjectiveTrial, self.suggesting, uncut=uncut, store=tell)
@@ -332,13 +338,23 @@ class LoopObjective(Objective):
                 self._states = run.states()
         return value
 
-    def _place(self, position: int) -> Place:
-        job, attempt, folder = self.jobs[position], self.attempt, self.attempt.folder
+    def _context(self, position: int) -> RunContext:
+        job, folder = self.jobs[position], self.attempt.folder
         if folder is not None and len(self.jobs) > 1:
             folder = folder / f"job-{position}"
-        ours = (self.trial, attempt.number, attempt.stage, job.fold, job.seed, self.device, folder)
         train, valid = (None, None) if job.parts is None else job.parts()
-        return Place(*ours, train, valid, self.ranks)
+        return RunContext(
+            trial=self.trial,
+            attempt=self.attempt.number,
+            stage=self.attempt.stage,
+            fold=job.fold,
+            seed=job.seed,
+            device=self.device,
+            folder=folder,
+            train=train,
+            valid=valid,
+            ranks=self.ranks,
+        )
 
     def _end_of(self, position: int) -> Report:
         value = self._values[position]

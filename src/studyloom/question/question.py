@@ -72,7 +72,7 @@ from studyloom.question.loop import (
 )
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
 from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
-from studyloom.question.run import TEST, Place, Run, finite
+from studyloom.question.run import TEST, Run, RunContext, finite
 from studyloom.question.scale import Scale, parse_scale
 from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
@@ -682,10 +682,16 @@ class FunctionQuestion(Question):
             jobs = loop_jobs(self.config, data, derive(self.seed, number))
         else:
             jobs = [loop_job(data, fold, 0, seed)]
-        recipe = self._recipe(point, number, attempt, seed, fold)
-        ours = (number, attempt, self.ranks, recipe, point.trial)
-        loop = replace(self.loop(point), scaling=loop_scaling(self.at(point), data.known))
-        return LoopObjective(loop, jobs, training_device(self.ranks), *ours)
+        return LoopObjective(
+            loop=replace(self.loop(point), scaling=loop_scaling(self.at(point), data.known)),
+            jobs=jobs,
+            device=training_device(self.ranks),
+            trial=number,
+            attempt=attempt,
+            ranks=self.ranks,
+            recipe=self._recipe(point, number, attempt, seed, fold),
+            suggesting=point.trial,
+        )
 
     def check_functions(self, data: TrainingData) -> Iterator[str]:
         """Yields the mistakes in the functions: they do not exist, or take other arguments."""
@@ -784,8 +790,8 @@ class FunctionQuestion(Question):
             NoWinner: it raises an exception, or returns something else.
         """
         loop, function = self.loop(point), build_named(self.config.objective.test)
-        place = Place(0, 1, TEST, 0, seed, training_device())
-        run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
+        context = RunContext(0, 1, TEST, 0, seed, training_device())
+        run = Run(context, loop.metric, lambda *_: None, saved={"kept": states})
         try:
             with seeded(seed), own_world(), keys_explained():
                 return _tested(function(loop.config_of(seed), run, part), loop.metric)

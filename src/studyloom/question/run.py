@@ -40,8 +40,8 @@ class UnfitState(ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a loop runs, and as what.
+class RunContext:
+    """States for which trial, fold and seed a loop runs, and on which device and data.
 
     Args:
         trial: its number in its stage: search, re-evaluation, retraining or test.
@@ -78,7 +78,7 @@ class Run:
     ended. The loop must let it pass.
 
     Args:
-        place: where it runs; its fields are attributes of the run.
+        context: where it runs, and for what; its fields are attributes of the run.
         send: takes each report.
         limits: of what the trial may cost.
         saved: the state to go on from; None to begin.
@@ -98,7 +98,7 @@ class Run:
 
     def __init__(
         self,
-        place: Place,
+        context: RunContext,
         metric: str,
         send: Callable[[int, float, dict[str, float]], None],
         limits: Mapping[str, Condition] | None = None,
@@ -106,18 +106,18 @@ class Run:
         most: int | None = None,
         scaling: Scaling | None = None,
     ) -> None:
-        self.trial, self.attempt, self.stage = place.trial, place.attempt, place.stage
-        self.fold, self.seed, self.device = place.fold, place.seed, place.device
-        self.train, self.valid = place.train, place.valid
-        self.rank, self.world_size = place.ranks.rank, place.ranks.world_size
-        self.generator = torch.Generator().manual_seed(place.seed)
+        self.trial, self.attempt, self.stage = context.trial, context.attempt, context.stage
+        self.fold, self.seed, self.device = context.fold, context.seed, context.device
+        self.train, self.valid = context.train, context.valid
+        self.rank, self.world_size = context.ranks.rank, context.ranks.world_size
+        self.generator = torch.Generator().manual_seed(context.seed)
         self.costs: dict[str, Cost] = {}
         self.forgotten: list[str] = []
         self.count: int | None = None
         self.most = most
         self.unfit: UnfitState | None = None
         self.metric = metric
-        self._place, self._send = place, send
+        self._context, self._send = context, send
         self._limits, self._saved, self._scaling = limits or {}, saved, scaling
         self._kept: dict[str, Any] = {}
         self._kept_at_end: dict[str, Any] = {}
@@ -136,9 +136,9 @@ class Run:
 
         It is there again if the trial goes on in another process, and removed when it has ended.
         """
-        if self._place.folder is not None:
-            self._place.folder.mkdir(parents=True, exist_ok=True)
-            return self._place.folder
+        if self._context.folder is not None:
+            self._context.folder.mkdir(parents=True, exist_ok=True)
+            return self._context.folder
         if self._temporary is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="studyloom-"))
         return self._temporary
@@ -261,7 +261,7 @@ class Run:
                 yield epoch
                 if self._kept and epoch == begun + 1:
                     self.forgotten = [*_forgotten(sys._getframe(1), [*self._kept.values()])]
-                with self._place.ranks.deciding():
+                with self._context.ranks.deciding():
                     self._between = True
                     self.flush()
                     self._between, self._files = False, None
@@ -296,7 +296,7 @@ class Run:
         It is PyTorch's DistributedDataParallel of a network on `run.device`. Train with it, and
         give the network itself to `keep` and to the optimizer.
         """
-        if self._place.ranks.alone:
+        if self._context.ranks.alone:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
@@ -373,7 +373,7 @@ class Run:
             raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         checked = {name: finite(each, f"reported {name}={each!r}") for name, each in values.items()}
         if self._epoch is None:
-            with self._place.ranks.deciding():
+            with self._context.ranks.deciding():
                 self.flush()
                 self._pending = checked
                 self.flush(step)

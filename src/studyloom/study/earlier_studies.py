@@ -137,9 +137,9 @@ class Remembered:
             label = str(study) if isinstance(study, Path) else f"study {study!r} of this database"
             try:
                 with untrusted(MOST_SECONDS):
-                    where = read_run(study) if isinstance(study, Path) else (url, study)
-                    if isinstance(study, str) or folder_of(where[0]) is None:
-                        self._look(*where, label)
+                    its_url, its_name = read_run(study) if isinstance(study, Path) else (url, study)
+                    if isinstance(study, str) or folder_of(its_url) is None:
+                        self._look(its_url, its_name, label)
             except Exception as error:  # whatever is made of what somebody else has written
                 self._left_out.append(f"{label} cannot be read: {describe_error(error)}")
         if len(found) > MOST_STUDIES:

@@ -256,11 +256,8 @@ def read_bounds(stored: StoredStudy) -> Bounds:
     return replace(Bounds.parse(*stored.attributes(BOUNDS)), ideal=ideal_of(stored.goals[0]))
 
 
-def set_bounds(
-    stored: StoredStudy, regret: float | None, epochs: int | None, trials: int, *cost: float | None
-) -> None:
-    """Stores the bounds that end the search from now on, see `Bounds`; new ones decide anew."""
-    bounds = Bounds(regret, epochs, trials, *cost)
+def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
+    """Stores the bounds that end the search from now on; new ones decide anew."""
     if bounds != replace(read_bounds(stored), ideal=None):
         stored.optuna.set_user_attr(ENDED, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))

@@ -226,7 +226,8 @@ class Worker:
             log.warning(
                 "%s: keeps its state in one process, and what it kept in an earlier one is gone; "
                 "it begins anew with trial %d, knowing the stored trials alone",
-                *(parts, number),
+                parts,
+                number,
             )
         if "sampler" in kept:
             self.stored.optuna.sampler = self.question.sampler(number)
@@ -265,13 +266,19 @@ class Worker:
         # are paused all the same.
         prunable = self.question.baseline is None or BASELINE not in trial.user_attrs
         comparable = prunable and len(self.stored.goals) == 1
-
-        def releasing() -> bool:
-            return self.stopping() or self.pausing()
-
-        where = (self.stored, trial, claim, worker_id(os.getpid()), self.limits, releasing)
-        decides = (comparable, order if prunable else None, trials)
-        reporter = Reporter(*where, self.watch, self.on_end, *decides)
+        reporter = Reporter(
+            stored=self.stored,
+            trial=trial,
+            claim=claim,
+            owner=worker_id(os.getpid()),
+            limits=self.limits,
+            releasing=lambda: self.stopping() or self.pausing(),
+            watch=self.watch,
+            on_end=self.on_end,
+            comparable=comparable,
+            order=order if prunable else None,
+            trials=trials,
+        )
         if claim.over or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, reporter)
             return

@@ -88,13 +88,14 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
     live, fake = Live(), FakeTensorMode()
     try:
         with FakeCopyMode(fake):
-            network, loss, *own, batch, judged = deepcopy(
+            network, loss, step, evaluate, batch, judged = deepcopy(
                 (network, move(loss, CPU), job.step, job.evaluate, batch, judged)
             )
         with fake, live:
             live.add((batch, [*network.parameters()], [*network.buffers()]))
             # fp16 takes as much as bf16.
-            steps = Steps(loss, CPU, "fp32" if job.precision == "fp32" else "bf16", *own)
+            precision = "fp32" if job.precision == "fp32" else "bf16"
+            steps = Steps(loss, CPU, precision, step=step, evaluate=evaluate)
             optimizer = make_optimizer(job.optimizer, network, job.groups)
             for _ in range(2):  # the first one makes the optimizer's state
                 for weight in network.parameters():

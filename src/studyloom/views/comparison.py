@@ -72,7 +72,7 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):
-        answer, _, _ = read_files(stored, folder)
+        answer = read_files(stored, folder).winner
         parts, settings = read_parts(stored), _settings(folder, stored)
         snapshot = take_snapshot(stored)
         compared.append(Compared(label, folder, stored, snapshot, answer, parts, settings))

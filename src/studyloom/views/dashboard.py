@@ -29,7 +29,7 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
 from studyloom.views.progress import JobReader, now_words
-from studyloom.views.report import read_files, read_report
+from studyloom.views.report import RunFiles, read_files, read_report
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -166,8 +166,8 @@ class LivePage:
     def _read(self) -> tuple[dict[str, str], list[Section]]:
         """Returns the parts of the page by key, and its sections without the rows of the table."""
         folder, progress = self.run_dir, self.job.read()
-        files = (None, None, "") if folder is None else read_files(self.stored, folder)
-        head, sections = read_report(self.stored, *files, progress, folder)
+        files = RunFiles() if folder is None else read_files(self.stored, folder)
+        head, sections = read_report(self.stored, files, progress, folder)
         rows: dict[str, str] = {}
         bare = [_without_rows(section, rows) for section in sections]
         done = {"done": progress.done, "budget": progress.budget, "words": now_words(progress)}

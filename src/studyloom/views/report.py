@@ -702,11 +702,24 @@ def environment_section(winner: Answer | None, config_text: str) -> Section:
     return section("environment", [known, config])
 
 
+@dataclass(frozen=True)
+class RunFiles:
+    """Holds what a report takes from the files of a run directory.
+
+    Args:
+        winner: from winner.json; None if it is not of this study.
+        compressed: how the winner was compressed; None if it was not.
+        configs: the configurations, as text.
+    """
+
+    winner: Answer | None = None
+    compressed: Compressed | None = None
+    configs: str = ""
+
+
 def read_report(
     stored: StoredStudy,
-    winner: Answer | None,
-    small: Compressed | None,
-    config_text: str,
+    files: RunFiles,
     progress: Progress | None = None,
     run_dir: Path | None = None,
 ) -> tuple[page.Head, Iterator[Section]]:
@@ -721,26 +734,26 @@ def read_report(
 
     def sections() -> Iterator[Section]:
         yield from running_sections(progress.current)
-        yield from all_sections(stored, snapshot, winner, small, run_dir)
+        yield from all_sections(stored, snapshot, files, run_dir)
         yield parts_section(parts)
-        yield environment_section(winner, config_text)
+        yield environment_section(files.winner, files.configs)
 
-    return head(stored, progress, winner, parts, live=live), sections()
+    return head(stored, progress, files.winner, parts, live=live), sections()
 
 
 def all_sections(
     stored: StoredStudy,
     snapshot: Snapshot,
-    winner: Answer | None,
-    small: Compressed | None,
+    files: RunFiles,
     run_dir: Path | None,
 ) -> Iterator[Section]:
     """Yields the sections of a study: what decided, the search, who worked."""
+    winner = files.winner
     values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
     axis = Axis.of(stored.metric, stored.sign, values)
     won = None if winner is None else winner.winner.trial
     if winner is not None:
-        yield from winner_sections(winner, small)
+        yield from winner_sections(winner, files.compressed)
         yield from explained_sections(winner)
     shown, note = sample(stored, snapshot, won)
     yield from noted(search_sections(shown, snapshot, winner, axis), note)
@@ -777,7 +790,7 @@ def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None)
     path = (folder or run_dir) / "report.html"
     files = read_files(stored, run_dir)
     try:
-        html = render(stored, *files, run_dir)
+        html = render(stored, files, run_dir)
     except (StudyloomError, OSError):
         raise
     except Exception as error:  # a study that has ended does not fail by how it is shown
@@ -786,12 +799,8 @@ def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None)
     return path
 
 
-def read_files(stored: StoredStudy, run_dir: Path) -> tuple[Answer | None, Compressed | None, str]:
+def read_files(stored: StoredStudy, run_dir: Path) -> RunFiles:
     """Reads the files of a run directory for its report.
-
-    Returns:
-        What winner.json holds, None if it is not of this study; how its winner was made small, if
-        it was; and the configurations, as text.
 
     Raises:
         OSError: a file cannot be read.
@@ -801,17 +810,11 @@ def read_files(stored: StoredStudy, run_dir: Path) -> tuple[Answer | None, Compr
     config_text = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
     answer = read_answer(run_dir)
     if answer is None or not belongs_to(answer, stored):  # that of another study which ran here
-        return None, None, config_text
-    return answer, read_compressed(run_dir, answer), config_text
+        return RunFiles(configs=config_text)
+    return RunFiles(answer, read_compressed(run_dir, answer), config_text)
 
 
-def render(
-    stored: StoredStudy,
-    winner: Answer | None,
-    small: Compressed | None,
-    config_text: str,
-    run_dir: Path | None = None,
-) -> str:
+def render(stored: StoredStudy, files: RunFiles, run_dir: Path | None = None) -> str:
     """Renders the page as HTML."""
-    parts = read_report(stored, winner, small, config_text, None, run_dir)
-    return page.report_page(*parts, run_dir if config_text else None)
+    top, sections = read_report(stored, files, run_dir=run_dir)
+    return page.report_page(top, sections, run_dir if files.configs else None)

@@ -10,7 +10,7 @@ import torch
 
 from studyloom.errors import UndefinedMetric
 from studyloom.extras.integrations import Validations
-from studyloom.question.run import Place, Run
+from studyloom.question.run import Run, RunContext
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def sent():
 
 @pytest.fixture
 def run(sent):
-    place = Place(0, 1, "search", 0, 1, torch.device("cpu"))
+    place = RunContext(0, 1, "search", 0, 1, torch.device("cpu"))
     return Run(place, "accuracy", lambda *report: sent.append(report))
 
 
