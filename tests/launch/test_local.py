@@ -17,10 +17,10 @@ from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
 from studyloom.launch.task import Task, launcher_class
-from studyloom.question.jobs import check_device, training_device
 from studyloom.study.failures import Limits
 from studyloom.study.opening import open_study
 from studyloom.study.stopping import Stop
+from studyloom.training.ranks import ALONE, check_device
 
 # Trials of four epochs, whose workers can be met in the second.
 TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
@@ -311,7 +311,7 @@ def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkey
     assert not (tmp_path / "run" / "study.db").exists()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     check_device(ranks=1)
-    assert training_device() == torch.device("mps")
+    assert ALONE.device == torch.device("mps")
     assert Local(per_gpu=2).count(9) == 2
     with pytest.raises(ConfigError, match=r"one GPU; set launcher\.ranks=1; got 2"):
         check_device(ranks=2)

@@ -25,7 +25,6 @@ from studyloom.launch.local import Join
 from studyloom.launch.task import Command, Launcher, Task
 from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, collect_as_usual
-from studyloom.question.jobs import check_device, training_device
 from studyloom.question.question import KEEPS_STATE, SECTIONS, Question, data_key, kind_of
 from studyloom.question.sources import sources_of_main
 from studyloom.question.validation import breach_of_rule, check_ranks, check_sections, validate
@@ -57,7 +56,7 @@ from studyloom.study.warm_start import (
     store_space,
 )
 from studyloom.study.worker import Worker
-from studyloom.training.ranks import ALONE, Ranks
+from studyloom.training.ranks import ALONE, Ranks, check_device
 from studyloom.winner.stages import Plan, Stage
 
 log = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     attempt.check()
     # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
     # read it.
-    if question.trains_networks and (device := training_device(ranks)).type != "cpu":
+    if question.trains_networks and (device := ranks.device).type != "cpu":
         data = data.to(device)
     question = replace(question, ranks=ranks)
     return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts, trackers)

@@ -21,8 +21,8 @@ from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
 from studyloom.pickled import passed_to_child
 from studyloom.processes import MARK, cores, host_id, worker_id
-from studyloom.question.jobs import training_device
 from studyloom.study.stopping import Stop
+from studyloom.training.ranks import ALONE
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Local:
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
         if self.workers == "auto":
-            found = len(gpus()) or int(training_device().type == "mps")
+            found = len(gpus()) or int(ALONE.device.type == "mps")
             devices, per_device = (found, self.per_gpu) if found else (cores(), 1)
             return min(max(1, devices // self.ranks) * per_device, slots)
         return min(int(self.workers), slots)

@@ -8,7 +8,6 @@ ConfigError, with every mistake in it, if a section cannot be built.
 import contextlib
 import functools
 import inspect
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from time import perf_counter
@@ -37,12 +36,10 @@ from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.memory import predict_memory
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule, freeze
-from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.scaling import Scaling
 from studyloom.training.steps import apply_network
 
 NETWORK = "objective.network"
-DEVICE = "STUDYLOOM_DEVICE"  # in the environment: mps, the GPU of a Mac, which is used if named
 GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
 OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
@@ -552,23 +549,3 @@ def loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) ->
     return LoopJob(
         position, seed, lambda: (split.part(training, to_train=True), split.part(validation))
     )
-
-
-def check_device(ranks: int) -> None:
-    """Raises ConfigError if the device that the environment names cannot be used."""
-    if not (named := os.environ.get(DEVICE)):
-        return
-    way_out = "unset it to train on a GPU of CUDA, or else on the CPU"
-    if named != "mps":
-        raise ConfigError([f"{DEVICE} must be mps, or unset; got {named!r}; {way_out}"])
-    if not torch.backends.mps.is_available():
-        raise ConfigError([f"{DEVICE}=mps: PyTorch finds no GPU of a Mac here; {way_out}"])
-    if ranks > 1:
-        raise ConfigError([f"{DEVICE}=mps: a Mac has one GPU; set launcher.ranks=1; got {ranks}"])
-
-
-def training_device(ranks: Ranks = ALONE) -> torch.device:
-    """Returns the GPU of this rank, the first if it is alone; or else the CPU."""
-    if os.environ.get(DEVICE):
-        return torch.device("mps")
-    return torch.device("cuda", ranks.rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -15,7 +15,6 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna import TrialPruned
 from optuna.trial import BaseTrial
@@ -204,7 +203,6 @@ class LoopObjective(Objective):
 
     loop: Loop
     jobs: Sequence[LoopJob]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     trial: int = 0
     attempt: Attempt = field(default_factory=Attempt)
     ranks: Ranks = ALONE
@@ -349,7 +347,7 @@ class LoopObjective(Objective):
             stage=self.attempt.stage,
             fold=job.fold,
             seed=job.seed,
-            device=self.device,
+            device=self.ranks.device,
             folder=folder,
             train=train,
             valid=valid,

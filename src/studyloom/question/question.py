@@ -60,7 +60,6 @@ from studyloom.question.jobs import (
     named_params,
     network_of,
     split_metric,
-    training_device,
 )
 from studyloom.question.loop import (
     WITH_CONFIG,
@@ -654,7 +653,7 @@ class FunctionQuestion(Question):
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
-        return training_device()
+        return ALONE.device
 
     def job(self, point: Point, fold: Fold, seed: int) -> Job:
         """Returns the job that judges the network of a loop in a fold; it cannot train one."""
@@ -685,7 +684,6 @@ class FunctionQuestion(Question):
         return LoopObjective(
             loop=replace(self.loop(point), scaling=loop_scaling(self.at(point), data.known)),
             jobs=jobs,
-            device=training_device(self.ranks),
             trial=number,
             attempt=attempt,
             ranks=self.ranks,
@@ -790,7 +788,7 @@ class FunctionQuestion(Question):
             NoWinner: it raises an exception, or returns something else.
         """
         loop, function = self.loop(point), build_named(self.config.objective.test)
-        context = RunContext(0, 1, TEST, 0, seed, training_device())
+        context = RunContext(0, 1, TEST, 0, seed, ALONE.device)
         run = Run(context, loop.metric, lambda *_: None, saved={"kept": states})
         try:
             with seeded(seed), own_world(), keys_explained():

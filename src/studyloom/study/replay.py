@@ -33,7 +33,6 @@ from studyloom.question.jobs import (
     build_jobs,
     loop_jobs,
     named_goals,
-    training_device,
 )
 from studyloom.question.loop import Loop, LoopObjective
 from studyloom.question.objective import NetworkObjective, Objective, Step
@@ -269,7 +268,7 @@ def _make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData)
         limits = parse_limits(value_at(cfg, "objective.constraints"), None)
         calls = loop_jobs(cfg, data, provenance.seed)
         loop = Loop(build_function(cfg.objective), cfg, goals, limits)
-        return LoopObjective(loop, calls, training_device())
+        return LoopObjective(loop, calls)
     assert data.split is not None
     jobs = build_jobs(cfg, data.folds, provenance.seed)
     threads_now = torch.get_num_threads()  # as many as the trial had

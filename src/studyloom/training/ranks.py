@@ -11,6 +11,7 @@ has recorded how the trial went.
 """
 
 import contextlib
+import os
 import pickle
 import time
 import traceback
@@ -23,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from studyloom.errors import Interrupted, Stopped
+from studyloom.errors import ConfigError, Interrupted, Stopped
 from studyloom.text import name_error
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ CALL, GO, END = "call", "go", "end"  # what rank 0 says
 ANSWER, RAISED = "answer", "raised"  # what all say where they agree
 FAILED = "failed"  # what another rank says before it ends
 NOTED = 8  # lines of the traceback of another rank
+DEVICE = "STUDYLOOM_DEVICE"  # in the environment: mps, the GPU of a Mac, which is used if named
 PATIENCE = 2.0  # seconds that rank 0 waits to learn how another rank has failed
 
 
@@ -66,6 +68,13 @@ class Ranks:
     @property
     def alone(self) -> bool:
         return self.world_size == 1
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU of this rank, the first if it is alone; or else the CPU."""
+        if os.environ.get(DEVICE):
+            return torch.device("mps")
+        return torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def share(self, indices: Tensor) -> Tensor:
         """Returns this rank's share of some examples, (n,); the shares differ by one at most."""
@@ -280,6 +289,19 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def check_device(ranks: int) -> None:
+    """Raises ConfigError if the device that the environment names cannot be used."""
+    if not (named := os.environ.get(DEVICE)):
+        return
+    way_out = "unset it to train on a GPU of CUDA, or else on the CPU"
+    if named != "mps":
+        raise ConfigError([f"{DEVICE} must be mps, or unset; got {named!r}; {way_out}"])
+    if not torch.backends.mps.is_available():
+        raise ConfigError([f"{DEVICE}=mps: PyTorch finds no GPU of a Mac here; {way_out}"])
+    if ranks > 1:
+        raise ConfigError([f"{DEVICE}=mps: a Mac has one GPU; set launcher.ranks=1; got {ranks}"])
 
 
 def _raise(error: BaseException | None) -> None:
