@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from studyloom import environment
+from studyloom.environment import Variable
+
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "studyloom"
 
@@ -198,6 +201,16 @@ def test_what_only_linux_has_is_in_one_module_and_forks_are_in_another():
     texts = {module: path.read_text() for module, path in FILES.items()}
     assert [module for module, text in texts.items() if linux.search(text)] == ["processes"]
     assert [module for module, text in texts.items() if "os.fork(" in text] == ["launch.forks"]
+
+
+def test_environment_variables_are_those_of_one_list():
+    listed = {each.name for each in vars(environment).values() if isinstance(each, Variable)}
+    assert listed == set(re.findall(r'"(STUDYLOOM_[A-Z_]+)"', FILES["environment"].read_text()))
+    for module, path in FILES.items():
+        assert set(re.findall(r"STUDYLOOM_[A-Z_]*[A-Z]", path.read_text())) <= listed, module
+        if module != "environment":
+            constants = {getattr(node, "value", None) for node in ast.walk(TREES[module])}
+            assert constants & {*listed, environment.PREFIX} == set(), module
 
 
 def test_what_configs_name_is_imported_by_nobody():

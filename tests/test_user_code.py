@@ -9,6 +9,7 @@ import pytest
 
 import studyloom
 from studyloom import pickled
+from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
 from studyloom.pickled import passed_on, passed_to_child, receive
 from studyloom.question.sources import code_digests
@@ -96,8 +97,8 @@ def test_a_worker_unpickles_the_file_that_was_handed_over_and_no_other(monkeypat
         other.write(b"0" * len(word) + pickle.dumps(({}, {"deed": Deed()}, {})))
         other.flush()
         for number in (str(other.fileno()), descriptor, "987654"):  # another, closed, none
-            monkeypatch.setenv(pickled.VARIABLE, f"{number} {word}")
+            monkeypatch.setenv(PICKLED.name, f"{number} {word}")
             receive()
-            assert pickled.VARIABLE not in os.environ
+            assert PICKLED.name not in os.environ
     assert "deed" not in pickled._objects
-    assert pickled.VARIABLE not in passed_to_child({})["env"]
+    assert PICKLED.name not in passed_to_child({})["env"]

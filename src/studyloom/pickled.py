@@ -15,13 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
 from studyloom.files import naming
 from studyloom.text import error_text
 from studyloom.user_code import importing_module
 
-# In the environment of a child: the descriptor of the file, and the word with which it begins.
-VARIABLE = "STUDYLOOM_PICKLED"
 MAIN = "__main__."  # before the name of what the calling program defines
 OWN = (MAIN, f"{__name__}.")  # before each name that no other program knows
 
@@ -111,7 +110,7 @@ def passed_to_child(variables: Mapping[str, str], *descriptors: int) -> dict[str
     """
     environment = os.environ | variables
     for number, word in _files.items():
-        environment[VARIABLE] = f"{number} {word}"
+        environment[PICKLED.name] = f"{number} {word}"
     return {"env": environment, "pass_fds": [*descriptors, *_files]}
 
 
@@ -121,7 +120,7 @@ def receive() -> None:
     What this process starts is told of the file by `passed_to_child` only. Any other file that is
     open under its number lacks the word, and is not unpickled.
     """
-    number, _, word = os.environ.pop(VARIABLE, "-1 ").partition(" ")
+    number, _, word = (PICKLED.take() or "-1 ").partition(" ")
     descriptor, content = int(number), b""
     with contextlib.suppress(OSError):  # the number is of no file
         content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)

@@ -25,11 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# In the environment of whatever a worker starts: a word of this worker alone.
-MARK = "STUDYLOOM_MARK"
+from studyloom.environment import PORTABLE
 
 # Whether Linux's ways are taken; with STUDYLOOM_PORTABLE=1 Linux takes the plain ones too.
-LINUX = sys.platform == "linux" and not os.environ.get("STUDYLOOM_PORTABLE")
+LINUX = sys.platform == "linux" and not PORTABLE.get()
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
 LOOK = 0.2  # seconds between looks at whether a parent lives

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from studyloom.data import Loaded, Split, Tokens, training_data
-from studyloom.data.training_data import VARIABLE, load_shared, share, shared_variables
+from studyloom.data.training_data import load_shared, share, shared_variables
+from studyloom.environment import SHARED
 from studyloom.processes import LINUX
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="a way of Linux")
@@ -21,7 +22,7 @@ SPAWN = multiprocessing.get_context("spawn")
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch):
     monkeypatch.setattr(training_data, "LARGE", 1)
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(SHARED.name, raising=False)
     yield
     load_shared(lambda: None, "")  # lets go of what a test has shared
 
@@ -51,7 +52,7 @@ def receive(line, variables):
     """A worker: takes the launcher's copy, says what it is, and sets its own to 0."""
     os.environ |= variables
     split = load_shared(refuse, "key")
-    line.send((inode(split.inputs), int(split.inputs.sum()), VARIABLE in os.environ))
+    line.send((inode(split.inputs), int(split.inputs.sum()), SHARED.get() is not None))
     split.inputs.zero_()
     line.recv()
     line.send(int(split.inputs.sum()))
@@ -95,7 +96,7 @@ def test_a_worker_that_runs_another_study_or_whose_launcher_has_ended_loads_its_
     assert load_shared(lambda: "loaded", "another key") == "loaded"
     assert shared_variables() == {}
     assert load_shared(lambda: "loaded", "key") == "loaded"  # the variable is gone
-    os.environ[VARIABLE] = "key:/proc/self/fd/1234567"
+    os.environ[SHARED.name] = "key:/proc/self/fd/1234567"
     assert load_shared(lambda: "loaded", "key") == "loaded"
 
 

@@ -8,9 +8,10 @@ import sys
 import pytest
 from live_processes import gone, linux, until
 
+from studyloom.environment import LINE
 from studyloom.launch import line as module
 from studyloom.launch import task
-from studyloom.launch.line import VARIABLE, Line, Listener
+from studyloom.launch.line import Line, Listener
 from studyloom.launch.task import Command
 
 
@@ -81,7 +82,7 @@ def worker():
         line = listener.detach()
         process = subprocess.Popen(
             [sys.executable, "-c", WORKER, deed],
-            env=os.environ | {VARIABLE: str(line)},
+            env=os.environ | {LINE.name: str(line)},
             pass_fds=[line],
             stdout=subprocess.PIPE,
             text=True,

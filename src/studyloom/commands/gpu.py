@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from studyloom.data.split import Split
+from studyloom.environment import GPU_COUNT, GPU_NOTES, PREFIX
 from studyloom.errors import ConfigError
 from studyloom.launch.local import gpus
 from studyloom.processes import driver_of_nvidia
@@ -37,7 +38,6 @@ from studyloom.training.memory import predict_memory
 from studyloom.training.trainer import Training
 from studyloom.views.doctor import devices, versions
 
-NOTES, COUNT = "STUDYLOOM_GPU_NOTES", "STUDYLOOM_GPU_COUNT"  # see Probe
 CPU = torch.device("cpu")
 LONGEST = 300.0  # seconds that a command, or a process that waits for others, may take
 NO_WINNER = "winner.enabled=false"
@@ -78,7 +78,7 @@ class Probe(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.steps += self.training and len(inputs) > 2
-        if self.steps == 3 and (folder := os.environ.get(NOTES)):
+        if self.steps == 3 and (folder := GPU_NOTES.get()):
             note_place(Path(folder), inputs.device)
             if self.explodes:
                 torch.empty(2**50, device=inputs.device)
@@ -93,7 +93,7 @@ def note_place(folder: Path, device: torch.device) -> None:
     note = folder / f"{os.getpid()}.new"
     note.write_text(json.dumps([card, ranks]))
     note.rename(note.with_suffix(".json"))
-    wait_for(lambda: len(notes_in(folder)) >= int(os.environ[COUNT]))
+    wait_for(lambda: len(notes_in(folder)) >= int(os.environ[GPU_COUNT.name]))
 
 
 def notes_in(folder: Path) -> list[Path]:
@@ -140,7 +140,7 @@ class Cards:
     ) -> str:
         """Runs a command of studyloom that sees some of the cards; returns its last line."""
         program = ("-c", STAND_IN.format([*visible])) if self.device == CPU else ("-m", "studyloom")
-        kept = {name: value for name, value in os.environ.items() if "STUDYLOOM_" not in name}
+        kept = {name: value for name, value in os.environ.items() if PREFIX not in name}
         pipes: Any = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT}
         variables |= {"CUDA_VISIBLE_DEVICES": ",".join(visible), "XDG_STATE_HOME": self.folder}
         process = Popen(
@@ -171,7 +171,7 @@ class Cards:
             *(*STUDY, f"run_dir={run_dir}", *overrides),
             visible=visible,
             meanwhile=lambda: meanwhile(notes),
-            **{NOTES: notes, COUNT: count},
+            **{GPU_NOTES.name: notes, GPU_COUNT.name: count},
         )
         found = [json.loads(note.read_text()) for note in notes_in(notes)]
         must(len(found) == count, f"{len(found)} processes took part, and not {count}")

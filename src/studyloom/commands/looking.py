@@ -25,6 +25,7 @@ from studyloom.commands.options import (
     open_run,
     print_json,
 )
+from studyloom.environment import STORAGE
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.text import one_line, printable
@@ -238,7 +239,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     from studyloom.views.progress import JobReader, working_words
     from studyloom.views.terminal import headline, make_console
 
-    url, name = arguments.storage or os.environ.get("STUDYLOOM_STORAGE"), arguments.study
+    url, name = arguments.storage or STORAGE.get(), arguments.study
     if arguments.run_dir is not None:
         url, its_name = locate_study(arguments)
         name = name or its_name

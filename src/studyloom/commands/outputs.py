@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 
 from studyloom.commands.options import print_json, replace_unencodable
-from studyloom.config.main import EVENTS, JSON, NOTIFY
+from studyloom.environment import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
@@ -45,8 +45,8 @@ def take_environment() -> dict[str, str]:
 
     Call it before the process forks: no fork shall find them.
     """
-    names = [name for name in (EVENTS, NOTIFY, JSON) if name in os.environ]
-    return {name: os.environ.pop(name) for name in names}
+    taken = {variable.name: variable.take() for variable in (EVENTS, NOTIFY, JSON)}
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 def prepare_logging(level: int) -> None:
@@ -79,7 +79,7 @@ class Outputs:
 
     def __init__(self, taken: Mapping[str, str] | None = None) -> None:
         self._taken = taken or {}
-        self.as_json = bool(self._taken.get(JSON))
+        self.as_json = bool(self._taken.get(JSON.name))
         self.console = make_console(sys.stderr if self.as_json else sys.stdout)
         self.console.lasting = True
         self.events: EventFile | None = None
@@ -94,10 +94,10 @@ class Outputs:
         Raises:
             ConfigError: the file of events cannot be written to, or a notice cannot be sent.
         """
-        if path := self._taken.get(EVENTS):
+        if path := self._taken.get(EVENTS.name):
             self.events = EventFile(Path(path))
             self.listeners.append(self.events)
-        if targets := self._taken.get(NOTIFY):
+        if targets := self._taken.get(NOTIFY.name):
             self.listeners.append(load_plugin("notify")(targets.splitlines()))
 
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:

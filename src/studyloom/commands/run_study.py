@@ -1,7 +1,6 @@
 """A command from its config to its answer: it prepares, opens, launches, judges, tests, reports."""
 
 import logging
-import os
 import shlex
 import sys
 import time
@@ -28,7 +27,8 @@ from studyloom.commands.prepare import (
     prepare,
     task_of,
 )
-from studyloom.config.values import as_yaml, plain_sections, without_transform
+from studyloom.config.values import as_yaml, without_transform
+from studyloom.environment import WORKER
 from studyloom.error_display import exit_with, print_errors
 from studyloom.errors import (
     CompressError,
@@ -43,11 +43,10 @@ from studyloom.files import is_newer, write_whole
 from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
-from studyloom.launch.task import WORKER_VARIABLE, Command, Task, launcher_class
+from studyloom.launch.task import Command, Task, launcher_class
 from studyloom.pickled import receive
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual, worker_id
-from studyloom.question.question import SECTIONS
 from studyloom.study.command_record import (
     StoredCommand,
     begin_command,
@@ -81,7 +80,7 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     began = time.monotonic() - command.age()  # a fork is younger than the command
     command = replace(command, age=lambda: time.monotonic() - began)
     told = take_environment()  # before any fork, and in workers that a launcher starts
-    if WORKER_VARIABLE in os.environ:
+    if WORKER.get() is not None:
         run_here(cfg, replace(command, is_worker=True), Line.of_launcher())
     watch(lambda line, death: run_here(cfg, command, line, death, told))
 
@@ -101,7 +100,7 @@ def run_here(
         told: the variables that say what is told and to whom; a worker tells nothing.
     """
     worker, code = command.is_worker, 0
-    os.environ.pop(WORKER_VARIABLE, None)  # a command that a trial starts is no worker
+    WORKER.take()  # a command that a trial starts is no worker
     run_worker = partial(run_here, cfg, replace(command, is_worker=True))
     may_fork = not worker and not cfg.study.dry_run and can_fork()
     with ExitStack() as ending, line.ending(), Stop(cfg.study.timeout, line.is_asked) as stop:
@@ -313,8 +312,7 @@ def write_best(plan: Plan, best: FrozenTrial) -> None:
     """Writes the best configuration so far to `best.yaml`."""
     question = plan.question
     point = question.space.at(best.params)
-    names = (name for name in SECTIONS if name != "space")
-    sections = without_transform(plain_sections(question.at(point), *names))
+    sections = without_transform(question.sections(point))
     sections["train"].pop("loss")
     values = ", ".join(
         f"{goal.name} {value}" for goal, value in zip(question.goals, best.values, strict=True)

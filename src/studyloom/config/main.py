@@ -44,6 +44,7 @@ from studyloom.config.overrides import (
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.config.trust import Guard, guarded
 from studyloom.config.values import flatten
+from studyloom.environment import EVENTS, JSON, NOTIFY, WORKER
 from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
@@ -52,10 +53,6 @@ from studyloom.user_code import importing_module, refuse_while_importing
 
 Result = TypeVar("Result")
 Task = Callable[[DictConfig], None]
-# What a command tells, and to whom, is no part of a study: it goes to the environment, so that no
-# config can ask for it and Hydra writes none of it to files. A notify URL often holds a secret.
-EVENTS, NOTIFY, JSON = "STUDYLOOM_EVENTS", "STUDYLOOM_NOTIFY", "STUDYLOOM_JSON"
-WORKER = "STUDYLOOM_WORKER"  # set in the environment of a worker
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
 QUIET = ("study.dry_run", "hydra")
 GIVEN = "given"  # the name of a DictConfig that was written to files, and of its options
@@ -161,7 +158,7 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
         )
     # What Hydra is asked for has no line before it.
     quiet = (each for each in argv if each[0:1] == "-" or Override.parse(each).is_within(*QUIET))
-    is_read = not os.environ.get(JSON) and WORKER not in os.environ
+    is_read = not JSON.get() and WORKER.get() is None
     if is_read and not any(quiet):
         print(f"{config_name}: starting", flush=True)
 
@@ -181,7 +178,7 @@ def compose_mistakes(
 def exit_with_mistakes(*mistakes: str) -> NoReturn:
     """Prints the mistakes of a configuration without a traceback, and exits with code 2."""
     print_errors(ConfigError(mistakes))
-    if os.environ.get(JSON):
+    if JSON.get():
         reason = mask_passwords("\n".join(mistakes))
         print(json.dumps({"exit_code": 2, "reason": reason}), flush=True)
     sys.exit(2)
@@ -221,7 +218,7 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
         ConfigError: a value is missing or is none.
     """
     if "--json" in argv:  # first, since what is wrong with the others is a document too
-        os.environ[JSON] = "1"
+        os.environ[JSON.name] = "1"
     rest: list[str] = []
     left = iter(argv)
     for argument in left:
@@ -230,9 +227,9 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
             value = next(left, "-") if override.value is None else override.value
             if value.startswith("-"):
                 raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
-            os.environ[EVENTS] = value
+            os.environ[EVENTS.name] = value
         elif override.key == "notify" and override.prefix != "~":
-            os.environ[NOTIFY] = "\n".join(targets_of(override.value or ""))
+            os.environ[NOTIFY.name] = "\n".join(targets_of(override.value or ""))
         elif argument != "--json":
             rest.append(argument)
     return rest
@@ -314,7 +311,7 @@ class Invocation:
             except BaseException as error:  # past Hydra, which would print it
                 errors.append(error)
 
-        variables = restored_environment(EVENTS, NOTIFY, JSON, "PYTHONPATH")
+        variables = restored_environment(EVENTS.name, NOTIFY.name, JSON.name, "PYTHONPATH")
         try:
             with variables, restored_hydra(), module_path(self.root):
                 os.environ["PYTHONPATH"] = os.pathsep.join(own_module_path())  # for the workers

@@ -5,7 +5,6 @@ the user says is theirs, do these files decide what is opened outside of it, or 
 """
 
 import itertools
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from studyloom.config.trust import read_yaml
+from studyloom.environment import STORAGE
 from studyloom.errors import ConfigError
 from studyloom.files import is_own, mark_own, write_whole
 from studyloom.text import nearest
@@ -96,8 +96,8 @@ def _read_strangers(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]
         url, name = str(whole["storage"]["url"]), whole["study"]["name"]
     except (LookupError, TypeError):
         return None, None
-    if url.startswith("${oc.env:STUDYLOOM_STORAGE"):
-        return os.environ.get("STUDYLOOM_STORAGE"), name
+    if url.startswith(f"${{oc.env:{STORAGE.name}"):
+        return STORAGE.get(), name
     if not url.startswith(EMBEDDED) and not (run_dir / "study.db").exists():
         raise _not_own(run_dir, "names a database outside of it")
     return url, name

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import math
-import os
 import tempfile
 import warnings
 import zlib
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from studyloom.data.split import Split, check_sizes, digest_of, format_sizes, make_folds
 from studyloom.data.transform import Picture, Transform
+from studyloom.environment import DATA
 from studyloom.errors import DataError, UnfitData
 from studyloom.files import ASSETS, asset, asset_path
 from studyloom.text import format_shape, nearest
@@ -113,7 +113,7 @@ class Idx:
         source = SOURCES[self.dataset]
         names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
         folder = Path("data", source.torchvision, "raw").absolute()
-        shared = os.environ.get("STUDYLOOM_DATA")
+        shared = DATA.get()
         if self.root is not None:
             folder = Path(self.root).expanduser()
         elif shared and Path(shared, source.folder).expanduser().is_dir():
@@ -201,9 +201,8 @@ def _download(source: Source, folder: Path) -> None:
     except Exception as error:
         raise DataError(
             f"{source.torchvision} could not be downloaded to {folder}: {error}. Set data.root to "
-            f"a folder with its four IDX files, or STUDYLOOM_DATA (now "
-            f"{os.environ.get('STUDYLOOM_DATA') or 'unset'}) to one that has them in "
-            f"{source.folder}/"
+            f"a folder with its four IDX files, or {DATA.name} (now {DATA.get() or 'unset'}) to "
+            f"one that has them in {source.folder}/"
         ) from error
 
 

@@ -19,11 +19,11 @@ import torch
 
 from studyloom.data.examples import Examples
 from studyloom.data.split import Folds, Split, Tokens
+from studyloom.environment import SHARED
 from studyloom.processes import LINUX, path_of
 
 # Bytes from which on a part is shared. To load 64 MB again takes a worker 0.05 s.
 LARGE = 64 * 2**20
-VARIABLE = "STUDYLOOM_SHARED"  # in the environment of a worker: the key of the data, and the file
 
 # What PyTorch raises for a full disk, a file that is gone, or values that it does not read.
 FAILURES = (OSError, RuntimeError, UnpicklingError)
@@ -101,7 +101,7 @@ def load_shared(train: Callable[[], Part], key: str) -> Part:
     while _held:
         os.close(_held.popitem()[1])
     # Removed, since a worker may run another study, of other data.
-    known, _, place = os.environ.pop(VARIABLE, "").partition(":")
+    known, _, place = (SHARED.take() or "").partition(":")
     if place and known == key:
         with suppress(*FAILURES):  # its launcher has ended
             return _open(place)
@@ -111,7 +111,7 @@ def load_shared(train: Callable[[], Part], key: str) -> Part:
 def shared_variables() -> dict[str, str]:
     """Returns the variables by which a worker of this process finds the part that it has shared."""
     for key, descriptor in _held.items():
-        return {VARIABLE: f"{key}:{path_of(descriptor)}"}
+        return {SHARED.name: f"{key}:{path_of(descriptor)}"}
     return {}
 
 

@@ -14,19 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from studyloom.environment import PREFIX, WORKER
 from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
 from studyloom.launch.local import check_count, gpus
 from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import WORKER_VARIABLE, Task
+from studyloom.launch.task import Task
 from studyloom.processes import cores, host_id
 from studyloom.study.stopping import Stop
 
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
 # The beginnings of the variables that a worker inherits.
-INHERITED = ("STUDYLOOM_", "PYTHONPATH", "HYDRA_FULL_ERROR")
+INHERITED = (PREFIX, "PYTHONPATH", "HYDRA_FULL_ERROR")
 
 
 @dataclass
@@ -296,7 +297,7 @@ class RayWorker:
         self._actor: Any = None
         self._answer: Any = None  # the reference to what the actor is asked now
         environment = {k: value for k, value in os.environ.items() if k.startswith(INHERITED)}
-        environment[WORKER_VARIABLE] = "1"
+        environment[WORKER.name] = "1"
         here, package = Path.cwd(), PACKAGE.parent
         seen = package.relative_to(here) if package.is_relative_to(here) else package
         self._call = {

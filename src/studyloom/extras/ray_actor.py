@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from studyloom.launch.line import VARIABLE, Listener
+from studyloom.environment import LINE
+from studyloom.launch.line import Listener
 from studyloom.processes import worker_id
 
 WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
@@ -61,7 +62,7 @@ class Actor:
         self._output, self._read = tempfile.TemporaryFile(), 0  # noqa: SIM115
         self._listener = Listener()
         line = self._listener.detach()
-        own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), VARIABLE: str(line)}
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), LINE.name: str(line)}
         self.process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=base,

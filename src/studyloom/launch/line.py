@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-VARIABLE = "STUDYLOOM_LINE"  # in the environment of a worker: the descriptor of its end
+from studyloom.environment import LINE
+
 GRACE = 6.0  # seconds for a worker to release its trial; none lives 10 s longer than its launcher
 LINGER = 8.0  # seconds from the end that a worker has announced to its end
 PATIENCE = 1.0  # seconds that the launcher's word may come later than its signal
@@ -44,7 +45,7 @@ class Line:
     def of_launcher(cls) -> "Line":
         """Returns the line to the launcher that started this process as a command."""
         # Taken away: a command that a trial starts has no launcher.
-        descriptor = os.environ.pop(VARIABLE, None)
+        descriptor = LINE.take()
         return cls(None if descriptor is None else int(descriptor))
 
     def follow(self) -> None:

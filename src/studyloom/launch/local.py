@@ -14,13 +14,14 @@ import torch
 import torch.distributed as dist
 
 from studyloom.data.training_data import shared_variables
+from studyloom.environment import LINE, MARK, WORKER
 from studyloom.errors import LaunchError
 from studyloom.launch.forks import ForkedWorker, ForkServer
-from studyloom.launch.line import VARIABLE, Listener
+from studyloom.launch.line import Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
+from studyloom.launch.task import Task, renewing_leases
 from studyloom.pickled import passed_to_child
-from studyloom.processes import MARK, cores, host_id, worker_id
+from studyloom.processes import cores, host_id, worker_id
 from studyloom.study.stopping import Stop
 from studyloom.training.ranks import ALONE
 
@@ -102,7 +103,7 @@ class Local:
             return
         count = self.count(slots)
         command = [sys.executable, *task.command.worker(self.ranks)]
-        common = {WORKER_VARIABLE: f"{task.command.age():.3f}", **shared_variables()}
+        common = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
         # With the process id: two commands at once on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
         workers = [
@@ -177,7 +178,7 @@ class LocalWorker:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
 
     def __post_init__(self) -> None:
-        self.environment = self.environment | {MARK: self.mark}
+        self.environment = self.environment | {MARK.name: self.mark}
 
     @property
     def active(self) -> bool:
@@ -232,7 +233,7 @@ class LocalWorker:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **passed_to_child(self.environment | {VARIABLE: str(line)}, line),
+                **passed_to_child(self.environment | {LINE.name: str(line)}, line),
             )
 
 
@@ -245,7 +246,7 @@ def kill_marked(mark: str) -> None:
         found = [
             process
             for process in psutil.process_iter(["environ"])
-            if (process.info["environ"] or {}).get(MARK) == mark
+            if (process.info["environ"] or {}).get(MARK.name) == mark
         ]
         for process in found:
             with contextlib.suppress(psutil.Error):

@@ -24,11 +24,12 @@ import torch.distributed as dist
 from omegaconf import DictConfig
 
 from studyloom.config.values import describe_error
+from studyloom.environment import RANK, WORKER
 from studyloom.error_display import wants_tracebacks
 from studyloom.errors import ConfigError
 from studyloom.launch.line import Line
 from studyloom.launch.supervisor import WorkerExit
-from studyloom.launch.task import WORKER_VARIABLE, Command, launcher_class
+from studyloom.launch.task import Command, launcher_class
 from studyloom.pickled import passed_to_child
 from studyloom.processes import end_with
 from studyloom.study.stopping import Stop
@@ -37,9 +38,6 @@ from studyloom.training.ranks import ALONE, Ranks
 
 # Prepares a rank; the function that it returns takes part in what rank 0 calls.
 Train = Callable[[Ranks], Callable[[Any], None]]
-# In the environment of a rank: how many there are, the descriptor of its connection to rank 0, and
-# the number of that process.
-VARIABLE = "STUDYLOOM_RANK"
 HOST = "127.0.0.1"
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 FAILED = 70  # the exit code of a rank that has told rank 0 of its exception
@@ -54,7 +52,7 @@ def start_ranks(cfg: DictConfig, command: Command, line: Line, train: Train) -> 
         line: to the process that started this one.
         train: takes part in what rank 0 leads.
     """
-    if (mark := os.environ.pop(VARIABLE, None)) is not None:
+    if (mark := RANK.take()) is not None:
         count, descriptor, parent = map(int, mark.split())
         _train(Ranks(int(os.environ["RANK"]), count, [Connection(descriptor)]), parent, train)
     joins = command.is_worker or getattr(launcher_class(cfg), "starts_ranks", False)
@@ -72,8 +70,8 @@ def start_ranks(cfg: DictConfig, command: Command, line: Line, train: Train) -> 
         ours, theirs = Pipe()
         peers.lines.append(ours)
         variables = _variables(rank, count, listener.getsockname()[1]) | {
-            VARIABLE: f"{count} {theirs.fileno()} {os.getpid()}",
-            WORKER_VARIABLE: f"{command.age():.3f}",
+            RANK.name: f"{count} {theirs.fileno()} {os.getpid()}",
+            WORKER.name: f"{command.age():.3f}",
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
         }
         process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """The arguments of every launcher: the task, the command of a worker, and the renewal of leases."""
 
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -15,21 +14,19 @@ from omegaconf import DictConfig
 
 from studyloom.config.build import find_target
 from studyloom.config.overrides import Override
+from studyloom.environment import WORKER
 from studyloom.errors import ConfigError, StorageLost
 from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
 from studyloom.study.stopping import Stop
 
-# Set in the environment of workers that a launcher starts, to the launcher's age in seconds.
-WORKER_VARIABLE = "STUDYLOOM_WORKER"
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
 
 def process_age() -> float:
     """Returns the seconds since this process began, plus for a worker its launcher's age then."""
-    before = os.environ.get(WORKER_VARIABLE, "0")
-    return float(before) + time.time() - psutil.Process().create_time()
+    return float(WORKER.get() or 0) + time.time() - psutil.Process().create_time()
 
 
 @dataclass(frozen=True)

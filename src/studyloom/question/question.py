@@ -183,6 +183,10 @@ class Question:
         """Returns the config of a point of the space."""
         return with_values(self.composer.compose(point.choices), point.values)
 
+    def sections(self, point: Point) -> dict[str, Any]:
+        """Returns the resolved sections of the config of a point, without the search space."""
+        return plain_sections(self.at(point), *(name for name in SECTIONS if name != "space"))
+
     def provenance_sections(self, point: Point) -> dict[str, Any]:
         """Returns the resolved sections that decide the result of a trial at a point.
 

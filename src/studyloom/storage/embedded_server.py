@@ -26,9 +26,10 @@ from urllib.parse import quote
 import psutil
 from filelock import FileLock, Timeout
 
+from studyloom.environment import MARK
 from studyloom.errors import ServerError
 from studyloom.files import is_own, mark_own, write_whole
-from studyloom.processes import MARK, adopt_orphans, is_alive
+from studyloom.processes import adopt_orphans, is_alive
 
 SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or four slashes for /folder
 LOOK = 0.5  # seconds between a keeper's looks at who uses its server
@@ -117,7 +118,7 @@ def _address(folder: Path) -> str:
                 return address.read_text()
             time.sleep(LOOK / 5)
     # It serves others too, and must not be ended with the worker that starts it.
-    others = {name: value for name, value in os.environ.items() if name != MARK}
+    others = {name: value for name, value in os.environ.items() if name != MARK.name}
     log = folder / "server.log"
     with log.open("wb") as output:
         keeper = subprocess.Popen(

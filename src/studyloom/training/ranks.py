@@ -11,7 +11,6 @@ has recorded how the trial went.
 """
 
 import contextlib
-import os
 import pickle
 import time
 import traceback
@@ -24,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from studyloom.environment import DEVICE
 from studyloom.errors import ConfigError, Interrupted, Stopped
 from studyloom.text import name_error
 
@@ -35,7 +35,6 @@ CALL, GO, END = "call", "go", "end"  # what rank 0 says
 ANSWER, RAISED = "answer", "raised"  # what all say where they agree
 FAILED = "failed"  # what another rank says before it ends
 NOTED = 8  # lines of the traceback of another rank
-DEVICE = "STUDYLOOM_DEVICE"  # in the environment: mps, the GPU of a Mac, which is used if named
 PATIENCE = 2.0  # seconds that rank 0 waits to learn how another rank has failed
 
 
@@ -72,7 +71,7 @@ class Ranks:
     @property
     def device(self) -> torch.device:
         """The GPU of this rank, the first if it is alone; or else the CPU."""
-        if os.environ.get(DEVICE):
+        if DEVICE.get():
             return torch.device("mps")
         return torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -293,15 +292,16 @@ ALONE = Ranks()
 
 def check_device(ranks: int) -> None:
     """Raises ConfigError if the device that the environment names cannot be used."""
-    if not (named := os.environ.get(DEVICE)):
+    name, value = DEVICE.name, DEVICE.get()
+    if not value:
         return
     way_out = "unset it to train on a GPU of CUDA, or else on the CPU"
-    if named != "mps":
-        raise ConfigError([f"{DEVICE} must be mps, or unset; got {named!r}; {way_out}"])
+    if value != "mps":
+        raise ConfigError([f"{name} must be mps, or unset; got {value!r}; {way_out}"])
     if not torch.backends.mps.is_available():
-        raise ConfigError([f"{DEVICE}=mps: PyTorch finds no GPU of a Mac here; {way_out}"])
+        raise ConfigError([f"{name}=mps: PyTorch finds no GPU of a Mac here; {way_out}"])
     if ranks > 1:
-        raise ConfigError([f"{DEVICE}=mps: a Mac has one GPU; set launcher.ranks=1; got {ranks}"])
+        raise ConfigError([f"{name}=mps: a Mac has one GPU; set launcher.ranks=1; got {ranks}"])
 
 
 def _raise(error: BaseException | None) -> None:

@@ -444,7 +444,7 @@ def winner_config(plan: Plan) -> dict[str, Any]:
     # A group that the command took away, for a section of its own, with ~GROUP.
     removed = [each.key for each in question.composer.overrides if each.prefix == "~"]
     own |= dict.fromkeys(key for key in removed if key in SECTIONS)
-    sections = plain_sections(question.at(point), *(name for name in SECTIONS if name != "space"))
+    sections = question.sections(point)
     # In full: what is at its default here may be something else in the page's own config.
     sections["train"] = value_at(question.at(point), "train")
     sections["train"].pop("loss")

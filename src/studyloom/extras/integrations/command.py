@@ -19,6 +19,7 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.values import flatten, value_at
+from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
 from studyloom.launch.supervisor import WorkerExit
 from studyloom.processes import leading_group
@@ -119,7 +120,11 @@ class Command:
             output.take(line)
         ours = {"seed": run.seed, "trial": run.trial, "checkpoint_dir": run.dir.absolute()}
         words = _fill(self.run, _params(config) | ours)
-        told = {f"STUDYLOOM_{name.upper()}": str(value) for name, value in ours.items()}
+        told = {
+            SEED.name: str(run.seed),
+            TRIAL.name: str(run.trial),
+            CHECKPOINT_DIR.name: str(run.dir.absolute()),
+        }
         # Python would hold back what it prints into a file.
         environment = os.environ | {"PYTHONUNBUFFERED": "1"} | told
         stage = "" if run.stage == "search" else f"{run.stage}-"

@@ -1,0 +1,54 @@
+"""The environment variables of studyloom, each with its meaning.
+
+A module that reads or sets one imports it from here, so that a name is written once.
+"""
+
+import os
+from dataclasses import dataclass
+
+PREFIX = "STUDYLOOM_"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable: its name, and what its value means."""
+
+    name: str
+    meaning: str
+
+    def get(self) -> str | None:
+        """Returns its value in this process; None if it is not set."""
+        return os.environ.get(self.name)
+
+    def take(self) -> str | None:
+        """Returns its value, and removes it, so that nothing that this process starts has it."""
+        return os.environ.pop(self.name, None)
+
+
+# Set by a person.
+STORAGE = Variable("STUDYLOOM_STORAGE", "the storage URL, instead of the file in run_dir")
+DATA = Variable("STUDYLOOM_DATA", "a folder with the data sets, such as mnist/")
+DEVICE = Variable("STUDYLOOM_DEVICE", "mps trains on the GPU of a Mac")
+PORTABLE = Variable("STUDYLOOM_PORTABLE", "1 takes the portable paths of other systems on Linux")
+
+# Set from the command line, or by a person. What a command prints, and to whom, is no part of a
+# study: it goes to the environment, so that no config can ask for it and Hydra writes none of it to
+# files. A notify URL often holds a secret.
+EVENTS = Variable("STUDYLOOM_EVENTS", "as --events: the file of a line of JSON an event")
+NOTIFY = Variable("STUDYLOOM_NOTIFY", "as notify=: URLs or commands, a line each")
+JSON = Variable("STUDYLOOM_JSON", "1 as --json: a JSON object at the end, and nothing else")
+
+# Set for a command that is the objective.
+SEED = Variable("STUDYLOOM_SEED", "the seed of the trial that a command runs")
+TRIAL = Variable("STUDYLOOM_TRIAL", "the number of the trial that a command runs")
+CHECKPOINT_DIR = Variable("STUDYLOOM_CHECKPOINT_DIR", "a folder of the trial that a command runs")
+
+# Set for worker processes, and for what they start.
+WORKER = Variable("STUDYLOOM_WORKER", "the age of a worker's launcher in seconds")
+LINE = Variable("STUDYLOOM_LINE", "the descriptor of a worker's line to its launcher")
+RANK = Variable("STUDYLOOM_RANK", "of a rank: ranks in all, its descriptor, the process of rank 0")
+SHARED = Variable("STUDYLOOM_SHARED", "the key of the data that workers share, and their file")
+PICKLED = Variable("STUDYLOOM_PICKLED", "the descriptor of the pickled objects, and their word")
+MARK = Variable("STUDYLOOM_MARK", "a word of one worker alone, for all that it starts")
+GPU_NOTES = Variable("STUDYLOOM_GPU_NOTES", "the folder of the notes of doctor --gpu")
+GPU_COUNT = Variable("STUDYLOOM_GPU_COUNT", "how many notes a probe of doctor --gpu waits for")
