@@ -25,6 +25,12 @@ FACTORS = (0.5, 2.0)  # of the learning rate of the best candidate, beside which
 RATES = ("optimizer.lr", "params.lr")  # keys that it may have
 
 
+def learning_rates(config: DictConfig) -> dict[str, float]:
+    """Returns the learning rates of a config, by key."""
+    rates = {key: value_at(config, key) for key in RATES}
+    return {key: rate for key, rate in rates.items() if isinstance(rate, float)}
+
+
 @dataclass(frozen=True)
 class Scale:
     """The sizes of a search and of its winner.

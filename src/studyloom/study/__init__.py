@@ -15,6 +15,7 @@ __all__ = [
     "replay",
     "reporter",
     "rows",
+    "stage_name",
     "stopping",
     "stored_study",
     "tracking",

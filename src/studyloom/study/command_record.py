@@ -14,6 +14,7 @@ import msgspec
 
 from studyloom.errors import CompressError, Halted, NoWinner, StorageLost, UserError
 from studyloom.storage.attributes import ANSWERED, JOB, STAGES
+from studyloom.study.stage_name import StageName
 from studyloom.study.stored_study import StoredStudy
 
 SMALL = "compressed"  # in the result in short: the compressed winner
@@ -53,7 +54,7 @@ class CommandRecord:
 
     def stage_of(self, name: str, title: str) -> str:
         """Returns how the name of the study of a later stage begins."""
-        return f"{name}/{title} {self.trials}-{self.top}-{self.seeds}"
+        return str(StageName(name, title, self.trials, self.top, self.seeds))
 
 
 @dataclass(frozen=True)

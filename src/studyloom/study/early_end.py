@@ -29,7 +29,8 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.metrics import ideal_of
 from studyloom.storage.attributes import BOUNDS, ENDED, MADE, SLOT, TIMES
 from studyloom.study import failures
-from studyloom.study.stored_study import StoredStudy, is_stage_name
+from studyloom.study.stage_name import owner_of
+from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value
 
 SHARE = 0.2  # of the complete trials: the largest that saves 30 % on HPOLib with 40 trials
@@ -284,7 +285,7 @@ def look_ahead(stored: StoredStudy) -> Outlook:
 
     It decides nothing: who only looks at a study changes nothing.
     """
-    if is_stage_name(stored.name):
+    if owner_of(stored.name) is not None:
         return Outlook()
     bounds = read_bounds(stored)
     if not bounds.trials:  # another program has made the study

@@ -47,7 +47,8 @@ from studyloom.storage.ledger import (
 from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
-from studyloom.study.stored_study import StoredStudy, is_stage_name
+from studyloom.study.stage_name import owner_of
+from studyloom.study.stored_study import StoredStudy
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
 
@@ -173,7 +174,7 @@ def study_names(url: str, deadline: float) -> list[str]:
     """Returns the names of the studies of a database, without the later stages of studies."""
     with closing(connect(url, deadline=deadline)) as backend:
         names = [study.study_name for study in backend.get_all_studies()]
-    return [name for name in names if not is_stage_name(name)]
+    return [name for name in names if owner_of(name) is None]
 
 
 def open_only_study(url: str, name: str | None, deadline: float, mistake: str) -> StoredStudy:

@@ -35,6 +35,7 @@ from studyloom.storage.ledger import Ledger, Store, reconcile
 from studyloom.storage.sql import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
+from studyloom.study.stage_name import StageName, owner_of
 from studyloom.text import mask_passwords, one_line
 
 CONSTRAINTS = "objective.constraints."  # how the keys of the limits of costs begin
@@ -209,6 +210,12 @@ class StoredStudy:
         )
         return Rule(self.goals[0], tuple(conditions))
 
+    def later_stages(self) -> Iterator[tuple[Any, StageName | None]]:
+        """Yields Optuna's record of each later stage, and its name; None for another program's."""
+        for study in self.storage.get_all_studies():
+            if owner_of(study.study_name) == self.name:
+                yield study, StageName.parse(study.study_name)
+
     def test_openings(self) -> int:
         """Returns how often the test part was opened."""
         return int(self.attributes(TEST_OPENINGS)[0] or 0)
@@ -280,11 +287,6 @@ def epochs(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
     }
     for epoch in zip_longest(*columns.values()):
         yield dict(zip(columns, epoch, strict=True))
-
-
-def is_stage_name(name: str) -> bool:
-    """Whether a study is a later stage of another one; no name that a user gives has a slash."""
-    return "/" in name
 
 
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:

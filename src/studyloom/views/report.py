@@ -88,10 +88,6 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
     return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, shown), note
 
 
-# As `winner.stages` names them: NAME/TITLE TRIALS-TOP-SEEDS, and what else sets a stage apart.
-STAGE = re.compile(
-    r"(?P<title>[\w-]+) (?P<trials>\d+)-(?P<top>\d+)-(?P<seeds>\d+)(?: (?P<rest>.*))?"
-)
 PLAIN = {
     "re-evaluation": "the best, judged again",
     "retraining": "winner and baseline, trained on all data",
@@ -118,15 +114,12 @@ def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
 def read_parts(stored: StoredStudy) -> list[Stage]:
     """Returns the search and the later stages of a study, in the order in which they began."""
     later = []
-    for study in stored.storage.get_all_studies():
-        owner, slash, name = study.study_name.partition("/")
-        if owner != stored.name or not slash:
-            continue
-        title, about = name, ""
-        if match := STAGE.fullmatch(name):
-            title = match["title"]
-            about = f"of the first {match['trials']} trials, on {match['seeds']} fresh seeds each"
-            about += f", {match['rest']}" if match["rest"] else ""
+    for study, stage in stored.later_stages():
+        title, about = study.study_name.removeprefix(f"{stored.name}/"), ""
+        if stage is not None:
+            title = stage.title
+            about = f"of the first {stage.trials} trials, on {stage.seeds} fresh seeds each"
+            about += f", {stage.details}" if stage.details else ""
         trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
         later.append(Stage(study.study_name, PLAIN.get(title, title), about, trials))
     later.sort(key=lambda part: span(part.trials) or (datetime.max, datetime.max))

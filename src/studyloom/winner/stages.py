@@ -25,14 +25,13 @@ import torch
 from optuna.trial import FrozenTrial
 
 from studyloom.config.schema import WinnerSection
-from studyloom.config.values import value_at
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner, QuestionError
 from studyloom.question.objective import Attempt
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
-from studyloom.question.scale import FACTORS, RATES, present
+from studyloom.question.scale import FACTORS, learning_rates, present
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
@@ -40,6 +39,7 @@ from studyloom.study.command_record import CommandRecord, store_stage
 from studyloom.study.early_end import ending
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study
+from studyloom.study.stage_name import StageName
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy
 from studyloom.study.worker import TrialSource
@@ -238,8 +238,7 @@ class Plan:
 
     def _neighbours(self, best: int, point: Point) -> dict[int, Point]:
         """Returns a candidate at other learning rates, by numbers below 0."""
-        config = self.question.at(point)
-        rates = {key: rate for key in RATES if isinstance(rate := value_at(config, key), float)}
+        rates = learning_rates(self.question.at(point))
         return {
             number_of(best, factor): replace(
                 point, values=point.values | {key: rate * factor for key, rate in rates.items()}
@@ -367,20 +366,22 @@ class Plan:
     ) -> Stage:
         """Makes the study of a stage, or opens it; settings that change its trainings name it."""
         search, settings = self.search, self.settings
-        name = f"{search.stored.name}/{title} {search.trials}-{settings.top}-{settings.seeds}"
+        study, top, seeds = search.stored.name, settings.top, settings.seeds
+        name = StageName(study, title, search.trials, top, seeds)
         if self.rule != Rule(search.stored.goals[0]):
-            name += f" {self.rule}"  # other candidates, other trainings
+            name = name.with_detail(str(self.rule))  # other candidates, other trainings
         if self.question.scale is not None:
-            name += f" {self.question.scale}"
+            name = name.with_detail(str(self.question.scale))
         code = search.stored.code()
         if search.stored.code_changes():  # other code, other trainings
-            name += f" code {hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]}"
-        known = earlier_trainings(search.stored, title, name, weights, needed=False)
+            digest = hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()
+            name = name.with_detail(f"code {digest[:8]}")
+        known = earlier_trainings(search.stored, title, str(name), weights, needed=False)
         if title == RETRAINING and self.repeats:
-            judged = earlier_trainings(search.stored, REEVALUATION, name, weights, needed=True)
+            judged = earlier_trainings(search.stored, REEVALUATION, str(name), weights, needed=True)
             known = {**judged, **known}
-        trainings = CandidateTrainings(self.question, candidates, settings.seeds, fold, known)
-        identity = {"candidates": [*candidates], "seeds": settings.seeds, **code}
+        trainings = CandidateTrainings(self.question, candidates, seeds, fold, known)
+        identity = {"candidates": [*candidates], "seeds": seeds, **code}
         trials = len(trainings.trainings)
         make = partial(
             create_study,
@@ -392,14 +393,14 @@ class Plan:
             wait=True,
         )
         try:
-            stored = make(name)
+            stored = make(str(name))
         except QuestionError:  # of before the baseline, or a trial that was deleted, was redone
-            name += f" of {', '.join(map(str, candidates))}"
-            stored = make(name)
+            name = name.with_detail(f"of {', '.join(map(str, candidates))}")
+            stored = make(str(name))
         stored.wait_less(search.stored.stopping)
         if weights is not None:
-            weights = weights / folder_name(name)
-        store_stage(search.stored, title, name)
+            weights = weights / folder_name(stored.name)
+        store_stage(search.stored, title, stored.name)
         stage = Stage(title, stored, trainings, trials, weights)
         self._opened.append(stage)
         return stage

@@ -203,8 +203,8 @@ def earlier_stages(
 ) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     """Yields this stage under other budgets and rules, if the present code made its trainings."""
     code = search.code()
-    for study in search.storage.get_all_studies():
-        same = study.study_name.startswith(f"{search.name}/{title} ") and study.study_name != name
+    for study, parsed in search.later_stages():
+        same = parsed is not None and parsed.title == title and study.study_name != name
         if same and code_of(study.user_attrs.get(QUESTION) or {}) == code:
             yield study.study_name, study._study_id, study.user_attrs
 
