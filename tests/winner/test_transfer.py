@@ -13,7 +13,7 @@ from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import read_answer
 from studyloom.winner.evaluation import winner_config
 from studyloom.winner.predictor import load_network
-from studyloom.winner.stages import is_answer_of, number_of, origin_of
+from studyloom.winner.stages import Origin, is_answer_of
 from studyloom.winner.statistics import rank_correlation
 from studyloom.winner.wording import transfer_sentence
 
@@ -53,12 +53,12 @@ def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate
     rows = {row.factor: row for row in answer.candidates if row.trial == best}
     assert {*rows} == {0.5, 1.0, 2.0}
     rates = {
-        factor: plan.question.at(plan.candidates[number_of(best, factor)]).optimizer.lr
+        factor: plan.question.at(plan.candidates[Origin(best, factor).number]).optimizer.lr
         for factor in rows
     }
     assert rates[0.5] * 4 == pytest.approx(rates[1.0] * 2) == pytest.approx(rates[2.0])
     for trial, factor in ((0, 0.5), (0, 2.0), (17, 0.5), (17, 2.0), (17, 1.0)):
-        assert origin_of(number_of(trial, factor)) == (trial, factor)
+        assert Origin.of(Origin(trial, factor).number) == Origin(trial, factor)
 
 
 def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated):

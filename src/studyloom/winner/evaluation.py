@@ -42,7 +42,7 @@ from studyloom.winner.answer import (
     to_document,
     write_answer,
 )
-from studyloom.winner.stages import Plan, number_of, origin_of
+from studyloom.winner.stages import Origin, Plan
 from studyloom.winner.statistics import compare, rank_correlation, resample, summarise
 from studyloom.winner.trainings import earlier_test, input_dtype, judge_network, make_network
 from studyloom.winner.wording import model_card
@@ -91,7 +91,7 @@ def evaluate_winner(
         about = describe_data(plan, None) if predicts(plan) else None
         tested = Tested(seeds=fresh, note=note, environment=current_environment(CPU), data=about)
     candidates = describe_candidates(plan)
-    winner = next(r for r in candidates if number_of(r.trial, r.factor) == plan.winner)
+    winner = next(r for r in candidates if Origin(r.trial, r.factor).number == plan.winner)
     answer = Answer(
         **vars(tested),
         study=stored.name,
@@ -124,16 +124,16 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
     searched = {trial.number: trial.values for trial in stored.feasible()}
     rows = []
     for number, point in plan.candidates.items():
-        searched_trial, factor = origin_of(number)
-        value, *costs = searched[searched_trial]
+        origin = Origin.of(number)
+        value, *costs = searched[origin.trial]
         names = (goal.name for goal in stored.goals[1:])
         row = Candidate(
-            searched_trial,
-            dict(point.params),
-            value,
+            trial=origin.trial,
+            params=dict(point.params),
+            search_value=value,
             costs=dict(zip(names, costs, strict=True)),
             baseline=number == plan.baseline(),
-            factor=factor,
+            factor=origin.factor,
         )
         if number in fresh_values:
             known = summarise(fresh_values[number], metric.bounds)
@@ -152,16 +152,17 @@ def describe_transfer(
     judged = [(r.search_value, r.mean) for r in candidates if r.factor == 1 and r.mean is not None]
     order, interval = rank_correlation(judged)
     point, small = plan.candidates[plan.winner], plan.question.space.at(winner.params)
+    changed = {key: value for key, value in point.values.items() if small.values.get(key) != value}
     return Transfer(
-        dict(scale.searched),
-        dict(scale.target),
-        scale.rule,
-        {key: value for key, value in point.values.items() if small.values.get(key) != value},
-        winner.search_value,
-        winner.search_value if winner.mean is None else winner.mean,
-        len(judged),
-        order,
-        interval,
+        small=dict(scale.searched),
+        target=dict(scale.target),
+        rule=scale.rule,
+        values=changed,
+        promised=winner.search_value,
+        reached=winner.search_value if winner.mean is None else winner.mean,
+        candidates=len(judged),
+        order=order,
+        interval=interval,
         neighbour=winner.factor != 1,
         share=_share_of_operations(plan, scale),
     )

@@ -56,6 +56,29 @@ from studyloom.winner.trainings import (
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The trial that a candidate comes from, and the factor on its learning rate."""
+
+    trial: int
+    factor: float = 1.0
+
+    @property
+    def number(self) -> int:
+        """The candidate in stored rows: its trial, or below 0 at another learning rate."""
+        if self.factor == 1:
+            return self.trial
+        return -1 - len(FACTORS) * self.trial - FACTORS.index(self.factor)
+
+    @classmethod
+    def of(cls, number: int) -> "Origin":
+        """Reads the number of a candidate in stored rows."""
+        if number >= 0:
+            return cls(number)
+        trial, place = divmod(-number - 1, len(FACTORS))
+        return cls(trial, FACTORS[place])
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of a run: a stored study, and where its trials come from.
 
@@ -224,7 +247,7 @@ class Plan:
         """The best trials of the search and the baseline, by number.
 
         The baseline is there to compare with, even if it cannot win. At the target size of a
-        `scale`, the best trial has neighbours, whose numbers `origin_of` reads.
+        `scale`, the best trial has neighbours, whose numbers `Origin` reads.
         """
         baseline = {t.number: t for t in self.search.stored.feasible() if BASELINE in t.user_attrs}
         chosen = {trial.number: trial for trial in self.ranked[: self.settings.top]}
@@ -240,7 +263,7 @@ class Plan:
         """Returns a candidate at other learning rates, by numbers below 0."""
         rates = learning_rates(self.question.at(point))
         return {
-            number_of(best, factor): replace(
+            Origin(best, factor).number: replace(
                 point, values=point.values | {key: rate * factor for key, rate in rates.items()}
             )
             for factor in (FACTORS if rates else ())
@@ -250,7 +273,7 @@ class Plan:
     def contenders(self) -> list[int]:
         """The numbers of the candidates that may win."""
         ranked = {trial.number for trial in self.ranked}
-        return [number for number in self.candidates if origin_of(number)[0] in ranked]
+        return [number for number in self.candidates if Origin.of(number).trial in ranked]
 
     @property
     def eligible(self) -> list[int]:
@@ -309,7 +332,7 @@ class Plan:
         The mean on fresh seeds, if there is one, takes the place of the value in the search.
         """
         stored = self.search.stored
-        searched = origin_of(number)[0]
+        searched = Origin.of(number).trial
         trial = next(trial for trial in stored.feasible() if trial.number == searched)
         fresh = self.fresh_values.get(number)
         return stored.known(trial) | ({} if fresh is None else {stored.metric: fmean(fresh)})
@@ -430,19 +453,6 @@ class Plan:
         return objective.weights()
 
 
-def number_of(trial: int, factor: float) -> int:
-    """Returns the number of a candidate: that of its trial, or below 0 at another learning rate."""
-    return trial if factor == 1 else -1 - len(FACTORS) * trial - FACTORS.index(factor)
-
-
-def origin_of(number: int) -> tuple[int, float]:
-    """Returns the trial of a candidate, and the factor on its learning rate."""
-    if number >= 0:
-        return number, 1.0
-    trial, place = divmod(-number - 1, len(FACTORS))
-    return trial, FACTORS[place]
-
-
 def is_answer_of(answer: Answer, plan: Plan) -> bool:
     """Whether an answer comes from the final stage of this very plan.
 
@@ -454,7 +464,7 @@ def is_answer_of(answer: Answer, plan: Plan) -> bool:
         and belongs_to(answer, plan.search.stored)
         and answer.trials == plan.trials  # else the search had ended, and went on since
         and all(
-            [*row.values] == fresh.get(number_of(row.trial, row.factor), [])
+            [*row.values] == fresh.get(Origin(row.trial, row.factor).number, [])
             for row in answer.candidates
         )
     )
