@@ -320,12 +320,9 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     if sources := sources_of_main(plain_sections(question.config, *SECTIONS)):
         stored.optuna.set_user_attr(DEFINED, sources)
     study = question.config.study
+    regret, cost = study.regret if study.stop == "regret" else None, question.config.cost
     bounds = Bounds(
-        regret=study.regret if study.stop == "regret" else None,
-        epochs=study.epochs,
-        trials=trials,
-        cost=question.config.cost.limit,
-        per_hour=question.config.cost.per_hour,
+        regret=regret, epochs=study.epochs, trials=trials, cost=cost.limit, per_hour=cost.per_hour
     )
     set_bounds(stored, bounds)
     store_space(stored, question)

@@ -39,11 +39,7 @@ from studyloom.storage.attributes import (
     UUID,
     fits,
 )
-from studyloom.storage.optuna_internals import (
-    TABLES,
-    TrialIntermediateValueModel,
-    TrialValueModel,
-)
+from studyloom.storage.optuna_internals import TABLES, TrialIntermediateValueModel, TrialValueModel
 from studyloom.text import one_line, shorten
 
 STUDIES, STUDY_ATTRIBUTES = TABLES["studies"], TABLES["study_user_attributes"]

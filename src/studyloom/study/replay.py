@@ -28,12 +28,7 @@ from studyloom.data.datasets import places
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.jobs import (
-    build_function,
-    build_jobs,
-    loop_jobs,
-    named_goals,
-)
+from studyloom.question.jobs import build_function, build_jobs, loop_jobs, named_goals
 from studyloom.question.loop import Loop, LoopObjective
 from studyloom.question.objective import NetworkObjective, Objective, Step
 from studyloom.question.question import names_data

@@ -327,16 +327,17 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
         if isinstance(value := attributes.get(name), int | float):
             values[name] = float(value)
     begun, ended = trial.datetime_start, trial.datetime_complete
+    known = [name for name in FACTS if name in attributes]
     return TrackedTrial(
-        study,
-        trial.number,
-        outcome(trial),
-        dict(trial.params),
-        values,
-        {name: mask_passwords(str(attributes[name])) for name in FACTS if name in attributes},
-        [*curve(trial, stored.metric)],
-        0.0 if begun is None else begun.timestamp(),
-        0.0 if ended is None else ended.timestamp(),
+        study=study,
+        number=trial.number,
+        state=outcome(trial),
+        params=dict(trial.params),
+        values=values,
+        facts={name: mask_passwords(str(attributes[name])) for name in known},
+        points=[*curve(trial, stored.metric)],
+        started=0.0 if begun is None else begun.timestamp(),
+        ended=0.0 if ended is None else ended.timestamp(),
     )
 
 

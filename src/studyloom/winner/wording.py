@@ -15,14 +15,7 @@ from studyloom.text import (
     in_markdown,
     printable,
 )
-from studyloom.winner.answer import (
-    Answer,
-    Candidate,
-    Compressed,
-    DataFacts,
-    Scores,
-    Summary,
-)
+from studyloom.winner.answer import Answer, Candidate, Compressed, DataFacts, Scores, Summary
 
 if TYPE_CHECKING:
     from studyloom.data.training_data import Part
