@@ -17,9 +17,10 @@ from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views import report
-from studyloom.views.report import RunFiles, decided, test_cards, write_report
+from studyloom.views.report import decided, test_cards, write_report
 from studyloom.views.report import render as render_page
 from studyloom.views.snapshot import take_snapshot
+from studyloom.winner.answer import RunFiles
 
 test_cards.__test__ = False
 IMAGE = "<img src=x onerror=alert(1)>"

@@ -24,9 +24,10 @@ from studyloom.views.charts import Block, Chart, Multiples, Table
 from studyloom.views.comparison import document, read_studies
 from studyloom.views.events import finite
 from studyloom.views.progress import JobReader
-from studyloom.views.report import RunFiles, read_files, read_report
+from studyloom.views.report import read_report
 from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned
+from studyloom.winner.answer import RunFiles
 
 try:
     from mcp.server.mcpserver import MCPServer
@@ -142,7 +143,7 @@ def is_sealed(stored: StoredStudy) -> bool:
 
 def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     """Yields the report as lines of text, without the trials, which `ask` tells."""
-    files = RunFiles() if is_sealed(stored) else read_files(stored, run_dir)
+    files = RunFiles() if is_sealed(stored) else RunFiles.read(stored, run_dir)
     head, sections = read_report(stored, replace(files, configs=""))
     yield from (head.name, head.sentence)
     for block in head.blocks:

@@ -29,11 +29,11 @@ from studyloom.text import (
 from studyloom.views import figures
 from studyloom.views.charts import Axis, Block, Chart, Mark, Point, Table, plain_scale, whole_scale
 from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
-from studyloom.views.report import Stage, read_files, read_parts, seconds_worked, wall_seconds
+from studyloom.views.report import Stage, read_parts, seconds_worked, wall_seconds
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
-from studyloom.winner.answer import Answer
+from studyloom.winner.answer import Answer, RunFiles
 
 # Of what Hydra wrote: what decides a search, and is no part of its question.
 DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
@@ -72,7 +72,7 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):
-        answer = read_files(stored, folder).winner
+        answer = RunFiles.read(stored, folder).winner
         parts, settings = read_parts(stored), _settings(folder, stored)
         snapshot = take_snapshot(stored)
         compared.append(Compared(label, folder, stored, snapshot, answer, parts, settings))

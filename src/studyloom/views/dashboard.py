@@ -29,7 +29,8 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
 from studyloom.views.progress import JobReader, now_words
-from studyloom.views.report import RunFiles, read_files, read_report
+from studyloom.views.report import read_report
+from studyloom.winner.answer import RunFiles
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -166,7 +167,7 @@ class LivePage:
     def _read(self) -> tuple[dict[str, str], list[Section]]:
         """Returns the parts of the page by key, and its sections without the rows of the table."""
         folder, progress = self.run_dir, self.job.read()
-        files = RunFiles() if folder is None else read_files(self.stored, folder)
+        files = RunFiles() if folder is None else RunFiles.read(self.stored, folder)
         head, sections = read_report(self.stored, files, progress, folder)
         rows: dict[str, str] = {}
         bare = [_without_rows(section, rows) for section in sections]

@@ -43,14 +43,7 @@ from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, front_rows, trial_counts, why_no_best
 from studyloom.views.terminal import format_parameters, worker_cells
 from studyloom.winner import wording
-from studyloom.winner.answer import (
-    Answer,
-    Compressed,
-    Wrong,
-    belongs_to,
-    read_answer,
-    read_compressed,
-)
+from studyloom.winner.answer import Answer, Compressed, RunFiles, Wrong
 
 MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
 BEST = 100  # trials that are shown for their value
@@ -695,21 +688,6 @@ def environment_section(winner: Answer | None, config_text: str) -> Section:
     return section("environment", [known, config])
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """Holds what a report takes from the files of a run directory.
-
-    Args:
-        winner: from winner.json; None if it is not of this study.
-        compressed: how the winner was compressed; None if it was not.
-        configs: the configurations, as text.
-    """
-
-    winner: Answer | None = None
-    compressed: Compressed | None = None
-    configs: str = ""
-
-
 def read_report(
     stored: StoredStudy,
     files: RunFiles,
@@ -767,9 +745,6 @@ def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
         yield replace(each, caption=f"{each.caption} {note}".strip())
 
 
-SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
-
-
 def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None) -> Path:
     """Writes report.html of the study that runs in a folder.
 
@@ -781,7 +756,7 @@ def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None)
         UndrawnReport: it cannot be drawn, whatever the reason is.
     """
     path = (folder or run_dir) / "report.html"
-    files = read_files(stored, run_dir)
+    files = RunFiles.read(stored, run_dir)
     try:
         html = render(stored, files, run_dir)
     except (StudyloomError, OSError):
@@ -790,21 +765,6 @@ def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None)
         raise UndrawnReport(f"{path} is not written: {page.undrawn(error)}") from error
     write_whole(path, html.encode(errors="replace"))
     return path
-
-
-def read_files(stored: StoredStudy, run_dir: Path) -> RunFiles:
-    """Reads the files of a run directory for its report.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    paths = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).exists()}
-    texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
-    config_text = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
-    answer = read_answer(run_dir)
-    if answer is None or not belongs_to(answer, stored):  # that of another study which ran here
-        return RunFiles(configs=config_text)
-    return RunFiles(answer, read_compressed(run_dir, answer), config_text)
 
 
 def render(stored: StoredStudy, files: RunFiles, run_dir: Path | None = None) -> str:

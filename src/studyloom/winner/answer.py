@@ -22,6 +22,7 @@ from studyloom.text import one_line
 
 CARD = "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
+SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 # Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
     *("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", RECORD, NETWORK),
@@ -605,3 +606,29 @@ def move_aside(run_dir: Path) -> Path | None:
     for file in files:
         file.rename(folder / file.name)
     return folder
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Holds what a report takes from the files of a run directory.
+
+    Args:
+        winner: from winner.json; None if it is not of this study.
+        compressed: how the winner was compressed; None if it was not.
+        configs: the configurations, as text.
+    """
+
+    winner: Answer | None = None
+    compressed: Compressed | None = None
+    configs: str = ""
+
+    @classmethod
+    def read(cls, stored: StoredStudy, run_dir: Path) -> "RunFiles":
+        """Reads the run directory of a study; raises OSError if a file cannot be read."""
+        paths = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).exists()}
+        texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
+        configs = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
+        answer = read_answer(run_dir)
+        if answer is None or not belongs_to(answer, stored):  # that of another study which ran here
+            return cls(configs=configs)
+        return cls(answer, read_compressed(run_dir, answer), configs)
