@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import warnings
 
 import optuna
 import pytest
@@ -31,11 +30,9 @@ def made(study_of):
 
 
 def shown_by_the_dashboard(stored, position=0):
-    with warnings.catch_warnings():  # versions before 0.21 let Optuna's through
-        warnings.simplefilter("ignore")
-        found = get_param_importance_from_trials_cache(
-            InMemoryCache(), stored.storage, stored.ledger.study_id, position, stored.trials()
-        )
+    found = get_param_importance_from_trials_cache(
+        InMemoryCache(), stored.storage, stored.ledger.study_id, position, stored.trials()
+    )
     return {each["name"]: each["importance"] for each in found}
 
 
