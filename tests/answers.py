@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.answer import Answer, from_document, write_answer
+from studyloom.winner.result import Result, from_document, write_result
 
 ROW = {"trial": 0, "params": {}, "search_value": 0.5}
 DATA = {"digest": "", "test_digest": "", "shape": None, "outputs": None, "mean": 0.0, "std": 1.0}
@@ -33,9 +33,9 @@ def document_of(**given: Any) -> dict[str, Any]:
     return whole
 
 
-def answer_of(**given: Any) -> Answer:
+def answer_of(**given: Any) -> Result:
     """The answer of `document_of`."""
-    return from_document(document_of(**given), Answer)
+    return from_document(document_of(**given), Result)
 
 
 def write_winner(folder: Path, model: Any, state: dict[str, Any], **facts: Any) -> Path:
@@ -45,5 +45,5 @@ def write_winner(folder: Path, model: Any, state: dict[str, Any], **facts: Any) 
         "winner.yaml": yaml.safe_dump({"model": model}).encode(),
         "winner.pt": pack_weights(state),
     }
-    write_answer(folder, answer_of(data=facts), files)
+    write_result(folder, answer_of(data=facts), files)
     return folder

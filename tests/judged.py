@@ -9,7 +9,7 @@ from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
-from studyloom.question.run import Run, RunContext
+from studyloom.definition.run import Run, RunContext
 from studyloom.study.opening import create_study
 from studyloom.study.worker import Worker
 from studyloom.training.randomness import seeded
@@ -51,11 +51,11 @@ def test_part():
 test_part.__test__ = False
 
 
-def plan_of(question, url, run_dir, trials, **settings):
-    stored = create_study(url, "s", question.identity("toy"), trials, goals=question.goals)
-    search, data = Stage("search", stored, question, trials), SimpleNamespace(validation=40)
+def plan_of(definition, url, run_dir, trials, **settings):
+    stored = create_study(url, "s", definition.identity("toy"), trials, goals=definition.goals)
+    search, data = Stage("search", stored, definition, trials), SimpleNamespace(validation=40)
     where = (TrainingData(data, SPLIT), url, run_dir)
-    return Plan(search, question, *where, WinnerSection(**settings))
+    return Plan(search, definition, *where, WinnerSection(**settings))
 
 
 def train(stage, split, trials, folder=None):
@@ -81,7 +81,7 @@ def evaluate_winner(plan, test, command, **more):
 def train_plainly(stage, candidate, seed):
     """Trains a candidate without any objective of ours; returns the value and what is kept."""
     trainings = stage.asked
-    if trainings.question.config.objective["_target_"] is None:
+    if trainings.definition.config.objective["_target_"] is None:
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)
         return training.history[-1][0].value, training.weights()[0]
@@ -90,7 +90,7 @@ def train_plainly(stage, candidate, seed):
     context = RunContext(0, 1, stage.title, 0, fresh, cpu, None, *parts)
     run = Run(context, "accuracy", lambda *_: None)
     with seeded(fresh):
-        value = toys.train(trainings.question.at(trainings.candidates[candidate]), run)
+        value = toys.train(trainings.definition.at(trainings.candidates[candidate]), run)
     return value, run.states()
 
 

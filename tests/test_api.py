@@ -32,7 +32,7 @@ from studyloom.files import mark_own
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.rows import Rows, as_json, curve_rows
-from studyloom.winner.answer import write_answer
+from studyloom.winner.result import write_result
 
 CONF = ROOT / "conf"
 ONE = ("launcher.workers=1", "study.trials=3")
@@ -229,7 +229,7 @@ def test_what_cannot_be_run_is_a_config_error(monkeypatch):
 
 def test_another_question_under_the_same_name_is_an_exception(finished, tmp_path):
     run_dir = shutil.copytree(finished.run_dir, tmp_path / "run")  # its config is written anew
-    with pytest.raises(api.QuestionError, match=r"train\.epochs: 2 → 3"):
+    with pytest.raises(api.DefinitionError, match=r"train\.epochs: 2 → 3"):
         search(run_dir, "train.epochs=3")
 
 
@@ -511,7 +511,7 @@ def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tm
     def load(params, **options):
         whole = {"objective": {"_target_": "mine.train"}, "params": params}
         files = {"winner.yaml": yaml.safe_dump(whole).encode()}
-        write_answer(tmp_path, answer_of(note="not tested"), files)
+        write_result(tmp_path, answer_of(note="not tested"), files)
         return api.load_winner(tmp_path, **options)
 
     assert load({"lr": 0.1}).config.params == {"lr": 0.1}

@@ -12,8 +12,8 @@ from studies.clothes import COLUMNS, ReviewFile, ReviewNet, Reviews
 from studyloom.config.build import build
 from studyloom.errors import PredictError
 from studyloom.files import GALLERY
-from studyloom.winner.answer import DataFacts
 from studyloom.winner.predictor import Network, predict
+from studyloom.winner.result import DataFacts
 
 EMPTY = "no text: answered by the table, or a guess if the winner reads none"
 

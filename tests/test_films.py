@@ -15,8 +15,8 @@ from studies import films, movielens
 from studies.films import COLUMNS, PLACE, RatingFile, Ratings, Recommender, inputs_of, tables
 from studyloom.config.build import build
 from studyloom.errors import PredictError
-from studyloom.winner.answer import DataFacts
 from studyloom.winner.predictor import Network, predict
+from studyloom.winner.result import DataFacts
 
 COUNT, PEOPLE, REELS = 600, 30, 40
 
@@ -89,12 +89,12 @@ def test_who_is_not_in_training_has_no_number(folder):
 
 
 def test_a_few_epochs_of_the_study_beat_the_mean(folder):
-    question = ask(f"data.root={folder}", "data.sealed=100", "data.validation=90",
+    definition = ask(f"data.root={folder}", "data.sealed=100", "data.validation=90",
                    "model.kind=history", "train.epochs=6", "train.batch_size=32",
                    name="ratings")  # fmt: skip
-    source = build(question.config.data)
+    source = build(definition.config.data)
     split = source.train()
-    value = value_after(question, split, split.folds(1, source.validation, 0))
+    value = value_after(definition, split, split.folds(1, source.validation, 0))
     assert value < float(split.targets.std()) - 0.1
 
 

@@ -21,7 +21,7 @@ SRC = ROOT / "src" / "studyloom"
 GROUND, EXTRAS, TOP = "ground", "extras", "top"  # the first and the last are files in no folder
 # From the bottom up. A room imports from rooms below it, and never from one above.
 FLOORS = (
-    *(GROUND, "data", "training", "space", "config", "storage", "question", "study", "launch"),
+    *(GROUND, "data", "training", "space", "config", "storage", "definition", "study", "launch"),
     *("winner", "views", "commands", EXTRAS, TOP),
 )
 TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or imports

@@ -24,9 +24,9 @@ def f2(outputs, targets):
 """
 
 
-def code_for(question: str) -> list[str]:
+def code_for(definition: str) -> list[str]:
     """The pieces of code in an answer."""
-    return re.findall(r"`([^`]+)`", dict(ANSWERS)[question])
+    return re.findall(r"`([^`]+)`", dict(ANSWERS)[definition])
 
 
 def call(code: str, folder: Path, **names: object) -> sl.Study:
@@ -38,7 +38,7 @@ def call(code: str, folder: Path, **names: object) -> sl.Study:
 
 def test_fix_change_limit_and_stop():
     asked = ("fix one parameter", "change the space", "stop early")
-    overrides = [override for question in asked for override in code_for(question)]
+    overrides = [override for definition in asked for override in code_for(definition)]
     limits = code_for("limit memory and GPUs of a trial")[:-1]
     done = study_here(*overrides, *limits, "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -8,10 +8,10 @@ from toys import TINY, ask, compose, toy_folds, toy_split
 
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.jobs import build_metric
+from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
-from studyloom.question.jobs import build_metric
-from studyloom.question.validation import validate
 from studyloom.training.batches import EVALUATION_BATCH
 from studyloom.training.trainer import Training
 
@@ -133,9 +133,9 @@ def test_an_epoch_has_the_metric_of_the_whole_validation_part_and_not_a_mean_of_
     monkeypatch,
 ):
     monkeypatch.setitem(EVALUATION_BATCH, "cpu", 7)
-    split, question = toy_split(), ask(*TINY, "objective.metric=roc_auc")
+    split, definition = toy_split(), ask(*TINY, "objective.metric=roc_auc")
     (training, validation), *_ = toy_folds(split)
-    training = Training(question.jobs(question.baseline, [(training, validation)], 0), split)
+    training = Training(definition.jobs(definition.baseline, [(training, validation)], 0), split)
     last = list(training)[-1][0]
     model = training._runs[0].model.eval()
     assert last.value == METRICS["roc_auc"](
@@ -152,8 +152,8 @@ def series(count=100):
 
 
 def check(split, folds, *overrides):
-    question = ask("space=none", "model.hidden=[4]", "train.batch_size=16", *overrides)
-    validate(question, TrainingData(None, split, folds))
+    definition = ask("space=none", "model.hidden=[4]", "train.batch_size=16", *overrides)
+    validate(definition, TrainingData(None, split, folds))
 
 
 def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_trial():

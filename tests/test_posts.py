@@ -11,8 +11,8 @@ from studies import posts
 from studies.posts import LONGEST, PostFile, PostNet, Posts
 from studyloom.config.build import build
 from studyloom.errors import PredictError
-from studyloom.winner.answer import DataFacts
 from studyloom.winner.predictor import Network, predict
+from studyloom.winner.result import DataFacts
 
 TOPICS = {"rec.boats": "sail wind harbour", "sci.stars": "orbit comet dust", "talk.tea": "cup leaf"}
 HEAD = "Category\tText\nd\tstring\nclass\t\n"
@@ -77,11 +77,11 @@ def test_the_vocabulary_is_of_the_training_part_alone(folder):
 
 def test_a_few_epochs_of_the_study_learn_the_groups(folder):
     quick = ("model.vocabulary=100", "train.epochs=5", "train.batch_size=8", "data.validation=12")
-    question = ask(f"data.root={folder}", *quick, name="newsgroups")
-    source = build(question.config.data)
+    definition = ask(f"data.root={folder}", *quick, name="newsgroups")
+    source = build(definition.config.data)
     split = source.train()
     assert split.names == tuple(sorted(TOPICS))
-    assert value_after(question, split, split.folds(1, source.validation, 0)) > 0.9
+    assert value_after(definition, split, split.folds(1, source.validation, 0)) > 0.9
 
 
 def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):

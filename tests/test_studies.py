@@ -25,13 +25,13 @@ from studyloom.config.compose import Composer
 from studyloom.data.sources import ASSET, Embedded, read_csv
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
+from studyloom.definition.jobs import build_jobs
+from studyloom.definition.validation import validate
 from studyloom.errors import DataError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch.local import Join, Local
-from studyloom.question.jobs import build_jobs
-from studyloom.question.question import Question
-from studyloom.question.validation import validate
 from studyloom.space.samplers import GridSampler
 from studyloom.storage.embedded_server import folder_of
 from studyloom.storage.urls import parse_url
@@ -105,8 +105,8 @@ def test_every_part_of_training_builds_and_works(group, option, folds):
 
 @options("sampler", "pruner")
 def test_every_sampler_and_pruner_builds_and_is_of_optuna(group, option):
-    question = Question.ask(*composed_with(group, option))
-    built = question.sampler(3) if group == "sampler" else question.pruner()
+    definition = Definition.ask(*composed_with(group, option))
+    built = definition.sampler(3) if group == "sampler" else definition.pruner()
     assert isinstance(built, BaseSampler if group == "sampler" else BasePruner)
     assert isinstance(built, GridSampler) == (option == "grid")
 
@@ -133,15 +133,15 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
 @options("space")
 def test_every_space_asks_a_question_without_mistakes(group, option, folds):
     page = option if option in PAGES else "mnist"
-    question, split = ask(f"{group}={option}", name=page), IMAGES
+    definition, split = ask(f"{group}={option}", name=page), IMAGES
     if page not in ("mnist", "fashion"):  # the data of the others come with the package
-        source = build(question.config.data)
+        source = build(definition.config.data)
         split = source.train()
-        count = question.config.objective.folds
+        count = definition.config.objective.folds
         folds = split.folds(count, source.validation, 0)
-    validate(question, TrainingData(None, split, folds))
-    assert question.baseline is not None
-    assert question.trials() == (question.config.study.trials if question.space.nodes else 1)
+    validate(definition, TrainingData(None, split, folds))
+    assert definition.baseline is not None
+    assert definition.trials() == (definition.config.study.trials if definition.space.nodes else 1)
 
 
 @pytest.mark.parametrize("page", PAGES)

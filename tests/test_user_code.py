@@ -9,10 +9,10 @@ import pytest
 
 import studyloom
 from studyloom import pickled
+from studyloom.definition.sources import code_digests
 from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
 from studyloom.pickled import passed_on, passed_to_child, receive
-from studyloom.question.sources import code_digests
 from studyloom.user_code import find_member
 
 GUARD = r'put that below `if __name__ == "__main__":`$'

@@ -21,11 +21,11 @@ from studies import CONF
 from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.split import Split, make_folds
+from studyloom.definition.definition import Definition, kind_of
+from studyloom.definition.jobs import build_jobs, build_network, build_optimizer
+from studyloom.definition.run import Run
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.question.jobs import build_jobs, build_network, build_optimizer
-from studyloom.question.question import Question, kind_of
-from studyloom.question.run import Run
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
 from studyloom.study.opening import create_study
@@ -49,7 +49,7 @@ def _composed(name: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Compos
 
 @functools.cache
 def _space(name: str, overrides: tuple[str, ...]) -> Space:
-    return Question.ask(*compose(*overrides, name=name)).space
+    return Definition.ask(*compose(*overrides, name=name)).space
 
 
 def _compose(name: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Composer]:
@@ -81,7 +81,7 @@ def compose(
     return cfg.copy(), composer
 
 
-def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Question:
+def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Definition:
     """Returns the question of such a config; its space is parsed once, which takes 50 ms."""
     cfg, composer = compose(*overrides, name=name, folder=folder)
     kind = kind_of(cfg)
@@ -218,9 +218,9 @@ def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: objec
     return stored
 
 
-def value_after(question: Question, split: Split, folds: Any) -> float:
+def value_after(definition: Definition, split: Split, folds: Any) -> float:
     """Trains a question as it is composed, and returns the value of its last epoch."""
-    *_, (epoch,) = Training(build_jobs(question.config, folds, seed=0), split)
+    *_, (epoch,) = Training(build_jobs(definition.config, folds, seed=0), split)
     return epoch.value
 
 

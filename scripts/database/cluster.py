@@ -30,8 +30,8 @@ import torch
 from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.objective import Objective
 from studyloom.processes import is_alive
-from studyloom.question.objective import Objective
 from studyloom.space.tree import Point
 from studyloom.storage import embedded_server
 from studyloom.storage.ledger import Ledger
@@ -207,14 +207,14 @@ def hold(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     watch_calls()
-    question = Asleep(kind, SECONDS / EPOCHS / factor)
+    definition = Asleep(kind, SECONDS / EPOCHS / factor)
     logs = [Log() for _ in delays]
 
     def work(own: Log, delay: float) -> None:
         time.sleep(delay)
         _own.log = own
         stored = open_study(url, "cluster")
-        worker = Worker(question, stored, DATA, Never(), None)  # type: ignore[arg-type]
+        worker = Worker(definition, stored, DATA, Never(), None)  # type: ignore[arg-type]
         worker.watch.log = own  # type: ignore[attr-defined]
         worker.run(trials)
         stored.close()

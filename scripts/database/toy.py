@@ -16,7 +16,7 @@ from torch import nn
 
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
-from studyloom.question.objective import NetworkObjective
+from studyloom.definition.objective import NetworkObjective
 from studyloom.space.language import parse_space
 from studyloom.storage import sql
 from studyloom.storage.attributes import SLOT
@@ -102,11 +102,11 @@ def fill(stored: StoredStudy, trials: int) -> None:
     execute(stored.ledger.storage, insert)
 
 
-def work(question: Any, stored: StoredStudy, folder: str, trials: int) -> None:
+def work(definition: Any, stored: StoredStudy, folder: str, trials: int) -> None:
     """Works on a study in this process until it has so many trials."""
     data = TrainingData(None, SPLIT, FOLDS)
     with Stop() as stop:
-        Worker(question, stored, data, stop, Path(folder, "checkpoints")).run(trials)
+        Worker(definition, stored, data, stop, Path(folder, "checkpoints")).run(trials)
 
 
 @contextmanager

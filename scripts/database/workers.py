@@ -13,7 +13,7 @@ from training.commands import page
 
 from database.toy import Bare, Tiny, postgres, show, work
 from studyloom.data.training_data import TrainingData
-from studyloom.question.objective import NetworkObjective
+from studyloom.definition.objective import NetworkObjective
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import StoredStudy
 from studyloom.training.job import Job

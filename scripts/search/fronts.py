@@ -21,7 +21,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
-from studyloom.question.rule import Cost
+from studyloom.definition.rule import Cost
 from studyloom.space.tree import Point
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.worker import Worker
@@ -29,7 +29,7 @@ from studyloom.study.worker import Worker
 from .simulator import (
     LIMITS,
     Clock,
-    ReplayedQuestion,
+    ReplayedDefinition,
     Stop,
     Tape,
     ask,
@@ -85,7 +85,7 @@ def hypervolume(points: Iterable[tuple[float, float]], worst: float) -> float:
     return (area + (1.0 - end) * (height - worst)) / (1.0 - worst)
 
 
-class Sized(ReplayedQuestion):
+class Sized(ReplayedDefinition):
     """A question whose networks cost what was recorded."""
 
     costs: list[float]
@@ -107,16 +107,16 @@ def replay(overrides: tuple[str, ...], seed: int, place: Path) -> tuple[int, lis
     """
     task, costs = load()
     clock, tape = Clock(1), Tape(10**6)
-    question = Sized(ask(task, overrides, seed), task.begin(seed), tape, clock)
-    object.__setattr__(question, "costs", costs)
-    url, goals = f"sqlite:///{place}/study.db", question.question.goals
+    definition = Sized(ask(task, overrides, seed), task.begin(seed), tape, clock)
+    object.__setattr__(definition, "costs", costs)
+    url, goals = f"sqlite:///{place}/study.db", definition.definition.goals
     create_study(url, "pareto", {"asks": "replay"}, TRIALS, goals=goals).close()
     stop = Stop(tape, clock)
 
     def work() -> None:
         stored = open_study(url, "pareto")
         try:
-            Worker(question, stored, TrainingData(), stop, place / "kept", LIMITS).run(TRIALS)
+            Worker(definition, stored, TrainingData(), stop, place / "kept", LIMITS).run(TRIALS)
         finally:
             stored.close()
 

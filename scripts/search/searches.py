@@ -41,13 +41,13 @@ def search(results: Recorded, seed: int) -> list[int]:
         seed: of the study.
     """
     task, tried = results.task, list[int]()
-    question, study = ask(task, SAMPLER, seed), optuna.create_study(direction="maximize")
+    definition, study = ask(task, SAMPLER, seed), optuna.create_study(direction="maximize")
     middle = {f"params.{name}": size(node) // 2 for name, node in SPACES[task.family].items()}
     study.enqueue_trial(middle)
     for number in range(TRIALS):
-        study.sampler = question.sampler(number)
+        study.sampler = definition.sampler(number)
         trial = study.ask()
-        tried.append(results.find(question.space.suggest(trial)))
+        tried.append(results.find(definition.space.suggest(trial)))
         study.tell(trial, float(results.curve(tried[-1])[-1]))
     return tried
 

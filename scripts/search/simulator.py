@@ -27,9 +27,9 @@ from omegaconf import open_dict
 from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
-from studyloom.question.objective import Attempt, Objective, Step
-from studyloom.question.question import Question, kind_of
-from studyloom.question.rule import Cost
+from studyloom.definition.definition import Definition, kind_of
+from studyloom.definition.objective import Attempt, Objective, Step
+from studyloom.definition.rule import Cost
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.study import reporter, worker
@@ -214,7 +214,7 @@ class ReplayedObjective(Objective):
 
 
 @dataclass(frozen=True)
-class ReplayedQuestion:
+class ReplayedDefinition:
     """A real question whose objectives are replayed; all else is the question's own.
 
     Args:
@@ -224,13 +224,13 @@ class ReplayedQuestion:
         clock: of the workers.
     """
 
-    question: Question
+    definition: Definition
     results: Results
     tape: Tape
     clock: Clock
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.question, name)
+        return getattr(self.definition, name)
 
     @property
     def baseline(self) -> None:
@@ -267,11 +267,11 @@ def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
         with open_dict(cfg):
             del cfg["hydra"]
         composer = Composer(page, tuple(map(Override.parse, overrides)), choices)
-        question = kind_of(cfg).ask(cfg, composer)
-    return question, composer
+        definition = kind_of(cfg).ask(cfg, composer)
+    return definition, composer
 
 
-def ask(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Question:
+def ask(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Definition:
     """Returns the question of a task.
 
     Args:
@@ -280,13 +280,13 @@ def ask(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Question
         seed: of the study.
     """
     given = (*task.overrides, f"train.epochs={task.epochs}", "study.baseline=false", *overrides)
-    question, composer = compose(task.page, given)
-    space = question.space
+    definition, composer = compose(task.page, given)
+    space = definition.space
     if task.space is not None:
         space = parse_space({"params": dict(task.space)}, lambda group: ())
-    cfg = question.config.copy()
+    cfg = definition.config.copy()
     cfg.study.seed = seed
-    return Question(cfg, composer, space)
+    return Definition(cfg, composer, space)
 
 
 @contextmanager
@@ -336,19 +336,21 @@ def replay(
         first: points to begin with.
     """
     clock, tape, task = Clock(workers), Tape(budget), results.task
-    question = ReplayedQuestion(ask(task, overrides, seed), results, tape, clock)
+    definition = ReplayedDefinition(ask(task, overrides, seed), results, tape, clock)
     url, name = f"sqlite:///{place}/study.db", f"replay-{len(list(place.glob('*.done')))}"
     Path(place, f"{name}.done").touch()
     trials = budget if task.epochs == 1 else budget // 2 + 1  # more than any method begins
     with closing(create_study(url, name, {"asks": "replay"}, trials)) as stored:
-        begin = [WarmStart(place_point(question.question, each).point, "first") for each in first]
+        begin = [
+            WarmStart(place_point(definition.definition, each).point, "first") for each in first
+        ]
         enqueue(stored, WarmStarts(begin), trials, baseline=None)
     checkpoints = place / "checkpoints"
     stop = Stop(tape, clock)
 
     def work() -> None:
         with closing(open_study(url, name)) as stored:
-            Worker(question, stored, TrainingData(), stop, checkpoints, LIMITS).run(trials)
+            Worker(definition, stored, TrainingData(), stop, checkpoints, LIMITS).run(trials)
 
     with simulated(clock):
         clock.run(work)

@@ -16,9 +16,9 @@ import torch
 from search.simulator import compose
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
+from studyloom.definition.loop import Unstopped
 from studyloom.errors import Diverged
-from studyloom.question.loop import Unstopped
-from studyloom.question.question import Question
 from studyloom.space.tree import Point
 
 from .commands import ROOT
@@ -83,12 +83,12 @@ class Row:
 
     def losses(self, seed: int) -> list[float]:
         """Returns for each rate the last loss, or what a loop reports; infinite if it diverges."""
-        question, data = ask(self.name, self.rule)
+        definition, data = ask(self.name, self.rule)
         plan = SWEEPS[self.name]
         losses = []
         for power in plan.powers:
             params = {plan.key: plan.widths[self.at], plan.rate: 2.0**power}
-            objective = question.make_objective(Point({}, params, {}, {}), seed, data)
+            objective = definition.make_objective(Point({}, params, {}, {}), seed, data)
             try:
                 value = objective.run(lambda step: None, Unstopped())
                 losses.append(float(objective.curves().get("valid_loss", [value])[-1]))
@@ -98,11 +98,11 @@ class Row:
 
 
 @cache
-def ask(name: str, rule: str) -> tuple[Question, TrainingData]:
+def ask(name: str, rule: str) -> tuple[Definition, TrainingData]:
     plan = SWEEPS[name]
     scale = f"scale={{{plan.key}:{plan.widths[0]},rule:{rule}}}"
-    question = compose(plan.page, (*plan.overrides, scale))[0]
-    return question, question.gather(question.config)
+    definition = compose(plan.page, (*plan.overrides, scale))[0]
+    return definition, definition.gather(definition.config)
 
 
 def start_worker() -> None:

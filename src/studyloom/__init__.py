@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from studyloom._version import __version__ as __version__
 from studyloom.errors import ConfigError as ConfigError
 from studyloom.errors import DataError as DataError
+from studyloom.errors import DefinitionError as DefinitionError
 from studyloom.errors import Halted as Halted
 from studyloom.errors import LaunchError as LaunchError
 from studyloom.errors import NoWinner as NoWinner
 from studyloom.errors import PredictError as PredictError
-from studyloom.errors import QuestionError as QuestionError
 from studyloom.errors import StorageError as StorageError
 from studyloom.errors import StorageLost as StorageLost
 from studyloom.errors import StudyloomError as StudyloomError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from studyloom.api import Winner as Winner
     from studyloom.api import open_study as open_study
     from studyloom.api import search as search
-    from studyloom.question.run import Run as Run
+    from studyloom.definition.run import Run as Run
     from studyloom.space.ranges import Choice as Choice
     from studyloom.space.ranges import Float as Float
     from studyloom.space.ranges import Int as Int
@@ -50,7 +50,7 @@ __all__ = [
     "PredictError",
     "Prediction",
     "Predictor",
-    "QuestionError",
+    "DefinitionError",
     "Run",
     "StorageError",
     "StorageLost",
@@ -73,7 +73,7 @@ SOURCES = {
         ["LoopWinner", "Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"
     ),
     **dict.fromkeys(["Choice", "Float", "Int", "List"], "studyloom.space.ranges"),
-    "Run": "studyloom.question.run",
+    "Run": "studyloom.definition.run",
 }
 
 

@@ -30,7 +30,7 @@ from studyloom.text import error_text, printable
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline
-from studyloom.winner.answer import Answer, belongs_to, read_answer
+from studyloom.winner.result import Result, belongs_to, read_result
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
     from torch.nn import Module
@@ -163,12 +163,12 @@ class Study:
         """The winner of the re-evaluation, tested if it could be; None if there is none yet."""
         return self._winner_of(self._answer())
 
-    def _answer(self) -> Answer | None:
+    def _answer(self) -> Result | None:
         """Returns the answer in the run directory, if it is of this study."""
-        answer = None if self.run_dir is None else read_answer(self.run_dir)
+        answer = None if self.run_dir is None else read_result(self.run_dir)
         return answer if answer is not None and belongs_to(answer, self._stored) else None
 
-    def _winner_of(self, answer: Answer | None) -> Winner | None:
+    def _winner_of(self, answer: Result | None) -> Winner | None:
         if answer is None or self.run_dir is None:
             return None
         row, test = answer.winner, answer.test
@@ -202,11 +202,11 @@ class Study:
             ConfigError: the study is not one of `search`, or names what a notebook or script
                 defines, or objects, which a config cannot.
         """
-        from studyloom.question.asked import write_question
+        from studyloom.definition.python_study import write_definition
 
         if self.run_dir is None:
             raise ConfigError("the study was opened by its URL; open it by its run directory")
-        return write_question(self.run_dir, Path(folder))
+        return write_definition(self.run_dir, Path(folder))
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Writes report.html, one page with everything that the study found so far.
@@ -388,7 +388,7 @@ def search(
         ConfigError: all mistakes; and what else `studyloom.run` raises.
     """
     from studyloom.config.main import of_sections
-    from studyloom.question.asked import ask
+    from studyloom.definition.python_study import ask
 
     end_import()
     more, less = _names(maximize), _names(minimize)
@@ -477,7 +477,7 @@ def _to_pass_on(
     Raises:
         ConfigError: the workers are on other hosts, which it cannot reach.
     """
-    from studyloom.question.sources import CODE, main_globals, targets
+    from studyloom.definition.sources import CODE, main_globals, targets
 
     launcher = prepared.launcher
     workers = launcher.count(2) * getattr(launcher, "ranks", 1)
@@ -491,6 +491,6 @@ def _to_pass_on(
             f"{', '.join(named)}: is known to this program alone, and the launcher starts workers "
             "on other hosts; move it into a module that those have"
         )
-    digests = {key.removeprefix(CODE): each for key, each in prepared.question.code.items()}
+    digests = {key.removeprefix(CODE): each for key, each in prepared.definition.code.items()}
     digests = {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
     return named, digests, [*main_globals(named)]

@@ -9,7 +9,7 @@
     + ScaffoldError
     + PredictError
     + CompressError
-    + QuestionError
+    + DefinitionError
     + UndefinedMetric
     + StorageError
       - ServerError
@@ -98,7 +98,7 @@ class CompressError(UserError):
     """A winner cannot be made small: a package is missing, or an operator has no form in ONNX."""
 
 
-class QuestionError(UserError):
+class DefinitionError(UserError):
     """The stored study of that name asks another question."""
 
 

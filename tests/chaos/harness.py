@@ -55,12 +55,12 @@ PHASES = (
 )
 
 
-def question(seed: int = 0, *overrides: str):
+def definition(seed: int = 0, *overrides: str):
     return ask(*SMALL, f"study.seed={seed}", *overrides)
 
 
 def prepare(url: str, trials: int, seed: int = 0, *overrides: str) -> StoredStudy:
-    return create_study(url, NAME, question(seed, *overrides).identity("toy"), trials)
+    return create_study(url, NAME, definition(seed, *overrides).identity("toy"), trials)
 
 
 # A phase, how often the worker passes it before, and the signal that it then sends to itself.
@@ -79,7 +79,7 @@ def work(
     limits = Limits(lease=LEASE, max_attempts=99)  # a storm may meet a trial again and again
     stored = open_study(url, NAME, deadline=30.0)
     where = (data, Never(), Path(folder), limits)
-    Worker(question(seed, *overrides), stored, *where).run(trials)
+    Worker(definition(seed, *overrides), stored, *where).run(trials)
 
 
 def arm(phase: str, passes: int, number: int) -> None:

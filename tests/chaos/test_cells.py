@@ -184,4 +184,4 @@ def test_a_snippet_of_the_readme_comes_to_the_trials_of_its_yaml_through_dead_wo
         edited = MODULE.replace("step == 4", "step == 3") + before  # in a function that Net calls
         again = Notebook(tmp_path / "notebook", edited, f"import studyloom as sl\n{cell}")
         _, err = again.start().communicate(timeout=60)
-        assert re.search(r"QuestionError(.|\n)*code\.__main__\.wait: ", err)
+        assert re.search(r"DefinitionError(.|\n)*code\.__main__\.wait: ", err)

@@ -19,9 +19,9 @@ from runs import Run, kill
 from toys import Never
 
 from studyloom import load_winner
+from studyloom.definition.loop import Loop, LoopJob, LoopObjective
+from studyloom.definition.objective import Attempt
 from studyloom.metrics import Goal
-from studyloom.question.loop import Loop, LoopJob, LoopObjective
-from studyloom.question.objective import Attempt
 from studyloom.seeds import derive
 
 pytestmark = [

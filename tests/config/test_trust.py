@@ -22,9 +22,9 @@ from studyloom.config.trust import (
     read_yaml,
 )
 from studyloom.config.values import plain_sections
+from studyloom.definition.definition import SECTIONS
 from studyloom.errors import ConfigError
 from studyloom.files import mark_own
-from studyloom.question.question import SECTIONS
 
 GROUPS = ("model", "optimizer", "scheduler", "loss", "data", "sampler", "pruner")
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}

@@ -6,8 +6,8 @@ import optuna
 import pytest
 from optuna.trial import create_trial
 
+from studyloom.definition.rule import parse_relations
 from studyloom.errors import ConfigError
-from studyloom.question.rule import parse_relations
 from studyloom.space.language import parse_space
 from studyloom.space.outline import outline
 from studyloom.space.samplers import LARGEST_GRID, GridSampler, any_point, identify

@@ -30,7 +30,7 @@ from studyloom.storage.database import POSTGRES, connect, exclusive, execute, li
 from studyloom.storage.urls import parse_url
 from studyloom.study.opening import open_study
 from studyloom.views.terminal import make_console
-from studyloom.winner.answer import read_answer
+from studyloom.winner.result import read_result
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
     waits, tests, goes_on, again = (threading.Event() for _ in range(4))
     monkeypatch.setattr(database.log, "warning", lambda *_: waits.set())
     monkeypatch.setattr(ledger.log, "warning", lambda *_: waits.set())
-    question = ask(*SPACE, "storage.deadline=30")
+    definition = ask(*SPACE, "storage.deadline=30")
 
     def first_test():
         tests.set()
@@ -364,7 +364,7 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
         return test_part()
 
     def plan_with(test):
-        plan = plan_of(question, server.url, tmp_path, 1, top=1, seeds=1)
+        plan = plan_of(definition, server.url, tmp_path, 1, top=1, seeds=1)
         plan.data.source.test = test
         return plan
 
@@ -383,5 +383,5 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
             assert not again.wait(3)
             goes_on.set()
     stored = open_study(server.url, "s")
-    assert stored.test_openings() == read_answer(tmp_path).test.openings == 1
+    assert stored.test_openings() == read_result(tmp_path).test.openings == 1
     stored.close()

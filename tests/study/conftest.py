@@ -17,7 +17,7 @@ def kind(request):
 
 
 @pytest.fixture(scope="module", params=EACH_KIND)
-def question(request):
+def definition(request):
     return ask(*RANDOM, *KINDS[request.param])
 
 

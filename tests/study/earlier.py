@@ -11,13 +11,13 @@ from toys import ask, fill
 from studyloom.storage.attributes import SLOT
 
 
-def finished(url, question, trials=4, name="earlier", done=None):
+def finished(url, definition, trials=4, name="earlier", done=None):
     """A study of a question, with all of its trials done unless `done` says fewer."""
-    stored = fresh(url, question, trials, name)
-    seed, done = question.config.study.seed, trials if done is None else done
+    stored = fresh(url, definition, trials, name)
+    seed, done = definition.config.study.seed, trials if done is None else done
     for number in range(done):
         plain = optuna.create_study(sampler=optuna.samplers.RandomSampler(100 * seed + number))
-        point = question.space.suggest(plain.ask())
+        point = definition.space.suggest(plain.ask())
         trial = create_trial(
             value=0.5 + 0.1 * math.sin(7 * seed + number),
             params=point.params,

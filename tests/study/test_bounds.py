@@ -8,8 +8,8 @@ from optuna.trial import TrialState, create_trial
 from toy_worker import RANDOM, fresh, outcomes, work, work_side_by_side
 from toys import Signal, ask, fill
 
+from studyloom.definition.rule import parse_rule
 from studyloom.metrics import Goal
-from studyloom.question.rule import parse_rule
 from studyloom.storage.attributes import FAILURE, PAUSED, SLOT, TIMES
 from studyloom.storage.ledger import compare
 from studyloom.study.early_end import (
@@ -27,7 +27,7 @@ REGRET = 0.9  # of an accuracy: ends at the first estimate, which is that after 
 
 
 @pytest.fixture(scope="module")
-def question():
+def definition():
     return ask(*RANDOM, f"study.trials={TRIALS}")
 
 
@@ -43,50 +43,50 @@ def complete(value, **constraints):
 
 
 @pytest.mark.usefixtures("threads_are_workers")
-def test_workers_begin_no_trial_once_the_search_has_ended(url, question):
+def test_workers_begin_no_trial_once_the_search_has_ended(url, definition):
     """Two, of which one may begin the eleventh trial while the other is in the tenth."""
-    stored = fresh(url, question, TRIALS)
+    stored = fresh(url, definition, TRIALS)
     set_bounds(stored, Bounds(REGRET, None, TRIALS))
     done(stored, 8)
-    work_side_by_side(question, url, TRIALS, workers=2)
+    work_side_by_side(definition, url, TRIALS, workers=2)
     count = stored.ledger.counts()["done"]
     assert count in (10, 11, 12)  # one may have begun as the other asked
     assert sorted(trial.user_attrs[SLOT] for trial in stored.trials()) == [*range(count)]
     assert ending(open_study(url, "s"), TRIALS) == ending(stored, TRIALS)
-    assert Stage("search", stored, question, TRIALS).todo() == 0
+    assert Stage("search", stored, definition, TRIALS).todo() == 0
     before = outcomes(stored)
     set_bounds(stored, Bounds(REGRET, None, TRIALS))  # as the same command does again
-    work(question, stored, TRIALS)
+    work(definition, stored, TRIALS)
     assert outcomes(stored) == before
 
 
-def test_a_trial_under_way_is_taken_up_and_runs_to_its_end(url, question):
-    stored = fresh(url, question, TRIALS)
+def test_a_trial_under_way_is_taken_up_and_runs_to_its_end(url, definition):
+    stored = fresh(url, definition, TRIALS)
     done(stored, 10)
-    work(question, stored, TRIALS, Signal(2))
+    work(definition, stored, TRIALS, Signal(2))
     assert stored.trials()[-1].state == TrialState.RUNNING
     set_bounds(stored, Bounds(REGRET, None, TRIALS))
     assert (ending(stored, TRIALS).begun, look_ahead(stored).under_way) == (11, 1)
-    work(question, stored, TRIALS)
+    work(definition, stored, TRIALS)
     assert stored.ledger.counts() == {"free": 13, "held": 0, "done": 11}
     assert all(trial.state.is_finished() for trial in stored.trials())
     assert look_ahead(stored).under_way == 0
 
 
-def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, question):
-    stored, more = fresh(url, question, TRIALS), TRIALS + 6
+def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, definition):
+    stored, more = fresh(url, definition, TRIALS), TRIALS + 6
     done(stored, 10)
     stored.ledger.extend(more)
     for regret, end in ((REGRET, 10), (1e-9, 11), (REGRET, 11), (None, 12)):
         set_bounds(stored, Bounds(regret, None, more))
-        work(question, stored, end)
+        work(definition, stored, end)
         assert stored.ledger.counts()["done"] == end
         found = ending(stored, more)
         assert (found and found.begun) == (end if regret == REGRET else None)
 
 
-def test_what_was_decided_stays_until_other_bounds_are_set(url, question):
-    stored = fresh(url, question, TRIALS)
+def test_what_was_decided_stays_until_other_bounds_are_set(url, definition):
+    stored = fresh(url, definition, TRIALS)
     set_bounds(stored, Bounds(0.2, None, TRIALS))
     done(stored, 10)
     assert look_ahead(stored).ending is None  # it only looks

@@ -33,18 +33,18 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
-def found(runs, url=None, question=None):
-    question = ask(*AUTO) if question is None else question
+def found(runs, url=None, definition=None):
+    definition = ask(*AUTO) if definition is None else definition
     url = f"sqlite:///{runs}/new/study.db" if url is None else url
-    return find_earlier(url, "new", runs / "new", question.identity("toy"))
+    return find_earlier(url, "new", runs / "new", definition.identity("toy"))
 
 
 def labels(remembered):
     return {each.label for each in remembered.studies}
 
 
-def starts_of(question, remembered, already=None):
-    return find_warm_starts(question, already, lambda: remembered)
+def starts_of(definition, remembered, already=None):
+    return find_warm_starts(definition, already, lambda: remembered)
 
 
 # Which are found
@@ -164,8 +164,8 @@ def test_no_server_of_a_strangers_folder_is_started(runs):
 def test_where_nothing_fits_or_the_study_has_begun_it_goes_on_without_a_word(runs):
     finished_run(runs / "a")
     other = ask(*AUTO[:4], "study.from=auto", "space=none", "+space.train.l1.float=[0,1]")
-    for question, begun in ((other, None), (ask(*AUTO), [])):
-        starts = starts_of(question, found(runs), begun)
+    for definition, begun in ((other, None), (ask(*AUTO), [])):
+        starts = starts_of(definition, found(runs), begun)
         assert [*starts.points, *starts.sources, *starts.notes] == []
     assert len(starts_of(ask(*AUTO, "study.trials=20"), found(runs)).points) == 4
 
@@ -179,12 +179,12 @@ def test_at_most_a_quarter_of_the_trials_begins_at_points_that_nobody_has_named(
 
 @pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
 def test_a_study_that_began_while_a_command_looked_takes_no_point(database, request, runs):
-    url, question = request.getfixturevalue(database), ask(*AUTO, "study.trials=20")
+    url, definition = request.getfixturevalue(database), ask(*AUTO, "study.trials=20")
     finished_run(runs / "a")
-    looked = starts_of(question, found(runs, url, question))
+    looked = starts_of(definition, found(runs, url, definition))
     assert looked.points
-    stored = finished(url, question, trials=20, name="new", done=1)
-    enqueue(stored, looked, 20, baseline=question.baseline)
+    stored = finished(url, definition, trials=20, name="new", done=1)
+    enqueue(stored, looked, 20, baseline=definition.baseline)
     assert (len(stored.trials()), sources_of(stored)) == (1, [])
 
 
@@ -197,32 +197,35 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     database, request, runs, monkeypatch
 ):
     """Although the earlier studies have gone on, and auto would choose others now."""
-    url, question = request.getfixturevalue(database), ask(*AUTO, "study.top=4", "study.trials=20")
+    url, definition = (
+        request.getfixturevalue(database),
+        ask(*AUTO, "study.top=4", "study.trials=20"),
+    )
     one, a = finished(url, seeded(1), name="one"), finished_run(runs / "a", seed=2)
     other = open_study(f"sqlite:///{a}/study.db", "earlier")
     tried = [trial.params for trial in (*one.trials(), *other.trials())]
-    chosen = starts_of(question, found(runs, url, question))
+    chosen = starts_of(definition, found(runs, url, definition))
     points = [start.point.params for start in chosen.points]
     assert len(points) == 4
     assert all(point in tried for point in points)
-    stored = fresh(url, question, 6, "new")
+    stored = fresh(url, definition, 6, "new")
     with monkeypatch.context() as patch:
         patch.setattr(warm_start, "enter", die)
         with pytest.raises(KeyboardInterrupt):
-            enqueue(stored, chosen, 6, baseline=question.baseline)
+            enqueue(stored, chosen, 6, baseline=definition.baseline)
     assert stored.trials() == []
-    enqueue(stored, chosen, 6, baseline=question.baseline)
+    enqueue(stored, chosen, 6, baseline=definition.baseline)
     auto, *studies = sources_of(stored)
     assert auto == "auto"
     for study in studies:
         assert any(note.startswith(f"{study}: begins with its trial") for note in chosen.notes)
     finished_run(runs / "b", seed=9, trials=6)
-    now = starts_of(question, found(runs, url, question))
+    now = starts_of(definition, found(runs, url, definition))
     assert [s.source for s in now.points] != [s.source for s in chosen.points]
-    again = starts_of(question, found(runs, url, question), sources_of(stored))
+    again = starts_of(definition, found(runs, url, definition), sources_of(stored))
     assert [*again.points] == []
     for starts in (now, again):  # also of a command that had looked before
-        enqueue(stored, starts, 6, baseline=question.baseline)
+        enqueue(stored, starts, 6, baseline=definition.baseline)
     baseline, *queued = stored.trials()
     assert baseline.user_attrs[ENQUEUED] == "the configuration as composed"
     assert [trial.params for trial in queued] == points
@@ -248,9 +251,9 @@ def test_a_list_of_sources_gives_a_portfolio_and_each_is_read_once(postgres_url,
 
 def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
     listed = f"study.from=[nowhere,7,auto,'mysql://host/x',{finished_run(runs / 'a')}]"
-    question = ask(*RANDOM, listed)
+    definition = ask(*RANDOM, listed)
     with pytest.raises(ConfigError) as caught:
-        find_warm_starts(question, ())
+        find_warm_starts(definition, ())
     text = "\n".join(caught.value.mistakes)
     for words in (
         "study.from: nowhere: no study has run there",

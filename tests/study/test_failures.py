@@ -8,9 +8,9 @@ from optuna.trial import TrialState, create_trial
 from toy_worker import fresh, work
 from toys import ask
 
+from studyloom.definition.definition import Definition
+from studyloom.definition.objective import Objective
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
-from studyloom.question.objective import Objective
-from studyloom.question.question import Question
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
 from studyloom.study.failures import count_failures, outcome
 from studyloom.study.worker import Worker
@@ -35,13 +35,13 @@ class Broken(torch.nn.Module):
 @pytest.fixture
 def broken(monkeypatch):
     """A function that returns a question, whose networks fail with the given errors in turn."""
-    question = ask("space=lr", "sampler=random", "train.epochs=1", "train.batch_size=32")
-    question.config.model = {"_target_": "test_failures.Broken"}
-    monkeypatch.setattr(Question, "at", lambda self, point: question.config)
+    definition = ask("space=lr", "sampler=random", "train.epochs=1", "train.batch_size=32")
+    definition.config.model = {"_target_": "test_failures.Broken"}
+    monkeypatch.setattr(Definition, "at", lambda self, point: definition.config)
 
     def fails_with(*errors):
         monkeypatch.setattr(Broken, "errors", list(errors))
-        return question
+        return definition
 
     return fails_with
 
@@ -73,9 +73,9 @@ FAILURES = (
 def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(sqlite_url, broken):
     """Also what looks like an error of ours: the user's code has raised it."""
     count = len(FAILURES) + 3
-    question = broken(None, *(error for error, *_ in FAILURES), TrialPruned(), None)
-    stored = fresh(sqlite_url, question, count)
-    work(question, stored, count)
+    definition = broken(None, *(error for error, *_ in FAILURES), TrialPruned(), None)
+    stored = fresh(sqlite_url, definition, count)
+    work(definition, stored, count)
     first, *failed, pruned, last = stored.trials()
     for trial, (_, kind, reason) in zip(failed, FAILURES, strict=True):
         teaches = kind == "out_of_memory"
@@ -90,36 +90,36 @@ def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(sqlite_url, br
 
 
 def test_an_error_in_the_first_trial_stops_the_study_and_starting_again_goes_on(sqlite_url, broken):
-    question = broken(OSError("cannot reach postgresql://bob:hunter2@db/x"), None, None)
-    stored = fresh(sqlite_url, question, 3)
+    definition = broken(OSError("cannot reach postgresql://bob:hunter2@db/x"), None, None)
+    stored = fresh(sqlite_url, definition, 3)
     with pytest.raises(
         Halted, match=r"OSError: cannot reach postgresql://bob:\*\*\*@db/x"
     ) as halted:
-        work(question, stored, 3)
+        work(definition, stored, 3)
     assert stored.ledger.counts() == {"free": 2, "held": 0, "done": 1}
     (failed,) = stored.trials()
     told = (failed.user_attrs, stored.optuna.user_attrs, halted.value)
     assert "hunter2" not in str(told), "the password is stored nowhere"
     with pytest.raises(Halted):  # a worker that comes later
-        work(question, stored, 3)
-    work(question, fresh(sqlite_url, question, 3), 3)
+        work(definition, stored, 3)
+    work(definition, fresh(sqlite_url, definition, 3), 3)
     assert stored.ledger.counts()["done"] == 3
 
 
 def test_the_same_error_in_a_row_stops_the_study_and_different_ones_do_not(sqlite_url, broken):
     different = [RuntimeError(str(number)) for number in range(3)]
-    question = broken(None, *different, None, *[RuntimeError("a bug")] * 5)
-    stored = fresh(sqlite_url, question, 10)
+    definition = broken(None, *different, None, *[RuntimeError("a bug")] * 5)
+    stored = fresh(sqlite_url, definition, 10)
     with pytest.raises(Halted, match="RuntimeError: a bug"):
-        work(question, stored, 10, max_failures=3)
+        work(definition, stored, 10, max_failures=3)
     assert len(stored.trials()) == 8
 
 
 def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monkeypatch):
     """Half of the range diverges. TPE learns that, and goes there less often than chance would."""
-    question = broken()
-    question.config.sampler = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8}
-    question.config.study.baseline = False
+    definition = broken()
+    definition.config.sampler = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8}
+    definition.config.study.baseline = False
     tried = []
 
     def diverge_above(self, objective, reporter, *_):
@@ -130,10 +130,10 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
         return 0.5
 
     silent = Objective()
-    monkeypatch.setattr(Question, "make_objective", lambda *_: silent)
+    monkeypatch.setattr(Definition, "make_objective", lambda *_: silent)
     monkeypatch.setattr(Worker, "evaluate", diverge_above)
-    stored = fresh(sqlite_url, question, 28)
-    work(question, stored, 28)
+    stored = fresh(sqlite_url, definition, 28)
+    work(definition, stored, 28)
     assert sum(tried[8:]) <= 6 < len(tried[8:]) / 2
     assert {trial.user_attrs.get(FAILURE) for trial in stored.trials()} == {None, "diverged"}
 

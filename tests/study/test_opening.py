@@ -6,22 +6,22 @@ from optuna.trial import create_trial
 from toy_worker import RANDOM, fresh, work
 from toys import ask
 
-from studyloom.errors import QuestionError, StorageError
+from studyloom.errors import DefinitionError, StorageError
 from studyloom.moved import MOVED
 from studyloom.storage.attributes import FORMAT, VERSION
 from studyloom.storage.database import connect
 from studyloom.storage.ledger import Ledger
-from studyloom.study.opening import check_question, create_study, open_only_study, open_study
+from studyloom.study.opening import check_definition, create_study, open_only_study, open_study
 
 
 @pytest.fixture(scope="module")
-def question():
+def definition():
     return ask(*RANDOM)
 
 
-def test_another_question_under_the_same_name_is_refused_with_the_differences(url, question):
-    fresh(url, question, 1)
-    with pytest.raises(QuestionError, match=r"train\.epochs: 2 → 3") as caught:
+def test_another_question_under_the_same_name_is_refused_with_the_differences(url, definition):
+    fresh(url, definition, 1)
+    with pytest.raises(DefinitionError, match=r"train\.epochs: 2 → 3") as caught:
         create_study(url, "s", ask(*RANDOM, "train.epochs=3").identity("other"), 1)
     assert "data.digest: toy → other" in str(caught.value)
     assert "study.name=" in str(caught.value)
@@ -29,14 +29,14 @@ def test_another_question_under_the_same_name_is_refused_with_the_differences(ur
     fresh(url, other_way, 9)  # to the same answer
 
 
-def test_a_study_whose_maker_died_half_way_is_completed(url, question, monkeypatch):
+def test_a_study_whose_maker_died_half_way_is_completed(url, definition, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "set_metric_names", interrupt)  # before its slots are made
         with pytest.raises(KeyboardInterrupt):
-            fresh(url, question, 1)
+            fresh(url, definition, 1)
     assert Ledger(connect(url), 1, "").counts()["free"] == 0
-    stored = fresh(url, question, 1)
-    work(question, stored, 1)
+    stored = fresh(url, definition, 1)
+    work(definition, stored, 1)
     assert len(stored.trials()) == 1
     assert stored.metric == "accuracy"
 
@@ -45,19 +45,19 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_a_study_of_another_program_is_refused_and_stays_as_it_was(url, question):
+def test_a_study_of_another_program_is_refused_and_stays_as_it_was(url, definition):
     connect(url, create=True)
     plain = optuna.create_study(study_name="s", storage=url)
-    with pytest.raises(QuestionError, match="not made by studyloom"):
-        fresh(url, question, 1)
+    with pytest.raises(DefinitionError, match="not made by studyloom"):
+        fresh(url, definition, 1)
     assert (plain.user_attrs, plain.metric_names, plain.get_trials()) == ({}, None, [])
     assert [trial.number for trial in open_study(url, "s").trials()] == []
     plain.add_trial(create_trial(value=1.0))
     assert len(open_study(url, "s").trials()) == 1, "its points may be where another one begins"
 
 
-def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, question):
-    fresh(sqlite_url, question, 1, name="mine")
+def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, definition):
+    fresh(sqlite_url, definition, 1, name="mine")
     with pytest.raises(StorageError, match="no study 'yours'; it holds mine"):
         open_study(sqlite_url, "yours")
 
@@ -70,16 +70,16 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, ques
     ],
 )
 def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(
-    sqlite_url, question, number, version, words
+    sqlite_url, definition, number, version, words
 ):
-    stored = fresh(sqlite_url, question, 1)
+    stored = fresh(sqlite_url, definition, 1)
     stored.optuna.set_user_attr(FORMAT, number)
     stored.optuna.set_user_attr(VERSION, version)
-    for opened in (lambda: open_study(sqlite_url, "s"), lambda: fresh(sqlite_url, question, 1)):
+    for opened in (lambda: open_study(sqlite_url, "s"), lambda: fresh(sqlite_url, definition, 1)):
         with pytest.raises(StorageError, match=words):
             opened()
     stored.optuna.set_user_attr(FORMAT, 1)
-    assert open_study(sqlite_url, "s").question() == question.identity("toy")
+    assert open_study(sqlite_url, "s").definition() == definition.identity("toy")
 
 
 def test_what_has_moved_is_the_same_on_both_sides_and_nothing_else_is(monkeypatch):
@@ -87,16 +87,16 @@ def test_what_has_moved_is_the_same_on_both_sides_and_nothing_else_is(monkeypatc
     was = {"model._target_": "package.old.Net", "steps": [{"_target_": "package.new.Crop"}]}
     now = {"model._target_": "package.new.Net", "steps": [{"_target_": "package.old.Crop"}]}
     for one, other in ((was, now), (now, was)):
-        assert check_question("s", one, other) == one
+        assert check_definition("s", one, other) == one
     monkeypatch.delitem(MOVED, "package.old")
-    with pytest.raises(QuestionError, match=r"package\.old\.Net → package\.new\.Net"):
-        check_question("s", was, now)
+    with pytest.raises(DefinitionError, match=r"package\.old\.Net → package\.new\.Net"):
+        check_definition("s", was, now)
 
 
-def test_the_only_study_needs_no_name_and_several_are_listed(sqlite_url, question):
-    fresh(sqlite_url, question, 8, name="first")
+def test_the_only_study_needs_no_name_and_several_are_listed(sqlite_url, definition):
+    fresh(sqlite_url, definition, 8, name="first")
     assert open_only_study(sqlite_url, None, 0.0, "name one").name == "first"
-    fresh(sqlite_url, question, 8, name="second")
+    fresh(sqlite_url, definition, 8, name="second")
     with pytest.raises(StorageError, match=r"name one; the .* 2 studies: first, second"):
         open_only_study(sqlite_url, None, 0.0, "name one")
     assert open_only_study(sqlite_url, "second", 0.0, "").name == "second"

@@ -8,8 +8,8 @@ from optuna.trial import TrialState
 from toy_worker import fresh, work
 from toys import TINY, TWO, Signal, ask
 
+from studyloom.definition.definition import Definition
 from studyloom.errors import Halted
-from studyloom.question.question import Question
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, TIMES
 from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
@@ -31,9 +31,9 @@ def promoted(kind):
 @pytest.fixture(scope="module")
 def undisturbed(kind, tmp_path_factory):
     """The trials when none is paused or pruned."""
-    question = ask(*PROMOTED, "pruner=none", *kind)
-    stored = fresh(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/s.db", question, TRIALS)
-    work(question, stored, TRIALS)
+    definition = ask(*PROMOTED, "pruner=none", *kind)
+    stored = fresh(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/s.db", definition, TRIALS)
+    work(definition, stored, TRIALS)
     trials = stored.trials()
     stored.close()
     return trials
@@ -108,11 +108,11 @@ def costs_of(trial):
 
 
 def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
-    question = ask(*GOALS, "sampler=tpe", "+sampler.n_startup_trials=3")
-    stored = fresh(url, question, 12)
-    work(question, stored, 12, Signal(14))
+    definition = ask(*GOALS, "sampler=tpe", "+sampler.n_startup_trials=3")
+    stored = fresh(url, definition, 12)
+    work(definition, stored, 12, Signal(14))
     assert "paused" in map(outcome, stored.trials())
-    work(question, open_study(url, "s"), 12)
+    work(definition, open_study(url, "s"), 12)
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(12)]
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 12}
@@ -135,16 +135,16 @@ def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
 
 def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypatch):
     """A latency is never the same twice, and the trial was ranked by the first."""
-    measured, whole = [], Question.measure_costs
+    measured, whole = [], Definition.measure_costs
 
     def drifting(self, point, data):
         measured.append(len(measured))
         return [replace(cost, value=100.0 + len(measured)) for cost in whole(self, point, data)]
 
-    monkeypatch.setattr(Question, "measure_costs", drifting)
-    question = ask(*GOALS)
-    stored = fresh(sqlite_url, question, 12)
-    work(question, stored, 12)
+    monkeypatch.setattr(Definition, "measure_costs", drifting)
+    definition = ask(*GOALS)
+    stored = fresh(sqlite_url, definition, 12)
+    work(definition, stored, 12)
     costs = [costs_of(trial) for trial in stored.trials()]
     assert len(measured) > len({*costs}) == 12
     assert costs == sorted(costs), "in the order in which they began"
@@ -182,9 +182,9 @@ def tells_late(config, run):
 )
 def test_a_loop_that_cannot_be_paused_ends_the_study_in_trial_0(sqlite_url, loop, goals, words):
     target = f"objective._target_=test_promotion_worker.{loop}"
-    question = ask(*PROMOTED, target, *goals)
-    stored = fresh(sqlite_url, question, 3)
+    definition = ask(*PROMOTED, target, *goals)
+    stored = fresh(sqlite_url, definition, 3)
     with pytest.raises(Halted):
-        work(question, stored, 3)
+        work(definition, stored, 3)
     (trial,) = stored.trials()
     assert words in trial.user_attrs[REASON]

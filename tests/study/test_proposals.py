@@ -38,7 +38,7 @@ from studyloom.study.opening import open_study
 from studyloom.study.rows import proposer_of
 from studyloom.study.stored_study import RETRAINING
 from studyloom.study.warm_start import find_warm_starts, place_point, store_space
-from studyloom.winner.answer import write_answer
+from studyloom.winner.result import write_result
 
 CNN = {"model": "cnn", "model.cnn.channels": 8}
 SECRET, SHOWN = 0.98765432, re.compile(r"0\.987|0\.988|98\.[78]")  # of a test part
@@ -55,11 +55,11 @@ def height(config, run):
     return 1 - (x - 0.7) ** 2 - (y - 0.3) ** 2 - abs(z - 0.6) ** 1.5
 
 
-def begun(url, question, trials=10):
+def begun(url, definition, trials=10):
     """A study as its command leaves it to the workers."""
-    stored = fresh(url, question, trials)
+    stored = fresh(url, definition, trials)
     set_bounds(stored, Bounds(None, None, trials))
-    store_space(stored, question)
+    store_space(stored, definition)
     return stored
 
 
@@ -69,7 +69,7 @@ def url(request):
 
 
 @pytest.fixture(scope="module")
-def question():
+def definition():
     return asked(*RANDOM)
 
 
@@ -79,8 +79,8 @@ def hill():
 
 
 @pytest.fixture
-def stored(sqlite_url, question):
-    return begun(sqlite_url, question)
+def stored(sqlite_url, definition):
+    return begun(sqlite_url, definition)
 
 
 def refused(stored, point, words, by="anna", why=""):
@@ -109,14 +109,14 @@ def test_a_point_takes_the_next_free_slot_and_whoever_claims_next_trains_it(url,
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
 
 
-def test_before_any_worker_begins_the_baseline_stays_trial_0(url, question):
-    stored = begun(url, question, 4)
+def test_before_any_worker_begins_the_baseline_stays_trial_0(url, definition):
+    stored = begun(url, definition, 4)
     refused(stored, {}, "trial 0 has this point already, and is waiting")
     assert stored.trials() == []
     assert propose(stored, CNN, "anna") == 1
     assert [BASELINE in trial.user_attrs for trial in stored.trials()] == [True, False]
-    work(question, stored, 4)
-    assert stored.trials()[0].params == question.baseline.params
+    work(definition, stored, 4)
+    assert stored.trials()[0].params == definition.baseline.params
 
 
 def test_what_study_enqueue_refuses_is_refused_with_its_words(stored):
@@ -127,10 +127,10 @@ def test_what_study_enqueue_refuses_is_refused_with_its_words(stored):
         {**CNN, "model.mlp.dropout": 0.1},
     )
     for point in points:
-        question = asked(*RANDOM)
-        question.config.study.enqueue = [point]
+        definition = asked(*RANDOM)
+        definition.config.study.enqueue = [point]
         with pytest.raises(ConfigError) as caught:
-            find_warm_starts(question, ())
+            find_warm_starts(definition, ())
         words = [line.removeprefix("study.enqueue[0]: ") for line in caught.value.mistakes]
         assert refused(stored, point, words[0]) == words
 
@@ -178,8 +178,8 @@ def test_no_point_twice_no_more_than_the_share_and_none_after_the_end(sqlite_url
     refused(stored, {"params.x": 0.9}, "all 10 trials have begun; a larger study.trials makes room")
 
 
-def test_a_search_that_has_ended_early_takes_no_proposal(stored, question):
-    work(question, stored, 2)
+def test_a_search_that_has_ended_early_takes_no_proposal(stored, definition):
+    work(definition, stored, 2)
     set_bounds(stored, Bounds(None, 4, 10))
     refused(stored, CNN, "4 epochs of study.epochs=4 are spent; a proposal comes too late")
     told = ask(stored)
@@ -223,7 +223,7 @@ def write_tested(stored, run_dir):
     chosen = {"trial": 1, "params": trial.params, "search_value": trial.value}
     test = {"winner": {"mean": SECRET, "values": [SECRET]}}
     answer = answer_of(study="s", winner=chosen, test=test)
-    write_answer(run_dir, answer, {})
+    write_result(run_dir, answer, {})
     store_result(stored, answer.in_short())
     begin_command(stored, CommandRecord(10, judged=True, tested=True, top=1, seeds=1), 0.0)
     store_stage(stored, RETRAINING, answer.stage)
@@ -240,14 +240,14 @@ def write_tested(stored, run_dir):
     ],
 )
 def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(sqlite_url, more):
-    question = asked(*RANDOM, *more)
-    known = read_space(begun(sqlite_url, question))
+    definition = asked(*RANDOM, *more)
+    known = read_space(begun(sqlite_url, definition))
     schema = json_schema(known)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     choose, rng = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)), random.Random(0)
     for number in range(50):
-        point = question.space.suggest(choose.ask())
+        point = definition.space.suggest(choose.ask())
         written = dict(point.params)
         for above in ("model.mlp.hidden", "model.mlp.dropout"):
             written.pop(f"{above}.length", None)
@@ -266,7 +266,7 @@ def test_what_the_schema_allows_is_accepted_and_what_it_forbids_is_not(sqlite_ur
         few = {name: written[name] for name in written if name in known.choices or number % 2}
         assert validator.is_valid(few)
         assert not place_point(known, few).wrong
-        assert place_point(question, few).point == place_point(known, few).point
+        assert place_point(definition, few).point == place_point(known, few).point
 
 
 def test_asking_tells_the_trials_and_no_value_of_the_test_part(tmp_path, hill, capsys):
@@ -290,9 +290,9 @@ def test_asking_tells_the_trials_and_no_value_of_the_test_part(tmp_path, hill, c
     assert [row["proposed_by"] for row in rows] == [None, None, "anna"]
 
 
-def test_from_the_command_line_a_point_is_text_and_its_trial_a_number(tmp_path, question, capsys):
+def test_from_the_command_line_a_point_is_text_and_its_trial_a_number(tmp_path, definition, capsys):
     run_dir = run_of(tmp_path / "run", name="s")
-    stored = begun(f"sqlite:///{run_dir}/study.db", question)
+    stored = begun(f"sqlite:///{run_dir}/study.db", definition)
     command = ["propose", str(run_dir)]
     assert main([*command, json.dumps(CNN), "--by", "anna", "--why", "small", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"study": "s", "trial": 1}
@@ -449,11 +449,11 @@ def test_a_proposer_that_is_killed_at_any_statement_costs_nothing(url, hill):
 
 def regret(folder, seed, proposer):
     """What the best of 40 trials is below the top of the hill, with a proposer beside TPE."""
-    question = asked(*HILL, "sampler=tpe", f"study.seed={seed}")
-    stored = begun(f"sqlite:///{folder}/{seed}-{proposer.__name__}.db", question, 40)
+    definition = asked(*HILL, "sampler=tpe", f"study.seed={seed}")
+    stored = begun(f"sqlite:///{folder}/{seed}-{proposer.__name__}.db", definition, 40)
     points = random.Random(seed)
     for trials in range(1, 41):
-        work(question, stored, trials)
+        work(definition, stored, trials)
         with contextlib.suppress(ConfigError):
             propose(stored, proposer(points), proposer.__name__)
     return 1 - max(trial.value for trial in stored.trials())

@@ -14,9 +14,9 @@ from studyloom.study.provenance import Provenance
 
 
 def test_a_trial_stores_what_it_was_made_of_and_with(sqlite_url):
-    question = ask(*RANDOM, "study.seed=3")
-    stored = fresh(sqlite_url, question, 2)
-    work(question, stored, 2)
+    definition = ask(*RANDOM, "study.seed=3")
+    stored = fresh(sqlite_url, definition, 2)
+    work(definition, stored, 2)
     for trial in stored.trials():
         made = Provenance.read(trial.user_attrs[MADE])
         assert (made.seed, made.study_seed) == (derive(3, trial.number), 3)

@@ -32,10 +32,10 @@ def work(sqlite_url):
     """A function that works on a toy study, and returns it as stored."""
 
     def run_worker(*overrides, trials=2, stopping=None):
-        question = ask(*overrides)
-        stored = fresh(sqlite_url, question, trials)
-        folds = toy_folds(SPLIT, question.config.objective.folds)
-        toy_work(question, stored, trials, stopping, folds)
+        definition = ask(*overrides)
+        stored = fresh(sqlite_url, definition, trials)
+        folds = toy_folds(SPLIT, definition.config.objective.folds)
+        toy_work(definition, stored, trials, stopping, folds)
         return stored
 
     return run_worker

@@ -10,16 +10,16 @@ from optuna.trial import TrialState
 from toy_worker import RANDOM, SPLIT, Killed, LockedDatabase, fresh, outcomes, work
 from toys import ask, toy_folds
 
-from studyloom.question import objective
+from studyloom.definition import objective
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study import reporter
 from studyloom.study.reporter import Outbox
 from studyloom.training.job import Epoch
 
 
-def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, question):
-    stored = fresh(sqlite_url, question, 1)
-    work(question, stored, 1, trial_timeout=1e-9)
+def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, definition):
+    stored = fresh(sqlite_url, definition, 1)
+    work(definition, stored, 1, trial_timeout=1e-9)
     (trial,) = stored.trials()
     assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "timeout")
     assert "study.trial_timeout=1e-09" in trial.user_attrs[REASON]
@@ -28,15 +28,15 @@ def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, question):
 
 @pytest.mark.usefixtures("impatient")
 def test_training_goes_on_while_the_database_is_away(sqlite_url):
-    question = ask(*RANDOM, "train.epochs=4")
-    stored = fresh(sqlite_url, question, 1)
+    definition = ask(*RANDOM, "train.epochs=4")
+    stored = fresh(sqlite_url, definition, 1)
     locked = LockedDatabase(stored)
-    work(question, stored, 1, locked)
+    work(definition, stored, 1, locked)
     assert locked.reported == [1]
     (trial,) = stored.trials()
     assert list(trial.intermediate_values) == [1, 2, 3, 4]
-    clean = fresh(sqlite_url, question, 1, name="clean")
-    work(question, clean, 1)
+    clean = fresh(sqlite_url, definition, 1, name="clean")
+    work(definition, clean, 1)
     assert outcomes(stored) == outcomes(clean)
 
 
@@ -44,10 +44,10 @@ def test_training_goes_on_while_the_database_is_away(sqlite_url):
 def test_a_trial_that_was_to_be_pruned_while_the_database_was_away_is_pruned_there(sqlite_url):
     threshold = "pruner._target_=optuna.pruners.ThresholdPruner"
     pruner = (threshold, "+pruner.lower=1.1", "+pruner.n_warmup_steps=2")
-    question = ask(*RANDOM, *pruner, "train.epochs=6", "study.baseline=false")
-    stored = fresh(sqlite_url, question, 1)
+    definition = ask(*RANDOM, *pruner, "train.epochs=6", "study.baseline=false")
+    stored = fresh(sqlite_url, definition, 1)
     locked = LockedDatabase(stored)
-    work(question, stored, 1, locked)
+    work(definition, stored, 1, locked)
     assert locked.epoch >= 4
     (trial,) = stored.trials()
     assert trial.state == TrialState.PRUNED
@@ -79,9 +79,9 @@ def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_basel
     """A report is an epoch of all jobs, or the end of one job if they are trained in turn."""
     monkeypatch.setattr(Witness, "shown", [])
     folds = toy_folds(SPLIT, 3)
-    question = ask(*RANDOM, WITNESS, f"+pruner.steps={steps}", "train.epochs=4")
-    stored = fresh(sqlite_url, question, 2)
-    work(question, stored, 2, folds=folds)
+    definition = ask(*RANDOM, WITNESS, f"+pruner.steps={steps}", "train.epochs=4")
+    stored = fresh(sqlite_url, definition, 2)
+    work(definition, stored, 2, folds=folds)
     baseline, trial = stored.trials()
     values = sorted(trial.intermediate_values.items())
     assert len(baseline.intermediate_values) == len(values) == reports
@@ -99,18 +99,18 @@ def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_basel
 def test_a_pruner_ends_a_trial_at_a_report(sqlite_url, monkeypatch, prunes, dies, state, shown):
     monkeypatch.setattr(Witness, "shown", [])
     pruner = (WITNESS, f"+pruner.prunes=[{prunes}]", f"+pruner.dies=[{dies}]")
-    question = ask(*RANDOM, *pruner, "train.epochs=4", "study.baseline=false")
-    stored = fresh(sqlite_url, question, 1)
+    definition = ask(*RANDOM, *pruner, "train.epochs=4", "study.baseline=false")
+    stored = fresh(sqlite_url, definition, 1)
     with pytest.raises(Killed) if dies else nullcontext():
-        work(question, stored, 1)
-    work(question, stored, 1)
+        work(definition, stored, 1)
+    work(definition, stored, 1)
     (trial,) = stored.trials()
     assert (trial.state, trial.last_step) == (state, prunes)
     assert [max(values) for values in Witness.shown] == shown
 
 
 def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, monkeypatch):
-    question = ask(*RANDOM)
+    definition = ask(*RANDOM)
 
     def measure(training, _):
         for number, accuracy in ((1, 0.9), (2, 0.7)):
@@ -119,8 +119,8 @@ def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, monkeypatch
             yield training.history[-1][0]
 
     monkeypatch.setattr(objective, "run_epochs", measure)
-    stored = fresh(sqlite_url, question, 1)
-    work(question, stored, 1)
+    stored = fresh(sqlite_url, definition, 1)
+    work(definition, stored, 1)
     assert [trial.value for trial in stored.trials()] == [0.7]
 
 

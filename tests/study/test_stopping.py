@@ -141,10 +141,10 @@ def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
 
 def test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values(sqlite_url, url, monkeypatch):
     monkeypatch.setattr(worker, "WAIT", 0.0)
-    question = ask(*RANDOM)
-    undisturbed = fresh(url, question, 3, name="undisturbed")
-    work(question, undisturbed, 3)
-    stored = fresh(url, question, 3)
+    definition = ask(*RANDOM)
+    undisturbed = fresh(url, definition, 3, name="undisturbed")
+    work(definition, undisturbed, 3)
+    stored = fresh(url, definition, 3)
     asked, held = [], []
 
     def pausing():
@@ -157,6 +157,6 @@ def test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values(sqlite_url
 
     data = TrainingData(None, SPLIT, FOLDS)
     where = (data, Never(), FOLDER["checkpoints"], Limits())
-    Worker(question, stored, *where, pausing=pausing).run(3)
+    Worker(definition, stored, *where, pausing=pausing).run(3)
     assert held == [1, 0, 0, 0]  # the trial was released, and nobody claimed one
     assert outcomes(stored) == outcomes(undisturbed)

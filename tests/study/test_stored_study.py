@@ -4,7 +4,7 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 from toys import LOOP, TINY, ask, fill, two_sided
 
-from studyloom.question.rule import parse_rule
+from studyloom.definition.rule import parse_rule
 from studyloom.storage.attributes import RULE
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import open_beside
@@ -55,13 +55,13 @@ def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
 
 def test_a_rule_over_a_cost_that_a_loop_reports_ranks_alike_in_the_choice_and_in_views(sqlite_url):
     rule = "winner.rule='max accuracy where size < 3'"
-    question = ask(*TINY, *LOOP, "+objective.constraints.size='<= 3'", rule)
-    stored = create_study(sqlite_url, "s", question.identity("toy"), 3, goals=question.goals)
-    stored.state(question.rule)
+    definition = ask(*TINY, *LOOP, "+objective.constraints.size='<= 3'", rule)
+    stored = create_study(sqlite_url, "s", definition.identity("toy"), 3, goals=definition.goals)
+    stored.state(definition.rule)
     for accuracy, size in ((0.9, 3), (0.8, 2), (0.7, 1)):
         fill(stored, create_trial(value=accuracy, user_attrs={"size": size}))
-    assert str(stored.rule()) == str(question.rule)
-    assert [trial.number for trial in stored.ranked(question.rule)] == [1, 2]
+    assert str(stored.rule()) == str(definition.rule)
+    assert [trial.number for trial in stored.ranked(definition.rule)] == [1, 2]
     snapshot = take_snapshot(stored)
     assert (snapshot.best.number, snapshot.rule) == (1, "max accuracy where size < 3")
 

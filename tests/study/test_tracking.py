@@ -9,7 +9,7 @@ from tracked import first_line, in_database, seen_of
 
 from studyloom.study import tracking
 from studyloom.study.opening import open_study
-from studyloom.study.tracking import TrackedAnswer, project, track_study, track_trials
+from studyloom.study.tracking import TrackedResult, project, track_study, track_trials
 
 
 class Memory:
@@ -26,16 +26,16 @@ class Memory:
         self.trials[trial.number] = seen_of(trial)
         self.told.release()
 
-    def write_answer(self, answer):
+    def write_result(self, answer):
         self.answers.append(answer)
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """A database with a study of three trials."""
-    question, url = ask(*RANDOM), f"sqlite:///{tmp_path_factory.mktemp('tracked')}/study.db"
-    stored = fresh(url, question, 3)
-    work(question, stored, 3)
+    definition, url = ask(*RANDOM), f"sqlite:///{tmp_path_factory.mktemp('tracked')}/study.db"
+    stored = fresh(url, definition, 3)
+    work(definition, stored, 3)
     stored.close()
     return url
 
@@ -47,7 +47,7 @@ def stored(url):
 
 def test_a_command_writes_every_ended_trial_with_its_curves_and_the_answer(stored, tmp_path):
     memory = Memory()
-    answer = TrackedAnswer(track_study(stored, tmp_path), 1, {}, {}, {})
+    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     for _ in range(2):
         project(stored, {"mine": memory}, tmp_path, answer)
         assert memory.trials == in_database(stored)
@@ -83,7 +83,7 @@ def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_pat
 def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
     stored, tmp_path, monkeypatch, caplog
 ):
-    memory, answer = Memory(), TrackedAnswer(track_study(stored, tmp_path), 1, {}, {}, {})
+    memory, answer = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     write = memory.write_trial
     with first_line() as line:
         monkeypatch.setattr(tracking, "UNSEEN", 0.01)
@@ -101,7 +101,7 @@ def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writ
     stored, tmp_path, monkeypatch, caplog
 ):
     hangs, memory = threading.Event(), Memory()
-    answer = TrackedAnswer(track_study(stored, tmp_path), 1, {}, {}, {})
+    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     with monkeypatch.context() as slow:
         slow.setattr(memory, "patience", 0.01, raising=False)
         slow.setattr(memory, "write_trial", lambda _: hangs.wait())
@@ -117,7 +117,7 @@ def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writ
 def test_of_what_one_refuses_nothing_else_is_called_missing(stored, tmp_path, caplog):
     memory = Memory()
     memory.away = True
-    answer = TrackedAnswer(track_study(stored, tmp_path), 1, {}, {}, {})
+    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     project(stored, {"mine": memory}, tmp_path, answer)
     assert caplog.messages == [
         "track.mine: no answer from ␛[31mhost",

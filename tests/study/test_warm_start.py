@@ -31,15 +31,15 @@ MLP = "{model.mlp.hidden:[32,64],model.mlp.dropout:0.25,train.batch_size:16}"
 
 
 @pytest.fixture
-def question():
+def definition():
     return ask(*RANDOM)
 
 
-def begun(url, question, trials):
+def begun(url, definition, trials):
     """Creates a study with its warm starts enqueued, before any worker starts."""
-    stored = fresh(url, question, trials)
-    starts = find_warm_starts(question, sources_of(stored))
-    enqueue(stored, starts, trials, baseline=question.baseline)
+    stored = fresh(url, definition, trials)
+    starts = find_warm_starts(definition, sources_of(stored))
+    enqueue(stored, starts, trials, baseline=definition.baseline)
     return stored
 
 
@@ -52,28 +52,28 @@ def mistakes_of(*overrides):
 # Placing given parameters
 
 
-def test_what_is_not_given_stands_as_composed(question):
-    placed = place_point(question, {"optimizer.adamw.lr": 0.005})
-    assert placed.point.params == question.baseline.params | {"optimizer.adamw.lr": 0.005}
+def test_what_is_not_given_stands_as_composed(definition):
+    placed = place_point(definition, {"optimizer.adamw.lr": 0.005})
+    assert placed.point.params == definition.baseline.params | {"optimizer.adamw.lr": 0.005}
     assert (placed.wrong, placed.unasked) == ([], {})
-    other = place_point(question, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2})
+    other = place_point(definition, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2})
     assert other.point.choices == {"model": "cnn", "optimizer": "sgd"}
     assert other.point.values["model.channels"] == 16, "as that option has it"
     assert not other.wrong
 
 
-def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(question):
+def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(definition):
     for parameters in (
         {"model.mlp.hidden": [32, 64]},
         {"model.hidden": [32, 64]},
         {"model": {"mlp": {"hidden": [32, 64]}}},
         {"model.mlp.hidden.length": 2, "model.mlp.hidden.0": 32, "model.mlp.hidden.1": 64},
     ):
-        placed = place_point(question, parameters)
+        placed = place_point(definition, parameters)
         assert placed.point.values["model.hidden"] == [32, 64]
         assert (placed.wrong, placed.unasked) == ([], {})
-    point = question.space.suggest(optuna.create_study(sampler=question.sampler(3)).ask())
-    assert place_point(question, point.params).point == point
+    point = definition.space.suggest(optuna.create_study(sampler=definition.sampler(3)).ask())
+    assert place_point(definition, point.params).point == point
 
 
 def test_all_that_is_wrong_with_points_is_told_at_once():
@@ -109,12 +109,12 @@ def test_a_start_that_cannot_be_is_refused():
 
 @pytest.mark.usefixtures("threads_are_workers")
 def test_after_the_baseline_each_point_has_one_owner_among_many_workers_and_commands(url):
-    question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
-    stored = begun(url, question, 6)
+    definition = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
+    stored = begun(url, definition, 6)
     assert [trial.state for trial in stored.trials()] == [TrialState.WAITING] * 3
 
     def command():
-        work(question, begun(url, question, 6), 6)
+        work(definition, begun(url, definition, 6), 6)
 
     commands = [threading.Thread(target=command) for _ in range(3)]
     for thread in commands:
@@ -124,7 +124,7 @@ def test_after_the_baseline_each_point_has_one_owner_among_many_workers_and_comm
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(6)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert trials[0].params == question.baseline.params
+    assert trials[0].params == definition.baseline.params
     assert [trial.number for trial in trials if BASELINE in trial.user_attrs] == [0]
     sources = [trial.user_attrs.get(ENQUEUED) for trial in trials[1:]]
     assert sources == ["study.enqueue[0]", "study.enqueue[1]", None, None, None]
@@ -135,9 +135,9 @@ def test_after_the_baseline_each_point_has_one_owner_among_many_workers_and_comm
     assert all(trial.datetime_start and trial.user_attrs[WORKER] for trial in trials)
 
 
-def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(sqlite_url, question):
-    stored = begun(sqlite_url, question, 3)
-    work(question, stored, 2)
+def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(sqlite_url, definition):
+    stored = begun(sqlite_url, definition, 3)
+    work(definition, stored, 2)
     later = ask(*RANDOM, f"study.enqueue=[{CNN}]")
     for _ in range(2):
         stored = begun(sqlite_url, later, 3)
@@ -162,18 +162,20 @@ def ranked(earlier):
 
 
 def test_the_best_of_an_earlier_study_are_tried_first(earlier, ranked, sqlite_url):
-    question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=2")
-    stored, best = begun(sqlite_url, question, 4), ranked[:2]
+    definition = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=2")
+    stored, best = begun(sqlite_url, definition, 4), ranked[:2]
     baseline, *queued = stored.trials()
     assert baseline.user_attrs[BASELINE]
     assert sources_of(stored) == [str(earlier)]
     for trial, other in zip(queued, best, strict=True):
         assert trial.user_attrs[ENQUEUED] == f"{earlier}, trial {other.number}"
-    work(question, stored, 3)
+    work(definition, stored, 3)
     assert [trial.params for trial in stored.trials()[1:3]] == [trial.params for trial in best]
     numbers = ", ".join(str(trial.number) for trial in best)
-    assert find_warm_starts(question, ()).notes == [f"{earlier}: begins with its trials {numbers}"]
-    assert find_warm_starts(question, [str(earlier)]) == WarmStarts([], [str(earlier)], [])
+    assert find_warm_starts(definition, ()).notes == [
+        f"{earlier}: begins with its trials {numbers}"
+    ]
+    assert find_warm_starts(definition, [str(earlier)]) == WarmStarts([], [str(earlier)], [])
 
 
 def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earlier):
@@ -205,8 +207,8 @@ def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier, ranked)
 
 def test_points_that_break_a_relation_are_left_out_with_a_line(tmp_path):
     tight = "+space.where=['optimizer.sgd.lr * optimizer.sgd.momentum < .01']"
-    question = ask(*RANDOM, tight, f"study.enqueue=[{CNN},{MLP}]")
-    starts = find_warm_starts(question, ())
+    definition = ask(*RANDOM, tight, f"study.enqueue=[{CNN},{MLP}]")
+    starts = find_warm_starts(definition, ())
     assert [start.source for start in starts.points] == ["study.enqueue[1]"]
     assert starts.notes == [
         "study.enqueue[0]: is left out, since it breaks space.where 'optimizer.sgd.lr * "

@@ -28,18 +28,18 @@ from studyloom.study.worker import Worker
 
 
 @pytest.fixture(scope="module")
-def undisturbed(question, tmp_path_factory):
+def undisturbed(definition, tmp_path_factory):
     """The trials of a study to which nothing happens."""
-    stored = fresh(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/s.db", question, 4)
-    work(question, stored, 4)
+    stored = fresh(f"sqlite:///{tmp_path_factory.mktemp('undisturbed')}/s.db", definition, 4)
+    work(definition, stored, 4)
     trials = stored.trials()
     stored.close()
     return trials
 
 
-def test_the_baseline_is_trial_0_as_composed_and_may_be_left_out(undisturbed, question, url):
+def test_the_baseline_is_trial_0_as_composed_and_may_be_left_out(undisturbed, definition, url):
     baseline, *others = undisturbed
-    assert baseline.params == question.baseline.params
+    assert baseline.params == definition.baseline.params
     assert baseline.user_attrs[BASELINE] is True
     assert baseline.state == TrialState.COMPLETE
     assert not any(BASELINE in trial.user_attrs for trial in others)
@@ -49,11 +49,11 @@ def test_the_baseline_is_trial_0_as_composed_and_may_be_left_out(undisturbed, qu
     assert BASELINE not in without.trials()[0].user_attrs
 
 
-def test_a_trial_is_what_its_study_seed_and_number_make_it(url, question, undisturbed):
+def test_a_trial_is_what_its_study_seed_and_number_make_it(url, definition, undisturbed):
     """In one go or in two; tests/chaos has several workers, and any fault."""
-    in_parts = fresh(url, question, 4)
+    in_parts = fresh(url, definition, 4)
     for trials in (1, 4):
-        work(question, in_parts, trials)
+        work(definition, in_parts, trials)
     assert outcomes(in_parts) == outcomes_of(undisturbed)
     other_seed = ask(*RANDOM, "study.seed=1")
     other = fresh(url, other_seed, 2, name="other")
@@ -62,15 +62,15 @@ def test_a_trial_is_what_its_study_seed_and_number_make_it(url, question, undist
 
 
 def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(
-    url, question, undisturbed, checkpoints
+    url, definition, undisturbed, checkpoints
 ):
-    stored = fresh(url, question, 2)
-    work(question, stored, 2, Signal(2))
+    stored = fresh(url, definition, 2)
+    work(definition, stored, 2, Signal(2))
     assert stored.ledger.counts() == {"free": 2, "held": 0, "done": 0}
     assert [list(t.intermediate_values) for t in stored.trials()] == [[1]]
     assert (checkpoints / "trial-0.pt").exists()
     again = open_study(url, "s")
-    work(question, again, 2)
+    work(definition, again, 2)
     assert outcomes(again) == outcomes_of(undisturbed[:2])
     assert [list(t.intermediate_values) for t in again.trials()] == [[1, 2], [1, 2]]
     assert again.trials()[0].user_attrs[EPOCHS]["number"] == [1, 2]
@@ -78,14 +78,14 @@ def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(
 
 
 def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
-    url, question, undisturbed, tmp_path, monkeypatch, caplog
+    url, definition, undisturbed, tmp_path, monkeypatch, caplog
 ):
     """Such as one that goes on on another host."""
-    stored = fresh(url, question, 1)
-    work(question, stored, 1, Signal(2))
+    stored = fresh(url, definition, 1)
+    work(definition, stored, 1, Signal(2))
     (here := tmp_path / "here").mkdir()
     monkeypatch.setitem(FOLDER, "checkpoints", here)
-    work(question, stored, 1)
+    work(definition, stored, 1)
     words = f"trial 0: its reports up to step 1 have no checkpoint in {here}; it starts again from"
     assert words in caplog.text
     assert outcomes(stored) == outcomes_of(undisturbed[:1])
@@ -93,17 +93,17 @@ def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_trial_whose_worker_died_says_what_its_checkpoint_has_and_not_what_it_had_reported(
-    url, question, checkpoints, kept, caplog
+    url, definition, checkpoints, kept, caplog
 ):
     """As where it is killed between a report and the checkpoint that would have followed."""
     caplog.set_level("INFO")
-    stored = fresh(url, question, 1)
-    work(question, stored, 1, Signal(2))
+    stored = fresh(url, definition, 1)
+    work(definition, stored, 1, Signal(2))
     stored.ledger.claim("w", 1, 60.0)
     stored.ledger.record_death("w", "it was killed")
     if not kept:
         (checkpoints / "trial-0.pt").unlink()
-    work(question, stored, 1)
+    work(definition, stored, 1)
     (trial,) = stored.trials()
     epoch, where = (1, "resumes after epoch 1") if kept else (None, "starts again from the begin")
     assert trial.user_attrs[RESUMED] == {"epoch": epoch, "deaths": 1, "death": "it was killed"}
@@ -126,9 +126,9 @@ class Thief(Never):
             self.ledger.release(self.taken)
 
 
-def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, question, undisturbed):
-    stored = fresh(url, question, 2)
-    work(question, stored, 2, thief := Thief(open_study(url, "s")))
+def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, definition, undisturbed):
+    stored = fresh(url, definition, 2)
+    work(definition, stored, 2, thief := Thief(open_study(url, "s")))
     assert thief.taken.deaths == 1
     assert thief.epoch > 4, "the last epoch was done again"
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 2}
@@ -137,23 +137,23 @@ def test_a_late_worker_drops_its_result_and_goes_on_with_what_is_free(url, quest
     assert resumed == [{"epoch": 1, "deaths": 1, "death": "thought dead"}, None]
 
 
-def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url, question):
-    stored = fresh(url, question, 1)
+def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url, definition):
+    stored = fresh(url, definition, 1)
     for _ in range(3):
         stored.ledger.claim("w", 1, 60.0)
         stored.ledger.record_death("w", "the worker ended with signal SIGKILL")
-    work(question, stored, 1, max_attempts=3)
+    work(definition, stored, 1, max_attempts=3)
     (trial,) = stored.trials()
     assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "crashed")
     assert trial.user_attrs[REASON] == (
         "3 workers died of this trial, the last so: the worker ended with signal SIGKILL"
     )
     assert stored.ledger.counts()["done"] == 1
-    overdue = fresh(url, question, 1, name="overdue")
+    overdue = fresh(url, definition, 1, name="overdue")
     overdue.ledger.claim("w", 1, 60.0)
     (late,) = overdue.ledger.overdue(["w"], -1.0)
     overdue.ledger.record_death("w", "the trial took longer than it may", overdue=late)
-    work(question, overdue, 1)
+    work(definition, overdue, 1)
     assert overdue.trials()[0].user_attrs[FAILURE] == "timeout", "after a single death"
 
 
@@ -170,10 +170,10 @@ class TooLongKey(Never):
         self.stored.storage.set_trial_user_attr(trial._trial_id, "k" * 513, 1)
 
 
-def test_what_the_database_cannot_hold_is_the_mistake_of_its_trial(postgres_url, question):
-    stored = fresh(postgres_url, question, 1)
+def test_what_the_database_cannot_hold_is_the_mistake_of_its_trial(postgres_url, definition):
+    stored = fresh(postgres_url, definition, 1)
     with suppress(Halted):  # it is the first trial
-        work(question, stored, 1, TooLongKey(stored))
+        work(definition, stored, 1, TooLongKey(stored))
     (trial,) = open_study(postgres_url, "s").trials()
     assert trial.user_attrs[FAILURE] == "error"
     assert "cannot hold this: value too long" in trial.user_attrs[REASON]
@@ -181,12 +181,14 @@ def test_what_the_database_cannot_hold_is_the_mistake_of_its_trial(postgres_url,
 
 
 def test_all_of_a_workers_time_is_some_trials(sqlite_url):
-    question = ask(*RANDOM)
-    stored = fresh(sqlite_url, question, 3)
+    definition = ask(*RANDOM)
+    stored = fresh(sqlite_url, definition, 3)
     watch = Stopwatch.since(5.0)
     began = watch.taken
     folder = FOLDER["checkpoints"]
-    Worker(question, stored, TrainingData(None, SPLIT, FOLDS), Never(), folder, watch=watch).run(3)
+    Worker(definition, stored, TrainingData(None, SPLIT, FOLDS), Never(), folder, watch=watch).run(
+        3
+    )
     taken = [trial.user_attrs[TIMES] for trial in stored.trials()]
     assert taken[0]["start-up"] == 5.0
     parts = {"training", "evaluation", "storage", "sampling", "checkpoints", "other"}
@@ -199,23 +201,23 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
 @pytest.mark.usefixtures("threads_are_workers")
 def test_a_grid_visits_each_point_once_over_any_number_of_workers(url):
     space = ("~space.optimizer", "~space.model", "+space.model.activation.choice=[relu,tanh]")
-    question = ask(*RANDOM, "sampler=grid", *space)
-    assert question.trials() == 6
-    stored = fresh(url, question, 6)
-    work_side_by_side(question, url, 6, workers=4)
-    work(question, stored, 6)  # joins a study that is done
+    definition = ask(*RANDOM, "sampler=grid", *space)
+    assert definition.trials() == 6
+    stored = fresh(url, definition, 6)
+    work_side_by_side(definition, url, 6, workers=4)
+    work(definition, stored, 6)  # joins a study that is done
     trials = stored.trials()
     assert sorted(trial.user_attrs[SLOT] for trial in trials) == [*range(6)]
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
     points = [(t.params["train.batch_size"], t.params["model.activation"]) for t in trials]
     assert sorted(points) == sorted((b, a) for b in (16, 32, 64) for a in ("relu", "tanh"))
-    assert trials[0].params == question.baseline.params
+    assert trials[0].params == definition.baseline.params
 
 
 def test_of_two_objectives_a_trial_has_both_values_and_its_learning_curve(sqlite_url):
-    question = ask(*TWO)
-    stored = fresh(sqlite_url, question, 4)
-    work(question, stored, 4)
+    definition = ask(*TWO)
+    stored = fresh(sqlite_url, definition, 4)
+    work(definition, stored, 4)
     for trial in stored.trials():
         width = trial.params["model.hidden.0"] if trial.params else 16
         assert trial.values[1] == 17 * width + 10 * (width + 1)

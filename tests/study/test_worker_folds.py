@@ -7,7 +7,7 @@ from toy_worker import SPLIT, fresh, work
 from toys import TINY, Signal, ask, toy_folds
 
 from studyloom.config.values import with_values
-from studyloom.question.jobs import build_jobs
+from studyloom.definition.jobs import build_jobs
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR
 from studyloom.study.opening import open_study
@@ -20,13 +20,13 @@ TIMELESS = ("number", "train_loss", "valid_loss", "value", STANDARD_ERROR)
 
 def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_url):
     space = ("space=none", "+space.optimizer.lr.choice=[0.001,0.01]", "optimizer.lr=0.01")
-    question = ask(*TINY[:-1], "objective.folds=5", *space, "sampler=grid", "pruner=none")
-    stored = fresh(sqlite_url, question, 2)
-    work(question, stored, 2, folds=FIVE)
+    definition = ask(*TINY[:-1], "objective.folds=5", *space, "sampler=grid", "pruner=none")
+    stored = fresh(sqlite_url, definition, 2)
+    work(definition, stored, 2, folds=FIVE)
     for trial in stored.trials():
-        cfg = with_values(question.config, trial.params)
+        cfg = with_values(definition.config, trial.params)
         ends = []
-        for job in build_jobs(cfg, FIVE, derive(question.config.study.seed, trial.number)):
+        for job in build_jobs(cfg, FIVE, derive(definition.config.study.seed, trial.number)):
             *_, (last,) = Training([job], SPLIT)
             ends.append(last.value)
         assert trial.value == pytest.approx(np.mean(ends), abs=1e-12)
@@ -40,15 +40,15 @@ def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_u
 @pytest.mark.parametrize(("pruner", "after"), [("none", 1), ("wilcoxon", 4)])
 def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(sqlite_url, pruner, after):
     """It is stopped in the epoch after `after` epochs, of all jobs or, in turn, of each job."""
-    question = ask(*CROSS, "objective.folds=3", "train.epochs=3", f"pruner={pruner}")
+    definition = ask(*CROSS, "objective.folds=3", "train.epochs=3", f"pruner={pruner}")
     folds, rest = toy_folds(SPLIT, 3), Signal(100)
-    stored, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
-    work(question, stored, 1, Signal(after + 1), folds=folds)
+    stored, clean = (fresh(sqlite_url, definition, 1, name=name) for name in ("s", "clean"))
+    work(definition, stored, 1, Signal(after + 1), folds=folds)
     assert stored.ledger.counts()["free"] == 1
-    work(question, open_study(sqlite_url, "s"), 1, rest, folds=folds)
+    work(definition, open_study(sqlite_url, "s"), 1, rest, folds=folds)
     # No epoch is trained twice; and the worker asks once more whether there is work.
     assert 100 - rest.left == (9 if pruner == "wilcoxon" else 3) - after + 1
-    work(question, clean, 1, folds=folds)
+    work(definition, clean, 1, folds=folds)
     (resumed,), (never_stopped,) = stored.trials(), clean.trials()
     assert resumed.value == never_stopped.value
     assert resumed.intermediate_values == never_stopped.intermediate_values
@@ -62,9 +62,9 @@ def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_
 ):
     rates = ("+space.optimizer.lr.choice=[1.0e-6,3.0e-3,3.0e-2]", "optimizer.lr=3.0e-3")
     in_turn = ("objective.folds=5", "train.epochs=3", "pruner=wilcoxon", "sampler=grid")
-    question = ask(*TINY[:-1], *in_turn, *kind, "space=none", *rates)
-    stored = fresh(sqlite_url, question, 3)
-    work(question, stored, 3, folds=FIVE)
+    definition = ask(*TINY[:-1], *in_turn, *kind, "space=none", *rates)
+    stored = fresh(sqlite_url, definition, 3)
+    work(definition, stored, 3, folds=FIVE)
     trials = {trial.params["optimizer.lr"]: trial for trial in stored.trials()}
     worse, baseline, better = trials[1e-6], trials[3e-3], trials[3e-2]
     assert better.value > baseline.value

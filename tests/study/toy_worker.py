@@ -8,8 +8,8 @@ from pathlib import Path
 from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
 from studyloom.errors import Interrupted
-from studyloom.question.question import Question
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.worker import Worker
@@ -20,16 +20,18 @@ RANDOM = (*TINY, "sampler=random", "pruner=none")
 FOLDER: dict[str, Path | None] = {"checkpoints": None}  # set for each test
 
 
-def work(question: Question, stored, trials, stopping=None, folds=FOLDS, **limits):
+def work(definition: Definition, stored, trials, stopping=None, folds=FOLDS, **limits):
     """Works on the first `trials` slots of a study, in this process."""
     data, stop = TrainingData(None, SPLIT, folds), stopping or Never()
-    Worker(question, stored, data, stop, FOLDER["checkpoints"], Limits(**limits)).run(trials)
+    Worker(definition, stored, data, stop, FOLDER["checkpoints"], Limits(**limits)).run(trials)
 
 
-def work_side_by_side(question, url, trials, workers, **limits):
+def work_side_by_side(definition, url, trials, workers, **limits):
     """The same by several threads, each with a connection of its own."""
     threads = [
-        threading.Thread(target=work, args=(question, open_study(url, "s"), trials), kwargs=limits)
+        threading.Thread(
+            target=work, args=(definition, open_study(url, "s"), trials), kwargs=limits
+        )
         for _ in range(workers)
     ]
     for thread in threads:
@@ -38,9 +40,9 @@ def work_side_by_side(question, url, trials, workers, **limits):
         thread.join()
 
 
-def fresh(url, question, trials, name="s"):
+def fresh(url, definition, trials, name="s"):
     """A new study of toy data."""
-    return create_study(url, name, question.identity("toy"), trials, goals=question.goals)
+    return create_study(url, name, definition.identity("toy"), trials, goals=definition.goals)
 
 
 def outcomes(stored):

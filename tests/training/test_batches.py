@@ -8,9 +8,9 @@ import torch
 from test_trainer import SPLIT, curve, toy_job
 from torch import nn
 
+from studyloom.definition.jobs import measure_costs
+from studyloom.definition.validation import try_out
 from studyloom.models import MLP
-from studyloom.question.jobs import measure_costs
-from studyloom.question.validation import try_out
 from studyloom.training.trainer import JobRun, evaluate_network
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from answers import answer_of as make_answer
+from answers import answer_of as make_result
 from optuna.trial import TrialState
 from toys import begin
 
@@ -21,7 +21,7 @@ from studyloom.study.stored_study import REEVALUATION, RETRAINING
 from studyloom.views.progress import (
     JobReader,
     all_stages,
-    describe_answer,
+    describe_result,
     now_words,
     progress_line,
     stage_words,
@@ -37,7 +37,7 @@ MEAN = {"mean": 0.9725, "std": 0.004}
 def answer_of(stage):
     test = {"winner": MEAN, "baseline": {"mean": 0.93}, "difference": MEAN, "examples": 1000}
     row = {"trial": 1, "params": {"lr": 0.5}, "search_value": 0.9, **MEAN}
-    return make_answer(stage=stage, winner=row, test=test).in_short()
+    return make_result(stage=stage, winner=row, test=test).in_short()
 
 
 def work(stored, slots, *, value=0.5, seconds=10.0, running=0):
@@ -121,7 +121,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     progress = reader.read()
     assert (progress.title, progress.ended) == ("done", True)
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    assert describe_answer(progress.answer) == words
+    assert describe_result(progress.answer) == words
     assert "test accuracy 0.9725" in progress_line(progress)
 
 

@@ -20,7 +20,7 @@ from studyloom.views import report
 from studyloom.views.report import decided, test_cards, write_report
 from studyloom.views.report import render as render_page
 from studyloom.views.snapshot import take_snapshot
-from studyloom.winner.answer import RunFiles
+from studyloom.winner.result import RunFiles
 
 test_cards.__test__ = False
 IMAGE = "<img src=x onerror=alert(1)>"

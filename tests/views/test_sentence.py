@@ -9,7 +9,7 @@ from toys import fill
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, MADE
 from studyloom.study.opening import create_study
-from studyloom.views.sentence import answer_sentence, search_sentence
+from studyloom.views.sentence import result_sentence, search_sentence
 from studyloom.views.snapshot import take_snapshot
 
 CNN = {
@@ -53,7 +53,7 @@ def changed(**keys):
 
 
 def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known(stored):
-    assert answer_sentence(changed(), stored) == (
+    assert result_sentence(changed(), stored) == (
         "A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen pictures, "
         "4.4 points over the baseline"
     )
@@ -70,7 +70,7 @@ def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known
         ),
         (changed(test=None), ": 97.0 % ± 0.2 on 5 fresh seeds, untested"),
     ):
-        assert words in answer_sentence(answer, stored)
+        assert words in result_sentence(answer, stored)
 
 
 def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
@@ -90,7 +90,7 @@ def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
     stored = study_of([a_trial(number, **one) for number, one in enumerate(made)])
     for number, (_, params, words) in enumerate(told):
         answer = changed(winner__trial=number, winner__params=params)
-        assert answer_sentence(answer, stored).startswith(f"{words}, SGD at 0.1: ")
+        assert result_sentence(answer, stored).startswith(f"{words}, SGD at 0.1: ")
 
 
 def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
@@ -103,7 +103,7 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
         test__winner={"mean": 12.5, "std": 0.25},
         test__difference={"mean": 0.5},
     )
-    assert answer_sentence(answer, stored).startswith(
+    assert result_sentence(answer, stored).startswith(
         "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1 000 unseen pictures, 0.5000 over"
     )
 

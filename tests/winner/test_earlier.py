@@ -12,7 +12,7 @@ from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.data import Datasets
 from studyloom.data.training_data import TrainingData
-from studyloom.question import question as question_module
+from studyloom.definition import definition as definition_module
 from studyloom.storage.attributes import REUSED
 from studyloom.study.opening import create_study
 from studyloom.training.checkpoint import load_weights
@@ -23,7 +23,7 @@ SETTINGS = {"top": 1, "seeds": 2}
 
 
 @pytest.fixture(scope="module", params=EACH_KIND)
-def question(request):
+def definition(request):
     return ask(*SPACE, *KINDS[request.param])
 
 
@@ -37,23 +37,23 @@ def trained(monkeypatch):
             seeds.extend(job.seed for job in jobs)
             super().__init__(jobs, *args, **kwargs)
 
-    monkeypatch.setattr(question_module, "Training", Counted)
+    monkeypatch.setattr(definition_module, "Training", Counted)
     monkeypatch.setattr(toys, "train", lambda cfg, run: seeds.append(run.seed) or loop(cfg, run))
     return seeds
 
 
-def judged(question, url, run_dir, trials, **settings):
+def judged(definition, url, run_dir, trials, **settings):
     """Works through the stages of a budget, and returns plan, answer and openings of the test."""
-    plan, test = plan_of(question, url, run_dir, trials, **SETTINGS | settings), CountedTest()
+    plan, test = plan_of(definition, url, run_dir, trials, **SETTINGS | settings), CountedTest()
     work(plan)
     return plan, evaluate_winner(plan, test, ["x"]), test.loaded
 
 
 def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
-    question, sqlite_url, tmp_path, trained
+    definition, sqlite_url, tmp_path, trained
 ):
     """Values, curves and weights, and the test; only what is new is trained."""
-    small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
+    small, answer, opened = judged(definition, sqlite_url, tmp_path, 4)
     # A command that was killed after the test reads its result, which was stored at once.
     (tmp_path / "winner.json").unlink()
     again = evaluate_winner(small, pytest.fail, ["x"])
@@ -63,7 +63,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     weights = load_weights(tmp_path / "winner.pt")
     before = {*small.candidates}
     trained.clear()
-    large, grown, opened = judged(question, sqlite_url, tmp_path, 5)
+    large, grown, opened = judged(definition, sqlite_url, tmp_path, 5)
     assert {*large.candidates} == before, "the fifth is not among the best"
     assert len(trained) == 1, "the fifth trial of the search"
     assert grown.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
@@ -87,9 +87,9 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
 
 
 def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
-    question, sqlite_url, tmp_path, trained
+    definition, sqlite_url, tmp_path, trained
 ):
-    plan = plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS)
+    plan = plan_of(definition, sqlite_url, tmp_path, 4, **SETTINGS)
     own = TrainingData(
         SimpleNamespace(validation=None), Datasets(train=Drawn(), valid=Drawn()).train()
     )
@@ -111,11 +111,11 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
     """There is no retraining; what another host keeps is trained again."""
     if not keeps:
         monkeypatch.setattr(toys.Run, "keep", lambda self, **parts: None)
-    question = ask(*SPACE, *(override for override in LOOP if "test" not in override))
-    small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
+    definition = ask(*SPACE, *(override for override in LOOP if "test" not in override))
+    small, answer, opened = judged(definition, sqlite_url, tmp_path, 4)
     assert (answer.test, opened) == (None, 0)
     trained.clear()
-    _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
+    _, grown, _ = judged(definition, sqlite_url, tmp_path, 5)
     assert grown.reused == {"re-evaluation": (4, 4)}
     assert len(trained) == 1, "the fifth trial of the search"
     assert (tmp_path / "winner.pt").exists() == keeps
@@ -123,7 +123,7 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
         weights = flat(load_weights(tmp_path / "winner.pt"))
         for file in (*small.reevaluation.weights.parent.glob("*/*.pt"), tmp_path / "winner.pt"):
             file.unlink()
-        plan = plan_of(question, sqlite_url, tmp_path, 5, **SETTINGS)
+        plan = plan_of(definition, sqlite_url, tmp_path, 5, **SETTINGS)
         evaluate_winner(plan, pytest.fail, ["x"])
         again = flat(load_weights(tmp_path / "winner.pt"))
         assert all(torch.equal(again[name], weights[name]) for name in weights)
@@ -131,26 +131,26 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
 
 @pytest.mark.chaos
 def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_known(
-    question, sqlite_url, tmp_path, trained
+    definition, sqlite_url, tmp_path, trained
 ):
-    judged(question, sqlite_url, tmp_path, 4)
+    judged(definition, sqlite_url, tmp_path, 4)
     trained.clear()
-    plan, answer, opened = judged(question, sqlite_url, tmp_path, 4, seeds=3)
+    plan, answer, opened = judged(definition, sqlite_url, tmp_path, 4, seeds=3)
     assert answer.reused == {"re-evaluation": (4, 6), "retraining": (4, 6)}
     assert len(trained) == 4, "the third seed of each"
     assert opened == 1, "it has not been seen by these"
     trained.clear()
-    plan, answer, _ = judged(question, sqlite_url, tmp_path, 4, top=3)
+    plan, answer, _ = judged(definition, sqlite_url, tmp_path, 4, top=3)
     assert answer.reused["re-evaluation"] == (4, 2 * len(plan.candidates))
     assert len(plan.candidates) > 2
 
 
 @pytest.mark.chaos
-def test_what_other_code_has_trained_is_trained_again(question, sqlite_url, tmp_path, trained):
+def test_what_other_code_has_trained_is_trained_again(definition, sqlite_url, tmp_path, trained):
     """After an accepted change of one's own code nothing of before is reused, nor the test."""
 
     def of_code(digest):
-        asked = replace(question)
+        asked = replace(definition)
         vars(asked)["code"] = {"code.mine": digest}
         identity, goals = asked.identity("toy"), asked.goals
         create_study(sqlite_url, "s", identity, 4, goals=goals, accept_code_change=True).close()

@@ -17,7 +17,7 @@ from studyloom.cli import main
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.answer import load_answer, write_answer
+from studyloom.winner.result import load_result, write_result
 
 NETWORK = "objective.network=toys.make_network"
 
@@ -26,9 +26,9 @@ NETWORK = "objective.network=toys.make_network"
 def ended(tmp_path_factory):
     """The folder of a study of a loop that has a section `data`, and its plan."""
     folder = tmp_path_factory.mktemp("loop")
-    question = ask(*MIXED, *LOOP, NETWORK)
-    assert question.identity("x") == ask(*MIXED, *LOOP).identity("x")
-    plan = plan_of(question, f"sqlite:///{folder}/study.db", folder, 2, top=1, seeds=2)
+    definition = ask(*MIXED, *LOOP, NETWORK)
+    assert definition.identity("x") == ask(*MIXED, *LOOP).identity("x")
+    plan = plan_of(definition, f"sqlite:///{folder}/study.db", folder, 2, top=1, seeds=2)
     work(plan)
     evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.mnist"])
     yield folder
@@ -61,7 +61,7 @@ def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
 
 
 def test_what_explains_a_network_explains_it(ended):
-    answer = load_answer(ended)
+    answer = load_result(ended)
     assert (answer.note, answer.is_of_loop) == (None, True)
     assert answer.data.shape == SPLIT.shape
     assert sum(map(sum, answer.confusion)) == answer.test.examples == len(SPLIT)
@@ -97,7 +97,7 @@ def written(folder, states, network=None, metric="accuracy", **params):
     files = {"winner.yaml": yaml.safe_dump(config).encode(), "winner.pt": pack_weights(states)}
     folder.mkdir(exist_ok=True)
     metric = {"name": metric, "direction": "maximize"}
-    write_answer(folder, answer_of(note="not tested", metric=metric), files)
+    write_result(folder, answer_of(note="not tested", metric=metric), files)
     mark_own(folder)
     return folder
 

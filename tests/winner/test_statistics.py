@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from studyloom.metrics import METRICS, example_scores
-from studyloom.winner.answer import Covered, Summary
+from studyloom.winner.result import Covered, Summary
 from studyloom.winner.statistics import compare, difference, resample, summarise
 
 EXAMPLES = 400

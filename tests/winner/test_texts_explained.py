@@ -15,7 +15,7 @@ from studyloom.extras.explain.explain import WORDS as READ
 from studyloom.extras.explain.explain import explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.answer import to_document
+from studyloom.winner.result import to_document
 
 WORDS = ("", "[unknown]", "good", "bad", "the", "very")
 # Two numbers of another kind, and a text of up to six words.

@@ -8,12 +8,12 @@ from judged import SPLIT, CountedTest, evaluate_winner, plan_of, work
 from toys import CONF, TINY, compose
 
 import studyloom as sl
-from studyloom.question.question import Question
+from studyloom.definition.definition import Definition
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.answer import read_answer
 from studyloom.winner.evaluation import winner_config
 from studyloom.winner.predictor import load_network
-from studyloom.winner.stages import Origin, is_answer_of
+from studyloom.winner.result import read_result
+from studyloom.winner.stages import Origin, is_result_of
 from studyloom.winner.statistics import rank_correlation
 from studyloom.winner.wording import transfer_sentence
 
@@ -30,11 +30,11 @@ TRIALS = 5
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("scaled")
-    question = Question.ask(*compose(*SCALED, name="mnist", folder=CONF))
-    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
+    definition = Definition.ask(*compose(*SCALED, name="mnist", folder=CONF))
+    plan = plan_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
     work(plan)
     evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.mnist"])
-    return plan, read_answer(run_dir)
+    return plan, read_result(run_dir)
 
 
 def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):
@@ -44,7 +44,7 @@ def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):
     for job in jobs:
         network = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
         assert {p.shape[0] for p in network.parameters()} == {32, 10}
-    assert is_answer_of(answer, plan)
+    assert is_result_of(answer, plan)
 
 
 def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate(evaluated):
@@ -53,7 +53,7 @@ def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate
     rows = {row.factor: row for row in answer.candidates if row.trial == best}
     assert {*rows} == {0.5, 1.0, 2.0}
     rates = {
-        factor: plan.question.at(plan.candidates[Origin(best, factor).number]).optimizer.lr
+        factor: plan.definition.at(plan.candidates[Origin(best, factor).number]).optimizer.lr
         for factor in rows
     }
     assert rates[0.5] * 4 == pytest.approx(rates[1.0] * 2) == pytest.approx(rates[2.0])
@@ -93,7 +93,9 @@ def test_winner_yaml_trains_the_network_of_the_target_by_the_same_rule(evaluated
     folder = tmp_path / "conf"
     folder.mkdir()
     (folder / "again.yaml").write_text((plan.run_dir / "winner.yaml").read_text())
-    again = Question.ask(*compose(f"hydra.searchpath=[file://{CONF}]", name="again", folder=folder))
+    again = Definition.ask(
+        *compose(f"hydra.searchpath=[file://{CONF}]", name="again", folder=folder)
+    )
     (job,) = again.jobs(again.baseline, [SPLIT.whole()], 0)
     wanted = plan.retraining.trainings.job(plan.winner, 0)
     same, other = (

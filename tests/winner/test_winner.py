@@ -36,9 +36,9 @@ from studyloom.study.opening import create_study, open_study
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.answer import read_answer
 from studyloom.winner.predictor import load_network, predict
-from studyloom.winner.stages import Plan, Stage, is_answer_of
+from studyloom.winner.result import read_result
+from studyloom.winner.stages import Plan, Stage, is_result_of
 from studyloom.winner.trainings import kept_epoch
 
 TRIALS = 4
@@ -51,7 +51,7 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def question(kind):
+def definition(kind):
     return ask(*SPACE, *KINDS[kind])
 
 
@@ -59,30 +59,30 @@ network = pytest.mark.parametrize("kind", ["network"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def evaluated(question, tmp_path_factory):
+def evaluated(definition, tmp_path_factory):
     """A plan whose stages have ended, what winner.json holds, and how often the test was loaded."""
     run_dir = tmp_path_factory.mktemp("evaluated")
-    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
+    plan = plan_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
     work(plan)
     test = CountedTest()
     evaluate_winner(plan, test, ["python", "-m", "studies.mnist"])
-    return plan, read_answer(run_dir), test.loaded
+    return plan, read_result(run_dir), test.loaded
 
 
 # Stages
 
 
 def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
-    question, evaluated, tmp_path
+    definition, evaluated, tmp_path
 ):
     """Before all have been judged, nobody asks for the winner."""
     ended = 3
     url = f"sqlite:///{tmp_path}/study.db"
-    first = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=2)
+    first = plan_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
     train(first.search, SPLIT, TRIALS)
     train(first.reevaluation, SPLIT, ended)
     first.close()
-    plan = plan_of(question, url, tmp_path, TRIALS, top=2, seeds=2)
+    plan = plan_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
     assert plan.todo() >= plan.reevaluation.trials - ended
     assert not plan.is_done()
     assert [stage.title for stage in plan] == ["search", "re-evaluation"]
@@ -142,8 +142,8 @@ def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
 
 
 def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_not(tmp_path):
-    question = ask(*TINY[:-1], "space=none", "pruner=none")
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
+    definition = ask(*TINY[:-1], "space=none", "pruner=none")
+    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(plan)
     assert [stage.title for stage in plan] == ["search", "retraining"]
     answer = evaluate_winner(plan, CountedTest(), ["x"])
@@ -161,9 +161,9 @@ def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_n
 # The test
 
 
-def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(question, tmp_path):
+def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(definition, tmp_path):
     """Also one that a killed command did not come back from; and the answer says how many."""
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2)
+    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2)
     work(plan)
 
     def killed():
@@ -185,8 +185,8 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(ques
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", ["loop"], indirect=True)
-def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(question, tmp_path, monkeypatch):
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
+def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_path, monkeypatch):
+    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
     work(plan)
     with monkeypatch.context() as wrong:
         for test, words in (
@@ -205,9 +205,9 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(question, tmp_path
 
 @pytest.mark.chaos  # scikit-learn takes seconds to import
 @network
-def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question, tmp_path):
-    question = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
+def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definition, tmp_path):
+    definition = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
+    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
     work(plan)
     part = test_part()
     lacking = replace(part, targets=part.targets.clamp(max=8))
@@ -218,7 +218,7 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question,
 def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
     plan, answer, openings = evaluated
     assert openings == 1
-    winner = plan.question.at(plan.candidates[plan.winner])
+    winner = plan.definition.at(plan.candidates[plan.winner])
     images, model = test_part(), toys.build(winner, SPLIT.part())
     model.load_state_dict(flat(train_plainly(plan.retraining, plan.winner, 0)[1]))
     predicted = model.eval()(images.inputs).argmax(1)
@@ -255,14 +255,14 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
     assert shown in card
     assert shown in lines
     assert f"trial {plan.winner}" in lines
-    assert is_answer_of(answer, plan)
+    assert is_result_of(answer, plan)
     json.dumps(answer.document(), allow_nan=False)
     written = yaml.safe_load((plan.run_dir / "winner.yaml").read_text())
     assert written["optimizer"]["lr"] == answer.winner.params["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=plan.run_dir)
-    again = type(plan.question).ask(cfg, composer)
+    again = type(plan.definition).ask(cfg, composer)
     assert again.trials() == 1
-    config, was = again.at(again.baseline), plan.question.at(plan.candidates[plan.winner])
+    config, was = again.at(again.baseline), plan.definition.at(plan.candidates[plan.winner])
     for section in ("model", "optimizer", "train", "objective", "data"):
         assert config[section] == was[section], section
 
@@ -278,15 +278,15 @@ def forecast(tmp_path_factory):
     wave = [f"{50 + 40 * math.sin(step / 3):.4f}\n" for step in range(120)]
     path.write_text("value\n" + "".join(wave))
     source = Series(str(path), "value", window=6, sealed=20, validation=20)
-    question = ask(
+    definition = ask(
         *("model=mlp", "model.hidden=[8]", "model.standardise=true", "optimizer=adam"),
         *("train.epochs=4", "objective.metric=mae", "loss=mae", "space=lr"),
         *("sampler=random", "study.seed=3"),
     )
     data, url = TrainingData(source, source.train()), f"sqlite:///{run_dir}/study.db"
-    stored = create_study(url, "s", question.identity("toy"), 5, goals=question.goals)
-    search, settings = Stage("search", stored, question, 5), WinnerSection(top=2, seeds=2)
-    plan = Plan(search, question, data, url, run_dir, settings)
+    stored = create_study(url, "s", definition.identity("toy"), 5, goals=definition.goals)
+    search, settings = Stage("search", stored, definition, 5), WinnerSection(top=2, seeds=2)
+    plan = Plan(search, definition, data, url, run_dir, settings)
     work(plan)
     return plan, evaluate_winner(plan, source.test, ["python", "-m", "studies.wave"]), source
 
@@ -336,8 +336,8 @@ def searched(tmp_path_factory):
     Its candidates have 4 to 64 units, each of 27 parameters, and 10 parameters beside them.
     """
     folder = tmp_path_factory.mktemp("searched")
-    question = ask(*TWO, "study.baseline=true")
-    plan = plan_of(question, f"sqlite:///{folder}/study.db", folder, 6)
+    definition = ask(*TWO, "study.baseline=true")
+    plan = plan_of(definition, f"sqlite:///{folder}/study.db", folder, 6)
     train(plan.search, SPLIT, 6)
     plan.close()
     return folder / "study.db"
@@ -349,9 +349,9 @@ def two(searched, tmp_path):
     shutil.copy(searched, tmp_path / "study.db")
 
     def make(*overrides, **settings):
-        question = ask(*TWO, "study.baseline=true", *overrides)
+        definition = ask(*TWO, "study.baseline=true", *overrides)
         url = f"sqlite:///{tmp_path}/study.db"
-        return plan_of(question, url, tmp_path, trials=6, **{"top": 2, "seeds": 2} | settings)
+        return plan_of(definition, url, tmp_path, trials=6, **{"top": 2, "seeds": 2} | settings)
 
     return make
 

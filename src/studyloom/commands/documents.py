@@ -40,7 +40,7 @@ class Compressed(TypedDict):
     interval: list[float]
 
 
-class Answer(TypedDict):
+class Result(TypedDict):
     """The winner: its value in the search, on fresh seeds if others competed, and on the test part
     if something was tested.
     """
@@ -80,7 +80,7 @@ class Run(TypedDict):
     done: NotRequired[int | None]
     budget: NotRequired[int | None]
     best: NotRequired[Best | None]
-    answer: NotRequired[Answer | None]
+    answer: NotRequired[Result | None]
 
 
 class Heart(TypedDict):
@@ -190,7 +190,7 @@ class Status(TypedDict):
     hours: Hours
     cost: float | None
     control: Wish
-    answer: Answer | None
+    answer: Result | None
     exit_code: int | None
 
 
@@ -224,7 +224,7 @@ class Control(TypedDict):
     workers: list[str]
 
 
-class Asked(TypedDict):
+class PythonStudy(TypedDict):
     """What a proposer needs: `question` (metric, direction, rule, baseline, about), `space` (a JSON
     Schema), `budget`, `left` (slots without a trial), `proposals_left`, `ended` (why it takes no
     more proposals, or null) and `trials`.
@@ -278,7 +278,7 @@ class Winner(TypedDict):
 
     study: str
     run_dir: str
-    answer: Answer | None
+    answer: Result | None
 
 
 class Variants(TypedDict):
@@ -387,7 +387,7 @@ class Event(TypedDict):
     seconds: NotRequired[float | None]
     wish: NotRequired[Wish]
     reason: NotRequired[str | None]
-    answer: NotRequired[Answer]
+    answer: NotRequired[Result]
     code: NotRequired[int]
 
 
@@ -405,7 +405,7 @@ DOCUMENTS: dict[str, Any] = {
     "status": Status,
     "trials": list[Trial],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
-    "ask": Asked,
+    "ask": PythonStudy,
     "propose": Proposed,
     "report": Report,
     "compare": Comparison,

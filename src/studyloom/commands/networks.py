@@ -26,7 +26,7 @@ from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 
 if TYPE_CHECKING:
-    from studyloom.winner.predictor import FileAnswer
+    from studyloom.winner.predictor import FileResult
 
 
 # In this process, whatever the command had started.
@@ -79,7 +79,7 @@ def compress(arguments: argparse.Namespace) -> None:
     from studyloom.plugins import load_plugin
     from studyloom.study.stopping import Stop
     from studyloom.views.terminal import make_console, print_compressed
-    from studyloom.winner.answer import to_document
+    from studyloom.winner.result import to_document
 
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     if arguments.trust_server:
@@ -122,13 +122,13 @@ def predict(arguments: argparse.Namespace) -> int:
     with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
         network = load_network(arguments.run_dir, arguments.trust)
     if arguments.json:
-        return print_answers(predict(network, arguments.files))
+        return print_results(predict(network, arguments.files))
     for answer in predict(network, arguments.files):
         print(indented(str(answer)))
     return 0
 
 
-def print_answers(answers: "Iterator[FileAnswer]") -> int:
+def print_results(answers: "Iterator[FileResult]") -> int:
     """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
     told, mistakes = list[Any](), list[str]()
     try:

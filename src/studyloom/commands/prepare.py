@@ -17,6 +17,9 @@ from studyloom.config.schema import WinnerSection
 from studyloom.config.values import plain_sections
 from studyloom.data.datasets import drawn_anew
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import KEEPS_STATE, SECTIONS, Definition, data_key, kind_of
+from studyloom.definition.sources import sources_of_main
+from studyloom.definition.validation import breach_of_rule, check_ranks, check_sections, validate
 from studyloom.errors import ConfigError, StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.forks import ForkServer
@@ -25,9 +28,6 @@ from studyloom.launch.local import Join
 from studyloom.launch.task import Command, Launcher, Task
 from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, collect_as_usual
-from studyloom.question.question import KEEPS_STATE, SECTIONS, Question, data_key, kind_of
-from studyloom.question.sources import sources_of_main
-from studyloom.question.validation import breach_of_rule, check_ranks, check_sections, validate
 from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
@@ -37,7 +37,7 @@ from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.failures import Limits
 from studyloom.study.opening import (
     check_code,
-    check_question,
+    check_definition,
     create_study,
     open_study,
     study_names,
@@ -71,7 +71,7 @@ class Prepared:
         trackers: of the section `track`, by name.
     """
 
-    question: Question
+    definition: Definition
     launcher: Launcher
     data: TrainingData
     url: str
@@ -92,7 +92,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     """
     attempt = MistakeCollector()
     kind = kind_of(cfg)
-    question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
+    definition = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
     attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
     url = attempt(lambda: _storage_url(cfg))
@@ -101,33 +101,33 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     if data is not None and (joins or (launcher is not None and launcher.count(2) > 1)):
         data = attempt(lambda: data.shared(data_key(cfg)))
     starts: Any = WarmStarts()
-    if question is not None and not joins:
-        _check(attempt, question, data, launcher)
+    if definition is not None and not joins:
+        _check(attempt, definition, data, launcher)
         # Not after a mistake: the points of a wrong space would be wrong too.
         if url is not None and not attempt.mistakes:
-            starts = attempt(lambda: _find_starts(question, data, url))
+            starts = attempt(lambda: _find_starts(definition, data, url))
     if url is not None and launcher is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
     # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
     # read it.
-    if question.trains_networks and (device := ranks.device).type != "cpu":
+    if definition.trains_networks and (device := ranks.device).type != "cpu":
         data = data.to(device)
-    question = replace(question, ranks=ranks)
-    return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts, trackers)
+    definition = replace(definition, ranks=ranks)
+    return Prepared(definition, launcher, data, url, Path(cfg.run_dir), starts, trackers)
 
 
 def _check(
     attempt: MistakeCollector,
-    question: Question,
+    definition: Definition,
     data: TrainingData | None,
     launcher: Launcher | None,
 ) -> None:
     """Tries out what the question asks for; without data there is nothing to try networks on."""
     if data is None:
-        attempt(lambda: attempt.mistakes.extend(check_sections(question)))
+        attempt(lambda: attempt.mistakes.extend(check_sections(definition)))
     else:
-        attempt(lambda: validate(question, data))
+        attempt(lambda: validate(definition, data))
         if key := attempt(lambda: drawn_anew(data.split)):
             log.warning(
                 "%s draws its first item anew at each look, as augmentation does, and trials are "
@@ -135,20 +135,20 @@ def _check(
                 key,
                 "data.evaluate" if key == "data.train" else key,
             )
-        words = None if attempt.mistakes else attempt(lambda: breach_of_rule(question, data))
+        words = None if attempt.mistakes else attempt(lambda: breach_of_rule(definition, data))
         if words:
             log.warning("%s; only the trainings at the target show what is best there", words)
-    if compresses(question):
+    if compresses(definition):
         find = load_plugin("compress_mistakes")
-        attempt(lambda: attempt.mistakes.extend(find(question, data)))
+        attempt(lambda: attempt.mistakes.extend(find(definition, data)))
     if launcher is not None and not attempt.mistakes:
-        attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
-        attempt.mistakes += check_one_process(question, launcher)
+        attempt.mistakes += check_ranks(definition, getattr(launcher, "ranks", 1))
+        attempt.mistakes += check_one_process(definition, launcher)
 
 
-def compresses(question: Question) -> bool:
+def compresses(definition: Definition) -> bool:
     """Whether the config says that the winner is made small."""
-    return question.config.get("compress") not in (None, False)
+    return definition.config.get("compress") not in (None, False)
 
 
 def _storage_url(cfg: DictConfig) -> str:
@@ -163,11 +163,11 @@ def _storage_url(cfg: DictConfig) -> str:
     return url
 
 
-def check_one_process(question: Question, launcher: Launcher) -> Iterator[str]:
+def check_one_process(definition: Definition, launcher: Launcher) -> Iterator[str]:
     """Yields the mistake that several workers are started for a part that keeps its state."""
-    workers = launcher.count(question.trials())
-    if question.keeps_state and workers > 1:
-        parts = " and ".join(question.keeps_state)
+    workers = launcher.count(definition.trials())
+    if definition.keeps_state and workers > 1:
+        parts = " and ".join(definition.keeps_state)
         yield (
             f"{parts}: keeps its state in one process ({KEEPS_STATE}), and the launcher starts "
             f"{workers} workers; set launcher.workers=1, or derive the state from the trials"
@@ -209,11 +209,11 @@ def check_connections(url: str, workers: int) -> None:
         )
 
 
-def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts:
+def _find_starts(definition: Definition, data: TrainingData, url: str) -> WarmStarts:
     """Returns the points to begin with; opens the database only for those of earlier studies."""
-    cfg = question.config
+    cfg = definition.config
     if cfg.study["from"] is None:
-        return find_warm_starts(question)
+        return find_warm_starts(definition)
     folder, name = folder_of(url), str(cfg.study.name)
     address = url if folder is not None and not folder.exists() else serve(url, own=True)
     before: list[str] | None = None  # the earlier studies of which it has trials
@@ -224,10 +224,10 @@ def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts
             before = sources_of(stored) or ([] if has_begun else None)
 
     def remember() -> Remembered:
-        identity = question.identity(data.digest)
+        identity = definition.identity(data.digest)
         return find_earlier(address, name, Path(cfg.run_dir), identity)
 
-    return find_warm_starts(question, before, remember)
+    return find_warm_starts(definition, before, remember)
 
 
 def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared, Plan]:
@@ -246,19 +246,19 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
         LaunchError: the cluster of a new study does not start.
     """
     prepared = replace(prepared, url=serve(prepared.url, own=True))
-    question, config = prepared.question, prepared.question.config
-    name, deadline, trials = str(config.study.name), config.storage.deadline, question.trials()
+    definition, config = prepared.definition, prepared.definition.config
+    name, deadline, trials = str(config.study.name), config.storage.deadline, definition.trials()
     if create:
         prepared.run_dir.mkdir(parents=True, exist_ok=True)
         _start_cluster(prepared, name, trials)
-        pruner = question.pruner()
+        pruner = definition.pruner()
         stored = create_study(
             prepared.url,
             name,
-            question.identity(prepared.data.digest),
+            definition.identity(prepared.data.digest),
             trials,
             deadline,
-            goals=question.goals,
+            goals=definition.goals,
             rung=pruner.min_resource if isinstance(pruner, Promotion) else 0,
             accept_code_change=config.study.accept_code_change,
         )
@@ -266,19 +266,19 @@ def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared
         stored = open_study(prepared.url, name, deadline)
     with closed_on_error(stored):
         # A study of before this was stored has begun without rungs, or at epoch 1.
-        question = replace(question, began=stored.optuna.user_attrs.get(RUNG, 0))
-        prepared = replace(prepared, question=question)
+        definition = replace(definition, began=stored.optuna.user_attrs.get(RUNG, 0))
+        prepared = replace(prepared, definition=definition)
         if create:
             note_run(prepared.run_dir, config)
             _settle(prepared, stored, trials)
         else:
-            check_code(name, stored.code(), lambda: question.code)
+            check_code(name, stored.code(), lambda: definition.code)
         stored.wait_less(stop)
         if create:
             begin_again(stored)
         settings = WinnerSection(**config.winner)
-        search = Stage("search", stored, question, trials)
-        plan = Plan(search, question, prepared.data, prepared.url, prepared.run_dir, settings)
+        search = Stage("search", stored, definition, trials)
+        plan = Plan(search, definition, prepared.data, prepared.url, prepared.run_dir, settings)
     with closed_on_error(plan):
         if create:
             check_connections(prepared.url, prepared.launcher.count(plan.todo()))
@@ -305,8 +305,8 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, Plan]]:
     prepared, plan = open_plan(prepare(cfg, joins=True), stop, create=False)
     with closing(plan):
         stored, trials = plan.search.stored, plan.search.trials
-        asked = prepared.question.identity(prepared.data.digest)
-        check_question(stored.name, stored.question(), asked)
+        asked = prepared.definition.identity(prepared.data.digest)
+        check_definition(stored.name, stored.definition(), asked)
         if left := plan.search.todo():
             ways = "run the study to its end, or with a smaller study.trials"
             raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
@@ -315,23 +315,23 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, Plan]]:
 
 def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     """Stores the settings of a study beside its question, and the points to try first."""
-    question = prepared.question
-    stored.state(question.rule)
-    if sources := sources_of_main(plain_sections(question.config, *SECTIONS)):
+    definition = prepared.definition
+    stored.state(definition.rule)
+    if sources := sources_of_main(plain_sections(definition.config, *SECTIONS)):
         stored.optuna.set_user_attr(DEFINED, sources)
-    study = question.config.study
-    regret, cost = study.regret if study.stop == "regret" else None, question.config.cost
+    study = definition.config.study
+    regret, cost = study.regret if study.stop == "regret" else None, definition.config.cost
     bounds = Bounds(
         regret=regret, epochs=study.epochs, trials=trials, cost=cost.limit, per_hour=cost.per_hour
     )
     set_bounds(stored, bounds)
-    store_space(stored, question)
-    if question.baseline is not None:
+    store_space(stored, definition)
+    if definition.baseline is not None:
         if study.redo_baseline:
             redo_baseline(stored)
         if (missing := missing_baseline(stored)) is not None:
             log.warning("%s", missing)
-    if left := enqueue(stored, prepared.starts, trials, baseline=question.baseline):
+    if left := enqueue(stored, prepared.starts, trials, baseline=definition.baseline):
         log.warning(
             "%d points to begin with are left out: all %d trials have begun; raise study.trials",
             left,
@@ -351,7 +351,7 @@ def task_of(
     Args:
         line: to the process that watches this one, or has started it.
     """
-    config, stored = plan.question.config, plan.search.stored
+    config, stored = plan.definition.config, plan.search.stored
     limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
     say_claimed = (line or Line()).say_claimed
 
@@ -365,7 +365,7 @@ def task_of(
             trackers = prepared.trackers if search else {}
             with track_trials(stage.stored, trackers, prepared.run_dir) as on_end:
                 worker = Worker(
-                    question=stage.asked,
+                    definition=stage.asked,
                     stored=stage.stored,
                     data=prepared.data,
                     stopping=stop,

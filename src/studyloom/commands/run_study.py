@@ -60,12 +60,12 @@ from studyloom.study.worker import TrialFiles
 from studyloom.text import format_duration, one_line
 from studyloom.training.ranks import Ranks
 from studyloom.views import terminal
-from studyloom.views.sentence import answer_sentence
+from studyloom.views.sentence import result_sentence
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display, Resumptions
-from studyloom.winner.answer import belongs_to, move_aside, read_answer
 from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.stages import Plan, is_answer_of
+from studyloom.winner.result import belongs_to, move_aside, read_result
+from studyloom.winner.stages import Plan, is_result_of
 from studyloom.winner.tracking import update_trackers
 
 STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
@@ -116,7 +116,7 @@ def run_here(
             outputs.open()
             prepared = prepare(cfg, peers.connect(), joins=worker)
             if cfg.study.dry_run:
-                terminal.print_dry_run(prepared.question, outputs.console)
+                terminal.print_dry_run(prepared.definition, outputs.console)
                 outputs.finish(0)
                 sys.exit()
             prepared, plan = open_plan(prepared, stop, create=not worker)
@@ -146,7 +146,7 @@ def follower(cfg: DictConfig, ranks: Ranks) -> Callable[[Any], None]:
     """Prepares another rank than the first, which takes part in what that one calls."""
     prepared = prepare(cfg, ranks, joins=True)
     collect_as_usual()
-    return lambda call: prepared.question.take_part(call, prepared.data)
+    return lambda call: prepared.definition.take_part(call, prepared.data)
 
 
 def exit_code(code: int, stop: Stop) -> int:
@@ -194,7 +194,7 @@ def search_and_report(
         CompressError: the winner cannot be made small; all else is done.
     """
     stored = plan.search.stored
-    record = plan.command_record(compresses=compresses(plan.question))
+    record = plan.command_record(compresses=compresses(plan.definition))
     begin_command(stored, record, task.command.age())
     outputs.attach(stored, prepared.run_dir)
     if read_control(stored) == "pause":
@@ -204,10 +204,10 @@ def search_and_report(
         code = _search_and_report(prepared, plan, task, stop, outputs)
     if not stop() and not plan.todo():
         end_command(stored, code)
-    folder = plan.question.config.checkpoints.dir
+    folder = plan.definition.config.checkpoints.dir
     if folder is not None:  # of trials whose worker died after their end
-        files = TrialFiles(Path(folder), stored.name, plan.question.seed)
-        files.remove_left(stored.trials, plan.question.space)
+        files = TrialFiles(Path(folder), stored.name, plan.definition.seed)
+        files.remove_left(stored.trials, plan.definition.space)
     return code
 
 
@@ -221,9 +221,9 @@ def _search_and_report(
     began, console = datetime.now(), outputs.console
     stored, trials = plan.search.stored, plan.search.trials
     terminal.print_code_changes(stored, console)
-    move_foreign_answer(plan, console)
+    move_foreign_result(plan, console)
     if todo := task.todo():
-        for note in [*prepared.question.notes(prepared.data), *prepared.starts.notes]:
+        for note in [*prepared.definition.notes(prepared.data), *prepared.starts.notes]:
             say(console, note)
         verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
         open_ = plan.search.todo()
@@ -294,11 +294,11 @@ def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outp
             return follow
 
 
-def move_foreign_answer(plan: Plan, console: Console) -> None:
+def move_foreign_result(plan: Plan, console: Console) -> None:
     """Moves the answer of another study aside, such as one of the same name in another database."""
 
     def is_foreign() -> bool:
-        answer = read_answer(plan.run_dir)
+        answer = read_result(plan.run_dir)
         return answer is not None and not belongs_to(answer, plan.search.stored)
 
     if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
@@ -310,14 +310,14 @@ def move_foreign_answer(plan: Plan, console: Console) -> None:
 
 def write_best(plan: Plan, best: FrozenTrial) -> None:
     """Writes the best configuration so far to `best.yaml`."""
-    question = plan.question
-    point = question.space.at(best.params)
-    sections = without_transform(question.sections(point))
+    definition = plan.definition
+    point = definition.space.at(best.params)
+    sections = without_transform(definition.sections(point))
     sections["train"].pop("loss")
     values = ", ".join(
-        f"{goal.name} {value}" for goal, value in zip(question.goals, best.values, strict=True)
+        f"{goal.name} {value}" for goal, value in zip(definition.goals, best.values, strict=True)
     )
-    header = f"# {question.config.study.name}, trial {best.number}: {values} in the search\n"
+    header = f"# {definition.config.study.name}, trial {best.number}: {values} in the search\n"
     write_whole(plan.run_dir / "best.yaml", header + as_yaml(sections))
 
 
@@ -328,15 +328,15 @@ def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool =
     `anew`, the answer keeps the page that winner.json names.
     """
     with plan.search.stored.ledger.testing() as store:
-        answer = read_answer(plan.run_dir)
-        known = answer is not None and is_answer_of(answer, plan)
+        answer = read_result(plan.run_dir)
+        known = answer is not None and is_result_of(answer, plan)
         if answer is None or not known or anew:
             page = answer.command if answer is not None and anew else command.page
             answer = evaluate_winner(plan, plan.data.test, page, store, anew=known)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
     store_result(plan.search.stored, answer.in_short())
-    lines = [answer_sentence(answer, plan.search.stored), *terminal.winner_lines(answer)]
+    lines = [result_sentence(answer, plan.search.stored), *terminal.winner_lines(answer)]
     for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
         style = "" if number or answer.test is None else "bold green"
         console.print(Text(line, style=style), soft_wrap=True)
@@ -348,7 +348,7 @@ def compress_winner(plan: Plan, stop: Stop, outputs: Outputs) -> CompressError |
     Returns:
         Why it could not be done, to be raised once all else is told; None if there is no reason.
     """
-    if not compresses(plan.question) or stop():
+    if not compresses(plan.definition) or stop():
         return None
     compress = load_plugin("compress_winner")
     failure: CompressError | None = compress(plan, stop, outputs.console, outputs.look)
@@ -411,7 +411,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         stored = plan.search.stored
         command, outputs = Command.of_this_process(), Outputs()
         outputs.console = console
-        record = plan.command_record(compresses=compresses(plan.question))
+        record = plan.command_record(compresses=compresses(plan.definition))
         begin_command(stored, record, command.age())
         outputs.attach(stored, prepared.run_dir)
         with recording_end(stored):
@@ -423,7 +423,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
                 raise missing
             print_winner(plan, command, console, anew=True)
             failure = compress_winner(plan, stop, outputs)
-            if stop() and compresses(plan.question):  # who comes again need not judge again
+            if stop() and compresses(plan.definition):  # who comes again need not judge again
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
                 raise failure

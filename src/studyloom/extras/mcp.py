@@ -27,7 +27,7 @@ from studyloom.views.progress import JobReader
 from studyloom.views.report import read_report
 from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned
-from studyloom.winner.answer import RunFiles
+from studyloom.winner.result import RunFiles
 
 try:
     from mcp.server.mcpserver import MCPServer

@@ -21,7 +21,7 @@ from typing import Any
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
 from studyloom.views.events import finite
-from studyloom.views.progress import Progress, describe_answer, eta_words, stage_words
+from studyloom.views.progress import Progress, describe_result, eta_words, stage_words
 from studyloom.views.snapshot import format_trial_values
 from studyloom.views.terminal import format_parameters
 
@@ -80,7 +80,7 @@ class Notices:
         progress = self._before
         if progress is not None:
             answer = progress.answer
-            words = stage_words(progress) if answer is None else describe_answer(answer)
+            words = stage_words(progress) if answer is None else describe_result(answer)
             subject = words if code == 0 else f"ended with exit code {code}"
             told = {"exit_code": code, "reason": reason, "answer": answer}
             self._put(progress, subject, reason or words, **told)

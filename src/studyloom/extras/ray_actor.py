@@ -22,7 +22,7 @@ from studyloom.processes import worker_id
 WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
 CHUNK = 2**20  # bytes of a worker's output in one answer
 # The worker's id in the ledger, its exit code, its output since the last answer, and its words.
-Answer = tuple[str, int | None, bytes, dict[str, str]]
+Result = tuple[str, int | None, bytes, dict[str, str]]
 
 
 class Actor:
@@ -41,7 +41,7 @@ class Actor:
         folder: str,
         package: str,
         log: str,
-    ) -> Answer:
+    ) -> Result:
         """Starts a worker, after ending one that is still here.
 
         Args:
@@ -76,7 +76,7 @@ class Actor:
         os.close(line)
         return self.poll(0.0)
 
-    def poll(self, wait: float = WAIT) -> Answer:
+    def poll(self, wait: float = WAIT) -> Result:
         """Waits up to `wait` seconds for the worker's end, and returns how it is.
 
         The exit code comes only with the last of the output, however long that is.

@@ -115,7 +115,7 @@ class Remembered:
             left out: to go on with that is to resume it.
     """
 
-    question: Mapping[str, Any] = field(default_factory=dict)
+    definition: Mapping[str, Any] = field(default_factory=dict)
     studies: list[Earlier] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _left_out: list[str] = field(default_factory=list)
@@ -162,8 +162,12 @@ class Remembered:
             self._unreachable.add(url)
             raise
         with contextlib.closing(stored):
-            uuid, question = stored.optuna.user_attrs.get(UUID), stored.question()
-            if uuid in self._seen or question is None or not differences(question, self.question):
+            uuid, definition = stored.optuna.user_attrs.get(UUID), stored.definition()
+            if (
+                uuid in self._seen
+                or definition is None
+                or not differences(definition, self.definition)
+            ):
                 return
             self._seen.add(str(uuid))
             counts = stored.ledger.counts()
@@ -172,12 +176,12 @@ class Remembered:
             self.studies.append(_as_earlier(stored, label, MOST_TRIALS))
 
 
-def find_earlier(url: str, name: str, run_dir: Path, question: Mapping[str, Any]) -> Remembered:
+def find_earlier(url: str, name: str, run_dir: Path, definition: Mapping[str, Any]) -> Remembered:
     """Finds the earlier studies for `study.from=auto`; see `Remembered`.
 
     It waits for a thread, so that a Ctrl-C is heard whatever that reads.
     """
-    remembered = Remembered(question)
+    remembered = Remembered(definition)
     search = threading.Thread(target=remembered.search, args=(url, name, run_dir), daemon=True)
     search.start()
     search.join(PATIENCE)

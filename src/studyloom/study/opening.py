@@ -14,10 +14,10 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from studyloom._version import __version__
-from studyloom.errors import QuestionError, StorageError
+from studyloom.definition.sources import CODE, code_of
+from studyloom.errors import DefinitionError, StorageError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.moved import MOVED
-from studyloom.question.sources import CODE, code_of
 from studyloom.storage.attributes import (
     CODE_CHANGES,
     FORMAT,
@@ -53,7 +53,7 @@ from studyloom.study.stored_study import StoredStudy
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
 
 
-def check_question(
+def check_definition(
     name: str,
     was: Mapping[str, Any] | None,
     now: Mapping[str, Any],
@@ -66,10 +66,10 @@ def check_question(
         accept_code_change: whether the user's own code may be another than before.
 
     Raises:
-        QuestionError: the study asks another question, or another program has made it.
+        DefinitionError: the study asks another question, or another program has made it.
     """
     if was is None:
-        raise QuestionError(
+        raise DefinitionError(
             f"study.name: the study {name!r} was not made by studyloom, but by another program "
             "that uses Optuna; it stays as it is; give this one another name: study.name=…"
         )
@@ -77,17 +77,17 @@ def check_question(
     if accept_code_change:
         accepted = {key: was[key] for key in was.keys() - code_of(was)} | code_of(now)
     if changes := differences(accepted, now):
-        raise _another_question(name, changes)
+        raise _another_definition(name, changes)
     return accepted
 
 
 def check_code(name: str, was: Mapping[str, Any], now: Callable[[], Mapping[str, Any]]) -> None:
-    """Checks that the user's own code is that of the study; else raises QuestionError.
+    """Checks that the user's own code is that of the study; else raises DefinitionError.
 
     Somebody may edit it while the study runs, and a worker that is started then would read it.
     """
     if was and (changes := differences(was, now())):
-        raise _another_question(name, changes)
+        raise _another_definition(name, changes)
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -115,7 +115,7 @@ def _as_moved(value: Any, key: str = "") -> Any:
     return value
 
 
-def _another_question(name: str, changes: Sequence[str]) -> QuestionError:
+def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
     """Makes the error that shows how the question of a study differs from what is asked."""
     way_out = "go back to that question, or give this one another name: study.name=…"
     if all(change.startswith(CODE) for change in changes):
@@ -123,7 +123,7 @@ def _another_question(name: str, changes: Sequence[str]) -> QuestionError:
             "only your own code differs: go back to what it was, go on with "
             "study.accept_code_change=true, or give this study another name: study.name=…"
         )
-    return QuestionError(
+    return DefinitionError(
         f"study.name: the study {name!r} asks another question, so its trials cannot be "
         "compared:\n" + "".join(f"  {change}\n" for change in changes) + way_out
     )
@@ -219,7 +219,7 @@ def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
 def create_study(
     url: str,
     name: str,
-    question: Mapping[str, Any],
+    definition: Mapping[str, Any],
     trials: int,
     deadline: float = 300.0,
     *,
@@ -239,10 +239,10 @@ def create_study(
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         if name not in {study.study_name for study in backend.get_all_studies()}:
             create_table(backend)
-            _make_study(backend, name, goals, question, rung)
+            _make_study(backend, name, goals, definition, rung)
         stored = _load(backend, name)
-        was = stored.question()
-        accepted = check_question(name, was, question, accept_code_change=accept_code_change)
+        was = stored.definition()
+        accepted = check_definition(name, was, definition, accept_code_change=accept_code_change)
         if stored.optuna.metric_names is None:  # optuna-dashboard shows them
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
@@ -263,13 +263,13 @@ def _make_study(
     backend: RetryingStorage,
     name: str,
     goals: Sequence[Goal],
-    question: Mapping[str, Any],
+    definition: Mapping[str, Any],
     rung: int,
 ) -> None:
     """Creates a study in one transaction: without QUESTION it is one of another program."""
     directions = [StudyDirection[goal.direction.upper()] for goal in goals]
     attributes = {
-        QUESTION: dict(question),
+        QUESTION: dict(definition),
         UUID: uuid.uuid4().hex,
         FORMAT: FORMAT_NUMBER,
         VERSION: __version__,

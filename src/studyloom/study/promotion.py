@@ -29,8 +29,8 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from studyloom.definition.definition import Definition
 from studyloom.metrics import Goal
-from studyloom.question.question import Question
 from studyloom.seeds import derive
 from studyloom.storage.ledger import DONE, FRESH, OPEN, OWN, Next, Standing
 
@@ -133,9 +133,9 @@ class Promotion(BasePruner):
         """Returns the order in which slots are claimed in a study with these goals."""
         return PromotionOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
 
-    def check(self, question: Question) -> list[str]:
+    def check(self, definition: Definition) -> list[str]:
         """Returns every reason why the trials of a question cannot be paused."""
-        config, mistakes = question.config, []
+        config, mistakes = definition.config, []
         ways = "or choose another pruner, such as pruner=asha"
         if config.checkpoints.dir is None:
             mistakes.append(
@@ -143,20 +143,22 @@ class Promotion(BasePruner):
                 f"checkpoints; name a folder, {ways}"
             )
         several = config.objective.folds > 1 or config.objective.seeds > 1
-        if question.in_turn or (several and not question.trains_networks):
-            what = "pruner.steps=jobs" if question.in_turn else "objective.folds or objective.seeds"
+        if definition.in_turn or (several and not definition.trains_networks):
+            what = (
+                "pruner.steps=jobs" if definition.in_turn else "objective.folds or objective.seeds"
+            )
             mistakes.append(
                 f"{what}: pruner=promotion compares trials epoch by epoch, and these train their "
                 f"folds and seeds one after the other; take one of each, {ways}"
             )
-        if not question.resumes:
+        if not definition.resumes:
             mistakes.append(
                 f"objective._target_={config.objective['_target_']}: pruner=promotion goes on with "
                 "trials from their state, and this objective keeps none; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {ways}"
             )
         needed = self.min_resource * self.reduction_factor**self.brackets
-        if question.trains_networks and (epochs := config.train.epochs) < needed:
+        if definition.trains_networks and (epochs := config.train.epochs) < needed:
             mistakes.append(
                 f"train.epochs must be at least {needed} with pruner=promotion, which is "
                 f"pruner.min_resource={self.min_resource} × pruner.reduction_factor="
@@ -178,7 +180,7 @@ def first_rung(epochs: int | None) -> int:
     return max(1, round((epochs or 1) / 13))
 
 
-def default_pruner(question: Question, epochs: int | None, began: int | None) -> BasePruner:
+def default_pruner(definition: Definition, epochs: int | None, began: int | None) -> BasePruner:
     """Returns what `pruner=auto` stands for; see `Promotion` for the arguments.
 
     It is promotion where each trial can pause. That is known of networks; a loop shows only when it
@@ -186,10 +188,10 @@ def default_pruner(question: Question, epochs: int | None, began: int | None) ->
     compares by one value; with several objectives no trial is pruned.
     """
     promotion = Promotion(epochs=epochs, began=began)
-    if began != 0 and question.trains_networks and not promotion.check(question):
+    if began != 0 and definition.trains_networks and not promotion.check(definition):
         return promotion
     median = MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-    return median if len(question.goals) == 1 else Unpruned()
+    return median if len(definition.goals) == 1 else Unpruned()
 
 
 class Unpruned(NopPruner):

@@ -26,13 +26,13 @@ from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.datasets import places
 from studyloom.data.training_data import Part, TrainingData
+from studyloom.definition.definition import names_data
+from studyloom.definition.jobs import build_function, build_jobs, loop_jobs, named_goals
+from studyloom.definition.loop import Loop, LoopObjective
+from studyloom.definition.objective import NetworkObjective, Objective, Step
+from studyloom.definition.rule import parse_limits
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.jobs import build_function, build_jobs, loop_jobs, named_goals
-from studyloom.question.loop import Loop, LoopObjective
-from studyloom.question.objective import NetworkObjective, Objective, Step
-from studyloom.question.question import names_data
-from studyloom.question.rule import parse_limits
 from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, EPOCHS, JOBS, MADE
 from studyloom.study import failures

@@ -21,9 +21,7 @@ import optuna
 from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
-from studyloom.processes import Stopwatch
-from studyloom.question.objective import (
+from studyloom.definition.objective import (
     NetworkObjective,
     Objective,
     Report,
@@ -31,7 +29,9 @@ from studyloom.question.objective import (
     Stopping,
     StoredObjective,
 )
-from studyloom.question.rule import Cost
+from studyloom.definition.rule import Cost
+from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
+from studyloom.processes import Stopwatch
 from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,

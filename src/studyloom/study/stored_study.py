@@ -11,10 +11,10 @@ import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from studyloom.definition.rule import Condition, Rule, parse_rule
+from studyloom.definition.sources import code_of
 from studyloom.errors import ConfigError, Halted, UndefinedObjective
 from studyloom.metrics import COSTS, Direction, Goal
-from studyloom.question.rule import Condition, Rule, parse_rule
-from studyloom.question.sources import code_of
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
     BASELINE,
@@ -104,7 +104,7 @@ class StoredStudy:
     @cached_property
     def ours(self) -> bool:
         """Whether studyloom has created the study."""
-        return self.question() is not None
+        return self.definition() is not None
 
     def halted(self) -> str | None:
         """Returns why the study has stopped itself, without passwords; None if it has not."""
@@ -183,7 +183,7 @@ class StoredStudy:
     @cached_property
     def cost_names(self) -> tuple[str, ...]:
         """The names of the costs that a trial may have: those of a network, and a loop's own."""
-        keys = [key for key in self.question() or {} if key.startswith(CONSTRAINTS)]
+        keys = [key for key in self.definition() or {} if key.startswith(CONSTRAINTS)]
         return (*COSTS, *(key.removeprefix(CONSTRAINTS) for key in keys))
 
     def known(self, trial: FrozenTrial) -> dict[str, float]:
@@ -226,9 +226,9 @@ class StoredStudy:
 
     def code(self) -> dict[str, Any]:
         """Returns the digests of the user's own code with which the study goes on now."""
-        return code_of(self.question() or {})
+        return code_of(self.definition() or {})
 
-    def question(self) -> dict[str, Any] | None:
+    def definition(self) -> dict[str, Any] | None:
         """Returns the question of the study, by config key; None for a study of another program."""
         return self.attributes(QUESTION)[0]  # type: ignore[no-any-return]
 

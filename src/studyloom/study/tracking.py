@@ -105,7 +105,7 @@ class TrackedTrial:
 
 
 @dataclass(frozen=True)
-class TrackedAnswer:
+class TrackedResult:
     """The answer of a study, for trackers.
 
     Attributes:
@@ -132,7 +132,7 @@ class Tracker(Protocol):
         """Writes the run of a trial; written again it comes to the same content."""
         ...
 
-    def write_answer(self, answer: TrackedAnswer) -> None:
+    def write_result(self, answer: TrackedResult) -> None:
         """Writes the answer of a study, in place of an earlier one."""
         ...
 
@@ -248,7 +248,7 @@ def project(
     stored: StoredStudy,
     trackers: Mapping[str, Tracker],
     run_dir: Path,
-    answer: TrackedAnswer | None = None,
+    answer: TrackedResult | None = None,
 ) -> None:
     """Brings trackers up to the database: every ended trial that one lacks, and the answer.
 
@@ -260,7 +260,7 @@ def project(
     trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
     began, feeds = time.monotonic(), []
     for name, tracker in trackers.items():
-        missing: list[TrackedTrial | TrackedAnswer] = [*trials, *filter(None, [answer])]
+        missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [answer])]
         feed = Feed(name, "")
         feed.put(partial(_write, tracker, study, missing))
         feeds.append((feed, missing, getattr(tracker, "patience", PATIENCE)))
@@ -276,15 +276,15 @@ def project(
 
 
 def _write(
-    tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedAnswer]
+    tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
 ) -> None:
     """Writes what is missing, and takes from the list what the tracker has."""
     written = tracker.written(study) if isinstance(tracker, Listing) else ()
     refused: Exception | None = None
     for each in [*missing]:
         try:
-            if isinstance(each, TrackedAnswer):
-                tracker.write_answer(each)
+            if isinstance(each, TrackedResult):
+                tracker.write_result(each)
             elif each.number not in written:
                 tracker.write_trial(each)
             missing.remove(each)
@@ -294,7 +294,7 @@ def _write(
         raise refused
 
 
-def _in_words(missing: Sequence[TrackedTrial | TrackedAnswer], of: int) -> str:
+def _in_words(missing: Sequence[TrackedTrial | TrackedResult], of: int) -> str:
     """Names what is missing: `3 of 10 trials and the answer`."""
     trials = sum(isinstance(each, TrackedTrial) for each in [*missing])
     return " and ".join(

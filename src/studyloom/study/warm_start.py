@@ -53,7 +53,7 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.text import as_yaml, nearest
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
-    from studyloom.question.question import Question
+    from studyloom.definition.definition import Definition
 
 ABSENT = object()
 
@@ -75,7 +75,7 @@ class PlacedPoint:
     breaks: bool = False
 
 
-def place_point(question: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
+def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
     """Finds the point of a space at which given parameters lie.
 
     A trial of another space, with other options or fewer of them, is placed by the config keys
@@ -102,10 +102,10 @@ def place_point(question: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
         option = look_up(parameter) if parameter.role == "option" else ABSENT
         if option is not ABSENT and why_not(parameter.distribution, option) is None:
             return option
-        return stand_in(question.composer.choices, parameter)
+        return stand_in(definition.composer.choices, parameter)
 
-    choices = question.space.walk(choose).choices
-    composed = question.composer.compose(choices)
+    choices = definition.space.walk(choose).choices
+    composed = definition.composer.compose(choices)
     placed = PlacedPoint()
 
     def decide(parameter: Parameter) -> Any:
@@ -120,25 +120,25 @@ def place_point(question: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
             return stand_in({}, parameter)  # its low end
         return float(value) if isinstance(parameter.distribution, FloatDistribution) else value
 
-    placed.point = question.space.walk(decide)
+    placed.point = definition.space.walk(decide)
     for name in [name for name in flat if name not in used]:
-        _check_unasked(question, placed, name, key_of[name], flat[name], composed)
-    if not placed.wrong and (words := question.space.breach(placed.point.params)) is not None:
+        _check_unasked(definition, placed, name, key_of[name], flat[name], composed)
+    if not placed.wrong and (words := definition.space.breach(placed.point.params)) is not None:
         placed.breaks, placed.wrong = True, [words]
     return placed
 
 
 def _check_unasked(
-    question: Any, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
+    definition: Any, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
 ) -> None:
     """Checks a given parameter that the space lacks at the point: it may agree with the config."""
     subject = f"{name}={as_yaml(value)}"
-    keys = {leaf.name: leaf.key for leaf in question.space.leaves(placed.point.choices)}
+    keys = {leaf.name: leaf.key for leaf in definition.space.leaves(placed.point.choices)}
     above = (each.removesuffix(".length") for each in (name, key))
     lists = [placed.point.values.get(keys.get(each, each)) for each in above]
     if any(isinstance(each, list) and len(each) == value for each in lists):
         return  # of a length that is not searched
-    choices = {**question.composer.choices, **placed.point.choices}
+    choices = {**definition.composer.choices, **placed.point.choices}
     if (option := choices.get(group_of(key))) is not None:
         if option != value:
             placed.wrong.append(f"{subject}, but here it is {option}")
@@ -196,7 +196,12 @@ class WarmStart:
 
 
 def take_points(
-    question: "Question", studies: Sequence[Earlier], top: int, notes: list[str], *, looked: bool
+    definition: "Definition",
+    studies: Sequence[Earlier],
+    top: int,
+    notes: list[str],
+    *,
+    looked: bool,
 ) -> list[WarmStart]:
     """Chooses trials of earlier studies that are points of this study's space too.
 
@@ -207,7 +212,7 @@ def take_points(
     """
     taken = defaultdict[int, list[PlacedTrial]](list)
     starts: list[WarmStart] = []
-    for number, trial in _choose(question, studies, top, alone=not looked):
+    for number, trial in _choose(definition, studies, top, alone=not looked):
         taken[number].append(trial)
         label = studies[number].label
         starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
@@ -215,7 +220,7 @@ def take_points(
         if number in taken:
             notes.append(_note_taken(earlier, taken[number]))
         elif not looked:
-            places = [place_point(question, trial.params) for trial in earlier.ranked[:1]]
+            places = [place_point(definition, trial.params) for trial in earlier.ranked[:1]]
             wrong = "; ".join(words for placed in places for words in placed.wrong)
             why = f": {wrong}" if wrong else ""
             notes.append(f"{earlier.label}: none of its trials is taken{why}")
@@ -223,15 +228,15 @@ def take_points(
 
 
 def _choose(
-    question: "Question", studies: Sequence[Earlier], top: int, *, alone: bool
+    definition: "Definition", studies: Sequence[Earlier], top: int, *, alone: bool
 ) -> Iterator[tuple[int, "PlacedTrial"]]:
     """Yields the trials to take, each with the position of its study."""
     if alone and len(studies) == 1:
-        best = (trial for trial in _place_trials(question, studies[0], top) if trial.eligible)
+        best = (trial for trial in _place_trials(definition, studies[0], top) if trial.eligible)
         yield from ((0, trial) for trial in itertools.islice(best, top))
         return
     most = max(2 * CANDIDATES, MOST_PLACED // max(1, len(studies)))
-    placed = [[*_place_trials(question, earlier, top, most)] for earlier in studies]
+    placed = [[*_place_trials(definition, earlier, top, most)] for earlier in studies]
     names: dict[str, BaseDistribution] = {}
     for trial in itertools.chain.from_iterable(placed):
         names |= trial.placed.point.distributions
@@ -252,12 +257,12 @@ class PlacedTrial:
 
 
 def _place_trials(
-    question: "Question", earlier: Earlier, top: int, most: int = MOST_PLACED
+    definition: "Definition", earlier: Earlier, top: int, most: int = MOST_PLACED
 ) -> Iterator[PlacedTrial]:
     """Places trials of an earlier study: of more than `most`, the best, and others evenly."""
     trials = [*earlier.ranked, *earlier.behind]
     scores = rank_scores(len(earlier.ranked), len(earlier.behind))
-    baseline = None if question.baseline is None else question.baseline.params
+    baseline = None if definition.baseline is None else definition.baseline.params
     rows = [*range(len(trials))]
     if len(rows) > most:
         rest = np.linspace(CANDIDATES, len(trials) - 1, most - CANDIDATES)
@@ -265,7 +270,7 @@ def _place_trials(
     few = max(CANDIDATES, top)
     for row in rows:
         try:
-            at = place_point(question, trials[row].params)
+            at = place_point(definition, trials[row].params)
         except Exception:  # a name that no key can have, in what somebody else has written
             continue
         if not at.wrong and len(at.composed) < len(at.point.params):
@@ -312,7 +317,7 @@ class WarmStarts:
 
 
 def find_warm_starts(
-    question: "Question",
+    definition: "Definition",
     begun: Sequence[str] | None = None,
     remember: Callable[[], Remembered] = Remembered,
 ) -> WarmStarts:
@@ -326,25 +331,29 @@ def find_warm_starts(
     Raises:
         ConfigError: every point that the space cannot give, and each earlier study that is missing.
     """
-    study = question.config.study
-    enqueued = value_at(question.config, "study.enqueue")
-    wanted = value_at(question.config, "study.from")
-    listed = getattr(question.sampler(0), "points", None) is not None
-    if wanted == AUTO and (begun is not None or listed or question.suggests):
+    study = definition.config.study
+    enqueued = value_at(definition.config, "study.enqueue")
+    wanted = value_at(definition.config, "study.from")
+    listed = getattr(definition.sampler(0), "points", None) is not None
+    if wanted == AUTO and (begun is not None or listed or definition.suggests):
         wanted = None
     mistakes: list[str] = []
     notes: list[str] = []
-    if study["from"] is None and question.trials() > LOOKED and not (listed or question.suggests):
-        notes += offer_earlier(Path(question.config.run_dir))
+    if (
+        study["from"] is None
+        and definition.trials() > LOOKED
+        and not (listed or definition.suggests)
+    ):
+        notes += offer_earlier(Path(definition.config.run_dir))
     if not enqueued and not wanted:
         return WarmStarts(notes=notes)
-    points = list(_enqueued_points(question, enqueued, mistakes, notes))
+    points = list(_enqueued_points(definition, enqueued, mistakes, notes))
     if listed:
         mistakes.append(
             "sampler=grid: tries each point of the space once, so study.enqueue and study.from "
             "add nothing; remove them, or choose another sampler"
         )
-    room = question.trials() - (question.baseline is not None) - len(points)
+    room = definition.trials() - (definition.baseline is not None) - len(points)
     if room < 0:
         mistakes.append(
             f"study.enqueue: {-room} of {len(points)} points find no room in "
@@ -360,7 +369,7 @@ def find_warm_starts(
         found = remember()
         studies = [*found.studies]
     refuse(mistakes)
-    taken = take_points(question, studies, min(study.top, room), notes, looked=looked)
+    taken = take_points(definition, studies, min(study.top, room), notes, looked=looked)
     if looked and taken:
         sources, notes = [AUTO], [*found.notes, *notes]
     labels = {start.earlier for start in taken}
@@ -399,7 +408,7 @@ def _read_named(
 
 
 def _enqueued_points(
-    question: "Question", enqueued: Any, mistakes: list[str], notes: list[str]
+    definition: "Definition", enqueued: Any, mistakes: list[str], notes: list[str]
 ) -> Iterator[WarmStart]:
     if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
         mistakes.append(
@@ -410,7 +419,7 @@ def _enqueued_points(
     for index, parameters in enumerate(enqueued):
         source = f"study.enqueue[{index}]"
         given = PlacedPoint(Point(params={**parameters}))
-        placed = given if question.suggests else place_point(question, parameters)
+        placed = given if definition.suggests else place_point(definition, parameters)
         if placed.breaks:
             notes.append(f"{source}: is left out, since it {placed.wrong.pop()}")
         problems = (*placed.wrong, *placed.unasked.values())
@@ -517,9 +526,9 @@ def missing_baseline(stored: StoredStudy) -> str | None:
 # Proposals
 
 
-def store_space(stored: StoredStudy, question: "Question") -> None:
+def store_space(stored: StoredStudy, definition: "Definition") -> None:
     """Stores what proposals are checked against; None of a list of points, or if trials suggest."""
-    space, composer, starts = question.space, question.composer, dict[str, Any]()
+    space, composer, starts = definition.space, definition.composer, dict[str, Any]()
     options = defaultdict[str, list[str]](list)
     for group in space.groups():
         options[group_of(group.key)] += group.options
@@ -528,12 +537,12 @@ def store_space(stored: StoredStudy, question: "Question") -> None:
         config = composer.compose(point.choices)
         starts |= {leaf.name: value_at(config, leaf.key) for leaf in nodes}
     known = {
-        "tree": value_at(question.config, "space") or {},
+        "tree": value_at(definition.config, "space") or {},
         "options": options,
         "choices": {group: composer.choices.get(group) for group in options},
         "starts": starts,
-        "baseline": question.baseline is not None,
-        "share": question.config.study.proposals,
+        "baseline": definition.baseline is not None,
+        "share": definition.config.study.proposals,
     }
-    listed = question.suggests or getattr(question.sampler(0), "points", None)
+    listed = definition.suggests or getattr(definition.sampler(0), "points", None)
     stored.optuna.set_user_attr(SPACE, None if listed else known)

@@ -21,6 +21,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import KEEPS_STATE
+from studyloom.definition.objective import Attempt, Objective, Stopping
+from studyloom.definition.rule import Cost
 from studyloom.errors import (
     ClaimLost,
     Interrupted,
@@ -31,9 +34,6 @@ from studyloom.errors import (
     StorageLost,
 )
 from studyloom.processes import Stopwatch, worker_id
-from studyloom.question.objective import Attempt, Objective, Stopping
-from studyloom.question.question import KEEPS_STATE
-from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.samplers import any_point, identify
 from studyloom.space.tree import Point, Space
@@ -137,7 +137,7 @@ class Worker:
         pausing: returns whether to release the trial and to claim none for now.
     """
 
-    question: TrialSource
+    definition: TrialSource
     stored: StoredStudy
     data: TrainingData
     stopping: Stopping
@@ -162,12 +162,12 @@ class Worker:
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
         ledger, owner = self.stored.ledger, worker_id(os.getpid())
-        kept = self.question.keeps_state
-        self.stored.optuna.pruner = pruner = self.question.pruner()
+        kept = self.definition.keeps_state
+        self.stored.optuna.pruner = pruner = self.definition.pruner()
         order = pruner.order(self.stored.goals) if isinstance(pruner, Promotion) else None
 
         def make(connection: Connection, slot: int) -> int:
-            first = {BASELINE: True} if slot == 0 and self.question.baseline is not None else {}
+            first = {BASELINE: True} if slot == 0 and self.definition.baseline is not None else {}
             attributes = {SLOT: slot, WORKER: owner, **first}
             return self.stored.storage.make(connection, ledger.study_id, attributes)
 
@@ -192,7 +192,7 @@ class Worker:
                 wait = min(1.5 * wait, LONGEST_WAIT)
                 ledger.record_gone()
             else:
-                self.files.remove_left(self.stored.trials, self.question.space)
+                self.files.remove_left(self.stored.trials, self.definition.space)
                 return
 
     def idle(self, seconds: float) -> None:
@@ -230,7 +230,7 @@ class Worker:
                 number,
             )
         if "sampler" in kept:
-            self.stored.optuna.sampler = self.question.sampler(number)
+            self.stored.optuna.sampler = self.definition.sampler(number)
 
     def finish_claim(self, claim: Claim, order: PromotionOrder | None, trials: int) -> None:
         """Runs the trial of a claimed slot to its end or rung, or releases it if asked to stop."""
@@ -264,7 +264,7 @@ class Worker:
         # The baseline is neither pruned nor paused, because all trials are compared with it. With
         # several objectives no pruner of Optuna's is asked, because those compare one value; trials
         # are paused all the same.
-        prunable = self.question.baseline is None or BASELINE not in trial.user_attrs
+        prunable = self.definition.baseline is None or BASELINE not in trial.user_attrs
         comparable = prunable and len(self.stored.goals) == 1
         reporter = Reporter(
             stored=self.stored,
@@ -303,11 +303,11 @@ class Worker:
         The sampler draws again, with other seeds, what breaks a relation, or has been drawn where
         `limits.repeats` is false; then chance decides. Returns None if that finds nothing.
         """
-        question, buffer, number = self.question, self.stored.storage, reporter.trial.number
+        definition, buffer, number = self.definition, self.stored.storage, reporter.trial.number
         given, again = bool(reporter.trial.params), 0
         new = not given and not self.limits.repeats
         # Who has trial 0 may not have stored its point yet.
-        taken = {identify(each) for each in (question.baseline,) if new and each is not None}
+        taken = {identify(each) for each in (definition.baseline,) if new and each is not None}
 
         def write(connection: Connection) -> None:
             others = self.stored.lock_trials(connection) if new else []
@@ -317,8 +317,8 @@ class Worker:
 
         while True:
             with self.watch("sampling"):
-                point = question.space.suggest(reporter.trial)
-            if given or question.space.breach(point.params) is None:
+                point = definition.space.suggest(reporter.trial)
+            if given or definition.space.breach(point.params) is None:
                 with self.watch("storage"):
                     if not self.stored.ledger.renew(reporter.claim, self.limits.lease, write):
                         raise ClaimLost
@@ -329,16 +329,16 @@ class Worker:
             again += 1
             with self.watch("sampling"):
                 if again > REDRAWS:
-                    seed = derive(question.seed, number, 1, again)
-                    if (found := any_point(question.space, seed, taken)) is None:
+                    seed = derive(definition.seed, number, 1, again)
+                    if (found := any_point(definition.space, seed, taken)) is None:
                         return None
                     self.give(reporter.trial._trial_id, found)
                 reporter.trial = self.ask(reporter.trial._trial_id, derive(number, again))
 
     def ask(self, trial_id: int, number: int) -> optuna.Trial:
         """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
-        if "sampler" not in self.question.keeps_state:
-            self.stored.optuna.sampler = self.question.sampler(number)
+        if "sampler" not in self.definition.keeps_state:
+            self.stored.optuna.sampler = self.definition.sampler(number)
         # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of
         # them until a trial is told how it ended, and one that is paused is not told.
         return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
@@ -352,7 +352,7 @@ class Worker:
 
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
-        baseline, buffer, trial_id = self.question.baseline, self.stored.storage, frozen._trial_id
+        baseline, buffer, trial_id = self.definition.baseline, self.stored.storage, frozen._trial_id
         if frozen.state == TrialState.WAITING:
             buffer.set_trial_user_attr(trial_id, WORKER, worker_id(os.getpid()))
             buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
@@ -370,7 +370,7 @@ class Worker:
         """
         claim, checkpoint = reporter.claim, None
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
-            point = self.question.space.at(frozen.params)
+            point = self.definition.space.at(frozen.params)
             checkpoint = self.files.checkpoint(frozen.number, point)
             if not claim.over:
                 reporter.provenance = self.provenance(claim, point, frozen.number)
@@ -394,10 +394,10 @@ class Worker:
         objective: Objective | None = None
         try:
             reporter.provenance = self.provenance(reporter.claim, point, number)
-            reporter.constrain(self.question.measure_costs(point, self.data))
+            reporter.constrain(self.definition.measure_costs(point, self.data))
             folder = None if checkpoint is None else TrialFiles.folder_of(checkpoint)
             attempt = Attempt(reporter.claim.token, self.stage, folder)
-            objective = self.question.make_objective(point, number, self.data, attempt)
+            objective = self.definition.make_objective(point, number, self.data, attempt)
             value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone
             error = reporter.raised or caught
@@ -417,7 +417,7 @@ class Worker:
                     # Later epochs ran while the database was away.
                     objective.cut(error.args[0].number)
         if reporter.provenance is not None and point.trial is not None:
-            suggested = self.question.space.at(reporter.trial.params)
+            suggested = self.definition.space.at(reporter.trial.params)
             reporter.provenance = self.provenance(reporter.claim, suggested, number)
         reporter.store(objective)
         if failure is not None:
@@ -456,20 +456,20 @@ class Worker:
 
     @property
     def files(self) -> TrialFiles:
-        return TrialFiles(self.checkpoints, self.stored.name, self.question.seed)
+        return TrialFiles(self.checkpoints, self.stored.name, self.definition.seed)
 
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:
         """Returns the record that trains trial `number` again; None if there is none."""
-        sections = self.question.provenance_sections(point)
+        sections = self.definition.provenance_sections(point)
         if sections is None:
             return None
-        seed, device = self.question.seed, self.question.trains_on(self.data)
+        seed, device = self.definition.seed, self.definition.trains_on(self.data)
         return Provenance(
             config=sections,
             seed=derive(seed, number),
             study_seed=seed,
             data=self.data.digest,
-            in_turn=self.question.in_turn,
+            in_turn=self.definition.in_turn,
             device=device.type,
             claims=claim.token,
             environment=current_environment(device),

@@ -33,7 +33,7 @@ from studyloom.views.report import Stage, read_parts, seconds_worked, wall_secon
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
-from studyloom.winner.answer import Answer, RunFiles
+from studyloom.winner.result import Result, RunFiles
 
 # Of what Hydra wrote: what decides a search, and is no part of its question.
 DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
@@ -51,7 +51,7 @@ class Compared:
     run_dir: Path
     stored: StoredStudy
     snapshot: Snapshot
-    answer: Answer | None
+    answer: Result | None
     parts: Sequence[Stage]
     settings: Mapping[str, Any]
 
@@ -92,7 +92,7 @@ def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
 
     What Hydra wrote is read as data; without it there is only what is stored with the study.
     """
-    settings = dict(stored.question() or {})
+    settings = dict(stored.definition() or {})
     try:
         config = read_written(run_dir, "config.yaml")
     except (ConfigError, OSError):
@@ -249,7 +249,9 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
 def page(studies: Sequence[Compared]) -> str:
     """Renders the page that compares studies; it needs no other file."""
     lines = [f"{study.label}: {_sentence(study)}" for study in studies]
-    asked = {json.dumps(study.stored.question(), sort_keys=True, default=str) for study in studies}
+    asked = {
+        json.dumps(study.stored.definition(), sort_keys=True, default=str) for study in studies
+    }
     same = "They ask one question." if len(asked) == 1 else "They ask different questions."
     name = " · ".join(study.label for study in studies)
     return report_page(Head(name, same, [Lines(lines)]), sections(studies))

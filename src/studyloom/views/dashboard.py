@@ -30,7 +30,7 @@ from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
 from studyloom.views.progress import JobReader, now_words
 from studyloom.views.report import read_report
-from studyloom.winner.answer import RunFiles
+from studyloom.winner.result import RunFiles
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -48,7 +48,7 @@ from studyloom.views.charts import (
     spaced,
     whole_scale,
 )
-from studyloom.winner.answer import Bin, Predictions
+from studyloom.winner.result import Bin, Predictions
 
 ENOUGH = 3  # complete trials that must have a parameter before it is drawn
 NO_PARAMETERS = f"No parameter has had different values in {ENOUGH} complete trials or more yet."

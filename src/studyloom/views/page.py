@@ -25,7 +25,7 @@ from studyloom.errors import StudyloomError
 from studyloom.files import ASSETS
 from studyloom.text import format_error, format_value, mask_passwords, name_error, printable
 from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
-from studyloom.winner.answer import Summary
+from studyloom.winner.result import Summary
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"

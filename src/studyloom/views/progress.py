@@ -359,7 +359,7 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
         yield Running(age, epoch, worker.epochs, pace)
 
 
-def describe_answer(answer: Mapping[str, Any]) -> str:
+def describe_result(answer: Mapping[str, Any]) -> str:
     """Says in one line what a job has found, the test first."""
     metric = one_line(str(answer.get("metric", "value")))
     trial = one_line(f"trial {answer.get('trial')}")
@@ -406,7 +406,7 @@ def all_stages(progress: Progress) -> str:
 def best_words(progress: Progress) -> str:
     """Words the answer, or else the best trial so far."""
     if progress.answer is not None:
-        return describe_answer(progress.answer)
+        return describe_result(progress.answer)
     best = progress.search.best
     if best is None:
         return "no result yet"

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from studyloom.definition.objective import Step
 from studyloom.errors import ConfigError
-from studyloom.question.objective import Step
 from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study.opening import differences
 from studyloom.study.provenance import Provenance, current_environment

@@ -43,7 +43,7 @@ from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, front_rows, trial_counts, why_no_best
 from studyloom.views.terminal import format_parameters, worker_cells
 from studyloom.winner import wording
-from studyloom.winner.answer import Answer, Compressed, RunFiles, Wrong
+from studyloom.winner.result import Compressed, Result, RunFiles, Wrong
 
 MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
 BEST = 100  # trials that are shown for their value
@@ -153,7 +153,7 @@ def seconds_worked(trials: Iterable[FrozenTrial]) -> float:
 def head(
     stored: StoredStudy,
     progress: Progress,
-    winner: Answer | None,
+    winner: Result | None,
     parts: list[Stage],
     *,
     live: bool = False,
@@ -179,7 +179,7 @@ def head(
     return page.Head(stored.name, f"{sentence}.", blocks)
 
 
-def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
+def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
     """Yields the reasons for the answer, a line each."""
     won = winner.winner
     chosen = f"{won.name.capitalize()} was {wording.format_choice(winner, budget)}"
@@ -208,7 +208,7 @@ def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
 
 
 def facts(
-    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, parts: list[Stage]
+    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, parts: list[Stage]
 ) -> Iterator[tuple[str, object]]:
     """Yields how long it took, on what, and what the values are."""
     trials = [trial for part in parts for trial in part.trials]
@@ -230,23 +230,23 @@ def facts(
         yield "the best by", snapshot.rule
 
 
-def data_words(stored: StoredStudy, winner: Answer | None) -> str:
+def data_words(stored: StoredStudy, winner: Result | None) -> str:
     """Words what the networks were trained and tested on."""
-    question = stored.question() or {}
+    definition = stored.definition() or {}
     told = []
     data, test = (winner.data, winner.test) if winner else (None, None)
-    if isinstance(source := question.get("data._target_"), str):
+    if isinstance(source := definition.get("data._target_"), str):
         told.append(source.rpartition(".")[2])
     if data is not None and data.shape:
         told.append(f"inputs of {format_shape(data.shape)}")
     if data is not None and data.outputs is not None:
         told.append(f"{data.outputs} {'classes' if data.classifies else 'outputs'}")
-    validation = question.get("data.validation")
-    if isinstance(validation, int) and question.get("objective.folds") in (None, 1):
+    validation = definition.get("data.validation")
+    if isinstance(validation, int) and definition.get("objective.folds") in (None, 1):
         told.append(f"{validation} examples to validate")
     if test is not None and test.examples is not None:
         told.append(f"{test.examples} to test")
-    digest = data.digest if data else question.get("data.digest")
+    digest = data.digest if data else definition.get("data.digest")
     if isinstance(digest, str) and digest:
         told.append(f"SHA-256 {digest[:12]}…")
     return ", ".join(told)
@@ -272,7 +272,7 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
         yield Card(f"{name}, best", ours, "", f"baseline: {theirs}")
 
 
-def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
+def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
     """Returns the numbers of the test; none if there was no test."""
     if winner is None or (test := winner.test) is None:
         return
@@ -297,7 +297,7 @@ def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
         yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
 
 
-def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator[Section]:
+def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator[Section]:
     """Renders the candidates, and what the winner gets right and wrong on the test part."""
     if winner is None:
         yield section("winner", [Absent("There is no winner.json yet.")])
@@ -328,7 +328,7 @@ def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator
         yield section("wrong", [images])
 
 
-def candidates(winner: Answer) -> Table:
+def candidates(winner: Result) -> Table:
     """Renders the candidates as a table, with their values in the search and retrained."""
     rows = []
     for row in winner.candidates:
@@ -353,7 +353,7 @@ def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.Pict
 STRONGEST = 6  # words of each side that are listed
 
 
-def explained_sections(winner: Answer) -> Iterator[Section]:
+def explained_sections(winner: Result) -> Iterator[Section]:
     """Renders what explains the winner."""
     mistakes = {mistake.index: mistake for mistake in winner.wrong or ()}
     label = "what misled the winner on test image"
@@ -388,7 +388,7 @@ def explained_sections(winner: Answer) -> Iterator[Section]:
         yield section("columns", [Table(head, needs, words=(0,))])
 
 
-def _texts(winner: Answer) -> Iterator[page.Part]:
+def _texts(winner: Result) -> Iterator[page.Part]:
     """Yields the texts of the mistakes, with their words shaded and the strongest ones listed."""
     classes = dict(enumerate(winner.classes or ()))
     for item in winner.texts or ():
@@ -425,7 +425,7 @@ STRETCHED = {
 
 
 def search_sections(
-    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, axis: Axis
+    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: Axis
 ) -> Iterator[Section]:
     """Renders the Pareto front, the history of the search, and the learning curves."""
     trials, best = stored.trials(), snapshot.best
@@ -601,7 +601,7 @@ def _cell(name: str, value: Any) -> page.Cell:
     return page.Cell(shown, value)
 
 
-def proposer_sections(stored: StoredStudy, winner: Answer | None) -> Iterator[Section]:
+def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Section]:
     """Renders what the trials of each proposer gained beside those of the sampler, if any has."""
     own = defaultdict[str | None, list[int]](list, {None: []})
     for trial in stored.trials():
@@ -669,7 +669,7 @@ def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
         yield page.Part(failure.kind, blocks, f"{failure.count} ×")
 
 
-def environment_section(winner: Answer | None, config_text: str) -> Section:
+def environment_section(winner: Result | None, config_text: str) -> Section:
     """Renders the environment in which the winner was trained, or else that of this process."""
     facts: dict[str, Any] = {} if winner is None else {**winner.environment}
     if not facts:

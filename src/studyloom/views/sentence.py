@@ -17,7 +17,7 @@ from studyloom.study.rows import config_of
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import format_error, format_parameter, format_value, one_line
 from studyloom.views.snapshot import Snapshot, why_no_best
-from studyloom.winner.answer import Answer, Scores, Summary, Transfer
+from studyloom.winner.result import Result, Scores, Summary, Transfer
 from studyloom.winner.wording import format_sizes, plural
 
 MOST_DETAILS = 2  # of a network
@@ -29,13 +29,13 @@ VOWEL = r"[aeio]|u(?!-?net|ni)"  # with which a name begins that takes "an": not
 NOUNS = {"Picture": "pictures", "Sound": "recordings"}  # by what makes a file an input
 
 
-def quotable(stored: StoredStudy, answer: Answer | None, snapshot: Snapshot) -> str:
+def quotable(stored: StoredStudy, answer: Result | None, snapshot: Snapshot) -> str:
     """Returns where a study stands in one sentence: its tested winner, or else its best trial."""
-    tested = None if answer is None else answer_sentence(answer, stored)
+    tested = None if answer is None else result_sentence(answer, stored)
     return tested or search_sentence(snapshot)
 
 
-def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
+def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
     """Returns the answer in one sentence; None if its winner has but the value of the search."""
     winner, test, carried = answer.winner, answer.test, answer.transfer
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
@@ -170,7 +170,7 @@ def _spread(values: Summary, metric: str) -> str:
     return f"{_value(mean, metric)} ± {format_error(error, format_value(mean))}"
 
 
-def _examples(answer: Answer, test: Scores) -> str:
+def _examples(answer: Result, test: Scores) -> str:
     """Words what the test part holds: 1 000 unseen pictures."""
     data = answer.data
     noun = NOUNS.get(_class_of((data and data.transform) or {}), "examples")

@@ -32,7 +32,7 @@ from studyloom.views.progress import (
     all_stages,
     best_words,
     control_words,
-    describe_answer,
+    describe_result,
     eta_words,
     progress_line,
     stage_words,
@@ -110,7 +110,7 @@ def render(status: Status, width: int) -> RenderableType:
 
     line(headline(snapshot))
     if progress.answer is not None:
-        line(describe_answer(progress.answer), "bold green")
+        line(describe_result(progress.answer), "bold green")
     if ended is not None:
         line(ended.words)
     else:

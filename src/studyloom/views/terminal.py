@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.config.values import plain_sections
-from studyloom.question.sources import CODE
+from studyloom.definition.sources import CODE
 from studyloom.space.outline import outline
 from studyloom.space.samplers import any_point
 from studyloom.storage.attributes import EPOCHS, FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
@@ -45,11 +45,11 @@ from studyloom.views.snapshot import (
     trial_values,
 )
 from studyloom.winner import wording
-from studyloom.winner.answer import Answer, Compressed
+from studyloom.winner.result import Compressed, Result
 
 if TYPE_CHECKING:
+    from studyloom.definition.definition import Definition
     from studyloom.launch.task import Command
-    from studyloom.question.question import Question
     from studyloom.winner.stages import Plan
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
@@ -57,7 +57,7 @@ WIDE = 72
 WHOLE = 130  # columns of the variants of a winner with the percentiles of their latencies
 
 
-def winner_lines(answer: Answer) -> Iterator[str]:
+def winner_lines(answer: Result) -> Iterator[str]:
     """Formats the answer for a terminal, line by line."""
     test, chosen, metric = answer.test, answer.winner, answer.metric.name
     fresh, gap = chosen.fresh, format_value(chosen.gap or 0.0, "+")
@@ -225,11 +225,11 @@ def proposer_words(trial: FrozenTrial) -> str:
 
 def more_trials(snapshot: Snapshot, plan: "Plan") -> str:
     """Returns the override by which a search that has ended goes on; empty if it has not."""
-    study, ended = plan.question.config.study, snapshot.outlook.ending
+    study, ended = plan.definition.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
         return f"study.regret={study.regret / 2:g}"
     if ended is not None and ended.spent is not None:
-        return f"cost.limit={2 * plan.question.config.cost.limit:g}"
+        return f"cost.limit={2 * plan.definition.config.cost.limit:g}"
     if ended is not None:
         return f"study.epochs={2 * ended.epochs}"
     spent = snapshot.done == snapshot.budget == study.trials
@@ -357,7 +357,7 @@ def print_next_steps(
     ]
     folder = shlex.quote(str(plan.run_dir))
     nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
-    if plan.question.space.size() > 1 and (more := more_trials(snapshot, plan)):
+    if plan.definition.space.size() > 1 and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
         again = shlex.join([*command.page, *command.without(key), more])
         called = f"the same call with {more.removeprefix('study.')}"
@@ -370,18 +370,18 @@ def print_next_steps(
 SHOWN = ("model", "optimizer", "scheduler", "train", "params")
 
 
-def print_dry_run(question: "Question", console: Console) -> None:
+def print_dry_run(definition: "Definition", console: Console) -> None:
     """Prints the space as a tree, and one configuration that is sampled from it."""
-    console.print(outline(question.space))
-    if question.suggests:
+    console.print(outline(definition.space))
+    if definition.suggests:
         return
-    point = any_point(question.space, question.seed)
+    point = any_point(definition.space, definition.seed)
     assert point is not None  # one was found when the question was checked
-    sample = question.at(point)
+    sample = definition.at(point)
     console.print(Text("\none configuration of it:", style="bold"))
     sections = plain_sections(sample, *SHOWN)
     sections["train"].pop("loss")
-    if not question.reads_train:
+    if not definition.reads_train:
         del sections["train"]
     words = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
     console.print(Padding(Text(words), (0, 0, 0, 2)))

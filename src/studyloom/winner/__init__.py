@@ -6,9 +6,9 @@ directory as winner.json, winner.yaml, winner.pt and model_card.md.
 """
 
 __all__ = [
-    "answer",
     "evaluation",
     "predictor",
+    "result",
     "stages",
     "statistics",
     "tracking",

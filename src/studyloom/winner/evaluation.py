@@ -16,12 +16,12 @@ from torch import Tensor
 from studyloom.config.values import as_yaml, describe_error, plain_sections, value_at
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
+from studyloom.definition.definition import SECTIONS
+from studyloom.definition.jobs import kept_name, measure_costs, weights_of
+from studyloom.definition.scale import Scale, present
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.plugins import load_plugin
-from studyloom.question.jobs import kept_name, measure_costs, weights_of
-from studyloom.question.question import SECTIONS
-from studyloom.question.scale import Scale, present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED, EPOCHS, TESTED
 from studyloom.study.provenance import current_environment
@@ -29,18 +29,18 @@ from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job
 from studyloom.winner import statistics
-from studyloom.winner.answer import (
+from studyloom.winner.result import (
     CARD,
-    Answer,
     Candidate,
     DataFacts,
     Predictions,
     RangeFacts,
+    Result,
     Tested,
     Transfer,
     Wrong,
     to_document,
-    write_answer,
+    write_result,
 )
 from studyloom.winner.stages import Origin, Plan
 from studyloom.winner.statistics import compare, rank_correlation, resample, summarise
@@ -63,7 +63,7 @@ def evaluate_winner(
     store: Callable[[int, str, Any], None],
     *,
     anew: bool = False,
-) -> Answer:
+) -> Result:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
     What the test part gave is stored in the database as soon as it is known. If the same networks
@@ -80,19 +80,19 @@ def evaluate_winner(
         StorageError: another command has taken over the lease.
         OSError: a file cannot be written.
     """
-    question, stored = plan.question, plan.search.stored
-    if question.tested:
+    definition, stored = plan.definition, plan.search.stored
+    if definition.tested:
         tested, kept = test_trainings(plan, test, store, anew=anew)
     else:
         kept = plan.load_or_train(plan.last, plan.winner, 0)
         trainings = plan.last.trainings
         fresh = tuple(trainings.fresh_seed(seed) for seed in range(trainings.seeds))
-        note = getattr(getattr(question, "adapter", None), "untested", NO_TEST)
+        note = getattr(getattr(definition, "adapter", None), "untested", NO_TEST)
         about = describe_data(plan, None) if predicts(plan) else None
         tested = Tested(seeds=fresh, note=note, environment=current_environment(CPU), data=about)
     candidates = describe_candidates(plan)
     winner = next(r for r in candidates if Origin(r.trial, r.factor).number == plan.winner)
-    answer = Answer(
+    answer = Result(
         **vars(tested),
         study=stored.name,
         stage=plan.last.stored.name,
@@ -102,7 +102,7 @@ def evaluate_winner(
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         winner=winner,
         candidates=tuple(candidates),
-        metric=Goal(question.metric.name, question.metric.direction),
+        metric=Goal(definition.metric.name, definition.metric.direction),
         rule=str(plan.rule),
         keeps=plan.rule.holds(plan.known_values(plan.winner)),
         transfer=describe_transfer(plan, winner, candidates),
@@ -115,12 +115,12 @@ def evaluate_winner(
         (stored,) = plan.search.stored.attributes(DEFINED)
         sources = {name: str(stored[name]) for name in stored} if isinstance(stored, dict) else {}
         files[CARD] = model_card(answer, plan.run_dir, plan.data.split, sources).encode()
-    return write_answer(plan.run_dir, answer, files)
+    return write_result(plan.run_dir, answer, files)
 
 
 def describe_candidates(plan: Plan) -> list[Candidate]:
     """Describes the candidates by what the search and the re-evaluation gave, the best first."""
-    metric, stored, fresh_values = plan.question.metric, plan.search.stored, plan.fresh_values
+    metric, stored, fresh_values = plan.definition.metric, plan.search.stored, plan.fresh_values
     searched = {trial.number: trial.values for trial in stored.feasible()}
     rows = []
     for number, point in plan.candidates.items():
@@ -147,11 +147,11 @@ def describe_transfer(
     plan: Plan, winner: Candidate, candidates: Sequence[Candidate]
 ) -> Transfer | None:
     """Describes how far the small trials told what is good at the target size of a `scale`."""
-    if (scale := plan.question.scale) is None or not scale.target:
+    if (scale := plan.definition.scale) is None or not scale.target:
         return None
     judged = [(r.search_value, r.mean) for r in candidates if r.factor == 1 and r.mean is not None]
     order, interval = rank_correlation(judged)
-    point, small = plan.candidates[plan.winner], plan.question.space.at(winner.params)
+    point, small = plan.candidates[plan.winner], plan.definition.space.at(winner.params)
     changed = {key: value for key, value in point.values.items() if small.values.get(key) != value}
     return Transfer(
         small=dict(scale.searched),
@@ -173,17 +173,17 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
 
     Counted is a forward pass of each network by the examples of its training.
     """
-    question, split = plan.question, plan.data.split
-    if split is None or not question.trains_networks:
+    definition, split = plan.definition, plan.data.split
+    if split is None or not definition.trains_networks:
         return None
     part, fold = split.for_preflight(), plan.judging_fold(0)
     known: dict[str, tuple[float, int]] = {}
 
     def operations(point: Point) -> tuple[float, int]:
         """Returns those of an epoch of one job, and the epochs of a training."""
-        name = as_yaml(plain_sections(question.at(point), "model", "train"))
+        name = as_yaml(plain_sections(definition.at(point), "model", "train"))
         if name not in known:
-            job = question.job(point, fold, seed=0)
+            job = definition.job(point, fold, seed=0)
             (flops,) = measure_costs(["flops"], [], job, part)
             known[name] = flops.value * job.samples, job.last
         return known[name]
@@ -193,7 +193,7 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
         run = len(trial.user_attrs.get(EPOCHS, {}).get("value", ()))
         if not run:
             continue
-        point = question.space.at(trial.params)
+        point = definition.space.at(trial.params)
         each, last = operations(point)
         small += run * each
         each, full = operations(plan.at_target(point))
@@ -225,7 +225,7 @@ def test_trainings(
             weights = plan.load_or_train(plan.retraining, n, seed) or {}
             trained.setdefault(n, []).append(weights)
         stored.count_test_opening(store)  # before it, should this be killed
-        judge = measure if plan.question.trains_networks else call_test
+        judge = measure if plan.definition.trains_networks else call_test
         try:
             tested = judge(plan, trained, test)
         except UndefinedMetric as error:
@@ -245,28 +245,30 @@ def call_test(
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
     """
-    question, trainings = plan.question, plan.retraining.trainings
+    definition, trainings = plan.definition, plan.retraining.trainings
     sealed = None if plan.data.split is None else test()
 
     def judge(candidate: int, seed: int, states: dict[str, Any]) -> dict[str, float]:
         part = None if sealed is None else sealed.part()
         point = plan.candidates[candidate]
-        return question.test(point, trainings.fresh_seed(seed), states, part)
+        return definition.test(point, trainings.fresh_seed(seed), states, part)
 
     judged = {
         n: [judge(n, seed, states) for seed, states in enumerate(by_seed)]
         for n, by_seed in trained.items()
     }
-    values = {n: [each[question.metric.name] for each in by_seed] for n, by_seed in judged.items()}
-    scores = compare(values, plan.winner, plan.baseline(), bounds=question.metric.bounds)
+    values = {
+        n: [each[definition.metric.name] for each in by_seed] for n, by_seed in judged.items()
+    }
+    scores = compare(values, plan.winner, plan.baseline(), bounds=definition.metric.bounds)
     shown: dict[str, Any] = {"note": OWN_TEST}
     if sealed is not None and predicts(plan):
-        job, metric = trainings.job(plan.winner, 0), METRICS.get(question.metric.name)
+        job, metric = trainings.job(plan.winner, 0), METRICS.get(definition.metric.name)
         try:
-            kept = kept_name(question.config.objective.network)
+            kept = kept_name(definition.config.objective.network)
             weights = weights_of(trained[plan.winner][0], kept)
             pair = judge_network(job, weights, sealed)
-            shown = explained(job, weights, metric or question.metric, pair, sealed)
+            shown = explained(job, weights, metric or definition.metric, pair, sealed)
         except Exception as error:  # of the user's own code; the test has been made
             log.warning("the report lacks the winner's predictions: %s", describe_error(error))
         shown["data"] = describe_data(plan, sealed)
@@ -281,7 +283,7 @@ def call_test(
 
 def predicts(plan: Plan) -> bool:
     """Whether the network of a loop is known, and the data that it is trained on."""
-    return plan.data.split is not None and plan.question.config.objective.network is not None
+    return plan.data.split is not None and plan.definition.config.objective.network is not None
 
 
 def explained(
@@ -305,7 +307,7 @@ def measure(
     Raises:
         UndefinedMetric: the metric has no value there.
     """
-    split, metric, trainings = plan.data.split, plan.question.metric, plan.retraining.trainings
+    split, metric, trainings = plan.data.split, plan.definition.metric, plan.retraining.trainings
     assert split is not None
     sealed = test().to(split.device)
     judged = {
@@ -339,7 +341,7 @@ def describe_data(plan: Plan, test: Part | None) -> DataFacts:
     split, job = plan.data.split, plan.last.trainings.job(plan.winner, 0)
     assert split is not None
     sealed = split if test is None else test
-    source, section = plan.data.source, value_at(plan.question.config, "data.transform")
+    source, section = plan.data.source, value_at(plan.definition.config, "data.transform")
     seen = InputRange.of(split)
     return DataFacts(
         digest=split.digest,
@@ -435,33 +437,33 @@ def winner_yaml(plan: Plan, winner: str, command: Sequence[str]) -> str:
 
 def winner_config(plan: Plan) -> dict[str, Any]:
     """Makes a primary config of the winner with nothing to search, so that it wins again."""
-    question, point = plan.question, plan.candidates[plan.winner]
-    choices = {**question.composer.choices, **point.choices}
+    definition, point = plan.definition, plan.candidates[plan.winner]
+    choices = {**definition.composer.choices, **point.choices}
     if "space" in choices:  # an option may choose others
         choices["space"] = "none"
     own: dict[str, str | None] = {
         group: option for group, option in choices.items() if not group.startswith("hydra/")
     }
     # A group that the command took away, for a section of its own, with ~GROUP.
-    removed = [each.key for each in question.composer.overrides if each.prefix == "~"]
+    removed = [each.key for each in definition.composer.overrides if each.prefix == "~"]
     own |= dict.fromkeys(key for key in removed if key in SECTIONS)
-    sections = question.sections(point)
+    sections = definition.sections(point)
     # In full: what is at its default here may be something else in the page's own config.
-    sections["train"] = value_at(question.at(point), "train")
+    sections["train"] = value_at(definition.at(point), "train")
     sections["train"].pop("loss")
-    if (network := value_at(question.config, "objective.network")) is not None:
+    if (network := value_at(definition.config, "objective.network")) is not None:
         sections["objective"]["network"] = network
-    study = question.config.study
-    if (scale := question.scale) is not None:
+    study = definition.config.study
+    if (scale := definition.scale) is not None:
         # Its network has the target size, and keeps to the rule from the size of the search on.
-        sizes = present(scale.rule_sizes, question.at(point))
+        sizes = present(scale.rule_sizes, definition.at(point))
         sections["scale"] = {**sizes, "rule": scale.rule} if sizes else None
-    if question.rule is not None:
+    if definition.rule is not None:
         # The winner has been chosen already, and the page's own rule may be another.
         sections["winner"] = {"rule": None}
     return {
         "defaults": [
-            question.composer.config_name,
+            definition.composer.config_name,
             *({f"override /{group}": option} for group, option in own.items()),
             "_self_",
         ],

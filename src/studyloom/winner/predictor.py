@@ -26,9 +26,7 @@ from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.sound import Sound
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
-from studyloom.errors import PredictError
-from studyloom.metrics import METRICS
-from studyloom.question.jobs import (
+from studyloom.definition.jobs import (
     NETWORK,
     build_named,
     build_network,
@@ -36,10 +34,12 @@ from studyloom.question.jobs import (
     network_of,
     weights_of,
 )
+from studyloom.errors import PredictError
+from studyloom.metrics import METRICS
 from studyloom.text import format_shape, format_value, name_error, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
-from studyloom.winner.answer import Answer, DataFacts, DtypeName, check_whole, load_answer
+from studyloom.winner.result import DataFacts, DtypeName, Result, check_whole, load_result
 
 MOST_BYTES = 256 * 2**20  # of a file
 MOST_INPUTS = 1_000_000  # of a file
@@ -151,7 +151,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None
         PredictError: there is no such answer, or its files cannot be used.
         ConfigError: winner.yaml or winner.json names something that is not trusted.
     """
-    answer, allowed = load_answer(run_dir), consent(run_dir, trusted)
+    answer, allowed = load_result(run_dir), consent(run_dir, trusted)
     config, states, is_loop = _read_winner(run_dir, answer, allowed)
     facts, known = answer.data, dict[str, Any]()
     if facts is not None:
@@ -185,7 +185,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None
     return _describe(model, answer, allowed)
 
 
-def _describe(model: nn.Module, answer: Answer, allowed: Sequence[str] | None) -> Network:
+def _describe(model: nn.Module, answer: Result, allowed: Sequence[str] | None) -> Network:
     """Describes what a network takes and gives, as far as the data of the study say it."""
     if (facts := answer.data) is None:  # of a loop that has its own
         metric = METRICS.get(answer.metric.name)
@@ -469,7 +469,7 @@ def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[s
 
 
 @dataclass(frozen=True)
-class FileAnswer:
+class FileResult:
     """The prediction for one input of a file: a class and its probability, or numbers."""
 
     name: str
@@ -487,7 +487,7 @@ class FileAnswer:
         return "\t".join([*words, self.note] if self.note else words)
 
 
-def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
     """Predicts for each input of each file, in their order.
 
     A file is answered if all of it can be read. The others are named at the end, all of them.
@@ -516,9 +516,9 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
             if classifies:
                 label = int(row.argmax())
                 word = names[label] if label < len(names) else ""
-                yield FileAnswer(own, label, float(row[label]), word=word, note=note)
+                yield FileResult(own, label, float(row[label]), word=word, note=note)
             else:
-                yield FileAnswer(own, values=tuple(row.tolist()), note=note)
+                yield FileResult(own, values=tuple(row.tolist()), note=note)
     if mistakes:
         raise PredictError(mistakes)
 
@@ -679,12 +679,12 @@ def load_winner(
     """
     folder = Path(run_dir)
     load = functools.partial(load_network, folder, trust, make=network)
-    config, kept, is_loop = _read_winner(folder, load_answer(folder), consent(folder, trust))
+    config, kept, is_loop = _read_winner(folder, load_result(folder), consent(folder, trust))
     return LoopWinner(config, kept, load) if is_loop else Predictor(load())
 
 
 def _read_winner(
-    run_dir: Path, answer: Answer, trusted: Sequence[str] | None
+    run_dir: Path, answer: Result, trusted: Sequence[str] | None
 ) -> tuple[DictConfig, dict[str, Any], bool]:
     """Reads the config of a winner, its weights or what its loop kept, and whether it is of a loop.
 

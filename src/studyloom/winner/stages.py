@@ -27,11 +27,11 @@ from optuna.trial import FrozenTrial
 from studyloom.config.schema import WinnerSection
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import NoWinner, QuestionError
-from studyloom.question.objective import Attempt
-from studyloom.question.question import Question
-from studyloom.question.rule import Rule
-from studyloom.question.scale import FACTORS, learning_rates, present
+from studyloom.definition.definition import Definition
+from studyloom.definition.objective import Attempt
+from studyloom.definition.rule import Rule
+from studyloom.definition.scale import FACTORS, learning_rates, present
+from studyloom.errors import DefinitionError, NoWinner
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
@@ -44,7 +44,7 @@ from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy
 from studyloom.study.worker import TrialSource
 from studyloom.training.checkpoint import load_weights
-from studyloom.winner.answer import Answer, belongs_to
+from studyloom.winner.result import Result, belongs_to
 from studyloom.winner.trainings import (
     CandidateTrainings,
     Training,
@@ -114,7 +114,7 @@ class Plan:
     """The stages of a run; each is known once those before it have ended."""
 
     search: Stage
-    question: Question
+    definition: Definition
     data: TrainingData
     url: str
     run_dir: Path
@@ -130,18 +130,18 @@ class Plan:
             yield self.reevaluation
             if self.reevaluation.todo() or not self.eligible:
                 return
-        if self.question.tested:
+        if self.definition.tested:
             yield self.retraining
 
     @property
     def reevaluates(self) -> bool:
         """Whether there is a re-evaluation; a single candidate that will be tested needs none."""
-        return not self.question.tested or len(self.candidates) > 1
+        return not self.definition.tested or len(self.candidates) > 1
 
     @property
     def last(self) -> Stage:
         """The stage after which there is a winner."""
-        return self.retraining if self.question.tested else self.reevaluation
+        return self.retraining if self.definition.tested else self.reevaluation
 
     @property
     def current(self) -> Stage:
@@ -151,13 +151,13 @@ class Plan:
 
     def command_record(self, *, compresses: bool) -> CommandRecord:
         """Returns the record of a command that works on this plan."""
-        settings, question = self.settings, self.question
-        per_hour = question.config.cost.per_hour
+        settings, definition = self.settings, self.definition
+        per_hour = definition.config.cost.per_hour
         return CommandRecord(
             trials=self.search.trials,
             judged=settings.enabled,
-            tested=bool(question.tested),
-            top=settings.top + (len(FACTORS) if question.scale else 0),
+            tested=bool(definition.tested),
+            top=settings.top + (len(FACTORS) if definition.scale else 0),
             seeds=settings.seeds,
             compresses=compresses,
             per_hour=None if per_hour is None else float(per_hour),
@@ -199,7 +199,7 @@ class Plan:
 
         By the title: `last` needs the winner, which is not to be chosen before all are judged.
         """
-        return stage.title == (RETRAINING if self.question.tested else REEVALUATION)
+        return stage.title == (RETRAINING if self.definition.tested else REEVALUATION)
 
     @property
     def fresh_values(self) -> dict[int, list[float]]:
@@ -234,7 +234,7 @@ class Plan:
     @cached_property
     def rule(self) -> Rule:
         """How the winner is chosen: as the config says, or else by the study's default."""
-        return self.question.rule or self.search.stored.default_rule()
+        return self.definition.rule or self.search.stored.default_rule()
 
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
@@ -254,14 +254,14 @@ class Plan:
         if chosen:
             chosen |= baseline
         points = {number: self._point_of(chosen[number]) for number in sorted(chosen)}
-        if (scale := self.question.scale) is None or not scale.target or not points:
+        if (scale := self.definition.scale) is None or not scale.target or not points:
             return points
         best = self.ranked[0].number
         return points | self._neighbours(best, points[best])
 
     def _neighbours(self, best: int, point: Point) -> dict[int, Point]:
         """Returns a candidate at other learning rates, by numbers below 0."""
-        rates = learning_rates(self.question.at(point))
+        rates = learning_rates(self.definition.at(point))
         return {
             Origin(best, factor).number: replace(
                 point, values=point.values | {key: rate * factor for key, rate in rates.items()}
@@ -289,19 +289,19 @@ class Plan:
         another choice there, and the training on all data, which has no validation part of its own,
         is as long. The schedule remains that of all epochs.
         """
-        point = self.at_target(self.question.space.at(trial.params))
-        train = self.question.at(point).train if self.question.trains_networks else None
+        point = self.at_target(self.definition.space.at(trial.params))
+        train = self.definition.at(point).train if self.definition.trains_networks else None
         if train is None or (train.patience, train.keep) == (None, "last"):
             return point
-        until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.keep, self.question.metric)
+        until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.keep, self.definition.metric)
         pinned = {"train.until": until, "train.patience": None, "train.keep": "last"}
         return replace(point, values=point.values | pinned)
 
     def at_target(self, point: Point) -> Point:
         """Returns a point of the search at the size of the winner."""
-        if (scale := self.question.scale) is None:
+        if (scale := self.definition.scale) is None:
             return point
-        sizes = present(scale.target, self.question.at(point))
+        sizes = present(scale.target, self.definition.at(point))
         return replace(point, values=point.values | sizes)
 
     def baseline(self) -> int | None:
@@ -317,7 +317,7 @@ class Plan:
         If no candidate satisfies the rule on fresh seeds, the one with the best mean wins.
         """
         known = {number: self.known_values(number) for number in self.eligible}
-        metric = self.question.metric
+        metric = self.definition.metric
         satisfying = [number for number in known if self.rule.holds(known[number])]
         if not satisfying:
             return max(known, key=lambda number: metric.sign * known[number][metric.name])
@@ -344,15 +344,15 @@ class Plan:
         In time order only the last part comes after all the others, so that it is always that one.
         """
         # Without a retraining, or if it only repeats this, the answer has these networks.
-        kept = not self.question.tested or self.repeats
+        kept = not self.definition.tested or self.repeats
         weights = self.run_dir / "winner" if kept else None
         return self._make_stage(REEVALUATION, self.candidates, self.judging_fold, weights)
 
     def judging_fold(self, seed: int) -> Fold:
         """Returns a division of the data that the search has not used, as large as one of its."""
-        split, count = self.data.split, self.question.config.objective.folds
+        split, count = self.data.split, self.definition.config.objective.folds
         assert split is not None
-        fresh = derive(self.question.seed, seed, 0, 1)
+        fresh = derive(self.definition.seed, seed, 0, 1)
         return split.folds(count, self.data.source.validation, fresh)[-1]
 
     @cached_property
@@ -393,8 +393,8 @@ class Plan:
         name = StageName(study, title, search.trials, top, seeds)
         if self.rule != Rule(search.stored.goals[0]):
             name = name.with_detail(str(self.rule))  # other candidates, other trainings
-        if self.question.scale is not None:
-            name = name.with_detail(str(self.question.scale))
+        if self.definition.scale is not None:
+            name = name.with_detail(str(self.definition.scale))
         code = search.stored.code()
         if search.stored.code_changes():  # other code, other trainings
             digest = hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()
@@ -403,21 +403,21 @@ class Plan:
         if title == RETRAINING and self.repeats:
             judged = earlier_trainings(search.stored, REEVALUATION, str(name), weights, needed=True)
             known = {**judged, **known}
-        trainings = CandidateTrainings(self.question, candidates, seeds, fold, known)
+        trainings = CandidateTrainings(self.definition, candidates, seeds, fold, known)
         identity = {"candidates": [*candidates], "seeds": seeds, **code}
         trials = len(trainings.trainings)
         make = partial(
             create_study,
             self.url,
-            question=identity,
+            definition=identity,
             trials=trials,
-            deadline=self.question.config.storage.deadline,
-            goals=[self.question.metric],
+            deadline=self.definition.config.storage.deadline,
+            goals=[self.definition.metric],
             wait=True,
         )
         try:
             stored = make(str(name))
-        except QuestionError:  # of before the baseline, or a trial that was deleted, was redone
+        except DefinitionError:  # of before the baseline, or a trial that was deleted, was redone
             name = name.with_detail(f"of {', '.join(map(str, candidates))}")
             stored = make(str(name))
         stored.wait_less(search.stored.stopping)
@@ -445,7 +445,7 @@ class Plan:
         try:
             return load_weights(stage.weights / f"trial-{trial.number}.pt")
         except (OSError, ValueError):
-            if not self.question.tested and KEPT not in trial.user_attrs:
+            if not self.definition.tested and KEPT not in trial.user_attrs:
                 return None
         attempt = Attempt(stage=stage.title)
         objective = stage.trainings.train_again(candidate, seed, self.data, trial.number, attempt)
@@ -453,7 +453,7 @@ class Plan:
         return objective.weights()
 
 
-def is_answer_of(answer: Answer, plan: Plan) -> bool:
+def is_result_of(answer: Result, plan: Plan) -> bool:
     """Whether an answer comes from the final stage of this very plan.
 
     The name of the stage has the budget and the rule; what was judged has the question and seeds.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import ANYTHING, Metric, example_scores
-from studyloom.winner.answer import Covered, Interval, Scores, Summary
+from studyloom.winner.result import Covered, Interval, Scores, Summary
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from studyloom.data.split import Fold, Split
 from studyloom.data.training_data import Part, TrainingData
+from studyloom.definition.definition import FIRST, Definition
+from studyloom.definition.objective import Attempt, Objective, StoredObjective
+from studyloom.definition.rule import Cost
+from studyloom.definition.sources import code_of
 from studyloom.metrics import Metric
-from studyloom.question.objective import Attempt, Objective, StoredObjective
-from studyloom.question.question import FIRST, Question
-from studyloom.question.rule import Cost
-from studyloom.question.sources import code_of
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
@@ -43,7 +43,7 @@ from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.answer import DtypeName, Tested, from_document
+from studyloom.winner.result import DtypeName, Tested, from_document
 
 COMPLETE = (TrialState.COMPLETE,)
 
@@ -80,7 +80,7 @@ class CandidateTrainings:
         seeds: how many seeds each candidate is trained with.
     """
 
-    question: Question
+    definition: Definition
     candidates: Mapping[int, Point]
     seeds: int
     fold: Callable[[int], Fold]
@@ -95,7 +95,7 @@ class CandidateTrainings:
 
     @property
     def seed(self) -> int:
-        return self.question.seed
+        return self.definition.seed
 
     @property
     def trainings(self) -> Sequence[Training]:
@@ -108,7 +108,9 @@ class CandidateTrainings:
 
     def job(self, candidate: int, seed: int) -> Job:
         """Builds the training of a candidate with a seed, both by their number."""
-        return self.question.job(self.candidates[candidate], self.fold(seed), self.fresh_seed(seed))
+        return self.definition.job(
+            self.candidates[candidate], self.fold(seed), self.fresh_seed(seed)
+        )
 
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
@@ -126,7 +128,7 @@ class CandidateTrainings:
     def train_again(
         self, candidate: int, seed: int, data: TrainingData, number: int, attempt: Attempt
     ) -> Objective:
-        return self.question.make_objective(
+        return self.definition.make_objective(
             self.candidates[candidate],
             number,
             data,
@@ -143,7 +145,7 @@ class CandidateTrainings:
         """Returns nothing: the candidate's trial in the search has its provenance."""
 
     def trains_on(self, data: TrainingData) -> torch.device:
-        return self.question.trains_on(data)
+        return self.definition.trains_on(data)
 
     @property
     def keeps_state(self) -> tuple[str, ...]:

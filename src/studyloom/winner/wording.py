@@ -15,7 +15,7 @@ from studyloom.text import (
     in_markdown,
     printable,
 )
-from studyloom.winner.answer import Answer, Candidate, Compressed, DataFacts, Scores, Summary
+from studyloom.winner.result import Candidate, Compressed, DataFacts, Result, Scores, Summary
 
 if TYPE_CHECKING:
     from studyloom.data.training_data import Part
@@ -52,7 +52,7 @@ def format_seeds(values: Summary) -> str:
     return f"± is the standard deviation over {seeds} seeds" if values.std is not None else ""
 
 
-def seed_notes(answer: Answer) -> list[str]:
+def seed_notes(answer: Result) -> list[str]:
     """Returns what to do about a training of the user's own that follows no seed."""
     values = answer.winner.fresh if answer.test is None else answer.test.winner
     return [SEED] if answer.is_of_loop and values is not None and values.same else []
@@ -63,14 +63,14 @@ def format_costs(row: Candidate) -> str:
     return "".join(f", {name} {format_cost(value)}" for name, value in row.costs.items())
 
 
-def format_choice(answer: Answer, budget: int | None = None) -> str:
+def format_choice(answer: Result, budget: int | None = None) -> str:
     """Formats which trials a winner was chosen from: all of the study, or its first ones."""
     of = budget or answer.study_trials or answer.trials
     first = f"the first {answer.trials} of {of}" if answer.trials < of else answer.trials
     return f"chosen from {first} trials"
 
 
-def format_reuse(answer: Answer) -> str:
+def format_reuse(answer: Result) -> str:
     """Formats how many trainings earlier answers, or the judging, had done; empty if none."""
     reused = [
         f"{count} of {of} {STAGES.get(title, title)}"
@@ -108,7 +108,7 @@ def format_sizes(sizes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {format_parameter(size)}" for key, size in sizes.items())
 
 
-def transfer_lines(answer: Answer) -> Iterator[str]:
+def transfer_lines(answer: Result) -> Iterator[str]:
     """Yields how far the trials of the search told what is good at the size of the winner."""
     if (found := answer.transfer) is None:
         return
@@ -131,7 +131,7 @@ def transfer_lines(answer: Answer) -> Iterator[str]:
         yield f"{100 * found.share:.0f} % of the operations of the same search at the target"
 
 
-def transfer_sentence(answer: Answer) -> str:
+def transfer_sentence(answer: Result) -> str:
     """Words `transfer_lines` as one sentence; empty without one."""
     words = "; ".join(transfer_lines(answer))
     return f"{words[0].upper()}{words[1:]}." if words else ""
@@ -179,7 +179,7 @@ def accepted_files(data: DataFacts) -> str:
 
 
 def model_card(
-    answer: Answer, run_dir: Path, data: "Part | None", sources: Mapping[str, str]
+    answer: Result, run_dir: Path, data: "Part | None", sources: Mapping[str, str]
 ) -> str:
     """Writes the model card of a tested winner in Markdown.
 

@@ -24,7 +24,7 @@ from studyloom.study.command_record import StoredCommand, store_result
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.terminal import make_console
-from studyloom.winner.answer import load_answer
+from studyloom.winner.result import load_result
 
 pytestmark = pytest.mark.nightly
 
@@ -145,8 +145,8 @@ def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_mea
 
 
 def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatch):
-    question = ask(*MIXED, *LOOP, "objective.network=toys.make_network")
-    plan = plan_of(question, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=1)
+    definition = ask(*MIXED, *LOOP, "objective.network=toys.make_network")
+    plan = plan_of(definition, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=1)
     work(plan)
     evaluate_winner(plan, test := CountedTest(), PAGE)
     record, told = small((plan, test), replace(SMALL, ratios=(0.5,)))
@@ -155,7 +155,7 @@ def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatc
     assert record.test.difference == 0
     assert record.test.value == record.test.original > 0.5
     made.clear()
-    bare = replace(plan, question=ask(*MIXED, *LOOP))
+    bare = replace(plan, definition=ask(*MIXED, *LOOP))
     with pytest.raises(CompressError, match=r"name what makes its network as objective\.network"):
         small((bare, test))
     plan.close()
@@ -229,7 +229,7 @@ def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, ma
     assert "Made small" in (plan.run_dir / "report.html").read_text()
     noted = StoredCommand.read(plan.search.stored).result
     assert noted["compressed"]["bytes"] == (plan.run_dir / "winner.onnx").stat().st_size
-    store_result(plan.search.stored, load_answer(plan.run_dir).in_short())
+    store_result(plan.search.stored, load_result(plan.run_dir).in_short())
     assert StoredCommand.read(plan.search.stored).result == noted, "the answer is the same"
 
 

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
 from toys import compose
 
+from studyloom.definition.definition import LoopDefinition
+from studyloom.definition.validation import validate
 from studyloom.errors import CommandFailed, ConfigError
 from studyloom.extras.integrations import command as command_module
 from studyloom.extras.integrations.command import Command
 from studyloom.processes import is_alive
-from studyloom.question.question import FunctionQuestion
-from studyloom.question.validation import validate
 from studyloom.space.language import parse_space
 
 STUDY = f"""
@@ -37,7 +37,7 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def ask(project):
     def ask(*overrides):
-        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=project / "conf"))
+        return LoopDefinition.ask(*compose(*overrides, name="own", folder=project / "conf"))
 
     return ask
 
@@ -52,9 +52,9 @@ def says(text, value=r"v=(\S+)", step=None):
     return Command(f"{sys.executable} -c '{text}'", value, step)
 
 
-def mistakes_of(question):
+def mistakes_of(definition):
     try:
-        validate(question, question.gather(question.config))
+        validate(definition, definition.gather(definition.config))
     except ConfigError as error:
         return error.mistakes
     return []
@@ -186,13 +186,13 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
 
 
 def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_and_script(ask):
-    question = ask()
-    assert mistakes_of(question) == []
+    definition = ask()
+    assert mistakes_of(definition) == []
     (mistake,) = mistakes_of(ask("launcher.ranks=2"))
     assert "launcher.ranks=2: each rank would run the command" in mistake
     (mistake,) = mistakes_of(ask("objective.test=posixpath.join"))
     assert mistake.startswith("objective.test: a command gives nothing back that could be tested")
-    identity = question.identity("")
+    identity = definition.identity("")
     assert identity["objective.run"] == "python main.py --lr {lr} --seed {seed}"
     assert {"objective.value", "objective.step", "code.main.py"} <= {*identity}
     Path("main.py").write_text("# a comment\n" + Path("main.py").read_text())

@@ -10,11 +10,11 @@ from toys import compose
 
 from studyloom.config.compose import own_world
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import LoopDefinition
+from studyloom.definition.jobs import build_function
+from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.extras.integrations.hydra import pick
-from studyloom.question.jobs import build_function
-from studyloom.question.question import FunctionQuestion
-from studyloom.question.validation import validate
 
 STUDY = """
 defaults:
@@ -46,45 +46,45 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def ask(project):
     def ask(*overrides):
-        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=project / "conf"))
+        return LoopDefinition.ask(*compose(*overrides, name="own", folder=project / "conf"))
 
     return ask
 
 
 def mistakes_of(ask, *overrides):
     try:
-        question = ask(*overrides)
-        validate(question, TrainingData())
+        definition = ask(*overrides)
+        validate(definition, TrainingData())
     except ConfigError as error:
         return error.mistakes
     return []
 
 
-def call(question, run, **values):
-    point = question.space.walk(lambda parameter: values[parameter.name])
-    config = question.at(point)
+def call(definition, run, **values):
+    point = definition.space.walk(lambda parameter: values[parameter.name])
+    config = definition.at(point)
     return build_function(config.objective)(config, run)
 
 
 def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_run):
     """Dotted or nested; interpolations of that config follow, and its groups are its own."""
-    question = ask()
-    assert [*question.space.groups()] == []
-    assert question.baseline.params == {"optimizer.lr": 0.1, "model.width": 8}
+    definition = ask()
+    assert [*definition.space.groups()] == []
+    assert definition.baseline.params == {"optimizer.lr": 0.1, "model.width": 8}
     point = {"optimizer.lr": 0.5, "model.width": 16}
-    assert call(question, make_run(), **point) == 1.0
-    assert call(question, make_run(), **(point | {"model.width": 32})) == 0.0
-    assert question.at(question.baseline).params == {
+    assert call(definition, make_run(), **point) == 1.0
+    assert call(definition, make_run(), **(point | {"model.width": 32})) == 0.0
+    assert definition.at(definition.baseline).params == {
         "optimizer": {"lr": 0.1},
         "model": {"width": 8},
     }
 
 
 def test_a_function_that_hydra_decorates_gets_the_config_and_a_folder_of_the_trial(ask, make_run):
-    question, run = ask("objective.call=src.train.main", "objective.value=null"), make_run()
-    assert mistakes_of(lambda: question) == []
+    definition, run = ask("objective.call=src.train.main", "objective.value=null"), make_run()
+    assert mistakes_of(lambda: definition) == []
     point = {"optimizer.lr": 0.5, "model.width": 16}
-    assert call(question, run, **point) == 1.0
+    assert call(definition, run, **point) == 1.0
     assert (run.dir / "result.txt").read_text() == str(run.dir)
 
 
@@ -117,9 +117,9 @@ def test_a_parameter_run_gets_the_run_and_another_second_parameter_does_not(ask,
     (project / "src/other.py").write_text(text + "def two(cfg, callbacks=None): return 2.0\n")
     point, run = {"optimizer.lr": 0.5, "model.width": 16}, make_run()
     for number, name in enumerate(("one", "two"), 1):
-        question = ask(f"objective.call=src.other.{name}", "objective.value=null")
-        assert mistakes_of(lambda question=question: question) == []
-        assert call(question, run, **point) == number
+        definition = ask(f"objective.call=src.other.{name}", "objective.value=null")
+        assert mistakes_of(lambda definition=definition: definition) == []
+        assert call(definition, run, **point) == number
     assert run.reports == [(1, 0.5)]
 
 

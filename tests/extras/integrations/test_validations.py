@@ -8,9 +8,9 @@ from importlib import import_module
 import pytest
 import torch
 
+from studyloom.definition.run import Run, RunContext
 from studyloom.errors import UndefinedMetric
 from studyloom.extras.integrations import Validations
-from studyloom.question.run import Run, RunContext
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from studyloom.extras.trackers.wandb import SERVICE
 from studyloom.study.opening import create_study
 from studyloom.study.tracking import (
     Point,
-    TrackedAnswer,
+    TrackedResult,
     TrackedStudy,
     TrackedTrial,
     build_trackers,
@@ -56,7 +56,7 @@ def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name
     for value in (0.5, 0.9):
         (tmp_path / "winner.json").write_text(str(value))
         files = {"winner.json": tmp_path / "winner.json"}
-        tracker.write_answer(TrackedAnswer(study, 0, {"a": 1}, {"test.mean": value}, files))
+        tracker.write_result(TrackedResult(study, 0, {"a": 1}, {"test.mean": value}, files))
     assert tracker.written(study) == {0}
     if name == "mlflow":
         from mlflow import MlflowClient
@@ -171,11 +171,11 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
 ):
     from mlflow import MlflowClient
 
-    question, url = ask(), f"sqlite:///{tmp_path}/study.db"
-    stored = create_study(url, "s", question.identity("toy"), 1, goals=question.goals)
+    definition, url = ask(), f"sqlite:///{tmp_path}/study.db"
+    stored = create_study(url, "s", definition.identity("toy"), 1, goals=definition.goals)
     (tmp_path / "winner.json").write_text("{}")
     files = {"winner.json": tmp_path / "winner.json"}
-    answer = TrackedAnswer(track_study(stored, tmp_path), 0, {}, {}, files)
+    answer = TrackedResult(track_study(stored, tmp_path), 0, {}, {}, files)
     tracker = MLflow(f"sqlite:///{tmp_path}/mlflow.db", "e")
 
     def log(client, run, path, log=MlflowClient.log_artifact):
@@ -223,9 +223,9 @@ def test_a_foreign_database_of_mlflow_has_nothing_written_outside_the_run_direct
     run_dir.mkdir()
     uri = f"sqlite:///{run_dir}/mlflow.db"
     MlflowClient(uri).create_experiment("e", (tmp_path / "elsewhere").as_uri())
-    answer = TrackedAnswer(TrackedStudy("s", UUID, {}, run_dir), None, {}, {}, {})
+    answer = TrackedResult(TrackedStudy("s", UUID, {}, run_dir), None, {}, {}, {})
     with pytest.raises(FileError, match="outside of this run directory"):
-        MLflow(uri, "e").write_answer(answer)
+        MLflow(uri, "e").write_result(answer)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -251,7 +251,7 @@ class Hasty(Half):
     def __init__(self, patience):
         self.patience = patience
 
-    def write_answer(self, answer): ...
+    def write_result(self, answer): ...
 
 
 def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):

@@ -19,7 +19,8 @@ from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, accuracy, example_scores
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.answer import (
+from studyloom.winner.evaluation import png
+from studyloom.winner.result import (
     Bin,
     Calibration,
     Column,
@@ -29,7 +30,6 @@ from studyloom.winner.answer import (
     Interval,
     Occlusion,
 )
-from studyloom.winner.evaluation import png
 from studyloom.winner.statistics import NORMAL
 
 MISTAKES = 8  # that are looked at: 169 evaluations for a picture, at most 121 for a text
@@ -66,7 +66,7 @@ def explain(
         seed: of what is drawn.
 
     Returns:
-        fields of `winner.answer.Tested`: calibration and groups of classes, columns of a table,
+        fields of `winner.result.Tested`: calibration and groups of classes, columns of a table,
         occlusions of pictures and texts with their words, as far as they can be told. What fails
         is left out with a warning.
     """

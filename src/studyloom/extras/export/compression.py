@@ -18,6 +18,7 @@ from rich.text import Text
 
 from studyloom.config.values import value_at
 from studyloom.data.training_data import Part
+from studyloom.definition.rule import Condition, Rule
 from studyloom.errors import CompressError, ConfigError, Stopped, StorageError, StudyloomError
 from studyloom.extras.export.networks import (
     Original,
@@ -47,30 +48,29 @@ from studyloom.extras.export.variants import (
 )
 from studyloom.files import is_newer, write_whole
 from studyloom.metrics import Goal
-from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
 from studyloom.storage.ledger import Store
 from studyloom.study.command_record import store_compressed
 from studyloom.study.stopping import Stop
 from studyloom.views.report import write_report
 from studyloom.views.terminal import print_compressed
-from studyloom.winner.answer import (
+from studyloom.winner.result import (
     CARD,
     NETWORK,
     RECORD,
-    Answer,
     Chosen,
     Compressed,
+    Result,
     SmallScores,
     check_whole,
     digest_of,
     from_document,
-    load_answer,
+    load_result,
     read_compressed,
     to_document,
     write_json,
 )
-from studyloom.winner.stages import Plan, is_answer_of
+from studyloom.winner.stages import Plan, is_result_of
 from studyloom.winner.wording import SMALL_HEADING, small_section
 
 EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
@@ -91,7 +91,7 @@ def compress_winner(
     Returns:
         why it could not be done, to be raised once all else is told; None if there is no reason.
     """
-    settings = settings_of(value_at(plan.question.config, SECTION))
+    settings = settings_of(value_at(plan.definition.config, SECTION))
     if settings is None or stop():
         return None
     try:
@@ -108,7 +108,7 @@ def compress_winner(
 
 def compress_again(plan: Plan, words: Sequence[str], stop: Stop, console: Console) -> Compressed:
     """Makes the winner small as the config and words KEY=VALUE say, also if it was done before."""
-    settings = parse_settings(words, value_at(plan.question.config, SECTION))
+    settings = parse_settings(words, value_at(plan.definition.config, SECTION))
     return make_small(plan, settings, stop, console)
 
 
@@ -169,10 +169,10 @@ def compress(
         OSError: a file cannot be read or written.
     """
     check_installed()
-    rule = parse_own_rule(metric_of(plan.question), settings)
-    check_answer(plan, load_answer(plan.run_dir))
+    rule = parse_own_rule(metric_of(plan.definition), settings)
+    check_result(plan, load_result(plan.run_dir))
     with _alone(plan, say, stop):
-        answer = load_answer(plan.run_dir)
+        answer = load_result(plan.run_dir)
         record = None if anew else read_compressed(plan.run_dir, answer)
         if record is not None and record.settings == settings.document():
             with _writing(plan, answer) as (current, _):  # of a command that was killed before
@@ -189,17 +189,17 @@ def _compress(
             raise Stopped
         say(words)
 
-    answer = load_answer(plan.run_dir)
-    check_answer(plan, answer)
+    answer = load_result(plan.run_dir)
+    check_result(plan, answer)
     facts = answer.data
     assert facts is not None
     told("training the winner's configuration without a validation part")
     with stop.interruptible():  # in which nobody asks the database
         original = retrain(plan, settings.calibration)
-    metric = metric_of(plan.question)
+    metric = metric_of(plan.definition)
     judge = Judge(metric, settings, original, facts)
     tried = recipes(settings)
-    if not plan.question.trains_networks:
+    if not plan.definition.trains_networks:
         tried = tried[:1]
         told("its loop is your own, so that no smaller network is trained: it is tried as it is")
     variants, failed = make_variants(judge, tried, told, stop)
@@ -273,7 +273,7 @@ def _alone(plan: Plan, say: Say, stop: Stop) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(plan: Plan, answer: Answer) -> Iterator[tuple[Answer, Store]]:
+def _writing(plan: Plan, answer: Result) -> Iterator[tuple[Result, Store]]:
     """Lets no other command write an answer; yields what winner.json holds now, and the lease's.
 
     Args:
@@ -283,7 +283,7 @@ def _writing(plan: Plan, answer: Answer) -> Iterator[tuple[Answer, Store]]:
         CompressError: it is another winner by now.
     """
     with plan.search.stored.ledger.testing() as store:
-        current = load_answer(plan.run_dir)
+        current = load_result(plan.run_dir)
         check_whole(plan.run_dir, current)
         if current.files["winner.pt"] != answer.files["winner.pt"]:
             raise CompressError(
@@ -293,10 +293,10 @@ def _writing(plan: Plan, answer: Answer) -> Iterator[tuple[Answer, Store]]:
         yield current, store
 
 
-def complete_card(plan: Plan, record: Compressed, answer: Answer) -> None:
+def complete_card(plan: Plan, record: Compressed, answer: Result) -> None:
     """Writes a record into the model card, if there is one that lacks it.
 
-    winner.json has the card's digest, and goes first as in `winner.answer.write_answer`.
+    winner.json has the card's digest, and goes first as in `winner.result.write_answer`.
     """
     path = plan.run_dir / CARD
     if CARD not in answer.files:
@@ -329,7 +329,7 @@ def choose(rule: Rule, judge: Judge, variants: Sequence[Variant]) -> Variant:
     raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])
 
 
-def check_answer(plan: Plan, answer: Answer) -> None:
+def check_result(plan: Plan, answer: Result) -> None:
     """Checks that an answer is that of a plan, and of a network that can be made small.
 
     Raises:
@@ -337,14 +337,14 @@ def check_answer(plan: Plan, answer: Answer) -> None:
         PredictError: its files are not whole.
     """
     part = plan.data.split
-    mistakes = [*loop_mistakes(plan.question)]
+    mistakes = [*loop_mistakes(plan.definition)]
     if part is None or answer.data is None:
         mistakes.append("the winner's data are its loop's own; name them in the section data")
     if mistakes:
         raise CompressError(f"{plan.run_dir}: {'; '.join(mistakes)}")
     assert part is not None
     check_whole(plan.run_dir, answer)
-    if not plan.is_done() or not is_answer_of(answer, plan):
+    if not plan.is_done() or not is_result_of(answer, plan):
         raise CompressError(
             f"{plan.run_dir}: winner.json is not the answer of this study as it is now; run the "
             "study's command again"
@@ -363,7 +363,7 @@ def test_both(
 
     What it gave is stored in the database as soon as it is known.
     """
-    stored, metric = plan.search.stored, metric_of(plan.question)
+    stored, metric = plan.search.stored, metric_of(plan.definition)
     key = digest_of(content)
     before = stored.optuna.user_attrs.get(COMPRESSED) or {}
     if key in before:

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from studyloom.data import Split
 from studyloom.data.training_data import Part
+from studyloom.definition.jobs import build_network, kept_name, weights_of
+from studyloom.definition.loop import Unstopped
+from studyloom.definition.objective import Attempt
 from studyloom.errors import CompressError
-from studyloom.question.jobs import build_network, kept_name, weights_of
-from studyloom.question.loop import Unstopped
-from studyloom.question.objective import Attempt
 from studyloom.seeds import derive
 from studyloom.study.stored_study import RETRAINING
 from studyloom.training.batches import batch_dtype
@@ -98,21 +98,21 @@ class Original:
 
 def retrain(plan: Plan, calibration: int) -> Original:
     """Trains the winner's configuration without a validation part, always the same one."""
-    part, question, point = plan.data.split, plan.question, plan.candidates[plan.winner]
+    part, definition, point = plan.data.split, plan.definition, plan.candidates[plan.winner]
     assert part is not None
     # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
-    seed = derive(question.seed, 0, 0, 2)
-    fold = part.folds(question.config.objective.folds, plan.data.source.validation, seed)[-1]
-    job = question.job(point, fold, seed)
-    if question.trains_networks:
+    seed = derive(definition.seed, 0, 0, 2)
+    fold = part.folds(definition.config.objective.folds, plan.data.source.validation, seed)[-1]
+    job = definition.job(point, fold, seed)
+    if definition.trains_networks:
         network = train_network(job, part)
     else:
         attempt = Attempt(stage=RETRAINING)
-        made = question.make_objective(point, plan.winner, plan.data, attempt, seed, fold)
+        made = definition.make_objective(point, plan.winner, plan.data, attempt, seed, fold)
         made.run(lambda step: None, Unstopped())
-        weights = weights_of(made.weights() or {}, kept_name(question.config.objective.network))
+        weights = weights_of(made.weights() or {}, kept_name(definition.config.objective.network))
         network = make_network(job, weights, part).eval()
-    model = question.at(point).get("model")
+    model = definition.at(point).get("model")
     return Original(network, job, part, model, seed, calibration)
 
 
@@ -122,10 +122,10 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     assert part is not None
     job = trainings.job(plan.winner, 0)
     weights = load_weights(plan.run_dir / "winner.pt")
-    if not plan.question.trains_networks:
-        weights = weights_of(weights, kept_name(plan.question.config.objective.network))
+    if not plan.definition.trains_networks:
+        weights = weights_of(weights, kept_name(plan.definition.config.objective.network))
     network = make_network(job, weights, part)
-    model = plan.question.at(plan.candidates[plan.winner]).get("model")
+    model = plan.definition.at(plan.candidates[plan.winner]).get("model")
     return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)
 
 

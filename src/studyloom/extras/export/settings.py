@@ -9,11 +9,11 @@ import yaml  # type: ignore[import-untyped]
 
 from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
+from studyloom.definition.rule import Rule, parse_rule
 from studyloom.errors import CompressError, ConfigError, UserError
 from studyloom.extras.export.onnx import check_installed
 from studyloom.metrics import METRICS, Goal, Metric
-from studyloom.question.question import Question
-from studyloom.question.rule import Rule, parse_rule
 from studyloom.text import no_such_key
 
 SECTION = "compress"  # of the config
@@ -145,16 +145,16 @@ def parse_own_rule(metric: Metric, settings: Settings, key: str = "rule") -> Rul
     return parse_rule(settings.rule, known, key, "")
 
 
-def metric_of(question: Question) -> Metric:
+def metric_of(definition: Definition) -> Metric:
     """Returns the metric by which variants are judged: of a loop, ours of that name."""
-    return METRICS.get(question.metric.name, question.metric)
+    return METRICS.get(definition.metric.name, definition.metric)
 
 
-def loop_mistakes(question: Question) -> Iterator[str]:
+def loop_mistakes(definition: Definition) -> Iterator[str]:
     """Yields why the network of a loop cannot be made small."""
-    if question.trains_networks:
+    if definition.trains_networks:
         return
-    objective = question.config.objective
+    objective = definition.config.objective
     if objective.network is None:
         yield (
             f"the winner is a loop of your own, objective._target_={objective['_target_']}; name "
@@ -167,13 +167,13 @@ def loop_mistakes(question: Question) -> Iterator[str]:
         )
 
 
-def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str]:
+def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator[str]:
     """Yields the mistakes in how a config has the winner made small, before trial 0.
 
     Args:
         data: None if they cannot be loaded.
     """
-    config, settings = question.config, Settings()
+    config, settings = definition.config, Settings()
     try:
         settings = settings_of(value_at(config, SECTION)) or settings
     except ConfigError as error:
@@ -187,12 +187,12 @@ def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str
             f"{SECTION} makes the winner small, and with winner.enabled=false there is none; set "
             f"winner.enabled=true, or leave {SECTION} out"
         )
-    yield from (f"{SECTION}: {mistake}" for mistake in loop_mistakes(question))
-    if not question.trains_networks and data is not None and data.split is None:
+    yield from (f"{SECTION}: {mistake}" for mistake in loop_mistakes(definition))
+    if not definition.trains_networks and data is not None and data.split is None:
         yield f"{SECTION}: the data are the loop's own; name them in the section data"
     metric = None
     with suppress(UserError, ImportError, AttributeError):  # which is reported with the objective
-        metric = metric_of(question)
+        metric = metric_of(definition)
     try:
         if metric is not None:
             parse_own_rule(metric, settings, f"{SECTION}.rule")

@@ -18,7 +18,7 @@ from studyloom.metrics import Metric
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
-from studyloom.winner.answer import DataFacts, Latency, Summary, VariantFacts, to_document
+from studyloom.winner.result import DataFacts, Latency, Summary, VariantFacts, to_document
 from studyloom.winner.statistics import compare, resample
 
 BATCHES = (1, 64)

@@ -7,7 +7,7 @@ makes sure of by their digest; accelerate reads tensors and plain values only.
 from collections.abc import Iterator
 from typing import Any
 
-from studyloom.question.run import Run
+from studyloom.definition.run import Run
 
 try:
     from accelerate import Accelerator

@@ -19,11 +19,11 @@ import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.values import flatten, value_at
+from studyloom.definition.sources import CODE, digest_of_source
 from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
 from studyloom.launch.supervisor import WorkerExit
 from studyloom.processes import leading_group
-from studyloom.question.sources import CODE, digest_of_source
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 

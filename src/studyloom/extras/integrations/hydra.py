@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from studyloom.config.compose import application, find_config, own_world
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import describe_error, value_at
+from studyloom.definition.sources import code_digests
 from studyloom.errors import UndefinedMetric
-from studyloom.question.sources import code_digests
 from studyloom.space.tree import Space
 from studyloom.text import nearest
 from studyloom.user_code import find_member

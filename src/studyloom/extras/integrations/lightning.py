@@ -5,8 +5,8 @@ Lightning unpickles its checkpoints; `run.checkpoint` makes sure that this study
 
 from typing import Any
 
+from studyloom.definition.run import Run
 from studyloom.extras.integrations import Validations
-from studyloom.question.run import Run
 
 try:
     from lightning.pytorch.callbacks import Checkpoint

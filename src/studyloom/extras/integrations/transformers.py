@@ -6,8 +6,8 @@
 from pathlib import Path
 from typing import Any
 
+from studyloom.definition.run import Run
 from studyloom.extras.integrations import Validations
-from studyloom.question.run import Run
 
 try:
     from transformers import TrainerCallback, set_seed

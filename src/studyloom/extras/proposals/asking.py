@@ -29,7 +29,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     left, closed = count_free_slots(stored), why_closed(stored)
     proposed = sum(PROPOSED in trial.user_attrs for trial in trials)
     free = left - (known.baseline and not trials)
-    about = [str((stored.question() or {}).get("objective._target_") or "")]
+    about = [str((stored.definition() or {}).get("objective._target_") or "")]
     about += [describe(trial, trial.params) for trial in trials[:1]]
     baseline, rows = snapshot.baseline, trial_rows(stored).to_dicts()
     params = {trial.number: trial.params for trial in stored.trials()}

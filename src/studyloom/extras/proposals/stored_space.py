@@ -14,8 +14,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from studyloom.definition.rule import read_space as read_tree
 from studyloom.errors import ConfigError
-from studyloom.question.rule import read_space as read_tree
 from studyloom.space.outline import describe
 from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.storage.attributes import SPACE

@@ -17,7 +17,7 @@ from urllib.request import url2pathname
 import yaml  # type: ignore[import-untyped]
 
 from studyloom.errors import FileError
-from studyloom.study.tracking import PATIENCE, TrackedAnswer, TrackedStudy, TrackedTrial, require
+from studyloom.study.tracking import PATIENCE, TrackedResult, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line, shorten
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class MLflow:
         client.log_batch(run, tags=[RunTag(name, _text(text)) for name, text in facts.items()])
         client.set_terminated(run, STATUS[trial.state], at)
 
-    def write_answer(self, answer: TrackedAnswer) -> None:
+    def write_result(self, answer: TrackedResult) -> None:
         from mlflow.entities import Metric, RunTag
 
         client, _ = self._connect(answer.study)
@@ -168,7 +168,7 @@ class MLflow:
                     "one, with all that the study has"
                 )
 
-    def _register(self, name: str, parent: str, answer: TrackedAnswer) -> None:
+    def _register(self, name: str, parent: str, answer: TrackedResult) -> None:
         """Registers the winner as a model that `mlflow.pyfunc.load_model` loads, once an answer."""
         from mlflow.exceptions import MlflowException
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from studyloom.study.tracking import TrackedAnswer, TrackedStudy, TrackedTrial, require
+from studyloom.study.tracking import TrackedResult, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class TensorBoard:
             finals = {f"final/{printable(name)}": value for name, value in trial.values.items()}
             writer.add_hparams(plain, finals, run_name=".", global_step=0)
 
-    def write_answer(self, answer: TrackedAnswer) -> None:
+    def write_result(self, answer: TrackedResult) -> None:
         said = {**answer.values, **answer.params}
         words = [f"trial {answer.trial}", *(f"{name}: {value}" for name, value in said.items())]
         with self._writer(answer.study, "answer") as writer:

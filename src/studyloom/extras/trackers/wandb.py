@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studyloom.study.tracking import PATIENCE, TrackedAnswer, TrackedStudy, TrackedTrial, require
+from studyloom.study.tracking import PATIENCE, TrackedResult, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line
 
 EPOCH = "epoch"
@@ -60,7 +60,7 @@ class WandB:
 
         self._write(write, trial.study, run_id, name, "trial", trial.state == "failed")
 
-    def write_answer(self, answer: TrackedAnswer) -> None:
+    def write_result(self, answer: TrackedResult) -> None:
         import wandb
 
         def write(run: Any) -> None:

@@ -13,9 +13,9 @@ from torch import nn
 from toys import Never, Signal, compose
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import LoopDefinition
+from studyloom.definition.validation import check_ranks, validate
 from studyloom.errors import ConfigError, Halted, Interrupted
-from studyloom.question.question import FunctionQuestion
-from studyloom.question.validation import check_ranks, validate
 from studyloom.storage.attributes import MADE, TIMES
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study, open_study
@@ -35,7 +35,7 @@ def ask(tmp_path, monkeypatch):
 
     def ask(function, *overrides):
         monkeypatch.setattr(sys.modules[__name__], "called", function)
-        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=tmp_path))
+        return LoopDefinition.ask(*compose(*overrides, name="own", folder=tmp_path))
 
     return ask
 
@@ -62,11 +62,11 @@ def ways(stored):
 def test_a_trial_has_the_parameters_that_it_suggests_and_they_follow_from_seed_and_number(
     ask, url, tmp_path
 ):
-    question = ask(hills)
-    validate(question, TrainingData())
-    stored = work(question, url, None, 8)
+    definition = ask(hills)
+    validate(definition, TrainingData())
+    stored = work(definition, url, None, 8)
     assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE] * 8
-    assert ways(stored) == ways(work(question, f"sqlite:///{tmp_path}/other.db", None, 8))
+    assert ways(stored) == ways(work(definition, f"sqlite:///{tmp_path}/other.db", None, 8))
     for trial in stored.trials():
         assert trial.params.keys() == {"layers", *(f"width.{n}" for n in trial.intermediate_values)}
         assert trial.distributions["layers"] == IntDistribution(1, 3)
@@ -166,14 +166,14 @@ def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing
         assert (isinstance(trial, optuna.Trial), trial.should_prune()) == (True, False)
         return height
 
-    question = ask(notes, *PRUNER)
-    trial = next(t for t in work(question, sqlite_url, None, 8).trials() if t.value > 1)
-    point = question.space.at(trial.params)
-    again = question.make_objective(point, 70, TrainingData(), seed=3)
+    definition = ask(notes, *PRUNER)
+    trial = next(t for t in work(definition, sqlite_url, None, 8).trials() if t.value > 1)
+    point = definition.space.at(trial.params)
+    again = definition.make_objective(point, 70, TrainingData(), seed=3)
     assert again.run(lambda step: None, Never()) == trial.value
     assert [step.number for step in again.steps()] == [*trial.intermediate_values]
     assert given[-1] == (70, {})
-    other = question.make_objective(question.space.at({"layers": 2}), 0, TrainingData(), seed=3)
+    other = definition.make_objective(definition.space.at({"layers": 2}), 0, TrainingData(), seed=3)
     with pytest.raises(ValueError, match=r"has no parameter width\.0, it has layers; suggest what"):
         other.run(lambda step: None, Never())
 
@@ -181,11 +181,11 @@ def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing
 def test_what_params_and_enqueue_give_is_not_sampled(ask, sqlite_url):
     """A winner.yaml gives all parameters; so its only trial is the winner's once more."""
     first = "study.enqueue=[{layers: 2, width.1: 0.25}]"
-    question = ask(hills, "+params={width.0: 0.5}", first)
+    definition = ask(hills, "+params={width.0: 0.5}", first)
     for _ in range(2):  # the second command queues nothing again
-        stored = create_study(sqlite_url, "own", question.identity(""), 8, goals=question.goals)
-        enqueue(stored, find_warm_starts(question, ()), 8, baseline=question.baseline)
-    trials = work(question, sqlite_url, None, 8).trials()
+        stored = create_study(sqlite_url, "own", definition.identity(""), 8, goals=definition.goals)
+        enqueue(stored, find_warm_starts(definition, ()), 8, baseline=definition.baseline)
+    trials = work(definition, sqlite_url, None, 8).trials()
     assert trials[0].params == {"layers": 2, "width.0": 0.5, "width.1": 0.25}
     assert {trial.params["width.0"] for trial in trials} == {0.5}
     assert len({trial.params["layers"] for trial in trials}) > 1
@@ -255,9 +255,9 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
         with pytest.raises(ConfigError) as caught:
             validate(ask(hills, override), TrainingData())
         assert words in str(caught.value)
-    question = ask(hills)
-    assert "launcher.ranks must be 1" in next(check_ranks(question, 2))
-    (note,) = question.notes(TrainingData())
+    definition = ask(hills)
+    assert "launcher.ranks must be 1" in next(check_ranks(definition, 2))
+    (note,) = definition.notes(TrainingData())
     assert "keeps no state: a trial whose worker dies starts again" in note
 
 
@@ -289,11 +289,11 @@ def by_name(run, *, width=32, lr=1e-3, act=max, depth: int = 2):
 
 
 def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(ask, sqlite_url):
-    question = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
-    validate(question, TrainingData())
-    assert question.config.params == {"width": 32, "lr": 1e-3, "depth": 3}
-    assert question.identity("")["params.width"] == 32
-    stored = work(question, sqlite_url, None, 2)
+    definition = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
+    validate(definition, TrainingData())
+    assert definition.config.params == {"width": 32, "lr": 1e-3, "depth": 3}
+    assert definition.identity("")["params.width"] == 32
+    stored = work(definition, sqlite_url, None, 2)
     trials = stored.trials()
     assert [name for name in trial_rows(stored).columns if "width" in name] == ["params.width"]
     assert [trial.params["params.width"] * 1e-3 for trial in trials] == [t.value for t in trials]

@@ -6,11 +6,11 @@ from optuna.trial import TrialState
 from toys import TINY, Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.jobs import MEASURES, measure_costs
+from studyloom.definition.rule import Condition, parse_limits
+from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError
 from studyloom.models import MLP
-from studyloom.question.jobs import MEASURES, measure_costs
-from studyloom.question.rule import Condition, parse_limits
-from studyloom.question.validation import validate
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.opening import create_study
 from studyloom.study.worker import Worker
@@ -51,9 +51,9 @@ def test_all_that_is_no_limit_is_told_at_once():
 
 
 def test_the_costs_of_a_network_are_those_of_its_layers():
-    question = ask(*WIDTHS)
+    definition = ask(*WIDTHS)
     before = torch.random.get_rng_state()
-    job = question.jobs(question.baseline, FOLDS, 0)[0]
+    job = definition.jobs(definition.baseline, FOLDS, 0)[0]
     limit = Condition("parameters", "<=", 1.0)
     costs = measure_costs([*MEASURES], [limit], job, SPLIT)
     values = {cost.quantity: cost.value for cost in costs}
@@ -67,9 +67,9 @@ def test_the_costs_of_a_network_are_those_of_its_layers():
 
 def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(sqlite_url, tmp_path):
     limit = 17 * 30 + 30 * 10 + 10  # parameters of a network of 30 units
-    question = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
-    stored = create_study(sqlite_url, "s", question.identity("toy"), 6)
-    Worker(question, stored, TrainingData(None, SPLIT, FOLDS), Never(), tmp_path).run(6)
+    definition = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
+    stored = create_study(sqlite_url, "s", definition.identity("toy"), 6)
+    Worker(definition, stored, TrainingData(None, SPLIT, FOLDS), Never(), tmp_path).run(6)
     infeasible = [trial for trial in stored.trials() if trial.user_attrs["parameters"] > limit]
     assert 0 < len(infeasible) < 6
     for trial in infeasible:
@@ -85,8 +85,8 @@ def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(sqlite_url, tm
 
 
 def test_a_network_that_takes_too_much_memory_is_not_brought_to_its_device():
-    question = ask(*WIDTHS)
-    job = question.jobs(question.baseline, FOLDS, 0)[0]
+    definition = ask(*WIDTHS)
+    job = definition.jobs(definition.baseline, FOLDS, 0)[0]
     limit = Condition("memory_gib", "<=", 1e-6)
     (cost,) = measure_costs([*MEASURES], [limit], job, SPLIT)
     assert (cost.quantity, cost.limit) == ("memory_gib", limit)

@@ -24,11 +24,11 @@ from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import Part, TrainingData
+from studyloom.definition.loop import LoopJob
+from studyloom.definition.rule import Condition, Cost
+from studyloom.definition.scale import parse_scale, present
 from studyloom.errors import ConfigError, PredictError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, MEMORY, METRICS, Metric
-from studyloom.question.loop import LoopJob
-from studyloom.question.rule import Condition, Cost
-from studyloom.question.scale import parse_scale, present
 from studyloom.seeds import derive
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml, is_scalar, nearest

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from studyloom.definition.rule import parse_limits
+from studyloom.definition.run import Run, RunContext, UnfitState
 from studyloom.errors import UndefinedMetric
-from studyloom.question.rule import parse_limits
-from studyloom.question.run import Run, RunContext, UnfitState
 
 
 class Sent(list):

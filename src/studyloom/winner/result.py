@@ -24,7 +24,7 @@ CARD = "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 # Moved aside in this order: without winner.json the others are no answer.
-ANSWER_FILES = (
+RESULT_FILES = (
     *("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", RECORD, NETWORK),
     "winner",  # the folder of the networks
 )
@@ -331,7 +331,7 @@ class Tested:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer(Tested):
+class Result(Tested):
     """The content of winner.json.
 
     Attributes:
@@ -499,7 +499,7 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(to_document(value), indent=1), durable=True)
 
 
-def write_answer(run_dir: Path, answer: Answer, files: Mapping[str, bytes]) -> Answer:
+def write_result(run_dir: Path, answer: Result, files: Mapping[str, bytes]) -> Result:
     """Writes winner.json, and then the files that belong to it.
 
     It has their digests, and goes first: if the command is killed before the last of them is in its
@@ -516,7 +516,7 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_answer(run_dir: Path) -> Answer:
+def load_result(run_dir: Path) -> Result:
     """Reads winner.json below a run directory.
 
     Raises:
@@ -524,7 +524,7 @@ def load_answer(run_dir: Path) -> Answer:
     """
     path = run_dir / "winner.json"
     try:
-        return from_document(json.loads(read_text(path, own=is_own(run_dir))), Answer)
+        return from_document(json.loads(read_text(path, own=is_own(run_dir))), Result)
     except FileNotFoundError:
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
@@ -532,16 +532,16 @@ def load_answer(run_dir: Path) -> Answer:
         raise PredictError(f"{path}: cannot be used: {one_line(str(error))}") from None
 
 
-def read_answer(run_dir: Path) -> Answer | None:
+def read_result(run_dir: Path) -> Result | None:
     """Returns the answer below a run directory; None if there is none, or none that is whole."""
     try:
-        answer = load_answer(run_dir)
+        answer = load_result(run_dir)
         return None if strays(run_dir, answer) else answer
     except (OSError, PredictError):
         return None
 
 
-def read_compressed(run_dir: Path, answer: Answer) -> Compressed | None:
+def read_compressed(run_dir: Path, answer: Result) -> Compressed | None:
     """Returns the content of compress.json; None if there is none, or it is of another winner."""
     try:
         record = from_document(json.loads((run_dir / RECORD).read_bytes()), Compressed)
@@ -551,14 +551,14 @@ def read_compressed(run_dir: Path, answer: Answer) -> Compressed | None:
     return record if whole and record.winner == answer.files.get("winner.pt") else None
 
 
-def strays(run_dir: Path, answer: Answer, *names: str) -> list[str]:
+def strays(run_dir: Path, answer: Result, *names: str) -> list[str]:
     """Finds files that are missing, or are not those which were written with winner.json.
 
     Raises:
         OSError: a file cannot be read.
     """
 
-    looked_at = names or [name for name in ANSWER_FILES if name in answer.files]
+    looked_at = names or [name for name in RESULT_FILES if name in answer.files]
     return [
         name
         for name in looked_at
@@ -567,7 +567,7 @@ def strays(run_dir: Path, answer: Answer, *names: str) -> list[str]:
     ]
 
 
-def check_whole(run_dir: Path, answer: Answer, *names: str) -> None:
+def check_whole(run_dir: Path, answer: Result, *names: str) -> None:
     """Raises PredictError if files are not those that were written with winner.json."""
     if stray := strays(run_dir, answer, *names):
         raise PredictError(
@@ -576,7 +576,7 @@ def check_whole(run_dir: Path, answer: Answer, *names: str) -> None:
         )
 
 
-def belongs_to(answer: Answer, stored: StoredStudy) -> bool:
+def belongs_to(answer: Result, stored: StoredStudy) -> bool:
     """Whether an answer was chosen from the trials of a study, as its database holds them now.
 
     A study of the same name in another database, or one with another seed, has other trials: their
@@ -596,7 +596,7 @@ def move_aside(run_dir: Path) -> Path | None:
     Raises:
         OSError: the files cannot be moved.
     """
-    files = [run_dir / name for name in ANSWER_FILES if (run_dir / name).exists()]
+    files = [run_dir / name for name in RESULT_FILES if (run_dir / name).exists()]
     if not files:
         return None
     earlier = run_dir / "earlier"
@@ -618,7 +618,7 @@ class RunFiles:
         configs: the configurations, as text.
     """
 
-    winner: Answer | None = None
+    winner: Result | None = None
     compressed: Compressed | None = None
     configs: str = ""
 
@@ -628,7 +628,7 @@ class RunFiles:
         paths = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).exists()}
         texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
         configs = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
-        answer = read_answer(run_dir)
+        answer = read_result(run_dir)
         if answer is None or not belongs_to(answer, stored):  # that of another study which ran here
             return cls(configs=configs)
         return cls(answer, read_compressed(run_dir, answer), configs)

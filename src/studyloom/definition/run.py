@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from studyloom.definition.rule import Condition, Cost
+from studyloom.definition.sources import is_users_code
 from studyloom.errors import Infeasible, UndefinedMetric
-from studyloom.question.rule import Condition, Cost
-from studyloom.question.sources import is_users_code
 from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import digest_of, snapshot
@@ -30,7 +30,7 @@ from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.scaling import Scaling, scale_rates
 
-LOOP = "studyloom.question.loop"  # whose frames call the loops
+LOOP = "studyloom.definition.loop"  # whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from toys import Never
 
+from studyloom.definition.loop import STRIDE, Loop, LoopJob, LoopObjective
+from studyloom.definition.rule import parse_limits
 from studyloom.errors import Stopped, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.loop import STRIDE, Loop, LoopJob, LoopObjective
-from studyloom.question.rule import parse_limits
 from studyloom.training.checkpoint import Checkpoint
 
 GOALS = (Goal("accuracy", "maximize"),)

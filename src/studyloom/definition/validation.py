@@ -25,6 +25,9 @@ from studyloom.config.schema import Config, check_name, out_of_range
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
+from studyloom.definition.definition import OF_NETWORKS, STEPS, Branch, Definition
+from studyloom.definition.jobs import build_jobs
+from studyloom.definition.scale import present
 from studyloom.errors import (
     TRAIN_IT_YOURSELF,
     ConfigError,
@@ -34,9 +37,6 @@ from studyloom.errors import (
     refuse,
 )
 from studyloom.metrics import MEMORY, METRICS, Goal, Metric
-from studyloom.question.jobs import build_jobs
-from studyloom.question.question import OF_NETWORKS, STEPS, Branch, Question
-from studyloom.question.scale import present
 from studyloom.space.samplers import DRAWS, any_point
 from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, Space, end_of, group_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
@@ -50,50 +50,50 @@ from studyloom.training.trainer import JobRun
 SEARCHED = (*OF_NETWORKS, "train", "params")
 
 
-def validate(question: Question, data: TrainingData) -> None:
+def validate(definition: Definition, data: TrainingData) -> None:
     """Composes every branch of the space and builds what it names: defaults, corners and choices.
 
     Raises:
         ConfigError: every mistake found. Nothing is built if keys or ranges are wrong, since that
             would only repeat the mistakes.
     """
-    mistakes = [*_check_groups(question)]
+    mistakes = [*_check_groups(definition)]
     try:
-        for branch in question.branches:
-            mistakes += _check_leaves(question, branch)
+        for branch in definition.branches:
+            mistakes += _check_leaves(definition, branch)
     except ConfigError as error:
         mistakes += error.mistakes
     if not mistakes:
-        mistakes += _check_relations(question)
-    mistakes = [*check_sections(question), *mistakes]
+        mistakes += _check_relations(definition)
+    mistakes = [*check_sections(definition), *mistakes]
     if not mistakes:
-        mistakes += question.check_functions(data)
-        if question.trains_networks:
-            mistakes += _try_networks(question, data)
+        mistakes += definition.check_functions(data)
+        if definition.trains_networks:
+            mistakes += _try_networks(definition, data)
     if not mistakes:
-        mistakes += _check_search(question)
+        mistakes += _check_search(definition)
     refuse(mistakes)
 
 
 # The values of our own sections
 
 
-def check_sections(question: Question) -> Iterator[str]:
+def check_sections(definition: Definition) -> Iterator[str]:
     """Yields the mistakes in studyloom's own sections; they need neither the data nor the space."""
-    yield from filter(None, [check_name(question.config.study.name)])
-    yield from out_of_range(question.config)
-    yield from _rules(question)
-    yield from _check_goals(question)
+    yield from filter(None, [check_name(definition.config.study.name)])
+    yield from out_of_range(definition.config)
+    yield from _rules(definition)
+    yield from _check_goals(definition)
     with contextlib.suppress(Exception):  # that it can be built is checked later, with all else
-        yield from getattr(question.pruner(), "check", lambda _: ())(question)
+        yield from getattr(definition.pruner(), "check", lambda _: ())(definition)
 
 
-def _rules(question: Question) -> Iterator[str]:
+def _rules(definition: Definition) -> Iterator[str]:
     """Yields values that exclude each other, with the way out."""
-    config, choices = question.config, question.composer.choices
+    config, choices = definition.config, definition.composer.choices
     study, objective, winner, train = config.study, config.objective, config.winner, config.train
     several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
-    scale = question.scale
+    scale = definition.scale
     sized = {} if scale is None else scale.target
     if study.stop not in (None, "regret"):
         yield f"study.stop must be regret, or null; got {study.stop}"
@@ -102,7 +102,7 @@ def _rules(question: Question) -> Iterator[str]:
             "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
             "not worth in units of the metric, go together; set both or none"
         )
-    if objective.network is not None and question.trains_networks:
+    if objective.network is not None and definition.trains_networks:
         yield "objective.network is of a loop; what studyloom trains is in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
@@ -124,7 +124,9 @@ def _rules(question: Question) -> Iterator[str]:
             "leave scale out, or the other",
             {
                 "objective.metric names more than one": several,
-                "objective.constraints limits what the small network costs": bool(question.limits),
+                "objective.constraints limits what the small network costs": bool(
+                    definition.limits
+                ),
                 "winner.enabled is false": not winner.enabled,
                 "train.patience or train.keep choose the epochs of which there are more": (
                     "train.epochs" in sized and (train.patience, train.keep) != (None, "last")
@@ -132,7 +134,7 @@ def _rules(question: Question) -> Iterator[str]:
             },
         ),
         (
-            question.in_turn,
+            definition.in_turn,
             f"pruner={choices.get('pruner')} compares trials fold by fold and seed by seed",
             "choose another pruner, such as pruner=median",
             {
@@ -144,49 +146,49 @@ def _rules(question: Question) -> Iterator[str]:
         yield from (
             f"{needs}, and {why}; {way_out}" for why, no in refusals.items() if asked and no
         )
-    if question.steps not in ("epochs", "jobs"):
-        yield f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}"
+    if definition.steps not in ("epochs", "jobs"):
+        yield f"pruner.{STEPS} must be epochs or jobs; got {definition.steps!r}"
 
 
-def _check_goals(question: Question) -> Iterator[str]:
+def _check_goals(definition: Definition) -> Iterator[str]:
     """Yields the mistakes in the metric, the limits and the rule."""
     goals: tuple[Goal, ...] = ()
     rule = None
     try:
-        goals = question.goals
+        goals = definition.goals
     except ConfigError as error:
         yield from error.mistakes
     except Exception as error:  # of a class of the user's own
         yield f"objective.metric: {describe_error(error)}"
     try:
-        _ = question.limits
+        _ = definition.limits
         # With a wrong objective, a rule may name what is not known for that reason.
-        rule = question.rule if goals else None
+        rule = definition.rule if goals else None
     except ConfigError as error:
         yield from error.mistakes
-    stop = question.config.study.stop
+    stop = definition.config.study.stop
     if stop and rule is not None and rule.goal.name != goals[0].name:
         chooses = f"winner.rule chooses by {rule.goal.name}, and not by {goals[0].name}"
         yield f"study.stop={stop}: {chooses}; set study.stop=null, or another rule"
     if len(goals) > 1:
         with contextlib.suppress(Exception):  # that it can be built is checked later
-            pruner = question.pruner()
+            pruner = definition.pruner()
             if not isinstance(pruner, NopPruner) and not getattr(pruner, "pauses", False):
                 yield (
-                    f"pruner={question.composer.choices.get('pruner')} compares by one value, and "
-                    "objective.metric names several; set pruner=promotion or none, or name one"
+                    f"pruner={definition.composer.choices.get('pruner')} compares by one value, "
+                    "and objective.metric names several; set pruner=promotion or none, or name one"
                 )
 
 
-def check_ranks(question: Question, ranks: int) -> Iterator[str]:
+def check_ranks(definition: Definition, ranks: int) -> Iterator[str]:
     """Yields why the ranks cannot share a trial, as when a batch has too few examples."""
-    if ranks > 1 and question.suggests:
+    if ranks > 1 and definition.suggests:
         yield f"launcher.ranks must be 1 for an objective(trial), which suggests; got {ranks}"
-    if ranks == 1 or not question.trains_networks:
+    if ranks == 1 or not definition.trains_networks:
         return
     smallest = min(
         value_at(with_values(branch.config, probe), "train.batch_size")
-        for branch in question.branches
+        for branch in definition.branches
         for probe in probes(branch.nodes)
     )
     if smallest < ranks:
@@ -199,9 +201,9 @@ def check_ranks(question: Question, ranks: int) -> Iterator[str]:
 # The space
 
 
-def _check_groups(question: Question) -> Iterator[str]:
+def _check_groups(definition: Definition) -> Iterator[str]:
     """Yields groups that cannot be searched, and choices of the baseline outside the space."""
-    chosen, groups = question.composer.choices, [*question.space.groups()]
+    chosen, groups = definition.composer.choices, [*definition.space.groups()]
     shut = [
         f"{group.name}.{option}."
         for group in groups
@@ -213,7 +215,7 @@ def _check_groups(question: Question) -> Iterator[str]:
         name = group_of(group.key)
         option = chosen.get(name)
         inside = not group.name.startswith(tuple(shut))
-        if question.config.study.baseline and inside and option not in group.options:
+        if definition.config.study.baseline and inside and option not in group.options:
             options = ", ".join(group.options)
             yield (
                 f"{name}: the configuration as composed has {name}={option}, and the space holds "
@@ -222,7 +224,7 @@ def _check_groups(question: Question) -> Iterator[str]:
             )
 
 
-def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
+def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
     """Yields unknown keys of a branch, and defaults that are not among its values."""
     chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
     ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
@@ -234,37 +236,38 @@ def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
             option = nearest(below.partition(".")[0], group_options(section))
             if "did you mean" not in unknown:
                 unknown += option
-            yield f"space.{node.name}: {unknown}{'' if option else _to_add(question, branch, node)}"
-        elif question.config.study.baseline:
+            way = "" if option else _to_add(definition, branch, node)
+            yield f"space.{node.name}: {unknown}{way}"
+        elif definition.config.study.baseline:
             default = value_at(branch.config, node.key)
             where = f"space.{node.name}: the default {node.key}={as_yaml(default)}"
             for problem in _problems(node, default, branch):
                 yield f"{where} {problem}{ways_out}"
 
 
-def _check_relations(question: Question) -> Iterator[str]:
+def _check_relations(definition: Definition) -> Iterator[str]:
     """Yields relations that the baseline breaks, or that nothing keeps; and repeats without end."""
-    space, baseline = question.space, question.baseline
+    space, baseline = definition.space, definition.baseline
     if baseline is not None and (words := space.breach(baseline.params)) is not None:
         yield f"study.baseline: what is composed {words}; change it, or set study.baseline=false"
-    elif space.relations and any_point(space, max(0, question.seed)) is None:
+    elif space.relations and any_point(space, max(0, definition.seed)) is None:
         tried = "the space" if space.size() <= LARGEST_GRID else f"{DRAWS:_} that were drawn"
         together = " and ".join(map(str, space.relations))
         yield f"space.where: no point of {tried} keeps to {together}; loosen it"
-    if not question.config.study.repeats and math.isinf(space.size()):
+    if not definition.config.study.repeats and math.isinf(space.size()):
         way_out = "give its floats a step or a choice, or set study.repeats=true"
         yield f"study.repeats=false is for a space of finitely many points; {way_out}"
 
 
-def _to_add(question: Question, branch: Branch, node: Leaf | ListLeaf) -> str:
+def _to_add(definition: Definition, branch: Branch, node: Leaf | ListLeaf) -> str:
     """Says which line is to be added to which file of the user's own for a key; "" if to none."""
     section, _, name = node.key.partition(".")
     of_params = section == "params"
     target = value_at(branch.config, f"{section}._target_")
-    if target is not None and section not in question.composer.choices:
+    if target is not None and section not in definition.composer.choices:
         return f"; {target} has no such parameter"
-    file = question.composer.file_of(section, branch.choices)
-    if file is None or "." in name or not (of_params or section in question.composer.choices):
+    file = definition.composer.file_of(section, branch.choices)
+    if file is None or "." in name or not (of_params or section in definition.composer.choices):
         return ""
     value = as_yaml(end_of(node.distribution, 0)) if isinstance(node, Leaf) else "[…]"
     return line_to_add(name, value, file, "params" if of_params else "")
@@ -321,7 +324,7 @@ def probes(leaves: tuple[Leaf | ListLeaf, ...]) -> Iterator[dict[str, Any]]:
 # Networks
 
 
-def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
+def _try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
     """Builds the jobs of each branch at each of its probes, and tries them and the metric.
 
     Yields:
@@ -330,19 +333,19 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
     assert data.split is not None
     reported: list[tuple[Mapping[str, str], str]] = []
     split = data.split.for_preflight()
-    for branch in question.branches:
+    for branch in definition.branches:
         for probe in probes(branch.nodes):
             try:
                 config = with_values(branch.config, probe)
-                point = question.space.default(branch.opened, partial(value_at, config))
-                if question.space.breach(point.params) is not None:
+                point = definition.space.default(branch.opened, partial(value_at, config))
+                if definition.space.breach(point.params) is not None:
                     continue
                 jobs = build_jobs(config, data.folds, seed=0)
                 # The retraining of the winner is on all examples.
                 everything = replace(jobs[0], train=torch.arange(len(split)))
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
-                limited = MEMORY in [limit.name for limit in question.limits]
-                if not probe and (limited or MEMORY in [goal.name for goal in question.goals]):
+                limited = MEMORY in [limit.name for limit in definition.limits]
+                if not probe and (limited or MEMORY in [goal.name for goal in definition.goals]):
                     predict_memory(jobs[0], split)
                 continue
             except Exception as error:  # of a user's class: better now than in trial 17
@@ -357,16 +360,16 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
                     reported.append((branch.choices, mistake))
                     yield f"{where}: {mistake}" if where else mistake
     if not reported:
-        yield from _try_target(question, data, split)
-    if not reported and question.config.train.evaluate is None:  # which gives its own targets
-        yield from _try_metric(question.metric, data)
+        yield from _try_target(definition, data, split)
+    if not reported and definition.config.train.evaluate is None:  # which gives its own targets
+        yield from _try_metric(definition.metric, data)
 
 
-def _try_target(question: Question, data: TrainingData, split: Part) -> Iterator[str]:
+def _try_target(definition: Definition, data: TrainingData, split: Part) -> Iterator[str]:
     """Tries the networks of each branch at the size of the winner, and the rule for them."""
-    if (scale := question.scale) is None:
+    if (scale := definition.scale) is None:
         return
-    for branch in question.branches:
+    for branch in definition.branches:
         sizes = present(scale.target, branch.config)
         try:
             job = build_jobs(with_values(branch.config, sizes), data.folds, seed=0)[0]
@@ -381,7 +384,7 @@ def _try_target(question: Question, data: TrainingData, split: Part) -> Iterator
                 yield f"scale: at {where}{f', {branch}' if str(branch) else ''}: {mistake}"
 
 
-def breach_of_rule(question: Question, data: TrainingData) -> str | None:
+def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:
     """Names the layers whose activations grow with the size of the network, in words.
 
     Tried is the config as composed, at sizes from that of the search to the target, or eight times
@@ -390,12 +393,12 @@ def breach_of_rule(question: Question, data: TrainingData) -> str | None:
     Raises:
         ConfigError: there are some, and scale.check is `end`.
     """
-    scale, split = question.scale, data.split
+    scale, split = definition.scale, data.split
     if scale is None or split is None or not scale.rule_sizes or not scale.target:
         return None
     jobs = []
     for times, sizes in scale.between().items():
-        config = with_values(question.config, sizes)
+        config = with_values(definition.config, sizes)
         jobs.append((float(times), build_jobs(config, data.folds, seed=0)[0]))
     broken = check_coordinates(jobs, split.for_preflight()).broken
     if not broken:
@@ -529,12 +532,12 @@ def _check_kind(metric: Metric, *, classifies: bool) -> None:
 # The sampler and the pruner
 
 
-def _check_search(question: Question) -> Iterator[str]:
+def _check_search(definition: Definition) -> Iterator[str]:
     """Makes the sampler and the pruner, and tries both; yields their mistakes."""
     for name, attempt in (("sampler", _try_sampler), ("pruner", _try_pruner)):
-        chosen = f"{name}={question.composer.choices.get(name)}"
+        chosen = f"{name}={definition.composer.choices.get(name)}"
         try:
-            attempt(question)
+            attempt(definition)
         except ConfigError as error:
             yield from error.mistakes
         except ImportError as error:
@@ -544,10 +547,10 @@ def _check_search(question: Question) -> Iterator[str]:
             yield f"{chosen}: {describe_error(error)}"
 
 
-def _try_sampler(question: Question) -> None:
+def _try_sampler(definition: Definition) -> None:
     """Makes the sampler of the first trial; some say only then that they take one objective."""
-    sampler = question.sampler(0)
-    directions = [goal.direction for goal in question.goals]
+    sampler = definition.sampler(0)
+    directions = [goal.direction for goal in definition.goals]
     if len(directions) > 1:
         study = optuna.create_study(directions=directions)
         study.add_trial(create_trial(state=TrialState.RUNNING))
@@ -555,10 +558,10 @@ def _try_sampler(question: Question) -> None:
         sampler.sample_relative(study, study.trials[0], space)
 
 
-def _try_pruner(question: Question) -> None:
+def _try_pruner(definition: Definition) -> None:
     """Has a pruner compare two made-up trials, since some import what they need only then."""
-    pruner = question.pruner()
-    study = optuna.create_study(direction=question.metric.direction, pruner=pruner)
+    pruner = definition.pruner()
+    study = optuna.create_study(direction=definition.metric.direction, pruner=pruner)
     reports = dict.fromkeys(range(1, 6), 0.5)
     study.add_trial(create_trial(value=0.5, intermediate_values=reports))
     study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))

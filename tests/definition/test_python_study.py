@@ -19,9 +19,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 import studyloom as sl
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.python_study import ask
+from studyloom.definition.validation import validate
 from studyloom.pickled import passed_on
-from studyloom.question.asked import ask
-from studyloom.question.validation import validate
 from studyloom.space.language import parse_space
 
 
@@ -91,9 +91,9 @@ def test_python_and_its_yaml_ask_the_same_and_come_to_the_same_trials(tmp_path, 
     few = {**SMALL, "winner": {"enabled": False}}
     with sl.search(Net, space=SPACE, data=(pair(60), pair(20)), name="mine", **few) as study:
         written = study.to_yaml("conf")
-        asked = study._stored.question()
+        asked = study._stored.definition()
         with sl.run(written, ["run_dir=again"], quiet=True) as again:
-            assert again._stored.question() == asked
+            assert again._stored.definition() == asked
             columns = ("number", "value", "params.model.width", "params.optimizer.lr")
             rows = (
                 [[row[name] for name in columns] for row in s.to_dicts()] for s in (study, again)
@@ -158,7 +158,7 @@ def test_a_function_is_a_network_by_its_parameters_or_by_a_section_model():
     width = {"model": {"width": sl.Int(4, 8)}}
     for subject, settings in ((of_classes, {}), (of_own_sizes, {"model": {"n_in": 2, "n_out": 2}})):
         sections = ask(subject, width, pair(60), settings).sections
-        assert sections["model"]["_target_"] == f"test_asked.{subject.__name__}"
+        assert sections["model"]["_target_"] == f"test_python_study.{subject.__name__}"
         assert "objective" not in sections
     for subject in (loop, with_model, objective):
         choice = {"model": sl.Choice("mlp", "cnn")}
@@ -233,7 +233,7 @@ def cases(*listed):
         ("a choice of classes", loop, {"space": {"lr": sl.Choice(Net)}}, r"choice\[0\]: a config"),
         ("a number as start", loop, {"space": {"lr": START_OF_LIST}}, "is not a list"),
         ("no text", loop, {"space": {"lr": sl.Float("0", 1)}}, "must be finite numbers; got '0'"),
-        ("a file as run_dir", loop, {"run_dir": __file__}, "run_dir: Not a directory: .*_asked.py"),
+        ("a file as run_dir", loop, {"run_dir": __file__}, "run_dir: Not a directory: .*_python_study.py"),
         ("a number to maximize", loop, {"maximize": 3}, "objective.metric must be .*got 3"),
         (
             "a function to maximize",
@@ -314,8 +314,8 @@ def test_classes_and_functions_are_named_and_numbers_of_numpy_are_plain():
     assert {"optimizer": None} in named["defaults"], "nothing of AdamW"
     assert sections(loss=nn.L1Loss)["loss"] == {"_target_": "torch.nn.modules.loss.L1Loss"}
     of_name = sections(loss={"_target_": error, "k": 1})["loss"]
-    assert of_name == {"_target_": "test_asked.error", "k": 1} | waiting
-    test = {"_target_": "test_asked.measured"} | waiting
+    assert of_name == {"_target_": "test_python_study.error", "k": 1} | waiting
+    test = {"_target_": "test_python_study.measured"} | waiting
     for setting in ({"objective": {"test": measured}}, {"objective.test": measured}):
         goal = {"objective.direction": "minimize"}
         assert sections(loop, **setting, **goal)["objective"]["test"] == test
@@ -335,7 +335,7 @@ def test_parts_that_are_given_as_classes_functions_and_datasets_are_trained_with
     with sl.search(Net, space=space, data=(pair(40), pair(9)), **SMALL | parts) as study:
         config = study.best.config
         assert config["optimizer"]["_target_"] == "torch.optim.sgd.SGD"
-        assert config["objective"]["metric"]["_target_"] == "test_asked.error"
+        assert config["objective"]["metric"]["_target_"] == "test_python_study.error"
         assert study.winner is None
         assert study.baseline.params == {"model.width": 8}
 
@@ -358,7 +358,7 @@ def test_a_primary_config_says_only_what_differs(tmp_path):
         """\
 defaults: [studyloom, data: mnist5k]
 study: {name: mine}
-model: {_target_: test_asked.Net}
+model: {_target_: test_python_study.Net}
 space:
   model: {width: {int: [4, 64], start: 5}, dropout: {float: [0.0, 0.5]}}
   optimizer: {eps: {float: [1.0e-6, 1.0e-4], log: true}}
@@ -372,13 +372,13 @@ space:
         """\
 defaults: [studyloom]
 study: {name: mine}
-objective: {_target_: test_asked.loop, metric: loss, direction: minimize}
+objective: {_target_: test_python_study.loop, metric: loss, direction: minimize}
 params: {lr: 0.5}
 space: {params: {lr: {float: [0, 1]}, rl: {float: [0, 1]}, depth: {int: [1, 3], start: 2}}}
 """
     )
-    question = toys.ask(name="loop", folder=tmp_path)
+    definition = toys.ask(name="loop", folder=tmp_path)
     with pytest.raises(sl.ConfigError, match=r"params\.rl: no such key") as caught:
-        validate(question, TrainingData())
+        validate(definition, TrainingData())
     assert len(caught.value.mistakes) == 1
-    assert "loss" not in question.composer.choices, "a loop has no groups of networks"
+    assert "loss" not in definition.composer.choices, "a loop has no groups of networks"

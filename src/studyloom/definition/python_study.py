@@ -29,11 +29,11 @@ from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data.split import make_folds
+from studyloom.definition.loop import WITH_TRIAL, how_called
+from studyloom.definition.sources import check_readable
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
 from studyloom.pickled import MAIN, OWN, forget_objects, give
-from studyloom.question.loop import WITH_TRIAL, how_called
-from studyloom.question.sources import check_readable
 from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
 from studyloom.user_code import find_member
@@ -58,7 +58,7 @@ OF_LOOP = {"run", "config", "cfg", "trial", "model"}
 
 
 @dataclass
-class Asked:
+class PythonStudy:
     """A question that was asked in Python.
 
     Attributes:
@@ -86,7 +86,7 @@ class Asked:
 
 def ask(
     subject: Callable[..., Any], space: Mapping[str, Any], data: Any, settings: Mapping[str, Any]
-) -> Asked:
+) -> PythonStudy:
     """Returns the question of the arguments of `studyloom.search`.
 
     Args:
@@ -134,7 +134,7 @@ def ask(
             except OmegaConfBaseException as error:
                 mistakes.append(f"{key}: {describe_compose_error(error)}")
     sections: Any = OmegaConf.to_container(given)
-    asked = Asked(sections)
+    asked = PythonStudy(sections)
     mistakes += filter(None, [check_name(str(sections["study"]["name"]))])
     section = sections.setdefault("model" if trains else "objective", {})
     section["_target_"] = target
@@ -218,7 +218,9 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
 # The data
 
 
-def _add_data(asked: Asked, options: dict[str, str | None], data: Any, *, trains: bool) -> None:
+def _add_data(
+    asked: PythonStudy, options: dict[str, str | None], data: Any, *, trains: bool
+) -> None:
     """Adds the section of the data; raises ConfigError if they are nothing that we know."""
     train, test = _divided(asked, data)
     made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
@@ -239,7 +241,7 @@ def _add_data(asked: Asked, options: dict[str, str | None], data: Any, *, trains
     asked.said.append(f"data: {made['validation']} {words}")
 
 
-def _divided(asked: Asked, data: Any) -> tuple[Any, Any]:
+def _divided(asked: PythonStudy, data: Any) -> tuple[Any, Any]:
     """Returns the training and the test part as Datasets."""
     if (whole := _as_dataset(data)) is None:
         parts = data if isinstance(data, tuple | list) and len(data) == 2 else [data, None]
@@ -292,7 +294,7 @@ def _tensor(value: Any) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _add_arrays(asked: Asked, *parts: Sequence[torch.Tensor]) -> Path:
+def _add_arrays(asked: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
     """Adds the arrays of both parts; returns their folder, which is named after what they hold."""
     arrays = {
         f"{part}_{name}.npy": tensor.contiguous().numpy()
@@ -308,7 +310,7 @@ def _add_arrays(asked: Asked, *parts: Sequence[torch.Tensor]) -> Path:
     return root
 
 
-def write_question(run_dir: Path, folder: Path) -> Path:
+def write_definition(run_dir: Path, folder: Path) -> Path:
     """Writes what `search` asked in a run directory as a primary config; see `Study.to_yaml`."""
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if former is None or former.job.config_name != GIVEN:

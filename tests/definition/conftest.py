@@ -11,7 +11,7 @@ from toys import ask, compose, toy_split
 from studies import CONF
 from studyloom.config.values import with_values
 from studyloom.data.split import make_folds
-from studyloom.question.question import Question
+from studyloom.definition.definition import Definition
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def composed():
 def asking(composed):
     """Asks with values set by key, as if they had been composed, and with `key=range` searched."""
 
-    def ask_with(*searches: str, **values: object) -> Question:
+    def ask_with(*searches: str, **values: object) -> Definition:
         cfg, composer = composed
         tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(searches)))
         cfg = with_values(
             cfg, {key.replace("__", "."): value for key, value in values.items()} | {"space": tree}
         )
-        return Question.ask(cfg, replace(composer, _cache={}))
+        return Definition.ask(cfg, replace(composer, _cache={}))
 
     return ask_with

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from studyloom.definition.rule import LONGEST, Condition, Rule, parse_relations, parse_rule
 from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.question.rule import LONGEST, Condition, Rule, parse_relations, parse_rule
 
 PARAMETERS = Goal("parameters", "minimize")
 KNOWN = (ACCURACY, PARAMETERS, Goal("latency_ms", "minimize"))

@@ -14,8 +14,8 @@ import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import BaseTrial
 
+from studyloom.definition.run import Run
 from studyloom.metrics import Goal
-from studyloom.question.run import Run
 from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
 

@@ -5,9 +5,9 @@ import torch
 from omegaconf import OmegaConf
 from toys import Never
 
+from studyloom.definition.loop import Loop, LoopJob, LoopObjective
+from studyloom.definition.objective import Attempt
 from studyloom.metrics import Goal
-from studyloom.question.loop import Loop, LoopJob, LoopObjective
-from studyloom.question.objective import Attempt
 
 EPOCHS = 5
 

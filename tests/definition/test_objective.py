@@ -5,21 +5,21 @@ from dataclasses import replace
 import pytest
 from toys import TINY, Never, ask, toy_folds, toy_split
 
-from studyloom.errors import Interrupted, Stopped
-from studyloom.metrics import Metric
-from studyloom.question.objective import (
+from studyloom.definition.objective import (
     NetworkObjective,
     group_by_epoch,
     mean_epoch,
     run_epochs,
 )
+from studyloom.errors import Interrupted, Stopped
+from studyloom.metrics import Metric
 from studyloom.training.trainer import Training
 
 SPLIT = toy_split()
 
 
 @pytest.fixture(scope="module")
-def question():
+def definition():
     return ask(*TINY, "train.epochs=4")
 
 
@@ -28,8 +28,8 @@ def reports(steps, stride=1):
     return {step.number // stride: step.value for step in steps if step.number % stride == 0}
 
 
-def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
-    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
+def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(definition):
+    jobs = definition.jobs(definition.baseline, toy_folds(SPLIT, 3), number=0)
     trainings = [Training(jobs, SPLIT), Training(jobs, SPLIT, in_turn=True)]
     curves = []
     for training in trainings:
@@ -47,9 +47,9 @@ def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
 
 
 def test_a_second_signal_that_comes_while_a_stopped_training_is_closed_counts(
-    question, monkeypatch
+    definition, monkeypatch
 ):
-    training = Training(question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0), SPLIT)
+    training = Training(definition.jobs(definition.baseline, toy_folds(SPLIT, 3), number=0), SPLIT)
     signals = iter([Interrupted])
 
     def close():
@@ -79,12 +79,12 @@ class Script:
 
 @pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("keep", ["last", "best"])
-def test_the_value_is_the_mean_of_what_each_job_keeps(question, keep, in_turn):
+def test_the_value_is_the_mean_of_what_each_job_keeps(definition, keep, in_turn):
     scripts = ((0.1, 0.8, 0.3, 0.2), (0.4, 0.4, 0.2))  # the second ends after three epochs
     jobs = [
         replace(job, patience=2, keep=keep, metric=Script(*script).metric())
         for job, script in zip(
-            question.jobs(question.baseline, toy_folds(SPLIT, 2), 0), scripts, strict=True
+            definition.jobs(definition.baseline, toy_folds(SPLIT, 2), 0), scripts, strict=True
         )
     ]
     objective = NetworkObjective(Training(jobs, SPLIT, in_turn=in_turn))

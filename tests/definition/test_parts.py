@@ -7,8 +7,8 @@ from torch.optim import lr_scheduler
 from toys import ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError
-from studyloom.question.validation import validate
 from studyloom.space.tree import Point
 from studyloom.training.optimizer import TorchSchedule
 from studyloom.training.trainer import Training
@@ -18,12 +18,12 @@ SPLIT = toy_split()
 TOY = ("space=none", "model.hidden=[16]", "train.epochs=2", "train.batch_size=40")
 
 
-def question_of(*overrides):
+def definition_of(*overrides):
     return ask(*TOY, *overrides)
 
 
 def check(*overrides, split=SPLIT, folds=None):
-    validate(question_of(*overrides), TrainingData(None, split, folds or toy_folds(split)))
+    validate(definition_of(*overrides), TrainingData(None, split, folds or toy_folds(split)))
 
 
 def mistakes_of(*overrides, **data):
@@ -33,7 +33,7 @@ def mistakes_of(*overrides, **data):
 
 
 def job_of(*overrides):
-    (job,) = question_of(*overrides).jobs(Point(), toy_folds(SPLIT), 0)
+    (job,) = definition_of(*overrides).jobs(Point(), toy_folds(SPLIT), 0)
     return job
 
 
@@ -160,9 +160,9 @@ def test_a_step_of_ones_own_trains_as_ours_and_its_arguments_are_searched():
     assert curve("train.step={_target_: test_parts.Distilled}") == curve()
     searched = (own("step", more=", share: 1.0"), "+space.train.step.share.float=[0.5,1]")
     check(*searched)
-    question = question_of(*searched)
+    definition = definition_of(*searched)
     assert curve(own("step", more=", share: 0.5")) != curve()
-    assert question.identity("d")["train.step._target_"] == "test_parts.step"
+    assert definition.identity("d")["train.step._target_"] == "test_parts.step"
 
 
 def test_a_step_that_cannot_be_used_is_named_before_trial_0():
@@ -185,16 +185,16 @@ def test_a_step_that_cannot_be_used_is_named_before_trial_0():
 
 def test_groups_are_searched_by_their_names_and_part_of_the_question():
     groups = "+optimizer.groups={first: {match: '1.*', lr: 0.1}}"
-    question = question_of(
+    definition = definition_of(
         groups, "+space.optimizer.groups.first.lr={float: [0.0001, 0.1], log: true}"
     )
-    validate(question, TrainingData(None, SPLIT, toy_folds(SPLIT)))
-    point = question.space.walk(lambda parameter: 0.05)
-    (job,) = question.jobs(point, toy_folds(SPLIT), 0)
+    validate(definition, TrainingData(None, SPLIT, toy_folds(SPLIT)))
+    point = definition.space.walk(lambda parameter: 0.05)
+    (job,) = definition.jobs(point, toy_folds(SPLIT), 0)
     assert [(group.match, dict(group.settings)) for group in job.groups] == [
         (("1.*",), {"lr": 0.05})
     ]
-    assert question.identity("d")["optimizer.groups.first.lr"] == 0.1
+    assert definition.identity("d")["optimizer.groups.first.lr"] == 0.1
     assert curve(groups) != curve()
 
 

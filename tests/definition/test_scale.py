@@ -8,17 +8,17 @@ from toys import CONF, TINY, Never, compose, toy_folds, toy_split
 
 from studyloom.config.values import with_values
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition, LoopDefinition
+from studyloom.definition.jobs import build_jobs
+from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError
-from studyloom.question.jobs import build_jobs
-from studyloom.question.question import FunctionQuestion, Question
-from studyloom.question.validation import validate
 
 RATE = "+space.optimizer.lr={float:[1e-4,1e-1],log:true}"
 SMALL = (*TINY[1:-1], "space=none", RATE)
 
 
 def asked(*overrides):
-    return Question.ask(*compose(*SMALL, *overrides, folder=CONF, name="mnist"))
+    return Definition.ask(*compose(*SMALL, *overrides, folder=CONF, name="mnist"))
 
 
 def test_the_search_has_the_first_size_and_is_the_study_of_that_size():
@@ -63,9 +63,9 @@ def test_epochs_and_examples_are_sizes_without_a_rule():
 
 
 def test_a_network_follows_the_rule_at_every_size_but_that_of_the_search():
-    question, folds = asked("scale={model.hidden:[[8],[32]],rule:mup}"), toy_folds(toy_split())
-    (small,) = build_jobs(question.config, folds, seed=0)
-    (large,) = build_jobs(with_values(question.config, {"model.hidden": [32]}), folds, seed=0)
+    definition, folds = asked("scale={model.hidden:[[8],[32]],rule:mup}"), toy_folds(toy_split())
+    (small,) = build_jobs(definition.config, folds, seed=0)
+    (large,) = build_jobs(with_values(definition.config, {"model.hidden": [32]}), folds, seed=0)
     assert small.scaling is None
     assert large.scaling is not None
 
@@ -120,20 +120,20 @@ scale: {params.width: [8, 32], rule: mup}
 @pytest.fixture
 def ask_loop(tmp_path):
     (tmp_path / "loop.yaml").write_text(LOOP)
-    return lambda *asks: FunctionQuestion.ask(*compose(*asks, folder=tmp_path, name="loop"))
+    return lambda *asks: LoopDefinition.ask(*compose(*asks, folder=tmp_path, name="loop"))
 
 
 def test_a_loop_asks_the_run_to_carry_its_network_to_the_target(ask_loop):
-    question = ask_loop("objective.network=test_scale.net")
-    validate(question, TrainingData())
-    assert question.baseline.values == {}
-    target = replace(question.baseline, values={"params.width": 32})
-    for point, width in ((question.baseline, 8.0), (target, 32.0)):
-        loop = question.make_objective(point, 0, TrainingData())
+    definition = ask_loop("objective.network=test_scale.net")
+    validate(definition, TrainingData())
+    assert definition.baseline.values == {}
+    target = replace(definition.baseline, values={"params.width": 32})
+    for point, width in ((definition.baseline, 8.0), (target, 32.0)):
+        loop = definition.make_objective(point, 0, TrainingData())
         assert loop.run(lambda report: None, Never()) == width
 
 
 def test_a_loop_whose_network_nothing_makes_has_no_rule(ask_loop):
-    question = ask_loop()
+    definition = ask_loop()
     with pytest.raises(ConfigError, match=r"objective\.network, and call run\.scaled"):
-        validate(question, TrainingData())
+        validate(definition, TrainingData())

@@ -12,9 +12,9 @@ import pytest
 from commands import ROOT, environment
 
 from studyloom import pickled
+from studyloom.definition.sources import code_digests, digest_of_source, main_globals
 from studyloom.errors import ConfigError
 from studyloom.pickled import passed_on
-from studyloom.question.sources import code_digests, digest_of_source, main_globals
 
 NET = '''"""A network."""
 from torch import nn
@@ -204,7 +204,7 @@ def test_the_digests_of_a_notebook_are_the_same_in_each_process(of_cells, tmp_pa
     (tmp_path / "cells.json").write_text(json.dumps([names]))
     code = (
         "import kernel; kernel.run_cells('cells.json')\n"
-        "from studyloom.question.sources import code_digests\n"
+        "from studyloom.definition.sources import code_digests\n"
         f"print(code_digests({LOOP_OF_MAIN!r}))"
     )
     done = subprocess.run(

@@ -4,8 +4,8 @@ import toys
 from omegaconf import OmegaConf
 from toys import LOOP, Never, ask
 
-from studyloom.question.question import Question
-from studyloom.question.validation import validate
+from studyloom.definition.definition import Definition
+from studyloom.definition.validation import validate
 
 DATA = {
     "_target_": "studyloom.data.Datasets",
@@ -16,7 +16,7 @@ DATA = {
 NORMED = ("~model", "+model={_target_: drawn.Normed}")
 
 
-def question(*overrides, **data):
+def definition(*overrides, **data):
     base = ("space=none", "train.batch_size=9", "train.epochs=1", "pruner=none")
     asked = ask(*base, *overrides)
     OmegaConf.set_struct(asked.config, False)
@@ -27,9 +27,9 @@ def question(*overrides, **data):
 
 
 def mistakes(*overrides, **data):
-    asked = question(*overrides, **data)
+    asked = definition(*overrides, **data)
     try:
-        validate(asked, Question.gather(asked.config))
+        validate(asked, Definition.gather(asked.config))
     except ValueError as error:
         return str(error)
     return ""
@@ -61,8 +61,8 @@ def test_what_cannot_be_trained_is_said_before_the_first_trial():
 
 
 def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():
-    plain = question().identity("d")
-    moved = question(
+    plain = definition().identity("d")
+    moved = definition(
         train={"_target_": "drawn.Drawn", "root": "a"},
         evaluate=None,
         num_workers=2,
@@ -70,7 +70,7 @@ def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():
         persistent_workers=True,
     )
     assert moved.identity("d") == plain
-    other = question(train={"_target_": "drawn.Drawn", "noise": 0.5})
+    other = definition(train={"_target_": "drawn.Drawn", "noise": 0.5})
     assert other.identity("d") != plain
 
 
@@ -90,14 +90,14 @@ def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates
         return 0.0
 
     monkeypatch.setattr(toys, "train", look)
-    asked = question(
+    asked = definition(
         *(way for way in LOOP if not way.startswith("objective.test")),
         "objective.folds=3",
         train={"_target_": "drawn.Drawn", "noise": 1e-4},
         evaluate={"_target_": "drawn.Drawn", "noise": 0.0},
         validation=None,
     )
-    made = asked.make_objective(asked.baseline, 0, Question.gather(asked.config))
+    made = asked.make_objective(asked.baseline, 0, Definition.gather(asked.config))
     made.run(lambda step: None, Never())
     assert [fold for fold, *_ in seen] == [0, 1, 2]
     assert sorted(number for *_, judged in seen for number in judged) == [*range(60)]

@@ -80,9 +80,9 @@ def _is_edited(name: str, digest: str) -> bool:
     return False
 
 
-def code_of(question: Mapping[str, Any]) -> dict[str, Any]:
+def code_of(definition: Mapping[str, Any]) -> dict[str, Any]:
     """Selects the digests among what a study asks."""
-    return {key: value for key, value in question.items() if key.startswith(CODE)}
+    return {key: value for key, value in definition.items() if key.startswith(CODE)}
 
 
 def targets(value: Any) -> Iterator[str]:

@@ -22,9 +22,7 @@ from torch.utils.data import Dataset
 
 from studyloom.config.compose import own_world
 from studyloom.config.values import keys_explained, value_at
-from studyloom.errors import UndefinedMetric
-from studyloom.metrics import Goal
-from studyloom.question.objective import (
+from studyloom.definition.objective import (
     Attempt,
     Objective,
     Report,
@@ -32,9 +30,11 @@ from studyloom.question.objective import (
     Tell,
     standard_error_of,
 )
-from studyloom.question.rule import Condition, Cost
-from studyloom.question.run import Run, RunContext, UnfitState, finite
-from studyloom.question.trial import ObjectiveTrial
+from studyloom.definition.rule import Condition, Cost
+from studyloom.definition.run import Run, RunContext, UnfitState, finite
+from studyloom.definition.trial import ObjectiveTrial
+from studyloom.errors import UndefinedMetric
+from studyloom.metrics import Goal
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe

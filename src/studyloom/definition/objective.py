@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from studyloom.question.rule import Cost
+from studyloom.definition.rule import Cost
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.job import Epoch
 from studyloom.training.ranks import Recipe

@@ -12,9 +12,9 @@ from studies import CONF
 from studyloom.config.scaffold import write_study
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
+from studyloom.definition.validation import check_ranks, check_sections, validate
 from studyloom.errors import ConfigError
-from studyloom.question.question import Question
-from studyloom.question.validation import check_ranks, check_sections, validate
 
 pytestmark = pytest.mark.usefixtures("composing")
 IMAGES = Split(torch.zeros(500, 1, 8, 8), torch.arange(500) % 10, 10, "images")
@@ -43,15 +43,15 @@ class Needy(RandomSampler):
         raise ImportError("Tried to import 'nowhere' but failed.")
 
 
-def mistakes_of(question: Question, folds, split: Split | None = None) -> list[str]:
+def mistakes_of(definition: Definition, folds, split: Split | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        validate(question, TrainingData(None, IMAGES if split is None else split, folds))
+        validate(definition, TrainingData(None, IMAGES if split is None else split, folds))
     assert all("\n" not in line for line in caught.value.mistakes)
     return caught.value.mistakes
 
 
-def only_mistake(question: Question, folds) -> str:
-    (line,) = mistakes_of(question, folds)
+def only_mistake(definition: Definition, folds) -> str:
+    (line,) = mistakes_of(definition, folds)
     return line
 
 
@@ -149,12 +149,12 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path)
     (folder / "model" / "block" / "plain.yaml").write_text("kind: plain\n")
     (folder / "model" / "block" / "residual.yaml").write_text("kind: residual\ndepth: 2\n")
     search = "+space.model={mlp:null,own:{block:{plain:null,residual:{depth:{int:[1,3]}}}}}"
-    question = ask(*NONE, search, folder=folder)
-    validate(question, TrainingData(None, IMAGES, folds))
+    definition = ask(*NONE, search, folder=folder)
+    validate(definition, TrainingData(None, IMAGES, folds))
     chosen = {"model": "own", "model.own.block": "residual", "model.own.block.residual.depth": 3}
-    cfg = question.at(question.space.walk(lambda parameter: chosen[parameter.name]))
+    cfg = definition.at(definition.space.walk(lambda parameter: chosen[parameter.name]))
     assert cfg.model.block == {"kind": "residual", "depth": 3}
-    assert question.identity("x")["model/block=residual.depth"] == 2
+    assert definition.identity("x")["model/block=residual.depth"] == 2
     outside = ask(*NONE, search.replace("[1,3]", "[3,4]"), folder=folder)
     assert "model.block.depth=2 is outside its range [3, 4]" in only_mistake(outside, folds)
 
@@ -200,9 +200,9 @@ def test_what_are_no_two_objectives_and_parts_for_one_are_told_with_the_way_out(
 
 
 def test_a_batch_that_cannot_be_divided_among_the_ranks_is_named():
-    question = ask("space=lr", "+space.train.batch_size.choice=[2,32]", "train.batch_size=32")
-    assert [*check_ranks(question, 2)] == []
-    assert [*check_ranks(question, 4)] == [
+    definition = ask("space=lr", "+space.train.batch_size.choice=[2,32]", "train.batch_size=32")
+    assert [*check_ranks(definition, 2)] == []
+    assert [*check_ranks(definition, 4)] == [
         "train.batch_size must be at least 4, an example for each of launcher.ranks=4; got 2"
     ]
 
@@ -258,8 +258,8 @@ def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(
 
 def test_a_parameter_may_be_called_where():
     own = ("space=none", "+params.where=3", "objective._target_=toys.train")
-    question = ask(*own, "+space.params.where.int=[1,4]", "+space.where='params.where < 4'")
-    assert [point.params for point in question.space.points()] == [
+    definition = ask(*own, "+space.params.where.int=[1,4]", "+space.where='params.where < 4'")
+    assert [point.params for point in definition.space.points()] == [
         {"params.where": n} for n in (1, 2, 3)
     ]
 
@@ -300,9 +300,9 @@ def section_mistakes(overrides):
     """Those of a config; plain keys are set on a copy, since composing takes 0.1 s."""
     sections = ("study.", "storage.", "train.", "checkpoints.", "pruner.")
     plain = [override for override in overrides if override.startswith(sections)]
-    question = ask(*(override for override in overrides if override not in plain))
-    question.config.merge_with_dotlist(plain)
-    return [*check_sections(question)]
+    definition = ask(*(override for override in overrides if override not in plain))
+    definition.config.merge_with_dotlist(plain)
+    return [*check_sections(definition)]
 
 
 def test_a_bound_that_cannot_be_is_named_with_the_way_out_and_no_other_is():

@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from toys import Never, Signal, compose
 
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import LoopDefinition, names_data
+from studyloom.definition.loop import Loop, LoopJob, LoopObjective
+from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError, Halted, NoWinner, UndefinedMetric
-from studyloom.question.loop import Loop, LoopJob, LoopObjective
-from studyloom.question.question import FunctionQuestion, names_data
-from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE
 from studyloom.study.failures import Limits
@@ -60,7 +60,7 @@ def ask(tmp_path):
     (tmp_path / "own.yaml").write_text(OWN)
 
     def ask(*overrides):
-        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=tmp_path))
+        return LoopDefinition.ask(*compose(*overrides, name="own", folder=tmp_path))
 
     return ask
 
@@ -71,9 +71,9 @@ def objective(monkeypatch):
     return lambda function: monkeypatch.setattr(sys.modules[__name__], "parabola", function)
 
 
-def work(question, url, folder, trials, stopping=None, **limits):
-    stored = create_study(url, "own", question.identity(""), trials, goals=question.goals)
-    Worker(question, stored, TrainingData(), stopping or Never(), folder, Limits(**limits)).run(
+def work(definition, url, folder, trials, stopping=None, **limits):
+    stored = create_study(url, "own", definition.identity(""), trials, goals=definition.goals)
+    Worker(definition, stored, TrainingData(), stopping or Never(), folder, Limits(**limits)).run(
         trials
     )
     return stored
@@ -82,8 +82,8 @@ def work(question, url, folder, trials, stopping=None, **limits):
 def test_a_trial_is_what_the_function_gives_for_its_configuration_and_seed(
     ask, sqlite_url, tmp_path
 ):
-    question = ask()
-    stored = work(question, sqlite_url, tmp_path, 4)
+    definition = ask()
+    stored = work(definition, sqlite_url, tmp_path, 4)
     for trial in stored.trials():
         noise = 1e-3 * random.Random(derive(0, trial.number)).random()
         assert trial.value == -((trial.params["params.x"] - 1) ** 2) + noise
@@ -96,10 +96,10 @@ def test_all_random_numbers_start_from_the_trials_seed_and_the_callers_stay(ask,
         return random.random() + float(np.random.rand()) + float(torch.rand(()))
 
     objective(draw)
-    question = ask()
+    definition = ask()
     before = random.getstate()
     values = [
-        question.make_objective(question.baseline, number, TrainingData()).run(print, Never())
+        definition.make_objective(definition.baseline, number, TrainingData()).run(print, Never())
         for number in (0, 1, 0)
     ]
     assert values[0] == values[2] != values[1]
@@ -109,15 +109,15 @@ def test_all_random_numbers_start_from_the_trials_seed_and_the_callers_stay(ask,
 def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(
     ask, objective, sqlite_url, tmp_path
 ):
-    question = ask()
+    definition = ask()
     for value in (-math.inf, "0.5", None, [1.0]):
         objective(gives(value))
         with pytest.raises(UndefinedMetric, match="expected a finite number"):
-            question.make_objective(question.baseline, 0, TrainingData()).run(print, Never())
+            definition.make_objective(definition.baseline, 0, TrainingData()).run(print, Never())
     objective(gives(math.nan))
     with pytest.raises(Halted, match="the objective returned nan: expected a finite number"):
-        work(question, sqlite_url, tmp_path, 3)
-    (trial,) = create_study(sqlite_url, "own", question.identity(""), 3).trials()
+        work(definition, sqlite_url, tmp_path, 3)
+    (trial,) = create_study(sqlite_url, "own", definition.identity(""), 3).trials()
     assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "undefined")
 
 
@@ -185,8 +185,8 @@ def test_settings_that_the_loop_does_not_read_are_refused(ask):
     ):
         with pytest.raises(ConfigError, match=words):
             validate(ask(other, override), TrainingData())
-        question = ask(override)  # this module names train.epochs
-        assert question.reads_train
+        definition = ask(override)  # this module names train.epochs
+        assert definition.reads_train
     assert not ask(other).reads_train
 
 
@@ -290,8 +290,8 @@ def test_a_test_that_fails_is_said_with_its_place_and_how_to_go_on(ask, monkeypa
         (names_another, "must return a number, or a dict with height; got depth; mend it"),
     ):
         monkeypatch.setattr(f"{__name__}.divides", test)
-        question = ask("objective.test=test_function.divides")
+        definition = ask("objective.test=test_function.divides")
         with pytest.raises(NoWinner) as caught:
-            question.test(question.baseline, 0, {}, None)
+            definition.test(definition.baseline, 0, {}, None)
         assert f"objective.test=test_function.divides: {words}" in str(caught.value)
         assert "study.accept_code_change=true, which keeps the search" in str(caught.value)

@@ -1,6 +1,6 @@
 """The question of a study: a configuration, and the space of configurations around it.
 
-The trials of a `Question` train networks; those of a `FunctionQuestion` call a loop of the user's
+The trials of a `Definition` train networks; those of a `LoopDefinition` call a loop of the user's
 own, `(config, run) -> value`, or an objective of Optuna's.
 """
 
@@ -42,9 +42,7 @@ from studyloom.config.values import (
 from studyloom.data.datasets import NO_TEST, places
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import Part, TrainingData, load_shared
-from studyloom.errors import ConfigError, DataError, NoWinner, UndefinedMetric, refuse
-from studyloom.metrics import ANYTHING, METRICS, Goal, Metric
-from studyloom.question.jobs import (
+from studyloom.definition.jobs import (
     NETWORK,
     build_function,
     build_jobs,
@@ -61,7 +59,7 @@ from studyloom.question.jobs import (
     network_of,
     split_metric,
 )
-from studyloom.question.loop import (
+from studyloom.definition.loop import (
     WITH_CONFIG,
     WITH_TRIAL,
     Loop,
@@ -69,11 +67,13 @@ from studyloom.question.loop import (
     how_called,
     why_not_called,
 )
-from studyloom.question.objective import Attempt, NetworkObjective, Objective
-from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
-from studyloom.question.run import TEST, Run, RunContext, finite
-from studyloom.question.scale import Scale, parse_scale
-from studyloom.question.sources import code_digests, digest_of_source, is_users_code
+from studyloom.definition.objective import Attempt, NetworkObjective, Objective
+from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
+from studyloom.definition.run import TEST, Run, RunContext, finite
+from studyloom.definition.scale import Scale, parse_scale
+from studyloom.definition.sources import code_digests, digest_of_source, is_users_code
+from studyloom.errors import ConfigError, DataError, NoWinner, UndefinedMetric, refuse
+from studyloom.metrics import ANYTHING, METRICS, Goal, Metric
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
 from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space, stand_in, start_of
@@ -122,7 +122,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Question:
+class Definition:
     """The question of a study whose trials are networks that we train.
 
     Its config is never changed. `validate` checks it as a whole before the first trial; until then,
@@ -155,7 +155,7 @@ class Question:
         return self.is_tested(self.config)
 
     @classmethod
-    def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
+    def ask(cls, cfg: DictConfig, composer: Composer) -> "Definition":
         """Returns the question that a composed config, without the section `hydra`, asks."""
         space = read_space(value_at(cfg, "space"), group_options)
         typed = {override.key for override in composer.overrides}
@@ -355,7 +355,7 @@ class Question:
         """Returns a new pruner of the section `pruner`."""
         section = plain(self.config.pruner)
         own = {name: each for name, each in section.items() if name not in (STEPS, KEEPS_STATE)}
-        offered = {"question": self, "epochs": self.epochs, "began": self.began}
+        offered = {"definition": self, "epochs": self.epochs, "began": self.began}
         pruner: BasePruner = _build_part(own, "pruner", **offered)
         return pruner
 
@@ -463,8 +463,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class FunctionQuestion(Question):
-    """A question whose trials call a loop; see `Question` for its parameters and methods.
+class LoopDefinition(Definition):
+    """A question whose trials call a loop; see `Definition` for its parameters and methods.
 
     A loop `(run, *, width=32, …)` gets the values of `params` by name, and its defaults are part of
     them. An objective of Optuna's, `(trial)`, has an `Open` space: `params` holds parameters
@@ -487,7 +487,7 @@ class FunctionQuestion(Question):
         return cfg.objective.test is not None
 
     @classmethod
-    def ask(cls, cfg: DictConfig, composer: Composer) -> Question:
+    def ask(cls, cfg: DictConfig, composer: Composer) -> Definition:
         """Returns the question that a composed config asks; see `Question.ask`."""
         target = None
         with suppress(ConfigError):  # `validate` reports it
@@ -514,7 +514,7 @@ class FunctionQuestion(Question):
         return cls(cfg, composer, space)
 
     @classmethod
-    def _ask_function(cls, cfg: DictConfig, composer: Composer) -> Question:
+    def _ask_function(cls, cfg: DictConfig, composer: Composer) -> Definition:
         """Asks for a function, with the parameters that its signature names."""
         called, who = WITH_CONFIG, f"objective._target_={cfg.objective['_target_']}"
         with suppress(ConfigError):  # `validate` reports it
@@ -529,12 +529,12 @@ class FunctionQuestion(Question):
             return cls(cfg, composer, Open())
         named, takes_any = named_params(function)
         defaults = {name: value for name, value in named.items() if is_plain(value)}
-        question = super().ask(cfg, composer)  # with the start of what is searched
-        params = {**defaults, **(value_at(question.config, PARAMS) or {})}
-        question = replace(question, config=with_values(question.config, {PARAMS: params}))
-        question.composer.keep(question.config)
-        leaves = (node.key for _, nodes in question.space.branches() for node in nodes)
-        searched = [*leaves, *(group.key for group in question.space.groups())]
+        definition = super().ask(cfg, composer)  # with the start of what is searched
+        params = {**defaults, **(value_at(definition.config, PARAMS) or {})}
+        definition = replace(definition, config=with_values(definition.config, {PARAMS: params}))
+        definition.composer.keep(definition.config)
+        leaves = (node.key for _, nodes in definition.space.branches() for node in nodes)
+        searched = [*leaves, *(group.key for group in definition.space.groups())]
         mistakes = [
             f"params.{name} must be given: {who} has no default for it"
             for name, default in named.items()
@@ -551,7 +551,7 @@ class FunctionQuestion(Question):
                     f"{', '.join(named) or 'none'}{nearest(name, [*named])}"
                 )
         refuse(mistakes)
-        return question
+        return definition
 
     def notes(self, data: TrainingData) -> list[str]:
         """Returns what the user is told before the first trial."""
@@ -807,9 +807,9 @@ class FunctionQuestion(Question):
             run.close()
 
 
-def kind_of(cfg: DictConfig) -> type[Question]:
+def kind_of(cfg: DictConfig) -> type[Definition]:
     """Returns the class of the question that a config asks."""
-    return Question if cfg.objective["_target_"] is None else FunctionQuestion
+    return Definition if cfg.objective["_target_"] is None else LoopDefinition
 
 
 def _build_part(section: dict[str, Any], key: str, **offered: Any) -> Any:

@@ -24,26 +24,26 @@ def own(kind, *overrides):
 
 
 def test_trials_with_a_fixed_seed_differ_and_are_the_same_again():
-    question = ask(*TINY, "sampler=random", "pruner=none", "+sampler.seed=0")
-    draws = [question.sampler(number)._rng.rng.uniform() for number in (0, 1, 2, 0, 1, 2)]
+    definition = ask(*TINY, "sampler=random", "pruner=none", "+sampler.seed=0")
+    draws = [definition.sampler(number)._rng.rng.uniform() for number in (0, 1, 2, 0, 1, 2)]
     assert len({*draws}) == 3
     assert draws[:3] == draws[3:]
 
 
 def test_what_draws_from_one_sequence_has_one_seed():
-    question = ask(*TINY, "sampler=qmc", "study.seed=5")
-    assert [question.sampler(number)._seed for number in (0, 1)] == [5, 5]
+    definition = ask(*TINY, "sampler=qmc", "study.seed=5")
+    assert [definition.sampler(number)._seed for number in (0, 1)] == [5, 5]
 
 
 def test_a_sampler_that_keeps_state_by_its_class_or_its_section_is_refused_to_several_workers():
     declared, counting = own(Declared), own(Counting, "+sampler.keeps_state=true")
-    for question in (declared, counting):
-        assert question.keeps_state == ("sampler",)
-        (mistake,) = check_one_process(question, Local(workers=2))
+    for definition in (declared, counting):
+        assert definition.keeps_state == ("sampler",)
+        (mistake,) = check_one_process(definition, Local(workers=2))
         assert "sampler: keeps its state in one process (keeps_state)" in mistake
         assert "set launcher.workers=1" in mistake
-        assert [*check_one_process(question, Local(workers=1))] == []
+        assert [*check_one_process(definition, Local(workers=1))] == []
     assert isinstance(counting.sampler(0), Counting)
-    for question in (own(Declared, "+sampler.keeps_state=false"), own(Counting)):
-        assert question.keeps_state == ()
-        assert [*check_one_process(question, Local(workers=2))] == []
+    for definition in (own(Declared, "+sampler.keeps_state=false"), own(Counting)):
+        assert definition.keeps_state == ()
+        assert [*check_one_process(definition, Local(workers=2))] == []

@@ -5,11 +5,11 @@ the training of networks is one kind, and a loop of the user's own is another.
 """
 
 __all__ = [
-    "asked",
+    "definition",
     "jobs",
     "loop",
     "objective",
-    "question",
+    "python_study",
     "rule",
     "run",
     "scale",
