@@ -1,0 +1,199 @@
+"""Builds the documentation site: pip install -e '.[docs]'
+
+    python scripts/site.py                   # writes build/site/html; a broken link is an error
+    python scripts/site.py --serve           # and shows it on http://localhost:8000
+
+The sources are in .github/site. They are copied to build/site/docs, together with the pages that
+are generated from the code (keys, commands, Python API, environment variables, JSON documents) and
+those that the repository has elsewhere (the example studies, the changelog).
+"""
+
+import argparse
+import contextlib
+import http.server
+import importlib.util
+import inspect
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import studyloom
+import studyloom.data
+from studyloom import environment
+from studyloom.cli import main as studyloom_command
+from studyloom.commands.documents import DOCUMENTS
+from studyloom.commands.parser import make_parser
+from studyloom.environment import Variable
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / ".github" / "site"
+DOCS = ".github/site/docs"
+BUILD = ROOT / "build" / "site"
+# Pages of the site that the repository has elsewhere, for GitHub.
+ELSEWHERE = {
+    "README.md": "index.md",
+    "studies/README.md": "examples.md",
+    ".github/SECURITY.md": "security.md",
+    ".github/CHANGELOG.md": "changelog.md",
+}
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)|(?<=src=)\"([^\"]+)\"")
+
+
+def keys_page() -> str:
+    """The configuration keys, as `studyloom keys` prints them."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        studyloom_command(["keys"])
+    return printed.getvalue()
+
+
+def commands_page() -> str:
+    """The help of each command, from the parser."""
+    parser = make_parser()
+    texts = [("studyloom", parser)]
+    texts += [(f"studyloom {name}", command) for name, command in parser.commands.items()]
+    return "\n".join(f"## {name}\n\n```text\n{each.format_help()}```\n" for name, each in texts)
+
+
+def study_options_page() -> str:
+    """The options of a study module, which Hydra parses."""
+    from studyloom.config.overrides import PAGE_OPTIONS
+
+    return f"```text\n{PAGE_OPTIONS.strip()}\n```\n"
+
+
+def python_page() -> str:
+    """A directive of mkdocstrings for each public name: functions, classes, then errors."""
+    lines = []
+    for module in (studyloom, studyloom.data):
+        lines += [f"## {module.__name__}", ""]
+        names = [name for name in module.__all__ if name != "__version__"]
+        lines += [directive(module, name) for name in sorted(names, key=partial(kind_of, module))]
+    return "\n".join(lines)
+
+
+def kind_of(module: ModuleType, name: str) -> int:
+    """Returns the place of the kind of a name: function, class, error, module."""
+    value = member(module, name)
+    is_error = inspect.isclass(value) and issubclass(value, BaseException)
+    return 3 if inspect.ismodule(value) else 2 if is_error else 1 if inspect.isclass(value) else 0
+
+
+def member(module: ModuleType, name: str) -> object:
+    """Returns what a public name of a module stands for, also a submodule."""
+    return getattr(module, name, None) or importlib.import_module(f"{module.__name__}.{name}")
+
+
+def directive(module: ModuleType, name: str) -> str:
+    """Returns the directive for a name; for a submodule only its own docstring."""
+    value, path, options = member(module, name), f"{module.__name__}.{name}", {}
+    if inspect.ismodule(value):
+        options["members"] = "false"
+    elif importlib.util.find_spec(path) is not None:  # a function named as its module
+        path, options["heading"] = f"{path}.{name}", path
+    listed = "".join(f"      {key}: {value}\n" for key, value in options.items())
+    return f"::: {path}\n" + (f"    options:\n{listed}" if options else "")
+
+
+def environment_page() -> str:
+    """The table of environment variables."""
+    known = [each for each in vars(environment).values() if isinstance(each, Variable)]
+    rows = [f"| `{each.name}` | {each.meaning} |" for each in known]
+    return "\n".join(["| variable | meaning |", "|---|---|", *rows, ""])
+
+
+def documents_page() -> str:
+    """The JSON documents and the fields of each."""
+    import msgspec
+
+    lines = ["| document | fields |", "|---|---|"]
+    for name, kind in DOCUMENTS.items():
+        schema = msgspec.json.schema(kind)
+        named = schema.get("items", schema).get("$ref", "").rpartition("/")[2]
+        fields = schema.get("$defs", {}).get(named, {}).get("properties", {})
+        lines.append(f"| `{name}` | {' '.join(f'`{field}`' for field in fields) or 'any'} |")
+    return "\n".join([*lines, ""])
+
+
+GENERATED = {
+    "keys": keys_page,
+    "commands": commands_page,
+    "study-options": study_options_page,
+    "python": python_page,
+    "environment": environment_page,
+    "documents": documents_page,
+}
+MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
+
+
+def generated(text: str) -> str:
+    """Replaces each mark of a generated part by that part."""
+    return MARK.sub(lambda match: GENERATED[match[1]](), text)
+
+
+def moved(source: str) -> str:
+    """Returns a page of the repository for the top of the site, with its links rewritten.
+
+    Images are copied. A link to a file that is not on the site becomes its text.
+    """
+
+    def rewrite(match: re.Match[str]) -> str:
+        words, link, image = match.groups()
+        target, _, anchor = (link or image).partition("#")
+        if "://" in target or not target:
+            return match[0]
+        path = ((ROOT / source).parent / target).resolve()
+        name = str(path.relative_to(ROOT))
+        if image:
+            (BUILD / "docs" / "images").mkdir(exist_ok=True)
+            shutil.copy(path, BUILD / "docs" / "images")
+            return f'"images/{path.name}" loading="lazy"'
+        place = ELSEWHERE.get(name) or name.removeprefix(f"{DOCS}/")
+        if place == name:
+            return words
+        return f"[{words}]({place}{anchor and f'#{anchor}'})"
+
+    return LINK.sub(rewrite, (ROOT / source).read_text())
+
+
+def copy_sources() -> None:
+    """Fills build/site with the sources, the generated parts and the pages from elsewhere."""
+    shutil.rmtree(BUILD, ignore_errors=True)
+    shutil.copytree(SOURCES, BUILD)
+    for path in (BUILD / "docs").rglob("*.md"):
+        path.write_text(generated(path.read_text()))
+    for source, name in ELSEWHERE.items():
+        (BUILD / "docs" / name).write_text(moved(source))
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+    if "Repository" in urls:
+        config = BUILD / "zensical.toml"
+        line = f'repo_url = "{urls["Repository"]}"'
+        config.write_text(config.read_text().replace("[project]", f"[project]\n{line}", 1))
+
+
+def main() -> int:
+    """Builds the site, and returns the exit code of Zensical."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--serve", action="store_true", help="show the site on localhost:8000")
+    arguments = parser.parse_args()
+    os.environ["COLUMNS"] = "80"  # of the helps
+    copy_sources()
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    code = subprocess.run(command, cwd=BUILD).returncode
+    if code == 0:
+        print(f"{BUILD / 'html' / 'index.html'}")
+    if code == 0 and arguments.serve:
+        handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(BUILD / "html"))
+        http.server.ThreadingHTTPServer(("127.0.0.1", 8000), handler).serve_forever()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
