@@ -1,4 +1,4 @@
-"""The answers to "How do I …" in conf/README.md hold: each is run as it stands there."""
+"""The rows of "How do I …" hold: each is run as it stands in the guide."""
 
 import csv
 import io
@@ -16,7 +16,8 @@ from commands import QUICK, ROOT, environment, study, study_here, studyloom
 
 import studyloom as sl
 
-ANSWERS = re.findall(r"^\| (\w.+?) \| (.+) \|$", (ROOT / "conf/README.md").read_text(), re.M)
+GUIDE = ROOT / ".github/site/docs/guides/index.md"
+ANSWERS = re.findall(r"^\| (\w.+?) \| (.+) \|$", GUIDE.read_text(), re.M)
 FILE = """
 def f2(outputs, targets):
     assert len(outputs) == len(targets)
@@ -24,9 +25,14 @@ def f2(outputs, targets):
 """
 
 
-def code_for(definition: str) -> list[str]:
-    """The pieces of code in an answer."""
-    return re.findall(r"`([^`]+)`", dict(ANSWERS)[definition])
+def code_for(task: str) -> list[str]:
+    """The pieces of code in a row, as a shell passes them."""
+    return [word.removeprefix("'").removesuffix("'") for word in pieces_of(task)]
+
+
+def pieces_of(task: str) -> list[str]:
+    """The pieces of code in a row, as they stand."""
+    return re.findall(r"`([^`]+)`", dict(ANSWERS)[task])
 
 
 def call(code: str, folder: Path, **names: object) -> sl.Study:
@@ -37,8 +43,8 @@ def call(code: str, folder: Path, **names: object) -> sl.Study:
 
 
 def test_fix_change_limit_and_stop():
-    asked = ("fix one parameter", "change the space", "stop early")
-    overrides = [override for definition in asked for override in code_for(definition)]
+    asked = ("fix one hyperparameter", "change the search space", "stop early")
+    overrides = [override for task in asked for override in code_for(task)]
     limits = code_for("limit memory and GPUs of a trial")[:-1]
     done = study_here(*overrides, *limits, "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -53,7 +59,7 @@ def test_my_own_metric_overnight_later_workers_csv_export_and_the_end(tmp_path):
     """One study from its first command to its end."""
     (tmp_path / "mine.py").write_text(FILE)
     env = environment(PYTHONPATH=str(tmp_path))
-    metric = [part for part in code_for("use a metric of my own") if part.startswith("objective")]
+    metric = [part for part in code_for("use a custom metric") if part.startswith("objective")]
     overrides = [*QUICK[1:], *metric, "winner.top=1", "winner.seeds=1"]
     few = " ".join(f"'{override}'" for override in overrides)
     (line,) = code_for("run overnight")

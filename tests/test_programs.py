@@ -11,7 +11,7 @@ import sys
 import jsonschema
 import pytest
 from commands import QUICK, ROOT, environment, start, study, study_here, studyloom
-from test_readme import PAPERS, blocks
+from test_readme import PAPERS, SITE, blocks
 
 from studyloom.cli import main
 from studyloom.commands.documents import DOCUMENTS, json_schema
@@ -25,11 +25,9 @@ SECRET = "canary-secret"
 
 @pytest.fixture(scope="module")
 def driven(tmp_path_factory):
-    """The program of the README, which has driven a study of six trials by its events alone."""
+    """The program of the guide, which has driven a study of six trials by its events alone."""
     folder = tmp_path_factory.mktemp("driven")
-    (program,) = (
-        text for text in blocks(PAPERS["studies/README.md"], "python") if "events" in text
-    )
+    (program,) = blocks(PAPERS[f"{SITE}/guides/overnight.md"], "python")
     assert len(program.splitlines()) <= 20
     (folder / "drive.py").write_text(program)
     run_dir = folder / "run"

@@ -11,7 +11,7 @@ import yaml
 from commands import QUICK, studyloom
 from harness import outcomes
 from runs import Run, holder, kill
-from test_readme import PAPERS, blocks
+from test_readme import PAPERS, SITE, blocks
 
 from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
@@ -57,7 +57,7 @@ OTHER = {"processes that load": ("+data.num_workers=2", "+data.persistent_worker
 
 
 def run_of(folder, url, way, *overrides):
-    (code,) = (b for b in blocks(PAPERS["conf/README.md"], "python") if "def step" in b)
+    (code,) = blocks(PAPERS[f"{SITE}/guides/training.md"], "python")
     folder.mkdir()
     (folder / "mixup.py").write_text(code)
     asked = (*WAYS[way], f"study.trials={TRIALS}", *overrides)
