@@ -23,7 +23,7 @@
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
 and `scale` need the extra `embedded`. `--repeats` is the number of times that each way runs.
-scripts/README.md has the results. `search` trains nothing: it replays each method with 10 seeds
+Benchmarks of the documentation has the results. `search` trains nothing: it replays each method with 10 seeds
 (`--repeats`) on surrogates of LCBench in `STUDYLOOM_DATA`, and on recorded curves, under the real
 worker loop in simulated time; then ways to an answer and `study.stop=regret` on the tables that the
 extra `dev` brings (`--only` for some of it).
@@ -130,9 +130,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="of a study")
     parser.add_argument("--epochs", type=int, default=10, help="of the tutorial")
     parser.add_argument("--page", choices=("mnist", "fashion"), default="mnist", help="of answer")
-    parser.add_argument(
-        "--before", default="138e525", help="an earlier commit, of answer and start"
-    )
+    parser.add_argument("--before", help="a commit to compare with, of answer and start")
     parser.add_argument("--on", nargs="+", choices=FAMILIES, help="families of tasks of search")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="some parts of search"

@@ -206,3 +206,13 @@ def test_the_loop_of_the_guide_is_searched_and_tested(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 of 3 trials" in done.stdout
     assert "test      winner accuracy 0." in done.stdout
+
+
+@pytest.mark.chaos
+def test_the_objective_of_the_guide_runs_as_it_stands(tmp_path):
+    (code,) = blocks(PAPERS[f"{SITE}/guides/optuna-objective.md"], "python")
+    (tmp_path / "mine.py").write_text(code)
+    command = [sys.executable, "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 of 20 trials" in done.stdout
