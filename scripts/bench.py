@@ -23,10 +23,10 @@
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
 and `scale` need the extra `embedded`. `--repeats` is the number of times that each way runs.
-Benchmarks of the documentation has the results. `search` trains nothing: it replays each method with 10 seeds
-(`--repeats`) on surrogates of LCBench in `STUDYLOOM_DATA`, and on recorded curves, under the real
-worker loop in simulated time; then ways to an answer and `study.stop=regret` on the tables that the
-extra `dev` brings (`--only` for some of it).
+The documentation has the results, under Benchmarks. `search` trains nothing: it replays each method
+with 10 seeds (`--repeats`) on surrogates of LCBench in `STUDYLOOM_DATA`, and on recorded curves,
+under the real worker loop in simulated time; then ways to an answer and `study.stop=regret` on the
+tables that the extra `dev` brings (`--only` for some of it).
 """
 
 import argparse

@@ -174,6 +174,14 @@ def test_the_space_of_the_example_is_the_one_in_its_file():
 QUICK = ("study.trials=2", "train.epochs=1", "winner.seeds=2", "launcher.workers=1")
 
 
+def test_the_samples_are_those_that_the_documents_name():
+    named = {
+        name for text in PAPERS.values() for name in re.findall(r"studies/samples/([\w.]+)", text)
+    }
+    listed = {row[0] for row in table(PAPERS["studies/README.md"], "file", "for `runs/`", "origin")}
+    assert named <= listed == {path.name for path in (ROOT / "studies/samples").iterdir()}
+
+
 @pytest.mark.chaos
 def test_the_own_study_of_the_readme_runs_as_it_stands(tmp_path):
     text = PAPERS["README.md"].partition("## In YAML")[2]

@@ -82,6 +82,16 @@ def test_the_overrides_of_how_do_i_survive(split):
     assert not problems, "\n".join(problems)
 
 
+def test_the_overrides_in_sentences_survive(split):
+    texts = [text for name, text in PAPERS.items() if name.startswith(SITE)]
+    pieces = {piece for text in texts for piece in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)}
+    odd = [piece for piece in pieces if re.match(r"'?[+~]*[a-z_]+\.[a-z_.]+=.*[\[{*?]", piece)]
+    assert len(odd) > 5
+    for override in odd:
+        ((*_, word),) = split(f"python -m studies.mnist {override}")
+        assert [word] == shlex.split(override)
+
+
 def test_a_command_of_the_site_needs_no_comment_behind_it():
     """An interactive zsh takes `# …` as arguments."""
     for name, text in PAPERS.items():
