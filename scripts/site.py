@@ -138,11 +138,18 @@ def generated(text: str) -> str:
     return MARK.sub(lambda match: GENERATED[match[1]](), text)
 
 
+def place_of(name: str) -> str | None:
+    """Returns the place on the site of a file of the repository; None if it has none."""
+    inside = name.startswith(f"{DOCS}/")
+    return name.removeprefix(f"{DOCS}/") if inside else ELSEWHERE.get(name)
+
+
 def moved(source: str) -> str:
-    """Returns a page of the repository for the top of the site, with its links rewritten.
+    """Returns a page with its links rewritten from the repository, as on GitHub, to the site.
 
     Images are copied. A link to a file that is not on the site becomes its text.
     """
+    folder = os.path.dirname(place_of(source) or "") or "."
 
     def rewrite(match: re.Match[str]) -> str:
         words, link, image = match.groups()
@@ -150,15 +157,14 @@ def moved(source: str) -> str:
         if "://" in target or not target:
             return match[0]
         path = ((ROOT / source).parent / target).resolve()
-        name = str(path.relative_to(ROOT))
         if image:
             (BUILD / "docs" / "images").mkdir(exist_ok=True)
             shutil.copy(path, BUILD / "docs" / "images")
             return f'"images/{path.name}" loading="lazy"'
-        place = ELSEWHERE.get(name) or name.removeprefix(f"{DOCS}/")
-        if place == name:
+        place = place_of(str(path.relative_to(ROOT)))
+        if place is None:
             return words
-        return f"[{words}]({place}{anchor and f'#{anchor}'})"
+        return f"[{words}]({os.path.relpath(place, folder)}{anchor and f'#{anchor}'})"
 
     return LINK.sub(rewrite, (ROOT / source).read_text())
 
@@ -167,10 +173,9 @@ def copy_sources() -> None:
     """Fills build/site with the sources, the generated parts and the pages from elsewhere."""
     shutil.rmtree(BUILD, ignore_errors=True)
     shutil.copytree(SOURCES, BUILD)
-    for path in (BUILD / "docs").rglob("*.md"):
-        path.write_text(generated(path.read_text()))
-    for source, name in ELSEWHERE.items():
-        (BUILD / "docs" / name).write_text(moved(source))
+    pages = [str(path.relative_to(ROOT)) for path in (SOURCES / "docs").rglob("*.md")]
+    for source in (*pages, *ELSEWHERE):
+        (BUILD / "docs" / str(place_of(source))).write_text(generated(moved(source)))
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
     if "Repository" in urls:
         config = BUILD / "zensical.toml"

@@ -133,9 +133,6 @@ def test_the_layers_are_listed_from_the_bottom_up():
     assert [layer.strip("/") for layer, *_ in rows] == [*FLOORS]
 
 
-BESIDE_THE_SITE = ("security.md", "../examples.md", "../index.md")  # scripts/site.py writes them
-
-
 def test_every_link_leads_somewhere():
     links = [
         (paper, (ROOT / paper).parent, first or second)
@@ -147,7 +144,7 @@ def test_every_link_leads_somewhere():
         if file.startswith("https:"):
             continue
         target = folder / file if file else ROOT / paper
-        assert target.exists() or file in BESIDE_THE_SITE, f"{paper}: {link}"
+        assert target.exists(), f"{paper}: {link}"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             assert anchor in [slug(heading) for heading in headings], f"{paper}: {link}"
