@@ -205,7 +205,7 @@ def test_what_only_linux_has_is_in_one_module_and_forks_are_in_another():
 
 def test_environment_variables_are_those_of_one_list():
     listed = {each.name for each in vars(environment).values() if isinstance(each, Variable)}
-    assert listed == set(re.findall(r'"(STUDYLOOM_[A-Z_]+)"', FILES["environment"].read_text()))
+    assert listed == set(re.findall(r'"([A-Z_]+[A-Z])"', FILES["environment"].read_text()))
     for module, path in FILES.items():
         assert set(re.findall(r"STUDYLOOM_[A-Z_]*[A-Z]", path.read_text())) <= listed, module
         if module != "environment":

@@ -18,6 +18,7 @@ from toys import compose
 
 from studyloom.cli import main, make_parser
 from studyloom.config.scaffold import write_study
+from studyloom.environment import PREFIX, PUBLIC, variables_help
 
 FOLDERS = ("", ".github", "conf", "scripts", "src/studyloom", "studies", "tests")
 PAPERS = {
@@ -28,6 +29,7 @@ PAPERS = {
 PROGRAMS = ("python", "python3", "pip", "studyloom", "pytest", "bash", "export", "pre-commit")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LONGEST = 150
+VARIABLES = ("variable", "meaning")  # the heads of their table
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -159,6 +161,17 @@ def test_the_table_of_keys_is_that_of_studyloom_keys(capsys):
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) > 50
     assert printed in INTERFACE
+
+
+def test_the_table_of_environment_variables_is_that_of_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert variables_help() in capsys.readouterr().out
+    rows = {name: meaning.replace("`", "") for name, meaning in table(INTERFACE, *VARIABLES)}
+    plain = {name: re.sub(r"\[(.*?)\]\(.*?\)", r"\1", meaning) for name, meaning in rows.items()}
+    listed = {variable.name: variable.meaning for variable in PUBLIC}
+    assert {name: plain.get(name) for name in listed} == listed
+    assert {name for name in plain if name.startswith(PREFIX)} <= {*listed}
 
 
 def test_every_option_of_every_group_is_listed():

@@ -32,6 +32,7 @@ from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.events import History, finite, new_events, write_event
 from studyloom.views.progress import JobReader, Progress
 from studyloom.views.terminal import make_console
+from studyloom.worker_log import LINE
 
 HEARTBEAT = "heartbeat.json"
 INTERVAL = 10.0  # seconds between two heartbeats
@@ -60,7 +61,7 @@ def prepare_logging(level: int) -> None:
     # Its pool logs the traceback of what it raises anyway, such as a second Ctrl-C.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
+    handler.setFormatter(PrintableFormatter(LINE))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
 

@@ -44,7 +44,7 @@ from studyloom.config.overrides import (
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.config.trust import Guard, guarded
 from studyloom.config.values import flatten
-from studyloom.environment import EVENTS, JSON, NOTIFY, WORKER
+from studyloom.environment import EVENTS, JSON, NOTIFY, TRACEBACKS, WORKER
 from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
@@ -80,7 +80,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         @functools.wraps(task)
         def main(cfg: DictConfig) -> None:
             if not tracebacks:
-                del os.environ["HYDRA_FULL_ERROR"]
+                TRACEBACKS.take()
             if mistakes := mistakes_in(cfg):
                 exit_with_mistakes(*mistakes)
             task(cfg)
@@ -101,7 +101,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             with guarded(guard), composing_once():
                 if not tracebacks:
                     # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
-                    os.environ["HYDRA_FULL_ERROR"] = "1"
+                    os.environ[TRACEBACKS.name] = "1"
                 try:
                     main()
                 except Exception as error:  # of composing; Hydra reports what the task raises

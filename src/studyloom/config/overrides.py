@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.schema import SCHEMA, unknown_keys
 from studyloom.config.values import flatten
+from studyloom.environment import variables_help
 from studyloom.text import as_yaml, line_to_add, nearest, no_such_key, printable
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
@@ -213,6 +214,7 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
     parts = [
         about.strip(),
         PAGE_OPTIONS,
+        f"{variables_help()}\n",
         "groups, of which an override chooses another option:",
         *named,
         "\nkeys, which an override such as study.trials=50 sets (null ones are left out):",

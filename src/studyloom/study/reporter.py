@@ -53,8 +53,8 @@ from studyloom.study.early_end import ending
 from studyloom.study.promotion import PromotionOrder
 from studyloom.study.provenance import Provenance
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
+from studyloom.worker_log import end_message
 
 log = logging.getLogger(__name__)
 PRUNED_CONSTRAINT = "pruned"  # the constraint that a pruned trial of several objectives breaks
@@ -380,8 +380,7 @@ class Reporter:
         told = self.stored.storage.get_trial(self.trial._trial_id)
         self._end_claim(self.stored.ledger.finish)
         self.on_end(told)
-        shown = "" if value is None else f" {format_value(value)}"
-        log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
+        log.info(end_message(self.trial.number, state.name, value))
 
     def _mark_worse_than_complete(self) -> None:
         """Puts a pruned trial behind all complete ones for the sampler; who got further is first.

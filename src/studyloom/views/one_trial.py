@@ -1,9 +1,8 @@
 """What a page shows of one trial beside its row of the table: its end, its times, its log."""
 
 import math
-import re
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,13 @@ from studyloom.views import figures
 from studyloom.views.charts import Point
 from studyloom.views.figures import Curve
 from studyloom.winner.wording import plural
+from studyloom.worker_log import read_end
 
 MOST_LINES, LONGEST = 40, 300  # of a trial's log, and the characters of one
 MOST_LOGGED = 60_000  # characters of all logs of a page
 MOST_LOGS, TAIL = 64, 2**18  # worker logs that are read, and the bytes at the end of each
 MOST_POINTS = 24  # of a curve that no figure draws
 LATE = timedelta(seconds=10)  # a log may tell of an end so much later than the database
-# As a worker logs that a trial has ended.
-END = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) trial (\d+): (?:complete|pruned|fail)\b")
 
 
 def details(trial: FrozenTrial, log: str, curve: Curve) -> dict[str, Any]:
@@ -119,23 +117,16 @@ def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int
         lines: list[str] = []
         for line in _tail(path):
             lines.append(line)
-            if (match := END.match(line)) is None:
+            if (end := read_end(line)) is None:
                 continue
-            number, own_lines, lines = int(match[2]), lines, []
+            (number, said), own_lines, lines = end, lines, []
+            ended = ends.get(number)
             # Another stage has a trial of this number too. What says but how it ended says nothing.
-            if _is_at(match[1], ends.get(number)) and len(own_lines) > 1:
+            if ended is not None and abs(said - ended) < LATE and len(own_lines) > 1:
                 yield number, own_lines
     for path in files:
         if path.name in own and (lines := _tail(path)):
             yield own[path.name], lines
-
-
-def _is_at(stamp: str, ended: datetime | None) -> bool:
-    try:
-        said = datetime.fromisoformat(stamp.replace(",", "."))
-    except ValueError:
-        return False
-    return ended is not None and abs(said - ended) < LATE
 
 
 def _is_within(path: Path, folder: Path) -> bool:
