@@ -20,13 +20,14 @@ from studyloom.config.runs import read_run
 from studyloom.error_display import shown_at_call
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
-from studyloom.script import end_import, note_script
+from studyloom.script import note_script
 from studyloom.storage.embedded_server import serve
 from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.rows import Rows, config_of, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import error_text, printable
+from studyloom.user_code import end_import
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline

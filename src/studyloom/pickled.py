@@ -29,10 +29,10 @@ _files: dict[int, str] = {}  # the word of the file that is passed on, by its de
 digests: dict[str, str] = {}  # in a worker: of the sources of what the program defines
 
 
-def give(name: str, value: Any) -> dict[str, str]:
+def register_object(name: str, value: Any) -> dict[str, str]:
     """Keeps an object of this program, and returns the section that stands for it in a config."""
     _objects[name] = value
-    return {"_target_": f"{__name__}.take", "name": name}
+    return {"_target_": f"{__name__}.registered_object", "name": name}
 
 
 def forget_objects() -> None:
@@ -40,7 +40,7 @@ def forget_objects() -> None:
     _objects.clear()
 
 
-def take(name: str) -> Any:
+def registered_object(name: str) -> Any:
     """Returns an object that the program has given.
 
     Raises:

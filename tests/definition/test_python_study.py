@@ -348,7 +348,7 @@ def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
         sl.search(Net, data=(locked, Points(20)), name="sets", **SMALL | {"workers": 2})
     assert not (tmp_path / "runs" / "sets" / "study.db").exists()
     ask(Net, {}, (pair(40), pair(9)), {})
-    with passed_on(["studyloom.pickled.take"], {}, ()):
+    with passed_on(["studyloom.pickled.registered_object"], {}, ()):
         pass  # the next search passes its own objects on, and not that lock
 
 

@@ -110,22 +110,22 @@ class GuardedFiles(ReadOnce, FileConfigSource):
     """
 
     def load_config(self, config_path: str) -> ConfigResult:
-        guard, folder = trust.active(), Path(self.path)
+        rules, folder = trust.active(), Path(self.path)
         # The user's own config may add folders to the search path.
-        if self.provider == "hydra.searchpath in main" or (guard and guard.owns(folder)):
-            guard = None
+        if self.provider == "hydra.searchpath in main" or (rules and rules.owns(folder)):
+            rules = None
         load = FileConfigSource.load_config
 
         def read() -> ConfigResult:
             result: ConfigResult = load(self, config_path)
-            if guard is not None:
+            if rules is not None:
                 package = (result.header or {}).get("package")
-                guard.check(folder, config_path, result.config, package)
+                rules.check(folder, config_path, result.config, package)
             result.config = with_defaults(result.config)
             return result
 
         file = folder / self._normalize_file_name(config_path)
-        if guard is not None or not file.is_file():  # Hydra says which file is missing
+        if rules is not None or not file.is_file():  # Hydra says which file is missing
             return read()
         known = file.stat()
         key = (self.provider, self.path, config_path, known.st_mtime_ns, known.st_size)
@@ -260,16 +260,16 @@ class Composer:
 
 
 @contextmanager
-def own_world() -> Iterator[None]:
-    """Gives the body what it would have as a program of its own; ours is back afterwards.
+def isolated_hydra() -> Iterator[None]:
+    """Gives the body the Hydra and the command line of a program of its own, and ours back.
 
-    That is a Hydra which is not initialised and does not know our groups, and a command line
-    without arguments. So code may use `hydra.main`, `hydra.initialize` and argparse itself.
+    That Hydra is not initialised and does not know our groups, and the command line has no
+    arguments. So code may use `hydra.main`, `hydra.initialize` and argparse itself.
     """
     arguments, hydra_config = sys.argv, HydraConfig.instance()
     config, given = hydra_config.cfg, list(arguments)
     try:
-        with restored_hydra(), trust.guarded(None):
+        with restored_hydra(), trust.in_force(None):
             sys.argv = given[:1]
             yield
     finally:
@@ -318,14 +318,14 @@ def application(
 ) -> Iterator[DictConfig]:
     """Composes the primary config of a Hydra application as its own command does.
 
-    In the body, which is in a world of its own, interpolations such as `${hydra:job.name}` have the
+    In the body, in an `isolated_hydra`, interpolations such as `${hydra:job.name}` have the
     values that they would have there.
 
     Args:
         values: nested mappings that are set in it.
         output: the folder of `hydra.runtime.output_dir`.
     """
-    with own_world(), hydra.initialize_config_dir(str(config.parent), **VERSION_BASE):
+    with isolated_hydra(), hydra.initialize_config_dir(str(config.parent), **VERSION_BASE):
         try:
             composed = hydra.compose(config.stem, return_hydra_config=True)
             with open_dict(composed):

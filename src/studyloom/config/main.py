@@ -42,14 +42,14 @@ from studyloom.config.overrides import (
     page_help,
 )
 from studyloom.config.schema import Config, unknown_keys
-from studyloom.config.trust import Guard, guarded
+from studyloom.config.trust import TrustRules, in_force
 from studyloom.config.values import flatten
 from studyloom.environment import EVENTS, JSON, NOTIFY, TRACEBACKS, WORKER
 from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
 from studyloom.text import mask_passwords
-from studyloom.user_code import importing_module, refuse_while_importing
+from studyloom.user_code import end_import, importing_module
 
 Result = TypeVar("Result")
 Task = Callable[[DictConfig], None]
@@ -88,7 +88,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         @functools.wraps(task)
         @processes.ending_at_interrupt()
         def run() -> None:
-            refuse_while_importing()
+            end_import()
             processes.open_streams()
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
             processes.collect_rarely()  # until trials begin
@@ -97,8 +97,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             except ConfigError as error:
                 exit_with_mistakes(*error.mistakes)
             answer_at_once(task, folder, config_name, argv)
-            guard = Guard((Path(folder), GROUPS), trusted_by(argv))
-            with guarded(guard), composing_once():
+            rules = TrustRules((Path(folder), GROUPS), trusted_by(argv))
+            with in_force(rules), composing_once():
                 if not tracebacks:
                     # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
                     os.environ[TRACEBACKS.name] = "1"
@@ -292,7 +292,7 @@ class Invocation:
             ConfigError: all mistakes of the overrides, or the config does not compose.
             LaunchError: this process runs a study already.
         """
-        refuse_while_importing()
+        end_import()
         check_overrides(overrides)
         processes.open_streams()
         if not _running.acquire(blocking=False):

@@ -68,18 +68,18 @@ Mistake = tuple[str, str | None]
 
 
 @dataclass
-class Guard:
-    """What holds while the command of a page composes configs.
+class TrustRules:
+    """The trust rules in force while a command composes its config.
 
     Args:
         own: folders whose files are the user's own, and are not checked.
         trusted: packages on the command line's `trust=[…]`.
-        met: whether a config from elsewhere was read.
+        read_untrusted: whether an untrusted config was read.
     """
 
     own: tuple[Path, ...]
     trusted: tuple[str, ...] = ()
-    met: bool = False
+    read_untrusted: bool = False
 
     def owns(self, folder: Path) -> bool:
         """Whether a folder of configs is the user's own, or studyloom's."""
@@ -87,12 +87,12 @@ class Guard:
         return within or is_own(folder)
 
     def check(self, folder: Path, name: str, config: Any, package: str | None) -> None:
-        """Checks a config of a foreign folder, such as model/mlp, which its header puts somewhere.
+        """Checks a config of an untrusted folder, such as model/mlp, and its header's package.
 
         Raises:
             ConfigError: every mistake in it.
         """
-        self.met, name = True, name.removesuffix(".yaml")
+        self.read_untrusted, name = True, name.removesuffix(".yaml")
         plain: Any = OmegaConf.to_container(config, resolve=False)
         if not isinstance(plain, dict):
             raise ConfigError(f"{folder / name}.yaml: must be a mapping of sections")
@@ -107,31 +107,31 @@ class Guard:
             raise ConfigError([f"{folder / name}.yaml: {words}" for words in found])
 
 
-_guards: list[Guard | None] = []
+_active: list[TrustRules | None] = []
 
 
-def active() -> Guard | None:
-    """Returns the guard of the running command; None outside of one, or in the user's own code."""
-    return _guards[-1] if _guards else None
+def active() -> TrustRules | None:
+    """Returns the rules of the running command; None outside of one, or in the user's own code."""
+    return _active[-1] if _active else None
 
 
 def in_own_code() -> bool:
-    """Whether the user's own code composes configs, see `guarded`."""
-    return bool(_guards) and _guards[-1] is None
+    """Whether the user's own code composes configs, see `in_force`."""
+    return bool(_active) and _active[-1] is None
 
 
 @contextmanager
-def guarded(guard: Guard | None) -> Iterator[None]:
+def in_force(rules: TrustRules | None) -> Iterator[None]:
     """Has Hydra read the files of all folders but one's own as data while the body runs.
 
     Args:
-        guard: None where code of the user's own composes configs, which may lie anywhere.
+        rules: None where code of the user's own composes configs, which may lie anywhere.
     """
-    _guards.append(guard)
+    _active.append(rules)
     try:
         yield
     finally:
-        _guards.pop()
+        _active.pop()
 
 
 def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
@@ -184,11 +184,11 @@ def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
 
     That may have changed arguments of the user's own code, so the whole section counts.
     """
-    guard = active()
-    if guard is not None and guard.met:
+    rules = active()
+    if rules is not None and rules.read_untrusted:
         is_node = OmegaConf.is_config(section)
         plain = OmegaConf.to_container(section, resolve=True) if is_node else section
-        check_targets({key: plain}, guard.trusted)
+        check_targets({key: plain}, rules.trusted)
 
 
 def packages_to_trust(config: Any) -> list[str]:

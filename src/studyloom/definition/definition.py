@@ -26,7 +26,7 @@ from optuna.samplers import BaseSampler
 from torch.nn import functional
 
 from studyloom.config.build import argument, build, find_target, plain
-from studyloom.config.compose import Composer, own_world
+from studyloom.config.compose import Composer, isolated_hydra
 from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.schema import AUTO, SCHEMA
 from studyloom.config.values import (
@@ -39,7 +39,7 @@ from studyloom.config.values import (
     with_values,
     without_transform,
 )
-from studyloom.data.datasets import NO_TEST, places
+from studyloom.data.datasets import NO_TEST, location_keys
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.definition.jobs import (
@@ -795,7 +795,7 @@ class LoopDefinition(Definition):
         context = RunContext(0, 1, TEST, 0, seed, ALONE.device)
         run = Run(context, loop.metric, lambda *_: None, saved={"kept": states})
         try:
-            with seeded(seed), own_world(), keys_explained():
+            with seeded(seed), isolated_hydra(), keys_explained():
                 return _tested(function(loop.config_of(seed), run, part), loop.metric)
         except (Exception, SystemExit) as error:
             raise NoWinner(
@@ -893,7 +893,7 @@ def without_places(sections: dict[str, Any]) -> dict[str, Any]:
     """Leaves out where the data lie and how they are loaded, which change no result."""
     data = sections.get("data")
     if isinstance(data, dict):
-        for path in places(data):
+        for path in location_keys(data):
             inner = data
             for name in path[:-1]:
                 inner = inner[name]

@@ -20,7 +20,7 @@ from optuna import TrialPruned
 from optuna.trial import BaseTrial
 from torch.utils.data import Dataset
 
-from studyloom.config.compose import own_world
+from studyloom.config.compose import isolated_hydra
 from studyloom.config.values import keys_explained, value_at
 from studyloom.definition.objective import (
     Attempt,
@@ -310,7 +310,7 @@ class LoopObjective(Objective):
             self._run, self._costs[position:] = run, [run.costs]
             try:
                 make = partial(ObjectiveTrial, self.suggesting, uncut=uncut, store=tell)
-                with own_world(), keys_explained():
+                with isolated_hydra(), keys_explained():
                     config, began = loop.config_of(job.seed), time.perf_counter()
                     returned = loop.call(config, run, make)
                 with self.ranks.deciding():

@@ -33,7 +33,7 @@ from studyloom.definition.loop import WITH_TRIAL, how_called
 from studyloom.definition.sources import check_readable
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
-from studyloom.pickled import MAIN, OWN, forget_objects, give
+from studyloom.pickled import MAIN, OWN, forget_objects, register_object
 from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
 from studyloom.user_code import find_member
@@ -182,7 +182,7 @@ def _plain(key: str, value: Any, mistakes: list[str]) -> Any:
         target = inner.get("_target_")
         return inner | target if isinstance(target, dict) else inner
     if key.startswith("data.") and (part := _as_dataset(value)) is not None:
-        return give(key, part)
+        return register_object(key, part)
     if isinstance(value, Sequence):
         return [_plain(f"{key}[{place}]", each, mistakes) for place, each in enumerate(value)]
     is_function = inspect.isroutine(value)
@@ -235,7 +235,10 @@ def _add_data(
             asked.sections.setdefault("objective", {}).setdefault("metric", "rmse")
     else:
         made |= {"_target_": "studyloom.data.Datasets"}
-        made |= {"train": give("data.train", train), "test": give("data.test", test)}
+        made |= {
+            "train": register_object("data.train", train),
+            "test": register_object("data.test", test),
+        }
     asked.sections["data"] = made = {**made, **own}
     words = "training examples are held out to choose by (data.validation)"
     asked.said.append(f"data: {made['validation']} {words}")

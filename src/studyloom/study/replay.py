@@ -24,7 +24,7 @@ from studyloom.config.build import build
 from studyloom.config.runs import read_written
 from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
-from studyloom.data.datasets import places
+from studyloom.data.datasets import location_keys
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.definition import names_data
 from studyloom.definition.jobs import build_function, build_jobs, loop_jobs, named_goals
@@ -185,7 +185,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
     if is_loop(cfg) and not names_data(cfg):
         return TrainingData()
     written = value_at(read_written(run_dir, "config.yaml"), "data")
-    for path in places(written) if isinstance(written, dict) else ():
+    for path in location_keys(written) if isinstance(written, dict) else ():
         value = functools.reduce(operator.getitem, path, written)
         if isinstance(value, str | int):  # no section, in which somebody else could name code
             OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)

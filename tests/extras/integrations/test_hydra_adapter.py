@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from projects import APPLICATION, write_project
 from toys import compose
 
-from studyloom.config.compose import own_world
+from studyloom.config.compose import isolated_hydra
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import LoopDefinition
 from studyloom.definition.jobs import build_function
@@ -163,7 +163,7 @@ def test_in_a_world_of_its_own_code_uses_hydra_as_it_likes_and_ours_is_back_afte
     monkeypatch.setattr(sys, "argv", ["page.py", "study.trials=3"])
     ask()
     ours, argv = GlobalHydra.instance().hydra, sys.argv
-    with own_world():
+    with isolated_hydra():
         assert sys.argv == ["page.py"]
         assert not GlobalHydra.instance().is_initialized()
         with hydra.initialize_config_dir(str(project / "configs"), version_base=None):
