@@ -20,7 +20,6 @@ PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
 GALLERY = PACKAGE.parent.parent / "studies" / "data"  # of a checkout; no wheel has it
 MOST_BYTES = 256_000  # of a text file of an untrusted folder
-POLL = 0.05  # seconds after which a lock that another process holds is tried again
 MARK = "made-by"  # the file in a folder that says whose it is
 NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"),
@@ -180,29 +179,15 @@ def is_abandoned(temporary: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, stopping: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-    """Holds a lock in the body; it goes with the process.
-
-    Args:
-        path: the file of the lock.
-        stopping: asked while another process holds it: whether to wait no longer.
-
-    Yields:
-        Whether it is held. It is not if the waiting has stopped, and on a disk without locks.
-    """
-    from filelock import FileLock, Timeout  # here: looking at a study takes no lock
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file in the body, where the disk has locks; it goes with the process."""
+    from filelock import FileLock  # here: looking at a study takes no lock
 
     lock = FileLock(path)
-    while not lock.is_locked:
-        try:
-            lock.acquire(POLL)
-        except Timeout:
-            if stopping():
-                break
-        except (OSError, NotImplementedError):
-            break
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
     try:
-        yield lock.is_locked
+        yield
     finally:
         lock.release()
 

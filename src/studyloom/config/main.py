@@ -97,8 +97,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             except ConfigError as error:
                 exit_with_mistakes(*error.mistakes)
             answer_at_once(task, folder, config_name, argv)
-            rules = TrustRules((Path(folder), GROUPS), trusted_by(argv))
-            with in_force(rules), composing_once():
+            with in_force(rules_of(argv, Path(folder))), composing_once():
                 if not tracebacks:
                     # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
                     os.environ[TRACEBACKS.name] = "1"
@@ -133,12 +132,15 @@ def folder_of_configs(task: Task, config_path: str) -> str:
     page = Path(task.__code__.co_filename).resolve()
     main = sys.modules["__main__"]
     if task.__module__ == "__main__" and getattr(main, "__spec__", None) is None:
-        root = page.parent
-        while (root / "__init__.py").is_file():
-            root = root.parent
+        root = _above_packages(page)
         if root != page.parent and str(root) not in sys.path:
             sys.path.insert(0, str(root))
     return str((page.parent / config_path).resolve())
+
+
+def _above_packages(module: Path) -> Path:
+    """Returns the folder above the outermost package of a module."""
+    return next(each for each in module.parents if not (each / "__init__.py").is_file())
 
 
 def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequence[str]) -> None:
@@ -255,13 +257,14 @@ def targets_of(raw: str) -> list[str]:
     return [str(item) for item in items if item]
 
 
-def trusted_by(argv: Sequence[str]) -> tuple[str, ...]:
-    """Returns the packages of `trust=[…]` on a command line.
+def rules_of(argv: Sequence[str], folder: Path) -> TrustRules:
+    """Returns the trust rules of a command line and of the folder of the study's own configs.
 
-    Only the command line counts: a config from elsewhere must not trust itself.
+    Only the `trust=[…]` of the command line counts: an untrusted config must not trust itself.
     """
     values = [each.value or "" for each in map(Override.parse, argv) if each.key == "trust"]
-    return tuple(re.findall(r"""[^\s,'"\[\]]+""", values[-1])) if values else ()
+    packages = re.findall(r"""[^\s,'"\[\]]+""", values[-1]) if values else ()
+    return TrustRules((folder, GROUPS), tuple(packages))
 
 
 @dataclass(frozen=True)
@@ -408,9 +411,7 @@ def _import_page(path: Path, name: str) -> ModuleType:
 
 def _module_of(path: Path) -> tuple[Path, str]:
     """Returns the folder from which a page is imported, and its name, as in `python -m NAME`."""
-    folder = path.parent
-    while (folder / "__init__.py").is_file():
-        folder = folder.parent
+    folder = _above_packages(path)
     here = Path.cwd().resolve()
     if folder == path.parent and path.is_relative_to(here):  # a folder without __init__.py
         folder = here
@@ -473,27 +474,25 @@ def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
 @contextmanager
 def restored_environment(*names: str) -> Iterator[None]:
     """Gives variables of the environment their values back after the body."""
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name in names:
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.update(before)
 
 
 @contextmanager
 def module_path(root: Path | None) -> Iterator[None]:
     """Has modules of a folder imported while the body runs."""
-    added = root is not None and str(root) not in sys.path
-    if added:
-        sys.path.insert(0, str(root))
+    added = [] if root is None or str(root) in sys.path else [str(root)]
+    sys.path[:0] = added
     try:
         yield
     finally:
-        if added:
-            sys.path.remove(str(root))
+        for folder in added:
+            sys.path.remove(folder)
 
 
 def own_module_path() -> list[str]:

@@ -113,11 +113,8 @@ def note_run(run_dir: Path, config: DictConfig) -> None:
     folder = run_dir / ".hydra"
     known: Any = HydraConfig.instance().cfg
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("config", config),
-        ("hydra", known),
-        ("overrides", known.hydra.overrides.task),
-    ):
+    files = {"config": config, "hydra": known, "overrides": known.hydra.overrides.task}
+    for name, content in files.items():
         write_whole(folder / f"{name}.yaml", OmegaConf.to_yaml(content))
     mark_own(run_dir)
 

@@ -111,11 +111,9 @@ class Steps:
         return loss.float(), outputs, targets
 
     def _forward(self, network: nn.Module, batch: Any) -> Outcome:
-        if self._precision == "fp32":
+        with autocast(self._device, self._precision):
             outputs, targets = apply_network(network, batch)
-        else:
-            with autocast(self._device, self._precision):
-                outputs, targets = apply_network(network, batch)
+        if self._precision != "fp32":
             outputs = outputs.float()
         return self._loss(outputs, targets), outputs, targets
 
