@@ -17,7 +17,7 @@ from studyloom.cli import main
 from studyloom.commands.documents import DOCUMENTS, json_schema
 from studyloom.commands.parser import COMMANDS, make_parser, options_of
 from studyloom.commands.studies import SHELLS
-from studyloom.config.overrides import page_help
+from studyloom.config.overrides import study_help
 from studyloom.environment import variables_help
 
 JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
@@ -239,4 +239,4 @@ def test_the_help_of_a_page_is_its_manual_with_options_groups_and_keys():
         *("model=cnn, gru, lstm, mlp", "    trials: 7", variables_help()),
     ):
         assert words in done.stdout
-    assert "study:" in page_help("About.", str(ROOT / "conf"), "mnist", ["no.such=key"])
+    assert "study:" in study_help("About.", str(ROOT / "conf"), "mnist", ["no.such=key"])

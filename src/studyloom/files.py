@@ -113,7 +113,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Has an error of the body, which writes a file, name the file and say what to do."""
+    """Names the file in an error of the body, which writes it, and says how to fix it."""
     try:
         yield
     except OSError as error:
@@ -126,8 +126,8 @@ def naming(path: Path) -> Iterator[None]:
 def mark_own(folder: Path) -> None:
     """Notes in a folder that a command of this user runs in it, or that they trust it.
 
-    The note is the path of the folder, signed with a key in the user's state folder: a folder from
-    elsewhere cannot bring one along. Where no key can be kept, no folder is known as one's own.
+    The note is the path of the folder, signed with a key in the user's state folder: an untrusted
+    folder cannot bring one along. Where no key can be kept, no folder is known as the user's.
     """
     with suppress(OSError, RuntimeError):  # a disk that is read only; no home
         write_whole(folder / MARK, _signature(folder))
@@ -160,7 +160,7 @@ def temporary_name(path: Path, kind: str = "new") -> Path:
     """Returns a name in the folder of `path` that no other process uses, here or on another host.
 
     Args:
-        kind: a word that tells apart the temporary files which one process has for one path.
+        kind: a word that distinguishes the temporary files which one process has for one path.
     """
     # Processes of two hosts, or of two containers, may have the same number.
     return path.with_name(f"{path.name}.{host_id()}.{os.getpid()}.{kind}.tmp")

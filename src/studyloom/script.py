@@ -46,7 +46,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
-    """Has `__main__` be the script of a study in the body, in a run directory of one's own.
+    """Makes the script of a study `__main__` in the body, if the run directory is the user's own.
 
     Args:
         folder: where the user says that the script is, if it is not where it was.

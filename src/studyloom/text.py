@@ -158,7 +158,7 @@ def nearest(name: Any, names: Sequence[Any]) -> str:
 
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
-    """Says that a config has no key such as model.hiden, and which ones are beside it."""
+    """Says that a config has no key such as model.hiden, and which keys its section has."""
     above, _, name = key.rpartition(".")
     holder = f"{above} has" if above else "there are"
     return f"{key}: no such key; {holder} {', '.join(known) or 'no keys'}{nearest(name, known)}"

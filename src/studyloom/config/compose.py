@@ -103,7 +103,7 @@ KNOWN: dict[tuple[Any, ...], bytes] = {}
 
 
 class GuardedFiles(ReadOnce, FileConfigSource):
-    """Hydra's source of config files, which reads those of somebody else as data.
+    """Hydra's source of config files, which reads untrusted ones as data.
 
     Hydra asks it for each file that it composes, also when a trial chooses another option, so that
     no defaults list and no search path leads to a file that was not checked.
@@ -142,12 +142,12 @@ class PackagedFiles(ReadOnce, ImportlibResourcesConfigSource):
 
 # Hydra knows the source of its schema by the name of the class.
 class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
-    """The configs that are Python classes: studyloom's schema, Hydra's, and those of pages."""
+    """The configs that are Python classes: the schemas of studyloom, Hydra and study modules."""
 
 
 @contextmanager
 def composing_once() -> Iterator[None]:
-    """Has Hydra run what it composes in the body, without composing it before, for `hydra.mode`.
+    """Makes Hydra run what it composes in the body, without composing it before for `hydra.mode`.
 
     A study runs once. A command line that asks for several runs is refused before.
     """
@@ -278,7 +278,7 @@ def isolated_hydra() -> Iterator[None]:
 
 @contextmanager
 def restored_hydra() -> Iterator[None]:
-    """Gives the body a Hydra that is not initialised, and the caller's own back afterwards."""
+    """Clears Hydra's state for the body, and restores it afterwards."""
     app, runtime, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
     before = app.hydra, runtime.conf.copy(), version.version_base
     app.clear()

@@ -1,7 +1,7 @@
 """From a command line, or from Python, to the composed config of a study.
 
-`hydra_main` decorates the page of a study, which is a command; an `Invocation` is the same study,
-run by Python code. All mistakes of a command line are reported at once.
+`hydra_main` decorates a function of a study module, which is a command; an `Invocation` is the same
+study, run by Python code. All mistakes of a command line are reported at once.
 """
 
 import functools
@@ -39,7 +39,7 @@ from studyloom.config.overrides import (
     Override,
     describe_compose_error,
     find_override_mistakes,
-    page_help,
+    study_help,
 )
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.config.trust import TrustRules, in_force
@@ -66,7 +66,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
     `HYDRA_FULL_ERROR=1` shows the traceback instead.
 
     Args:
-        config_path: the folder of the study's configs; if relative, from the folder of the page.
+        config_path: the folder of the study's configs; if relative, from that of the module.
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
@@ -115,7 +115,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
 
 
 def mistakes_in(cfg: DictConfig) -> list[str]:
-    """Returns unknown keys, and what would put a study's files elsewhere than run_dir says."""
+    """Returns unknown keys, and a setting that puts files of the study outside of run_dir."""
     mistakes = unknown_keys(cfg)
     if HydraConfig.get().job.chdir:
         words = "leave it out; run_dir=… says where the files of a study are"
@@ -124,10 +124,10 @@ def mistakes_in(cfg: DictConfig) -> list[str]:
 
 
 def folder_of_configs(task: Task, config_path: str) -> str:
-    """Returns the folder of a page's configs, and has a page run as a file find its own modules.
+    """Returns the folder of a module's configs; one that is run as a file then finds its modules.
 
     `python studies/mine.py` has Python look for modules in studies/; those that configs name, such
-    as studies.mine, lie beside that folder.
+    as studies.mine, lie next to that folder.
     """
     page = Path(task.__code__.co_filename).resolve()
     main = sys.modules["__main__"]
@@ -151,7 +151,7 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
     if {"--help", "-h"} & {*argv}:
         about = inspect.getdoc(inspect.getmodule(task)) or ""
         shown = [argument for argument in argv if argument not in ("--help", "-h")]
-        print(page_help(about, config_path, config_name, shown))
+        print(study_help(about, config_path, config_name, shown))
         sys.exit()
     if sweeps := [argument for argument in argv if SWEEP.fullmatch(argument)]:
         exit_with_mistakes(
@@ -171,7 +171,7 @@ def compose_mistakes(
     """Explains, in a line a mistake, what Hydra raised: it could not compose, or make run_dir."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
-    if isinstance(error, ConfigError):  # of a file from elsewhere
+    if isinstance(error, ConfigError):  # of an untrusted file
         return list(error.mistakes)
     mistakes = find_override_mistakes(config_path, config_name, argv)
     return mistakes or [describe_compose_error(error)]
@@ -187,7 +187,7 @@ def exit_with_mistakes(*mistakes: str) -> NoReturn:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """Rewrites a command line for Hydra: what it tells to whom moves to the environment.
+    """Rewrites a command line for Hydra: where results are printed moves to the environment.
 
     Raises:
         ConfigError: an argument has a password, or is no address.
@@ -365,7 +365,7 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
         )
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file in {Path.cwd()}")
-    return _of_page(path) if path.suffix == ".py" else _of_file(path)
+    return _of_study_module(path) if path.suffix == ".py" else _of_file(path)
 
 
 def _of_file(path: Path) -> Invocation:
@@ -376,10 +376,10 @@ def _of_file(path: Path) -> Invocation:
     return Invocation(absolute.parent, path.stem, program)
 
 
-def _of_page(path: Path) -> Invocation:
+def _of_study_module(path: Path) -> Invocation:
     root, name = _module_of(path.resolve())
     with module_path(root), importing_module(name):
-        module = _import_page(path, name)
+        module = _import_study_module(path, name)
     pages = [
         value
         for value in vars(module).values()
@@ -393,12 +393,12 @@ def _of_page(path: Path) -> Invocation:
     return Invocation(Path(pages[0].config_path), pages[0].config_name, ("-m", name), root)
 
 
-def _import_page(path: Path, name: str) -> ModuleType:
-    """Imports a page; raises ConfigError if this process has another module or package there."""
+def _import_study_module(path: Path, name: str) -> ModuleType:
+    """Imports a study module; raises ConfigError if this process has another of that name."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:  # something that the page imports
+        if error.name != name:  # something that the module imports
             raise
         module = sys.modules[name.partition(".")[0]]
     if Path(str(module.__file__)).resolve() != path.resolve():
@@ -410,7 +410,7 @@ def _import_page(path: Path, name: str) -> ModuleType:
 
 
 def _module_of(path: Path) -> tuple[Path, str]:
-    """Returns the folder from which a page is imported, and its name, as in `python -m NAME`."""
+    """Returns the folder from which a module is imported, and its name, as in `python -m NAME`."""
     folder = _above_packages(path)
     here = Path.cwd().resolve()
     if folder == path.parent and path.is_relative_to(here):  # a folder without __init__.py
@@ -473,7 +473,7 @@ def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
 
 @contextmanager
 def restored_environment(*names: str) -> Iterator[None]:
-    """Gives variables of the environment their values back after the body."""
+    """Restores variables of the environment after the body."""
     before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
@@ -485,7 +485,7 @@ def restored_environment(*names: str) -> Iterator[None]:
 
 @contextmanager
 def module_path(root: Path | None) -> Iterator[None]:
-    """Has modules of a folder imported while the body runs."""
+    """Adds a folder to the module path while the body runs."""
     added = [] if root is None or str(root) in sys.path else [str(root)]
     sys.path[:0] = added
     try:

@@ -28,7 +28,7 @@ STUDY_GROUPS = (
     *("data", "model", "optimizer", "scheduler", "loss", "space"),
     *("sampler", "pruner", "storage", "launcher"),
 )
-PAGE_OPTIONS = """
+OPTIONS = """
 options:
   --dry-run       show what is searched, and end
   --events FILE   write a line of JSON for each thing that happens
@@ -193,8 +193,8 @@ def describe_compose_error(error: BaseException) -> str:
     return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
 
 
-def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
-    """Writes the help of a page: what it is, its options, its groups, and its keys as composed.
+def study_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
+    """Writes the help of a study module: what it is, its options, groups and composed keys.
 
     Args:
         argv: the overrides with which the keys are composed, if they can be.
@@ -213,7 +213,7 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
     kept = [line for line in text.splitlines() if not line.endswith((": null", "???"))]
     parts = [
         about.strip(),
-        PAGE_OPTIONS,
+        OPTIONS,
         f"{variables_help()}\n",
         "groups, of which an override chooses another option:",
         *named,

@@ -1,6 +1,6 @@
 """The files of Hydra in a run directory: the storage URL, the study's name, and the command.
 
-A run directory may be somebody else's. Only in one that this user's own command has run in, or that
+A run directory may be untrusted. Only in one that this user's own command has run in, or that
 the user says is theirs, do these files decide what is opened outside of it, or run again.
 """
 
@@ -73,7 +73,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
         except (InterpolationResolutionError, AttributeError):  # no variable, or no section
             url = None
     else:
-        url, name = _read_strangers(run_dir, config)
+        url, name = _read_untrusted(run_dir, config)
     # A database inside the folder is found from any working directory, and after a move.
     if url is not None and url.startswith(EMBEDDED):
         url = f"{EMBEDDED}{run_dir}/postgres"
@@ -85,8 +85,8 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     return url, str(name)
 
 
-def _read_strangers(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]:
-    """Reads the URL and name of a run directory from elsewhere, of which nothing is resolved.
+def _read_untrusted(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]:
+    """Reads the URL and name of an untrusted run directory, of which nothing is resolved.
 
     Raises:
         ConfigError: its database is neither inside of it, nor that of STUDYLOOM_STORAGE.
@@ -106,7 +106,7 @@ def _read_strangers(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]
 def note_run(run_dir: Path, config: DictConfig) -> None:
     """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
 
-    Not before the question is accepted: later commands compose again what they find there.
+    Not before the study definition is accepted: later commands compose again what they find there.
     """
     from hydra.core.hydra_config import HydraConfig  # here: who only looks at a run waits not
 
@@ -137,7 +137,7 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
 
 
 def sibling_runs(run_dir: Path) -> list[str]:
-    """Returns the run directories beside one that does not exist, some hundreds at most."""
+    """Returns the run directories next to one that does not exist, some hundreds at most."""
     with suppress(OSError):
         beside = itertools.islice(run_dir.parent.iterdir(), SIBLINGS)
         return sorted(str(path) for path in beside if (path / ".hydra").is_dir())
@@ -153,9 +153,9 @@ def _not_own(run_dir: Path, why: str) -> ConfigError:
 
 @contextmanager
 def beside_configs(run_dir: Path) -> Iterator[None]:
-    """Has configs found in the body as in the command of a run directory of the user's own.
+    """Sets Hydra up in the body as in the command of a run directory, if that is the user's own.
 
-    An adapter may name one by its place beside those of the study.
+    An adapter may name a config by its path from those of the study.
     """
     if not is_own(run_dir):
         yield

@@ -122,7 +122,7 @@ def in_own_code() -> bool:
 
 @contextmanager
 def in_force(rules: TrustRules | None) -> Iterator[None]:
-    """Has Hydra read the files of all folders but one's own as data while the body runs.
+    """Applies trust rules while the body runs: Hydra reads files of untrusted folders as data.
 
     Args:
         rules: None where code of the user's own composes configs, which may lie anywhere.
@@ -159,7 +159,7 @@ def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
 
 
 def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
-    """Returns what the files of a run directory may name: all in one of the user's own commands."""
+    """Returns what the files of a run directory may name; None, all, in one of the user's own."""
     return None if is_own(run_dir) else trusted
 
 
@@ -180,7 +180,7 @@ def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
 
 
 def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
-    """Checks a section before it is built, if the command has read a config from elsewhere.
+    """Checks a section before it is built, if the command has read an untrusted config.
 
     That may have changed arguments of the user's own code, so the whole section counts.
     """
@@ -192,7 +192,7 @@ def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
 
 
 def packages_to_trust(config: Any) -> list[str]:
-    """Returns the packages to trust for the targets of plain values of one's own study."""
+    """Returns the packages to trust for the targets in plain values of the user's own study."""
     found = _find(config, "", (), references=True)
     return sorted({need for _, need in found if need is not None})
 
@@ -248,7 +248,7 @@ def _path_mistakes(value: Any, key: str) -> Iterator[str]:
 
 
 def _default_mistakes(defaults: Any) -> Iterator[str]:
-    """Finds the entries of a defaults list that choose for Hydra, or put an option elsewhere.
+    """Finds the entries of a defaults list that choose for Hydra, or move an option.
 
     The files that the others lead to are read as data, or are the user's own.
     """
@@ -327,7 +327,7 @@ def _way_out(need: str) -> str:
 
 @contextmanager
 def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) -> Iterator[None]:
-    """Has a study's own modules found while the body runs, if the user consents.
+    """Adds the folder of a study's modules to the module path in the body, if the user consents.
 
     They are where the study was run, and its run directory, which may be another person's, says
     where that is. The user consents by having run it, by being in that folder, if that is `wanted`,

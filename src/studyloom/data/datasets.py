@@ -299,7 +299,7 @@ class Datasets:
 
 
 def drawn_anew(part: Any) -> str:
-    """Returns the key of the Dataset to validate on if it draws its first item anew at each look.
+    """Returns the key of the Dataset to validate on if its first item differs at each look.
 
     Returns:
         "" if it does not, and for what is in memory.

@@ -341,7 +341,7 @@ class Table:
     Args:
         path: the file, or studyloom:NAME for one that comes with studyloom.
         target: the column to predict: classes, in any words, or `numbers`.
-        sealed: how many rows are the test part, a stratified sample that depends on the file alone.
+        sealed: how many rows are the test set, a stratified sample that depends on the file alone.
         validation: how many of the other rows are held out to choose by.
     """
 
@@ -391,7 +391,7 @@ class Series:
 
     Args:
         path: as for `Table`.
-        sealed: how many of the last values are the targets of the test part.
+        sealed: how many of the last values are the targets of the test set.
         validation: how many values before those are held out to choose by.
     """
 

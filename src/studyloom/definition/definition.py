@@ -686,7 +686,9 @@ class LoopDefinition(Definition):
         else:
             jobs = [loop_job(data, fold, 0, seed)]
         return LoopObjective(
-            loop=replace(self.loop(point), scaling=loop_scaling(self.at(point), data.known)),
+            loop=replace(
+                self.loop(point), scaling=loop_scaling(self.at(point), data.network_kwargs)
+            ),
             jobs=jobs,
             trial=number,
             attempt=attempt,
@@ -713,7 +715,9 @@ class LoopDefinition(Definition):
                 yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
             if objective.network is not None:
                 with torch.random.fork_rng(devices=[]):
-                    network_of(build_named(objective.network, NETWORK), self.config, **data.known)
+                    network_of(
+                        build_named(objective.network, NETWORK), self.config, **data.network_kwargs
+                    )
         except ConfigError as error:
             yield from error.mistakes
         if self.scale and self.scale.rule_sizes and objective.network is None:

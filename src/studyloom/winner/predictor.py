@@ -703,7 +703,7 @@ def _read_winner(
             del objective["_target_"]  # the loop itself, which nobody calls here
         objective.pop("network", None)  # is checked when it is called
     check_targets(checked, trusted)
-    read = functools.partial(load_weights, foreign=trusted is not None)
+    read = functools.partial(load_weights, untrusted=trusted is not None)
     try:
         kept = read(run_dir / "winner.pt") if "winner.pt" in names else {}
     except ValueError as error:
