@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from studyloom.config.build import MistakeCollector, build
-from studyloom.config.compose import Composer
-from studyloom.config.runs import note_run, storage_url
+from studyloom.config.compose import Composer, note_run
+from studyloom.config.runs import storage_url
 from studyloom.config.schema import WinnerSection
 from studyloom.config.values import plain_sections
 from studyloom.data.datasets import drawn_anew

@@ -1,4 +1,4 @@
-"""Composes configs: what studyloom adds to Hydra, and the command composed with other choices."""
+"""Composes configs: what studyloom adds to Hydra, and a command composed again."""
 
 import functools
 import pickle
@@ -26,18 +26,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config import trust
 from studyloom.config.overrides import VERSION_BASE, Override, describe_compose_error
+from studyloom.config.runs import config_folders, read_written, untrusted_run
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.values import has_key
 from studyloom.errors import ConfigError
-from studyloom.files import PACKAGE
+from studyloom.files import PACKAGE, is_own, mark_own, write_whole
 
 # studyloom's own groups: a wheel has them in the package, a checkout at its top.
 GROUPS = next(filter(Path.is_dir, (PACKAGE / "conf", PACKAGE.parent.parent / "conf")))
@@ -339,3 +342,80 @@ def application(
         # The application may initialise Hydra itself.
         GlobalHydra.instance().clear()
         yield composed
+
+
+def note_run(run_dir: Path, config: DictConfig) -> None:
+    """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
+
+    Not before the study definition is accepted: later commands compose again what they find there.
+    """
+    folder = run_dir / ".hydra"
+    known: Any = HydraConfig.instance().cfg
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"config": config, "hydra": known, "overrides": known.hydra.overrides.task}
+    for name, content in files.items():
+        write_whole(folder / f"{name}.yaml", OmegaConf.to_yaml(content))
+    mark_own(run_dir)
+
+
+@contextmanager
+def beside_configs(run_dir: Path) -> Iterator[None]:
+    """Sets Hydra up in the body as in the command of a run directory, if that is the user's own.
+
+    An adapter may name a config by its path from those of the study.
+    """
+    if not is_own(run_dir):
+        yield
+        return
+    with initialised_as(read_written(run_dir, "hydra.yaml").get("hydra")):
+        yield
+
+
+@contextmanager
+def initialised_as(former: Any) -> Iterator[dict[str, str]]:
+    """Initialises Hydra in the body as in a former command; yields that one's config folders."""
+    folders = config_folders(former)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):
+        yield folders
+
+
+@contextmanager
+def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator[DictConfig]:
+    """Composes the command of a run directory again, from today's config files.
+
+    Hydra is set up for the config inside the `with` block.
+
+    Args:
+        overrides: replace the command's own overrides of the same keys.
+
+    Raises:
+        ConfigError: no command of the user's own has run there, or it no longer composes.
+    """
+    former = read_written(run_dir, "hydra.yaml").get("hydra")
+    if trusted:
+        mark_own(run_dir)
+    elif not is_own(run_dir):
+        raise untrusted_run(run_dir, "says which command is run again, from which configuration")
+    changed = [Override.parse(item).key for item in overrides]
+    task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)
+    unchanged = [item for item in task if not Override.parse(item).is_within(*changed)]
+    place = str(run_dir).replace("'", r"\'")
+    register()
+    try:
+        with initialised_as(former) as folders:
+            more = folders.get("command-line")
+            search = [] if more is None else [f"hydra.searchpath=[file://{more}]"]
+            cfg = hydra.compose(
+                str(former.job.config_name),
+                [*unchanged, f"run_dir='{place}'", *overrides, *search],
+                return_hydra_config=True,
+            )
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            yield cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{run_dir}: its command no longer composes: {describe_compose_error(error)}"
+        ) from error

@@ -155,7 +155,7 @@ class Config:
     hydra: Any = field(
         default_factory=lambda: {
             "run": {"dir": "${studyloom.run_dir:${study.name},${run_dir},${study.dry_run}}"},
-            "output_subdir": None,  # `runs.note_run` writes there, later
+            "output_subdir": None,  # `compose.note_run` writes there, later
         }
     )
 

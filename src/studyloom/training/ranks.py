@@ -29,9 +29,7 @@ from studyloom.text import name_error
 
 T = TypeVar("T")
 R = TypeVar("R")
-Recipe = Callable[
-    ..., Any
-]  # makes an objective of a definition and `data=`, in another process too
+Recipe = Callable[..., Any]  # makes an objective of a definition and `data=`, in any process
 
 CALL, GO, END = "call", "go", "end"  # what rank 0 says
 ANSWER, RAISED = "answer", "raised"  # what all say where they agree
