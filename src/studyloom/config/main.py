@@ -51,7 +51,7 @@ from studyloom.files import write_whole
 from studyloom.text import mask_passwords
 from studyloom.user_code import end_import, importing_module
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 Task = Callable[[DictConfig], None]
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
 QUIET = ("study.dry_run", "hydra")
@@ -281,9 +281,7 @@ class Invocation:
     program: tuple[str, ...]
     root: Path | None = None
 
-    def call(
-        self, overrides: Sequence[str], task: Callable[[DictConfig, tuple[str, ...]], Result]
-    ) -> Result:
+    def call(self, overrides: Sequence[str], task: Callable[[DictConfig, tuple[str, ...]], T]) -> T:
         """Composes the config and calls a function with it, as the decorator `hydra_main` does.
 
         Hydra's state, the environment and the module path are afterwards as they were.
@@ -303,7 +301,7 @@ class Invocation:
                 "this process runs a study already, and can run one at a time; "
                 "start this one in a process of its own"
             )
-        results: list[Result] = []
+        results: list[T] = []
         errors: list[BaseException] = []
 
         def job(cfg: DictConfig) -> None:
