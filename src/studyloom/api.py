@@ -27,7 +27,6 @@ from studyloom.study.failures import outcome
 from studyloom.study.rows import Rows, config_of, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import error_text, printable
-from studyloom.user_code import end_import
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline
@@ -314,7 +313,6 @@ def run_from_python(
     """Runs a study for `studyloom.run`, where no page calls it."""
     from studyloom.config.main import invocation_of
 
-    end_import()
     return _run(invocation_of(source, overrides), overrides, quiet=quiet)
 
 
@@ -391,7 +389,6 @@ def search(
     from studyloom.config.main import of_sections
     from studyloom.definition.python_study import ask
 
-    end_import()
     more, less = _names(maximize), _names(minimize)
     metrics = [*more, *less]
     directions = ["maximize"] * len(more) + ["minimize"] * len(less)

@@ -352,6 +352,7 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
     Raises:
         ConfigError: there is no such file, it is neither, or the module decorates no function.
     """
+    end_import()
     if isinstance(source, DictConfig):
         return _of_config(source, overrides)
     ours = {file.stem: file for file in sorted(GROUPS.glob("*.yaml"))}

@@ -36,7 +36,7 @@ from studyloom.files import write_whole, write_with
 from studyloom.pickled import MAIN, OWN, forget_objects, register_object
 from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
-from studyloom.user_code import find_member
+from studyloom.user_code import end_import, find_member
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
 READ_ARRAYS = "studyloom.data.read_arrays"
@@ -95,6 +95,7 @@ def ask(
     Raises:
         ConfigError: every mistake in them; the space and the values are checked with the config.
     """
+    end_import()
     forget_objects()
     name = getattr(subject, "__qualname__", type(subject).__name__)
     target = f"{getattr(subject, '__module__', '')}.{name}"
