@@ -233,7 +233,12 @@ def cases(*listed):
         ("a choice of classes", loop, {"space": {"lr": sl.Choice(Net)}}, r"choice\[0\]: a config"),
         ("a number as start", loop, {"space": {"lr": START_OF_LIST}}, "is not a list"),
         ("no text", loop, {"space": {"lr": sl.Float("0", 1)}}, "must be finite numbers; got '0'"),
-        ("a file as run_dir", loop, {"run_dir": __file__}, "run_dir: Not a directory: .*_python_study.py"),
+        (
+            "a file as run_dir",
+            loop,
+            {"run_dir": __file__},
+            "run_dir: Not a directory: .*_python_study.py",
+        ),
         ("a number to maximize", loop, {"maximize": 3}, "objective.metric must be .*got 3"),
         (
             "a function to maximize",
