@@ -11,11 +11,12 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.run import Run, RunContext
 from studyloom.study.opening import create_study
+from studyloom.study.stage import Stage
 from studyloom.study.worker import Worker
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.winner import evaluation
-from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.stages import Plan
 
 SPLIT = toy_split()
 SPACE = (
@@ -61,7 +62,7 @@ def plan_of(definition, url, run_dir, trials, **settings):
 def train(stage, split, trials, folder=None):
     """Works on trials of a stage."""
     data = TrainingData(None, split, toy_folds(split))
-    Worker(stage.asked, stage.stored, data, Never(), folder, weights=stage.weights).run(trials)
+    Worker(stage.source, stage.stored, data, Never(), folder, weights=stage.weights).run(trials)
 
 
 def work(plan):
@@ -80,7 +81,7 @@ def evaluate_winner(plan, test, command, **more):
 
 def train_plainly(stage, candidate, seed):
     """Trains a candidate without any objective of ours; returns the value and what is kept."""
-    trainings = stage.asked
+    trainings = stage.source
     if trainings.definition.config.objective["_target_"] is None:
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)

@@ -14,10 +14,10 @@ import yaml
 from commands import CANARY, QUICK, ROOT, environment, start, study, study_here, studyloom
 from optuna.trial import TrialState
 
-from studyloom.commands import prepare
-from studyloom.commands.prepare import check_connections, check_database_reach
 from studyloom.errors import ConfigError
+from studyloom.launch import preflight
 from studyloom.launch.local import Join, Local
+from studyloom.launch.preflight import check_connections, check_database_reach
 from studyloom.study.opening import open_study
 
 
@@ -278,7 +278,7 @@ def test_a_database_on_this_host_is_refused_where_workers_do_not_reach_it(tmp_pa
     assert "a server on 127.0.0.1 is out of reach" in places(embedded, away)
     assert places("postgresql://user@host/name", away) == ""
     assert places(sqlite, Local(workers=4)) == places(embedded, Local(workers=4)) == ""
-    monkeypatch.setattr(prepare, "filesystem_of", lambda path: "nfs4")
+    monkeypatch.setattr(preflight, "filesystem_of", lambda path: "nfs4")
     assert "several workers would damage" in places(sqlite, Local(workers=2))
     assert places(sqlite, Local(workers=1)) == ""
     assert "two hosts would damage" in places(embedded, Join())

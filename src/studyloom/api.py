@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -35,8 +35,8 @@ from studyloom.winner.result import Result, belongs_to, read_result
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
     from torch.nn import Module
 
-    from studyloom.commands.prepare import Prepared
     from studyloom.config.main import Invocation
+    from studyloom.launch.search import Prepared
     from studyloom.launch.task import Command
     from studyloom.winner.predictor import Prediction, Predictor
 
@@ -422,8 +422,10 @@ def _names(value: Any) -> list[Any]:
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     """Runs a composed study in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
-    from studyloom.commands.prepare import open_plan, prepare, task_of
-    from studyloom.commands.run_study import exit_code, search_and_report
+    from studyloom.commands.search import search_and_report
+    from studyloom.commands.stages import result_stages
+    from studyloom.launch.process import exit_code
+    from studyloom.launch.search import open_search, prepare
     from studyloom.study.stopping import Stop, following
 
     if cfg.study.dry_run:
@@ -440,13 +442,13 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             prepared = prepare(cfg)
             named, digests, used = _to_pass_on(cfg, prepared)
             passing.enter_context(passed_on(named, known=digests, used=used))
-            prepared, plan = open_plan(prepared, stop, create=True)
-            passing.enter_context(closing(plan))
+            search = open_search(prepared, stop, result_stages, create=True)
+            prepared, plan = passing.enter_context(search)
             if f": {MAIN}" in OmegaConf.to_yaml(cfg):
                 note_script(prepared.run_dir)
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
-            task = task_of(prepared, plan, command)
+            task = prepared.task(plan, command)
             with following(plan.search.stored, stop):
                 code = search_and_report(prepared, plan, task, stop, outputs)
         except Exception as caught:

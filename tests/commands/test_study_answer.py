@@ -10,7 +10,7 @@ from commands import QUICK
 
 import studyloom as api
 from studyloom.cli import main
-from studyloom.commands import prepare, run_study
+from studyloom.commands import result, stages
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import ANSWERED
@@ -153,7 +153,7 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
     def refuse(*_):
         raise ConfigError("another study definition")
 
-    monkeypatch.setattr(prepare, "check_definition", refuse)
+    monkeypatch.setattr(stages, "check_definition", refuse)
     assert main(["winner", str(searched)]) == 2
     assert "another study definition" in capsys.readouterr().err
     assert not [*searched.glob("study.db-*")]
@@ -164,7 +164,7 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_le
     searched, monkeypatch, capsys
 ):
     """No other command uses the test set meanwhile; and without compress= all is done."""
-    evaluate = run_study.evaluate_winner
+    evaluate = result.evaluate_winner
 
     def evaluate_and_stop(plan, *given, **more):
         assert plan.search.stored.ledger.held(testing=True)
@@ -172,7 +172,7 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_le
         signal.raise_signal(signal.SIGINT)
         return written
 
-    monkeypatch.setattr(run_study, "evaluate_winner", evaluate_and_stop)
+    monkeypatch.setattr(result, "evaluate_winner", evaluate_and_stop)
     assert main(["winner", str(searched)]) == 0
     out, _ = capsys.readouterr()
     assert "test      winner accuracy" in out

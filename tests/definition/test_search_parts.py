@@ -4,8 +4,8 @@ import pytest
 from optuna.samplers import RandomSampler
 from toys import TINY, ask
 
-from studyloom.commands.prepare import check_one_process
 from studyloom.launch.local import Local
+from studyloom.launch.preflight import check_one_process
 
 pytestmark = pytest.mark.usefixtures("composing")
 

@@ -22,9 +22,8 @@ from judged import SPACE, plan_of, test_part, work
 from servers import Server
 from toys import ask
 
-from studyloom.commands.run_study import print_winner
+from studyloom.commands.result import print_winner
 from studyloom.errors import StorageError, StorageLost
-from studyloom.launch.task import Command
 from studyloom.storage import database, ledger
 from studyloom.storage.database import POSTGRES, connect, exclusive, execute, libpq_arguments
 from studyloom.storage.urls import parse_url
@@ -370,7 +369,7 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
 
     def finish(plan):
         with contextlib.closing(plan):
-            print_winner(plan, Command(("x",), ()), make_console(io.StringIO()))
+            print_winner(plan, ["python", "x"], make_console(io.StringIO()))
 
     plans = [plan_with(test) for test in (first_test, second_test)]
     work(plans[0])

@@ -20,7 +20,7 @@ from studyloom.study.early_end import (
     set_bounds,
 )
 from studyloom.study.opening import create_study, open_study
-from studyloom.winner.stages import Stage
+from studyloom.study.stage import Stage
 
 TRIALS = 24
 REGRET = 0.9  # of an accuracy: ends at the first estimate, which is that after ten trials

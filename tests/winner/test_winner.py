@@ -33,12 +33,13 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.stage import Stage
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.result import read_result
-from studyloom.winner.stages import Plan, Stage, is_result_of
+from studyloom.winner.stages import Plan, is_result_of
 from studyloom.winner.trainings import kept_epoch
 
 TRIALS = 4
@@ -101,7 +102,7 @@ def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_th
     values = {trial.number: trial.value for trial in plan.search.stored.trials()}
     best = sorted(values, key=lambda number: (-values[number], number))[:2]
     assert {*plan.candidates} == {*best, 0}
-    trainings = plan.reevaluation.asked
+    trainings = plan.reevaluation.source
     for seed in range(2):
         train, valid = trainings.fold(seed)
         assert len(valid) == 40
@@ -125,7 +126,7 @@ def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluate
 
 def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
     plan, _, _ = evaluated
-    assert plan.retraining.asked.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
+    assert plan.retraining.source.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
     stored = flat(load_weights(plan.run_dir / "winner.pt"))
     again = flat(train_plainly(plan.retraining, plan.winner, 0)[1])
     assert stored.keys() == again.keys()
@@ -303,7 +304,7 @@ def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins
     row = answer.winner
     assert row.gap == pytest.approx(row.mean - row.search_value), "above 0 where it had flattered"
     for seed in range(2):
-        training, valid = plan.reevaluation.asked.fold(seed)
+        training, valid = plan.reevaluation.source.fold(seed)
         assert training.max() < valid.min()
         assert valid.tolist() == [*range(len(plan.data.split) - 20, len(plan.data.split))]
 

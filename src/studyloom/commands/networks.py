@@ -42,7 +42,7 @@ def winner(arguments: argparse.Namespace) -> None:
     """Chooses the winner of a search that has ended, trains it, and tests it. Trainings that are
     stored are reused.
     """
-    from studyloom.commands.run_study import judge
+    from studyloom.commands.winner import judge
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.views.terminal import make_console
@@ -72,7 +72,7 @@ def compress(arguments: argparse.Namespace) -> None:
     """Makes the winner small: exported, pruned, distilled, with whole numbers of 8 bits. Prints
     what each variant costs, and writes the chosen one as winner.onnx.
     """
-    from studyloom.commands.prepare import open_ended
+    from studyloom.commands.stages import open_ended
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted

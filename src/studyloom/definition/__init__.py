@@ -9,6 +9,7 @@ __all__ = [
     "jobs",
     "loop",
     "objective",
+    "prepare",
     "python_study",
     "rule",
     "run",

@@ -1,26 +1,33 @@
-"""The arguments of every launcher: the task, the command of a worker, and the renewal of leases."""
+"""What every launcher gets: the task of its workers, their command, and the renewal of leases."""
 
-import contextlib
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 from omegaconf import DictConfig
+from optuna.trial import FrozenTrial
 
 from studyloom.config.build import find_target
 from studyloom.config.overrides import Override
+from studyloom.data.training_data import TrainingData
 from studyloom.environment import WORKER
 from studyloom.errors import ConfigError, StorageLost
-from studyloom.processes import running_beside
+from studyloom.processes import Stopwatch, running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
+from studyloom.study.stage import SEARCH, Stage, Stages
 from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.worker import TrialFiles, Worker
 
+# Follows the trials of a study that end while the body runs, such as for a tracker.
+Tracking = Callable[[StoredStudy], AbstractContextManager[Callable[[FrozenTrial], None]]]
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
 
@@ -96,6 +103,82 @@ class Task:
         return self.run_dir / "logs"
 
 
+def make_task(
+    stages: Stages,
+    config: DictConfig,
+    data: TrainingData,
+    *,
+    run_dir: Path,
+    command: Command,
+    tracking: Tracking | None = None,
+    on_claim: Callable[[], None] = lambda: None,
+    fork_server: Any = None,
+) -> Task:
+    """Makes the task of a launcher: the open trials of all stages.
+
+    Args:
+        tracking: gives the search what it calls with each trial that has ended.
+        on_claim: called when this process has claimed a slot.
+    """
+    stored = next(iter(stages)).stored
+    limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
+
+    def work(stop: Stop) -> None:
+        stopwatch = Stopwatch.since(command.age())
+        for stage in stages:
+            search, checkpoints = stage.title == SEARCH, None
+            if config.checkpoints.dir is not None:
+                checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
+                checkpoints.mkdir(parents=True, exist_ok=True)
+            follow = tracking if search and tracking is not None else _untracked
+            with follow(stage.stored) as on_end:
+                worker = Worker(
+                    definition=stage.source,
+                    stored=stage.stored,
+                    data=data,
+                    stopping=stop,
+                    checkpoints=checkpoints,
+                    limits=limits,
+                    weights=stage.weights,
+                    watch=stopwatch,
+                    on_claim=on_claim,
+                    stage=stage.title,
+                    pausing=lambda: stop.paused,
+                    on_end=on_end,
+                )
+                worker.run(stage.trials)
+            if stop():
+                return
+
+    def halted() -> bool:
+        *_, stage = stages
+        return stage.stored.halted() is not None
+
+    return Task(
+        work=work,
+        todo=stages.todo,
+        ledger=stored.ledger,
+        run_dir=run_dir,
+        limits=limits,
+        name=stored.name,
+        fork_server=fork_server,
+        command=command,
+        halted=halted,
+    )
+
+
+def _untracked(_: StoredStudy) -> AbstractContextManager[Callable[[FrozenTrial], None]]:
+    return nullcontext(lambda trial: None)
+
+
+def remove_left_files(config: DictConfig, search: Stage) -> None:
+    """Removes the files of trials whose worker died after their end."""
+    folder = config.checkpoints.dir
+    if folder is not None:
+        files = TrialFiles(Path(folder), search.stored.name, search.source.seed)
+        files.remove_left(search.stored.trials, search.source.space)
+
+
 class Launcher(Protocol):
     """Starts the workers of a task.
 
@@ -129,12 +212,12 @@ class Launcher(Protocol):
 
 def launcher_class(cfg: DictConfig) -> Any:
     """Returns what a config names as its launcher; None if that is wrong, as `prepare` reports."""
-    with contextlib.suppress(ConfigError):
+    with suppress(ConfigError):
         return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
     return None
 
 
-@contextlib.contextmanager
+@contextmanager
 def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iterator[None]:
     """Renews the leases of the workers that live now, in a thread, while the body runs."""
 
@@ -142,7 +225,7 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
         while not end.wait(task.limits.lease / RENEWALS):
             # A lock may keep only this from being written. If the database stays away, it is for
             # the body to say so.
-            with contextlib.suppress(StorageLost):
+            with suppress(StorageLost):
                 task.ledger.renew_for([*worker_ids()], task.limits.lease)
 
     with running_beside(renew):

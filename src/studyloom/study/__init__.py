@@ -15,6 +15,8 @@ __all__ = [
     "replay",
     "reporter",
     "rows",
+    "search",
+    "stage",
     "stage_name",
     "stopping",
     "stored_study",

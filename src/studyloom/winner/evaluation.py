@@ -198,7 +198,7 @@ def _share_of_operations(plan: Plan, scale: Scale) -> float | None:
         small += run * each
         each, full = operations(plan.at_target(point))
         target += run * full / last * each
-    for stage in [*plan][1:]:
+    for stage in plan.later():
         for candidate, _ in stage.trained:
             each, full = operations(plan.candidates[candidate])
             judged += full * each

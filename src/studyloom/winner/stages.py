@@ -39,10 +39,10 @@ from studyloom.study.command_record import CommandRecord, store_stage
 from studyloom.study.early_end import ending
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study
+from studyloom.study.stage import Stage
 from studyloom.study.stage_name import StageName
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy
-from studyloom.study.worker import TrialSource
+from studyloom.study.stored_study import REEVALUATION, RETRAINING
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.result import Result, belongs_to
 from studyloom.winner.trainings import (
@@ -79,34 +79,20 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of a run: a stored study, and where its trials come from.
+class TrainingStage(Stage):
+    """A stage after the search, whose trials train candidates."""
 
-    Args:
-        weights: the folder for the trained networks; None to keep none.
-    """
-
-    title: str
-    stored: StoredStudy
-    asked: TrialSource
-    trials: int
-    weights: Path | None = None
+    source: CandidateTrainings
 
     @property
     def trainings(self) -> CandidateTrainings:
-        """Where the trials of a stage after the search come from."""
-        assert isinstance(self.asked, CandidateTrainings)
-        return self.asked
+        """Where the trials come from."""
+        return self.source
 
     @property
     def trained(self) -> dict[Training, FrozenTrial]:
-        """The ended trials of a stage after the search; one without a value has failed."""
+        """The ended trials; one without a value has failed."""
         return by_training(trial for trial in self.stored.trials() if trial.state.is_finished())
-
-    def todo(self) -> int:
-        """Returns how many trials have not ended yet."""
-        ended = ending(self.stored, self.trials) is not None
-        return self.stored.ledger.todo(self.trials, begun=ended)
 
 
 @dataclass
@@ -119,7 +105,7 @@ class Plan:
     url: str
     run_dir: Path
     settings: WinnerSection
-    _opened: list[Stage] = field(default_factory=list)  # after the search
+    _opened: list[TrainingStage] = field(default_factory=list)  # after the search
 
     def __iter__(self) -> Iterator[Stage]:
         """Yields the stages up to the first that has not ended yet."""
@@ -133,13 +119,17 @@ class Plan:
         if self.definition.tested:
             yield self.retraining
 
+    def later(self) -> list[TrainingStage]:
+        """Returns the stages after the search, up to the first that has not ended yet."""
+        return [stage for stage in self if isinstance(stage, TrainingStage)]
+
     @property
     def reevaluates(self) -> bool:
         """Whether there is a re-evaluation; a single candidate that will be tested needs none."""
         return not self.definition.tested or len(self.candidates) > 1
 
     @property
-    def last(self) -> Stage:
+    def last(self) -> TrainingStage:
         """The stage after which there is a winner."""
         return self.retraining if self.definition.tested else self.reevaluation
 
@@ -206,7 +196,7 @@ class Plan:
         """The values of the re-evaluation, by candidate and seed; empty if there is none."""
         return self.values(self.reevaluation) if self.reevaluates else {}
 
-    def values(self, stage: Stage) -> dict[int, list[float]]:
+    def values(self, stage: TrainingStage) -> dict[int, list[float]]:
         """Returns a value per seed for each candidate of which no training failed."""
         known: dict[int, list[float]] = {}
         for (candidate, _), trial in sorted(stage.trained.items()):
@@ -217,7 +207,7 @@ class Plan:
     def reused(self) -> dict[str, tuple[int, int]]:
         """Returns how many trainings of each later stage were reused from earlier ones, of all."""
         counts = {}
-        for stage in [*self][1:]:
+        for stage in self.later():
             reused = sum(REUSED in trial.user_attrs for trial in stage.stored.trials())
             counts[stage.title] = reused, stage.trials
         return counts
@@ -338,7 +328,7 @@ class Plan:
         return stored.known(trial) | ({} if fresh is None else {stored.metric: fmean(fresh)})
 
     @cached_property
-    def reevaluation(self) -> Stage:
+    def reevaluation(self) -> TrainingStage:
         """Every candidate on fresh seeds and validation parts of the size used in the search.
 
         In time order only the last part comes after all the others, so that it is always that one.
@@ -365,7 +355,7 @@ class Plan:
         return split is None or len(self.judging_fold(0)[0]) == len(split)
 
     @cached_property
-    def retraining(self) -> Stage:
+    def retraining(self) -> TrainingStage:
         """Winner and baseline on all training data.
 
         The validation part is one fifth of that data: its value only shows that the training works.
@@ -386,7 +376,7 @@ class Plan:
         candidates: Mapping[int, Point],
         fold: Callable[[int], Fold],
         weights: Path | None,
-    ) -> Stage:
+    ) -> TrainingStage:
         """Makes the study of a stage, or opens it; settings that change its trainings name it."""
         search, settings = self.search, self.settings
         study, top, seeds = search.stored.name, settings.top, settings.seeds
@@ -424,11 +414,13 @@ class Plan:
         if weights is not None:
             weights = weights / folder_name(stored.name)
         store_stage(search.stored, title, stored.name)
-        stage = Stage(title, stored, trainings, trials, weights)
+        stage = TrainingStage(title, stored, trainings, trials, weights)
         self._opened.append(stage)
         return stage
 
-    def load_or_train(self, stage: Stage, candidate: int, seed: int) -> dict[str, Any] | None:
+    def load_or_train(
+        self, stage: TrainingStage, candidate: int, seed: int
+    ) -> dict[str, Any] | None:
         """Loads the network of a training; trains it again if another host keeps it.
 
         Returns:

@@ -1,0 +1,142 @@
+"""What a command does with an opened study: launches workers, shows progress, prints the result."""
+
+import shlex
+from datetime import datetime
+
+from studyloom.commands.outputs import Outputs
+from studyloom.commands.result import (
+    compress_winner,
+    move_foreign_result,
+    print_winner,
+    say,
+    write_best,
+    write_report,
+)
+from studyloom.commands.stages import find_no_winner
+from studyloom.definition.prepare import compresses
+from studyloom.errors import CompressError, NoWinner
+from studyloom.launch.search import Prepared
+from studyloom.launch.task import Task, remove_left_files
+from studyloom.study.command_record import begin_command, end_command, recording_end
+from studyloom.study.stopping import Stop, read_control
+from studyloom.text import format_duration
+from studyloom.views import terminal
+from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.status import Display, Resumptions
+from studyloom.winner.stages import Plan
+from studyloom.winner.tracking import update_trackers
+
+
+def search_and_report(
+    prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs
+) -> int:
+    """Has the open slots worked on, shows the progress, and prints the answer.
+
+    Returns:
+        The exit code of a command: 1 if there is no result, although it was not stopped.
+
+    Raises:
+        NoWinner: a training that the answer needs, or the test, has failed.
+        CompressError: the winner cannot be made small; all else is done.
+    """
+    stored = plan.search.stored
+    record = plan.command_record(compresses=compresses(plan.definition))
+    begin_command(stored, record, task.command.age())
+    outputs.attach(stored, prepared.run_dir)
+    if read_control(stored) == "pause":
+        folder = shlex.quote(str(prepared.run_dir))
+        say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
+    with recording_end(stored, not_small=1):
+        code = _search_and_report(prepared, plan, task, stop, outputs)
+    if not stop() and not plan.todo():
+        end_command(stored, code)
+    remove_left_files(plan.definition.config, plan.search)
+    return code
+
+
+def _search_and_report(
+    prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs
+) -> int:
+    began, console = datetime.now(), outputs.console
+    stored, trials = plan.search.stored, plan.search.trials
+    terminal.print_code_changes(stored, console)
+    move_foreign_result(plan, console)
+    if todo := task.todo():
+        for note in [*prepared.definition.notes(prepared.data), *prepared.starts.notes]:
+            say(console, note)
+        verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
+        open_ = plan.search.todo()
+        many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
+        works_here = getattr(prepared.launcher, "works_here", None)
+        where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
+        say(console, f"{stored.name} {verb}: {many} to do{where}")
+        follow = launch(prepared, plan, task, stop, outputs)
+        if stop.alone is not None:  # another process goes on
+            return 0
+        if follow is not None:  # the work goes on without this command
+            say(console, follow)
+            return 0
+    snapshot = take_snapshot(stored)
+    if snapshot.best is not None:
+        write_best(plan, snapshot.best)
+    elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
+    console.print(f"\n{terminal.headline(snapshot)}{elapsed}", soft_wrap=True)
+    console.print(terminal.answers_table(snapshot, console.width))
+    if snapshot.rule is not None:
+        console.print(terminal.front_table(snapshot, console.width))
+    failure: CompressError | NoWinner | None = None
+    if plan.is_done():
+        print_winner(plan, task.command.page, console)
+        failure = compress_winner(plan, stop, outputs)
+    else:  # stopped, or without a winner
+        if snapshot.done:
+            write_report(plan)
+        if snapshot.best is not None and not stop():
+            failure = find_no_winner(plan)
+    for stage in plan:
+        terminal.print_failures(stage.stored, console)
+    terminal.print_forgotten(stored, console)
+    terminal.print_next_steps(plan, task.command, snapshot, console, began)
+    for stage in plan:
+        stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
+    if stop():
+        why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
+        say(console, f"{why}; the same {task.command.kind} goes on from here")
+    elif words := end_of_search(snapshot, trials, todo):
+        say(console, words)
+    if trials < snapshot.budget:
+        line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
+        say(console, f"{line}, as study.trials={trials} says")
+    if prepared.trackers:
+        update_trackers(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
+    if failure is not None:
+        raise failure
+    if stop():
+        return 0
+    if left := plan.todo():
+        again = f"the same {task.command.kind} goes on with them"
+        say(console, f"{left} trials or trainings are left; {again}")
+    return 0 if snapshot.best is not None and not left else 1
+
+
+def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs) -> str | None:
+    """Has the open slots worked on, again if another program has deleted trials or slots.
+
+    Returns:
+        What to print, if the work goes on without this command; else None.
+    """
+    resumptions = Resumptions(outputs.read(), outputs.console)
+    while True:
+        with Display(outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]):
+            follow = prepared.launcher.launch(task, stop)
+        if follow is not None or not plan.reconcile() or stop():
+            return follow
+
+
+def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
+    """Returns why there is nothing left to do, if the counts of the trials do not say it."""
+    if snapshot.best is None and snapshot.rule is not None:
+        return f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
+    if snapshot.outlook.ending is not None:
+        return f"the search {snapshot.outlook.ending.words}"
+    return "" if todo else f"the budget of {trials} trials is spent"

@@ -1,0 +1,60 @@
+"""The stages of a study's run, from its search to its winner, as commands open them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from omegaconf import DictConfig
+
+from studyloom.config.schema import WinnerSection
+from studyloom.errors import ConfigError, NoWinner
+from studyloom.launch.search import Prepared, open_search, prepare
+from studyloom.study.failures import count_failures
+from studyloom.study.opening import check_definition
+from studyloom.study.stage import Stage
+from studyloom.study.stopping import Stop
+from studyloom.text import one_line
+from studyloom.winner.stages import Plan
+
+
+def result_stages(prepared: Prepared, search: Stage) -> Plan:
+    """Makes the stages that follow a search, as the config's section `winner` says."""
+    definition = prepared.definition
+    settings = WinnerSection(**definition.config.winner)
+    return Plan(search, definition, prepared.data, prepared.url, prepared.run_dir, settings)
+
+
+@contextmanager
+def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, Plan]]:
+    """Opens a study whose search has ended and whose definition is the config's, and closes it.
+
+    Raises:
+        ValueError: it has not, or the config or the database cannot be used.
+    """
+    prepared = prepare(cfg, joins=True)
+    with open_search(prepared, stop, result_stages, create=False) as (prepared, plan):
+        stored, trials = plan.search.stored, plan.search.trials
+        now = prepared.definition.identity(prepared.data.digest)
+        check_definition(stored.name, stored.definition(), now)
+        if left := plan.search.todo():
+            ways = "run the study to its end, or with a smaller study.trials"
+            raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
+        yield prepared, plan
+
+
+def find_no_winner(plan: Plan) -> NoWinner | None:
+    """Returns why a plan that has nothing left to do has none; None if it has one."""
+    if not plan.settings.enabled or plan.todo() or plan.is_done():
+        return None
+    if not plan.candidates:
+        keeps = f" and keeps to {plan.rule}" if plan.rule.conditions else ""
+        which = f"none of the first {plan.search.trials} trials is complete{keeps}"
+        return NoWinner(f"there is no winner: {which}; raise study.trials")
+    many = len(plan.contenders)
+    failures = "; ".join(
+        f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
+        for failure in count_failures(plan.reevaluation.stored.trials())
+    )
+    return NoWinner(
+        f"there is no winner: none of the {many} candidates was trained with all its fresh seeds: "
+        f"{failures or 'trainings are gone'}; raise winner.top, or lower winner.seeds"
+    )

@@ -1,0 +1,153 @@
+"""A search from its config to the task of its workers: checked, then opened in its database."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from studyloom.config.build import MistakeCollector, build
+from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
+from studyloom.definition.prepare import define, load_data, preflight
+from studyloom.launch.local import Join
+from studyloom.launch.preflight import (
+    check_connections,
+    check_database_reach,
+    check_parts,
+    required_url,
+    start_cluster,
+)
+from studyloom.launch.task import Command, Launcher, Task, make_task
+from studyloom.processes import collect_as_usual
+from studyloom.storage.embedded_server import serve
+from studyloom.study.search import as_begun, begin_search, find_starts, join_search
+from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
+from studyloom.study.stopping import Stop
+from studyloom.study.tracking import Tracker, build_trackers, track_trials
+from studyloom.study.warm_start import WarmStarts
+from studyloom.training.ranks import ALONE, Ranks, check_device
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The objects that a config describes; `data` is on this process's device.
+
+    Args:
+        starts: the points that are tried first.
+        trackers: of the section `track`, by name.
+    """
+
+    definition: Definition
+    launcher: Launcher
+    data: TrainingData
+    url: str
+    run_dir: Path
+    starts: WarmStarts
+    trackers: Mapping[str, Tracker] = field(default_factory=dict)
+
+    def task(
+        self,
+        stages: Stages,
+        command: Command,
+        *,
+        on_claim: Callable[[], None] = lambda: None,
+        fork_server: Any = None,
+    ) -> Task:
+        """Makes the task of the launcher: the open trials of all stages."""
+        return make_task(
+            stages,
+            self.definition.config,
+            self.data,
+            run_dir=self.run_dir,
+            command=command,
+            tracking=partial(track_trials, trackers=self.trackers, run_dir=self.run_dir),
+            on_claim=on_claim,
+            fork_server=fork_server,
+        )
+
+
+# Makes the stages of a run from its search, which is the first of them.
+MakeStages = Callable[[Prepared, Stage], Stages]
+
+
+def search_only(_: Prepared, search: Stage) -> Stages:
+    """Makes the stages of a run that ends with its search."""
+    return SearchOnly(search)
+
+
+def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Prepared:
+    """Turns the config of a command into objects, and checks all of it.
+
+    Args:
+        joins: whether this process works on a study that exists already: its networks have been
+            tried by the command that began the study, and there is no warm start.
+
+    Raises:
+        ConfigError: every mistake found.
+    """
+    attempt = MistakeCollector()
+    definition = attempt(lambda: define(cfg))
+    launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
+    attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
+    url = attempt(lambda: required_url(cfg))
+    trackers = attempt(lambda: build_trackers(cfg.track))
+    shared = joins or (launcher is not None and launcher.count(2) > 1)
+    data = attempt(lambda: load_data(cfg, shared=shared))
+    starts: Any = WarmStarts()
+    if definition is not None and not joins:
+        preflight(attempt, definition, data)
+        if launcher is not None and not attempt.mistakes:
+            attempt.mistakes += check_parts(definition, launcher)
+        # Not after a mistake: the points of a wrong space would be wrong too.
+        if url is not None and not attempt.mistakes:
+            starts = attempt(lambda: find_starts(definition, data.digest, url))
+    if url is not None and launcher is not None:
+        attempt.mistakes += check_database_reach(url, launcher)
+    attempt.check()
+    # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
+    # read it.
+    if definition.trains_networks and (device := ranks.device).type != "cpu":
+        data = data.to(device)
+    definition = replace(definition, ranks=ranks)
+    return Prepared(definition, launcher, data, url, Path(cfg.run_dir), starts, trackers)
+
+
+@contextmanager
+def open_search(
+    prepared: Prepared, stop: Stop, make_stages: MakeStages = search_only, *, create: bool
+) -> Iterator[tuple[Prepared, Any]]:
+    """Opens the study of a search in its database, and closes its stages after the body.
+
+    Args:
+        stop: whether to wait no longer for the database.
+        make_stages: makes all stages, of which the search is the first.
+        create: whether the study is made if it is missing, and stored what the config says of it.
+
+    Yields:
+        What was prepared, with the URL of a server that runs; and the stages.
+
+    Raises:
+        ValueError: the database cannot be used, or its study has another definition.
+        OSError: the run directory cannot be made.
+        LaunchError: the cluster of a new study does not start.
+    """
+    url, run_dir, definition = serve(prepared.url, own=True), prepared.run_dir, prepared.definition
+    trials, digest = definition.trials(), prepared.data.digest
+    if create:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        start_cluster(prepared.launcher, url, str(definition.config.study.name), trials, run_dir)
+        stored = begin_search(definition, digest, url, prepared.starts, stop)
+    else:
+        stored = join_search(definition, url, stop)
+    definition = as_begun(definition, stored)
+    prepared = replace(prepared, url=url, definition=definition)
+    stages = make_stages(prepared, Stage(SEARCH, stored, definition, trials))
+    with closing(stages):
+        if create:
+            check_connections(url, prepared.launcher.count(stages.todo()))
+        collect_as_usual()  # trials come next
+        yield prepared, stages
