@@ -36,8 +36,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not 
     from torch.nn import Module
 
     from studyloom.config.main import Invocation
-    from studyloom.launch.search import Prepared
-    from studyloom.launch.task import Command
+    from studyloom.launch.task import Command, Prepared
     from studyloom.winner.predictor import Prediction, Predictor
 
 DEADLINE = 10.0  # seconds that a look at a study waits for a database that is busy or away
@@ -426,6 +425,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     from studyloom.commands.stages import result_stages
     from studyloom.launch.process import exit_code
     from studyloom.launch.search import open_search, prepare
+    from studyloom.launch.task import make_task
     from studyloom.study.stopping import Stop, following
 
     if cfg.study.dry_run:
@@ -448,7 +448,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
                 note_script(prepared.run_dir)
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
-            task = prepared.task(plan, command)
+            task = make_task(prepared, plan, command)
             with following(plan.search.stored, stop):
                 code = search_and_report(prepared, plan, task, stop, outputs)
         except Exception as caught:

@@ -1,10 +1,8 @@
 """The command of a study: its processes, from its config to its exit code."""
 
 import logging
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -17,19 +15,12 @@ from studyloom.commands.stages import result_stages
 from studyloom.environment import WORKER
 from studyloom.launch.forks import Death, watch
 from studyloom.launch.line import Line
-from studyloom.launch.process import (
-    connect_ranks,
-    exit_code,
-    fork_workers,
-    reporting_end,
-    reporting_mistakes,
-    work_here,
-)
-from studyloom.launch.search import open_search, prepare
-from studyloom.launch.task import Command, launcher_class
+from studyloom.launch.process import Reporting, run_process, run_worker
+from studyloom.launch.task import Command, Prepared, Task
 from studyloom.processes import worker_id
-from studyloom.study.stopping import Stop, following
+from studyloom.study.stopping import Stop
 from studyloom.views.terminal import print_dry_run
+from studyloom.winner.stages import Plan
 
 
 def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
@@ -39,14 +30,14 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     command = replace(command, age=lambda: time.monotonic() - began)
     targets = take_environment()  # before any fork, and in workers that a launcher starts
     if WORKER.get() is not None:
-        run_worker(cfg, command, Line.of_launcher())
+        work(cfg, command, Line.of_launcher())
     watch(lambda line, death: run_here(cfg, command, line, death, targets))
 
 
-def run_worker(cfg: DictConfig, command: Command, line: Line) -> NoReturn:
+def work(cfg: DictConfig, command: Command, line: Line) -> NoReturn:
     """Works in this process on all stages of a study, as a worker that a launcher has started."""
     prepare_logging(logging.INFO)
-    work_here(cfg, command, line, result_stages)
+    run_worker(cfg, command, line, result_stages)
 
 
 def run_here(
@@ -56,36 +47,30 @@ def run_here(
     death: Death | None,
     targets: Mapping[str, str],
 ) -> NoReturn:
-    """Runs a command in this process.
+    """Runs the command in this process.
 
     Args:
         line: to the process that watches this one.
         death: of the process in whose place this one goes on.
         targets: the variables that say what is reported, and to whom.
     """
-    with (
-        ExitStack() as ending,
-        line.ending(),
-        Stop(cfg.study.timeout, line.is_asked) as stop,
-        ExitStack() as opened,
-    ):
-        outputs, launcher = Outputs(targets), launcher_class(cfg)
-        work = partial(run_worker, cfg, command)
-        server = None if cfg.study.dry_run else fork_workers(launcher, work, ending)
+    outputs = Outputs(targets)
+
+    def begin() -> None:
         prepare_logging(logging.WARNING)
-        with reporting_mistakes(stop, outputs.finish):
-            outputs.open()
-            prepared = prepare(cfg, connect_ranks(cfg, command, line, ending, launcher))
-            if cfg.study.dry_run:
-                print_dry_run(prepared.definition, outputs.console)
-                outputs.finish(0)
-                sys.exit()
-            search = open_search(prepared, stop, result_stages, create=True)
-            prepared, plan = opened.enter_context(search)
-        task = prepared.task(plan, command, on_claim=line.say_claimed, fork_server=server)
-        with reporting_end(stop, outputs.finish), following(plan.search.stored, stop):
-            if death is not None:
-                task.ledger.record_death(worker_id(death.pid), death.words)
-            code = search_and_report(prepared, plan, task, stop, outputs)
-            outputs.finish(exit_code(code, stop), stop.ended_by if stop() else None)
-        sys.exit(exit_code(code, stop))
+        outputs.open()
+
+    def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
+        if death is not None:
+            task.ledger.record_death(worker_id(death.pid), death.words)
+        return search_and_report(prepared, plan, task, stop, outputs)
+
+    run_process(
+        cfg,
+        command,
+        line,
+        conduct,
+        make_stages=result_stages,
+        reporting=Reporting(begin, partial(print_dry_run, console=outputs.console), outputs.finish),
+        worker=partial(work, cfg, command),
+    )

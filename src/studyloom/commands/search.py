@@ -15,8 +15,7 @@ from studyloom.commands.result import (
 from studyloom.commands.stages import find_no_winner
 from studyloom.definition.prepare import compresses
 from studyloom.errors import CompressError, NoWinner
-from studyloom.launch.search import Prepared
-from studyloom.launch.task import Task, remove_left_files
+from studyloom.launch.task import Prepared, Task, remove_left_files
 from studyloom.study.command_record import begin_command, end_command, recording_end
 from studyloom.study.stopping import Stop, read_control
 from studyloom.text import format_duration

@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 
 from studyloom.config.schema import WinnerSection
 from studyloom.errors import ConfigError, NoWinner
-from studyloom.launch.search import Prepared, open_search, prepare
+from studyloom.launch.search import open_search, prepare
+from studyloom.launch.task import Prepared
 from studyloom.study.failures import count_failures
 from studyloom.study.opening import check_definition
 from studyloom.study.stage import Stage

@@ -12,7 +12,7 @@ from studyloom.commands.result import compress_winner, print_winner, say
 from studyloom.commands.stages import find_no_winner, open_ended
 from studyloom.definition.prepare import compresses
 from studyloom.errors import Interrupted
-from studyloom.launch.task import Command
+from studyloom.launch.task import Command, make_task
 from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
 from studyloom.study.stopping import Stop
 from studyloom.views.status import Display
@@ -41,7 +41,7 @@ def judge(cfg: DictConfig, console: SafeConsole) -> tuple[str, Any]:
         outputs.attach(stored, prepared.run_dir)
         with recording_end(stored):
             with Display(outputs.read, console, stop):
-                prepared.launcher.launch(prepared.task(plan, command), stop)
+                prepared.launcher.launch(make_task(prepared, plan, command), stop)
             if stop() and not plan.is_done():
                 stop_here(plan, "winner", stop, console)
             if (missing := find_no_winner(plan)) is not None:

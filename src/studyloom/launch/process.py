@@ -1,13 +1,14 @@
-"""The processes of a search: the one that runs it, its workers, and how they end.
+"""The processes of a study: the one that runs it, its workers, and how they end.
 
-`run_search` needs nothing but the kernel. The command of a study does the same, shows how far it
-is, and goes on with the stages after the search.
+`run_search` needs the kernel alone: it searches, and raises its errors. `run_process` is a process
+of its own, which ends by an exit code: a worker, or the command of a study, which hands over the
+stages after the search and what it reports.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from studyloom.config.main import invocation_of
+from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
 from studyloom.errors import CompressError, Halted, Interrupted, LaunchError, StudyloomError
@@ -22,7 +24,7 @@ from studyloom.launch.forks import ForkServer, can_fork, print_line
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.search import MakeStages, open_search, prepare, search_only
-from studyloom.launch.task import Command, launcher_class
+from studyloom.launch.task import Command, Prepared, Task, launcher_class, make_task
 from studyloom.pickled import receive
 from studyloom.processes import collect_as_usual
 from studyloom.study.stopping import Stop, following
@@ -34,11 +36,13 @@ STOPPED = 3  # the exit code of a process that `studyloom stop` has stopped
 def run_search(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> None:
     """Runs the search of a study with the workers of its launcher, or resumes it.
 
-    Call it before the process computes anything: on the CPU its workers are forks of it.
+    Call it before the process computes anything: its workers are forks of it.
+
+        run_search("conf/mine.yaml", ["launcher.workers=2", "run_dir=runs/mine"])
 
     Args:
-        source: a primary config, such as conf/mine.yaml, a study module, or a composed config.
-        overrides: Hydra's, such as storage.url=… or launcher.workers=2.
+        source: a primary config, a study module, or a composed config.
+        overrides: Hydra's, such as storage.url=… or study.trials=50.
 
     Raises:
         ConfigError: all mistakes of the configuration.
@@ -50,78 +54,110 @@ def run_search(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -
 
     def search(cfg: DictConfig, arguments: tuple[str, ...]) -> None:
         command = Command(invocation.program, arguments)
-        launcher = launcher_class(cfg)
         with ExitStack() as ending, Stop(cfg.study.timeout) as stop:
-            server = fork_workers(launcher, partial(work_here, cfg, command), ending)
-            prepared, stages = ending.enter_context(open_search(prepare(cfg), stop, create=True))
-            ending.enter_context(following(stages.search.stored, stop))
-            task = prepared.task(stages, command, fork_server=server)
-            prepared.launcher.launch(task, stop)
+            worker = partial(run_worker, cfg, command)
+            server = fork_workers(launcher_class(cfg), worker, ending)
+            opened = open_search(prepare(cfg), stop, create=True)
+            prepared, stages = ending.enter_context(opened)
+            with following(next(iter(stages)).stored, stop):
+                task = make_task(prepared, stages, command, fork_server=server)
+                prepared.launcher.launch(task, stop)
 
     invocation.call(overrides, search)
 
 
-def work_here(
-    cfg: DictConfig, command: Command, line: Line, make_stages: MakeStages = search_only
-) -> NoReturn:
-    """Works in this process, as a worker that a launcher has started, on the stages of a study.
+@dataclass(frozen=True)
+class Reporting:
+    """What a process reports beside its work; a worker reports nothing.
 
     Args:
-        line: to the process that has started this one.
+        begin: called before the study is prepared.
+        show: called with the definition of a dry run, which ends then.
+        finish: called with the exit code, and why it is not 0.
     """
-    command = replace(command, is_worker=True)
+
+    begin: Callable[[], None] = lambda: None
+    show: Callable[[Definition], None] = lambda definition: None
+    finish: Callable[[int, str | None], None] = lambda code, reason: None
+
+
+def run_process(
+    cfg: DictConfig,
+    command: Command,
+    line: Line,
+    work: Callable[[Prepared, Any, Task, Stop], int],
+    *,
+    make_stages: MakeStages,
+    reporting: Reporting,
+    worker: Callable[[Line], object] | None = None,
+) -> NoReturn:
+    """Runs a study in this process, from its config to the exit code.
+
+    Args:
+        line: to the process that watches this one, or has started it.
+        work: works on the task, and returns the exit code.
+        worker: what a fork of this process does as a worker; None if it has none.
+    """
     WORKER.take()  # a command that a trial starts is no worker
+    joins, finish = command.is_worker, reporting.finish
     with (
         ExitStack() as ending,
         line.ending(),
         Stop(cfg.study.timeout, line.is_asked) as stop,
         ExitStack() as opened,
     ):
-        with reporting_mistakes(stop):
-            prepared = prepare(cfg, connect_ranks(cfg, command, line, ending), joins=True)
-            search = open_search(prepared, stop, make_stages, create=False)
+        launcher, server = launcher_class(cfg), None
+        if worker is not None and not cfg.study.dry_run:
+            server = fork_workers(launcher, worker, ending)
+        with reporting_mistakes(stop, finish):
+            receive()
+            peers = start_ranks(cfg, command, line, partial(follow_rank, cfg), launcher)
+            ending.enter_context(peers)
+            line.follow()
+            reporting.begin()
+            prepared = prepare(cfg, peers.connect(), joins=joins)
+            if cfg.study.dry_run:
+                reporting.show(prepared.definition)
+                finish(0, None)
+                sys.exit()
+            search = open_search(prepared, stop, make_stages, create=not joins)
             prepared, stages = opened.enter_context(search)
-        stored, alone = next(iter(stages)).stored, not line.is_connected
-        # A launcher stops its workers itself.
-        with reporting_end(stop), following(stored, stop, stops=alone):
-            task = prepared.task(stages, command, on_claim=line.say_claimed)
-            prepared.launcher.launch(task, stop)
-        sys.exit(exit_code(0, stop))
+        task = make_task(prepared, stages, command, on_claim=line.say_claimed, fork_server=server)
+        stops = not (joins and line.is_connected)  # else the launcher stops its workers
+        stored, code = next(iter(stages)).stored, 0
+        with reporting_end(stop, finish), following(stored, stop, stops=stops):
+            code = work(prepared, stages, task, stop)
+            finish(exit_code(code, stop), stop.ended_by if stop() else None)
+        sys.exit(exit_code(code, stop))
+
+
+def run_worker(
+    cfg: DictConfig, command: Command, line: Line, make_stages: MakeStages = search_only
+) -> NoReturn:
+    """Works in this process on the stages of a study, as a worker that a launcher has started."""
+
+    def work(prepared: Prepared, _: Any, task: Task, stop: Stop) -> int:
+        prepared.launcher.launch(task, stop)
+        return 0
+
+    command, silent = replace(command, is_worker=True), Reporting()
+    run_process(cfg, command, line, work, make_stages=make_stages, reporting=silent)
 
 
 def fork_workers(
-    launcher: Any, work: Callable[[Line], object], ending: ExitStack
+    launcher: Any, worker: Callable[[Line], object], ending: ExitStack
 ) -> ForkServer | None:
-    """Makes the fork server of a launcher's workers; None if they are commands, or none are.
-
-    Args:
-        launcher: its class, see `launcher_class`.
-    """
-    if not getattr(launcher, "may_fork", False) or not can_fork():
+    """Makes the fork server of the workers, if this process and the launcher's class may fork."""
+    if not can_fork() or not getattr(launcher, "may_fork", False):
         return None
-    return ending.enter_context(closing(ForkServer(work)))
+    return ending.enter_context(closing(ForkServer(worker)))
 
 
-def connect_ranks(
-    cfg: DictConfig, command: Command, line: Line, ending: ExitStack, launcher: Any = None
-) -> Ranks:
-    """Starts the other ranks of this process, if it has any, and listens to its launcher.
-
-    Args:
-        ending: ends them.
-        launcher: the class of the launcher that a command uses.
-    """
-    receive()
-
-    def follow(ranks: Ranks) -> Callable[[Any], None]:
-        """Prepares another rank than the first, which takes part in what that one calls."""
-        prepared = prepare(cfg, ranks, joins=True)
-        collect_as_usual()
-        return lambda call: prepared.definition.take_part(call, prepared.data)
-
-    peers = ending.enter_context(start_ranks(cfg, command, line, follow, launcher))
-    line.follow()
-    return peers.connect()
+def follow_rank(cfg: DictConfig, ranks: Ranks) -> Callable[[Any], None]:
+    """Prepares another rank than the first, which takes part in what that one calls."""
+    prepared = prepare(cfg, ranks, joins=True)
+    collect_as_usual()
+    return lambda call: prepared.definition.take_part(call, prepared.data)
 
 
 def exit_code(code: int, stop: Stop) -> int:
@@ -131,16 +167,8 @@ def exit_code(code: int, stop: Stop) -> int:
     return STOPPED if stop.requested is not None else code
 
 
-# Gets the exit code of a process, and why it is not 0.
-Finish = Callable[[int, str | None], None]
-
-
-def _finish(code: int, reason: str | None) -> None:
-    """Does nothing: a worker reports its end to nobody but its launcher."""
-
-
 @contextmanager
-def reporting_mistakes(stop: Stop, finish: Finish = _finish) -> Iterator[None]:
+def reporting_mistakes(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
     """Ends the process by the error that the body raises, which opens a study."""
     try:
         yield
@@ -153,7 +181,7 @@ def reporting_mistakes(stop: Stop, finish: Finish = _finish) -> Iterator[None]:
 
 
 @contextmanager
-def reporting_end(stop: Stop, finish: Finish = _finish) -> Iterator[None]:
+def reporting_end(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
     """Ends the process by the error that the body raises, and reports its end in any case."""
     try:
         yield

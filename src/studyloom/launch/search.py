@@ -1,17 +1,14 @@
-"""A search from its config to the task of its workers: checked, then opened in its database."""
+"""A search from its config: prepared and checked, then opened in its database with its stages."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from studyloom.config.build import MistakeCollector, build
-from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import Definition
 from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.launch.local import Join
 from studyloom.launch.preflight import (
@@ -21,54 +18,15 @@ from studyloom.launch.preflight import (
     required_url,
     start_cluster,
 )
-from studyloom.launch.task import Command, Launcher, Task, make_task
+from studyloom.launch.task import Prepared
 from studyloom.processes import collect_as_usual
 from studyloom.storage.embedded_server import serve
 from studyloom.study.search import as_begun, begin_search, find_starts, join_search
 from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
 from studyloom.study.stopping import Stop
-from studyloom.study.tracking import Tracker, build_trackers, track_trials
+from studyloom.study.tracking import build_trackers
 from studyloom.study.warm_start import WarmStarts
 from studyloom.training.ranks import ALONE, Ranks, check_device
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The objects that a config describes; `data` is on this process's device.
-
-    Args:
-        starts: the points that are tried first.
-        trackers: of the section `track`, by name.
-    """
-
-    definition: Definition
-    launcher: Launcher
-    data: TrainingData
-    url: str
-    run_dir: Path
-    starts: WarmStarts
-    trackers: Mapping[str, Tracker] = field(default_factory=dict)
-
-    def task(
-        self,
-        stages: Stages,
-        command: Command,
-        *,
-        on_claim: Callable[[], None] = lambda: None,
-        fork_server: Any = None,
-    ) -> Task:
-        """Makes the task of the launcher: the open trials of all stages."""
-        return make_task(
-            stages,
-            self.definition.config,
-            self.data,
-            run_dir=self.run_dir,
-            command=command,
-            tracking=partial(track_trials, trackers=self.trackers, run_dir=self.run_dir),
-            on_claim=on_claim,
-            fork_server=fork_server,
-        )
-
 
 # Makes the stages of a run from its search, which is the first of them.
 MakeStages = Callable[[Prepared, Stage], Stages]

@@ -3,19 +3,19 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 from omegaconf import DictConfig
-from optuna.trial import FrozenTrial
 
 from studyloom.config.build import find_target
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.errors import ConfigError, StorageLost
 from studyloom.processes import Stopwatch, running_beside
@@ -23,11 +23,10 @@ from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
 from studyloom.study.stage import SEARCH, Stage, Stages
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.tracking import Tracker, track_trials
+from studyloom.study.warm_start import WarmStarts
 from studyloom.study.worker import TrialFiles, Worker
 
-# Follows the trials of a study that end while the body runs, such as for a tracker.
-Tracking = Callable[[StoredStudy], AbstractContextManager[Callable[[FrozenTrial], None]]]
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
 
@@ -103,24 +102,38 @@ class Task:
         return self.run_dir / "logs"
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """The objects that a config describes; `data` is on this process's device.
+
+    Args:
+        starts: the points that are tried first.
+        trackers: of the section `track`, by name.
+    """
+
+    definition: Definition
+    launcher: "Launcher"
+    data: TrainingData
+    url: str
+    run_dir: Path
+    starts: WarmStarts
+    trackers: Mapping[str, Tracker] = field(default_factory=dict)
+
+
 def make_task(
+    prepared: Prepared,
     stages: Stages,
-    config: DictConfig,
-    data: TrainingData,
-    *,
-    run_dir: Path,
     command: Command,
-    tracking: Tracking | None = None,
+    *,
     on_claim: Callable[[], None] = lambda: None,
     fork_server: Any = None,
 ) -> Task:
     """Makes the task of a launcher: the open trials of all stages.
 
     Args:
-        tracking: gives the search what it calls with each trial that has ended.
         on_claim: called when this process has claimed a slot.
     """
-    stored = next(iter(stages)).stored
+    config, stored = prepared.definition.config, next(iter(stages)).stored
     limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
 
     def work(stop: Stop) -> None:
@@ -130,12 +143,12 @@ def make_task(
             if config.checkpoints.dir is not None:
                 checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
-            follow = tracking if search and tracking is not None else _untracked
-            with follow(stage.stored) as on_end:
+            trackers = prepared.trackers if search else {}
+            with track_trials(stage.stored, trackers, prepared.run_dir) as on_end:
                 worker = Worker(
                     definition=stage.source,
                     stored=stage.stored,
-                    data=data,
+                    data=prepared.data,
                     stopping=stop,
                     checkpoints=checkpoints,
                     limits=limits,
@@ -158,17 +171,13 @@ def make_task(
         work=work,
         todo=stages.todo,
         ledger=stored.ledger,
-        run_dir=run_dir,
+        run_dir=prepared.run_dir,
         limits=limits,
         name=stored.name,
         fork_server=fork_server,
         command=command,
         halted=halted,
     )
-
-
-def _untracked(_: StoredStudy) -> AbstractContextManager[Callable[[FrozenTrial], None]]:
-    return nullcontext(lambda trial: None)
 
 
 def remove_left_files(config: DictConfig, search: Stage) -> None:
