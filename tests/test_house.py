@@ -24,6 +24,7 @@ FLOORS = (
     *(GROUND, "data", "training", "space", "config", "storage", "definition", "study", "launch"),
     *("winner", "views", "commands", EXTRAS, TOP),
 )
+KERNEL = FLOORS[: FLOORS.index("winner")]  # it searches and stores alone
 TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or imports
 
 # Packages from outside that only some rooms may import; all others are open to all.
@@ -131,6 +132,13 @@ def test_imports_point_down_and_the_root_counts():
     for module, others in OWN.items():
         floor = FLOORS.index(room_of(module))
         assert [other for other in others if FLOORS.index(room_of(other)) > floor] == [], module
+
+
+def test_the_kernel_imports_neither_winner_views_commands_nor_extras():
+    """Not in functions either; `plugins` imports an extra by its name when it is asked for it."""
+    for module, others in OWN.items():
+        if room_of(module) in KERNEL:
+            assert {room_of(other) for other in others} <= {*KERNEL}, module
 
 
 def test_imports_make_no_cycle():

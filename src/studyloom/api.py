@@ -450,7 +450,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             task = make_task(prepared, plan, command)
             with following(plan.search.stored, stop):
-                code = search_and_report(prepared, plan, task, stop, outputs)
+                code = search_and_report(task, stop, outputs)
         except Exception as caught:
             reason = error_text(caught)
             if stop.signal is None:

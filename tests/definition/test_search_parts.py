@@ -4,8 +4,7 @@ import pytest
 from optuna.samplers import RandomSampler
 from toys import TINY, ask
 
-from studyloom.launch.local import Local
-from studyloom.launch.preflight import check_one_process
+from studyloom.definition.prepare import check_one_process
 
 pytestmark = pytest.mark.usefixtures("composing")
 
@@ -39,11 +38,11 @@ def test_a_sampler_that_keeps_state_by_its_class_or_its_section_is_refused_to_se
     declared, counting = own(Declared), own(Counting, "+sampler.keeps_state=true")
     for definition in (declared, counting):
         assert definition.keeps_state == ("sampler",)
-        (mistake,) = check_one_process(definition, Local(workers=2))
+        (mistake,) = check_one_process(definition, 2)
         assert "sampler: keeps its state in one process (keeps_state)" in mistake
         assert "set launcher.workers=1" in mistake
-        assert [*check_one_process(definition, Local(workers=1))] == []
+        assert [*check_one_process(definition, 1)] == []
     assert isinstance(counting.sampler(0), Counting)
     for definition in (own(Declared, "+sampler.keeps_state=false"), own(Counting)):
         assert definition.keeps_state == ()
-        assert [*check_one_process(definition, Local(workers=2))] == []
+        assert [*check_one_process(definition, 2)] == []

@@ -16,11 +16,10 @@ from studyloom.environment import WORKER
 from studyloom.launch.forks import Death, watch
 from studyloom.launch.line import Line
 from studyloom.launch.process import Reporting, run_process, run_worker
-from studyloom.launch.task import Command, Prepared, Task
+from studyloom.launch.task import Command, StudyTask
 from studyloom.processes import worker_id
 from studyloom.study.stopping import Stop
 from studyloom.views.terminal import print_dry_run
-from studyloom.winner.stages import Plan
 
 
 def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
@@ -60,10 +59,10 @@ def run_here(
         prepare_logging(logging.WARNING)
         outputs.open()
 
-    def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
+    def conduct(task: StudyTask, stop: Stop) -> int:
         if death is not None:
             task.ledger.record_death(worker_id(death.pid), death.words)
-        return search_and_report(prepared, plan, task, stop, outputs)
+        return search_and_report(task, stop, outputs)
 
     run_process(
         cfg,

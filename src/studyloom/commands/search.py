@@ -2,6 +2,11 @@
 
 import shlex
 from datetime import datetime
+from typing import Any, NoReturn
+
+import optuna
+from omegaconf import DictConfig
+from rich.console import Console
 
 from studyloom.commands.outputs import Outputs
 from studyloom.commands.result import (
@@ -12,13 +17,14 @@ from studyloom.commands.result import (
     write_best,
     write_report,
 )
-from studyloom.commands.stages import find_no_winner
+from studyloom.commands.stages import open_ended
 from studyloom.definition.prepare import compresses
-from studyloom.errors import CompressError, NoWinner
-from studyloom.launch.task import Prepared, Task, remove_left_files
-from studyloom.study.command_record import begin_command, end_command, recording_end
+from studyloom.errors import CompressError, Interrupted, NoWinner
+from studyloom.launch.task import Command, StudyTask, make_task, remove_left_files
+from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
+from studyloom.study.failures import count_failures
 from studyloom.study.stopping import Stop, read_control
-from studyloom.text import format_duration
+from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display, Resumptions
@@ -26,9 +32,7 @@ from studyloom.winner.stages import Plan
 from studyloom.winner.tracking import update_trackers
 
 
-def search_and_report(
-    prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs
-) -> int:
+def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     """Has the open slots worked on, shows the progress, and prints the answer.
 
     Returns:
@@ -38,24 +42,24 @@ def search_and_report(
         NoWinner: a training that the answer needs, or the test, has failed.
         CompressError: the winner cannot be made small; all else is done.
     """
+    plan: Plan = task.stages
     stored = plan.search.stored
     record = plan.command_record(compresses=compresses(plan.definition))
     begin_command(stored, record, task.command.age())
-    outputs.attach(stored, prepared.run_dir)
+    outputs.attach(stored, task.run_dir)
     if read_control(stored) == "pause":
-        folder = shlex.quote(str(prepared.run_dir))
+        folder = shlex.quote(str(task.run_dir))
         say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
     with recording_end(stored, not_small=1):
-        code = _search_and_report(prepared, plan, task, stop, outputs)
+        code = _search_and_report(task, stop, outputs)
     if not stop() and not plan.todo():
         end_command(stored, code)
     remove_left_files(plan.definition.config, plan.search)
     return code
 
 
-def _search_and_report(
-    prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs
-) -> int:
+def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
+    prepared, plan = task.prepared, task.stages
     began, console = datetime.now(), outputs.console
     stored, trials = plan.search.stored, plan.search.trials
     terminal.print_code_changes(stored, console)
@@ -69,7 +73,7 @@ def _search_and_report(
         works_here = getattr(prepared.launcher, "works_here", None)
         where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
         say(console, f"{stored.name} {verb}: {many} to do{where}")
-        follow = launch(prepared, plan, task, stop, outputs)
+        follow = launch(task, stop, outputs)
         if stop.alone is not None:  # another process goes on
             return 0
         if follow is not None:  # the work goes on without this command
@@ -118,7 +122,7 @@ def _search_and_report(
     return 0 if snapshot.best is not None and not left else 1
 
 
-def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outputs) -> str | None:
+def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
     """Has the open slots worked on, again if another program has deleted trials or slots.
 
     Returns:
@@ -127,8 +131,8 @@ def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, outputs: Outp
     resumptions = Resumptions(outputs.read(), outputs.console)
     while True:
         with Display(outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]):
-            follow = prepared.launcher.launch(task, stop)
-        if follow is not None or not plan.reconcile() or stop():
+            follow = task.prepared.launcher.launch(task, stop)
+        if follow is not None or not task.stages.reconcile() or stop():
             return follow
 
 
@@ -139,3 +143,68 @@ def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
     if snapshot.outlook.ending is not None:
         return f"the search {snapshot.outlook.ending.words}"
     return "" if todo else f"the budget of {trials} trials is spent"
+
+
+def find_no_winner(plan: Plan) -> NoWinner | None:
+    """Returns why a plan that has nothing left to do has none; None if it has one."""
+    if not plan.settings.enabled or plan.todo() or plan.is_done():
+        return None
+    if not plan.candidates:
+        keeps = f" and keeps to {plan.rule}" if plan.rule.conditions else ""
+        which = f"none of the first {plan.search.trials} trials is complete{keeps}"
+        return NoWinner(f"there is no winner: {which}; raise study.trials")
+    many = len(plan.contenders)
+    failures = "; ".join(
+        f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
+        for failure in count_failures(plan.reevaluation.stored.trials())
+    )
+    return NoWinner(
+        f"there is no winner: none of the {many} candidates was trained with all its fresh seeds: "
+        f"{failures or 'trainings are gone'}; raise winner.top, or lower winner.seeds"
+    )
+
+
+# `studyloom winner`
+
+
+def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
+    """Chooses and tests the winner of a search that has ended, also if it was done before.
+
+    Returns:
+        The name of the study, and its answer in short.
+
+    Raises:
+        ValueError: the search has not ended, or the config or the database cannot be used.
+        LaunchError: trainings are left, and nobody works on them.
+        NoWinner: every candidate has lost a training, or a final training or the test has failed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with Stop() as stop, open_ended(cfg, stop) as (prepared, plan):
+        stored = plan.search.stored
+        command, outputs = Command.of_this_process(), Outputs()
+        outputs.console = console
+        record = plan.command_record(compresses=compresses(plan.definition))
+        begin_command(stored, record, command.age())
+        outputs.attach(stored, prepared.run_dir)
+        with recording_end(stored):
+            with Display(outputs.read, console, stop):
+                prepared.launcher.launch(make_task(prepared, plan, command), stop)
+            if stop() and not plan.is_done():
+                stop_here(plan, "winner", stop, console)
+            if (missing := find_no_winner(plan)) is not None:
+                raise missing
+            print_winner(plan, command.page, console, anew=True)
+            failure = compress_winner(plan, stop, outputs)
+            if stop() and compresses(plan.definition):  # who comes again need not judge again
+                stop_here(plan, "compress", stop, console)
+            if failure is not None:
+                raise failure
+        end_command(stored, 0)
+        return stored.name, StoredCommand.read(stored).result
+
+
+def stop_here(plan: Plan, command: str, stop: Stop, console: Console) -> NoReturn:
+    """Says which command of `studyloom` goes on from here, and raises Interrupted."""
+    folder = shlex.quote(str(plan.run_dir))
+    say(console, f"{stop.ended_by}; studyloom {command} {folder} goes on from here")
+    raise Interrupted

@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from omegaconf import DictConfig
 
 from studyloom.config.schema import WinnerSection
-from studyloom.errors import ConfigError, NoWinner
+from studyloom.errors import ConfigError
 from studyloom.launch.search import open_search, prepare
 from studyloom.launch.task import Prepared
-from studyloom.study.failures import count_failures
 from studyloom.study.opening import check_definition
 from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
-from studyloom.text import one_line
 from studyloom.winner.stages import Plan
 
 
@@ -40,22 +38,3 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, Plan]]:
             ways = "run the study to its end, or with a smaller study.trials"
             raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
         yield prepared, plan
-
-
-def find_no_winner(plan: Plan) -> NoWinner | None:
-    """Returns why a plan that has nothing left to do has none; None if it has one."""
-    if not plan.settings.enabled or plan.todo() or plan.is_done():
-        return None
-    if not plan.candidates:
-        keeps = f" and keeps to {plan.rule}" if plan.rule.conditions else ""
-        which = f"none of the first {plan.search.trials} trials is complete{keeps}"
-        return NoWinner(f"there is no winner: {which}; raise study.trials")
-    many = len(plan.contenders)
-    failures = "; ".join(
-        f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
-        for failure in count_failures(plan.reevaluation.stored.trials())
-    )
-    return NoWinner(
-        f"there is no winner: none of the {many} candidates was trained with all its fresh seeds: "
-        f"{failures or 'trainings are gone'}; raise winner.top, or lower winner.seeds"
-    )

@@ -1,6 +1,8 @@
 """Makes the definition of a study and its data from a config, and checks them before trial 0."""
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -9,9 +11,15 @@ from studyloom.config.compose import Composer
 from studyloom.config.values import plain_sections
 from studyloom.data.datasets import drawn_anew
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import SECTIONS, Definition, data_key, kind_of
+from studyloom.definition.definition import (
+    KEEPS_STATE,
+    SECTIONS,
+    Definition,
+    data_key,
+    kind_of,
+)
 from studyloom.definition.sources import sources_of_main
-from studyloom.definition.validation import breach_of_rule, check_sections, validate
+from studyloom.definition.validation import breach_of_rule, check_ranks, check_sections, validate
 from studyloom.plugins import load_plugin
 
 log = logging.getLogger(__name__)
@@ -28,8 +36,14 @@ def load_data(cfg: DictConfig, *, shared: bool) -> TrainingData:
     return data.shared(data_key(cfg)) if shared else data
 
 
-def preflight(attempt: MistakeCollector, definition: Definition, data: TrainingData | None) -> None:
-    """Tries out what a definition asks for; without data there is nothing to try networks on."""
+def preflight(
+    attempt: MistakeCollector, definition: Definition, data: TrainingData | None, launcher: Any
+) -> None:
+    """Tries out what a definition asks for; without data there is nothing to try networks on.
+
+    Args:
+        launcher: whose workers share what the definition makes; None if there is a mistake in it.
+    """
     if data is None:
         attempt(lambda: attempt.mistakes.extend(check_sections(definition)))
     else:
@@ -47,6 +61,19 @@ def preflight(attempt: MistakeCollector, definition: Definition, data: TrainingD
     if compresses(definition):
         find = load_plugin("compress_mistakes")
         attempt(lambda: attempt.mistakes.extend(find(definition, data)))
+    if launcher is not None and not attempt.mistakes:
+        attempt.mistakes += check_ranks(definition, getattr(launcher, "ranks", 1))
+        attempt.mistakes += check_one_process(definition, launcher.count(definition.trials()))
+
+
+def check_one_process(definition: Definition, workers: int) -> Iterator[str]:
+    """Yields the mistake that several workers are started for a part that keeps its state."""
+    if definition.keeps_state and workers > 1:
+        parts = " and ".join(definition.keeps_state)
+        yield (
+            f"{parts}: keeps its state in one process ({KEEPS_STATE}), and the launcher starts "
+            f"{workers} workers; set launcher.workers=1, or derive the state from the trials"
+        )
 
 
 def compresses(definition: Definition) -> bool:

@@ -12,7 +12,6 @@ __all__ = [
     "forks",
     "line",
     "local",
-    "preflight",
     "process",
     "ranks",
     "search",

@@ -23,8 +23,8 @@ from studyloom.errors import CompressError, Halted, Interrupted, LaunchError, St
 from studyloom.launch.forks import ForkServer, can_fork, print_line
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
-from studyloom.launch.search import MakeStages, open_search, prepare, search_only
-from studyloom.launch.task import Command, Prepared, Task, launcher_class, make_task
+from studyloom.launch.search import MakeStages, open_search, prepare
+from studyloom.launch.task import Command, StudyTask, launcher_class, make_task
 from studyloom.pickled import receive
 from studyloom.processes import collect_as_usual
 from studyloom.study.stopping import Stop, following
@@ -85,9 +85,9 @@ def run_process(
     cfg: DictConfig,
     command: Command,
     line: Line,
-    work: Callable[[Prepared, Any, Task, Stop], int],
+    work: Callable[[StudyTask, Stop], int],
     *,
-    make_stages: MakeStages,
+    make_stages: MakeStages | None,
     reporting: Reporting,
     worker: Callable[[Line], object] | None = None,
 ) -> NoReturn:
@@ -124,20 +124,20 @@ def run_process(
             prepared, stages = opened.enter_context(search)
         task = make_task(prepared, stages, command, on_claim=line.say_claimed, fork_server=server)
         stops = not (joins and line.is_connected)  # else the launcher stops its workers
-        stored, code = next(iter(stages)).stored, 0
+        code, stored = 0, next(iter(stages)).stored
         with reporting_end(stop, finish), following(stored, stop, stops=stops):
-            code = work(prepared, stages, task, stop)
+            code = work(task, stop)
             finish(exit_code(code, stop), stop.ended_by if stop() else None)
         sys.exit(exit_code(code, stop))
 
 
 def run_worker(
-    cfg: DictConfig, command: Command, line: Line, make_stages: MakeStages = search_only
+    cfg: DictConfig, command: Command, line: Line, make_stages: MakeStages | None = None
 ) -> NoReturn:
     """Works in this process on the stages of a study, as a worker that a launcher has started."""
 
-    def work(prepared: Prepared, _: Any, task: Task, stop: Stop) -> int:
-        prepared.launcher.launch(task, stop)
+    def work(task: StudyTask, stop: Stop) -> int:
+        task.prepared.launcher.launch(task, stop)
         return 0
 
     command, silent = replace(command, is_worker=True), Reporting()

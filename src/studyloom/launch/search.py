@@ -11,17 +11,11 @@ from omegaconf import DictConfig
 from studyloom.config.build import MistakeCollector, build
 from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.launch.local import Join
-from studyloom.launch.preflight import (
-    check_connections,
-    check_database_reach,
-    check_parts,
-    required_url,
-    start_cluster,
-)
 from studyloom.launch.task import Prepared
 from studyloom.processes import collect_as_usual
 from studyloom.storage.embedded_server import serve
-from studyloom.study.search import as_begun, begin_search, find_starts, join_search
+from studyloom.storage.reach import check_connections, check_database_reach, required_url
+from studyloom.study.search import as_begun, begin_search, find_starts, join_search, may_be_new
 from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
 from studyloom.study.stopping import Stop
 from studyloom.study.tracking import build_trackers
@@ -30,11 +24,6 @@ from studyloom.training.ranks import ALONE, Ranks, check_device
 
 # Makes the stages of a run from its search, which is the first of them.
 MakeStages = Callable[[Prepared, Stage], Stages]
-
-
-def search_only(_: Prepared, search: Stage) -> Stages:
-    """Makes the stages of a run that ends with its search."""
-    return SearchOnly(search)
 
 
 def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Prepared:
@@ -57,14 +46,14 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     data = attempt(lambda: load_data(cfg, shared=shared))
     starts: Any = WarmStarts()
     if definition is not None and not joins:
-        preflight(attempt, definition, data)
-        if launcher is not None and not attempt.mistakes:
-            attempt.mistakes += check_parts(definition, launcher)
+        preflight(attempt, definition, data, launcher)
         # Not after a mistake: the points of a wrong space would be wrong too.
         if url is not None and not attempt.mistakes:
             starts = attempt(lambda: find_starts(definition, data.digest, url))
     if url is not None and launcher is not None:
-        attempt.mistakes += check_database_reach(url, launcher)
+        away = launcher.leaves_host
+        several = launcher.count(2) > 1
+        attempt.mistakes += check_database_reach(url, several=several, leaves_host=away)
     attempt.check()
     # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
     # read it.
@@ -76,13 +65,13 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
 
 @contextmanager
 def open_search(
-    prepared: Prepared, stop: Stop, make_stages: MakeStages = search_only, *, create: bool
+    prepared: Prepared, stop: Stop, make_stages: MakeStages | None = None, *, create: bool
 ) -> Iterator[tuple[Prepared, Any]]:
     """Opens the study of a search in its database, and closes its stages after the body.
 
     Args:
         stop: whether to wait no longer for the database.
-        make_stages: makes all stages, of which the search is the first.
+        make_stages: makes all stages, of which the search is the first; None for it alone.
         create: whether the study is made if it is missing, and stored what the config says of it.
 
     Yields:
@@ -97,13 +86,17 @@ def open_search(
     trials, digest = definition.trials(), prepared.data.digest
     if create:
         run_dir.mkdir(parents=True, exist_ok=True)
-        start_cluster(prepared.launcher, url, str(definition.config.study.name), trials, run_dir)
+        # A cluster is started before it may fail a new study.
+        start = getattr(prepared.launcher, "start", None)
+        if start is not None and may_be_new(definition, url):
+            start(trials, run_dir)
         stored = begin_search(definition, digest, url, prepared.starts, stop)
     else:
         stored = join_search(definition, url, stop)
     definition = as_begun(definition, stored)
     prepared = replace(prepared, url=url, definition=definition)
-    stages = make_stages(prepared, Stage(SEARCH, stored, definition, trials))
+    search = Stage(SEARCH, stored, definition, trials)
+    stages = SearchOnly(search) if make_stages is None else make_stages(prepared, search)
     with closing(stages):
         if create:
             check_connections(url, prepared.launcher.count(stages.todo()))

@@ -120,6 +120,14 @@ class Prepared:
     trackers: Mapping[str, Tracker] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyTask(Task):
+    """The work on an opened study: the open trials of all its stages."""
+
+    prepared: Prepared
+    stages: Any
+
+
 def make_task(
     prepared: Prepared,
     stages: Stages,
@@ -127,7 +135,7 @@ def make_task(
     *,
     on_claim: Callable[[], None] = lambda: None,
     fork_server: Any = None,
-) -> Task:
+) -> StudyTask:
     """Makes the task of a launcher: the open trials of all stages.
 
     Args:
@@ -167,7 +175,9 @@ def make_task(
         *_, stage = stages
         return stage.stored.halted() is not None
 
-    return Task(
+    return StudyTask(
+        prepared=prepared,
+        stages=stages,
         work=work,
         todo=stages.todo,
         ledger=stored.ledger,

@@ -11,6 +11,7 @@ __all__ = [
     "embedded_server",
     "ledger",
     "optuna_internals",
+    "reach",
     "sql",
     "trial_buffer",
     "urls",

@@ -14,7 +14,7 @@ from studyloom.storage.database import closed_on_error
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
-from studyloom.study.opening import check_code, create_study, open_study
+from studyloom.study.opening import check_code, create_study, open_study, study_names
 from studyloom.study.promotion import Promotion
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import StoredStudy
@@ -53,6 +53,13 @@ def find_starts(definition: Definition, digest: str, url: str) -> WarmStarts:
         return find_earlier(address, name, Path(cfg.run_dir), definition.identity(digest))
 
     return find_warm_starts(definition, before, remember)
+
+
+def may_be_new(definition: Definition, url: str) -> bool:
+    """Returns whether a database has no study of a definition's name, or does not say so."""
+    with suppress(StorageError):
+        return str(definition.config.study.name) not in study_names(url, deadline=0.0)
+    return True
 
 
 def begin_search(
