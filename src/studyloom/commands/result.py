@@ -27,11 +27,11 @@ def say(console: Console, words: str) -> None:
 
 
 def move_foreign_result(plan: Plan, console: Console) -> None:
-    """Moves the answer of another study aside, such as one of the same name in another database."""
+    """Moves the result of another study aside, such as one of the same name in another database."""
 
     def is_foreign() -> bool:
-        answer = read_result(plan.run_dir)
-        return answer is not None and not belongs_to(answer, plan.search.stored)
+        result = read_result(plan.run_dir)
+        return result is not None and not belongs_to(result, plan.search.stored)
 
     if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
         with plan.search.stored.ledger.testing():
@@ -54,31 +54,34 @@ def write_best(plan: Plan, best: FrozenTrial) -> None:
 
 
 def print_winner(plan: Plan, page: Sequence[str], console: Console, *, anew: bool = False) -> None:
-    """Prints the winner on the test part.
+    """Prints the winner with its test.
 
-    The test part is opened for it now, unless winner.json has the answer already. If it is opened
-    `anew`, the answer keeps the page that winner.json names.
+    It is tested now, unless winner.json has the result already. If it is tested `anew`, the result
+    keeps the page that winner.json names.
+
+    Args:
+        page: the command line of the study, without its arguments.
     """
     with plan.search.stored.ledger.testing() as store:
-        answer = read_result(plan.run_dir)
-        known = answer is not None and is_result_of(answer, plan)
-        if answer is None or not known or anew:
-            page = answer.command if answer is not None and anew else page
-            answer = evaluate_winner(plan, plan.data.test, page, store, anew=known)
+        result = read_result(plan.run_dir)
+        known = result is not None and is_result_of(result, plan)
+        if result is None or not known or anew:
+            page = result.command if result is not None and anew else page
+            result = evaluate_winner(plan, plan.data.test, page, store, anew=known)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
-    store_result(plan.search.stored, answer.in_short())
-    lines = [result_sentence(answer, plan.search.stored), *terminal.winner_lines(answer)]
+    store_result(plan.search.stored, result.in_short())
+    lines = [result_sentence(result, plan.search.stored), *terminal.winner_lines(result)]
     for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
-        style = "" if number or answer.test is None else "bold green"
+        style = "" if number or result.test is None else "bold green"
         console.print(Text(line, style=style), soft_wrap=True)
 
 
 def compress_winner(plan: Plan, stop: Stop, outputs: Outputs) -> CompressError | None:
-    """Makes the winner small if the config says so and it was not done yet.
+    """Compresses the winner if the config says so and it was not compressed yet.
 
     Returns:
-        Why it could not be done, to be raised once all else is told; None if there is no reason.
+        Why it could not be compressed, to be raised once all else is printed; None otherwise.
     """
     if not compresses(plan.definition) or stop():
         return None
@@ -88,6 +91,7 @@ def compress_winner(plan: Plan, stop: Stop, outputs: Outputs) -> CompressError |
 
 
 def write_report(plan: Plan) -> None:
+    """Writes report.html; prints why if it cannot be drawn."""
     from studyloom.views import report  # here: no search waits for its templates
 
     try:

@@ -1,4 +1,4 @@
-"""What a command does with an opened study: launches workers, shows progress, prints the result."""
+"""Works on an opened study: launches its workers, shows the progress, and prints the result."""
 
 import shlex
 from datetime import datetime
@@ -33,14 +33,14 @@ from studyloom.winner.tracking import update_trackers
 
 
 def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
-    """Has the open slots worked on, shows the progress, and prints the answer.
+    """Launches workers for the open trials, shows the progress, and prints the result.
 
     Returns:
         The exit code of a command: 1 if there is no result, although it was not stopped.
 
     Raises:
-        NoWinner: a training that the answer needs, or the test, has failed.
-        CompressError: the winner cannot be made small; all else is done.
+        NoWinner: a training that the result needs, or the test, has failed.
+        CompressError: the winner cannot be compressed; all else is done.
     """
     plan: Plan = task.stages
     stored = plan.search.stored
@@ -123,7 +123,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
 
 
 def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
-    """Has the open slots worked on, again if another program has deleted trials or slots.
+    """Launches workers for the open trials, again if another program has deleted trials or slots.
 
     Returns:
         What to print, if the work goes on without this command; else None.
@@ -137,7 +137,7 @@ def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
 
 
 def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
-    """Returns why there is nothing left to do, if the counts of the trials do not say it."""
+    """Returns why nothing is left to do, if the counts of the trials do not say it."""
     if snapshot.best is None and snapshot.rule is not None:
         return f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.outlook.ending is not None:
@@ -168,10 +168,10 @@ def find_no_winner(plan: Plan) -> NoWinner | None:
 
 
 def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
-    """Chooses and tests the winner of a search that has ended, also if it was done before.
+    """Chooses and tests the winner of a search that has ended, also if it was tested before.
 
     Returns:
-        The name of the study, and its answer in short.
+        The name of the study, and its result in short.
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.
@@ -204,7 +204,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
 
 
 def stop_here(plan: Plan, command: str, stop: Stop, console: Console) -> NoReturn:
-    """Says which command of `studyloom` goes on from here, and raises Interrupted."""
+    """Prints which command of `studyloom` resumes here, and raises Interrupted."""
     folder = shlex.quote(str(plan.run_dir))
     say(console, f"{stop.ended_by}; studyloom {command} {folder} goes on from here")
     raise Interrupted

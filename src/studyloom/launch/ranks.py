@@ -48,7 +48,7 @@ DEADLINE = timedelta(days=30)  # of one exchange: a rank that waits for a long e
 def start_ranks(
     cfg: DictConfig, command: Command, line: Line, train: Train, launcher: Any
 ) -> "Peers":
-    """Starts the other ranks of this process; in one of them it trains, and does not return.
+    """Starts the other ranks of this process; in such a rank, trains and does not return.
 
     Args:
         line: to the process that started this one.
