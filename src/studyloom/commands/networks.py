@@ -43,7 +43,7 @@ def winner(arguments: argparse.Namespace) -> None:
     stored are reused.
     """
     from studyloom.commands.search import judge
-    from studyloom.config.runs import recompose
+    from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.views.terminal import make_console
 
@@ -73,7 +73,7 @@ def compress(arguments: argparse.Namespace) -> None:
     what each variant costs, and writes the chosen one as winner.onnx.
     """
     from studyloom.commands.stages import open_ended
-    from studyloom.config.runs import recompose
+    from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
     from studyloom.plugins import load_plugin
@@ -153,7 +153,7 @@ def replay(arguments: argparse.Namespace) -> int:
     """Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result is
     equal or within tolerance, else 1.
     """
-    from studyloom.config.runs import beside_configs
+    from studyloom.config.compose import beside_configs
     from studyloom.config.trust import code_of_study
     from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console

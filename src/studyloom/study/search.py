@@ -5,7 +5,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from studyloom.config.runs import note_run
+from studyloom.config.compose import note_run
 from studyloom.definition.definition import Definition
 from studyloom.definition.prepare import script_sources
 from studyloom.errors import StorageError
