@@ -1,4 +1,4 @@
-"""Loads extras by the names that the core has for them; the core imports nothing of `extras/`.
+"""Loads optional parts by the names that commands have for them; nothing imports `extras/`.
 
 Example:
     >>> load_plugin("explain")  # doctest: +SKIP
@@ -18,6 +18,9 @@ PLUGINS = {
     "mcp": ("mcp", "serve"),
     "notify": ("notify", "Notices"),
     "propose": ("proposals", "print_proposed"),
+    "track_trials": ("trackers.projection", "track_trials"),
+    "trackers": ("trackers.projection", "build_trackers"),
+    "update_trackers": ("trackers.projection", "update_trackers"),
 }
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ from studyloom.study.opening import (
 from studyloom.study.promotion import Promotion
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.tracking import Tracker, build_trackers, track_trials
 from studyloom.study.warm_start import (
     WarmStarts,
     enqueue,
@@ -77,7 +76,7 @@ class Prepared:
     url: str
     run_dir: Path
     starts: WarmStarts
-    trackers: Mapping[str, Tracker] = field(default_factory=dict)
+    trackers: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Prepared:
@@ -96,7 +95,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
     attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
     url = attempt(lambda: _storage_url(cfg))
-    trackers = attempt(lambda: build_trackers(cfg.track))
+    trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
     data = attempt(lambda: kind.gather(cfg))
     if data is not None and (joins or (launcher is not None and launcher.count(2) > 1)):
         data = attempt(lambda: data.shared(data_key(cfg)))
@@ -362,8 +361,11 @@ def task_of(
             if config.checkpoints.dir is not None:
                 checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
-            trackers = prepared.trackers if search else {}
-            with track_trials(stage.stored, trackers, prepared.run_dir) as on_end:
+            tracking: Any = nullcontext(lambda trial: None)
+            if search and prepared.trackers:
+                track = load_plugin("track_trials")
+                tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
+            with tracking as on_end:
                 worker = Worker(
                     definition=stage.asked,
                     stored=stage.stored,

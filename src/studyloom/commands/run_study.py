@@ -66,7 +66,6 @@ from studyloom.views.status import Display, Resumptions
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.result import belongs_to, move_aside, read_result
 from studyloom.winner.stages import Plan, is_result_of
-from studyloom.winner.tracking import update_trackers
 
 STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
 
@@ -269,7 +268,8 @@ def _search_and_report(
         line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
         say(console, f"{line}, as study.trials={trials} says")
     if prepared.trackers:
-        update_trackers(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
+        update = load_plugin("update_trackers")
+        update(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
     if failure is not None:
         raise failure
     if stop():

@@ -18,7 +18,6 @@ __all__ = [
     "stage_name",
     "stopping",
     "stored_study",
-    "tracking",
     "warm_start",
     "worker",
 ]

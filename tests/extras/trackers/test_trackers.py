@@ -13,9 +13,7 @@ from tracked import first_line, in_wandb, needs
 
 from studyloom.errors import ConfigError, FileError
 from studyloom.extras.trackers import MLflow, TensorBoard, WandB, mlflow
-from studyloom.extras.trackers.wandb import SERVICE
-from studyloom.study.opening import create_study
-from studyloom.study.tracking import (
+from studyloom.extras.trackers.projection import (
     Point,
     TrackedResult,
     TrackedStudy,
@@ -24,6 +22,8 @@ from studyloom.study.tracking import (
     project,
     track_study,
 )
+from studyloom.extras.trackers.wandb import SERVICE
+from studyloom.study.opening import create_study
 
 UUID = "ab" * 16
 pytestmark = [
@@ -75,7 +75,7 @@ import resource, sys
 from pathlib import Path
 
 from studyloom.extras.trackers import TensorBoard
-from studyloom.study.tracking import Feed, Point, TrackedStudy, TrackedTrial
+from studyloom.extras.trackers.projection import Feed, Point, TrackedStudy, TrackedTrial
 
 folder, (_, most) = Path(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)
 points = [Point(step, "accuracy", 0.5, 1e9) for step in range(5000)]
@@ -108,7 +108,7 @@ from pathlib import Path
 import psutil
 
 from studyloom.extras.trackers import WandB
-from studyloom.study.tracking import Point, TrackedStudy, TrackedTrial
+from studyloom.extras.trackers.projection import Point, TrackedStudy, TrackedTrial
 
 folder, moment, opened = Path(sys.argv[1]), sys.argv[2], WandB._run
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studyloom.study.tracking import PATIENCE, TrackedResult, TrackedStudy, TrackedTrial, require
+from studyloom.extras.trackers.projection import (
+    PATIENCE,
+    TrackedResult,
+    TrackedStudy,
+    TrackedTrial,
+    require,
+)
 from studyloom.text import one_line
 
 EPOCH = "epoch"

@@ -1,4 +1,4 @@
-"""Trackers: projections of the database, which has the truth.
+"""Projects the database, which has the truth, to trackers.
 
 A trial that has ended is written to each tracker as a run of a fixed id, from what is stored. The
 worker that ran it does this in a thread, so training never waits; the command does it at its end
@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,8 +37,11 @@ from studyloom.storage.attributes import (
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, epochs
 from studyloom.text import error_text, mask_passwords, one_line, shorten
+from studyloom.winner.result import belongs_to, read_result
 
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
+# The files of a result that a tracker may want, in the order in which they are shown.
+FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
 PATIENCE = 300.0  # the same at the end of a command, for each tracker that has no `patience`
 UNSEEN = 2.0  # seconds of it that need no word
@@ -152,8 +156,6 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
     Raises:
         ConfigError: every mistake in it.
     """
-    if not section:
-        return {}
     if not hasattr(section, "items"):
         raise ConfigError(
             [
@@ -232,10 +234,9 @@ def track_trials(
     feeds = [(tracker, Feed(name)) for name, tracker in trackers.items()]
 
     def write(trial: FrozenTrial) -> None:
-        if feeds:
-            told = track_trial(trial, stored, track_study(stored, run_dir))
-            for tracker, feed in feeds:
-                feed.put(partial(tracker.write_trial, told))
+        tracked = track_trial(trial, stored, track_study(stored, run_dir))
+        for tracker, feed in feeds:
+            feed.put(partial(tracker.write_trial, tracked))
 
     try:
         yield write
@@ -254,8 +255,6 @@ def project(
 
     Waits for each tracker up to its patience; says for what, and what it may lack at the end.
     """
-    if not trackers:
-        return
     study = track_study(stored, run_dir)
     trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
     began, feeds = time.monotonic(), []
@@ -353,3 +352,38 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[Point]:
             name = metric if column == "value" else column
             if (column == "value" or column not in COLUMNS) and isinstance(value, int | float):
                 yield Point(int(epoch["number"]), name, float(value), at)
+
+
+def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
+    """Returns the answer of a study: its winner, or its best trial if none was chosen."""
+    study, trials = track_study(stored, run_dir), stored.trials()
+    counts = Counter(outcome(trial) for trial in trials)
+    values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
+    names: tuple[str, ...] = FILES
+    number: int | None = None
+    written = read_result(run_dir)
+    if written is not None and belongs_to(written, stored):
+        number, test = written.winner.trial, written.test
+        found = {
+            "fresh.mean": written.winner.mean,
+            "test.mean": test.winner.mean if test else None,
+            "test.baseline": test.baseline.mean if test and test.baseline else None,
+        }
+    else:
+        names = ("best.yaml", "report.html")
+        best = next(iter(stored.ranked()), None)
+        number, found = None if best is None else best.number, {}
+    chosen = next((trial for trial in trials if trial.number == number), None)
+    for goal, value in zip(stored.goals, (chosen and chosen.values) or (), strict=False):
+        values[f"search.{goal.name}"] = value
+    values |= {name: float(value) for name, value in found.items() if value is not None}
+    paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
+    params = {} if chosen is None else dict(chosen.params)
+    return TrackedResult(study, number, params, values, paths)
+
+
+def update_trackers(
+    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path, *, ended: bool
+) -> None:
+    """Brings trackers up to the database, with the answer if the command has `ended` its work."""
+    project(stored, trackers, run_dir, track_result(stored, run_dir) if ended else None)
