@@ -40,13 +40,13 @@ from studyloom.errors import (
     UndrawnReport,
 )
 from studyloom.files import is_newer, write_whole
-from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch
+from studyloom.launch.forks import ForkServer, can_fork, print_line
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import Command, Task, launcher_class
 from studyloom.pickled import receive
 from studyloom.plugins import load_plugin
-from studyloom.processes import collect_as_usual, worker_id
+from studyloom.processes import collect_as_usual
 from studyloom.study.command_record import (
     StoredCommand,
     begin_command,
@@ -81,21 +81,19 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     told = take_environment()  # before any fork, and in workers that a launcher starts
     if WORKER.get() is not None:
         run_here(cfg, replace(command, is_worker=True), Line.of_launcher())
-    watch(lambda line, death: run_here(cfg, command, line, death, told))
+    run_here(cfg, command, Line(lingers=not can_fork()), told)
 
 
 def run_here(
     cfg: DictConfig,
     command: Command,
     line: Line,
-    death: Death | None = None,
     told: Mapping[str, str] | None = None,
 ) -> NoReturn:
     """Runs a command, or one of its workers, in this process.
 
     Args:
-        line: to the process that watches this one, or has started it.
-        death: of the process in whose place this one goes on.
+        line: to the launcher that has started this process, if one has.
         told: the variables that say what is told and to whom; a worker tells nothing.
     """
     worker, code = command.is_worker, 0
@@ -129,8 +127,6 @@ def run_here(
         stops = not (worker and line.is_connected)  # else the launcher stops its workers
         try:
             with telling_end(outputs, stop), following(plan.search.stored, stop, stops=stops):
-                if death is not None:
-                    task.ledger.record_death(worker_id(death.pid), death.words)
                 if worker:
                     prepared.launcher.launch(task, stop)
                 else:
