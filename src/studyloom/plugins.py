@@ -14,7 +14,9 @@ PLUGINS = {
     "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
     "compress_mistakes": ("export.settings", "find_mistakes"),
     "compress_winner": ("export.compression", "compress_winner"),
+    "embedded_server": ("embedded_server", "serve"),
     "explain": ("explain", "explain"),
+    "gpu_checks": ("gpu", "show"),
     "mcp": ("mcp", "serve"),
     "notify": ("notify", "Notices"),
     "propose": ("proposals", "print_proposed"),

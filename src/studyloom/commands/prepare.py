@@ -30,8 +30,7 @@ from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, collect_as_usual
 from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error, connections_left
-from studyloom.storage.embedded_server import folder_of, serve
-from studyloom.storage.urls import parse_url
+from studyloom.storage.urls import folder_of, parse_url, serve
 from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.failures import Limits
@@ -348,7 +347,7 @@ def task_of(
     """Returns the task of the launcher: the open trials of all stages.
 
     Args:
-        line: to the process that watches this one, or has started it.
+        line: to the launcher that has started this process, if one has.
     """
     config, stored = plan.definition.config, plan.search.stored
     limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})

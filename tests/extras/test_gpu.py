@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from studyloom.cli import main
-from studyloom.commands import gpu
+from studyloom.extras import gpu
 from studyloom.launch.local import gpus
 
 

@@ -46,7 +46,7 @@ STAND_IN = (
     "local.gpus = lambda: {}; sys.exit(main())"
 )
 STUDY = (
-    *("run", "mnist", "model._target_=studyloom.commands.gpu.Probe", "~model.hidden"),
+    *("run", "mnist", "model._target_=studyloom.extras.gpu.Probe", "~model.hidden"),
     *("~model.activation", "~model.dropout", "~model.init", "~model.standardise", "space=lr"),
     *("sampler=random", "pruner=none", "study.trials=2", "train.epochs=2"),
     *("data.validation=100", "train.samples_per_epoch=64", "train.batch_size=32"),
