@@ -20,6 +20,7 @@ PLUGINS = {
     "mcp": ("mcp", "serve"),
     "notify": ("notify", "Notices"),
     "propose": ("proposals", "print_proposed"),
+    "replay": ("replay.replay", "replay"),
     "track_trials": ("trackers.projection", "track_trials"),
     "trackers": ("trackers.projection", "build_trackers"),
     "update_trackers": ("trackers.projection", "update_trackers"),

@@ -12,7 +12,6 @@ __all__ = [
     "opening",
     "promotion",
     "provenance",
-    "replay",
     "reporter",
     "rows",
     "stage_name",
