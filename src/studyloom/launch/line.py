@@ -82,8 +82,8 @@ class Line:
         return True
 
     def say(self, word: str, more: object = "") -> None:
-        """Tells the launcher that this process is `unable`, has `claimed`, has `ended`, or how it
-        `died`; with what belongs to it.
+        """Sends the launcher a word with its value: this process has `claimed` a slot, has `ended`
+        with an exit code, or `died` of something.
         """
         if self._socket is not None:
             with contextlib.suppress(OSError):  # the launcher has ended
