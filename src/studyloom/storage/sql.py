@@ -342,7 +342,7 @@ def is_slot(value: Any) -> bool:
     return type(value) is int and 0 <= value <= LARGEST
 
 
-def without_ours(trial: FrozenTrial) -> FrozenTrial:
+def without_reserved(trial: FrozenTrial) -> FrozenTrial:
     """Returns a trial of another program without what is called like an attribute of ours.
 
     That is something else there: `epochs` may be a number.
@@ -435,6 +435,7 @@ END = (
     .where(TRIALS.c.trial_id == sa.bindparam("id"))
     .values(state=sa.bindparam("ended"), datetime_complete=sa.bindparam("at"))
 )
+# Takes a trial out of its slot, but keeps all else of it.
 SET_ASIDE = (
     USER_ATTRIBUTES.update()
     .where(USER_ATTRIBUTES.c.trial_id == sa.bindparam("id"), USER_ATTRIBUTES.c.key == SLOT)
@@ -473,11 +474,6 @@ def system_attr(trial_id: int, key: str, value: Any) -> Write:
     return SYSTEM_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
-def start(trial_id: int) -> Write:
-    """The write that starts a trial which waited."""
-    return START, {"id": trial_id, "at": utc()}
-
-
 def end(trial_id: int, state: TrialState, values: Sequence[float] | None) -> list[Write]:
     """The writes that end a trial, with a value for each objective or None."""
     writes: list[Write] = []
@@ -486,8 +482,3 @@ def end(trial_id: int, state: TrialState, values: Sequence[float] | None) -> lis
         row = {"trial_id": trial_id, "objective": objective}
         writes.append((VALUE, row | {"value": stored, "value_type": kind.name}))
     return [*writes, (END, {"id": trial_id, "ended": state, "at": utc()})]
-
-
-def set_aside(trial_id: int) -> Write:
-    """The write that takes a trial out of its slot, but keeps all else of it."""
-    return SET_ASIDE, {"id": trial_id}

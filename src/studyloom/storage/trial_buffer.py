@@ -21,9 +21,8 @@ from sqlalchemy import Connection
 
 from studyloom.storage import sql
 from studyloom.storage.attributes import PAUSED, SLOT
-from studyloom.storage.database import RetryingStorage, read
+from studyloom.storage.database import Retry, RetryingStorage, read
 from studyloom.storage.optuna_internals import CachedStorage
-from studyloom.storage.retry import Retry
 from studyloom.storage.sql import Write
 
 ENDED = tuple(state for state in TrialState if state.is_finished())
@@ -47,7 +46,7 @@ class TrialBuffer(CachedStorage):
         self._made: FrozenTrial | None = None
         self._writes: list[Write] = []
         self._sent = 0  # how many of them the last `write` has written
-        self._others: Others | None = None
+        self._others: OtherTrials | None = None
 
     def close(self) -> None:
         """Closes all connections to the database."""
@@ -80,7 +79,7 @@ class TrialBuffer(CachedStorage):
         judging = len(self.get_study_directions(study_id)) == 1
         with self._lock:
             if self._others is None or self._study_id != study_id:
-                self._others = Others(self._backend, study_id, judging=judging)
+                self._others = OtherTrials(self._backend, study_id, judging=judging)
             self._own, self._study_id = own, study_id
         self.refresh(study_id)
         return _copied(own)
@@ -183,7 +182,7 @@ class TrialBuffer(CachedStorage):
     ) -> bool:
         now = datetime.now()
         if state == TrialState.RUNNING:
-            writes = [sql.start(trial_id)]
+            writes: list[Write] = [(sql.START, {"id": trial_id, "at": sql.utc()})]
             fields: dict[str, Any] = {"datetime_start": now}
         else:
             writes = sql.end(trial_id, state, values)
@@ -201,7 +200,7 @@ def _copied(trial: FrozenTrial) -> FrozenTrial:
     return new
 
 
-class Others:
+class OtherTrials:
     """The trials of a study that fill slots, but for the worker's own, read as they are asked for.
 
     Of a trial that has ended everything is read once, but for attributes that only people ask

@@ -75,7 +75,7 @@ class TrackedStudy:
     run_dir: Path
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """A number of a learning curve; its time is in seconds since the epoch."""
 
     epoch: int
@@ -103,7 +103,7 @@ class TrackedTrial:
     params: Mapping[str, Any]
     values: Mapping[str, float]
     facts: Mapping[str, str]
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     started: float
     ended: float
 
@@ -340,7 +340,7 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
     )
 
 
-def curve(trial: FrozenTrial, metric: str) -> Iterator[Point]:
+def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
     """Yields the curves of a trial: of the metric, and of all that its epochs measured.
 
     Their time is spread over the trial by the seconds of each epoch, since none is stored.
@@ -351,7 +351,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[Point]:
         for column, value in epoch.items():
             name = metric if column == "value" else column
             if (column == "value" or column not in COLUMNS) and isinstance(value, int | float):
-                yield Point(int(epoch["number"]), name, float(value), at)
+                yield CurvePoint(int(epoch["number"]), name, float(value), at)
 
 
 def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
