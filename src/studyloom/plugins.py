@@ -28,7 +28,7 @@ PLUGINS = {
 
 
 def load_plugin(name: str) -> Any:
-    """Imports what an extra brings.
+    """Imports the part that a command asks for by its name.
 
     Raises:
         ImportError: a package of the extra is missing; whoever calls says which extra brings it.

@@ -156,7 +156,7 @@ def longest_silence(deadline: float) -> float:
 
 
 class Retry:
-    """Repeats calls that fail for a cause that passes, ever more slowly.
+    """Repeats calls that fail for a cause that passes, with growing pauses.
 
     Once a call was given up, later ones are tried once, until one succeeds: a command that ends
     waits once, whatever it asks. A server, which takes seconds to fail, is left alone for 2 s. The
@@ -265,7 +265,7 @@ class Retry:
 
 
 def diagnose(error: BaseException, address: URL) -> StorageLost:
-    """Turns a failure of SQLAlchemy or Optuna into one with the driver's words and the way out."""
+    """Turns a failure of SQLAlchemy or Optuna into an error with the driver's words and a fix."""
     # SQLAlchemy and Optuna wrap the driver's error, and may stumble again after a failure.
     driver_error: BaseException | None = error
     while driver_error is not None and not isinstance(driver_error, DBAPIError):
@@ -283,7 +283,7 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
 
 
 def file_gone(address: URL) -> StorageLost:
-    """Makes the error of a SQLite database whose name no longer leads to it."""
+    """Makes the error that the file of a SQLite database is gone or is another one."""
     return StorageLost(
         f"storage.url: cannot use {without_password(address)}: the file was deleted, moved, "
         "replaced or emptied, or its disk is away; put it back, or start again under another "
@@ -549,9 +549,10 @@ CODE = (
 
 @contextmanager
 def untrusted(seconds: float | None) -> Iterator[None]:
-    """Has SQLite files that this thread opens in the body read as data, for so many seconds.
+    """Reads the SQLite files that this thread opens in the body as data, within a time limit.
 
-    Nothing is limited if that is None.
+    Args:
+        seconds: The limit; None if the files are trusted.
     """
     call_state.untrusted_until = seconds and time.monotonic() + seconds
     try:
@@ -745,7 +746,7 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
 
 
 def _keep_to_deadline(_: Any, __: Any, words: list[Any], arguments: dict[str, Any]) -> None:
-    """Gives a try to connect to a server no longer than is left of the deadline."""
+    """Limits a try to connect to a server to the time that is left of the deadline."""
     if "connect_timeout" in arguments and call_state.until is not None:  # SQLite has none
         hosts = str(arguments.get("host", "")).count(",") + 1
         left = max(2, math.ceil((call_state.until - time.monotonic()) / hosts))

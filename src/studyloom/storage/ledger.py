@@ -225,7 +225,7 @@ def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that this worker holds, and what happened to its previous holders."""
+    """A worker's claim on a slot, and what happened to the previous holders of the slot."""
 
     slot: int
     token: int  # the number of claims on the slot so far, this one included
@@ -347,7 +347,7 @@ MARKED = (
 def _read_standings(
     connection: sa.Connection, order: Order, of: Mapping[str, Any], slots: Sequence[int]
 ) -> dict[int, Standing]:
-    """Reads all of some slots but their state."""
+    """Reads how far the trials of some slots have come, but not the states of the slots."""
     asked = {**of, "slots": json.dumps(slots), "names": [BASELINE, *order.costs]}
     value_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     reported = defaultdict[int, list[RungReport]](list)
@@ -400,7 +400,7 @@ class Ledger:
         return read(self.storage, lambda connection: connection.execute(query, self._study).all())
 
     def extend(self, trials: int) -> bool:
-        """Gives the study at least `trials` slots; says if some were missing."""
+        """Adds the missing ones of the first `trials` slots; returns whether there were any."""
         existing = sa.select(SLOTS.c.slot).where(self._mine)
 
         def insert(connection: sa.Connection) -> bool:
@@ -421,7 +421,7 @@ class Ledger:
         begun: bool = False,
         order: Order | None = None,
     ) -> Claim | None:
-        """Takes a slot, one with a trial first.
+        """Claims a slot, one with a trial first.
 
         A worker holds one slot at a time. If it holds one already, the answer to its claim was lost
         on the way from the database, and it takes that slot again.
@@ -468,7 +468,7 @@ class Ledger:
         return execute(self.storage, take)
 
     def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
-        """Extends a claim, in one transaction with whatever else there is to write.
+        """Extends a claim, and writes further rows of its trial in the same transaction.
 
         Args:
             write: Writes further rows of the claim's trial; it must bear being called twice.
@@ -497,9 +497,11 @@ class Ledger:
         write: WriteRows | None,
         **values: object,
     ) -> bool:
-        """Runs a statement that updates no row if the claim no longer holds, and writes more rows.
+        """Updates the row of a claim, and writes further rows if the claim still holds.
 
-        Afterwards the slot is in a state.
+        Args:
+            statement: Updates no row if the claim no longer holds.
+            state: Of the slot afterwards.
         """
         own = self._study | {"own_slot": claim.slot, "own_token": claim.token}
 
@@ -521,7 +523,7 @@ class Ledger:
         return execute(self.storage, work)
 
     def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
-        """Reads where the first slots stand, as for a claim."""
+        """Reads how far the trials of the first slots have come, as `claim` does."""
         return read(self.storage, lambda c: self._standings(c, owner, trials, order))
 
     def _standings(
@@ -684,7 +686,7 @@ class NoLedger(Ledger):
 
 
 def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
-    """Selects in every study of the database: a worker goes from one stage of a run to the next."""
+    """Selects the slots of workers, in every study: a worker goes from one stage to the next."""
     return sa.and_(SLOTS.c.owner.in_(workers), IS_HELD)
 
 
@@ -692,7 +694,7 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
 
 
 class SlotEntry(NamedTuple):
-    """The state that a slot should have: free or done, and with which trial."""
+    """Describes a slot as it should be: free or done, and its trial."""
 
     slot: int
     state: str
@@ -700,7 +702,7 @@ class SlotEntry(NamedTuple):
 
 
 def enter(connection: sa.Connection, study_id: int, entries: Sequence[SlotEntry]) -> None:
-    """Writes rows of the ledger; whoever holds one of the slots has lost it."""
+    """Writes the rows of some slots; a worker that holds one of them loses it."""
     if entries:
         connection.execute(ENTRY, [{"study": study_id, **entry._asdict()} for entry in entries])
 
@@ -718,7 +720,7 @@ def clear(connection: sa.Connection, study_id: int) -> None:
 
 
 def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
-    """Mends a ledger that differs from the trials, and extends it to `trials` slots.
+    """Repairs a ledger that differs from the trials, and extends it to `trials` slots.
 
     Returns:
         Whether they differed, see `compare`, or slots were missing.

@@ -54,7 +54,7 @@ class TrialBuffer(CachedStorage):
 
     @property
     def retry(self) -> Retry:
-        """How calls wait for the database, and whether one does so just now."""
+        """Returns what repeats calls, and knows whether one waits for the database now."""
         return self._backend.retry
 
     def make(self, connection: Connection, study_id: int, user_attrs: Mapping[str, Any]) -> int:
@@ -63,7 +63,7 @@ class TrialBuffer(CachedStorage):
         return self._made._trial_id
 
     def load(self, study_id: int, trial_id: int) -> FrozenTrial:
-        """Makes a trial of a study the worker's own, and returns a copy of it.
+        """Loads a trial as the worker's own, and returns a copy of it.
 
         Raises:
             TrialDeleted: It does not exist.
@@ -85,7 +85,7 @@ class TrialBuffer(CachedStorage):
         return _copied(own)
 
     def refresh(self, study_id: int) -> None:
-        """Has the next question about the other trials of a study see what has become of them."""
+        """Makes the next read of the other trials of a study ask the database."""
         if self._others is not None and study_id == self._study_id:
             self._others.forget_changes()
 
@@ -102,12 +102,12 @@ class TrialBuffer(CachedStorage):
             self._writes, self._sent = self._writes[self._sent :], 0
 
     def clear(self) -> None:
-        """Gives up the worker's own trial, and those of its changes that were not written."""
+        """Drops the worker's own trial, and those of its changes that were not written."""
         with self._lock:
             self._own, self._writes = None, []
 
     def forget(self, study_id: int) -> None:
-        """Forgets the cached trials of a study: ended ones have been set aside."""
+        """Drops the cached trials of a study, after ended ones were taken out of their slots."""
         with self._lock:
             self._studies.pop(study_id, None)
             self._others = None
@@ -201,14 +201,14 @@ def _copied(trial: FrozenTrial) -> FrozenTrial:
 
 
 class OtherTrials:
-    """The trials of a study that fill slots, but for the worker's own, read as they are asked for.
+    """Caches the trials of a study that fill slots, other than the worker's own.
 
-    Of a trial that has ended everything is read once, but for attributes that only people ask
-    about. Trials that have not ended are read anew for each question that concerns them, and for no
-    other: with 1 000 workers the median would else read 1 000 running trials after each epoch, of
-    which it asks nothing.
+    A trial that has ended is read once, without the attributes that only people look at. Trials
+    that have not ended are read again for each call that asks for them, and for no other: with
+    1,000 workers the median pruner would otherwise read 1,000 running trials after each epoch, and
+    use none of them.
 
-    With `judging` paused trials are seen as pruned; see `as_judged`.
+    With `judging`, paused trials are returned as pruned ones; see `as_judged`.
     """
 
     def __init__(self, storage: RetryingStorage, study_id: int, *, judging: bool) -> None:
@@ -221,11 +221,11 @@ class OtherTrials:
         self._fresh = False
 
     def forget_changes(self) -> None:
-        """Has the next question ask the database, and later ones not, until the next call."""
+        """Makes the next read ask the database; later ones do not, until the next call of this."""
         self._fresh, self._running = False, None
 
     def trials(self, own: FrozenTrial, states: Container[TrialState] | None) -> list[FrozenTrial]:
-        """Returns the trials in some states, or in all, by number, the worker's own among them."""
+        """Lists the trials in some states, or in all, by number, the worker's own included."""
         settled = states is not None and not any(
             state in states for state in TrialState if state not in SETTLED
         )
@@ -238,7 +238,7 @@ class OtherTrials:
         return sorted((trial for part in parts for trial in part), key=attrgetter("number"))
 
     def _look(self, own: int, *, running: bool) -> None:
-        """Reads what has become of the others since `forget_changes`."""
+        """Reads how the other trials have changed since `forget_changes`."""
         if self._fresh and (self._running is not None or not running):
             return
 

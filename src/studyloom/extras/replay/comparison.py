@@ -24,7 +24,7 @@ WITH_NUMBERS = (failures.DIVERGED, failures.INFEASIBLE)
 
 @dataclass(frozen=True)
 class Course:
-    """How a training went: as a trial stored it, or as a replay repeated it.
+    """Describes how a training went: as a trial stored it, or as a replay repeated it.
 
     Args:
         curve: by quantity, a number for each epoch from 1 on; None where a loop told none. The
@@ -45,14 +45,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart two trainings may be and still count as equal."""
+    """Decides how far apart two trainings may be and still count as equal."""
 
     metric: str
     examples: int
 
     @property
     def off(self) -> int:
-        """The number of validation examples by which accuracies may differ; 0 if none count."""
+        """Returns by how many validation examples accuracies may differ; 0 for other metrics."""
         counts = self.metric == "accuracy" and self.examples
         return max(1, math.ceil(COUNTED * self.examples)) if counts else 0
 

@@ -62,7 +62,7 @@ def require(package: str) -> None:
 
 @dataclass(frozen=True)
 class TrackedStudy:
-    """A study, for trackers.
+    """Describes a study to trackers.
 
     Attributes:
         uuid: 32 hexadecimal digits; another study of the same name has others.
@@ -86,7 +86,7 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackedTrial:
-    """A trial that has ended, for trackers.
+    """Describes a trial that has ended to trackers.
 
     Attributes:
         state: complete, pruned or failed.
@@ -110,12 +110,12 @@ class TrackedTrial:
 
 @dataclass(frozen=True)
 class TrackedResult:
-    """The answer of a study, for trackers.
+    """Describes the result of a study to trackers.
 
     Attributes:
         trial: the number of the winner, or of the best trial without one; None if none is complete.
         values: by name: `trials.complete`, `search.accuracy`, `fresh.mean`, `test.mean`, …
-        files: of the answer and its report, by name: winner.yaml, winner.pt, report.html, …
+        files: of the result and its report, by name: winner.yaml, winner.pt, report.html, …
     """
 
     study: TrackedStudy
@@ -137,13 +137,13 @@ class Tracker(Protocol):
         ...
 
     def write_result(self, answer: TrackedResult) -> None:
-        """Writes the answer of a study, in place of an earlier one."""
+        """Writes the result of a study, instead of an earlier one."""
         ...
 
 
 @runtime_checkable
 class Listing(Tracker, Protocol):
-    """A tracker that says what it has, so that a command writes no more than what is missing."""
+    """A tracker that lists what it has, so that a command writes only what is missing."""
 
     def written(self, study: TrackedStudy) -> Collection[int]:
         """Returns the numbers of the trials of which it has the whole run."""
@@ -191,7 +191,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
 
 
 class Feed:
-    """A thread that writes to one tracker what it is given, in order; nobody waits for it.
+    """Writes to one tracker in a thread, in order, so that nobody waits for the tracker.
 
     What a tracker refuses in a worker the command writes at its end.
 
@@ -230,7 +230,7 @@ class Feed:
 def track_trials(
     stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path
 ) -> Iterator[Callable[[FrozenTrial], None]]:
-    """Gives the body a function that writes a trial that has ended to each tracker."""
+    """Yields a function that writes a trial that has ended to each tracker."""
     feeds = [(tracker, Feed(name)) for name, tracker in trackers.items()]
 
     def write(trial: FrozenTrial) -> None:
@@ -251,7 +251,7 @@ def project(
     run_dir: Path,
     answer: TrackedResult | None = None,
 ) -> None:
-    """Brings trackers up to the database: every ended trial that one lacks, and the answer.
+    """Writes to each tracker every ended trial that it lacks, and the result.
 
     Waits for each tracker up to its patience; says for what, and what it may lack at the end.
     """
@@ -277,7 +277,7 @@ def project(
 def _write(
     tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
 ) -> None:
-    """Writes what is missing, and takes from the list what the tracker has."""
+    """Writes what is missing, and removes from the list what the tracker has."""
     written = tracker.written(study) if isinstance(tracker, Listing) else ()
     refused: Exception | None = None
     for each in [*missing]:
@@ -302,7 +302,7 @@ def _in_words(missing: Sequence[TrackedTrial | TrackedResult], of: int) -> str:
 
 
 def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
-    """Returns a study as trackers are given it.
+    """Makes the description of a study for trackers.
 
     Raises:
         StorageError: its uuid is none, which would name files and be put into queries.
@@ -319,7 +319,7 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
 
 
 def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
-    """Returns a trial that has ended as trackers are given it."""
+    """Makes the description of an ended trial for trackers."""
     attributes = trial.user_attrs
     values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
     for name in (*stored.cost_names, STANDARD_ERROR):
@@ -355,7 +355,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
 
 
 def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
-    """Returns the answer of a study: its winner, or its best trial if none was chosen."""
+    """Makes the description of a result: of the winner, or of the best trial without one."""
     study, trials = track_study(stored, run_dir), stored.trials()
     counts = Counter(outcome(trial) for trial in trials)
     values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
@@ -385,5 +385,5 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
 def update_trackers(
     stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path, *, ended: bool
 ) -> None:
-    """Brings trackers up to the database, with the answer if the command has `ended` its work."""
+    """Writes to trackers what they lack, with the result if the command has `ended` its work."""
     project(stored, trackers, run_dir, track_result(stored, run_dir) if ended else None)
