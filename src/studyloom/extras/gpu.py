@@ -308,7 +308,8 @@ def kill_9_in_a_trial(cards: Gpus) -> str:
         wait_for(lambda: notes_in(notes))
         os.kill(int(notes_in(notes)[0].stem), signal.SIGKILL)
 
-    one = ("launcher.workers=1", NO_WINNER)
+    # With a limit a single worker is a process of its own.
+    one = ("launcher.workers=1", f"study.trial_timeout={LONGEST:g}", NO_WINNER)
     run_dir, _ = cards.study(*one, visible=cards.names[:1], count=2, meanwhile=kill)
     states = [row["state"] for row in trials_of(run_dir)]
     return must(states == ["complete"] * 2, f"went on; trials are {', '.join(states)}")
