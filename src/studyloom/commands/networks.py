@@ -128,16 +128,16 @@ def predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_results(answers: "Iterator[FileResult]") -> int:
+def print_results(predictions: "Iterator[FileResult]") -> int:
     """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
-    told, mistakes = list[Any](), list[str]()
+    results, mistakes = list[Any](), list[str]()
     try:
-        for answer in answers:
-            told.append(asdict(answer))
+        for prediction in predictions:
+            results.append(asdict(prediction))
     except PredictError as error:
         mistakes = error.mistakes
         print_errors(error)
-    print_json({"answers": told, "errors": mistakes})
+    print_json({"answers": results, "errors": mistakes})
     return 2 if mistakes else 0
 
 

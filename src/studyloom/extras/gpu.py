@@ -1,7 +1,7 @@
 """`studyloom doctor --gpu`: what a study does on GPUs, tried there, as a table for an issue.
 
 Each check returns what was seen, or raises. `pytest -m gpu` runs the same checks, and where torch
-can use no GPU two that are made up: commands are told of them, and all is computed on the CPU.
+can use no GPU two that are made up: commands see them, and all is computed on the CPU.
 """
 
 import functools
@@ -263,8 +263,8 @@ def cuda_visible_devices(cards: Gpus) -> str:
 
 def out_of_memory_ends_its_trial_alone(cards: Gpus) -> str:
     good, bad = sorted(trials_of(small(cards)[0]), key=lambda row: row["params.model.explodes"])
-    told = good["state"] == "complete" and bad["failure"] == "out_of_memory"
-    return must(told, f"{good['state']}, then {bad['failure']}: {bad['reason']}")
+    holds = good["state"] == "complete" and bad["failure"] == "out_of_memory"
+    return must(holds, f"{good['state']}, then {bad['failure']}: {bad['reason']}")
 
 
 def replay_of_a_trial(cards: Gpus) -> str:

@@ -794,12 +794,12 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManage
     stopped or cut off goes to another one after LEASE; on a file it goes with the process alone.
     """
     address = parse_url(url)
-    told = f"waiting for another command, which opens a study in {without_password(address)}"
-    return (_file_lock if is_sqlite(address) else _server_lock)(address, told, deadline)
+    waiting = f"waiting for another command, which opens a study in {without_password(address)}"
+    return (_file_lock if is_sqlite(address) else _server_lock)(address, waiting, deadline)
 
 
 @contextmanager
-def _file_lock(address: URL, told: str, _: float) -> Iterator[None]:
+def _file_lock(address: URL, waiting: str, _: float) -> Iterator[None]:
     path = sqlite_path(address)
     lock = FileLock(path.with_name(f"{path.stem}.lock"))
     with explained(address):
@@ -807,7 +807,7 @@ def _file_lock(address: URL, told: str, _: float) -> Iterator[None]:
         try:
             lock.acquire(BUSY_SECONDS)
         except Timeout:
-            log.warning("%s; if that sleeps, end it", told)
+            log.warning("%s; if that sleeps, end it", waiting)
             lock.acquire()
     try:
         yield
@@ -816,7 +816,7 @@ def _file_lock(address: URL, told: str, _: float) -> Iterator[None]:
 
 
 @contextmanager
-def _server_lock(address: URL, told: str, deadline: float) -> Iterator[None]:
+def _server_lock(address: URL, waiting: str, deadline: float) -> Iterator[None]:
     """Holds a lock of the server for as long as a transaction that does nothing else is open.
 
     A lock of a session would stay behind in a pool of connections (pgbouncer with
@@ -832,7 +832,7 @@ def _server_lock(address: URL, told: str, deadline: float) -> Iterator[None]:
 
     @functools.cache
     def announce() -> None:
-        log.warning("%s; if that sleeps, for %g s at most", told, LEASE)
+        log.warning("%s; if that sleeps, for %g s at most", waiting, LEASE)
 
     def try_once(connection: Connection) -> bool:
         connection.exec_driver_sql(begin)

@@ -635,7 +635,7 @@ class Ledger:
             A function that stores an attribute of a study of the database, by its id; it raises
             StorageError, and stores nothing, if another command has taken over the lease.
         """
-        me, lease, told = worker_id(os.getpid()), self.storage.retry.deadline + LEASE, False
+        me, lease, announced = worker_id(os.getpid()), self.storage.retry.deadline + LEASE, False
         of = {"study": self.study_id, "trials": LARGEST, "chosen": TEST_SLOT, "slot": TEST_SLOT}
 
         def take(connection: sa.Connection) -> Claim | None:
@@ -646,8 +646,8 @@ class Ledger:
 
         while (claim := execute(self.storage, take)) is None:
             self.record_gone()
-            for held in () if told else self.held(testing=True):
-                told, words = True, "waiting for %s, which tests the winner, for %g s at most"
+            for held in () if announced else self.held(testing=True):
+                announced, words = True, "waiting for %s, which tests the winner, for %g s at most"
                 log.warning(words, held.owner, lease)
             time.sleep(LOOK)
 

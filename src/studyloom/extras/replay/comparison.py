@@ -27,7 +27,7 @@ class Course:
     """Describes how a training went: as a trial stored it, or as a replay repeated it.
 
     Args:
-        curve: by quantity, a number for each epoch from 1 on; None where a loop told none. The
+        curve: by quantity, a number for each epoch from 1 on; None where a loop reported none. The
             value is called by the name of the metric, and is the first.
         value: that a loop returned at its end; None if it did not come so far.
         jobs: epochs that were trained in all, those of each job counted.
@@ -57,7 +57,7 @@ class Tolerance:
         return max(1, math.ceil(COUNTED * self.examples)) if counts else 0
 
     def holds(self, quantity: str, expected: float | None, now: float | None) -> bool:
-        """Whether two values of a quantity are close enough; a loop may have told none."""
+        """Whether two values of a quantity are close enough; a loop may have reported none."""
         if expected is None or now is None:
             return expected is now
         if quantity == self.metric and self.off:

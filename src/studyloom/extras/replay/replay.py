@@ -146,7 +146,7 @@ def comparison_table(expected: Course, now: Course) -> Table:
         cells = [str(position + 1)]
         for name, values in expected.curve.items():
             before, found = values[position], now.curve.get(name, ())[position : position + 1]
-            if before is None:  # a loop told it in other epochs
+            if before is None:  # a loop reported it in other epochs
                 cells.append("–")
                 continue
             change = "–"

@@ -3,7 +3,7 @@
 A trial that has ended is written to each tracker as a run of a fixed id, from what is stored. The
 worker that ran it does this in a thread, so training never waits; the command does it at its end
 for every trial that a tracker lacks, since a worker may have been killed or the tracker away. A
-trial is told at least once, and told again it comes to the same run.
+trial is written at least once, and written again it comes to the same run.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ from studyloom.winner.result import belongs_to, read_result
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
 # The files of a result that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
-WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
+WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers still have to write
 PATIENCE = 300.0  # the same at the end of a command, for each tracker that has no `patience`
 UNSEEN = 2.0  # seconds of it that need no word
 log = logging.getLogger(__name__)
