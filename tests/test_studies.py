@@ -33,8 +33,7 @@ from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch.local import Join, Local
 from studyloom.space.samplers import GridSampler
-from studyloom.storage.embedded_server import folder_of
-from studyloom.storage.urls import parse_url
+from studyloom.storage.urls import folder_of, parse_url
 
 ROOT = Path(CONF).parent
 MODULES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.stem != "__init__")

@@ -33,7 +33,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Objective
 from studyloom.processes import is_alive
 from studyloom.space.tree import Point
-from studyloom.storage import embedded_server
+from studyloom.storage import urls
 from studyloom.storage.ledger import Ledger
 from studyloom.study import worker as worker_module
 from studyloom.study.opening import create_study, open_study
@@ -236,7 +236,7 @@ DATA = TrainingData(None, None, [])  # type: ignore[arg-type]
 
 def serve(folder: Path, pipe: Any) -> None:
     """Keeps the embedded server of a folder alive until the other end of a pipe is closed."""
-    pipe.send(embedded_server.serve(f"embedded_postgres:///{folder}", own=True))
+    pipe.send(urls.serve(f"embedded_postgres:///{folder}", own=True))
     with suppress(EOFError):
         pipe.recv()
 

@@ -21,7 +21,7 @@ from studyloom.error_display import shown_at_call
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.script import note_script
-from studyloom.storage.embedded_server import serve
+from studyloom.storage.urls import serve
 from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.rows import Rows, config_of, curve_rows, trial_rows

@@ -154,16 +154,16 @@ def test_of_few_trials_the_best_of_the_highest_rung_comes_to_the_end():
 def test_nobody_is_told_while_a_worker_may_still_change_the_rung():
     order = order_of()
     two = [standing(0, OPEN, 0.1), standing(1, OPEN, 0.2)]
-    assert order.choose([*two, standing(2, HELD)]) == Next(0, over=True)  # 1 of 3 at most
+    assert order.choose([*two, standing(2, HELD)]) == Next(0, ends_pruned=True)  # 1 of 3 at most
     assert order.choose([standing(0, DONE, 0.1), *two[1:], standing(2, HELD)]) is None
-    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == Next(1, over=True)
+    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == Next(1, ends_pruned=True)
     assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == Next(1)  # nobody else may come
 
 
 def test_a_claim_whose_answer_was_lost_is_answered_again():
     order = order_of()
     slots = [standing(0, OWN, 0.1), standing(1, OPEN, 0.9), standing(2, OPEN, 0.5)]
-    assert order.choose(slots) == Next(0, over=True)
+    assert order.choose(slots) == Next(0, ends_pruned=True)
     assert order.choose([standing(0, OWN), *slots[1:]]) == Next(0)
 
 
@@ -173,7 +173,7 @@ def test_after_the_end_of_a_search_none_begins_and_none_is_promoted():
     released = standing(3, OPEN, 0.5, 0.5)
     every = [*slots, released, standing(4, FRESH)]
     told = []
-    while (chosen := order.choose(every, closed=True)) is not None and chosen.over:
+    while (chosen := order.choose(every, closed=True)) is not None and chosen.ends_pruned:
         told.append(chosen.slot)
         every[chosen.slot] = replace(every[chosen.slot], state=DONE)
     assert told == [0, 1, 2]

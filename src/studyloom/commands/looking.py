@@ -202,9 +202,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     checks, differences, mended = list[dict[str, Any]](), list[str](), None
     if arguments.gpu:
-        from studyloom.commands import gpu
-
-        checks = gpu.show(quiet=arguments.json)
+        checks = load_plugin("gpu_checks")(quiet=arguments.json)
     elif arguments.repair:
         with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
             differences, mended = repair(url, name, confirm)

@@ -22,6 +22,7 @@ from studyloom.commands.options import (
 )
 from studyloom.error_display import print_errors
 from studyloom.errors import PredictError
+from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 
@@ -76,7 +77,6 @@ def compress(arguments: argparse.Namespace) -> None:
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
-    from studyloom.plugins import load_plugin
     from studyloom.study.stopping import Stop
     from studyloom.views.terminal import make_console, print_compressed
     from studyloom.winner.result import to_document
@@ -155,7 +155,6 @@ def replay(arguments: argparse.Namespace) -> int:
     """
     from studyloom.config.compose import beside_configs
     from studyloom.config.trust import code_of_study
-    from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
 
     stored = open_run(arguments)
@@ -164,7 +163,10 @@ def replay(arguments: argparse.Namespace) -> int:
     collect_as_usual()
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     with code_of_study(arguments.run_dir, here), beside_configs(arguments.run_dir):
-        code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
+        train_again = load_plugin("replay")
+        code: int = train_again(
+            stored, arguments.run_dir, arguments.trial, arguments.trust, console
+        )
     if arguments.json:
         found = {"study": stored.name, "trial": arguments.trial, "equal": code == 0}
         print_json(found | {"exit_code": code})

@@ -102,12 +102,10 @@ def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
         ValueError: no study has run there, or its server does not start.
     """
     from studyloom.config.runs import read_run
-    from studyloom.storage.embedded_server import serve, trust_server
+    from studyloom.storage.urls import serve
 
     url, name = read_run(arguments.run_dir, trusted=arguments.trust_config)
-    if arguments.trust_server:
-        trust_server(url)
-    return serve(url), name
+    return serve(url, trusted=arguments.trust_server), name
 
 
 def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStudy":

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -13,12 +12,10 @@ from studyloom.commands.outputs import Outputs, prepare_logging, take_environmen
 from studyloom.commands.search import search_and_report
 from studyloom.commands.stages import result_stages
 from studyloom.environment import WORKER
-from studyloom.launch.forks import Death, watch
+from studyloom.launch.forks import can_fork
 from studyloom.launch.line import Line
 from studyloom.launch.process import Reporting, run_process, run_worker
-from studyloom.launch.task import Command, StudyTask
-from studyloom.processes import worker_id
-from studyloom.study.stopping import Stop
+from studyloom.launch.task import Command
 from studyloom.views.terminal import print_dry_run
 
 
@@ -27,49 +24,26 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     command = command or Command.of_this_process()
     began = time.monotonic() - command.age()  # a fork is younger than the command
     command = replace(command, age=lambda: time.monotonic() - began)
-    targets = take_environment()  # before any fork, and in workers that a launcher starts
+    outputs = Outputs(take_environment())  # before any fork, and in workers of a launcher
     if WORKER.get() is not None:
         work(cfg, command, Line.of_launcher())
-    watch(lambda line, death: run_here(cfg, command, line, death, targets))
+
+    def begin() -> None:
+        prepare_logging(logging.WARNING)
+        outputs.open()
+
+    run_process(
+        cfg,
+        command,
+        Line(lingers=not can_fork()),
+        partial(search_and_report, outputs=outputs),
+        make_stages=result_stages,
+        reporting=Reporting(begin, partial(print_dry_run, console=outputs.console), outputs.finish),
+        worker=partial(work, cfg, command),
+    )
 
 
 def work(cfg: DictConfig, command: Command, line: Line) -> NoReturn:
     """Works in this process on all stages of a study, as a worker that a launcher has started."""
     prepare_logging(logging.INFO)
     run_worker(cfg, command, line, result_stages)
-
-
-def run_here(
-    cfg: DictConfig,
-    command: Command,
-    line: Line,
-    death: Death | None,
-    targets: Mapping[str, str],
-) -> NoReturn:
-    """Runs the command in this process.
-
-    Args:
-        line: to the process that watches this one.
-        death: of the process in whose place this one goes on.
-        targets: the variables that say what is reported, and to whom.
-    """
-    outputs = Outputs(targets)
-
-    def begin() -> None:
-        prepare_logging(logging.WARNING)
-        outputs.open()
-
-    def conduct(task: StudyTask, stop: Stop) -> int:
-        if death is not None:
-            task.ledger.record_death(worker_id(death.pid), death.words)
-        return search_and_report(task, stop, outputs)
-
-    run_process(
-        cfg,
-        command,
-        line,
-        conduct,
-        make_stages=result_stages,
-        reporting=Reporting(begin, partial(print_dry_run, console=outputs.console), outputs.finish),
-        worker=partial(work, cfg, command),
-    )

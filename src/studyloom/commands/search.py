@@ -21,6 +21,7 @@ from studyloom.commands.stages import open_ended
 from studyloom.definition.prepare import compresses
 from studyloom.errors import CompressError, Interrupted, NoWinner
 from studyloom.launch.task import Command, StudyTask, make_task, remove_left_files
+from studyloom.plugins import load_plugin
 from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
 from studyloom.study.failures import count_failures
 from studyloom.study.stopping import Stop, read_control
@@ -29,7 +30,6 @@ from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display, Resumptions
 from studyloom.winner.stages import Plan
-from studyloom.winner.tracking import update_trackers
 
 
 def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
@@ -111,7 +111,8 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
         say(console, f"{line}, as study.trials={trials} says")
     if prepared.trackers:
-        update_trackers(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
+        update = load_plugin("update_trackers")
+        update(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
     if failure is not None:
         raise failure
     if stop():

@@ -86,8 +86,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         the latest trials.
         """
         with opened(own) as [stored]:
-            told = proposals.ask(stored)
-        return plain(told | {"trials": told["trials"][-max(1, latest) :]})
+            asked = proposals.ask(stored)
+        return plain(asked | {"trials": asked["trials"][-max(1, latest) :]})
 
     @server.tool()
     def propose(point: dict[str, Any], why: str = "") -> dict[str, Any]:
@@ -102,8 +102,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     def status() -> dict[str, Any]:
         """Tells how far the search is: trials by state, the best, workers, the time left."""
         with opened(own) as [stored]:
-            told = status_document(read_status(stored))
-            return plain(told | ({"answer": None} if is_sealed(stored) else {}))
+            shown = status_document(read_status(stored))
+            return plain(shown | ({"answer": None} if is_sealed(stored) else {}))
 
     @server.tool(annotations=reading)
     def compare() -> dict[str, Any]:
@@ -116,10 +116,10 @@ def make_server(arguments: Any) -> MCPServer[Any]:
                 "studyloom mcp RUN_DIR OTHER_RUN_DIR"
             )
         with opened(*arguments.run_dirs) as studies:
-            told = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
-            for each in told["studies"] if is_sealed(studies[0]) else ():
+            compared = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
+            for each in compared["studies"] if is_sealed(studies[0]) else ():
                 each |= dict.fromkeys(SEALED)
-            return plain(told)
+            return plain(compared)
 
     @server.tool(annotations=reading)
     def report() -> str:
@@ -130,14 +130,14 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     return server
 
 
-def plain(told: dict[str, Any]) -> dict[str, Any]:
+def plain(found: dict[str, Any]) -> dict[str, Any]:
     """Returns a document as `--json` prints it."""
-    document: dict[str, Any] = json.loads(json.dumps(finite(told), default=str))
+    document: dict[str, Any] = json.loads(json.dumps(finite(found), default=str))
     return document
 
 
 def is_sealed(stored: StoredStudy) -> bool:
-    """Whether trials of the search are still to come, so that no test value may be told."""
+    """Whether trials of the search are still to come, so that no test value may be shown."""
     return JobReader(stored).read().stages[0].left > 0
 
 

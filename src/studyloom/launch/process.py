@@ -94,7 +94,7 @@ def run_process(
     """Runs a study in this process, from its config to the exit code.
 
     Args:
-        line: to the process that watches this one, or has started it.
+        line: to the launcher that has started this process, if one has.
         work: works on the task, and returns the exit code.
         worker: what a fork of this process does as a worker; None if it has none.
     """

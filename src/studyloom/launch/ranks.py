@@ -202,4 +202,4 @@ class Peers:
             words = f"rank {rank} of the worker ended with {WorkerExit(code)}"
             self._line.say("died", words)
             os.write(2, f"{words}; this process ends too\n".encode())
-            os._exit(1)
+            os._exit(128 + signal.SIGKILL)  # so a SLURM task starts the worker again

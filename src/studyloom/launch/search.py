@@ -12,13 +12,13 @@ from studyloom.config.build import MistakeCollector, build
 from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.launch.local import Join
 from studyloom.launch.task import Prepared
+from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
-from studyloom.storage.embedded_server import serve
 from studyloom.storage.reach import check_connections, check_database_reach, required_url
+from studyloom.storage.urls import serve
 from studyloom.study.search import as_begun, begin_search, find_starts, join_search, may_be_new
 from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
 from studyloom.study.stopping import Stop
-from studyloom.study.tracking import build_trackers
 from studyloom.study.warm_start import WarmStarts
 from studyloom.training.ranks import ALONE, Ranks, check_device
 
@@ -41,7 +41,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
     attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
     url = attempt(lambda: required_url(cfg))
-    trackers = attempt(lambda: build_trackers(cfg.track))
+    trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
     shared = joins or (launcher is not None and launcher.count(2) > 1)
     data = attempt(lambda: load_data(cfg, shared=shared))
     starts: Any = WarmStarts()

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +18,12 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.errors import ConfigError, StorageLost
+from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
 from studyloom.study.stage import SEARCH, Stage, Stages
 from studyloom.study.stopping import Stop
-from studyloom.study.tracking import Tracker, track_trials
 from studyloom.study.warm_start import WarmStarts
 from studyloom.study.worker import TrialFiles, Worker
 
@@ -117,7 +117,7 @@ class Prepared:
     url: str
     run_dir: Path
     starts: WarmStarts
-    trackers: Mapping[str, Tracker] = field(default_factory=dict)
+    trackers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,11 @@ def make_task(
             if config.checkpoints.dir is not None:
                 checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
-            trackers = prepared.trackers if search else {}
-            with track_trials(stage.stored, trackers, prepared.run_dir) as on_end:
+            tracking: Any = nullcontext(lambda trial: None)
+            if search and prepared.trackers:
+                track = load_plugin("track_trials")
+                tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
+            with tracking as on_end:
                 worker = Worker(
                     definition=stage.source,
                     stored=stage.stored,

@@ -8,7 +8,6 @@ URL. SQLAlchemy and Optuna's private parts are imported in this room, and torch 
 __all__ = [
     "attributes",
     "database",
-    "embedded_server",
     "ledger",
     "optuna_internals",
     "reach",

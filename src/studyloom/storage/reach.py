@@ -10,8 +10,7 @@ from studyloom.config.runs import storage_url
 from studyloom.errors import ConfigError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.storage.database import connections_left
-from studyloom.storage.embedded_server import folder_of
-from studyloom.storage.urls import parse_url
+from studyloom.storage.urls import folder_of, parse_url
 
 
 def required_url(cfg: DictConfig) -> str:

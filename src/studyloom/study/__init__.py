@@ -12,7 +12,6 @@ __all__ = [
     "opening",
     "promotion",
     "provenance",
-    "replay",
     "reporter",
     "rows",
     "search",
@@ -20,7 +19,6 @@ __all__ = [
     "stage_name",
     "stopping",
     "stored_study",
-    "tracking",
     "warm_start",
     "worker",
 ]

@@ -27,8 +27,7 @@ from studyloom.files import is_own
 from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
 from studyloom.storage.database import read, untrusted
-from studyloom.storage.embedded_server import folder_of, serve
-from studyloom.storage.urls import parse_url, without_password
+from studyloom.storage.urls import folder_of, parse_url, serve, without_password
 from studyloom.study.opening import differences, open_only_study, open_study, study_names
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line

@@ -260,7 +260,7 @@ class PromotionOrder:
         if (own := next((s.slot for s in standings if s.state == OWN), None)) is not None:
             return Next(own, own in over)
         if over:
-            return Next(min(over), over=True)
+            return Next(min(over), ends_pruned=True)
         if promotable := [] if closed else self.promotable(standings):
             return Next(promotable[0])
         for state in (OPEN,) if closed else (OPEN, FRESH):

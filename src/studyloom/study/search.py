@@ -11,7 +11,7 @@ from studyloom.definition.prepare import script_sources
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error
-from studyloom.storage.embedded_server import folder_of, serve
+from studyloom.storage.urls import folder_of, serve
 from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import check_code, create_study, open_study, study_names

@@ -32,7 +32,7 @@ from studyloom.storage.attributes import (
 )
 from studyloom.storage.database import Connection, read
 from studyloom.storage.ledger import Ledger, Store, reconcile
-from studyloom.storage.sql import is_slot, without_ours
+from studyloom.storage.sql import is_slot, without_reserved
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
 from studyloom.study.stage_name import StageName, owner_of
@@ -74,7 +74,7 @@ class StoredStudy:
         Of a study of plain Optuna these are all trials, without attributes that look like ours.
         """
         trials = self.optuna.get_trials(deepcopy=False)
-        return [*filter(self._counts, trials)] if self.ours else [*map(without_ours, trials)]
+        return [*filter(self._counts, trials)] if self.ours else [*map(without_reserved, trials)]
 
     def lock_trials(self, connection: Connection) -> list[FrozenTrial]:
         """Reads the trials that fill slots; until the commit nobody makes another."""

@@ -37,7 +37,7 @@ from studyloom.space.tree import (
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, SLOT, SOURCES, SPACE
 from studyloom.storage.database import Connection, execute
-from studyloom.storage.ledger import Entry, enter, untouched
+from studyloom.storage.ledger import SlotEntry, enter, never_claimed
 from studyloom.study.earlier_studies import (
     Earlier,
     EarlierStudy,
@@ -465,7 +465,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
             if start.point.params not in tried:
                 tried.append(start.point.params)
                 waiting.append((start.point, {ENQUEUED: start.source}))
-        slots = untouched(connection, study_id, trials) if waiting else []
+        slots = never_claimed(connection, study_id, trials) if waiting else []
         for slot, (point, attributes) in zip(slots, waiting, strict=False):
             queue_trial(connection, study_id, slot, point, attributes)
         if sources := [*dict.fromkeys([*known, *(() if again else starts.sources)])]:
@@ -480,7 +480,7 @@ def queue_trial(
 ) -> FrozenTrial:
     """Makes a waiting trial of a point, and opens a slot for it."""
     trial = sql.insert(connection, study_id, {SLOT: slot, **attributes}, point)
-    enter(connection, study_id, [Entry(slot, "free", trial._trial_id)])
+    enter(connection, study_id, [SlotEntry(slot, "free", trial._trial_id)])
     return trial
 
 
@@ -501,7 +501,7 @@ def redo_baseline(stored: StoredStudy) -> None:
 
     def redo(connection: Connection) -> None:
         if (failed := failed_baseline(stored.lock_trials(connection))) is not None:
-            sql.write(connection, [sql.set_aside(failed._trial_id)])
+            sql.write(connection, [(sql.SET_ASIDE, {"id": failed._trial_id})])
             queue_trial(connection, study_id, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
 
     execute(stored.ledger.storage, redo)

@@ -279,7 +279,7 @@ class Worker:
             order=order if prunable else None,
             trials=trials,
         )
-        if claim.over or claim.fatal or claim.deaths >= self.limits.max_attempts:
+        if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, reporter)
             return
         if (point := self.draw(reporter)) is None:
@@ -372,10 +372,10 @@ class Worker:
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
             point = self.definition.space.at(frozen.params)
             checkpoint = self.files.checkpoint(frozen.number, point)
-            if not claim.over:
+            if not claim.ends_pruned:
                 reporter.provenance = self.provenance(claim, point, frozen.number)
                 reporter.store(None)
-        if claim.over:
+        if claim.ends_pruned:
             reporter.tell(None, TrialState.PRUNED)
         elif claim.fatal:
             reporter.fail(failures.Failure(failures.TIMEOUT, str(claim.death)))

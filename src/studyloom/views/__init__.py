@@ -13,7 +13,6 @@ __all__ = [
     "figures",
     "page",
     "progress",
-    "replay",
     "report",
     "sentence",
     "snapshot",

@@ -11,7 +11,6 @@ __all__ = [
     "result",
     "stages",
     "statistics",
-    "tracking",
     "trainings",
     "wording",
 ]

@@ -11,7 +11,7 @@ from studyloom.space.samplers import identify
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, PROPOSED
 from studyloom.storage.database import Connection, execute, read
-from studyloom.storage.ledger import untouched
+from studyloom.storage.ledger import never_claimed
 from studyloom.study.early_end import look_ahead, read_bounds
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
@@ -67,7 +67,7 @@ def count_free_slots(stored: StoredStudy) -> int:
     if look_ahead(stored).ending is not None:
         return 0
     ledger, trials = stored.ledger, read_bounds(stored).trials
-    return len(read(ledger.storage, lambda c: untouched(c, ledger.study_id, trials)))
+    return len(read(ledger.storage, lambda c: never_claimed(c, ledger.study_id, trials)))
 
 
 def why_closed(stored: StoredStudy) -> str | None:
@@ -123,7 +123,7 @@ def _fill_slot(
             raise ConfigError(
                 f"study.proposals: {most} of {trials} trials may be proposed, and have been"
             )
-        if not (slots := untouched(connection, study_id, trials)):
+        if not (slots := never_claimed(connection, study_id, trials)):
             raise ConfigError(f"all {trials} trials have begun; a larger study.trials makes room")
         return queue_trial(connection, study_id, slots[0], point, {PROPOSED: mark}).number
 

@@ -30,44 +30,24 @@ from studyloom.environment import MARK
 from studyloom.errors import ServerError
 from studyloom.files import is_own, mark_own, write_whole
 from studyloom.processes import adopt_orphans, is_alive
+from studyloom.storage.urls import SCHEME
 
-SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or four slashes for /folder
 LOOK = 0.5  # seconds between a keeper's looks at who uses its server
 REAPED = 10.0  # seconds in which a system waits for processes that were killed
 _users: dict[Path, FileLock] = {}  # the lock of this process, by folder
 _keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
 
 
-def folder_of(url: str) -> Path | None:
-    """Returns the absolute folder of an embedded server; None for a URL that names none."""
-    scheme, _, path = url.partition(":///")
-    return Path(path).absolute() if scheme == SCHEME else None
-
-
-def trust_server(url: str) -> None:
-    """Notes that the user says that the folder of an embedded server is theirs."""
-    if (folder := folder_of(url)) is not None:
-        mark_own(folder)
-
-
-def serve(url: str, *, own: bool = False) -> str:
-    """Makes the database behind a URL available for as long as this process lives.
-
-    The embedded server of the URL's folder is started, or joined if it runs.
+def serve(folder: Path, *, own: bool) -> str:
+    """Starts the server of a folder or joins it if it runs, and returns its address.
 
     Args:
-        own: Whether this is a command that runs a study, which makes the server if there is none.
-
-    Returns:
-        The URL of the server; a URL that names no embedded server, unchanged.
+        own: whether this is a command that runs a study, which makes the server if there is none.
 
     Raises:
-        ServerError: The wheel is missing, the server does not start, or this user's own command
+        ServerError: the wheel is missing, the server does not start, or this user's own command
             has not made its folder.
     """
-    folder = folder_of(url)
-    if folder is None:
-        return url
     if importlib.util.find_spec(SCHEME) is None:
         raise ServerError(
             f"storage={SCHEME}: its server is not installed; pip install 'studyloom[embedded]'"
@@ -149,14 +129,6 @@ def _why_not_started(folder: Path, log: Path) -> str:
         way_out = "free some space on its disk"
     why = reason[1] if reason else "it gave no reason"
     return f"its server did not start: {why}; {log} has more; {way_out}"
-
-
-def is_keeper(process: psutil.Process) -> bool:
-    """Whether a process is the keeper of a server, which may have other users."""
-    try:
-        return __name__ in process.cmdline()
-    except psutil.Error:
-        return False
 
 
 def _await_former(file: Path) -> None:

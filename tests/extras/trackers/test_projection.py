@@ -7,9 +7,9 @@ from toy_worker import RANDOM, fresh, work
 from toys import ask
 from tracked import first_line, in_database, seen_of
 
-from studyloom.study import tracking
+from studyloom.extras.trackers import projection
+from studyloom.extras.trackers.projection import TrackedResult, project, track_study, track_trials
 from studyloom.study.opening import open_study
-from studyloom.study.tracking import TrackedResult, project, track_study, track_trials
 
 
 class Memory:
@@ -86,7 +86,7 @@ def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
     memory, answer = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     write = memory.write_trial
     with first_line() as line:
-        monkeypatch.setattr(tracking, "UNSEEN", 0.01)
+        monkeypatch.setattr(projection, "UNSEEN", 0.01)
         monkeypatch.setattr(memory, "write_trial", lambda t: line.wait(30) and write(t))
         project(stored, {"mine": memory}, tmp_path, answer)
     assert caplog.messages == [

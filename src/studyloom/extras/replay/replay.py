@@ -1,4 +1,4 @@
-"""`studyloom replay`: trains a trial again, and prints how the result compares."""
+"""Trains a trial again, and prints epoch by epoch how the result compares."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,26 +11,29 @@ from rich.text import Text
 
 from studyloom.definition.objective import Step
 from studyloom.errors import ConfigError
+from studyloom.extras.replay.comparison import (
+    OUTSIDE,
+    Course,
+    Tolerance,
+    first_difference,
+    read_trial,
+)
+from studyloom.extras.replay.stored_trial import (
+    find_trial,
+    is_loop,
+    load_data,
+    rebuild,
+    trusted_in,
+)
+from studyloom.extras.replay.training import threads, train_again
 from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study.opening import differences
 from studyloom.study.provenance import Provenance, current_environment
-from studyloom.study.replay import (
-    OUTSIDE,
-    REORDERING,
-    Course,
-    Tolerance,
-    find_trial,
-    first_difference,
-    is_loop,
-    load_data,
-    read_trial,
-    rebuild,
-    threads,
-    train_again,
-    trusted_in,
-)
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value, one_line
+
+# The parts of an environment that change the order in which numbers are added.
+REORDERING = ("torch", "device", "threads", "ranks")
 
 
 def replay(
@@ -143,7 +146,7 @@ def comparison_table(expected: Course, now: Course) -> Table:
         cells = [str(position + 1)]
         for name, values in expected.curve.items():
             before, found = values[position], now.curve.get(name, ())[position : position + 1]
-            if before is None:  # a loop told it in other epochs
+            if before is None:  # a loop reported it in other epochs
                 cells.append("–")
                 continue
             change = "–"

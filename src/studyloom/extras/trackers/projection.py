@@ -1,9 +1,9 @@
-"""Trackers: projections of the database, which has the truth.
+"""Projects the database, which has the truth, to trackers.
 
 A trial that has ended is written to each tracker as a run of a fixed id, from what is stored. The
 worker that ran it does this in a thread, so training never waits; the command does it at its end
 for every trial that a tracker lacks, since a worker may have been killed or the tracker away. A
-trial is told at least once, and told again it comes to the same run.
+trial is written at least once, and written again it comes to the same run.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,9 +37,12 @@ from studyloom.storage.attributes import (
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, epochs
 from studyloom.text import error_text, mask_passwords, one_line, shorten
+from studyloom.winner.result import belongs_to, read_result
 
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
-WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
+# The files of a result that a tracker may want, in the order in which they are shown.
+FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
+WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers still have to write
 PATIENCE = 300.0  # the same at the end of a command, for each tracker that has no `patience`
 UNSEEN = 2.0  # seconds of it that need no word
 log = logging.getLogger(__name__)
@@ -58,7 +62,7 @@ def require(package: str) -> None:
 
 @dataclass(frozen=True)
 class TrackedStudy:
-    """A study, for trackers.
+    """Describes a study to trackers.
 
     Attributes:
         uuid: 32 hexadecimal digits; another study of the same name has others.
@@ -71,7 +75,7 @@ class TrackedStudy:
     run_dir: Path
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """A number of a learning curve; its time is in seconds since the epoch."""
 
     epoch: int
@@ -82,7 +86,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackedTrial:
-    """A trial that has ended, for trackers.
+    """Describes a trial that has ended to trackers.
 
     Attributes:
         state: complete, pruned or failed.
@@ -99,19 +103,19 @@ class TrackedTrial:
     params: Mapping[str, Any]
     values: Mapping[str, float]
     facts: Mapping[str, str]
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     started: float
     ended: float
 
 
 @dataclass(frozen=True)
 class TrackedResult:
-    """The answer of a study, for trackers.
+    """Describes the result of a study to trackers.
 
     Attributes:
         trial: the number of the winner, or of the best trial without one; None if none is complete.
         values: by name: `trials.complete`, `search.accuracy`, `fresh.mean`, `test.mean`, …
-        files: of the answer and its report, by name: winner.yaml, winner.pt, report.html, …
+        files: of the result and its report, by name: winner.yaml, winner.pt, report.html, …
     """
 
     study: TrackedStudy
@@ -133,13 +137,13 @@ class Tracker(Protocol):
         ...
 
     def write_result(self, answer: TrackedResult) -> None:
-        """Writes the answer of a study, in place of an earlier one."""
+        """Writes the result of a study, instead of an earlier one."""
         ...
 
 
 @runtime_checkable
 class Listing(Tracker, Protocol):
-    """A tracker that says what it has, so that a command writes no more than what is missing."""
+    """A tracker that lists what it has, so that a command writes only what is missing."""
 
     def written(self, study: TrackedStudy) -> Collection[int]:
         """Returns the numbers of the trials of which it has the whole run."""
@@ -152,8 +156,6 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
     Raises:
         ConfigError: every mistake in it.
     """
-    if not section:
-        return {}
     if not hasattr(section, "items"):
         raise ConfigError(
             [
@@ -189,7 +191,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
 
 
 class Feed:
-    """A thread that writes to one tracker what it is given, in order; nobody waits for it.
+    """Writes to one tracker in a thread, in order, so that nobody waits for the tracker.
 
     What a tracker refuses in a worker the command writes at its end.
 
@@ -228,14 +230,13 @@ class Feed:
 def track_trials(
     stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path
 ) -> Iterator[Callable[[FrozenTrial], None]]:
-    """Gives the body a function that writes a trial that has ended to each tracker."""
+    """Yields a function that writes a trial that has ended to each tracker."""
     feeds = [(tracker, Feed(name)) for name, tracker in trackers.items()]
 
     def write(trial: FrozenTrial) -> None:
-        if feeds:
-            told = track_trial(trial, stored, track_study(stored, run_dir))
-            for tracker, feed in feeds:
-                feed.put(partial(tracker.write_trial, told))
+        tracked = track_trial(trial, stored, track_study(stored, run_dir))
+        for tracker, feed in feeds:
+            feed.put(partial(tracker.write_trial, tracked))
 
     try:
         yield write
@@ -250,12 +251,10 @@ def project(
     run_dir: Path,
     answer: TrackedResult | None = None,
 ) -> None:
-    """Brings trackers up to the database: every ended trial that one lacks, and the answer.
+    """Writes to each tracker every ended trial that it lacks, and the result.
 
     Waits for each tracker up to its patience; says for what, and what it may lack at the end.
     """
-    if not trackers:
-        return
     study = track_study(stored, run_dir)
     trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
     began, feeds = time.monotonic(), []
@@ -278,7 +277,7 @@ def project(
 def _write(
     tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
 ) -> None:
-    """Writes what is missing, and takes from the list what the tracker has."""
+    """Writes what is missing, and removes from the list what the tracker has."""
     written = tracker.written(study) if isinstance(tracker, Listing) else ()
     refused: Exception | None = None
     for each in [*missing]:
@@ -303,7 +302,7 @@ def _in_words(missing: Sequence[TrackedTrial | TrackedResult], of: int) -> str:
 
 
 def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
-    """Returns a study as trackers are given it.
+    """Makes the description of a study for trackers.
 
     Raises:
         StorageError: its uuid is none, which would name files and be put into queries.
@@ -320,7 +319,7 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
 
 
 def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
-    """Returns a trial that has ended as trackers are given it."""
+    """Makes the description of an ended trial for trackers."""
     attributes = trial.user_attrs
     values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
     for name in (*stored.cost_names, STANDARD_ERROR):
@@ -341,7 +340,7 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
     )
 
 
-def curve(trial: FrozenTrial, metric: str) -> Iterator[Point]:
+def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
     """Yields the curves of a trial: of the metric, and of all that its epochs measured.
 
     Their time is spread over the trial by the seconds of each epoch, since none is stored.
@@ -352,4 +351,39 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[Point]:
         for column, value in epoch.items():
             name = metric if column == "value" else column
             if (column == "value" or column not in COLUMNS) and isinstance(value, int | float):
-                yield Point(int(epoch["number"]), name, float(value), at)
+                yield CurvePoint(int(epoch["number"]), name, float(value), at)
+
+
+def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
+    """Makes the description of a result: of the winner, or of the best trial without one."""
+    study, trials = track_study(stored, run_dir), stored.trials()
+    counts = Counter(outcome(trial) for trial in trials)
+    values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
+    names: tuple[str, ...] = FILES
+    number: int | None = None
+    written = read_result(run_dir)
+    if written is not None and belongs_to(written, stored):
+        number, test = written.winner.trial, written.test
+        found = {
+            "fresh.mean": written.winner.mean,
+            "test.mean": test.winner.mean if test else None,
+            "test.baseline": test.baseline.mean if test and test.baseline else None,
+        }
+    else:
+        names = ("best.yaml", "report.html")
+        best = next(iter(stored.ranked()), None)
+        number, found = None if best is None else best.number, {}
+    chosen = next((trial for trial in trials if trial.number == number), None)
+    for goal, value in zip(stored.goals, (chosen and chosen.values) or (), strict=False):
+        values[f"search.{goal.name}"] = value
+    values |= {name: float(value) for name, value in found.items() if value is not None}
+    paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
+    params = {} if chosen is None else dict(chosen.params)
+    return TrackedResult(study, number, params, values, paths)
+
+
+def update_trackers(
+    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path, *, ended: bool
+) -> None:
+    """Writes to trackers what they lack, with the result if the command has `ended` its work."""
+    project(stored, trackers, run_dir, track_result(stored, run_dir) if ended else None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from studyloom.cli import main
-from studyloom.commands import gpu
+from studyloom.extras import gpu
 from studyloom.launch.local import gpus
 
 
@@ -12,7 +12,7 @@ from studyloom.launch.local import gpus
 def cards(tmp_path_factory):
     here = torch.cuda.is_available()
     names, device = (gpus(), "cuda:0") if here else (("0", "1"), "cpu")
-    return gpu.Cards(tuple(names), torch.device(device), tmp_path_factory.mktemp("gpu"))
+    return gpu.Gpus(tuple(names), torch.device(device), tmp_path_factory.mktemp("gpu"))
 
 
 @pytest.mark.gpu

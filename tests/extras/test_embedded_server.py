@@ -16,13 +16,13 @@ from live_processes import until
 from servers import ask
 
 from studyloom.errors import ServerError
-from studyloom.storage import embedded_server as server
-from studyloom.storage.embedded_server import is_keeper, serve
+from studyloom.extras import embedded_server as server
+from studyloom.storage.urls import serve
 
 # Prints the address, and uses the server until its standard input closes.
 USER = """
 import sys
-from studyloom.storage.embedded_server import serve
+from studyloom.storage.urls import serve
 print(serve(sys.argv[1], own=True), flush=True)
 sys.stdin.read()
 """
@@ -68,7 +68,7 @@ def processes(folder):
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         arguments = process.info["cmdline"] or [""]
-        if (is_keeper(process) or "postgres" in arguments[0]) and any(
+        if (server.__name__ in arguments or "postgres" in arguments[0]) and any(
             argument.startswith(str(folder)) for argument in arguments
         ):
             found.add(process.pid)

@@ -9,27 +9,35 @@ import optuna
 import pytest
 import torch
 from rich.console import Console
-from toy_worker import RANDOM, SPLIT, fresh
+from toy_worker import FOLDER, RANDOM, SPLIT, fresh
 from toy_worker import work as toy_work
-from toys import TINY, Signal, ask, begin, compose, toy_folds
+from toys import EACH_KIND, KINDS, TINY, Signal, ask, begin, compose, toy_folds
 
 from studyloom.data.sources import Embedded
 from studyloom.data.split import make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
+from studyloom.extras.replay import replay
+from studyloom.extras.replay.stored_trial import load_data
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
 from studyloom.study.opening import open_study
 from studyloom.study.provenance import Provenance
-from studyloom.study.replay import load_data
-from studyloom.views import replay
 
 RATES = (*TINY[:-1], "sampler=random", "space=lr", "pruner=none")  # one MLP, and a rate
 
 
+@pytest.fixture(params=EACH_KIND)
+def kind(request):
+    """Overrides that ask for a kind of training: networks of ours, or a loop of one's own."""
+    return KINDS[request.param]
+
+
 @pytest.fixture
-def work(sqlite_url):
+def work(sqlite_url, tmp_path, monkeypatch):
     """A function that works on a toy study, and returns it as stored."""
+
+    monkeypatch.setitem(FOLDER, "checkpoints", tmp_path)
 
     def run_worker(*overrides, trials=2, stopping=None):
         definition = ask(*overrides)

@@ -1,7 +1,7 @@
 """`studyloom doctor --gpu`: what a study does on GPUs, tried there, as a table for an issue.
 
 Each check returns what was seen, or raises. `pytest -m gpu` runs the same checks, and where torch
-can use no GPU two that are made up: commands are told of them, and all is computed on the CPU.
+can use no GPU two that are made up: commands see them, and all is computed on the CPU.
 """
 
 import functools
@@ -46,7 +46,7 @@ STAND_IN = (
     "local.gpus = lambda: {}; sys.exit(main())"
 )
 STUDY = (
-    *("run", "mnist", "model._target_=studyloom.commands.gpu.Probe", "~model.hidden"),
+    *("run", "mnist", "model._target_=studyloom.extras.gpu.Probe", "~model.hidden"),
     *("~model.activation", "~model.dropout", "~model.init", "~model.standardise", "space=lr"),
     *("sampler=random", "pruner=none", "study.trials=2", "train.epochs=2"),
     *("data.validation=100", "train.samples_per_epoch=64", "train.batch_size=32"),
@@ -119,7 +119,7 @@ def must(holds: object, words: str) -> str:
 
 
 @dataclass(frozen=True)
-class Cards:
+class Gpus:
     """The GPUs of the checks, as CUDA_VISIBLE_DEVICES names them, and a folder for their runs."""
 
     names: Sequence[str]
@@ -190,7 +190,7 @@ def trials_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def small(cards: Cards) -> tuple[Path, str]:
+def small(cards: Gpus) -> tuple[Path, str]:
     """Runs a study on the last card, whose second trial needs too much; returns the card too."""
     bad, one = "+space.model.explodes.choice=[false,true]", ("winner.top=1", "winner.seeds=1")
     of_study = ("+model.explodes=false", "space=none", bad, "sampler=grid", "launcher.workers=1")
@@ -247,44 +247,44 @@ def measured_peak(work: Callable[[], object], device: torch.device) -> float:
 # The checks
 
 
-def one_worker_on_each_of_two_cards(cards: Cards) -> str:
+def one_worker_on_each_of_two_cards(cards: Gpus) -> str:
     return cards.shared(2, "launcher.workers=2")
 
 
-def two_workers_on_one_card_by_per_gpu(cards: Cards) -> str:
+def two_workers_on_one_card_by_per_gpu(cards: Gpus) -> str:
     return cards.shared(1, "launcher.per_gpu=2")
 
 
-def cuda_visible_devices(cards: Cards) -> str:
+def cuda_visible_devices(cards: Gpus) -> str:
     _, card = small(cards)
     last = cards.names[-1] if cards.device == CPU else uuid_of(len(cards.names) - 1)
     return must(card == last, f"trained on {card}, visible was {last}")
 
 
-def out_of_memory_ends_its_trial_alone(cards: Cards) -> str:
+def out_of_memory_ends_its_trial_alone(cards: Gpus) -> str:
     good, bad = sorted(trials_of(small(cards)[0]), key=lambda row: row["params.model.explodes"])
-    told = good["state"] == "complete" and bad["failure"] == "out_of_memory"
-    return must(told, f"{good['state']}, then {bad['failure']}: {bad['reason']}")
+    holds = good["state"] == "complete" and bad["failure"] == "out_of_memory"
+    return must(holds, f"{good['state']}, then {bad['failure']}: {bad['reason']}")
 
 
-def replay_of_a_trial(cards: Cards) -> str:
+def replay_of_a_trial(cards: Gpus) -> str:
     return cards.run("replay", small(cards)[0], "--trial", 0, visible=cards.names[-1:])
 
 
-def predict_without_a_gpu(cards: Cards) -> str:
+def predict_without_a_gpu(cards: Gpus) -> str:
     np.save(cards.folder / "input.npy", np.zeros((1, 28, 28), np.float32))
     return cards.run("predict", small(cards)[0], "input.npy", visible=())
 
 
-def fp32_as_on_the_cpu(cards: Cards) -> str:
+def fp32_as_on_the_cpu(cards: Gpus) -> str:
     return near(losses_on(cards.device), losses_on(CPU), 1e-4)
 
 
-def bf16_near_fp32(cards: Cards) -> str:
+def bf16_near_fp32(cards: Gpus) -> str:
     return near(losses_on(cards.device, "bf16"), losses_on(cards.device), 0.05)
 
 
-def memory_as_predicted(cards: Cards) -> str:
+def memory_as_predicted(cards: Gpus) -> str:
     job, split = job_of(width=2048), split_on(cards.device)
 
     def train() -> None:
@@ -296,25 +296,26 @@ def memory_as_predicted(cards: Cards) -> str:
     return f"{near(predict_memory(job, split), measured, 0.25)}; measured {measured:.4f} GiB"
 
 
-def two_ranks(cards: Cards) -> str:
+def two_ranks(cards: Gpus) -> str:
     ranks = ("launcher=join", "launcher.ranks=2", NO_WINNER)
     _, notes = cards.study(*ranks, visible=cards.first(2), count=2)
     wanted = "gloo" if cards.device == CPU else "nccl"
     return must(wanted in notes[0][1], f"2 processes on {notes[0][1]}")
 
 
-def kill_9_in_a_trial(cards: Cards) -> str:
+def kill_9_in_a_trial(cards: Gpus) -> str:
     def kill(notes: Path) -> None:
         wait_for(lambda: notes_in(notes))
         os.kill(int(notes_in(notes)[0].stem), signal.SIGKILL)
 
-    one = ("launcher.workers=1", NO_WINNER)
+    # With a limit a single worker is a process of its own.
+    one = ("launcher.workers=1", f"study.trial_timeout={LONGEST:g}", NO_WINNER)
     run_dir, _ = cards.study(*one, visible=cards.names[:1], count=2, meanwhile=kill)
     states = [row["state"] for row in trials_of(run_dir)]
     return must(states == ["complete"] * 2, f"went on; trials are {', '.join(states)}")
 
 
-CHECKS: tuple[Callable[[Cards], str], ...] = (
+CHECKS: tuple[Callable[[Gpus], str], ...] = (
     *(two_workers_on_one_card_by_per_gpu, one_worker_on_each_of_two_cards, two_ranks),
     *(cuda_visible_devices, out_of_memory_ends_its_trial_alone, replay_of_a_trial),
     *(predict_without_a_gpu, fp32_as_on_the_cpu, bf16_near_fp32, memory_as_predicted),
@@ -339,7 +340,7 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
     say(in_markdown(devices().words) + "\n")
     say("| check | | seconds | what was seen |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="studyloom-gpu-") as folder:
-        cards = Cards(tuple(gpus()), torch.device("cuda", 0), Path(folder))
+        cards = Gpus(tuple(gpus()), torch.device("cuda", 0), Path(folder))
         for check in CHECKS:
             began, state = time.monotonic(), "ok"
             try:
