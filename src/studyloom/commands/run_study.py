@@ -56,7 +56,7 @@ from studyloom.study.command_record import (
 )
 from studyloom.study.failures import count_failures
 from studyloom.study.stopping import Stop, following, read_control
-from studyloom.study.worker import TrialFiles
+from studyloom.study.trial_files import TrialFiles
 from studyloom.text import format_duration, one_line
 from studyloom.training.ranks import Ranks
 from studyloom.views import terminal

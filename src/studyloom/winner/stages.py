@@ -42,7 +42,7 @@ from studyloom.study.opening import create_study
 from studyloom.study.stage_name import StageName
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy
-from studyloom.study.worker import TrialSource
+from studyloom.study.trial_source import TrialSource
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.result import Result, belongs_to
 from studyloom.winner.trainings import (
