@@ -32,7 +32,7 @@ from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
-from studyloom.study.earlier_studies import Remembered, find_earlier
+from studyloom.study.earlier_studies import EarlierStudies, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.failures import Limits
 from studyloom.study.opening import (
@@ -223,7 +223,7 @@ def _find_starts(definition: Definition, data: TrainingData, url: str) -> WarmSt
             has_begun = counts["held"] or counts["done"]
             before = sources_of(stored) or ([] if has_begun else None)
 
-    def remember() -> Remembered:
+    def remember() -> EarlierStudies:
         identity = definition.identity(data.digest)
         return find_earlier(address, name, Path(cfg.run_dir), identity)
 

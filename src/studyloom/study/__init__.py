@@ -11,6 +11,7 @@ __all__ = [
     "failures",
     "held_trial",
     "opening",
+    "placement",
     "promotion",
     "provenance",
     "replay",

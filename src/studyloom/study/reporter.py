@@ -22,7 +22,7 @@ from studyloom.errors import Paused, Stopped, TimedOut
 from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, RESUMED, RUNGS
 from studyloom.study.failures import resumed_words
 from studyloom.study.held_trial import HeldTrial
-from studyloom.study.slots import Slots
+from studyloom.study.slots import SlotQueue
 from studyloom.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Reporter:
     reported: int | None
     releasing: Callable[[], bool]
     comparable: bool = True
-    slots: Slots | None = None
+    slots: SlotQueue | None = None
 
     def __post_init__(self) -> None:
         self._evaluated = 0.0  # seconds of evaluation at the last step

@@ -15,7 +15,7 @@ from studyloom.storage.attributes import BASELINE, PAUSED, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study.held_trial import HeldTrial
-from studyloom.study.slots import Slots
+from studyloom.study.slots import SlotQueue
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_source import TrialSource
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def begin_state(
-    source: TrialSource, slots: Slots, claim: Claim, kept: Sequence[str], lease: float
+    source: TrialSource, slots: SlotQueue, claim: Claim, kept: Sequence[str], lease: float
 ) -> None:
     """Checks that no other process works on a study whose sampler or pruner keeps state.
 
@@ -57,7 +57,7 @@ def begin_state(
         stored.optuna.sampler = source.sampler(number)
 
 
-def begin_trial(source: TrialSource, slots: Slots, frozen: FrozenTrial) -> optuna.Trial:
+def begin_trial(source: TrialSource, slots: SlotQueue, frozen: FrozenTrial) -> optuna.Trial:
     """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
     stored, buffer, trial_id = slots.stored, slots.stored.storage, frozen._trial_id
     if frozen.state == TrialState.WAITING:

@@ -10,7 +10,7 @@ from studyloom.study.promotion import Promotion
 from studyloom.study.stored_study import StoredStudy
 
 
-class Slots:
+class SlotQueue:
     """The first `trials` slots of a study, claimed in the order of its pruner.
 
     Once the search has ended by its bounds, only the trials that have begun are left to do.

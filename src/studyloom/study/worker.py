@@ -22,7 +22,7 @@ from studyloom.study import failures
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.reporter import Reporter
 from studyloom.study.sampling import NO_POINT, begin_state, begin_trial, draw
-from studyloom.study.slots import Slots
+from studyloom.study.slots import SlotQueue
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_files import TrialFiles
 from studyloom.study.trial_source import TrialSource, make_provenance
@@ -71,7 +71,7 @@ class Worker:
         kept = definition.keeps_state
         self.stored.optuna.pruner = pruner = definition.pruner()
         baseline = definition.baseline is not None
-        slots = Slots(self.stored, trials, worker_id(os.getpid()), pruner, baseline=baseline)
+        slots = SlotQueue(self.stored, trials, worker_id(os.getpid()), pruner, baseline=baseline)
         wait = WAIT
         while not self.stopping():
             with self.watch("storage"):
@@ -100,7 +100,7 @@ class Worker:
                 time.sleep(min(seconds, WAIT))
                 seconds -= WAIT
 
-    def finish_claim(self, claim: Claim, slots: Slots) -> None:
+    def finish_claim(self, claim: Claim, slots: SlotQueue) -> None:
         """Runs the trial of a claimed slot to its end or rung, or releases it if asked to stop."""
         ledger = self.stored.ledger
         try:
@@ -119,7 +119,7 @@ class Worker:
         finally:
             self.stored.storage.clear()
 
-    def run_trial(self, claim: Claim, slots: Slots) -> None:
+    def run_trial(self, claim: Claim, slots: SlotQueue) -> None:
         """Runs the trial of a claim from its present state to its end, or to a rung (Paused)."""
         assert claim.trial_id is not None
         with self.watch("storage"):
@@ -169,7 +169,7 @@ class Worker:
         if point is not None:
             self.files.remove(frozen.number, point)
 
-    def train(self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: Slots) -> None:
+    def train(self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: SlotQueue) -> None:
         """Evaluates a point, and records its value, or why there is none."""
         state, value = TrialState.COMPLETE, None
         failure: failures.Failure | None = None
