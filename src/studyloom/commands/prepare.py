@@ -316,7 +316,7 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, Plan]]:
 def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
     """Stores the settings of a study beside its question, and the points to try first."""
     definition = prepared.definition
-    stored.state(definition.rule)
+    stored.store_rule(definition.rule)
     if sources := sources_of_main(plain_sections(definition.config, *SECTIONS)):
         stored.optuna.set_user_attr(DEFINED, sources)
     study = definition.config.study

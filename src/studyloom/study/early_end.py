@@ -29,8 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.metrics import ideal_of
 from studyloom.storage.attributes import BOUNDS, ENDED, MADE, SLOT, TIMES
 from studyloom.study import failures
-from studyloom.study.stage_name import owner_of
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, owner_of
 from studyloom.text import format_value
 
 SHARE = 0.2  # of the complete trials: the largest that saves 30 % on HPOLib with 40 trials
