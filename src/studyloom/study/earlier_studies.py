@@ -23,7 +23,6 @@ from studyloom.config.values import describe_error
 from studyloom.errors import StorageError, StorageLost
 from studyloom.files import is_own
 from studyloom.storage import sql
-from studyloom.storage.attributes import UUID
 from studyloom.storage.database import read, untrusted
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url, without_password
@@ -48,14 +47,14 @@ class EarlierStudy:
     Attributes:
         label: names it for people, without a password: "runs/earlier".
         ranked: the trials that may be taken, the best first; the others are `behind`.
-        uuid: tells whether two sources are one study; None if another program made it.
+        uuid: tells whether two sources are one study; "" if another program made it.
     """
 
     label: str
     ranked: Sequence[FrozenTrial]
     behind: Sequence[FrozenTrial] = ()
     open: int = 0
-    uuid: str | None = None
+    uuid: str = ""
 
 
 def source_label(source: str) -> str:
@@ -97,7 +96,7 @@ def _as_earlier(stored: StoredStudy, label: str, most: float) -> EarlierStudy:
     behind = [t for t in stored.trials() if t.number not in numbers and t.state in judged]
     counts = stored.ledger.counts()
     left = counts["free"] + counts["held"]
-    return EarlierStudy(label, ranked, behind, left, stored.optuna.user_attrs.get(UUID))
+    return EarlierStudy(label, ranked, behind, left, stored.ledger.uuid)
 
 
 @dataclass
@@ -159,18 +158,13 @@ class EarlierStudies:
             self._unreachable.add(url)
             raise
         with contextlib.closing(stored):
-            uuid, definition = stored.optuna.user_attrs.get(UUID), stored.definition()
-            if (
-                uuid in self._seen
-                or definition is None
-                or not differences(definition, self.definition)
-            ):
+            uuid, definition = stored.ledger.uuid, stored.definition()
+            if uuid in self._seen or not definition or not differences(definition, self.definition):
                 return
-            self._seen.add(str(uuid))
+            self._seen.add(uuid)
             counts = stored.ledger.counts()
-            if counts["free"] or counts["held"]:
-                return
-            self.studies.append(_as_earlier(stored, label, MOST_TRIALS))
+            if not counts["free"] and not counts["held"]:
+                self.studies.append(_as_earlier(stored, label, MOST_TRIALS))
 
 
 def find_earlier(

@@ -21,7 +21,6 @@ from studyloom.storage.attributes import (
     FORGOTTEN,
     HALTED,
     MADE,
-    REASON,
     REUSED,
     STANDARD_ERROR,
     TIMES,
@@ -153,7 +152,7 @@ class HeldTrial:
         ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         last = ended[-self.limits.max_failures :]
-        same = [trial for trial in last if trial.user_attrs.get(REASON) == failure.reason]
+        same = [trial for trial in last if failures.reason_of(trial) == failure.reason]
         mistaken = first and failure.kind in failures.MISTAKES
         return mistaken or len(same) == self.limits.max_failures
 

@@ -49,4 +49,4 @@ class SlotQueue:
         """Whether the trial at a rung is the next to promote, so that it goes on at once."""
         assert self.order is not None
         standings = self.stored.ledger.standings(self.owner, self.trials, self.order)
-        return self.order.goes_on(standings, slot, closed=self.has_ended())
+        return self.order.is_next(standings, slot, closed=self.has_ended())

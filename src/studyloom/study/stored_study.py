@@ -50,7 +50,7 @@ from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED, outcome, reason_of
 from studyloom.text import mask_passwords, one_line, printable, without_formula
 
-CONSTRAINTS = "objective.constraints."  # how the keys of the limits of costs begin
+CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
 SEARCH, REEVALUATION, RETRAINING = "search", "re-evaluation", "retraining"
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 SHOWN = 100  # rows in a notebook
@@ -168,6 +168,11 @@ class StoredStudy:
     def ours(self) -> bool:
         """Whether studyloom has created the study."""
         return self.definition() is not None
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether it is the study of a later stage, and no search."""
+        return owner_of(self.name) is not None
 
     def halted(self) -> str | None:
         """Returns why the study has stopped itself, without passwords; None if it has not."""

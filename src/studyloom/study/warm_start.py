@@ -23,11 +23,11 @@ from studyloom.config.values import value_at
 from studyloom.errors import refuse
 from studyloom.space.tree import Point, group_of, stand_in
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, SLOT, SOURCES, SPACE
+from studyloom.storage.attributes import BASELINE, ENQUEUED, SLOT, SOURCES, SPACE
 from studyloom.storage.database import Connection, execute
 from studyloom.storage.ledger import Entry, enter, untouched
 from studyloom.study.earlier_studies import EarlierStudies, EarlierStudy, offer_earlier, read_named
-from studyloom.study.failures import NO_REASON, TEACHES, outcome, reason_of
+from studyloom.study.failures import TEACHES, count_failures, outcome
 from studyloom.study.placement import PlacedPoint, PlacedTrial, choose_trials, place_point
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import as_yaml
@@ -214,8 +214,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     def queue(connection: Connection) -> int:
         before = stored.lock_trials(connection)
         tried = [trial.system_attrs.get(sql.GIVEN, trial.params) for trial in before]
-        (known,) = sql.study_attrs(connection, study_id, SOURCES)
-        known = known or []
+        known = sql.study_attrs(connection, study_id, SOURCES)[0] or []
         again = bool(before) if AUTO in starts.sources else {*starts.sources} <= {*known}
         points = [start for start in starts.points if not (start.earlier and again)]
         waiting: list[tuple[Point, dict[str, Any]]] = []
@@ -276,13 +275,14 @@ def missing_baseline(stored: StoredStudy) -> str | None:
     One whose training diverged, or whose network was too large, would only do so again.
     """
     failed = failed_baseline(stored.trials())
-    if failed is None or failed.user_attrs.get(FAILURE) in TEACHES:
-        return None
-    reason = reason_of(failed) or NO_REASON
-    return (
-        f"the baseline, trial {failed.number}, has failed ({reason}), so that nothing is compared "
-        "with it; once the cause is mended, study.redo_baseline=true trains it again"
-    )
+    for failure in count_failures([] if failed is None else [failed]):
+        if failure.kind not in TEACHES:
+            return (
+                f"the baseline, trial {failure.trials[0].number}, has failed "
+                f"({failure.first_reason}), so that nothing is compared with it; once the cause is "
+                "mended, study.redo_baseline=true trains it again"
+            )
+    return None
 
 
 # Proposals
