@@ -5,9 +5,9 @@ from optuna.trial import TrialState, create_trial
 from toys import LOOP, TINY, ask, fill, two_sided
 
 from studyloom.definition.rule import parse_rule
-from studyloom.storage.attributes import RULE
+from studyloom.storage.attributes import EPOCHS, RULE
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.stored_study import open_beside
+from studyloom.study.stored_study import open_beside, read_curve
 from studyloom.views.snapshot import take_snapshot
 
 
@@ -79,3 +79,14 @@ def test_a_study_beside_another_is_opened_on_its_connections(url):
     beside = open_beside(stored, "toy/re-evaluation 8-3-5")
     assert beside.ledger.counts() == {"free": 2, "held": 0, "done": 0}
     assert open_beside(stored, "toy/retraining 8-3-5") is None
+
+
+def test_a_curve_is_what_was_reported_until_its_epochs_are_stored():
+    reported = {2: 0.5, 1: 0.25}
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values=reported)
+    assert read_curve(trial) == {"number": [1, 2], "value": [0.25, 0.5]}
+    assert read_curve(create_trial(state=TrialState.RUNNING)) == {}
+    columns = {"number": [1], "train_loss": [2.0], "value": [0.25]}
+    attributes = {EPOCHS: columns}
+    ended = create_trial(value=0.25, user_attrs=attributes, intermediate_values=reported)
+    assert read_curve(ended) == columns
