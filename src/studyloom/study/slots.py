@@ -1,6 +1,7 @@
 """The slots of a study: which one a worker claims next, and which trials give theirs back."""
 
 from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import BASELINE, SLOT, WORKER
 from studyloom.storage.database import Connection
@@ -17,7 +18,7 @@ class SlotQueue:
 
     Args:
         owner: the id of the worker.
-        baseline: whether the trial of slot 0 is the baseline.
+        baseline: whether the study has a baseline, the trial of slot 0.
     """
 
     def __init__(
@@ -40,6 +41,10 @@ class SlotQueue:
         first = {BASELINE: True} if slot == 0 and self.baseline else {}
         attributes = {SLOT: slot, WORKER: self.owner, **first}
         return self.stored.storage.make(connection, self.stored.ledger.study_id, attributes)
+
+    def may_stop(self, trial: FrozenTrial) -> bool:
+        """Whether a trial may be pruned or paused; not the baseline, with which all compare."""
+        return not self.baseline or BASELINE not in trial.user_attrs
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
         """Whether a trial has come to a rung with a step; see `PromotionOrder.pauses_at`."""

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from studyloom.definition.objective import Objective
 from studyloom.space.tree import Point, Space
+from studyloom.storage.attributes import KEPT
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 
@@ -69,10 +70,9 @@ class TrialFiles:
                     if checkpoint is not None and not checkpoint.is_foreign():
                         self.remove(trial.number, point)
 
-    def keep_weights(self, number: int, objective: Objective) -> bool:
-        """Saves the weights of a complete trial; returns whether it has any to keep."""
+    def keep_weights(self, trial: Trial, objective: Objective) -> None:
+        """Saves the weights of a complete trial, if they are wanted and it has any."""
         weights = None if self.weights is None else objective.weights()
-        if self.weights is None or weights is None:
-            return False
-        save_weights(self.weights / f"trial-{number}.pt", weights)
-        return True
+        if self.weights is not None and weights is not None:
+            save_weights(self.weights / f"trial-{trial.number}.pt", weights)
+            trial.set_user_attr(KEPT, True)

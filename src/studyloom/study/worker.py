@@ -16,7 +16,6 @@ from studyloom.definition.objective import Attempt, Objective, Stopping
 from studyloom.errors import ClaimLost, Interrupted, Paused, Stopped, StorageError, StorageLost
 from studyloom.processes import Stopwatch, worker_id
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, KEPT
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.held_trial import HeldTrial
@@ -181,10 +180,9 @@ class Worker:
             folder = None if checkpoint is None else self.files.folder_of(checkpoint)
             attempt = Attempt(held.claim.token, self.stage, folder)
             objective = self.definition.make_objective(point, frozen.number, self.data, attempt)
-            # The baseline is neither pruned nor paused, because all trials are compared with it.
             # With several objectives no pruner of Optuna's is asked, because those compare one
             # value; trials are paused all the same.
-            prunable = self.definition.baseline is None or BASELINE not in frozen.user_attrs
+            prunable = slots.may_stop(frozen)
             reporter = Reporter(
                 held,
                 objective,
@@ -196,9 +194,7 @@ class Worker:
             )
             value = reporter.run(self.stopping)
             with self.watch("checkpoints"):
-                kept = self.files.keep_weights(frozen.number, objective)
-            if kept:
-                held.trial.set_user_attr(KEPT, True)
+                self.files.keep_weights(held.trial, objective)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone
             error = held.raised or caught
             ours = error is held.raised
