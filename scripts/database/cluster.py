@@ -36,6 +36,7 @@ from studyloom.space.tree import Point
 from studyloom.storage import urls
 from studyloom.storage.ledger import Ledger
 from studyloom.study import worker as worker_module
+from studyloom.study.held_trial import HeldTrial
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Reporter
 from studyloom.study.worker import Worker
@@ -153,7 +154,7 @@ def timed(kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def measured(self: Any, *arguments: Any, **named: Any) -> Any:
         # Reports are posted by a thread of their trial.
-        own = getattr(_own, "log", None) or self.watch.log
+        own = getattr(_own, "log", None) or getattr(self, "held", self).watch.log
         began = time.perf_counter()
         own.first = own.first or began
         try:
@@ -173,7 +174,7 @@ def watch_calls() -> None:
     """Has the calls of all workers of this process measured, and each thread be a worker."""
     Ledger.claim = timed("claim", Ledger.claim)  # type: ignore[method-assign]
     Reporter.post = timed("report", Reporter.post)  # type: ignore[method-assign]
-    Reporter.tell = timed("tell", Reporter.tell)  # type: ignore[method-assign]
+    HeldTrial.tell = timed("tell", HeldTrial.tell)  # type: ignore[method-assign]
     worker_module.worker_id = lambda pid: f"bench:{pid}-{threading.get_ident()}"  # type: ignore[assignment]
 
 

@@ -35,7 +35,8 @@ from studyloom.space.tree import Point
 from studyloom.study import reporter, worker
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue, place_point
+from studyloom.study.placement import place_point
+from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.study.worker import Worker
 
 from .surrogates import Surrogate

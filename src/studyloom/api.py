@@ -24,8 +24,7 @@ from studyloom.script import note_script
 from studyloom.storage.urls import serve
 from studyloom.study import opening
 from studyloom.study.failures import outcome
-from studyloom.study.rows import Rows, config_of, curve_rows, trial_rows
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
 from studyloom.text import error_text, printable
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot

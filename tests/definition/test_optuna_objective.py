@@ -19,7 +19,7 @@ from studyloom.errors import ConfigError, Halted, Interrupted
 from studyloom.storage.attributes import MADE, TIMES
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.rows import trial_rows
+from studyloom.study.stored_study import trial_rows
 from studyloom.study.warm_start import enqueue, find_warm_starts
 
 PAGE = """

@@ -106,7 +106,7 @@ def test_at_no_rung_more_are_kept_than_one_of_so_many_trials():
 
     def counted(at_work):
         nonlocal most
-        claimed, over = claim(at_work), search.order.hopeless(search.standings())
+        claimed, over = claim(at_work), search.order.unpromotable(search.standings())
         kept = [slot for slot, state in search.state.items() if state == OPEN and slot not in over]
         most = max(most, *Counter(search.epochs[slot] for slot in kept).values(), 0)
         return claimed
@@ -129,8 +129,8 @@ def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first
     assert order.promotable([*low, *high]) == [8, 5, 4, 3]
     fresh = [standing(9 + k, FRESH) for k in range(18)]
     assert order.choose([*low, *high, *fresh]) == Next(8)
-    assert order.goes_on([*low, *high], 8)
-    assert not order.goes_on([*low, *high], 5)
+    assert order.is_next([*low, *high], 8)
+    assert not order.is_next([*low, *high], 5)
 
 
 def test_the_baseline_counts_at_its_rungs():

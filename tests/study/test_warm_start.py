@@ -15,11 +15,11 @@ from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
 from studyloom.study import earlier_studies
 from studyloom.study.opening import open_study
+from studyloom.study.placement import place_point
 from studyloom.study.warm_start import (
     WarmStarts,
     enqueue,
     find_warm_starts,
-    place_point,
     sources_of,
 )
 

@@ -103,7 +103,7 @@ def check(progress: "Progress", run_dir: Path) -> int:
 )
 def trials(arguments: argparse.Namespace) -> None:
     """Lists every trial of a study: its number, state, value, time and parameters."""
-    from studyloom.study.rows import as_csv, as_json, trial_rows
+    from studyloom.study.stored_study import as_csv, as_json, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
     stored = open_run(arguments)

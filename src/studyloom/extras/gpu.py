@@ -31,7 +31,7 @@ from studyloom.errors import ConfigError
 from studyloom.launch.local import gpus
 from studyloom.processes import driver_of_nvidia
 from studyloom.study.opening import open_study
-from studyloom.study.rows import trial_rows
+from studyloom.study.stored_study import trial_rows
 from studyloom.text import in_markdown, name_error, shorten
 from studyloom.training.job import Job
 from studyloom.training.memory import predict_memory

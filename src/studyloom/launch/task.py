@@ -24,8 +24,9 @@ from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
 from studyloom.study.stage import SEARCH, Stage, Stages
 from studyloom.study.stopping import Stop
+from studyloom.study.trial_files import TrialFiles
 from studyloom.study.warm_start import WarmStarts
-from studyloom.study.worker import TrialFiles, Worker
+from studyloom.study.worker import Worker
 
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 

@@ -47,8 +47,7 @@ from studyloom.storage.ledger import (
 from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
-from studyloom.study.stage_name import owner_of
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, owner_of
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
 

@@ -12,7 +12,7 @@ from studyloom.errors import StorageError
 from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error
 from studyloom.storage.urls import folder_of, serve
-from studyloom.study.earlier_studies import Remembered, find_earlier
+from studyloom.study.earlier_studies import EarlierStudies, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import check_code, create_study, open_study, study_names
 from studyloom.study.promotion import Promotion
@@ -49,7 +49,7 @@ def find_starts(definition: Definition, digest: str, url: str) -> WarmStarts:
             has_begun = counts["held"] or counts["done"]
             before = sources_of(stored) or ([] if has_begun else None)
 
-    def remember() -> Remembered:
+    def remember() -> EarlierStudies:
         return find_earlier(address, name, Path(cfg.run_dir), definition.identity(digest))
 
     return find_warm_starts(definition, before, remember)
@@ -118,7 +118,7 @@ def as_begun(definition: Definition, stored: StoredStudy) -> Definition:
 
 def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:
     """Stores the settings of a study beside its definition, and the points to try first."""
-    stored.state(definition.rule)
+    stored.store_rule(definition.rule)
     if sources := script_sources(definition):
         stored.optuna.set_user_attr(DEFINED, sources)
     study, cost = definition.config.study, definition.config.cost

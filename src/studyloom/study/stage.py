@@ -7,7 +7,7 @@ from typing import Protocol
 
 from studyloom.study.early_end import ending
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.worker import TrialSource
+from studyloom.study.trial_source import TrialSource
 
 SEARCH = "search"  # the title of the first stage
 

@@ -16,8 +16,7 @@ from studyloom.config.runs import read_written
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
 from studyloom.files import write_whole
-from studyloom.study.rows import epochs_of
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import StoredStudy, epochs_of, value_of
 from studyloom.text import (
     format_duration,
     format_parameter,

@@ -16,8 +16,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import PLANNED_EPOCHS, RESUMED, WORKER
 from studyloom.study.failures import outcome, reason_of
-from studyloom.study.rows import seconds_spent
-from studyloom.study.stored_study import value_of
+from studyloom.study.stored_study import seconds_spent, value_of
 from studyloom.views.progress import Progress
 
 # What an event of the job tells; it is told again when this has changed.

@@ -14,11 +14,10 @@ from statistics import median
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import EPOCHS, RUNGS, TIMES, WORKER
+from studyloom.storage.attributes import RUNGS, TIMES, WORKER
 from studyloom.study.early_end import Outlook, gains, read_outcomes
 from studyloom.study.failures import outcome
-from studyloom.study.rows import quantities
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import StoredStudy, quantities, read_curve, value_of
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -97,9 +96,8 @@ def ended_early(trials: Sequence[FrozenTrial]) -> dict[str, dict[int, float]]:
 
 def learning_curve(trial: FrozenTrial) -> Curve:
     """Returns the learning curve that a trial stored, or else the values that it reported."""
-    epochs = trial.user_attrs.get(EPOCHS) or {}
-    stored = list(zip(epochs.get("number", ()), epochs.get("value", ()), strict=False))
-    return stored or sorted(trial.intermediate_values.items())
+    columns = read_curve(trial)
+    return list(zip(columns.get("number", ()), columns.get("value", ()), strict=False))
 
 
 def best_of(stored: StoredStudy, count: int) -> list[FrozenTrial]:
@@ -289,7 +287,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
 
     Of a loop of one's own it draws all that the loop reported beside the value.
     """
-    epochs, height = trial.user_attrs.get(EPOCHS) or {}, 280
+    epochs, height = read_curve(trial), 280
     numbers, names = epochs.get("number") or [], quantities([trial])
 
     def is_finite(value: object) -> bool:

@@ -19,7 +19,7 @@ from studyloom.storage.attributes import (
     WORKER,
 )
 from studyloom.study.failures import NO_REASON, outcome, reason_of, resumed_words
-from studyloom.study.rows import epochs_of
+from studyloom.study.stored_study import epochs_of
 from studyloom.text import format_value, shorten_end
 from studyloom.views import figures
 from studyloom.views.charts import Point

@@ -13,10 +13,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED
+from studyloom.storage.attributes import BASELINE, REUSED
 from studyloom.study.command_record import CommandRecord, StoredCommand
 from studyloom.study.early_end import Hours, hours_of
-from studyloom.study.rows import seconds_spent
 from studyloom.study.stopping import Wish, read_control
 from studyloom.study.stored_study import (
     REEVALUATION,
@@ -24,6 +23,8 @@ from studyloom.study.stored_study import (
     SEARCH,
     StoredStudy,
     open_beside,
+    read_curve,
+    seconds_spent,
 )
 from studyloom.text import format_duration, format_value, one_line
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
@@ -348,7 +349,7 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
     An epoch takes what those of ended trials did on average, or, before one has ended, what the
     trial itself has taken since its worker has had it.
     """
-    told = [(trial.user_attrs.get(EPOCHS) or {}).get("seconds") for trial in trials]
+    told = [read_curve(trial).get("seconds") for trial in trials]
     paces = [fmean(seconds) for seconds in told if seconds]
     for worker in snapshot.workers if snapshot is not None else ():
         if not worker.alive:

@@ -23,8 +23,7 @@ from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE, ENQUEUED, REUSED, TIMES, TRACEBACK
 from studyloom.study.failures import count_failures
-from studyloom.study.rows import column_of, proposer_of, trial_rows
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import StoredStudy, column_of, proposer_of, trial_rows, value_of
 from studyloom.text import (
     format_cost,
     format_duration,

@@ -13,8 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import METRICS
-from studyloom.study.rows import config_of
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import StoredStudy, config_of, value_of
 from studyloom.text import format_error, format_parameter, format_value, one_line
 from studyloom.views.snapshot import Snapshot, why_no_best
 from studyloom.winner.result import Result, Scores, Summary, Transfer

@@ -19,9 +19,8 @@ from rich.text import Text
 
 from studyloom.errors import StorageError
 from studyloom.study.failures import FailureCount, count_failures, resumed_words
-from studyloom.study.rows import proposer_of
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
+from studyloom.study.stored_study import SEARCH, StoredStudy, proposer_of, value_of
 from studyloom.text import one_line
 from studyloom.views.events import History, finite, new_events
 from studyloom.views.importances import importances

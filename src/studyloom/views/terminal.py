@@ -21,11 +21,10 @@ from studyloom.config.values import plain_sections
 from studyloom.definition.sources import CODE
 from studyloom.space.outline import outline
 from studyloom.space.samplers import any_point
-from studyloom.storage.attributes import EPOCHS, FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
+from studyloom.storage.attributes import FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
-from studyloom.study.rows import proposer_of, seconds_spent
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, proposer_of, read_curve, seconds_spent
 from studyloom.text import (
     format_duration,
     format_error,
@@ -342,8 +341,8 @@ def print_next_steps(
 ) -> None:
     """Prints the paths of the results, and the next commands."""
     stored = plan.search.stored
-    curves = (trial.user_attrs.get(EPOCHS, {}) for trial in stored.trials())
-    if times := [seconds for curve in curves for seconds in curve.get("seconds", ())]:
+    curves = map(read_curve, stored.trials())
+    if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]
     for line in wrap(format_times(trials, began), console.width):

@@ -40,9 +40,8 @@ from studyloom.study.early_end import ending
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
-from studyloom.study.stage_name import StageName
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import REEVALUATION, RETRAINING
+from studyloom.study.stored_study import REEVALUATION, RETRAINING, StageName
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.result import Result, belongs_to
 from studyloom.winner.trainings import (
@@ -325,7 +324,9 @@ class Plan:
         searched = Origin.of(number).trial
         trial = next(trial for trial in stored.feasible() if trial.number == searched)
         fresh = self.fresh_values.get(number)
-        return stored.known(trial) | ({} if fresh is None else {stored.metric: fmean(fresh)})
+        return stored.values_by_name(trial) | (
+            {} if fresh is None else {stored.metric: fmean(fresh)}
+        )
 
     @cached_property
     def reevaluation(self) -> TrainingStage:

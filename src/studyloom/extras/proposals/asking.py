@@ -10,8 +10,7 @@ from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.space.outline import outline
 from studyloom.storage.attributes import PROPOSED
 from studyloom.study.early_end import read_bounds
-from studyloom.study.rows import trial_rows
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, trial_rows
 from studyloom.text import one_line
 from studyloom.views.report import data_words
 from studyloom.views.sentence import describe

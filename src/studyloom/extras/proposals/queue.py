@@ -14,8 +14,9 @@ from studyloom.storage.database import Connection, execute, read
 from studyloom.storage.ledger import never_claimed
 from studyloom.study.early_end import look_ahead, read_bounds
 from studyloom.study.failures import outcome
+from studyloom.study.placement import place_point
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.warm_start import AS_COMPOSED, place_point, queue_trial
+from studyloom.study.warm_start import AS_COMPOSED, queue_trial
 from studyloom.text import format_value, kind_of, one_line, shorten_end
 
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
