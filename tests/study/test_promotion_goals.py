@@ -99,4 +99,4 @@ def test_when_none_is_to_come_all_who_are_not_among_the_best_are_told():
     best = order.promotable(line)
     assert best == [8, 0, 4]
     assert order.unpromotable(line) == {*range(9)} - {*best}
-    assert order.choose(line) == Next(1, over=True)
+    assert order.choose(line) == Next(1, ends_pruned=True)
