@@ -17,16 +17,16 @@ from studyloom.study.command_record import store_result
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal
 from studyloom.views.sentence import result_sentence
-from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.evaluation import evaluate_winner, is_result_of
 from studyloom.winner.result import belongs_to, move_aside, read_result
-from studyloom.winner.stages import Plan, is_result_of
+from studyloom.winner.stages import ResultStages
 
 
 def say(console: Console, words: str) -> None:
     console.print(Text(words), soft_wrap=True)
 
 
-def move_foreign_result(plan: Plan, console: Console) -> None:
+def move_foreign_result(plan: ResultStages, console: Console) -> None:
     """Moves the result of another study aside, such as one of the same name in another database."""
 
     def is_foreign() -> bool:
@@ -40,7 +40,7 @@ def move_foreign_result(plan: Plan, console: Console) -> None:
                 say(console, f"the answer in {plan.run_dir} is that of another study; {moved}")
 
 
-def write_best(plan: Plan, best: FrozenTrial) -> None:
+def write_best(plan: ResultStages, best: FrozenTrial) -> None:
     """Writes the best configuration so far to `best.yaml`."""
     definition = plan.definition
     point = definition.space.at(best.params)
@@ -53,7 +53,9 @@ def write_best(plan: Plan, best: FrozenTrial) -> None:
     write_whole(plan.run_dir / "best.yaml", header + as_yaml(sections))
 
 
-def print_winner(plan: Plan, page: Sequence[str], console: Console, *, anew: bool = False) -> None:
+def print_winner(
+    plan: ResultStages, page: Sequence[str], console: Console, *, anew: bool = False
+) -> None:
     """Prints the winner with its test.
 
     It is tested now, unless winner.json has the result already. If it is tested `anew`, the result
@@ -67,7 +69,7 @@ def print_winner(plan: Plan, page: Sequence[str], console: Console, *, anew: boo
         known = result is not None and is_result_of(result, plan)
         if result is None or not known or anew:
             page = result.command if result is not None and anew else page
-            result = evaluate_winner(plan, plan.data.test, page, store, anew=known)
+            result = evaluate_winner(plan, page, store, anew=known)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
     store_result(plan.search.stored, result.in_short())
@@ -77,7 +79,7 @@ def print_winner(plan: Plan, page: Sequence[str], console: Console, *, anew: boo
         console.print(Text(line, style=style), soft_wrap=True)
 
 
-def compress_winner(plan: Plan, stop: Stop, outputs: Outputs) -> CompressError | None:
+def compress_winner(plan: ResultStages, stop: Stop, outputs: Outputs) -> CompressError | None:
     """Compresses the winner if the config says so and it was not compressed yet.
 
     Returns:
@@ -90,7 +92,7 @@ def compress_winner(plan: Plan, stop: Stop, outputs: Outputs) -> CompressError |
     return failure
 
 
-def write_report(plan: Plan) -> None:
+def write_report(plan: ResultStages) -> None:
     """Writes report.html; prints why if it cannot be drawn."""
     from studyloom.views import report  # here: no search waits for its templates
 

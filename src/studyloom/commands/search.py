@@ -29,7 +29,7 @@ from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display, Resumptions
-from studyloom.winner.stages import Plan
+from studyloom.winner.stages import ResultStages
 
 
 def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
@@ -42,7 +42,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         NoWinner: a training that the result needs, or the test, has failed.
         CompressError: the winner cannot be compressed; all else is done.
     """
-    plan: Plan = task.stages
+    plan: ResultStages = task.stages
     stored = plan.search.stored
     record = plan.command_record(compresses=compresses(plan.definition))
     begin_command(stored, record, task.command.age())
@@ -146,7 +146,7 @@ def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
     return "" if todo else f"the budget of {trials} trials is spent"
 
 
-def find_no_winner(plan: Plan) -> NoWinner | None:
+def find_no_winner(plan: ResultStages) -> NoWinner | None:
     """Returns why a plan that has nothing left to do has none; None if it has one."""
     if not plan.settings.enabled or plan.todo() or plan.is_done():
         return None
@@ -204,7 +204,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         return stored.name, StoredCommand.read(stored).result
 
 
-def stop_here(plan: Plan, command: str, stop: Stop, console: Console) -> NoReturn:
+def stop_here(plan: ResultStages, command: str, stop: Stop, console: Console) -> NoReturn:
     """Prints which command of `studyloom` resumes here, and raises Interrupted."""
     folder = shlex.quote(str(plan.run_dir))
     say(console, f"{stop.ended_by}; studyloom {command} {folder} goes on from here")

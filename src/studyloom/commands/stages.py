@@ -12,18 +12,18 @@ from studyloom.launch.task import Prepared
 from studyloom.study.opening import check_definition
 from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
-from studyloom.winner.stages import Plan
+from studyloom.winner.stages import ResultStages
 
 
-def result_stages(prepared: Prepared, search: Stage) -> Plan:
+def result_stages(prepared: Prepared, search: Stage) -> ResultStages:
     """Makes the stages that follow a search, as the config's section `winner` says."""
     definition = prepared.definition
     settings = WinnerSection(**definition.config.winner)
-    return Plan(search, definition, prepared.data, prepared.url, prepared.run_dir, settings)
+    return ResultStages(search, definition, prepared.data, prepared.url, prepared.run_dir, settings)
 
 
 @contextmanager
-def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, Plan]]:
+def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultStages]]:
     """Opens a study whose search has ended and whose definition is the config's, and closes it.
 
     Raises:

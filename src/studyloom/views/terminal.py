@@ -49,7 +49,7 @@ from studyloom.winner.result import Compressed, Result
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
     from studyloom.launch.task import Command
-    from studyloom.winner.stages import Plan
+    from studyloom.winner.stages import ResultStages
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
 WIDE = 72
@@ -222,7 +222,7 @@ def proposer_words(trial: FrozenTrial) -> str:
     return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
 
 
-def more_trials(snapshot: Snapshot, plan: "Plan") -> str:
+def more_trials(snapshot: Snapshot, plan: "ResultStages") -> str:
     """Returns the override by which a search that has ended goes on; empty if it has not."""
     study, ended = plan.definition.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
@@ -333,7 +333,7 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
 
 
 def print_next_steps(
-    plan: "Plan",
+    plan: "ResultStages",
     command: "Command",
     snapshot: Snapshot,
     console: Console,

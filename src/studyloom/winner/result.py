@@ -536,7 +536,7 @@ def read_result(run_dir: Path) -> Result | None:
     """Returns the answer below a run directory; None if there is none, or none that is whole."""
     try:
         answer = load_result(run_dir)
-        return None if strays(run_dir, answer) else answer
+        return None if mismatched_files(run_dir, answer) else answer
     except (OSError, PredictError):
         return None
 
@@ -551,7 +551,7 @@ def read_compressed(run_dir: Path, answer: Result) -> Compressed | None:
     return record if whole and record.winner == answer.files.get("winner.pt") else None
 
 
-def strays(run_dir: Path, answer: Result, *names: str) -> list[str]:
+def mismatched_files(run_dir: Path, answer: Result, *names: str) -> list[str]:
     """Finds files that are missing, or are not those which were written with winner.json.
 
     Raises:
@@ -569,9 +569,9 @@ def strays(run_dir: Path, answer: Result, *names: str) -> list[str]:
 
 def check_whole(run_dir: Path, answer: Result, *names: str) -> None:
     """Raises PredictError if files are not those that were written with winner.json."""
-    if stray := strays(run_dir, answer, *names):
+    if mismatched := mismatched_files(run_dir, answer, *names):
         raise PredictError(
-            f"{run_dir}: the answer is incomplete: {' and '.join(stray)} did not come with "
+            f"{run_dir}: the answer is incomplete: {' and '.join(mismatched)} did not come with "
             f"winner.json; run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
         )
 
