@@ -11,8 +11,7 @@ from toys import begin
 from studyloom.commands.documents import json_schema
 from studyloom.storage.attributes import HALTED, REASON, RESUMED
 from studyloom.study.stopping import set_control
-from studyloom.views.events import History, new_events, write_event
-from studyloom.views.progress import JobReader
+from studyloom.views.progress import History, JobReader, new_events, write_event
 from studyloom.views.status import Resumptions
 
 SCHEMA = jsonschema.Draft202012Validator(json_schema("event"))

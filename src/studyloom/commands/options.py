@@ -88,7 +88,7 @@ def replace_unencodable() -> None:
 
 def print_json(document: Any) -> None:
     """Prints a document of `commands.documents` as one line; what is not finite is null."""
-    from studyloom.views.events import finite
+    from studyloom.views.progress import finite
 
     print(json.dumps(finite(document), allow_nan=False, default=str), flush=True)
 

@@ -29,8 +29,14 @@ from studyloom.processes import host_id
 from studyloom.storage.attributes import UUID
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
-from studyloom.views.events import History, finite, new_events, write_event
-from studyloom.views.progress import JobReader, Progress
+from studyloom.views.progress import (
+    History,
+    JobReader,
+    Progress,
+    finite,
+    new_events,
+    write_event,
+)
 from studyloom.views.terminal import make_console
 from studyloom.worker_log import LINE
 

@@ -20,10 +20,9 @@ from studyloom.extras import proposals
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
-from studyloom.views.charts import Block, Chart, Multiples, Table
 from studyloom.views.comparison import document, read_studies
-from studyloom.views.events import finite
-from studyloom.views.progress import JobReader
+from studyloom.views.figures import Block, Chart, Multiples, Table
+from studyloom.views.progress import JobReader, finite
 from studyloom.views.report import read_report
 from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned

@@ -20,8 +20,7 @@ from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
-from studyloom.views.events import finite
-from studyloom.views.progress import Progress, describe_result, eta_words, stage_words
+from studyloom.views.progress import Progress, describe_result, eta_words, finite, stage_words
 from studyloom.views.snapshot import format_trial_values
 from studyloom.views.terminal import format_parameters
 

@@ -26,7 +26,7 @@ from studyloom.text import (
     shorten,
 )
 from studyloom.views import figures
-from studyloom.views.charts import Axis, Block, Chart, Mark, Point, Table, plain_scale, whole_scale
+from studyloom.views.figures import Axis, Block, Chart, Mark, Point, Table, plain_scale, whole_scale
 from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
 from studyloom.views.report import Stage, read_parts, seconds_worked, wall_seconds
 from studyloom.views.sentence import quotable

@@ -24,7 +24,7 @@ from studyloom._version import __version__
 from studyloom.errors import StudyloomError
 from studyloom.files import ASSETS
 from studyloom.text import format_error, format_value, mask_passwords, name_error, printable
-from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
+from studyloom.views.figures import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
 from studyloom.winner.result import Summary
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -184,7 +184,7 @@ class Row:
 
     Args:
         mark: `best`, `baseline` or `winner`, or several.
-        more: what `one_trial.details` tells beside the cells.
+        more: what `report.trial_details` tells beside the cells.
     """
 
     number: int

@@ -5,13 +5,14 @@ says why. To add a section, yield it in `all_sections`, and add its words to
 assets/report/sections.toml.
 """
 
+import math
 import platform
 import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,33 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage.attributes import BASELINE, ENQUEUED, REUSED, TIMES, TRACEBACK
-from studyloom.study.failures import count_failures
-from studyloom.study.stored_study import StoredStudy, column_of, proposer_of, trial_rows, value_of
+from studyloom.storage.attributes import (
+    BASELINE,
+    ENQUEUED,
+    MADE,
+    PLANNED_EPOCHS,
+    RESUMED,
+    REUSED,
+    RUNGS,
+    TIMES,
+    TRACEBACK,
+    WORKER,
+)
+from studyloom.study.failures import (
+    NO_REASON,
+    count_failures,
+    outcome,
+    reason_of,
+    resumed_words,
+)
+from studyloom.study.stored_study import (
+    StoredStudy,
+    column_of,
+    epochs_of,
+    proposer_of,
+    trial_rows,
+    value_of,
+)
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -31,11 +56,11 @@ from studyloom.text import (
     format_shape,
     format_value,
     shorten,
+    shorten_end,
 )
 from studyloom.views import figures, page
-from studyloom.views.charts import Axis, Block, Table
+from studyloom.views.figures import Axis, Block, Table
 from studyloom.views.importances import importances, varied_parameters
-from studyloom.views.one_trial import details, read_logs
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress, working_words
 from studyloom.views.sentence import quotable
@@ -43,6 +68,7 @@ from studyloom.views.snapshot import Snapshot, front_rows, trial_counts, why_no_
 from studyloom.views.terminal import format_parameters, worker_cells
 from studyloom.winner import wording
 from studyloom.winner.result import Compressed, Result, RunFiles, Wrong
+from studyloom.worker_log import read_end
 
 MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
 BEST = 100  # trials that are shown for their value
@@ -451,7 +477,7 @@ def search_sections(
     yield Section("losses", title, [losses], caption)
 
 
-MOST_LINES = 150  # over parallel axes, of the best trials
+MOST_PARALLEL = 150  # over parallel axes, of the best trials
 MOST_SLICES = 24  # of the most important parameters
 MOST_COLUMNS = 100  # of the table of trials; of 2 000 parameters, all took 200 MB
 
@@ -491,7 +517,7 @@ def parameter_sections(
         yield section("choices", choices)
     most = names[:MOST_SLICES]
     yield section("slices", [drawn(figures.slices, trials, most, best, axis)])
-    ranked = figures.best_of(stored, MOST_LINES)
+    ranked = figures.best_of(stored, MOST_PARALLEL)
     yield section("parallel", [drawn(figures.parallel, ranked, names, axis)])
     yield section("together", [drawn(figures.together, trials, most, axis)])
 
@@ -565,7 +591,7 @@ def trials_section(
         marks = {"winner": trial == won, "best": trial == best, BASELINE: columns[BASELINE][row]}
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
-        more = details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
+        more = trial_details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
         table.append(page.Row(trial, columns["state"][row], cells, mark, more))
     words = [
         place
@@ -598,6 +624,127 @@ def _cell(name: str, value: Any) -> page.Cell:
     else:
         shown = shorten(format_parameter(value), LONGEST)
     return page.Cell(shown, value)
+
+
+# What the table has of one trial below its row: its end, its times, its log.
+LOG_LINES, LOG_LINE = 40, 300  # of a trial's log, and the characters of one
+LOGGED = 60_000  # characters of all logs of a page
+WORKER_LOGS, TAIL = 64, 2**18  # worker logs that are read, and the bytes at the end of each
+CURVE_POINTS = 24  # of a curve that no figure draws
+LATE = timedelta(seconds=10)  # a log may tell of an end so much later than the database
+
+
+def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[str, Any]:
+    """Returns what a page shows of a trial, empty values left out.
+
+    Args:
+        curve: its learning curve, if that is in no figure.
+    """
+    attrs, began = trial.user_attrs, trial.datetime_start
+    spent = {kind: s for kind, s in attrs.get(TIMES, {}).items() if 0 < s < math.inf}
+    told = {
+        "end": ending(trial),
+        "facts": {
+            "began": "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
+            "worker": str(attrs.get(WORKER, "")),
+        },
+        "times": {kind: float(f"{seconds:.3g}") for kind, seconds in spent.items()},
+        "traceback": str(attrs.get(TRACEBACK, "")),
+        "log": log,
+        "curve": thinned(curve),
+        "made": MADE in attrs,
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def ending(trial: FrozenTrial) -> str:
+    """Words how a trial ended, and why, or how far it is."""
+    attrs, kind, done = trial.user_attrs, outcome(trial), epochs_of(trial)
+    planned = attrs.get(PLANNED_EPOCHS)
+    epochs = (
+        f"{done} of {wording.plural(planned, 'epoch')}"
+        if planned
+        else wording.plural(done, "epoch")
+    )
+    if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
+        epochs += f", at {format_value(last[-1][1])}"
+    rung = ": it waited at a rung, and others were promoted" if attrs.get(RUNGS) else ""
+    words = {
+        "failed": f"It failed after {epochs}: {reason_of(trial) or NO_REASON}",
+        "pruned": f"It was pruned after {epochs}{rung}.",
+        "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
+        "running": f"It runs, and has trained {epochs}.",
+        "waiting": "No worker has begun it yet.",
+    }.get(kind, f"It is complete, after {epochs}.")
+    if REUSED in attrs:
+        words += f" It was not trained: its result is that of {attrs[REUSED]}."
+    if resumed := attrs.get(RESUMED):
+        words += f" T{resumed_words(trial.number, resumed)[1:]}."
+    return words
+
+
+def thinned(curve: figures.Curve) -> list[figures.Point]:
+    """Returns some points of a learning curve, the last among them."""
+    step = math.ceil(len(curve) / CURVE_POINTS) or 1
+    return [(epoch, float(f"{value:.4g}")) for epoch, value in curve[::-step][::-1]]
+
+
+def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
+    """Returns the last lines that trials have written, by number: of each, and of all, not many.
+
+    A command has a log of its own for each trial. A worker has one log, of which a trial gets what
+    is between its end and that of the trial before it. What failed comes first, then the latest.
+    """
+    texts = dict(_written(run_dir, trials))
+    failed = {trial.number for trial in trials if outcome(trial) == "failed"}
+    kept, left = dict[int, str](), LOGGED
+    for trial in sorted(texts, key=lambda trial: (trial not in failed, -trial)):
+        lines = [shorten_end(line, LOG_LINE) for line in texts[trial][-LOG_LINES:]]
+        text = "\n".join(lines)
+        left -= len(text)
+        if left < 0:
+            break
+        kept[trial] = text
+    return kept
+
+
+def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int, list[str]]]:
+    try:
+        folder = run_dir.resolve()
+        files = [path for path in (folder / "logs").glob("*.log") if _is_within(path, folder)]
+        files.sort(key=lambda path: -path.stat().st_mtime)
+    except OSError:
+        return
+    ends = {trial.number: trial.datetime_complete for trial in trials}
+    own = {f"trial-{number}.log": number for number in ends}
+    for path in [path for path in files if not path.name.startswith("trial-")][:WORKER_LOGS]:
+        lines: list[str] = []
+        for line in _tail(path):
+            lines.append(line)
+            if (end := read_end(line)) is None:
+                continue
+            (trial, said), own_lines, lines = end, lines, []
+            ended = ends.get(trial)
+            # Another stage has a trial of this number too. What says but how it ended says nothing.
+            if ended is not None and abs(said - ended) < LATE and len(own_lines) > 1:
+                yield trial, own_lines
+    for path in files:
+        if path.name in own and (lines := _tail(path)):
+            yield own[path.name], lines
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(folder)
+
+
+def _tail(path: Path) -> list[str]:
+    """Returns the last lines of a file; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            return file.read(TAIL).decode(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Section]:

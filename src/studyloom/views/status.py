@@ -22,10 +22,10 @@ from studyloom.study.failures import FailureCount, count_failures, resumed_words
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import SEARCH, StoredStudy, proposer_of, value_of
 from studyloom.text import one_line
-from studyloom.views.events import History, finite, new_events
 from studyloom.views.importances import importances
 from studyloom.views.progress import (
     WORDS,
+    History,
     JobReader,
     Progress,
     all_stages,
@@ -33,6 +33,8 @@ from studyloom.views.progress import (
     control_words,
     describe_result,
     eta_words,
+    finite,
+    new_events,
     progress_line,
     stage_words,
     time_words,
