@@ -26,8 +26,7 @@ from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
 from studyloom.text import error_text, printable
-from studyloom.views.sentence import quotable
-from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.snapshot import Snapshot, quotable, take_snapshot
 from studyloom.views.terminal import format_parameters, headline
 from studyloom.winner.result import Result, belongs_to, read_result
 

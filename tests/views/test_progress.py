@@ -21,7 +21,6 @@ from studyloom.study.stored_study import REEVALUATION, RETRAINING
 from studyloom.views.progress import (
     JobReader,
     all_stages,
-    describe_result,
     now_words,
     progress_line,
     stage_words,
@@ -29,6 +28,7 @@ from studyloom.views.progress import (
     working_words,
 )
 from studyloom.views.report import head
+from studyloom.winner.result import short_words
 
 RECORD = CommandRecord(trials=4, judged=True, tested=True, top=1, seeds=2)
 MEAN = {"mean": 0.9725, "std": 0.004}
@@ -121,7 +121,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     progress = reader.read()
     assert (progress.title, progress.ended) == ("done", True)
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    assert describe_result(progress.answer) == words
+    assert short_words(progress.answer) == words
     assert "test accuracy 0.9725" in progress_line(progress)
 
 

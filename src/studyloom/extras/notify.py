@@ -20,9 +20,10 @@ from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
-from studyloom.views.progress import Progress, describe_result, eta_words, finite, stage_words
+from studyloom.views.progress import Progress, eta_words, finite, stage_words
 from studyloom.views.snapshot import format_trial_values
 from studyloom.views.terminal import format_parameters
+from studyloom.winner.result import short_words
 
 BEST_INTERVAL = 900.0  # seconds between two notices of a new best
 COMMAND_LIMIT = 60.0  # seconds that a command may take
@@ -79,7 +80,7 @@ class Notices:
         progress = self._before
         if progress is not None:
             answer = progress.answer
-            words = stage_words(progress) if answer is None else describe_result(answer)
+            words = stage_words(progress) if answer is None else short_words(answer)
             subject = words if code == 0 else f"ended with exit code {code}"
             told = {"exit_code": code, "reason": reason, "answer": answer}
             self._put(progress, subject, reason or words, **told)

@@ -37,8 +37,9 @@ from studyloom.study.stored_study import (
     seconds_spent,
     value_of,
 )
-from studyloom.text import format_duration, format_value, one_line
+from studyloom.text import format_duration, one_line
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
+from studyloom.winner.result import short_words
 
 
 @dataclass(frozen=True)
@@ -371,29 +372,6 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
         yield Running(age, epoch, worker.epochs, pace)
 
 
-def describe_result(answer: Mapping[str, Any]) -> str:
-    """Says in one line what a job has found, the test first."""
-    metric = one_line(str(answer.get("metric", "value")))
-    trial = one_line(f"trial {answer.get('trial')}")
-    if test := _mean(answer.get("test")):
-        baseline = answer.get("baseline_test")
-        beside = f", baseline {format_value(baseline)}" if isinstance(baseline, float) else ""
-        return f"test {metric} {test}{beside}, {trial}"
-    if fresh := _mean(answer.get("fresh")):
-        return f"winner {metric} {fresh} on fresh seeds, {trial}"
-    return f"winner {trial}"
-
-
-def _mean(values: Any) -> str:
-    """Formats a mean ± its standard deviation; empty for what is none, as of another program."""
-    match values:
-        case {"mean": int() | float() as mean, "std": int() | float() as std}:
-            return f"{format_value(mean)} ± {format_value(std)}"
-        case {"mean": int() | float() as mean}:
-            return format_value(mean)
-    return ""
-
-
 DAY = timedelta(days=1)
 
 
@@ -418,7 +396,7 @@ def all_stages(progress: Progress) -> str:
 def best_words(progress: Progress) -> str:
     """Words the answer, or else the best trial so far."""
     if progress.answer is not None:
-        return describe_result(progress.answer)
+        return short_words(progress.answer)
     best = progress.search.best
     if best is None:
         return "no result yet"

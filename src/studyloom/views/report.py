@@ -63,11 +63,17 @@ from studyloom.views.figures import Axis, Block, Table
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress, working_words
-from studyloom.views.sentence import quotable
-from studyloom.views.snapshot import Snapshot, front_rows, trial_counts, why_no_best
+from studyloom.views.snapshot import Snapshot, front_rows, quotable, trial_counts, why_no_best
 from studyloom.views.terminal import format_parameters, worker_cells
-from studyloom.winner import wording
-from studyloom.winner.result import Compressed, Result, RunFiles, Wrong
+from studyloom.winner.result import (
+    NO_INTERVAL,
+    Compressed,
+    Result,
+    RunFiles,
+    Wrong,
+    format_openings,
+    plural,
+)
 from studyloom.worker_log import read_end
 
 MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
@@ -207,7 +213,7 @@ def head(
 def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
     """Yields the reasons for the answer, a line each."""
     won = winner.winner
-    chosen = f"{won.name.capitalize()} was {wording.format_choice(winner, budget)}"
+    chosen = f"{won.name.capitalize()} was {winner.choice_words(budget)}"
     if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
@@ -225,10 +231,9 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
     if test := winner.test:
         if test.difference:
-            words = wording.format_difference(test.difference, wording.format_covers(test))
-            yield f"The difference to the baseline is {words}."
-        yield f"The test part was {wording.format_tested(test)}."
-    if carried := wording.transfer_sentence(winner):
+            yield f"The difference to the baseline is {test.difference_words}."
+        yield f"The test part was {test.tested_words}."
+    if carried := winner.transfer_sentence:
         yield carried
 
 
@@ -301,19 +306,19 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
     """Returns the numbers of the test; none if there was no test."""
     if winner is None or (test := winner.test) is None:
         return
-    runs = wording.format_seeds(test.winner) or wording.plural(len(test.winner.values), "seed")
+    runs = test.winner.seeds_words or plural(len(test.winner.values), "seed")
     note = f"trial {winner.winner.trial}; {runs}"
-    opened = wording.format_openings(test.openings)
+    opened = format_openings(test.openings)
     part = f"{test.examples} test examples, {opened}" if test.examples else opened
     if test.baseline is None or test.difference is None:  # there is none, or it has won
         yield Card("Winner, test", *spread(test.winner), f"{note}; {part}")
     else:
         yield Card("Winner, test", *spread(test.winner), note)
         yield Card("Baseline, test", *spread(test.baseline), part)
-        note = wording.NO_INTERVAL
+        note = NO_INTERVAL
         if (ends := test.difference.interval) is not None:
             interval = f"95 % interval {number(ends[0], '+')} to {number(ends[1], '+')}"
-            note = f"{interval} {wording.format_covers(test)}"
+            note = f"{interval} {test.cover}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the re-evaluation")[::sign])
     if winner.transfer is None:  # between two sizes there is none
@@ -328,9 +333,9 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         yield section("winner", [Absent("There is no winner.json yet.")])
         return
     if small is not None:
-        heads, *rows = wording.compressed_rows(small)
+        heads, *rows = small.rows()
         table = Table(heads, rows, words=(0, len(heads) - 1))
-        lines = page.Lines(wording.compressed_lines(small))
+        lines = page.Lines(small.lines())
         yield section("compressed", [table, lines])
     yield section("candidates", [candidates(winner)])
     if winner.note is not None:
@@ -661,11 +666,7 @@ def ending(trial: FrozenTrial) -> str:
     """Words how a trial ended, and why, or how far it is."""
     attrs, kind, done = trial.user_attrs, outcome(trial), epochs_of(trial)
     planned = attrs.get(PLANNED_EPOCHS)
-    epochs = (
-        f"{done} of {wording.plural(planned, 'epoch')}"
-        if planned
-        else wording.plural(done, "epoch")
-    )
+    epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
     if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
         epochs += f", at {format_value(last[-1][1])}"
     rung = ": it waited at a rung, and others were promoted" if attrs.get(RUNGS) else ""

@@ -10,8 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
 from studyloom.study.early_end import Outlook, look_ahead
 from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import format_cost, format_value, one_line
+from studyloom.winner.result import Result
+from studyloom.winner.wording import describe, format_metric, result_sentence
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,26 @@ def why_no_best(snapshot: Snapshot) -> str:
     if snapshot.rule is not None and snapshot.outcomes.get("complete"):
         return f"No complete trial keeps to {one_line(snapshot.rule)}"
     return "No trial is complete yet"
+
+
+def quotable(stored: StoredStudy, answer: Result | None, snapshot: Snapshot) -> str:
+    """Returns where a study stands in one sentence: its tested winner, or else its best trial."""
+    tested = None if answer is None else result_sentence(answer, stored)
+    return tested or search_sentence(snapshot)
+
+
+def search_sentence(snapshot: Snapshot) -> str:
+    """Returns where a search stands in one sentence: its best trial so far."""
+    trials = f"{snapshot.done} of {snapshot.budget} trials"
+    if (best := snapshot.best) is None or (value := value_of(best)) is None:
+        return f"{why_no_best(snapshot)}, after {trials}"
+    who = describe(best, best.params)
+    shown = format_metric(value, snapshot.metric)
+    words = f"{who}: {shown} in the search, the best after {trials}"
+    start = value_of(snapshot.baseline)
+    if start is None or snapshot.baseline is None or snapshot.baseline.number == best.number:
+        return words
+    return f"{words}; the baseline has {format_metric(start, snapshot.metric)}"
 
 
 def uncounted(snapshot: Snapshot) -> list[str]:

@@ -31,7 +31,6 @@ from studyloom.views.progress import (
     all_stages,
     best_words,
     control_words,
-    describe_result,
     eta_words,
     finite,
     new_events,
@@ -49,6 +48,7 @@ from studyloom.views.terminal import (
     make_console,
     workers_table,
 )
+from studyloom.winner.result import short_words
 
 TICK = 0.1  # seconds between looks at whether to stop
 LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on
@@ -111,7 +111,7 @@ def render(status: Status, width: int) -> RenderableType:
 
     line(headline(snapshot))
     if progress.answer is not None:
-        line(describe_result(progress.answer), "bold green")
+        line(short_words(progress.answer), "bold green")
     if ended is not None:
         line(ended.words)
     else:

@@ -43,8 +43,7 @@ from studyloom.views.snapshot import (
     trial_counts,
     trial_values,
 )
-from studyloom.winner import wording
-from studyloom.winner.result import Compressed, Result
+from studyloom.winner.result import CHOSEN, Compressed, Result
 
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
@@ -56,44 +55,12 @@ WIDE = 72
 WHOLE = 130  # columns of the variants of a winner with the percentiles of their latencies
 
 
-def winner_lines(answer: Result) -> Iterator[str]:
-    """Formats the answer for a terminal, line by line."""
-    test, chosen, metric = answer.test, answer.winner, answer.metric.name
-    fresh, gap = chosen.fresh, format_value(chosen.gap or 0.0, "+")
-    notes = [*wording.seed_notes(answer), wording.format_reuse(answer)]
-    if test is None:
-        assert fresh is not None  # what is not tested was judged on fresh seeds
-        basis = f"trial {chosen.trial}, {wording.plural(len(answer.seeds), 'fresh seed')}"
-        yield f"winner    {metric} {wording.format_mean(fresh)}  {basis}"
-        for row in answer.candidates:
-            if row.baseline and row.fresh and row != chosen:
-                yield f"          baseline {wording.format_mean(row.fresh)}"
-        if answer.transfer is None:
-            yield f"          selection gap {gap}"
-        notes = [wording.format_seeds(fresh), *notes, *wording.transfer_lines(answer)]
-        yield from (f"          {note}" for note in notes if note)
-        yield f"          {answer.note}"
-        return
-    basis = f"{chosen.name}, {wording.plural(len(answer.seeds), 'seed')}"
-    basis += f", {test.examples} examples" if test.examples is not None else ""
-    basis += wording.format_costs(chosen)
-    yield f"test      winner {metric} {wording.format_mean(test.winner)}  {basis}"
-    if test.baseline and test.difference:
-        yield f"          baseline {wording.format_mean(test.baseline)}"
-        difference = wording.format_difference(test.difference, wording.format_covers(test))
-        yield f"          difference {difference}"
-    for rule, value in test.references.items():
-        yield f"          {rule} {format_value(value)}"
-    if fresh is not None and answer.transfer is None:
-        basis = f"{wording.format_mean(fresh)} {wording.format_fresh(test)}"
-        yield f"          selection gap {gap}: {basis}"
-    yield from (f"          {note}" for note in [*wording.format_uncertainty(test), *notes] if note)
-    yield from (f"          {line}" for line in wording.transfer_lines(answer))
-    if test.openings > 1:
-        opened = wording.format_openings(test.openings)
-        yield f"          the test part was {opened}, and each opening proves less"
-    if not answer.keeps:
-        yield f"          on fresh seeds no candidate keeps to {answer.rule}; this is the best"
+def winner_lines(result: Result) -> Iterator[str]:
+    """Formats a result for a terminal, line by line."""
+    first, *others = result.facts()
+    name = "winner   " if result.test is None else "test      winner"
+    yield f"{name} {first.value}  {first.explanation}"
+    yield from (f"{'':10}{fact}" for fact in others)
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -264,18 +231,18 @@ def make_console(file: Any = None, **options: Any) -> SafeConsole:
 
 def print_compressed(record: Compressed, console: Console) -> None:
     """Prints the variants of a winner that was made small, and the one that was chosen."""
-    heads, *rows = wording.compressed_rows(record)
+    heads, *rows = record.rows()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(heads[0], min_width=len("PyTorch,"))
     for head in heads[1:-1]:
         table.add_column(head, justify="right", min_width=len("+0.0000"))
-    table.add_column(heads[-1], no_wrap=True, min_width=len(wording.CHOSEN))
+    table.add_column(heads[-1], no_wrap=True, min_width=len(CHOSEN))
     for name, *cells in rows:
         # A narrow terminal shows medians alone; the report has their percentiles too.
         kept = cells if console.width >= WHOLE else [cell.partition(" (")[0] for cell in cells]
-        table.add_row(name, *kept, style="bold green" if cells[-1] == wording.CHOSEN else "")
+        table.add_row(name, *kept, style="bold green" if cells[-1] == CHOSEN else "")
     console.print(table)
-    console.print(Text("\n".join(wording.compressed_lines(record))), soft_wrap=True)
+    console.print(Text("\n".join(record.lines())), soft_wrap=True)
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:

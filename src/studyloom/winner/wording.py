@@ -1,181 +1,191 @@
-"""An answer in words, as terminal, report, model card and comparison say it; and the model card."""
+"""A result in sentences: the one that a person can quote, and the model card.
 
+"A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen pictures, 4.4 points over the
+baseline". Report, terminal and comparison begin with it.
+"""
+
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import FrozenTrial
+
+from studyloom.metrics import METRICS
+from studyloom.study.stored_study import StoredStudy, config_of
 from studyloom.text import (
     code_in_markdown,
-    format_cost,
     format_error,
     format_parameter,
-    format_shape,
     format_value,
     in_markdown,
+    one_line,
     printable,
 )
-from studyloom.winner.result import Candidate, Compressed, DataFacts, Result, Scores, Summary
+from studyloom.winner.result import Compressed, Result, Scores, Summary, Transfer, plural
 
 if TYPE_CHECKING:
     from studyloom.data.training_data import Part
 
 SMALL_HEADING = "## Made small"
-CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
-SEED = (
-    "if the training sets a seed of its own, have it take the trial's: run.seed in a loop, {seed} "
-    "in a command, objective.seed of a Hydra application"
-)
-NO_INTERVAL = "no interval: it takes three seeds that differ"
-STAGES = {"re-evaluation": "re-evaluations", "retraining": "final trainings"}
+MOST_DETAILS = 2  # of a network
+MOST_SETTINGS = 3  # of a trial without a network
+# Of a network, what says most of it, where the search varied nothing of it.
+TELLING = ("channels", "hidden", "width", "layers")
+SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
+VOWEL = r"[aeio]|u(?!-?net|ni)"  # with which a name begins that takes "an": not a U-Net
+NOUNS = {"Picture": "pictures", "Sound": "recordings"}  # by what makes a file an input
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
+    """Returns the answer in one sentence; None if its winner has but the value of the search."""
+    winner, test, carried = answer.winner, answer.test, answer.transfer
+    trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
+    who = describe(trial, winner.params, carried)
+    if carried is not None:
+        warning = "" if carried.held else "The order of the search did not hold at the target: "
+        who = f"{warning}{who}, searched with {carried.small_words}"
+    if test is not None:
+        words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
+        return f"{words}{_over_baseline(test, stored.metric)}"
+    if winner.fresh is None:
+        return None
+    seeds = plural(len(winner.values), "fresh seed")
+    return f"{who}: {_spread(winner.fresh, stored.metric)} on {seeds}, untested"
 
 
-def format_mean(values: Summary) -> str:
-    """Formats mean ± standard deviation; of two values, the mean and both."""
-    mean = format_value(values.mean)
-    if values.same or len(values.values) < 2:
-        return mean
-    if values.std is None:
-        return f"{mean} ({' and '.join(map(format_value, values.values))})"
-    return f"{mean} ± {format_error(values.std, mean)}"
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
-def format_seeds(values: Summary) -> str:
-    """Formats what `±` is beside a mean of `format_mean`, or why there is none; empty for one."""
-    seeds = len(values.values)
-    if values.same:
-        return f"the same value with each of {seeds} seeds, so that no spread is known"
-    return f"± is the standard deviation over {seeds} seeds" if values.std is not None else ""
+def describe(
+    trial: FrozenTrial | None, params: Mapping[str, Any], carried: Transfer | None = None
+) -> str:
+    """Describes a trial: its network and optimizer, or else its first parameters.
+
+    Args:
+        carried: to the size of the winner.
+    """
+    config = _mapping(trial and config_of(trial))
+    if carried is not None:
+        config, params = carried.carry(config), {**params, **carried.values}
+    network, optimizer = _mapping(config.get("model")), _mapping(config.get("optimizer"))
+    parts = []
+    if name := _class_of(network):
+        parts.append(_network(name, network, params))
+    if name := _class_of(optimizer):
+        rate = optimizer.get("lr")
+        parts.append(name + (f" at {_short(rate)}" if isinstance(rate, int | float) else ""))
+    if not parts:
+        few = [f"{key.rpartition('.')[2]} {value}" for key, value in _settings(params).items()]
+        parts = few[:MOST_SETTINGS] or ["The configuration as composed"]
+    return one_line(", ".join(parts))
 
 
-def seed_notes(answer: Result) -> list[str]:
-    """Returns what to do about a training of the user's own that follows no seed."""
-    values = answer.winner.fresh if answer.test is None else answer.test.winner
-    return [SEED] if answer.is_of_loop and values is not None and values.same else []
+def _settings(params: Mapping[str, Any]) -> dict[str, str]:
+    """Words each parameter, and a list of the space, whose items are parameters, as one."""
+    told: dict[str, str] = {}
+    for key, value in params.items():
+        above, _, last = key.rpartition(".")
+        if f"{above}.0" in params and (last == "length" or last.isdecimal()):
+            places = (f"{above}.{place}" for place in itertools.count())
+            items = itertools.takewhile(params.__contains__, places)
+            told[above] = "-".join(_short(params[item]) for item in items)
+        else:
+            told[key] = _short(value)
+    return told
 
 
-def format_costs(row: Candidate) -> str:
-    """Formats the costs of a candidate, each after a comma; empty if the metric was all."""
-    return "".join(f", {name} {format_cost(value)}" for name, value in row.costs.items())
+def _class_of(section: Mapping[str, Any]) -> str:
+    return str(section.get("_target_") or "").rpartition(".")[2]
 
 
-def format_choice(answer: Result, budget: int | None = None) -> str:
-    """Formats which trials a winner was chosen from: all of the study, or its first ones."""
-    of = budget or answer.study_trials or answer.trials
-    first = f"the first {answer.trials} of {of}" if answer.trials < of else answer.trials
-    return f"chosen from {first} trials"
+def _network(name: str, network: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """Describes a network: a CNN with 16 channels."""
+    if isinstance(cell := network.get("cell"), str):  # Recurrent says which by a key
+        name = cell.upper() if len(cell) <= 4 else cell
+    acronym = len(name) <= 4 and name.isupper()
+    vowel = name[:1] in SPELT if acronym else re.match(VOWEL, name.lower())
+    searched = {
+        key.partition("[")[0].rpartition(".")[2] for key in params if key.startswith("model.")
+    }
+    keys = [key for key in network if key in searched] or [key for key in TELLING if key in network]
+    keys.sort(key=lambda key: key not in TELLING)
+    told = [_detail(key, network[key]) for key in keys]
+    details = [detail for detail in told if detail][:MOST_DETAILS]
+    have = f" with {' and '.join(details)}" if details else ""
+    return f"{'An' if vowel else 'A'} {name}{have}"
 
 
-def format_reuse(answer: Result) -> str:
-    """Formats how many trainings earlier answers, or the judging, had done; empty if none."""
-    reused = [
-        f"{count} of {of} {STAGES.get(title, title)}"
-        for title, (count, of) in answer.reused.items()
-        if count
-    ]
-    return f"reused, as trained before: {', '.join(reused)}" if reused else ""
+def _detail(key: str, value: Any) -> str:
+    if isinstance(value, list | tuple) and value and all(isinstance(n, int) for n in value):
+        return f"{key} {'-'.join(map(str, value))}"
+    if not isinstance(value, int) or isinstance(value, bool):
+        return ""
+    return f"{value} {key}" if key.endswith("s") and value != 1 else f"{key} {value}"
 
 
-def format_difference(difference: Summary, covers: str = "") -> str:
-    """Formats a difference with its interval, and whether that includes 0."""
-    mean = format_value(difference.mean, "+")
-    if difference.interval is None:
-        return f"{mean}, {NO_INTERVAL}" if len(difference.values) > 1 else mean
-    low, high = difference.interval
-    interval = f"{mean}, 95 % interval {format_value(low, '+')} to {format_value(high, '+')}"
-    interval += f" {covers}" if covers else ""
-    return f"{interval}: no difference shown" if low <= 0 <= high else interval
+def _short(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else format_parameter(value)
 
 
-def format_covers(test: Scores) -> str:
-    """Formats what the intervals of a test cover."""
-    covers, seeds = test.interval.covers, len(test.winner.values)
-    if covers == "examples" and seeds > 1:  # each of which may lie outside
-        return f"over examples, for the mean of these {seeds} seeds only"
-    return "over seeds only" if covers == "seeds" else f"over {covers}"
+def _is_share(metric: str) -> bool:
+    """Whether a metric is a share of 1, such as the accuracy, which people read in percent."""
+    known = METRICS.get(metric)
+    return known is not None and known.scale == "unit"
 
 
-def format_fresh(test: Scores) -> str:
-    """Formats what the re-evaluation has anew; no splits of data that a loop loads itself."""
-    return f"on fresh seeds{'' if test.examples is None else ' and validation parts'}"
+def _decimals(error: float | None) -> int:
+    """Returns the decimals of a percentage: as many as show its error, one to three."""
+    if not error or not math.isfinite(error):
+        return 1
+    return min(3, max(1, -math.floor(math.log10(100 * abs(error)))))
 
 
-def format_sizes(sizes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {format_parameter(size)}" for key, size in sizes.items())
+def format_metric(value: float, metric: str, error: float | None = None) -> str:
+    """Formats a value of a metric, a share of 1 in percent."""
+    if _is_share(metric):
+        return f"{100 * value:.{_decimals(error)}f} %"
+    return f"{one_line(metric)} {format_value(value)}"
 
 
-def transfer_lines(answer: Result) -> Iterator[str]:
-    """Yields how far the trials of the search told what is good at the size of the winner."""
-    if (found := answer.transfer) is None:
-        return
-    rule = "" if found.rule == "none" else f" by the rule {found.rule}"
-    small, target = format_sizes(found.small), format_sizes(found.target)
-    yield f"searched with {small}, and carried to {target}{rule}"
-    fresh = plural(len(answer.winner.values), "fresh seed")
-    promised, reached = format_value(found.promised), format_value(found.reached)
-    yield f"transfer gap: {promised} in the search, {reached} at the target on {fresh}"
-    if found.order is not None:
-        between = ""
-        if found.interval is not None:
-            low, high = (format_value(end, "+") for end in found.interval)
-            between = f", 95 % interval {low} to {high}"
-        order = format_value(found.order, "+")
-        yield f"order of {found.candidates} candidates: rank correlation {order}{between}"
-    if found.neighbour:
-        yield f"the best at the target is {answer.winner.name}"
-    if found.share is not None:
-        yield f"{100 * found.share:.0f} % of the operations of the same search at the target"
+def _spread(values: Summary, metric: str) -> str:
+    """Words mean ± standard deviation over the seeds."""
+    mean, error = values.mean, values.std
+    if error is None or values.same:
+        return format_metric(mean, metric)
+    if _is_share(metric):
+        return f"{format_metric(mean, metric, error)} ± {100 * error:.{_decimals(error)}f}"
+    return f"{format_metric(mean, metric)} ± {format_error(error, format_value(mean))}"
 
 
-def transfer_sentence(answer: Result) -> str:
-    """Words `transfer_lines` as one sentence; empty without one."""
-    words = "; ".join(transfer_lines(answer))
-    return f"{words[0].upper()}{words[1:]}." if words else ""
+def _examples(answer: Result, test: Scores) -> str:
+    """Words what the test part holds: 1 000 unseen pictures."""
+    data = answer.data
+    noun = NOUNS.get(_class_of((data and data.transform) or {}), "examples")
+    if data and data.columns:
+        noun = "rows"
+    if test.examples is None:
+        return f"unseen {noun}"
+    return f"{test.examples:,} unseen {noun}".replace(",", " ")
 
 
-def format_uncertainty(test: Scores) -> list[str]:
-    """Formats what `±` is beside the winner's mean on the test part, and the interval of that."""
-    notes = [format_seeds(test.winner)]
-    if test.winner.interval:
-        low, high = (format_value(value) for value in test.winner.interval)
-        notes.append(f"95 % interval of the winner's mean {low} to {high} {format_covers(test)}")
-    return [note for note in notes if note]
+def _over_baseline(test: Scores, metric: str) -> str:
+    """Words how far the winner is from the baseline, and whether the interval shows it at all."""
+    if (difference := test.difference) is None:
+        return ""
+    gain, ends = difference.mean, difference.interval
+    side = "over" if gain >= 0 else "under"
+    size = abs(100 * gain)
+    points = f"{size:.{_decimals(difference.std)}f} points"
+    words = points if _is_share(metric) else format_value(abs(gain))
+    open_ = " (the 95 % interval includes 0)" if ends and ends[0] <= 0 <= ends[1] else ""
+    return f", {words} {side} the baseline{open_}"
 
 
-def format_openings(openings: int) -> str:
-    return "opened once" if openings == 1 else f"opened {openings} times"
-
-
-def format_tested(test: Scores) -> str:
-    """Formats how often the test part was opened, and when."""
-    when = "after the winner was chosen"
-    if test.earlier:
-        when = "for these networks when an earlier answer had the same winner"
-    return f"{format_openings(test.openings)}, {when}"
-
-
-def accepted_files(data: DataFacts) -> str:
-    """Describes the files that `studyloom predict` takes."""
-    shape, transform = data.shape, data.transform or {}
-    if data.reads:
-        return f"files that {transform['_target_']} reads"
-    if shape is None or not data.fits_files:
-        return "no files, since its inputs are not one tensor of numbers"
-    sizes = format_shape(shape)
-    arrays = f".npy files of {sizes} numbers, or of several such"
-    if len(shape) == 3 and shape[0] in (1, 3):  # channels, height and width of a picture
-        background = transform.get("background")
-        inverted = f", those without a {background} background inverted" if background else ""
-        return (
-            f"pictures of any size, made {sizes} (channels, height, width){inverted}, and {arrays}"
-        )
-    if data.columns:
-        return f"CSV files with the columns {', '.join(data.columns)}, and {arrays}"
-    return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
+# The model card
 
 
 def model_card(
@@ -190,30 +200,28 @@ def model_card(
     winner, test = answer.winner, answer.test
     assert test is not None
     on = f", on {test.examples} examples" if test.examples else ""
-    spread = "".join(f"; {note}" for note in format_uncertainty(test))
+    spread = "".join(f"; {note}" for note in test.uncertainty)
     lines = [
         f"# {in_markdown(answer.study)}: trial {winner.trial}",
-        f"Test {in_markdown(answer.metric.name)} {format_mean(test.winner)} over "
+        f"Test {in_markdown(answer.metric.name)} {test.winner.words} over "
         f"{len(answer.seeds)} seeds{on}{spread}.",
     ]
     if test.baseline and test.difference:
-        difference = format_difference(test.difference, format_covers(test))
-        lines.append(
-            f"The baseline has {format_mean(test.baseline)}; the difference is {difference}."
-        )
+        difference = test.difference_words
+        lines.append(f"The baseline has {test.baseline.words}; the difference is {difference}.")
     if winner.fresh and winner.gap is not None and answer.transfer is None:
         lines.append(
-            f"{format_choice(answer).capitalize()}. Its value in the search was "
-            f"{format_value(winner.search_value)}, and {format_fresh(test)} "
-            f"{format_mean(winner.fresh)}. The selection gap is {format_value(winner.gap, '+')}; "
+            f"{answer.choice_words().capitalize()}. Its value in the search was "
+            f"{format_value(winner.search_value)}, and {test.fresh_words} "
+            f"{winner.fresh.words}. The selection gap is {format_value(winner.gap, '+')}; "
             "above 0 the search had flattered it."
         )
-    if carried := transfer_sentence(answer):
+    if carried := answer.transfer_sentence:
         lines.append(in_markdown(carried))
     if winner.costs:
-        costs = in_markdown(format_costs(winner))
+        costs = in_markdown(winner.costs_words)
         lines.append(f"Chosen by {code_in_markdown(answer.rule)}{costs}.")
-    if reused := format_reuse(answer):
+    if reused := answer.reuse_words:
         lines.append(f"{reused.capitalize()}.")
     params = [
         f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
@@ -226,7 +234,7 @@ def model_card(
         use = f"{code_in_markdown(f'studyloom.load_winner({str(run_dir)!r})')} loads it."
     else:
         command = code_in_markdown(f"studyloom predict {run_dir} FILE…")
-        use = f"{command} takes {in_markdown(accepted_files(answer.data))}."
+        use = f"{command} takes {in_markdown(answer.data.accepted_files)}."
     kept = "what the loop kept" if answer.is_of_loop else "the weights"
     lines.append(
         f"## Use\n\n`winner.pt` holds {kept} of "
@@ -237,56 +245,16 @@ def model_card(
     if data is not None:
         epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
         trained = f"Trained on {len(data)} examples, sha256 `{data.digest}`{epochs}. "
-    lines.append(f"## Data\n\n{trained}The test part was {format_tested(test)}.")
+    lines.append(f"## Data\n\n{trained}The test part was {test.tested_words}.")
     for name, source in sources.items():
         code = printable(source).replace("\n", "\n    ")
         lines.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
     return "\n\n".join(lines) + "\n"
 
 
-def compressed_rows(record: Compressed) -> Iterator[tuple[str, ...]]:
-    """Yields the heads of the table of variants, and then a row for each."""
-    heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
-    yield "variant", record.metric.name, *heads
-    for row in (record.original, *record.variants):
-        if row.note is not None:
-            yield row.name, *["–"] * 5, row.note
-            continue
-        low, high = (format_value(end, "+") for end in row.drop_interval)
-        lost = "" if row is record.original else f"{low} to {high}"
-        latencies = (row.latency[batch] for batch in ("1", "64"))
-        times = [f"{each.median:.3g} ({each.low:.3g}–{each.high:.3g})" for each in latencies]
-        mark = CHOSEN if row.name == record.chosen.name else ""
-        yield row.name, format_value(row.value), lost, f"{row.bytes:_}", *times, mark
-
-
-def compressed_lines(record: Compressed) -> list[str]:
-    """Returns the lines about the chosen variant."""
-    chosen, test = record.chosen, record.test
-    faster = ", ".join(
-        f"{theirs / ours:.2f} × as fast at batch {batch}"
-        for batch, (ours, theirs) in chosen.medians.items()
-    )
-    low, high = (format_value(end, "+") for end in test.interval)
-    interval = f", 95 % interval {low} to {high} over examples" if test.covers else ""
-    verdict = "within" if test.within else "not shown to be within"
-    return [
-        f"chosen {chosen.name} by {record.rule}",
-        f"{record.bytes_of_winner / chosen.bytes:.2f} × smaller: {chosen.bytes:_} bytes, "
-        f"winner.pt has {record.bytes_of_winner:_}",
-        f"{faster}, against PyTorch eager on {plural(record.threads, 'thread')}: medians",
-        f"test {record.metric.name} {format_value(test.value)}, the original has "
-        f"{format_value(test.original)}, on {test.examples} examples",
-        f"difference {format_value(test.difference, '+')}{interval}: "
-        f"{verdict} the margin of {format_value(record.margin)}",
-        f"the test part was {format_openings(test.openings)} in this study"
-        f"{', for this very file by an earlier command' if test.earlier else ''}",
-    ]
-
-
 def small_section(record: Compressed) -> str:
     """Returns the section of the model card on a winner that was made small."""
-    heads, *rows = compressed_rows(record)
+    heads, *rows = record.rows()
     table = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
     table.insert(1, ["---"] * len(heads))
     about = (
@@ -295,7 +263,5 @@ def small_section(record: Compressed) -> str:
         "were judged on a validation part that neither they nor their original were trained on."
     )
     lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    listed = "\n".join(
-        f"* {in_markdown(line[0].upper() + line[1:])}." for line in compressed_lines(record)
-    )
+    listed = "\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in record.lines())
     return "\n\n".join([SMALL_HEADING, about, listed, lines])
