@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     def status() -> dict[str, Any]:
         """Tells how far the search is: trials by state, the best, workers, the time left."""
         with opened(own) as [stored]:
-            shown = status_document(read_status(stored))
+            shown = asdict(status_document(read_status(stored)))
             return plain(shown | ({"answer": None} if is_sealed(stored) else {}))
 
     @server.tool(annotations=reading)

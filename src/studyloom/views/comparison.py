@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -117,43 +117,63 @@ def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def facts(study: Compared) -> dict[str, Any]:
-    """Returns the results of a study and their cost, for a table or for a program.
+@dataclass(frozen=True)
+class ComparedFacts:
+    """A study: its best value, its winner on the test part, and what both cost.
 
-    Numbers are not rounded, and None is what is not known: name, run_dir, metric, best (of the
-    search), test, std (of the test), difference (to the baseline, on the test part), trials, of
-    (the budget), pruned, failed, epochs (that all trials trained), seconds (from the first start
-    to the last end), worker_seconds.
+    The difference is that of winner and baseline; `seconds` from the first start to the last end.
+    Numbers are not rounded, and None is what is not known.
     """
-    snapshot = study.snapshot
+
+    name: str
+    run_dir: str
+    metric: str
+    best: float | None
+    test: float | None
+    std: float | None
+    difference: float | None
+    trials: int
+    of: int
+    pruned: int
+    failed: int
+    epochs: int
+    seconds: float | None
+    worker_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Studies side by side, and for each key that differs its values in their order."""
+
+    studies: list[ComparedFacts]
+    differs: Mapping[str, list[Any]]
+
+
+def facts(study: Compared) -> ComparedFacts:
+    """Returns the results of a study and their cost, for a table or for a program."""
+    snapshot, trials = study.snapshot, study.stored.trials()
     test = study.answer.test if study.answer else None
-    trials = study.stored.trials()
-    return {
-        "name": study.stored.name,
-        "run_dir": str(study.run_dir),
-        "metric": study.stored.metric,
-        "best": value_of(snapshot.best),
-        "test": test.winner.mean if test else None,
-        "std": test.winner.std if test else None,
-        "difference": test.difference.mean if test and test.difference else None,
-        "trials": snapshot.done,
-        "of": snapshot.budget,
-        "pruned": snapshot.outcomes.get("pruned", 0),
-        "failed": snapshot.outcomes.get("failed", 0),
-        "epochs": sum(map(epochs_of, trials)),
-        "seconds": wall_seconds(study.parts),
-        "worker_seconds": seconds_worked(t for part in study.parts for t in part.trials),
-    }
+    return ComparedFacts(
+        name=study.stored.name,
+        run_dir=str(study.run_dir),
+        metric=study.stored.metric,
+        best=value_of(snapshot.best),
+        test=test.winner.mean if test else None,
+        std=test.winner.std if test else None,
+        difference=test.difference.mean if test and test.difference else None,
+        trials=snapshot.done,
+        of=snapshot.budget,
+        pruned=snapshot.outcomes.get("pruned", 0),
+        failed=snapshot.outcomes.get("failed", 0),
+        epochs=sum(map(epochs_of, trials)),
+        seconds=wall_seconds(study.parts),
+        worker_seconds=seconds_worked(t for part in study.parts for t in part.trials),
+    )
 
 
 def document(studies: Sequence[Compared]) -> dict[str, Any]:
-    """Returns a comparison for other programs.
-
-    Returns:
-        `studies`, a list of what `facts` returns; `differs`, the values of each key that differs,
-        a list in the order of the studies.
-    """
-    return {"studies": [facts(study) for study in studies], "differs": dict(differing(studies))}
+    """Returns a comparison for other programs."""
+    return asdict(Comparison([*map(facts, studies)], dict(differing(studies))))
 
 
 def table(studies: Sequence[Compared]) -> Table:
@@ -161,16 +181,16 @@ def table(studies: Sequence[Compared]) -> Table:
     columns = []
     for study in studies:
         known = facts(study)
-        spread = "" if known["std"] is None else f" ± {number(known['std'])}"
+        spread = "" if known.std is None else f" ± {number(known.std)}"
         column = {
-            "best, search": number(known["best"]),
-            "test": f"{number(known['test'])}{spread}",
-            "over its baseline, test": number(known["difference"], "+"),
-            "trials": f"{known['trials']} of {known['of']}",
-            "pruned, failed": f"{known['pruned']}, {known['failed']}",
-            "epochs of the search": str(known["epochs"]),
-            "from first start to last end": _took(known["seconds"]),
-            "workers trained for": _took(known["worker_seconds"]),
+            "best, search": number(known.best),
+            "test": f"{number(known.test)}{spread}",
+            "over its baseline, test": number(known.difference, "+"),
+            "trials": f"{known.trials} of {known.of}",
+            "pruned, failed": f"{known.pruned}, {known.failed}",
+            "epochs of the search": str(known.epochs),
+            "from first start to last end": _took(known.seconds),
+            "workers trained for": _took(known.worker_seconds),
         }
         columns.append(column)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]

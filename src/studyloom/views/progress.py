@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from msgspec import Meta
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import (
@@ -39,7 +40,7 @@ from studyloom.study.stored_study import (
 )
 from studyloom.text import format_duration, one_line
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
-from studyloom.winner.result import short_words
+from studyloom.winner.result import ShortResult, short_words
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ WORDS = {
     COMPRESS: "making it small",
     DONE: "done",
 }
+StageTitle = Annotated[str, Meta(extra_json_schema={"enum": [*WORDS]})]
 
 
 @dataclass(frozen=True)
@@ -490,6 +492,38 @@ def wrap(parts: Iterable[str], width: int) -> list[str]:
 # The events of a job. They are found by comparing the stored trials with what was told before. So
 # they are the same whichever process trained a trial, and on whichever host; nothing is told twice,
 # and nothing that is stored is left out, also if the command was killed in between.
+
+
+class Event(TypedDict):
+    """The fields of each line of --events FILE; `id` tells studies of one name apart.
+
+    A trial has begun, has reported an epoch, goes on after the death of its worker, has ended, or
+    is the best now; another terminal has asked to stop, to pause, or to go on; the study has
+    stopped itself; the winner is known; the command ends.
+    """
+
+    event: Literal[
+        "began", "reported", "resumed", "ended", "best", "control", "halted", "answer", "exit"
+    ]
+    at: str
+    study: str
+    id: str | None
+    stage: NotRequired[Literal["search", "re-evaluation", "retraining"]]
+    trial: NotRequired[int]
+    params: NotRequired[dict[str, Any]]
+    worker: NotRequired[str | None]
+    epoch: NotRequired[int | None]
+    deaths: NotRequired[int]
+    epochs: NotRequired[int | None]
+    state: NotRequired[Literal["complete", "pruned", "failed"]]
+    value: NotRequired[float | None]
+    values: NotRequired[list[float | None] | None]
+    seconds: NotRequired[float | None]
+    wish: NotRequired[Wish | None]
+    reason: NotRequired[str | None]
+    answer: NotRequired[ShortResult]
+    code: NotRequired[int]
+
 
 # What an event of the job tells; it is told again when this has changed.
 TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answer"}

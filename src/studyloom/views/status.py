@@ -5,10 +5,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from importlib import import_module
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.errors import StorageError
+from studyloom.study.early_end import Hours
 from studyloom.study.failures import FailureCount, count_failures, resumed_words
-from studyloom.study.stopping import Stop
+from studyloom.study.stopping import Stop, Wish
 from studyloom.study.stored_study import SEARCH, StoredStudy, proposer_of, value_of
 from studyloom.text import one_line
 from studyloom.views.importances import importances
@@ -28,6 +29,7 @@ from studyloom.views.progress import (
     History,
     JobReader,
     Progress,
+    StageTitle,
     all_stages,
     best_words,
     control_words,
@@ -39,7 +41,7 @@ from studyloom.views.progress import (
     time_words,
     wrap,
 )
-from studyloom.views.snapshot import Snapshot
+from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.views.terminal import (
     answers_table,
     failure_lines,
@@ -48,7 +50,7 @@ from studyloom.views.terminal import (
     make_console,
     workers_table,
 )
-from studyloom.winner.result import short_words
+from studyloom.winner.result import ShortResult, short_words
 
 TICK = 0.1  # seconds between looks at whether to stop
 LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on
@@ -145,56 +147,136 @@ def job_lines(progress: Progress, width: int) -> list[str]:
     return [*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)]
 
 
+class BestTrial(TypedDict):
+    """The best trial of a search."""
+
+    trial: int
+    value: float | None
+    params: dict[str, Any]
+    proposed_by: NotRequired[str | None]
+
+
+@dataclass(frozen=True)
+class SlotCounts:
+    """The slots of the ledger by state."""
+
+    free: int
+    held: int
+    done: int
+
+
+@dataclass(frozen=True)
+class OutcomeCounts:
+    """The trials of the search by state."""
+
+    complete: int
+    pruned: int
+    failed: int
+    paused: int
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class FailuresOfKind:
+    """How many trials have failed for a kind of reason, and the first of these."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """How many trials of a stage have ended, and how many are left, at most before it begins."""
+
+    stage: StageTitle
+    done: int
+    left: int
+
+
+@dataclass(frozen=True)
+class StatusDocument:
+    """The status of a study, by `studyloom status --json`; with --watch one a line.
+
+    `best` is by the rule of the study, `front` the Pareto front, `ended` why the search ended
+    before its budget was spent, `gain` what the trials that are left are expected to gain. `eta` is
+    of the whole job; foreign trials are those of other programs.
+    """
+
+    study: str
+    metric: str
+    budget: int
+    done: int
+    slots: SlotCounts
+    trials: OutcomeCounts
+    best: BestTrial | None
+    baseline: BestTrial | None
+    front: list[BestTrial]
+    rule: str | None
+    importances: dict[str, float | None]
+    workers: Sequence[WorkerStatus]
+    failures: dict[str, FailuresOfKind]
+    halted: str | None
+    eta: float | None
+    foreign: int
+    ended: str | None
+    gain: float | None
+    stage: StageTitle
+    stages: list[StageCounts]
+    elapsed: float | None
+    hours: Hours
+    cost: float | None
+    control: Wish | None
+    answer: ShortResult | None
+    exit_code: int | None
+
+
 def as_json(status: Status) -> str:
     """Formats a status as one line of JSON, for other programs.
 
-    Its shape is `Status` of `commands.documents`. What is missing or not finite is null.
+    What is missing or not finite is null.
     """
-    return json.dumps(finite(status_document(status)), allow_nan=False)
+    return json.dumps(finite(asdict(status_document(status))), allow_nan=False)
 
 
-def status_document(status: Status) -> dict[str, Any]:
-    """Returns a status as nested mappings, for programs."""
+def status_document(status: Status) -> StatusDocument:
+    """Makes the document of a status."""
     progress, snapshot = status.progress, status.progress.search
-    states = ("complete", "pruned", "failed", "paused", "running", "waiting")
-    ended = snapshot.outlook.ending
-    return {
-        "study": snapshot.name,
-        "metric": snapshot.metric,
-        "budget": snapshot.budget,
-        "done": snapshot.done,
-        "slots": dict(snapshot.slots),
-        "trials": {state: snapshot.outcomes.get(state, 0) for state in states},
-        "best": _trial_json(snapshot, snapshot.best),
-        "baseline": _trial_json(snapshot, snapshot.baseline),
-        "front": [_trial_json(snapshot, trial) for trial in snapshot.front],
-        "rule": snapshot.rule,
-        "importances": dict(status.importances),
-        "workers": [asdict(worker) for worker in progress.current.workers],
-        "failures": {
-            failure.kind: {"count": failure.count, "reason": failure.first_reason}
-            for failure in status.failures
+    answer: Any = progress.answer
+    ended, outcomes = snapshot.outlook.ending, snapshot.outcomes
+    return StatusDocument(
+        study=snapshot.name,
+        metric=snapshot.metric,
+        budget=snapshot.budget,
+        done=snapshot.done,
+        slots=SlotCounts(**snapshot.slots),
+        trials=OutcomeCounts(*(outcomes.get(state.name, 0) for state in fields(OutcomeCounts))),
+        best=_best_trial(snapshot, snapshot.best),
+        baseline=_best_trial(snapshot, snapshot.baseline),
+        front=[_best_trial(snapshot, trial) for trial in snapshot.front],
+        rule=snapshot.rule,
+        importances={**status.importances},
+        workers=progress.current.workers,
+        failures={
+            each.kind: FailuresOfKind(each.count, each.first_reason) for each in status.failures
         },
-        "halted": progress.halted,
-        "eta": progress.eta,
-        "foreign": snapshot.foreign,
-        "ended": None if ended is None else ended.words,
-        "gain": snapshot.outlook.gain,
-        "stage": progress.title,
-        "stages": [
-            {"stage": stage.title, "done": stage.done, "left": stage.left}
-            for stage in progress.stages
-        ],
-        "elapsed": progress.elapsed,
-        "hours": {"cores": progress.hours.cores, "gpus": progress.hours.gpus},
-        "cost": progress.cost,
-        "control": progress.control,
-        "answer": None if progress.answer is None else dict(progress.answer),
-        "exit_code": progress.exit_code,
-    }
+        halted=progress.halted,
+        eta=progress.eta,
+        foreign=snapshot.foreign,
+        ended=None if ended is None else ended.words,
+        gain=snapshot.outlook.gain,
+        stage=progress.title,
+        stages=[StageCounts(stage.title, stage.done, stage.left) for stage in progress.stages],
+        elapsed=progress.elapsed,
+        hours=progress.hours,
+        cost=progress.cost,
+        control=progress.control,
+        answer=answer,
+        exit_code=progress.exit_code,
+    )
 
 
-def _trial_json(snapshot: Snapshot, trial: FrozenTrial | None) -> dict[str, Any] | None:
+def _best_trial(snapshot: Snapshot, trial: FrozenTrial | None) -> Any:
     if trial is None:
         return None
     costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
