@@ -36,7 +36,6 @@ from studyloom.views.progress import (
     Progress,
     StageTitle,
     finite,
-    new_events,
     write_event,
 )
 from studyloom.views.status import BestTrial
@@ -301,7 +300,7 @@ class EventFile:
     def __call__(self, progress: Progress) -> None:
         """Writes what has happened since the last call."""
         if self._told is not None:
-            lines = [self._line(event) for event in new_events(self._told, progress)]
+            lines = [self._line(event) for event in self._told.new(progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:

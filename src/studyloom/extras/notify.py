@@ -20,7 +20,7 @@ from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
-from studyloom.views.progress import Progress, eta_words, finite, stage_words
+from studyloom.views.progress import Progress, finite
 from studyloom.views.snapshot import format_trial_values
 from studyloom.views.terminal import format_parameters
 from studyloom.winner.result import short_words
@@ -67,7 +67,7 @@ class Notices:
             self._best, self._told_at = best.number, time.monotonic()
             subject = f"best {progress.search.metric} {format_trial_values(best)}"
             found = f"trial {best.number}: {format_parameters(best.params)}"
-            body = f"{found}\n{stage_words(progress)}, {eta_words(progress)}"
+            body = f"{found}\n{progress.stage_words}, {progress.eta_words}"
             value = (best.values or [None])[0]
             self._put(progress, subject, body, trial=best.number, value=value, params=best.params)
 
@@ -80,7 +80,7 @@ class Notices:
         progress = self._before
         if progress is not None:
             answer = progress.answer
-            words = stage_words(progress) if answer is None else short_words(answer)
+            words = progress.stage_words if answer is None else short_words(answer)
             subject = words if code == 0 else f"ended with exit code {code}"
             told = {"exit_code": code, "reason": reason, "answer": answer}
             self._put(progress, subject, reason or words, **told)

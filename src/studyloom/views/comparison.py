@@ -29,7 +29,7 @@ from studyloom.views import figures
 from studyloom.views.figures import Axis, Block, Chart, Mark, Point, Table, plain_scale, whole_scale
 from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
 from studyloom.views.report import Stage, read_parts, seconds_worked, wall_seconds
-from studyloom.views.snapshot import Snapshot, quotable, take_snapshot
+from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
 from studyloom.winner.result import Result, RunFiles
 
@@ -276,7 +276,7 @@ def page(studies: Sequence[Compared]) -> str:
 
 
 def _sentence(study: Compared) -> str:
-    return f"{quotable(study.stored, study.answer, study.snapshot)}."
+    return f"{study.snapshot.quotable(study.stored, study.answer)}."
 
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:

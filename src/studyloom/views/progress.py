@@ -39,7 +39,7 @@ from studyloom.study.stored_study import (
     value_of,
 )
 from studyloom.text import format_duration, one_line
-from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
+from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
 from studyloom.winner.result import ShortResult, short_words
 
 
@@ -212,6 +212,100 @@ class Progress:
         """Whether nothing is left to do."""
         return self.exit_code is not None or self.title == DONE
 
+    @property
+    def stage_words(self) -> str:
+        """How far the present stage has come, and how many of its own trials were pruned."""
+        if self.title == DONE or self.stage.title != self.title:
+            return WORDS[self.title]
+        stage, counts = self.stage, [f"{self.stage.done}/{self.stage.budget}"]
+        if (own := stage.snapshot) is not None:
+            pruned = own.outcomes.get("pruned")
+            counts += [*[f"{pruned} pruned"] * bool(pruned), *own.uncounted_words]
+        return f"{WORDS[self.title]} {', '.join(counts)}"
+
+    @property
+    def all_stages(self) -> str:
+        """How far each stage has come, in their order; empty if there is but one."""
+        if len(self.stages) == 1:
+            return ""
+        return ", ".join(f"{WORDS[s.title]} {s.done}/{s.budget}" for s in self.stages)
+
+    @property
+    def best_words(self) -> str:
+        """The result, or else the best trial so far."""
+        if self.answer is not None:
+            return short_words(self.answer)
+        best = self.search.best
+        if best is None:
+            return "no result yet"
+        mark = ", the baseline" if BASELINE in best.user_attrs else ""
+        return f"best {format_trial_values(best)} (trial {best.number}{mark})"
+
+    def time_words(self) -> Iterator[str]:
+        """Yields how long a job at work has run, how long it will, and what it has spent."""
+        if not self.ended:
+            if self.elapsed is not None:
+                yield f"elapsed {format_duration(self.elapsed)}"
+            yield self.eta_words
+        hours = self.hours
+        if hours.cores >= 0.01:
+            yield f"{hours.cores:.2f} core-hours"
+        if hours.gpus >= 0.01:
+            yield f"{hours.gpus:.2f} GPU-hours"
+        if self.cost is not None:
+            yield f"cost {self.cost:.2f}"
+
+    def now_words(self) -> list[str]:
+        """Words the stage, those to come, what was asked for, and the times, for a page."""
+        titles = [stage.title for stage in self.stages]
+        present = titles.index(self.title) if self.title in titles else len(titles)
+        later = [f"{WORDS[s.title]} {s.budget}" for s in self.stages[present + 1 :]]
+        then = f"then {', '.join(later)}" if later else ""
+        words = (self.stage_words, then, self.control_words, *self.time_words())
+        return [*filter(None, words)]
+
+    @property
+    def working_words(self) -> str:
+        """The stage, the time left and what was asked for; empty while nobody works on the job."""
+        asked = self.control_words
+        if self.ended or not (asked or any(worker.alive for worker in self.current.workers)):
+            return ""
+        stages = self.all_stages or self.stage_words
+        parts = (f"At work: {self.stage_words}", f"in all {stages}", self.eta_words, asked)
+        return "; ".join(filter(None, parts if len(self.stages) > 1 else (*parts[:1], *parts[2:])))
+
+    @property
+    def eta_words(self) -> str:
+        """The time left of the whole job, and when it ends."""
+        if (eta := self.eta) is None:
+            return "ETA –"
+        words = f"ETA {format_duration(eta)}"
+        at = clock_words(datetime.now() + timedelta(seconds=eta))
+        return words if eta < 1 else f"{words}, at {at}"
+
+    @property
+    def control_words(self) -> str:
+        """What another terminal has asked for; empty for nothing."""
+        held = len(self.current.workers)
+        if self.control == "pause":
+            released = f"{held} trials are released at their last epoch"
+            return f"pausing: {released}" if held else "paused"
+        if self.control == "stop" and not self.ended:
+            return "stopped" if not held else "stopping"
+        return ""
+
+    @property
+    def line(self) -> str:
+        """The job as one line, without what changes every second."""
+        search = self.search
+        parts = [one_line(search.name), self.stage_words, self.best_words]
+        if running := len(self.current.workers):
+            parts.append(f"{running} running")
+        parts.append(self.control_words)
+        if search.outlook.ending is not None and self.title in (SEARCH, DONE):
+            parts.append(search.outlook.ending.words)
+        return "  ".join(filter(None, parts))
+
 
 class JobReader:
     """Reads a job again and again; the studies of later stages are opened once."""
@@ -377,109 +471,12 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
 DAY = timedelta(days=1)
 
 
-def stage_words(progress: Progress) -> str:
-    """Words how far the present stage has come, and how many of its own trials were pruned."""
-    if progress.title == DONE or progress.stage.title != progress.title:
-        return WORDS[progress.title]
-    stage, counts = progress.stage, [f"{progress.stage.done}/{progress.stage.budget}"]
-    if (own := stage.snapshot) is not None:
-        pruned = own.outcomes.get("pruned")
-        counts += [*[f"{pruned} pruned"] * bool(pruned), *uncounted(own)]
-    return f"{WORDS[progress.title]} {', '.join(counts)}"
-
-
-def all_stages(progress: Progress) -> str:
-    """Words how far each stage has come, in their order; empty if there is but one."""
-    if len(progress.stages) == 1:
-        return ""
-    return ", ".join(f"{WORDS[s.title]} {s.done}/{s.budget}" for s in progress.stages)
-
-
-def best_words(progress: Progress) -> str:
-    """Words the answer, or else the best trial so far."""
-    if progress.answer is not None:
-        return short_words(progress.answer)
-    best = progress.search.best
-    if best is None:
-        return "no result yet"
-    mark = ", the baseline" if BASELINE in best.user_attrs else ""
-    return f"best {format_trial_values(best)} (trial {best.number}{mark})"
-
-
-def time_words(progress: Progress) -> Iterator[str]:
-    """Yields how long a job at work has run, how long it will, and what it has spent."""
-    if not progress.ended:
-        if progress.elapsed is not None:
-            yield f"elapsed {format_duration(progress.elapsed)}"
-        yield eta_words(progress)
-    hours = progress.hours
-    if hours.cores >= 0.01:
-        yield f"{hours.cores:.2f} core-hours"
-    if hours.gpus >= 0.01:
-        yield f"{hours.gpus:.2f} GPU-hours"
-    if progress.cost is not None:
-        yield f"cost {progress.cost:.2f}"
-
-
-def now_words(progress: Progress) -> list[str]:
-    """Words the stage, those to come, what was asked for, and the times, for one line of a page."""
-    titles = [stage.title for stage in progress.stages]
-    present = titles.index(progress.title) if progress.title in titles else len(titles)
-    later = [f"{WORDS[s.title]} {s.budget}" for s in progress.stages[present + 1 :]]
-    then = f"then {', '.join(later)}" if later else ""
-    words = (stage_words(progress), then, control_words(progress), *time_words(progress))
-    return [*filter(None, words)]
-
-
-def working_words(progress: Progress) -> str:
-    """Words the stage, the time left and what was asked for; empty while nobody works on a job."""
-    asked = control_words(progress)
-    if progress.ended or not (asked or any(worker.alive for worker in progress.current.workers)):
-        return ""
-    stages = all_stages(progress) or stage_words(progress)
-    parts = (f"At work: {stage_words(progress)}", f"in all {stages}", eta_words(progress), asked)
-    return "; ".join(filter(None, parts if len(progress.stages) > 1 else (*parts[:1], *parts[2:])))
-
-
-def eta_words(progress: Progress) -> str:
-    """Words the time left of the whole job, and when it ends."""
-    eta = progress.eta
-    if eta is None:
-        return "ETA –"
-    words = f"ETA {format_duration(eta)}"
-    return (
-        words if eta < 1 else f"{words}, at {clock_words(datetime.now() + timedelta(seconds=eta))}"
-    )
-
-
 def clock_words(moment: datetime) -> str:
     """Formats a moment in local time: 15:42, or with the day if that is another one."""
     now = datetime.now()
     if moment.date() == now.date():
         return f"{moment:%H:%M}"
     return f"{moment:%a %H:%M}" if moment - now < 6 * DAY else f"{moment:%Y-%m-%d %H:%M}"
-
-
-def control_words(progress: Progress) -> str:
-    """Words what another terminal has asked for; empty for nothing."""
-    held = len(progress.current.workers)
-    if progress.control == "pause":
-        return "paused" if not held else f"pausing: {held} trials are released at their last epoch"
-    if progress.control == "stop" and not progress.ended:
-        return "stopped" if not held else "stopping"
-    return ""
-
-
-def progress_line(progress: Progress) -> str:
-    """Formats a job as one line, without what changes every second."""
-    search = progress.search
-    parts = [one_line(search.name), stage_words(progress), best_words(progress)]
-    if running := len(progress.current.workers):
-        parts.append(f"{running} running")
-    parts.append(control_words(progress))
-    if search.outlook.ending is not None and progress.title in (SEARCH, DONE):
-        parts.append(search.outlook.ending.words)
-    return "  ".join(filter(None, parts))
 
 
 def wrap(parts: Iterable[str], width: int) -> list[str]:
@@ -570,12 +567,11 @@ class History:
                 continue
         return history
 
-
-def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Yields the new events since the last time, and takes note of them."""
-    for event in [*_of_trials(history, progress), *_of_job(history, progress)]:
-        history.take(event)
-        yield event
+    def new(self, progress: Progress) -> Iterator[dict[str, Any]]:
+        """Yields the new events since the last time, and takes note of them."""
+        for event in [*_of_trials(self, progress), *_of_job(self, progress)]:
+            self.take(event)
+            yield event
 
 
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -62,9 +62,9 @@ from studyloom.views import figures, page
 from studyloom.views.figures import Axis, Block, Table
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
-from studyloom.views.progress import JobReader, Progress, working_words
-from studyloom.views.snapshot import Snapshot, front_rows, quotable, trial_counts, why_no_best
-from studyloom.views.terminal import format_parameters, worker_cells
+from studyloom.views.progress import JobReader, Progress
+from studyloom.views.snapshot import Snapshot
+from studyloom.views.terminal import format_parameters
 from studyloom.winner.result import (
     NO_INTERVAL,
     Compressed,
@@ -196,7 +196,7 @@ def head(
         blocks.append(Words(why, "bad"))
     if (ended := snapshot.outlook.ending) is not None:
         blocks.append(Words(f"The search {ended.words}."))
-    if not live and (words := working_words(progress)):
+    if not live and (words := progress.working_words):
         blocks.append(Words(words))
     if winner is not None:
         blocks.append(page.Lines([*decided(stored, winner, snapshot.budget)]))
@@ -206,7 +206,7 @@ def head(
     if winner is not None and winner.winner.params != params.get("Best"):
         params["Winner"] = winner.winner.params
     blocks += [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
-    sentence = quotable(stored, winner, snapshot).replace(" %", "\N{NO-BREAK SPACE}%")
+    sentence = snapshot.quotable(stored, winner).replace(" %", "\N{NO-BREAK SPACE}%")
     return page.Head(stored.name, f"{sentence}.", blocks)
 
 
@@ -284,11 +284,11 @@ def data_words(stored: StoredStudy, winner: Result | None) -> str:
 
 def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
     """Returns the numbers of the search."""
-    counts = " · ".join(trial_counts(snapshot))
+    counts = " · ".join(snapshot.counts_words)
     yield Card("Trials", str(snapshot.done), f"of {snapshot.budget}", counts)
     best, baseline = snapshot.best, snapshot.baseline
     value, start = value_of(best), value_of(baseline)
-    missing = why_no_best(snapshot).replace("No", "no", 1)
+    missing = snapshot.why_no_best.replace("No", "no", 1)
     note = missing if best is None else f"trial {best.number}"
     yield Card("Best, search", number(value), "", note)
     note = "the configuration as composed" if baseline else "none"
@@ -465,7 +465,7 @@ def search_sections(
     if snapshot.costs:
         blocks: list[Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
         if snapshot.front:
-            heads, *rows = front_rows(snapshot)
+            heads, *rows = snapshot.front_rows()
             blocks.append(Table(heads, rows, words=(len(heads) - 1,)))
         yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
@@ -473,7 +473,7 @@ def search_sections(
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     yield section("curves", [drawn(figures.curves, trials, marked, axis)], **most)
-    losses: Block = Absent(f"{why_no_best(snapshot)}.")
+    losses: Block = Absent(f"{snapshot.why_no_best}.")
     which = ""
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
@@ -779,7 +779,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     """Renders what runs at this moment: each worker's trial, epoch, value and parameters."""
     rows = []
     for worker in snapshot.workers:
-        cells = worker_cells(worker)[:3]
+        cells = worker.cells[:3]
         lease = "" if worker.alive else "silent: another worker goes on"
         params = "" if worker.trial is None else format_parameters(worker.params)
         rows.append((worker.owner, *cells, lease, params))

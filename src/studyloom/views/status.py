@@ -30,15 +30,7 @@ from studyloom.views.progress import (
     JobReader,
     Progress,
     StageTitle,
-    all_stages,
-    best_words,
-    control_words,
-    eta_words,
     finite,
-    new_events,
-    progress_line,
-    stage_words,
-    time_words,
     wrap,
 )
 from studyloom.views.snapshot import Snapshot, WorkerStatus
@@ -46,7 +38,6 @@ from studyloom.views.terminal import (
     answers_table,
     failure_lines,
     front_table,
-    headline,
     make_console,
     workers_table,
 )
@@ -111,7 +102,7 @@ def render(status: Status, width: int) -> RenderableType:
         if words:
             parts.append(Text(words, style=style, overflow="fold"))
 
-    line(headline(snapshot))
+    line(snapshot.headline)
     if progress.answer is not None:
         line(short_words(progress.answer), "bold green")
     if ended is not None:
@@ -121,7 +112,7 @@ def render(status: Status, width: int) -> RenderableType:
         line(f"budget left: {left} trial{'' if left == 1 else 's'}")
     for words in job_lines(progress, width):
         line(words)
-    line(control_words(progress), "bold")
+    line(progress.control_words, "bold")
     if ended is None:
         line(snapshot.outlook.words(snapshot.metric) or "")
     if progress.halted is not None:
@@ -144,7 +135,7 @@ def render(status: Status, width: int) -> RenderableType:
 
 def job_lines(progress: Progress, width: int) -> list[str]:
     """Formats the stages of a job and its time in lines of at most `width` columns."""
-    return [*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)]
+    return [*wrap([progress.all_stages], width), *wrap(progress.time_words(), width)]
 
 
 class BestTrial(TypedDict):
@@ -309,7 +300,7 @@ class Lines:
         now = time.monotonic()
         if now - self._at >= (self.interval if line != self._last else QUIET_INTERVAL):
             self._last, self._at = line, now
-            eta = f"  {eta_words(progress)}" if progress is not None else ""
+            eta = f"  {progress.eta_words}" if progress is not None else ""
             shown = f"{datetime.now():%H:%M:%S}  {line}{eta}"
             self.console.print(Text(shown), soft_wrap=True)
 
@@ -320,7 +311,7 @@ def watch(source: JobReader | StoredStudy, console: Console) -> None:
         lines = Lines(console, 0.0)
         for status in watch_statuses(source):
             progress = status.progress if isinstance(status, Status) else None
-            lines.show(progress_line(progress) if progress else str(status), progress)
+            lines.show(progress.line if progress else str(status), progress)
         return
     view: RenderableType = ""
     with Live(console=console, auto_refresh=False) as live:
@@ -366,10 +357,10 @@ class Resumptions:
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.console, self._told = console, History()
-        list(new_events(self._told, progress))  # which are not told
+        list(self._told.new(progress))  # which are not told
 
     def __call__(self, progress: Progress) -> None:
-        for event in new_events(self._told, progress):
+        for event in self._told.new(progress):
             if event["event"] == "resumed":
                 title, resumed = event["stage"], event | {"death": event["reason"]}
                 stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
@@ -463,7 +454,7 @@ class Display:
     def _show(self, progress: Progress) -> None:
         """Shows in a notebook what a terminal would show, with text escaped; else prints a line."""
         if self._cell is None:
-            self._lines.show(progress_line(progress), progress)
+            self._lines.show(progress.line, progress)
             return
         width = self.console.width
         console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
@@ -477,7 +468,7 @@ class Display:
         """Renders a job for a terminal, as wide as the console."""
         width = self.console.width
         lines = [Text(line, style="dim") for line in job_lines(progress, width)]
-        words = control_words(progress)
+        words = progress.control_words
         if self.stop is not None and self.stop():
             words = stopping_words(self.stop.ended_by)
         said = [Text(words, style="bold", overflow="fold")] if words else []
@@ -495,7 +486,7 @@ def stopping_words(ended_by: str) -> str:
 def live_head(progress: Progress, width: int) -> RenderableType:
     """Renders name, bar, stage and best; in one line if there is room."""
     style = "" if progress.search.best is not None else "dim"
-    best, done = Text(best_words(progress), style=style), Text(stage_words(progress))
+    best, done = Text(progress.best_words, style=style), Text(progress.stage_words)
     name = Text(one_line(progress.search.name), style="bold")
     bar = ProgressBar(max(1, progress.budget), progress.done, width=BAR_WIDTH)
 

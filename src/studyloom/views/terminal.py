@@ -29,7 +29,6 @@ from studyloom.text import (
     format_duration,
     format_error,
     format_parameter,
-    format_value,
     one_line,
     printable,
     shorten_end,
@@ -37,10 +36,7 @@ from studyloom.text import (
 from studyloom.views.progress import wrap
 from studyloom.views.snapshot import (
     Snapshot,
-    WorkerStatus,
     format_trial_values,
-    front_rows,
-    trial_counts,
     trial_values,
 )
 from studyloom.winner.result import CHOSEN, Compressed, Result
@@ -71,7 +67,7 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for name in ("trial", "epoch", "value", "for", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
-        number, epoch, value, age, left = cells = worker_cells(worker)
+        number, epoch, value, age, left = cells = worker.cells
         owner = Text(f"{one_line(worker.owner)}", overflow="fold")
         table.add_row(Padding(owner, (0, 0, 0, 2)), *cells)
         if width < WIDE:
@@ -82,18 +78,6 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
             line = f"  trial {worker.trial}: {format_parameters(worker.params)}"
             lines.append(Text(shorten_end(line, width), style="dim", no_wrap=True))
     return Group(*lines) if width < WIDE else Group(table, *lines)
-
-
-def worker_cells(worker: WorkerStatus) -> list[str]:
-    """Formats trial, epoch and value, the time since the claim, and until silence ends it."""
-    value = None if worker.value is None else format_value(worker.value)
-    held = None if worker.held is None else format_duration(worker.held)
-    left = None if worker.lease is None else f"expires in {format_duration(worker.lease)}"
-    epoch = worker.epoch
-    of = "" if worker.epochs is None else f"/{worker.epochs}"
-    shown = None if epoch is None else f"{epoch}{of}"
-    cells = (worker.trial, shown, value, held, left if worker.alive else "expired")
-    return ["–" if cell is None else str(cell) for cell in cells]
 
 
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
@@ -112,13 +96,6 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
     total = kinds.total()
     return [f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common() if part]
-
-
-def headline(snapshot: Snapshot) -> str:
-    """Formats a study's name, its slots and its trials in one line."""
-    counts = ", ".join(trial_counts(snapshot))
-    done = f"{snapshot.done} of {snapshot.budget} trials"
-    return f"{one_line(snapshot.name)}: {done} – {counts}"
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -163,7 +140,7 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
-    heads, *rows = front_rows(snapshot)
+    heads, *rows = snapshot.front_rows()
     indent = ["front   "] if width >= WIDE else []
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in indent:
