@@ -26,8 +26,7 @@ from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
 from studyloom.text import error_text, printable
-from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import format_parameters
+from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
 from studyloom.winner.result import Result, belongs_to, read_result
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for

@@ -21,7 +21,7 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
 from studyloom.views.comparison import document, read_studies
-from studyloom.views.figures import Block, Chart, Multiples, Table
+from studyloom.views.figures import Block, Chart, Multiples, PageTable
 from studyloom.views.progress import JobReader, finite
 from studyloom.views.report import read_report
 from studyloom.views.status import read_status, status_document
@@ -162,7 +162,7 @@ def _lines(block: Block) -> Iterator[str]:
             yield from lines
         case page.Facts(rows):
             yield from (f"{name}: {value}" for name, value in rows)
-        case page.Cards(cards):
+        case page.NumberCards(cards):
             yield from (f"{each.title}: {each.value} {each.aside} ({each.note})" for each in cards)
         case page.Bars(shares):
             yield from (f"{name}: {share:.0%}" for name, share in shares)
@@ -170,7 +170,7 @@ def _lines(block: Block) -> Iterator[str]:
             yield f"{title} {remark}"
             for inner in blocks:
                 yield from _lines(inner)
-        case Table(head, rows, words):
+        case PageTable(head, rows, words):
             yield from aligned(
                 [[one_line(str(cell)) for cell in row] for row in (head, *rows)], words
             )

@@ -21,8 +21,7 @@ from typing import Any
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
 from studyloom.views.progress import Progress, finite
-from studyloom.views.snapshot import format_trial_values
-from studyloom.views.terminal import format_parameters
+from studyloom.views.snapshot import format_parameters, format_trial_values
 from studyloom.winner.result import short_words
 
 BEST_INTERVAL = 900.0  # seconds between two notices of a new best

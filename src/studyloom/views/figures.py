@@ -45,7 +45,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Table(Block):
+class PageTable(Block):
     """A table of a page, with a note below it.
 
     Args:
@@ -68,7 +68,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Scale:
+class ChartScale:
     """An axis: where its coordinates lie, and its labels.
 
     Args:
@@ -88,6 +88,23 @@ class Scale:
         """Returns where a coordinate is drawn, from 0 to SIZE."""
         span = self.high - self.low
         return SIZE * (at - self.low) / span if span else SIZE / 2
+
+    def share(self, at: float) -> str:
+        """Returns where a coordinate is drawn, in percent."""
+        return f"{100 * self.place(at) / SIZE:.2f}"
+
+    def edge(self, tick: Tick) -> str:
+        """Returns the class of a long label at an end of the axis, which must not stand out."""
+        place = self.place(tick.at) / SIZE
+        if len(tick.label) < 7 or 0.04 < place < 0.96:
+            return ""
+        return " first" if place < 0.5 else " last"
+
+    @property
+    def reading(self) -> Mapping[str, object]:
+        """What the page's script reads values from the scale by."""
+        ends = {"low": self.low, "high": self.high, "title": self.title}
+        return ends | {"reads": self.reads, "words": self.words}
 
 
 @dataclass(frozen=True)
@@ -147,10 +164,10 @@ class Chart(Block):
 
     label: str
     height: int
-    x: Scale
-    y: Scale
+    x: ChartScale
+    y: ChartScale
     marks: Sequence[Mark]
-    table: Table
+    table: PageTable
     notes: Sequence[Note] = ()
     kind: str = ""
     caption: str = ""
@@ -158,6 +175,17 @@ class Chart(Block):
     def names(self) -> list[str]:
         """Returns the names of its marks."""
         return [mark.name for mark in self.marks if mark.name]
+
+    @property
+    def gutter(self) -> int:
+        """The pixels that the labels of its vertical axis take."""
+        longest = max((len(tick.label) for tick in self.y.ticks), default=0)
+        return round(LETTER * longest + 8) if longest else 2
+
+    def is_read(self, mark: Mark) -> bool:
+        """Whether the pointer reads the points of a mark."""
+        still = {"dotted", "stepped"}
+        return bool(mark.trials or (mark.name and not still & {*mark.style}))
 
     def path(self, mark: Mark) -> str:
         """Returns a mark as the data of an SVG path."""
@@ -223,7 +251,7 @@ def responsive(
     return [replace(tick, when=whens[on]) for tick, on in shown if any(on)]
 
 
-def whole_scale(low: float, high: float, title: str = "") -> Scale:
+def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
     """Returns a horizontal axis of whole numbers, with labels that are whole."""
     margin = 0.03 * (high - low) + 0.3
     ends = low - margin, high + margin
@@ -231,7 +259,7 @@ def whole_scale(low: float, high: float, title: str = "") -> Scale:
     step = next(step for step in steps if (high - low) / step <= 12)
     first = math.ceil(low / step) * step
     ticks = [Tick(at, str(at)) for at in range(first, math.floor(high) + 1, step)]
-    return Scale(*ends, responsive(ticks, *ends), title, "whole")
+    return ChartScale(*ends, responsive(ticks, *ends), title, "whole")
 
 
 def round_marks(low: float, high: float, count: int = 5) -> list[float]:
@@ -248,17 +276,17 @@ def round_marks(low: float, high: float, count: int = 5) -> list[float]:
 
 def plain_scale(
     values: Sequence[float], title: str = "", *, upright: bool = False, height: int = 300
-) -> Scale:
+) -> ChartScale:
     """Returns an axis of numbers, at least one, with round labels."""
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * max(1.0, abs(high))
     ends = low - margin, high + margin
     ticks = [Tick(mark, f"{mark:.4g}") for mark in round_marks(*ends, 6)]
     shown = spaced(ticks, *ends, height, upright=True) if upright else responsive(ticks, *ends)
-    return Scale(*ends, shown, title)
+    return ChartScale(*ends, shown, title)
 
 
-def log_scale(values: Sequence[float], title: str = "", pixels: float | None = None) -> Scale:
+def log_scale(values: Sequence[float], title: str = "", pixels: float | None = None) -> ChartScale:
     """Returns a horizontal axis of values above 0 on which equal steps are equal factors.
 
     Args:
@@ -271,7 +299,7 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
     shown = responsive(ticks, *ends, pixels)
     if len(shown) < 2 and low < high:  # there is no room between two round numbers
         shown = [Tick(at, f"{10**at:.2g}") for at in (low, high)]
-    return Scale(*ends, shown, title, "tens")
+    return ChartScale(*ends, shown, title, "tens")
 
 
 def log_marks(low: float, high: float) -> list[float]:
@@ -346,7 +374,7 @@ class Axis:
             marks = log_marks(low, high)
         return marks if len(marks) >= 3 else round_marks(low, high, 8)
 
-    def scale_of(self, values: Collection[float], height: int) -> Scale:
+    def scale_of(self, values: Collection[float], height: int) -> ChartScale:
         """Returns the vertical axis for some values."""
         low, high = min(values), max(values)
         bottom, top = self.height(low), self.height(high)
@@ -355,7 +383,7 @@ class Axis:
         ticks = [Tick(self.height(mark), f"{mark:g}") for mark in self.marks(low, high)]
         shown = spaced(ticks, *ends, height, upright=True)
         reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
-        return Scale(*ends, shown, self.metric, reads)
+        return ChartScale(*ends, shown, self.metric, reads)
 
 
 # The figures of a study
@@ -366,6 +394,8 @@ NOTHING_COMPLETE = "No trial is complete yet."
 BINS = 4  # of a parameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colours of further quantities
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
+STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colours
+MOST_STUDIES = len(STUDIES)  # more lines cannot be told apart
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
 QUANTITIES = "Quantities that the loop reported beside the value."
@@ -460,7 +490,7 @@ def _left_out(rows: Sequence[object], of: int, what: str) -> str:
     return f"{left} further {what} are left out." if left else ""
 
 
-def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
+def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
     """Returns the values of complete trials by their setting of a parameter."""
     ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
     distinct = list(dict.fromkeys(trial.params[name] for trial in ordered))
@@ -478,7 +508,7 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
     for label, members in groups:
         values = sorted(map(_value, members), key=lambda value: -sign * value)
         rows.append((label, len(members), format_value(values[0]), format_value(median(values))))
-    return Table((name, "complete trials", "best", "median"), rows, words=(0,))
+    return PageTable((name, "complete trials", "best", "median"), rows, words=(0,))
 
 
 def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
@@ -519,7 +549,7 @@ def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart 
         at = {best.number: places[best.number]}
         marks.append(points("best", "best", at, 13, shape="ring"))
     rows = [(trial.number, format_value(_value(trial))) for trial in steps]
-    table = Table(("from trial", f"best {axis.metric} so far"), rows, note=note)
+    table = PageTable(("from trial", f"best {axis.metric} so far"), rows, note=note)
     label = f"{axis.metric} of {len(complete)} complete trials, in the order in which they began"
     return Chart(label, height, x, y, _drawn(marks), table)
 
@@ -581,7 +611,7 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
         told = (format_value(value) for value in (values[0], top, values[-1]))
         rows.append((number, kinds[number], len(values), *told))
     head = ("trial", "state", "epochs", "first", "best", "last")
-    table = Table(head, rows, words=(1,), note=_left_out(rows, len(ranked), "trials"))
+    table = PageTable(head, rows, words=(1,), note=_left_out(rows, len(ranked), "trials"))
     label = f"{axis.metric} after each epoch, of {len(known)} of {len(every)} trials"
     return Chart(label, height, x, y, _drawn(marks), table)
 
@@ -633,7 +663,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
     ]
     called = [LOSSES.get(name, name) for name in names]
     label = f"{', '.join(called)} of trial {trial.number} by epoch"
-    return Chart(label, height, x, y, _drawn(marks), Table(("epoch", *called), rows), notes)
+    return Chart(label, height, x, y, _drawn(marks), PageTable(("epoch", *called), rows), notes)
 
 
 def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
@@ -681,13 +711,13 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
     note = f"The front; {len(beaten)} further trials are beaten."
     y = axis.scale_of([trial.values[0] for trial in trials], height)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
-    table = Table(("trial", axis.metric, cost.name), rows, note=note)
+    table = PageTable(("trial", axis.metric, cost.name), rows, note=note)
     return Chart(label, height, x, y, _drawn(marks), table)
 
 
 def setting_scale(
     trials: Sequence[FrozenTrial], name: str, pixels: float | None = None
-) -> tuple[Scale, list[float]]:
+) -> tuple[ChartScale, list[float]]:
     """Returns the axis of a parameter, whose choices lie at 0, 1, …, and where each trial lies.
 
     Args:
@@ -701,7 +731,7 @@ def setting_scale(
         ticks = [Tick(at, _label(choice, max(3, letters))) for at, choice in enumerate(choices)]
         ends = -0.5, len(choices) - 0.5
         shown = responsive(ticks, *ends, pixels)
-        scale = Scale(*ends, shown, name, "words", [*map(_label, choices)])
+        scale = ChartScale(*ends, shown, name, "words", [*map(_label, choices)])
         places = {choice: float(at) for at, choice in enumerate(choices)}
         return scale, [places[setting] for setting in settings]
     whole = all(isinstance(setting, int) for setting in settings)
@@ -808,7 +838,7 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         scale, places = setting_scale(own, name)
         absent = 0.1 if len(own) < len(trials) else 0.0  # below it is who lacks the parameter
 
-        def height(at: float, scale: Scale = scale, absent: float = absent) -> float:
+        def height(at: float, scale: ChartScale = scale, absent: float = absent) -> float:
             return absent + (1 - absent) * scale.place(at) / SIZE
 
         at = {trial.number: height(place) for trial, place in zip(own, places, strict=True)}
@@ -835,8 +865,13 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         for t in trials[:10]
     ]
     note = f"The best {len(rows)} of {len(trials)}; all are in the table of the trials."
-    table = Table(("trial", axis.metric, *names), rows, words=range(2, 2 + len(names)), note=note)
-    x, y = Scale(-0.4, len(names) + 0.75, ticks, "", "none"), Scale(-0.02, 1.04, reads="none")
+    table = PageTable(
+        ("trial", axis.metric, *names), rows, words=range(2, 2 + len(names)), note=note
+    )
+    x, y = (
+        ChartScale(-0.4, len(names) + 0.75, ticks, "", "none"),
+        ChartScale(-0.02, 1.04, reads="none"),
+    )
     label = f"the best {len(trials)} trials over {len(names)} parameters"
     return Chart(label, PAIR_HEIGHT, x, y, _drawn(marks), table, notes, "wide")
 
@@ -889,9 +924,43 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         for t in ranked[::-1][:20]
     ]
     note = f"The best {len(rows)} of {len(common)}."
-    table = Table(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
+    table = PageTable(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
     label = f"{len(common)} complete trials over {first} and {second}, the better the bluer"
     return Chart(label, PAIR_HEIGHT, x, y, marks, table)
+
+
+def best_lines(
+    lines: Mapping[str, Part], metric: str, sign: int, *, over_time: bool
+) -> Chart | str:
+    """Draws the best value so far of several studies, over their trials or seconds of workers.
+
+    Args:
+        lines: the points at which each study became better, and its end, by label.
+    """
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        return NOTHING_COMPLETE
+    axis, marks, height = Axis.of(metric, sign, [value for _, value in points]), [], 340
+    for place, (label, line) in enumerate(lines.items()):
+        if line:
+            steps = [line[0]]
+            for (_, before), (at, value) in itertools.pairwise(line):  # the earlier one holds
+                steps += [(at, before), (at, value)] if value != before else [(at, value)]
+            part = [(at, axis.height(value)) for at, value in steps]
+            width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
+            marks.append(Mark(label, STUDIES[place], "line", [part], width=width))
+    y = axis.scale_of([value for _, value in points], height)
+    furthest = max(x for x, _ in points)
+    title = "seconds of workers" if over_time else "trials"
+    x = plain_scale([0.0, furthest], title) if over_time else whole_scale(1, int(furthest), title)
+    rows = [
+        (label, f"{at:.0f}", format_value(value))
+        for label, line in lines.items()
+        for at, value in line[-12:]
+    ]
+    table = PageTable(("study", title, f"best {axis.metric} so far"), rows, words=(0,))
+    label = f"the best {axis.metric} so far of {len(lines)} studies, by {title}"
+    return Chart(label, height, x, y, marks, table)
 
 
 def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Chart | str:
@@ -931,10 +1000,10 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
     pattern = "%H:%M:%S" if length < 600 else "%H:%M" if length < 86400 else "%d %b %H:%M"
     marked = [length * part / 5 for part in range(6)]
     ticks = [Tick(t, (first + timedelta(seconds=t)).strftime(pattern)) for t in marked]
-    x = Scale(0.0, length, responsive(ticks, 0.0, length), "", "none")
-    y = Scale(-0.12, len(names) - 0.12, reads="none")
+    x = ChartScale(0.0, length, responsive(ticks, 0.0, length), "", "none")
+    y = ChartScale(-0.12, len(names) - 0.12, reads="none")
     label = f"when each of {len(names)} workers trained which trial"
-    behind = Table(("worker", "trials", "trained for", "idle"), table, words=(0,))
+    behind = PageTable(("worker", "trials", "trained for", "idle"), table, words=(0,))
     return Chart(label, ROW * len(names) + 8, x, y, _drawn(marks), behind, notes)
 
 
@@ -997,10 +1066,10 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
     low, high = min(heights) - margin, max(heights) + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(10**low, 10**high)]
     shown = spaced(ticks, low, high, height, upright=True)
-    y = Scale(low, high, shown, f"gain in {stored.metric}", "tens")
+    y = ChartScale(low, high, shown, f"gain in {stored.metric}", "tens")
     rows = [(count, format_value(gain)) for count, gain in known[-30:]]
     note = "The last 30 are shown." if len(known) > 30 else ""
-    table = Table(("trials that have ended", "expected gain"), rows, note=note)
+    table = PageTable(("trials that have ended", "expected gain"), rows, note=note)
     label = f"the gain in {stored.metric} that was expected of the rest of the budget"
     caption = (
         f"The expected gain of the rest of the budget of {now.bounds.trials} trials, after each "
@@ -1018,7 +1087,7 @@ def predictions(stored: Predictions) -> Chart | str:
     pairs, numbers = [*zip(came, told, strict=True)], [*came, *told]
     rows = [(n, *map(format_value, pair)) for n, pair in enumerate(pairs[:EXAMPLE_ROWS])]
     note = _left_out(rows, len(pairs), "examples")
-    table = Table(("example", "true value", "prediction"), rows, note=note)
+    table = PageTable(("example", "true value", "prediction"), rows, note=note)
     if stored.ordered:
         height = 280
         marks = [
@@ -1058,7 +1127,7 @@ def calibration(bins: Sequence[Bin]) -> Chart | str:
         rows.append((f"{each.low:.1f} to {each.high:.1f}", each.count, *means, interval))
     head = ("confidence", "examples", "mean confidence", "accuracy", "95 % interval")
     ticks = [Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
-    x = Scale(-0.03, 1.03, ticks, "confidence")
+    x = ChartScale(-0.03, 1.03, ticks, "confidence")
     y = plain_scale([0.0, 1.0], "accuracy", upright=True, height=height)
     label = f"the accuracy of {len(bins)} bins of confidence"
-    return Chart(label, height, x, y, marks, Table(head, rows, words=(0,)))
+    return Chart(label, height, x, y, marks, PageTable(head, rows, words=(0,)))

@@ -59,12 +59,11 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views import figures, page
-from studyloom.views.figures import Axis, Block, Table
+from studyloom.views.figures import Axis, Block, PageTable
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress
-from studyloom.views.snapshot import Snapshot
-from studyloom.views.terminal import format_parameters
+from studyloom.views.snapshot import Snapshot, format_parameters
 from studyloom.winner.result import (
     NO_INTERVAL,
     Compressed,
@@ -119,7 +118,7 @@ PLAIN = {
 
 
 @dataclass(frozen=True)
-class Stage:
+class StudyPart:
     """A part of a study: the stored study, its title in plain words, and how it differs."""
 
     name: str
@@ -135,7 +134,7 @@ def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
     return (min(begun), max(ended)) if begun and ended else None
 
 
-def read_parts(stored: StoredStudy) -> list[Stage]:
+def read_parts(stored: StoredStudy) -> list[StudyPart]:
     """Returns the search and the later stages of a study, in the order in which they began."""
     later = []
     for study, stage in stored.later_stages():
@@ -145,12 +144,12 @@ def read_parts(stored: StoredStudy) -> list[Stage]:
             about = f"of the first {stage.trials} trials, on {stage.seeds} fresh seeds each"
             about += f", {stage.details}" if stage.details else ""
         trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
-        later.append(Stage(study.study_name, PLAIN.get(title, title), about, trials))
+        later.append(StudyPart(study.study_name, PLAIN.get(title, title), about, trials))
     later.sort(key=lambda part: span(part.trials) or (datetime.max, datetime.max))
-    return [Stage(stored.name, "the search", "", stored.trials()), *later]
+    return [StudyPart(stored.name, "the search", "", stored.trials()), *later]
 
 
-def parts_section(parts: Sequence[Stage]) -> Section:
+def parts_section(parts: Sequence[StudyPart]) -> Section:
     """Renders the parts as a table: what each is, what it has done, and how long it took."""
     rows = []
     for part in parts:
@@ -161,10 +160,10 @@ def parts_section(parts: Sequence[Stage]) -> Section:
         took = "–" if seconds is None else format_duration(seconds)
         rows.append((part.title, part.about, done, took, part.name))
     head = ("part", "", "trainings complete", "took", "stored as")
-    return section("parts", [Table(head, rows, words=(0, 1, 4))])
+    return section("parts", [PageTable(head, rows, words=(0, 1, 4))])
 
 
-def wall_seconds(parts: Sequence[Stage]) -> float | None:
+def wall_seconds(parts: Sequence[StudyPart]) -> float | None:
     """Returns the seconds from the first start to the last end of all parts; None without any."""
     ends = span([trial for part in parts for trial in part.trials])
     return None if ends is None else (ends[1] - ends[0]).total_seconds()
@@ -185,7 +184,7 @@ def head(
     stored: StoredStudy,
     progress: Progress,
     winner: Result | None,
-    parts: list[Stage],
+    parts: list[StudyPart],
     *,
     live: bool = False,
 ) -> page.Head:
@@ -201,7 +200,9 @@ def head(
     if winner is not None:
         blocks.append(page.Lines([*decided(stored, winner, snapshot.budget)]))
     blocks.append(page.Facts([*facts(stored, snapshot, winner, parts)]))
-    blocks.append(page.Cards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)]))
+    blocks.append(
+        page.NumberCards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)])
+    )
     params = {"Best": snapshot.best.params} if snapshot.best else {}
     if winner is not None and winner.winner.params != params.get("Best"):
         params["Winner"] = winner.winner.params
@@ -238,7 +239,7 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
 
 
 def facts(
-    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, parts: list[Stage]
+    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, parts: list[StudyPart]
 ) -> Iterator[tuple[str, object]]:
     """Yields how long it took, on what, and what the values are."""
     trials = [trial for part in parts for trial in part.trials]
@@ -334,7 +335,7 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         return
     if small is not None:
         heads, *rows = small.rows()
-        table = Table(heads, rows, words=(0, len(heads) - 1))
+        table = PageTable(heads, rows, words=(0, len(heads) - 1))
         lines = page.Lines(small.lines())
         yield section("compressed", [table, lines])
     yield section("candidates", [candidates(winner)])
@@ -358,7 +359,7 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         yield section("wrong", [images])
 
 
-def candidates(winner: Result) -> Table:
+def candidates(winner: Result) -> PageTable:
     """Renders the candidates as a table, with their values in the search and retrained."""
     rows = []
     for row in winner.candidates:
@@ -371,13 +372,15 @@ def candidates(winner: Result) -> Table:
         again = " ".join(spread(row.fresh))
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
-    return Table(("trial", "search", "trained again", "gap", "", "parameters"), rows, words=(4, 5))
+    return PageTable(
+        ("trial", "search", "trained again", "gap", "", "parameters"), rows, words=(4, 5)
+    )
 
 
-def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.Picture:
+def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.CaptionedPicture:
     """Renders a picture of an image that the winner gets wrong."""
     predicted = str(mistake.predicted)
-    return page.Picture(source, label, f"{mistake.label} → ", predicted, number(remark))
+    return page.CaptionedPicture(source, label, f"{mistake.label} → ", predicted, number(remark))
 
 
 STRONGEST = 6  # words of each side that are listed
@@ -407,7 +410,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
             for row in groups.rows
         ]
         left = f"{groups.left} further ones with fewer examples are left out."
-        table = Table(head, rows, words=(0,), note=left if groups.left else "")
+        table = PageTable(head, rows, words=(0,), note=left if groups.left else "")
         yield section("groups", [table], kind=kind, Kind=kind.capitalize())
     if winner.columns:
         head = ("column", f"{winner.metric.name} worse by", "5 % to 95 %")
@@ -415,7 +418,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
             (row.name, number(row.worse), " to ".join(map(number, row.interval)))
             for row in winner.columns
         ]
-        yield section("columns", [Table(head, needs, words=(0,))])
+        yield section("columns", [PageTable(head, needs, words=(0,))])
 
 
 def _texts(winner: Result) -> Iterator[page.Part]:
@@ -466,7 +469,7 @@ def search_sections(
         blocks: list[Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
         if snapshot.front:
             heads, *rows = snapshot.front_rows()
-            blocks.append(Table(heads, rows, words=(len(heads) - 1,)))
+            blocks.append(PageTable(heads, rows, words=(len(heads) - 1,)))
         yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
     figure = drawn(figures.history, trials, marked, axis)
@@ -769,7 +772,7 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
         rows.append((who, len(numbers), number(found), number(gain, "+"), fresh))
     head = ("", "trials", "best, search", "better than the sampler's by", "best mean, fresh seeds")
     if len(own) > 1:
-        yield section("proposers", [Table(head, rows, words=(0,))])
+        yield section("proposers", [PageTable(head, rows, words=(0,))])
 
 
 MOST_MESSAGES = 10  # of one kind of failure
@@ -785,7 +788,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
         rows.append((worker.owner, *cells, lease, params))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "parameters")
-        yield section("running", [Table(head, rows, words=(0, 4, 5))])
+        yield section("running", [PageTable(head, rows, words=(0, 4, 5))])
 
 
 def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:

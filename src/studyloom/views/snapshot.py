@@ -11,7 +11,7 @@ from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
 from studyloom.study.early_end import Outlook, look_ahead
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.text import format_cost, format_duration, format_value, one_line
+from studyloom.text import format_cost, format_duration, format_parameter, format_value, one_line
 from studyloom.winner.result import Result
 from studyloom.winner.wording import describe, format_metric, result_sentence
 
@@ -228,3 +228,9 @@ def trial_values(trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial: the metric, and then the costs; a dash if it has none."""
     values = trial.values or ()
     return [*map(format_value, values[:1]), *map(format_cost, values[1:])] or ["–"]
+
+
+def format_parameters(params: Mapping[str, Any]) -> str:
+    """Formats the parameters of a trial in one line; `as composed` if it has none."""
+    pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
+    return "  ".join(pairs) or "as composed"

@@ -284,7 +284,7 @@ def is_plain(console: Console) -> bool:
     return not console.is_terminal or console.is_dumb_terminal
 
 
-class Lines:
+class LinePrinter:
     """Prints lines: one that has changed, at most every few seconds; else one a minute.
 
     Args:
@@ -308,7 +308,7 @@ class Lines:
 def watch(source: JobReader | StoredStudy, console: Console) -> None:
     """Shows a job until it has ended: live on a terminal, else a line for each change."""
     if is_plain(console):
-        lines = Lines(console, 0.0)
+        lines = LinePrinter(console, 0.0)
         for status in watch_statuses(source):
             progress = status.progress if isinstance(status, Status) else None
             lines.show(progress.line if progress else str(status), progress)
@@ -385,7 +385,7 @@ class Display:
     ) -> None:
         self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
         self._cell: Any = None  # the handle of what a notebook's cell shows
-        self._lines = Lines(console, LINE_INTERVAL)
+        self._lines = LinePrinter(console, LINE_INTERVAL)
         self._told = False  # that the process stops
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from studyloom.text import (
 from studyloom.views.progress import wrap
 from studyloom.views.snapshot import (
     Snapshot,
+    format_parameters,
     format_trial_values,
     trial_values,
 )
@@ -152,12 +153,6 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
         style = "bold" if "best" in mark.split(", ") else ""
         table.add_row(*("" for _ in indent), *cells, mark, style=style)
     return Group(table, rule)
-
-
-def format_parameters(params: Mapping[str, Any]) -> str:
-    """Formats the parameters of a trial in one line; `as composed` if it has none."""
-    pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
-    return "  ".join(pairs) or "as composed"
 
 
 def proposer_words(trial: FrozenTrial) -> str:

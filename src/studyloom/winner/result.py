@@ -385,7 +385,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupMean:
     """The mean of the metric over the examples of a group or class."""
 
     name: str
@@ -400,7 +400,7 @@ class Groups:
 
     of: str
     left: int
-    rows: tuple[Group, ...]
+    rows: tuple[GroupMean, ...]
 
 
 @dataclass(frozen=True)
