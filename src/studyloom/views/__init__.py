@@ -12,6 +12,7 @@ __all__ = [
     "page",
     "progress",
     "report",
+    "sentence",
     "snapshot",
     "status",
     "terminal",

@@ -474,6 +474,10 @@ def _is_number(setting: object) -> bool:
     return isinstance(setting, int | float) and not isinstance(setting, bool)
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _order(setting: object) -> tuple[str, float, str]:
     """Sorts numbers by size, and other settings after them by type and name."""
     if isinstance(setting, int | float):
@@ -557,11 +561,7 @@ def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart 
 def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
     """Returns the learning curves whose values are finite numbers, by trial."""
     every = {trial.number: learning_curve(trial) for trial in trials}
-
-    def is_finite(value: object) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value)
-
-    return {n: c for n, c in every.items() if c and all(is_finite(value) for _, value in c)}
+    return {n: c for n, c in every.items() if c and all(_is_finite(value) for _, value in c)}
 
 
 def drawn_curves(every: Mapping[int, Curve], marked: Marked, sign: int) -> set[int]:
@@ -630,12 +630,8 @@ def losses(trial: FrozenTrial) -> Chart | str:
     """
     epochs, height = read_curve(trial), 280
     numbers, names = epochs.get("number") or [], quantities([trial])
-
-    def is_finite(value: object) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value)
-
     columns = {
-        name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if is_finite(v)]
+        name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if _is_finite(v)]
         for name in names
     }
     told = [value for column in columns.values() for _, value in column]
@@ -658,7 +654,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
         side = "left" if epoch > (numbers[0] + numbers[-1]) / 2 else "right"
         notes.append(Note(epoch, y.high, f"lowest at epoch {epoch}", side))
     rows = [
-        (number, *(format_value(v) if is_finite(v) else "" for v in row))
+        (number, *(format_value(v) if _is_finite(v) else "" for v in row))
         for number, *row in zip(numbers, *(epochs[name] for name in names), strict=True)
     ]
     called = [LOSSES.get(name, name) for name in names]

@@ -650,6 +650,7 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
     """
     attrs, began = trial.user_attrs, trial.datetime_start
     spent = {kind: s for kind, s in attrs.get(TIMES, {}).items() if 0 < s < math.inf}
+    thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last point
     told = {
         "end": ending(trial),
         "facts": {
@@ -659,7 +660,7 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
         "times": {kind: float(f"{seconds:.3g}") for kind, seconds in spent.items()},
         "traceback": str(attrs.get(TRACEBACK, "")),
         "log": log,
-        "curve": thinned(curve),
+        "curve": [(epoch, float(f"{value:.4g}")) for epoch, value in thinned],
         "made": MADE in attrs,
     }
     return {name: value for name, value in told.items() if value}
@@ -687,12 +688,6 @@ def ending(trial: FrozenTrial) -> str:
     return words
 
 
-def thinned(curve: figures.Curve) -> list[figures.Point]:
-    """Returns some points of a learning curve, the last among them."""
-    step = math.ceil(len(curve) / CURVE_POINTS) or 1
-    return [(epoch, float(f"{value:.4g}")) for epoch, value in curve[::-step][::-1]]
-
-
 def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
     """Returns the last lines that trials have written, by number: of each, and of all, not many.
 
@@ -715,7 +710,8 @@ def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
 def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int, list[str]]]:
     try:
         folder = run_dir.resolve()
-        files = [path for path in (folder / "logs").glob("*.log") if _is_within(path, folder)]
+        files = [path for path in (folder / "logs").glob("*.log") if path.is_file()]
+        files = [path for path in files if path.resolve().is_relative_to(folder)]
         files.sort(key=lambda path: -path.stat().st_mtime)
     except OSError:
         return
@@ -735,10 +731,6 @@ def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int
     for path in files:
         if path.name in own and (lines := _tail(path)):
             yield own[path.name], lines
-
-
-def _is_within(path: Path, folder: Path) -> bool:
-    return path.is_file() and path.resolve().is_relative_to(folder)
 
 
 def _tail(path: Path) -> list[str]:

@@ -12,8 +12,8 @@ from studyloom.study.early_end import Outlook, look_ahead
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import format_cost, format_duration, format_parameter, format_value, one_line
+from studyloom.views.sentence import describe, format_metric, result_sentence
 from studyloom.winner.result import Result
-from studyloom.winner.wording import describe, format_metric, result_sentence
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ directory as winner.json, winner.yaml, winner.pt and model_card.md.
 
 __all__ = [
     "evaluation",
+    "model_card",
     "predictor",
     "result",
     "stages",
     "statistics",
     "trainings",
-    "wording",
 ]

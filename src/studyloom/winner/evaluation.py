@@ -29,6 +29,7 @@ from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job
 from studyloom.winner import statistics
+from studyloom.winner.model_card import model_card
 from studyloom.winner.result import (
     CARD,
     Candidate,
@@ -45,7 +46,6 @@ from studyloom.winner.result import (
 from studyloom.winner.stages import Origin, Plan
 from studyloom.winner.statistics import compare, rank_correlation, resample, summarise
 from studyloom.winner.trainings import earlier_test, input_dtype, judge_network, make_network
-from studyloom.winner.wording import model_card
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"

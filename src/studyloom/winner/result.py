@@ -510,7 +510,10 @@ class Result(Tested):
         """
         test, chosen, fresh = self.test, self.winner, self.winner.fresh
         metric, gap = self.metric.name, format_value(chosen.gap or 0.0, "+")
-        notes = [*self._seed_notes(), self.reuse_words]
+        notes = [self.reuse_words]
+        values = fresh if test is None else test.winner
+        if self.is_of_loop and values is not None and values.same:
+            notes.insert(0, FOLLOW_SEED)
         if test is None:
             assert fresh is not None  # what is not tested was judged on fresh seeds
             basis = f"trial {chosen.trial}, {plural(len(self.seeds), 'fresh seed')}"
@@ -539,12 +542,6 @@ class Result(Tested):
             if not self.keeps:
                 notes.append(f"on fresh seeds no candidate keeps to {self.rule}; this is the best")
         yield from (Fact("", note) for note in notes if note)
-
-    def _seed_notes(self) -> list[str]:
-        """Returns what to do about a training of the user's own that follows no seed."""
-        values = self.winner.fresh if self.test is None else self.test.winner
-        follows = values is None or not values.same
-        return [] if follows or not self.is_of_loop else [FOLLOW_SEED]
 
     def choice_words(self, budget: int | None = None) -> str:
         """Words which trials the winner was chosen from: all of the study, or its first ones."""

@@ -54,6 +54,7 @@ from studyloom.study.command_record import store_compressed
 from studyloom.study.stopping import Stop
 from studyloom.views.report import write_report
 from studyloom.views.terminal import print_compressed
+from studyloom.winner.model_card import SMALL_HEADING, small_section
 from studyloom.winner.result import (
     CARD,
     NETWORK,
@@ -71,7 +72,6 @@ from studyloom.winner.result import (
     write_json,
 )
 from studyloom.winner.stages import Plan, is_result_of
-from studyloom.winner.wording import SMALL_HEADING, small_section
 
 EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
 LOCK = "compress.lock"  # below the run directory

@@ -13,9 +13,9 @@ from studyloom.study.early_end import read_bounds
 from studyloom.study.stored_study import StoredStudy, trial_rows
 from studyloom.text import one_line
 from studyloom.views.report import data_words
+from studyloom.views.sentence import describe
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import make_console
-from studyloom.winner.wording import describe
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
 SHOWN = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
