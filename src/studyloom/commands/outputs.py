@@ -7,7 +7,6 @@ them again.
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import stat
@@ -35,7 +34,7 @@ from studyloom.views.progress import (
     JobReader,
     Progress,
     StageTitle,
-    finite,
+    to_json,
     write_event,
 )
 from studyloom.views.status import BestTrial
@@ -235,7 +234,7 @@ class Heartbeat:
             exit_code=code,
         )
         try:
-            write_whole(self.path, json.dumps(finite(beat)) + "\n")
+            write_whole(self.path, f"{to_json(beat)}\n")
         except OSError as error:
             if not self._told:
                 self._told = True

@@ -22,7 +22,7 @@ from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
 from studyloom.views.comparison import document, read_studies
 from studyloom.views.figures import Block, Chart, Multiples, PageTable
-from studyloom.views.progress import JobReader, finite
+from studyloom.views.progress import JobReader, to_json
 from studyloom.views.report import read_report
 from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned
@@ -131,7 +131,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
 
 def plain(found: dict[str, Any]) -> dict[str, Any]:
     """Returns a document as `--json` prints it."""
-    document: dict[str, Any] = json.loads(json.dumps(finite(found), default=str))
+    document: dict[str, Any] = json.loads(to_json(found))
     return document
 
 

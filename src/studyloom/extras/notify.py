@@ -6,7 +6,6 @@ file, and is never shown.
 """
 
 import importlib
-import json
 import logging
 import queue
 import shlex
@@ -20,7 +19,7 @@ from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
-from studyloom.views.progress import Progress, finite
+from studyloom.views.progress import Progress, to_json
 from studyloom.views.snapshot import format_parameters, format_trial_values
 from studyloom.winner.result import short_words
 
@@ -154,7 +153,7 @@ def send(target: str, notice: dict[str, Any]) -> str | None:
         return None if taken else "the service has not taken the notice"
     done = subprocess.run(
         [*shlex.split(target), subject],
-        input=json.dumps(finite(notice), default=str).encode(),
+        input=to_json(notice).encode(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         timeout=COMMAND_LIMIT,

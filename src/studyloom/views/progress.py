@@ -625,10 +625,15 @@ def _ended(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def write_event(event: Mapping[str, Any], study: str, study_id: str | None) -> str:
-    """Formats an event as one line of JSON; what is not finite is null."""
+    """Formats an event as one line of JSON, with its line break."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     document = {"event": event["event"], "at": at, "study": study, "id": study_id, **event}
-    return json.dumps(finite(document), allow_nan=False, default=str) + "\n"
+    return f"{to_json(document)}\n"
+
+
+def to_json(document: Any) -> str:
+    """Formats a document as one line of JSON; what is not finite is null."""
+    return json.dumps(finite(document), allow_nan=False, default=str)
 
 
 def finite(value: Any) -> Any:

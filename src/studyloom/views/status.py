@@ -1,7 +1,6 @@
 """The status of a study: printed once, followed until the job has ended, or as JSON."""
 
 import io
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from studyloom.views.progress import (
     JobReader,
     Progress,
     StageTitle,
-    finite,
+    to_json,
     wrap,
 )
 from studyloom.views.snapshot import Snapshot, WorkerStatus
@@ -227,7 +226,7 @@ def as_json(status: Status) -> str:
 
     What is missing or not finite is null.
     """
-    return json.dumps(finite(asdict(status_document(status))), allow_nan=False)
+    return to_json(asdict(status_document(status)))
 
 
 def status_document(status: Status) -> StatusDocument:
