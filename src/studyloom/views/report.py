@@ -59,7 +59,6 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views import figures, page
-from studyloom.views.figures import Axis, Block, PageTable
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress
@@ -160,7 +159,7 @@ def parts_section(parts: Sequence[StudyPart]) -> Section:
         took = "–" if seconds is None else format_duration(seconds)
         rows.append((part.title, part.about, done, took, part.name))
     head = ("part", "", "trainings complete", "took", "stored as")
-    return section("parts", [PageTable(head, rows, words=(0, 1, 4))])
+    return section("parts", [figures.PageTable(head, rows, words=(0, 1, 4))])
 
 
 def wall_seconds(parts: Sequence[StudyPart]) -> float | None:
@@ -189,7 +188,7 @@ def head(
     live: bool = False,
 ) -> page.Head:
     """Renders the top of the report; a `live` page says in a line of its own how far it is."""
-    snapshot, blocks = progress.search, list[Block]()
+    snapshot, blocks = progress.search, list[figures.Block]()
     if (halted := stored.halted()) is not None:
         why = f"The study has stopped, since its trials fail with this: {halted}"
         blocks.append(Words(why, "bad"))
@@ -335,7 +334,7 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         return
     if small is not None:
         heads, *rows = small.rows()
-        table = PageTable(heads, rows, words=(0, len(heads) - 1))
+        table = figures.PageTable(heads, rows, words=(0, len(heads) - 1))
         lines = page.Lines(small.lines())
         yield section("compressed", [table, lines])
     yield section("candidates", [candidates(winner)])
@@ -345,7 +344,7 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         figure = drawn(figures.predictions, winner.predictions)
         yield section("predictions", [figure])
     else:
-        counts: Block = Absent("winner.json holds no confusion matrix.")
+        counts: figures.Block = Absent("winner.json holds no confusion matrix.")
         if matrix := winner.confusion:
             names = winner.classes or range(len(matrix))
             counts = page.Heat(names, matrix, "true classes by predicted ones")
@@ -359,7 +358,7 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         yield section("wrong", [images])
 
 
-def candidates(winner: Result) -> PageTable:
+def candidates(winner: Result) -> figures.PageTable:
     """Renders the candidates as a table, with their values in the search and retrained."""
     rows = []
     for row in winner.candidates:
@@ -372,7 +371,7 @@ def candidates(winner: Result) -> PageTable:
         again = " ".join(spread(row.fresh))
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
-    return PageTable(
+    return figures.PageTable(
         ("trial", "search", "trained again", "gap", "", "parameters"), rows, words=(4, 5)
     )
 
@@ -410,7 +409,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
             for row in groups.rows
         ]
         left = f"{groups.left} further ones with fewer examples are left out."
-        table = PageTable(head, rows, words=(0,), note=left if groups.left else "")
+        table = figures.PageTable(head, rows, words=(0,), note=left if groups.left else "")
         yield section("groups", [table], kind=kind, Kind=kind.capitalize())
     if winner.columns:
         head = ("column", f"{winner.metric.name} worse by", "5 % to 95 %")
@@ -418,7 +417,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
             (row.name, number(row.worse), " to ".join(map(number, row.interval)))
             for row in winner.columns
         ]
-        yield section("columns", [PageTable(head, needs, words=(0,))])
+        yield section("columns", [figures.PageTable(head, needs, words=(0,))])
 
 
 def _texts(winner: Result) -> Iterator[page.Part]:
@@ -458,7 +457,7 @@ STRETCHED = {
 
 
 def search_sections(
-    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: Axis
+    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: figures.Axis
 ) -> Iterator[Section]:
     """Renders the Pareto front, the history of the search, and the learning curves."""
     trials, best = stored.trials(), snapshot.best
@@ -466,17 +465,17 @@ def search_sections(
     chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
-        blocks: list[Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
+        blocks: list[figures.Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
         if snapshot.front:
             heads, *rows = snapshot.front_rows()
-            blocks.append(PageTable(heads, rows, words=(len(heads) - 1,)))
+            blocks.append(figures.PageTable(heads, rows, words=(len(heads) - 1,)))
         yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
     figure = drawn(figures.history, trials, marked, axis)
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     yield section("curves", [drawn(figures.curves, trials, marked, axis)], **most)
-    losses: Block = Absent(f"{snapshot.why_no_best}.")
+    losses: figures.Block = Absent(f"{snapshot.why_no_best}.")
     which = ""
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
@@ -504,7 +503,7 @@ def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] 
 def parameter_sections(
     stored: StoredStudy,
     best: FrozenTrial | None,
-    axis: Axis,
+    axis: figures.Axis,
     names: Sequence[str],
     found: Sequence[dict[str, float] | str],
 ) -> Iterator[Section]:
@@ -531,7 +530,7 @@ def parameter_sections(
 
 
 def _choices(
-    trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], axis: Axis
+    trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], axis: figures.Axis
 ) -> Iterator[page.Part]:
     """Yields for each choice of a group how its options did.
 
@@ -545,7 +544,7 @@ def _choices(
             continue
         own = [trial for trial in complete if name in trial.params]
         said = ", ".join(f"{option} by {count}" for option, count in tried.items())
-        block: Block = Absent(figures.NOTHING_COMPLETE)
+        block: figures.Block = Absent(figures.NOTHING_COMPLETE)
         if own:
             block = figures.summary(own, name, axis.sign)
         yield page.Part(name, [block], f"chosen: {said}")
@@ -764,7 +763,7 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
         rows.append((who, len(numbers), number(found), number(gain, "+"), fresh))
     head = ("", "trials", "best, search", "better than the sampler's by", "best mean, fresh seeds")
     if len(own) > 1:
-        yield section("proposers", [PageTable(head, rows, words=(0,))])
+        yield section("proposers", [figures.PageTable(head, rows, words=(0,))])
 
 
 MOST_MESSAGES = 10  # of one kind of failure
@@ -780,7 +779,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
         rows.append((worker.owner, *cells, lease, params))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "parameters")
-        yield section("running", [PageTable(head, rows, words=(0, 4, 5))])
+        yield section("running", [figures.PageTable(head, rows, words=(0, 4, 5))])
 
 
 def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
@@ -799,7 +798,7 @@ def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
     """
     for failure in count_failures(trials):
         reasons = failure.by_reason()
-        blocks: list[Block] = []
+        blocks: list[figures.Block] = []
         for reason, members in [*reasons.items()][:MOST_MESSAGES]:
             numbers = ", ".join(str(trial.number) for trial in members[:MOST_MESSAGES])
             numbers += ", …" if len(members) > MOST_MESSAGES else ""
@@ -824,7 +823,7 @@ def environment_section(winner: Result | None, config_text: str) -> Section:
         facts["data"] = winner.data.digest if winner.data else None
         facts["seeds"] = [*winner.seeds] or None
     known = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
-    config: Block = Absent("No configuration was found.")
+    config: figures.Block = Absent("No configuration was found.")
     if config_text.strip():
         config = page.Folded("configuration", config_text)
     return section("environment", [known, config])
@@ -863,7 +862,7 @@ def all_sections(
     """Yields the sections of a study: what decided, the search, who worked."""
     winner = files.winner
     values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
-    axis = Axis.of(stored.metric, stored.sign, values)
+    axis = figures.Axis.of(stored.metric, stored.sign, values)
     won = None if winner is None else winner.winner.trial
     if winner is not None:
         yield from winner_sections(winner, files.compressed)
