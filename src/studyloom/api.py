@@ -26,9 +26,7 @@ from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
 from studyloom.text import error_text, printable
-from studyloom.views.sentence import quotable
-from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import format_parameters, headline
+from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
 from studyloom.winner.result import Result, belongs_to, read_result
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
@@ -239,7 +237,7 @@ class Study:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<studyloom.Study {headline(self._snapshot())}>"
+        return f"<studyloom.Study {self._snapshot().headline}>"
 
     def _repr_html_(self) -> str:
         """The answer in a sentence, counts, best, baseline, and the winner with its test.
@@ -260,8 +258,8 @@ class Study:
         cells = [(what, f"trial {n}", said, format_parameters(p)) for what, n, said, p in lines]
         rows = ["".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in cells]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        sentence = escape(quotable(self._stored, answer, snapshot))
-        return f"<p><b>{sentence}.</b></p><p>{escape(headline(snapshot))}</p><table>{body}</table>"
+        sentence = escape(snapshot.quotable(self._stored, answer))
+        return f"<p><b>{sentence}.</b></p><p>{escape(snapshot.headline)}</p><table>{body}</table>"
 
     def _snapshot(self) -> Snapshot:
         return take_snapshot(self._stored)

@@ -15,7 +15,6 @@ from studyloom.winner.evaluation import is_result_of, winner_config
 from studyloom.winner.predictor import load_network
 from studyloom.winner.result import read_result
 from studyloom.winner.statistics import rank_correlation
-from studyloom.winner.wording import transfer_sentence
 
 SCALED = (
     *(*TINY[1:-1], "space=none", "sampler=random", "pruner=none"),
@@ -78,9 +77,8 @@ def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated)
     assert (
         "searched with model.hidden [8], and carried to model.hidden [32] by the rule mup" in lines
     )
-    sentence = transfer_sentence(
-        replace(answer, transfer=replace(found, small={"params.Width": 8}))
-    )
+    renamed = replace(answer, transfer=replace(found, small={"params.Width": 8}))
+    sentence = renamed.transfer_sentence
     assert sentence.startswith("Searched with params.Width 8, and carried")
     assert "selection gap" not in lines, "two sizes have no gap by selection"
 

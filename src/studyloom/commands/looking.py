@@ -234,8 +234,8 @@ def dashboard(arguments: argparse.Namespace) -> None:
     """
     from studyloom.study.opening import open_only_study
     from studyloom.views.dashboard import DEADLINE, serve
-    from studyloom.views.progress import JobReader, working_words
-    from studyloom.views.terminal import headline, make_console
+    from studyloom.views.progress import JobReader
+    from studyloom.views.terminal import make_console
 
     url, name = arguments.storage or STORAGE.get(), arguments.study
     if arguments.run_dir is not None:
@@ -246,7 +246,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     collect_as_usual()
     stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
     progress = JobReader(stored).read()
-    title = "; ".join(filter(None, (headline(progress.search), working_words(progress))))
+    title = "; ".join(filter(None, (progress.search.headline, progress.working_words)))
 
     def tell(address: str) -> None:
         console = make_console(sys.stderr if arguments.json else sys.stdout)

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,9 +87,9 @@ def replace_unencodable() -> None:
 
 def print_json(document: Any) -> None:
     """Prints a document of `commands.documents` as one line; what is not finite is null."""
-    from studyloom.views.events import finite
+    from studyloom.views.progress import to_json
 
-    print(json.dumps(finite(document), allow_nan=False, default=str), flush=True)
+    print(to_json(document), flush=True)
 
 
 def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:

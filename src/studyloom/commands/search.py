@@ -83,7 +83,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     if snapshot.best is not None:
         write_best(plan, snapshot.best)
     elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
-    console.print(f"\n{terminal.headline(snapshot)}{elapsed}", soft_wrap=True)
+    console.print(f"\n{snapshot.headline}{elapsed}", soft_wrap=True)
     console.print(terminal.answers_table(snapshot, console.width))
     if snapshot.rule is not None:
         console.print(terminal.front_table(snapshot, console.width))

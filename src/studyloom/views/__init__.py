@@ -5,11 +5,9 @@ a page that follows the study, with optuna-dashboard beside it.
 """
 
 __all__ = [
-    "charts",
     "comparison",
     "dashboard",
     "doctor",
-    "events",
     "figures",
     "page",
     "progress",

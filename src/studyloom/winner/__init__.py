@@ -9,6 +9,7 @@ __all__ = [
     "candidates",
     "evaluation",
     "measurement",
+    "model_card",
     "predictions",
     "predictor",
     "result",
@@ -16,5 +17,4 @@ __all__ = [
     "statistics",
     "stored_trainings",
     "transfer",
-    "wording",
 ]

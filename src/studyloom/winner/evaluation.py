@@ -16,11 +16,11 @@ from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.candidates import Origin, Reevaluated
 from studyloom.winner.measurement import describe_untested, measure_winner
+from studyloom.winner.model_card import model_card
 from studyloom.winner.result import CARD, Candidate, Result, belongs_to, write_result
 from studyloom.winner.stages import ResultStages
 from studyloom.winner.statistics import difference, summarise
 from studyloom.winner.transfer import describe_transfer
-from studyloom.winner.wording import model_card
 
 
 def evaluate_winner(

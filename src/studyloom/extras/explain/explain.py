@@ -25,7 +25,7 @@ from studyloom.winner.result import (
     Calibration,
     Column,
     ExplainedText,
-    Group,
+    GroupMean,
     Groups,
     Interval,
     Occlusion,
@@ -149,7 +149,7 @@ def by_group(metric: Metric, found: Outputs, test: Part) -> Groups | None:
         else:
             draws = np.random.default_rng(0).integers(0, len(own), (DRAWS, len(own)))
             ends = _percentiles(own.numpy()[draws].mean(1), 2.5)
-        rows.append(Group(name, len(own), float(own.mean()), ends))
+        rows.append(GroupMean(name, len(own), float(own.mean()), ends))
     return Groups(kind, len(members) - len(rows), tuple(rows))
 
 

@@ -33,6 +33,7 @@ from studyloom.storage.ledger import Store
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
 from studyloom.winner.candidates import CandidateTrainings, Origin
+from studyloom.winner.model_card import SMALL_HEADING, small_section
 from studyloom.winner.result import (
     CARD,
     NETWORK,
@@ -48,7 +49,6 @@ from studyloom.winner.result import (
     to_document,
     write_json,
 )
-from studyloom.winner.wording import SMALL_HEADING, small_section
 
 LOCK = "compress.lock"  # below the run directory
 OWN_LOOP = "its loop is your own, so that no smaller network is trained: it is tried as it is"
