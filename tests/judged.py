@@ -12,6 +12,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.run import Run, RunContext
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
+from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
@@ -54,7 +55,10 @@ test_part.__test__ = False
 
 def stages_of(definition, url, run_dir, trials, **settings):
     stored = create_study(url, "s", definition.identity("toy"), trials, goals=definition.goals)
-    search, data = Stage("search", stored, definition, trials), SimpleNamespace(validation=40)
+    search, data = (
+        Stage("search", stored, definition, Strategy(definition), trials),
+        SimpleNamespace(validation=40),
+    )
     where = (TrainingData(data, SPLIT), url, run_dir)
     return ResultStages(search, definition, *where, WinnerSection(**settings))
 
@@ -62,7 +66,9 @@ def stages_of(definition, url, run_dir, trials, **settings):
 def train(stage, split, trials, folder=None):
     """Works on trials of a stage."""
     data = TrainingData(None, split, toy_folds(split))
-    Worker(stage.source, stage.stored, data, Never(), folder, weights=stage.weights).run(trials)
+    Worker(
+        stage.source, stage.strategy, stage.stored, data, Never(), folder, weights=stage.weights
+    ).run(trials)
 
 
 def work(stages):

@@ -12,6 +12,7 @@ from studyloom.definition.definition import Definition
 from studyloom.errors import Interrupted
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
 SPLIT = toy_split()
@@ -23,7 +24,15 @@ FOLDER: dict[str, Path | None] = {"checkpoints": None}  # set for each test
 def work(definition: Definition, stored, trials, stopping=None, folds=FOLDS, **limits):
     """Works on the first `trials` slots of a study, in this process."""
     data, stop = TrainingData(None, SPLIT, folds), stopping or Never()
-    Worker(definition, stored, data, stop, FOLDER["checkpoints"], Limits(**limits)).run(trials)
+    Worker(
+        definition,
+        Strategy(definition),
+        stored,
+        data,
+        stop,
+        FOLDER["checkpoints"],
+        Limits(**limits),
+    ).run(trials)
 
 
 def work_side_by_side(definition, url, trials, workers, **limits):

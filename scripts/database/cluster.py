@@ -215,7 +215,7 @@ def hold(
         time.sleep(delay)
         _own.log = own
         stored = open_study(url, "cluster")
-        worker = Worker(definition, stored, DATA, Never(), None)  # type: ignore[arg-type]
+        worker = Worker(definition, definition, stored, DATA, Never(), None)  # type: ignore[arg-type]
         worker.watch.log = own  # type: ignore[attr-defined]
         worker.run(trials)
         stored.close()

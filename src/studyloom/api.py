@@ -406,7 +406,7 @@ def search(
     asked = ask(subject, {} if space is None else space, data, given | settings)
     invocation = of_sections(asked.sections, asked.run_dir)
     asked.write()
-    for words in () if quiet else asked.said:
+    for words in () if quiet else asked.notes:
         print(words)
     return _run(invocation, (), quiet=quiet, is_call=True)
 

@@ -21,6 +21,7 @@ from studyloom.study.early_end import (
 )
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stage import Stage
+from studyloom.study.strategy import Strategy
 
 TRIALS = 24
 REGRET = 0.9  # of an accuracy: ends at the first estimate, which is that after ten trials
@@ -53,7 +54,7 @@ def test_workers_begin_no_trial_once_the_search_has_ended(url, definition):
     assert count in (10, 11, 12)  # one may have begun as the other asked
     assert sorted(trial.user_attrs[SLOT] for trial in stored.trials()) == [*range(count)]
     assert ending(open_study(url, "s"), TRIALS) == ending(stored, TRIALS)
-    assert Stage("search", stored, definition, TRIALS).todo() == 0
+    assert Stage("search", stored, definition, Strategy(definition), TRIALS).todo() == 0
     before = outcomes(stored)
     set_bounds(stored, Bounds(REGRET, None, TRIALS))  # as the same command does again
     work(definition, stored, TRIALS)

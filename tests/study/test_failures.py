@@ -9,6 +9,7 @@ from toy_worker import fresh, work
 from toys import ask
 
 from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.objective import Objective
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
@@ -130,7 +131,7 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
         return 0.5
 
     silent = Objective()
-    monkeypatch.setattr(Definition, "make_objective", lambda *_: silent)
+    monkeypatch.setattr(NetworkDefinition, "make_objective", lambda *_: silent)
     monkeypatch.setattr(Reporter, "run", diverge_above)
     stored = fresh(sqlite_url, definition, 28)
     work(definition, stored, 28)

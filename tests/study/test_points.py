@@ -9,6 +9,7 @@ from studyloom.errors import Halted
 from studyloom.space.samplers import identify
 from studyloom.storage.attributes import REASON
 from studyloom.study import sampling
+from studyloom.study.strategy import Strategy
 
 NONE = (*RANDOM[:-3], "space=none", "sampler=random", "pruner=none")
 WIDE = ("+space.model.hidden.list.int=[4,64]", "+space.model.hidden.length=1")
@@ -54,7 +55,7 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
 def test_without_repeats_each_point_is_trained_once_by_any_number_of_workers(database, request):
     url = request.getfixturevalue(database)
     definition = ask(*NONE, *SIX, "study.repeats=false", "study.trials=40")
-    assert definition.trials() == 6
+    assert Strategy(definition).trials == 6
     stored = fresh(url, definition, 6)
     work_side_by_side(definition, url, 6, workers=4, repeats=False)
     trials = stored.trials()

@@ -12,6 +12,7 @@ from toys import TINY, ask
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, OWN, Next
 from studyloom.study.promotion import Promotion
+from studyloom.study.strategy import Strategy
 
 TWO = (ACCURACY, Goal("parameters", "minimize"))
 
@@ -25,7 +26,7 @@ def test_the_lowest_rung_is_a_thirteenth_of_all_epochs_or_that_of_the_study_as_i
 
 def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_median_or_none():
     def pruner_of(*overrides, **began):
-        return replace(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
+        return Strategy(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
 
     for promoted in (pruner_of(), pruner_of("train.epochs=50"), pruner_of(began=1)):
         assert isinstance(promoted, Promotion)

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from toy_worker import fresh, work
 from toys import TINY, TWO, Signal, ask
 
-from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import Halted
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, TIMES
 from studyloom.study.failures import outcome
@@ -141,7 +141,7 @@ def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypa
         measured.append(len(measured))
         return [replace(cost, value=100.0 + len(measured)) for cost in whole(self, point, data)]
 
-    monkeypatch.setattr(Definition, "measure_costs", drifting)
+    monkeypatch.setattr(NetworkDefinition, "measure_costs", drifting)
     definition = ask(*GOALS)
     stored = fresh(sqlite_url, definition, 12)
     work(definition, stored, 12)

@@ -12,7 +12,7 @@ from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.data import Datasets
 from studyloom.data.training_data import TrainingData
-from studyloom.definition import definition as definition_module
+from studyloom.definition import network as network_module
 from studyloom.storage.attributes import REUSED
 from studyloom.study.opening import create_study
 from studyloom.training.checkpoint import load_weights
@@ -38,7 +38,7 @@ def trained(monkeypatch):
             seeds.extend(job.seed for job in jobs)
             super().__init__(jobs, *args, **kwargs)
 
-    monkeypatch.setattr(definition_module, "Training", Counted)
+    monkeypatch.setattr(network_module, "Training", Counted)
     monkeypatch.setattr(toys, "train", lambda cfg, run: seeds.append(run.seed) or loop(cfg, run))
     return seeds
 

@@ -8,7 +8,7 @@ from judged import SPLIT, CountedTest, evaluate_winner, stages_of, work
 from toys import CONF, TINY, compose
 
 import studyloom as sl
-from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.candidates import Origin
 from studyloom.winner.evaluation import is_result_of, winner_config
@@ -29,7 +29,7 @@ TRIALS = 5
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("scaled")
-    definition = Definition.ask(*compose(*SCALED, name="mnist", folder=CONF))
+    definition = NetworkDefinition.from_config(*compose(*SCALED, name="mnist", folder=CONF))
     stages = stages_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
     work(stages)
     evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.mnist"])
@@ -92,7 +92,7 @@ def test_winner_yaml_trains_the_network_of_the_target_by_the_same_rule(evaluated
     folder = tmp_path / "conf"
     folder.mkdir()
     (folder / "again.yaml").write_text((stages.run_dir / "winner.yaml").read_text())
-    again = Definition.ask(
+    again = NetworkDefinition.from_config(
         *compose(f"hydra.searchpath=[file://{CONF}]", name="again", folder=folder)
     )
     (job,) = again.jobs(again.baseline, [SPLIT.whole()], 0)

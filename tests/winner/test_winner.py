@@ -34,6 +34,7 @@ from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stage import Stage
+from studyloom.study.strategy import Strategy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
@@ -267,8 +268,8 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
     written = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
     assert written["optimizer"]["lr"] == answer.winner.params["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=stages.run_dir)
-    again = type(stages.definition).ask(cfg, composer)
-    assert again.trials() == 1
+    again = type(stages.definition).from_config(cfg, composer)
+    assert Strategy(again).trials == 1
     was = stages.definition.at(stages.candidates[winner].point)
     config = again.at(again.baseline)
     for section in ("model", "optimizer", "train", "objective", "data"):
@@ -293,7 +294,10 @@ def forecast(tmp_path_factory):
     )
     data, url = TrainingData(source, source.train()), f"sqlite:///{run_dir}/study.db"
     stored = create_study(url, "s", definition.identity("toy"), 5, goals=definition.goals)
-    search, settings = Stage("search", stored, definition, 5), WinnerSection(top=2, seeds=2)
+    search, settings = (
+        Stage("search", stored, definition, Strategy(definition), 5),
+        WinnerSection(top=2, seeds=2),
+    )
     stages = ResultStages(search, definition, data, url, run_dir, settings)
     work(stages)
     return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source

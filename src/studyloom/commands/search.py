@@ -65,7 +65,8 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     terminal.print_code_changes(stored, console)
     move_foreign_result(plan, console)
     if todo := task.todo():
-        for note in [*prepared.definition.notes(prepared.data), *prepared.starts.notes]:
+        notes = [*prepared.strategy.notes(), *prepared.definition.notes(prepared.data)]
+        for note in [*notes, *prepared.starts.notes]:
             say(console, note)
         verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
         open_ = plan.search.todo()

@@ -1,7 +1,6 @@
 """Makes the definition of a study and its data from a config, and checks them before trial 0."""
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,33 +10,40 @@ from studyloom.config.compose import Composer
 from studyloom.config.values import plain_sections
 from studyloom.data.datasets import drawn_anew
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import (
-    KEEPS_STATE,
-    SECTIONS,
-    Definition,
-    data_key,
-    kind_of,
-)
+from studyloom.definition.custom_loop import LoopDefinition
+from studyloom.definition.definition import SECTIONS, Definition
+from studyloom.definition.network import NetworkDefinition
+from studyloom.definition.preflight import breach_of_rule
+from studyloom.definition.sections import data_key
 from studyloom.definition.sources import sources_of_main
-from studyloom.definition.validation import breach_of_rule, check_ranks, check_sections, validate
+from studyloom.definition.validation import CheckedStrategy, check_ranks, check_sections, validate
 from studyloom.plugins import load_plugin
 
 log = logging.getLogger(__name__)
 
 
+def kind_of(cfg: DictConfig) -> type[Definition]:
+    """Returns the class of the definition that a config describes."""
+    return NetworkDefinition if cfg.objective["_target_"] is None else LoopDefinition
+
+
 def define(cfg: DictConfig) -> Definition:
     """Makes the definition of a composed config; raises ConfigError for all its mistakes."""
-    return kind_of(cfg).ask(cfg, Composer.from_hydra())
+    return kind_of(cfg).from_config(cfg, Composer.from_hydra())
 
 
 def load_data(cfg: DictConfig, *, shared: bool) -> TrainingData:
     """Loads the training set of a config, for several processes if it is `shared`."""
-    data = kind_of(cfg).gather(cfg)
+    data = kind_of(cfg).load_data(cfg)
     return data.shared(data_key(cfg)) if shared else data
 
 
 def preflight(
-    attempt: MistakeCollector, definition: Definition, data: TrainingData | None, launcher: Any
+    attempt: MistakeCollector,
+    definition: Definition,
+    strategy: CheckedStrategy,
+    data: TrainingData | None,
+    launcher: Any,
 ) -> None:
     """Tries out what a definition asks for; without data there is nothing to try networks on.
 
@@ -45,9 +51,9 @@ def preflight(
         launcher: whose workers share what the definition makes; None if there is a mistake in it.
     """
     if data is None:
-        attempt(lambda: attempt.mistakes.extend(check_sections(definition)))
+        attempt(lambda: attempt.mistakes.extend(check_sections(definition, strategy)))
     else:
-        attempt(lambda: validate(definition, data))
+        attempt(lambda: validate(definition, data, strategy))
         if key := attempt(lambda: drawn_anew(data.split)):
             log.warning(
                 "%s draws its first item anew at each look, as augmentation does, and trials are "
@@ -63,17 +69,7 @@ def preflight(
         attempt(lambda: attempt.mistakes.extend(find(definition, data)))
     if launcher is not None and not attempt.mistakes:
         attempt.mistakes += check_ranks(definition, getattr(launcher, "ranks", 1))
-        attempt.mistakes += check_one_process(definition, launcher.count(definition.trials()))
-
-
-def check_one_process(definition: Definition, workers: int) -> Iterator[str]:
-    """Yields the mistake that several workers are started for a part that keeps its state."""
-    if definition.keeps_state and workers > 1:
-        parts = " and ".join(definition.keeps_state)
-        yield (
-            f"{parts}: keeps its state in one process ({KEEPS_STATE}), and the launcher starts "
-            f"{workers} workers; set launcher.workers=1, or derive the state from the trials"
-        )
+        attempt.mistakes += strategy.check_workers(launcher.count(strategy.trials))
 
 
 def compresses(definition: Definition) -> bool:

@@ -19,6 +19,7 @@ from studyloom.storage.urls import serve
 from studyloom.study.search import as_begun, begin_search, find_starts, join_search, may_be_new
 from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
 from studyloom.study.stopping import Stop
+from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStarts
 from studyloom.training.ranks import ALONE, Ranks, check_device
 
@@ -46,7 +47,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     data = attempt(lambda: load_data(cfg, shared=shared))
     starts: Any = WarmStarts()
     if definition is not None and not joins:
-        preflight(attempt, definition, data, launcher)
+        preflight(attempt, definition, Strategy(definition), data, launcher)
         # Not after a mistake: the points of a wrong space would be wrong too.
         if url is not None and not attempt.mistakes:
             starts = attempt(lambda: find_starts(definition, data.digest, url))
@@ -60,7 +61,8 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     if definition.trains_networks and (device := ranks.device).type != "cpu":
         data = data.to(device)
     definition = replace(definition, ranks=ranks)
-    return Prepared(definition, launcher, data, url, Path(cfg.run_dir), starts, trackers)
+    strategy = Strategy(definition)
+    return Prepared(definition, strategy, launcher, data, url, Path(cfg.run_dir), starts, trackers)
 
 
 @contextmanager
@@ -83,19 +85,20 @@ def open_search(
         LaunchError: the cluster of a new study does not start.
     """
     url, run_dir, definition = serve(prepared.url, own=True), prepared.run_dir, prepared.definition
-    trials, digest = definition.trials(), prepared.data.digest
+    strategy, digest = prepared.strategy, prepared.data.digest
+    trials = strategy.trials
     if create:
         run_dir.mkdir(parents=True, exist_ok=True)
         # A cluster is started before it may fail a new study.
         start = getattr(prepared.launcher, "start", None)
         if start is not None and may_be_new(definition, url):
             start(trials, run_dir)
-        stored = begin_search(definition, digest, url, prepared.starts, stop)
+        stored = begin_search(strategy, digest, url, prepared.starts, stop)
     else:
         stored = join_search(definition, url, stop)
-    definition = as_begun(definition, stored)
-    prepared = replace(prepared, url=url, definition=definition)
-    search = Stage(SEARCH, stored, definition, trials)
+    strategy = as_begun(strategy, stored)
+    prepared = replace(prepared, url=url, strategy=strategy)
+    search = Stage(SEARCH, stored, definition, strategy, trials)
     stages = SearchOnly(search) if make_stages is None else make_stages(prepared, search)
     with closing(stages):
         if create:

@@ -24,6 +24,7 @@ from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
 from studyloom.study.stage import SEARCH, Stage, Stages
 from studyloom.study.stopping import Stop
+from studyloom.study.strategy import Strategy
 from studyloom.study.trial_files import TrialFiles
 from studyloom.study.warm_start import WarmStarts
 from studyloom.study.worker import Worker
@@ -113,6 +114,7 @@ class Prepared:
     """
 
     definition: Definition
+    strategy: Strategy
     launcher: "Launcher"
     data: TrainingData
     url: str
@@ -159,6 +161,7 @@ def make_task(
             with tracking as on_end:
                 worker = Worker(
                     definition=stage.source,
+                    strategy=stage.strategy,
                     stored=stage.stored,
                     data=prepared.data,
                     stopping=stop,

@@ -21,6 +21,7 @@ __all__ = [
     "stage",
     "stopping",
     "stored_study",
+    "strategy",
     "trial_files",
     "trial_source",
     "warm_start",

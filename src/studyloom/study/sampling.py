@@ -17,6 +17,7 @@ from studyloom.storage.ledger import Claim
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.slots import SlotQueue
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import KEEPS_STATE, TrialStrategy
 from studyloom.study.trial_source import TrialSource
 
 REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def begin_state(
-    source: TrialSource, slots: SlotQueue, claim: Claim, kept: Sequence[str], lease: float
+    strategy: TrialStrategy, slots: SlotQueue, claim: Claim, kept: Sequence[str], lease: float
 ) -> None:
     """Checks that no other process works on a study whose sampler or pruner keeps state.
 
@@ -41,7 +42,7 @@ def begin_state(
     if others:
         ledger.release(claim)
         raise LaunchError(
-            f"{parts}: keeps its state in one process (keeps_state), and {others[0]} works "
+            f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {others[0]} works "
             f"on the study already; end that one; if it died, wait {lease:.0f} s"
         )
     number = stored.storage.get_trial(claim.trial_id or 0).number
@@ -54,10 +55,12 @@ def begin_state(
             number,
         )
     if "sampler" in kept:
-        stored.optuna.sampler = source.sampler(number)
+        stored.optuna.sampler = strategy.sampler(number)
 
 
-def begin_trial(source: TrialSource, slots: SlotQueue, frozen: FrozenTrial) -> optuna.Trial:
+def begin_trial(
+    source: TrialSource, strategy: TrialStrategy, slots: SlotQueue, frozen: FrozenTrial
+) -> optuna.Trial:
     """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
     stored, buffer, trial_id = slots.stored, slots.stored.storage, frozen._trial_id
     if frozen.state == TrialState.WAITING:
@@ -67,10 +70,10 @@ def begin_trial(source: TrialSource, slots: SlotQueue, frozen: FrozenTrial) -> o
         buffer.set_trial_user_attr(trial_id, PAUSED, None)
     if BASELINE in frozen.user_attrs and source.baseline is not None and not frozen.params:
         _give(stored, trial_id, source.baseline)
-    return _ask(source, stored, trial_id, frozen.number)
+    return _ask(strategy, stored, trial_id, frozen.number)
 
 
-def draw(source: TrialSource, held: HeldTrial) -> Point | None:
+def draw(source: TrialSource, strategy: TrialStrategy, held: HeldTrial) -> Point | None:
     """Draws the point of a trial and stores it; one that is given or stored already stays.
 
     The sampler draws again, with other seeds, what breaks a relation, or has been drawn where
@@ -106,13 +109,13 @@ def draw(source: TrialSource, held: HeldTrial) -> Point | None:
                 if (found := any_point(source.space, seed, taken)) is None:
                     return None
                 _give(stored, trial_id, found)
-            held.trial = _ask(source, stored, trial_id, derive(number, again))
+            held.trial = _ask(strategy, stored, trial_id, derive(number, again))
 
 
-def _ask(source: TrialSource, stored: StoredStudy, trial_id: int, number: int) -> optuna.Trial:
+def _ask(strategy: TrialStrategy, stored: StoredStudy, trial_id: int, number: int) -> optuna.Trial:
     """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
-    if "sampler" not in source.keeps_state:
-        stored.optuna.sampler = source.sampler(number)
+    if "sampler" not in strategy.keeps_state:
+        stored.optuna.sampler = strategy.sampler(number)
     # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of them
     # until a trial is told how it ended, and one that is paused is not told.
     return optuna.Trial(copy.copy(stored.optuna), trial_id)

@@ -18,6 +18,7 @@ from studyloom.study.opening import check_code, create_study, open_study, study_
 from studyloom.study.promotion import Promotion
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import (
     WarmStarts,
     enqueue,
@@ -63,7 +64,7 @@ def may_be_new(definition: Definition, url: str) -> bool:
 
 
 def begin_search(
-    definition: Definition, digest: str, url: str, starts: WarmStarts, stop: Stop
+    strategy: Strategy, digest: str, url: str, starts: WarmStarts, stop: Stop
 ) -> StoredStudy:
     """Creates the study of a definition, or opens it, and stores what the config says of it.
 
@@ -76,7 +77,8 @@ def begin_search(
         StorageError: the database cannot be used.
         OSError: the run directory cannot be written to.
     """
-    config, pruner, trials = definition.config, definition.pruner(), definition.trials()
+    definition, pruner, trials = strategy.definition, strategy.pruner(), strategy.trials
+    config = definition.config
     stored = create_study(
         url,
         str(config.study.name),
@@ -110,10 +112,10 @@ def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
     return stored
 
 
-def as_begun(definition: Definition, stored: StoredStudy) -> Definition:
-    """Returns a definition with the lowest rung that its study began with."""
+def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
+    """Returns a strategy with the lowest rung that its study began with."""
     # A study of before this was stored has begun without rungs, or at epoch 1.
-    return replace(definition, began=stored.optuna.user_attrs.get(RUNG, 0))
+    return replace(strategy, began=stored.optuna.user_attrs.get(RUNG, 0))
 
 
 def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:

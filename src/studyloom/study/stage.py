@@ -7,6 +7,7 @@ from typing import Protocol
 
 from studyloom.study.early_end import ending
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import TrialStrategy
 from studyloom.study.trial_source import TrialSource
 
 SEARCH = "search"  # the title of the first stage
@@ -14,7 +15,7 @@ SEARCH = "search"  # the title of the first stage
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run: a stored study, and where its trials come from.
+    """One stage of a run: a stored study, where its trials come from, and how they are chosen.
 
     Args:
         weights: the folder for the trained networks; None to keep none.
@@ -23,6 +24,7 @@ class Stage:
     title: str
     stored: StoredStudy
     source: TrialSource
+    strategy: TrialStrategy
     trials: int
     weights: Path | None = None
 

@@ -30,6 +30,7 @@ from studyloom.study.earlier_studies import EarlierStudies, EarlierStudy, offer_
 from studyloom.study.failures import TEACHES, count_failures, outcome
 from studyloom.study.placement import PlacedPoint, PlacedTrial, choose_trials, place_point
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import Strategy
 from studyloom.text import as_yaml
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
@@ -126,13 +127,14 @@ def find_warm_starts(
     study = definition.config.study
     enqueued = value_at(definition.config, "study.enqueue")
     wanted = value_at(definition.config, "study.from")
-    listed = lists_points(definition)
+    strategy = Strategy(definition)
+    listed = strategy.points is not None
     fixed = listed or definition.suggests
     if wanted == AUTO and (begun is not None or fixed):
         wanted = None
     mistakes: list[str] = []
     notes: list[str] = []
-    if study["from"] is None and definition.trials() > LOOKED and not fixed:
+    if study["from"] is None and strategy.trials > LOOKED and not fixed:
         notes += offer_earlier(Path(definition.config.run_dir))
     if not enqueued and not wanted:
         return WarmStarts(notes=notes)
@@ -142,7 +144,7 @@ def find_warm_starts(
             "sampler=grid: tries each point of the space once, so study.enqueue and study.from "
             "add nothing; remove them, or choose another sampler"
         )
-    room = definition.trials() - (definition.baseline is not None) - len(points)
+    room = strategy.trials - (definition.baseline is not None) - len(points)
     if room < 0:
         mistakes.append(
             f"study.enqueue: {-room} of {len(points)} points find no room in "
@@ -162,11 +164,6 @@ def find_warm_starts(
     labels = {start.earlier for start in taken}
     from_where = [each.label for each in studies if each.label in labels]
     return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
-
-
-def lists_points(definition: "Definition") -> bool:
-    """Whether the sampler tries each of a list of points once, as that of a grid does."""
-    return getattr(definition.sampler(0), "points", None) is not None
 
 
 def _enqueued_points(
@@ -306,5 +303,5 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
         "baseline": definition.baseline is not None,
         "share": definition.config.study.proposals,
     }
-    fixed = definition.suggests or lists_points(definition)
+    fixed = definition.suggests or Strategy(definition).points is not None
     stored.optuna.set_user_attr(SPACE, None if fixed else known)

@@ -23,6 +23,7 @@ from studyloom.study.reporter import Reporter
 from studyloom.study.sampling import NO_POINT, begin_state, begin_trial, draw
 from studyloom.study.slots import SlotQueue
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import TrialStrategy
 from studyloom.study.trial_files import TrialFiles
 from studyloom.study.trial_source import TrialSource, make_provenance
 
@@ -43,6 +44,7 @@ class Worker:
     """
 
     definition: TrialSource
+    strategy: TrialStrategy
     stored: StoredStudy
     data: TrainingData
     stopping: Stopping
@@ -67,8 +69,8 @@ class Worker:
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
         definition, ledger, lease = self.definition, self.stored.ledger, self.limits.lease
-        kept = definition.keeps_state
-        self.stored.optuna.pruner = pruner = definition.pruner()
+        kept = self.strategy.keeps_state
+        self.stored.optuna.pruner = pruner = self.strategy.pruner()
         baseline = definition.baseline is not None
         slots = SlotQueue(self.stored, trials, worker_id(os.getpid()), pruner, baseline=baseline)
         wait = WAIT
@@ -80,7 +82,7 @@ class Worker:
             if claim is not None:
                 self.on_claim()
                 if kept:
-                    begin_state(definition, slots, claim, kept, lease)
+                    begin_state(self.strategy, slots, claim, kept, lease)
                     kept = ()
                 self.finish_claim(claim, slots)
                 wait = WAIT
@@ -127,12 +129,12 @@ class Worker:
             self.stored.ledger.finish(claim)
             return
         with self.watch("sampling"):
-            trial = begin_trial(self.definition, slots, frozen)
+            trial = begin_trial(self.definition, self.strategy, slots, frozen)
         held = HeldTrial(self.stored, trial, claim, self.limits, self.watch, self.on_end)
         if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, held)
             return
-        if (point := draw(self.definition, held)) is None:
+        if (point := draw(self.definition, self.strategy, held)) is None:
             held.fail(failures.Failure(failures.ERROR, NO_POINT))
             return
         try:
@@ -178,7 +180,8 @@ class Worker:
             held.constrain(self.definition.measure_costs(point, self.data))
             checkpoint = self.files.checkpoint(frozen.number, point)
             folder = None if checkpoint is None else self.files.folder_of(checkpoint)
-            attempt = Attempt(held.claim.token, self.stage, folder)
+            pauses = slots.order is not None
+            attempt = Attempt(held.claim.token, self.stage, folder, pauses=pauses)
             objective = self.definition.make_objective(point, frozen.number, self.data, attempt)
             # With several objectives no pruner of Optuna's is asked, because those compare one
             # value; trials are paused all the same.

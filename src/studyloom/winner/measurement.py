@@ -10,7 +10,7 @@ from studyloom.config.values import describe_error, value_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform
-from studyloom.definition.jobs import kept_name, weights_of
+from studyloom.definition.user_functions import kept_name, weights_of
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS
 from studyloom.storage.ledger import Store

@@ -20,10 +20,10 @@ from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
 from studyloom.data.transform import InputRange, Picture, Transform
-from studyloom.definition.jobs import (
+from studyloom.definition.jobs import build_network
+from studyloom.definition.user_functions import (
     NETWORK,
     build_named,
-    build_network,
     kept_name,
     network_of,
     weights_of,

@@ -230,6 +230,8 @@ class ResultStages:
         stored.wait_less(search.stopping)
         store_stage(search, title, stored.name)
         weights = None if folder is None else networks_folder(folder, stored.name)
-        stage = CandidateStage(title, stored, trainings, len(trainings.trainings), weights)
+        stage = CandidateStage(
+            title, stored, trainings, trainings, len(trainings.trainings), weights
+        )
         self._opened.append(stage)
         return stage

@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from studyloom.data import Split
 from studyloom.data.training_data import Part
-from studyloom.definition.jobs import build_network, kept_name, weights_of
+from studyloom.definition.jobs import build_network
 from studyloom.definition.loop import Unstopped
 from studyloom.definition.objective import Attempt
+from studyloom.definition.user_functions import kept_name, weights_of
 from studyloom.errors import CompressError
 from studyloom.seeds import derive
 from studyloom.study.stored_study import RETRAINING

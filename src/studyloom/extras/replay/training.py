@@ -10,10 +10,13 @@ from optuna import TrialPruned
 
 from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.jobs import build_function, build_jobs, loop_jobs, named_goals
+from studyloom.definition.goals import named_goals
+from studyloom.definition.jobs import build_jobs
 from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.objective import NetworkObjective, Objective, Step
 from studyloom.definition.rule import parse_limits
+from studyloom.definition.run import loop_jobs
+from studyloom.definition.user_functions import build_function
 from studyloom.errors import ConfigError
 from studyloom.extras.replay.comparison import Course
 from studyloom.extras.replay.stored_trial import is_loop
