@@ -30,7 +30,6 @@ from studyloom import environment
 from studyloom.cli import main as studyloom_command
 from studyloom.commands.documents import DOCUMENTS
 from studyloom.commands.parser import make_parser
-from studyloom.environment import Variable
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / ".github" / "site"
@@ -104,8 +103,7 @@ def directive(module: ModuleType, name: str) -> str:
 
 def environment_page() -> str:
     """The table of environment variables."""
-    known = [each for each in vars(environment).values() if isinstance(each, Variable)]
-    rows = [f"| `{each.name}` | {each.meaning} |" for each in known]
+    rows = [f"| `{each.name}` | {each.meaning} |" for each in environment.PUBLIC]
     return "\n".join(["| variable | meaning |", "|---|---|", *rows, ""])
 
 

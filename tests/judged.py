@@ -1,4 +1,4 @@
-"""Plans on toy data: their stages are worked on here, as a worker does, and then tested."""
+"""Result stages on toy data: they are worked on here, as a worker does, and then tested."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,11 +11,13 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.run import Run, RunContext
 from studyloom.study.opening import create_study
+from studyloom.study.stage import Stage
+from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.winner import evaluation
-from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.stages import ResultStages
 
 SPLIT = toy_split()
 SPACE = (
@@ -51,36 +53,43 @@ def test_part():
 test_part.__test__ = False
 
 
-def plan_of(definition, url, run_dir, trials, **settings):
+def stages_of(definition, url, run_dir, trials, **settings):
     stored = create_study(url, "s", definition.identity("toy"), trials, goals=definition.goals)
-    search, data = Stage("search", stored, definition, trials), SimpleNamespace(validation=40)
+    search, data = (
+        Stage("search", stored, definition, Strategy(definition), trials),
+        SimpleNamespace(validation=40),
+    )
     where = (TrainingData(data, SPLIT), url, run_dir)
-    return Plan(search, definition, *where, WinnerSection(**settings))
+    return ResultStages(search, definition, *where, WinnerSection(**settings))
 
 
 def train(stage, split, trials, folder=None):
     """Works on trials of a stage."""
     data = TrainingData(None, split, toy_folds(split))
-    Worker(stage.asked, stage.stored, data, Never(), folder, weights=stage.weights).run(trials)
+    Worker(
+        stage.source, stage.strategy, stage.stored, data, Never(), folder, weights=stage.weights
+    ).run(trials)
 
 
-def work(plan):
+def work(stages):
     """Works through the stages."""
-    for stage in plan:
-        folder = plan.run_dir / "checkpoints" / stage.title
+    for stage in stages:
+        folder = stages.run_dir / "checkpoints" / stage.title
         folder.mkdir(parents=True, exist_ok=True)
-        train(stage, plan.data.split, stage.trials, folder)
+        train(stage, stages.data.split, stage.trials, folder)
 
 
-def evaluate_winner(plan, test, command, **more):
+def evaluate_winner(stages, test, command, **more):
     """Tests the winner as a command does: as the one that holds the lease."""
-    with plan.search.stored.ledger.testing() as store:
-        return evaluation.evaluate_winner(plan, test, command, store, **more)
+    if isinstance(stages.data.source, SimpleNamespace):
+        stages.data.source.test = test
+    with stages.search.stored.ledger.testing() as store:
+        return evaluation.evaluate_winner(stages, command, store, **more)
 
 
 def train_plainly(stage, candidate, seed):
     """Trains a candidate without any objective of ours; returns the value and what is kept."""
-    trainings = stage.asked
+    trainings = stage.source
     if trainings.definition.config.objective["_target_"] is None:
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)

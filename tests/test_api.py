@@ -31,7 +31,7 @@ from studyloom.cli import main
 from studyloom.files import mark_own
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.rows import Rows, as_json, curve_rows
+from studyloom.study.stored_study import Rows, as_json, curve_rows
 from studyloom.winner.result import write_result
 
 CONF = ROOT / "conf"

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all: under exceptions, kills and several writers."""
 
 import contextlib
+import select
 import shutil
 import signal
 import subprocess
@@ -44,8 +45,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from studyloom.files import locked
-with locked(Path(sys.argv[1])) as held:
-    print(held, flush=True)
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
     time.sleep(60)
 """
 
@@ -120,18 +121,19 @@ def test_files_of_other_hosts_and_other_names_are_never_abandoned(tmp_path):
 
 def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
     path = tmp_path / "lock"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "True\n"
-    with locked(path, stopping=lambda: True) as held:
-        assert not held
+    command = [sys.executable, "-c", HOLD, str(path)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert select.select([other.stdout], [], [], 1.0)[0] == []
     holder.kill()
     holder.communicate()
-    with locked(path, stopping=lambda: pytest.fail("nobody holds it")) as held:
-        assert held
-    with locked(path) as held:  # given back
-        assert held
+    assert other.stdout.readline() == "held\n"
+    other.kill()
+    other.communicate()
+    for _ in range(2):  # given back
+        with locked(path):
+            pass
 
 
 def test_file_systems_are_known_by_the_longest_mount_point(tmp_path):

@@ -24,6 +24,7 @@ FLOORS = (
     *(GROUND, "data", "training", "space", "config", "storage", "definition", "study", "launch"),
     *("winner", "views", "commands", EXTRAS, TOP),
 )
+KERNEL = FLOORS[: FLOORS.index("winner")]  # it searches and stores alone
 TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or imports
 
 # Packages from outside that only some rooms may import; all others are open to all.
@@ -133,6 +134,13 @@ def test_imports_point_down_and_the_root_counts():
         assert [other for other in others if FLOORS.index(room_of(other)) > floor] == [], module
 
 
+def test_the_kernel_imports_neither_winner_views_commands_nor_extras():
+    """Not in functions either; `plugins` imports an extra by its name when it is asked for it."""
+    for module, others in OWN.items():
+        if room_of(module) in KERNEL:
+            assert {room_of(other) for other in others} <= {*KERNEL}, module
+
+
 def test_imports_make_no_cycle():
     TopologicalSorter(OWN).prepare()  # raises CycleError, with the cycle
 
@@ -205,7 +213,7 @@ def test_what_only_linux_has_is_in_one_module_and_forks_are_in_another():
 
 def test_environment_variables_are_those_of_one_list():
     listed = {each.name for each in vars(environment).values() if isinstance(each, Variable)}
-    assert listed == set(re.findall(r'"(STUDYLOOM_[A-Z_]+)"', FILES["environment"].read_text()))
+    assert listed == set(re.findall(r'"([A-Z_]+[A-Z])"', FILES["environment"].read_text()))
     for module, path in FILES.items():
         assert set(re.findall(r"STUDYLOOM_[A-Z_]*[A-Z]", path.read_text())) <= listed, module
         if module != "environment":

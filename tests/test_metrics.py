@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
-from toys import TINY, ask, compose, toy_folds, toy_split
+from toys import TINY, ask, compose, toy_folds, toy_split, validate_search
 
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.jobs import build_metric
-from studyloom.definition.validation import validate
+from studyloom.definition.goals import build_metric
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
 from studyloom.training.batches import EVALUATION_BATCH
@@ -153,7 +152,7 @@ def series(count=100):
 
 def check(split, folds, *overrides):
     definition = ask("space=none", "model.hidden=[4]", "train.batch_size=16", *overrides)
-    validate(definition, TrainingData(None, split, folds))
+    validate_search(definition, TrainingData(None, split, folds))
 
 
 def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_trial():

@@ -17,7 +17,8 @@ from studyloom.cli import main
 from studyloom.commands.documents import DOCUMENTS, json_schema
 from studyloom.commands.parser import COMMANDS, make_parser, options_of
 from studyloom.commands.studies import SHELLS
-from studyloom.config.overrides import page_help
+from studyloom.config.overrides import study_help
+from studyloom.environment import variables_help
 
 JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
 SECRET = "canary-secret"
@@ -233,7 +234,7 @@ def test_the_help_of_a_page_is_its_manual_with_options_groups_and_keys():
     assert max(map(len, done.stdout.splitlines())) <= 80
     for words in (
         *("Search MLPs and CNNs on MNIST", "--dry-run", "--events FILE"),
-        *("model=cnn, gru, lstm, mlp", "    trials: 7"),
+        *("model=cnn, gru, lstm, mlp", "    trials: 7", variables_help()),
     ):
         assert words in done.stdout
-    assert "study:" in page_help("About.", str(ROOT / "conf"), "mnist", ["no.such=key"])
+    assert "study:" in study_help("About.", str(ROOT / "conf"), "mnist", ["no.such=key"])

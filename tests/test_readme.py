@@ -17,6 +17,7 @@ from commands import ROOT, environment, study_here
 from test_house import FLOORS
 
 from studyloom.config.scaffold import write_study
+from studyloom.environment import variables_help
 
 SITE = ".github/site/docs"
 FOLDERS = (
@@ -34,6 +35,7 @@ PROGRAMS = (
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LONGEST = 150
+VARIABLES = ("variable", "meaning")  # the heads of their table
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -148,6 +150,12 @@ def test_every_link_leads_somewhere():
         if anchor:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             assert anchor in [slug(heading) for heading in headings], f"{paper}: {link}"
+
+
+def test_help_lists_the_environment_variables(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert variables_help() in capsys.readouterr().out
 
 
 def test_every_option_of_every_group_is_listed():

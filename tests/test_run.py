@@ -14,10 +14,10 @@ import yaml
 from commands import CANARY, QUICK, ROOT, environment, start, study, study_here, studyloom
 from optuna.trial import TrialState
 
-from studyloom.commands import prepare
-from studyloom.commands.prepare import check_connections, check_database_reach
 from studyloom.errors import ConfigError
 from studyloom.launch.local import Join, Local
+from studyloom.storage import reach
+from studyloom.storage.reach import check_connections, check_database_reach
 from studyloom.study.opening import open_study
 
 
@@ -269,7 +269,8 @@ def test_an_unreachable_database_is_named_without_its_password(tmp_path):
 
 def test_a_database_on_this_host_is_refused_where_workers_do_not_reach_it(tmp_path, monkeypatch):
     def places(url, launcher):
-        return " ".join(check_database_reach(url, launcher))
+        several, away = launcher.count(2) > 1, launcher.leaves_host
+        return " ".join(check_database_reach(url, several=several, leaves_host=away))
 
     away = SimpleNamespace(leaves_host=True, count=lambda slots: 4)
     sqlite, embedded = f"sqlite:///{tmp_path}/study.db", f"embedded_postgres:///{tmp_path}/postgres"
@@ -278,7 +279,7 @@ def test_a_database_on_this_host_is_refused_where_workers_do_not_reach_it(tmp_pa
     assert "a server on 127.0.0.1 is out of reach" in places(embedded, away)
     assert places("postgresql://user@host/name", away) == ""
     assert places(sqlite, Local(workers=4)) == places(embedded, Local(workers=4)) == ""
-    monkeypatch.setattr(prepare, "filesystem_of", lambda path: "nfs4")
+    monkeypatch.setattr(reach, "filesystem_of", lambda path: "nfs4")
     assert "several workers would damage" in places(sqlite, Local(workers=2))
     assert places(sqlite, Local(workers=1)) == ""
     assert "two hosts would damage" in places(embedded, Join())

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from PIL import Image
-from toys import ask, compose
+from toys import ask, compose, validate_search
 
 from studies import CONF, characters, clothes, pairs, pictures, speech
 from studyloom import files
@@ -25,16 +25,15 @@ from studyloom.config.compose import Composer
 from studyloom.data.sources import ASSET, Embedded, read_csv
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import Definition
 from studyloom.definition.jobs import build_jobs
-from studyloom.definition.validation import validate
+from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import DataError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch.local import Join, Local
 from studyloom.space.samplers import GridSampler
-from studyloom.storage.embedded_server import folder_of
-from studyloom.storage.urls import parse_url
+from studyloom.storage.urls import folder_of, parse_url
+from studyloom.study.strategy import Strategy
 
 ROOT = Path(CONF).parent
 MODULES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.stem != "__init__")
@@ -105,8 +104,8 @@ def test_every_part_of_training_builds_and_works(group, option, folds):
 
 @options("sampler", "pruner")
 def test_every_sampler_and_pruner_builds_and_is_of_optuna(group, option):
-    definition = Definition.ask(*composed_with(group, option))
-    built = definition.sampler(3) if group == "sampler" else definition.pruner()
+    strategy = Strategy(NetworkDefinition.from_config(*composed_with(group, option)))
+    built = strategy.sampler(3) if group == "sampler" else strategy.pruner()
     assert isinstance(built, BaseSampler if group == "sampler" else BasePruner)
     assert isinstance(built, GridSampler) == (option == "grid")
 
@@ -139,9 +138,11 @@ def test_every_space_asks_a_question_without_mistakes(group, option, folds):
         split = source.train()
         count = definition.config.objective.folds
         folds = split.folds(count, source.validation, 0)
-    validate(definition, TrainingData(None, split, folds))
+    validate_search(definition, TrainingData(None, split, folds))
     assert definition.baseline is not None
-    assert definition.trials() == (definition.config.study.trials if definition.space.nodes else 1)
+    assert Strategy(definition).trials == (
+        definition.config.study.trials if definition.space.nodes else 1
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -84,7 +84,7 @@ class Deed:
 
 def test_a_worker_unpickles_the_file_that_was_handed_over_and_no_other(monkeypatch):
     monkeypatch.setattr(pickled, "_objects", {"number": 7})
-    with passed_on(["studyloom.pickled.take"], {}, []):
+    with passed_on(["studyloom.pickled.registered_object"], {}, []):
         (told,) = [
             each for each in passed_to_child({})["env"].items() if each not in os.environ.items()
         ]

@@ -21,15 +21,20 @@ from studies import CONF
 from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.split import Split, make_folds
-from studyloom.definition.definition import Definition, kind_of
+from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
 from studyloom.definition.jobs import build_jobs, build_network, build_optimizer
+from studyloom.definition.network import NetworkDefinition
+from studyloom.definition.prepare import kind_of
 from studyloom.definition.run import Run
+from studyloom.definition.validation import validate
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
 from studyloom.study.opening import create_study
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import Strategy
 from studyloom.training.trainer import Training
 
 # Two epochs of 64 images on a network of sixteen units: a trial takes some milliseconds.
@@ -49,7 +54,7 @@ def _composed(name: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Compos
 
 @functools.cache
 def _space(name: str, overrides: tuple[str, ...]) -> Space:
-    return Definition.ask(*compose(*overrides, name=name)).space
+    return NetworkDefinition.from_config(*compose(*overrides, name=name)).space
 
 
 def _compose(name: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Composer]:
@@ -86,10 +91,15 @@ def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Defi
     cfg, composer = compose(*overrides, name=name, folder=folder)
     kind = kind_of(cfg)
     if folder != CONF:
-        return kind.ask(cfg, composer)
+        return kind.from_config(cfg, composer)
     space = _space(name, overrides)
     composer.keep(cfg)
     return kind(cfg, composer, space)
+
+
+def validate_search(definition: Definition, data: TrainingData) -> None:
+    """Validates a definition with the sampler and the pruner that its config names."""
+    validate(definition, data, Strategy(definition))
 
 
 # A question asked with these is one of a loop of one's own, over the same space.

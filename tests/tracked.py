@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from studyloom.study import tracking
+from studyloom.extras.trackers import projection
+from studyloom.extras.trackers.projection import TrackedTrial, curve
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.tracking import TrackedTrial, curve
 
 
 class Seen(NamedTuple):
@@ -47,11 +47,11 @@ def first_line() -> Iterator[threading.Event]:
     """Yields an event, which comes with the first line that tracking logs."""
     event, handler = threading.Event(), logging.Handler()
     handler.emit = lambda _: event.set()  # type: ignore[method-assign]
-    tracking.log.addHandler(handler)
+    projection.log.addHandler(handler)
     try:
         yield event
     finally:
-        tracking.log.removeHandler(handler)
+        projection.log.removeHandler(handler)
 
 
 def in_database(stored: StoredStudy) -> dict[int, Seen]:

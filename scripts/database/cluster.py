@@ -33,9 +33,10 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Objective
 from studyloom.processes import is_alive
 from studyloom.space.tree import Point
-from studyloom.storage import embedded_server
+from studyloom.storage import urls
 from studyloom.storage.ledger import Ledger
 from studyloom.study import worker as worker_module
+from studyloom.study.held_trial import HeldTrial
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Reporter
 from studyloom.study.worker import Worker
@@ -153,7 +154,7 @@ def timed(kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def measured(self: Any, *arguments: Any, **named: Any) -> Any:
         # Reports are posted by a thread of their trial.
-        own = getattr(_own, "log", None) or self.watch.log
+        own = getattr(_own, "log", None) or getattr(self, "held", self).watch.log
         began = time.perf_counter()
         own.first = own.first or began
         try:
@@ -173,7 +174,7 @@ def watch_calls() -> None:
     """Has the calls of all workers of this process measured, and each thread be a worker."""
     Ledger.claim = timed("claim", Ledger.claim)  # type: ignore[method-assign]
     Reporter.post = timed("report", Reporter.post)  # type: ignore[method-assign]
-    Reporter.tell = timed("tell", Reporter.tell)  # type: ignore[method-assign]
+    HeldTrial.tell = timed("tell", HeldTrial.tell)  # type: ignore[method-assign]
     worker_module.worker_id = lambda pid: f"bench:{pid}-{threading.get_ident()}"  # type: ignore[assignment]
 
 
@@ -214,7 +215,7 @@ def hold(
         time.sleep(delay)
         _own.log = own
         stored = open_study(url, "cluster")
-        worker = Worker(definition, stored, DATA, Never(), None)  # type: ignore[arg-type]
+        worker = Worker(definition, definition, stored, DATA, Never(), None)  # type: ignore[arg-type]
         worker.watch.log = own  # type: ignore[attr-defined]
         worker.run(trials)
         stored.close()
@@ -236,7 +237,7 @@ DATA = TrainingData(None, None, [])  # type: ignore[arg-type]
 
 def serve(folder: Path, pipe: Any) -> None:
     """Keeps the embedded server of a folder alive until the other end of a pipe is closed."""
-    pipe.send(embedded_server.serve(f"embedded_postgres:///{folder}", own=True))
+    pipe.send(urls.serve(f"embedded_postgres:///{folder}", own=True))
     with suppress(EOFError):
         pipe.recv()
 

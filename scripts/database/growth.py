@@ -13,6 +13,7 @@ import optuna
 import torch
 
 from studyloom.storage.ledger import Ledger
+from studyloom.study.held_trial import HeldTrial
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Reporter
 
@@ -78,7 +79,7 @@ def growth(few: int, many: int, kept: int) -> None:
     """
     torch.set_num_threads(1)
     clock = Clock()
-    for owner, name in ((Ledger, "claim"), (Reporter, "post"), (Reporter, "tell")):
+    for owner, name in ((Ledger, "claim"), (Reporter, "post"), (HeldTrial, "tell")):
         clock.watch(owner, name)
     with tempfile.TemporaryDirectory() as folder, postgres(folder) as new_database:
         for kind in ("SQLite", "PostgreSQL"):

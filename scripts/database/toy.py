@@ -106,7 +106,7 @@ def work(definition: Any, stored: StoredStudy, folder: str, trials: int) -> None
     """Works on a study in this process until it has so many trials."""
     data = TrainingData(None, SPLIT, FOLDS)
     with Stop() as stop:
-        Worker(definition, stored, data, stop, Path(folder, "checkpoints")).run(trials)
+        Worker(definition, definition, stored, data, stop, Path(folder, "checkpoints")).run(trials)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import optuna
 
+from studyloom.study.strategy import Strategy
+
 from .methods import Run
 from .simulator import Tape, ask
 from .tables import SPACES, Recorded, Task, load, size
@@ -45,7 +47,7 @@ def search(results: Recorded, seed: int) -> list[int]:
     middle = {f"params.{name}": size(node) // 2 for name, node in SPACES[task.family].items()}
     study.enqueue_trial(middle)
     for number in range(TRIALS):
-        study.sampler = definition.sampler(number)
+        study.sampler = Strategy(definition).sampler(number)
         trial = study.ask()
         tried.append(results.find(definition.space.suggest(trial)))
         study.tell(trial, float(results.curve(tried[-1])[-1]))

@@ -27,15 +27,19 @@ from omegaconf import open_dict
 from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import Definition, kind_of
+from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.objective import Attempt, Objective, Step
+from studyloom.definition.prepare import kind_of
 from studyloom.definition.rule import Cost
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.study import reporter, worker
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue, place_point
+from studyloom.study.placement import place_point
+from studyloom.study.strategy import Strategy
+from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.study.worker import Worker
 
 from .surrogates import Surrogate
@@ -267,7 +271,7 @@ def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
         with open_dict(cfg):
             del cfg["hydra"]
         composer = Composer(page, tuple(map(Override.parse, overrides)), choices)
-        definition = kind_of(cfg).ask(cfg, composer)
+        definition = kind_of(cfg).from_config(cfg, composer)
     return definition, composer
 
 
@@ -286,7 +290,7 @@ def ask(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Definiti
         space = parse_space({"params": dict(task.space)}, lambda group: ())
     cfg = definition.config.copy()
     cfg.study.seed = seed
-    return Definition(cfg, composer, space)
+    return NetworkDefinition(cfg, composer, space)
 
 
 @contextmanager
@@ -350,7 +354,15 @@ def replay(
 
     def work() -> None:
         with closing(open_study(url, name)) as stored:
-            Worker(definition, stored, TrainingData(), stop, checkpoints, LIMITS).run(trials)
+            Worker(
+                definition,
+                Strategy(definition.definition),
+                stored,
+                TrainingData(),
+                stop,
+                checkpoints,
+                LIMITS,
+            ).run(trials)
 
     with simulated(clock):
         clock.run(work)

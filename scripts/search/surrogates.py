@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studyloom.space.tree import Point
-from studyloom.study.earlier_studies import EarlierStudy, choose_points, rank_scores
-from studyloom.study.warm_start import CANDIDATES
+from studyloom.study.placement import CANDIDATES, RankedPoints, choose_points, rank_scores
 
 TEST = (34539, 126029, 146212, 167104, 167161, 167190, 189862, 189906)  # no choice was made on them
 TUNING = (3945, 167152, 167184, 168330)
@@ -165,7 +164,7 @@ def remembered(seed: int) -> list[dict[str, Any]]:
         finals = finals + noise * generator.normal(size=EARLIER_TRIALS)
         ranked = np.argsort(-finals)
         eligible = np.arange(EARLIER_TRIALS) < CANDIDATES
-        studies.append(EarlierStudy(places[ranked], rank_scores(EARLIER_TRIALS, 0), eligible))
+        studies.append(RankedPoints(places[ranked], rank_scores(EARLIER_TRIALS, 0), eligible))
     taken = choose_points(studies, np.zeros(len(SPACE), bool), POINTS)
     return points(np.stack([studies[study].points[trial] for study, trial in taken]))
 

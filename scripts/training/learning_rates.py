@@ -102,7 +102,7 @@ def ask(name: str, rule: str) -> tuple[Definition, TrainingData]:
     plan = SWEEPS[name]
     scale = f"scale={{{plan.key}:{plan.widths[0]},rule:{rule}}}"
     definition = compose(plan.page, (*plan.overrides, scale))[0]
-    return definition, definition.gather(definition.config)
+    return definition, definition.load_data(definition.config)
 
 
 def start_worker() -> None:

@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -20,24 +20,20 @@ from studyloom.config.runs import read_run
 from studyloom.error_display import shown_at_call
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
-from studyloom.script import end_import, note_script
-from studyloom.storage.embedded_server import serve
+from studyloom.script import note_script
+from studyloom.storage.urls import serve
 from studyloom.study import opening
 from studyloom.study.failures import outcome
-from studyloom.study.rows import Rows, config_of, curve_rows, trial_rows
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
 from studyloom.text import error_text, printable
-from studyloom.views.sentence import quotable
-from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import format_parameters, headline
+from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
 from studyloom.winner.result import Result, belongs_to, read_result
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
     from torch.nn import Module
 
-    from studyloom.commands.prepare import Prepared
     from studyloom.config.main import Invocation
-    from studyloom.launch.task import Command
+    from studyloom.launch.task import Command, Prepared
     from studyloom.winner.predictor import Prediction, Predictor
 
 DEADLINE = 10.0  # seconds that a look at a study waits for a database that is busy or away
@@ -241,7 +237,7 @@ class Study:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<studyloom.Study {headline(self._snapshot())}>"
+        return f"<studyloom.Study {self._snapshot().headline}>"
 
     def _repr_html_(self) -> str:
         """The answer in a sentence, counts, best, baseline, and the winner with its test.
@@ -262,8 +258,8 @@ class Study:
         cells = [(what, f"trial {n}", said, format_parameters(p)) for what, n, said, p in lines]
         rows = ["".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in cells]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        sentence = escape(quotable(self._stored, answer, snapshot))
-        return f"<p><b>{sentence}.</b></p><p>{escape(headline(snapshot))}</p><table>{body}</table>"
+        sentence = escape(snapshot.quotable(self._stored, answer))
+        return f"<p><b>{sentence}.</b></p><p>{escape(snapshot.headline)}</p><table>{body}</table>"
 
     def _snapshot(self) -> Snapshot:
         return take_snapshot(self._stored)
@@ -313,7 +309,6 @@ def run_from_python(
     """Runs a study for `studyloom.run`, where no page calls it."""
     from studyloom.config.main import invocation_of
 
-    end_import()
     return _run(invocation_of(source, overrides), overrides, quiet=quiet)
 
 
@@ -390,7 +385,6 @@ def search(
     from studyloom.config.main import of_sections
     from studyloom.definition.python_study import ask
 
-    end_import()
     more, less = _names(maximize), _names(minimize)
     metrics = [*more, *less]
     directions = ["maximize"] * len(more) + ["minimize"] * len(less)
@@ -412,7 +406,7 @@ def search(
     asked = ask(subject, {} if space is None else space, data, given | settings)
     invocation = of_sections(asked.sections, asked.run_dir)
     asked.write()
-    for words in () if quiet else asked.said:
+    for words in () if quiet else asked.notes:
         print(words)
     return _run(invocation, (), quiet=quiet, is_call=True)
 
@@ -424,8 +418,11 @@ def _names(value: Any) -> list[Any]:
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     """Runs a composed study in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
-    from studyloom.commands.prepare import open_plan, prepare, task_of
-    from studyloom.commands.run_study import exit_code, search_and_report
+    from studyloom.commands.search import search_and_report
+    from studyloom.commands.stages import result_stages
+    from studyloom.launch.process import exit_code
+    from studyloom.launch.search import open_search, prepare
+    from studyloom.launch.task import make_task
     from studyloom.study.stopping import Stop, following
 
     if cfg.study.dry_run:
@@ -442,15 +439,15 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             prepared = prepare(cfg)
             named, digests, used = _to_pass_on(cfg, prepared)
             passing.enter_context(passed_on(named, known=digests, used=used))
-            prepared, plan = open_plan(prepared, stop, create=True)
-            passing.enter_context(closing(plan))
+            search = open_search(prepared, stop, result_stages, create=True)
+            prepared, plan = passing.enter_context(search)
             if f": {MAIN}" in OmegaConf.to_yaml(cfg):
                 note_script(prepared.run_dir)
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
-            task = task_of(prepared, plan, command)
+            task = make_task(prepared, plan, command)
             with following(plan.search.stored, stop):
-                code = search_and_report(prepared, plan, task, stop, outputs)
+                code = search_and_report(task, stop, outputs)
         except Exception as caught:
             reason = error_text(caught)
             if stop.signal is None:

@@ -1,6 +1,6 @@
 """The `studyloom` command: writes, runs and shows studies, and works with what they have found.
 
-A study's own page runs it too: `python -m studies.mnist`. What each command does is in the room
+A study's own module runs it too: `python -m studies.mnist`. What each command does is in the layer
 `commands`.
 """
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
         code = arguments.act(arguments) or 0
-        sys.stdout.flush()  # here, where a full disk can be told
+        sys.stdout.flush()  # here, where an error of a full disk is printed
         return code
     except KeyboardInterrupt:
         return 0 if getattr(arguments, "watch", False) else 130

@@ -1,9 +1,11 @@
 """The environment variables of studyloom, each with its meaning.
 
-A module that reads or sets one imports it from here, so that a name is written once.
+A module that reads or sets one imports it from here, so that a name is written once. `--help` lists
+those that a person sets, or that a command reads which is the objective.
 """
 
 import os
+import textwrap
 from dataclasses import dataclass
 
 PREFIX = "STUDYLOOM_"
@@ -27,21 +29,29 @@ class Variable:
 
 # Set by a person.
 STORAGE = Variable("STUDYLOOM_STORAGE", "the storage URL, instead of the file in run_dir")
-DATA = Variable("STUDYLOOM_DATA", "a folder with the data sets, such as mnist/")
+DATA = Variable(
+    "STUDYLOOM_DATA", "a folder with any of mnist/ fashion-mnist/ 20newsgroups/ ml-100k/"
+)
 DEVICE = Variable("STUDYLOOM_DEVICE", "mps trains on the GPU of a Mac")
 PORTABLE = Variable("STUDYLOOM_PORTABLE", "1 takes the portable paths of other systems on Linux")
+TRACEBACKS = Variable("HYDRA_FULL_ERROR", "1 shows tracebacks")
 
 # Set from the command line, or by a person. What a command prints, and to whom, is no part of a
 # study: it goes to the environment, so that no config can ask for it and Hydra writes none of it to
 # files. A notify URL often holds a secret.
-EVENTS = Variable("STUDYLOOM_EVENTS", "as --events: the file of a line of JSON an event")
+EVENTS = Variable("STUDYLOOM_EVENTS", "as --events: a file of a line of JSON an event")
 NOTIFY = Variable("STUDYLOOM_NOTIFY", "as notify=: URLs or commands, a line each")
-JSON = Variable("STUDYLOOM_JSON", "1 as --json: a JSON object at the end, and nothing else")
+JSON = Variable("STUDYLOOM_JSON", "1 as --json: one JSON object at the end")
 
 # Set for a command that is the objective.
 SEED = Variable("STUDYLOOM_SEED", "the seed of the trial that a command runs")
 TRIAL = Variable("STUDYLOOM_TRIAL", "the number of the trial that a command runs")
 CHECKPOINT_DIR = Variable("STUDYLOOM_CHECKPOINT_DIR", "a folder of the trial that a command runs")
+
+PUBLIC = (
+    *(STORAGE, DATA, DEVICE, EVENTS, NOTIFY, JSON, SEED, TRIAL, CHECKPOINT_DIR),
+    *(PORTABLE, TRACEBACKS),
+)
 
 # Set for worker processes, and for what they start.
 WORKER = Variable("STUDYLOOM_WORKER", "the age of a worker's launcher in seconds")
@@ -52,3 +62,10 @@ PICKLED = Variable("STUDYLOOM_PICKLED", "the descriptor of the pickled objects, 
 MARK = Variable("STUDYLOOM_MARK", "a word of one worker alone, for all that it starts")
 GPU_NOTES = Variable("STUDYLOOM_GPU_NOTES", "the folder of the notes of doctor --gpu")
 GPU_COUNT = Variable("STUDYLOOM_GPU_COUNT", "how many notes a probe of doctor --gpu waits for")
+
+
+def variables_help() -> str:
+    """Lists the variables that are not for worker processes alone, for a help of 80 columns."""
+    wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent=" " * 28)
+    rows = (wrapper.fill(f"{each.name:<26}{each.meaning}") for each in PUBLIC)
+    return "\n".join(["environment variables:", *rows])

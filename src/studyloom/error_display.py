@@ -2,11 +2,11 @@
 
 import contextlib
 import functools
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
+from studyloom.environment import TRACEBACKS
 from studyloom.errors import StudyloomError
 from studyloom.text import indented, mask_passwords
 
@@ -49,4 +49,4 @@ def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
 
 def wants_tracebacks() -> bool:
     """Whether HYDRA_FULL_ERROR=1 asks for tracebacks."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+    return TRACEBACKS.get() == "1"

@@ -66,7 +66,7 @@ class ConfigError(UserError):
 
 
 def refuse(mistakes: Sequence[str]) -> None:
-    """Raises ConfigError if there are mistakes, and tells each of them once."""
+    """Raises ConfigError if there are mistakes, each of them once."""
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
 
@@ -76,7 +76,7 @@ class DataError(UserError):
 
 
 class UnfitData(DataError):
-    """Data has shapes or types that networks are not trained on; the message says the way out."""
+    """Data has shapes or types that networks are not trained on; the message says how to fix it."""
 
     def __init__(self, mistake: str) -> None:
         super().__init__(or_train_it_yourself(mistake))
@@ -99,7 +99,7 @@ class CompressError(UserError):
 
 
 class DefinitionError(UserError):
-    """The stored study of that name asks another question."""
+    """The stored study of that name has another definition."""
 
 
 class UndefinedMetric(UserError):
@@ -238,5 +238,5 @@ class Interrupted(KeyboardInterrupt):
 
 
 def or_train_it_yourself(mistake: str) -> str:
-    """Adds to a mistake that any training can be a loop of one's own, if it does not say so."""
+    """Adds to a mistake that any training can be a custom loop, if it does not say so."""
     return mistake if TRAIN_IT_YOURSELF in mistake else f"{mistake}; {TRAIN_IT_YOURSELF}"

@@ -20,7 +20,6 @@ PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
 GALLERY = PACKAGE.parent.parent / "studies" / "data"  # of a checkout; no wheel has it
 MOST_BYTES = 256_000  # of a text file of an untrusted folder
-POLL = 0.05  # seconds after which a lock that another process holds is tried again
 MARK = "made-by"  # the file in a folder that says whose it is
 NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"),
@@ -114,7 +113,7 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Has an error of the body, which writes a file, name the file and say what to do."""
+    """Names the file in an error of the body, which writes it, and says how to fix it."""
     try:
         yield
     except OSError as error:
@@ -127,8 +126,8 @@ def naming(path: Path) -> Iterator[None]:
 def mark_own(folder: Path) -> None:
     """Notes in a folder that a command of this user runs in it, or that they trust it.
 
-    The note is the path of the folder, signed with a key in the user's state folder: a folder from
-    elsewhere cannot bring one along. Where no key can be kept, no folder is known as one's own.
+    The note is the path of the folder, signed with a key in the user's state folder: an untrusted
+    folder cannot bring one along. Where no key can be kept, no folder is known as the user's.
     """
     with suppress(OSError, RuntimeError):  # a disk that is read only; no home
         write_whole(folder / MARK, _signature(folder))
@@ -161,7 +160,7 @@ def temporary_name(path: Path, kind: str = "new") -> Path:
     """Returns a name in the folder of `path` that no other process uses, here or on another host.
 
     Args:
-        kind: a word that tells apart the temporary files which one process has for one path.
+        kind: a word that distinguishes the temporary files which one process has for one path.
     """
     # Processes of two hosts, or of two containers, may have the same number.
     return path.with_name(f"{path.name}.{host_id()}.{os.getpid()}.{kind}.tmp")
@@ -180,29 +179,15 @@ def is_abandoned(temporary: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, stopping: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-    """Holds a lock in the body; it goes with the process.
-
-    Args:
-        path: the file of the lock.
-        stopping: asked while another process holds it: whether to wait no longer.
-
-    Yields:
-        Whether it is held. It is not if the waiting has stopped, and on a disk without locks.
-    """
-    from filelock import FileLock, Timeout  # here: looking at a study takes no lock
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file in the body, where the disk has locks; it goes with the process."""
+    from filelock import FileLock  # here: looking at a study takes no lock
 
     lock = FileLock(path)
-    while not lock.is_locked:
-        try:
-            lock.acquire(POLL)
-        except Timeout:
-            if stopping():
-                break
-        except (OSError, NotImplementedError):
-            break
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
     try:
-        yield lock.is_locked
+        yield
     finally:
         lock.release()
 

@@ -166,12 +166,12 @@ def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor |
 
 
 def _predictions(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
-    """The classes and the predicted classes, as NumPy arrays."""
+    """Returns the classes and the predicted classes, as NumPy arrays."""
     return classes.cpu().numpy(), outputs.argmax(1).cpu().numpy()
 
 
 def _mean_over_classes(score: Any, outputs: Tensor, classes: Tensor) -> Any:
-    """The mean of a score of each class against the rest; of two classes, the score of class 1.
+    """Returns the mean of each class's score against the rest; of two classes, that of class 1.
 
     Raises:
         UndefinedMetric: there is no example of a class.

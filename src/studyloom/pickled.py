@@ -1,4 +1,4 @@
-"""What only the calling program has, for the workers of its study: pickled, and by name.
+"""Objects that only the calling program has, pickled for the workers of its study, by name.
 
 A worker is another interpreter. It cannot import a class of a notebook, and has no Dataset that the
 notebook holds. The program pickles them into a file without a name, which its own children inherit;
@@ -24,15 +24,15 @@ from studyloom.user_code import importing_module
 MAIN = "__main__."  # before the name of what the calling program defines
 OWN = (MAIN, f"{__name__}.")  # before each name that no other program knows
 
-_objects: dict[str, Any] = {}  # the Datasets and others that the program has given, by name
+_objects: dict[str, Any] = {}  # the Datasets and others of the program, by name
 _files: dict[int, str] = {}  # the word of the file that is passed on, by its descriptor
 digests: dict[str, str] = {}  # in a worker: of the sources of what the program defines
 
 
-def give(name: str, value: Any) -> dict[str, str]:
-    """Keeps an object of this program, and returns the section that stands for it in a config."""
+def register_object(name: str, value: Any) -> dict[str, str]:
+    """Registers an object of this program; returns the section that stands for it in a config."""
     _objects[name] = value
-    return {"_target_": f"{__name__}.take", "name": name}
+    return {"_target_": f"{__name__}.registered_object", "name": name}
 
 
 def forget_objects() -> None:
@@ -40,8 +40,8 @@ def forget_objects() -> None:
     _objects.clear()
 
 
-def take(name: str) -> Any:
-    """Returns an object that the program has given.
+def registered_object(name: str) -> Any:
+    """Returns an object that the program has registered.
 
     Raises:
         ConfigError: this process has none of the name.
@@ -56,7 +56,7 @@ def take(name: str) -> Any:
 
 @contextlib.contextmanager
 def passed_on(names: list[str], known: Mapping[str, str], used: Iterable[str]) -> Iterator[None]:
-    """Has processes that are started in the body know what this program defines and has given.
+    """Passes what this program defines, and its registered objects, to processes of the body.
 
     Args:
         names: what a config names of it; if it names nothing, nothing is passed on.
@@ -117,7 +117,7 @@ def passed_to_child(variables: Mapping[str, str], *descriptors: int) -> dict[str
 def receive() -> None:
     """Defines in this worker what its program has passed on, in `__main__` as there.
 
-    What this process starts is told of the file by `passed_to_child` only. Any other file that is
+    Only `passed_to_child` hands the file to what this process starts. Any other file that is
     open under its number lacks the word, and is not unpickled.
     """
     number, _, word = (PICKLED.take() or "-1 ").partition(" ")

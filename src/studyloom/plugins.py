@@ -1,4 +1,4 @@
-"""Loads extras by the names that the core has for them; the core imports nothing of `extras/`.
+"""Loads optional parts by the names that commands have for them; nothing imports `extras/`.
 
 Example:
     >>> load_plugin("explain")  # doctest: +SKIP
@@ -14,15 +14,21 @@ PLUGINS = {
     "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
     "compress_mistakes": ("export.settings", "find_mistakes"),
     "compress_winner": ("export.compression", "compress_winner"),
+    "embedded_server": ("embedded_server", "serve"),
     "explain": ("explain", "explain"),
+    "gpu_checks": ("gpu", "show"),
     "mcp": ("mcp", "serve"),
     "notify": ("notify", "Notices"),
     "propose": ("proposals", "print_proposed"),
+    "replay": ("replay.replay", "replay"),
+    "track_trials": ("trackers.projection", "track_trials"),
+    "trackers": ("trackers.projection", "build_trackers"),
+    "update_trackers": ("trackers.projection", "update_trackers"),
 }
 
 
 def load_plugin(name: str) -> Any:
-    """Imports what an extra brings.
+    """Imports the part that a command asks for by its name.
 
     Raises:
         ImportError: a package of the extra is missing; whoever calls says which extra brings it.

@@ -81,7 +81,7 @@ def driver_of_nvidia() -> str:
 
 
 def path_of(descriptor: int) -> str:
-    """Returns where other processes of this host open a file of this one; Linux alone has it."""
+    """Returns the path by which other processes open a file of this one; only Linux has it."""
     return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
@@ -171,7 +171,7 @@ def running_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def collect_rarely() -> None:
-    """Has garbage collected after 100 000 objects, while there is much to import and compose.
+    """Collects garbage after 100 000 objects, while there is much to import and compose.
 
     That makes half a million objects which stay. By default Python looks through them 580 times, as
     long as they become more: 0.4 of the 2.0 s that the imports of a command take.
@@ -180,7 +180,7 @@ def collect_rarely() -> None:
 
 
 def collect_as_usual() -> None:
-    """Has garbage collected as before `collect_rarely`; work should not wait for its memory."""
+    """Collects garbage as before `collect_rarely`, so that work does not wait for its memory."""
     gc.set_threshold(*USUAL)
 
 
@@ -225,7 +225,7 @@ def adopt_orphans() -> bool:
 
 
 def end_with(parent: int) -> None:
-    """Has this process end with its parent: at once by Linux, or by a thread that looks."""
+    """Ends this process with its parent: Linux does it at once, elsewhere a thread that looks."""
     if LINUX:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:

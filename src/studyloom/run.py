@@ -45,7 +45,7 @@ def run(
     Raises:
         ConfigError: all mistakes of the configuration.
         StorageError: the database cannot be used; StorageLost if it stays away.
-        DefinitionError: the stored study of that name asks another question.
+        DefinitionError: the stored study of that name has another definition.
         Halted: all trials fail for the same reason.
         LaunchError: workers die before they claim a trial, or this process runs a study already.
         NoWinner: a training of every candidate has failed, or the test could not be made.

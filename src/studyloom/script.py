@@ -9,7 +9,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -24,17 +24,6 @@ ELSEWHERE = (
     "studyloom.load_winner(RUN_DIR, network=Net); or move it into a module, and search again"
 )
 log = logging.getLogger(__name__)
-_importing: list[Path] = []  # the script that is being imported
-
-
-class _Searches(BaseException):
-    """Ends the import of a script where it would run a study."""
-
-
-def end_import() -> None:
-    """Ends the import of a script, if one is being imported; the study is about to run in it."""
-    if _importing:
-        raise _Searches
 
 
 def note_script(run_dir: Path) -> None:
@@ -57,7 +46,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
-    """Has `__main__` be the script of a study in the body, in a run directory of one's own.
+    """Makes the script of a study `__main__` in the body, if the run directory is the user's own.
 
     Args:
         folder: where the user says that the script is, if it is not where it was.
@@ -83,13 +72,9 @@ def _import_script(digest: str, noted: Path, folder: Path | None) -> ModuleType:
     script = sys.modules[NAME] = ModuleType(NAME)
     script.__file__ = str(path)
     sys.path.append(str(path.parent))
-    _importing.append(path)
-    try:
-        with importing_module(str(path)), suppress(_Searches):
-            sys.argv[:] = [str(path)]
-            exec(compile(path.read_bytes(), path, "exec"), vars(script))
-    finally:
-        _importing.clear()
+    with importing_module(str(path), until_study=True):
+        sys.argv[:] = [str(path)]
+        exec(compile(path.read_bytes(), path, "exec"), vars(script))
     for member in vars(script).values():
         if getattr(member, "__module__", None) == NAME:  # as in the program that searched
             member.__module__ = "__main__"

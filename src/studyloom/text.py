@@ -20,7 +20,8 @@ UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-
+# What is shown instead, by code point; of all others U+FFFD.
+SHOWN = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
 
 # What begins a formula, where a cell of a spreadsheet begins.
 FORMULA = re.compile(r"(\A|[;\t\r\n])([=+\-@]|\A[\t\r])")
@@ -31,7 +32,7 @@ def printable(text: str) -> str:
 
     Each character that is obeyed and not shown is replaced by one that is shown: ␛ for an escape.
     """
-    return UNPRINTABLE.sub(_shown, text)
+    return UNPRINTABLE.sub(lambda match: SHOWN.get(ord(match[0]), "\ufffd"), text)
 
 
 def one_line(text: str) -> str:
@@ -67,11 +68,6 @@ class PrintableFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return indented(super().format(record))
-
-
-def _shown(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 def format_value(value: float, sign: str = "") -> str:
@@ -162,7 +158,7 @@ def nearest(name: Any, names: Sequence[Any]) -> str:
 
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
-    """Says that a config has no key such as model.hiden, and which ones are beside it."""
+    """Says that a config has no key such as model.hiden, and which keys its section has."""
     above, _, name = key.rpartition(".")
     holder = f"{above} has" if above else "there are"
     return f"{key}: no such key; {holder} {', '.join(known) or 'no keys'}{nearest(name, known)}"

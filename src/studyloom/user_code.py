@@ -16,20 +16,31 @@ from studyloom.errors import ConfigError
 
 BELOW_GUARD = 'put that below `if __name__ == "__main__":`'
 
-_importing: list[str] = []  # the modules that are being imported, the innermost last
+# For each import that is going on, the innermost last: whether it ends where a study would begin.
+_importing: list[bool] = []
+
+
+class _StudyBegins(BaseException):
+    """Ends the import of a script where it would run a study."""
 
 
 @contextmanager
-def importing_module(name: str) -> Iterator[None]:
+def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
     """Imports a module of the user's in the body, which sees a command line without arguments.
+
+    Args:
+        until_study: whether the body ends where it would begin a study.
 
     Raises:
         ConfigError: the module ends its process.
     """
     arguments, sys.argv = sys.argv, sys.argv[:1]
-    _importing.append(name)
+    _importing.append(until_study)
     try:
         yield
+    except _StudyBegins:
+        if not until_study:
+            raise
     except SystemExit as end:
         raise ConfigError(
             f"{name}: ends its process when it is imported (SystemExit: {end}), as a module does "
@@ -56,14 +67,17 @@ def find_member(name: str) -> Any:
             raise
 
 
-def refuse_while_importing() -> None:
-    """Refuses to begin a study while a command, or one of its workers, imports the user's code.
+def end_import() -> None:
+    """Ends the import of the user's code, if there is one, where it would begin a study.
 
-    Each worker imports that module, and would start workers that import it.
+    Each worker imports a module, and would start workers that import it. Of a script a command
+    needs what it has defined so far.
 
     Raises:
-        ConfigError: a module is being imported.
+        ConfigError: a module is being imported, and no script.
     """
+    if any(_importing):
+        raise _StudyBegins
     if _importing:
         stack = (each.frame for each in inspect.stack(0) if each.function == "<module>")
         name = next(stack).f_globals["__name__"]  # of the module that begins it

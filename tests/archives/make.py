@@ -36,7 +36,7 @@ PROJECT = Path("/tmp/studyloom-archive")  # the answer's files name it, and are 
 AGE = "UPDATE studyloom_slots SET expires = expires - 1e8"
 SERVE = """
 import sys
-from studyloom.storage.embedded_server import serve
+from studyloom.storage.urls import serve
 print(serve(sys.argv[1], own=True), flush=True)
 sys.stdin.read()
 """

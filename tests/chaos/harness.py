@@ -21,6 +21,7 @@ from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 from studyloom.training import checkpoint
 from studyloom.training.checkpoint import Checkpoint
@@ -79,7 +80,8 @@ def work(
     limits = Limits(lease=LEASE, max_attempts=99)  # a storm may meet a trial again and again
     stored = open_study(url, NAME, deadline=30.0)
     where = (data, Never(), Path(folder), limits)
-    Worker(definition(seed, *overrides), stored, *where).run(trials)
+    asked = definition(seed, *overrides)
+    Worker(asked, Strategy(asked), stored, *where).run(trials)
 
 
 def arm(phase: str, passes: int, number: int) -> None:

@@ -56,7 +56,7 @@ def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run):
 @pytest.mark.parametrize(
     ("place", "deed", "code", "words"),
     [
-        ("constructor", "_exit 0", 1, "ended with exit code 0, and not in order"),
+        ("constructor", "exit 0", 2, "SystemExit"),
         ("test", "exit 0", 1, "the user's code has ended the command: SystemExit(0)"),
     ],
 )

@@ -19,8 +19,9 @@ from runs import Run, kill
 from toys import Never
 
 from studyloom import load_winner
-from studyloom.definition.loop import Loop, LoopJob, LoopObjective
+from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.objective import Attempt
+from studyloom.definition.run import LoopJob
 from studyloom.metrics import Goal
 from studyloom.seeds import derive
 

@@ -136,7 +136,7 @@ def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and
     folders = []
 
     def look():
-        pids = alone.processes()  # one of them is the command's, below its parent that watches it
+        pids = alone.processes()  # one of them is the command's
         folders.extend(path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*"))
         commands = "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
         address = re.search(r"--gcs-address=([\d.]+:\d+)", commands)[1]

@@ -140,5 +140,5 @@ def test_a_task_of_two_ranks_has_two_gpus_and_a_rank_that_is_killed_costs_nothin
     job = RanksJob(tmp_path / "run", postgres_url, *two)
     job.at_work(meanwhile=job.kill_rank_1)
     job.end()
-    assert "rank 1 of the worker ended with signal SIGKILL; another one goes on" in job.logs()
+    assert "rank 1 of the worker ended with signal SIGKILL; this process ends too" in job.logs()
     assert outcomes(job.stored()) == outcomes(one.stored())

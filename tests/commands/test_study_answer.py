@@ -10,14 +10,14 @@ from commands import QUICK
 
 import studyloom as api
 from studyloom.cli import main
-from studyloom.commands import prepare, run_study
+from studyloom.commands import result, stages
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import ANSWERED
 from studyloom.study.early_end import look_ahead
 from studyloom.views import report
-from studyloom.winner.stages import Plan
-from studyloom.winner.trainings import CandidateTrainings
+from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.stages import ResultStages
 
 CONF = Path(__file__).parents[2] / "conf"
 JUDGED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
@@ -88,16 +88,16 @@ def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why
 def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
     searched, monkeypatch, capsys
 ):
-    def contradict(plan):
+    def contradict(stages):
         raise StorageError("ledger and trials contradict each other")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Plan, "reconcile", contradict)
+        patch.setattr(ResultStages, "reconcile", contradict)
         with pytest.raises(StorageError, match="contradict"):
             search(searched)
     assert ended(searched, capsys) == 2
     # A smaller budget has only trials that failed; a later one of the study is complete.
-    monkeypatch.setattr(Plan, "ranked", [])
+    monkeypatch.setattr(ResultStages, "candidates", {})
     with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
         search(searched)
 
@@ -153,7 +153,7 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
     def refuse(*_):
         raise ConfigError("another study definition")
 
-    monkeypatch.setattr(prepare, "check_definition", refuse)
+    monkeypatch.setattr(stages, "check_definition", refuse)
     assert main(["winner", str(searched)]) == 2
     assert "another study definition" in capsys.readouterr().err
     assert not [*searched.glob("study.db-*")]
@@ -164,15 +164,15 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_le
     searched, monkeypatch, capsys
 ):
     """No other command uses the test set meanwhile; and without compress= all is done."""
-    evaluate = run_study.evaluate_winner
+    evaluate = result.evaluate_winner
 
-    def evaluate_and_stop(plan, *given, **more):
-        assert plan.search.stored.ledger.held(testing=True)
-        written = evaluate(plan, *given, **more)
+    def evaluate_and_stop(stages, *given, **more):
+        assert stages.search.stored.ledger.held(testing=True)
+        written = evaluate(stages, *given, **more)
         signal.raise_signal(signal.SIGINT)
         return written
 
-    monkeypatch.setattr(run_study, "evaluate_winner", evaluate_and_stop)
+    monkeypatch.setattr(result, "evaluate_winner", evaluate_and_stop)
     assert main(["winner", str(searched)]) == 0
     out, _ = capsys.readouterr()
     assert "test      winner accuracy" in out

@@ -9,7 +9,7 @@ from commands import ROOT, study
 from snapshots import snapshot_of
 
 from studyloom.commands.outputs import Outputs
-from studyloom.commands.run_study import end_of_search, exit_code, telling_end
+from studyloom.commands.search import end_of_search
 from studyloom.errors import (
     CompressError,
     DataError,
@@ -19,6 +19,7 @@ from studyloom.errors import (
     StorageError,
     StorageLost,
 )
+from studyloom.launch.process import exit_code, reporting_end
 from studyloom.study.stopping import Stop
 
 
@@ -36,7 +37,7 @@ class Told(Outputs):
 def test_a_second_ctrl_c_is_answered(capfd):
     stop, outputs = Stop(), Told()
     stop.signal = 2
-    with telling_end(outputs, stop):
+    with reporting_end(stop, outputs.finish):
         raise Interrupted
     assert "stopped at once; the same command goes on from here" in capfd.readouterr().err
     assert outputs.told == [(130, "stopped at once")]
@@ -49,7 +50,7 @@ def test_an_error_ends_the_command_and_is_told(capsys):
         *((StorageLost("away"), 1), (CompressError("no form"), 1)),
     ):
         outputs = Told()
-        with pytest.raises(SystemExit) as caught, telling_end(outputs, Stop()):
+        with pytest.raises(SystemExit) as caught, reporting_end(Stop(), outputs.finish):
             raise error
         assert caught.value.code == code
         assert outputs.told == [(code, str(error))]

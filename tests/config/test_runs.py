@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from studyloom.config.runs import note_run, read_run, recompose, storage_url
+from studyloom.config.compose import note_run, recompose
+from studyloom.config.runs import read_run, storage_url
 from studyloom.errors import ConfigError
 from studyloom.files import MARK
 

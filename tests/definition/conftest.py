@@ -12,6 +12,7 @@ from studies import CONF
 from studyloom.config.values import with_values
 from studyloom.data.split import make_folds
 from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 
 
 @pytest.fixture
@@ -46,6 +47,6 @@ def asking(composed):
         cfg = with_values(
             cfg, {key.replace("__", "."): value for key, value in values.items()} | {"space": tree}
         )
-        return Definition.ask(cfg, replace(composer, _cache={}))
+        return NetworkDefinition.from_config(cfg, replace(composer, _cache={}))
 
     return ask_with

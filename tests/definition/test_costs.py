@@ -3,16 +3,16 @@
 import pytest
 import torch
 from optuna.trial import TrialState
-from toys import TINY, Never, ask, toy_folds, toy_split
+from toys import TINY, Never, ask, toy_folds, toy_split, validate_search
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.jobs import MEASURES, measure_costs
+from studyloom.definition.costs import MEASURES, measure_costs
 from studyloom.definition.rule import Condition, parse_limits
-from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError
 from studyloom.models import MLP
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.opening import create_study
+from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
 SPLIT = toy_split()
@@ -69,7 +69,14 @@ def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(sqlite_url, tm
     limit = 17 * 30 + 30 * 10 + 10  # parameters of a network of 30 units
     definition = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
     stored = create_study(sqlite_url, "s", definition.identity("toy"), 6)
-    Worker(definition, stored, TrainingData(None, SPLIT, FOLDS), Never(), tmp_path).run(6)
+    Worker(
+        definition,
+        Strategy(definition),
+        stored,
+        TrainingData(None, SPLIT, FOLDS),
+        Never(),
+        tmp_path,
+    ).run(6)
     infeasible = [trial for trial in stored.trials() if trial.user_attrs["parameters"] > limit]
     assert 0 < len(infeasible) < 6
     for trial in infeasible:
@@ -105,7 +112,7 @@ class Branching(MLP):
 def test_memory_that_cannot_be_predicted_is_refused_before_the_first_trial():
     own = (*WIDTHS, f"model._target_={__name__}.Branching")
     data = TrainingData(None, SPLIT, FOLDS)
-    validate(ask(*own, "+objective.constraints.flops='<= 1e9'"), data)
+    validate_search(ask(*own, "+objective.constraints.flops='<= 1e9'"), data)
     with pytest.raises(ConfigError, match=r"needs numbers \(.*\); take memory_gib out") as caught:
-        validate(ask(*own, "+objective.constraints.memory_gib='<= 1'"), data)
+        validate_search(ask(*own, "+objective.constraints.memory_gib='<= 1'"), data)
     assert len(caught.value.mistakes) == 1

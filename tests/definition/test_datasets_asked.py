@@ -2,10 +2,9 @@
 
 import toys
 from omegaconf import OmegaConf
-from toys import LOOP, Never, ask
+from toys import LOOP, Never, ask, validate_search
 
-from studyloom.definition.definition import Definition
-from studyloom.definition.validation import validate
+from studyloom.definition.network import NetworkDefinition
 
 DATA = {
     "_target_": "studyloom.data.Datasets",
@@ -29,7 +28,7 @@ def definition(*overrides, **data):
 def mistakes(*overrides, **data):
     asked = definition(*overrides, **data)
     try:
-        validate(asked, Definition.gather(asked.config))
+        validate_search(asked, NetworkDefinition.load_data(asked.config))
     except ValueError as error:
         return str(error)
     return ""
@@ -97,7 +96,7 @@ def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates
         evaluate={"_target_": "drawn.Drawn", "noise": 0.0},
         validation=None,
     )
-    made = asked.make_objective(asked.baseline, 0, Definition.gather(asked.config))
+    made = asked.make_objective(asked.baseline, 0, NetworkDefinition.load_data(asked.config))
     made.run(lambda step: None, Never())
     assert [fold for fold, *_ in seen] == [0, 1, 2]
     assert sorted(number for *_, judged in seen for number in judged) == [*range(60)]

@@ -6,6 +6,7 @@ import pytest
 from toys import ask
 
 from studies import CONF
+from studyloom.study.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("composing")
 NONE = ("space=none",)  # and then what a test searches, with +space.…
@@ -71,4 +72,4 @@ def test_a_point_is_composed_with_its_choices_and_values_and_the_question_left_a
 def test_the_budget_is_as_asked_unless_there_are_fewer_points():
     sizes = "+space.train.batch_size.choice=[32,64,128]"
     for overrides, trials in (((), 1), ((sizes,), 7), ((sizes, "sampler=grid"), 3)):
-        assert ask(*NONE, "study.trials=7", *overrides).trials() == trials
+        assert Strategy(ask(*NONE, "study.trials=7", *overrides)).trials == trials

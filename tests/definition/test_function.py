@@ -12,17 +12,19 @@ import torch
 from judged import SPLIT
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
-from toys import Never, Signal, compose
+from toys import Never, Signal, compose, validate_search
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import LoopDefinition, names_data
-from studyloom.definition.loop import Loop, LoopJob, LoopObjective
-from studyloom.definition.validation import validate
+from studyloom.definition.custom_loop import LoopDefinition
+from studyloom.definition.loop import Loop, LoopObjective
+from studyloom.definition.run import LoopJob
+from studyloom.definition.sections import names_data
 from studyloom.errors import ConfigError, Halted, NoWinner, UndefinedMetric
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study
+from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
 OWN = """
@@ -60,7 +62,7 @@ def ask(tmp_path):
     (tmp_path / "own.yaml").write_text(OWN)
 
     def ask(*overrides):
-        return LoopDefinition.ask(*compose(*overrides, name="own", folder=tmp_path))
+        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
 
     return ask
 
@@ -73,9 +75,15 @@ def objective(monkeypatch):
 
 def work(definition, url, folder, trials, stopping=None, **limits):
     stored = create_study(url, "own", definition.identity(""), trials, goals=definition.goals)
-    Worker(definition, stored, TrainingData(), stopping or Never(), folder, Limits(**limits)).run(
-        trials
-    )
+    Worker(
+        definition,
+        Strategy(definition),
+        stored,
+        TrainingData(),
+        stopping or Never(),
+        folder,
+        Limits(**limits),
+    ).run(trials)
     return stored
 
 
@@ -169,7 +177,7 @@ def test_a_question_of_a_function_is_checked_before_the_first_trial(ask):
         "objective.network=test_function.nowhere": "nowhere",
     }.items():
         with pytest.raises(ConfigError) as caught:
-            validate(ask(override), TrainingData())
+            validate_search(ask(override), TrainingData())
         assert words in str(caught.value)
 
 
@@ -184,7 +192,7 @@ def test_settings_that_the_loop_does_not_read_are_refused(ask):
         ("pruner=hyperband", "pruner=hyperband: needs pruner.max_resource"),
     ):
         with pytest.raises(ConfigError, match=words):
-            validate(ask(other, override), TrainingData())
+            validate_search(ask(other, override), TrainingData())
         definition = ask(override)  # this module names train.epochs
         assert definition.reads_train
     assert not ask(other).reads_train

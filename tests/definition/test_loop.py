@@ -10,8 +10,9 @@ import torch
 from omegaconf import OmegaConf
 from toys import Never
 
-from studyloom.definition.loop import STRIDE, Loop, LoopJob, LoopObjective
+from studyloom.definition.loop import STRIDE, Loop, LoopObjective
 from studyloom.definition.rule import parse_limits
+from studyloom.definition.run import LoopJob
 from studyloom.errors import Stopped, UndefinedMetric
 from studyloom.metrics import Goal
 from studyloom.training.checkpoint import Checkpoint

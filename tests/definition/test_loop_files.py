@@ -5,8 +5,9 @@ import torch
 from omegaconf import OmegaConf
 from toys import Never
 
-from studyloom.definition.loop import Loop, LoopJob, LoopObjective
+from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.objective import Attempt
+from studyloom.definition.run import LoopJob
 from studyloom.metrics import Goal
 
 EPOCHS = 5

@@ -10,16 +10,16 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from test_function import work
 from torch import nn
-from toys import Never, Signal, compose
+from toys import Never, Signal, compose, validate_search
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import LoopDefinition
-from studyloom.definition.validation import check_ranks, validate
+from studyloom.definition.custom_loop import LoopDefinition
+from studyloom.definition.validation import check_ranks
 from studyloom.errors import ConfigError, Halted, Interrupted
 from studyloom.storage.attributes import MADE, TIMES
 from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.rows import trial_rows
+from studyloom.study.stored_study import trial_rows
 from studyloom.study.warm_start import enqueue, find_warm_starts
 
 PAGE = """
@@ -35,7 +35,7 @@ def ask(tmp_path, monkeypatch):
 
     def ask(function, *overrides):
         monkeypatch.setattr(sys.modules[__name__], "called", function)
-        return LoopDefinition.ask(*compose(*overrides, name="own", folder=tmp_path))
+        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=tmp_path))
 
     return ask
 
@@ -63,7 +63,7 @@ def test_a_trial_has_the_parameters_that_it_suggests_and_they_follow_from_seed_a
     ask, url, tmp_path
 ):
     definition = ask(hills)
-    validate(definition, TrainingData())
+    validate_search(definition, TrainingData())
     stored = work(definition, url, None, 8)
     assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE] * 8
     assert ways(stored) == ways(work(definition, f"sqlite:///{tmp_path}/other.db", None, 8))
@@ -253,7 +253,7 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
         "objective.folds=2": "objective.folds=2: the data are the function's own",
     }.items():
         with pytest.raises(ConfigError) as caught:
-            validate(ask(hills, override), TrainingData())
+            validate_search(ask(hills, override), TrainingData())
         assert words in str(caught.value)
     definition = ask(hills)
     assert "launcher.ranks must be 1" in next(check_ranks(definition, 2))
@@ -290,7 +290,7 @@ def by_name(run, *, width=32, lr=1e-3, act=max, depth: int = 2):
 
 def test_the_defaults_of_a_loop_are_the_baseline_and_it_gets_the_values_by_name(ask, sqlite_url):
     definition = ask(by_name, "+params={depth: 3}", "+space={params: {width: {int: [8, 64]}}}")
-    validate(definition, TrainingData())
+    validate_search(definition, TrainingData())
     assert definition.config.params == {"width": 32, "lr": 1e-3, "depth": 3}
     assert definition.identity("")["params.width"] == 32
     stored = work(definition, sqlite_url, None, 2)
@@ -307,7 +307,7 @@ def test_settings_of_networks_that_a_loop_gets_no_config_to_read_them_from_are_r
     """However they are set."""
     given = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
     with pytest.raises(ConfigError) as caught:
-        validate(ask(function, *given), TrainingData())
+        validate_search(ask(function, *given), TrainingData())
     refused = [mistake.partition(":")[0] for mistake in caught.value.mistakes]
     assert refused == ["train.epochs=77", "train.clip=null", "model", "optimizer"]
     words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
@@ -373,6 +373,6 @@ def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):
         f"space.train.epochs: {who} gets the values of params alone",
     ]
     anything = ask(lambda run, **rest: sum(rest.values()), "+params={a: 1.0, b: 2.0}")
-    validate(anything, TrainingData())
+    validate_search(anything, TrainingData())
     run = anything.make_objective(anything.baseline, 0, TrainingData())
     assert run.run(lambda step: None, Never()) == 3.0

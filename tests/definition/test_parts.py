@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.optim import lr_scheduler
-from toys import ask, toy_folds, toy_split
+from toys import ask, toy_folds, toy_split, validate_search
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.validation import validate
 from studyloom.errors import ConfigError
 from studyloom.space.tree import Point
 from studyloom.training.optimizer import TorchSchedule
@@ -23,7 +22,7 @@ def definition_of(*overrides):
 
 
 def check(*overrides, split=SPLIT, folds=None):
-    validate(definition_of(*overrides), TrainingData(None, split, folds or toy_folds(split)))
+    validate_search(definition_of(*overrides), TrainingData(None, split, folds or toy_folds(split)))
 
 
 def mistakes_of(*overrides, **data):
@@ -188,7 +187,7 @@ def test_groups_are_searched_by_their_names_and_part_of_the_question():
     definition = definition_of(
         groups, "+space.optimizer.groups.first.lr={float: [0.0001, 0.1], log: true}"
     )
-    validate(definition, TrainingData(None, SPLIT, toy_folds(SPLIT)))
+    validate_search(definition, TrainingData(None, SPLIT, toy_folds(SPLIT)))
     point = definition.space.walk(lambda parameter: 0.05)
     (job,) = definition.jobs(point, toy_folds(SPLIT), 0)
     assert [(group.match, dict(group.settings)) for group in job.groups] == [

@@ -20,7 +20,6 @@ from torch.utils.data import Dataset, TensorDataset
 import studyloom as sl
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.python_study import ask
-from studyloom.definition.validation import validate
 from studyloom.pickled import passed_on
 from studyloom.space.language import parse_space
 
@@ -108,7 +107,7 @@ def test_python_and_its_yaml_ask_the_same_and_come_to_the_same_trials(tmp_path, 
 def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = ask(Net, SPACE, pair(100), {"study.seed": 3})
-    assert asked.said == [
+    assert asked.notes == [
         "data: 20 of 100 examples, drawn by study.seed=3, are the test part",
         "data: 16 training examples are held out to choose by (data.validation)",
     ]
@@ -353,7 +352,7 @@ def test_what_no_worker_could_get_is_told_before_trial_0(tmp_path, monkeypatch):
         sl.search(Net, data=(locked, Points(20)), name="sets", **SMALL | {"workers": 2})
     assert not (tmp_path / "runs" / "sets" / "study.db").exists()
     ask(Net, {}, (pair(40), pair(9)), {})
-    with passed_on(["studyloom.pickled.take"], {}, ()):
+    with passed_on(["studyloom.pickled.registered_object"], {}, ()):
         pass  # the next search passes its own objects on, and not that lock
 
 
@@ -384,6 +383,6 @@ space: {params: {lr: {float: [0, 1]}, rl: {float: [0, 1]}, depth: {int: [1, 3], 
     )
     definition = toys.ask(name="loop", folder=tmp_path)
     with pytest.raises(sl.ConfigError, match=r"params\.rl: no such key") as caught:
-        validate(definition, TrainingData())
+        toys.validate_search(definition, TrainingData())
     assert len(caught.value.mistakes) == 1
     assert "loss" not in definition.composer.choices, "a loop has no groups of networks"

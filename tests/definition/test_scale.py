@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import CONF, TINY, Never, compose, toy_folds, toy_split
+from toys import CONF, TINY, Never, compose, toy_folds, toy_split, validate_search
 
 from studyloom.config.values import with_values
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import Definition, LoopDefinition
+from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.jobs import build_jobs
-from studyloom.definition.validation import validate
+from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import ConfigError
 
 RATE = "+space.optimizer.lr={float:[1e-4,1e-1],log:true}"
@@ -18,7 +18,7 @@ SMALL = (*TINY[1:-1], "space=none", RATE)
 
 
 def asked(*overrides):
-    return Definition.ask(*compose(*SMALL, *overrides, folder=CONF, name="mnist"))
+    return NetworkDefinition.from_config(*compose(*SMALL, *overrides, folder=CONF, name="mnist"))
 
 
 def test_the_search_has_the_first_size_and_is_the_study_of_that_size():
@@ -87,7 +87,9 @@ def test_a_network_follows_the_rule_at_every_size_but_that_of_the_search():
 def test_what_cannot_be_carried_to_the_target_is_refused_before_the_first_trial(overrides, mistake):
     split = toy_split()
     with pytest.raises(ConfigError, match=mistake):
-        validate(asked("pruner=none", *overrides), TrainingData(None, split, toy_folds(split)))
+        validate_search(
+            asked("pruner=none", *overrides), TrainingData(None, split, toy_folds(split))
+        )
 
 
 # A loop of one's own
@@ -120,12 +122,12 @@ scale: {params.width: [8, 32], rule: mup}
 @pytest.fixture
 def ask_loop(tmp_path):
     (tmp_path / "loop.yaml").write_text(LOOP)
-    return lambda *asks: LoopDefinition.ask(*compose(*asks, folder=tmp_path, name="loop"))
+    return lambda *asks: LoopDefinition.from_config(*compose(*asks, folder=tmp_path, name="loop"))
 
 
 def test_a_loop_asks_the_run_to_carry_its_network_to_the_target(ask_loop):
     definition = ask_loop("objective.network=test_scale.net")
-    validate(definition, TrainingData())
+    validate_search(definition, TrainingData())
     assert definition.baseline.values == {}
     target = replace(definition.baseline, values={"params.width": 32})
     for point, width in ((definition.baseline, 8.0), (target, 32.0)):
@@ -136,4 +138,4 @@ def test_a_loop_asks_the_run_to_carry_its_network_to_the_target(ask_loop):
 def test_a_loop_whose_network_nothing_makes_has_no_rule(ask_loop):
     definition = ask_loop()
     with pytest.raises(ConfigError, match=r"objective\.network, and call run\.scaled"):
-        validate(definition, TrainingData())
+        validate_search(definition, TrainingData())

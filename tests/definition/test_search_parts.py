@@ -4,8 +4,7 @@ import pytest
 from optuna.samplers import RandomSampler
 from toys import TINY, ask
 
-from studyloom.commands.prepare import check_one_process
-from studyloom.launch.local import Local
+from studyloom.study.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("composing")
 
@@ -25,25 +24,27 @@ def own(kind, *overrides):
 
 def test_trials_with_a_fixed_seed_differ_and_are_the_same_again():
     definition = ask(*TINY, "sampler=random", "pruner=none", "+sampler.seed=0")
-    draws = [definition.sampler(number)._rng.rng.uniform() for number in (0, 1, 2, 0, 1, 2)]
+    draws = [
+        Strategy(definition).sampler(number)._rng.rng.uniform() for number in (0, 1, 2, 0, 1, 2)
+    ]
     assert len({*draws}) == 3
     assert draws[:3] == draws[3:]
 
 
 def test_what_draws_from_one_sequence_has_one_seed():
     definition = ask(*TINY, "sampler=qmc", "study.seed=5")
-    assert [definition.sampler(number)._seed for number in (0, 1)] == [5, 5]
+    assert [Strategy(definition).sampler(number)._seed for number in (0, 1)] == [5, 5]
 
 
 def test_a_sampler_that_keeps_state_by_its_class_or_its_section_is_refused_to_several_workers():
     declared, counting = own(Declared), own(Counting, "+sampler.keeps_state=true")
     for definition in (declared, counting):
-        assert definition.keeps_state == ("sampler",)
-        (mistake,) = check_one_process(definition, Local(workers=2))
+        assert Strategy(definition).keeps_state == ("sampler",)
+        (mistake,) = Strategy(definition).check_workers(2)
         assert "sampler: keeps its state in one process (keeps_state)" in mistake
         assert "set launcher.workers=1" in mistake
-        assert [*check_one_process(definition, Local(workers=1))] == []
-    assert isinstance(counting.sampler(0), Counting)
+        assert [*Strategy(definition).check_workers(1)] == []
+    assert isinstance(Strategy(counting).sampler(0), Counting)
     for definition in (own(Declared, "+sampler.keeps_state=false"), own(Counting)):
-        assert definition.keeps_state == ()
-        assert [*check_one_process(definition, Local(workers=2))] == []
+        assert Strategy(definition).keeps_state == ()
+        assert [*Strategy(definition).check_workers(2)] == []

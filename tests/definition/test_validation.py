@@ -6,15 +6,16 @@ import pytest
 import torch
 from optuna.samplers import RandomSampler
 from torch import nn
-from toys import LOOP, TINY, TWO, ask, toy_folds, toy_split
+from toys import LOOP, TINY, TWO, ask, toy_folds, toy_split, validate_search
 
 from studies import CONF
 from studyloom.config.scaffold import write_study
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
-from studyloom.definition.validation import check_ranks, check_sections, validate
+from studyloom.definition.validation import check_ranks, check_sections
 from studyloom.errors import ConfigError
+from studyloom.study.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("composing")
 IMAGES = Split(torch.zeros(500, 1, 8, 8), torch.arange(500) % 10, 10, "images")
@@ -45,7 +46,7 @@ class Needy(RandomSampler):
 
 def mistakes_of(definition: Definition, folds, split: Split | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        validate(definition, TrainingData(None, IMAGES if split is None else split, folds))
+        validate_search(definition, TrainingData(None, IMAGES if split is None else split, folds))
     assert all("\n" not in line for line in caught.value.mistakes)
     return caught.value.mistakes
 
@@ -88,7 +89,7 @@ def test_an_option_of_the_baseline_that_the_space_does_not_hold_is_named(folds):
     line = only_mistake(ask(*search, "optimizer=adam"), folds)
     assert "optimizer=adam, and the space holds adamw, sgd" in line
     assert "add adam to space.optimizer, or set study.baseline=false" in line
-    validate(
+    validate_search(
         ask(*search, "optimizer=adam", "study.baseline=false"), TrainingData(None, IMAGES, folds)
     )
 
@@ -113,7 +114,7 @@ def test_one_mistake_is_told_once_however_many_branches_meet_it(folds):
 def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
     own = ("~model", "+model={_target_:test_validation.Own,width:16}")
     width = "+space.model.width.int=[1,32]"
-    validate(ask(*NONE, *own, width), TrainingData(None, IMAGES, folds))
+    validate_search(ask(*NONE, *own, width), TrainingData(None, IMAGES, folds))
     line = only_mistake(ask(*NONE, *own, width, "+space.model.depth.int=[1,2]"), folds)
     assert "space.model.depth: model.depth: no such key; model has _target_, width" in line
     line = only_mistake(ask(*NONE, *own, "++model.ends=3"), folds)
@@ -150,7 +151,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path)
     (folder / "model" / "block" / "residual.yaml").write_text("kind: residual\ndepth: 2\n")
     search = "+space.model={mlp:null,own:{block:{plain:null,residual:{depth:{int:[1,3]}}}}}"
     definition = ask(*NONE, search, folder=folder)
-    validate(definition, TrainingData(None, IMAGES, folds))
+    validate_search(definition, TrainingData(None, IMAGES, folds))
     chosen = {"model": "own", "model.own.block": "residual", "model.own.block.residual.depth": 3}
     cfg = definition.at(definition.space.walk(lambda parameter: chosen[parameter.name]))
     assert cfg.model.block == {"kind": "residual", "depth": 3}
@@ -228,7 +229,7 @@ def test_what_a_relation_keeps_out_is_not_built_and_the_rest_is(folds):
     assert "14 % 4" in high
     assert four.startswith("model.heads=4: ")
     related = ask(*HEADS, "+space.where=['model.width % model.heads == 0']")
-    validate(related, TrainingData(None, IMAGES, folds))
+    validate_search(related, TrainingData(None, IMAGES, folds))
     assert related.space.size() == 7 + 7 + 3
     assert related.identity("x") != ask(*HEADS).identity("x")
 
@@ -302,7 +303,7 @@ def section_mistakes(overrides):
     plain = [override for override in overrides if override.startswith(sections)]
     definition = ask(*(override for override in overrides if override not in plain))
     definition.config.merge_with_dotlist(plain)
-    return [*check_sections(definition)]
+    return [*check_sections(definition, Strategy(definition))]
 
 
 def test_a_bound_that_cannot_be_is_named_with_the_way_out_and_no_other_is():

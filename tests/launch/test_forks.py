@@ -1,8 +1,7 @@
-"""Forks of a command, as real processes: the child that it watches, and its workers."""
+"""Workers that are forks of a command, as real processes."""
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,7 +11,7 @@ import torch
 from commands import FORKS
 from live_processes import gone, until
 
-from studyloom.launch.forks import ForkServer, can_fork, watch
+from studyloom.launch.forks import ForkServer, can_fork
 from studyloom.launch.line import Listener
 from studyloom.processes import LINUX
 from studyloom.study.stopping import Stop
@@ -26,9 +25,6 @@ def run_apart(work, *arguments):
     process.start()
     process.join(60)
     return process.exitcode
-
-
-# Workers
 
 
 def serve_four(folder):
@@ -79,64 +75,3 @@ def serve_until_interrupted(folder):
 def test_an_interrupt_ends_a_fork_server_without_a_traceback(tmp_path):
     assert run_apart(serve_until_interrupted, tmp_path) == 100 - signal.SIGINT
     assert (tmp_path / "printed").read_text() == ""
-
-
-# The child that is watched
-
-
-def watched(deed, folder):
-    def work(line, death):
-        with (folder / "lives").open("a") as file:
-            file.write(f"{death and death.words}\n")
-        if "claimed" in deed and death is None:
-            line.say_claimed()
-        match deed:
-            case "exit 0" | "claimed, exit 3":
-                with line.ending():
-                    sys.exit(int(deed[-1]))
-            case "claimed, SIGKILL" if death is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "claimed, released":
-                with line.ending():
-                    sys.exit(143 if len((folder / "lives").read_text().split()) == 1 else 0)
-            case "_exit 0":
-                os._exit(0)
-            case "SIGTERM":
-                os.kill(os.getpid(), signal.SIGTERM)
-            case "session":
-                sleep = subprocess.Popen(["sleep", "600"], start_new_session=True)
-                (folder / "sleep").write_text(str(sleep.pid))
-        with line.ending():
-            sys.exit(0)
-
-    watch(work)
-
-
-@pytest.mark.parametrize(
-    ("deed", "code", "lives"),
-    [
-        ("exit 0", 0, ["None"]),
-        ("claimed, exit 3", 3, ["None"]),
-        ("_exit 0", 1, ["None"]),
-        ("SIGTERM", -signal.SIGTERM, ["None"]),
-        ("claimed, SIGKILL", 0, ["None", "the worker ended with signal SIGKILL"]),
-        ("claimed, released", 0, ["None", "None"]),  # the signal came to the child alone
-    ],
-)
-def test_a_command_ends_with_0_only_if_its_child_says_so(tmp_path, deed, code, lives):
-    assert run_apart(watched, deed, tmp_path) == code
-    assert (tmp_path / "lives").read_text().splitlines() == lives
-
-
-def watched_without_sigchld(folder):
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as after `trap '' CHLD` in a shell
-    watched("exit 0", folder)
-
-
-def test_a_parent_that_ignores_the_ends_of_children_changes_nothing(tmp_path):
-    assert run_apart(watched_without_sigchld, tmp_path) == 0
-
-
-def test_what_a_child_leaves_in_another_session_ends_with_its_command(tmp_path):
-    assert run_apart(watched, "session", tmp_path) == 0
-    assert gone(int((tmp_path / "sleep").read_text()))

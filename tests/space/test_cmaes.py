@@ -17,6 +17,7 @@ from studyloom.metrics import Goal
 from studyloom.space.samplers import CmaEsSampler
 from studyloom.storage.attributes import PICKLED
 from studyloom.study.opening import create_study
+from studyloom.study.strategy import Strategy
 
 pytest.importorskip("cmaes", reason="the extra samplers is missing")
 LOSS = (Goal("loss", "minimize"),)
@@ -79,7 +80,7 @@ def test_a_pickle_in_the_database_is_not_executed(sqlite_url, tmp_path, key, opt
     overrides += [f"+sampler.{option}=true" for option in options]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        study.sampler = ask(*overrides).sampler(7)
+        study.sampler = Strategy(ask(*overrides)).sampler(7)
     space = {"x": FloatDistribution(-3, 3), "y": FloatDistribution(0, 1)}
     for x in (0.5, 0.6):
         attributes = {f"{key}:0": pickle.dumps(Canary(canary)).hex(), "cma:generation": 0}

@@ -21,7 +21,7 @@ from studyloom.storage.database import connect, execute, read
 from studyloom.storage.ledger import (
     SLOTS,
     Ledger,
-    Report,
+    RungReport,
     Standing,
     clear,
     compare,
@@ -267,15 +267,15 @@ def test_standings_say_what_each_trial_had_reported_at_each_rung_and_what_it_cos
     either.release(released)
     order = Order()
     done, handed_back, other, fresh = either.standings("a", 4, order)
-    reports = {2: Report(3, 0.3), 4: Report(4, 0.4)}
+    reports = {2: RungReport(3, 0.3), 4: RungReport(4, 0.4)}
     assert done == Standing(0, "done", 4, reports, costs={"parameters": 7.0})
     assert handed_back == Standing(1, "open", 1, costs={"parameters": 8.0})
-    assert other == Standing(2, "held", 2, {2: Report(2, 0.2)}, costs={"parameters": 9.0})
+    assert other == Standing(2, "held", 2, {2: RungReport(2, 0.2)}, costs={"parameters": 9.0})
     assert fresh == Standing(3, "fresh")
     either.storage.set_trial_intermediate_value(either.held()[0].trial_id, 5, 0.5)
     again = either.standings("b", 4, order)
     assert [standing.state for standing in again] == ["done", "open", "own", "fresh"]
-    assert again[2].reports == {2: Report(2, 0.2), 4: Report(5, 0.5)}
+    assert again[2].reports == {2: RungReport(2, 0.2), 4: RungReport(5, 0.5)}
     anew = Ledger(either.storage, either.study_id, either.uuid)
     assert again == anew.standings("b", 4, order)
 

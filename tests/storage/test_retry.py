@@ -18,13 +18,12 @@ from failures import (
     ledger_of,
     make_study,
 )
-from judged import SPACE, plan_of, test_part, work
+from judged import SPACE, stages_of, test_part, work
 from servers import Server
 from toys import ask
 
-from studyloom.commands.run_study import print_winner
+from studyloom.commands.result import print_winner
 from studyloom.errors import StorageError, StorageLost
-from studyloom.launch.task import Command
 from studyloom.storage import database, ledger
 from studyloom.storage.database import POSTGRES, connect, exclusive, execute, libpq_arguments
 from studyloom.storage.urls import parse_url
@@ -363,20 +362,20 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
         again.set()
         return test_part()
 
-    def plan_with(test):
-        plan = plan_of(definition, server.url, tmp_path, 1, top=1, seeds=1)
-        plan.data.source.test = test
-        return plan
+    def stages_with(test):
+        stages = stages_of(definition, server.url, tmp_path, 1, top=1, seeds=1)
+        stages.data.source.test = test
+        return stages
 
-    def finish(plan):
-        with contextlib.closing(plan):
-            print_winner(plan, Command(("x",), ()), make_console(io.StringIO()))
+    def finish(stages):
+        with contextlib.closing(stages):
+            print_winner(stages, ["python", "x"], make_console(io.StringIO()))
 
-    plans = [plan_with(test) for test in (first_test, second_test)]
-    work(plans[0])
-    with in_background(lambda: finish(plans[0])):
+    twice = [stages_with(test) for test in (first_test, second_test)]
+    work(twice[0])
+    with in_background(lambda: finish(twice[0])):
         assert tests.wait(60)
-        with in_background(lambda: finish(plans[1])):
+        with in_background(lambda: finish(twice[1])):
             assert waits.wait(60)
             server.stop(signal.SIGQUIT)
             server.start()

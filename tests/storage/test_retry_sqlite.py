@@ -13,8 +13,7 @@ from optuna.storages import RDBStorage
 
 from studyloom.errors import StorageLost
 from studyloom.storage import database as storage
-from studyloom.storage.database import RetryingStorage, connect
-from studyloom.storage.retry import Retry
+from studyloom.storage.database import Retry, RetryingStorage, connect
 from studyloom.storage.urls import parse_url
 
 
@@ -114,7 +113,7 @@ def test_a_database_that_was_given_up_is_asked_and_not_waited_for_until_it_answe
 
 def test_a_server_that_was_given_up_is_left_alone_for_a_moment(monkeypatch):
     """Each try to connect takes seconds, and a command that ends makes several calls."""
-    monkeypatch.setattr("studyloom.storage.retry.DELAYS", (0.01, 0.2))
+    monkeypatch.setattr("studyloom.storage.database.DELAYS", (0.01, 0.2))
     retry, tries = Retry(parse_url("postgresql://host/name"), 0.02), []
 
     def away():

@@ -3,7 +3,7 @@
 import random
 
 from studyloom.metrics import ACCURACY
-from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, Report, Standing
+from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, RungReport, Standing
 from studyloom.study.promotion import Promotion
 
 EPOCHS = 27
@@ -21,7 +21,7 @@ def standing(slot, state, *values, order=None, exempt=False, stride=1, **costs):
     reports = {}
     for rung in order.rungs(last or 0):
         step = next(step for step in steps if step >= rung)
-        reports[rung] = Report(step, values[steps.index(step)])
+        reports[rung] = RungReport(step, values[steps.index(step)])
     return Standing(slot, state, last, reports, exempt, costs)
 
 
@@ -62,7 +62,7 @@ class Search:
             assert self.order.choose(shuffled) == chosen, "in any order of reading"
         if chosen is None:
             return False
-        if chosen.over:
+        if chosen.ends_pruned:
             self.state[chosen.slot] = DONE
             self.pruned.append(chosen.slot)
             return True

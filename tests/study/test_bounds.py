@@ -20,7 +20,8 @@ from studyloom.study.early_end import (
     set_bounds,
 )
 from studyloom.study.opening import create_study, open_study
-from studyloom.winner.stages import Stage
+from studyloom.study.stage import Stage
+from studyloom.study.strategy import Strategy
 
 TRIALS = 24
 REGRET = 0.9  # of an accuracy: ends at the first estimate, which is that after ten trials
@@ -53,7 +54,7 @@ def test_workers_begin_no_trial_once_the_search_has_ended(url, definition):
     assert count in (10, 11, 12)  # one may have begun as the other asked
     assert sorted(trial.user_attrs[SLOT] for trial in stored.trials()) == [*range(count)]
     assert ending(open_study(url, "s"), TRIALS) == ending(stored, TRIALS)
-    assert Stage("search", stored, definition, TRIALS).todo() == 0
+    assert Stage("search", stored, definition, Strategy(definition), TRIALS).todo() == 0
     before = outcomes(stored)
     set_bounds(stored, Bounds(REGRET, None, TRIALS))  # as the same command does again
     work(definition, stored, TRIALS)
@@ -117,7 +118,7 @@ def test_values_that_may_win_count_and_the_last_values_of_pruned_and_paused_tria
     assert [o.epochs for o in found] == [*[0] * 3, *[2] * 6]
     assert [o.slot for o in found if o.complete] == [0, 1]
     goals += [Goal("parameters", "minimize")]
-    stored.state(parse_rule("min loss where parameters < 9", goals))
+    stored.store_rule(parse_rule("min loss where parameters < 9", goals))
     assert {o.value for o in read_outcomes(stored)} == {None}, "what is pruned may break it"
 
 

@@ -39,12 +39,12 @@ def found(runs, url=None, definition=None):
     return find_earlier(url, "new", runs / "new", definition.identity("toy"))
 
 
-def labels(remembered):
-    return {each.label for each in remembered.studies}
+def labels(earlier):
+    return {each.label for each in earlier.studies}
 
 
-def starts_of(definition, remembered, already=None):
-    return find_warm_starts(definition, already, lambda: remembered)
+def starts_of(definition, earlier, already=None):
+    return find_warm_starts(definition, already, lambda: earlier)
 
 
 # Which are found
@@ -57,10 +57,10 @@ def test_finished_studies_of_the_database_and_beside_the_folder_are_found_once(u
     finished_run(runs / "b", seed=4, done=1)
     shutil.copytree(a, runs / "copy")
     (runs / "notes").mkdir()  # no run directory, and not worth a word
-    remembered = found(runs, url)
-    (of_folder,) = labels(remembered) - {"study 'one' of this database"}
+    earlier = found(runs, url)
+    (of_folder,) = labels(earlier) - {"study 'one' of this database"}
     assert of_folder in (str(a), str(runs / "copy"))
-    assert remembered.notes == []
+    assert earlier.notes == []
 
 
 def test_what_asks_the_same_question_is_never_taken(url, runs):
@@ -86,11 +86,11 @@ def test_what_cannot_be_read_is_noted_and_the_rest_is_taken(runs):
     (runs / "badyaml" / ".hydra" / "config.yaml").write_text("study: [")
     (runs / "fifo" / ".hydra").mkdir(parents=True)
     os.mkfifo(runs / "fifo" / ".hydra" / "config.yaml")
-    remembered = found(runs)
-    assert labels(remembered) == {str(good)}
-    assert len(remembered.notes) == 5
+    earlier = found(runs)
+    assert labels(earlier) == {str(good)}
+    assert len(earlier.notes) == 5
     for name in ("broken", "empty", "without", "badyaml", "fifo"):
-        assert any(f"{runs / name} cannot be read: " in note for note in remembered.notes), name
+        assert any(f"{runs / name} cannot be read: " in note for note in earlier.notes), name
 
 
 VIEWS = {
@@ -108,10 +108,10 @@ def test_a_database_of_a_stranger_that_computes_is_left_out_at_once(runs, kind):
     with contextlib.closing(sqlite3.connect(folder / "study.db")) as connection:
         connection.executescript(VIEWS[kind])
     began = time.monotonic()
-    remembered = found(runs)
+    earlier = found(runs)
     assert time.monotonic() - began < 2
-    assert labels(remembered) == {str(good)}
-    (note,) = remembered.notes
+    assert labels(earlier) == {str(good)}
+    (note,) = earlier.notes
     assert "is not a plain table" in note
 
 
@@ -119,9 +119,9 @@ def test_trials_are_counted_before_they_are_read(runs, monkeypatch):
     finished_run(runs / "a")
     good = finished_run(runs / "good", seed=2, trials=2)
     monkeypatch.setattr(earlier_studies, "MOST_TRIALS", 3)
-    remembered = found(runs)
-    assert labels(remembered) == {str(good)}
-    assert "it has 4 trials, and at most 3 are read" in remembered.notes[0]
+    earlier = found(runs)
+    assert labels(earlier) == {str(good)}
+    assert "it has 4 trials, and at most 3 are read" in earlier.notes[0]
     with pytest.raises(ConfigError, match="has 4 trials, and at most 3"):
         find_warm_starts(ask(*RANDOM, f"study.from={runs / 'a'}"), ())
 
@@ -130,8 +130,8 @@ def test_a_folder_that_cannot_be_looked_into_hides_no_other(runs):
     good = finished_run(runs / "good")
     (runs / "closed").mkdir()
     (runs / "closed" / ".hydra").symlink_to(".hydra")  # an error even for root
-    remembered = found(runs)
-    assert (labels(remembered), remembered.notes) == ({str(good)}, [])
+    earlier = found(runs)
+    assert (labels(earlier), earlier.notes) == ({str(good)}, [])
 
 
 def test_reading_that_takes_long_says_so_and_a_signal_ends_it(runs, monkeypatch, caplog):

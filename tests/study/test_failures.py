@@ -9,11 +9,12 @@ from toy_worker import fresh, work
 from toys import ask
 
 from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.objective import Objective
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
 from studyloom.study.failures import count_failures, outcome
-from studyloom.study.worker import Worker
+from studyloom.study.reporter import Reporter
 
 
 class Broken(torch.nn.Module):
@@ -122,16 +123,16 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
     definition.config.study.baseline = False
     tried = []
 
-    def diverge_above(self, objective, reporter, *_):
-        rate = reporter.trial.params["optimizer.lr"]
+    def diverge_above(self, stopping):
+        rate = self.held.trial.params["optimizer.lr"]
         tried.append(rate > 3e-3)
         if tried[-1]:
             raise Diverged(0, 1, 1, "train", float("nan"))
         return 0.5
 
     silent = Objective()
-    monkeypatch.setattr(Definition, "make_objective", lambda *_: silent)
-    monkeypatch.setattr(Worker, "evaluate", diverge_above)
+    monkeypatch.setattr(NetworkDefinition, "make_objective", lambda *_: silent)
+    monkeypatch.setattr(Reporter, "run", diverge_above)
     stored = fresh(sqlite_url, definition, 28)
     work(definition, stored, 28)
     assert sum(tried[8:]) <= 6 < len(tried[8:]) / 2

@@ -8,7 +8,8 @@ from toys import ask
 from studyloom.errors import Halted
 from studyloom.space.samplers import identify
 from studyloom.storage.attributes import REASON
-from studyloom.study import worker
+from studyloom.study import sampling
+from studyloom.study.strategy import Strategy
 
 NONE = (*RANDOM[:-3], "space=none", "sampler=random", "pruner=none")
 WIDE = ("+space.model.hidden.list.int=[4,64]", "+space.model.hidden.length=1")
@@ -40,13 +41,13 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
     work(definition, stored, 3)
     assert {t.params["train.batch_size"] for t in stored.trials()} == {16}
     assert {t.params["model.hidden.0"] for t in stored.trials()} <= {4, 5}
-    monkeypatch.setattr(worker, "any_point", lambda *_: None)
-    monkeypatch.setattr(worker, "REDRAWS", 0)
+    monkeypatch.setattr(sampling, "any_point", lambda *_: None)
+    monkeypatch.setattr(sampling, "REDRAWS", 0)
     failing = fresh(url, definition, 1, name="failing")
     with pytest.raises(Halted, match=r"space\.where: no point was found"):
         work(definition, failing, 1)
     (trial,) = failing.trials()
-    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, worker.NO_POINT)
+    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, sampling.NO_POINT)
 
 
 @pytest.mark.usefixtures("threads_are_workers")
@@ -54,7 +55,7 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
 def test_without_repeats_each_point_is_trained_once_by_any_number_of_workers(database, request):
     url = request.getfixturevalue(database)
     definition = ask(*NONE, *SIX, "study.repeats=false", "study.trials=40")
-    assert definition.trials() == 6
+    assert Strategy(definition).trials == 6
     stored = fresh(url, definition, 6)
     work_side_by_side(definition, url, 6, workers=4, repeats=False)
     trials = stored.trials()

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from studyloom.study.earlier_studies import (
+from studyloom.study.placement import (
     BANDWIDTH,
-    EarlierStudy,
+    RankedPoints,
     choose_points,
     rank_scores,
     squared_distances,
@@ -20,7 +20,7 @@ def earlier(points, eligible=None):
     """A study that tried these points, the best first."""
     array = np.asarray(points, dtype=float).reshape(len(points), -1)
     allowed = np.ones(len(points), dtype=bool) if eligible is None else np.asarray(eligible)
-    return EarlierStudy(array, rank_scores(len(points), 0), allowed)
+    return RankedPoints(array, rank_scores(len(points), 0), allowed)
 
 
 def drawn(seed, trials=12, parameters=2):

@@ -12,6 +12,7 @@ from toys import TINY, ask
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, OWN, Next
 from studyloom.study.promotion import Promotion
+from studyloom.study.strategy import Strategy
 
 TWO = (ACCURACY, Goal("parameters", "minimize"))
 
@@ -25,7 +26,7 @@ def test_the_lowest_rung_is_a_thirteenth_of_all_epochs_or_that_of_the_study_as_i
 
 def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_median_or_none():
     def pruner_of(*overrides, **began):
-        return replace(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
+        return Strategy(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
 
     for promoted in (pruner_of(), pruner_of("train.epochs=50"), pruner_of(began=1)):
         assert isinstance(promoted, Promotion)
@@ -106,7 +107,7 @@ def test_at_no_rung_more_are_kept_than_one_of_so_many_trials():
 
     def counted(at_work):
         nonlocal most
-        claimed, over = claim(at_work), search.order.hopeless(search.standings())
+        claimed, over = claim(at_work), search.order.unpromotable(search.standings())
         kept = [slot for slot, state in search.state.items() if state == OPEN and slot not in over]
         most = max(most, *Counter(search.epochs[slot] for slot in kept).values(), 0)
         return claimed
@@ -129,8 +130,8 @@ def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first
     assert order.promotable([*low, *high]) == [8, 5, 4, 3]
     fresh = [standing(9 + k, FRESH) for k in range(18)]
     assert order.choose([*low, *high, *fresh]) == Next(8)
-    assert order.goes_on([*low, *high], 8)
-    assert not order.goes_on([*low, *high], 5)
+    assert order.is_next([*low, *high], 8)
+    assert not order.is_next([*low, *high], 5)
 
 
 def test_the_baseline_counts_at_its_rungs():
@@ -154,16 +155,16 @@ def test_of_few_trials_the_best_of_the_highest_rung_comes_to_the_end():
 def test_nobody_is_told_while_a_worker_may_still_change_the_rung():
     order = order_of()
     two = [standing(0, OPEN, 0.1), standing(1, OPEN, 0.2)]
-    assert order.choose([*two, standing(2, HELD)]) == Next(0, over=True)  # 1 of 3 at most
+    assert order.choose([*two, standing(2, HELD)]) == Next(0, ends_pruned=True)  # 1 of 3 at most
     assert order.choose([standing(0, DONE, 0.1), *two[1:], standing(2, HELD)]) is None
-    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == Next(1, over=True)
+    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == Next(1, ends_pruned=True)
     assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == Next(1)  # nobody else may come
 
 
 def test_a_claim_whose_answer_was_lost_is_answered_again():
     order = order_of()
     slots = [standing(0, OWN, 0.1), standing(1, OPEN, 0.9), standing(2, OPEN, 0.5)]
-    assert order.choose(slots) == Next(0, over=True)
+    assert order.choose(slots) == Next(0, ends_pruned=True)
     assert order.choose([standing(0, OWN), *slots[1:]]) == Next(0)
 
 
@@ -173,7 +174,7 @@ def test_after_the_end_of_a_search_none_begins_and_none_is_promoted():
     released = standing(3, OPEN, 0.5, 0.5)
     every = [*slots, released, standing(4, FRESH)]
     told = []
-    while (chosen := order.choose(every, closed=True)) is not None and chosen.over:
+    while (chosen := order.choose(every, closed=True)) is not None and chosen.ends_pruned:
         told.append(chosen.slot)
         every[chosen.slot] = replace(every[chosen.slot], state=DONE)
     assert told == [0, 1, 2]

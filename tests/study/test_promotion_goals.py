@@ -66,7 +66,7 @@ def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
     order = order_of(*TWO)
     assert order.promotable(slots) == [2, 3]
     fresh = [standing(6 + k, FRESH) for k in range(30)]
-    assert order.hopeless([*slots, *fresh]) == {0, 1}
+    assert order.unpromotable([*slots, *fresh]) == {0, 1}
 
 
 @pytest.mark.parametrize(("goals", "factor"), [((ACCURACY,), 3), (TWO, 2), (TWO, 3)])
@@ -78,7 +78,7 @@ def test_nobody_is_told_who_could_still_be_promoted_whatever_came(goals, factor)
     for _ in range(12):
         pairs = [(fate.randrange(4), fate.choice((0.5, 1.5, 2.5, 3.5))) for _ in range(6)]
         coming = fate.choice((1, 2))
-        hopeless = order.hopeless(
+        hopeless = order.unpromotable(
             [*waiting(*pairs), *(standing(6 + k, FRESH) for k in range(coming))]
         )
         able = set()
@@ -87,7 +87,7 @@ def test_nobody_is_told_who_could_still_be_promoted_whatever_came(goals, factor)
                 able |= {*order.promotable(waiting(*pairs, *further))}
         assert hopeless.isdisjoint(able)
         told += len(hopeless)
-        wrong += len(order.hopeless(waiting(*pairs)) & able)
+        wrong += len(order.unpromotable(waiting(*pairs)) & able)
     assert told > 10
     assert wrong > 0 or factor == 3
 
@@ -95,8 +95,8 @@ def test_nobody_is_told_who_could_still_be_promoted_whatever_came(goals, factor)
 def test_when_none_is_to_come_all_who_are_not_among_the_best_are_told():
     order = order_of(*TWO)
     line = waiting(*((k / 10, 10**k) for k in range(9)))  # none dominates another
-    assert order.hopeless([*line, standing(9, HELD)]) == set()
+    assert order.unpromotable([*line, standing(9, HELD)]) == set()
     best = order.promotable(line)
     assert best == [8, 0, 4]
-    assert order.hopeless(line) == {*range(9)} - {*best}
-    assert order.choose(line) == Next(1, over=True)
+    assert order.unpromotable(line) == {*range(9)} - {*best}
+    assert order.choose(line) == Next(1, ends_pruned=True)

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from toy_worker import fresh, work
 from toys import TINY, TWO, Signal, ask
 
-from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import Halted
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, TIMES
 from studyloom.study.failures import outcome
@@ -135,13 +135,13 @@ def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
 
 def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypatch):
     """A latency is never the same twice, and the trial was ranked by the first."""
-    measured, whole = [], Definition.measure_costs
+    measured, whole = [], NetworkDefinition.measure_costs
 
     def drifting(self, point, data):
         measured.append(len(measured))
         return [replace(cost, value=100.0 + len(measured)) for cost in whole(self, point, data)]
 
-    monkeypatch.setattr(Definition, "measure_costs", drifting)
+    monkeypatch.setattr(NetworkDefinition, "measure_costs", drifting)
     definition = ask(*GOALS)
     stored = fresh(sqlite_url, definition, 12)
     work(definition, stored, 12)

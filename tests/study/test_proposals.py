@@ -35,9 +35,9 @@ from studyloom.study.command_record import (
 )
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import open_study
-from studyloom.study.rows import proposer_of
-from studyloom.study.stored_study import RETRAINING
-from studyloom.study.warm_start import find_warm_starts, place_point, store_space
+from studyloom.study.placement import place_point
+from studyloom.study.stored_study import RETRAINING, proposer_of
+from studyloom.study.warm_start import find_warm_starts, store_space
 from studyloom.winner.result import write_result
 
 CNN = {"model": "cnn", "model.cnn.channels": 8}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from studyloom.study.stage_name import StageName, owner_of
+from studyloom.study.stored_study import StageName, owner_of
 
 PLAIN = StageName("toy", "re-evaluation", trials=40, top=5, seeds=3)
 RULED = PLAIN.with_detail("max accuracy where parameters <= 10000").with_detail("of 1, 2, -3")

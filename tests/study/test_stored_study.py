@@ -5,9 +5,9 @@ from optuna.trial import TrialState, create_trial
 from toys import LOOP, TINY, ask, fill, two_sided
 
 from studyloom.definition.rule import parse_rule
-from studyloom.storage.attributes import RULE
+from studyloom.storage.attributes import EPOCHS, RULE
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.stored_study import open_beside
+from studyloom.study.stored_study import open_beside, read_curve
 from studyloom.views.snapshot import take_snapshot
 
 
@@ -45,11 +45,11 @@ def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the
 
 def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
     stored = two_sided(url, (0.9, 100), (0.95, 101), (0.92, 40))
-    stored.state(parse_rule("min parameters where accuracy > 0.91", stored.goals))
+    stored.store_rule(parse_rule("min parameters where accuracy > 0.91", stored.goals))
     elsewhere = open_study(url, "two")
     assert str(elsewhere.rule()) == "min parameters where accuracy > 0.91"
     assert [trial.number for trial in elsewhere.ranked()] == [2, 1]
-    stored.state(None)
+    stored.store_rule(None)
     assert elsewhere.rule() == elsewhere.default_rule()
 
 
@@ -57,7 +57,7 @@ def test_a_rule_over_a_cost_that_a_loop_reports_ranks_alike_in_the_choice_and_in
     rule = "winner.rule='max accuracy where size < 3'"
     definition = ask(*TINY, *LOOP, "+objective.constraints.size='<= 3'", rule)
     stored = create_study(sqlite_url, "s", definition.identity("toy"), 3, goals=definition.goals)
-    stored.state(definition.rule)
+    stored.store_rule(definition.rule)
     for accuracy, size in ((0.9, 3), (0.8, 2), (0.7, 1)):
         fill(stored, create_trial(value=accuracy, user_attrs={"size": size}))
     assert str(stored.rule()) == str(definition.rule)
@@ -79,3 +79,14 @@ def test_a_study_beside_another_is_opened_on_its_connections(url):
     beside = open_beside(stored, "toy/re-evaluation 8-3-5")
     assert beside.ledger.counts() == {"free": 2, "held": 0, "done": 0}
     assert open_beside(stored, "toy/retraining 8-3-5") is None
+
+
+def test_a_curve_is_what_was_reported_until_its_epochs_are_stored():
+    reported = {2: 0.5, 1: 0.25}
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values=reported)
+    assert read_curve(trial) == {"number": [1, 2], "value": [0.25, 0.5]}
+    assert read_curve(create_trial(state=TrialState.RUNNING)) == {}
+    columns = {"number": [1], "train_loss": [2.0], "value": [0.25]}
+    attributes = {EPOCHS: columns}
+    ended = create_trial(value=0.25, user_attrs=attributes, intermediate_values=reported)
+    assert read_curve(ended) == columns

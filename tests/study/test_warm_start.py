@@ -15,11 +15,12 @@ from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
 from studyloom.study import earlier_studies
 from studyloom.study.opening import open_study
+from studyloom.study.placement import place_point
+from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import (
     WarmStarts,
     enqueue,
     find_warm_starts,
-    place_point,
     sources_of,
 )
 
@@ -72,7 +73,9 @@ def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(definiti
         placed = place_point(definition, parameters)
         assert placed.point.values["model.hidden"] == [32, 64]
         assert (placed.wrong, placed.unasked) == ([], {})
-    point = definition.space.suggest(optuna.create_study(sampler=definition.sampler(3)).ask())
+    point = definition.space.suggest(
+        optuna.create_study(sampler=Strategy(definition).sampler(3)).ask()
+    )
     assert place_point(definition, point.params).point == point
 
 

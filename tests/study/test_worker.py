@@ -24,6 +24,7 @@ from studyloom.errors import Halted
 from studyloom.processes import Stopwatch, worker_id
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, RESUMED, SLOT, TIMES
 from studyloom.study.opening import open_study
+from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
 
@@ -186,9 +187,15 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
     watch = Stopwatch.since(5.0)
     began = watch.taken
     folder = FOLDER["checkpoints"]
-    Worker(definition, stored, TrainingData(None, SPLIT, FOLDS), Never(), folder, watch=watch).run(
-        3
-    )
+    Worker(
+        definition,
+        Strategy(definition),
+        stored,
+        TrainingData(None, SPLIT, FOLDS),
+        Never(),
+        folder,
+        watch=watch,
+    ).run(3)
     taken = [trial.user_attrs[TIMES] for trial in stored.trials()]
     assert taken[0]["start-up"] == 5.0
     parts = {"training", "evaluation", "storage", "sampling", "checkpoints", "other"}
@@ -202,7 +209,7 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
 def test_a_grid_visits_each_point_once_over_any_number_of_workers(url):
     space = ("~space.optimizer", "~space.model", "+space.model.activation.choice=[relu,tanh]")
     definition = ask(*RANDOM, "sampler=grid", *space)
-    assert definition.trials() == 6
+    assert Strategy(definition).trials == 6
     stored = fresh(url, definition, 6)
     work_side_by_side(definition, url, 6, workers=4)
     work(definition, stored, 6)  # joins a study that is done

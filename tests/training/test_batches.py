@@ -8,8 +8,8 @@ import torch
 from test_trainer import SPLIT, curve, toy_job
 from torch import nn
 
-from studyloom.definition.jobs import measure_costs
-from studyloom.definition.validation import try_out
+from studyloom.definition.costs import measure_costs
+from studyloom.definition.preflight import try_out
 from studyloom.models import MLP
 from studyloom.training.trainer import JobRun, evaluate_network
 

@@ -182,7 +182,7 @@ def test_a_pytorch_that_prepared_weights_can_trick_reads_ones_own_alone(tmp_path
     monkeypatch.setattr(module, "SAFE", False)
     assert load_weights(path)
     with pytest.raises(ValueError, match=r"weights\.pt: .* pip install 'torch>=2\.10'"):
-        load_weights(path, foreign=True)
+        load_weights(path, untrusted=True)
 
 
 # The system calls of a save that can fail: the name, and which call of that name.

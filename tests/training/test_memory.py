@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
-from studyloom.commands.gpu import measured_peak
 from studyloom.data.split import Split
+from studyloom.extras.gpu import measured_peak
 from studyloom.losses import CrossEntropy
 from studyloom.models import CNN, MLP, Transformer
 from studyloom.training.job import Job

@@ -10,31 +10,29 @@ from toys import fill, two_sided
 
 from studyloom.storage.attributes import EPOCHS, PAUSED
 from studyloom.views import figures
-from studyloom.views.charts import (
+from studyloom.views.figures import (
     LETTER,
     SIZE,
     Axis,
     Tick,
-    log_marks,
-    plain_scale,
-    responsive,
-    round_marks,
-    whole_scale,
-)
-from studyloom.views.figures import (
     beside,
     best_of,
     complete_trials,
     curves,
     history,
     idle_share,
+    log_marks,
     losses,
     parallel,
+    plain_scale,
+    responsive,
+    round_marks,
     setting_scale,
     slices,
     summary,
     timeline,
     together,
+    whole_scale,
 )
 from studyloom.views.snapshot import take_snapshot
 

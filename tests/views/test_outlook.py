@@ -11,7 +11,6 @@ from toys import fill, two_sided
 from studyloom.storage.ledger import compare
 from studyloom.study.early_end import Bounds, ending, look_ahead, set_bounds
 from studyloom.views.figures import outlook
-from studyloom.views.progress import progress_line
 from studyloom.views.report import head
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.status import as_json, read_status, watch_statuses
@@ -76,7 +75,7 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     status = read_status(twelve)
     assert status.progress.eta == 0.0
     assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
-    assert progress_line(status.progress).endswith(WORDS)
+    assert status.progress.line.endswith(WORDS)
     assert json.loads(as_json(status))["ended"] == WORDS
     assert len([*watch_statuses(twelve)]) == 1  # it waits for nothing
     said = [getattr(block, "text", "") for block in head(twelve, status.progress, None, []).blocks]

@@ -20,15 +20,9 @@ from studyloom.study.stopping import set_control
 from studyloom.study.stored_study import REEVALUATION, RETRAINING
 from studyloom.views.progress import (
     JobReader,
-    all_stages,
-    describe_result,
-    now_words,
-    progress_line,
-    stage_words,
-    time_words,
-    working_words,
 )
 from studyloom.views.report import head
+from studyloom.winner.result import short_words
 
 RECORD = CommandRecord(trials=4, judged=True, tested=True, top=1, seeds=2)
 MEAN = {"mean": 0.9725, "std": 0.004}
@@ -74,25 +68,25 @@ def test_search_judging_and_final_training_are_one_progress(stored):
     """Page and note say what is worked on, and nothing when nobody works."""
     begin_command(stored, RECORD, 12.0)
     reader = JobReader(stored)
-    assert working_words(reader.read()) == ""
+    assert reader.read().working_words == ""
     work(stored, 2, running=1)
     progress = reader.read()
     stages = "search 2/4, judging 0/4, final training 0/4"
-    assert all_stages(progress) == stages
+    assert progress.all_stages == stages
     assert (progress.done, progress.budget) == (2, 12)
     assert progress.elapsed >= 12
     # One worker: two trials, then four trainings, then four.
     assert progress.eta == pytest.approx(100, abs=5)
     words = f"At work: search 2/4; in all {stages}; ETA "
-    assert working_words(progress).startswith(words)
+    assert progress.working_words.startswith(words)
     said = [getattr(block, "text", "") for block in head(stored, progress, None, []).blocks]
     assert any(text.startswith("At work: search 2/4") for text in said)
-    assert now_words(progress)[:2] == ["search 2/4", "then judging 4, final training 4"]
+    assert progress.now_words()[:2] == ["search 2/4", "then judging 4, final training 4"]
     said = [getattr(b, "text", "") for b in head(stored, progress, None, [], live=True).blocks]
     assert not any("search 2/4" in text for text in said), "one line says it"
     set_control(stored, "pause")
-    assert "released at their last epoch" in working_words(reader.read())
-    assert any("released" in words for words in now_words(reader.read()))
+    assert "released at their last epoch" in reader.read().working_words
+    assert any("released" in words for words in reader.read().now_words())
 
 
 def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):
@@ -104,7 +98,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     work(judging, 1)
     progress = reader.read()
     assert (progress.title, progress.current.name) == (REEVALUATION, judging.name)
-    assert all_stages(progress) == "search 4/4, judging 1/2, final training 0/4"
+    assert progress.all_stages == "search 4/4, judging 1/2, final training 0/4"
     work(judging, 1)
     final = later(RETRAINING, 1)
     work(final, 1)
@@ -113,7 +107,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     store_result(stored, answer_of(final.name))
     progress = reader.read()
     assert (progress.title, progress.ended, progress.eta) == ("compress", False, None)
-    assert "making it small" in progress_line(progress)
+    assert "making it small" in progress.line
     end_command(stored, 1)  # it could not be done
     progress = reader.read()
     assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
@@ -121,8 +115,8 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     progress = reader.read()
     assert (progress.title, progress.ended) == ("done", True)
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    assert describe_result(progress.answer) == words
-    assert "test accuracy 0.9725" in progress_line(progress)
+    assert short_words(progress.answer) == words
+    assert "test accuracy 0.9725" in progress.line
 
 
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
@@ -130,12 +124,12 @@ def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     reader = JobReader(stored)
     work(stored, 3)
     work(stored, 1, value=None)
-    assert stage_words(reader.read()) == "judging 0/4", "it has not begun"
+    assert reader.read().stage_words == "judging 0/4", "it has not begun"
     judging = later(REEVALUATION, 3)
     work(judging, 1)
-    assert stage_words(reader.read()) == "judging 1/3"
+    assert reader.read().stage_words == "judging 1/3"
     work(judging, 1, value=None)
-    assert stage_words(reader.read()) == "judging 2/3, 1 pruned"
+    assert reader.read().stage_words == "judging 2/3, 1 pruned"
 
 
 def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
@@ -159,4 +153,4 @@ def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
     progress = JobReader(stored).read()
     assert (progress.hours.cores, progress.hours.gpus) == (8.0, 2.0)
     assert progress.cost == 4.0  # of the GPUs, since there are some
-    assert {"8.00 core-hours", "cost 4.00"} <= {*time_words(progress)}
+    assert {"8.00 core-hours", "cost 4.00"} <= {*progress.time_words()}

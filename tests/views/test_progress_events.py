@@ -11,15 +11,14 @@ from toys import begin
 from studyloom.commands.documents import json_schema
 from studyloom.storage.attributes import HALTED, REASON, RESUMED
 from studyloom.study.stopping import set_control
-from studyloom.views.events import History, new_events, write_event
-from studyloom.views.progress import JobReader
+from studyloom.views.progress import History, JobReader, write_event
 from studyloom.views.status import Resumptions
 
 SCHEMA = jsonschema.Draft202012Validator(json_schema("event"))
 
 
 def look(stored, history):
-    events = [*new_events(history, JobReader(stored).read())]
+    events = [*history.new(JobReader(stored).read())]
     for event in events:
         SCHEMA.validate(json.loads(write_event(event, "toy", "1f")))
     return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
@@ -61,8 +60,8 @@ def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_termi
     assert kinds == [("began", 0, None), ("reported", 0, 1), *2 * [("resumed", 0, 1)]]
     words = "trial 0 resumes after epoch 1, since its worker died: it was killed, "
     assert console.export_text().splitlines() == [f"{words}1", f"{words}2"]
-    lines = [write_event(e, "t", "1f") for e in new_events(History(), JobReader(stored).read())]
-    assert not [*new_events(History.read(lines, "1f"), JobReader(stored).read())]
+    lines = [write_event(e, "t", "1f") for e in History().new(JobReader(stored).read())]
+    assert not [*History.read(lines, "1f").new(JobReader(stored).read())]
 
 
 def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_done):
@@ -77,13 +76,13 @@ def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_d
     # A history that is read back tells the rest alone.
     history = History()
     progress = JobReader(half_done).read()
-    lines = [write_event(event, "toy", "1f") for event in new_events(history, progress)]
+    lines = [write_event(event, "toy", "1f") for event in history.new(progress)]
     for cut in range(len(lines)):
         read = History.read([*lines[:cut], "half a li", "[]", '{"event": "began"}'], "1f")
-        rest = [write_event(event, "toy", "1f") for event in new_events(read, progress)]
+        rest = [write_event(event, "toy", "1f") for event in read.new(progress)]
         assert [strip(line) for line in rest] == [strip(line) for line in lines[cut:]]
     other = History.read(lines, "of another study")
-    assert len([*new_events(other, progress)]) == len(lines)
+    assert len([*other.new(progress)]) == len(lines)
 
 
 def strip(line):
@@ -99,7 +98,7 @@ def test_a_halt_a_wish_and_a_reason_are_told(stored):
     stored.ledger.finish(claim)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     set_control(stored, "pause")
-    told = [*new_events(History(), JobReader(stored).read())]
+    told = [*History().new(JobReader(stored).read())]
     assert "hunter2" not in str(told)
     kinds = [kind for kind, *_ in look(stored, history)]
     assert kinds == ["began", "ended", "control", "halted"]

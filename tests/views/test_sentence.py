@@ -9,7 +9,7 @@ from toys import fill
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, MADE
 from studyloom.study.opening import create_study
-from studyloom.views.sentence import result_sentence, search_sentence
+from studyloom.views.sentence import result_sentence
 from studyloom.views.snapshot import take_snapshot
 
 CNN = {
@@ -121,14 +121,14 @@ def test_a_list_of_the_space_is_told_as_one(sqlite_url):
     }
     stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, trials=1)
     fill(stored, a_trial(0, params=params))
-    sentence = search_sentence(take_snapshot(stored))
+    sentence = take_snapshot(stored).sentence
     assert sentence.startswith("hidden 64-32, dropout 0.3-0.1, lr 0.5: ")
 
 
 def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
-    assert search_sentence(take_snapshot(stored)) == (
+    assert take_snapshot(stored).sentence == (
         "A CNN with 16 channels, AdamW at 0.0033: 95.0 % in the search, the best after "
         "0 of 40 trials; the baseline has 90.0 %"
     )
-    empty = search_sentence(take_snapshot(study_of(name="empty")))
+    empty = take_snapshot(study_of(name="empty")).sentence
     assert empty == "No trial is complete yet, after 0 of 40 trials"

@@ -17,7 +17,7 @@ from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PROPOSED
 from studyloom.views import status
-from studyloom.views.progress import Progress, StageProgress, progress_line
+from studyloom.views.progress import Progress, StageProgress
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.status import (
     Status,
@@ -219,7 +219,7 @@ def test_of_two_objectives_the_front_is_shown_with_best_baseline_and_rule(sqlite
         "0.9000       3_000      0  baseline, beaten",
     ]
     assert "rule      max accuracy where parameters <= 3_000" in text
-    assert "best 0.9500, 2_000 (trial 1)" in progress_line(stands.progress)
+    assert "best 0.9500, 2_000 (trial 1)" in stands.progress.line
     document = json.loads(as_json(stands))
     best = document["best"]
     assert (best["trial"], best["value"], best["parameters"]) == (1, 0.95, 2000)

@@ -21,7 +21,7 @@ from studyloom.storage.attributes import (
     fits,
 )
 from studyloom.study.opening import open_study
-from studyloom.study.rows import as_csv, trial_rows
+from studyloom.study.stored_study import as_csv, trial_rows
 from studyloom.views import doctor
 from studyloom.views.comparison import page, read_studies
 from studyloom.views.doctor import agreement, database

@@ -7,17 +7,18 @@ import pytest
 import torch
 import toys
 from drawn import Drawn
-from judged import SPACE, CountedTest, evaluate_winner, flat, plan_of, work
+from judged import SPACE, CountedTest, evaluate_winner, flat, stages_of, work
 from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.data import Datasets
 from studyloom.data.training_data import TrainingData
-from studyloom.definition import definition as definition_module
+from studyloom.definition import network as network_module
 from studyloom.storage.attributes import REUSED
 from studyloom.study.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
 from studyloom.views.terminal import winner_lines
+from studyloom.winner.candidates import CandidateTrainings
 
 SETTINGS = {"top": 1, "seeds": 2}
 
@@ -37,16 +38,16 @@ def trained(monkeypatch):
             seeds.extend(job.seed for job in jobs)
             super().__init__(jobs, *args, **kwargs)
 
-    monkeypatch.setattr(definition_module, "Training", Counted)
+    monkeypatch.setattr(network_module, "Training", Counted)
     monkeypatch.setattr(toys, "train", lambda cfg, run: seeds.append(run.seed) or loop(cfg, run))
     return seeds
 
 
 def judged(definition, url, run_dir, trials, **settings):
-    """Works through the stages of a budget, and returns plan, answer and openings of the test."""
-    plan, test = plan_of(definition, url, run_dir, trials, **SETTINGS | settings), CountedTest()
-    work(plan)
-    return plan, evaluate_winner(plan, test, ["x"]), test.loaded
+    """Works through the stages of a budget, and returns them, the result and uses of the test."""
+    stages, test = stages_of(definition, url, run_dir, trials, **SETTINGS | settings), CountedTest()
+    work(stages)
+    return stages, evaluate_winner(stages, test, ["x"]), test.loaded
 
 
 def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
@@ -87,20 +88,21 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
 
 
 def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
-    definition, sqlite_url, tmp_path, trained
+    definition, sqlite_url, tmp_path, trained, monkeypatch
 ):
-    plan = plan_of(definition, sqlite_url, tmp_path, 4, **SETTINGS)
+    stages = stages_of(definition, sqlite_url, tmp_path, 4, **SETTINGS)
     own = TrainingData(
         SimpleNamespace(validation=None), Datasets(train=Drawn(), valid=Drawn()).train()
     )
-    repeats = [replace(plan, data=data).repeats for data in (TrainingData(), own)]
-    assert [plan.repeats, *repeats] == [False, True, True]
-    plan.__dict__["repeats"] = True
-    work(plan)
-    answer = evaluate_winner(plan, CountedTest(), ["x"])
+    trainings = CandidateTrainings(definition, stages.data, {}, seeds=2)
+    repeats = [replace(trainings, data=data).repeats for data in (TrainingData(), own)]
+    assert [trainings.repeats, *repeats] == [False, True, True]
+    monkeypatch.setattr(CandidateTrainings, "repeats", True)
+    work(stages)
+    answer = evaluate_winner(stages, CountedTest(), ["x"])
     assert len(trained) == 8, "four in the search, and two candidates on two seeds"
     assert answer.reused["retraining"] == (4, 4)
-    assert plan.values(plan.retraining) == plan.values(plan.reevaluation)
+    assert stages.retraining.values() == stages.reevaluation.values()
 
 
 @pytest.mark.chaos
@@ -123,8 +125,8 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
         weights = flat(load_weights(tmp_path / "winner.pt"))
         for file in (*small.reevaluation.weights.parent.glob("*/*.pt"), tmp_path / "winner.pt"):
             file.unlink()
-        plan = plan_of(definition, sqlite_url, tmp_path, 5, **SETTINGS)
-        evaluate_winner(plan, pytest.fail, ["x"])
+        stages = stages_of(definition, sqlite_url, tmp_path, 5, **SETTINGS)
+        evaluate_winner(stages, pytest.fail, ["x"])
         again = flat(load_weights(tmp_path / "winner.pt"))
         assert all(torch.equal(again[name], weights[name]) for name in weights)
 
@@ -135,14 +137,14 @@ def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_k
 ):
     judged(definition, sqlite_url, tmp_path, 4)
     trained.clear()
-    plan, answer, opened = judged(definition, sqlite_url, tmp_path, 4, seeds=3)
+    stages, answer, opened = judged(definition, sqlite_url, tmp_path, 4, seeds=3)
     assert answer.reused == {"re-evaluation": (4, 6), "retraining": (4, 6)}
     assert len(trained) == 4, "the third seed of each"
     assert opened == 1, "it has not been seen by these"
     trained.clear()
-    plan, answer, _ = judged(definition, sqlite_url, tmp_path, 4, top=3)
-    assert answer.reused["re-evaluation"] == (4, 2 * len(plan.candidates))
-    assert len(plan.candidates) > 2
+    stages, answer, _ = judged(definition, sqlite_url, tmp_path, 4, top=3)
+    assert answer.reused["re-evaluation"] == (4, 2 * len(stages.candidates))
+    assert len(stages.candidates) > 2
 
 
 @pytest.mark.chaos

@@ -24,6 +24,7 @@ from studyloom.extras.explain.explain import (
 from studyloom.metrics import METRICS
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
+from studyloom.winner.statistics import Outputs
 
 ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
 
@@ -48,7 +49,7 @@ def test_each_class_has_the_share_that_is_right_of_it():
     targets = torch.tensor([0, 0, 0, 1])
     outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
     part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))
-    told = by_group(ACCURACY, outputs, targets, part)
+    told = by_group(ACCURACY, Outputs(outputs, targets), part)
     assert told.of == "class"
     assert told.left == 0
     rows = {row.name: (row.count, row.value) for row in told.rows}
@@ -61,14 +62,15 @@ def test_groups_come_before_classes_and_numbers_have_them_too():
 
     targets = torch.tensor([[0.0], [1.0], [2.0]])
     part = Grouped(torch.zeros(3, 1), targets, 1, "toy")
-    told = by_group(MSE, targets + torch.tensor([[1.0], [0.0], [3.0]]), targets, part)
+    found = Outputs(targets + torch.tensor([[1.0], [0.0], [3.0]]), targets)
+    told = by_group(MSE, found, part)
     assert told.of == "group"
     rows = {row.name: row for row in told.rows}
     assert rows["theo"].value == pytest.approx((1 + 9) / 2)
     assert rows["george"].interval == (0.0, 0.0)
     low, high = rows["theo"].interval
     assert low <= rows["theo"].value <= high
-    assert by_group(METRICS["rmse"], targets, targets, part) is None, "it is no mean"
+    assert by_group(METRICS["rmse"], Outputs(targets, targets), part) is None, "it is no mean"
 
 
 def test_the_column_that_decides_matters_and_the_others_do_not():
@@ -80,12 +82,13 @@ def test_the_column_that_decides_matters_and_the_others_do_not():
     def answer(given):
         return torch.stack([-given.inputs[:, 1], given.inputs[:, 1]], 1)
 
-    first, *others = permute_columns(ACCURACY, answer, part, answer(part), targets, 0)
+    found = Outputs(answer(part), targets)
+    first, *others = permute_columns(ACCURACY, answer, found, part, 0)
     assert first.name == "b"
     assert first.worse == pytest.approx(0.5, abs=0.1)
     assert first.interval[0] <= first.worse <= first.interval[1]
     assert [row.worse for row in others] == [0.0, 0.0]
-    again = permute_columns(ACCURACY, answer, part, answer(part), targets, 0)
+    again = permute_columns(ACCURACY, answer, found, part, 0)
     assert again[0] == first
     assert torch.equal(part.inputs, inputs)
 
@@ -159,8 +162,8 @@ def test_covered_pictures_come_to_the_network_as_those_of_the_test_do(caplog):
     """
     data, network = Pictures(), Corner()
     sealed = Datasets(data, test=data, validation=1, outputs=2, collate=scaled).test()
-    outputs, targets = evaluate_network(job(), network, sealed)
-    told = explain(job(), network, ACCURACY, outputs, targets, sealed, [0, 1], 0)
+    found = Outputs(*evaluate_network(job(), network, sealed))
+    told = explain(job(), network, ACCURACY, found, sealed, [0, 1])
     assert [one.index for one in told["occlusions"]] == [0, 1]
     assert told["occlusions"][0].most > 0.1
     assert max(size for size, _ in network.seen) == 2
@@ -170,6 +173,6 @@ def test_covered_pictures_come_to_the_network_as_those_of_the_test_do(caplog):
         raise RuntimeError("out of memory")
 
     network.forward = fails
-    told = explain(job(), network, ACCURACY, outputs, targets, sealed, [0], 0)
+    told = explain(job(), network, ACCURACY, found, sealed, [0])
     assert {*told} == {"calibration", "groups"}
     assert "the report lacks the winner's occlusions: RuntimeError: out of memory" in caplog.text

@@ -8,7 +8,7 @@ import torch
 import toys
 import yaml
 from answers import answer_of, write_winner
-from judged import MIXED, SPLIT, CountedTest, evaluate_winner, plan_of, work
+from judged import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
 from torch import nn
 from toys import LOOP, ask
 
@@ -24,15 +24,15 @@ NETWORK = "objective.network=toys.make_network"
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """The folder of a study of a loop that has a section `data`, and its plan."""
+    """The folder of a study of a loop that has a section `data`, and its stages."""
     folder = tmp_path_factory.mktemp("loop")
     definition = ask(*MIXED, *LOOP, NETWORK)
     assert definition.identity("x") == ask(*MIXED, *LOOP).identity("x")
-    plan = plan_of(definition, f"sqlite:///{folder}/study.db", folder, 2, top=1, seeds=2)
-    work(plan)
-    evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.mnist"])
+    stages = stages_of(definition, f"sqlite:///{folder}/study.db", folder, 2, top=1, seeds=2)
+    work(stages)
+    evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.mnist"])
     yield folder
-    plan.close()
+    stages.close()
 
 
 def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(

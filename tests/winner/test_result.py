@@ -7,13 +7,6 @@ from answers import answer_of, document_of
 
 from studyloom.errors import PredictError
 from studyloom.winner.result import check_whole, read_result, write_result
-from studyloom.winner.wording import (
-    accepted_files,
-    format_choice,
-    format_difference,
-    format_reuse,
-    format_tested,
-)
 
 FILES = {"winner.pt": b"weights", "winner.yaml": b"model: {}\n", "model_card.md": b"# A card\n"}
 TEST = {"winner": {"mean": 0.5}, "difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
@@ -63,18 +56,18 @@ def test_a_write_that_is_cut_short_over_another_answer_is_noticed(tmp_path, monk
 
 
 def test_numbers_say_what_they_are():
-    assert format_choice(answer_of(trials=40)) == "chosen from 40 trials"
+    assert answer_of(trials=40).choice_words() == "chosen from 40 trials"
     first = "chosen from the first 40 of 60 trials"
-    assert format_choice(answer_of(trials=40, study_trials=60)) == first
+    assert answer_of(trials=40, study_trials=60).choice_words() == first
     reused = {"re-evaluation": [20, 20], "retraining": [0, 10]}
-    assert format_reuse(answer_of(reused=reused)).endswith(": 20 of 20 re-evaluations")
-    assert format_reuse(answer_of()) == ""
+    assert answer_of(reused=reused).reuse_words.endswith(": 20 of 20 re-evaluations")
+    assert answer_of().reuse_words == ""
     test = answer_of(test=TEST).test
-    assert format_difference(test.difference).endswith("+0.0100 to +0.0300")
+    assert test.difference_words.endswith("+0.0100 to +0.0300 over seeds only")
     even = answer_of(test=TEST | {"difference": {"mean": 0.0, "interval": [-0.01, 0.01]}}).test
-    assert format_difference(even.difference).endswith("+0.0100: no difference shown")
-    assert format_tested(test) == "opened once, after the winner was chosen"
+    assert even.difference_words.endswith("+0.0100 over seeds only: no difference shown")
+    assert test.tested_words == "opened once, after the winner was chosen"
     earlier = answer_of(test=TEST | {"earlier": True}).test
-    assert format_tested(earlier).startswith("opened once, for these networks")
+    assert earlier.tested_words.startswith("opened once, for these networks")
     facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
-    assert accepted_files(answer_of(data=facts).data) == "files that mine.Letters reads"
+    assert answer_of(data=facts).data.accepted_files == "files that mine.Letters reads"

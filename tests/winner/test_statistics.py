@@ -7,7 +7,7 @@ from scipy import stats
 
 from studyloom.metrics import METRICS, example_scores
 from studyloom.winner.result import Covered, Summary
-from studyloom.winner.statistics import compare, difference, resample, summarise
+from studyloom.winner.statistics import Outputs, compare, difference, resample, summarise
 
 EXAMPLES = 400
 
@@ -20,7 +20,7 @@ def judge(seeds, right, draw=0):
     for _ in range(seeds):
         hit = torch.rand(EXAMPLES, generator=generator) < right
         answers = torch.where(hit, targets, 1 - targets)
-        pairs.append((torch.nn.functional.one_hot(answers, 2).float(), targets))
+        pairs.append(Outputs(torch.nn.functional.one_hot(answers, 2).float(), targets))
     return pairs
 
 
@@ -30,7 +30,7 @@ def width(interval):
 
 def intervals(judged, name="accuracy"):
     metric = METRICS[name]
-    values = {n: [metric(*pair) for pair in each] for n, each in judged.items()}
+    values = {n: [found.score(metric) for found in each] for n, each in judged.items()}
     return values, compare(
         values, 4, 0, resample(metric, judged, EXAMPLES, 0), bounds=metric.bounds
     )
@@ -82,7 +82,7 @@ def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
     """The root of a mean is none."""
     numbers = torch.randn(EXAMPLES, 1, generator=torch.Generator().manual_seed(0))
     judged = {
-        n: [(numbers + error * torch.cos(seed + 7 * numbers), numbers) for seed in range(3)]
+        n: [Outputs(numbers + error * torch.cos(seed + 7 * numbers), numbers) for seed in range(3)]
         for n, error in ((4, 0.1), (0, 0.5))
     }
     _, test = intervals(judged, "rmse")
@@ -126,5 +126,5 @@ def test_an_interval_ends_at_the_bounds_of_the_metric_unless_the_mean_is_beyond(
     assert test.difference.interval[1] <= 1.0
     percent = [97.0, 99.0, 98.0]
     assert summarise(percent, (0.0, 1.0)).interval == summarise(percent).interval
-    right = torch.eye(2).repeat(EXAMPLES // 2, 1), torch.arange(EXAMPLES) % 2
+    right = Outputs(torch.eye(2).repeat(EXAMPLES // 2, 1), torch.arange(EXAMPLES) % 2)
     assert intervals({4: [right] * 3, 0: judge(3, 0.5)})[1].winner.interval is None

@@ -16,6 +16,7 @@ from studyloom.extras.explain.explain import explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.result import to_document
+from studyloom.winner.statistics import Outputs
 
 WORDS = ("", "[unknown]", "good", "bad", "the", "very")
 # Two numbers of another kind, and a text of up to six words.
@@ -117,12 +118,12 @@ def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
 
 def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
     part = part_of("in memory")
-    outputs, accuracy = Judge()(part.inputs).detach(), METRICS["accuracy"]
-    told = explain(job(), Judge(), accuracy, outputs, part.targets, part, [0, 1], 0)
+    found, accuracy = Outputs(Judge()(part.inputs).detach(), part.targets), METRICS["accuracy"]
+    told = explain(job(), Judge(), accuracy, found, part, [0, 1])
     assert [text.index for text in told["texts"]] == [0, 1]
     json.dumps(to_document(told), allow_nan=False)
     silent = Split(part.inputs, part.targets, 2, "toy")
-    assert "texts" not in explain(job(), Judge(), accuracy, outputs, part.targets, silent, [0], 0)
+    assert "texts" not in explain(job(), Judge(), accuracy, found, silent, [0])
 
 
 def test_tokens_that_are_not_where_they_are_said_to_be_are_refused_before_any_training():

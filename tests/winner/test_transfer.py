@@ -4,18 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from judged import SPLIT, CountedTest, evaluate_winner, plan_of, work
+from judged import SPLIT, CountedTest, evaluate_winner, stages_of, work
 from toys import CONF, TINY, compose
 
 import studyloom as sl
-from studyloom.definition.definition import Definition
+from studyloom.definition.network import NetworkDefinition
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.evaluation import winner_config
+from studyloom.winner.candidates import Origin
+from studyloom.winner.evaluation import is_result_of, winner_config
 from studyloom.winner.predictor import load_network
 from studyloom.winner.result import read_result
-from studyloom.winner.stages import Origin, is_result_of
 from studyloom.winner.statistics import rank_correlation
-from studyloom.winner.wording import transfer_sentence
 
 SCALED = (
     *(*TINY[1:-1], "space=none", "sampler=random", "pruner=none"),
@@ -30,30 +29,30 @@ TRIALS = 5
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("scaled")
-    definition = Definition.ask(*compose(*SCALED, name="mnist", folder=CONF))
-    plan = plan_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
-    work(plan)
-    evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.mnist"])
-    return plan, read_result(run_dir)
+    definition = NetworkDefinition.from_config(*compose(*SCALED, name="mnist", folder=CONF))
+    stages = stages_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
+    work(stages)
+    evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.mnist"])
+    return stages, read_result(run_dir)
 
 
 def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):
-    plan, answer = evaluated
-    jobs = [plan.reevaluation.trainings.job(number, 0) for number in plan.candidates]
+    stages, answer = evaluated
+    jobs = [stages.reevaluation.source.job(origin, 0) for origin in stages.candidates]
     assert all(job.scaling is not None for job in jobs)
     for job in jobs:
         network = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
         assert {p.shape[0] for p in network.parameters()} == {32, 10}
-    assert is_result_of(answer, plan)
+    assert is_result_of(answer, stages)
 
 
 def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate(evaluated):
-    plan, answer = evaluated
-    best = plan.ranked[0].number
+    stages, answer = evaluated
+    best = stages.search.stored.ranked(stages.rule)[0].number
     rows = {row.factor: row for row in answer.candidates if row.trial == best}
     assert {*rows} == {0.5, 1.0, 2.0}
     rates = {
-        factor: plan.definition.at(plan.candidates[Origin(best, factor).number]).optimizer.lr
+        factor: stages.definition.at(stages.candidates[Origin(best, factor)].point).optimizer.lr
         for factor in rows
     }
     assert rates[0.5] * 4 == pytest.approx(rates[1.0] * 2) == pytest.approx(rates[2.0])
@@ -78,26 +77,26 @@ def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated)
     assert (
         "searched with model.hidden [8], and carried to model.hidden [32] by the rule mup" in lines
     )
-    sentence = transfer_sentence(
-        replace(answer, transfer=replace(found, small={"params.Width": 8}))
-    )
+    renamed = replace(answer, transfer=replace(found, small={"params.Width": 8}))
+    sentence = renamed.transfer_sentence
     assert sentence.startswith("Searched with params.Width 8, and carried")
     assert "selection gap" not in lines, "two sizes have no gap by selection"
 
 
 def test_winner_yaml_trains_the_network_of_the_target_by_the_same_rule(evaluated, tmp_path):
-    plan, _ = evaluated
-    config = winner_config(plan)
+    stages, _ = evaluated
+    winner = stages.reevaluated.winner
+    config = winner_config(stages.definition, stages.candidates[winner].point)
     assert config["model"]["hidden"] == [32]
     assert config["scale"] == {"model.hidden": [8], "rule": "mup"}
     folder = tmp_path / "conf"
     folder.mkdir()
-    (folder / "again.yaml").write_text((plan.run_dir / "winner.yaml").read_text())
-    again = Definition.ask(
+    (folder / "again.yaml").write_text((stages.run_dir / "winner.yaml").read_text())
+    again = NetworkDefinition.from_config(
         *compose(f"hydra.searchpath=[file://{CONF}]", name="again", folder=folder)
     )
     (job,) = again.jobs(again.baseline, [SPLIT.whole()], 0)
-    wanted = plan.retraining.trainings.job(plan.winner, 0)
+    wanted = stages.retraining.source.job(winner, 0)
     same, other = (
         [group["lr"] for group in each.optimizer([torch.zeros(1, requires_grad=True)]).param_groups]
         for each in (job, wanted)
@@ -107,8 +106,8 @@ def test_winner_yaml_trains_the_network_of_the_target_by_the_same_rule(evaluated
 
 
 def test_the_network_of_the_target_is_loaded_and_predicts(evaluated):
-    plan, _ = evaluated
-    network = load_network(plan.run_dir)
+    stages, _ = evaluated
+    network = load_network(stages.run_dir)
     assert 32 in {weights.shape[0] for weights in network.model.parameters()}
     assert network(SPLIT.inputs[:3].float())[0].shape == (3, 10)
 

@@ -18,7 +18,7 @@ from judged import (
     CountedTest,
     evaluate_winner,
     flat,
-    plan_of,
+    stages_of,
     test_part,
     train,
     train_plainly,
@@ -33,13 +33,16 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.stage import Stage
+from studyloom.study.strategy import Strategy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
+from studyloom.winner.candidates import Origin, Reevaluated, kept_epoch
+from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.result import read_result
-from studyloom.winner.stages import Plan, Stage, is_result_of
-from studyloom.winner.trainings import kept_epoch
+from studyloom.winner.stages import ResultStages
 
 TRIALS = 4
 
@@ -60,13 +63,13 @@ network = pytest.mark.parametrize("kind", ["network"], indirect=True)
 
 @pytest.fixture(scope="module")
 def evaluated(definition, tmp_path_factory):
-    """A plan whose stages have ended, what winner.json holds, and how often the test was loaded."""
+    """Stages that have ended, what winner.json holds, and how often the test set was loaded."""
     run_dir = tmp_path_factory.mktemp("evaluated")
-    plan = plan_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
-    work(plan)
+    stages = stages_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
+    work(stages)
     test = CountedTest()
-    evaluate_winner(plan, test, ["python", "-m", "studies.mnist"])
-    return plan, read_result(run_dir), test.loaded
+    evaluate_winner(stages, test, ["python", "-m", "studies.mnist"])
+    return stages, read_result(run_dir), test.loaded
 
 
 # Stages
@@ -78,30 +81,30 @@ def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     """Before all have been judged, nobody asks for the winner."""
     ended = 3
     url = f"sqlite:///{tmp_path}/study.db"
-    first = plan_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
+    first = stages_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
     train(first.search, SPLIT, TRIALS)
     train(first.reevaluation, SPLIT, ended)
     first.close()
-    plan = plan_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
-    assert plan.todo() >= plan.reevaluation.trials - ended
-    assert not plan.is_done()
-    assert [stage.title for stage in plan] == ["search", "re-evaluation"]
-    names = [study.study_name for study in plan.search.stored.storage.get_all_studies()]
+    stages = stages_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
+    assert stages.todo() >= stages.reevaluation.trials - ended
+    assert not stages.is_done()
+    assert [stage.title for stage in stages] == ["search", "re-evaluation"]
+    names = [study.study_name for study in stages.search.stored.storage.get_all_studies()]
     assert not any("retraining" in name for name in names)
-    work(plan)
-    assert plan.is_done()
-    assert plan.winner == evaluated[0].winner
-    assert plan.fresh_values == evaluated[0].fresh_values
+    work(stages)
+    assert stages.is_done()
+    found, before = stages.reevaluated, evaluated[0].reevaluated
+    assert (found.winner, found.values) == (before.winner, before.values)
 
 
 def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_the_same_for_all(
     evaluated,
 ):
-    plan, _, _ = evaluated
-    values = {trial.number: trial.value for trial in plan.search.stored.trials()}
+    stages, _, _ = evaluated
+    values = {trial.number: trial.value for trial in stages.search.stored.trials()}
     best = sorted(values, key=lambda number: (-values[number], number))[:2]
-    assert {*plan.candidates} == {*best, 0}
-    trainings = plan.reevaluation.asked
+    assert {*stages.candidates} == {*map(Origin, best), Origin(0)}
+    trainings = stages.reevaluation.source
     for seed in range(2):
         train, valid = trainings.fold(seed)
         assert len(valid) == 40
@@ -111,49 +114,51 @@ def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_th
 
 
 def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluated):
-    plan, answer, _ = evaluated
-    assert [stage.title for stage in plan] == ["search", "re-evaluation", "retraining"]
-    assert (plan.is_done(), plan.todo()) == (True, 0)
-    for candidate, values in plan.values(plan.reevaluation).items():
+    stages, answer, _ = evaluated
+    assert [stage.title for stage in stages] == ["search", "re-evaluation", "retraining"]
+    assert (stages.is_done(), stages.todo()) == (True, 0)
+    found = stages.reevaluated
+    for candidate, values in found.values.items():
         for seed, value in enumerate(values):
-            assert train_plainly(plan.reevaluation, candidate, seed)[0] == value
+            assert train_plainly(stages.reevaluation, candidate, seed)[0] == value
     means = {row.trial: np.mean(row.values) for row in answer.candidates}
-    assert means[plan.winner] == max(means.values())
-    assert answer.winner.trial == plan.winner
-    assert answer.winner.gap == pytest.approx(answer.winner.search_value - means[plan.winner])
+    winner = found.winner.trial
+    assert means[winner] == max(means.values())
+    assert answer.winner.trial == winner
+    assert answer.winner.gap == pytest.approx(answer.winner.search_value - means[winner])
 
 
 def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
-    plan, _, _ = evaluated
-    assert plan.retraining.asked.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
-    stored = flat(load_weights(plan.run_dir / "winner.pt"))
-    again = flat(train_plainly(plan.retraining, plan.winner, 0)[1])
+    stages, _, _ = evaluated
+    assert stages.retraining.source.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
+    stored = flat(load_weights(stages.run_dir / "winner.pt"))
+    again = flat(train_plainly(stages.retraining, stages.reevaluated.winner, 0)[1])
     assert stored.keys() == again.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in again.items())
 
 
 def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
     curve = {"value": [0.1, 0.5, 0.5, 0.2]}
-    assert kept_epoch(curve, "best", ACCURACY) == 2
-    assert kept_epoch(curve, "last", ACCURACY) == 4
+    assert kept_epoch(curve, "best", ACCURACY.sign) == 2
+    assert kept_epoch(curve, "last", ACCURACY.sign) == 4
     in_turn = {"value": [0.1, 0.5, 0.9], "jobs": [3, 3, 1]}
-    assert kept_epoch(in_turn, "best", ACCURACY) == 2
-    assert kept_epoch({}, "best", ACCURACY) is None
+    assert kept_epoch(in_turn, "best", ACCURACY.sign) == 2
+    assert kept_epoch({}, "best", ACCURACY.sign) is None
 
 
 def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_not(tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none")
-    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
-    work(plan)
-    assert [stage.title for stage in plan] == ["search", "retraining"]
-    answer = evaluate_winner(plan, CountedTest(), ["x"])
+    stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
+    work(stages)
+    assert [stage.title for stage in stages] == ["search", "retraining"]
+    answer = evaluate_winner(stages, CountedTest(), ["x"])
     assert answer.winner.trial == 0
     assert answer.winner.gap is None
     assert len(answer.test.winner.values) == 2
     diverging = ask(*TINY[:-1], "space=none", "pruner=none", "optimizer=sgd", "optimizer.lr=1e30")
     (tmp_path / "diverging").mkdir()
     url = f"sqlite:///{tmp_path}/diverging/study.db"
-    without = plan_of(diverging, url, tmp_path / "diverging", trials=1, seeds=2)
+    without = stages_of(diverging, url, tmp_path / "diverging", trials=1, seeds=2)
     work(without)
     assert (without.is_done(), without.todo()) == (False, 0), "there is none that could win"
 
@@ -163,31 +168,33 @@ def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_n
 
 def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(definition, tmp_path):
     """Also one that a killed command did not come back from; and the answer says how many."""
-    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2)
-    work(plan)
+    stages = stages_of(
+        definition, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2
+    )
+    work(stages)
 
     def killed():
-        assert plan.search.stored.test_openings() == 1
+        assert stages.search.stored.test_openings() == 1
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_winner(plan, killed, ["x"])
-    answer = evaluate_winner(plan, CountedTest(), ["x"])
+        evaluate_winner(stages, killed, ["x"])
+    answer = evaluate_winner(stages, CountedTest(), ["x"])
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
     assert answer.test.openings == reopened.test_openings() == 2
     assert "the test part was opened 2 times" in "\n".join(winner_lines(answer))
     assert "opened 2 times" in (tmp_path / "model_card.md").read_text()
-    for file in plan.retraining.weights.iterdir():  # which another host keeps
+    for file in stages.retraining.weights.iterdir():  # which another host keeps
         file.unlink()
-    again = evaluate_winner(plan, CountedTest(), ["x"])
+    again = evaluate_winner(stages, CountedTest(), ["x"])
     assert again.test == answer.test, "they are trained again to the same"
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", ["loop"], indirect=True)
 def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_path, monkeypatch):
-    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
-    work(plan)
+    stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
+    work(stages)
     with monkeypatch.context() as wrong:
         for test, words in (
             (lambda *_: {}["part"], r"objective\.test=.*: KeyError: 'part' \(.*:\d+\); mend"),
@@ -199,28 +206,28 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_pa
         ):
             wrong.setattr(toys, "test", test)
             with pytest.raises(NoWinner, match=words):
-                evaluate_winner(plan, CountedTest(), ["x"])
-    assert evaluate_winner(plan, CountedTest(), ["x"]).test.openings == 4
+                evaluate_winner(stages, CountedTest(), ["x"])
+    assert evaluate_winner(stages, CountedTest(), ["x"]).test.openings == 4
 
 
 @pytest.mark.chaos  # scikit-learn takes seconds to import
 @network
 def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definition, tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
-    plan = plan_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
-    work(plan)
+    stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
+    work(stages)
     part = test_part()
     lacking = replace(part, targets=part.targets.clamp(max=8))
     with pytest.raises(NoWinner, match=r"no value on the test part: objective\.metric=roc_auc: "):
-        evaluate_winner(plan, lambda: lacking, ["x"])
+        evaluate_winner(stages, lambda: lacking, ["x"])
 
 
 def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
-    plan, answer, openings = evaluated
+    stages, answer, openings = evaluated
     assert openings == 1
-    winner = plan.definition.at(plan.candidates[plan.winner])
+    winner = stages.definition.at(stages.candidates[stages.reevaluated.winner].point)
     images, model = test_part(), toys.build(winner, SPLIT.part())
-    model.load_state_dict(flat(train_plainly(plan.retraining, plan.winner, 0)[1]))
+    model.load_state_dict(flat(train_plainly(stages.retraining, stages.reevaluated.winner, 0)[1]))
     predicted = model.eval()(images.inputs).argmax(1)
     accuracy = float((predicted == images.targets).double().mean())
     assert answer.test.winner.values[0] == pytest.approx(accuracy, abs=1e-7)
@@ -246,23 +253,25 @@ def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(eval
 
 def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluated):
     """winner.yaml composes to the winner's configuration, with nothing to search."""
-    plan, answer, _ = evaluated
-    files = {path.name for path in plan.run_dir.iterdir()}
+    stages, answer, _ = evaluated
+    files = {path.name for path in stages.run_dir.iterdir()}
     assert files >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md"}
-    card, lines = (plan.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(answer))
+    card, lines = (stages.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(answer))
     mean, both = answer.test.winner.mean, map(format_value, answer.test.winner.values)
     shown = f"{mean:.4f} ({' and '.join(both)})"
     assert shown in card
     assert shown in lines
-    assert f"trial {plan.winner}" in lines
-    assert is_result_of(answer, plan)
+    winner = stages.reevaluated.winner
+    assert f"trial {winner.trial}" in lines
+    assert is_result_of(answer, stages)
     json.dumps(answer.document(), allow_nan=False)
-    written = yaml.safe_load((plan.run_dir / "winner.yaml").read_text())
+    written = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
     assert written["optimizer"]["lr"] == answer.winner.params["optimizer.lr"]
-    cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=plan.run_dir)
-    again = type(plan.definition).ask(cfg, composer)
-    assert again.trials() == 1
-    config, was = again.at(again.baseline), plan.definition.at(plan.candidates[plan.winner])
+    cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=stages.run_dir)
+    again = type(stages.definition).from_config(cfg, composer)
+    assert Strategy(again).trials == 1
+    was = stages.definition.at(stages.candidates[winner].point)
+    config = again.at(again.baseline)
     for section in ("model", "optimizer", "train", "objective", "data"):
         assert config[section] == was[section], section
 
@@ -272,7 +281,7 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
 
 @pytest.fixture(scope="module")
 def forecast(tmp_path_factory):
-    """A plan over a toy series whose stages have ended, what winner.json holds, and the source."""
+    """Stages over a toy series that have ended, what winner.json holds, and the source."""
     run_dir = tmp_path_factory.mktemp("forecast")
     path = run_dir / "wave.csv"
     wave = [f"{50 + 40 * math.sin(step / 3):.4f}\n" for step in range(120)]
@@ -285,32 +294,36 @@ def forecast(tmp_path_factory):
     )
     data, url = TrainingData(source, source.train()), f"sqlite:///{run_dir}/study.db"
     stored = create_study(url, "s", definition.identity("toy"), 5, goals=definition.goals)
-    search, settings = Stage("search", stored, definition, 5), WinnerSection(top=2, seeds=2)
-    plan = Plan(search, definition, data, url, run_dir, settings)
-    work(plan)
-    return plan, evaluate_winner(plan, source.test, ["python", "-m", "studies.wave"]), source
+    search, settings = (
+        Stage("search", stored, definition, Strategy(definition), 5),
+        WinnerSection(top=2, seeds=2),
+    )
+    stages = ResultStages(search, definition, data, url, run_dir, settings)
+    work(stages)
+    return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source
 
 
 def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins(forecast):
     """In the order of time: all of them on the last part."""
-    plan, answer, _ = forecast
-    trials = plan.search.stored.trials()
+    stages, answer, _ = forecast
+    trials = stages.search.stored.trials()
     values = {trial.number: trial.value for trial in trials if trial.value is not None}
-    assert {*plan.candidates} == {*sorted(values, key=values.get)[:2], 0}
+    best = sorted(values, key=values.get)[:2]
+    assert {*stages.candidates} == {*map(Origin, best), Origin(0)}
     means = {row.trial: row.mean for row in answer.candidates}
-    assert means[plan.winner] == min(means.values())
+    assert means[stages.reevaluated.winner.trial] == min(means.values())
     assert [*means.values()] == sorted(means.values())
     row = answer.winner
     assert row.gap == pytest.approx(row.mean - row.search_value), "above 0 where it had flattered"
     for seed in range(2):
-        training, valid = plan.reevaluation.asked.fold(seed)
+        training, valid = stages.reevaluation.source.fold(seed)
         assert training.max() < valid.min()
-        assert valid.tolist() == [*range(len(plan.data.split) - 20, len(plan.data.split))]
+        assert valid.tolist() == [*range(len(stages.data.split) - 20, len(stages.data.split))]
 
 
 def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
     """`predict` answers as the winner did."""
-    plan, answer, source = forecast
+    stages, answer, source = forecast
     test, predictions = source.test(), answer.predictions
     assert answer.confusion is None
     assert torch.tensor(predictions.came).tolist() == test.targets.tolist()
@@ -319,9 +332,9 @@ def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecas
     rule = float((test.inputs[:, -1] - test.targets).abs().mean())
     assert answer.test.references == {"persistence": pytest.approx(rule)}
     assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(answer))
-    assert "CSV files with 6 numbers in a line" in (plan.run_dir / "model_card.md").read_text()
-    np.save(plan.run_dir / "windows.npy", test.inputs.numpy())
-    answers = predict(load_network(plan.run_dir), [plan.run_dir / "windows.npy"])
+    assert "CSV files with 6 numbers in a line" in (stages.run_dir / "model_card.md").read_text()
+    np.save(stages.run_dir / "windows.npy", test.inputs.numpy())
+    answers = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
     told = [answer.values[0] for answer in answers]
     assert told == pytest.approx([pair[0] for pair in predictions.told], rel=1e-5)
 
@@ -337,45 +350,47 @@ def searched(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("searched")
     definition = ask(*TWO, "study.baseline=true")
-    plan = plan_of(definition, f"sqlite:///{folder}/study.db", folder, 6)
-    train(plan.search, SPLIT, 6)
-    plan.close()
+    stages = stages_of(definition, f"sqlite:///{folder}/study.db", folder, 6)
+    train(stages.search, SPLIT, 6)
+    stages.close()
     return folder / "study.db"
 
 
 @pytest.fixture
 def two(searched, tmp_path):
-    """Makes a plan of that study, once its search has ended."""
+    """Makes the stages of that study, once its search has ended."""
     shutil.copy(searched, tmp_path / "study.db")
 
     def make(*overrides, **settings):
         definition = ask(*TWO, "study.baseline=true", *overrides)
         url = f"sqlite:///{tmp_path}/study.db"
-        return plan_of(definition, url, tmp_path, trials=6, **{"top": 2, "seeds": 2} | settings)
+        return stages_of(definition, url, tmp_path, trials=6, **{"top": 2, "seeds": 2} | settings)
 
     return make
 
 
-def costs_of(plan):
-    return {trial.number: trial.values[1] for trial in plan.search.stored.trials()}
+def costs_of(stages):
+    return {trial.number: trial.values[1] for trial in stages.search.stored.trials()}
 
 
 def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(two, tmp_path):
-    plan = two("winner.rule='max accuracy where parameters < 400'")
-    work(plan)
-    costs, values = costs_of(plan), {t.number: t.values[0] for t in plan.search.stored.trials()}
+    stages = two("winner.rule='max accuracy where parameters < 400'")
+    work(stages)
+    costs, values = costs_of(stages), {t.number: t.values[0] for t in stages.search.stored.trials()}
     keeping = sorted((n for n in costs if costs[n] < 400), key=lambda n: (-values[n], costs[n], n))
     assert 0 not in keeping, "the baseline has 442"
-    assert {*plan.candidates} == {*keeping[:2], 0}, "it is judged to be compared with"
-    assert plan.winner in keeping
-    answer = evaluate_winner(plan, CountedTest(), ["python", "-m", "studies.pareto"])
+    numbers = {origin.trial for origin in stages.candidates}
+    assert numbers == {*keeping[:2], 0}, "it is judged to be compared with"
+    winner = stages.reevaluated.winner.trial
+    assert winner in keeping
+    answer = evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.pareto"])
     means = {row.trial: row.mean for row in answer.candidates}
-    assert means[plan.winner] == max(means[number] for number in keeping[:2])
+    assert means[winner] == max(means[number] for number in keeping[:2])
     assert (answer.rule, answer.keeps) == ("max accuracy where parameters < 400", True)
-    assert answer.winner.costs == {"parameters": costs[plan.winner]}
+    assert answer.winner.costs == {"parameters": costs[winner]}
     assert answer.test.difference is not None
     first, *_ = winner_lines(answer)
-    assert first.endswith(f", parameters {costs[plan.winner]:.0f}")
+    assert first.endswith(f", parameters {costs[winner]:.0f}")
     *_, last = winner_lines(replace(answer, keeps=False))
     assert "on fresh seeds no candidate keeps to max accuracy where parameters < 400" in last
     card = (tmp_path / "model_card.md").read_text()
@@ -387,11 +402,11 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two
     """Another rule chooses another winner of the same search."""
     tests, winners = [], []
     for rule in ("max accuracy", "min parameters", "max accuracy"):
-        plan = two(f"winner.rule='{rule}'", top=1)
-        work(plan)
-        tests.append(evaluate_winner(plan, CountedTest(), []).test)
-        winners.append(plan.winner)
-    costs = costs_of(plan)
+        stages = two(f"winner.rule='{rule}'", top=1)
+        work(stages)
+        tests.append(evaluate_winner(stages, CountedTest(), []).test)
+        winners.append(stages.reevaluated.winner.trial)
+    costs = costs_of(stages)
     assert costs[winners[1]] == min(costs.values())
     assert [test.openings for test in tests] == [1, 2, 2]
     assert tests[0].winner == tests[2].winner != tests[1].winner
@@ -399,22 +414,24 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two
 
 def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_parameters_count(two):
     """No more than those of the baseline."""
-    plan = two("winner.rule='max accuracy where parameters < 1'")
-    assert plan.candidates == {}
-    assert [stage.title for stage in plan] == ["search"]
-    assert not plan.is_done()
-    plan.close()
-    plan = two()
-    costs = costs_of(plan)
-    assert str(plan.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    assert 0 in plan.contenders
-    assert all(costs[number] <= costs[0] for number in plan.contenders)
+    stages = two("winner.rule='max accuracy where parameters < 1'")
+    assert stages.candidates == {}
+    assert [stage.title for stage in stages] == ["search"]
+    assert not stages.is_done()
+    stages.close()
+    stages = two()
+    costs = costs_of(stages)
+    assert str(stages.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
+    contenders = [origin.trial for origin in stages.contenders]
+    assert 0 in contenders
+    assert all(costs[number] <= costs[0] for number in contenders)
 
 
-def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two, monkeypatch):
-    plan = two("winner.rule='min parameters where accuracy > 0.01'")
-    small, large = sorted(plan.candidates, key=costs_of(plan).__getitem__)[:2]
-    means = {number: [0.001] for number in plan.candidates} | {small: [0.002], large: [0.003]}
-    monkeypatch.setattr(Plan, "fresh_values", means)
-    assert plan.winner == large
-    assert not plan.rule.holds(plan.known_values(large))
+def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
+    stages = two("winner.rule='min parameters where accuracy > 0.01'")
+    costs = costs_of(stages)
+    small, large = sorted(stages.candidates, key=lambda origin: costs[origin.trial])[:2]
+    means = {origin: [0.001] for origin in stages.candidates} | {small: [0.002], large: [0.003]}
+    found = Reevaluated(stages.search.stored, stages.rule, stages.candidates, means)
+    assert found.winner == large
+    assert not found.keeps_to_rule

@@ -1,16 +1,18 @@
 """The JSON that commands write for programs: the shape of each document, and its JSON Schema.
 
-Commands make the documents, and tests hold them to their shape.
+A document of several fields has its shape where it is made; small ones have theirs here, and tests
+hold the commands to them.
 Parameters are named by their path, such as optimizer.lr. Times are in seconds, `at` in UTC.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-# re-evaluation judges the best trials on fresh seeds, retraining trains winner and baseline on all
-# data.
-StageName = Literal["search", "re-evaluation", "retraining", "test", "compress", "done"]
-Wish = Literal["stop", "pause"] | None  # what another terminal has asked for
-Params = dict[str, Any]
+from studyloom.commands.outputs import HeartbeatDocument, RunDocument
+from studyloom.study.stopping import Wish
+from studyloom.views.comparison import Comparison
+from studyloom.views.progress import Event
+from studyloom.views.status import StatusDocument
+from studyloom.winner.result import ShortResult
 
 
 class New(TypedDict):
@@ -20,181 +22,7 @@ class New(TypedDict):
     next: str
 
 
-class Spread(TypedDict):
-    """The mean over seeds, and the standard deviation."""
-
-    mean: float
-    std: float | None
-
-
-class Compressed(TypedDict):
-    """The winner made small, as winner.onnx; its value, and the winner's, on the test part."""
-
-    name: str
-    bytes: int
-    bytes_of_winner: int
-    value: float
-    original: float
-    difference: float
-    within: bool  # whether the 95 % interval of the difference keeps to the margin
-    interval: list[float]
-
-
-class Result(TypedDict):
-    """The winner: its value in the search, on fresh seeds if others competed, and on the test part
-    if something was tested.
-    """
-
-    stage: str  # the stored study of the last stage
-    metric: str
-    trial: int
-    params: Params
-    search_value: float
-    fresh: Spread | None
-    test: Spread | None
-    baseline_test: float | None
-    examples: int | None
-    compressed: NotRequired[Compressed]
-
-
-class Best(TypedDict):
-    """The best trial of a search."""
-
-    trial: int
-    value: float | None
-    params: Params
-    proposed_by: NotRequired[str | None]
-
-
-class Run(TypedDict):
-    """The document that `studyloom run FILE --json`, or a study with --json, prints at its end.
-
-    `reason` says why the exit code is not 0; done and budget count the trials of all stages.
-    """
-
-    exit_code: int
-    reason: NotRequired[str | None]
-    study: NotRequired[str | None]
-    run_dir: NotRequired[str | None]
-    stage: NotRequired[StageName | None]
-    done: NotRequired[int | None]
-    budget: NotRequired[int | None]
-    best: NotRequired[Best | None]
-    answer: NotRequired[Result | None]
-
-
-class Heart(TypedDict):
-    """The document heartbeat.json in the run directory; the exit code comes with the end.
-
-    `find runs/mnist/heartbeat.json -mmin +2` finds one whose command is gone or hangs.
-    """
-
-    at: str
-    host: str
-    pid: int
-    study: str
-    stage: StageName
-    done: int
-    budget: int
-    control: Wish
-    eta: float | None
-    exit_code: int | None
-
-
-class Slots(TypedDict):
-    """The slots of the ledger by state."""
-
-    free: int
-    held: int
-    done: int
-
-
-class Outcomes(TypedDict):
-    """The trials of the search by state."""
-
-    complete: int
-    pruned: int
-    failed: int
-    paused: int
-    running: int
-    waiting: int
-
-
-class WorkerState(TypedDict):
-    """A worker of the present stage: the last epoch of its trial, and how many that has.
-
-    It has held its slot for some seconds, and its lease ends in some.
-    """
-
-    owner: str
-    trial: int | None
-    epoch: int | None
-    epochs: int | None
-    value: float | None
-    params: Params
-    held: float | None
-    lease: float | None
-
-
-class Failures(TypedDict):
-    """How many trials have failed for a kind of reason, and the first of these."""
-
-    count: int
-    reason: str
-
-
-class StageState(TypedDict):
-    """How many trials of a stage have ended, and how many are left, at most before it begins."""
-
-    stage: StageName
-    done: int
-    left: int
-
-
-class Hours(TypedDict):
-    """The hours that all stages have spent."""
-
-    cores: float
-    gpus: float
-
-
-class Status(TypedDict):
-    """The status of a study, by `studyloom status --json`; with --watch one a line.
-
-    `best` is by the rule of the study, `front` the Pareto front, `ended` why the search ended
-    before its budget was spent, `gain` what the trials that are left are expected to gain. `eta` is
-    of the whole job; foreign trials are those of other programs.
-    """
-
-    study: str
-    metric: str
-    budget: int
-    done: int
-    slots: Slots
-    trials: Outcomes
-    best: Best | None
-    baseline: Best | None
-    front: list[Best]
-    rule: str | None
-    importances: dict[str, float | None]
-    workers: list[WorkerState]
-    failures: dict[str, Failures]
-    halted: str | None
-    eta: float | None
-    foreign: int
-    ended: str | None
-    gain: float | None
-    stage: StageName
-    stages: list[StageState]
-    elapsed: float | None
-    hours: Hours
-    cost: float | None
-    control: Wish
-    answer: Result | None
-    exit_code: int | None
-
-
-class Trial(TypedDict):
+class TrialRow(TypedDict):
     """A trial; there are keys params.NAME too, and with several values values.NAME for value."""
 
     number: int
@@ -218,13 +46,13 @@ class Control(TypedDict):
     """
 
     study: str
-    before: Wish
-    control: Wish
+    before: Wish | None
+    control: Wish | None
     worked_on: bool
     workers: list[str]
 
 
-class PythonStudy(TypedDict):
+class ProposalContext(TypedDict):
     """What a proposer needs: `question` (metric, direction, rule, baseline, about), `space` (a JSON
     Schema), `budget`, `left` (slots without a trial), `proposals_left`, `ended` (why it takes no
     more proposals, or null) and `trials`.
@@ -238,54 +66,25 @@ class Proposed(TypedDict):
     trial: int
 
 
-class Report(TypedDict):
+class WrittenReport(TypedDict):
     """The path of the report that was written."""
 
     report: str
 
 
-class Compared(TypedDict):
-    """A study: its best value, its winner on the test part, and what both cost.
-
-    The difference is that of winner and baseline; `seconds` from the first start to the last end.
-    """
-
-    name: str
-    run_dir: str
-    metric: str
-    best: float | None
-    test: float | None
-    std: float | None
-    difference: float | None
-    trials: int
-    of: int
-    pruned: int
-    failed: int
-    epochs: int
-    seconds: float | None
-    worker_seconds: float | None
-
-
-class Comparison(TypedDict):
-    """Studies side by side, and for each key that differs its values in their order."""
-
-    studies: list[Compared]
-    differs: dict[str, list[Any]]
-
-
-class Winner(TypedDict):
+class EvaluatedWinner(TypedDict):
     """The winner, chosen and tested again."""
 
     study: str
     run_dir: str
-    answer: Result | None
+    answer: ShortResult | None
 
 
 class Variants(TypedDict):
     """The document compress.json: the variants, what each costs, and the chosen one."""
 
 
-class Prediction(TypedDict):
+class InputPrediction(TypedDict):
     """The class of one input, with its name and probability, or numbers.
 
     The note says what was done to the input, and in what it is unlike the training data.
@@ -302,7 +101,7 @@ class Prediction(TypedDict):
 class Predicted(TypedDict):
     """The predictions of the winner, and a line for each file that holds no input."""
 
-    answers: list[Prediction]
+    answers: list[InputPrediction]
     errors: list[str]
 
 
@@ -360,37 +159,6 @@ class Errors(TypedDict):
     exit_code: int
 
 
-class Event(TypedDict):
-    """The fields of each line of --events FILE; `id` tells studies of one name apart.
-
-    A trial has begun, has reported an epoch, goes on after the death of its worker, has ended, or
-    is the best now; another terminal has asked to stop, to pause, or to go on; the study has
-    stopped itself; the winner is known; the command ends.
-    """
-
-    event: Literal[
-        "began", "reported", "resumed", "ended", "best", "control", "halted", "answer", "exit"
-    ]
-    at: str
-    study: str
-    id: str | None
-    stage: NotRequired[Literal["search", "re-evaluation", "retraining"]]
-    trial: NotRequired[int]
-    params: NotRequired[Params]
-    worker: NotRequired[str | None]
-    epoch: NotRequired[int | None]
-    deaths: NotRequired[int]
-    epochs: NotRequired[int | None]
-    state: NotRequired[Literal["complete", "pruned", "failed"]]
-    value: NotRequired[float | None]
-    values: NotRequired[list[float | None] | None]
-    seconds: NotRequired[float | None]
-    wish: NotRequired[Wish]
-    reason: NotRequired[str | None]
-    answer: NotRequired[Result]
-    code: NotRequired[int]
-
-
 class Notice(TypedDict):
     """The document that a command of notify=… gets on its standard input."""
 
@@ -401,15 +169,15 @@ class Notice(TypedDict):
 
 DOCUMENTS: dict[str, Any] = {
     "new": New,
-    "run": Run,
-    "status": Status,
-    "trials": list[Trial],
+    "run": RunDocument,
+    "status": StatusDocument,
+    "trials": list[TrialRow],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
-    "ask": PythonStudy,
+    "ask": ProposalContext,
     "propose": Proposed,
-    "report": Report,
+    "report": WrittenReport,
     "compare": Comparison,
-    "winner": Winner,
+    "winner": EvaluatedWinner,
     "compress": Variants,
     "predict": Predicted,
     "replay": Replayed,
@@ -420,7 +188,7 @@ DOCUMENTS: dict[str, Any] = {
     "schema": dict[str, Any],
     "errors": Errors,
     "event": Event,
-    "heartbeat": Heart,
+    "heartbeat": HeartbeatDocument,
     "notice": Notice,
 }
 
@@ -430,4 +198,10 @@ def json_schema(name: str) -> dict[str, Any]:
     import msgspec
 
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return dialect | msgspec.json.schema(DOCUMENTS[name])
+    schema = msgspec.json.schema(DOCUMENTS[name])
+    for shape in schema.get("$defs", {}).values():
+        for field, about in shape.get("properties", {}).items():
+            if "default" in about:  # a field of a dataclass, which is always written
+                del about["default"]
+                shape["required"].append(field)
+    return dialect | schema

@@ -103,7 +103,7 @@ def check(progress: "Progress", run_dir: Path) -> int:
 )
 def trials(arguments: argparse.Namespace) -> None:
     """Lists every trial of a study: its number, state, value, time and parameters."""
-    from studyloom.study.rows import as_csv, as_json, trial_rows
+    from studyloom.study.stored_study import as_csv, as_json, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
     stored = open_run(arguments)
@@ -202,9 +202,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     checks, differences, mended = list[dict[str, Any]](), list[str](), None
     if arguments.gpu:
-        from studyloom.commands import gpu
-
-        checks = gpu.show(quiet=arguments.json)
+        checks = load_plugin("gpu_checks")(quiet=arguments.json)
     elif arguments.repair:
         with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
             differences, mended = repair(url, name, confirm)
@@ -236,8 +234,8 @@ def dashboard(arguments: argparse.Namespace) -> None:
     """
     from studyloom.study.opening import open_only_study
     from studyloom.views.dashboard import DEADLINE, serve
-    from studyloom.views.progress import JobReader, working_words
-    from studyloom.views.terminal import headline, make_console
+    from studyloom.views.progress import JobReader
+    from studyloom.views.terminal import make_console
 
     url, name = arguments.storage or STORAGE.get(), arguments.study
     if arguments.run_dir is not None:
@@ -248,7 +246,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     collect_as_usual()
     stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
     progress = JobReader(stored).read()
-    title = "; ".join(filter(None, (headline(progress.search), working_words(progress))))
+    title = "; ".join(filter(None, (progress.search.headline, progress.working_words)))
 
     def tell(address: str) -> None:
         console = make_console(sys.stderr if arguments.json else sys.stdout)

@@ -22,6 +22,7 @@ from studyloom.commands.options import (
 )
 from studyloom.error_display import print_errors
 from studyloom.errors import PredictError
+from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 
@@ -42,8 +43,8 @@ def winner(arguments: argparse.Namespace) -> None:
     """Chooses the winner of a search that has ended, trains it, and tests it. Trainings that are
     stored are reused.
     """
-    from studyloom.commands.run_study import judge
-    from studyloom.config.runs import recompose
+    from studyloom.commands.search import judge
+    from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.views.terminal import make_console
 
@@ -72,11 +73,10 @@ def compress(arguments: argparse.Namespace) -> None:
     """Makes the winner small: exported, pruned, distilled, with whole numbers of 8 bits. Prints
     what each variant costs, and writes the chosen one as winner.onnx.
     """
-    from studyloom.commands.prepare import open_ended
-    from studyloom.config.runs import recompose
+    from studyloom.commands.stages import open_ended
+    from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
-    from studyloom.plugins import load_plugin
     from studyloom.study.stopping import Stop
     from studyloom.views.terminal import make_console, print_compressed
     from studyloom.winner.result import to_document
@@ -153,9 +153,8 @@ def replay(arguments: argparse.Namespace) -> int:
     """Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result is
     equal or within tolerance, else 1.
     """
-    from studyloom.config.runs import beside_configs
+    from studyloom.config.compose import beside_configs
     from studyloom.config.trust import code_of_study
-    from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
 
     stored = open_run(arguments)
@@ -164,7 +163,10 @@ def replay(arguments: argparse.Namespace) -> int:
     collect_as_usual()
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     with code_of_study(arguments.run_dir, here), beside_configs(arguments.run_dir):
-        code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
+        train_again = load_plugin("replay")
+        code: int = train_again(
+            stored, arguments.run_dir, arguments.trial, arguments.trust, console
+        )
     if arguments.json:
         found = {"study": stored.name, "trial": arguments.trial, "equal": code == 0}
         print_json(found | {"exit_code": code})

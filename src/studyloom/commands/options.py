@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,9 +87,9 @@ def replace_unencodable() -> None:
 
 def print_json(document: Any) -> None:
     """Prints a document of `commands.documents` as one line; what is not finite is null."""
-    from studyloom.views.events import finite
+    from studyloom.views.progress import to_json
 
-    print(json.dumps(finite(document), allow_nan=False, default=str), flush=True)
+    print(to_json(document), flush=True)
 
 
 def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -102,12 +101,10 @@ def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
         ValueError: no study has run there, or its server does not start.
     """
     from studyloom.config.runs import read_run
-    from studyloom.storage.embedded_server import serve, trust_server
+    from studyloom.storage.urls import serve
 
     url, name = read_run(arguments.run_dir, trusted=arguments.trust_config)
-    if arguments.trust_server:
-        trust_server(url)
-    return serve(url), name
+    return serve(url, trusted=arguments.trust_server), name
 
 
 def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStudy":

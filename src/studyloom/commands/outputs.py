@@ -7,7 +7,6 @@ them again.
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import stat
@@ -16,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import optuna
 
@@ -27,11 +26,21 @@ from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
 from studyloom.processes import host_id
 from studyloom.storage.attributes import UUID
+from studyloom.study.stopping import Wish
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
-from studyloom.views.events import History, finite, new_events, write_event
-from studyloom.views.progress import JobReader, Progress
+from studyloom.views.progress import (
+    History,
+    JobReader,
+    Progress,
+    StageTitle,
+    to_json,
+    write_event,
+)
+from studyloom.views.status import BestTrial
 from studyloom.views.terminal import make_console
+from studyloom.winner.result import ShortResult
+from studyloom.worker_log import LINE
 
 HEARTBEAT = "heartbeat.json"
 INTERVAL = 10.0  # seconds between two heartbeats
@@ -60,7 +69,7 @@ def prepare_logging(level: int) -> None:
     # Its pool logs the traceback of what it raises anyway, such as a second Ctrl-C.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
+    handler.setFormatter(PrintableFormatter(LINE))
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
 
@@ -132,10 +141,27 @@ class Outputs:
             print_json(run_document(self._progress, self._run_dir, code, reason))
 
 
+class RunDocument(TypedDict):
+    """The document that `studyloom run FILE --json`, or a study with --json, prints at its end.
+
+    `reason` says why the exit code is not 0; done and budget count the trials of all stages.
+    """
+
+    exit_code: int
+    reason: NotRequired[str | None]
+    study: NotRequired[str | None]
+    run_dir: NotRequired[str | None]
+    stage: NotRequired[StageTitle | None]
+    done: NotRequired[int | None]
+    budget: NotRequired[int | None]
+    best: NotRequired[BestTrial | None]
+    answer: NotRequired[ShortResult | None]
+
+
 def run_document(
     progress: Progress | None, run_dir: Path | None, code: int, reason: str | None
 ) -> dict[str, Any]:
-    """Returns the document `Run`; what is not known yet is null."""
+    """Returns a `RunDocument`; what is not known yet is null."""
     best = None if progress is None else progress.search.best
     told = best and {"trial": best.number, "value": value_of(best), "params": best.params}
     return {
@@ -152,6 +178,24 @@ def run_document(
 
 
 # The heartbeat
+
+
+class HeartbeatDocument(TypedDict):
+    """The document heartbeat.json in the run directory; the exit code comes with the end.
+
+    `find runs/mnist/heartbeat.json -mmin +2` finds one whose command is gone or hangs.
+    """
+
+    at: str
+    host: str
+    pid: int
+    study: str
+    stage: StageTitle
+    done: int
+    budget: int
+    control: Wish | None
+    eta: float | None
+    exit_code: int | None
 
 
 class Heartbeat:
@@ -177,20 +221,20 @@ class Heartbeat:
             self._write(self._progress, code)
 
     def _write(self, progress: Progress, code: int | None) -> None:
-        beat = {
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": host_id(),
-            "pid": os.getpid(),
-            "study": progress.search.name,
-            "stage": progress.title,
-            "done": progress.done,
-            "budget": progress.budget,
-            "control": progress.control,
-            "eta": progress.eta,
-            "exit_code": code,
-        }
+        beat = HeartbeatDocument(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=host_id(),
+            pid=os.getpid(),
+            study=progress.search.name,
+            stage=progress.title,
+            done=progress.done,
+            budget=progress.budget,
+            control=progress.control,
+            eta=progress.eta,
+            exit_code=code,
+        )
         try:
-            write_whole(self.path, json.dumps(finite(beat)) + "\n")
+            write_whole(self.path, f"{to_json(beat)}\n")
         except OSError as error:
             if not self._told:
                 self._told = True
@@ -255,7 +299,7 @@ class EventFile:
     def __call__(self, progress: Progress) -> None:
         """Writes what has happened since the last call."""
         if self._told is not None:
-            lines = [self._line(event) for event in new_events(self._told, progress)]
+            lines = [self._line(event) for event in self._told.new(progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from studyloom._version import __version__
 from studyloom.commands import looking, networks, studies
 from studyloom.commands.options import Entry
+from studyloom.environment import variables_help
 from studyloom.text import nearest, printable
 
 COMMANDS: tuple[Entry, ...] = (
@@ -69,10 +70,11 @@ def make_parser() -> Parser:
 
     It sets `act` of the parsed arguments to the function of the command, and `parser` to itself.
     """
+    examples = ("studyloom new mine", "studyloom status runs/mine --watch")
     parser = Parser(
         prog="studyloom",
         description=ABOUT,
-        epilog=format_examples(("studyloom new mine", "studyloom status runs/mine --watch")),
+        epilog=f"{format_examples(examples)}\n\n{variables_help()}",
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")

@@ -1,7 +1,7 @@
-"""Config: from a command line and YAML files to objects. Hydra is imported in this room only.
+"""Config: from a command line and YAML files to objects. Hydra is imported in this layer only.
 
-`hydra_main` decorates the page of a study. A primary config begins its defaults list with
-`studyloom`, which adds the schema of studyloom's own sections.
+`hydra_main` decorates the function of a study module. A primary config begins its defaults list
+with `studyloom`, which adds the schema of studyloom's own sections.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from studyloom.processes import collect_rarely, ending_at_interrupt, signals_deferred
 
-    collect_rarely()  # a page imports the rest next, until it is decorated
+    collect_rarely()  # a study module imports the rest next, until it is decorated
     # A Ctrl-C in the middle would come out of the libraries as any error.
     with ending_at_interrupt(), signals_deferred():
         from studyloom.config.main import hydra_main

@@ -1,4 +1,4 @@
-"""Composes configs: what studyloom adds to Hydra, and the command composed with other choices."""
+"""Composes configs: what studyloom adds to Hydra, and a command composed again."""
 
 import functools
 import pickle
@@ -26,18 +26,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config import trust
 from studyloom.config.overrides import VERSION_BASE, Override, describe_compose_error
+from studyloom.config.runs import config_folders, read_written, untrusted_run
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.values import has_key
 from studyloom.errors import ConfigError
-from studyloom.files import PACKAGE
+from studyloom.files import PACKAGE, is_own, mark_own, write_whole
 
 # studyloom's own groups: a wheel has them in the package, a checkout at its top.
 GROUPS = next(filter(Path.is_dir, (PACKAGE / "conf", PACKAGE.parent.parent / "conf")))
@@ -103,29 +106,29 @@ KNOWN: dict[tuple[Any, ...], bytes] = {}
 
 
 class GuardedFiles(ReadOnce, FileConfigSource):
-    """Hydra's source of config files, which reads those of somebody else as data.
+    """Hydra's source of config files, which reads untrusted ones as data.
 
     Hydra asks it for each file that it composes, also when a trial chooses another option, so that
     no defaults list and no search path leads to a file that was not checked.
     """
 
     def load_config(self, config_path: str) -> ConfigResult:
-        guard, folder = trust.active(), Path(self.path)
+        rules, folder = trust.active(), Path(self.path)
         # The user's own config may add folders to the search path.
-        if self.provider == "hydra.searchpath in main" or (guard and guard.owns(folder)):
-            guard = None
+        if self.provider == "hydra.searchpath in main" or (rules and rules.owns(folder)):
+            rules = None
         load = FileConfigSource.load_config
 
         def read() -> ConfigResult:
             result: ConfigResult = load(self, config_path)
-            if guard is not None:
+            if rules is not None:
                 package = (result.header or {}).get("package")
-                guard.check(folder, config_path, result.config, package)
+                rules.check(folder, config_path, result.config, package)
             result.config = with_defaults(result.config)
             return result
 
         file = folder / self._normalize_file_name(config_path)
-        if guard is not None or not file.is_file():  # Hydra says which file is missing
+        if rules is not None or not file.is_file():  # Hydra says which file is missing
             return read()
         known = file.stat()
         key = (self.provider, self.path, config_path, known.st_mtime_ns, known.st_size)
@@ -142,12 +145,12 @@ class PackagedFiles(ReadOnce, ImportlibResourcesConfigSource):
 
 # Hydra knows the source of its schema by the name of the class.
 class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
-    """The configs that are Python classes: studyloom's schema, Hydra's, and those of pages."""
+    """The configs that are Python classes: the schemas of studyloom, Hydra and study modules."""
 
 
 @contextmanager
 def composing_once() -> Iterator[None]:
-    """Has Hydra run what it composes in the body, without composing it before, for `hydra.mode`.
+    """Makes Hydra run what it composes in the body, without composing it before for `hydra.mode`.
 
     A study runs once. A command line that asks for several runs is refused before.
     """
@@ -260,16 +263,16 @@ class Composer:
 
 
 @contextmanager
-def own_world() -> Iterator[None]:
-    """Gives the body what it would have as a program of its own; ours is back afterwards.
+def isolated_hydra() -> Iterator[None]:
+    """Gives the body the Hydra and the command line of a program of its own, and ours back.
 
-    That is a Hydra which is not initialised and does not know our groups, and a command line
-    without arguments. So code may use `hydra.main`, `hydra.initialize` and argparse itself.
+    That Hydra is not initialised and does not know our groups, and the command line has no
+    arguments. So code may use `hydra.main`, `hydra.initialize` and argparse itself.
     """
     arguments, hydra_config = sys.argv, HydraConfig.instance()
     config, given = hydra_config.cfg, list(arguments)
     try:
-        with restored_hydra(), trust.guarded(None):
+        with restored_hydra(), trust.in_force(None):
             sys.argv = given[:1]
             yield
     finally:
@@ -278,7 +281,7 @@ def own_world() -> Iterator[None]:
 
 @contextmanager
 def restored_hydra() -> Iterator[None]:
-    """Gives the body a Hydra that is not initialised, and the caller's own back afterwards."""
+    """Clears Hydra's state for the body, and restores it afterwards."""
     app, runtime, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
     before = app.hydra, runtime.conf.copy(), version.version_base
     app.clear()
@@ -318,14 +321,14 @@ def application(
 ) -> Iterator[DictConfig]:
     """Composes the primary config of a Hydra application as its own command does.
 
-    In the body, which is in a world of its own, interpolations such as `${hydra:job.name}` have the
+    In the body, in an `isolated_hydra`, interpolations such as `${hydra:job.name}` have the
     values that they would have there.
 
     Args:
         values: nested mappings that are set in it.
         output: the folder of `hydra.runtime.output_dir`.
     """
-    with own_world(), hydra.initialize_config_dir(str(config.parent), **VERSION_BASE):
+    with isolated_hydra(), hydra.initialize_config_dir(str(config.parent), **VERSION_BASE):
         try:
             composed = hydra.compose(config.stem, return_hydra_config=True)
             with open_dict(composed):
@@ -339,3 +342,80 @@ def application(
         # The application may initialise Hydra itself.
         GlobalHydra.instance().clear()
         yield composed
+
+
+def note_run(run_dir: Path, config: DictConfig) -> None:
+    """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
+
+    Not before the study definition is accepted: later commands compose again what they find there.
+    """
+    folder = run_dir / ".hydra"
+    known: Any = HydraConfig.instance().cfg
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"config": config, "hydra": known, "overrides": known.hydra.overrides.task}
+    for name, content in files.items():
+        write_whole(folder / f"{name}.yaml", OmegaConf.to_yaml(content))
+    mark_own(run_dir)
+
+
+@contextmanager
+def beside_configs(run_dir: Path) -> Iterator[None]:
+    """Sets Hydra up in the body as in the command of a run directory, if that is the user's own.
+
+    An adapter may name a config by its path from those of the study.
+    """
+    if not is_own(run_dir):
+        yield
+        return
+    with initialised_as(read_written(run_dir, "hydra.yaml").get("hydra")):
+        yield
+
+
+@contextmanager
+def initialised_as(former: Any) -> Iterator[dict[str, str]]:
+    """Initialises Hydra in the body as in a former command; yields that one's config folders."""
+    folders = config_folders(former)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):
+        yield folders
+
+
+@contextmanager
+def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator[DictConfig]:
+    """Composes the command of a run directory again, from today's config files.
+
+    Hydra is set up for the config inside the `with` block.
+
+    Args:
+        overrides: replace the command's own overrides of the same keys.
+
+    Raises:
+        ConfigError: no command of the user's own has run there, or it no longer composes.
+    """
+    former = read_written(run_dir, "hydra.yaml").get("hydra")
+    if trusted:
+        mark_own(run_dir)
+    elif not is_own(run_dir):
+        raise untrusted_run(run_dir, "says which command is run again, from which configuration")
+    changed = [Override.parse(item).key for item in overrides]
+    task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)
+    unchanged = [item for item in task if not Override.parse(item).is_within(*changed)]
+    place = str(run_dir).replace("'", r"\'")
+    register()
+    try:
+        with initialised_as(former) as folders:
+            more = folders.get("command-line")
+            search = [] if more is None else [f"hydra.searchpath=[file://{more}]"]
+            cfg = hydra.compose(
+                str(former.job.config_name),
+                [*unchanged, f"run_dir='{place}'", *overrides, *search],
+                return_hydra_config=True,
+            )
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            yield cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{run_dir}: its command no longer composes: {describe_compose_error(error)}"
+        ) from error

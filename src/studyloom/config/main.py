@@ -1,7 +1,7 @@
 """From a command line, or from Python, to the composed config of a study.
 
-`hydra_main` decorates the page of a study, which is a command; an `Invocation` is the same study,
-run by Python code. All mistakes of a command line are reported at once.
+`hydra_main` decorates a function of a study module, which is a command; an `Invocation` is the same
+study, run by Python code. All mistakes of a command line are reported at once.
 """
 
 import functools
@@ -39,19 +39,19 @@ from studyloom.config.overrides import (
     Override,
     describe_compose_error,
     find_override_mistakes,
-    page_help,
+    study_help,
 )
 from studyloom.config.schema import Config, unknown_keys
-from studyloom.config.trust import Guard, guarded
+from studyloom.config.trust import TrustRules, in_force
 from studyloom.config.values import flatten
-from studyloom.environment import EVENTS, JSON, NOTIFY, WORKER
+from studyloom.environment import EVENTS, JSON, NOTIFY, TRACEBACKS, WORKER
 from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
 from studyloom.text import mask_passwords
-from studyloom.user_code import importing_module, refuse_while_importing
+from studyloom.user_code import end_import, importing_module
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 Task = Callable[[DictConfig], None]
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
 QUIET = ("study.dry_run", "hydra")
@@ -66,7 +66,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
     `HYDRA_FULL_ERROR=1` shows the traceback instead.
 
     Args:
-        config_path: the folder of the study's configs; if relative, from the folder of the page.
+        config_path: the folder of the study's configs; if relative, from that of the module.
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
@@ -80,7 +80,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         @functools.wraps(task)
         def main(cfg: DictConfig) -> None:
             if not tracebacks:
-                del os.environ["HYDRA_FULL_ERROR"]
+                TRACEBACKS.take()
             if mistakes := mistakes_in(cfg):
                 exit_with_mistakes(*mistakes)
             task(cfg)
@@ -88,7 +88,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         @functools.wraps(task)
         @processes.ending_at_interrupt()
         def run() -> None:
-            refuse_while_importing()
+            end_import()
             processes.open_streams()
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
             processes.collect_rarely()  # until trials begin
@@ -97,11 +97,10 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             except ConfigError as error:
                 exit_with_mistakes(*error.mistakes)
             answer_at_once(task, folder, config_name, argv)
-            guard = Guard((Path(folder), GROUPS), trusted_by(argv))
-            with guarded(guard), composing_once():
+            with in_force(rules_of(argv, Path(folder))), composing_once():
                 if not tracebacks:
                     # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
-                    os.environ["HYDRA_FULL_ERROR"] = "1"
+                    os.environ[TRACEBACKS.name] = "1"
                 try:
                     main()
                 except Exception as error:  # of composing; Hydra reports what the task raises
@@ -116,7 +115,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
 
 
 def mistakes_in(cfg: DictConfig) -> list[str]:
-    """Returns unknown keys, and what would put a study's files elsewhere than run_dir says."""
+    """Returns unknown keys, and a setting that puts files of the study outside of run_dir."""
     mistakes = unknown_keys(cfg)
     if HydraConfig.get().job.chdir:
         words = "leave it out; run_dir=… says where the files of a study are"
@@ -125,20 +124,23 @@ def mistakes_in(cfg: DictConfig) -> list[str]:
 
 
 def folder_of_configs(task: Task, config_path: str) -> str:
-    """Returns the folder of a page's configs, and has a page run as a file find its own modules.
+    """Returns the folder of a module's configs; one that is run as a file then finds its modules.
 
     `python studies/mine.py` has Python look for modules in studies/; those that configs name, such
-    as studies.mine, lie beside that folder.
+    as studies.mine, lie next to that folder.
     """
     page = Path(task.__code__.co_filename).resolve()
     main = sys.modules["__main__"]
     if task.__module__ == "__main__" and getattr(main, "__spec__", None) is None:
-        root = page.parent
-        while (root / "__init__.py").is_file():
-            root = root.parent
+        root = _above_packages(page)
         if root != page.parent and str(root) not in sys.path:
             sys.path.insert(0, str(root))
     return str((page.parent / config_path).resolve())
+
+
+def _above_packages(module: Path) -> Path:
+    """Returns the folder above the outermost package of a module."""
+    return next(each for each in module.parents if not (each / "__init__.py").is_file())
 
 
 def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequence[str]) -> None:
@@ -149,7 +151,7 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
     if {"--help", "-h"} & {*argv}:
         about = inspect.getdoc(inspect.getmodule(task)) or ""
         shown = [argument for argument in argv if argument not in ("--help", "-h")]
-        print(page_help(about, config_path, config_name, shown))
+        print(study_help(about, config_path, config_name, shown))
         sys.exit()
     if sweeps := [argument for argument in argv if SWEEP.fullmatch(argument)]:
         exit_with_mistakes(
@@ -169,7 +171,7 @@ def compose_mistakes(
     """Explains, in a line a mistake, what Hydra raised: it could not compose, or make run_dir."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
-    if isinstance(error, ConfigError):  # of a file from elsewhere
+    if isinstance(error, ConfigError):  # of an untrusted file
         return list(error.mistakes)
     mistakes = find_override_mistakes(config_path, config_name, argv)
     return mistakes or [describe_compose_error(error)]
@@ -185,7 +187,7 @@ def exit_with_mistakes(*mistakes: str) -> NoReturn:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """Rewrites a command line for Hydra: what it tells to whom moves to the environment.
+    """Rewrites a command line for Hydra: where results are printed moves to the environment.
 
     Raises:
         ConfigError: an argument has a password, or is no address.
@@ -255,13 +257,14 @@ def targets_of(raw: str) -> list[str]:
     return [str(item) for item in items if item]
 
 
-def trusted_by(argv: Sequence[str]) -> tuple[str, ...]:
-    """Returns the packages of `trust=[…]` on a command line.
+def rules_of(argv: Sequence[str], folder: Path) -> TrustRules:
+    """Returns the trust rules of a command line and of the folder of the study's own configs.
 
-    Only the command line counts: a config from elsewhere must not trust itself.
+    Only the `trust=[…]` of the command line counts: an untrusted config must not trust itself.
     """
     values = [each.value or "" for each in map(Override.parse, argv) if each.key == "trust"]
-    return tuple(re.findall(r"""[^\s,'"\[\]]+""", values[-1])) if values else ()
+    packages = re.findall(r"""[^\s,'"\[\]]+""", values[-1]) if values else ()
+    return TrustRules((folder, GROUPS), tuple(packages))
 
 
 @dataclass(frozen=True)
@@ -278,9 +281,7 @@ class Invocation:
     program: tuple[str, ...]
     root: Path | None = None
 
-    def call(
-        self, overrides: Sequence[str], task: Callable[[DictConfig, tuple[str, ...]], Result]
-    ) -> Result:
+    def call(self, overrides: Sequence[str], task: Callable[[DictConfig, tuple[str, ...]], T]) -> T:
         """Composes the config and calls a function with it, as the decorator `hydra_main` does.
 
         Hydra's state, the environment and the module path are afterwards as they were.
@@ -292,7 +293,7 @@ class Invocation:
             ConfigError: all mistakes of the overrides, or the config does not compose.
             LaunchError: this process runs a study already.
         """
-        refuse_while_importing()
+        end_import()
         check_overrides(overrides)
         processes.open_streams()
         if not _running.acquire(blocking=False):
@@ -300,7 +301,7 @@ class Invocation:
                 "this process runs a study already, and can run one at a time; "
                 "start this one in a process of its own"
             )
-        results: list[Result] = []
+        results: list[T] = []
         errors: list[BaseException] = []
 
         def job(cfg: DictConfig) -> None:
@@ -351,6 +352,7 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
     Raises:
         ConfigError: there is no such file, it is neither, or the module decorates no function.
     """
+    end_import()
     if isinstance(source, DictConfig):
         return _of_config(source, overrides)
     ours = {file.stem: file for file in sorted(GROUPS.glob("*.yaml"))}
@@ -362,7 +364,7 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
         )
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file in {Path.cwd()}")
-    return _of_page(path) if path.suffix == ".py" else _of_file(path)
+    return _of_study_module(path) if path.suffix == ".py" else _of_file(path)
 
 
 def _of_file(path: Path) -> Invocation:
@@ -373,10 +375,10 @@ def _of_file(path: Path) -> Invocation:
     return Invocation(absolute.parent, path.stem, program)
 
 
-def _of_page(path: Path) -> Invocation:
+def _of_study_module(path: Path) -> Invocation:
     root, name = _module_of(path.resolve())
     with module_path(root), importing_module(name):
-        module = _import_page(path, name)
+        module = _import_study_module(path, name)
     pages = [
         value
         for value in vars(module).values()
@@ -390,12 +392,12 @@ def _of_page(path: Path) -> Invocation:
     return Invocation(Path(pages[0].config_path), pages[0].config_name, ("-m", name), root)
 
 
-def _import_page(path: Path, name: str) -> ModuleType:
-    """Imports a page; raises ConfigError if this process has another module or package there."""
+def _import_study_module(path: Path, name: str) -> ModuleType:
+    """Imports a study module; raises ConfigError if this process has another of that name."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:  # something that the page imports
+        if error.name != name:  # something that the module imports
             raise
         module = sys.modules[name.partition(".")[0]]
     if Path(str(module.__file__)).resolve() != path.resolve():
@@ -407,10 +409,8 @@ def _import_page(path: Path, name: str) -> ModuleType:
 
 
 def _module_of(path: Path) -> tuple[Path, str]:
-    """Returns the folder from which a page is imported, and its name, as in `python -m NAME`."""
-    folder = path.parent
-    while (folder / "__init__.py").is_file():
-        folder = folder.parent
+    """Returns the folder from which a module is imported, and its name, as in `python -m NAME`."""
+    folder = _above_packages(path)
     here = Path.cwd().resolve()
     if folder == path.parent and path.is_relative_to(here):  # a folder without __init__.py
         folder = here
@@ -472,28 +472,26 @@ def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
 
 @contextmanager
 def restored_environment(*names: str) -> Iterator[None]:
-    """Gives variables of the environment their values back after the body."""
-    before = {name: os.environ.get(name) for name in names}
+    """Restores variables of the environment after the body."""
+    before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name in names:
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.update(before)
 
 
 @contextmanager
 def module_path(root: Path | None) -> Iterator[None]:
-    """Has modules of a folder imported while the body runs."""
-    added = root is not None and str(root) not in sys.path
-    if added:
-        sys.path.insert(0, str(root))
+    """Adds a folder to the module path while the body runs."""
+    added = [] if root is None or str(root) in sys.path else [str(root)]
+    sys.path[:0] = added
     try:
         yield
     finally:
-        if added:
-            sys.path.remove(str(root))
+        for folder in added:
+            sys.path.remove(folder)
 
 
 def own_module_path() -> list[str]:

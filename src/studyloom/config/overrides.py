@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.schema import SCHEMA, unknown_keys
 from studyloom.config.values import flatten
+from studyloom.environment import variables_help
 from studyloom.text import as_yaml, line_to_add, nearest, no_such_key, printable
 
 # Hydra 1.3 warns without this argument, and 1.4 with it.
@@ -27,7 +28,7 @@ STUDY_GROUPS = (
     *("data", "model", "optimizer", "scheduler", "loss", "space"),
     *("sampler", "pruner", "storage", "launcher"),
 )
-PAGE_OPTIONS = """
+OPTIONS = """
 options:
   --dry-run       show what is searched, and end
   --events FILE   write a line of JSON for each thing that happens
@@ -192,8 +193,8 @@ def describe_compose_error(error: BaseException) -> str:
     return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
 
 
-def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
-    """Writes the help of a page: what it is, its options, its groups, and its keys as composed.
+def study_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
+    """Writes the help of a study module: what it is, its options, groups and composed keys.
 
     Args:
         argv: the overrides with which the keys are composed, if they can be.
@@ -212,7 +213,8 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
     kept = [line for line in text.splitlines() if not line.endswith((": null", "???"))]
     parts = [
         about.strip(),
-        PAGE_OPTIONS,
+        OPTIONS,
+        f"{variables_help()}\n",
         "groups, of which an override chooses another option:",
         *named,
         "\nkeys, which an override such as study.trials=50 sets (null ones are left out):",

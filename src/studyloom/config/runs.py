@@ -1,23 +1,22 @@
-"""The files of Hydra in a run directory: the storage URL, the study's name, and the command.
+"""Reads the files of Hydra in a run directory: the storage URL, and the study's name.
 
-A run directory may be somebody else's. Only in one that this user's own command has run in, or that
+A run directory may be untrusted. Only in one that this user's own command has run in, or that
 the user says is theirs, do these files decide what is opened outside of it, or run again.
 """
 
 import itertools
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from studyloom.config.trust import read_yaml
 from studyloom.environment import STORAGE
 from studyloom.errors import ConfigError
-from studyloom.files import is_own, mark_own, write_whole
+from studyloom.files import is_own, mark_own
 from studyloom.text import nearest
 
 SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
@@ -73,7 +72,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
         except (InterpolationResolutionError, AttributeError):  # no variable, or no section
             url = None
     else:
-        url, name = _read_strangers(run_dir, config)
+        url, name = _read_untrusted(run_dir, config)
     # A database inside the folder is found from any working directory, and after a move.
     if url is not None and url.startswith(EMBEDDED):
         url = f"{EMBEDDED}{run_dir}/postgres"
@@ -85,8 +84,8 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     return url, str(name)
 
 
-def _read_strangers(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]:
-    """Reads the URL and name of a run directory from elsewhere, of which nothing is resolved.
+def _read_untrusted(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]:
+    """Reads the URL and name of an untrusted run directory, of which nothing is resolved.
 
     Raises:
         ConfigError: its database is neither inside of it, nor that of STUDYLOOM_STORAGE.
@@ -99,27 +98,8 @@ def _read_strangers(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]
     if url.startswith(f"${{oc.env:{STORAGE.name}"):
         return STORAGE.get(), name
     if not url.startswith(EMBEDDED) and not (run_dir / "study.db").exists():
-        raise _not_own(run_dir, "names a database outside of it")
+        raise untrusted_run(run_dir, "names a database outside of it")
     return url, name
-
-
-def note_run(run_dir: Path, config: DictConfig) -> None:
-    """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
-
-    Not before the question is accepted: later commands compose again what they find there.
-    """
-    from hydra.core.hydra_config import HydraConfig  # here: who only looks at a run waits not
-
-    folder = run_dir / ".hydra"
-    known: Any = HydraConfig.instance().cfg
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("config", config),
-        ("hydra", known),
-        ("overrides", known.hydra.overrides.task),
-    ):
-        write_whole(folder / f"{name}.yaml", OmegaConf.to_yaml(content))
-    mark_own(run_dir)
 
 
 def read_written(run_dir: Path, name: str) -> DictConfig:
@@ -140,38 +120,19 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
 
 
 def sibling_runs(run_dir: Path) -> list[str]:
-    """Returns the run directories beside one that does not exist, some hundreds at most."""
+    """Returns the run directories next to one that does not exist, some hundreds at most."""
     with suppress(OSError):
         beside = itertools.islice(run_dir.parent.iterdir(), SIBLINGS)
         return sorted(str(path) for path in beside if (path / ".hydra").is_dir())
     return []
 
 
-def _not_own(run_dir: Path, why: str) -> ConfigError:
+def untrusted_run(run_dir: Path, why: str) -> ConfigError:
+    """Returns the error of an untrusted run directory, whose `.hydra/` asks for something."""
     return ConfigError(
         f"{run_dir}: no command of yours is known here to have run there, and its .hydra/ "
         f"{why}; if you trust it with your machine, add --trust-config"
     )
-
-
-@contextmanager
-def beside_configs(run_dir: Path) -> Iterator[None]:
-    """Has configs found in the body as in the command of a run directory of the user's own.
-
-    An adapter may name one by its place beside those of the study.
-    """
-    if not is_own(run_dir):
-        yield
-        return
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    from studyloom.config.overrides import VERSION_BASE
-
-    former = read_written(run_dir, "hydra.yaml").get("hydra")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(config_folders(former)["main"], **VERSION_BASE):
-        yield
 
 
 def config_folders(former: Any) -> dict[str, str]:
@@ -181,54 +142,3 @@ def config_folders(former: Any) -> dict[str, str]:
         for source in former.runtime.config_sources
         if source.schema == "file"
     }
-
-
-@contextmanager
-def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator[DictConfig]:
-    """Composes the command of a run directory again, from today's config files.
-
-    Hydra is set up for the config inside the `with` block.
-
-    Args:
-        overrides: replace the command's own overrides of the same keys.
-
-    Raises:
-        ConfigError: no command of the user's own has run there, or it no longer composes.
-    """
-    import hydra  # here: who only looks at a run does not wait for it
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-
-    from studyloom.config.compose import register
-    from studyloom.config.overrides import VERSION_BASE, Override, describe_compose_error
-
-    former = read_written(run_dir, "hydra.yaml").get("hydra")
-    if trusted:
-        mark_own(run_dir)
-    elif not is_own(run_dir):
-        raise _not_own(run_dir, "says which command is run again, from which configuration")
-    folders = config_folders(former)
-    changed = [Override.parse(item).key for item in overrides]
-    task: Any = OmegaConf.to_container(former.overrides.task, resolve=False)
-    unchanged = [item for item in task if not Override.parse(item).is_within(*changed)]
-    more = folders.get("command-line")
-    search = [] if more is None else [f"hydra.searchpath=[file://{more}]"]
-    place = str(run_dir).replace("'", r"\'")
-    register()
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):
-            cfg = hydra.compose(
-                str(former.job.config_name),
-                [*unchanged, f"run_dir='{place}'", *overrides, *search],
-                return_hydra_config=True,
-            )
-            HydraConfig.instance().set_config(cfg)
-            with open_dict(cfg):
-                del cfg["hydra"]
-            yield cfg
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"{run_dir}: its command no longer composes: {describe_compose_error(error)}"
-        ) from error

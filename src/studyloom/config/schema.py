@@ -120,7 +120,7 @@ class WinnerSection:
 
 @dataclass
 class CostSection:
-    """The price of computing; it is no part of the question."""
+    """The price of computing; it is no part of the study definition."""
 
     per_hour: float | None = key(None, "price of an hour of a GPU; without GPUs, of a core")
     limit: float | None = key(None, "the search ends once its trials have cost so much")
@@ -155,7 +155,7 @@ class Config:
     hydra: Any = field(
         default_factory=lambda: {
             "run": {"dir": "${studyloom.run_dir:${study.name},${run_dir},${study.dry_run}}"},
-            "output_subdir": None,  # `runs.note_run` writes there, when the question is accepted
+            "output_subdir": None,  # `compose.note_run` writes there, later
         }
     )
 

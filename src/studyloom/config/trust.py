@@ -68,18 +68,18 @@ Mistake = tuple[str, str | None]
 
 
 @dataclass
-class Guard:
-    """What holds while the command of a page composes configs.
+class TrustRules:
+    """The trust rules in force while a command composes its config.
 
     Args:
         own: folders whose files are the user's own, and are not checked.
         trusted: packages on the command line's `trust=[…]`.
-        met: whether a config from elsewhere was read.
+        read_untrusted: whether an untrusted config was read.
     """
 
     own: tuple[Path, ...]
     trusted: tuple[str, ...] = ()
-    met: bool = False
+    read_untrusted: bool = False
 
     def owns(self, folder: Path) -> bool:
         """Whether a folder of configs is the user's own, or studyloom's."""
@@ -87,12 +87,12 @@ class Guard:
         return within or is_own(folder)
 
     def check(self, folder: Path, name: str, config: Any, package: str | None) -> None:
-        """Checks a config of a foreign folder, such as model/mlp, which its header puts somewhere.
+        """Checks a config of an untrusted folder, such as model/mlp, and its header's package.
 
         Raises:
             ConfigError: every mistake in it.
         """
-        self.met, name = True, name.removesuffix(".yaml")
+        self.read_untrusted, name = True, name.removesuffix(".yaml")
         plain: Any = OmegaConf.to_container(config, resolve=False)
         if not isinstance(plain, dict):
             raise ConfigError(f"{folder / name}.yaml: must be a mapping of sections")
@@ -107,31 +107,31 @@ class Guard:
             raise ConfigError([f"{folder / name}.yaml: {words}" for words in found])
 
 
-_guards: list[Guard | None] = []
+_active: list[TrustRules | None] = []
 
 
-def active() -> Guard | None:
-    """Returns the guard of the running command; None outside of one, or in the user's own code."""
-    return _guards[-1] if _guards else None
+def active() -> TrustRules | None:
+    """Returns the rules of the running command; None outside of one, or in the user's own code."""
+    return _active[-1] if _active else None
 
 
 def in_own_code() -> bool:
-    """Whether the user's own code composes configs, see `guarded`."""
-    return bool(_guards) and _guards[-1] is None
+    """Whether the user's own code composes configs, see `in_force`."""
+    return bool(_active) and _active[-1] is None
 
 
 @contextmanager
-def guarded(guard: Guard | None) -> Iterator[None]:
-    """Has Hydra read the files of all folders but one's own as data while the body runs.
+def in_force(rules: TrustRules | None) -> Iterator[None]:
+    """Applies trust rules while the body runs: Hydra reads files of untrusted folders as data.
 
     Args:
-        guard: None where code of the user's own composes configs, which may lie anywhere.
+        rules: None where code of the user's own composes configs, which may lie anywhere.
     """
-    _guards.append(guard)
+    _active.append(rules)
     try:
         yield
     finally:
-        _guards.pop()
+        _active.pop()
 
 
 def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
@@ -159,7 +159,7 @@ def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
 
 
 def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
-    """Returns what the files of a run directory may name: all in one of the user's own commands."""
+    """Returns what the files of a run directory may name; None, all, in one of the user's own."""
     return None if is_own(run_dir) else trusted
 
 
@@ -180,19 +180,19 @@ def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
 
 
 def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
-    """Checks a section before it is built, if the command has read a config from elsewhere.
+    """Checks a section before it is built, if the command has read an untrusted config.
 
     That may have changed arguments of the user's own code, so the whole section counts.
     """
-    guard = active()
-    if guard is not None and guard.met:
+    rules = active()
+    if rules is not None and rules.read_untrusted:
         is_node = OmegaConf.is_config(section)
         plain = OmegaConf.to_container(section, resolve=True) if is_node else section
-        check_targets({key: plain}, guard.trusted)
+        check_targets({key: plain}, rules.trusted)
 
 
 def packages_to_trust(config: Any) -> list[str]:
-    """Returns the packages to trust for the targets of plain values of one's own study."""
+    """Returns the packages to trust for the targets in plain values of the user's own study."""
     found = _find(config, "", (), references=True)
     return sorted({need for _, need in found if need is not None})
 
@@ -248,7 +248,7 @@ def _path_mistakes(value: Any, key: str) -> Iterator[str]:
 
 
 def _default_mistakes(defaults: Any) -> Iterator[str]:
-    """Finds the entries of a defaults list that choose for Hydra, or put an option elsewhere.
+    """Finds the entries of a defaults list that choose for Hydra, or move an option.
 
     The files that the others lead to are read as data, or are the user's own.
     """
@@ -327,7 +327,7 @@ def _way_out(need: str) -> str:
 
 @contextmanager
 def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) -> Iterator[None]:
-    """Has a study's own modules found while the body runs, if the user consents.
+    """Adds the folder of a study's modules to the module path in the body, if the user consents.
 
     They are where the study was run, and its run directory, which may be another person's, says
     where that is. The user consents by having run it, by being in that folder, if that is `wanted`,

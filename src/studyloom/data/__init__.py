@@ -27,6 +27,7 @@ __all__ = [
     "asset",
     "datasets",
     "examples",
+    "inputs",
     "read_arrays",
     "sound",
     "sources",

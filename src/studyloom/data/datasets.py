@@ -299,7 +299,7 @@ class Datasets:
 
 
 def drawn_anew(part: Any) -> str:
-    """Returns the key of the Dataset to validate on if it draws its first item anew at each look.
+    """Returns the key of the Dataset to validate on if its first item differs at each look.
 
     Returns:
         "" if it does not, and for what is in memory.
@@ -415,7 +415,7 @@ def _content(value: Any) -> Iterator[bytes]:
         yield type(value).__name__.encode()
 
 
-def places(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def location_keys(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Returns the paths of the keys of a section `data` that say where and how data are loaded."""
     found: list[tuple[str, ...]] = [("root",)] if "root" in data else []
     if str(data.get("_target_", "")).startswith("studyloom.data.") and {*data} & {*LOADERS}:

@@ -27,7 +27,7 @@ ALWAYS = 0  # the seed under which they are
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Has PyTorch, NumPy and Python draw from a seed in the body, and gives their states back."""
+    """Seeds PyTorch, NumPy and Python for the body, and restores their states afterwards."""
     generator = torch.default_generator
     states = generator.get_state(), np.random.get_state(), random.getstate()
     try:

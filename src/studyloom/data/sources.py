@@ -48,8 +48,24 @@ SOURCES = {
 }
 
 
+class _Pictures:
+    """A source of pictures; `_split` reads those to "train" on, or to "test" by."""
+
+    transform: Picture | None
+    _split: Callable[[str], Split]
+
+    def train(self) -> Split:
+        split = self._split("train")
+        assert self.transform is not None
+        self.transform.check(split)
+        return split
+
+    def test(self) -> Split:
+        return self._split("test")
+
+
 @dataclass(frozen=True)
-class Embedded:
+class Embedded(_Pictures):
     """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
 
     `validation` of the training images are held out to choose by, and `studyloom predict` makes
@@ -59,14 +75,6 @@ class Embedded:
     validation: int = 800
     transform: Picture = SOURCES["mnist"].transform
 
-    def train(self) -> Split:
-        split = self._split("train")
-        self.transform.check(split)
-        return split
-
-    def test(self) -> Split:
-        return self._split("test")
-
     def _split(self, part: str) -> Split:
         with asset(ASSET.name) as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
@@ -74,7 +82,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Idx:
+class Idx(_Pictures):
     """MNIST or Fashion-MNIST from the four IDX files that their authors publish, packed or not.
 
     Without `root` they are read from $STUDYLOOM_DATA/mnist or $STUDYLOOM_DATA/fashion-mnist, if
@@ -100,17 +108,8 @@ class Idx:
         if self.transform is None:
             object.__setattr__(self, "transform", SOURCES[self.dataset].transform)
 
-    def train(self) -> Split:
-        split = self._split("train")
-        assert self.transform is not None
-        self.transform.check(split)
-        return split
-
-    def test(self) -> Split:
-        return self._split("t10k")
-
-    def _split(self, prefix: str) -> Split:
-        source = SOURCES[self.dataset]
+    def _split(self, part: str) -> Split:
+        source, prefix = SOURCES[self.dataset], "train" if part == "train" else "t10k"
         names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
         folder = Path("data", source.torchvision, "raw").absolute()
         shared = DATA.get()
@@ -341,7 +340,7 @@ class Table:
     Args:
         path: the file, or studyloom:NAME for one that comes with studyloom.
         target: the column to predict: classes, in any words, or `numbers`.
-        sealed: how many rows are the test part, a stratified sample that depends on the file alone.
+        sealed: how many rows are the test set, a stratified sample that depends on the file alone.
         validation: how many of the other rows are held out to choose by.
     """
 
@@ -391,7 +390,7 @@ class Series:
 
     Args:
         path: as for `Table`.
-        sealed: how many of the last values are the targets of the test part.
+        sealed: how many of the last values are the targets of the test set.
         validation: how many values before those are held out to choose by.
     """
 

@@ -1,4 +1,4 @@
-"""The data of a question: its source, training part and folds, shared between workers.
+"""The data of a study definition: its source, training part and folds, shared between workers.
 
 A command keeps a large training part in a file without a name, and its workers map it: they have
 one copy. Nothing of it is left once the last process ends, however that happens. What a process
@@ -38,7 +38,7 @@ _held: dict[str, int] = {}  # what this process shares: the key of the data, and
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data that networks are trained on and judged by; empty if the objective is a function."""
+    """The data that networks are trained and validated on; empty if the objective is a function."""
 
     source: Any = None  # what the config names under `data`, such as `Table`
     split: Part | None = None  # its training part
@@ -49,8 +49,8 @@ class TrainingData:
         return "" if self.split is None else self.split.digest
 
     @property
-    def known(self) -> dict[str, Any]:
-        """What networks are told of the inputs and outputs."""
+    def network_kwargs(self) -> dict[str, Any]:
+        """The shape of the inputs and the number of outputs, as networks take them."""
         split = self.split
         return {} if split is None else {"shape": split.shape, "outputs": split.outputs}
 

@@ -1,19 +1,26 @@
-"""The question: what a study asks, from a config to objectives that can be evaluated.
+"""The study definition: from a config to objectives that can be evaluated.
 
 It is validated as a whole before trial 0. An objective runs epoch by epoch and comes to a value;
 the training of networks is one kind, and a loop of the user's own is another.
 """
 
 __all__ = [
+    "costs",
+    "custom_loop",
     "definition",
+    "goals",
     "jobs",
     "loop",
+    "network",
     "objective",
+    "preflight",
+    "prepare",
     "python_study",
     "rule",
     "run",
     "scale",
+    "sections",
     "sources",
-    "trial",
+    "user_functions",
     "validation",
 ]

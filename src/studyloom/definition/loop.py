@@ -4,24 +4,25 @@ Whatever has a value can be searched so. The loop is called with the configurati
 a `Run`, by which it reports, keeps its state, and learns what it is.
 """
 
-import inspect
+import copy
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
+import optuna
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna import TrialPruned
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import BaseTrial
-from torch.utils.data import Dataset
 
-from studyloom.config.compose import own_world
-from studyloom.config.values import keys_explained, value_at
+from studyloom.config.compose import isolated_hydra
+from studyloom.config.values import describe_error, keys_explained
 from studyloom.definition.objective import (
     Attempt,
     Objective,
@@ -31,56 +32,145 @@ from studyloom.definition.objective import (
     standard_error_of,
 )
 from studyloom.definition.rule import Condition, Cost
-from studyloom.definition.run import Run, RunContext, UnfitState, finite
-from studyloom.definition.trial import ObjectiveTrial
-from studyloom.errors import UndefinedMetric
+from studyloom.definition.run import TEST, LoopJob, Run, RunContext, UnfitState, finite
+from studyloom.definition.sources import place_of
+from studyloom.definition.user_functions import UserFunction
+from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import JOBS, STANDARD_ERROR
+from studyloom.storage.attributes import JOBS, OF_STUDIES, OF_TRIALS, STANDARD_ERROR
+from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 from studyloom.training.scaling import Scaling
 
 # The steps of a job are numbered by it if there are several; its end is a multiple, and compared.
 STRIDE = 1_000_000
+# The methods of a trial's study that would end or repeat trials of which studyloom keeps count.
+REFUSED = {
+    "stop": "other workers search too; set study.epochs or study.stop=regret",
+    "tell": "studyloom ends each trial with the value that the objective returns; return it",
+    "add_trial": "studyloom counts the trials; `studyloom propose` has a configuration tried",
+}
 log = logging.getLogger(__name__)
-# How an objective of the user's own is called.
-WITH_CONFIG, WITH_PARAMS, WITH_TRIAL = "(config, run)", "(run, **params)", "(trial)"
 
 
-def how_called(function: Callable[..., Any]) -> str:
-    """Decides by its signature how an objective is called.
+class ObjectiveTrial(optuna.Trial):
+    """The trial of Optuna's `objective(trial) -> value`, which suggests as it goes.
 
-    With `run` as its first parameter it is a loop that gets the values of `params` by name. With
-    `trial` there, or a single parameter, it is one of Optuna's.
-    """
-    first = next(iter(inspect.signature(function).parameters), "")
-    if first == "run":
-        return WITH_PARAMS
-    alone = why_not_called(function, 2) and not why_not_called(function, 1)
-    lacks_run = first in ("config", "cfg")  # a loop by a mistake
-    return WITH_TRIAL if first == "trial" or (alone and not lacks_run) else WITH_CONFIG
-
-
-def why_not_called(function: Callable[..., Any], arguments: int) -> str:
-    """Says why a function cannot be called with so many arguments; "" if it can."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except TypeError as error:
-        return str(error)
-    return ""
-
-
-@dataclass(frozen=True)
-class LoopJob:
-    """One call of a loop, with the number of a fold from 0 and a seed.
+    It is Optuna's own, whose parameters are committed as they are suggested, and whose reports are
+    those of a `Run`.
 
     Args:
-        parts: makes what to train on and what to validate on; None without `data`.
+        trial: the stored trial, which suggests by the study's sampler; None to give the `known`
+            parameters again, by the rules of `optuna.trial.FixedTrial`.
+        uncut: surrounds what no signal may cut in two.
+        store: commits what is new of the trial.
     """
 
-    fold: int
-    seed: int
-    parts: Callable[[], tuple[Dataset[Any], Dataset[Any]]] | None = None
+    def __init__(
+        self,
+        trial: BaseTrial | None,
+        known: Mapping[str, Any],
+        goals: Sequence[Goal],
+        run: Run,
+        uncut: Callable[[], AbstractContextManager[None]],
+        store: Callable[[], None],
+    ) -> None:
+        self._known = None if trial else known
+        if trial is None:
+            study = optuna.create_study(directions=[goal.direction for goal in goals])
+            study.enqueue_trial(dict(known))
+            trial = study.ask()
+        vars(self).update(vars(trial))
+        self.study = copy.copy(self.study)
+        vars(self.study).update({name: partial(_refuse, name) for name in REFUSED})
+        vars(self.study).update(set_user_attr=self._set_study_attr)
+        self._run, self._uncut, self._store = run, uncut, store
+        self._before = {*self._cached_frozen_trial.distributions}  # suggested by an attempt before
+        self._steps: set[int] = set()
+        self._pruned = False
+
+    @property
+    def number(self) -> int:
+        """The number of the trial in its stage, as that of its run."""
+        return self._run.trial
+
+    @property
+    def system_attrs(self) -> dict[str, Any]:
+        """The system attributes, as Optuna had them before 5.0.
+
+        A trial that goes on in another process is a retry of itself to
+        `RetryFailedTrialCallback.retry_history`: so it finds the artifacts of the attempt before.
+        """
+        stored = self.storage.get_trial_system_attrs(self._trial_id)
+        if self._known is not None or self._run.attempt == 1:
+            return stored
+        return {**stored, "failed_trial": self.number, "retry_history": [self.number]}
+
+    def report(self, value: float, step: int) -> None:
+        """Reports by the run; that the trial is to be pruned, `should_prune` says."""
+        if self._pruned:
+            raise optuna.TrialPruned  # for an objective that has not asked
+        if (step := int(step)) in self._steps:
+            return  # as Optuna, which takes the first
+        self._steps.add(step)
+        try:
+            self._run(value, step)
+        except optuna.TrialPruned:
+            self._pruned = True
+
+    def should_prune(self) -> bool:
+        return self._pruned
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        _check_name("trial", key, OF_TRIALS)
+        with self._uncut():
+            super().set_user_attr(key, value)
+
+    def _set_study_attr(self, key: str, value: Any) -> None:
+        _check_name("study", key, OF_STUDIES)
+        with self._uncut():
+            optuna.Study.set_user_attr(self.study, key, value)
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name in self._cached_frozen_trial.distributions:
+            if name in self._before:
+                self._before.remove(name)
+                self._skip(name, distribution)
+            return super()._suggest(name, distribution)
+        with self._uncut():
+            _check_choices(name, distribution)
+            if self._known is None:
+                self._check_other_trials(name, distribution)
+            elif name not in self._known:
+                raise ValueError(
+                    f"the trial that is repeated has no parameter {name}, it has "
+                    f"{', '.join(self._known) or 'none'}; suggest what follows from those before"
+                )
+            value = super()._suggest(name, distribution)
+            if self._known is None:
+                self._store()
+        return value
+
+    def _skip(self, name: str, distribution: BaseDistribution) -> None:
+        """Draws what is known already, so that the sampler goes on as without a death."""
+        drawn = distribution.single() or self._is_fixed_param(name, distribution)
+        if not drawn and not self._is_relative_param(name, distribution):
+            trial = self._cached_frozen_trial
+            self.study.sampler.sample_independent(self.study, trial, name, distribution)
+
+    def _check_other_trials(self, name: str, distribution: BaseDistribution) -> None:
+        """Raises ValueError for what Optuna's own storage refuses, with the way out."""
+        for other in self.study.get_trials(deepcopy=False):
+            if (known := other.distributions.get(name)) is not None:
+                try:
+                    check_distribution_compatibility(known, distribution)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{name} is suggested as {distribution}, and in trial {other.number} as "
+                        f"{known}: {error} Give it another name where it is another parameter"
+                    ) from error
+                return
 
 
 @dataclass(frozen=True)
@@ -136,20 +226,6 @@ class Loop:
         OmegaConf.set_readonly(config, True)
         return config
 
-    def call(self, config: DictConfig, run: Run, make_trial: Callable[..., ObjectiveTrial]) -> Any:
-        """Calls the function, and returns what it returns.
-
-        Args:
-            make_trial: makes the trial of an objective of Optuna's, given the values of `params`.
-        """
-        called = how_called(self.function)
-        if called == WITH_CONFIG:
-            return self.function(config, run)
-        params = value_at(config, "params") or {}
-        if called == WITH_PARAMS:
-            return self.function(run, **params)
-        return self.function(make_trial(known=params, goals=self.goals, run=run))
-
     def values_of(self, returned: Any, run: Run) -> float:
         """Takes the value out of what a call has returned; further values are costs of the run."""
         names = [self.metric, *self.further]
@@ -189,6 +265,33 @@ class Loop:
                 "objective.test is given what run.keep keeps; call run.keep(net=…) before the "
                 "first epoch"
             )
+
+    def test(
+        self, function: Callable[..., Any], seed: int, states: dict[str, Any], part: Any
+    ) -> dict[str, float]:
+        """Calls `objective.test` for a trained loop, and returns its values, the metric first.
+
+        Args:
+            function: of `objective.test`.
+            states: that the training has kept; `run.keep` restores them.
+            part: the examples of the test set; None without `data`.
+
+        Raises:
+            NoWinner: it raises an exception, or returns something else.
+        """
+        context = RunContext(0, 1, TEST, 0, seed, ALONE.device)
+        run = Run(context, self.metric, lambda *_: None, saved={"kept": states})
+        try:
+            with seeded(seed), isolated_hydra(), keys_explained():
+                return _test_values(function(self.config_of(seed), run, part), self.metric)
+        except (Exception, SystemExit) as error:
+            raise NoWinner(
+                f"objective.test={self.config.objective.test}: {describe_error(error)}"
+                f"{place_of(error)}; mend it, and repeat the command with "
+                "study.accept_code_change=true, which keeps the search"
+            ) from error
+        finally:
+            run.close()
 
 
 @dataclass
@@ -309,10 +412,17 @@ class LoopObjective(Objective):
             )
             self._run, self._costs[position:] = run, [run.costs]
             try:
-                make = partial(ObjectiveTrial, self.suggesting, uncut=uncut, store=tell)
-                with own_world(), keys_explained():
+                make_trial = partial(
+                    ObjectiveTrial,
+                    self.suggesting,
+                    goals=loop.goals,
+                    run=run,
+                    uncut=uncut,
+                    store=tell,
+                )
+                with isolated_hydra(), keys_explained():
                     config, began = loop.config_of(job.seed), time.perf_counter()
-                    returned = loop.call(config, run, make)
+                    returned = UserFunction(loop.function).call(config, run, make_trial)
                 with self.ranks.deciding():
                     if ended_by or run.unfit is not None:
                         raise RuntimeError("the loop has caught what ends it")
@@ -441,3 +551,33 @@ class LoopObjective(Objective):
 
 class Unstopped(Stopping):
     """A `Stopping` that stops nothing, as that of a rank beside rank 0, which alone stops it."""
+
+
+def _test_values(returned: Any, metric: str) -> dict[str, float]:
+    """Takes the values out of what `objective.test` has returned, the metric first."""
+    values = dict(returned) if isinstance(returned, Mapping) else {metric: returned}
+    checked = {str(k): finite(v, f"returned {v!r} from objective.test") for k, v in values.items()}
+    if metric not in checked:
+        raise UndefinedMetric(
+            f"must return a number, or a dict with {metric}; got {', '.join(checked) or 'nothing'}"
+        )
+    return {metric: checked.pop(metric), **checked}
+
+
+def _refuse(name: str, *_: Any, **__: Any) -> None:
+    raise ValueError(f"trial.study.{name}: {REFUSED[name]}")
+
+
+def _check_name(what: str, key: str, ours: Sequence[str]) -> None:
+    if key in ours:
+        raise ValueError(f"{what}.set_user_attr: {key} is a name of ours; choose another")
+
+
+def _check_choices(name: str, distribution: BaseDistribution) -> None:
+    """Raises ValueError for choices that neither a database nor YAML gives back as they are."""
+    for choice in getattr(distribution, "choices", ()):
+        if not is_scalar(choice) or "${" in str(choice):
+            raise ValueError(
+                f"the choices of {name} must be strings without ${{, numbers, true, false or None; "
+                f"got {choice!r}; choose by a name, and look up what it stands for"
+            )

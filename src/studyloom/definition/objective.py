@@ -71,11 +71,13 @@ class Attempt:
     Args:
         stage: search, re-evaluation or retraining.
         folder: for the files of the trial alone, made when it is needed, until the trial has ended.
+        pauses: whether the pruner pauses trials, so that each must be able to resume.
     """
 
     number: int = 1
     stage: str = "search"
     folder: Path | None = None
+    pauses: bool = False
 
 
 class Objective:

@@ -1,4 +1,4 @@
-"""The primary config of a study that is asked in Python: what `studyloom.search` gets, as YAML.
+"""The primary config of a study that Python defines: what `studyloom.search` gets, as YAML.
 
 A config names classes and functions, so those need names: at the top level of a module, of a script
 or of a notebook. Tensors and arrays become files of the run directory, from where workers map them
@@ -29,14 +29,14 @@ from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
 from studyloom.data.split import make_folds
-from studyloom.definition.loop import WITH_TRIAL, how_called
 from studyloom.definition.sources import check_readable
+from studyloom.definition.user_functions import UserFunction
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
-from studyloom.pickled import MAIN, OWN, forget_objects, give
+from studyloom.pickled import MAIN, OWN, forget_objects, register_object
 from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
-from studyloom.user_code import find_member
+from studyloom.user_code import end_import, find_member
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
 READ_ARRAYS = "studyloom.data.read_arrays"
@@ -59,17 +59,17 @@ OF_LOOP = {"run", "config", "cfg", "trial", "model"}
 
 @dataclass
 class PythonStudy:
-    """A question that was asked in Python.
+    """A study definition that was written in Python.
 
     Attributes:
         sections: of a primary config.
         arrays: those that it names, by the path of their file.
-        said: what was decided for the user, in words.
+        notes: what was decided for the user, in words.
     """
 
     sections: dict[str, Any]
     arrays: dict[Path, Any] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def run_dir(self) -> Path:
@@ -87,7 +87,7 @@ class PythonStudy:
 def ask(
     subject: Callable[..., Any], space: Mapping[str, Any], data: Any, settings: Mapping[str, Any]
 ) -> PythonStudy:
-    """Returns the question of the arguments of `studyloom.search`.
+    """Reads the study definition from the arguments of `studyloom.search`.
 
     Args:
         settings: sections of a config, keys by their dotted names, and options of groups.
@@ -95,6 +95,7 @@ def ask(
     Raises:
         ConfigError: every mistake in them; the space and the values are checked with the config.
     """
+    end_import()
     forget_objects()
     name = getattr(subject, "__qualname__", type(subject).__name__)
     target = f"{getattr(subject, '__module__', '')}.{name}"
@@ -134,12 +135,12 @@ def ask(
             except OmegaConfBaseException as error:
                 mistakes.append(f"{key}: {describe_compose_error(error)}")
     sections: Any = OmegaConf.to_container(given)
-    asked = PythonStudy(sections)
+    study = PythonStudy(sections)
     mistakes += filter(None, [check_name(str(sections["study"]["name"]))])
     section = sections.setdefault("model" if trains else "objective", {})
     section["_target_"] = target
     if not trains and "direction" not in section:
-        if parameters and base is object and how_called(subject) == WITH_TRIAL:  # as in Optuna
+        if parameters and base is object and UserFunction(subject).takes_trial:  # as in Optuna
             section |= {"metric": section.get("metric", "value"), "direction": "minimize"}
         else:
             words = "; one that returns a network takes shape, outputs or classes"
@@ -152,15 +153,15 @@ def ask(
             options.setdefault(group, named[0])
     try:
         if data is not None or (trains and "data" not in settings):
-            _add_data(asked, options, data, trains=trains)
+            _add_data(study, options, data, trains=trains)
     except ConfigError as error:
         mistakes += error.mistakes
     refuse(mistakes)
     listed: list[Any] = [{group: option} for group, option in options.items()]
     if isinstance(sections.get("track"), list):
         listed += ["_self_", {"override /track": sections.pop("track")}]
-    asked.sections = {"defaults": ["studyloom", *listed], **sections}
-    return asked
+    study.sections = {"defaults": ["studyloom", *listed], **sections}
+    return study
 
 
 def _target_of(value: Any) -> Any:
@@ -182,7 +183,7 @@ def _plain(key: str, value: Any, mistakes: list[str]) -> Any:
         target = inner.get("_target_")
         return inner | target if isinstance(target, dict) else inner
     if key.startswith("data.") and (part := _as_dataset(value)) is not None:
-        return give(key, part)
+        return register_object(key, part)
     if isinstance(value, Sequence):
         return [_plain(f"{key}[{place}]", each, mistakes) for place, each in enumerate(value)]
     is_function = inspect.isroutine(value)
@@ -219,29 +220,32 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
 
 
 def _add_data(
-    asked: PythonStudy, options: dict[str, str | None], data: Any, *, trains: bool
+    study: PythonStudy, options: dict[str, str | None], data: Any, *, trains: bool
 ) -> None:
     """Adds the section of the data; raises ConfigError if they are nothing that we know."""
-    train, test = _divided(asked, data)
+    train, test = _divided(study, data)
     made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
-    own = asked.sections.get("data", {})
+    own = study.sections.get("data", {})
     in_pairs = (isinstance(p, TensorDataset) and len(p.tensors) == 2 for p in (train, test))
     if all(in_pairs) and "evaluate" not in own:
-        root = str(_add_arrays(asked, train.tensors, test.tensors))
+        root = str(_add_arrays(study, train.tensors, test.tensors))
         load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
         made |= {"_target_": "studyloom.data.Loaded", "load": load}
         if trains and train.tensors[1].is_floating_point():
             options.setdefault("loss", "mse")
-            asked.sections.setdefault("objective", {}).setdefault("metric", "rmse")
+            study.sections.setdefault("objective", {}).setdefault("metric", "rmse")
     else:
         made |= {"_target_": "studyloom.data.Datasets"}
-        made |= {"train": give("data.train", train), "test": give("data.test", test)}
-    asked.sections["data"] = made = {**made, **own}
+        made |= {
+            "train": register_object("data.train", train),
+            "test": register_object("data.test", test),
+        }
+    study.sections["data"] = made = {**made, **own}
     words = "training examples are held out to choose by (data.validation)"
-    asked.said.append(f"data: {made['validation']} {words}")
+    study.notes.append(f"data: {made['validation']} {words}")
 
 
-def _divided(asked: PythonStudy, data: Any) -> tuple[Any, Any]:
+def _divided(study: PythonStudy, data: Any) -> tuple[Any, Any]:
     """Returns the training and the test part as Datasets."""
     if (whole := _as_dataset(data)) is None:
         parts = data if isinstance(data, tuple | list) and len(data) == 2 else [data, None]
@@ -252,10 +256,10 @@ def _divided(asked: PythonStudy, data: Any) -> tuple[Any, Any]:
         _check_size("data.test", test, 1)
         return train, test
     _check_size("data", whole, 3)
-    count, seed = len(whole), asked.sections["study"].get("seed", 0)
+    count, seed = len(whole), study.sections["study"].get("seed", 0)
     sealed = max(1, count // SHARE)
     words = f"drawn by study.seed={seed}, are the test part"
-    asked.said.append(f"data: {sealed} of {count} examples, {words}")
+    study.notes.append(f"data: {sealed} of {count} examples, {words}")
     targets = whole.tensors[-1] if isinstance(whole, TensorDataset) else torch.zeros(count)
     first, second = make_folds(targets, 1, sealed, seed)[0]
     if isinstance(whole, TensorDataset):
@@ -294,7 +298,7 @@ def _tensor(value: Any) -> torch.Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _add_arrays(asked: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
+def _add_arrays(study: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
     """Adds the arrays of both parts; returns their folder, which is named after what they hold."""
     arrays = {
         f"{part}_{name}.npy": tensor.contiguous().numpy()
@@ -305,13 +309,13 @@ def _add_arrays(asked: PythonStudy, *parts: Sequence[torch.Tensor]) -> Path:
     for array in arrays.values():
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(array.data)
-    root = asked.run_dir / "data" / digest.hexdigest()[:12]
-    asked.arrays = {root / name: array for name, array in arrays.items()}
+    root = study.run_dir / "data" / digest.hexdigest()[:12]
+    study.arrays = {root / name: array for name, array in arrays.items()}
     return root
 
 
 def write_definition(run_dir: Path, folder: Path) -> Path:
-    """Writes what `search` asked in a run directory as a primary config; see `Study.to_yaml`."""
+    """Writes the definition of a run of `search` as a primary config; see `Study.to_yaml`."""
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if former is None or former.job.config_name != GIVEN:
         raise ConfigError(f"{run_dir}: its study is not one of studyloom.search; it has a config")

@@ -16,13 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from studyloom.data.split import Fold
+from studyloom.data.training_data import TrainingData
 from studyloom.definition.rule import Condition, Cost
 from studyloom.definition.sources import is_users_code
 from studyloom.errors import Infeasible, UndefinedMetric
+from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import digest_of, snapshot
@@ -61,6 +65,51 @@ class RunContext:
     train: Dataset[Any] | None = None
     valid: Dataset[Any] | None = None
     ranks: Ranks = ALONE
+
+
+@dataclass(frozen=True)
+class LoopJob:
+    """One call of a loop, with the number of a fold from 0 and a seed.
+
+    Args:
+        parts: makes what to train on and what to validate on; None without `data`.
+    """
+
+    fold: int
+    seed: int
+    parts: Callable[[], tuple[Dataset[Any], Dataset[Any]]] | None = None
+
+
+def loop_jobs(
+    config: DictConfig, data: TrainingData, seed: int, single: tuple[int, Fold | None] | None = None
+) -> list[LoopJob]:
+    """Returns the jobs of a trial: one for each fold and seed, or a single one.
+
+    The seed of the trial is that of its only job; those of several descend from it.
+
+    Args:
+        single: the seed and the fold of a single job, as candidates for the winner have.
+    """
+    if single is not None:
+        return [_loop_job(data, single[1], 0, single[0])]
+    folds: Sequence[Fold | None] = data.folds or [None]
+    seeds = config.objective.seeds
+    only = len(folds) == seeds == 1
+    return [
+        _loop_job(data, fold, position, seed if only else derive(seed, position, repeat))
+        for position, fold in enumerate(folds)
+        for repeat in range(seeds)
+    ]
+
+
+def _loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> LoopJob:
+    """Returns the call of a loop with one fold, if there are data, and one seed."""
+    if fold is None or data.split is None:
+        return LoopJob(position, seed)
+    split, (training, validation) = data.split, fold
+    return LoopJob(
+        position, seed, lambda: (split.part(training, to_train=True), split.part(validation))
+    )
 
 
 class Run:

@@ -7,15 +7,19 @@ A single size, as winner.yaml has it, is that of the rule: the search trains at 
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
 
-from studyloom.config.values import has_key, value_at
+from studyloom.config.overrides import explain_key
+from studyloom.config.values import has_key, value_at, with_values
+from studyloom.definition.sections import takes
 from studyloom.errors import ConfigError
+from studyloom.space.tree import Space
 from studyloom.text import as_yaml, nearest
+from studyloom.training.scaling import Scaling
 
 RULES, CHECKS = ("mup", "none"), ("verify", "end")
 OWN = {"rule": RULES, "check": CHECKS}  # keys of the section that are no sizes
@@ -68,6 +72,23 @@ class Scale:
             return {}
         return {key: size for key, size in self.small.items() if key not in PLAIN}
 
+    def mistakes(self, space: Space, typed: Collection[str], cfg: DictConfig) -> Iterator[str]:
+        """Yields why the sizes cannot be those of the search.
+
+        Args:
+            typed: the keys that the command line sets.
+        """
+        searched = {node.key for _, nodes in space.branches() for node in nodes}
+        groups = {group.key for group in space.groups()}
+        for key, size in self.searched.items():
+            if key in searched:
+                yield f"scale.{key}: the space searches {key}; leave it out of one of them"
+            elif key in typed and value_at(cfg, key) != size:
+                given = as_yaml(value_at(cfg, key))
+                yield f"scale.{key}: the search has {as_yaml(size)}; leave {key}={given} out"
+            elif key.partition(".")[0] not in groups and not takes(cfg, key):
+                yield f"scale.{explain_key(key, cfg)}"
+
     def between(self) -> dict[int, dict[str, Any]]:
         """Returns sizes of the network by how many times the small ones they are: 1, 2, 4 and 8.
 
@@ -116,6 +137,20 @@ def parse_scale(config: DictConfig) -> Scale | None:
         section.get("rule", "none"),
         section.get("check", "verify"),
     )
+
+
+def scaling_at(
+    config: DictConfig, make: Callable[[DictConfig], Callable[..., Any]]
+) -> Scaling | None:
+    """Returns how the network of a config follows the rule of `scale`; None at its base size.
+
+    Args:
+        make: returns what builds the network of a config, for its base size.
+    """
+    scale = parse_scale(config)
+    sizes = {} if scale is None else present(scale.rule_sizes, config)
+    other = {key: size for key, size in sizes.items() if value_at(config, key) != size}
+    return Scaling(make(with_values(config, other))) if other else None
 
 
 def present(sizes: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:

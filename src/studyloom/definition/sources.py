@@ -1,7 +1,7 @@
-"""The sources of a user's own code: a digest for each module, as a part of what a study asks.
+"""The sources of a user's own code: a digest for each module, as a part of a study definition.
 
 The digest is of the syntax tree without docstrings. Comments and formatting change no result, so
-that a formatter or a better comment does not make another question of a study.
+that a formatter or a better comment does not change a study definition.
 """
 
 import ast
@@ -14,6 +14,7 @@ import os
 import sys
 import sysconfig
 import textwrap
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -38,8 +39,8 @@ _first_digests: dict[str, tuple[Any, str]] = {}
 def code_digests(sections: Any) -> dict[str, str]:
     """Returns the digests of the modules of the user's own code in a config, by `code.MODULE`.
 
-    Installed packages, Python's own modules and studyloom are left out: an upgrade of these asks no
-    other question. So are modules that the named ones import. What a notebook or script defines is
+    Installed packages, Python's own modules and studyloom are left out: an upgrade of these changes
+    no definition. So are modules that the named ones import. What a notebook or script defines is
     named `code.__main__.NAME`, with the globals that it uses; see `main_globals`.
 
     Args:
@@ -238,6 +239,13 @@ def is_users_code(path: Path) -> bool:
     library = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")]
     elsewhere = {*INSTALLED}.intersection(path.parts)
     return not elsewhere and not any(path.is_relative_to(p) for p in (PACKAGE, *library))
+
+
+def place_of(error: BaseException) -> str:
+    """Returns file and line of the user's own code that an exception came through last, or ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename[:1] == "/" and is_users_code(Path(f.filename))]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def digest_of_source(source: bytes) -> str:

@@ -1,1 +1,1 @@
-"""The parts that need pip extras: a config or `plugins.py` names them; the core imports none."""
+"""Optional parts that a command or config reaches by name (`plugins.py`); nothing imports them."""

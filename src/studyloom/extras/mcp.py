@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from studyloom.extras import proposals
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
-from studyloom.views.charts import Block, Chart, Multiples, Table
 from studyloom.views.comparison import document, read_studies
-from studyloom.views.events import finite
-from studyloom.views.progress import JobReader
+from studyloom.views.figures import Block, Chart, Multiples, PageTable
+from studyloom.views.progress import JobReader, to_json
 from studyloom.views.report import read_report
 from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned
@@ -86,8 +85,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         the latest trials.
         """
         with opened(own) as [stored]:
-            told = proposals.ask(stored)
-        return plain(told | {"trials": told["trials"][-max(1, latest) :]})
+            asked = proposals.ask(stored)
+        return plain(asked | {"trials": asked["trials"][-max(1, latest) :]})
 
     @server.tool()
     def propose(point: dict[str, Any], why: str = "") -> dict[str, Any]:
@@ -102,8 +101,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     def status() -> dict[str, Any]:
         """Tells how far the search is: trials by state, the best, workers, the time left."""
         with opened(own) as [stored]:
-            told = status_document(read_status(stored))
-            return plain(told | ({"answer": None} if is_sealed(stored) else {}))
+            shown = asdict(status_document(read_status(stored)))
+            return plain(shown | ({"answer": None} if is_sealed(stored) else {}))
 
     @server.tool(annotations=reading)
     def compare() -> dict[str, Any]:
@@ -116,10 +115,10 @@ def make_server(arguments: Any) -> MCPServer[Any]:
                 "studyloom mcp RUN_DIR OTHER_RUN_DIR"
             )
         with opened(*arguments.run_dirs) as studies:
-            told = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
-            for each in told["studies"] if is_sealed(studies[0]) else ():
+            compared = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
+            for each in compared["studies"] if is_sealed(studies[0]) else ():
                 each |= dict.fromkeys(SEALED)
-            return plain(told)
+            return plain(compared)
 
     @server.tool(annotations=reading)
     def report() -> str:
@@ -130,14 +129,14 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     return server
 
 
-def plain(told: dict[str, Any]) -> dict[str, Any]:
+def plain(found: dict[str, Any]) -> dict[str, Any]:
     """Returns a document as `--json` prints it."""
-    document: dict[str, Any] = json.loads(json.dumps(finite(told), default=str))
+    document: dict[str, Any] = json.loads(to_json(found))
     return document
 
 
 def is_sealed(stored: StoredStudy) -> bool:
-    """Whether trials of the search are still to come, so that no test value may be told."""
+    """Whether trials of the search are still to come, so that no test value may be shown."""
     return JobReader(stored).read().stages[0].left > 0
 
 
@@ -163,7 +162,7 @@ def _lines(block: Block) -> Iterator[str]:
             yield from lines
         case page.Facts(rows):
             yield from (f"{name}: {value}" for name, value in rows)
-        case page.Cards(cards):
+        case page.NumberCards(cards):
             yield from (f"{each.title}: {each.value} {each.aside} ({each.note})" for each in cards)
         case page.Bars(shares):
             yield from (f"{name}: {share:.0%}" for name, share in shares)
@@ -171,7 +170,7 @@ def _lines(block: Block) -> Iterator[str]:
             yield f"{title} {remark}"
             for inner in blocks:
                 yield from _lines(inner)
-        case Table(head, rows, words):
+        case PageTable(head, rows, words):
             yield from aligned(
                 [[one_line(str(cell)) for cell in row] for row in (head, *rows)], words
             )

@@ -6,7 +6,6 @@ file, and is never shown.
 """
 
 import importlib
-import json
 import logging
 import queue
 import shlex
@@ -20,10 +19,9 @@ from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
-from studyloom.views.events import finite
-from studyloom.views.progress import Progress, describe_result, eta_words, stage_words
-from studyloom.views.snapshot import format_trial_values
-from studyloom.views.terminal import format_parameters
+from studyloom.views.progress import Progress, to_json
+from studyloom.views.snapshot import format_parameters, format_trial_values
+from studyloom.winner.result import short_words
 
 BEST_INTERVAL = 900.0  # seconds between two notices of a new best
 COMMAND_LIMIT = 60.0  # seconds that a command may take
@@ -67,7 +65,7 @@ class Notices:
             self._best, self._told_at = best.number, time.monotonic()
             subject = f"best {progress.search.metric} {format_trial_values(best)}"
             found = f"trial {best.number}: {format_parameters(best.params)}"
-            body = f"{found}\n{stage_words(progress)}, {eta_words(progress)}"
+            body = f"{found}\n{progress.stage_words}, {progress.eta_words}"
             value = (best.values or [None])[0]
             self._put(progress, subject, body, trial=best.number, value=value, params=best.params)
 
@@ -80,7 +78,7 @@ class Notices:
         progress = self._before
         if progress is not None:
             answer = progress.answer
-            words = stage_words(progress) if answer is None else describe_result(answer)
+            words = progress.stage_words if answer is None else short_words(answer)
             subject = words if code == 0 else f"ended with exit code {code}"
             told = {"exit_code": code, "reason": reason, "answer": answer}
             self._put(progress, subject, reason or words, **told)
@@ -155,7 +153,7 @@ def send(target: str, notice: dict[str, Any]) -> str | None:
         return None if taken else "the service has not taken the notice"
     done = subprocess.run(
         [*shlex.split(target), subject],
-        input=json.dumps(finite(notice), default=str).encode(),
+        input=to_json(notice).encode(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         timeout=COMMAND_LIMIT,

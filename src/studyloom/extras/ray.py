@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studyloom.environment import PREFIX, WORKER
+from studyloom.environment import PREFIX, TRACEBACKS, WORKER
 from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
@@ -27,7 +27,7 @@ from studyloom.study.stopping import Stop
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
 # The beginnings of the variables that a worker inherits.
-INHERITED = (PREFIX, "PYTHONPATH", "HYDRA_FULL_ERROR")
+INHERITED = (PREFIX, "PYTHONPATH", TRACEBACKS.name)
 
 
 @dataclass

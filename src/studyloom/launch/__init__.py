@@ -6,7 +6,18 @@ only through the database. The process that started a worker renews the lease of
 
 from typing import Any
 
-__all__ = ["Join", "Local", "forks", "line", "local", "ranks", "supervisor", "task"]
+__all__ = [
+    "Join",
+    "Local",
+    "forks",
+    "line",
+    "local",
+    "process",
+    "ranks",
+    "search",
+    "supervisor",
+    "task",
+]
 
 
 def __getattr__(name: str) -> Any:

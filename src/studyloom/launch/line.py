@@ -25,10 +25,12 @@ class Line:
     """The worker's end of a line; its `is_asked` is what `study.stopping.Stop` asks.
 
     Args:
-        descriptor: of the socket; None if nobody has started this process.
+        descriptor: of the socket; None if no launcher has started this process.
+        lingers: whether this process lives on once its command has ended.
     """
 
-    def __init__(self, descriptor: int | None = None) -> None:
+    def __init__(self, descriptor: int | None = None, *, lingers: bool = False) -> None:
+        self._lingers = lingers
         self._socket = None if descriptor is None else socket.socket(fileno=descriptor)
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
@@ -80,8 +82,8 @@ class Line:
         return True
 
     def say(self, word: str, more: object = "") -> None:
-        """Tells the launcher that this process is `unable`, has `claimed`, has `ended`, or how it
-        `died`; with what belongs to it.
+        """Sends the launcher a word with its value: this process has `claimed` a slot, has `ended`
+        with an exit code, or `died` of something.
         """
         if self._socket is not None:
             with contextlib.suppress(OSError):  # the launcher has ended
@@ -109,7 +111,7 @@ class Line:
         finally:
             code = code & 255 if isinstance(code, int) else int(code is not None)
             self.say("ended", code)
-            if self._socket is not None:
+            if not self._lingers:
                 timer = threading.Timer(LINGER, os._exit, [code])
                 timer.daemon = True
                 timer.start()

@@ -29,7 +29,7 @@ from studyloom.error_display import wants_tracebacks
 from studyloom.errors import ConfigError
 from studyloom.launch.line import Line
 from studyloom.launch.supervisor import WorkerExit
-from studyloom.launch.task import Command, launcher_class
+from studyloom.launch.task import Command
 from studyloom.pickled import passed_to_child
 from studyloom.processes import end_with
 from studyloom.study.stopping import Stop
@@ -45,20 +45,23 @@ TIME_TO_FAIL = 10.0  # seconds in which rank 0 may record that exception
 DEADLINE = timedelta(days=30)  # of one exchange: a rank that waits for a long epoch is no fault
 
 
-def start_ranks(cfg: DictConfig, command: Command, line: Line, train: Train) -> "Peers":
-    """Starts the other ranks of this process; in one of them it trains, and does not return.
+def start_ranks(
+    cfg: DictConfig, command: Command, line: Line, train: Train, launcher: Any
+) -> "Peers":
+    """Starts the other ranks of this process; in such a rank, trains and does not return.
 
     Args:
         line: to the process that started this one.
         train: takes part in what rank 0 leads.
+        launcher: the class of the launcher of a command.
     """
     if (mark := RANK.take()) is not None:
         count, descriptor, parent = map(int, mark.split())
         _train(Ranks(int(os.environ["RANK"]), count, [Connection(descriptor)]), parent, train)
-    joins = command.is_worker or getattr(launcher_class(cfg), "starts_ranks", False)
-    launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
-    count = launcher.get("ranks", 1)  # a wrong number is reported elsewhere
-    if type(count) is not int or count <= 1 or not joins or cfg.study.dry_run:
+    leads = command.is_worker or getattr(launcher, "starts_ranks", False)
+    section = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
+    count = section.get("ranks", 1)  # a wrong number is reported elsewhere
+    if type(count) is not int or count <= 1 or not leads or cfg.study.dry_run:
         return Peers(line)
     # Bound here: any other process could take a port that was only looked up, and PyTorch's store
     # would listen to other hosts too.
@@ -199,4 +202,4 @@ class Peers:
             words = f"rank {rank} of the worker ended with {WorkerExit(code)}"
             self._line.say("died", words)
             os.write(2, f"{words}; this process ends too\n".encode())
-            os._exit(1)
+            os._exit(128 + signal.SIGKILL)  # so a SLURM task starts the worker again

@@ -16,9 +16,9 @@ from studyloom.study.stopping import Stop
 
 STOPS = {signal.Signals(number).name for number in Stop.SIGNALS}
 RESTARTS = 3  # of a worker that dies before it claims a slot; then it is not started again
-# The same of one that signals of others end while it starts: of an administrator, or of a daemon
-# that wants memory back.
-SIGNALLED = 30
+# Restarts of a worker that a signal from outside kills while it starts: from an administrator, or
+# from a daemon that frees memory.
+RESTARTS_AFTER_SIGNAL = 30
 POLL = 0.1  # seconds between looks at the workers
 LOG_LINES = 12  # of a worker that died, in the error message
 log = logging.getLogger(__name__)
@@ -165,8 +165,8 @@ class Supervisor:
             return
         death = f"the trial took longer than study.trial_timeout={limit:g} s"
         workers = self._by_id()
-        # Asked again after each kill, which may take seconds: the others may have ended their
-        # trials meanwhile and have begun new ones.
+        # Queried again after each kill, which may take seconds: the other workers may have ended
+        # their trials meanwhile and have begun new ones.
         while overdue := self.task.ledger.overdue([*workers], limit + 1.0):
             worker = workers.pop(overdue[0].owner)
             worker.kill()
@@ -197,12 +197,12 @@ class Supervisor:
             return
         worker.failures = 0 if held or "claimed" in said else worker.failures + 1
         refused = "claimed" not in said and said.get("ended") == "2"  # so would the next one
-        limit = SIGNALLED if released or worker_exit.signal in STOPS else RESTARTS
+        limit = RESTARTS_AFTER_SIGNAL if released or worker_exit.signal in STOPS else RESTARTS
         if not refused and worker.failures <= limit:
             worker.start()
 
     def _last_log_lines(self) -> str:
-        """Returns an error message with the end of the log of the worker that died most often."""
+        """Returns an error message with the last log lines of the worker that died most often."""
         worker = max(self.workers, key=lambda worker: worker.failures)
         lines = worker.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         head = f"workers die before they claim a trial; the end of {worker.log}:"

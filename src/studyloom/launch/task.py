@@ -1,10 +1,10 @@
-"""The arguments of every launcher: the task, the command of a worker, and the renewal of leases."""
+"""What every launcher gets: the task of its workers, their command, and the renewal of leases."""
 
-import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +14,20 @@ from omegaconf import DictConfig
 
 from studyloom.config.build import find_target
 from studyloom.config.overrides import Override
+from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.errors import ConfigError, StorageLost
-from studyloom.processes import running_beside
+from studyloom.plugins import load_plugin
+from studyloom.processes import Stopwatch, running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
+from studyloom.study.stage import SEARCH, Stage, Stages
 from studyloom.study.stopping import Stop
+from studyloom.study.strategy import Strategy
+from studyloom.study.trial_files import TrialFiles
+from studyloom.study.warm_start import WarmStarts
+from studyloom.study.worker import Worker
 
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
@@ -96,6 +104,107 @@ class Task:
         return self.run_dir / "logs"
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """The objects that a config describes; `data` is on this process's device.
+
+    Args:
+        starts: the points that are tried first.
+        trackers: of the section `track`, by name.
+    """
+
+    definition: Definition
+    strategy: Strategy
+    launcher: "Launcher"
+    data: TrainingData
+    url: str
+    run_dir: Path
+    starts: WarmStarts
+    trackers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTask(Task):
+    """The work on an opened study: the open trials of all its stages."""
+
+    prepared: Prepared
+    stages: Any
+
+
+def make_task(
+    prepared: Prepared,
+    stages: Stages,
+    command: Command,
+    *,
+    on_claim: Callable[[], None] = lambda: None,
+    fork_server: Any = None,
+) -> StudyTask:
+    """Makes the task of a launcher: the open trials of all stages.
+
+    Args:
+        on_claim: called when this process has claimed a slot.
+    """
+    config, stored = prepared.definition.config, next(iter(stages)).stored
+    limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
+
+    def work(stop: Stop) -> None:
+        stopwatch = Stopwatch.since(command.age())
+        for stage in stages:
+            search, checkpoints = stage.title == SEARCH, None
+            if config.checkpoints.dir is not None:
+                checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
+                checkpoints.mkdir(parents=True, exist_ok=True)
+            tracking: Any = nullcontext(lambda trial: None)
+            if search and prepared.trackers:
+                track = load_plugin("track_trials")
+                tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
+            with tracking as on_end:
+                worker = Worker(
+                    definition=stage.source,
+                    strategy=stage.strategy,
+                    stored=stage.stored,
+                    data=prepared.data,
+                    stopping=stop,
+                    checkpoints=checkpoints,
+                    limits=limits,
+                    weights=stage.weights,
+                    watch=stopwatch,
+                    on_claim=on_claim,
+                    stage=stage.title,
+                    pausing=lambda: stop.paused,
+                    on_end=on_end,
+                )
+                worker.run(stage.trials)
+            if stop():
+                return
+
+    def halted() -> bool:
+        *_, stage = stages
+        return stage.stored.halted() is not None
+
+    return StudyTask(
+        prepared=prepared,
+        stages=stages,
+        work=work,
+        todo=stages.todo,
+        ledger=stored.ledger,
+        run_dir=prepared.run_dir,
+        limits=limits,
+        name=stored.name,
+        fork_server=fork_server,
+        command=command,
+        halted=halted,
+    )
+
+
+def remove_left_files(config: DictConfig, search: Stage) -> None:
+    """Removes the files of trials whose worker died after their end."""
+    folder = config.checkpoints.dir
+    if folder is not None:
+        files = TrialFiles(Path(folder), search.stored.name, search.source.seed)
+        files.remove_left(search.stored.trials, search.source.space)
+
+
 class Launcher(Protocol):
     """Starts the workers of a task.
 
@@ -129,12 +238,12 @@ class Launcher(Protocol):
 
 def launcher_class(cfg: DictConfig) -> Any:
     """Returns what a config names as its launcher; None if that is wrong, as `prepare` reports."""
-    with contextlib.suppress(ConfigError):
+    with suppress(ConfigError):
         return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
     return None
 
 
-@contextlib.contextmanager
+@contextmanager
 def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iterator[None]:
     """Renews the leases of the workers that live now, in a thread, while the body runs."""
 
@@ -142,7 +251,7 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
         while not end.wait(task.limits.lease / RENEWALS):
             # A lock may keep only this from being written. If the database stays away, it is for
             # the body to say so.
-            with contextlib.suppress(StorageLost):
+            with suppress(StorageLost):
                 task.ledger.renew_for([*worker_ids()], task.limits.lease)
 
     with running_beside(renew):

@@ -12,7 +12,7 @@ from studyloom.errors import refuse
 from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import is_scalar, nearest, shorten
 
-# The kinds of leaves, with the keys that each may have beside its own and `start`.
+# The kinds of leaves, with the keys that each may have in addition to its own and `start`.
 KEYS: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
     "float": ("log", "step"),
@@ -227,7 +227,7 @@ class _Parser:
 
 
 def _find_conflicts(space: Space) -> Iterator[str]:
-    """Finds the leaves whose key is also decided by a leaf beside them, or outside their option."""
+    """Finds the leaves whose key is also decided by a leaf next to them or outside their option."""
     branches = [*space.branches()]
     for choices, leaves in branches:
         above = [others for chosen, others in branches if chosen.items() < choices.items()]

@@ -49,7 +49,7 @@ def List(item: Range, length: int | str | Range, *, start: Sequence[Any] | None 
     """Returns a list of values: `List(Int(16, 512, log=True), length=Int(1, 3))`.
 
     Args:
-        length: a number, a range, or the name of a list beside it that is as long.
+        length: a number, a range, or the name of another list that is as long.
         start: the list of the baseline.
     """
     return {"list": item, "length": length} | ({} if start is None else {"start": start})

@@ -15,7 +15,7 @@ from studyloom.errors import ConfigError
 from studyloom.space.tree import LARGEST_GRID, Point, Space
 
 DRAWS = 10_000  # of a space that is not enumerated, until a point is found
-SLOT = "slot"  # as in storage.attributes, which this room may not import
+SLOT = "slot"  # as in storage.attributes, which this layer may not import
 
 
 class GridSampler(BaseSampler):
@@ -51,7 +51,7 @@ class GridSampler(BaseSampler):
         return self._point_of(trial).distributions
 
     def _point_of(self, trial: FrozenTrial) -> Point:
-        """The slot, since numbers have holes where other programs have added or deleted trials."""
+        """Returns the point of a trial's slot: other programs may leave holes in the numbers."""
         return self.points[int(trial.user_attrs.get(SLOT, trial.number))]
 
     def sample_relative(

@@ -133,8 +133,8 @@ class Point:
     trial: BaseTrial | None = field(default=None, compare=False)
 
 
-class Relation(Protocol):
-    """A relation between parameters, written as in `space.where`."""
+class Where(Protocol):
+    """A relation between hyperparameters that must hold, as one of `space.where`."""
 
     @property
     def names(self) -> frozenset[str]: ...
@@ -151,7 +151,7 @@ class Space:
     """
 
     nodes: tuple[Node, ...]
-    relations: tuple[Relation, ...] = ()
+    relations: tuple[Where, ...] = ()
 
     def breach(self, params: Mapping[str, Any]) -> str | None:
         """Says which relation a point with these parameters breaks: "breaks …"; None for none."""

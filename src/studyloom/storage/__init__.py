@@ -8,9 +8,9 @@ URL. SQLAlchemy and Optuna's private parts are imported in this room, and torch 
 __all__ = [
     "attributes",
     "database",
-    "embedded_server",
     "ledger",
     "optuna_internals",
+    "reach",
     "sql",
     "trial_buffer",
     "urls",

@@ -31,9 +31,8 @@ from studyloom.errors import ClaimLost, StorageError, StorageLost
 from studyloom.processes import host_id, is_alive, running_beside, worker_id
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, LARGEST, SLOT
-from studyloom.storage.database import LEASE, RENEWALS, RetryingStorage, execute, read
+from studyloom.storage.database import LEASE, RENEWALS, RetryingStorage, call_state, execute, read
 from studyloom.storage.optuna_internals import TrialIntermediateValueModel
-from studyloom.storage.retry import call_state
 from studyloom.storage.sql import REPORTS, TRIALS, USER_ATTRIBUTES
 from studyloom.storage.urls import without_password
 from studyloom.text import format_ranges
@@ -226,7 +225,7 @@ def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that this worker holds, and what happened to its previous holders."""
+    """A worker's claim on a slot, and what happened to the previous holders of the slot."""
 
     slot: int
     token: int  # the number of claims on the slot so far, this one included
@@ -234,7 +233,7 @@ class Claim:
     deaths: int = 0  # the number of claims on the slot that ended with their worker
     death: str | None = None  # how the last of those ended
     fatal: bool = False  # the trial must not be tried again
-    over: bool = False  # the trial is paused for good: it is only told so
+    ends_pruned: bool = False  # its trial, which is paused, only ends: it goes no further
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ class HeldClaim(NamedTuple):
 FRESH, OPEN, OWN, HELD, DONE = "fresh", "open", "own", "held", "done"
 
 
-class Report(NamedTuple):
+class RungReport(NamedTuple):
     """The report of a trial at a rung: its first at the rung's step or later."""
 
     step: int
@@ -278,7 +277,7 @@ class Standing:
     slot: int
     state: str
     last: int | None = None  # the last step that it has reported
-    reports: Mapping[int, Report] = field(default_factory=dict)  # at each rung it has come to
+    reports: Mapping[int, RungReport] = field(default_factory=dict)  # at each rung it has come to
     exempt: bool = False  # the baseline, which always goes on to its end
     costs: Mapping[str, float] = field(default_factory=dict)  # by the names that were asked for
 
@@ -287,7 +286,7 @@ class Next(NamedTuple):
     """The slot that is claimed next."""
 
     slot: int
-    over: bool = False  # its trial is only told how it ended: it goes no further
+    ends_pruned: bool = False  # its trial, which is paused, only ends: it goes no further
 
 
 class Order(Protocol):
@@ -348,12 +347,12 @@ MARKED = (
 def _read_standings(
     connection: sa.Connection, order: Order, of: Mapping[str, Any], slots: Sequence[int]
 ) -> dict[int, Standing]:
-    """Reads all of some slots but their state."""
+    """Reads how far the trials of some slots have come, but not the states of the slots."""
     asked = {**of, "slots": json.dumps(slots), "names": [BASELINE, *order.costs]}
     value_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
-    reported = defaultdict[int, list[Report]](list)
+    reported = defaultdict[int, list[RungReport]](list)
     for slot, step, *value in connection.execute(REPORTED, asked):
-        reported[slot].append(Report(step, value_of(*value)))
+        reported[slot].append(RungReport(step, value_of(*value)))
     marks = defaultdict[int, dict[str, Any]](dict)
     for slot, name, stored in connection.execute(MARKED, asked):
         marks[slot][name] = json.loads(stored)
@@ -385,7 +384,7 @@ class Ledger:
     uuid: str
     # What was last read of each slot, and the token that it had; -1 if a worker held it. Of 1 000
     # slots this saves nine tenths of the time.
-    _known: dict[int, tuple[int, Standing]] = field(
+    _cached_standings: dict[int, tuple[int, Standing]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -397,8 +396,11 @@ class Ledger:
     def _study(self) -> dict[str, Any]:
         return sql.study(self.study_id, self.uuid)
 
+    def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
+        return read(self.storage, lambda connection: connection.execute(query, self._study).all())
+
     def extend(self, trials: int) -> bool:
-        """Gives the study at least `trials` slots; says if some were missing."""
+        """Adds the missing ones of the first `trials` slots; returns whether there were any."""
         existing = sa.select(SLOTS.c.slot).where(self._mine)
 
         def insert(connection: sa.Connection) -> bool:
@@ -419,7 +421,7 @@ class Ledger:
         begun: bool = False,
         order: Order | None = None,
     ) -> Claim | None:
-        """Takes a slot, one with a trial first.
+        """Claims a slot, one with a trial first.
 
         A worker holds one slot at a time. If it holds one already, the answer to its claim was lost
         on the way from the database, and it takes that slot again.
@@ -440,17 +442,17 @@ class Ledger:
             # Before the slot is chosen, so that slots and trials are in the same order.
             sql.lock_study(connection, self.study_id, self.uuid)
             of = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
-            over = False
+            ends_pruned = False
             if order is not None:
                 standings = self._standings(connection, owner, trials, order)
                 if (chosen := order.choose(standings, closed=begun)) is None:
                     return None
-                of["chosen"], over = chosen
+                of["chosen"], ends_pruned = chosen
             row = connection.execute(_claiming(begun, order is not None), of).one_or_none()
             if row is None:
                 return None
             slot, token, trial_id, deaths, death, fatal, filled = row
-            claim = Claim(slot, token, trial_id, deaths, death, bool(fatal), over)
+            claim = Claim(slot, token, trial_id, deaths, death, bool(fatal), ends_pruned)
             if make is None or (claim.trial_id and sql.parse_slot(filled) == claim.slot):
                 return claim
             if claim.trial_id is not None:
@@ -466,7 +468,7 @@ class Ledger:
         return execute(self.storage, take)
 
     def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
-        """Extends a claim, in one transaction with whatever else there is to write.
+        """Extends a claim, and writes further rows of its trial in the same transaction.
 
         Args:
             write: Writes further rows of the claim's trial; it must bear being called twice.
@@ -495,9 +497,11 @@ class Ledger:
         write: WriteRows | None,
         **values: object,
     ) -> bool:
-        """Runs a statement that updates no row if the claim no longer holds, and writes more rows.
+        """Updates the row of a claim, and writes further rows if the claim still holds.
 
-        Afterwards the slot is in a state.
+        Args:
+            statement: Updates no row if the claim no longer holds.
+            state: Of the slot afterwards.
         """
         own = self._study | {"own_slot": claim.slot, "own_token": claim.token}
 
@@ -519,7 +523,7 @@ class Ledger:
         return execute(self.storage, work)
 
     def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
-        """Reads where the first slots stand, as for a claim."""
+        """Reads how far the trials of the first slots have come, as `claim` does."""
         return read(self.storage, lambda c: self._standings(c, owner, trials, order))
 
     def _standings(
@@ -528,16 +532,17 @@ class Ledger:
         of = {"study": self.study_id, "trials": trials, "me": owner}
         rows = connection.execute(STATES, of).all()
         # Nobody reports for a slot that is not held, and who takes it gives it another token.
+        cached = self._cached_standings
         changed = [
             slot
             for slot, _, token, rests in rows
-            if not rests or slot not in self._known or self._known[slot][0] != token
+            if not rests or slot not in cached or cached[slot][0] != token
         ]
         read = _read_standings(connection, order, of, changed)
         standings = []
         for slot, state, token, rests in rows:
-            standing = replace(read.get(slot) or self._known[slot][1], state=state)
-            self._known[slot] = (token if rests else -1, standing)
+            standing = replace(read.get(slot) or cached[slot][1], state=state)
+            cached[slot] = (token if rests else -1, standing)
             standings.append(standing)
         return standings
 
@@ -558,10 +563,7 @@ class Ledger:
         """
         fatal: sa.ColumnElement[Any] = sa.literal(0)
         if overdue is not None:
-            of = (SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
-            same = sa.and_(
-                *(column == value for column, value in zip(of, overdue[1:], strict=True))
-            )
+            same = sa.and_(*(SLOTS.c[name] == value for name, value in overdue._asdict().items()))
             fatal = sa.case((same, 1), else_=0)
         statement = (
             sa.update(SLOTS)
@@ -586,11 +588,9 @@ class Ledger:
 
     def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
         """Selects the claims of workers that are older than `limit` seconds."""
-        columns = (SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
+        columns = [SLOTS.c[name] for name in HeldClaim._fields]
         query = sa.select(*columns).where(_held_by(workers), clock() - SLOTS.c.since > limit)
-        return read(
-            self.storage, lambda connection: [HeldClaim(*row) for row in connection.execute(query)]
-        )
+        return [HeldClaim(*row) for row in self._rows(query)]
 
     def todo(self, trials: int, *, begun: bool = False) -> int:
         """Counts which of the first `trials` slots are not done; or only those with a trial."""
@@ -602,7 +602,7 @@ class Ledger:
             for condition in (HAS_TRIAL, HAS_NONE)
         )
         query = sa.select(begun_slots if begun else begun_slots + fresh_slots, sql.IS_STUDY)
-        number, found = read(self.storage, lambda c: c.execute(query, self._study).one())
+        ((number, found),) = self._rows(query)
         if not found:
             raise sql.study_deleted()
         return int(number)
@@ -610,8 +610,8 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """Counts the slots that are free, held and done."""
         query = sa.select(SLOTS.c.state, sa.func.count()).where(self._mine).group_by(SLOTS.c.state)
-        rows = read(self.storage, lambda connection: connection.execute(query).all())
-        return {"free": 0, "held": 0, "done": 0} | {str(state): int(n) for state, n in rows}
+        counts = {str(state): int(number) for state, number in self._rows(query)}
+        return {"free": 0, "held": 0, "done": 0} | counts
 
     def held(self, *, testing: bool = False) -> list[HeldSlot]:
         """Lists the slots that workers hold, in the order of their ids; or who tests the winner."""
@@ -622,9 +622,7 @@ class Ledger:
             .where(SLOTS.c.study_id == self.study_id, which, IS_HELD)
             .order_by(SLOTS.c.owner)
         )
-        return read(
-            self.storage, lambda connection: [HeldSlot(*row) for row in connection.execute(query)]
-        )
+        return [HeldSlot(*row) for row in self._rows(query)]
 
     @contextmanager
     def testing(self) -> Iterator[Store]:
@@ -637,7 +635,7 @@ class Ledger:
             A function that stores an attribute of a study of the database, by its id; it raises
             StorageError, and stores nothing, if another command has taken over the lease.
         """
-        me, lease, told = worker_id(os.getpid()), self.storage.retry.deadline + LEASE, False
+        me, lease, announced = worker_id(os.getpid()), self.storage.retry.deadline + LEASE, False
         of = {"study": self.study_id, "trials": LARGEST, "chosen": TEST_SLOT, "slot": TEST_SLOT}
 
         def take(connection: sa.Connection) -> Claim | None:
@@ -648,8 +646,8 @@ class Ledger:
 
         while (claim := execute(self.storage, take)) is None:
             self.record_gone()
-            for held in () if told else self.held(testing=True):
-                told, words = True, "waiting for %s, which tests the winner, for %g s at most"
+            for held in () if announced else self.held(testing=True):
+                announced, words = True, "waiting for %s, which tests the winner, for %g s at most"
                 log.warning(words, held.owner, lease)
             time.sleep(LOOK)
 
@@ -688,29 +686,29 @@ class NoLedger(Ledger):
 
 
 def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
-    """Selects in every study of the database: a worker goes from one stage of a run to the next."""
+    """Selects the slots of workers, in every study: a worker goes from one stage to the next."""
     return sa.and_(SLOTS.c.owner.in_(workers), IS_HELD)
 
 
 # What others have changed
 
 
-class Entry(NamedTuple):
-    """The state that a slot should have: free or done, and with which trial."""
+class SlotEntry(NamedTuple):
+    """Describes a slot as it should be: free or done, and its trial."""
 
     slot: int
     state: str
     trial_id: int | None
 
 
-def enter(connection: sa.Connection, study_id: int, entries: Sequence[Entry]) -> None:
-    """Writes rows of the ledger; whoever holds one of the slots has lost it."""
+def enter(connection: sa.Connection, study_id: int, entries: Sequence[SlotEntry]) -> None:
+    """Writes the rows of some slots; a worker that holds one of them loses it."""
     if entries:
         connection.execute(ENTRY, [{"study": study_id, **entry._asdict()} for entry in entries])
 
 
-def untouched(connection: sa.Connection, study_id: int, trials: int) -> list[int]:
-    """Returns which of the first `trials` slots no worker has held yet, and no trial has."""
+def never_claimed(connection: sa.Connection, study_id: int, trials: int) -> list[int]:
+    """Lists which of the first `trials` slots no worker has claimed, and no trial fills."""
     query = sa.select(SLOTS.c.slot).where(OF_STUDY, IS_OPEN, HAS_NONE, SLOTS.c.token == 0)
     of = {"study": study_id, "trials": trials}
     return [*connection.execute(query.order_by(SLOTS.c.slot), of).scalars()]
@@ -722,7 +720,7 @@ def clear(connection: sa.Connection, study_id: int) -> None:
 
 
 def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
-    """Mends a ledger that differs from the trials, and extends it to `trials` slots.
+    """Repairs a ledger that differs from the trials, and extends it to `trials` slots.
 
     Returns:
         Whether they differed, see `compare`, or slots were missing.
@@ -749,7 +747,7 @@ def compare(ledger: Ledger, *, mend: bool = False) -> str | None:
     leased = sa.and_(IS_HELD, SLOTS.c.expires > clock())
     query = sa.select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(ledger._mine)
 
-    def work(connection: sa.Connection) -> list[Entry]:
+    def work(connection: sa.Connection) -> list[SlotEntry]:
         sql.lock_study(connection, ledger.study_id, ledger.uuid)
         rows = {row[0]: row for row in connection.execute(query.with_for_update())}
         trials = _by_slot(sql.heads(connection, ledger.study_id))
@@ -757,7 +755,7 @@ def compare(ledger: Ledger, *, mend: bool = False) -> str | None:
         for slot in sorted({*rows, *trials}):
             trial = trials.get(slot)
             done = trial is not None and trial.state.is_finished()
-            entry = Entry(slot, "done" if done else "free", trial and trial.trial_id)
+            entry = SlotEntry(slot, "done" if done else "free", trial and trial.trial_id)
             _, state, trial_id, is_leased = rows.get(slot, (slot, "missing", None, False))
             states = ["done"] if done else ["free", "held"]
             agrees = trial_id == entry.trial_id and state in states

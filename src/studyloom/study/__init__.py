@@ -1,7 +1,7 @@
-"""The study: what happens to a question, slot by slot, in the database.
+"""The study: the trials of a definition, slot by slot, in the database.
 
-A worker claims a slot, makes its trial and runs it; its Reporter carries the claim from each epoch
-to the commit. What decides (promotion, the early end) is a function of what is stored.
+A worker claims a slot, makes its trial and runs it; its Reporter stores each epoch, and renews the
+claim. What decides (promotion, the early end) is a function of what is stored.
 """
 
 __all__ = [
@@ -9,16 +9,21 @@ __all__ = [
     "earlier_studies",
     "early_end",
     "failures",
+    "held_trial",
     "opening",
+    "placement",
     "promotion",
     "provenance",
-    "replay",
     "reporter",
-    "rows",
-    "stage_name",
+    "sampling",
+    "search",
+    "slots",
+    "stage",
     "stopping",
     "stored_study",
-    "tracking",
+    "strategy",
+    "trial_files",
+    "trial_source",
     "warm_start",
     "worker",
 ]

@@ -14,8 +14,7 @@ import msgspec
 
 from studyloom.errors import CompressError, Halted, NoWinner, StorageLost, UserError
 from studyloom.storage.attributes import ANSWERED, JOB, STAGES
-from studyloom.study.stage_name import StageName
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StageName, StoredStudy
 
 SMALL = "compressed"  # in the result in short: the compressed winner
 

@@ -1,4 +1,4 @@
-"""Earlier studies: which are found, and which of their points are good together.
+"""EarlierStudy studies: which are found, and which of their points are good together.
 
 A portfolio is a few points of several studies. A point was tried in one of them, and its rank in
 the others is not known; there it is estimated from the ranks of the points that were tried nearby.
@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.runs import read_run
@@ -25,10 +23,8 @@ from studyloom.config.values import describe_error
 from studyloom.errors import StorageError, StorageLost
 from studyloom.files import is_own
 from studyloom.storage import sql
-from studyloom.storage.attributes import UUID
 from studyloom.storage.database import read, untrusted
-from studyloom.storage.embedded_server import folder_of, serve
-from studyloom.storage.urls import parse_url, without_password
+from studyloom.storage.urls import folder_of, parse_url, serve, without_password
 from studyloom.study.opening import differences, open_only_study, open_study, study_names
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
@@ -40,25 +36,24 @@ MOST_OF_ALL = 10.0  # seconds after which no further one is read
 PATIENCE = 2.0  # seconds until a line says what a command waits for
 SCAN = 0.5  # seconds for the names of what lies next to a run directory
 MOST_NOTES = 5  # about studies that are left out
-BANDWIDTH = 0.25  # of nearness, as a root mean square over parameters whose ranges are [0, 1]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierStudy:
     """An earlier study, as it was read.
 
     Attributes:
         label: names it for people, without a password: "runs/earlier".
         ranked: the trials that may be taken, the best first; the others are `behind`.
-        uuid: tells whether two sources are one study; None if another program made it.
+        uuid: tells whether two sources are one study; "" if another program made it.
     """
 
     label: str
     ranked: Sequence[FrozenTrial]
     behind: Sequence[FrozenTrial] = ()
     open: int = 0
-    uuid: str | None = None
+    uuid: str = ""
 
 
 def source_label(source: str) -> str:
@@ -69,7 +64,7 @@ def source_label(source: str) -> str:
     return f"{without_password(parse_url(url))}#{name}".removesuffix("#")
 
 
-def read_earlier(source: str) -> Earlier:
+def read_earlier(source: str) -> EarlierStudy:
     """Reads an earlier study that a user names.
 
     Args:
@@ -89,7 +84,7 @@ def read_earlier(source: str) -> Earlier:
         return _as_earlier(stored, label, math.inf if own else MOST_TRIALS)
 
 
-def _as_earlier(stored: StoredStudy, label: str, most: float) -> Earlier:
+def _as_earlier(stored: StoredStudy, label: str, most: float) -> EarlierStudy:
     """Reads the trials of a study, unless there are more than so many."""
     where = {"study": stored.ledger.study_id}
     count = read(stored.ledger.storage, lambda c: c.execute(sql.COUNT, where).scalar_one())
@@ -100,23 +95,23 @@ def _as_earlier(stored: StoredStudy, label: str, most: float) -> Earlier:
     behind = [t for t in stored.trials() if t.number not in numbers and t.state in judged]
     counts = stored.ledger.counts()
     left = counts["free"] + counts["held"]
-    return Earlier(label, ranked, behind, left, stored.optuna.user_attrs.get(UUID))
+    return EarlierStudy(label, ranked, behind, left, stored.ledger.uuid)
 
 
 @dataclass
-class Remembered:
+class EarlierStudies:
     """The finished studies of a database, and of the run directories beside a folder.
 
     Nothing that they hold is executed, and no server is started: a run directory with an embedded
     one is read if `study.from` names it.
 
     Args:
-        question: what the study that begins asks, by config key. Whatever study asks the same is
+        definition: that of the study that begins, by config key. A study of the same definition is
             left out: to go on with that is to resume it.
     """
 
     definition: Mapping[str, Any] = field(default_factory=dict)
-    studies: list[Earlier] = field(default_factory=list)
+    studies: list[EarlierStudy] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _left_out: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)  # UUIDs
@@ -153,7 +148,7 @@ class Remembered:
             self.notes.append(f"study.from={AUTO}: {more} more are left out")
 
     def _look(self, url: str, name: str, label: str) -> None:
-        """Reads a study, if it is a finished one of ours that asks another question."""
+        """Reads a study, if it is a finished one of ours with another definition."""
         if url in self._unreachable:
             return
         try:
@@ -162,33 +157,30 @@ class Remembered:
             self._unreachable.add(url)
             raise
         with contextlib.closing(stored):
-            uuid, definition = stored.optuna.user_attrs.get(UUID), stored.definition()
-            if (
-                uuid in self._seen
-                or definition is None
-                or not differences(definition, self.definition)
-            ):
+            uuid, definition = stored.ledger.uuid, stored.definition()
+            if uuid in self._seen or not definition or not differences(definition, self.definition):
                 return
-            self._seen.add(str(uuid))
+            self._seen.add(uuid)
             counts = stored.ledger.counts()
-            if counts["free"] or counts["held"]:
-                return
-            self.studies.append(_as_earlier(stored, label, MOST_TRIALS))
+            if not counts["free"] and not counts["held"]:
+                self.studies.append(_as_earlier(stored, label, MOST_TRIALS))
 
 
-def find_earlier(url: str, name: str, run_dir: Path, definition: Mapping[str, Any]) -> Remembered:
-    """Finds the earlier studies for `study.from=auto`; see `Remembered`.
+def find_earlier(
+    url: str, name: str, run_dir: Path, definition: Mapping[str, Any]
+) -> EarlierStudies:
+    """Finds the earlier studies for `study.from=auto`; see `EarlierStudies`.
 
     It waits for a thread, so that a Ctrl-C is heard whatever that reads.
     """
-    remembered = Remembered(definition)
-    search = threading.Thread(target=remembered.search, args=(url, name, run_dir), daemon=True)
+    found = EarlierStudies(definition)
+    search = threading.Thread(target=found.search, args=(url, name, run_dir), daemon=True)
     search.start()
     search.join(PATIENCE)
     if search.is_alive():
         log.warning("study.from=auto: reads earlier studies, for at most %g s", MOST_OF_ALL)
         search.join()
-    return remembered
+    return found
 
 
 def _siblings(run_dir: Path) -> list[Path]:
@@ -219,111 +211,31 @@ def offer_earlier(run_dir: Path) -> list[str]:
     return [f"{lie} next to {run_dir}: {fits}"] if holds else []
 
 
-@dataclass(frozen=True)
-class EarlierStudy:
-    """The results of an earlier study, in the space of the study that begins.
-
-    Args:
-        points: (trials, parameters); a number in [0, 1] for each parameter, or the index of its
-            choice if it is categorical; NaN where the trial does not have the parameter.
-        scores: (trials,) the rank of each trial in its study: near 1 for the best, 0 for the worst.
-        eligible: (trials,) whether the point of a trial may be chosen.
-    """
-
-    points: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    eligible: NDArray[np.bool_]
-
-
-def rank_scores(ranked: int, behind: int) -> NDArray[np.float64]:
-    """Scores the trials of a study by rank, so that studies of different scales can be compared.
-
-    A trial of n has the share of the others, and half of itself, that it beats. So the best of
-    forty has 0.99, and one that was alone has 0.5: it shows little.
-
-    The trials `behind` those with a rank are all equally bad, such as pruned ones.
-    """
-    places = np.concatenate([np.arange(ranked) + 0.5, np.full(behind, ranked + behind / 2)])
-    return np.asarray(1.0 - places / max(1, ranked + behind))
-
-
-def choose_points(
-    studies: Sequence[EarlierStudy], categorical: NDArray[np.bool_], count: int
-) -> list[tuple[int, int]]:
-    """Chooses points of earlier studies, each adding most to those before it.
-
-    The greedy choice maximises the mean over studies of the best score that a chosen point has
-    there. What score a point has in a study is known as a distribution only, `scores_nearby`; so it
-    is the expected best score. That is submodular, so the greedy choice comes within 1 - 1/e of the
-    best set (Nemhauser, Wolsey and Fisher, 1978). Auto-sklearn 2.0 makes portfolios of
-    configurations so, from a matrix of all of them on all tasks (Feurer et al., 2022,
-    arXiv:2007.04074).
+def read_named(
+    wanted: Any, begun: Sequence[str], mistakes: list[str], notes: list[str]
+) -> tuple[list[str], list[EarlierStudy]]:
+    """Reads the earlier studies that `study.from` names, each once.
 
     Returns:
-        The study and the trial of each point, in the order in which they are to be tried; none
-        twice, and fewer than `count` if there are no more.
+        The label of each, and the studies but those that have begun.
     """
-    candidates = [
-        (number, int(trial))
-        for number, study in enumerate(studies)
-        for trial in np.flatnonzero(study.eligible)
-    ]
-    if not candidates:
-        return []
-    points = np.stack([studies[number].points[trial] for number, trial in candidates])
-    nearby = [scores_nearby(points, study, categorical) for study in studies]
-    below = [np.ones(len(steps)) for _, steps in nearby]  # that no chosen point is as good
-    left = np.ones(len(candidates), dtype=bool)
-    chosen: list[tuple[int, int]] = []
-    while left.any() and len(chosen) < count:
-        gains = sum(
-            at_least @ (steps * rest) for (at_least, steps), rest in zip(nearby, below, strict=True)
-        )
-        place = int(np.where(left, gains, -np.inf).argmax())
-        chosen.append(candidates[place])
-        below = [
-            rest * (1 - at_least[place]) for (at_least, _), rest in zip(nearby, below, strict=True)
-        ]
-        left &= squared_distances(points, points[[place]], categorical)[:, 0] > 0
-    return chosen
-
-
-def scores_nearby(
-    points: NDArray[np.float64], study: EarlierStudy, categorical: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimates the scores that points have in a study: those of its trials, by their nearness.
-
-    The weights are those of Nadaraya and Watson (1964), also at points that the study has tried: a
-    trial's own rank owes much to the luck of its seed.
-
-    Returns:
-        (points, trials) the probability that a point is as good as a trial, for the trials in the
-        order of their scores, the best first; (trials,) by how much the score of a trial is above
-        the next one's.
-    """
-    order = np.argsort(-study.scores, kind="stable")
-    scores = study.scores[order]
-    distances = squared_distances(points, study.points[order], categorical)
-    nearest = distances.min(axis=1, keepdims=True, initial=np.inf)
-    weights = np.exp((nearest - distances) / (2 * BANDWIDTH**2))
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights.cumsum(axis=1), scores - np.append(scores[1:], 0.0)
-
-
-def squared_distances(
-    one: NDArray[np.float64], other: NDArray[np.float64], categorical: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Measures how far points, (a, parameters), are from others, (b, parameters).
-
-    Returns:
-        (a, b) means of the squared differences over the parameters that either point has. It is 1
-        where only one has the parameter, and where the choices differ.
-    """
-    sums, counts = np.zeros((len(one), len(other))), np.zeros((len(one), len(other)))
-    for column, choice in enumerate(categorical):
-        a, b = one[:, column, None], other[None, :, column]
-        lacks_a, lacks_b = np.isnan(a), np.isnan(b)
-        difference = (a != b).astype(float) if choice else (a - b) ** 2
-        sums += np.where(lacks_a & lacks_b, 0.0, np.where(lacks_a | lacks_b, 1.0, difference))
-        counts += ~(lacks_a & lacks_b)
-    return np.asarray(sums / np.maximum(counts, 1.0))
+    labels: list[str] = []
+    studies: dict[str, EarlierStudy] = {}
+    for source in wanted if isinstance(wanted, list) else [wanted]:
+        try:
+            if not isinstance(source, str) or source in ("", AUTO):
+                raise ValueError(
+                    "must be run directories or URLs of databases, or auto alone, which looks for "
+                    f"earlier studies itself; got {source!r}"
+                )
+            labels.append(source_label(source))
+            if labels[-1] in (*begun, *labels[:-1]):
+                continue
+            earlier = read_earlier(source)
+        except ValueError as error:
+            mistakes += [f"study.from: {line}" for line in getattr(error, "mistakes", [str(error)])]
+            continue
+        if earlier.open:
+            notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
+        studies.setdefault(earlier.uuid or source, earlier)
+    return labels, [*studies.values()]

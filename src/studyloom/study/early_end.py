@@ -4,7 +4,7 @@ The answer is a pure function of the stored trials and of the bounds that are st
 so no worker is the master. Once further trials are expected to gain too little, that is stored too:
 trials under way, which run to their end, may change the estimate, but not what was decided.
 
-What is expected of the rest is told by the values so far. The best of n exponential values grows by
+The values so far tell what is to be expected of the rest. The best of n exponential values grows by
 σ·(1/(n+1) + … + 1/N) on the way to N, and σ is the mean distance of the best j values from the next
 one (A. Rényi, "On the theory of order statistics", Acta Mathematica Hungarica 4, 1953). The largest
 of other values behave alike if their tail is that of an exponential or normal distribution, and
@@ -29,7 +29,6 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.metrics import ideal_of
 from studyloom.storage.attributes import BOUNDS, ENDED, MADE, SLOT, TIMES
 from studyloom.study import failures
-from studyloom.study.stage_name import owner_of
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value
 
@@ -285,7 +284,7 @@ def look_ahead(stored: StoredStudy) -> Outlook:
 
     It decides nothing: who only looks at a study changes nothing.
     """
-    if owner_of(stored.name) is not None:
+    if stored.is_stage:
         return Outlook()
     bounds = read_bounds(stored)
     if not bounds.trials:  # another program has made the study

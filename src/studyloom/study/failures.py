@@ -1,10 +1,10 @@
-"""The limits of trials; why one failed, for people and for the sampler; and how many failed so.
+"""The limits of trials, and why trials failed, for people and for the sampler.
 
 Importing this module imports no torch: `studyloom status` uses it.
 """
 
 import traceback
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one trial failed. Its words have no passwords, since they are stored and told on.
+    """Why one trial failed. Its words have no passwords, since they are stored and printed.
 
     Args:
         reason: for people, as the error says it; mostly one line.
@@ -133,9 +133,9 @@ class FailureCount:
 
     def by_reason(self) -> dict[str, list[FrozenTrial]]:
         """Returns the trials by their reason, in the order in which the reasons first occurred."""
-        trials: dict[str, list[FrozenTrial]] = {}
+        trials = defaultdict[str, list[FrozenTrial]](list)
         for trial in self.trials:
-            trials.setdefault(reason_of(trial) or NO_REASON, []).append(trial)
+            trials[reason_of(trial) or NO_REASON].append(trial)
         return trials
 
 
@@ -153,16 +153,12 @@ def outcome(trial: FrozenTrial) -> str:
 
 def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
     """Counts the failed trials by kind, the most frequent kind first."""
-    failed = [trial for trial in trials if outcome(trial) == "failed"]
-    counts = Counter(_kind(trial) for trial in failed)
-    return [
-        FailureCount(kind, [trial for trial in failed if _kind(trial) == kind])
-        for kind, _ in counts.most_common()
-    ]
-
-
-def _kind(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get(FAILURE, UNEXPLAINED))
+    failed = defaultdict[str, list[FrozenTrial]](list)
+    for trial in trials:
+        if outcome(trial) == "failed":
+            failed[str(trial.user_attrs.get(FAILURE, UNEXPLAINED))].append(trial)
+    counts = (FailureCount(kind, of_kind) for kind, of_kind in failed.items())
+    return sorted(counts, key=lambda count: -count.count)
 
 
 def reason_of(trial: FrozenTrial) -> str | None:

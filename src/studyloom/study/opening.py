@@ -1,6 +1,6 @@
 """Creates a study in its database, and opens one that is there.
 
-A study is identified by its question: the same name with another question is refused.
+A study is identified by its definition: the same name with another definition is refused.
 """
 
 import uuid
@@ -47,8 +47,7 @@ from studyloom.storage.ledger import (
 from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
-from studyloom.study.stage_name import owner_of
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, owner_of
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
 
@@ -60,13 +59,13 @@ def check_definition(
     *,
     accept_code_change: bool = False,
 ) -> Mapping[str, Any]:
-    """Checks that a study asks a question, and returns what to store of it.
+    """Checks that a study has a definition, and returns what to store of it.
 
     Args:
         accept_code_change: whether the user's own code may be another than before.
 
     Raises:
-        DefinitionError: the study asks another question, or another program has made it.
+        DefinitionError: the study has another definition, or another program has made it.
     """
     if was is None:
         raise DefinitionError(
@@ -104,7 +103,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _as_moved(value: Any, key: str = "") -> Any:
-    """Returns a part of a question with each `_target_` at its present path."""
+    """Returns a part of a definition with each `_target_` at its present path."""
     if isinstance(value, Mapping):
         return {name: _as_moved(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -116,7 +115,7 @@ def _as_moved(value: Any, key: str = "") -> Any:
 
 
 def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
-    """Makes the error that shows how the question of a study differs from what is asked."""
+    """Makes the error that shows how the definition of a study differs from the present one."""
     way_out = "go back to that question, or give this one another name: study.name=…"
     if all(change.startswith(CODE) for change in changes):
         way_out = (

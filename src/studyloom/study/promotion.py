@@ -101,7 +101,7 @@ class Promotion(BasePruner):
         began: the epoch of the lowest rung as the study began, 0 without rungs; None of a new one.
     """
 
-    pauses = True  # so that a question has its loops keep what they go on from
+    pauses = True  # so that a study has its loops keep what they resume from
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Promotion(BasePruner):
         self.reduction_factor, self.brackets = reduction_factor, brackets
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Returns False: a trial that goes no further is told so once that is certain."""
+        """Returns False: the order ends a trial once it is certain that it goes no further."""
         return False
 
     def order(self, goals: Sequence[Goal]) -> "PromotionOrder":
@@ -134,7 +134,7 @@ class Promotion(BasePruner):
         return PromotionOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
 
     def check(self, definition: Definition) -> list[str]:
-        """Returns every reason why the trials of a question cannot be paused."""
+        """Returns every reason why the trials of a definition cannot be paused."""
         config, mistakes = definition.config, []
         ways = "or choose another pruner, such as pruner=asha"
         if config.checkpoints.dir is None:
@@ -207,7 +207,7 @@ class Unpruned(NopPruner):
 class PromotionOrder:
     """The order in which slots are claimed, from what the stored trials have reported.
 
-    First comes a trial that can no longer be promoted whatever happens, to be told so; then the
+    First comes a trial that can no longer be promoted whatever happens, to be ended; then the
     best to promote, the highest rung first; then a trial that a worker has handed back, and then a
     new one. Trials are told by slot: of equal values the earlier slot is the better one. A trial of
     which a value or a cost is NaN or unknown is promoted never.
@@ -256,11 +256,11 @@ class PromotionOrder:
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
         """Returns the slot to claim; see `storage.ledger.Order`."""
-        over = self.hopeless(standings, closed=closed)
+        over = self.unpromotable(standings, closed=closed)
         if (own := next((s.slot for s in standings if s.state == OWN), None)) is not None:
             return Next(own, own in over)
         if over:
-            return Next(min(over), over=True)
+            return Next(min(over), ends_pruned=True)
         if promotable := [] if closed else self.promotable(standings):
             return Next(promotable[0])
         for state in (OPEN,) if closed else (OPEN, FRESH):
@@ -269,8 +269,8 @@ class PromotionOrder:
                 return Next(slot)
         return None
 
-    def goes_on(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
-        """Whether a trial that has come to a rung is the next to promote, so that it just goes on.
+    def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
+        """Whether a trial that has come to a rung is the next to promote, and so is not paused.
 
         Its standing is OWN.
         """
@@ -298,7 +298,7 @@ class PromotionOrder:
             ]
         return [slot for *_, slot in sorted(found)]
 
-    def hopeless(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
+    def unpromotable(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
         """Returns the slots of paused trials that will not be promoted, whatever is yet to come.
 
         At a rung no more trials will have reported than have by now, and those that may still get

@@ -1,12 +1,20 @@
-"""A study as it is in its database: what it asks, its trials, and which of them are best."""
+"""A study as it is in its database: its definition, its trials, and which of them are best."""
 
-from collections.abc import Callable, Iterator
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
+from html import escape
 from itertools import zip_longest
-from typing import Any
+from typing import Any, overload
 
+import msgspec
 import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -14,32 +22,87 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.definition.rule import Condition, Rule, parse_rule
 from studyloom.definition.sources import code_of
 from studyloom.errors import ConfigError, Halted, UndefinedObjective
-from studyloom.metrics import COSTS, Direction, Goal
+from studyloom.metrics import COSTS, Goal
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
     BASELINE,
     CODE_CHANGES,
+    COLUMNS,
     EPOCHS,
     FAILURE,
     FORMER_SLOT,
     HALTED,
+    MADE,
+    PROPOSED,
     QUESTION,
     REASON,
     RULE,
     SLOT,
+    STANDARD_ERROR,
     TEST_OPENINGS,
+    TIMES,
     UUID,
+    WORKER,
 )
 from studyloom.storage.database import Connection, read
 from studyloom.storage.ledger import Ledger, Store, reconcile
-from studyloom.storage.sql import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
-from studyloom.study.failures import UNDEFINED
-from studyloom.study.stage_name import StageName, owner_of
-from studyloom.text import mask_passwords, one_line
+from studyloom.study.failures import UNDEFINED, outcome, reason_of
+from studyloom.text import mask_passwords, one_line, printable, without_formula
 
-CONSTRAINTS = "objective.constraints."  # how the keys of the limits of costs begin
+CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
 SEARCH, REEVALUATION, RETRAINING = "search", "re-evaluation", "retraining"
+CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
+SHOWN = 100  # rows in a notebook
+STAGE_NAME = re.compile(
+    r"(?P<study>[^/]*)/(?P<title>[\w-]+) "
+    r"(?P<trials>\d+)-(?P<top>\d+)-(?P<seeds>\d+)(?: (?P<details>.*))?"
+)
+
+
+@dataclass(frozen=True)
+class StageName:
+    """Names the study of a later stage by all that its trainings depend on.
+
+    It is STUDY/TITLE TRIALS-TOP-SEEDS, followed by what else changes the trainings, such as a rule:
+    `mnist/re-evaluation 40-5-3 max accuracy where parameters <= 10000`.
+
+    Args:
+        study: the name of the search.
+        trials: the budget of the search.
+        top: how many trials of the search are candidates, beside the baseline.
+        seeds: how many seeds each candidate is trained with.
+        details: what else changes the trainings; "" for nothing.
+    """
+
+    study: str
+    title: str
+    trials: int
+    top: int
+    seeds: int
+    details: str = ""
+
+    def __str__(self) -> str:
+        numbers = f"{self.trials}-{self.top}-{self.seeds}"
+        return f"{self.study}/{self.title} {numbers} {self.details}".rstrip()
+
+    def with_detail(self, detail: str) -> "StageName":
+        return replace(self, details=f"{self.details} {detail}".lstrip())
+
+    @classmethod
+    def parse(cls, name: str) -> "StageName | None":
+        """Reads the name of a study; None if it is not that of a later stage."""
+        match = STAGE_NAME.fullmatch(name)
+        return None if match is None else msgspec.convert(match.groupdict(""), cls, strict=False)
+
+
+def owner_of(name: str) -> str | None:
+    """Returns the study whose later stage has this name; None if it is the name of a search.
+
+    No name that a user gives has a slash.
+    """
+    owner, slash, _ = name.partition("/")
+    return owner if slash else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +137,9 @@ class StoredStudy:
         Of a study of plain Optuna these are all trials, without attributes that look like ours.
         """
         trials = self.optuna.get_trials(deepcopy=False)
-        return [*filter(self._counts, trials)] if self.ours else [*map(without_ours, trials)]
+        return (
+            [*filter(self._counts, trials)] if self.ours else [*map(sql.without_reserved, trials)]
+        )
 
     def lock_trials(self, connection: Connection) -> list[FrozenTrial]:
         """Reads the trials that fill slots; until the commit nobody makes another."""
@@ -82,14 +147,14 @@ class StoredStudy:
         sql.lock_study(connection, ledger.study_id, ledger.uuid)
         heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
         trials = sql.read_light(connection, heads)
-        return [trial for trial in trials if is_slot(trial.user_attrs.get(SLOT))]
+        return [trial for trial in trials if sql.is_slot(trial.user_attrs.get(SLOT))]
 
     def reconcile(self, trials: int) -> bool:
         """Mends and extends the ledger, see `ledger.reconcile`; returns whether it had to."""
         return reconcile(self.ledger, self.name, trials)
 
     def _counts(self, trial: FrozenTrial) -> bool:
-        return not self.ours or is_slot(trial.user_attrs.get(SLOT))
+        return not self.ours or sql.is_slot(trial.user_attrs.get(SLOT))
 
     def uncounted(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """Returns the other trials, which are kept, but neither counted nor compared.
@@ -106,6 +171,11 @@ class StoredStudy:
         """Whether studyloom has created the study."""
         return self.definition() is not None
 
+    @property
+    def is_stage(self) -> bool:
+        """Whether it is the study of a later stage, and no search."""
+        return owner_of(self.name) is not None
+
     def halted(self) -> str | None:
         """Returns why the study has stopped itself, without passwords; None if it has not."""
         (reason,) = self.attributes(HALTED)
@@ -117,8 +187,8 @@ class StoredStudy:
         if reason is None:
             return
         undefined = any(
-            attributes.get(FAILURE) == UNDEFINED and attributes.get(REASON) == reason
-            for attributes in (trial.user_attrs for trial in self.trials())
+            trial.user_attrs.get(FAILURE) == UNDEFINED and trial.user_attrs.get(REASON) == reason
+            for trial in self.trials()
         )
         raise (UndefinedObjective if undefined else Halted)(f"{prefix}{mask_passwords(reason)}")
 
@@ -128,13 +198,11 @@ class StoredStudy:
         names = self.optuna.metric_names or [
             f"value {n}" if n else "value" for n, _ in enumerate(self.optuna.directions)
         ]
-        directions: list[Direction] = [
-            "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
-            for direction in self.optuna.directions
-        ]
         # Another program may have named them with line breaks.
-        named = zip(map(one_line, map(str, names)), directions, strict=True)
-        return tuple(Goal(name, way) for name, way in named)
+        return tuple(
+            Goal(one_line(str(name)), "maximize" if way == StudyDirection.MAXIMIZE else "minimize")
+            for name, way in zip(names, self.optuna.directions, strict=True)
+        )
 
     @property
     def metric(self) -> str:
@@ -186,7 +254,7 @@ class StoredStudy:
         keys = [key for key in self.definition() or {} if key.startswith(CONSTRAINTS)]
         return (*COSTS, *(key.removeprefix(CONSTRAINTS) for key in keys))
 
-    def known(self, trial: FrozenTrial) -> dict[str, float]:
+    def values_by_name(self, trial: FrozenTrial) -> dict[str, float]:
         """Returns the values of a complete trial and its other costs, by name."""
         attributes = {name: trial.user_attrs.get(name) for name in self.cost_names}
         costs = {
@@ -217,7 +285,7 @@ class StoredStudy:
                 yield study, StageName.parse(study.study_name)
 
     def test_openings(self) -> int:
-        """Returns how often the test part was opened."""
+        """Returns how often the test set was used."""
         return int(self.attributes(TEST_OPENINGS)[0] or 0)
 
     def count_test_opening(self, store: Store) -> None:
@@ -229,18 +297,18 @@ class StoredStudy:
         return code_of(self.definition() or {})
 
     def definition(self) -> dict[str, Any] | None:
-        """Returns the question of the study, by config key; None for a study of another program."""
+        """Returns the study definition, by config key; None for a study of another program."""
         return self.attributes(QUESTION)[0]  # type: ignore[no-any-return]
 
     def code_changes(self) -> list[dict[str, Any]]:
         """Returns the accepted changes of code: what is `changed`, `from` which trial on."""
         return list(self.optuna.user_attrs.get(CODE_CHANGES, []))
 
-    def state(self, rule: Rule | None) -> None:
+    def store_rule(self, rule: Rule | None) -> None:
         """Stores how the best trial is chosen from now on; None for the default rule."""
-        stated = None if rule is None else str(rule)
-        if self.attributes(RULE) != [stated]:
-            self.optuna.set_user_attr(RULE, stated)
+        words = None if rule is None else str(rule)
+        if self.attributes(RULE) != [words]:
+            self.optuna.set_user_attr(RULE, words)
 
     def attributes(self, *names: str) -> list[Any]:
         """Reads attributes of the study as they are now; None for each that it has not."""
@@ -265,7 +333,7 @@ class StoredStudy:
         rule = self.rule() if rule is None else rule
         satisfying = [
             (rule.rank(values), self.costs(trial), trial.number, trial)
-            for trial, values in ((trial, self.known(trial)) for trial in self.feasible())
+            for trial, values in ((trial, self.values_by_name(trial)) for trial in self.feasible())
             if rule.holds(values)
         ]
         return [trial for *_, trial in sorted(satisfying)]
@@ -276,15 +344,26 @@ def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
     return None if trial is None or trial.values is None else float(trial.values[goal])
 
 
+def read_curve(trial: FrozenTrial) -> dict[str, list[Any]]:
+    """Returns the learning curve of a trial by column, of which `number` and `value` are two.
+
+    Until the trial has ended or come to a rung these are the steps that it reported, and that
+    Optuna's pruners and dashboard read; then those of each epoch, of whatever jobs in turn. Empty
+    if it has reported nothing.
+    """
+    columns: dict[str, list[Any]] = trial.user_attrs.get(EPOCHS) or {}
+    if not columns and trial.intermediate_values:
+        numbers, values = zip(*sorted(trial.intermediate_values.items()), strict=True)
+        columns = {"number": [*numbers], "value": [*values]}
+    return columns
+
+
 def epochs(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-    """Yields the learning curve of a trial, each epoch by its columns; else what it has reported.
+    """Yields the learning curve of a trial, each epoch by its columns.
 
     A value may be None where another epoch has one.
     """
-    columns = trial.user_attrs.get(EPOCHS) or {
-        "number": sorted(trial.intermediate_values),
-        "value": [value for _, value in sorted(trial.intermediate_values.items())],
-    }
+    columns = read_curve(trial)
     for epoch in zip_longest(*columns.values()):
         yield dict(zip(columns, epoch, strict=True))
 
@@ -298,3 +377,172 @@ def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
     study = optuna.load_study(study_name=name, storage=stored.storage)
     ledger = Ledger(stored.ledger.storage, study_id, study.user_attrs.get(UUID, ""))
     return StoredStudy(name, stored.storage, study, ledger)
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Mapping[str, Any]]):
+    """Rows of equal columns: what studyloom returns in place of a DataFrame without pandas.
+
+    Args:
+        cells: the cells of each row, in the order of the columns; None for a missing value.
+    """
+
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Any, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self._row(cells) for cells in self.cells[index]]
+        return self._row(self.cells[index])
+
+    def _row(self, cells: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(self.columns, cells, strict=True))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Returns a dict for each row."""
+        return [self._row(cells) for cells in self.cells]
+
+    def _repr_html_(self) -> str:
+        """The rows as a table in a notebook; whatever is in a cell is shown as text."""
+        head = "".join(f"<th>{_as_html(name)}</th>" for name in self.columns)
+        lines = [
+            "".join(f"<td>{_as_html(cell)}</td>" for cell in cells) for cells in self.cells[:SHOWN]
+        ]
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        more = len(self.cells) - SHOWN
+        note = f"<p>and {more} more</p>" if more > 0 else ""
+        return f"<table><tr>{head}</tr>{body}</table>{note}"
+
+
+def _as_html(cell: Any) -> str:
+    return "" if cell is None else escape(printable(str(cell)))
+
+
+def trial_rows(stored: StoredStudy) -> Rows:
+    """Returns a row for each trial of a study, by number.
+
+    The columns are number, state (complete, pruned, failed, paused, running or waiting), value,
+    parameters as params.NAME, standard_error (of the value, over several jobs), started, seconds,
+    epochs, worker, baseline, proposed_by, failure and reason. If trials have several values, a
+    column values.NAME for each takes the place of value.
+    """
+    trials, goals = stored.trials(), stored.goals
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    values = ["value"] if len(goals) == 1 else [f"values.{goal.name}" for goal in goals]
+    columns = ("number", "state", *values, *map(column_of, names))
+    columns += (STANDARD_ERROR, "started", "seconds", "epochs", WORKER, BASELINE)
+    columns += ("proposed_by", FAILURE, REASON)
+    cells = (
+        (
+            trial.number,
+            outcome(trial),
+            *(trial.values or [None] * len(goals)),
+            *(trial.params.get(name) for name in names),
+            trial.user_attrs.get(STANDARD_ERROR),
+            trial.datetime_start,
+            seconds_spent(trial),
+            epochs_of(trial),
+            trial.user_attrs.get(WORKER),
+            BASELINE in trial.user_attrs,
+            proposer_of(trial),
+            trial.user_attrs.get(FAILURE),
+            reason_of(trial),
+        )
+        for trial in trials
+    )
+    return Rows(columns, tuple(cells))
+
+
+def column_of(name: str) -> str:
+    """Returns the column of a hyperparameter, params.NAME; that of a loop is named so already."""
+    return f"params.{name.removeprefix('params.')}"
+
+
+def proposer_of(trial: FrozenTrial, key: str = "by") -> str | None:
+    """Returns by whom, or `why`, a trial was proposed; None if sampler or command chose it."""
+    proposed = trial.user_attrs.get(PROPOSED)
+    return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
+
+
+def config_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Returns the configuration that a trial was made of; None if it stored none."""
+    config = (trial.user_attrs.get(MADE) or {}).get("config")
+    return config if isinstance(config, dict) else None
+
+
+def epochs_of(trial: FrozenTrial) -> int:
+    """Returns how many epochs a trial has trained; of folds and seeds in turn, all of each."""
+    return max(len(read_curve(trial).get("value", ())), len(trial.intermediate_values))
+
+
+def seconds_spent(trial: FrozenTrial) -> float | None:
+    """Returns the seconds that workers spent on a trial, without their start-up.
+
+    A trial that did not store them counts from its start to its end, interruptions included.
+
+    Returns:
+        None until the trial has ended.
+    """
+    if not trial.state.is_finished():
+        return None
+    times: Mapping[str, float] = trial.user_attrs.get(TIMES) or {}
+    if "training" in times:
+        return round(sum(spent for kind, spent in times.items() if kind != "start-up"), 4)
+    return trial.duration.total_seconds() if trial.duration is not None else None
+
+
+def curve_rows(stored: StoredStudy) -> Rows:
+    """Returns a row for each epoch of each trial: trial, epoch, value, train_loss, valid_loss.
+
+    Then come the further quantities of a loop, which has these losses only if it calls them so. A
+    trial that runs has only the values that it reported.
+    """
+    trials = stored.trials()
+    names = tuple(dict.fromkeys([*CURVES, *quantities(trials)]))
+    rows = (
+        (trial.number, epoch.get("number"), *(epoch.get(name) for name in names))
+        for trial in trials
+        for epoch in epochs(trial)
+    )
+    return Rows(("trial", "epoch", *names), tuple(rows))
+
+
+def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
+    """Returns the quantities of each epoch beside the value, in the order of the first."""
+    names = (name for trial in trials for name in read_curve(trial))
+    return [name for name in dict.fromkeys(names) if name not in COLUMNS]
+
+
+def as_csv(rows: Rows) -> str:
+    """Formats rows as CSV below their columns; times in ISO 8601, missing values empty.
+
+    No cell is a formula to a spreadsheet.
+    """
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(map(without_formula, rows.columns))
+    writer.writerows([without_formula(_plain(cell)) for cell in cells] for cells in rows.cells)
+    return written.getvalue()
+
+
+def as_json(rows: Rows) -> str:
+    """Formats rows as a JSON list, an object on each line; numbers that are not finite as null."""
+    objects = [{name: _json_value(cell) for name, cell in row.items()} for row in rows.to_dicts()]
+    lines = ",\n".join(json.dumps(each, allow_nan=False, default=str) for each in objects)
+    return f"[{lines}]\n"
+
+
+def _plain(cell: Any) -> Any:
+    return cell.isoformat() if isinstance(cell, datetime) else cell
+
+
+def _json_value(cell: Any) -> Any:
+    cell = _plain(cell)
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

@@ -275,7 +275,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _begin(parent: int, _: int) -> None:
-    """Prepares a process that loads: it ends with its parent, which alone handles signals."""
+    """Prepares a process that loads: it ends with its parent, and only that handles signals."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -177,17 +177,17 @@ def pack_weights(weights: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def load_weights(path: Path, *, foreign: bool = False) -> dict[str, Any]:
+def load_weights(path: Path, *, untrusted: bool = False) -> dict[str, Any]:
     """Reads a file of `save_weights`, to the CPU; nothing in the file is executed.
 
     Args:
-        foreign: whether it may be another person's.
+        untrusted: whether somebody else may have written it.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it holds something else, or may do harm; the message names it.
     """
-    if foreign and not SAFE:
+    if untrusted and not SAFE:
         raise ValueError(
             f"{path}: no command of yours has run in this folder, and PyTorch {torch.__version__} "
             "may execute what its weights hold (CVE-2026-24747): pip install 'torch>=2.10'"

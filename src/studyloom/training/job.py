@@ -29,7 +29,7 @@ class Job:
         l1: the weight of the sum of |w| over all weight matrices and kernels, not biases and norms.
         clip: the bound on the norm of the gradient.
         precision: fp32, bf16 or fp16, whose gradients are scaled.
-        samples_per_epoch: how many examples are drawn anew from `train` for each epoch, without
+        samples_per_epoch: how many examples are drawn again from `train` for each epoch, without
             replacement; None for all of them.
         step: computes the loss of a training batch; None for the network's outputs and `loss`.
         evaluate: computes loss, outputs and targets of a batch to evaluate; None for the same.

@@ -40,7 +40,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Has Python, NumPy and PyTorch draw from a seed, on GPUs too; gives their states back."""
+    """Seeds Python, NumPy and PyTorch for the body, on GPUs too, and restores their states."""
     with torch.random.fork_rng(), examples.seeded(seed):
         torch.cuda.manual_seed_all(seed)
         yield

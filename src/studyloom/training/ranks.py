@@ -29,7 +29,7 @@ from studyloom.text import name_error
 
 T = TypeVar("T")
 R = TypeVar("R")
-Recipe = Callable[..., Any]  # makes an objective of a question and `data=`, in another process too
+Recipe = Callable[..., Any]  # makes an objective of a definition and `data=`, in any process
 
 CALL, GO, END = "call", "go", "end"  # what rank 0 says
 ANSWER, RAISED = "answer", "raised"  # what all say where they agree
@@ -81,7 +81,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def leading(self, call: object, broken: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Has the other ranks take part in the body, which rank 0 runs; `call` tells them in what.
+        """Leads the other ranks through the body, which rank 0 runs; `call` says in what they join.
 
         `broken` is called if the lockstep is lost. The exception of another rank is raised in place
         of that of the body if it is the cause.
@@ -111,7 +111,7 @@ class Ranks:
     def follow(self, take_part: Callable[[Any], None]) -> None:
         """Takes part in what rank 0 leads, until rank 0 has ended; `take_part` gets the `call`.
 
-        What it raises alone is raised here, and rank 0 has been told.
+        What only this rank raises is raised here, and rank 0 knows.
         """
         failed: BaseException | None = None
         while True:
@@ -245,7 +245,7 @@ class Ranks:
 
     @torch.no_grad()
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Gives tensors the values that they have in rank 0."""
+        """Copies the values of tensors from rank 0 to the other ranks."""
         if not self.alone:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)

@@ -8,7 +8,7 @@ random numbers from PyTorch's own generators, which are the job's while it runs.
 
 Small steps are made on one thread of the processor. On two quiet cores a second one made a step of
 a perceptron, below 25 million operations, 1.05 to 1.15 times as fast, and took 1.3 to 1.6 times the
-processor time. With one other process beside it a step took 5 to 10 times as long on two threads
+processor time. With one other running process a step took 5 to 10 times as long on two threads
 as on one: threads wait for each other in every operation. From 130 million on a second one gained
 1.5 to 1.6 times.
 """
@@ -111,11 +111,9 @@ class Steps:
         return loss.float(), outputs, targets
 
     def _forward(self, network: nn.Module, batch: Any) -> Outcome:
-        if self._precision == "fp32":
+        with autocast(self._device, self._precision):
             outputs, targets = apply_network(network, batch)
-        else:
-            with autocast(self._device, self._precision):
-                outputs, targets = apply_network(network, batch)
+        if self._precision != "fp32":
             outputs = outputs.float()
         return self._loss(outputs, targets), outputs, targets
 
@@ -138,7 +136,7 @@ def _refuse_loss(loss: Tensor, key: str, function: OwnStep | None) -> NoReturn:
 
 @contextlib.contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Has PyTorch use so many threads within the block."""
+    """Sets the number of PyTorch's threads for the body."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -232,7 +230,7 @@ def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> Ow
 
 @functools.cache
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises ValueError if a device cannot compute in a precision: a layer of two numbers tells."""
+    """Raises ValueError if a device cannot compute in a precision, by a layer of two numbers."""
     if precision != "fp16":
         return
     try:

@@ -197,7 +197,7 @@ class JobRun:
 
     @contextlib.contextmanager
     def own_randomness(self) -> Iterator[None]:
-        """Has the body draw from the job's random state, and gives the caller's state back.
+        """Sets the job's random state for the body, and restores the caller's afterwards.
 
         Layers draw from the global generators, which is why their state is exchanged.
         """
@@ -250,7 +250,7 @@ class JobRun:
 
     @contextlib.contextmanager
     def _noise(self) -> Iterator[None]:
-        """Gives each of several ranks random numbers of its own while the body runs.
+        """Seeds each of several ranks differently while the body runs.
 
         What all ranks draw alike, such as the order of the examples, goes on from where it was.
         """

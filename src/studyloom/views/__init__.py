@@ -5,15 +5,12 @@ a page that follows the study, with optuna-dashboard beside it.
 """
 
 __all__ = [
-    "charts",
     "comparison",
     "dashboard",
     "doctor",
-    "events",
     "figures",
     "page",
     "progress",
-    "replay",
     "report",
     "sentence",
     "snapshot",

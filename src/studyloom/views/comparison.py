@@ -1,9 +1,8 @@
 """`studyloom compare`: studies side by side: what differs, what each found, and at what cost."""
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,24 @@ from studyloom.config.runs import read_written
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
 from studyloom.files import write_whole
-from studyloom.study.rows import epochs_of
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import StoredStudy, epochs_of, value_of
 from studyloom.text import (
     format_duration,
     format_parameter,
-    format_value,
     mask_passwords,
     one_line,
     shorten,
 )
 from studyloom.views import figures
-from studyloom.views.charts import Axis, Block, Chart, Mark, Point, Table, plain_scale, whole_scale
+from studyloom.views.figures import Block, PageTable
 from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
-from studyloom.views.report import Stage, read_parts, seconds_worked, wall_seconds
-from studyloom.views.sentence import quotable
+from studyloom.views.report import StudyPart, read_parts, seconds_worked, wall_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
 from studyloom.winner.result import Result, RunFiles
 
 # Of what Hydra wrote: what decides a search, and is no part of its question.
 DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
-COLOURS = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")
-MOST = len(COLOURS)  # studies: more lines cannot be told apart
-HEIGHT = 340
 UNLIKE = "These studies measure different things, so that their values have no axis in common."
 
 
@@ -52,7 +45,7 @@ class Compared:
     stored: StoredStudy
     snapshot: Snapshot
     answer: Result | None
-    parts: Sequence[Stage]
+    parts: Sequence[StudyPart]
     settings: Mapping[str, Any]
 
 
@@ -64,8 +57,10 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
             twice.
     """
     folders = [folder.resolve() for folder, _ in found]
-    if not 2 <= len(found) <= MOST:
-        raise ConfigError(f"compare: takes 2 to {MOST} run directories; got {len(found)}")
+    if not 2 <= len(found) <= figures.MOST_STUDIES:
+        raise ConfigError(
+            f"compare: takes 2 to {figures.MOST_STUDIES} run directories; got {len(found)}"
+        )
     for folder in folders:
         if folders.count(folder) > 1:
             raise ConfigError(f"compare: {folder} is named twice; name each study once")
@@ -119,71 +114,91 @@ def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def facts(study: Compared) -> dict[str, Any]:
-    """Returns the results of a study and their cost, for a table or for a program.
+@dataclass(frozen=True)
+class ComparedFacts:
+    """A study: its best value, its winner on the test part, and what both cost.
 
-    Numbers are not rounded, and None is what is not known: name, run_dir, metric, best (of the
-    search), test, std (of the test), difference (to the baseline, on the test part), trials, of
-    (the budget), pruned, failed, epochs (that all trials trained), seconds (from the first start
-    to the last end), worker_seconds.
+    The difference is that of winner and baseline; `seconds` from the first start to the last end.
+    Numbers are not rounded, and None is what is not known.
     """
-    snapshot = study.snapshot
+
+    name: str
+    run_dir: str
+    metric: str
+    best: float | None
+    test: float | None
+    std: float | None
+    difference: float | None
+    trials: int
+    of: int
+    pruned: int
+    failed: int
+    epochs: int
+    seconds: float | None
+    worker_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Studies side by side, and for each key that differs its values in their order."""
+
+    studies: list[ComparedFacts]
+    differs: Mapping[str, list[Any]]
+
+
+def facts(study: Compared) -> ComparedFacts:
+    """Returns the results of a study and their cost, for a table or for a program."""
+    snapshot, trials = study.snapshot, study.stored.trials()
     test = study.answer.test if study.answer else None
-    trials = study.stored.trials()
-    return {
-        "name": study.stored.name,
-        "run_dir": str(study.run_dir),
-        "metric": study.stored.metric,
-        "best": value_of(snapshot.best),
-        "test": test.winner.mean if test else None,
-        "std": test.winner.std if test else None,
-        "difference": test.difference.mean if test and test.difference else None,
-        "trials": snapshot.done,
-        "of": snapshot.budget,
-        "pruned": snapshot.outcomes.get("pruned", 0),
-        "failed": snapshot.outcomes.get("failed", 0),
-        "epochs": sum(map(epochs_of, trials)),
-        "seconds": wall_seconds(study.parts),
-        "worker_seconds": seconds_worked(t for part in study.parts for t in part.trials),
-    }
+    return ComparedFacts(
+        name=study.stored.name,
+        run_dir=str(study.run_dir),
+        metric=study.stored.metric,
+        best=value_of(snapshot.best),
+        test=test.winner.mean if test else None,
+        std=test.winner.std if test else None,
+        difference=test.difference.mean if test and test.difference else None,
+        trials=snapshot.done,
+        of=snapshot.budget,
+        pruned=snapshot.outcomes.get("pruned", 0),
+        failed=snapshot.outcomes.get("failed", 0),
+        epochs=sum(map(epochs_of, trials)),
+        seconds=wall_seconds(study.parts),
+        worker_seconds=seconds_worked(t for part in study.parts for t in part.trials),
+    )
 
 
 def document(studies: Sequence[Compared]) -> dict[str, Any]:
-    """Returns a comparison for other programs.
-
-    Returns:
-        `studies`, a list of what `facts` returns; `differs`, the values of each key that differs,
-        a list in the order of the studies.
-    """
-    return {"studies": [facts(study) for study in studies], "differs": dict(differing(studies))}
+    """Returns a comparison for other programs."""
+    return asdict(Comparison([*map(facts, studies)], dict(differing(studies))))
 
 
-def table(studies: Sequence[Compared]) -> Table:
+def table(studies: Sequence[Compared]) -> PageTable:
     """Returns the studies side by side: a row for each fact, a column for each study."""
     columns = []
     for study in studies:
         known = facts(study)
-        spread = "" if known["std"] is None else f" ± {number(known['std'])}"
+        spread = "" if known.std is None else f" ± {number(known.std)}"
         column = {
-            "best, search": number(known["best"]),
-            "test": f"{number(known['test'])}{spread}",
-            "over its baseline, test": number(known["difference"], "+"),
-            "trials": f"{known['trials']} of {known['of']}",
-            "pruned, failed": f"{known['pruned']}, {known['failed']}",
-            "epochs of the search": str(known["epochs"]),
-            "from first start to last end": _took(known["seconds"]),
-            "workers trained for": _took(known["worker_seconds"]),
+            "best, search": number(known.best),
+            "test": f"{number(known.test)}{spread}",
+            "over its baseline, test": number(known.difference, "+"),
+            "trials": f"{known.trials} of {known.of}",
+            "pruned, failed": f"{known.pruned}, {known.failed}",
+            "epochs of the search": str(known.epochs),
+            "from first start to last end": _took(known.seconds),
+            "workers trained for": _took(known.worker_seconds),
         }
         columns.append(column)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
-    return Table(("", *(study.label for study in studies)), rows, words=(0,))
+    return PageTable(("", *(study.label for study in studies)), rows, words=(0,))
 
 
 def _took(seconds: float | None) -> str:
     return "–" if not seconds else format_duration(seconds)
 
 
-def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
+def best_so_far(study: Compared, *, over_time: bool) -> list[tuple[float, float]]:
     """Returns the best value after each trial that was the best so far, and at the end."""
     trials = study.stored.trials()
     ended = [trial for trial in trials if trial.state.is_finished()]
@@ -199,36 +214,13 @@ def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
     return [*points, (end, points[-1][1])] if points else []
 
 
-def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | str:
+def curves(studies: Sequence[Compared], *, over_time: bool) -> figures.Chart | str:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
     (metric, sign), *others = {(study.stored.metric, study.stored.sign) for study in studies}
     if others:
         return UNLIKE
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
-    points = [point for line in lines.values() for point in line]
-    if not points:
-        return figures.NOTHING_COMPLETE
-    axis, marks = Axis.of(metric, sign, [value for _, value in points]), []
-    for place, (label, line) in enumerate(lines.items()):
-        if line:
-            steps = [line[0]]
-            for (_, before), (at, value) in itertools.pairwise(line):  # the earlier one holds
-                steps += [(at, before), (at, value)] if value != before else [(at, value)]
-            part = [(at, axis.height(value)) for at, value in steps]
-            width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
-            marks.append(Mark(label, COLOURS[place], "line", [part], width=width))
-    y = axis.scale_of([value for _, value in points], HEIGHT)
-    furthest = max(x for x, _ in points)
-    title = "seconds of workers" if over_time else "trials"
-    x = plain_scale([0.0, furthest], title) if over_time else whole_scale(1, int(furthest), title)
-    rows = [
-        (label, f"{at:.0f}", format_value(value))
-        for label, line in lines.items()
-        for at, value in line[-12:]
-    ]
-    table = Table(("study", title, f"best {axis.metric} so far"), rows, words=(0,))
-    label = f"the best {axis.metric} so far of {len(studies)} studies, by {title}"
-    return Chart(label, HEIGHT, x, y, marks, table)
+    return figures.best_lines(lines, metric, sign, over_time=over_time)
 
 
 def sections(studies: Sequence[Compared]) -> list[Section]:
@@ -237,12 +229,12 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
     head = ("", *(study.label for study in studies))
     differs: Block = Absent("Question and search are the same.")
     if rows:
-        differs = Table(head, rows, words=range(len(head)))
+        differs = PageTable(head, rows, words=range(len(head)))
     return [
         section("found", [table(studies)]),
         section("differs", [differs]),
-        section("over-trials", [drawn(curve, studies, over_time=False)]),
-        section("over-time", [drawn(curve, studies, over_time=True)]),
+        section("over-trials", [drawn(curves, studies, over_time=False)]),
+        section("over-time", [drawn(curves, studies, over_time=True)]),
     ]
 
 
@@ -258,7 +250,7 @@ def page(studies: Sequence[Compared]) -> str:
 
 
 def _sentence(study: Compared) -> str:
-    return f"{quotable(study.stored, study.answer, study.snapshot)}."
+    return f"{study.snapshot.quotable(study.stored, study.answer)}."
 
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:

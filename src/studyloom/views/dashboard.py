@@ -28,7 +28,7 @@ from studyloom.errors import StudyloomError
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
-from studyloom.views.progress import JobReader, now_words
+from studyloom.views.progress import JobReader
 from studyloom.views.report import read_report
 from studyloom.winner.result import RunFiles
 
@@ -171,7 +171,7 @@ class LivePage:
         head, sections = read_report(self.stored, files, progress, folder)
         rows: dict[str, str] = {}
         bare = [_without_rows(section, rows) for section in sections]
-        done = {"done": progress.done, "budget": progress.budget, "words": now_words(progress)}
+        done = {"done": progress.done, "budget": progress.budget, "words": progress.now_words()}
         parts = {
             "head": fill("head.html", head=head),
             "nav": fill("nav.html", sections=[(section, "") for section in bare]),

@@ -1,24 +1,26 @@
-"""The figures of the pages, as charts.
+"""The figures of the pages, as charts: scales, marks, and the table that says the same in words.
 
-Each function returns a chart, or a sentence that says why there is nothing to draw yet. `trials`
-are those of a study, by number; those that are `marked` are drawn as such.
+A chart knows no HTML. The page draws it as SVG that stretches to its width, so that it needs no
+script, no network and no picture for each size. Each function of a figure returns a chart, or a
+sentence that says why there is nothing to draw yet. `trials` are those of a study, by number; those
+that are `marked` are drawn as such.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from statistics import median
 
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import EPOCHS, RUNGS, TIMES, WORKER
+from studyloom.metrics import METRICS
+from studyloom.storage.attributes import RUNGS, TIMES, WORKER
 from studyloom.study.early_end import Outlook, gains, read_outcomes
 from studyloom.study.failures import outcome
-from studyloom.study.rows import quantities
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import StoredStudy, quantities, read_curve, value_of
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -27,28 +29,364 @@ from studyloom.text import (
     one_line,
     shorten,
 )
-from studyloom.views.charts import (
-    SIZE,
-    Axis,
-    Chart,
-    Mark,
-    Multiples,
-    Note,
-    Point,
-    Scale,
-    Table,
-    Tick,
-    dotted,
-    log_marks,
-    log_scale,
-    plain_scale,
-    points,
-    responsive,
-    round_marks,
-    spaced,
-    whole_scale,
-)
 from studyloom.winner.result import Bin, Predictions
+
+SIZE = 1000  # units of the drawing along each axis
+NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
+LETTER, GAP = 7.2, 8  # pixels of a label's letter, and between two labels
+LINE = 22  # pixels between the labels of a vertical axis
+
+Point = tuple[float, float]
+Part = Sequence[Point]  # one connected line, or one point alone
+
+
+class Block:
+    """A piece of a page."""
+
+
+@dataclass(frozen=True)
+class PageTable(Block):
+    """A table of a page, with a note below it.
+
+    Args:
+        words: the columns whose cells are words; the others are aligned as numbers.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    words: Sequence[int] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label of an axis; `when` it is shown: on `narrow` or `roomy` screens; empty for both."""
+
+    at: float
+    label: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class ChartScale:
+    """An axis: where its coordinates lie, and its labels.
+
+    Args:
+        reads: how the page's script tells a value from a coordinate: `plain`, `whole` (rounded),
+            `tens` (10 to that power), `unit` (the distance to 1 in factors of ten), `words` (the
+            one at that place), or `none`.
+    """
+
+    low: float
+    high: float
+    ticks: Sequence[Tick] = ()
+    title: str = ""
+    reads: str = "plain"
+    words: Sequence[str] = ()
+
+    def place(self, at: float) -> float:
+        """Returns where a coordinate is drawn, from 0 to SIZE."""
+        span = self.high - self.low
+        return SIZE * (at - self.low) / span if span else SIZE / 2
+
+    def share(self, at: float) -> str:
+        """Returns where a coordinate is drawn, in percent."""
+        return f"{100 * self.place(at) / SIZE:.2f}"
+
+    def edge(self, tick: Tick) -> str:
+        """Returns the class of a long label at an end of the axis, which must not stand out."""
+        place = self.place(tick.at) / SIZE
+        if len(tick.label) < 7 or 0.04 < place < 0.96:
+            return ""
+        return " first" if place < 0.5 else " last"
+
+    @property
+    def reading(self) -> Mapping[str, object]:
+        """What the page's script reads values from the scale by."""
+        ends = {"low": self.low, "high": self.high, "title": self.title}
+        return ends | {"reads": self.reads, "words": self.words}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Lines or points of one kind.
+
+    Args:
+        shape: `line`, `dot`, `square`, `ring`, `rug` (a short upright line) or `bar` (a part is its
+            two lower corners, `width` its height).
+        parts: the coordinates; of points each part is one.
+        trials: the number of the trial of each part; None for what is no trial.
+        style: `dotted`, `stepped`, `faint` or `quiet`, or several of them.
+    """
+
+    name: str
+    colour: str
+    shape: str
+    parts: Sequence[Part]
+    trials: Sequence[int | None] = ()
+    width: float = 8
+    style: Sequence[str] = ()
+
+
+def points(
+    name: str,
+    colour: str,
+    places: Mapping[int, Point],
+    width: float = 8,
+    style: Sequence[str] = (),
+    shape: str = "dot",
+) -> Mark:
+    """Returns a point for each trial, by the trial's number."""
+    return Mark(name, colour, shape, [[at] for at in places.values()], [*places], width, style)
+
+
+def dotted(name: str, colour: str, ends: Part, width: float = 1) -> Mark:
+    return Mark(name, colour, "line", [ends], width=width, style=("dotted",))
+
+
+@dataclass(frozen=True)
+class Note:
+    """A few words to the `right` or `left` of a point of a chart, or `above` it."""
+
+    x: float
+    y: float
+    words: str
+    side: str = "right"
+
+
+@dataclass(frozen=True)
+class Chart(Block):
+    """A chart; its kind is `wide` if it scrolls sideways on a phone.
+
+    Args:
+        caption: what it shows, in words.
+    """
+
+    label: str
+    height: int
+    x: ChartScale
+    y: ChartScale
+    marks: Sequence[Mark]
+    table: PageTable
+    notes: Sequence[Note] = ()
+    kind: str = ""
+    caption: str = ""
+
+    def names(self) -> list[str]:
+        """Returns the names of its marks."""
+        return [mark.name for mark in self.marks if mark.name]
+
+    @property
+    def gutter(self) -> int:
+        """The pixels that the labels of its vertical axis take."""
+        longest = max((len(tick.label) for tick in self.y.ticks), default=0)
+        return round(LETTER * longest + 8) if longest else 2
+
+    def is_read(self, mark: Mark) -> bool:
+        """Whether the pointer reads the points of a mark."""
+        still = {"dotted", "stepped"}
+        return bool(mark.trials or (mark.name and not still & {*mark.style}))
+
+    def path(self, mark: Mark) -> str:
+        """Returns a mark as the data of an SVG path."""
+        return "".join(self._part(mark, part) for part in mark.parts)
+
+    def _part(self, mark: Mark, part: Part) -> str:
+        places = [(self.x.place(x), SIZE - self.y.place(y)) for x, y in part]
+        (x, y), *others = places
+        start = f"M{_digits(x)} {_digits(y)}"
+        if mark.shape == "bar":
+            wide = _digits(max(others[0][0] - x, 0.6))  # what took no time is seen too
+            height = _digits(mark.width * SIZE / (self.y.high - self.y.low))
+            return f"{start}h{wide}v-{height}h-{wide}z"
+        if mark.shape == "rug":
+            return f"M{_digits(x)} {_digits(y - 16)}v32"
+        if mark.shape != "line" or not others:  # a curve of one epoch is a point
+            return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
+        corner = "H{}V{}" if "stepped" in mark.style else "L{} {}"
+        return start + "".join(corner.format(_digits(x), _digits(y)) for x, y in others)
+
+
+def _digits(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Multiples(Block):
+    """Small charts side by side, each below its title."""
+
+    charts: Mapping[str, Chart] = field(default_factory=dict)
+
+
+def spaced(
+    ticks: Sequence[Tick], low: float, high: float, pixels: float, *, upright: bool = False
+) -> Sequence[Tick]:
+    """Leaves out labels, of ascending coordinates, until no two overlap."""
+    scale = pixels / ((high - low) or 1)
+
+    def is_clear(left: Tick, right: Tick) -> bool:
+        width = LETTER * (len(left.label) + len(right.label)) / 2 + GAP
+        return (right.at - left.at) * scale >= (LINE if upright else width)
+
+    ends = ticks[:: max(1, len(ticks) - 1)]
+    for kept in (*(ticks[::every] for every in range(1, len(ticks))), ends):
+        if all(itertools.starmap(is_clear, itertools.pairwise(kept))):
+            return kept
+    return ticks[:1]
+
+
+def responsive(
+    ticks: Sequence[Tick], low: float, high: float, pixels: float | None = None
+) -> Sequence[Tick]:
+    """Returns the labels of a horizontal axis: fewer on a phone than on a wide screen.
+
+    Args:
+        pixels: the length of the axis, if it is the same on all screens.
+    """
+    if pixels is not None:
+        return spaced(ticks, low, high, pixels)
+    narrow, roomy = (spaced(ticks, low, high, pixels) for pixels in (NARROW, ROOMY))
+    whens = {(True, True): "", (True, False): "narrow", (False, True): "roomy"}
+    shown = [(tick, (tick in narrow, tick in roomy)) for tick in ticks]
+    return [replace(tick, when=whens[on]) for tick, on in shown if any(on)]
+
+
+def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
+    """Returns a horizontal axis of whole numbers, with labels that are whole."""
+    margin = 0.03 * (high - low) + 0.3
+    ends = low - margin, high + margin
+    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= 12)
+    first = math.ceil(low / step) * step
+    ticks = [Tick(at, str(at)) for at in range(first, math.floor(high) + 1, step)]
+    return ChartScale(*ends, responsive(ticks, *ends), title, "whole")
+
+
+def round_marks(low: float, high: float, count: int = 5) -> list[float]:
+    """Returns about `count` round numbers between two; the lower one alone if they are equal."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= count)
+    found = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    if len(found) < 2:  # one number on an axis gives no measure
+        return round_marks(low, high, count + 1)
+    return [float(f"{n * step:.10g}") for n in found]
+
+
+def plain_scale(
+    values: Sequence[float], title: str = "", *, upright: bool = False, height: int = 300
+) -> ChartScale:
+    """Returns an axis of numbers, at least one, with round labels."""
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.05 * max(1.0, abs(high))
+    ends = low - margin, high + margin
+    ticks = [Tick(mark, f"{mark:.4g}") for mark in round_marks(*ends, 6)]
+    shown = spaced(ticks, *ends, height, upright=True) if upright else responsive(ticks, *ends)
+    return ChartScale(*ends, shown, title)
+
+
+def log_scale(values: Sequence[float], title: str = "", pixels: float | None = None) -> ChartScale:
+    """Returns a horizontal axis of values above 0 on which equal steps are equal factors.
+
+    Args:
+        pixels: its length, if it is the same on all screens.
+    """
+    low, high = (math.log10(value) for value in (min(values), max(values)))
+    margin = 0.05 * (high - low) or 0.1
+    ends = low - margin, high + margin
+    ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(min(values), max(values))]
+    shown = responsive(ticks, *ends, pixels)
+    if len(shown) < 2 and low < high:  # there is no room between two round numbers
+        shown = [Tick(at, f"{10**at:.2g}") for at in (low, high)]
+    return ChartScale(*ends, shown, title, "tens")
+
+
+def log_marks(low: float, high: float) -> list[float]:
+    """Returns two to four round numbers between two values, powers of ten first; else the two."""
+    digits = (1,) if high >= 100 * low else (1, 3)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [float(f"{digit * 10.0**power:.10g}") for power in powers for digit in digits]
+    marks = [mark for mark in marks if low <= mark <= high]
+    if len(marks) < 2:
+        marks = round_marks(low, high, 4)
+    if len(marks) < 2:
+        marks = sorted({low, high})
+    return marks[:: math.ceil(len(marks) / 4)]
+
+
+LEAST = {"unit": 1e-4, "factors": 1e-12}  # the error, or the value, at which an axis ends
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The axis of a metric's values.
+
+    Args:
+        scale: how values are spread. `unit` draws factors of ten in the distance to 1, so that
+            0.99 is as far above 0.9 as 0.9 is above 0; trials that learn nothing would otherwise
+            squeeze all the others into the top tenth. `factors` draws factors of ten in the value,
+            and `plain` the value itself.
+    """
+
+    metric: str
+    scale: str
+    sign: int
+
+    @classmethod
+    def of(cls, metric: str, sign: int, values: Collection[float]) -> "Axis":
+        """Returns the axis of a metric by name, of which there are finite values.
+
+        The scale of an unknown metric is `factors` if less is better and its values, all above 0,
+        differ by more than a factor of ten, and else `plain`.
+        """
+        known = METRICS.get(metric)
+        scale = known.scale if known is not None and known.sign == sign else "plain"
+        if scale == "plain" and sign < 0 and 0 < 10 * min(values, default=0) < max(values):
+            scale = "factors"
+        return cls(metric, scale, sign)
+
+    def height(self, value: float) -> float:
+        """Returns the coordinate at which a value is drawn."""
+        if self.scale == "plain":
+            return value
+        rest = 1.0 - value if self.scale == "unit" else value
+        tens = math.log10(max(rest, LEAST[self.scale]))
+        return -tens if self.scale == "unit" else tens
+
+    def near(self, values: Collection[float]) -> list[float]:
+        """Returns the values; of a metric to minimize none that is far from the best nine tenths.
+
+        These take a third of the axis or more then.
+        """
+        ordered = sorted(values)
+        best, last = (self.height(ordered[n]) for n in (0, math.ceil(0.9 * len(ordered)) - 1))
+        most = best + 3 * (last - best) if self.sign < 0 else math.inf
+        return [value for value in ordered if self.height(value) <= most]
+
+    def marks(self, low: float, high: float) -> list[float]:
+        """Returns some round values between `low` and `high`; `low` alone if there are none."""
+        marks: list[float] = []
+        if self.scale == "unit":
+            digits = [digit * 10.0**-power for power in range(5) for digit in (5, 3, 2, 1)]
+            marks = [mark for rest in digits if low <= (mark := round(1 - rest, 10)) <= high]
+        elif self.scale == "factors" and low > 0:
+            marks = log_marks(low, high)
+        return marks if len(marks) >= 3 else round_marks(low, high, 8)
+
+    def scale_of(self, values: Collection[float], height: int) -> ChartScale:
+        """Returns the vertical axis for some values."""
+        low, high = min(values), max(values)
+        bottom, top = self.height(low), self.height(high)
+        margin = 0.06 * (top - bottom) or 0.05 * max(1.0, abs(top))
+        ends = bottom - margin, top + margin
+        ticks = [Tick(self.height(mark), f"{mark:g}") for mark in self.marks(low, high)]
+        shown = spaced(ticks, *ends, height, upright=True)
+        reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
+        return ChartScale(*ends, shown, self.metric, reads)
+
+
+# The figures of a study
 
 ENOUGH = 3  # complete trials that must have a parameter before it is drawn
 NO_PARAMETERS = f"No parameter has had different values in {ENOUGH} complete trials or more yet."
@@ -56,6 +394,8 @@ NOTHING_COMPLETE = "No trial is complete yet."
 BINS = 4  # of a parameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colours of further quantities
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
+STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colours
+MOST_STUDIES = len(STUDIES)  # more lines cannot be told apart
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
 QUANTITIES = "Quantities that the loop reported beside the value."
@@ -97,9 +437,8 @@ def ended_early(trials: Sequence[FrozenTrial]) -> dict[str, dict[int, float]]:
 
 def learning_curve(trial: FrozenTrial) -> Curve:
     """Returns the learning curve that a trial stored, or else the values that it reported."""
-    epochs = trial.user_attrs.get(EPOCHS) or {}
-    stored = list(zip(epochs.get("number", ()), epochs.get("value", ()), strict=False))
-    return stored or sorted(trial.intermediate_values.items())
+    columns = read_curve(trial)
+    return list(zip(columns.get("number", ()), columns.get("value", ()), strict=False))
 
 
 def best_of(stored: StoredStudy, count: int) -> list[FrozenTrial]:
@@ -135,6 +474,10 @@ def _is_number(setting: object) -> bool:
     return isinstance(setting, int | float) and not isinstance(setting, bool)
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _order(setting: object) -> tuple[str, float, str]:
     """Sorts numbers by size, and other settings after them by type and name."""
     if isinstance(setting, int | float):
@@ -151,7 +494,7 @@ def _left_out(rows: Sequence[object], of: int, what: str) -> str:
     return f"{left} further {what} are left out." if left else ""
 
 
-def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
+def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
     """Returns the values of complete trials by their setting of a parameter."""
     ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
     distinct = list(dict.fromkeys(trial.params[name] for trial in ordered))
@@ -169,7 +512,7 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
     for label, members in groups:
         values = sorted(map(_value, members), key=lambda value: -sign * value)
         rows.append((label, len(members), format_value(values[0]), format_value(median(values))))
-    return Table((name, "complete trials", "best", "median"), rows, words=(0,))
+    return PageTable((name, "complete trials", "best", "median"), rows, words=(0,))
 
 
 def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
@@ -210,7 +553,7 @@ def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart 
         at = {best.number: places[best.number]}
         marks.append(points("best", "best", at, 13, shape="ring"))
     rows = [(trial.number, format_value(_value(trial))) for trial in steps]
-    table = Table(("from trial", f"best {axis.metric} so far"), rows, note=note)
+    table = PageTable(("from trial", f"best {axis.metric} so far"), rows, note=note)
     label = f"{axis.metric} of {len(complete)} complete trials, in the order in which they began"
     return Chart(label, height, x, y, _drawn(marks), table)
 
@@ -218,11 +561,7 @@ def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart 
 def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
     """Returns the learning curves whose values are finite numbers, by trial."""
     every = {trial.number: learning_curve(trial) for trial in trials}
-
-    def is_finite(value: object) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value)
-
-    return {n: c for n, c in every.items() if c and all(is_finite(value) for _, value in c)}
+    return {n: c for n, c in every.items() if c and all(_is_finite(value) for _, value in c)}
 
 
 def drawn_curves(every: Mapping[int, Curve], marked: Marked, sign: int) -> set[int]:
@@ -272,7 +611,7 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
         told = (format_value(value) for value in (values[0], top, values[-1]))
         rows.append((number, kinds[number], len(values), *told))
     head = ("trial", "state", "epochs", "first", "best", "last")
-    table = Table(head, rows, words=(1,), note=_left_out(rows, len(ranked), "trials"))
+    table = PageTable(head, rows, words=(1,), note=_left_out(rows, len(ranked), "trials"))
     label = f"{axis.metric} after each epoch, of {len(known)} of {len(every)} trials"
     return Chart(label, height, x, y, _drawn(marks), table)
 
@@ -289,14 +628,10 @@ def losses(trial: FrozenTrial) -> Chart | str:
 
     Of a loop of one's own it draws all that the loop reported beside the value.
     """
-    epochs, height = trial.user_attrs.get(EPOCHS) or {}, 280
+    epochs, height = read_curve(trial), 280
     numbers, names = epochs.get("number") or [], quantities([trial])
-
-    def is_finite(value: object) -> bool:
-        return isinstance(value, int | float) and math.isfinite(value)
-
     columns = {
-        name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if is_finite(v)]
+        name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if _is_finite(v)]
         for name in names
     }
     told = [value for column in columns.values() for _, value in column]
@@ -319,12 +654,12 @@ def losses(trial: FrozenTrial) -> Chart | str:
         side = "left" if epoch > (numbers[0] + numbers[-1]) / 2 else "right"
         notes.append(Note(epoch, y.high, f"lowest at epoch {epoch}", side))
     rows = [
-        (number, *(format_value(v) if is_finite(v) else "" for v in row))
+        (number, *(format_value(v) if _is_finite(v) else "" for v in row))
         for number, *row in zip(numbers, *(epochs[name] for name in names), strict=True)
     ]
     called = [LOSSES.get(name, name) for name in names]
     label = f"{', '.join(called)} of trial {trial.number} by epoch"
-    return Chart(label, height, x, y, _drawn(marks), Table(("epoch", *called), rows), notes)
+    return Chart(label, height, x, y, _drawn(marks), PageTable(("epoch", *called), rows), notes)
 
 
 def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
@@ -372,13 +707,13 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
     note = f"The front; {len(beaten)} further trials are beaten."
     y = axis.scale_of([trial.values[0] for trial in trials], height)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
-    table = Table(("trial", axis.metric, cost.name), rows, note=note)
+    table = PageTable(("trial", axis.metric, cost.name), rows, note=note)
     return Chart(label, height, x, y, _drawn(marks), table)
 
 
 def setting_scale(
     trials: Sequence[FrozenTrial], name: str, pixels: float | None = None
-) -> tuple[Scale, list[float]]:
+) -> tuple[ChartScale, list[float]]:
     """Returns the axis of a parameter, whose choices lie at 0, 1, …, and where each trial lies.
 
     Args:
@@ -392,7 +727,7 @@ def setting_scale(
         ticks = [Tick(at, _label(choice, max(3, letters))) for at, choice in enumerate(choices)]
         ends = -0.5, len(choices) - 0.5
         shown = responsive(ticks, *ends, pixels)
-        scale = Scale(*ends, shown, name, "words", [*map(_label, choices)])
+        scale = ChartScale(*ends, shown, name, "words", [*map(_label, choices)])
         places = {choice: float(at) for at, choice in enumerate(choices)}
         return scale, [places[setting] for setting in settings]
     whole = all(isinstance(setting, int) for setting in settings)
@@ -499,7 +834,7 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         scale, places = setting_scale(own, name)
         absent = 0.1 if len(own) < len(trials) else 0.0  # below it is who lacks the parameter
 
-        def height(at: float, scale: Scale = scale, absent: float = absent) -> float:
+        def height(at: float, scale: ChartScale = scale, absent: float = absent) -> float:
             return absent + (1 - absent) * scale.place(at) / SIZE
 
         at = {trial.number: height(place) for trial, place in zip(own, places, strict=True)}
@@ -526,8 +861,13 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         for t in trials[:10]
     ]
     note = f"The best {len(rows)} of {len(trials)}; all are in the table of the trials."
-    table = Table(("trial", axis.metric, *names), rows, words=range(2, 2 + len(names)), note=note)
-    x, y = Scale(-0.4, len(names) + 0.75, ticks, "", "none"), Scale(-0.02, 1.04, reads="none")
+    table = PageTable(
+        ("trial", axis.metric, *names), rows, words=range(2, 2 + len(names)), note=note
+    )
+    x, y = (
+        ChartScale(-0.4, len(names) + 0.75, ticks, "", "none"),
+        ChartScale(-0.02, 1.04, reads="none"),
+    )
     label = f"the best {len(trials)} trials over {len(names)} parameters"
     return Chart(label, PAIR_HEIGHT, x, y, _drawn(marks), table, notes, "wide")
 
@@ -580,9 +920,43 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         for t in ranked[::-1][:20]
     ]
     note = f"The best {len(rows)} of {len(common)}."
-    table = Table(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
+    table = PageTable(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
     label = f"{len(common)} complete trials over {first} and {second}, the better the bluer"
     return Chart(label, PAIR_HEIGHT, x, y, marks, table)
+
+
+def best_lines(
+    lines: Mapping[str, Part], metric: str, sign: int, *, over_time: bool
+) -> Chart | str:
+    """Draws the best value so far of several studies, over their trials or seconds of workers.
+
+    Args:
+        lines: the points at which each study became better, and its end, by label.
+    """
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        return NOTHING_COMPLETE
+    axis, marks, height = Axis.of(metric, sign, [value for _, value in points]), [], 340
+    for place, (label, line) in enumerate(lines.items()):
+        if line:
+            steps = [line[0]]
+            for (_, before), (at, value) in itertools.pairwise(line):  # the earlier one holds
+                steps += [(at, before), (at, value)] if value != before else [(at, value)]
+            part = [(at, axis.height(value)) for at, value in steps]
+            width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
+            marks.append(Mark(label, STUDIES[place], "line", [part], width=width))
+    y = axis.scale_of([value for _, value in points], height)
+    furthest = max(x for x, _ in points)
+    title = "seconds of workers" if over_time else "trials"
+    x = plain_scale([0.0, furthest], title) if over_time else whole_scale(1, int(furthest), title)
+    rows = [
+        (label, f"{at:.0f}", format_value(value))
+        for label, line in lines.items()
+        for at, value in line[-12:]
+    ]
+    table = PageTable(("study", title, f"best {axis.metric} so far"), rows, words=(0,))
+    label = f"the best {axis.metric} so far of {len(lines)} studies, by {title}"
+    return Chart(label, height, x, y, marks, table)
 
 
 def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Chart | str:
@@ -622,10 +996,10 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
     pattern = "%H:%M:%S" if length < 600 else "%H:%M" if length < 86400 else "%d %b %H:%M"
     marked = [length * part / 5 for part in range(6)]
     ticks = [Tick(t, (first + timedelta(seconds=t)).strftime(pattern)) for t in marked]
-    x = Scale(0.0, length, responsive(ticks, 0.0, length), "", "none")
-    y = Scale(-0.12, len(names) - 0.12, reads="none")
+    x = ChartScale(0.0, length, responsive(ticks, 0.0, length), "", "none")
+    y = ChartScale(-0.12, len(names) - 0.12, reads="none")
     label = f"when each of {len(names)} workers trained which trial"
-    behind = Table(("worker", "trials", "trained for", "idle"), table, words=(0,))
+    behind = PageTable(("worker", "trials", "trained for", "idle"), table, words=(0,))
     return Chart(label, ROW * len(names) + 8, x, y, _drawn(marks), behind, notes)
 
 
@@ -688,10 +1062,10 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
     low, high = min(heights) - margin, max(heights) + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(10**low, 10**high)]
     shown = spaced(ticks, low, high, height, upright=True)
-    y = Scale(low, high, shown, f"gain in {stored.metric}", "tens")
+    y = ChartScale(low, high, shown, f"gain in {stored.metric}", "tens")
     rows = [(count, format_value(gain)) for count, gain in known[-30:]]
     note = "The last 30 are shown." if len(known) > 30 else ""
-    table = Table(("trials that have ended", "expected gain"), rows, note=note)
+    table = PageTable(("trials that have ended", "expected gain"), rows, note=note)
     label = f"the gain in {stored.metric} that was expected of the rest of the budget"
     caption = (
         f"The expected gain of the rest of the budget of {now.bounds.trials} trials, after each "
@@ -709,7 +1083,7 @@ def predictions(stored: Predictions) -> Chart | str:
     pairs, numbers = [*zip(came, told, strict=True)], [*came, *told]
     rows = [(n, *map(format_value, pair)) for n, pair in enumerate(pairs[:EXAMPLE_ROWS])]
     note = _left_out(rows, len(pairs), "examples")
-    table = Table(("example", "true value", "prediction"), rows, note=note)
+    table = PageTable(("example", "true value", "prediction"), rows, note=note)
     if stored.ordered:
         height = 280
         marks = [
@@ -749,7 +1123,7 @@ def calibration(bins: Sequence[Bin]) -> Chart | str:
         rows.append((f"{each.low:.1f} to {each.high:.1f}", each.count, *means, interval))
     head = ("confidence", "examples", "mean confidence", "accuracy", "95 % interval")
     ticks = [Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
-    x = Scale(-0.03, 1.03, ticks, "confidence")
+    x = ChartScale(-0.03, 1.03, ticks, "confidence")
     y = plain_scale([0.0, 1.0], "accuracy", upright=True, height=height)
     label = f"the accuracy of {len(bins)} bins of confidence"
-    return Chart(label, height, x, y, marks, Table(head, rows, words=(0,)))
+    return Chart(label, height, x, y, marks, PageTable(head, rows, words=(0,)))

@@ -24,7 +24,7 @@ from studyloom._version import __version__
 from studyloom.errors import StudyloomError
 from studyloom.files import ASSETS
 from studyloom.text import format_error, format_value, mask_passwords, name_error, printable
-from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
+from studyloom.views.figures import Block
 from studyloom.winner.result import Summary
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -52,17 +52,17 @@ class Words(Block):
 
 
 @dataclass(frozen=True)
-class Items(Block, Generic[T]):
+class ItemsBlock(Block, Generic[T]):
     """Several things of one kind, shown as the name of the class says."""
 
     items: Sequence[T]
 
 
-class Lines(Items[str]):
+class Lines(ItemsBlock[str]):
     """A list of short lines."""
 
 
-class Facts(Items[tuple[str, object]]):
+class Facts(ItemsBlock[tuple[str, object]]):
     """Names with what belongs to them, a row each."""
 
 
@@ -81,7 +81,7 @@ class Card:
     note: str = ""
 
 
-class Cards(Items[Card]):
+class NumberCards(ItemsBlock[Card]):
     """Cards side by side."""
 
 
@@ -102,7 +102,7 @@ class Part(Block):
     remark: str = ""
 
 
-class Bars(Items[tuple[str, float]]):
+class Bars(ItemsBlock[tuple[str, float]]):
     """Names with their shares of 1, as bars."""
 
 
@@ -129,7 +129,7 @@ class Heat(Block):
 
 
 @dataclass(frozen=True)
-class Picture:
+class CaptionedPicture:
     """A picture with words below it.
 
     Args:
@@ -145,7 +145,7 @@ class Picture:
     remark: str = ""
 
 
-class Pictures(Items[Picture]):
+class Pictures(ItemsBlock[CaptionedPicture]):
     """Pictures side by side."""
 
 
@@ -184,7 +184,7 @@ class Row:
 
     Args:
         mark: `best`, `baseline` or `winner`, or several.
-        more: what `one_trial.details` tells beside the cells.
+        more: what `report.trial_details` tells beside the cells.
     """
 
     number: int
@@ -305,33 +305,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.tests["of"] = _is_of
-    made.filters |= {"scale": _scale, "share": _share, "gutter": _gutter, "mark": _marks}
-    made.filters |= {"edge": _edge, "dotted": _dotted, "linked": _linked, "safe_data": _safe_data}
+    made.filters |= {"dotted": _dotted, "linked": _linked, "safe_data": _safe_data}
     return made
 
 
 def _is_of(block: Block, name: str) -> bool:
     return type(block).__name__ == name
-
-
-def _scale(scale: Scale) -> Mapping[str, Any]:
-    """Returns the numbers by which the page's script reads values from a scale."""
-    words = [shown(word) for word in scale.words]
-    ends = {"low": scale.low, "high": scale.high}
-    return ends | {"title": shown(scale.title), "reads": scale.reads, "words": words}
-
-
-def _share(scale: Scale, at: float) -> str:
-    """Returns where a coordinate is drawn, in percent."""
-    return f"{100 * scale.place(at) / SIZE:.2f}"
-
-
-def _edge(scale: Scale, tick: Tick) -> str:
-    """Returns the class of a long label at an end of its axis, which must not stand out."""
-    place = scale.place(tick.at) / SIZE
-    if len(tick.label) < 7 or 0.04 < place < 0.96:
-        return ""
-    return " first" if place < 0.5 else " last"
 
 
 def _dotted(name: Any) -> Markup:
@@ -358,21 +337,6 @@ def _safe_data(value: Any) -> Any:
         case Sequence():
             return [_safe_data(each) for each in value]
     return value
-
-
-def _marks(chart: Chart) -> list[tuple[Mark, str, bool]]:
-    """Returns each mark of a chart, its path, and whether the pointer reads its points."""
-    still = {"dotted", "stepped"}
-    return [
-        (mark, chart.path(mark), bool(mark.trials or (mark.name and not still & {*mark.style})))
-        for mark in chart.marks
-    ]
-
-
-def _gutter(chart: Chart) -> int:
-    """Returns the pixels that the labels of a chart's vertical axis take."""
-    longest = max((len(tick.label) for tick in chart.y.ticks), default=0)
-    return round(LETTER * longest + 8) if longest else 2
 
 
 def fill(template: str, **values: Any) -> Markup:

@@ -1,22 +1,32 @@
 """The progress of a whole job: the search, the judging of its best trials, the final trainings.
 
 `JobReader` reads all stages as one `Progress`: what has ended, what was spent, and how long the
-rest takes. The functions at the end put that into words.
+rest takes. Functions below put that into words, and make events of it: a JSON object each, for
+programs.
 """
 
+import json
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from msgspec import Meta
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED
+from studyloom.storage.attributes import (
+    BASELINE,
+    PLANNED_EPOCHS,
+    RESUMED,
+    REUSED,
+    WORKER,
+)
 from studyloom.study.command_record import CommandRecord, StoredCommand
 from studyloom.study.early_end import Hours, hours_of
-from studyloom.study.rows import seconds_spent
+from studyloom.study.failures import outcome, reason_of
 from studyloom.study.stopping import Wish, read_control
 from studyloom.study.stored_study import (
     REEVALUATION,
@@ -24,9 +34,13 @@ from studyloom.study.stored_study import (
     SEARCH,
     StoredStudy,
     open_beside,
+    read_curve,
+    seconds_spent,
+    value_of,
 )
-from studyloom.text import format_duration, format_value, one_line
-from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
+from studyloom.text import format_duration, one_line
+from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
+from studyloom.winner.result import ShortResult, short_words
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,7 @@ WORDS = {
     COMPRESS: "making it small",
     DONE: "done",
 }
+StageTitle = Annotated[str, Meta(extra_json_schema={"enum": [*WORDS]})]
 
 
 @dataclass(frozen=True)
@@ -196,6 +211,100 @@ class Progress:
     def ended(self) -> bool:
         """Whether nothing is left to do."""
         return self.exit_code is not None or self.title == DONE
+
+    @property
+    def stage_words(self) -> str:
+        """How far the present stage has come, and how many of its own trials were pruned."""
+        if self.title == DONE or self.stage.title != self.title:
+            return WORDS[self.title]
+        stage, counts = self.stage, [f"{self.stage.done}/{self.stage.budget}"]
+        if (own := stage.snapshot) is not None:
+            pruned = own.outcomes.get("pruned")
+            counts += [*[f"{pruned} pruned"] * bool(pruned), *own.uncounted_words]
+        return f"{WORDS[self.title]} {', '.join(counts)}"
+
+    @property
+    def all_stages(self) -> str:
+        """How far each stage has come, in their order; empty if there is but one."""
+        if len(self.stages) == 1:
+            return ""
+        return ", ".join(f"{WORDS[s.title]} {s.done}/{s.budget}" for s in self.stages)
+
+    @property
+    def best_words(self) -> str:
+        """The result, or else the best trial so far."""
+        if self.answer is not None:
+            return short_words(self.answer)
+        best = self.search.best
+        if best is None:
+            return "no result yet"
+        mark = ", the baseline" if BASELINE in best.user_attrs else ""
+        return f"best {format_trial_values(best)} (trial {best.number}{mark})"
+
+    def time_words(self) -> Iterator[str]:
+        """Yields how long a job at work has run, how long it will, and what it has spent."""
+        if not self.ended:
+            if self.elapsed is not None:
+                yield f"elapsed {format_duration(self.elapsed)}"
+            yield self.eta_words
+        hours = self.hours
+        if hours.cores >= 0.01:
+            yield f"{hours.cores:.2f} core-hours"
+        if hours.gpus >= 0.01:
+            yield f"{hours.gpus:.2f} GPU-hours"
+        if self.cost is not None:
+            yield f"cost {self.cost:.2f}"
+
+    def now_words(self) -> list[str]:
+        """Words the stage, those to come, what was asked for, and the times, for a page."""
+        titles = [stage.title for stage in self.stages]
+        present = titles.index(self.title) if self.title in titles else len(titles)
+        later = [f"{WORDS[s.title]} {s.budget}" for s in self.stages[present + 1 :]]
+        then = f"then {', '.join(later)}" if later else ""
+        words = (self.stage_words, then, self.control_words, *self.time_words())
+        return [*filter(None, words)]
+
+    @property
+    def working_words(self) -> str:
+        """The stage, the time left and what was asked for; empty while nobody works on the job."""
+        asked = self.control_words
+        if self.ended or not (asked or any(worker.alive for worker in self.current.workers)):
+            return ""
+        stages = self.all_stages or self.stage_words
+        parts = (f"At work: {self.stage_words}", f"in all {stages}", self.eta_words, asked)
+        return "; ".join(filter(None, parts if len(self.stages) > 1 else (*parts[:1], *parts[2:])))
+
+    @property
+    def eta_words(self) -> str:
+        """The time left of the whole job, and when it ends."""
+        if (eta := self.eta) is None:
+            return "ETA –"
+        words = f"ETA {format_duration(eta)}"
+        at = clock_words(datetime.now() + timedelta(seconds=eta))
+        return words if eta < 1 else f"{words}, at {at}"
+
+    @property
+    def control_words(self) -> str:
+        """What another terminal has asked for; empty for nothing."""
+        held = len(self.current.workers)
+        if self.control == "pause":
+            released = f"{held} trials are released at their last epoch"
+            return f"pausing: {released}" if held else "paused"
+        if self.control == "stop" and not self.ended:
+            return "stopped" if not held else "stopping"
+        return ""
+
+    @property
+    def line(self) -> str:
+        """The job as one line, without what changes every second."""
+        search = self.search
+        parts = [one_line(search.name), self.stage_words, self.best_words]
+        if running := len(self.current.workers):
+            parts.append(f"{running} running")
+        parts.append(self.control_words)
+        if search.outlook.ending is not None and self.title in (SEARCH, DONE):
+            parts.append(search.outlook.ending.words)
+        return "  ".join(filter(None, parts))
 
 
 class JobReader:
@@ -348,7 +457,7 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
     An epoch takes what those of ended trials did on average, or, before one has ended, what the
     trial itself has taken since its worker has had it.
     """
-    told = [(trial.user_attrs.get(EPOCHS) or {}).get("seconds") for trial in trials]
+    told = [read_curve(trial).get("seconds") for trial in trials]
     paces = [fmean(seconds) for seconds in told if seconds]
     for worker in snapshot.workers if snapshot is not None else ():
         if not worker.alive:
@@ -359,105 +468,7 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
         yield Running(age, epoch, worker.epochs, pace)
 
 
-def describe_result(answer: Mapping[str, Any]) -> str:
-    """Says in one line what a job has found, the test first."""
-    metric = one_line(str(answer.get("metric", "value")))
-    trial = one_line(f"trial {answer.get('trial')}")
-    if test := _mean(answer.get("test")):
-        baseline = answer.get("baseline_test")
-        beside = f", baseline {format_value(baseline)}" if isinstance(baseline, float) else ""
-        return f"test {metric} {test}{beside}, {trial}"
-    if fresh := _mean(answer.get("fresh")):
-        return f"winner {metric} {fresh} on fresh seeds, {trial}"
-    return f"winner {trial}"
-
-
-def _mean(values: Any) -> str:
-    """Formats a mean ± its standard deviation; empty for what is none, as of another program."""
-    match values:
-        case {"mean": int() | float() as mean, "std": int() | float() as std}:
-            return f"{format_value(mean)} ± {format_value(std)}"
-        case {"mean": int() | float() as mean}:
-            return format_value(mean)
-    return ""
-
-
 DAY = timedelta(days=1)
-
-
-def stage_words(progress: Progress) -> str:
-    """Words how far the present stage has come, and how many of its own trials were pruned."""
-    if progress.title == DONE or progress.stage.title != progress.title:
-        return WORDS[progress.title]
-    stage, counts = progress.stage, [f"{progress.stage.done}/{progress.stage.budget}"]
-    if (own := stage.snapshot) is not None:
-        pruned = own.outcomes.get("pruned")
-        counts += [*[f"{pruned} pruned"] * bool(pruned), *uncounted(own)]
-    return f"{WORDS[progress.title]} {', '.join(counts)}"
-
-
-def all_stages(progress: Progress) -> str:
-    """Words how far each stage has come, in their order; empty if there is but one."""
-    if len(progress.stages) == 1:
-        return ""
-    return ", ".join(f"{WORDS[s.title]} {s.done}/{s.budget}" for s in progress.stages)
-
-
-def best_words(progress: Progress) -> str:
-    """Words the answer, or else the best trial so far."""
-    if progress.answer is not None:
-        return describe_result(progress.answer)
-    best = progress.search.best
-    if best is None:
-        return "no result yet"
-    mark = ", the baseline" if BASELINE in best.user_attrs else ""
-    return f"best {format_trial_values(best)} (trial {best.number}{mark})"
-
-
-def time_words(progress: Progress) -> Iterator[str]:
-    """Yields how long a job at work has run, how long it will, and what it has spent."""
-    if not progress.ended:
-        if progress.elapsed is not None:
-            yield f"elapsed {format_duration(progress.elapsed)}"
-        yield eta_words(progress)
-    hours = progress.hours
-    if hours.cores >= 0.01:
-        yield f"{hours.cores:.2f} core-hours"
-    if hours.gpus >= 0.01:
-        yield f"{hours.gpus:.2f} GPU-hours"
-    if progress.cost is not None:
-        yield f"cost {progress.cost:.2f}"
-
-
-def now_words(progress: Progress) -> list[str]:
-    """Words the stage, those to come, what was asked for, and the times, for one line of a page."""
-    titles = [stage.title for stage in progress.stages]
-    present = titles.index(progress.title) if progress.title in titles else len(titles)
-    later = [f"{WORDS[s.title]} {s.budget}" for s in progress.stages[present + 1 :]]
-    then = f"then {', '.join(later)}" if later else ""
-    words = (stage_words(progress), then, control_words(progress), *time_words(progress))
-    return [*filter(None, words)]
-
-
-def working_words(progress: Progress) -> str:
-    """Words the stage, the time left and what was asked for; empty while nobody works on a job."""
-    asked = control_words(progress)
-    if progress.ended or not (asked or any(worker.alive for worker in progress.current.workers)):
-        return ""
-    stages = all_stages(progress) or stage_words(progress)
-    parts = (f"At work: {stage_words(progress)}", f"in all {stages}", eta_words(progress), asked)
-    return "; ".join(filter(None, parts if len(progress.stages) > 1 else (*parts[:1], *parts[2:])))
-
-
-def eta_words(progress: Progress) -> str:
-    """Words the time left of the whole job, and when it ends."""
-    eta = progress.eta
-    if eta is None:
-        return "ETA –"
-    words = f"ETA {format_duration(eta)}"
-    return (
-        words if eta < 1 else f"{words}, at {clock_words(datetime.now() + timedelta(seconds=eta))}"
-    )
 
 
 def clock_words(moment: datetime) -> str:
@@ -468,30 +479,167 @@ def clock_words(moment: datetime) -> str:
     return f"{moment:%a %H:%M}" if moment - now < 6 * DAY else f"{moment:%Y-%m-%d %H:%M}"
 
 
-def control_words(progress: Progress) -> str:
-    """Words what another terminal has asked for; empty for nothing."""
-    held = len(progress.current.workers)
-    if progress.control == "pause":
-        return "paused" if not held else f"pausing: {held} trials are released at their last epoch"
-    if progress.control == "stop" and not progress.ended:
-        return "stopped" if not held else "stopping"
-    return ""
-
-
-def progress_line(progress: Progress) -> str:
-    """Formats a job as one line, without what changes every second."""
-    search = progress.search
-    parts = [one_line(search.name), stage_words(progress), best_words(progress)]
-    if running := len(progress.current.workers):
-        parts.append(f"{running} running")
-    parts.append(control_words(progress))
-    if search.outlook.ending is not None and progress.title in (SEARCH, DONE):
-        parts.append(search.outlook.ending.words)
-    return "  ".join(filter(None, parts))
-
-
 def wrap(parts: Iterable[str], width: int) -> list[str]:
     """Joins parts to lines that are no longer than `width`; a part is broken only if it must be."""
     held = (part.replace(" ", "\xa0") if len(part) < width else part for part in parts)
     lines = textwrap.wrap(", ".join(held), width, break_on_hyphens=False)
     return [line.replace("\xa0", " ") for line in lines]
+
+
+# The events of a job. They are found by comparing the stored trials with what was told before. So
+# they are the same whichever process trained a trial, and on whichever host; nothing is told twice,
+# and nothing that is stored is left out, also if the command was killed in between.
+
+
+class Event(TypedDict):
+    """The fields of each line of --events FILE; `id` tells studies of one name apart.
+
+    A trial has begun, has reported an epoch, goes on after the death of its worker, has ended, or
+    is the best now; another terminal has asked to stop, to pause, or to go on; the study has
+    stopped itself; the winner is known; the command ends.
+    """
+
+    event: Literal[
+        "began", "reported", "resumed", "ended", "best", "control", "halted", "answer", "exit"
+    ]
+    at: str
+    study: str
+    id: str | None
+    stage: NotRequired[Literal["search", "re-evaluation", "retraining"]]
+    trial: NotRequired[int]
+    params: NotRequired[dict[str, Any]]
+    worker: NotRequired[str | None]
+    epoch: NotRequired[int | None]
+    deaths: NotRequired[int]
+    epochs: NotRequired[int | None]
+    state: NotRequired[Literal["complete", "pruned", "failed"]]
+    value: NotRequired[float | None]
+    values: NotRequired[list[float | None] | None]
+    seconds: NotRequired[float | None]
+    wish: NotRequired[Wish | None]
+    reason: NotRequired[str | None]
+    answer: NotRequired[ShortResult]
+    code: NotRequired[int]
+
+
+# What an event of the job tells; it is told again when this has changed.
+TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answer"}
+
+
+@dataclass
+class History:
+    """The events so far: of each trial the last epoch, and how many deaths of workers it outlived.
+
+    The epoch is -1 before the first, and infinity after the end. Also the last event of each kind
+    of TOLD.
+    """
+
+    epochs: dict[tuple[str, int], float] = field(default_factory=dict)
+    deaths: dict[tuple[str, int], int] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Takes note of an event that was told."""
+        if (kind := event["event"]) in TOLD:
+            self.last[kind] = event[TOLD[kind]]
+        elif kind != "exit":
+            key = str(event["stage"]), int(event["trial"])
+            if kind == "resumed":
+                self.deaths[key] = int(event["deaths"])
+                return
+            epoch = {"began": -1.0, "ended": math.inf}.get(kind) or float(event["epoch"])
+            self.epochs[key] = max(epoch, self.epochs.get(key, -1.0))
+
+    @classmethod
+    def read(cls, lines: Iterable[str], study_id: str | None) -> "History":
+        """Reads the events of an earlier command, from its lines.
+
+        Args:
+            lines: of JSON; others, such as half a line of a command that was killed, are passed by.
+        """
+        history = cls()
+        for line in lines:
+            try:
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("id") == study_id:
+                    history.take(event)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+        return history
+
+    def new(self, progress: Progress) -> Iterator[dict[str, Any]]:
+        """Yields the new events since the last time, and takes note of them."""
+        for event in [*_of_trials(self, progress), *_of_job(self, progress)]:
+            self.take(event)
+            yield event
+
+
+def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
+    for title, trial in ((title, t) for title, own in progress.trials.items() for t in own):
+        told = history.epochs.get((title, trial.number))
+        ended, attributes = trial.state.is_finished(), trial.user_attrs
+        # Between its claim and its first commit a trial has no parameters yet.
+        known = trial.params or trial.intermediate_values or ended
+        if told == math.inf or trial.datetime_start is None or not known:
+            continue
+        same = {"stage": title, "trial": trial.number}
+        if told is None:
+            worker = attributes.get(WORKER)
+            yield {"event": "began", **same, "params": trial.params, "worker": worker}
+        resumed = attributes.get(RESUMED)
+        if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
+            told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
+            yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
+        epochs = attributes.get(PLANNED_EPOCHS)
+        for epoch, value in sorted(trial.intermediate_values.items()):
+            if told is None or epoch > told:
+                said = {"epoch": epoch, "value": value, "epochs": epochs}
+                yield {"event": "reported", **same, **said}
+        if ended:
+            yield {"event": "ended", **same, **_ended(trial)}
+
+
+def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yields what has changed of the job; only of a wish it is told that it is no more."""
+    last, best = history.last, progress.search.best
+    if best is not None and best.number != last.get("best"):
+        yield {"event": "best", "stage": "search", **_ended(best)}
+    if progress.control != last.get("control"):
+        yield {"event": "control", "wish": progress.control}
+    if progress.halted is not None and progress.halted != last.get("halted"):
+        yield {"event": "halted", "reason": progress.halted}
+    if progress.answer is not None and progress.answer != last.get("answer"):
+        yield {"event": "answer", "answer": dict(progress.answer)}
+
+
+def _ended(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "state": outcome(trial),
+        "value": value_of(trial),
+        "values": trial.values,
+        "params": trial.params,
+        "seconds": seconds_spent(trial),
+        "reason": reason_of(trial),
+    }
+
+
+def write_event(event: Mapping[str, Any], study: str, study_id: str | None) -> str:
+    """Formats an event as one line of JSON, with its line break."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    document = {"event": event["event"], "at": at, "study": study, "id": study_id, **event}
+    return f"{to_json(document)}\n"
+
+
+def to_json(document: Any) -> str:
+    """Formats a document as one line of JSON; what is not finite is null."""
+    return json.dumps(finite(document), allow_nan=False, default=str)
+
+
+def finite(value: Any) -> Any:
+    """Replaces what is not finite in nested mappings and lists by null, which JSON can say."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,13 +5,14 @@ says why. To add a section, yield it in `all_sections`, and add its words to
 assets/report/sections.toml.
 """
 
+import math
 import platform
 import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,33 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage.attributes import BASELINE, ENQUEUED, REUSED, TIMES, TRACEBACK
-from studyloom.study.failures import count_failures
-from studyloom.study.rows import column_of, proposer_of, trial_rows
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.storage.attributes import (
+    BASELINE,
+    ENQUEUED,
+    MADE,
+    PLANNED_EPOCHS,
+    RESUMED,
+    REUSED,
+    RUNGS,
+    TIMES,
+    TRACEBACK,
+    WORKER,
+)
+from studyloom.study.failures import (
+    NO_REASON,
+    count_failures,
+    outcome,
+    reason_of,
+    resumed_words,
+)
+from studyloom.study.stored_study import (
+    StoredStudy,
+    column_of,
+    epochs_of,
+    proposer_of,
+    trial_rows,
+    value_of,
+)
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -32,18 +56,23 @@ from studyloom.text import (
     format_shape,
     format_value,
     shorten,
+    shorten_end,
 )
 from studyloom.views import figures, page
-from studyloom.views.charts import Axis, Block, Table
 from studyloom.views.importances import importances, varied_parameters
-from studyloom.views.one_trial import details, read_logs
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
-from studyloom.views.progress import JobReader, Progress, working_words
-from studyloom.views.sentence import quotable
-from studyloom.views.snapshot import Snapshot, front_rows, trial_counts, why_no_best
-from studyloom.views.terminal import format_parameters, worker_cells
-from studyloom.winner import wording
-from studyloom.winner.result import Compressed, Result, RunFiles, Wrong
+from studyloom.views.progress import JobReader, Progress
+from studyloom.views.snapshot import Snapshot, format_parameters
+from studyloom.winner.result import (
+    NO_INTERVAL,
+    Compressed,
+    Result,
+    RunFiles,
+    Wrong,
+    format_openings,
+    plural,
+)
+from studyloom.worker_log import read_end
 
 MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
 BEST = 100  # trials that are shown for their value
@@ -88,7 +117,7 @@ PLAIN = {
 
 
 @dataclass(frozen=True)
-class Stage:
+class StudyPart:
     """A part of a study: the stored study, its title in plain words, and how it differs."""
 
     name: str
@@ -104,7 +133,7 @@ def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
     return (min(begun), max(ended)) if begun and ended else None
 
 
-def read_parts(stored: StoredStudy) -> list[Stage]:
+def read_parts(stored: StoredStudy) -> list[StudyPart]:
     """Returns the search and the later stages of a study, in the order in which they began."""
     later = []
     for study, stage in stored.later_stages():
@@ -114,12 +143,12 @@ def read_parts(stored: StoredStudy) -> list[Stage]:
             about = f"of the first {stage.trials} trials, on {stage.seeds} fresh seeds each"
             about += f", {stage.details}" if stage.details else ""
         trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
-        later.append(Stage(study.study_name, PLAIN.get(title, title), about, trials))
+        later.append(StudyPart(study.study_name, PLAIN.get(title, title), about, trials))
     later.sort(key=lambda part: span(part.trials) or (datetime.max, datetime.max))
-    return [Stage(stored.name, "the search", "", stored.trials()), *later]
+    return [StudyPart(stored.name, "the search", "", stored.trials()), *later]
 
 
-def parts_section(parts: Sequence[Stage]) -> Section:
+def parts_section(parts: Sequence[StudyPart]) -> Section:
     """Renders the parts as a table: what each is, what it has done, and how long it took."""
     rows = []
     for part in parts:
@@ -130,10 +159,10 @@ def parts_section(parts: Sequence[Stage]) -> Section:
         took = "–" if seconds is None else format_duration(seconds)
         rows.append((part.title, part.about, done, took, part.name))
     head = ("part", "", "trainings complete", "took", "stored as")
-    return section("parts", [Table(head, rows, words=(0, 1, 4))])
+    return section("parts", [figures.PageTable(head, rows, words=(0, 1, 4))])
 
 
-def wall_seconds(parts: Sequence[Stage]) -> float | None:
+def wall_seconds(parts: Sequence[StudyPart]) -> float | None:
     """Returns the seconds from the first start to the last end of all parts; None without any."""
     ends = span([trial for part in parts for trial in part.trials])
     return None if ends is None else (ends[1] - ends[0]).total_seconds()
@@ -154,35 +183,37 @@ def head(
     stored: StoredStudy,
     progress: Progress,
     winner: Result | None,
-    parts: list[Stage],
+    parts: list[StudyPart],
     *,
     live: bool = False,
 ) -> page.Head:
     """Renders the top of the report; a `live` page says in a line of its own how far it is."""
-    snapshot, blocks = progress.search, list[Block]()
+    snapshot, blocks = progress.search, list[figures.Block]()
     if (halted := stored.halted()) is not None:
         why = f"The study has stopped, since its trials fail with this: {halted}"
         blocks.append(Words(why, "bad"))
     if (ended := snapshot.outlook.ending) is not None:
         blocks.append(Words(f"The search {ended.words}."))
-    if not live and (words := working_words(progress)):
+    if not live and (words := progress.working_words):
         blocks.append(Words(words))
     if winner is not None:
         blocks.append(page.Lines([*decided(stored, winner, snapshot.budget)]))
     blocks.append(page.Facts([*facts(stored, snapshot, winner, parts)]))
-    blocks.append(page.Cards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)]))
+    blocks.append(
+        page.NumberCards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)])
+    )
     params = {"Best": snapshot.best.params} if snapshot.best else {}
     if winner is not None and winner.winner.params != params.get("Best"):
         params["Winner"] = winner.winner.params
     blocks += [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
-    sentence = quotable(stored, winner, snapshot).replace(" %", "\N{NO-BREAK SPACE}%")
+    sentence = snapshot.quotable(stored, winner).replace(" %", "\N{NO-BREAK SPACE}%")
     return page.Head(stored.name, f"{sentence}.", blocks)
 
 
 def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
     """Yields the reasons for the answer, a line each."""
     won = winner.winner
-    chosen = f"{won.name.capitalize()} was {wording.format_choice(winner, budget)}"
+    chosen = f"{won.name.capitalize()} was {winner.choice_words(budget)}"
     if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
@@ -200,15 +231,14 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
     if test := winner.test:
         if test.difference:
-            words = wording.format_difference(test.difference, wording.format_covers(test))
-            yield f"The difference to the baseline is {words}."
-        yield f"The test part was {wording.format_tested(test)}."
-    if carried := wording.transfer_sentence(winner):
+            yield f"The difference to the baseline is {test.difference_words}."
+        yield f"The test part was {test.tested_words}."
+    if carried := winner.transfer_sentence:
         yield carried
 
 
 def facts(
-    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, parts: list[Stage]
+    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, parts: list[StudyPart]
 ) -> Iterator[tuple[str, object]]:
     """Yields how long it took, on what, and what the values are."""
     trials = [trial for part in parts for trial in part.trials]
@@ -254,11 +284,11 @@ def data_words(stored: StoredStudy, winner: Result | None) -> str:
 
 def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
     """Returns the numbers of the search."""
-    counts = " · ".join(trial_counts(snapshot))
+    counts = " · ".join(snapshot.counts_words)
     yield Card("Trials", str(snapshot.done), f"of {snapshot.budget}", counts)
     best, baseline = snapshot.best, snapshot.baseline
     value, start = value_of(best), value_of(baseline)
-    missing = why_no_best(snapshot).replace("No", "no", 1)
+    missing = snapshot.why_no_best.replace("No", "no", 1)
     note = missing if best is None else f"trial {best.number}"
     yield Card("Best, search", number(value), "", note)
     note = "the configuration as composed" if baseline else "none"
@@ -276,19 +306,19 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
     """Returns the numbers of the test; none if there was no test."""
     if winner is None or (test := winner.test) is None:
         return
-    runs = wording.format_seeds(test.winner) or wording.plural(len(test.winner.values), "seed")
+    runs = test.winner.seeds_words or plural(len(test.winner.values), "seed")
     note = f"trial {winner.winner.trial}; {runs}"
-    opened = wording.format_openings(test.openings)
+    opened = format_openings(test.openings)
     part = f"{test.examples} test examples, {opened}" if test.examples else opened
     if test.baseline is None or test.difference is None:  # there is none, or it has won
         yield Card("Winner, test", *spread(test.winner), f"{note}; {part}")
     else:
         yield Card("Winner, test", *spread(test.winner), note)
         yield Card("Baseline, test", *spread(test.baseline), part)
-        note = wording.NO_INTERVAL
+        note = NO_INTERVAL
         if (ends := test.difference.interval) is not None:
             interval = f"95 % interval {number(ends[0], '+')} to {number(ends[1], '+')}"
-            note = f"{interval} {wording.format_covers(test)}"
+            note = f"{interval} {test.cover}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the re-evaluation")[::sign])
     if winner.transfer is None:  # between two sizes there is none
@@ -303,9 +333,9 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         yield section("winner", [Absent("There is no winner.json yet.")])
         return
     if small is not None:
-        heads, *rows = wording.compressed_rows(small)
-        table = Table(heads, rows, words=(0, len(heads) - 1))
-        lines = page.Lines(wording.compressed_lines(small))
+        heads, *rows = small.rows()
+        table = figures.PageTable(heads, rows, words=(0, len(heads) - 1))
+        lines = page.Lines(small.lines())
         yield section("compressed", [table, lines])
     yield section("candidates", [candidates(winner)])
     if winner.note is not None:
@@ -314,7 +344,7 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         figure = drawn(figures.predictions, winner.predictions)
         yield section("predictions", [figure])
     else:
-        counts: Block = Absent("winner.json holds no confusion matrix.")
+        counts: figures.Block = Absent("winner.json holds no confusion matrix.")
         if matrix := winner.confusion:
             names = winner.classes or range(len(matrix))
             counts = page.Heat(names, matrix, "true classes by predicted ones")
@@ -328,7 +358,7 @@ def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator
         yield section("wrong", [images])
 
 
-def candidates(winner: Result) -> Table:
+def candidates(winner: Result) -> figures.PageTable:
     """Renders the candidates as a table, with their values in the search and retrained."""
     rows = []
     for row in winner.candidates:
@@ -341,13 +371,15 @@ def candidates(winner: Result) -> Table:
         again = " ".join(spread(row.fresh))
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
-    return Table(("trial", "search", "trained again", "gap", "", "parameters"), rows, words=(4, 5))
+    return figures.PageTable(
+        ("trial", "search", "trained again", "gap", "", "parameters"), rows, words=(4, 5)
+    )
 
 
-def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.Picture:
+def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.CaptionedPicture:
     """Renders a picture of an image that the winner gets wrong."""
     predicted = str(mistake.predicted)
-    return page.Picture(source, label, f"{mistake.label} → ", predicted, number(remark))
+    return page.CaptionedPicture(source, label, f"{mistake.label} → ", predicted, number(remark))
 
 
 STRONGEST = 6  # words of each side that are listed
@@ -377,7 +409,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
             for row in groups.rows
         ]
         left = f"{groups.left} further ones with fewer examples are left out."
-        table = Table(head, rows, words=(0,), note=left if groups.left else "")
+        table = figures.PageTable(head, rows, words=(0,), note=left if groups.left else "")
         yield section("groups", [table], kind=kind, Kind=kind.capitalize())
     if winner.columns:
         head = ("column", f"{winner.metric.name} worse by", "5 % to 95 %")
@@ -385,7 +417,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
             (row.name, number(row.worse), " to ".join(map(number, row.interval)))
             for row in winner.columns
         ]
-        yield section("columns", [Table(head, needs, words=(0,))])
+        yield section("columns", [figures.PageTable(head, needs, words=(0,))])
 
 
 def _texts(winner: Result) -> Iterator[page.Part]:
@@ -425,7 +457,7 @@ STRETCHED = {
 
 
 def search_sections(
-    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: Axis
+    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: figures.Axis
 ) -> Iterator[Section]:
     """Renders the Pareto front, the history of the search, and the learning curves."""
     trials, best = stored.trials(), snapshot.best
@@ -433,17 +465,17 @@ def search_sections(
     chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
-        blocks: list[Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
+        blocks: list[figures.Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
         if snapshot.front:
-            heads, *rows = front_rows(snapshot)
-            blocks.append(Table(heads, rows, words=(len(heads) - 1,)))
+            heads, *rows = snapshot.front_rows()
+            blocks.append(figures.PageTable(heads, rows, words=(len(heads) - 1,)))
         yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
     figure = drawn(figures.history, trials, marked, axis)
     yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     yield section("curves", [drawn(figures.curves, trials, marked, axis)], **most)
-    losses: Block = Absent(f"{why_no_best(snapshot)}.")
+    losses: figures.Block = Absent(f"{snapshot.why_no_best}.")
     which = ""
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
@@ -452,7 +484,7 @@ def search_sections(
     yield Section("losses", title, [losses], caption)
 
 
-MOST_LINES = 150  # over parallel axes, of the best trials
+MOST_PARALLEL = 150  # over parallel axes, of the best trials
 MOST_SLICES = 24  # of the most important parameters
 MOST_COLUMNS = 100  # of the table of trials; of 2 000 parameters, all took 200 MB
 
@@ -471,7 +503,7 @@ def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] 
 def parameter_sections(
     stored: StoredStudy,
     best: FrozenTrial | None,
-    axis: Axis,
+    axis: figures.Axis,
     names: Sequence[str],
     found: Sequence[dict[str, float] | str],
 ) -> Iterator[Section]:
@@ -492,13 +524,13 @@ def parameter_sections(
         yield section("choices", choices)
     most = names[:MOST_SLICES]
     yield section("slices", [drawn(figures.slices, trials, most, best, axis)])
-    ranked = figures.best_of(stored, MOST_LINES)
+    ranked = figures.best_of(stored, MOST_PARALLEL)
     yield section("parallel", [drawn(figures.parallel, ranked, names, axis)])
     yield section("together", [drawn(figures.together, trials, most, axis)])
 
 
 def _choices(
-    trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], axis: Axis
+    trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], axis: figures.Axis
 ) -> Iterator[page.Part]:
     """Yields for each choice of a group how its options did.
 
@@ -512,7 +544,7 @@ def _choices(
             continue
         own = [trial for trial in complete if name in trial.params]
         said = ", ".join(f"{option} by {count}" for option, count in tried.items())
-        block: Block = Absent(figures.NOTHING_COMPLETE)
+        block: figures.Block = Absent(figures.NOTHING_COMPLETE)
         if own:
             block = figures.summary(own, name, axis.sign)
         yield page.Part(name, [block], f"chosen: {said}")
@@ -566,7 +598,7 @@ def trials_section(
         marks = {"winner": trial == won, "best": trial == best, BASELINE: columns[BASELINE][row]}
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
-        more = details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
+        more = trial_details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
         table.append(page.Row(trial, columns["state"][row], cells, mark, more))
     words = [
         place
@@ -601,6 +633,115 @@ def _cell(name: str, value: Any) -> page.Cell:
     return page.Cell(shown, value)
 
 
+# What the table has of one trial below its row: its end, its times, its log.
+LOG_LINES, LOG_LINE = 40, 300  # of a trial's log, and the characters of one
+LOGGED = 60_000  # characters of all logs of a page
+WORKER_LOGS, TAIL = 64, 2**18  # worker logs that are read, and the bytes at the end of each
+CURVE_POINTS = 24  # of a curve that no figure draws
+LATE = timedelta(seconds=10)  # a log may tell of an end so much later than the database
+
+
+def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[str, Any]:
+    """Returns what a page shows of a trial, empty values left out.
+
+    Args:
+        curve: its learning curve, if that is in no figure.
+    """
+    attrs, began = trial.user_attrs, trial.datetime_start
+    spent = {kind: s for kind, s in attrs.get(TIMES, {}).items() if 0 < s < math.inf}
+    thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last point
+    told = {
+        "end": ending(trial),
+        "facts": {
+            "began": "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
+            "worker": str(attrs.get(WORKER, "")),
+        },
+        "times": {kind: float(f"{seconds:.3g}") for kind, seconds in spent.items()},
+        "traceback": str(attrs.get(TRACEBACK, "")),
+        "log": log,
+        "curve": [(epoch, float(f"{value:.4g}")) for epoch, value in thinned],
+        "made": MADE in attrs,
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def ending(trial: FrozenTrial) -> str:
+    """Words how a trial ended, and why, or how far it is."""
+    attrs, kind, done = trial.user_attrs, outcome(trial), epochs_of(trial)
+    planned = attrs.get(PLANNED_EPOCHS)
+    epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
+    if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
+        epochs += f", at {format_value(last[-1][1])}"
+    rung = ": it waited at a rung, and others were promoted" if attrs.get(RUNGS) else ""
+    words = {
+        "failed": f"It failed after {epochs}: {reason_of(trial) or NO_REASON}",
+        "pruned": f"It was pruned after {epochs}{rung}.",
+        "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
+        "running": f"It runs, and has trained {epochs}.",
+        "waiting": "No worker has begun it yet.",
+    }.get(kind, f"It is complete, after {epochs}.")
+    if REUSED in attrs:
+        words += f" It was not trained: its result is that of {attrs[REUSED]}."
+    if resumed := attrs.get(RESUMED):
+        words += f" T{resumed_words(trial.number, resumed)[1:]}."
+    return words
+
+
+def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
+    """Returns the last lines that trials have written, by number: of each, and of all, not many.
+
+    A command has a log of its own for each trial. A worker has one log, of which a trial gets what
+    is between its end and that of the trial before it. What failed comes first, then the latest.
+    """
+    texts = dict(_written(run_dir, trials))
+    failed = {trial.number for trial in trials if outcome(trial) == "failed"}
+    kept, left = dict[int, str](), LOGGED
+    for trial in sorted(texts, key=lambda trial: (trial not in failed, -trial)):
+        lines = [shorten_end(line, LOG_LINE) for line in texts[trial][-LOG_LINES:]]
+        text = "\n".join(lines)
+        left -= len(text)
+        if left < 0:
+            break
+        kept[trial] = text
+    return kept
+
+
+def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int, list[str]]]:
+    try:
+        folder = run_dir.resolve()
+        files = [path for path in (folder / "logs").glob("*.log") if path.is_file()]
+        files = [path for path in files if path.resolve().is_relative_to(folder)]
+        files.sort(key=lambda path: -path.stat().st_mtime)
+    except OSError:
+        return
+    ends = {trial.number: trial.datetime_complete for trial in trials}
+    own = {f"trial-{number}.log": number for number in ends}
+    for path in [path for path in files if not path.name.startswith("trial-")][:WORKER_LOGS]:
+        lines: list[str] = []
+        for line in _tail(path):
+            lines.append(line)
+            if (end := read_end(line)) is None:
+                continue
+            (trial, said), own_lines, lines = end, lines, []
+            ended = ends.get(trial)
+            # Another stage has a trial of this number too. What says but how it ended says nothing.
+            if ended is not None and abs(said - ended) < LATE and len(own_lines) > 1:
+                yield trial, own_lines
+    for path in files:
+        if path.name in own and (lines := _tail(path)):
+            yield own[path.name], lines
+
+
+def _tail(path: Path) -> list[str]:
+    """Returns the last lines of a file; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            return file.read(TAIL).decode(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Section]:
     """Renders what the trials of each proposer gained beside those of the sampler, if any has."""
     own = defaultdict[str | None, list[int]](list, {None: []})
@@ -622,7 +763,7 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
         rows.append((who, len(numbers), number(found), number(gain, "+"), fresh))
     head = ("", "trials", "best, search", "better than the sampler's by", "best mean, fresh seeds")
     if len(own) > 1:
-        yield section("proposers", [Table(head, rows, words=(0,))])
+        yield section("proposers", [figures.PageTable(head, rows, words=(0,))])
 
 
 MOST_MESSAGES = 10  # of one kind of failure
@@ -632,13 +773,13 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     """Renders what runs at this moment: each worker's trial, epoch, value and parameters."""
     rows = []
     for worker in snapshot.workers:
-        cells = worker_cells(worker)[:3]
+        cells = worker.cells[:3]
         lease = "" if worker.alive else "silent: another worker goes on"
         params = "" if worker.trial is None else format_parameters(worker.params)
         rows.append((worker.owner, *cells, lease, params))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "parameters")
-        yield section("running", [Table(head, rows, words=(0, 4, 5))])
+        yield section("running", [figures.PageTable(head, rows, words=(0, 4, 5))])
 
 
 def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
@@ -657,7 +798,7 @@ def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
     """
     for failure in count_failures(trials):
         reasons = failure.by_reason()
-        blocks: list[Block] = []
+        blocks: list[figures.Block] = []
         for reason, members in [*reasons.items()][:MOST_MESSAGES]:
             numbers = ", ".join(str(trial.number) for trial in members[:MOST_MESSAGES])
             numbers += ", …" if len(members) > MOST_MESSAGES else ""
@@ -682,7 +823,7 @@ def environment_section(winner: Result | None, config_text: str) -> Section:
         facts["data"] = winner.data.digest if winner.data else None
         facts["seeds"] = [*winner.seeds] or None
     known = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
-    config: Block = Absent("No configuration was found.")
+    config: figures.Block = Absent("No configuration was found.")
     if config_text.strip():
         config = page.Folded("configuration", config_text)
     return section("environment", [known, config])
@@ -721,7 +862,7 @@ def all_sections(
     """Yields the sections of a study: what decided, the search, who worked."""
     winner = files.winner
     values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
-    axis = Axis.of(stored.metric, stored.sign, values)
+    axis = figures.Axis.of(stored.metric, stored.sign, values)
     won = None if winner is None else winner.winner.trial
     if winner is not None:
         yield from winner_sections(winner, files.compressed)

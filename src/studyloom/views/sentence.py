@@ -1,4 +1,4 @@
-"""The answer of a study in one sentence that a person can quote.
+"""The result of a study in one sentence that a person can quote.
 
 "A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen pictures, 4.4 points over the
 baseline". Report, terminal and comparison begin with it.
@@ -13,12 +13,9 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import METRICS
-from studyloom.study.rows import config_of
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import StoredStudy, config_of
 from studyloom.text import format_error, format_parameter, format_value, one_line
-from studyloom.views.snapshot import Snapshot, why_no_best
-from studyloom.winner.result import Result, Scores, Summary, Transfer
-from studyloom.winner.wording import format_sizes, plural
+from studyloom.winner.result import Result, Scores, Summary, Transfer, plural
 
 MOST_DETAILS = 2  # of a network
 MOST_SETTINGS = 3  # of a trial without a network
@@ -29,12 +26,6 @@ VOWEL = r"[aeio]|u(?!-?net|ni)"  # with which a name begins that takes "an": not
 NOUNS = {"Picture": "pictures", "Sound": "recordings"}  # by what makes a file an input
 
 
-def quotable(stored: StoredStudy, answer: Result | None, snapshot: Snapshot) -> str:
-    """Returns where a study stands in one sentence: its tested winner, or else its best trial."""
-    tested = None if answer is None else result_sentence(answer, stored)
-    return tested or search_sentence(snapshot)
-
-
 def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
     """Returns the answer in one sentence; None if its winner has but the value of the search."""
     winner, test, carried = answer.winner, answer.test, answer.transfer
@@ -42,7 +33,7 @@ def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
     who = describe(trial, winner.params, carried)
     if carried is not None:
         warning = "" if carried.held else "The order of the search did not hold at the target: "
-        who = f"{warning}{who}, searched with {format_sizes(carried.small)}"
+        who = f"{warning}{who}, searched with {carried.small_words}"
     if test is not None:
         words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"
@@ -50,20 +41,6 @@ def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
         return None
     seeds = plural(len(winner.values), "fresh seed")
     return f"{who}: {_spread(winner.fresh, stored.metric)} on {seeds}, untested"
-
-
-def search_sentence(snapshot: Snapshot) -> str:
-    """Returns where a search stands in one sentence: its best trial so far."""
-    trials = f"{snapshot.done} of {snapshot.budget} trials"
-    if (best := snapshot.best) is None or (value := value_of(best)) is None:
-        return f"{why_no_best(snapshot)}, after {trials}"
-    who = describe(best, best.params)
-    shown = _value(value, snapshot.metric)
-    words = f"{who}: {shown} in the search, the best after {trials}"
-    start = value_of(snapshot.baseline)
-    if start is None or snapshot.baseline is None or snapshot.baseline.number == best.number:
-        return words
-    return f"{words}; the baseline has {_value(start, snapshot.metric)}"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -154,7 +131,8 @@ def _decimals(error: float | None) -> int:
     return min(3, max(1, -math.floor(math.log10(100 * abs(error)))))
 
 
-def _value(value: float, metric: str, error: float | None = None) -> str:
+def format_metric(value: float, metric: str, error: float | None = None) -> str:
+    """Formats a value of a metric, a share of 1 in percent."""
     if _is_share(metric):
         return f"{100 * value:.{_decimals(error)}f} %"
     return f"{one_line(metric)} {format_value(value)}"
@@ -164,10 +142,10 @@ def _spread(values: Summary, metric: str) -> str:
     """Words mean ± standard deviation over the seeds."""
     mean, error = values.mean, values.std
     if error is None or values.same:
-        return _value(mean, metric)
+        return format_metric(mean, metric)
     if _is_share(metric):
-        return f"{_value(mean, metric, error)} ± {100 * error:.{_decimals(error)}f}"
-    return f"{_value(mean, metric)} ± {format_error(error, format_value(mean))}"
+        return f"{format_metric(mean, metric, error)} ± {100 * error:.{_decimals(error)}f}"
+    return f"{format_metric(mean, metric)} ± {format_error(error, format_value(mean))}"
 
 
 def _examples(answer: Result, test: Scores) -> str:

@@ -10,8 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
 from studyloom.study.early_end import Outlook, look_ahead
 from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy
-from studyloom.text import format_cost, format_value, one_line
+from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.text import format_cost, format_duration, format_parameter, format_value, one_line
+from studyloom.views.sentence import describe, format_metric, result_sentence
+from studyloom.winner.result import Result
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,18 @@ class WorkerStatus:
     def alive(self) -> bool:
         """Whether its lease still runs."""
         return self.lease is None or self.lease > 0
+
+    @property
+    def cells(self) -> list[str]:
+        """Trial, epoch and value, the time since the claim, and until silence ends it."""
+        value = None if self.value is None else format_value(self.value)
+        held = None if self.held is None else format_duration(self.held)
+        left = None if self.lease is None else f"expires in {format_duration(self.lease)}"
+        epoch = self.epoch
+        of = "" if self.epochs is None else f"/{self.epochs}"
+        shown = None if epoch is None else f"{epoch}{of}"
+        cells = (self.trial, shown, value, held, left if self.alive else "expired")
+        return ["–" if cell is None else str(cell) for cell in cells]
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,78 @@ class Snapshot:
         """The number of slots whose trial has ended."""
         return self.slots["done"]
 
+    @property
+    def why_no_best(self) -> str:
+        """Why the study has no best trial, without the full stop."""
+        if self.rule is not None and self.outcomes.get("complete"):
+            return f"No complete trial keeps to {one_line(self.rule)}"
+        return "No trial is complete yet"
+
+    @property
+    def uncounted_words(self) -> list[str]:
+        """How many trials are paused at a rung, or kept but not counted; nothing for none."""
+        counts = {
+            "paused": self.outcomes.get("paused"),
+            "foreign": self.foreign,
+            "set aside": self.aside,
+        }
+        return [f"{count} {kind}" for kind, count in counts.items() if count]
+
+    @property
+    def counts_words(self) -> list[str]:
+        """How many trials have ended in which way, run, and are not counted."""
+        outcomes = self.outcomes
+        counts = [f"{outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")]
+        running = [f"{len(self.workers)} running"] if self.workers else []
+        return [*counts, *running, *self.uncounted_words]
+
+    @property
+    def headline(self) -> str:
+        """The name of the study, its slots and its trials in one line."""
+        counts = ", ".join(self.counts_words)
+        done = f"{self.done} of {self.budget} trials"
+        return f"{one_line(self.name)}: {done} – {counts}"
+
+    @property
+    def sentence(self) -> str:
+        """Where the search stands in one sentence: its best trial so far."""
+        trials = f"{self.done} of {self.budget} trials"
+        if (best := self.best) is None or (value := value_of(best)) is None:
+            return f"{self.why_no_best}, after {trials}"
+        who = describe(best, best.params)
+        shown = format_metric(value, self.metric)
+        words = f"{who}: {shown} in the search, the best after {trials}"
+        start = value_of(self.baseline)
+        if start is None or self.baseline is None or self.baseline.number == best.number:
+            return words
+        return f"{words}; the baseline has {format_metric(start, self.metric)}"
+
+    def quotable(self, stored: StoredStudy, result: Result | None) -> str:
+        """Words where a study stands in one sentence: its tested winner, or its best trial."""
+        tested = None if result is None else result_sentence(result, stored)
+        return tested or self.sentence
+
+    def front_rows(self) -> list[list[str]]:
+        """Formats the Pareto front as rows, with the best and the baseline even if they are beaten.
+
+        Returns:
+            The headings, and a row for each trial, the cheapest first: its values, its number,
+            and a mark if it is the best or the baseline.
+        """
+        known = {trial.number: trial for trial in self.front}
+        marks: dict[int, list[str]] = {}
+        for name, trial in (("best", self.best), ("baseline", self.baseline)):
+            if trial is not None:
+                beaten = "" if trial.number in known else ", beaten"
+                marks.setdefault(trial.number, []).append(f"{name}{beaten}")
+                known[trial.number] = trial
+        order = sorted(known.values(), key=lambda trial: [*trial.values[1:], trial.number])
+        rows = [
+            [*trial_values(trial), str(trial.number), ", ".join(marks.get(trial.number, []))]
+            for trial in order
+        ]
+        return [[self.metric, *self.costs, "trial", ""], *rows]
+
 
 def take_snapshot(stored: StoredStudy) -> Snapshot:
     """Reads a study; of its trials only the unfinished, and those that ended since the last time.
@@ -111,31 +197,6 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         aside=len(aside),
         outlook=look_ahead(stored),
     )
-
-
-def why_no_best(snapshot: Snapshot) -> str:
-    """Says why a study has no best trial, without the full stop."""
-    if snapshot.rule is not None and snapshot.outcomes.get("complete"):
-        return f"No complete trial keeps to {one_line(snapshot.rule)}"
-    return "No trial is complete yet"
-
-
-def uncounted(snapshot: Snapshot) -> list[str]:
-    """Words how many trials are paused at a rung, or kept but not counted; nothing for none."""
-    counts = {
-        "paused": snapshot.outcomes.get("paused"),
-        "foreign": snapshot.foreign,
-        "set aside": snapshot.aside,
-    }
-    return [f"{count} {kind}" for kind, count in counts.items() if count]
-
-
-def trial_counts(snapshot: Snapshot) -> list[str]:
-    """Words how many trials have ended in which way, run, and are not counted."""
-    outcomes = snapshot.outcomes
-    counts = [f"{outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")]
-    running = [f"{len(snapshot.workers)} running"] if snapshot.workers else []
-    return [*counts, *running, *uncounted(snapshot)]
 
 
 def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:
@@ -169,23 +230,7 @@ def trial_values(trial: FrozenTrial) -> list[str]:
     return [*map(format_value, values[:1]), *map(format_cost, values[1:])] or ["–"]
 
 
-def front_rows(snapshot: Snapshot) -> list[list[str]]:
-    """Formats the Pareto front as rows, with the best and the baseline even if they are beaten.
-
-    Returns:
-        The headings, and a row for each trial, the cheapest first: its values, its number, and a
-        mark if it is the best or the baseline.
-    """
-    known = {trial.number: trial for trial in snapshot.front}
-    marks: dict[int, list[str]] = {}
-    for name, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
-        if trial is not None:
-            beaten = "" if trial.number in known else ", beaten"
-            marks.setdefault(trial.number, []).append(f"{name}{beaten}")
-            known[trial.number] = trial
-    order = sorted(known.values(), key=lambda trial: [*trial.values[1:], trial.number])
-    rows = [
-        [*trial_values(trial), str(trial.number), ", ".join(marks.get(trial.number, []))]
-        for trial in order
-    ]
-    return [[snapshot.metric, *snapshot.costs, "trial", ""], *rows]
+def format_parameters(params: Mapping[str, Any]) -> str:
+    """Formats the parameters of a trial in one line; `as composed` if it has none."""
+    pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
+    return "  ".join(pairs) or "as composed"

@@ -1,14 +1,13 @@
 """The status of a study: printed once, followed until the job has ended, or as JSON."""
 
 import io
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from importlib import import_module
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, Group, RenderableType
@@ -18,36 +17,30 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.errors import StorageError
+from studyloom.study.early_end import Hours
 from studyloom.study.failures import FailureCount, count_failures, resumed_words
-from studyloom.study.rows import proposer_of
-from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
+from studyloom.study.stopping import Stop, Wish
+from studyloom.study.stored_study import SEARCH, StoredStudy, proposer_of, value_of
 from studyloom.text import one_line
-from studyloom.views.events import History, finite, new_events
 from studyloom.views.importances import importances
 from studyloom.views.progress import (
     WORDS,
+    History,
     JobReader,
     Progress,
-    all_stages,
-    best_words,
-    control_words,
-    describe_result,
-    eta_words,
-    progress_line,
-    stage_words,
-    time_words,
+    StageTitle,
+    to_json,
     wrap,
 )
-from studyloom.views.snapshot import Snapshot
+from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.views.terminal import (
     answers_table,
     failure_lines,
     front_table,
-    headline,
     make_console,
     workers_table,
 )
+from studyloom.winner.result import ShortResult, short_words
 
 TICK = 0.1  # seconds between looks at whether to stop
 LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on
@@ -108,9 +101,9 @@ def render(status: Status, width: int) -> RenderableType:
         if words:
             parts.append(Text(words, style=style, overflow="fold"))
 
-    line(headline(snapshot))
+    line(snapshot.headline)
     if progress.answer is not None:
-        line(describe_result(progress.answer), "bold green")
+        line(short_words(progress.answer), "bold green")
     if ended is not None:
         line(ended.words)
     else:
@@ -118,7 +111,7 @@ def render(status: Status, width: int) -> RenderableType:
         line(f"budget left: {left} trial{'' if left == 1 else 's'}")
     for words in job_lines(progress, width):
         line(words)
-    line(control_words(progress), "bold")
+    line(progress.control_words, "bold")
     if ended is None:
         line(snapshot.outlook.words(snapshot.metric) or "")
     if progress.halted is not None:
@@ -141,59 +134,139 @@ def render(status: Status, width: int) -> RenderableType:
 
 def job_lines(progress: Progress, width: int) -> list[str]:
     """Formats the stages of a job and its time in lines of at most `width` columns."""
-    return [*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)]
+    return [*wrap([progress.all_stages], width), *wrap(progress.time_words(), width)]
+
+
+class BestTrial(TypedDict):
+    """The best trial of a search."""
+
+    trial: int
+    value: float | None
+    params: dict[str, Any]
+    proposed_by: NotRequired[str | None]
+
+
+@dataclass(frozen=True)
+class SlotCounts:
+    """The slots of the ledger by state."""
+
+    free: int
+    held: int
+    done: int
+
+
+@dataclass(frozen=True)
+class OutcomeCounts:
+    """The trials of the search by state."""
+
+    complete: int
+    pruned: int
+    failed: int
+    paused: int
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class FailuresOfKind:
+    """How many trials have failed for a kind of reason, and the first of these."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """How many trials of a stage have ended, and how many are left, at most before it begins."""
+
+    stage: StageTitle
+    done: int
+    left: int
+
+
+@dataclass(frozen=True)
+class StatusDocument:
+    """The status of a study, by `studyloom status --json`; with --watch one a line.
+
+    `best` is by the rule of the study, `front` the Pareto front, `ended` why the search ended
+    before its budget was spent, `gain` what the trials that are left are expected to gain. `eta` is
+    of the whole job; foreign trials are those of other programs.
+    """
+
+    study: str
+    metric: str
+    budget: int
+    done: int
+    slots: SlotCounts
+    trials: OutcomeCounts
+    best: BestTrial | None
+    baseline: BestTrial | None
+    front: list[BestTrial]
+    rule: str | None
+    importances: dict[str, float | None]
+    workers: Sequence[WorkerStatus]
+    failures: dict[str, FailuresOfKind]
+    halted: str | None
+    eta: float | None
+    foreign: int
+    ended: str | None
+    gain: float | None
+    stage: StageTitle
+    stages: list[StageCounts]
+    elapsed: float | None
+    hours: Hours
+    cost: float | None
+    control: Wish | None
+    answer: ShortResult | None
+    exit_code: int | None
 
 
 def as_json(status: Status) -> str:
     """Formats a status as one line of JSON, for other programs.
 
-    Its shape is `Status` of `commands.documents`. What is missing or not finite is null.
+    What is missing or not finite is null.
     """
-    return json.dumps(finite(status_document(status)), allow_nan=False)
+    return to_json(asdict(status_document(status)))
 
 
-def status_document(status: Status) -> dict[str, Any]:
-    """Returns a status as nested mappings, for programs."""
+def status_document(status: Status) -> StatusDocument:
+    """Makes the document of a status."""
     progress, snapshot = status.progress, status.progress.search
-    states = ("complete", "pruned", "failed", "paused", "running", "waiting")
-    ended = snapshot.outlook.ending
-    return {
-        "study": snapshot.name,
-        "metric": snapshot.metric,
-        "budget": snapshot.budget,
-        "done": snapshot.done,
-        "slots": dict(snapshot.slots),
-        "trials": {state: snapshot.outcomes.get(state, 0) for state in states},
-        "best": _trial_json(snapshot, snapshot.best),
-        "baseline": _trial_json(snapshot, snapshot.baseline),
-        "front": [_trial_json(snapshot, trial) for trial in snapshot.front],
-        "rule": snapshot.rule,
-        "importances": dict(status.importances),
-        "workers": [asdict(worker) for worker in progress.current.workers],
-        "failures": {
-            failure.kind: {"count": failure.count, "reason": failure.first_reason}
-            for failure in status.failures
+    answer: Any = progress.answer
+    ended, outcomes = snapshot.outlook.ending, snapshot.outcomes
+    return StatusDocument(
+        study=snapshot.name,
+        metric=snapshot.metric,
+        budget=snapshot.budget,
+        done=snapshot.done,
+        slots=SlotCounts(**snapshot.slots),
+        trials=OutcomeCounts(*(outcomes.get(state.name, 0) for state in fields(OutcomeCounts))),
+        best=_best_trial(snapshot, snapshot.best),
+        baseline=_best_trial(snapshot, snapshot.baseline),
+        front=[_best_trial(snapshot, trial) for trial in snapshot.front],
+        rule=snapshot.rule,
+        importances={**status.importances},
+        workers=progress.current.workers,
+        failures={
+            each.kind: FailuresOfKind(each.count, each.first_reason) for each in status.failures
         },
-        "halted": progress.halted,
-        "eta": progress.eta,
-        "foreign": snapshot.foreign,
-        "ended": None if ended is None else ended.words,
-        "gain": snapshot.outlook.gain,
-        "stage": progress.title,
-        "stages": [
-            {"stage": stage.title, "done": stage.done, "left": stage.left}
-            for stage in progress.stages
-        ],
-        "elapsed": progress.elapsed,
-        "hours": {"cores": progress.hours.cores, "gpus": progress.hours.gpus},
-        "cost": progress.cost,
-        "control": progress.control,
-        "answer": None if progress.answer is None else dict(progress.answer),
-        "exit_code": progress.exit_code,
-    }
+        halted=progress.halted,
+        eta=progress.eta,
+        foreign=snapshot.foreign,
+        ended=None if ended is None else ended.words,
+        gain=snapshot.outlook.gain,
+        stage=progress.title,
+        stages=[StageCounts(stage.title, stage.done, stage.left) for stage in progress.stages],
+        elapsed=progress.elapsed,
+        hours=progress.hours,
+        cost=progress.cost,
+        control=progress.control,
+        answer=answer,
+        exit_code=progress.exit_code,
+    )
 
 
-def _trial_json(snapshot: Snapshot, trial: FrozenTrial | None) -> dict[str, Any] | None:
+def _best_trial(snapshot: Snapshot, trial: FrozenTrial | None) -> Any:
     if trial is None:
         return None
     costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
@@ -210,7 +283,7 @@ def is_plain(console: Console) -> bool:
     return not console.is_terminal or console.is_dumb_terminal
 
 
-class Lines:
+class LinePrinter:
     """Prints lines: one that has changed, at most every few seconds; else one a minute.
 
     Args:
@@ -226,7 +299,7 @@ class Lines:
         now = time.monotonic()
         if now - self._at >= (self.interval if line != self._last else QUIET_INTERVAL):
             self._last, self._at = line, now
-            eta = f"  {eta_words(progress)}" if progress is not None else ""
+            eta = f"  {progress.eta_words}" if progress is not None else ""
             shown = f"{datetime.now():%H:%M:%S}  {line}{eta}"
             self.console.print(Text(shown), soft_wrap=True)
 
@@ -234,10 +307,10 @@ class Lines:
 def watch(source: JobReader | StoredStudy, console: Console) -> None:
     """Shows a job until it has ended: live on a terminal, else a line for each change."""
     if is_plain(console):
-        lines = Lines(console, 0.0)
+        lines = LinePrinter(console, 0.0)
         for status in watch_statuses(source):
             progress = status.progress if isinstance(status, Status) else None
-            lines.show(progress_line(progress) if progress else str(status), progress)
+            lines.show(progress.line if progress else str(status), progress)
         return
     view: RenderableType = ""
     with Live(console=console, auto_refresh=False) as live:
@@ -283,10 +356,10 @@ class Resumptions:
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.console, self._told = console, History()
-        list(new_events(self._told, progress))  # which are not told
+        list(self._told.new(progress))  # which are not told
 
     def __call__(self, progress: Progress) -> None:
-        for event in new_events(self._told, progress):
+        for event in self._told.new(progress):
             if event["event"] == "resumed":
                 title, resumed = event["stage"], event | {"death": event["reason"]}
                 stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
@@ -311,7 +384,7 @@ class Display:
     ) -> None:
         self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
         self._cell: Any = None  # the handle of what a notebook's cell shows
-        self._lines = Lines(console, LINE_INTERVAL)
+        self._lines = LinePrinter(console, LINE_INTERVAL)
         self._told = False  # that the process stops
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -380,7 +453,7 @@ class Display:
     def _show(self, progress: Progress) -> None:
         """Shows in a notebook what a terminal would show, with text escaped; else prints a line."""
         if self._cell is None:
-            self._lines.show(progress_line(progress), progress)
+            self._lines.show(progress.line, progress)
             return
         width = self.console.width
         console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
@@ -394,7 +467,7 @@ class Display:
         """Renders a job for a terminal, as wide as the console."""
         width = self.console.width
         lines = [Text(line, style="dim") for line in job_lines(progress, width)]
-        words = control_words(progress)
+        words = progress.control_words
         if self.stop is not None and self.stop():
             words = stopping_words(self.stop.ended_by)
         said = [Text(words, style="bold", overflow="fold")] if words else []
@@ -412,7 +485,7 @@ def stopping_words(ended_by: str) -> str:
 def live_head(progress: Progress, width: int) -> RenderableType:
     """Renders name, bar, stage and best; in one line if there is room."""
     style = "" if progress.search.best is not None else "dim"
-    best, done = Text(best_words(progress), style=style), Text(stage_words(progress))
+    best, done = Text(progress.best_words, style=style), Text(progress.stage_words)
     name = Text(one_line(progress.search.name), style="bold")
     bar = ProgressBar(max(1, progress.budget), progress.done, width=BAR_WIDTH)
 

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,14 @@ from studyloom.config.values import plain_sections
 from studyloom.definition.sources import CODE
 from studyloom.space.outline import outline
 from studyloom.space.samplers import any_point
-from studyloom.storage.attributes import EPOCHS, FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
+from studyloom.storage.attributes import FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
-from studyloom.study.rows import proposer_of, seconds_spent
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, proposer_of, read_curve, seconds_spent
 from studyloom.text import (
     format_duration,
     format_error,
     format_parameter,
-    format_value,
     one_line,
     printable,
     shorten_end,
@@ -38,63 +36,28 @@ from studyloom.text import (
 from studyloom.views.progress import wrap
 from studyloom.views.snapshot import (
     Snapshot,
-    WorkerStatus,
+    format_parameters,
     format_trial_values,
-    front_rows,
-    trial_counts,
     trial_values,
 )
-from studyloom.winner import wording
-from studyloom.winner.result import Compressed, Result
+from studyloom.winner.result import CHOSEN, Compressed, Result
 
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
     from studyloom.launch.task import Command
-    from studyloom.winner.stages import Plan
+    from studyloom.winner.stages import ResultStages
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
 WIDE = 72
 WHOLE = 130  # columns of the variants of a winner with the percentiles of their latencies
 
 
-def winner_lines(answer: Result) -> Iterator[str]:
-    """Formats the answer for a terminal, line by line."""
-    test, chosen, metric = answer.test, answer.winner, answer.metric.name
-    fresh, gap = chosen.fresh, format_value(chosen.gap or 0.0, "+")
-    notes = [*wording.seed_notes(answer), wording.format_reuse(answer)]
-    if test is None:
-        assert fresh is not None  # what is not tested was judged on fresh seeds
-        basis = f"trial {chosen.trial}, {wording.plural(len(answer.seeds), 'fresh seed')}"
-        yield f"winner    {metric} {wording.format_mean(fresh)}  {basis}"
-        for row in answer.candidates:
-            if row.baseline and row.fresh and row != chosen:
-                yield f"          baseline {wording.format_mean(row.fresh)}"
-        if answer.transfer is None:
-            yield f"          selection gap {gap}"
-        notes = [wording.format_seeds(fresh), *notes, *wording.transfer_lines(answer)]
-        yield from (f"          {note}" for note in notes if note)
-        yield f"          {answer.note}"
-        return
-    basis = f"{chosen.name}, {wording.plural(len(answer.seeds), 'seed')}"
-    basis += f", {test.examples} examples" if test.examples is not None else ""
-    basis += wording.format_costs(chosen)
-    yield f"test      winner {metric} {wording.format_mean(test.winner)}  {basis}"
-    if test.baseline and test.difference:
-        yield f"          baseline {wording.format_mean(test.baseline)}"
-        difference = wording.format_difference(test.difference, wording.format_covers(test))
-        yield f"          difference {difference}"
-    for rule, value in test.references.items():
-        yield f"          {rule} {format_value(value)}"
-    if fresh is not None and answer.transfer is None:
-        basis = f"{wording.format_mean(fresh)} {wording.format_fresh(test)}"
-        yield f"          selection gap {gap}: {basis}"
-    yield from (f"          {note}" for note in [*wording.format_uncertainty(test), *notes] if note)
-    yield from (f"          {line}" for line in wording.transfer_lines(answer))
-    if test.openings > 1:
-        opened = wording.format_openings(test.openings)
-        yield f"          the test part was {opened}, and each opening proves less"
-    if not answer.keeps:
-        yield f"          on fresh seeds no candidate keeps to {answer.rule}; this is the best"
+def winner_lines(result: Result) -> Iterator[str]:
+    """Formats a result for a terminal, line by line."""
+    first, *others = result.facts()
+    name = "winner   " if result.test is None else "test      winner"
+    yield f"{name} {first.value}  {first.explanation}"
+    yield from (f"{'':10}{fact}" for fact in others)
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -105,7 +68,7 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for name in ("trial", "epoch", "value", "for", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
-        number, epoch, value, age, left = cells = worker_cells(worker)
+        number, epoch, value, age, left = cells = worker.cells
         owner = Text(f"{one_line(worker.owner)}", overflow="fold")
         table.add_row(Padding(owner, (0, 0, 0, 2)), *cells)
         if width < WIDE:
@@ -116,18 +79,6 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
             line = f"  trial {worker.trial}: {format_parameters(worker.params)}"
             lines.append(Text(shorten_end(line, width), style="dim", no_wrap=True))
     return Group(*lines) if width < WIDE else Group(table, *lines)
-
-
-def worker_cells(worker: WorkerStatus) -> list[str]:
-    """Formats trial, epoch and value, the time since the claim, and until silence ends it."""
-    value = None if worker.value is None else format_value(worker.value)
-    held = None if worker.held is None else format_duration(worker.held)
-    left = None if worker.lease is None else f"expires in {format_duration(worker.lease)}"
-    epoch = worker.epoch
-    of = "" if worker.epochs is None else f"/{worker.epochs}"
-    shown = None if epoch is None else f"{epoch}{of}"
-    cells = (worker.trial, shown, value, held, left if worker.alive else "expired")
-    return ["–" if cell is None else str(cell) for cell in cells]
 
 
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
@@ -146,13 +97,6 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
     total = kinds.total()
     return [f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common() if part]
-
-
-def headline(snapshot: Snapshot) -> str:
-    """Formats a study's name, its slots and its trials in one line."""
-    counts = ", ".join(trial_counts(snapshot))
-    done = f"{snapshot.done} of {snapshot.budget} trials"
-    return f"{one_line(snapshot.name)}: {done} – {counts}"
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -197,7 +141,7 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
-    heads, *rows = front_rows(snapshot)
+    heads, *rows = snapshot.front_rows()
     indent = ["front   "] if width >= WIDE else []
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in indent:
@@ -211,19 +155,13 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
     return Group(table, rule)
 
 
-def format_parameters(params: Mapping[str, Any]) -> str:
-    """Formats the parameters of a trial in one line; `as composed` if it has none."""
-    pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
-    return "  ".join(pairs) or "as composed"
-
-
 def proposer_words(trial: FrozenTrial) -> str:
     """Words who proposed a trial, and why; empty if nobody has."""
     by, why = proposer_of(trial), proposer_of(trial, "why")
     return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
 
 
-def more_trials(snapshot: Snapshot, plan: "Plan") -> str:
+def more_trials(snapshot: Snapshot, plan: "ResultStages") -> str:
     """Returns the override by which a search that has ended goes on; empty if it has not."""
     study, ended = plan.definition.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
@@ -265,18 +203,18 @@ def make_console(file: Any = None, **options: Any) -> SafeConsole:
 
 def print_compressed(record: Compressed, console: Console) -> None:
     """Prints the variants of a winner that was made small, and the one that was chosen."""
-    heads, *rows = wording.compressed_rows(record)
+    heads, *rows = record.rows()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(heads[0], min_width=len("PyTorch,"))
     for head in heads[1:-1]:
         table.add_column(head, justify="right", min_width=len("+0.0000"))
-    table.add_column(heads[-1], no_wrap=True, min_width=len(wording.CHOSEN))
+    table.add_column(heads[-1], no_wrap=True, min_width=len(CHOSEN))
     for name, *cells in rows:
         # A narrow terminal shows medians alone; the report has their percentiles too.
         kept = cells if console.width >= WHOLE else [cell.partition(" (")[0] for cell in cells]
-        table.add_row(name, *kept, style="bold green" if cells[-1] == wording.CHOSEN else "")
+        table.add_row(name, *kept, style="bold green" if cells[-1] == CHOSEN else "")
     console.print(table)
-    console.print(Text("\n".join(wording.compressed_lines(record))), soft_wrap=True)
+    console.print(Text("\n".join(record.lines())), soft_wrap=True)
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:
@@ -334,7 +272,7 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
 
 
 def print_next_steps(
-    plan: "Plan",
+    plan: "ResultStages",
     command: "Command",
     snapshot: Snapshot,
     console: Console,
@@ -342,8 +280,8 @@ def print_next_steps(
 ) -> None:
     """Prints the paths of the results, and the next commands."""
     stored = plan.search.stored
-    curves = (trial.user_attrs.get(EPOCHS, {}) for trial in stored.trials())
-    if times := [seconds for curve in curves for seconds in curve.get("seconds", ())]:
+    curves = map(read_curve, stored.trials())
+    if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]
     for line in wrap(format_times(trials, began), console.width):

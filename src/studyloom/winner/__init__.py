@@ -1,17 +1,20 @@
-"""The winner: the best trials retrained on fresh seeds, one of them chosen, and tested once.
+"""The winner: the best trials re-evaluated with new seeds, one of them chosen, and tested once.
 
-The best of 40 trials is partly luck. We retrain the top three on fresh seeds; the drop is the
-selection gap. How the answer is made is described in `winner.stages`; it is written below the run
-directory as winner.json, winner.yaml, winner.pt and model_card.md.
+`winner.stages` describes how the result is made, from `candidates` by way of `stored_trainings` to
+`measurement` and `evaluation`, which writes it below the run directory as winner.json, winner.yaml,
+winner.pt and model_card.md.
 """
 
 __all__ = [
+    "candidates",
     "evaluation",
+    "measurement",
+    "model_card",
+    "predictions",
     "predictor",
     "result",
     "stages",
     "statistics",
-    "tracking",
-    "trainings",
-    "wording",
+    "stored_trainings",
+    "transfer",
 ]

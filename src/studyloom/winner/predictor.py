@@ -4,63 +4,43 @@ winner.yaml builds the network, winner.pt holds its weights, and winner.json say
 holds becomes an input, as the data source of the study said it. Nothing in these files is executed.
 """
 
-import csv
 import functools
-import io
-import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import describe_error, value_at
-from studyloom.data.sound import Sound
-from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
-from studyloom.definition.jobs import (
+from studyloom.data.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
+from studyloom.data.transform import InputRange, Picture, Transform
+from studyloom.definition.jobs import build_network
+from studyloom.definition.user_functions import (
     NETWORK,
     build_named,
-    build_network,
     kept_name,
     network_of,
     weights_of,
 )
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
-from studyloom.text import format_shape, format_value, name_error, one_line
+from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
-from studyloom.winner.result import DataFacts, DtypeName, Result, check_whole, load_result
+from studyloom.winner.result import DataFacts, Result, check_whole, load_result
 
-MOST_BYTES = 256 * 2**20  # of a file
-MOST_INPUTS = 1_000_000  # of a file
-# Not all that Pillow reads: for EPS it starts Ghostscript.
-FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
-SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
-ORIENTATION = 0x0112  # EXIF's tag
-SPARE = 16  # times the size of inputs: a larger picture is reduced before it becomes floats
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
 ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
-IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
-NORMALISED = f"for inputs as in training {IN_PYTHON}"
-NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
 NO_NETWORK = (
     "{}: the winner is of a custom training loop, and nothing says what makes its network; name it "
     "as objective.network and call `studyloom winner` on this study, or give it in Python: "
     "studyloom.load_winner(RUN_DIR, network=Net)"
-)
-SILENT = (
-    "the data source of this winner does not say how a picture becomes an input; name it as "
-    "data.transform and call `studyloom winner`, or give a .npy file of what `load` returns"
 )
 
 
@@ -82,6 +62,19 @@ class Network:
     def shape(self) -> tuple[int, ...]:
         """The shape of one input; () if they are taken as they are, or in Python alone."""
         return self.facts.shape or ()
+
+    @property
+    def format(self) -> InputFormat:
+        """How files and arrays become its inputs."""
+        facts, seen = self.facts, self.facts.inputs
+        return InputFormat(
+            shape=self.shape,
+            columns=facts.columns,
+            transform=self.transform,
+            normalizes=isinstance(self.transform, Picture) and (facts.mean, facts.std) != (0, 1),
+            seen=None if seen is None or facts.reads else InputRange(**vars(seen)),
+            fits_files=facts.fits_files,
+        )
 
     @property
     def precision(self) -> torch.dtype:
@@ -138,63 +131,108 @@ def as_taken(inputs: Any, precision: torch.dtype) -> Any:
     return given.to(precision) if given.is_floating_point() else given
 
 
-def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None) -> Network:
-    """Loads the winner below a run directory, which may be another person's.
-
-    Nothing in its files is executed, and only classes and functions of trusted packages are called,
-    or all if a command of the user's own has run there.
+@dataclass(frozen=True)
+class WinnerFiles:
+    """Holds what the files of a winner say: its result, its configuration and what it has kept.
 
     Args:
-        make: the network, or what makes it, in place of what the files name.
-
-    Raises:
-        PredictError: there is no such answer, or its files cannot be used.
-        ConfigError: winner.yaml or winner.json names something that is not trusted.
+        trusted: the packages whose code may be called; None for all, see `consent`.
+        kept: weights of a network, or the states of a loop by their names in `run.keep`.
     """
-    answer, allowed = load_result(run_dir), consent(run_dir, trusted)
-    config, states, is_loop = _read_winner(run_dir, answer, allowed)
-    facts, known = answer.data, dict[str, Any]()
-    if facts is not None:
-        known = {"shape": facts.shape, "outputs": facts.outputs}
-    if is_loop:
-        plain: Any = OmegaConf.to_container(config.objective, resolve=False)
-        named = plain.get("network") if make is None else make
-        kept = kept_name(named)
-        states = weights_of(states, kept)
-        if named is None:
-            raise PredictError(NO_NETWORK.format(run_dir))
-        named = named if kept is None else named[kept]
-        if make is None:
-            section = named if isinstance(named, Mapping) else {"_target_": named}
-            check_targets({"objective": {"network": section}}, allowed)
-            named = build_named(section, NETWORK)
-        make = named
-    else:
-        if "model" not in config or facts is None:
-            raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
-        if make is None:
-            make = build_network(config.model, facts.shape, facts.outputs)
+
+    run_dir: Path
+    result: Result
+    trusted: Sequence[str] | None
+    config: DictConfig
+    kept: dict[str, Any]
+    is_of_loop: bool
+
+    @classmethod
+    def read(cls, run_dir: Path, trusted: Sequence[str] = ()) -> "WinnerFiles":
+        """Reads the files below a run directory, which may be another person's.
+
+        Raises:
+            PredictError: there is no such result, or its files cannot be used.
+            ConfigError: the config has an interpolation, or names code that is not trusted next to
+                the loop.
+        """
+        result, allowed = load_result(run_dir), consent(run_dir, trusted)
+        names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
+        check_whole(run_dir, result, *names)
+        config = read_yaml(run_dir / "winner.yaml", own=allowed is None)
+        checked: Any = OmegaConf.to_container(config, resolve=False)
+        objective = checked.get("objective")
+        is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None
+        if is_of_loop:
+            if "${" not in str(objective["_target_"]):
+                del objective["_target_"]  # the loop itself, which nobody calls here
+            objective.pop("network", None)  # is checked when it is called
+        check_targets(checked, allowed)
+        kept: dict[str, Any] = {}
+        try:
+            if "winner.pt" in names:
+                kept = load_weights(run_dir / "winner.pt", untrusted=allowed is not None)
+        except ValueError as error:
+            raise PredictError(str(error)) from None
+        return cls(run_dir, result, allowed, config, kept, is_of_loop)
+
+    def network(self, make: Any = None) -> Network:
+        """Makes the network of the winner, with its weights.
+
+        Args:
+            make: the network, or what makes it, instead of what the files name.
+
+        Raises:
+            PredictError: the files cannot be used.
+            ConfigError: winner.yaml or winner.json names something that is not trusted.
+        """
+        config, facts, weights, known = self.config, self.result.data, self.kept, dict[str, Any]()
+        if facts is not None:
+            known = {"shape": facts.shape, "outputs": facts.outputs}
+        if self.is_of_loop:
+            plain: Any = OmegaConf.to_container(config.objective, resolve=False)
+            named = plain.get("network") if make is None else make
+            name = kept_name(named)
+            weights = weights_of(weights, name)
+            if named is None:
+                raise PredictError(NO_NETWORK.format(self.run_dir))
+            named = named if name is None else named[name]
+            if make is None:
+                section = named if isinstance(named, Mapping) else {"_target_": named}
+                check_targets({"objective": {"network": section}}, self.trusted)
+                named = build_named(section, NETWORK)
+            make = named
         else:
-            known |= {"classes": facts.outputs} | value_at(config, "model")
-    model = network_of(make, config, **known)
-    try:
-        # A loop may have brought its network to another precision, which its weights have.
-        model.load_state_dict(states, assign=is_loop)
-    except (ValueError, RuntimeError) as error:
-        raise PredictError(f"{run_dir / 'winner.pt'}: {one_line(str(error))[:300]}") from None
-    return _describe(model, answer, allowed)
+            if "model" not in config or facts is None:
+                raise PredictError(f"{self.run_dir / 'winner.yaml'}: must have a section model")
+            if make is None:
+                make = build_network(config.model, facts.shape, facts.outputs)
+            else:
+                known |= {"classes": facts.outputs} | value_at(config, "model")
+        model = network_of(make, config, **known)
+        try:
+            # A loop may have brought its network to another precision, which its weights have.
+            model.load_state_dict(weights, assign=self.is_of_loop)
+        except (ValueError, RuntimeError) as error:
+            file, reason = self.run_dir / "winner.pt", one_line(str(error))[:300]
+            raise PredictError(f"{file}: {reason}") from None
+        if facts is None:
+            return Network(model, _facts_of(model, self.result), batched=False)
+        return Network(model, facts, _transform_of(facts, self.trusted))
 
 
-def _describe(model: nn.Module, answer: Result, allowed: Sequence[str] | None) -> Network:
-    """Describes what a network takes and gives, as far as the data of the study say it."""
-    if (facts := answer.data) is None:  # of a loop that has its own
-        metric = METRICS.get(answer.metric.name)
-        layers = (each for each in model.modules() if [*each.parameters(recurse=False)])
-        whole = isinstance(next(layers, None), nn.Embedding)
-        classifies = metric is not None and metric.targets == "classes"
-        dtype: DtypeName = "int64" if whole else "float32"
-        facts = DataFacts("", "", (), None, 0.0, 1.0, dtype, classifies)
-    return Network(model, facts, _transform_of(facts, allowed), answer.data is not None)
+def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None) -> Network:
+    """Loads the winner below a run directory; see `WinnerFiles`."""
+    return WinnerFiles.read(run_dir, trusted).network(make)
+
+
+def _facts_of(model: nn.Module, result: Result) -> DataFacts:
+    """Describes the data of a loop that has its own, as far as network and metric say it."""
+    metric = METRICS.get(result.metric.name)
+    layers = (each for each in model.modules() if [*each.parameters(recurse=False)])
+    whole = isinstance(next(layers, None), nn.Embedding)
+    classifies = metric is not None and metric.targets == "classes"
+    return DataFacts("", "", (), None, 0.0, 1.0, "int64" if whole else "float32", classifies)
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
@@ -209,263 +247,6 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
     if isinstance(transform, Picture):
         return transform.completed(facts.mean, facts.std)
     return transform  # type: ignore[no-any-return]
-
-
-# Inputs of a network, float32 (n, *shape), and for each a note beside its answer, "" for nothing.
-Inputs = tuple[Tensor, list[str]]
-
-
-def read_inputs(path: Path, network: Network) -> Inputs:
-    """Reads the inputs that a file holds for a network; its content says its kind.
-
-    It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
-    `Reader` reads; for pictures a picture; else a CSV file of inputs.
-    """
-    if not network.facts.fits_files:
-        raise PredictError(NO_FILE)
-    length = path.stat().st_size
-    if length > MOST_BYTES:
-        raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
-    if length == 0:
-        raise PredictError("it is empty")
-    content = path.read_bytes()
-    pictures, transform = is_picture(network.shape), network.transform
-    own = transform is not None and not isinstance(transform, Picture)
-    if content.startswith(b"\x93NUMPY"):
-        numbers = np.load(io.BytesIO(content), allow_pickle=False)
-        if numbers.dtype.kind not in "biuf":
-            raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
-            single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
-        return from_numbers(single, most_of(numbers.dtype.name), network)
-    if isinstance(transform, Sound | Reader):
-        return _from_content(content, transform, network)
-    if not network.shape:
-        return _finish(_read_lines(content, (), None), [], network)
-    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-    if pictures or (own and (webp or content.startswith(SIGNATURES))):
-        channels, *size = network.shape if pictures else (3, 64, 64)
-        pixels, done = _read_picture(content, channels, size)
-        return _from_pixels(pixels[None], network, done)
-    lines = _read_lines(content, network.facts.columns, math.prod(network.shape))
-    rows = _apply(network, lines) if own else lines.reshape(-1, *network.shape)
-    return _finish(rows, [], network)
-
-
-def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Tensor:
-    """Reads a CSV file with an input in each line, as float32 (n, count).
-
-    Args:
-        columns: the names of the inputs, which its first line then has; empty for no such line.
-        count: None for as many as are in the first line.
-    """
-    if count is None:
-        count = content.partition(b"\n")[0].count(b",") + 1
-    rows, positions, width = [], [*range(count)], count
-    wanted = f"{count} numbers, which the network takes"
-    try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        if columns:
-            header = [name.strip() for name in next(reader, [])]
-            if missing := [name for name in columns if header.count(name) != 1]:
-                raise PredictError(f"it must have one column {', '.join(missing)}")
-            positions, width = [header.index(name) for name in columns], len(header)
-            wanted = f"{width} fields, and numbers for {', '.join(columns)}"
-        for row in reader:
-            if not row:
-                continue
-            try:
-                if len(row) != width:
-                    raise ValueError("some numbers are missing, or too many")
-                rows.append([float(row[position]) for position in positions])
-            except ValueError:
-                raise PredictError(f"line {reader.line_num} must have {wanted}") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise PredictError("it must be a .npy file or a CSV file") from None
-    if not rows:
-        raise PredictError("it must hold at least one line of numbers")
-    return torch.tensor(rows)
-
-
-def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Reads a picture, upright and without transparency; the first of several.
-
-    Args:
-        channels: 1 makes it grey, 3 gives it colours.
-
-    Returns:
-        float32 (channels, height, width) from 0 (black) to 1 (white), and what was done, in words.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                image.load()
-                return _decode(image, channels, size)
-    except PredictError:
-        raise
-    except UnidentifiedImageError:
-        raise PredictError(
-            f"it must be a picture or a .npy file; pictures are {', '.join(FORMATS)}"
-        ) from None
-    except Exception as error:  # decoders raise all kinds of errors for damaged files
-        raise PredictError(f"it is a damaged picture: {one_line(str(error))}") from None
-
-
-def _decode(image: Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
-    done = ["first of several frames"] if getattr(image, "is_animated", False) else []
-    drawn: Image.Image = image
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        drawn = ImageOps.exif_transpose(image)
-        done.append("turned upright")
-    if drawn.mode.startswith("I") or drawn.mode == "F":  # 16 or 32 bits, or floats
-        levels = torch.from_numpy(np.asarray(drawn).astype(np.float32))[None]
-        most = next((most for most in (1, 255, 65535) if float(levels.max()) <= most), 0)
-        if not most or not bool(torch.isfinite(levels).all()) or float(levels.min()) < 0:
-            raise PredictError("its pixels must be from 0 to 1, or whole and from 0 to 65535")
-        levels /= most if drawn.mode == "F" else 65535
-        return levels.expand(channels, -1, -1).clone(), done
-    if drawn.has_transparency_data:
-        drawn, paper = _without_alpha(drawn)
-        done += [f"its transparent parts laid on {paper}"] if paper else []
-    drawn = drawn.convert("L" if channels == 1 else "RGB")
-    shrink = min(drawn.height // (SPARE * size[0]), drawn.width // (SPARE * size[1]))
-    if shrink > 1:
-        done.append(f"{drawn.width} × {drawn.height} pixels, every {shrink} × {shrink} made one")
-        drawn = drawn.reduce(shrink)
-    pixels = torch.from_numpy(np.array(drawn)).float().div_(255)
-    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), done
-
-
-def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
-    """Lays a picture on white, or on black if what it shows is light; "" if nothing is seen."""
-    image = image.convert("RGBA")
-    alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
-    if alpha.min() == 255:
-        return image, ""
-    brightness = float((np.asarray(image.convert("L")) * alpha).sum() / max(1.0, alpha.sum()))
-    paper = "black" if brightness > 127 else "white"
-    below = Image.new("RGBA", image.size, paper)
-    below.alpha_composite(image)
-    return below, paper
-
-
-def from_numbers(numbers: Tensor, most: int | None, network: Network) -> Inputs:
-    """Makes inputs of an array of one or several.
-
-    Of pictures, whole numbers are pixels from 0 (black) to 255 (white), or to 65535 if they are
-    uint16. Other numbers are pixels from 0 to 1 where the data source of the study normalises its
-    pictures itself, and else inputs as in training.
-
-    Args:
-        numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
-        most: the greatest pixel of whole numbers; None for others.
-    """
-    facts, shape, transform = network.facts, network.shape, network.transform
-    if not facts.fits_files:
-        raise PredictError(NO_FILE)
-    if not shape:
-        if not numbers.ndim or not len(numbers):
-            raise PredictError("it must hold an input for each entry of its first dimension")
-        return _finish(numbers, [], network)
-    grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
-    if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
-        numbers = numbers.unsqueeze(-3)
-    rows = numbers[None] if tuple(numbers.shape) == shape else numbers
-    if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
-        raise PredictError(
-            f"it must hold an input of {format_shape(shape)} numbers, or several; "
-            f"got {format_shape(numbers.shape) or 'one number'}"
-        )
-    if not is_picture(shape) or transform is None or isinstance(transform, Sound):
-        return _finish(rows, [], network)
-    # A source that normalises its pictures itself has told by what.
-    if most is None and (not isinstance(transform, Picture) or (facts.mean, facts.std) == (0, 1)):
-        return _finish(rows, [], network)
-    low, high = (float(end) for end in rows.aminmax())
-    if low < 0 or high > (most or 1):
-        wanted = f"its whole numbers must be pixels from 0 to {most}, or to 65535 as uint16"
-        if most is None:
-            wanted = f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALISED}"
-        raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
-    return _from_pixels(rows / (most or 1), network)
-
-
-def most_of(dtype: str) -> int | None:
-    """Returns the greatest pixel that numbers of a type mean, by its name; None if not whole."""
-    if dtype == "uint16":
-        return 65535
-    return 255 if dtype.startswith(("int", "uint")) else None
-
-
-def _from_pixels(pixels: Tensor, network: Network, done: Sequence[str] | None = None) -> Inputs:
-    """Makes inputs of pixels (n, channels, height, width) from 0 to 1.
-
-    Args:
-        done: what was done to the picture of a file, which alone may have another size and
-            background; None for arrays, whose pictures are taken as they are.
-    """
-    if network.transform is None:
-        raise PredictError(SILENT)
-    if not isinstance(network.transform, Picture):
-        levels = (pixels * 255).round().to(torch.uint8)
-        return _finish(_apply(network, levels), done or (), network)
-    if done is not None:
-        row, more = network.transform(pixels[0], (network.shape[-2], network.shape[-1]))
-        return _finish(row[None], [*done, *more], network)
-    return _finish(network.transform.scale(pixels), (), network)
-
-
-def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:
-    """Makes inputs of a file by a transform that reads it as a whole."""
-    try:
-        rows, said = read(content)
-    except ValueError as error:
-        raise PredictError(str(error)) from None
-    except Exception as error:  # whatever a user's class raises
-        raise _own_fault(error) from error
-    if isinstance(read, Sound):
-        rows, said = rows[None], ["; ".join(said)]
-    if tuple(rows.shape[1:]) != network.shape or len(said) not in (0, len(rows)):
-        raise PredictError(f"winner.json: data.transform does not make {network.shape} of a file")
-    return _finish(rows.float(), (), network, said)
-
-
-def _apply(network: Network, items: Tensor) -> Tensor:
-    """Calls a transform of the user's own for each of some items."""
-    make: Callable[..., Any] | None = network.transform
-    assert make is not None
-    try:
-        rows = torch.stack([torch.as_tensor(make(item)).float() for item in items])
-    except Exception as error:  # whatever a user's function raises
-        raise _own_fault(error) from error
-    if tuple(rows.shape[1:]) != network.shape:
-        wanted, got = format_shape(network.shape), format_shape(rows.shape[1:]) or "one number"
-        raise PredictError(f"data.transform must return {wanted} numbers; got {got}")
-    return rows
-
-
-def _own_fault(error: Exception) -> PredictError:
-    return PredictError(f"data.transform: {one_line(name_error(error, 200))}")
-
-
-def _finish(rows: Tensor, done: Iterable[str], network: Network, own: Sequence[str] = ()) -> Inputs:
-    """Checks inputs, and notes how they were changed and differ from the training data.
-
-    Args:
-        own: what a `Reader` says of each.
-    """
-    if len(rows) > MOST_INPUTS:
-        raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
-    finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
-    facts, unlike = network.facts, dict[int, str]()
-    if facts.inputs is not None and not facts.reads:  # a Reader says itself what is unlike
-        unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
-    words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
-    return rows, ["; ".join(filter(None, each)) for each in words]
 
 
 @dataclass(frozen=True)
@@ -499,7 +280,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
     for path in paths:
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
-            inputs, notes = read_inputs(path, network)
+            inputs, notes = read_inputs(path, network.format)
             rows, classifies = network(inputs)
             if rows.ndim != 2:
                 given = format_shape(rows.shape[1:]) or "one number"
@@ -598,7 +379,7 @@ class Predictor:
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            rows, notes = from_numbers(numbers, most, network)
+            rows, notes = from_numbers(numbers, most, network.format)
             return self._say(rows, tuple(notes), **how)
         except PredictError as error:
             raise PredictError(
@@ -677,35 +458,7 @@ def load_winner(
         PredictError: there is no winner, or its files cannot be used.
         ConfigError: winner.yaml names what is not trusted.
     """
-    folder = Path(run_dir)
-    load = functools.partial(load_network, folder, trust, make=network)
-    config, kept, is_loop = _read_winner(folder, load_result(folder), consent(folder, trust))
-    return LoopWinner(config, kept, load) if is_loop else Predictor(load())
-
-
-def _read_winner(
-    run_dir: Path, answer: Result, trusted: Sequence[str] | None
-) -> tuple[DictConfig, dict[str, Any], bool]:
-    """Reads the config of a winner, its weights or what its loop kept, and whether it is of a loop.
-
-    Raises:
-        ConfigError: the config has an interpolation, or names code that is not trusted beside the
-            loop.
-    """
-    names = [name for name in ("winner.yaml", "winner.pt") if name in answer.files]
-    check_whole(run_dir, answer, *names)
-    config = read_yaml(run_dir / "winner.yaml", own=trusted is None)
-    checked: Any = OmegaConf.to_container(config, resolve=False)
-    objective = checked.get("objective")
-    is_loop = isinstance(objective, dict) and objective.get("_target_") is not None
-    if is_loop:
-        if "${" not in str(objective["_target_"]):
-            del objective["_target_"]  # the loop itself, which nobody calls here
-        objective.pop("network", None)  # is checked when it is called
-    check_targets(checked, trusted)
-    read = functools.partial(load_weights, foreign=trusted is not None)
-    try:
-        kept = read(run_dir / "winner.pt") if "winner.pt" in names else {}
-    except ValueError as error:
-        raise PredictError(str(error)) from None
-    return config, kept, is_loop
+    files = WinnerFiles.read(Path(run_dir), trust)
+    if files.is_of_loop:
+        return LoopWinner(files.config, files.kept, functools.partial(files.network, network))
+    return Predictor(files.network(network))

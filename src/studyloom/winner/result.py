@@ -1,24 +1,33 @@
-"""The answer of a study: winner.json and compress.json, written, read and moved aside.
+"""The result of a study: winner.json and compress.json, written, read, moved aside, put into words.
 
-Everybody who shows an answer reads these types. They are winner.json: its keys are their fields.
-Reading one imports no torch.
+Everybody who shows a result reads these types. They are winner.json: its keys are their fields.
+`Result.facts` has what a result says in words, which views only lay out. Reading one imports no
+torch.
 """
 
 import hashlib
 import itertools
 import json
+import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 from studyloom.errors import PredictError
 from studyloom.files import is_own, read_text, write_whole
 from studyloom.metrics import Goal
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import one_line
+from studyloom.text import (
+    format_cost,
+    format_error,
+    format_parameter,
+    format_shape,
+    format_value,
+    one_line,
+)
 
 CARD = "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
@@ -31,6 +40,35 @@ RESULT_FILES = (
 Interval = tuple[float, float]
 DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
+CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
+FOLLOW_SEED = (
+    "if the training sets a seed of its own, have it take the trial's: run.seed in a loop, {seed} "
+    "in a command, objective.seed of a Hydra application"
+)
+NO_INTERVAL = "no interval: it takes three seeds that differ"
+STAGES = {"re-evaluation": "re-evaluations", "retraining": "final trainings"}
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A fact of a result in words.
+
+    Attributes:
+        label: what the value is; empty for a sentence that stands alone.
+        explanation: what the value rests on; empty if nothing has to be said of it.
+    """
+
+    label: str
+    value: str
+    explanation: str = ""
+
+    def __str__(self) -> str:
+        named = f"{self.label} {self.value}" if self.label else self.value
+        return f"{named}: {self.explanation}" if self.explanation else named
 
 
 @dataclass(frozen=True)
@@ -51,6 +89,24 @@ class Summary:
     def same(self) -> bool:
         """Whether several seeds gave one value, bit for bit: the training follows no seed."""
         return len(self.values) > 1 and len({*self.values}) == 1
+
+    @property
+    def words(self) -> str:
+        """The mean ± the standard deviation; of two values, the mean and both."""
+        mean = format_value(self.mean)
+        if self.same or len(self.values) < 2:
+            return mean
+        if self.std is None:
+            return f"{mean} ({' and '.join(map(format_value, self.values))})"
+        return f"{mean} ± {format_error(self.std, mean)}"
+
+    @property
+    def seeds_words(self) -> str:
+        """What `±` is beside the mean of `words`, or why there is none; empty for one seed."""
+        seeds = len(self.values)
+        if self.same:
+            return f"the same value with each of {seeds} seeds, so that no spread is known"
+        return f"± is the standard deviation over {seeds} seeds" if self.std is not None else ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +145,11 @@ class Candidate:
             return None
         return Summary(self.mean, self.std, self.interval, self.values)
 
+    @property
+    def costs_words(self) -> str:
+        """The costs, each after a comma; empty if the metric was all."""
+        return "".join(f", {name} {format_cost(value)}" for name, value in self.costs.items())
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -122,6 +183,11 @@ class Transfer:
         """Whether nothing speaks against the order of the small trials."""
         return self.order is None or self.order > 0
 
+    @property
+    def small_words(self) -> str:
+        """The sizes of the search."""
+        return _sizes(self.small)
+
     def carry(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the sections of a trial's configuration with the values of the winner."""
         carried: dict[str, Any] = json.loads(json.dumps(config))
@@ -130,6 +196,10 @@ class Transfer:
             inner = reduce(lambda at, section: at.setdefault(section, {}), sections, carried)
             inner[name] = value
         return carried
+
+
+def _sizes(sizes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {format_parameter(size)}" for key, size in sizes.items())
 
 
 @dataclass(frozen=True)
@@ -160,6 +230,53 @@ class Scores:
     further: tuple[dict[str, float], ...] = ()
     openings: int = 1
     earlier: bool = False
+
+    @property
+    def cover(self) -> str:
+        """What the intervals cover."""
+        covers, seeds = self.interval.covers, len(self.winner.values)
+        if covers == "examples" and seeds > 1:  # each of which may lie outside
+            return f"over examples, for the mean of these {seeds} seeds only"
+        return "over seeds only" if covers == "seeds" else f"over {covers}"
+
+    @property
+    def difference_words(self) -> str:
+        """The difference with its interval, and whether that includes 0; empty without one."""
+        if (difference := self.difference) is None:
+            return ""
+        mean = format_value(difference.mean, "+")
+        if difference.interval is None:
+            return f"{mean}, {NO_INTERVAL}" if len(difference.values) > 1 else mean
+        low, high = difference.interval
+        ends = f"{format_value(low, '+')} to {format_value(high, '+')}"
+        verdict = ": no difference shown" if low <= 0 <= high else ""
+        return f"{mean}, 95 % interval {ends} {self.cover}{verdict}"
+
+    @property
+    def fresh_words(self) -> str:
+        """What the re-evaluation has anew; no splits of data that a loop loads itself."""
+        return f"on fresh seeds{'' if self.examples is None else ' and validation parts'}"
+
+    @property
+    def uncertainty(self) -> list[str]:
+        """What `±` is beside the winner's mean, and the interval of that."""
+        notes = [self.winner.seeds_words]
+        if self.winner.interval:
+            low, high = (format_value(value) for value in self.winner.interval)
+            notes.append(f"95 % interval of the winner's mean {low} to {high} {self.cover}")
+        return [note for note in notes if note]
+
+    @property
+    def tested_words(self) -> str:
+        """How often the test part was opened, and when."""
+        when = "after the winner was chosen"
+        if self.earlier:
+            when = "for these networks when an earlier answer had the same winner"
+        return f"{format_openings(self.openings)}, {when}"
+
+
+def format_openings(openings: int) -> str:
+    return "opened once" if openings == 1 else f"opened {openings} times"
 
 
 @dataclass(frozen=True)
@@ -205,6 +322,25 @@ class DataFacts:
         token_ids = self.loaded and str(self.kind).startswith("int")
         return self.reads or (self.shape is not None and not token_ids)
 
+    @property
+    def accepted_files(self) -> str:
+        """The files that `studyloom predict` takes."""
+        shape, transform = self.shape, self.transform or {}
+        if self.reads:
+            return f"files that {transform['_target_']} reads"
+        if shape is None or not self.fits_files:
+            return "no files, since its inputs are not one tensor of numbers"
+        sizes = format_shape(shape)
+        arrays = f".npy files of {sizes} numbers, or of several such"
+        if len(shape) == 3 and shape[0] in (1, 3):  # channels, height and width of a picture
+            sizes += " (channels, height, width)"
+            if background := transform.get("background"):
+                sizes += f", those without a {background} background inverted"
+            return f"pictures of any size, made {sizes}, and {arrays}"
+        if self.columns:
+            return f"CSV files with the columns {', '.join(self.columns)}, and {arrays}"
+        return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
+
 
 @dataclass(frozen=True)
 class Wrong:
@@ -249,7 +385,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupMean:
     """The mean of the metric over the examples of a group or class."""
 
     name: str
@@ -264,7 +400,7 @@ class Groups:
 
     of: str
     left: int
-    rows: tuple[Group, ...]
+    rows: tuple[GroupMean, ...]
 
 
 @dataclass(frozen=True)
@@ -367,11 +503,95 @@ class Result(Tested):
         document: dict[str, Any] = json.loads(json.dumps(to_document(self)))
         return document
 
-    def in_short(self) -> dict[str, Any]:
+    def facts(self) -> Iterator[Fact]:
+        """Yields what the result says: the winner first, then what it is compared with, and notes.
+
+        The explanation of the winner is on what it rests.
+        """
+        test, chosen, fresh = self.test, self.winner, self.winner.fresh
+        metric, gap = self.metric.name, format_value(chosen.gap or 0.0, "+")
+        notes = [self.reuse_words]
+        values = fresh if test is None else test.winner
+        if self.is_of_loop and values is not None and values.same:
+            notes.insert(0, FOLLOW_SEED)
+        if test is None:
+            assert fresh is not None  # what is not tested was judged on fresh seeds
+            basis = f"trial {chosen.trial}, {plural(len(self.seeds), 'fresh seed')}"
+            yield Fact("winner", f"{metric} {fresh.words}", basis)
+            for row in self.candidates:
+                if row.baseline and row.fresh and row != chosen:
+                    yield Fact("baseline", row.fresh.words)
+            if self.transfer is None:
+                yield Fact("selection gap", gap)
+            notes = [fresh.seeds_words, *notes, *self.transfer_lines(), str(self.note)]
+        else:
+            basis = f"{chosen.name}, {plural(len(self.seeds), 'seed')}"
+            basis += f", {test.examples} examples" if test.examples is not None else ""
+            yield Fact("winner", f"{metric} {test.winner.words}", f"{basis}{chosen.costs_words}")
+            if test.baseline and test.difference:
+                yield Fact("baseline", test.baseline.words)
+                yield Fact("difference", test.difference_words)
+            for rule, value in test.references.items():
+                yield Fact(rule, format_value(value))
+            if fresh is not None and self.transfer is None:
+                yield Fact("selection gap", gap, f"{fresh.words} {test.fresh_words}")
+            notes = [*test.uncertainty, *notes, *self.transfer_lines()]
+            if test.openings > 1:
+                opened = format_openings(test.openings)
+                notes.append(f"the test part was {opened}, and each opening proves less")
+            if not self.keeps:
+                notes.append(f"on fresh seeds no candidate keeps to {self.rule}; this is the best")
+        yield from (Fact("", note) for note in notes if note)
+
+    def choice_words(self, budget: int | None = None) -> str:
+        """Words which trials the winner was chosen from: all of the study, or its first ones."""
+        of = budget or self.study_trials or self.trials
+        first = f"the first {self.trials} of {of}" if self.trials < of else self.trials
+        return f"chosen from {first} trials"
+
+    @property
+    def reuse_words(self) -> str:
+        """How many trainings earlier answers, or the judging, had done; empty if none."""
+        reused = [
+            f"{count} of {of} {STAGES.get(title, title)}"
+            for title, (count, of) in self.reused.items()
+            if count
+        ]
+        return f"reused, as trained before: {', '.join(reused)}" if reused else ""
+
+    def transfer_lines(self) -> Iterator[str]:
+        """Yields how far the trials of the search told what is good at the size of the winner."""
+        if (found := self.transfer) is None:
+            return
+        rule = "" if found.rule == "none" else f" by the rule {found.rule}"
+        target = _sizes(found.target)
+        yield f"searched with {found.small_words}, and carried to {target}{rule}"
+        fresh = plural(len(self.winner.values), "fresh seed")
+        promised, reached = format_value(found.promised), format_value(found.reached)
+        yield f"transfer gap: {promised} in the search, {reached} at the target on {fresh}"
+        if found.order is not None:
+            between = ""
+            if found.interval is not None:
+                low, high = (format_value(end, "+") for end in found.interval)
+                between = f", 95 % interval {low} to {high}"
+            order = format_value(found.order, "+")
+            yield f"order of {found.candidates} candidates: rank correlation {order}{between}"
+        if found.neighbour:
+            yield f"the best at the target is {self.winner.name}"
+        if found.share is not None:
+            yield f"{100 * found.share:.0f} % of the operations of the same search at the target"
+
+    @property
+    def transfer_sentence(self) -> str:
+        """The lines of `transfer_lines` as one sentence; empty without one."""
+        words = "; ".join(self.transfer_lines())
+        return f"{words[0].upper()}{words[1:]}." if words else ""
+
+    def in_short(self) -> "ShortResult":
         """Returns its part in the database, for views that have no run directory."""
         chosen, test = self.winner, self.test
 
-        def short(values: Summary | None) -> dict[str, float | None] | None:
+        def short(values: Summary | None) -> Spread | None:
             return None if values is None else {"mean": values.mean, "std": values.std}
 
         return {
@@ -385,6 +605,66 @@ class Result(Tested):
             "baseline_test": test.baseline.mean if test and test.baseline else None,
             "examples": None if test is None else test.examples,
         }
+
+
+class Spread(TypedDict):
+    """The mean over seeds, and the standard deviation."""
+
+    mean: float
+    std: float | None
+
+
+class ShortCompressed(TypedDict):
+    """The winner made small, as winner.onnx; its value, and the winner's, on the test part."""
+
+    name: str
+    bytes: int
+    bytes_of_winner: int
+    value: float
+    original: float
+    difference: float
+    within: bool  # whether the 95 % interval of the difference keeps to the margin
+    interval: list[float]
+
+
+class ShortResult(TypedDict):
+    """The winner: its value in the search, on fresh seeds if others competed, and on the test part
+    if something was tested.
+    """
+
+    stage: str  # the stored study of the last stage
+    metric: str
+    trial: int
+    params: dict[str, Any]
+    search_value: float
+    fresh: Spread | None
+    test: Spread | None
+    baseline_test: float | None
+    examples: int | None
+    compressed: NotRequired[ShortCompressed]
+
+
+def short_words(short: Mapping[str, Any]) -> str:
+    """Words a result in short, which anybody may have stored, in one line: the test first."""
+    metric = one_line(str(short.get("metric", "value")))
+    trial = one_line(f"trial {short.get('trial')}")
+    if test := _short_mean(short.get("test")):
+        baseline = short.get("baseline_test")
+        beside = f", baseline {format_value(baseline)}" if isinstance(baseline, float) else ""
+        return f"test {metric} {test}{beside}, {trial}"
+    if fresh := _short_mean(short.get("fresh")):
+        return f"winner {metric} {fresh} on fresh seeds, {trial}"
+    return f"winner {trial}"
+
+
+def _short_mean(values: Any) -> str:
+    """Formats a mean ± its standard deviation; empty for what is none, as of another program."""
+    match values:
+        case {"mean": int() | float() as mean, "std": int() | float() as std}:
+            return f"{format_value(mean)} ± {format_value(std)}"
+        case {"mean": int() | float() as mean}:
+            return format_value(mean)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -462,8 +742,46 @@ class Compressed:
     chosen: Chosen
     test: SmallScores
 
-    def in_short(self) -> dict[str, Any]:
-        """Returns its part in the database, beside the answer."""
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yields the heads of the table of variants, and then a row for each."""
+        heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
+        yield "variant", self.metric.name, *heads
+        for row in (self.original, *self.variants):
+            if row.note is not None:
+                yield row.name, *["–"] * 5, row.note
+                continue
+            low, high = (format_value(end, "+") for end in row.drop_interval)
+            lost = "" if row is self.original else f"{low} to {high}"
+            latencies = (row.latency[batch] for batch in ("1", "64"))
+            times = [f"{each.median:.3g} ({each.low:.3g}–{each.high:.3g})" for each in latencies]
+            mark = CHOSEN if row.name == self.chosen.name else ""
+            yield row.name, format_value(row.value), lost, f"{row.bytes:_}", *times, mark
+
+    def lines(self) -> list[str]:
+        """Returns the lines about the chosen variant."""
+        chosen, test = self.chosen, self.test
+        faster = ", ".join(
+            f"{theirs / ours:.2f} × as fast at batch {batch}"
+            for batch, (ours, theirs) in chosen.medians.items()
+        )
+        low, high = (format_value(end, "+") for end in test.interval)
+        interval = f", 95 % interval {low} to {high} over examples" if test.covers else ""
+        verdict = "within" if test.within else "not shown to be within"
+        return [
+            f"chosen {chosen.name} by {self.rule}",
+            f"{self.bytes_of_winner / chosen.bytes:.2f} × smaller: {chosen.bytes:_} bytes, "
+            f"winner.pt has {self.bytes_of_winner:_}",
+            f"{faster}, against PyTorch eager on {plural(self.threads, 'thread')}: medians",
+            f"test {self.metric.name} {format_value(test.value)}, the original has "
+            f"{format_value(test.original)}, on {test.examples} examples",
+            f"difference {format_value(test.difference, '+')}{interval}: "
+            f"{verdict} the margin of {format_value(self.margin)}",
+            f"the test part was {format_openings(test.openings)} in this study"
+            f"{', for this very file by an earlier command' if test.earlier else ''}",
+        ]
+
+    def in_short(self) -> ShortCompressed:
+        """Returns its part in the database, next to the result."""
         test = self.test
         return {
             "name": self.chosen.name,
@@ -536,7 +854,7 @@ def read_result(run_dir: Path) -> Result | None:
     """Returns the answer below a run directory; None if there is none, or none that is whole."""
     try:
         answer = load_result(run_dir)
-        return None if strays(run_dir, answer) else answer
+        return None if mismatched_files(run_dir, answer) else answer
     except (OSError, PredictError):
         return None
 
@@ -551,7 +869,7 @@ def read_compressed(run_dir: Path, answer: Result) -> Compressed | None:
     return record if whole and record.winner == answer.files.get("winner.pt") else None
 
 
-def strays(run_dir: Path, answer: Result, *names: str) -> list[str]:
+def mismatched_files(run_dir: Path, answer: Result, *names: str) -> list[str]:
     """Finds files that are missing, or are not those which were written with winner.json.
 
     Raises:
@@ -569,9 +887,9 @@ def strays(run_dir: Path, answer: Result, *names: str) -> list[str]:
 
 def check_whole(run_dir: Path, answer: Result, *names: str) -> None:
     """Raises PredictError if files are not those that were written with winner.json."""
-    if stray := strays(run_dir, answer, *names):
+    if mismatched := mismatched_files(run_dir, answer, *names):
         raise PredictError(
-            f"{run_dir}: the answer is incomplete: {' and '.join(stray)} did not come with "
+            f"{run_dir}: the answer is incomplete: {' and '.join(mismatched)} did not come with "
             f"winner.json; run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
         )
 

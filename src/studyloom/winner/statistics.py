@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from studyloom.winner.result import Covered, Interval, Scores, Summary
 if TYPE_CHECKING:
     from torch import Tensor
 
+Key = TypeVar("Key")  # of a network or candidate
 Resampled = NDArray[np.float64]  # the value of each seed on each resample, (resamples, seeds)
 # Resamples: of a mean over examples, and where the metric is computed anew on each of them. One of
 # scikit-learn's takes some milliseconds for each network, and there are ten.
@@ -26,11 +27,22 @@ NORMAL = 1.959964  # their distance from the mean, in standard deviations
 BOTH, SEEDS, EXAMPLES = "seeds and examples", "seeds", "examples"  # what an interval covers
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a network for some examples and their targets, both (n, …), on the CPU."""
+
+    outputs: "Tensor"
+    targets: "Tensor"
+
+    def score(self, metric: Metric) -> float:
+        return metric(self.outputs, self.targets)
+
+
 def compare(
-    values: Mapping[int, Sequence[float]],
-    winner: int,
-    baseline: int | None,
-    resampled: Mapping[int, Resampled] | None = None,
+    values: Mapping[Key, Sequence[float]],
+    winner: Key,
+    baseline: Key | None,
+    resampled: Mapping[Key, Resampled] | None = None,
     seed: int = 0,
     bounds: Interval = ANYTHING,
 ) -> Scores:
@@ -154,28 +166,28 @@ def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> Inter
 
 def resample(
     metric: Metric,
-    judged: Mapping[int, Sequence[tuple["Tensor", "Tensor"]]],
+    found: Mapping[Key, Sequence[Outputs]],
     examples: int,
     seed: int,
-) -> dict[int, Resampled] | None:
+) -> dict[Key, Resampled] | None:
     """Measures networks on resamples of the test examples, the same for all of them.
 
-    Of classes each resample has as many examples as the test part, so that a metric over classes is
+    Of classes each resample has as many examples as the test set, so that a metric over classes is
     defined. A metric that is a mean over examples need not be computed again.
 
     Returns:
         the values by candidate; None if an output does not belong to one example, as where several
         steps of a sequence are told, or the metric is undefined on a resample.
     """
-    pairs = [pair for each in judged.values() for pair in each]
-    if any(len(tensor) != examples for pair in pairs for tensor in pair):
+    networks = [each for by_seed in found.values() for each in by_seed]
+    if any(len(each.outputs) != examples or len(each.targets) != examples for each in networks):
         return None
-    means = all(example_scores(metric, *pair) is not None for pair in pairs)
-    measures = {n: [_measure(metric, *pair) for pair in each] for n, each in judged.items()}
-    targets, generator = pairs[0][1].cpu().numpy(), np.random.default_rng(seed)
+    measures = {n: [_measure(metric, each) for each in by_seed] for n, by_seed in found.items()}
+    means = all(example_scores(metric, e.outputs, e.targets) is not None for e in networks)
+    targets, generator = networks[0].targets.cpu().numpy(), np.random.default_rng(seed)
     labels = targets if targets.ndim == 1 and targets.dtype.kind in "iu" else np.zeros(examples)
     strata = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    resampled = {n: np.zeros((MEANS if means else OTHERS, len(each))) for n, each in judged.items()}
+    resampled = {n: np.zeros((MEANS if means else OTHERS, len(each))) for n, each in found.items()}
     for row in range(MEANS if means else OTHERS):
         # As `generator.choice` draws, in half of its time.
         drawn = np.concatenate([s[generator.integers(0, len(s), len(s))] for s in strata])
@@ -187,10 +199,9 @@ def resample(
     return resampled
 
 
-def _measure(
-    metric: Metric, outputs: "Tensor", targets: "Tensor"
-) -> Callable[[NDArray[np.int64]], float]:
+def _measure(metric: Metric, found: Outputs) -> Callable[[NDArray[np.int64]], float]:
     """Returns a function that computes the metric on some of the examples, by their numbers."""
+    outputs, targets = found.outputs, found.targets
     scores = example_scores(metric, outputs, targets)
     if scores is None:
         return lambda drawn: metric(outputs[drawn], targets[drawn])

@@ -9,15 +9,16 @@ from typing import ClassVar
 import pytest
 import torch
 from filelock import FileLock
-from judged import MIXED, SPLIT, CountedTest, evaluate_winner, plan_of, work
+from judged import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
 from torch import nn
 from toys import LOOP, ask
 
 from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import CompressError, Stopped
-from studyloom.extras.export import compression, networks, onnx, variants
-from studyloom.extras.export.compression import LOCK, compress, compress_winner
+from studyloom.extras.export import compression, compressor, networks, onnx, variants
+from studyloom.extras.export.compression import compress, compress_winner
+from studyloom.extras.export.compressor import LOCK
 from studyloom.extras.export.networks import retrain
 from studyloom.extras.export.settings import Settings, find_mistakes, settings_of
 from studyloom.study.command_record import StoredCommand, store_result
@@ -35,14 +36,14 @@ PAGE = ["python", "-m", "studies.mnist"]
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A plan whose stages have ended, with its answer, and the test part."""
+    """Stages that have ended, with their result, and the test set."""
     folder, settings = tmp_path_factory.mktemp("stage"), {"top": 2, "seeds": 2}
-    plan = plan_of(ask(*MIXED), f"sqlite:///{folder}/study.db", folder, 3, **settings)
-    work(plan)
+    stages = stages_of(ask(*MIXED), f"sqlite:///{folder}/study.db", folder, 3, **settings)
+    work(stages)
     test = CountedTest()
-    store_result(plan.search.stored, evaluate_winner(plan, test, PAGE).in_short())
-    yield plan, test
-    plan.close()
+    store_result(stages.search.stored, evaluate_winner(stages, test, PAGE).in_short())
+    yield stages, test
+    stages.close()
 
 
 # At start
@@ -107,12 +108,12 @@ class File(nn.Module):
 @pytest.fixture
 def made(monkeypatch):
     """Counts how often variants are made."""
-    calls, make = [], compression.make_variants
+    calls, make = [], compressor.make_variants
     monkeypatch.setattr(
-        compression, "make_variants", lambda *args: calls.append(args) or make(*args)
+        compressor, "make_variants", lambda *args: calls.append(args) or make(*args)
     )
     monkeypatch.setattr(onnx, "PACKAGES", ())
-    for module in (compression, variants):
+    for module in (compressor, variants):
         monkeypatch.setattr(module, "OnnxNetwork", File)
         monkeypatch.setattr(module, "export", File.export)
     monkeypatch.setattr(variants, "quantize", File.quantize)
@@ -120,9 +121,9 @@ def made(monkeypatch):
 
 
 def small(ended, settings=SMALL, stop=None, **more):
-    plan, test = ended
+    stages, _ = ended
     told = []
-    record = compress(plan, settings, test, told.append, stop or Stop(), **more)
+    record = compress(stages, settings, told.append, stop or Stop(), **more)
     return record, told
 
 
@@ -146,26 +147,26 @@ def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_mea
 
 def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatch):
     definition = ask(*MIXED, *LOOP, "objective.network=toys.make_network")
-    plan = plan_of(definition, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=1)
-    work(plan)
-    evaluate_winner(plan, test := CountedTest(), PAGE)
-    record, told = small((plan, test), replace(SMALL, ratios=(0.5,)))
+    stages = stages_of(definition, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=1)
+    work(stages)
+    evaluate_winner(stages, test := CountedTest(), PAGE)
+    record, told = small((stages, test), replace(SMALL, ratios=(0.5,)))
     assert [row.name for row in record.variants] == ["as it is, fp32", "as it is, int8"]
     assert any("no smaller network is trained" in words for words in told)
     assert record.test.difference == 0
     assert record.test.value == record.test.original > 0.5
     made.clear()
-    bare = replace(plan, definition=ask(*MIXED, *LOOP))
+    bare = replace(stages, definition=ask(*MIXED, *LOOP))
     with pytest.raises(CompressError, match=r"name what makes its network as objective\.network"):
         small((bare, test))
-    plan.close()
+    stages.close()
     assert not made
 
 
 def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it(ended, made):
-    plan, test = ended
+    stages, test = ended
     small(ended, anew=False)
-    record, loaded, steps = (plan.run_dir / "compress.json").read_bytes(), test.loaded, []
+    record, loaded, steps = (stages.run_dir / "compress.json").read_bytes(), test.loaded, []
     for step in (0, 2):
         with Stop() as stop:
 
@@ -176,14 +177,14 @@ def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it
 
             steps.clear()
             with pytest.raises(Stopped):
-                compress(plan, replace(SMALL, calibration=9), test, say, stop, anew=False)
+                compress(stages, replace(SMALL, calibration=9), say, stop, anew=False)
         assert len(steps) == step + 1
-        assert (plan.run_dir / "compress.json").read_bytes() == record
+        assert (stages.run_dir / "compress.json").read_bytes() == record
     assert test.loaded == loaded
 
 
 def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended, made):
-    plan, test = ended
+    stages, _ = ended
     settings, results, waits = replace(SMALL, margin=0.125), [], threading.Event()
 
     def second():
@@ -191,25 +192,23 @@ def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended,
             assert "waiting for it" in words
             waits.set()
 
-        results.append(compress(plan, settings, test, say, Stop(), anew=False))
+        results.append(compress(stages, settings, say, Stop(), anew=False))
 
     thread = threading.Thread(target=second)
-    with FileLock(plan.run_dir / LOCK):
+    with FileLock(stages.run_dir / LOCK):
         thread.start()
         assert waits.wait(30)
         with pytest.MonkeyPatch.context() as patch:  # this one has the lock
-            patch.setattr(compression, "LOCK", "another.lock")
-            first = compress(plan, settings, test, lambda words: None, Stop(), anew=False)
+            patch.setattr(compressor, "LOCK", "another.lock")
+            first = compress(stages, settings, lambda words: None, Stop(), anew=False)
     thread.join()
     assert results == [first]
     assert len(made) == 1
 
 
 @pytest.fixture
-def asked(ended, monkeypatch):
-    """Has the plan's config say how the winner is made small, and its data have the test part."""
-    plan, test = ended
-    monkeypatch.setattr(type(plan.data), "test", test, raising=False)
+def asked(monkeypatch):
+    """Has the config say how the winner is made small."""
 
     def ask_for(compress):
         settings = settings_of(value_at(ask(f"compress={compress}").config, "compress"))
@@ -219,37 +218,37 @@ def asked(ended, monkeypatch):
 
 
 def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, made, asked, capsys):
-    plan, _ = ended
+    stages, _ = ended
     console = make_console(width=120)
     asked("{rule: min bytes, ratios: [], widths: [], repeats: 2}")
-    assert compress_winner(plan, Stop(), console, print) is None
+    assert compress_winner(stages, Stop(), console, print) is None
     printed = capsys.readouterr().out
     assert "as it is, int8" in printed
     assert "by min bytes" in printed
-    assert "Made small" in (plan.run_dir / "report.html").read_text()
-    noted = StoredCommand.read(plan.search.stored).result
-    assert noted["compressed"]["bytes"] == (plan.run_dir / "winner.onnx").stat().st_size
-    store_result(plan.search.stored, load_result(plan.run_dir).in_short())
-    assert StoredCommand.read(plan.search.stored).result == noted, "the answer is the same"
+    assert "Made small" in (stages.run_dir / "report.html").read_text()
+    noted = StoredCommand.read(stages.search.stored).result
+    assert noted["compressed"]["bytes"] == (stages.run_dir / "winner.onnx").stat().st_size
+    store_result(stages.search.stored, load_result(stages.run_dir).in_short())
+    assert StoredCommand.read(stages.search.stored).result == noted, "the answer is the same"
 
 
 def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, asked, monkeypatch):
-    plan, _ = ended
+    stages, _ = ended
     console = make_console(quiet=True)
     asked("{rule: 'min bytes where bytes < 9', ratios: [], widths: [], repeats: 1}")
-    failure = compress_winner(plan, Stop(), console, print)
+    failure = compress_winner(stages, Stop(), console, print)
     assert isinstance(failure, CompressError)
     assert str(failure).startswith("compress: rule: no variant satisfies min bytes")
     many, stop = len(made), Stop()
     stop.requested = "studyloom stop"
-    assert compress_winner(plan, stop, console, print) is None
+    assert compress_winner(stages, stop, console, print) is None
     assert len(made) == many
 
     def failing(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(compression, "retrain", failing)
-    failure = compress_winner(plan, Stop(), console, print)
+    monkeypatch.setattr(compressor, "retrain", failing)
+    failure = compress_winner(stages, Stop(), console, print)
     assert str(failure) == "compress: RuntimeError: out of memory"
 
 
@@ -259,12 +258,12 @@ def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, 
 def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_judged(
     ended, monkeypatch
 ):
-    plan, _ = ended
+    stages, _ = ended
     jobs, train = [], networks.train_network
     monkeypatch.setattr(
         networks, "train_network", lambda job, part: jobs.append(job) or train(job, part)
     )
-    original = retrain(plan, 16)
+    original = retrain(stages.last.source, stages.reevaluated.winner, 16)
     original.student(0.5)
     assert len(jobs) == 2
     for job in jobs:

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
-from toys import compose
+from toys import compose, validate_search
 
-from studyloom.definition.definition import LoopDefinition
-from studyloom.definition.validation import validate
+from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.errors import CommandFailed, ConfigError
 from studyloom.extras.integrations import command as command_module
 from studyloom.extras.integrations.command import Command
@@ -37,7 +36,7 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def ask(project):
     def ask(*overrides):
-        return LoopDefinition.ask(*compose(*overrides, name="own", folder=project / "conf"))
+        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=project / "conf"))
 
     return ask
 
@@ -54,7 +53,7 @@ def says(text, value=r"v=(\S+)", step=None):
 
 def mistakes_of(definition):
     try:
-        validate(definition, definition.gather(definition.config))
+        validate_search(definition, definition.load_data(definition.config))
     except ConfigError as error:
         return error.mistakes
     return []

@@ -6,13 +6,12 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from projects import APPLICATION, write_project
-from toys import compose
+from toys import compose, validate_search
 
-from studyloom.config.compose import own_world
+from studyloom.config.compose import isolated_hydra
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import LoopDefinition
-from studyloom.definition.jobs import build_function
-from studyloom.definition.validation import validate
+from studyloom.definition.custom_loop import LoopDefinition
+from studyloom.definition.user_functions import build_function
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.extras.integrations.hydra import pick
 
@@ -46,7 +45,7 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def ask(project):
     def ask(*overrides):
-        return LoopDefinition.ask(*compose(*overrides, name="own", folder=project / "conf"))
+        return LoopDefinition.from_config(*compose(*overrides, name="own", folder=project / "conf"))
 
     return ask
 
@@ -54,7 +53,7 @@ def ask(project):
 def mistakes_of(ask, *overrides):
     try:
         definition = ask(*overrides)
-        validate(definition, TrainingData())
+        validate_search(definition, TrainingData())
     except ConfigError as error:
         return error.mistakes
     return []
@@ -163,7 +162,7 @@ def test_in_a_world_of_its_own_code_uses_hydra_as_it_likes_and_ours_is_back_afte
     monkeypatch.setattr(sys, "argv", ["page.py", "study.trials=3"])
     ask()
     ours, argv = GlobalHydra.instance().hydra, sys.argv
-    with own_world():
+    with isolated_hydra():
         assert sys.argv == ["page.py"]
         assert not GlobalHydra.instance().is_initialized()
         with hydra.initialize_config_dir(str(project / "configs"), version_base=None):

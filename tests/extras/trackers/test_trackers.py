@@ -13,10 +13,8 @@ from tracked import first_line, in_wandb, needs
 
 from studyloom.errors import ConfigError, FileError
 from studyloom.extras.trackers import MLflow, TensorBoard, WandB, mlflow
-from studyloom.extras.trackers.wandb import SERVICE
-from studyloom.study.opening import create_study
-from studyloom.study.tracking import (
-    Point,
+from studyloom.extras.trackers.projection import (
+    CurvePoint,
     TrackedResult,
     TrackedStudy,
     TrackedTrial,
@@ -24,6 +22,8 @@ from studyloom.study.tracking import (
     project,
     track_study,
 )
+from studyloom.extras.trackers.wandb import SERVICE
+from studyloom.study.opening import create_study
 
 UUID = "ab" * 16
 pytestmark = [
@@ -48,7 +48,7 @@ MAKERS = {
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_answer_is_written_again_once_a_larger_budget_has_found_another(name, study, tmp_path):
     tracker = MAKERS[name](tmp_path)
-    points = [Point(1, "accuracy", 0.5, 1e9)]
+    points = [CurvePoint(1, "accuracy", 0.5, 1e9)]
     values, params = {"accuracy": 0.5}, {"model": "mlp"}
     trial = TrackedTrial(study, 0, "complete", params, values, {}, points, 1e9, 1e9 + 9)
     for _ in range(2):
@@ -75,10 +75,10 @@ import resource, sys
 from pathlib import Path
 
 from studyloom.extras.trackers import TensorBoard
-from studyloom.study.tracking import Feed, Point, TrackedStudy, TrackedTrial
+from studyloom.extras.trackers.projection import Feed, CurvePoint, TrackedStudy, TrackedTrial
 
 folder, (_, most) = Path(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)
-points = [Point(step, "accuracy", 0.5, 1e9) for step in range(5000)]
+points = [CurvePoint(step, "accuracy", 0.5, 1e9) for step in range(5000)]
 study = TrackedStudy("s", "ab" * 16, {}, folder)
 trial = TrackedTrial(study, 0, "complete", {"m": 1}, {}, {}, points, 1e9, 1e9 + 9)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
@@ -108,7 +108,7 @@ from pathlib import Path
 import psutil
 
 from studyloom.extras.trackers import WandB
-from studyloom.study.tracking import Point, TrackedStudy, TrackedTrial
+from studyloom.extras.trackers.projection import CurvePoint, TrackedStudy, TrackedTrial
 
 folder, moment, opened = Path(sys.argv[1]), sys.argv[2], WandB._run
 
@@ -130,7 +130,7 @@ def run(self, *arguments):
             end_service()
 
 tracker, study = WandB(str(folder), "p"), TrackedStudy("s", "ab" * 16, {}, folder)
-points = [Point(1, "accuracy", 0.5, 1e9)]
+points = [CurvePoint(1, "accuracy", 0.5, 1e9)]
 for number in range(3):
     if number == 1 and moment != "never":
         end_service() if moment == "before" else setattr(WandB, "_run", run)

@@ -1,4 +1,4 @@
-"""Explanations of a network on the test part, as fields of the answer."""
+"""Explanations of a network on the test set, as fields of the answer."""
 
 import logging
 import math
@@ -19,18 +19,18 @@ from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, accuracy, example_scores
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.evaluation import png
+from studyloom.winner.predictions import png
 from studyloom.winner.result import (
     Bin,
     Calibration,
     Column,
     ExplainedText,
-    Group,
+    GroupMean,
     Groups,
     Interval,
     Occlusion,
 )
-from studyloom.winner.statistics import NORMAL
+from studyloom.winner.statistics import NORMAL, Outputs
 
 MISTAKES = 8  # that are looked at: 169 evaluations for a picture, at most 121 for a text
 BINS = 10  # of confidence, equally wide
@@ -48,22 +48,17 @@ def explain(
     job: Job,
     network: nn.Module,
     metric: Metric,
-    outputs: Tensor,
-    targets: Tensor,
-    sealed: Part,
+    found: Outputs,
+    test: Part,
     mistakes: list[int],
-    seed: int,
 ) -> dict[str, Any]:
-    """Explains what a network has answered on the test part, which is open.
+    """Explains what a network predicts on the test set.
 
     Args:
         job: whose network it is, evaluated as studyloom does.
         network: with the weights of the winner.
-        outputs: of the network on the test part, (n, …), on the CPU.
-        targets: those of the test part, on the CPU.
-        sealed: the test part.
-        mistakes: the indices of the most confident wrong answers, the most confident first.
-        seed: of what is drawn.
+        found: the outputs of the network on the test set.
+        mistakes: the indices of the most confident wrong predictions, the most confident first.
 
     Returns:
         fields of `winner.result.Tested`: calibration and groups of classes, columns of a table,
@@ -71,7 +66,8 @@ def explain(
         is left out with a warning.
     """
     told: dict[str, Any] = {}
-    classifies = sealed.classifies and outputs.ndim == 2 and targets.ndim == 1
+    outputs, targets = found.outputs, found.targets
+    classifies = test.classifies and outputs.ndim == 2 and targets.ndim == 1
     some = mistakes[:MISTAKES]
 
     def ask(part: Part) -> Tensor:
@@ -79,22 +75,22 @@ def explain(
 
     def add(name: str, explanation: Callable[[], Any]) -> None:
         try:
-            found = explanation()
+            explained = explanation()
         except Exception as error:  # of the user's own code; the test has been made
             log.warning("the report lacks the winner's %s: %s", name, describe_error(error))
             return
-        if found:
-            told[name] = found
+        if explained:
+            told[name] = explained
 
     if classifies:
         add("calibration", lambda: calibrate(outputs.softmax(1), targets))
-    add("groups", lambda: by_group(metric, outputs, targets, sealed))
-    if isinstance(sealed, Split) and sealed.columns and sealed.inputs.ndim == 2:
-        add("columns", lambda: permute_columns(metric, ask, sealed, outputs, targets, seed))
-    if classifies and sealed.shape is not None and is_picture(sealed.shape):
-        add("occlusions", lambda: explain_mistakes(ask, sealed, some))
-    if classifies and (tokens := sealed.tokens) is not None:
-        add("texts", lambda: explain_texts(ask, sealed, tokens, targets, some))
+    add("groups", lambda: by_group(metric, found, test))
+    if isinstance(test, Split) and test.columns and test.inputs.ndim == 2:
+        add("columns", lambda: permute_columns(metric, ask, found, test, job.seed))
+    if classifies and test.shape is not None and is_picture(test.shape):
+        add("occlusions", lambda: explain_mistakes(ask, test, some))
+    if classifies and (tokens := test.tokens) is not None:
+        add("texts", lambda: explain_texts(ask, test, tokens, targets, some))
     return told
 
 
@@ -122,19 +118,20 @@ def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
     return Calibration(error, float(confidence.mean()), float(right.mean()), tuple(bins))
 
 
-def by_group(metric: Metric, outputs: Tensor, targets: Tensor, sealed: Part) -> Groups | None:
-    """Measures a network on each group of the test part; without groups, on each class.
+def by_group(metric: Metric, found: Outputs, test: Part) -> Groups | None:
+    """Measures a network on each group of the test set; without groups, on each class.
 
     Returns:
         None without groups or classes, and for a metric that is no mean over examples.
     """
-    scores = example_scores(metric, outputs, targets)
+    targets = found.targets
+    scores = example_scores(metric, found.outputs, targets)
     if scores is None:
         return None
-    if len(sealed.group_names) == len(targets):
-        kind, names = "group", list(sealed.group_names)
-    elif sealed.classifies and targets.ndim == 1:
-        known = sealed.names or tuple(map(str, range(outputs.shape[1])))
+    if len(test.group_names) == len(targets):
+        kind, names = "group", list(test.group_names)
+    elif test.classifies and targets.ndim == 1:
+        known = test.names or tuple(map(str, range(found.outputs.shape[1])))
         kind, names = "class", [known[label] for label in targets.tolist()]
     else:
         return None
@@ -142,7 +139,7 @@ def by_group(metric: Metric, outputs: Tensor, targets: Tensor, sealed: Part) -> 
     for place, name in enumerate(names):
         members.setdefault(name, []).append(place)
     largest = sorted(members, key=lambda name: (-len(members[name]), name))[:GROUPS]
-    order = [name for name in (sealed.names or sorted(members)) if name in largest]
+    order = [name for name in (test.names or sorted(members)) if name in largest]
     order = order if len(order) == len(largest) else sorted(largest)
     rows = []
     for name in order:
@@ -152,7 +149,7 @@ def by_group(metric: Metric, outputs: Tensor, targets: Tensor, sealed: Part) -> 
         else:
             draws = np.random.default_rng(0).integers(0, len(own), (DRAWS, len(own)))
             ends = _percentiles(own.numpy()[draws].mean(1), 2.5)
-        rows.append(Group(name, len(own), float(own.mean()), ends))
+        rows.append(GroupMean(name, len(own), float(own.mean()), ends))
     return Groups(kind, len(members) - len(rows), tuple(rows))
 
 
@@ -173,7 +170,7 @@ def _percentiles(values: Any, tail: float) -> Interval:
 
 
 def permute_columns(
-    metric: Metric, ask: Ask, sealed: Split, outputs: Tensor, targets: Tensor, seed: int
+    metric: Metric, ask: Ask, found: Outputs, test: Split, seed: int
 ) -> tuple[Column, ...]:
     """Measures how much worse a network gets if one column is put in a random order.
 
@@ -184,16 +181,16 @@ def permute_columns(
         the column that matters most first; without those for which the metric is not defined.
     """
     generator = torch.Generator().manual_seed(seed)
-    known, columns = metric(outputs, targets), []
-    for column, name in enumerate(sealed.columns):
+    known, columns = found.score(metric), []
+    for column, name in enumerate(test.columns):
         worse = []
-        inputs = sealed.inputs.clone()
+        inputs = test.inputs.clone()
         for _ in range(ORDERS):
             order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-            inputs[:, column] = sealed.inputs[order, column]
-            changed = replace(sealed, inputs=inputs, references={})
+            inputs[:, column] = test.inputs[order, column]
+            changed = replace(test, inputs=inputs, references={})
             try:
-                worse.append(metric.sign * (known - metric(ask(changed), targets)))
+                worse.append(metric.sign * (known - metric(ask(changed), found.targets)))
             except UndefinedMetric:
                 break
         else:
@@ -201,24 +198,24 @@ def permute_columns(
     return tuple(sorted(columns, key=lambda column: (-column.worse, column.name)))
 
 
-def explain_mistakes(ask: Ask, sealed: Part, mistakes: Sequence[int]) -> tuple[Occlusion, ...]:
+def explain_mistakes(ask: Ask, test: Part, mistakes: Sequence[int]) -> tuple[Occlusion, ...]:
     """Covers one patch after the other, and sees how sure the network still is of its mistake.
 
     Occlusion sensitivity (Zeiler and Fergus, ECCV 2014), with patches of the picture's own mean.
     On the pictures red is what spoke for the mistake, and blue what spoke against it.
 
     Args:
-        sealed: the test part, of pictures (channels, height, width).
+        test: the test set, of pictures (channels, height, width).
         mistakes: the indices of wrong answers.
     """
     told = []
     for index in mistakes:
-        image = sealed.input_at(index)
+        image = test.input_at(index)
         if image is None:
             continue
 
         def ask_in_place(images: Tensor, index: int = index) -> Tensor:
-            return ask(with_inputs(sealed, index, [*images]))
+            return ask(with_inputs(test, index, [*images]))
 
         change = occlude(ask_in_place, image)
         most = float(change.abs().max())
@@ -281,7 +278,7 @@ def overlay(image: Tensor, change: Tensor) -> Tensor:
 
 
 def explain_texts(
-    ask: Ask, sealed: Part, tokens: Tokens, labels: Tensor, mistakes: Sequence[int]
+    ask: Ask, test: Part, tokens: Tokens, labels: Tensor, mistakes: Sequence[int]
 ) -> tuple[ExplainedText, ...]:
     """Leaves out one word after the other, and sees how sure the network still is of its mistake.
 
@@ -292,7 +289,7 @@ def explain_texts(
 
     Args:
         tokens: what the texts say in words.
-        labels: the classes of the test part, int64 (n,), on the CPU.
+        labels: the classes of the test set, int64 (n,), on the CPU.
         mistakes: the indices of wrong answers.
 
     Returns:
@@ -300,18 +297,18 @@ def explain_texts(
     """
     told = []
     for index in mistakes:
-        if isinstance(sealed, Split):
-            row: Tensor | None = sealed.inputs[index]
+        if isinstance(test, Split):
+            row: Tensor | None = test.inputs[index]
         else:
-            assert isinstance(sealed, Examples)
-            row = tokens.row_of(item_at(sealed.evaluation, index))
+            assert isinstance(test, Examples)
+            row = tokens.row_of(item_at(test.evaluation, index))
         numbers = [] if row is None else tokens.numbers_of(row)
         read = numbers[:WORDS]
         if row is None or len({*numbers}) < 2:  # without its one word a text is empty
             continue
         different = [*dict.fromkeys(read)]
         rows = [row, *(tokens.without(row, number) for number in different)]
-        outputs = ask(with_inputs(sealed, index, rows, tokens.path)).double()
+        outputs = ask(with_inputs(test, index, rows, tokens.path)).double()
         label, likely = int(labels[index]), outputs[0].softmax(0)
         predicted = int(likely.argmax())
         margins = outputs[:, predicted] - outputs[:, label]
@@ -333,7 +330,7 @@ def explain_texts(
 
 
 def with_inputs(
-    sealed: Part, index: int, inputs: Sequence[Tensor], path: Sequence[int | str] = (0,)
+    test: Part, index: int, inputs: Sequence[Tensor], path: Sequence[int | str] = (0,)
 ) -> Part:
     """Returns a part of one example, as often as there are inputs for it.
 
@@ -345,14 +342,14 @@ def with_inputs(
         inputs: each in the place of its own, and of the same type.
         path: the positions and keys that lead to the input in an item of a Dataset.
     """
-    if isinstance(sealed, Split):
-        targets = sealed.targets[index].repeat(len(inputs))
-        return replace(sealed, inputs=torch.stack([*inputs]), targets=targets, references={})
-    assert isinstance(sealed, Examples)
-    item = item_at(sealed.evaluation, index)
+    if isinstance(test, Split):
+        targets = test.targets[index].repeat(len(inputs))
+        return replace(test, inputs=torch.stack([*inputs]), targets=targets, references={})
+    assert isinstance(test, Examples)
+    item = item_at(test.evaluation, index)
     items = [_put(item, [*path], each) for each in inputs]
-    view = Items((("data.test", items),), sealed.evaluation.collate)
-    return replace(sealed, training=view, evaluation=view, loading=Loading(), group_names=())
+    view = Items((("data.test", items),), test.evaluation.collate)
+    return replace(test, training=view, evaluation=view, loading=Loading(), group_names=())
 
 
 def _put(tree: Any, path: list[int | str], part: Tensor) -> Any:

@@ -8,6 +8,7 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +18,19 @@ from torch.nn import functional
 
 from studyloom.data import Split
 from studyloom.data.training_data import Part
-from studyloom.definition.jobs import build_network, kept_name, weights_of
+from studyloom.definition.jobs import build_network
 from studyloom.definition.loop import Unstopped
 from studyloom.definition.objective import Attempt
+from studyloom.definition.user_functions import kept_name, weights_of
 from studyloom.errors import CompressError
 from studyloom.seeds import derive
 from studyloom.study.stored_study import RETRAINING
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
-from studyloom.training.trainer import Training, evaluate_network
-from studyloom.winner.stages import Plan
-from studyloom.winner.trainings import make_network
+from studyloom.training.trainer import Training
+from studyloom.winner.candidates import CandidateTrainings, Origin
+from studyloom.winner.predictions import make_network
 
 TEMPERATURE = 4.0  # of the softened outputs
 SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
@@ -96,37 +98,50 @@ class Original:
         return self.train(lambda: build(section))
 
 
-def retrain(plan: Plan, calibration: int) -> Original:
-    """Trains the winner's configuration without a validation part, always the same one."""
-    part, definition, point = plan.data.split, plan.definition, plan.candidates[plan.winner]
-    assert part is not None
+def retrain(trainings: CandidateTrainings, winner: Origin, calibration: int) -> Original:
+    """Trains the winner's configuration without a validation set, always the same one.
+
+    Args:
+        trainings: of the last stage.
+    """
+    data, definition, point = trainings.data, trainings.definition, trainings.candidates[winner]
+    assert data.split is not None
     # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
-    seed = derive(definition.seed, 0, 0, 2)
-    fold = part.folds(definition.config.objective.folds, plan.data.source.validation, seed)[-1]
+    seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
+    fold = data.split.folds(count, data.source.validation, seed)[-1]
     job = definition.job(point, fold, seed)
     if definition.trains_networks:
-        network = train_network(job, part)
+        network = train_network(job, data.split)
     else:
         attempt = Attempt(stage=RETRAINING)
-        made = definition.make_objective(point, plan.winner, plan.data, attempt, seed, fold)
+        made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
         made.run(lambda step: None, Unstopped())
-        weights = weights_of(made.weights() or {}, kept_name(definition.config.objective.network))
-        network = make_network(job, weights, part).eval()
-    model = definition.at(point).get("model")
-    return Original(network, job, part, model, seed, calibration)
+        network = _network_of(made.weights() or {}, job, trainings)
+    return Original(network, job, data.split, definition.at(point).get("model"), seed, calibration)
 
 
-def load_winner_network(plan: Plan, calibration: int) -> Original:
-    """Loads the winner, with the job that trained it on all training data."""
-    part, trainings = plan.data.split, plan.last.trainings
+def load_winner_network(
+    trainings: CandidateTrainings, winner: Origin, file: Path, calibration: int
+) -> Original:
+    """Loads the winner, with the job that trained it on all training data.
+
+    Args:
+        file: winner.pt.
+    """
+    job, part = trainings.job(winner, 0), trainings.data.split
     assert part is not None
-    job = trainings.job(plan.winner, 0)
-    weights = load_weights(plan.run_dir / "winner.pt")
-    if not plan.definition.trains_networks:
-        weights = weights_of(weights, kept_name(plan.definition.config.objective.network))
-    network = make_network(job, weights, part)
-    model = plan.definition.at(plan.candidates[plan.winner]).get("model")
-    return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)
+    model = trainings.definition.at(trainings.candidates[winner]).get("model")
+    network = _network_of(load_weights(file), job, trainings)
+    return Original(network, job, part, model, trainings.fresh_seed(0), calibration)
+
+
+def _network_of(kept: dict[str, Any], job: Job, trainings: CandidateTrainings) -> nn.Module:
+    """Makes the network of a job with what its training has kept, in eval mode."""
+    definition, part = trainings.definition, trainings.data.split
+    assert part is not None
+    if not definition.trains_networks:
+        kept = weights_of(kept, kept_name(definition.config.objective.network))
+    return make_network(job, kept, part).eval()
 
 
 def train_network(job: Job, part: Part) -> nn.Module:
@@ -143,15 +158,6 @@ def train_network(job: Job, part: Part) -> nn.Module:
         for _ in training:
             pass
     return make_network(job, training.weights()[0], part).cpu().eval()
-
-
-def evaluate(
-    original: Original, network: nn.Module, part: Part | None = None
-) -> tuple[Tensor, Tensor]:
-    """Evaluates a network on the CPU: on a part, or else on the original's validation part."""
-    job = replace(original.job, precision="fp32")
-    where = job.valid.cpu() if part is None else None
-    return evaluate_network(job, network, (part or original.part).to("cpu"), where)
 
 
 def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:

@@ -1,4 +1,4 @@
-"""How the winner is made small: `compress` of a config, or words KEY=VALUE, and what is wrong."""
+"""How the winner is compressed: `compress` of a config, or words KEY=VALUE, and what is wrong."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +24,7 @@ COSTS = ("drop", "drop_high", "bytes", "latency_ms", "latency_64_ms", "parameter
 
 @dataclass(frozen=True)
 class Settings:
-    """How the winner is made small.
+    """The settings of a compression.
 
     Attributes:
         rule: which variant is chosen, in the language of `winner.rule`; None for the smallest whose
@@ -55,7 +55,7 @@ class Settings:
 
 
 def settings_of(section: Any) -> Settings | None:
-    """Reads `compress` of a config, in plain values; None if the winner is not to be made small.
+    """Reads `compress` of a config, in plain values; None if the winner is not to be compressed.
 
     Raises:
         ConfigError: every mistake found.
@@ -146,12 +146,12 @@ def parse_own_rule(metric: Metric, settings: Settings, key: str = "rule") -> Rul
 
 
 def metric_of(definition: Definition) -> Metric:
-    """Returns the metric by which variants are judged: of a loop, ours of that name."""
+    """Returns the metric by which variants are compared: of a loop, ours of that name."""
     return METRICS.get(definition.metric.name, definition.metric)
 
 
 def loop_mistakes(definition: Definition) -> Iterator[str]:
-    """Yields why the network of a loop cannot be made small."""
+    """Yields why the network of a loop cannot be compressed."""
     if definition.trains_networks:
         return
     objective = definition.config.objective
@@ -168,7 +168,7 @@ def loop_mistakes(definition: Definition) -> Iterator[str]:
 
 
 def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator[str]:
-    """Yields the mistakes in how a config has the winner made small, before trial 0.
+    """Yields the mistakes in how a config compresses the winner, before trial 0.
 
     Args:
         data: None if they cannot be loaded.

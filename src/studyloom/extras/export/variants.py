@@ -1,4 +1,4 @@
-"""The variants of a winner: how each is made, and what it is judged by."""
+"""The variants of a winner: how each is made, and what it is compared by."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from studyloom.errors import StudyloomError
-from studyloom.extras.export.networks import Original, count_parameters, evaluate
+from studyloom.data.training_data import Part
+from studyloom.definition.rule import Condition, Rule
+from studyloom.errors import ConfigError, StudyloomError
+from studyloom.extras.export.networks import Original, count_parameters
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize
 from studyloom.extras.export.settings import Settings
-from studyloom.metrics import Metric
+from studyloom.metrics import Goal, Metric
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
+from studyloom.training.trainer import evaluate_network
 from studyloom.winner.result import DataFacts, Latency, Summary, VariantFacts, to_document
-from studyloom.winner.statistics import compare, resample
+from studyloom.winner.statistics import Outputs, compare, resample
 
 BATCHES = (1, 64)
 WARM = 3  # calls before the first that counts
@@ -60,6 +63,13 @@ def recipes(settings: Settings) -> list[Recipe]:
     return [Recipe("as it is", lambda original: original.network), *pruned, *students]
 
 
+def evaluate(original: Original, network: nn.Module, part: Part | None = None) -> Outputs:
+    """Evaluates a network on the CPU: on a part, or else on the original's validation set."""
+    job = replace(original.job, precision="fp32")
+    where = job.valid.cpu() if part is None else None
+    return Outputs(*evaluate_network(job, network, (part or original.part).to("cpu"), where))
+
+
 def export(original: Original, network: nn.Module, facts: DataFacts, *, quantized: bool) -> bytes:
     """Exports a network, checks that the file predicts the same, and quantizes it if asked to.
 
@@ -73,24 +83,22 @@ def export(original: Original, network: nn.Module, facts: DataFacts, *, quantize
     known = to_document(facts)
     needed = {name: known[name] for name in NEEDED}
     content = export_network(network, original.inputs[:2], needed)
-    check_equal(*(evaluate(original, each)[0] for each in (network, OnnxNetwork(content))))
+    check_equal(*(evaluate(original, e).outputs for e in (network, OnnxNetwork(content))))
     return quantize(content, original.inputs) if quantized else content
 
 
-def differ(
-    metric: Metric, original: Original, before: Tensor, after: Tensor, targets: Tensor
-) -> Summary:
-    """Compares what two networks say of the same examples.
+def differ(metric: Metric, original: Original, before: Outputs, after: Outputs) -> Summary:
+    """Compares what two networks predict for the same examples.
 
     Returns:
         the difference, after minus before; its interval is None if it is not known over examples.
     """
-    values = {0: [metric(before, targets)], 1: [metric(after, targets)]}
+    values = {"before": [before.score(metric)], "after": [after.score(metric)]}
     resampled = None
     if original.job.evaluate is None:  # with one of the user's own, outputs may mean anything
-        judged = {0: [(before, targets)], 1: [(after, targets)]}
-        resampled = resample(metric, judged, len(targets), original.seed)
-    difference = compare(values, 1, 0, resampled, original.seed).difference
+        outputs = {"before": [before], "after": [after]}
+        resampled = resample(metric, outputs, len(before.targets), original.seed)
+    difference = compare(values, "after", "before", resampled, original.seed).difference
     assert difference is not None
     return difference
 
@@ -107,9 +115,22 @@ class Judge:
         self, metric: Metric, settings: Settings, original: Original, facts: DataFacts
     ) -> None:
         self.metric, self.settings, self.original, self.facts = metric, settings, original, facts
-        self.outputs, self.targets = evaluate(original, original.network)
+        self.outputs = evaluate(original, original.network)
         size = len(pack_weights(original.network.state_dict()))
         self.original_facts = self._facts("PyTorch, eager", original.network, size, self.outputs)
+
+    @property
+    def margin(self) -> float:
+        """What may be lost of the metric.
+
+        That is a share of 1 for what ends at 1, such as accuracy; of an error one of its value.
+        """
+        unit = 1.0 if self.metric.scale == "unit" else abs(self.original_facts.value)
+        return self.settings.margin * unit
+
+    def default_rule(self) -> Rule:
+        """Returns the rule for the smallest variant that surely loses no more than the margin."""
+        return Rule(Goal("bytes", "minimize"), (Condition("drop_high", "<=", self.margin),))
 
     def make(self, recipe: Recipe) -> list[Variant]:
         """Returns the variants of a recipe, in fp32 and in int8."""
@@ -123,7 +144,7 @@ class Judge:
         self, recipe: Recipe, network: nn.Module, content: bytes, *, quantized: bool
     ) -> Variant:
         session = OnnxNetwork(content)
-        outputs = evaluate(self.original, session)[0]
+        outputs = evaluate(self.original, session)
         for batch in BATCHES:  # here, where what fails is a note of this variant
             session.run(self._examples(batch).numpy())
         name = f"{recipe.name}, {'int8' if quantized else 'fp32'}"
@@ -135,14 +156,14 @@ class Judge:
         examples = self.original.inputs
         return examples[torch.arange(count) % len(examples)]
 
-    def _facts(self, name: str, network: nn.Module, size: int, outputs: Tensor) -> VariantFacts:
-        difference = differ(self.metric, self.original, self.outputs, outputs, self.targets)
+    def _facts(self, name: str, network: nn.Module, size: int, outputs: Outputs) -> VariantFacts:
+        difference = differ(self.metric, self.original, self.outputs, outputs)
         ends = difference.interval or (difference.mean, difference.mean)
         # Plus 0.0, so that it is not -0.0.
         low, high = sorted(-self.metric.sign * end + 0.0 for end in ends)
         return VariantFacts(
             name,
-            value=self.metric(outputs, self.targets),
+            value=outputs.score(self.metric),
             drop=-self.metric.sign * difference.mean + 0.0,
             drop_interval=(low, high),
             bytes=size,
@@ -214,7 +235,7 @@ def make_variants(
 
     Args:
         wanted: the first is the original itself.
-        say: is told what is being done, in words.
+        say: is given what is being done, in words.
         stop: whether to stop.
 
     Returns:
@@ -239,3 +260,22 @@ def make_variants(
     say(f"measuring latencies on {threads} thread{'' if threads == 1 else 's'}")
     with stop.interruptible():
         return judge.measure(made), failed
+
+
+def choose(rule: Rule, judge: Judge, variants: Sequence[Variant]) -> Variant:
+    """Chooses a variant by a rule; of equal ones that of fewer bytes.
+
+    Raises:
+        ConfigError: none satisfies the rule.
+    """
+    known = [(judge.known(each.facts), each) for each in variants]
+    fitting = [pair for pair in known if rule.holds(pair[0])]
+    if fitting:
+        return min(fitting, key=lambda pair: (rule.rank(pair[0]), pair[0]["bytes"]))[1]
+    names = dict.fromkeys([rule.goal.name, *(condition.name for condition in rule.conditions)])
+    values = "; ".join(
+        f"{each.facts.name}: {', '.join(f'{name} {its[name]:.4g}' for name in names)}"
+        for its, each in known
+    )
+    ways = "loosen it, or have more variants with ratios and widths"
+    raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])

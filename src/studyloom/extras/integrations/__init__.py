@@ -41,7 +41,7 @@ class Validations:
         self.run, self.monitored = run, monitored
         self.trainer, self.advice = trainer, advice
         self.number: int | None = None  # of the next validation; None before and after training
-        self.reported = False  # whether one has ended whose report is not told yet
+        self.reported = False  # whether one has ended whose report is not passed on yet
         self._epochs: Iterator[int] = iter(())
 
     @property
@@ -63,7 +63,7 @@ class Validations:
         self._next()
 
     def report(self, logged: Mapping[str, Any]) -> None:
-        """Reports what a validation has logged; it is told when `finish` is called.
+        """Reports what a validation has logged; it is passed on when `finish` is called.
 
         Validations before and after training, such as a sanity check, are none of its epochs.
 

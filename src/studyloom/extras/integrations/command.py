@@ -120,13 +120,13 @@ class Command:
             output.take(line)
         ours = {"seed": run.seed, "trial": run.trial, "checkpoint_dir": run.dir.absolute()}
         words = _fill(self.run, _params(config) | ours)
-        told = {
+        variables = {
             SEED.name: str(run.seed),
             TRIAL.name: str(run.trial),
             CHECKPOINT_DIR.name: str(run.dir.absolute()),
         }
         # Python would hold back what it prints into a file.
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"} | told
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"} | variables
         stage = "" if run.stage == "search" else f"{run.stage}-"
         # A replay has no run directory, and a log of its own for as long as it runs.
         folder = OmegaConf.select(config, "run_dir") or run.dir

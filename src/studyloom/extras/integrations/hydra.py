@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from studyloom.config.compose import application, find_config, own_world
+from studyloom.config.compose import application, find_config, isolated_hydra
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import describe_error, value_at
 from studyloom.definition.sources import code_digests
@@ -77,7 +77,7 @@ class Hydra:
         return pick(result, self.value, self.call)
 
     def _function(self) -> Callable[..., Any]:
-        with own_world():
+        with isolated_hydra():
             function: Any = find_member(self.call)
         # The decorator would read a command line, and return nothing.
         decorated = getattr(function, "__globals__", {}).get("__name__") == "hydra.main"

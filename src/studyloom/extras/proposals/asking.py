@@ -10,8 +10,7 @@ from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.space.outline import outline
 from studyloom.storage.attributes import PROPOSED
 from studyloom.study.early_end import read_bounds
-from studyloom.study.rows import trial_rows
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, trial_rows
 from studyloom.text import one_line
 from studyloom.views.report import data_words
 from studyloom.views.sentence import describe
@@ -19,7 +18,7 @@ from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import make_console
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
-TOLD = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
+SHOWN = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
 
 
 def ask(stored: StoredStudy) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
         "proposals_left": 0 if closed else max(0, min(free, known.most(budget) - proposed)),
         "ended": closed,
         "trials": [
-            {name: row[name] for name in row if name in TOLD or name.startswith("values.")}
+            {name: row[name] for name in row if name in SHOWN or name.startswith("values.")}
             | {"params": params[row["number"]]}
             for row in rows
         ],
@@ -68,15 +67,15 @@ def print_proposed(arguments: Any) -> None:
 def print_asked(arguments: Any) -> None:
     """Prints for `studyloom ask` what a proposer must know."""
     stored = open_run(arguments, DEADLINE)
-    told, console = ask(stored), make_console()
+    facts, console = ask(stored), make_console()
     if arguments.json:
-        print_json(told)
+        print_json(facts)
         return
-    asked, left, of = told["question"], told["left"], told["budget"]
+    asked, left, of = facts["question"], facts["left"], facts["budget"]
     begun = f"{left} of {of} trials have not begun" if left else f"all {of} trials have begun"
     for line in (
-        f"{told['study']}: {asked['direction']} {asked['metric']}; {asked['about']}",
-        told["ended"] or f"{begun}; {told['proposals_left']} may be proposed now",
+        f"{facts['study']}: {asked['direction']} {asked['metric']}; {asked['about']}",
+        facts["ended"] or f"{begun}; {facts['proposals_left']} may be proposed now",
     ):
         console.print(Text(one_line(line)), soft_wrap=True)
     console.print(outline(read_space(stored).space))

@@ -11,11 +11,12 @@ from studyloom.space.samplers import identify
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, PROPOSED
 from studyloom.storage.database import Connection, execute, read
-from studyloom.storage.ledger import untouched
+from studyloom.storage.ledger import never_claimed
 from studyloom.study.early_end import look_ahead, read_bounds
 from studyloom.study.failures import outcome
+from studyloom.study.placement import place_point
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.warm_start import AS_COMPOSED, place_point, queue_trial
+from studyloom.study.warm_start import AS_COMPOSED, queue_trial
 from studyloom.text import format_value, kind_of, one_line, shorten_end
 
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
@@ -67,7 +68,7 @@ def count_free_slots(stored: StoredStudy) -> int:
     if look_ahead(stored).ending is not None:
         return 0
     ledger, trials = stored.ledger, read_bounds(stored).trials
-    return len(read(ledger.storage, lambda c: untouched(c, ledger.study_id, trials)))
+    return len(read(ledger.storage, lambda c: never_claimed(c, ledger.study_id, trials)))
 
 
 def why_closed(stored: StoredStudy) -> str | None:
@@ -123,7 +124,7 @@ def _fill_slot(
             raise ConfigError(
                 f"study.proposals: {most} of {trials} trials may be proposed, and have been"
             )
-        if not (slots := untouched(connection, study_id, trials)):
+        if not (slots := never_claimed(connection, study_id, trials)):
             raise ConfigError(f"all {trials} trials have begun; a larger study.trials makes room")
         return queue_trial(connection, study_id, slots[0], point, {PROPOSED: mark}).number
 

@@ -1,6 +1,6 @@
 """Trackers that people already use: TensorBoard, MLflow and W&B, each a view of the database.
 
-Each writes a run of a fixed id for a trial that has ended; `study.tracking` says what and when.
+Each writes a run of a fixed id for a trial that has ended; `projection` says what and when.
 """
 
 from studyloom.extras.trackers.mlflow import MLflow

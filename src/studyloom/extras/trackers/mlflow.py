@@ -17,7 +17,13 @@ from urllib.request import url2pathname
 import yaml  # type: ignore[import-untyped]
 
 from studyloom.errors import FileError
-from studyloom.study.tracking import PATIENCE, TrackedResult, TrackedStudy, TrackedTrial, require
+from studyloom.extras.trackers.projection import (
+    PATIENCE,
+    TrackedResult,
+    TrackedStudy,
+    TrackedTrial,
+    require,
+)
 from studyloom.text import one_line, shorten
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from studyloom.study.tracking import TrackedResult, TrackedStudy, TrackedTrial, require
+from studyloom.extras.trackers.projection import TrackedResult, TrackedStudy, TrackedTrial, require
 from studyloom.text import one_line, printable
 
 if TYPE_CHECKING:

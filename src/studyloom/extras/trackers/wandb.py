@@ -11,7 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from studyloom.study.tracking import PATIENCE, TrackedResult, TrackedStudy, TrackedTrial, require
+from studyloom.extras.trackers.projection import (
+    PATIENCE,
+    TrackedResult,
+    TrackedStudy,
+    TrackedTrial,
+    require,
+)
 from studyloom.text import one_line
 
 EPOCH = "epoch"
@@ -106,7 +112,7 @@ class WandB:
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
-        # Only what a tracker is told: no figures of the machine, no code, nothing that is printed.
+        # Only what a tracker is given: no figures of the machine, no code, nothing that is printed.
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -139,7 +145,7 @@ class WandB:
             run.finish(exit_code=int(failed))
             folders = [*Path(made).glob(f"wandb/*run-*-{run_id}")]
             if not folders and self.mode != "disabled":
-                raise OSError(f"W&B left no file of {name}")  # so it is told as missing
+                raise OSError(f"W&B left no file of {name}")  # so it is reported as missing
             for folder in folders:
                 for other in runs.glob(f"*run-*-{run_id}"):
                     shutil.rmtree(other)

@@ -1,0 +1,102 @@
+"""The result of a study, as commands print it and write it below the run directory."""
+
+from collections.abc import Sequence
+
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.text import Text
+
+from studyloom.commands.outputs import Outputs
+from studyloom.config.values import as_yaml, without_transform
+from studyloom.definition.prepare import compresses
+from studyloom.error_display import print_errors
+from studyloom.errors import CompressError, UndrawnReport
+from studyloom.files import is_newer, write_whole
+from studyloom.plugins import load_plugin
+from studyloom.study.command_record import store_result
+from studyloom.study.stopping import Stop
+from studyloom.views import terminal
+from studyloom.views.sentence import result_sentence
+from studyloom.winner.evaluation import evaluate_winner, is_result_of
+from studyloom.winner.result import belongs_to, move_aside, read_result
+from studyloom.winner.stages import ResultStages
+
+
+def say(console: Console, words: str) -> None:
+    console.print(Text(words), soft_wrap=True)
+
+
+def move_foreign_result(plan: ResultStages, console: Console) -> None:
+    """Moves the result of another study aside, such as one of the same name in another database."""
+
+    def is_foreign() -> bool:
+        result = read_result(plan.run_dir)
+        return result is not None and not belongs_to(result, plan.search.stored)
+
+    if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
+        with plan.search.stored.ledger.testing():
+            if is_foreign():  # no other command was quicker
+                moved = f"it was moved to {move_aside(plan.run_dir)}"
+                say(console, f"the answer in {plan.run_dir} is that of another study; {moved}")
+
+
+def write_best(plan: ResultStages, best: FrozenTrial) -> None:
+    """Writes the best configuration so far to `best.yaml`."""
+    definition = plan.definition
+    point = definition.space.at(best.params)
+    sections = without_transform(definition.sections(point))
+    sections["train"].pop("loss")
+    values = ", ".join(
+        f"{goal.name} {value}" for goal, value in zip(definition.goals, best.values, strict=True)
+    )
+    header = f"# {definition.config.study.name}, trial {best.number}: {values} in the search\n"
+    write_whole(plan.run_dir / "best.yaml", header + as_yaml(sections))
+
+
+def print_winner(
+    plan: ResultStages, page: Sequence[str], console: Console, *, anew: bool = False
+) -> None:
+    """Prints the winner with its test.
+
+    It is tested now, unless winner.json has the result already. If it is tested `anew`, the result
+    keeps the page that winner.json names.
+
+    Args:
+        page: the command line of the study, without its arguments.
+    """
+    with plan.search.stored.ledger.testing() as store:
+        result = read_result(plan.run_dir)
+        known = result is not None and is_result_of(result, plan)
+        if result is None or not known or anew:
+            page = result.command if result is not None and anew else page
+            result = evaluate_winner(plan, page, store, anew=known)
+        if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
+            write_report(plan)  # unless the command was killed here
+    store_result(plan.search.stored, result.in_short())
+    lines = [result_sentence(result, plan.search.stored), *terminal.winner_lines(result)]
+    for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
+        style = "" if number or result.test is None else "bold green"
+        console.print(Text(line, style=style), soft_wrap=True)
+
+
+def compress_winner(plan: ResultStages, stop: Stop, outputs: Outputs) -> CompressError | None:
+    """Compresses the winner if the config says so and it was not compressed yet.
+
+    Returns:
+        Why it could not be compressed, to be raised once all else is printed; None otherwise.
+    """
+    if not compresses(plan.definition) or stop():
+        return None
+    compress = load_plugin("compress_winner")
+    failure: CompressError | None = compress(plan, stop, outputs.console, outputs.look)
+    return failure
+
+
+def write_report(plan: ResultStages) -> None:
+    """Writes report.html; prints why if it cannot be drawn."""
+    from studyloom.views import report  # here: no search waits for its templates
+
+    try:
+        report.write_report(plan.search.stored, plan.run_dir)
+    except UndrawnReport as error:
+        print_errors(error)

@@ -1,0 +1,212 @@
+"""Works on an opened study: launches its workers, shows the progress, and prints the result."""
+
+import shlex
+from datetime import datetime
+from typing import Any, NoReturn
+
+import optuna
+from omegaconf import DictConfig
+from rich.console import Console
+
+from studyloom.commands.outputs import Outputs
+from studyloom.commands.result import (
+    compress_winner,
+    move_foreign_result,
+    print_winner,
+    say,
+    write_best,
+    write_report,
+)
+from studyloom.commands.stages import open_ended
+from studyloom.definition.prepare import compresses
+from studyloom.errors import CompressError, Interrupted, NoWinner
+from studyloom.launch.task import Command, StudyTask, make_task, remove_left_files
+from studyloom.plugins import load_plugin
+from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
+from studyloom.study.failures import count_failures
+from studyloom.study.stopping import Stop, read_control
+from studyloom.text import format_duration, one_line
+from studyloom.views import terminal
+from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.status import Display, Resumptions
+from studyloom.winner.stages import ResultStages
+
+
+def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
+    """Launches workers for the open trials, shows the progress, and prints the result.
+
+    Returns:
+        The exit code of a command: 1 if there is no result, although it was not stopped.
+
+    Raises:
+        NoWinner: a training that the result needs, or the test, has failed.
+        CompressError: the winner cannot be compressed; all else is done.
+    """
+    plan: ResultStages = task.stages
+    stored = plan.search.stored
+    record = plan.command_record(compresses=compresses(plan.definition))
+    begin_command(stored, record, task.command.age())
+    outputs.attach(stored, task.run_dir)
+    if read_control(stored) == "pause":
+        folder = shlex.quote(str(task.run_dir))
+        say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
+    with recording_end(stored, not_small=1):
+        code = _search_and_report(task, stop, outputs)
+    if not stop() and not plan.todo():
+        end_command(stored, code)
+    remove_left_files(plan.definition.config, plan.search)
+    return code
+
+
+def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
+    prepared, plan = task.prepared, task.stages
+    began, console = datetime.now(), outputs.console
+    stored, trials = plan.search.stored, plan.search.trials
+    terminal.print_code_changes(stored, console)
+    move_foreign_result(plan, console)
+    if todo := task.todo():
+        notes = [*prepared.strategy.notes(), *prepared.definition.notes(prepared.data)]
+        for note in [*notes, *prepared.starts.notes]:
+            say(console, note)
+        verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
+        open_ = plan.search.todo()
+        many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
+        works_here = getattr(prepared.launcher, "works_here", None)
+        where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
+        say(console, f"{stored.name} {verb}: {many} to do{where}")
+        follow = launch(task, stop, outputs)
+        if stop.alone is not None:  # another process goes on
+            return 0
+        if follow is not None:  # the work goes on without this command
+            say(console, follow)
+            return 0
+    snapshot = take_snapshot(stored)
+    if snapshot.best is not None:
+        write_best(plan, snapshot.best)
+    elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
+    console.print(f"\n{snapshot.headline}{elapsed}", soft_wrap=True)
+    console.print(terminal.answers_table(snapshot, console.width))
+    if snapshot.rule is not None:
+        console.print(terminal.front_table(snapshot, console.width))
+    failure: CompressError | NoWinner | None = None
+    if plan.is_done():
+        print_winner(plan, task.command.page, console)
+        failure = compress_winner(plan, stop, outputs)
+    else:  # stopped, or without a winner
+        if snapshot.done:
+            write_report(plan)
+        if snapshot.best is not None and not stop():
+            failure = find_no_winner(plan)
+    for stage in plan:
+        terminal.print_failures(stage.stored, console)
+    terminal.print_forgotten(stored, console)
+    terminal.print_next_steps(plan, task.command, snapshot, console, began)
+    for stage in plan:
+        stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
+    if stop():
+        why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
+        say(console, f"{why}; the same {task.command.kind} goes on from here")
+    elif words := end_of_search(snapshot, trials, todo):
+        say(console, words)
+    if trials < snapshot.budget:
+        line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
+        say(console, f"{line}, as study.trials={trials} says")
+    if prepared.trackers:
+        update = load_plugin("update_trackers")
+        update(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
+    if failure is not None:
+        raise failure
+    if stop():
+        return 0
+    if left := plan.todo():
+        again = f"the same {task.command.kind} goes on with them"
+        say(console, f"{left} trials or trainings are left; {again}")
+    return 0 if snapshot.best is not None and not left else 1
+
+
+def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
+    """Launches workers for the open trials, again if another program has deleted trials or slots.
+
+    Returns:
+        What to print, if the work goes on without this command; else None.
+    """
+    resumptions = Resumptions(outputs.read(), outputs.console)
+    while True:
+        with Display(outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]):
+            follow = task.prepared.launcher.launch(task, stop)
+        if follow is not None or not task.stages.reconcile() or stop():
+            return follow
+
+
+def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
+    """Returns why nothing is left to do, if the counts of the trials do not say it."""
+    if snapshot.best is None and snapshot.rule is not None:
+        return f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
+    if snapshot.outlook.ending is not None:
+        return f"the search {snapshot.outlook.ending.words}"
+    return "" if todo else f"the budget of {trials} trials is spent"
+
+
+def find_no_winner(plan: ResultStages) -> NoWinner | None:
+    """Returns why a plan that has nothing left to do has none; None if it has one."""
+    if not plan.settings.enabled or plan.todo() or plan.is_done():
+        return None
+    if not plan.candidates:
+        keeps = f" and keeps to {plan.rule}" if plan.rule.conditions else ""
+        which = f"none of the first {plan.search.trials} trials is complete{keeps}"
+        return NoWinner(f"there is no winner: {which}; raise study.trials")
+    many = len(plan.contenders)
+    failures = "; ".join(
+        f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
+        for failure in count_failures(plan.reevaluation.stored.trials())
+    )
+    return NoWinner(
+        f"there is no winner: none of the {many} candidates was trained with all its fresh seeds: "
+        f"{failures or 'trainings are gone'}; raise winner.top, or lower winner.seeds"
+    )
+
+
+# `studyloom winner`
+
+
+def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
+    """Chooses and tests the winner of a search that has ended, also if it was tested before.
+
+    Returns:
+        The name of the study, and its result in short.
+
+    Raises:
+        ValueError: the search has not ended, or the config or the database cannot be used.
+        LaunchError: trainings are left, and nobody works on them.
+        NoWinner: every candidate has lost a training, or a final training or the test has failed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with Stop() as stop, open_ended(cfg, stop) as (prepared, plan):
+        stored = plan.search.stored
+        command, outputs = Command.of_this_process(), Outputs()
+        outputs.console = console
+        record = plan.command_record(compresses=compresses(plan.definition))
+        begin_command(stored, record, command.age())
+        outputs.attach(stored, prepared.run_dir)
+        with recording_end(stored):
+            with Display(outputs.read, console, stop):
+                prepared.launcher.launch(make_task(prepared, plan, command), stop)
+            if stop() and not plan.is_done():
+                stop_here(plan, "winner", stop, console)
+            if (missing := find_no_winner(plan)) is not None:
+                raise missing
+            print_winner(plan, command.page, console, anew=True)
+            failure = compress_winner(plan, stop, outputs)
+            if stop() and compresses(plan.definition):  # who comes again need not judge again
+                stop_here(plan, "compress", stop, console)
+            if failure is not None:
+                raise failure
+        end_command(stored, 0)
+        return stored.name, StoredCommand.read(stored).result
+
+
+def stop_here(plan: ResultStages, command: str, stop: Stop, console: Console) -> NoReturn:
+    """Prints which command of `studyloom` resumes here, and raises Interrupted."""
+    folder = shlex.quote(str(plan.run_dir))
+    say(console, f"{stop.ended_by}; studyloom {command} {folder} goes on from here")
+    raise Interrupted

@@ -1,0 +1,321 @@
+"""The definition of a study whose trials call a custom training loop, or Optuna's objective."""
+
+import functools
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from studyloom.config.compose import Composer
+from studyloom.config.schema import AUTO, SCHEMA
+from studyloom.config.values import flatten, value_at, with_values
+from studyloom.data.split import Fold
+from studyloom.data.training_data import TrainingData
+from studyloom.definition.definition import FIRST, OF_NETWORKS, Definition
+from studyloom.definition.goals import loop_goals, loop_limits
+from studyloom.definition.loop import Loop, LoopObjective
+from studyloom.definition.objective import Attempt
+from studyloom.definition.run import loop_jobs
+from studyloom.definition.user_functions import (
+    PARAMS,
+    UserFunction,
+    build_function,
+    build_loop_network,
+    build_named,
+    compose_adapter,
+    loop_scaling,
+    network_job,
+    sources_of,
+)
+from studyloom.errors import ConfigError, refuse
+from studyloom.space.tree import Open, Point
+from studyloom.text import as_yaml, is_scalar, nearest
+from studyloom.training.ranks import ALONE
+
+READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
+HANDED_ON = re.compile(r"\brun\b(?![.(])")  # the run of a loop, as in its signature
+UNUSED_TEST = (
+    "data: the test set is not used; name a function (config, run, part) -> values that measures "
+    "the winner on it, such as objective.test=mine.test"
+)
+
+
+@dataclass(frozen=True)
+class LoopDefinition(Definition):
+    """The definition of a study whose trials call a loop; see `Definition`.
+
+    A loop `(run, *, width=32, …)` gets the values of `params` by name, and its defaults are part of
+    them. An objective of Optuna's, `(trial)`, has an `Open` space: `params` holds parameters
+    that are not searched, but given. See `UserFunction`.
+
+    Its data are the loop's own affair, or those of the section `data`. The section `objective` may
+    build an adapter: an object that is called as a loop is, and may have methods:
+
+    * `check(config, space)` returns a line for each mistake that can be seen before trial 0;
+    * `code()` returns digests of source files that decide a value, by `code.NAME`;
+    * `composed()` returns a configuration of its own. The names of the space are the keys of that
+      one, and the section `params` holds what is set in it: the values of a trial, and the user's.
+    """
+
+    trains_networks = False
+    build_goals, build_limits = staticmethod(loop_goals), staticmethod(loop_limits)
+    build_job = staticmethod(network_job)
+
+    @staticmethod
+    def is_tested(cfg: DictConfig) -> bool:
+        """Whether `objective.test` names a function that tests the winner."""
+        return cfg.objective.test is not None
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, composer: Composer) -> Definition:
+        """Reads the definition of a composed config; see `Definition.from_config`."""
+        if (composed := compose_adapter(cfg)) is None:
+            return cls._from_function(cfg, composer)
+        cfg, space = composed
+        composer.keep(cfg)
+        return cls(cfg, composer, space)
+
+    @classmethod
+    def _from_function(cls, cfg: DictConfig, composer: Composer) -> Definition:
+        """Reads the definition of a function, with the parameters that its signature names."""
+        who, function = f"objective._target_={cfg.objective['_target_']}", None
+        with suppress(ConfigError):  # `validate` reports it
+            function = UserFunction(build_function(cfg.objective))
+        if function is None or function.takes_config:
+            return super().from_config(cfg, composer)
+        if function.takes_trial:
+            if value_at(cfg, "space"):
+                raise ConfigError(f"space: {who} suggests its parameters itself; leave space out")
+            composer.keep(cfg := with_values(cfg, {"study.baseline": False}))
+            return cls(cfg, composer, Open())
+        named, takes_any = function.params()
+        defaults = {name: value for name, value in named.items() if _is_plain(value)}
+        definition = super().from_config(cfg, composer)  # with the start of what is searched
+        params = {**defaults, **(value_at(definition.config, PARAMS) or {})}
+        definition = replace(definition, config=with_values(definition.config, {PARAMS: params}))
+        definition.composer.keep(definition.config)
+        leaves = (node.key for _, nodes in definition.space.branches() for node in nodes)
+        searched = [*leaves, *(group.key for group in definition.space.groups())]
+        mistakes = [
+            f"params.{name} must be given: {who} has no default for it"
+            for name, default in named.items()
+            if default is inspect.Parameter.empty and name not in params
+        ]
+        given = value_at(cfg, PARAMS) or {}
+        for key in (*(f"{PARAMS}.{name}" for name in given), *(f"space.{s}" for s in searched)):
+            section, name, *_ = f"{key.removeprefix('space.')}.".split(".")
+            if section != PARAMS:
+                mistakes.append(f"{key}: {who} gets the values of params alone")
+            elif name not in named and not takes_any:
+                mistakes.append(
+                    f"{key}: {who} has no parameter {name}; it has "
+                    f"{', '.join(named) or 'none'}{nearest(name, [*named])}"
+                )
+        refuse(mistakes)
+        return definition
+
+    def notes(self, data: TrainingData) -> list[str]:
+        """Returns what the user is told before the first trial."""
+        has_test = data.split is not None and getattr(data.source, "has_test", True)
+        unused = has_test and self.config.winner.enabled and not self.tested
+        return [*self._resumption_notes(), *[UNUSED_TEST] * unused]
+
+    def _resumption_notes(self) -> Iterator[str]:
+        """Yields a line if a trial whose worker dies cannot resume."""
+        name = self.config.objective["_target_"]
+        if self.suggests:
+            yield (
+                f"{name}(trial) keeps no state: a trial whose worker dies starts again from the "
+                "beginning, and the winner is not tested; a loop has run.keep and objective.test"
+            )
+            return
+        source, _ = sources_of(self.config.objective)
+        here = "run.keep(" in source and len(HANDED_ON.findall(source)) == 1
+        if here and "run.epochs(" not in source:
+            yield (
+                f"{name} calls run.keep and not run.epochs: a trial whose worker dies starts "
+                "again from the beginning; loop over run.epochs(count), and report there"
+            )
+
+    def at(self, point: Point) -> DictConfig:
+        if not self.suggests:
+            return super().at(point)
+        if "${" in str([*point.params.values()]):  # of others, who write to the database
+            raise ConfigError(f"a parameter of a trial would be resolved: {point.params!r}")
+        params = {**(value_at(self.config, PARAMS) or {}), **point.params}
+        return with_values(self.config, {PARAMS: params})
+
+    @functools.cached_property
+    def adapter(self) -> Any:
+        """The objective as it is built at the config as composed."""
+        return build_function(self.config.objective)
+
+    @property
+    def epochs(self) -> int | None:
+        epochs = (self.config.params or {}).get("epochs")
+        return epochs if isinstance(epochs, int) else None
+
+    @property
+    def resumes(self) -> bool:
+        return not self.suggests and getattr(self.adapter, "resumes", True)
+
+    @functools.cached_property
+    def reads_train(self) -> bool:
+        """Whether the loop may read `config.train`: its page sets it, or its source names it."""
+        if not UserFunction(self.adapter).takes_config:
+            return False
+        if READS_TRAIN.search(sources_of(self.config.objective)[1]):
+            return True
+        train: Any = OmegaConf.to_container(self.config.train, resolve=False)
+        default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
+        typed = {override.key for override in self.composer.overrides}
+        of_page = [name for name in train if f"train.{name}" not in typed]
+        changed = any(train[name] != default.get(name) for name in of_page)
+        return changed or "model" in self.composer.choices
+
+    @functools.cached_property
+    def code(self) -> dict[str, str]:
+        """The digests of the user's own code, with those that the adapter knows."""
+        own: dict[str, str] = getattr(self.adapter, "code", dict)()
+        return {**super().code, **own}
+
+    def identity(self, digest: str) -> dict[str, Any]:
+        """Returns all values that identify the definition; see `Definition.identity`."""
+        if not hasattr(self.adapter, "composed"):
+            return super().identity(digest)
+        # Unresolved: ${now:…} is another at each start. What YAML does not know becomes text.
+        plain = OmegaConf.to_container(self.adapter.composed(), resolve=False)
+        own = flatten(json.loads(json.dumps(plain, default=str)), "objective.config")
+        return super().identity(digest) | dict(own)
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
+        return ALONE.device
+
+    def make_objective(
+        self,
+        point: Point,
+        number: int,
+        data: TrainingData,
+        attempt: Attempt = FIRST,
+        seed: int | None = None,
+        fold: Fold | None = None,
+    ) -> LoopObjective:
+        single = None if seed is None else (seed, fold)
+        return LoopObjective(
+            loop=replace(
+                self.loop(point),
+                resumes=attempt.pauses,
+                scaling=loop_scaling(self.at(point), data.network_kwargs),
+            ),
+            jobs=loop_jobs(self.config, data, self.trial_seed(number), single),
+            trial=number,
+            attempt=attempt,
+            ranks=self.ranks,
+            recipe=self.recipe(point, number, attempt, seed, fold),
+            suggesting=point.trial,
+        )
+
+    def try_out(self, data: TrainingData) -> Iterator[str]:
+        """Yields the mistakes in the functions: they do not exist, or take other arguments."""
+        objective = self.config.objective
+        key = f"objective._target_={objective['_target_']}"
+        try:
+            function = UserFunction(self.adapter)
+            if function.takes_config and (problem := function.problem(2)):
+                yield (
+                    f"{key}: {problem}; it is called as (config, run) -> value, or with the values "
+                    "of params if run is its first parameter, or as Optuna's objective(trial)"
+                )
+            yield from self._unread()
+            check = getattr(self.adapter, "check", lambda *_: ())
+            yield from check(self.config, self.space)
+            tests = UserFunction(build_named(objective.test)) if objective.test else None
+            if tests is not None and (problem := tests.problem(3)):
+                yield f"objective.test: {problem}; it is called as (config, run, part) -> values"
+            if objective.network is not None:
+                with torch.random.fork_rng(devices=[]):
+                    build_loop_network(self.config, **data.network_kwargs)
+        except ConfigError as error:
+            yield from error.mistakes
+        if self.scale and self.scale.rule_sizes and objective.network is None:
+            yield (
+                "scale.rule=mup compares the network of a loop with the small one: name what makes "
+                "it of params as objective.network, and call run.scaled(network, optimizer), or "
+                "set scale.rule=none"
+            )
+        if self.tested and data.split is not None and not hasattr(data.source, "test"):
+            yield (
+                "objective.test is given the test part of the data, and "
+                f"{type(data.source).__name__} has no method test; add one, or leave "
+                "objective.test out"
+            )
+        if self.suggests:
+            yield from self._check_suggesting(data)
+        if data.split is None and objective.folds > 1:
+            yield (
+                f"objective.folds={objective.folds}: the data are the function's own; divide them "
+                "there, or name them in the section data, whose folds run.train and run.valid are"
+            )
+
+    def _unread(self) -> Iterator[str]:
+        """Yields settings of the sections of networks that a loop does not read."""
+        if self.reads_train:
+            return
+        config: Any = OmegaConf.to_container(self.config, resolve=False)
+        default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
+        typed = {override.key for override in self.composer.overrides}
+        unread = [
+            f"train.{name}={as_yaml(each)}"
+            for name, each in config["train"].items()
+            if each != default.get(name) or f"train.{name}" in typed
+        ]
+        if not UserFunction(self.adapter).takes_config:  # else it may read these from its config
+            unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]
+        for each in unread:
+            yield (
+                f"{each}: the loop reads nothing of the section {each.partition('.')[0]}; its "
+                f"settings are in params: {', '.join(self.config.params or {}) or 'there are none'}"
+            )
+        if "${train.epochs}" in config["pruner"].values():
+            yield (
+                f"pruner={self.composer.choices.get('pruner')}: needs pruner.max_resource, how "
+                "many epochs the loop has, such as pruner.max_resource=10"
+            )
+
+    def _check_suggesting(self, data: TrainingData) -> Iterator[str]:
+        """Yields what an objective of Optuna's, which is called with a trial alone, cannot have."""
+        source = self.config.study["from"]
+        objective, way_out = self.config.objective, "leave it out, or write a loop (config, run)"
+        for key, asked, why in (
+            ("objective.test", self.tested, "it is given what run.keep keeps"),
+            ("objective.network", objective.network, "its weights are what run.keep keeps"),
+            ("data", data.split is not None, "run.train and run.valid are their Datasets"),
+            ("study.from", source not in (None, AUTO), "its trials are placed in the space"),
+        ):
+            if asked:
+                yield f"{key}: {why}, and objective(trial) has none; {way_out}"
+
+    def loop(self, point: Point) -> Loop:
+        """Returns the loop that is called at a point."""
+        config = self.at(point)
+        function = build_function(config.objective)
+        return Loop(function, config, self.goals, self.limits, self.tested)
+
+    def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
+        """Calls `objective.test` for a trained loop; see `Loop.test`."""
+        function = build_named(self.config.objective.test)
+        return self.loop(point).test(function, seed, states, part)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether YAML gives back a value as it is: a scalar, or lists and mappings of them."""
+    if isinstance(value, list | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return is_scalar(value) and str(value) != "nan" and "${" not in str(value)

@@ -1,0 +1,240 @@
+"""Tries the networks of a study before trial 0, each on a few examples.
+
+All that the config names is built and tried once, at the defaults, corners and choices of each
+branch of the space. Networks are trained on two examples, and a metric sees random outputs.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from studyloom.config.values import describe_error, value_at, with_values
+from studyloom.data.split import Split
+from studyloom.data.training_data import Part, TrainingData
+from studyloom.definition.definition import Definition
+from studyloom.definition.jobs import build_jobs
+from studyloom.definition.scale import present
+from studyloom.errors import (
+    TRAIN_IT_YOURSELF,
+    ConfigError,
+    DataError,
+    UndefinedMetric,
+    or_train_it_yourself,
+)
+from studyloom.metrics import MEMORY, METRICS, Metric
+from studyloom.text import as_yaml
+from studyloom.training.coordinates import check_coordinates
+from studyloom.training.job import Job
+from studyloom.training.memory import predict_memory
+from studyloom.training.optimizer import check_schedule
+from studyloom.training.steps import Steps, apply_network, on_threads
+from studyloom.training.trainer import JobRun
+
+
+def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
+    """Builds the jobs of each branch at each of its probes, and tries them and the metric.
+
+    Yields:
+        A line for each mistake. One that an outer branch has made already is not repeated.
+    """
+    assert data.split is not None
+    reported: list[tuple[Mapping[str, str], str]] = []
+    split = data.split.for_preflight()
+    for branch in definition.branches:
+        for probe in branch.probes():
+            try:
+                config = with_values(branch.config, probe)
+                point = definition.space.default(branch.opened, partial(value_at, config))
+                if definition.space.breach(point.params) is not None:
+                    continue
+                jobs = build_jobs(config, data.folds, seed=0)
+                # The retraining of the winner is on all examples.
+                everything = replace(jobs[0], train=torch.arange(len(split)))
+                try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
+                limited = MEMORY in [limit.name for limit in definition.limits]
+                if not probe and (limited or MEMORY in [goal.name for goal in definition.goals]):
+                    predict_memory(jobs[0], split)
+                continue
+            except Exception as error:  # of a user's class: better now than in trial 17
+                mistakes = getattr(error, "mistakes", [describe_error(error)])
+            values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
+            where = ", ".join(filter(None, [str(branch), *values]))
+            for mistake in mistakes:
+                if not any(
+                    mistake == known and outer.items() <= branch.choices.items()
+                    for outer, known in reported
+                ):
+                    reported.append((branch.choices, mistake))
+                    yield f"{where}: {mistake}" if where else mistake
+    if not reported:
+        yield from _try_target(definition, data, split)
+    if not reported and definition.config.train.evaluate is None:  # which gives its own targets
+        yield from _try_metric(definition.metric, data)
+
+
+def _try_target(definition: Definition, data: TrainingData, split: Part) -> Iterator[str]:
+    """Tries the networks of each branch at the size of the winner, and the rule for them."""
+    if (scale := definition.scale) is None:
+        return
+    for branch in definition.branches:
+        sizes = present(scale.target, branch.config)
+        try:
+            job = build_jobs(with_values(branch.config, sizes), data.folds, seed=0)[0]
+            if job.scaling is not None:
+                with torch.random.fork_rng(devices=[]):
+                    network = job.model(shape=split.shape, outputs=split.outputs)
+                job.scaling.check(network, split.shape, split.outputs)
+            try_out(job, split)
+        except Exception as error:
+            where = ", ".join(f"{key}={as_yaml(size)}" for key, size in sizes.items())
+            for mistake in getattr(error, "mistakes", [describe_error(error)]):
+                yield f"scale: at {where}{f', {branch}' if str(branch) else ''}: {mistake}"
+
+
+def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:
+    """Names the layers whose activations grow with the size of the network, in words.
+
+    Tried is the config as composed, at sizes from that of the search to the target, or eight times
+    the small one.
+
+    Raises:
+        ConfigError: there are some, and scale.check is `end`.
+    """
+    scale, split = definition.scale, data.split
+    if scale is None or split is None or not scale.rule_sizes or not scale.target:
+        return None
+    jobs = []
+    for times, sizes in scale.between().items():
+        config = with_values(definition.config, sizes)
+        jobs.append((float(times), build_jobs(config, data.folds, seed=0)[0]))
+    broken = check_coordinates(jobs, split.for_preflight()).broken
+    if not broken:
+        return None
+    words = f"scale.rule=mup: as the network grows, so do the activations of {', '.join(broken)}"
+    if scale.check == "end":
+        raise ConfigError(f"{words}; set scale.check=verify, or scale.rule=none")
+    return words
+
+
+def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
+    """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
+
+    They are two, and a single one if a batch may have no more. A step of the user's own is tried
+    on whole batches, and examples that are loaded one by one become whole batches first.
+
+    Args:
+        last_batches: how many examples the last batch of an epoch may have.
+    """
+    own = job.step is not None or job.evaluate is not None
+    sizes = {job.batch_size, *last_batches}
+    with torch.random.fork_rng(devices=[]), on_threads(1):
+        check_schedule(job.schedule)
+        run = JobRun(replace(job, precision="fp32"), split)  # this may be no device for another
+        model, batches = run.model, run.batches
+        steps = Steps(run.loss, run.device, "fp32", job.step, job.evaluate)
+        if not own:
+            for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
+                batches.at(job.train[:size])
+            sizes = {min(2, job.batch_size), *sizes} & {1, 2}
+        with _explained("step", None, 2), torch.inference_mode():
+            if isinstance(split, Split) and job.evaluate is None:
+                outputs, targets = apply_network(model.eval(), batches.at(job.valid[:2]))
+                if tuple(outputs.shape) != (wanted := (len(targets), split.outputs)):
+                    raise ValueError(
+                        f"the outputs of the network must be {wanted} for {wanted[0]} examples; "
+                        f"got {tuple(outputs.shape)}; change the network, {TRAIN_IT_YOURSELF}"
+                    )
+        for size in sorted(sizes, reverse=True):
+            single = job.batch_size if size == 1 else None
+            with _explained("step", job.step, size, single):
+                batch = batches.at(split.to_rehearse(job.train)[:size])
+                steps.train(model.train(), batch).backward()  # type: ignore[no-untyped-call]
+        with _explained("evaluate", job.evaluate, max(sizes)), torch.inference_mode():
+            batch, count = next(iter(batches.part(job.valid[: max(sizes)])))
+            judged = steps.evaluate(model.eval(), batch, count)[1:]
+    if isinstance(split, Split) and job.evaluate is None:
+        return  # the metric is tried on whole folds
+    if job.evaluate is None:
+        _check_kind(job.metric, classifies=not judged[1].is_floating_point())
+    try:
+        job.metric(*judged)
+    except UndefinedMetric:
+        pass  # there are so few examples
+    except Exception as error:
+        shapes = " and ".join(str(tuple(part.shape)) for part in judged)
+        raise ValueError(
+            f"objective.metric={job.metric.name}: {describe_error(error)}; the outputs and targets "
+            f"of the evaluation are {shapes}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _explained(name: str, own: object, size: int, single: int | None = None) -> Iterator[None]:
+    """Raises ValueError for what the user's `own` step, or ours, raises, with the way out.
+
+    Args:
+        single: the batch size, if that leaves a last batch of one.
+    """
+    try:
+        with warnings.catch_warnings():
+            if own is None:  # PyTorch's losses only warn of targets of another shape
+                warnings.filterwarnings("error", "Using a target size", UserWarning)
+            yield
+    except DataError:
+        raise
+    except Exception as error:
+        words = describe_error(error)
+        if single is not None and single > 1:
+            words = (
+                "the last batch of an epoch has a single example, on which the network cannot be "
+                f"trained ({words}); set train.drop_last=true, or another train.batch_size than "
+                f"{single}"
+            )
+        elif own is None and isinstance(error, ValueError):
+            words = or_train_it_yourself(words)
+        elif own is None:
+            way_out = f"compute the loss in a step of your own, train.step, {TRAIN_IT_YOURSELF}"
+            words = f"network and loss, on {size} examples: {words}; {way_out}"
+        elif f"train.{name}" not in words:
+            words = f"train.{name}: {words}, for {size} examples"
+        raise ValueError(words) from error
+
+
+def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
+    """Computes a metric of random outputs for the validation part of each fold."""
+    folds, split = data.folds, data.split
+    assert split is not None
+    try:
+        _check_kind(metric, classifies=split.classifies)
+    except ValueError as error:
+        yield str(error)
+        return
+    highest = max(int(valid.max()) for _, valid in folds)
+    if split.targets is None or split.outputs is None or len(split) <= highest:
+        return  # they are known of the examples that the networks were tried on alone
+    generator = torch.Generator().manual_seed(0)
+    for fold, (_, valid) in enumerate(folds):
+        outputs = torch.randn(len(valid), split.outputs, generator=generator)
+        try:
+            metric(outputs, split.targets[valid].cpu())
+        except UndefinedMetric as error:
+            of_fold = f" of fold {fold}" if len(folds) > 1 else ""
+            yield f"{error}, in the validation part{of_fold}"
+        except Exception as error:  # of a function of the user's own
+            yield f"objective.metric={metric.name}: {describe_error(error)}"
+
+
+def _check_kind(metric: Metric, *, classifies: bool) -> None:
+    """Raises ValueError if a metric is not for the targets of the data."""
+    kind = "classes" if classifies else "numbers"
+    if metric.targets not in (None, kind):
+        options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
+        own = "" if classifies else ", or for masks a metric of your own over outputs.argmax(1)"
+        raise ValueError(
+            f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
+            f"are {kind}; choose one of {options}{own}"
+        )

@@ -1,0 +1,220 @@
+"""The compressor: it makes variants of a winner, chooses one of them by a rule, and tests it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from studyloom.definition.rule import Rule
+from studyloom.errors import CompressError, Stopped
+from studyloom.extras.export.networks import (
+    Original,
+    count_parameters,
+    load_winner_network,
+    retrain,
+)
+from studyloom.extras.export.onnx import OnnxNetwork
+from studyloom.extras.export.settings import Settings, metric_of
+from studyloom.extras.export.variants import (
+    Judge,
+    Say,
+    choose,
+    differ,
+    evaluate,
+    export,
+    make_variants,
+    recipes,
+)
+from studyloom.files import write_whole
+from studyloom.storage.attributes import COMPRESSED
+from studyloom.storage.ledger import Store
+from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import StoredStudy
+from studyloom.winner.candidates import CandidateTrainings, Origin
+from studyloom.winner.model_card import SMALL_HEADING, small_section
+from studyloom.winner.result import (
+    CARD,
+    NETWORK,
+    RECORD,
+    Chosen,
+    Compressed,
+    Result,
+    SmallScores,
+    check_whole,
+    digest_of,
+    from_document,
+    load_result,
+    to_document,
+    write_json,
+)
+
+LOCK = "compress.lock"  # below the run directory
+OWN_LOOP = "its loop is your own, so that no smaller network is trained: it is tried as it is"
+EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """Compresses the winner of one run.
+
+    Args:
+        trainings: of the stage after which there was a winner.
+        say: is given what is being done, in words.
+    """
+
+    trainings: CandidateTrainings
+    winner: Origin
+    search: StoredStudy
+    run_dir: Path
+    settings: Settings
+    say: Say
+    stop: Stop
+
+    def make(self, result: Result, rule: Rule | None) -> Compressed:
+        """Makes the variants and the one that a rule chooses, tests it and writes its files."""
+        settings, definition, facts = self.settings, self.trainings.definition, result.data
+        assert facts is not None
+        self._begin("training the winner's configuration without a validation part")
+        with self.stop.interruptible():  # in which nobody asks the database
+            original = retrain(self.trainings, self.winner, settings.calibration)
+        judge, tried = Judge(metric_of(definition), settings, original, facts), recipes(settings)
+        if not definition.trains_networks:
+            tried = tried[:1]
+            self._begin(OWN_LOOP)
+        variants, failed = make_variants(judge, tried, self._begin, self.stop)
+        rule = rule or judge.default_rule()
+        chosen = choose(rule, judge, variants)
+        self._begin(f"making {chosen.facts.name} of the winner, with all training data")
+        file = self.run_dir / "winner.pt"
+        with self.stop.interruptible():
+            winner = load_winner_network(self.trainings, self.winner, file, settings.calibration)
+            network = chosen.recipe.make(winner)
+            content = export(winner, network, facts, quantized=chosen.quantized)
+        with self.writing(result) as (current, store):
+            theirs = judge.original_facts.latency
+            record = Compressed(
+                winner=result.files["winner.pt"],
+                digest=digest_of(content),
+                settings=settings.document(),
+                metric=result.metric,
+                threads=settings.threads,
+                rule=str(rule),
+                margin=judge.margin,
+                original=judge.original_facts,
+                variants=(*(each.facts for each in variants), *failed),
+                bytes_of_winner=file.stat().st_size,
+                chosen=Chosen(
+                    chosen.facts.name,
+                    len(content),
+                    count_parameters(network),
+                    {
+                        batch: (each.median, theirs[batch].median)
+                        for batch, each in chosen.facts.latency.items()
+                    },
+                ),
+                test=self._test(judge, winner, content, store),
+            )
+            # The record has the digest of the network, so that what a killed command has left is
+            # not taken for whole; `complete_card` writes what it has not come to.
+            write_json(self.run_dir / RECORD, record)
+            write_whole(self.run_dir / NETWORK, content, durable=True)
+            self.complete_card(record, current)
+        return record
+
+    def _begin(self, words: str) -> None:
+        """Says what begins; raises Stopped if it is not to begin."""
+        if self.stop():
+            raise Stopped
+        self.say(words)
+
+    def _test(self, judge: Judge, winner: Original, content: bytes, store: Store) -> SmallScores:
+        """Measures a file and the winner on the test set, which is used once for this file.
+
+        What the test gave is stored in the database as soon as it is known.
+        """
+        key, search, metric = digest_of(content), self.search, judge.metric
+        before = search.optuna.user_attrs.get(COMPRESSED) or {}
+        if key in before:
+            scores = replace(from_document(before[key], SmallScores), earlier=True)
+        else:
+            search.count_test_opening(store)  # before it, should this be killed
+            test = self.trainings.data.test()
+            ours, theirs = (
+                evaluate(winner, each, test) for each in (winner.network, OnnxNetwork(content))
+            )
+            difference = differ(metric, winner, ours, theirs)
+            scores = SmallScores(
+                value=theirs.score(metric),
+                original=ours.score(metric),
+                difference=difference.mean,
+                interval=difference.interval or (difference.mean, difference.mean),
+                covers=difference.interval is not None,
+                examples=len(test),
+            )
+            store(search.ledger.study_id, COMPRESSED, {**before, key: to_document(scores)})
+        within = min(metric.sign * end for end in scores.interval) >= -judge.margin - EXACT
+        return replace(scores, within=within, openings=search.test_openings())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Waits until no other command compresses the winner of this run directory.
+
+        Raises:
+            Stopped: it was asked to stop while it waited.
+        """
+        lock = FileLock(self.run_dir / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.say("another command makes the winner small; waiting for it")
+        while not lock.is_locked:
+            if self.stop():
+                raise Stopped
+            try:
+                lock.acquire(timeout=0.5)
+            except Timeout:
+                continue
+        try:
+            if self.stop():
+                raise Stopped
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def writing(self, result: Result) -> Iterator[tuple[Result, Store]]:
+        """Lets no other command write a result; yields what winner.json holds now, and the lease's.
+
+        Args:
+            result: what it held before.
+
+        Raises:
+            CompressError: it is another winner by now.
+        """
+        with self.search.ledger.testing() as store:
+            current = load_result(self.run_dir)
+            check_whole(self.run_dir, current)
+            if current.files["winner.pt"] != result.files["winner.pt"]:
+                raise CompressError(
+                    f"{self.run_dir}: another command has chosen another winner meanwhile; "
+                    "run this one again"
+                )
+            yield current, store
+
+    def complete_card(self, record: Compressed, result: Result) -> None:
+        """Writes a record into the model card, if there is one that lacks it.
+
+        winner.json has the card's digest, and goes first as in `winner.result.write_result`.
+        """
+        path = self.run_dir / CARD
+        if CARD not in result.files:
+            return
+        before = path.read_text()
+        head = before.partition(SMALL_HEADING)[0].rstrip()
+        card = f"{head}\n\n{small_section(record)}\n"
+        if card != before:
+            files = {**result.files, CARD: digest_of(card.encode())}
+            write_json(self.run_dir / "winner.json", replace(result, files=files))
+            write_whole(path, card.encode(), durable=True)

@@ -1,0 +1,159 @@
+"""Trains a trial again, and prints epoch by epoch how the result compares."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from studyloom.definition.objective import Step
+from studyloom.errors import ConfigError
+from studyloom.extras.replay.comparison import (
+    OUTSIDE,
+    Course,
+    Tolerance,
+    first_difference,
+    read_trial,
+)
+from studyloom.extras.replay.stored_trial import (
+    find_trial,
+    is_loop,
+    load_data,
+    rebuild,
+    trusted_in,
+)
+from studyloom.extras.replay.training import threads, train_again
+from studyloom.storage.attributes import EPOCHS, MADE
+from studyloom.study.opening import differences
+from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.stored_study import StoredStudy
+from studyloom.text import format_value, one_line
+
+# The parts of an environment that change the order in which numbers are added.
+REORDERING = ("torch", "device", "threads", "ranks")
+
+
+def replay(
+    stored: StoredStudy, run_dir: Path, number: int, trusted: Sequence[str], console: Console
+) -> int:
+    """Trains a trial again and prints how it compares, epoch by epoch.
+
+    Returns:
+        The exit code: 0 if the result is equal or within tolerance, else 1.
+
+    Raises:
+        ValueError: there is no such trial, it stored too little, it calls code that is not
+            trusted, or the data is not the same.
+    """
+    trial = find_trial(stored.trials(), number)
+    try:
+        provenance = Provenance.read(trial.user_attrs[MADE])
+        cfg = rebuild(provenance, trusted_in(run_dir, trusted))
+        loop, objective = is_loop(cfg), cfg.objective
+        expected = read_trial(trial, stored.metric, loop=loop)
+        in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)
+        if in_turn and EPOCHS not in trial.user_attrs:
+            raise ValueError(
+                "its workers died, and of jobs in turn had reported only how each ended"
+            )
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"trial {number} cannot be replayed: {error}") from None
+    data = load_data(cfg, provenance, run_dir)
+    failed_inside = expected.failure is not None and expected.failure.kind not in OUTSIDE
+    to_the_end = loop and (expected.value is not None or failed_inside)
+    last = (expected.jobs if in_turn else expected.epochs) + failed_inside
+    if not last and not to_the_end:
+        raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
+    ending = trial.state.name.lower()
+    if expected.failure is not None:
+        ending = f"failed: {one_line(expected.failure.reason)}"
+    head = f"trial {number} of {one_line(stored.name)}, {ending}; epochs stored: {expected.epochs}"
+    console.print(Text(head))
+
+    def print_epoch(number: int, epoch: Step) -> None:
+        value = f"{stored.metric} {format_value(epoch.value)}"
+        console.print(Text(f"epoch {number}/{last}  {value}  {epoch.seconds:.1f} s"))
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with threads(provenance.environment.get("threads")):
+        until = None if to_the_end else last
+        now = train_again(cfg, provenance, data, stored.metric, until, print_epoch)
+        here = current_environment(data.device)
+    console.print(comparison_table(expected, now))
+    examples = len(data.folds[0][1]) if data.folds else 0
+    tolerance = Tolerance(stored.metric, examples)
+    return print_verdict(provenance, expected, now, here, tolerance, console)
+
+
+def print_verdict(
+    provenance: Provenance,
+    expected: Course,
+    now: Course,
+    here: Mapping[str, Any],
+    tolerance: Tolerance,
+    console: Console,
+) -> int:
+    """Prints whether two trainings are equal bit for bit or within tolerance, or where they differ.
+
+    The tolerance counts if something may sum in another order; otherwise every bit must be equal.
+
+    Returns:
+        The exit code: 0 if they are equal or within tolerance, else 1.
+    """
+    difference = first_difference(expected, now, None)
+    if difference is None:
+        same_failure = expected.failure is not None and now.failure is not None
+        epochs = f"{expected.epochs} epoch{'' if expected.epochs == 1 else 's'}"
+        quantities = ", ".join(expected.curve)
+        again = ", and the same failure" if same_failure else ""
+        again += ", and the value at the end" if expected.value is not None else ""
+        line = f"equal bit for bit: {epochs} of {quantities}{again}"
+        console.print(Text(line, style="bold green"))
+        return 0
+    made, here = ({"ranks": 1, **found} for found in (provenance.environment, here))
+    reordered = any(made.get(name) != here[name] for name in REORDERING)
+    reasons = differences(made, here)
+    if provenance.device != "cpu":
+        reasons.append("a GPU may add in another order each time")
+    if provenance.claims > 1:
+        reasons.append(f"of {provenance.claims} workers, only the last one's environment is known")
+    verdict, style, code = f"different from {difference}", "bold red", 1
+    if reordered or provenance.device != "cpu" or provenance.claims > 1:
+        difference = first_difference(expected, now, tolerance)
+        verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
+        if difference is None:
+            verdict, style, code = f"equal within tolerance: {tolerance}", "bold green", 0
+    console.print(Text(verdict, style=style))
+    if code:
+        reasons = reasons or ["nothing differs in versions, device, threads and commit"]
+    for reason in reasons:
+        console.print(Text(f"  {reason}"))
+    return code
+
+
+def comparison_table(expected: Course, now: Course) -> Table:
+    """Renders each stored number with the difference to the number now; = if they are equal."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("epoch", justify="right")
+    for name in expected.curve:
+        table.add_column(name.replace("_", " "), justify="right")
+    for position in range(expected.epochs):
+        cells = [str(position + 1)]
+        for name, values in expected.curve.items():
+            before, found = values[position], now.curve.get(name, ())[position : position + 1]
+            if before is None:  # a loop reported it in other epochs
+                cells.append("–")
+                continue
+            change = "–"
+            if (again := next(iter(found), None)) is not None:
+                change = f"{again - before:+.1e}" if again != before else "="
+            # Before a training diverges, a loss may have thirty digits.
+            shown = f"{before:.5f}" if abs(before) < 100 else f"{before:.1e}"
+            cells.append(f"{shown} {change}")
+        table.add_row(*cells)
+    return table

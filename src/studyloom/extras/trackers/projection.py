@@ -1,0 +1,389 @@
+"""Projects the database, which has the truth, to trackers.
+
+A trial that has ended is written to each tracker as a run of a fixed id, from what is stored. The
+worker that ran it does this in a thread, so training never waits; the command does it at its end
+for every trial that a tracker lacks, since a worker may have been killed or the tracker away. A
+trial is written at least once, and written again it comes to the same run.
+"""
+
+import importlib.util
+import logging
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from optuna.trial import FrozenTrial
+
+from studyloom.config.build import build
+from studyloom.errors import ConfigError, StorageError
+from studyloom.storage.attributes import (
+    BASELINE,
+    COLUMNS,
+    FAILURE,
+    REASON,
+    STANDARD_ERROR,
+    UUID,
+    WORKER,
+)
+from studyloom.study.failures import outcome
+from studyloom.study.stored_study import StoredStudy, epochs
+from studyloom.text import error_text, mask_passwords, one_line, shorten
+from studyloom.winner.result import belongs_to, read_result
+
+FACTS = (WORKER, BASELINE, FAILURE, REASON)
+# The files of a result that a tracker may want, in the order in which they are shown.
+FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
+WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers still have to write
+PATIENCE = 300.0  # the same at the end of a command, for each tracker that has no `patience`
+UNSEEN = 2.0  # seconds of it that need no word
+log = logging.getLogger(__name__)
+
+
+def require(package: str) -> None:
+    """Checks that the package of a tracker is installed, without importing it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"track={package}: needs the package {package}: pip install 'studyloom[{package}]'"
+        )
+
+
+@dataclass(frozen=True)
+class TrackedStudy:
+    """Describes a study to trackers.
+
+    Attributes:
+        uuid: 32 hexadecimal digits; another study of the same name has others.
+        goals: maximize or minimize, by the name of each value of a trial.
+    """
+
+    name: str
+    uuid: str
+    goals: Mapping[str, str]
+    run_dir: Path
+
+
+class CurvePoint(NamedTuple):
+    """A number of a learning curve; its time is in seconds since the epoch."""
+
+    epoch: int
+    name: str
+    value: float
+    time: float
+
+
+@dataclass(frozen=True)
+class TrackedTrial:
+    """Describes a trial that has ended to trackers.
+
+    Attributes:
+        state: complete, pruned or failed.
+        params: by their path, such as optimizer.lr.
+        values: by name: the metric, its standard error, what the network costs.
+        facts: worker, baseline, failure and reason, where they are known.
+        points: the learning curves.
+        started: seconds since the epoch, as is `ended`.
+    """
+
+    study: TrackedStudy
+    number: int
+    state: str
+    params: Mapping[str, Any]
+    values: Mapping[str, float]
+    facts: Mapping[str, str]
+    points: Sequence[CurvePoint]
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class TrackedResult:
+    """Describes the result of a study to trackers.
+
+    Attributes:
+        trial: the number of the winner, or of the best trial without one; None if none is complete.
+        values: by name: `trials.complete`, `search.accuracy`, `fresh.mean`, `test.mean`, …
+        files: of the result and its report, by name: winner.yaml, winner.pt, report.html, …
+    """
+
+    study: TrackedStudy
+    trial: int | None
+    params: Mapping[str, Any]
+    values: Mapping[str, float]
+    files: Mapping[str, Path]
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A tracker, of a section of `track`. Its methods are called from a thread, and may raise.
+
+    It may have an attribute `patience`: the seconds that a command waits for it at its end.
+    """
+
+    def write_trial(self, trial: TrackedTrial) -> None:
+        """Writes the run of a trial; written again it comes to the same content."""
+        ...
+
+    def write_result(self, answer: TrackedResult) -> None:
+        """Writes the result of a study, instead of an earlier one."""
+        ...
+
+
+@runtime_checkable
+class Listing(Tracker, Protocol):
+    """A tracker that lists what it has, so that a command writes only what is missing."""
+
+    def written(self, study: TrackedStudy) -> Collection[int]:
+        """Returns the numbers of the trials of which it has the whole run."""
+        ...
+
+
+def build_trackers(section: Any) -> dict[str, Tracker]:
+    """Builds the trackers of the section `track`, by names of the user's own; connects to none.
+
+    Raises:
+        ConfigError: every mistake in it.
+    """
+    if not hasattr(section, "items"):
+        raise ConfigError(
+            [
+                f"track must be a mapping of trackers, not {section!r}; on a command line, or "
+                "among the defaults, they are chosen by a list: track=[tensorboard,mlflow]"
+            ]
+        )
+    trackers: dict[str, Tracker] = {}
+    mistakes: list[str] = []
+    for name, settings in section.items():
+        if settings is None or not hasattr(settings, "items"):
+            mistakes.append(f"track.{name} must be a section with a _target_, not {settings!r}")
+            continue
+        try:
+            tracker = build(settings)
+        except ConfigError as error:
+            mistakes += error.mistakes
+            continue
+        if not isinstance(tracker, Tracker):
+            mistakes.append(
+                f"track.{name}: a tracker has write_trial(trial) and write_answer(answer); "
+                f"{type(tracker).__name__} has not"
+            )
+        seconds = getattr(tracker, "patience", PATIENCE)
+        if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
+            mistakes.append(
+                f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
+            )
+        trackers[str(name)] = tracker
+    if mistakes:
+        raise ConfigError(mistakes)
+    return trackers
+
+
+class Feed:
+    """Writes to one tracker in a thread, in order, so that nobody waits for the tracker.
+
+    What a tracker refuses in a worker the command writes at its end.
+
+    Args:
+        then: the end of the line of what a tracker refuses.
+    """
+
+    def __init__(self, name: str, then: str = "; the study goes on") -> None:
+        self.name, self.then = name, then
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._refused = False
+        self._thread = threading.Thread(target=self._run, name=f"track.{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, write: Callable[[], None]) -> None:
+        self._queue.put(write)
+
+    def close(self, seconds: float) -> bool:
+        """Waits until all was tried, but no longer than `seconds`; returns whether it was."""
+        self._queue.put(None)
+        self._thread.join(max(0.0, seconds))
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (write := self._queue.get()) is not None:
+            try:
+                write()
+            except Exception as error:
+                if not self._refused:
+                    words = one_line(mask_passwords(error_text(error))) or type(error).__name__
+                    log.warning("track.%s: %s%s", self.name, shorten(words, 300), self.then)
+                self._refused = True
+
+
+@contextmanager
+def track_trials(
+    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path
+) -> Iterator[Callable[[FrozenTrial], None]]:
+    """Yields a function that writes a trial that has ended to each tracker."""
+    feeds = [(tracker, Feed(name)) for name, tracker in trackers.items()]
+
+    def write(trial: FrozenTrial) -> None:
+        tracked = track_trial(trial, stored, track_study(stored, run_dir))
+        for tracker, feed in feeds:
+            feed.put(partial(tracker.write_trial, tracked))
+
+    try:
+        yield write
+    finally:
+        for _, feed in feeds:
+            feed.close(WORKER_WAITS)
+
+
+def project(
+    stored: StoredStudy,
+    trackers: Mapping[str, Tracker],
+    run_dir: Path,
+    answer: TrackedResult | None = None,
+) -> None:
+    """Writes to each tracker every ended trial that it lacks, and the result.
+
+    Waits for each tracker up to its patience; says for what, and what it may lack at the end.
+    """
+    study = track_study(stored, run_dir)
+    trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
+    began, feeds = time.monotonic(), []
+    for name, tracker in trackers.items():
+        missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [answer])]
+        feed = Feed(name, "")
+        feed.put(partial(_write, tracker, study, missing))
+        feeds.append((feed, missing, getattr(tracker, "patience", PATIENCE)))
+    for feed, missing, patience in feeds:
+        if not feed.close(min(UNSEEN, patience)) and missing:
+            most = f"waiting {patience:g} s at most (track.{feed.name}.patience)"
+            lacks = _in_words(missing, len(trials))
+            log.warning("track.%s: %s, since it may lack %s", feed.name, most, lacks)
+            feed.close(began + patience - time.monotonic())
+        if missing:
+            lacks = _in_words(missing, len(trials))
+            log.warning("track.%s: may lack %s; the same command writes it", feed.name, lacks)
+
+
+def _write(
+    tracker: Tracker, study: TrackedStudy, missing: list[TrackedTrial | TrackedResult]
+) -> None:
+    """Writes what is missing, and removes from the list what the tracker has."""
+    written = tracker.written(study) if isinstance(tracker, Listing) else ()
+    refused: Exception | None = None
+    for each in [*missing]:
+        try:
+            if isinstance(each, TrackedResult):
+                tracker.write_result(each)
+            elif each.number not in written:
+                tracker.write_trial(each)
+            missing.remove(each)
+        except Exception as error:
+            refused = error
+    if refused is not None:
+        raise refused
+
+
+def _in_words(missing: Sequence[TrackedTrial | TrackedResult], of: int) -> str:
+    """Names what is missing: `3 of 10 trials and the answer`."""
+    trials = sum(isinstance(each, TrackedTrial) for each in [*missing])
+    return " and ".join(
+        [f"{trials} of {of} trials"] * (trials > 0) + ["the answer"] * (len(missing) > trials)
+    )
+
+
+def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
+    """Makes the description of a study for trackers.
+
+    Raises:
+        StorageError: its uuid is none, which would name files and be put into queries.
+    """
+    goals = {goal.name: goal.direction for goal in stored.goals}
+    uuid = str(stored.optuna.user_attrs.get(UUID, ""))
+    if not re.fullmatch("[0-9a-f]{32}", uuid):
+        raise StorageError(
+            f"the study {stored.name!r}: its attribute {UUID!r} in the database must be 32 "
+            f"hexadecimal digits, not {shorten(uuid, 80)!r}; studyloom did not write that; run it "
+            "without trackers (track=[]), or ask its question anew in another run_dir"
+        )
+    return TrackedStudy(stored.name, uuid, goals, run_dir.absolute())
+
+
+def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
+    """Makes the description of an ended trial for trackers."""
+    attributes = trial.user_attrs
+    values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
+    for name in (*stored.cost_names, STANDARD_ERROR):
+        if isinstance(value := attributes.get(name), int | float):
+            values[name] = float(value)
+    begun, ended = trial.datetime_start, trial.datetime_complete
+    known = [name for name in FACTS if name in attributes]
+    return TrackedTrial(
+        study=study,
+        number=trial.number,
+        state=outcome(trial),
+        params=dict(trial.params),
+        values=values,
+        facts={name: mask_passwords(str(attributes[name])) for name in known},
+        points=[*curve(trial, stored.metric)],
+        started=0.0 if begun is None else begun.timestamp(),
+        ended=0.0 if ended is None else ended.timestamp(),
+    )
+
+
+def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
+    """Yields the curves of a trial: of the metric, and of all that its epochs measured.
+
+    Their time is spread over the trial by the seconds of each epoch, since none is stored.
+    """
+    at = (trial.datetime_start or datetime.now()).timestamp()
+    for epoch in epochs(trial):
+        at += epoch.get("seconds", 0.001)
+        for column, value in epoch.items():
+            name = metric if column == "value" else column
+            if (column == "value" or column not in COLUMNS) and isinstance(value, int | float):
+                yield CurvePoint(int(epoch["number"]), name, float(value), at)
+
+
+def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
+    """Makes the description of a result: of the winner, or of the best trial without one."""
+    study, trials = track_study(stored, run_dir), stored.trials()
+    counts = Counter(outcome(trial) for trial in trials)
+    values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
+    names: tuple[str, ...] = FILES
+    number: int | None = None
+    written = read_result(run_dir)
+    if written is not None and belongs_to(written, stored):
+        number, test = written.winner.trial, written.test
+        found = {
+            "fresh.mean": written.winner.mean,
+            "test.mean": test.winner.mean if test else None,
+            "test.baseline": test.baseline.mean if test and test.baseline else None,
+        }
+    else:
+        names = ("best.yaml", "report.html")
+        best = next(iter(stored.ranked()), None)
+        number, found = None if best is None else best.number, {}
+    chosen = next((trial for trial in trials if trial.number == number), None)
+    for goal, value in zip(stored.goals, (chosen and chosen.values) or (), strict=False):
+        values[f"search.{goal.name}"] = value
+    values |= {name: float(value) for name, value in found.items() if value is not None}
+    paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
+    params = {} if chosen is None else dict(chosen.params)
+    return TrackedResult(study, number, params, values, paths)
+
+
+def update_trackers(
+    stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path, *, ended: bool
+) -> None:
+    """Writes to trackers what they lack, with the result if the command has `ended` its work."""
+    project(stored, trackers, run_dir, track_result(stored, run_dir) if ended else None)

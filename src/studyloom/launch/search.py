@@ -1,0 +1,107 @@
+"""A search from its config: prepared and checked, then opened in its database with its stages."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from studyloom.config.build import MistakeCollector, build
+from studyloom.definition.prepare import define, load_data, preflight
+from studyloom.launch.local import Join
+from studyloom.launch.task import Prepared
+from studyloom.plugins import load_plugin
+from studyloom.processes import collect_as_usual
+from studyloom.storage.reach import check_connections, check_database_reach, required_url
+from studyloom.storage.urls import serve
+from studyloom.study.search import as_begun, begin_search, find_starts, join_search, may_be_new
+from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
+from studyloom.study.stopping import Stop
+from studyloom.study.strategy import Strategy
+from studyloom.study.warm_start import WarmStarts
+from studyloom.training.ranks import ALONE, Ranks, check_device
+
+# Makes the stages of a run from its search, which is the first of them.
+MakeStages = Callable[[Prepared, Stage], Stages]
+
+
+def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Prepared:
+    """Turns the config of a command into objects, and checks all of it.
+
+    Args:
+        joins: whether this process works on a study that exists already: its networks have been
+            tried by the command that began the study, and there is no warm start.
+
+    Raises:
+        ConfigError: every mistake found.
+    """
+    attempt = MistakeCollector()
+    definition = attempt(lambda: define(cfg))
+    launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
+    attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
+    url = attempt(lambda: required_url(cfg))
+    trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
+    shared = joins or (launcher is not None and launcher.count(2) > 1)
+    data = attempt(lambda: load_data(cfg, shared=shared))
+    starts: Any = WarmStarts()
+    if definition is not None and not joins:
+        preflight(attempt, definition, Strategy(definition), data, launcher)
+        # Not after a mistake: the points of a wrong space would be wrong too.
+        if url is not None and not attempt.mistakes:
+            starts = attempt(lambda: find_starts(definition, data.digest, url))
+    if url is not None and launcher is not None:
+        away = launcher.leaves_host
+        several = launcher.count(2) > 1
+        attempt.mistakes += check_database_reach(url, several=several, leaves_host=away)
+    attempt.check()
+    # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
+    # read it.
+    if definition.trains_networks and (device := ranks.device).type != "cpu":
+        data = data.to(device)
+    definition = replace(definition, ranks=ranks)
+    strategy = Strategy(definition)
+    return Prepared(definition, strategy, launcher, data, url, Path(cfg.run_dir), starts, trackers)
+
+
+@contextmanager
+def open_search(
+    prepared: Prepared, stop: Stop, make_stages: MakeStages | None = None, *, create: bool
+) -> Iterator[tuple[Prepared, Any]]:
+    """Opens the study of a search in its database, and closes its stages after the body.
+
+    Args:
+        stop: whether to wait no longer for the database.
+        make_stages: makes all stages, of which the search is the first; None for it alone.
+        create: whether the study is made if it is missing, and stored what the config says of it.
+
+    Yields:
+        What was prepared, with the URL of a server that runs; and the stages.
+
+    Raises:
+        ValueError: the database cannot be used, or its study has another definition.
+        OSError: the run directory cannot be made.
+        LaunchError: the cluster of a new study does not start.
+    """
+    url, run_dir, definition = serve(prepared.url, own=True), prepared.run_dir, prepared.definition
+    strategy, digest = prepared.strategy, prepared.data.digest
+    trials = strategy.trials
+    if create:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # A cluster is started before it may fail a new study.
+        start = getattr(prepared.launcher, "start", None)
+        if start is not None and may_be_new(definition, url):
+            start(trials, run_dir)
+        stored = begin_search(strategy, digest, url, prepared.starts, stop)
+    else:
+        stored = join_search(definition, url, stop)
+    strategy = as_begun(strategy, stored)
+    prepared = replace(prepared, url=url, strategy=strategy)
+    search = Stage(SEARCH, stored, definition, strategy, trials)
+    stages = SearchOnly(search) if make_stages is None else make_stages(prepared, search)
+    with closing(stages):
+        if create:
+            check_connections(url, prepared.launcher.count(stages.todo()))
+        collect_as_usual()  # trials come next
+        yield prepared, stages

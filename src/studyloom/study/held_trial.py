@@ -1,0 +1,179 @@
+"""A trial that a worker holds by its claim: what is stored with it, and how it ends."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from studyloom.definition.objective import NetworkObjective, Objective, StoredObjective
+from studyloom.definition.rule import Cost
+from studyloom.errors import ClaimLost, Infeasible
+from studyloom.processes import Stopwatch
+from studyloom.storage.attributes import (
+    BASELINE,
+    EPOCHS,
+    FORGOTTEN,
+    HALTED,
+    MADE,
+    REUSED,
+    STANDARD_ERROR,
+    TIMES,
+)
+from studyloom.storage.ledger import LEASE_FACTOR, Claim
+from studyloom.study import failures
+from studyloom.study.provenance import Provenance
+from studyloom.study.stored_study import StoredStudy
+from studyloom.worker_log import end_message
+
+log = logging.getLogger(__name__)
+PRUNED_CONSTRAINT = "pruned"  # the constraint that a pruned trial of several objectives breaks
+
+
+@dataclass
+class HeldTrial:
+    """A worker's trial and its claim on it.
+
+    Its methods raise ClaimLost once another worker holds the slot; nothing was written then.
+
+    Attributes:
+        provenance: what is needed to train the trial again; None if that is impossible.
+        progress: whether a step was reported that no worker before had come to.
+        raised: the exception that a report raised last. The objective may catch it or raise another
+            one; so an exception of ours differs from one of the same type that user code raises.
+        longest: the seconds of its longest step so far.
+        began: when this worker began with it, on the monotonic clock.
+    """
+
+    stored: StoredStudy
+    trial: optuna.Trial
+    claim: Claim
+    limits: failures.Limits
+    watch: Stopwatch
+    on_end: Callable[[FrozenTrial], None] = lambda trial: None
+    provenance: Provenance | None = field(default=None, init=False)
+    progress: bool = field(default=False, init=False)
+    raised: BaseException | None = field(default=None, init=False)
+    longest: float = field(default=0.0, init=False)
+    began: float = field(default_factory=time.monotonic, init=False)
+
+    def commit(self) -> None:
+        """Commits the trial's pending rows and the renewal of its lease together."""
+        # An epoch that takes long does not mean that the worker has died.
+        lease = max(self.limits.lease, LEASE_FACTOR * self.longest)
+        self._write(partial(self.stored.ledger.renew, lease=lease))
+        self.stored.storage.mark_written()
+
+    def pause(self) -> None:
+        """Gives the slot back with the trial, which waits at its rung."""
+        self._end_claim(self.stored.ledger.release)
+
+    def _end_claim(self, end: Callable[..., bool]) -> None:
+        with self.watch("storage"):
+            self._write(end)
+            self.stored.storage.clear()
+
+    def _write(self, change: Callable[..., bool]) -> None:
+        """Commits the trial's pending rows and a change of its claim together."""
+        if not change(self.claim, write=self.stored.storage.write):
+            raise ClaimLost
+
+    def constrain(self, costs: Sequence[Cost]) -> None:
+        """Stores the costs of a network, and for the sampler their distance from the limits.
+
+        What was measured when the trial began is kept when it goes on: it was ranked by that, and a
+        latency is never the same twice.
+
+        Raises:
+            Infeasible: a cost is beyond its limit.
+        """
+        known = self.trial.user_attrs
+        costs = [replace(cost, value=known.get(cost.quantity, cost.value)) for cost in costs]
+        self._store_costs(costs)
+        if beyond := [str(cost) for cost in costs if cost.excess > 0]:
+            raise Infeasible("; ".join(beyond))
+
+    def _store_costs(self, costs: Sequence[Cost]) -> None:
+        known = self.trial.user_attrs if costs else {}
+        for cost in costs:
+            if known.get(cost.quantity) != cost.value:
+                self.trial.set_user_attr(cost.quantity, cost.value)
+                if cost.limit is not None:
+                    self.trial.set_constraint(cost.quantity, cost.excess)
+
+    def store(self, objective: Objective | None) -> None:
+        """Adds the learning curve, the provenance, and where the time went, to the next commit."""
+        if isinstance(objective, StoredObjective):
+            self.trial.set_user_attr(REUSED, objective.source)
+        if objective is not None:
+            self._store_costs(objective.costs())
+            if forgotten := objective.forgotten():
+                self.trial.set_user_attr(FORGOTTEN, forgotten)
+            if columns := objective.curves():
+                if (error := objective.standard_error()) is not None:
+                    self.trial.set_user_attr(STANDARD_ERROR, error)
+                self.trial.set_user_attr(EPOCHS, columns)
+        if (provenance := self.provenance) is not None:
+            if isinstance(objective, NetworkObjective):
+                provenance = provenance.on_threads(objective.training.threads)
+            self.trial.set_user_attr(MADE, provenance.as_json())
+        times = Counter(self.trial.user_attrs.get(TIMES, {}))  # until it was paused
+        times.update(self.watch.take())
+        rounded = {kind: round(seconds, 4) for kind, seconds in times.items()}
+        self.trial.set_user_attr(TIMES, rounded)
+
+    def fail(self, failure: failures.Failure) -> None:
+        """Ends a trial that has failed, and halts the study if its trials all fail like this."""
+        for name, value in failure.attributes().items():
+            self.trial.set_user_attr(name, value)
+        if failure.details:
+            log.error("trial %d: %s", self.trial.number, failure.details)
+        teaches = failure.kind in failures.TEACHES
+        if teaches:
+            self.trial.set_constraint(failure.kind, 1.0)
+        self.tell(None, TrialState.PRUNED if teaches else TrialState.FAIL)
+        if self._is_hopeless(failure):
+            self.stored.optuna.set_user_attr(HALTED, failure.reason)
+
+    def _is_hopeless(self, failure: failures.Failure) -> bool:
+        """Whether the first trial failed, or the last `max_failures` all failed for this reason.
+
+        A trial of which workers died counts only in a row: the first may have died of its host.
+        """
+        if failure.kind not in (*failures.MISTAKES, failures.CRASHED):
+            return False
+        # Its slot, and not its number: another program may have added a trial before it.
+        first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
+        ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
+        ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
+        last = ended[-self.limits.max_failures :]
+        same = [trial for trial in last if failures.reason_of(trial) == failure.reason]
+        mistaken = first and failure.kind in failures.MISTAKES
+        return mistaken or len(same) == self.limits.max_failures
+
+    def tell(self, value: float | None, state: TrialState) -> None:
+        """Ends the trial, with the value of the metric if it has one, and its claim."""
+        if state == TrialState.PRUNED and len(self.stored.goals) > 1:
+            self._mark_worse_than_complete()
+        goals = self.stored.goals[1:] if value is not None else ()
+        costs = [self.trial.user_attrs[goal.name] for goal in goals]
+        self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
+        told = self.stored.storage.get_trial(self.trial._trial_id)
+        self._end_claim(self.stored.ledger.finish)
+        self.on_end(told)
+        log.info(end_message(self.trial.number, state.name, value))
+
+    def _mark_worse_than_complete(self) -> None:
+        """Puts a pruned trial behind all complete ones for the sampler; who got further is first.
+
+        Optuna's TPE sorts pruned trials by the study's only direction, and raises with several
+        (`_get_pruned_trial_score` of 5.0). Those that break a constraint it sorts by how far.
+        """
+        trial = self.stored.storage.get_trial(self.trial._trial_id)
+        if not any(excess > 0 for excess in (trial.constraints or {}).values()):
+            self.trial.set_constraint(PRUNED_CONSTRAINT, 1 / max(trial.last_step or 1, 1))

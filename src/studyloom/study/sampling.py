@@ -1,0 +1,129 @@
+"""How a trial gets its configuration: the sampler draws it, or it is given."""
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from studyloom.errors import ClaimLost, LaunchError
+from studyloom.seeds import derive
+from studyloom.space.samplers import any_point, identify
+from studyloom.space.tree import Point
+from studyloom.storage.attributes import BASELINE, PAUSED, WORKER
+from studyloom.storage.database import Connection
+from studyloom.storage.ledger import Claim
+from studyloom.study.held_trial import HeldTrial
+from studyloom.study.slots import SlotQueue
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import KEEPS_STATE, TrialStrategy
+from studyloom.study.trial_source import TrialSource
+
+REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
+NO_POINT = "space.where: no point was found that keeps to it; loosen it"
+log = logging.getLogger(__name__)
+
+
+def begin_state(
+    strategy: TrialStrategy, slots: SlotQueue, claim: Claim, kept: Sequence[str], lease: float
+) -> None:
+    """Checks that no other process works on a study whose sampler or pruner keeps state.
+
+    Of two processes that begin together, each has its claim before it looks, so that both do not go
+    on. The sampler is made here, once for all trials of this process.
+
+    Raises:
+        LaunchError: another process works on the study; the claim was released.
+    """
+    stored, ledger, parts = slots.stored, slots.stored.ledger, " and ".join(kept)
+    ledger.record_gone()
+    others = [held.owner for held in ledger.held() if held.owner != slots.owner]
+    if others:
+        ledger.release(claim)
+        raise LaunchError(
+            f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {others[0]} works "
+            f"on the study already; end that one; if it died, wait {lease:.0f} s"
+        )
+    number = stored.storage.get_trial(claim.trial_id or 0).number
+    begun = [trial for trial in stored.trials() if trial.datetime_start is not None]
+    if any(trial.number != number for trial in begun):
+        log.warning(
+            "%s: keeps its state in one process, and what it kept in an earlier one is gone; "
+            "it begins anew with trial %d, knowing the stored trials alone",
+            parts,
+            number,
+        )
+    if "sampler" in kept:
+        stored.optuna.sampler = strategy.sampler(number)
+
+
+def begin_trial(
+    source: TrialSource, strategy: TrialStrategy, slots: SlotQueue, frozen: FrozenTrial
+) -> optuna.Trial:
+    """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
+    stored, buffer, trial_id = slots.stored, slots.stored.storage, frozen._trial_id
+    if frozen.state == TrialState.WAITING:
+        buffer.set_trial_user_attr(trial_id, WORKER, slots.owner)
+        buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
+    if frozen.user_attrs.get(PAUSED) is not None:
+        buffer.set_trial_user_attr(trial_id, PAUSED, None)
+    if BASELINE in frozen.user_attrs and source.baseline is not None and not frozen.params:
+        _give(stored, trial_id, source.baseline)
+    return _ask(strategy, stored, trial_id, frozen.number)
+
+
+def draw(source: TrialSource, strategy: TrialStrategy, held: HeldTrial) -> Point | None:
+    """Draws the point of a trial and stores it; one that is given or stored already stays.
+
+    The sampler draws again, with other seeds, what breaks a relation, or has been drawn where
+    `limits.repeats` is false; then chance decides. Returns None if that finds nothing.
+    """
+    stored, number, trial_id = held.stored, held.trial.number, held.trial._trial_id
+    given, again = bool(held.trial.params), 0
+    new = not given and not held.limits.repeats
+    # Who has trial 0 may not have stored its point yet.
+    taken = {identify(each) for each in (source.baseline,) if new and each is not None}
+
+    def write(connection: Connection) -> None:
+        others = stored.lock_trials(connection) if new else []
+        taken.update(identify(each) for each in others if each.number != number)
+        if identify(point) not in taken:
+            stored.storage.write(connection)
+
+    while True:
+        with held.watch("sampling"):
+            point = source.space.suggest(held.trial)
+        if given or source.space.breach(point.params) is None:
+            with held.watch("storage"):
+                if not stored.ledger.renew(held.claim, held.limits.lease, write):
+                    raise ClaimLost
+            if identify(point) not in taken:
+                stored.storage.mark_written()
+                return point
+        stored.storage.load(stored.ledger.study_id, trial_id)  # without the point
+        again += 1
+        with held.watch("sampling"):
+            if again > REDRAWS:
+                seed = derive(source.seed, number, 1, again)
+                if (found := any_point(source.space, seed, taken)) is None:
+                    return None
+                _give(stored, trial_id, found)
+            held.trial = _ask(strategy, stored, trial_id, derive(number, again))
+
+
+def _ask(strategy: TrialStrategy, stored: StoredStudy, trial_id: int, number: int) -> optuna.Trial:
+    """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
+    if "sampler" not in strategy.keeps_state:
+        stored.optuna.sampler = strategy.sampler(number)
+    # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of them
+    # until a trial is told how it ended, and one that is paused is not told.
+    return optuna.Trial(copy.copy(stored.optuna), trial_id)
+
+
+def _give(stored: StoredStudy, trial_id: int, point: Point) -> None:
+    """Gives the trial in the buffer the parameters of a point."""
+    for name, value in point.params.items():
+        distribution = point.distributions[name]
+        internal = distribution.to_internal_repr(value)
+        stored.storage.set_trial_param(trial_id, name, internal, distribution)

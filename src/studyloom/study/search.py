@@ -1,0 +1,146 @@
+"""Opens the search of a study definition in its database, and settles what is stored beside it."""
+
+import logging
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from studyloom.config.compose import note_run
+from studyloom.definition.definition import Definition
+from studyloom.definition.prepare import script_sources
+from studyloom.errors import StorageError
+from studyloom.storage.attributes import DEFINED, RUNG
+from studyloom.storage.database import closed_on_error
+from studyloom.storage.urls import folder_of, serve
+from studyloom.study.earlier_studies import EarlierStudies, find_earlier
+from studyloom.study.early_end import Bounds, set_bounds
+from studyloom.study.opening import check_code, create_study, open_study, study_names
+from studyloom.study.promotion import Promotion
+from studyloom.study.stopping import Stop, begin_again
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.strategy import Strategy
+from studyloom.study.warm_start import (
+    WarmStarts,
+    enqueue,
+    find_warm_starts,
+    missing_baseline,
+    redo_baseline,
+    sources_of,
+    store_space,
+)
+
+log = logging.getLogger(__name__)
+
+
+def find_starts(definition: Definition, digest: str, url: str) -> WarmStarts:
+    """Finds the points to begin with; opens the database only for those of earlier studies.
+
+    Args:
+        digest: of the training data.
+    """
+    cfg = definition.config
+    if cfg.study["from"] is None:
+        return find_warm_starts(definition)
+    folder, name = folder_of(url), str(cfg.study.name)
+    address = url if folder is not None and not folder.exists() else serve(url, own=True)
+    before: list[str] | None = None  # the earlier studies of which it has trials
+    if folder_of(address) is None:
+        with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
+            counts = stored.ledger.counts()
+            has_begun = counts["held"] or counts["done"]
+            before = sources_of(stored) or ([] if has_begun else None)
+
+    def remember() -> EarlierStudies:
+        return find_earlier(address, name, Path(cfg.run_dir), definition.identity(digest))
+
+    return find_warm_starts(definition, before, remember)
+
+
+def may_be_new(definition: Definition, url: str) -> bool:
+    """Returns whether a database has no study of a definition's name, or does not say so."""
+    with suppress(StorageError):
+        return str(definition.config.study.name) not in study_names(url, deadline=0.0)
+    return True
+
+
+def begin_search(
+    strategy: Strategy, digest: str, url: str, starts: WarmStarts, stop: Stop
+) -> StoredStudy:
+    """Creates the study of a definition, or opens it, and stores what the config says of it.
+
+    Args:
+        digest: of the training data.
+        stop: whether to wait no longer for the database.
+
+    Raises:
+        DefinitionError: the study of that name has another definition.
+        StorageError: the database cannot be used.
+        OSError: the run directory cannot be written to.
+    """
+    definition, pruner, trials = strategy.definition, strategy.pruner(), strategy.trials
+    config = definition.config
+    stored = create_study(
+        url,
+        str(config.study.name),
+        definition.identity(digest),
+        trials,
+        config.storage.deadline,
+        goals=definition.goals,
+        rung=pruner.min_resource if isinstance(pruner, Promotion) else 0,
+        accept_code_change=config.study.accept_code_change,
+    )
+    with closed_on_error(stored):
+        note_run(Path(config.run_dir), config)
+        _settle(stored, definition, starts, trials)
+        stored.wait_less(stop)
+        begin_again(stored)
+    return stored
+
+
+def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
+    """Opens the study of a definition that a command has begun.
+
+    Raises:
+        DefinitionError: the user's own code has changed since.
+        StorageError: the database cannot be used, or has no such study.
+    """
+    name = str(definition.config.study.name)
+    stored = open_study(url, name, definition.config.storage.deadline)
+    with closed_on_error(stored):
+        check_code(name, stored.code(), lambda: definition.code)
+        stored.wait_less(stop)
+    return stored
+
+
+def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
+    """Returns a strategy with the lowest rung that its study began with."""
+    # A study of before this was stored has begun without rungs, or at epoch 1.
+    return replace(strategy, began=stored.optuna.user_attrs.get(RUNG, 0))
+
+
+def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:
+    """Stores the settings of a study beside its definition, and the points to try first."""
+    stored.store_rule(definition.rule)
+    if sources := script_sources(definition):
+        stored.optuna.set_user_attr(DEFINED, sources)
+    study, cost = definition.config.study, definition.config.cost
+    bounds = Bounds(
+        regret=study.regret if study.stop == "regret" else None,
+        epochs=study.epochs,
+        trials=trials,
+        cost=cost.limit,
+        per_hour=cost.per_hour,
+    )
+    set_bounds(stored, bounds)
+    store_space(stored, definition)
+    if definition.baseline is not None:
+        if study.redo_baseline:
+            redo_baseline(stored)
+        if (missing := missing_baseline(stored)) is not None:
+            log.warning("%s", missing)
+    if left := enqueue(stored, starts, trials, baseline=definition.baseline):
+        log.warning(
+            "%d points to begin with are left out: all %d trials have begun; raise study.trials",
+            left,
+            trials,
+        )

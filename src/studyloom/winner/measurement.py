@@ -1,0 +1,186 @@
+"""Measures winner and baseline on the test set, which is used once for the same networks."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from studyloom.config.values import describe_error, value_at
+from studyloom.data.split import Split
+from studyloom.data.training_data import Part
+from studyloom.data.transform import InputRange, Reader, describe_transform
+from studyloom.definition.user_functions import kept_name, weights_of
+from studyloom.errors import NoWinner, UndefinedMetric
+from studyloom.metrics import METRICS
+from studyloom.storage.ledger import Store
+from studyloom.study.provenance import current_environment
+from studyloom.training.batches import batch_dtype
+from studyloom.winner.candidates import CandidateTrainings, Origin, Reevaluated
+from studyloom.winner.predictions import network_outputs, show
+from studyloom.winner.result import DataFacts, RangeFacts, Tested
+from studyloom.winner.statistics import compare, resample
+from studyloom.winner.stored_trainings import CandidateStage, earlier_test, store_test
+
+NO_TEST = "there is no objective.test, so that nothing was tested"
+OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
+CPU = torch.device("cpu")
+
+log = logging.getLogger(__name__)
+# What the final trainings of each finalist have kept: weights of a network, or states of a loop.
+Kept = dict[Origin, list[dict[str, Any]]]
+
+
+def measure_winner(
+    stage: CandidateStage, found: Reevaluated, store: Store, *, anew: bool
+) -> tuple[Tested, dict[str, Any] | None]:
+    """Measures winner and baseline, unless the same networks were tested before.
+
+    What the test gave is stored in the database as soon as it is known.
+
+    Args:
+        stage: the final training.
+        anew: whether to test also what was tested before.
+
+    Returns:
+        the findings, and what the winner's first training has kept.
+
+    Raises:
+        NoWinner: a final training has failed, or the metric has no value on the test set.
+    """
+    known = None if anew else earlier_test(found.search, stage.stored)
+    if known is not None:
+        tested, earlier = known
+        first = stage.load_or_train(found.winner, 0)
+    else:
+        kept: Kept = {}
+        for candidate, seed in stage.source.trainings:
+            kept.setdefault(candidate, []).append(stage.load_or_train(candidate, seed) or {})
+        found.search.count_test_opening(store)  # before it, should this be killed
+        measure = _measure if stage.source.definition.trains_networks else _call_test
+        try:
+            tested = measure(stage.source, found, kept)
+        except UndefinedMetric as error:
+            raise NoWinner(f"no value on the test part: {error}; mend the part") from error
+        store_test(stage.stored, tested, store)
+        earlier, first = False, kept[found.winner][0]
+    assert tested.test is not None
+    scores = replace(tested.test, openings=found.search.test_openings(), earlier=earlier)
+    return replace(tested, test=scores), first
+
+
+def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
+    """Describes the winner of a loop without `objective.test`."""
+    note = getattr(getattr(trainings.definition, "adapter", None), "untested", NO_TEST)
+    data = _describe_data(trainings, winner, None) if _predicts(trainings) else None
+    environment = current_environment(CPU)
+    return Tested(seeds=trainings.fresh_seeds, note=note, environment=environment, data=data)
+
+
+def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> Tested:
+    """Has `objective.test` measure the states of loops on the test set, for each seed.
+
+    Raises:
+        NoWinner: the user's function has raised an exception, or returned no finite number.
+    """
+    definition, winner, seeds = trainings.definition, found.winner, trainings.fresh_seeds
+    metric = definition.metric
+    test = None if trainings.data.split is None else trainings.data.test()
+
+    def measure(candidate: Origin) -> list[dict[str, float]]:
+        point = trainings.candidates[candidate]
+        return [
+            definition.test(point, seed, states, None if test is None else test.part())
+            for seed, states in zip(seeds, kept[candidate], strict=True)
+        ]
+
+    measured = {candidate: measure(candidate) for candidate in kept}
+    values = {candidate: [each[metric.name] for each in by] for candidate, by in measured.items()}
+    scores = compare(values, winner, found.baseline, bounds=metric.bounds)
+    shown: dict[str, Any] = {"note": OWN_TEST}
+    if test is not None and _predicts(trainings):
+        try:
+            name, job = kept_name(definition.config.objective.network), trainings.job(winner, 0)
+            weights = weights_of(kept[winner][0], name)
+            outputs = network_outputs(job, weights, test)
+            shown = show(job, weights, METRICS.get(metric.name, metric), outputs, test)
+        except Exception as error:  # of the user's own code; the test has been made
+            log.warning("the report lacks the winner's predictions: %s", describe_error(error))
+        shown["data"] = _describe_data(trainings, winner, test)
+    examples = None if test is None else len(test)
+    return Tested(
+        test=replace(scores, examples=examples, further=tuple(measured[winner])),
+        seeds=seeds,
+        environment=current_environment(CPU),
+        **shown,
+    )
+
+
+def _predicts(trainings: CandidateTrainings) -> bool:
+    """Whether the network of a loop is known, and the data that it is trained on."""
+    objective = trainings.definition.config.objective
+    return trainings.data.split is not None and objective.network is not None
+
+
+def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> Tested:
+    """Measures networks on the test set.
+
+    Raises:
+        UndefinedMetric: the metric has no value there.
+    """
+    metric, winner, seed = trainings.definition.metric, found.winner, trainings.fresh_seed(0)
+    test = trainings.data.test().to(trainings.data.device)
+    jobs = {candidate: trainings.job(candidate, 0) for candidate in kept}
+    outputs = {
+        candidate: [network_outputs(jobs[candidate], weights, test) for weights in by_seed]
+        for candidate, by_seed in kept.items()
+    }
+    values = {candidate: [each.score(metric) for each in by] for candidate, by in outputs.items()}
+    job, first = jobs[winner], outputs[winner][0]
+    resampled, references, shown = None, {}, {}
+    if job.evaluate is None:  # with one of the user's own, outputs and targets may mean anything
+        resampled = resample(metric, outputs, len(test), seed)
+        references = {
+            rule: metric(predicted.cpu(), first.targets)
+            for rule, predicted in test.references.items()
+        }
+        shown = show(job, kept[winner][0], metric, first, test)
+    scores = compare(values, winner, found.baseline, resampled, seed, metric.bounds)
+    return Tested(
+        test=replace(scores, examples=len(test), references=references),
+        data=_describe_data(trainings, winner, test),
+        seeds=tuple(trainings.job(winner, each).seed for each in range(trainings.seeds)),
+        epochs=job.last,
+        environment=current_environment(test.device),
+        **shown,
+    )
+
+
+def _describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | None) -> DataFacts:
+    """Describes the data, as far as one must know them to use the network of the winner."""
+    data, job = trainings.data, trainings.job(winner, 0)
+    assert data.split is not None
+    split, shown = data.split, data.split if test is None else test
+    section = value_at(trainings.definition.config, "data.transform")
+    seen = InputRange.of(split)
+    dtype: Any = "float32"  # in which the network takes inputs
+    if isinstance(split, Split) and not split.inputs.is_floating_point():
+        network = job.model(shape=split.shape, outputs=split.outputs)
+        dtype = str(batch_dtype(job, network, split)).removeprefix("torch.")
+    return DataFacts(
+        digest=split.digest,
+        test_digest="" if test is None else test.digest,
+        shape=None if shown.shape is None else tuple(shown.shape),
+        outputs=shown.outputs,
+        mean=split.mean,
+        std=split.std,
+        dtype=dtype,
+        classifies=shown.classifies,
+        names=tuple(shown.names),
+        columns=tuple(shown.columns),
+        inputs=None if seen is None else RangeFacts(**vars(seen)),
+        loaded=not split.in_memory,
+        kind=split.kind,
+        reads=isinstance(getattr(data.source, "transform", None), Reader),
+        transform=describe_transform(data.source, section, split),
+    )

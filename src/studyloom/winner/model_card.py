@@ -1,0 +1,92 @@
+"""The model card of a tested winner, in Markdown."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studyloom.text import code_in_markdown, format_value, in_markdown, printable
+from studyloom.winner.result import Compressed, Result
+
+if TYPE_CHECKING:
+    from studyloom.data.training_data import Part
+
+SMALL_HEADING = "## Made small"
+
+
+def model_card(
+    answer: Result, run_dir: Path, data: "Part | None", sources: Mapping[str, str]
+) -> str:
+    """Writes the model card of a tested winner in Markdown.
+
+    Args:
+        data: the training part; None if a loop has its own.
+        sources: of what a notebook or script has defined, by name.
+    """
+    winner, test = answer.winner, answer.test
+    assert test is not None
+    on = f", on {test.examples} examples" if test.examples else ""
+    spread = "".join(f"; {note}" for note in test.uncertainty)
+    lines = [
+        f"# {in_markdown(answer.study)}: trial {winner.trial}",
+        f"Test {in_markdown(answer.metric.name)} {test.winner.words} over "
+        f"{len(answer.seeds)} seeds{on}{spread}.",
+    ]
+    if test.baseline and test.difference:
+        difference = test.difference_words
+        lines.append(f"The baseline has {test.baseline.words}; the difference is {difference}.")
+    if winner.fresh and winner.gap is not None and answer.transfer is None:
+        lines.append(
+            f"{answer.choice_words().capitalize()}. Its value in the search was "
+            f"{format_value(winner.search_value)}, and {test.fresh_words} "
+            f"{winner.fresh.words}. The selection gap is {format_value(winner.gap, '+')}; "
+            "above 0 the search had flattered it."
+        )
+    if carried := answer.transfer_sentence:
+        lines.append(in_markdown(carried))
+    if winner.costs:
+        costs = in_markdown(winner.costs_words)
+        lines.append(f"Chosen by {code_in_markdown(answer.rule)}{costs}.")
+    if reused := answer.reuse_words:
+        lines.append(f"{reused.capitalize()}.")
+    params = [
+        f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
+        for name, value in winner.params.items()
+    ]
+    lines.append(
+        "\n".join(["## Parameters\n\n| | |\n|---|---|", *(params or ["| as composed | |"])])
+    )
+    if answer.data is None:
+        use = f"{code_in_markdown(f'studyloom.load_winner({str(run_dir)!r})')} loads it."
+    else:
+        command = code_in_markdown(f"studyloom predict {run_dir} FILE…")
+        use = f"{command} takes {in_markdown(answer.data.accepted_files)}."
+    kept = "what the loop kept" if answer.is_of_loop else "the weights"
+    lines.append(
+        f"## Use\n\n`winner.pt` holds {kept} of "
+        "the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` the configuration, "
+        f"`winner.json` all numbers. {use}"
+    )
+    trained = ""
+    if data is not None:
+        epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
+        trained = f"Trained on {len(data)} examples, sha256 `{data.digest}`{epochs}. "
+    lines.append(f"## Data\n\n{trained}The test part was {test.tested_words}.")
+    for name, source in sources.items():
+        code = printable(source).replace("\n", "\n    ")
+        lines.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
+    return "\n\n".join(lines) + "\n"
+
+
+def small_section(record: Compressed) -> str:
+    """Returns the section of the model card on a winner that was made small."""
+    heads, *rows = record.rows()
+    table = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
+    table.insert(1, ["---"] * len(heads))
+    about = (
+        "`winner.onnx` needs onnxruntime alone: its input is `inputs`, (n, …) as in training, its "
+        "output `outputs`; how they were normalised is in its metadata, `studyloom`. All variants "
+        "were judged on a validation part that neither they nor their original were trained on."
+    )
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    listed = "\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in record.lines())
+    return "\n\n".join([SMALL_HEADING, about, listed, lines])

@@ -1,0 +1,150 @@
+"""The stored trainings of the later stages of a study: read, and reused by other stages.
+
+A training is known by its candidate, which is a trial of the search, and by the number of its seed.
+So a budget that grows from 40 to 60 trials, which makes new stages of often the same candidates,
+reuses what earlier stages have trained and tested, unless the user's own code has changed.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from studyloom.definition.objective import Attempt
+from studyloom.errors import NoWinner
+from studyloom.storage.attributes import KEPT, REUSED, TESTED
+from studyloom.storage.ledger import Store
+from studyloom.study.failures import reason_of
+from studyloom.study.stage import Stage
+from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import (
+    REEVALUATION,
+    RETRAINING,
+    StageName,
+    StoredStudy,
+    open_beside,
+)
+from studyloom.training.checkpoint import load_weights
+from studyloom.winner.candidates import CandidateTrainings, EarlierTraining, Origin, Training
+from studyloom.winner.result import Tested, from_document, to_document
+
+
+@dataclass(frozen=True)
+class CandidateStage(Stage):
+    """A stage after the search, whose trials train each candidate with each seed."""
+
+    source: CandidateTrainings
+
+    @property
+    def trained(self) -> dict[Training, FrozenTrial]:
+        """The ended trials; one without a value has failed."""
+        return by_training(trial for trial in self.stored.trials() if trial.state.is_finished())
+
+    def values(self) -> dict[Origin, list[float]]:
+        """Returns a value for each seed of each candidate of which no training failed."""
+        known: dict[Origin, list[float]] = {}
+        for (candidate, _), trial in sorted(self.trained.items()):
+            if trial.value is not None:
+                known.setdefault(candidate, []).append(trial.value)
+        return {o: values for o, values in known.items() if len(values) == self.source.seeds}
+
+    def reused(self) -> tuple[int, int]:
+        """Counts the trainings that were reused from earlier stages, and all of them."""
+        return sum(REUSED in trial.user_attrs for trial in self.stored.trials()), self.trials
+
+    def load_or_train(self, candidate: Origin, seed: int) -> dict[str, Any] | None:
+        """Loads the network of a training; trains it again if another host keeps it.
+
+        Returns:
+            the weights of a network, or the states of a loop; None if the loop has kept nothing.
+
+        Raises:
+            NoWinner: that training has failed.
+        """
+        assert self.weights is not None
+        trial = self.trained[candidate, seed]
+        if trial.value is None:
+            reason = reason_of(trial) or trial.state.name
+            raise NoWinner(f"trial {candidate.trial} could not be trained on all data: {reason}")
+        try:
+            return load_weights(self.weights / f"trial-{trial.number}.pt")
+        except (OSError, ValueError):
+            if not self.source.definition.tested and KEPT not in trial.user_attrs:
+                return None
+        attempt = Attempt(stage=self.title)
+        objective = self.source.train_again(candidate, seed, trial.number, attempt)
+        objective.run(lambda step: None, Stop())
+        return objective.weights()
+
+
+def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
+    """Returns trials of later stages by their candidate and seed; of several the last."""
+    return {
+        (Origin.of(trial.params["candidate"]), trial.params["seed"]): trial
+        for trial in trials
+        if {"candidate", "seed"} <= {*trial.params}
+    }
+
+
+def earlier_stages(search: StoredStudy, title: str, name: str) -> Iterator[StoredStudy]:
+    """Yields this stage under other budgets and rules, if the present code made its trainings."""
+    code = search.code()
+    for study, parsed in search.later_stages():
+        if parsed is not None and parsed.title == title and study.study_name != name:
+            stage = open_beside(search, study.study_name)
+            if stage is not None and stage.code() == code:
+                yield stage
+
+
+def earlier_trainings(
+    search: StoredStudy, name: StageName, folder: Path | None, *, repeats: bool
+) -> Mapping[Training, EarlierTraining]:
+    """Finds the trainings of other stages that a stage reuses.
+
+    Args:
+        folder: for the networks of all stages; None if they are not needed.
+        repeats: whether the stage would repeat what a re-evaluation has trained.
+    """
+    known: dict[Training, EarlierTraining] = {}
+    titles = (name.title, REEVALUATION) if repeats else (name.title,)
+    for stage in (each for title in titles for each in earlier_stages(search, title, str(name))):
+        weights = None if folder is None else networks_folder(folder, stage.name)
+        complete = (trial for trial in stage.trials() if trial.state == TrialState.COMPLETE)
+        for training, trial in by_training(complete).items():
+            source = trial.user_attrs.get(REUSED, f"{stage.name}, trial {trial.number}")
+            # A loop may have kept nothing; and the networks of older studies are not marked.
+            kept = name.title == RETRAINING or KEPT in trial.user_attrs
+            file = weights / f"trial-{trial.number}.pt" if weights and kept else None
+            known.setdefault(training, EarlierTraining(trial, source, file))
+    return known
+
+
+def earlier_test(search: StoredStudy, retraining: StoredStudy) -> tuple[Tested, bool] | None:
+    """Finds the test of the same networks for an earlier result, if there was one.
+
+    Returns:
+        what it gave, and whether that is of another stage. Else it is of a command that was killed
+        before it wrote the result, or of a result that the run directory no longer holds.
+    """
+    own = retraining.definition() or {}
+    for stage in (retraining, *earlier_stages(search, RETRAINING, retraining.name)):
+        (tested,), made = stage.attributes(TESTED), stage.definition() or {}
+        if tested and all(made.get(key) == own[key] for key in ("candidates", "seeds")):
+            return from_document(tested, Tested), stage is not retraining
+    return None
+
+
+def store_test(retraining: StoredStudy, tested: Tested, store: Store) -> None:
+    """Stores what the test of a final training gave, as only the holder of the lease may."""
+    store(retraining.ledger.study_id, TESTED, to_document(tested))
+
+
+def networks_folder(folder: Path, stage: str) -> Path:
+    """Returns the folder for the networks of a stage, by the name of its stored study.
+
+    Trials of other budgets and rules have the same numbers.
+    """
+    return folder / hashlib.sha256(stage.encode()).hexdigest()[:12]

@@ -1,0 +1,125 @@
+"""Trackers have of a study what its database has, whoever worked on it and stopped when."""
+
+import threading
+
+import pytest
+from toy_worker import RANDOM, fresh, work
+from toys import ask
+from tracked import first_line, in_database, seen_of
+
+from studyloom.extras.trackers import projection
+from studyloom.extras.trackers.projection import TrackedResult, project, track_study, track_trials
+from studyloom.study.opening import open_study
+
+
+class Memory:
+    """A tracker that keeps what it is told, and refuses while it is away."""
+
+    def __init__(self):
+        self.trials, self.answers, self.away = {}, [], False
+        self.told = threading.Semaphore(0)
+
+    def write_trial(self, trial):
+        if self.away:
+            self.told.release()
+            raise ConnectionError("no answer from \x1b[31mhost")
+        self.trials[trial.number] = seen_of(trial)
+        self.told.release()
+
+    def write_result(self, answer):
+        self.answers.append(answer)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """A database with a study of three trials."""
+    definition, url = ask(*RANDOM), f"sqlite:///{tmp_path_factory.mktemp('tracked')}/study.db"
+    stored = fresh(url, definition, 3)
+    work(definition, stored, 3)
+    stored.close()
+    return url
+
+
+@pytest.fixture
+def stored(url):
+    return open_study(url, "s")
+
+
+def test_a_command_writes_every_ended_trial_with_its_curves_and_the_answer(stored, tmp_path):
+    memory = Memory()
+    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    for _ in range(2):
+        project(stored, {"mine": memory}, tmp_path, answer)
+        assert memory.trials == in_database(stored)
+    assert memory.answers == [answer, answer]
+
+
+def test_one_that_lists_its_trials_is_given_those_that_are_missing_alone(stored, tmp_path):
+    class Listing(Memory):
+        def written(self, study):
+            return {0, 2}
+
+    listing = Listing()
+    project(stored, {"mine": listing}, tmp_path)
+    assert [*listing.trials] == [1]
+
+
+def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_path, caplog):
+    memory = Memory()
+    memory.away = True
+    first, second, third = stored.trials()
+    with track_trials(stored, {"mine": memory}, tmp_path) as write:
+        for trial in (first, second):
+            write(trial)
+            assert memory.told.acquire(timeout=60)
+        memory.away = False
+        write(third)
+    assert {*memory.trials} == {2}
+    assert caplog.messages == ["track.mine: no answer from ␛[31mhost; the study goes on"]
+    project(stored, {"mine": memory}, tmp_path)
+    assert memory.trials == in_database(stored)
+
+
+def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
+    stored, tmp_path, monkeypatch, caplog
+):
+    memory, answer = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    write = memory.write_trial
+    with first_line() as line:
+        monkeypatch.setattr(projection, "UNSEEN", 0.01)
+        monkeypatch.setattr(memory, "write_trial", lambda t: line.wait(30) and write(t))
+        project(stored, {"mine": memory}, tmp_path, answer)
+    assert caplog.messages == [
+        "track.mine: waiting 300 s at most (track.mine.patience), since it may lack "
+        "3 of 3 trials and the answer"
+    ]
+    assert memory.trials == in_database(stored)
+    assert memory.answers == [answer]
+
+
+def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writes_it(
+    stored, tmp_path, monkeypatch, caplog
+):
+    hangs, memory = threading.Event(), Memory()
+    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    with monkeypatch.context() as slow:
+        slow.setattr(memory, "patience", 0.01, raising=False)
+        slow.setattr(memory, "write_trial", lambda _: hangs.wait())
+        project(stored, {"mine": memory}, tmp_path, answer)
+    missing = "may lack 3 of 3 trials and the answer"
+    assert caplog.messages[1:] == [f"track.mine: {missing}; the same command writes it"]
+    project(stored, {"mine": memory}, tmp_path, answer)
+    assert (memory.trials, memory.answers) == (in_database(stored), [answer])
+    assert len(caplog.messages) == 2
+    hangs.set()
+
+
+def test_of_what_one_refuses_nothing_else_is_called_missing(stored, tmp_path, caplog):
+    memory = Memory()
+    memory.away = True
+    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    project(stored, {"mine": memory}, tmp_path, answer)
+    assert caplog.messages == [
+        "track.mine: no answer from ␛[31mhost",
+        "track.mine: may lack 3 of 3 trials; the same command writes it",
+    ]
