@@ -25,8 +25,8 @@ Both ways run in turn, as whole processes on the same data. `example` and `tutor
 and `scale` need the extra `embedded`. `--repeats` is the number of times that each way runs.
 The documentation has the results, under Benchmarks. `search` trains nothing: it replays each method
 with 10 seeds (`--repeats`) on surrogates of LCBench in `STUDYLOOM_DATA`, and on recorded curves,
-under the real worker loop in simulated time; then ways to an answer and `study.stop=regret` on the
-tables that the extra `dev` brings (`--only` for some of it).
+under the real worker loop in simulated time; then ways to an answer and
+`study.stop=improvement` on the tables that the extra `dev` brings (`--only` for some of it).
 """
 
 import argparse

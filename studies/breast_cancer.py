@@ -5,7 +5,7 @@
     python -m studies.breast_cancer objective.metric=f1_macro study.name=f1       # another question
 
 The data are 569 tumours, benign or malignant, with 30 measurements each: 456 to train on and choose
-by, in stratified folds, and 113 sealed as the test part. The scale of the inputs and the class
+by, in stratified folds, and 113 as the test set. The scale of the inputs and the class
 weights are learnt from the training part of each fold alone.
 """
 

@@ -1,12 +1,13 @@
 """Search a small CNN that hears which digit is spoken, by a speaker whom it has never heard.
 
     python -m studies.digits_spoken
-    python -m studies.digits_spoken data.train.sealed=george study.name=george   # another sealed
+    python -m studies.digits_spoken data.train.test_speaker=george study.name=george
     studyloom predict runs/digits_spoken seven.wav
 
-The data are 3 000 recordings of six speakers as log-mel spectrograms. One speaker is sealed; each
-of the others validates in turn what was trained on the remaining four. How recordings are varied
-in training (time, pitch, microphone, SpecAugment) is searched. It takes 6 trials of 12 epochs.
+The data are 3 000 recordings of six speakers as log-mel spectrograms. One speaker is the test set;
+each of the others validates in turn what was trained on the remaining four. How recordings are
+varied in training (time, pitch, microphone, SpecAugment) is searched. It takes 6 trials of 12
+epochs.
 """
 
 from omegaconf import DictConfig

@@ -2,7 +2,7 @@
 
 It is what the study `ratings` trains on and with; `studies.movielens` reads the ratings.
 
-    python -m studies.films runs/ratings       # NDCG@10 of the winner on the sealed ratings
+    python -m studies.films runs/ratings       # NDCG@10 of the winner on the test ratings
 """
 
 import csv
@@ -36,7 +36,7 @@ COLUMNS = (
     *(f"earlier_{kind}_{k}" for kind in ("film", "rating") for k in range(HISTORY)),
 )
 PLACE = {name: place for place, name in enumerate(COLUMNS)}
-SETTINGS = ("sealed", "validation", "known", "root")  # of Ratings
+SETTINGS = ("test_size", "validation", "known", "root")  # of Ratings
 KINDS = ("factors", "neural", "content", "history")
 STRANGER = (33, 0, 0)  # the mean age, and the commonest sex and occupation but one
 STRANGE_FILM = (1990, *(0 for _ in GENRES))
@@ -100,21 +100,21 @@ def genres_of(kinds: Sequence[int]) -> list[int]:
     return [genre for genre, there in enumerate(kinds[1:]) if there]
 
 
-def inputs_of(data: Tables, sealed: int, known: bool = True) -> tuple[Tensor, Past]:
+def inputs_of(data: Tables, test_size: int, known: bool = True) -> tuple[Tensor, Past]:
     """Makes the inputs of all ratings, float32 (100 000, columns), from what was before each.
 
     No rating of the same second or later is in an input.
 
     Args:
         data: all of it.
-        sealed: how many of the last ratings are the test part.
-        known: whether a sealed rating is an input of later ones, as in a service that goes on.
+        test_size: how many of the last ratings are the test part.
+        known: whether a test rating is an input of later ones, as in a service that goes on.
 
     Returns:
         the inputs, and what is known after all.
     """
     past, rows, waiting = Past(), [], []
-    first_sealed, now = len(data.ratings) - sealed, -1
+    first_test, now = len(data.ratings) - test_size, -1
     for number, (user, film, rating, second) in enumerate(data.ratings.tolist()):
         if second != now:
             for earlier in waiting:
@@ -123,7 +123,7 @@ def inputs_of(data: Tables, sealed: int, known: bool = True) -> tuple[Tensor, Pa
         kinds = data.films[film]
         genres = genres_of(kinds)
         rows.append([user, film, *data.users[user], *kinds, *past.of(user, film, genres)])
-        if known or number < first_sealed:
+        if known or number < first_test:
             waiting.append((user, film, genres, rating))
     for earlier in waiting:
         past.add(*earlier)
@@ -131,9 +131,9 @@ def inputs_of(data: Tables, sealed: int, known: bool = True) -> tuple[Tensor, Pa
 
 
 @functools.cache
-def made(folder: Path, sealed: int, known: bool) -> tuple[Tensor, Past]:
+def made(folder: Path, test_size: int, known: bool) -> tuple[Tensor, Past]:
     """Returns `inputs_of` the files of a folder, made once in a process, in 3 s."""
-    return inputs_of(tables(folder), sealed, known)
+    return inputs_of(tables(folder), test_size, known)
 
 
 def known_ids(inputs: Tensor, first: np.ndarray) -> Tensor:
@@ -156,37 +156,37 @@ class Ratings:
     """MovieLens 100k in time order, the last ratings of which are the test part.
 
     Args:
-        sealed: how many these are.
+        test_size: how many these are.
         validation: how many ratings before them are held out to choose by.
-        known: whether a sealed rating, once it is given, is an input of later ones.
+        known: whether a test rating, once it is given, is an input of later ones.
         root: the folder of the three files; None: STUDYLOOM_DATA/ml-100k, or the package recbole.
         transform: how `predict` reads a file.
     """
 
-    sealed: int
+    test_size: int
     validation: int
     known: bool = True
     root: str | None = None
     transform: Reader | None = None
 
     def train(self) -> Split:
-        return self._part(slice(None, -self.sealed))
+        return self._part(slice(None, -self.test_size))
 
     def test(self) -> Split:
-        return self._part(slice(-self.sealed, None))
+        return self._part(slice(-self.test_size, None))
 
     def users(self) -> Tensor:
-        """Returns the user of each sealed rating."""
-        return torch.from_numpy(tables(folder_of(self.root)).ratings[-self.sealed :, 0].copy())
+        """Returns the user of each test rating."""
+        return torch.from_numpy(tables(folder_of(self.root)).ratings[-self.test_size :, 0].copy())
 
     def _part(self, chosen: slice) -> Split:
         most = movielens.RATINGS - self.validation - 1
-        if not 1 <= self.sealed <= most:
-            raise ValueError(f"data.sealed must be from 1 to {most}; got {self.sealed}")
+        if not 1 <= self.test_size <= most:
+            raise ValueError(f"data.test_size must be from 1 to {most}; got {self.test_size}")
         folder = folder_of(self.root)
         data = tables(folder)
-        first = data.ratings[: -self.sealed]
-        inputs, _ = made(folder, self.sealed, self.known)
+        first = data.ratings[: -self.test_size]
+        inputs, _ = made(folder, self.test_size, self.known)
         inputs = known_ids(inputs, first)[chosen].clone()
         targets = torch.from_numpy(data.ratings[chosen, 2:3].copy()).float()
         digest = hashlib.sha256(inputs.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
@@ -205,12 +205,12 @@ class RatingFile(Reader):
     """Reads a CSV file of users and films for `predict`, as of after the last rating.
 
     Args:
-        sealed: as of the study.
+        test_size: as of the study.
         root: as of the study.
     """
 
-    def __init__(self, sealed: int, root: str | None = None) -> None:
-        self.sealed, self.root = sealed, root
+    def __init__(self, test_size: int, root: str | None = None) -> None:
+        self.test_size, self.root = test_size, root
 
     def __call__(self, content: bytes) -> tuple[Tensor, Sequence[str]]:
         try:
@@ -221,8 +221,8 @@ class RatingFile(Reader):
             raise ValueError("it must be a CSV file whose first line names user and film")
         folder = folder_of(self.root)
         data = tables(folder)
-        first = data.ratings[: -self.sealed]
-        _, past = made(folder, self.sealed, True)
+        first = data.ratings[: -self.test_size]
+        _, past = made(folder, self.test_size, True)
         rows, notes = [], []
         for number, row in enumerate(asked, 1):
             words = [(row[name] or "").strip() for name in IDS]
@@ -358,7 +358,7 @@ def ndcg(scores: Tensor, ratings: Tensor, users: Tensor, first: int = 10) -> flo
 
 
 def main(run_dir: str) -> None:
-    """Prints NDCG@10 of a winner on the sealed ratings, and of rules without a network."""
+    """Prints NDCG@10 of a winner on the test ratings, and of rules without a network."""
     config = OmegaConf.load(Path(run_dir, "winner.yaml"))
     source = Ratings(**{name: config.data[name] for name in SETTINGS})
     part = source.test()

@@ -6,7 +6,7 @@
     studyloom predict runs/newsgroups post.txt
 
 A bag of words and of pairs of words, a CNN, a GRU or a Transformer; how many words are known is
-searched too. The later posts of each group are sealed. It takes 10 trials of 2 epochs.
+searched too. The later posts of each group are the test set. It takes 10 trials of 2 epochs.
 """
 
 from omegaconf import DictConfig

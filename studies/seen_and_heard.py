@@ -4,9 +4,9 @@
     python -m studies.seen_and_heard model.fusion=sound study.trials=1 study.name=heard
 
 Pictures and recordings are real; that two of one digit belong together is made up. One speaker is
-sealed, and each of the others validates in turn. The baseline sees the picture alone. Each part is
-trained to answer alone too, so that one may be missing, which
-`python -m studies.pairs runs/seen_and_heard` tests. It takes 6 trials of 8 epochs.
+the test set, and each of the others validates in turn. The baseline sees only the picture. Each
+part is trained to answer alone too, so that one may be missing, which `python -m studies.pairs
+runs/seen_and_heard` tests. It takes 6 trials of 8 epochs.
 """
 
 from omegaconf import DictConfig

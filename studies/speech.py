@@ -1,4 +1,4 @@
-"""Spoken digits as spectrograms, a speaker of which is sealed, and how they are varied in training.
+"""Spoken digits as spectrograms; one speaker is the test set; how they are varied in training.
 
 It is what the study `digits_spoken` trains on. The recordings came with studyloom.
 """
@@ -22,16 +22,16 @@ class Spoken(Dataset[tuple[Tensor, int]]):
 
     Args:
         part: train for all speakers but one, or test for that one.
-        sealed: who it is: george, jackson, lucas, nicolas, theo or yweweler.
+        test_speaker: who it is: george, jackson, lucas, nicolas, theo or yweweler.
     """
 
-    def __init__(self, part: str, sealed: str) -> None:
+    def __init__(self, part: str, test_speaker: str) -> None:
         with asset("spoken.npz") as file, np.load(file, allow_pickle=False) as data:
             speakers, levels, digits = (data[name] for name in ("speakers", "levels", "digits"))
-        if sealed not in speakers:
+        if test_speaker not in speakers:
             names = ", ".join(np.unique(speakers))
-            raise ValueError(f"data.train.sealed must be one of {names}; got {sealed}")
-        chosen = (speakers == sealed) == (part == "test")
+            raise ValueError(f"data.train.test_speaker must be one of {names}; got {test_speaker}")
+        chosen = (speakers == test_speaker) == (part == "test")
         self.targets = digits[chosen].astype(np.int64)
         self.speakers = speakers[chosen].tolist()
         self.spectrograms = Sound().normalise(torch.from_numpy(levels[chosen]))

@@ -5,7 +5,7 @@
     python -m studies.sunspots objective.metric=rmse study.name=rmse     # another question
 
 The metric is the mean absolute error; the loss is searched too. The data are the years 1700 to
-2008, never shuffled across time: the last 50 are sealed as the test part, and the 50 before them
+2008, never shuffled across time: the last 50 are the test set, and the 50 before them
 are to choose by. The forecast to beat is persistence: next year is like this year.
 """
 

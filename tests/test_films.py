@@ -89,7 +89,7 @@ def test_who_is_not_in_training_has_no_number(folder):
 
 
 def test_a_few_epochs_of_the_study_beat_the_mean(folder):
-    definition = ask(f"data.root={folder}", "data.sealed=100", "data.validation=90",
+    definition = ask(f"data.root={folder}", "data.test_size=100", "data.validation=90",
                    "model.kind=history", "train.epochs=6", "train.batch_size=32",
                    name="ratings")  # fmt: skip
     source = build(definition.config.data)
@@ -141,5 +141,8 @@ def test_both_parts_of_the_study_begin_with_a_second_of_their_own():
     except ValueError as error:
         pytest.skip(str(error))
     seconds = data.ratings[:, 3]
-    for first in (len(seconds) - source.sealed, len(seconds) - source.sealed - source.validation):
+    for first in (
+        len(seconds) - source.test_size,
+        len(seconds) - source.test_size - source.validation,
+    ):
         assert seconds[first - 1] < seconds[first]

@@ -22,11 +22,11 @@ def test_both_parts_of_a_pair_are_of_one_digit_and_no_picture_is_in_two_pairs(pa
 
 
 def test_no_speaker_is_in_two_parts(parts):
-    source = build(ask("data.train.sealed=theo", name="seen_and_heard").config.data)
+    source = build(ask("data.train.test_speaker=theo", name="seen_and_heard").config.data)
     split = source.train()
-    who, sealed = (np.array(part.speakers) for part in parts)
+    who, tested = (np.array(part.speakers) for part in parts)
     assert "theo" not in who
-    assert {*sealed} == {"theo"}
+    assert {*tested} == {"theo"}
     for count, seed in ((5, 0), (1, 3)):
         for learnt, judged in split.folds(count, source.validation, seed):
             assert not {*who[learnt]} & {*who[judged]}

@@ -16,6 +16,7 @@ import yaml
 from commands import ROOT, environment, study_here
 from test_house import FLOORS
 
+from studyloom.cli import main
 from studyloom.config.scaffold import write_study
 from studyloom.environment import variables_help
 

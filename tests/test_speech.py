@@ -19,13 +19,13 @@ def test_the_embedded_recordings_never_change():
 
 
 def test_no_speaker_is_in_two_parts():
-    sealed = "george"
-    source = build(ask(f"data.train.sealed={sealed}", name="digits_spoken").config.data)
+    tested = "george"
+    source = build(ask(f"data.train.test_speaker={tested}", name="digits_spoken").config.data)
     train, test = source.train(), source.test()
     assert (len(train), len(test), train.outputs, train.shape) == (2500, 500, 10, (1, 24, 32))
-    assert {*Spoken("test", sealed).speakers} == {sealed}
-    who = np.array(Spoken("train", sealed).speakers)
-    assert {*who} == {*SPEAKERS} - {sealed}
+    assert {*Spoken("test", tested).speakers} == {tested}
+    who = np.array(Spoken("train", tested).speakers)
+    assert {*who} == {*SPEAKERS} - {tested}
     for count, seed in ((5, 0), (1, 7)):
         folds = train.folds(count, source.validation, seed)
         heard = [({*who[learnt]}, {*who[judged]}) for learnt, judged in folds]

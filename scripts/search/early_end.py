@@ -1,10 +1,10 @@
-"""Measures savings and costs of `study.stop=regret`, beside two plain rules.
+"""Measures savings and costs of `study.stop=improvement`, beside two plain rules.
 
-The rules are an end without an improvement above `study.regret` in 10 trials, and one after the
-share of the budget that `study.stop=regret` used in the mean. What an end costs is by how much the
-answer is worse than that of the whole budget: in accuracy, and on HPOLib, whose losses have no
-common scale, in the distance from the median configuration to the best. On HPOLib alone the
-constants of `studyloom.study.early_end` were chosen.
+The rules are an end without an improvement above `study.min_improvement` in 10 trials, and one
+after the share of the budget that `study.stop=improvement` used in the mean. The cost of an end is
+by how much the answer is worse than that of the whole budget: in accuracy, and on HPOLib, whose
+losses have no common scale, in the distance from the median configuration to the best. On HPOLib
+alone the constants of `studyloom.study.early_end` were chosen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ def by_patience(values: list[float], budget: int, patience: int = 10) -> int:
 
 
 def as_metric(task: Task) -> Floats:
-    """Returns the final values of a task in units of study.regret, (configurations, seeds)."""
+    """Returns the final values of a task in units of min_improvement, (configurations, seeds)."""
     values: Floats = task.values[:, :, -1].astype(np.float64)
     if task.family == "hpolib":  # the search was told logarithms; a study would have the losses
         losses: Floats = -np.exp(-values)
@@ -73,7 +73,10 @@ def show_early_ends(families: Mapping[str, Sequence[Sequence[Run]]]) -> None:
     Args:
         families: runs of each task of each.
     """
-    print(f"\nends: study.stop=regret study.regret={REGRET}, by seeds that the search has not seen")
+    print(
+        f"\nends: study.stop=improvement study.min_improvement={REGRET}, "
+        "by seeds that the search has not seen"
+    )
     for budget in BUDGETS:
         print(f"{f'of {budget} trials':36}{'saved':>8}   median     mean  q of .9")
         for family, tasks in families.items():
@@ -86,7 +89,7 @@ def show_early_ends(families: Mapping[str, Sequence[Sequence[Run]]]) -> None:
                 return max(1, round(share * budget))
 
             rules: dict[str, Rule] = {
-                "study.stop=regret": by_regret,
+                "study.stop=improvement": by_regret,
                 "no gain in 10 trials": by_patience,
                 "the same share always": at_share,
             }

@@ -41,7 +41,7 @@ from .statistics import interval
 from .tables import CURVES, Task
 
 TRIALS = 48  # of the page
-NONE, PROMOTION = ("pruner=none",), ("pruner=promotion",)
+NONE, PROMOTION = ("pruner=none",), ("pruner=asha",)
 SAMPLERS = ("nsga2", "tpe", "random")
 FEWEST, MOST = 2_000.0, 250_000.0  # about what networks of the page's space have
 WORST = (0.1, 0.8)  # reference accuracies: chance, and one that any recorded network exceeds

@@ -50,11 +50,11 @@ class Method:
 
 
 BEFORE = "tpe, median"  # Optuna's default, and once this project's
-MEDIAN, PROMOTION = ("sampler=tpe", "pruner=median"), ("sampler=tpe", "pruner=promotion")
+MEDIAN, PROMOTION = ("sampler=tpe", "pruner=median"), ("sampler=tpe", "pruner=asha")
 METHODS = (
     Method(BEFORE, MEDIAN),
     Method("random, median", ("sampler=random", "pruner=median")),
-    Method("random, promotion", ("sampler=random", "pruner=promotion")),
+    Method("random, promotion", ("sampler=random", "pruner=asha")),
     Method("tpe, promotion from epoch 1", (*PROMOTION, "pruner.min_resource=1")),
     Method("tpe, promotion", PROMOTION),
     Method("memory, tpe, median", MEDIAN, remembered),

@@ -148,7 +148,7 @@ def at(places: Floats) -> Floats:
 
 @functools.lru_cache(64)
 def remembered(seed: int) -> list[dict[str, Any]]:
-    """Returns the points that `study.from=auto` takes of earlier studies on other data sets.
+    """Returns the points that `study.warm_start=auto` takes of earlier studies on other data sets.
 
     Of ten data sets that are not in TEST, drawn for each seed, there is a study of 40 random
     trials with noise.

@@ -82,7 +82,7 @@ EXAMPLES = {
     ),
     "promoted.postgresql": Example(
         "sunspots",
-        "study.trials=6 train.epochs=27 space=lr sampler=random pruner=promotion "
+        "study.trials=6 train.epochs=27 space=lr sampler=random pruner=asha "
         "winner.enabled=false storage=embedded_postgres",
         killed="checkpoints/trial-2.pt",
     ),

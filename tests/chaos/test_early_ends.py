@@ -15,7 +15,7 @@ TRIALS = 20
 REGRET = 0.2  # which every estimate is below, so that it ends with the first, of ten trials
 EARLY = (
     *(*STUDY, f"study.trials={TRIALS}", "train.epochs=8"),
-    *("study.stop=regret", f"study.regret={REGRET}"),
+    *("study.stop=improvement", f"study.min_improvement={REGRET}"),
 )
 
 
@@ -37,7 +37,7 @@ class Early(Run):
 def undisturbed(tmp_path_factory):
     """The outcomes of all trials of the budget."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    whole = ("study.stop=null", "study.regret=null", "launcher.workers=1")
+    whole = ("study.stop=null", "study.min_improvement=null", "launcher.workers=1")
     run = Run(folder, f"sqlite:///{folder}/study.db", EARLY, trials=TRIALS)
     done = study(*run.overrides, *whole, **run.environment)
     run.ended(done.returncode, done.stdout, done.stderr, 0)
@@ -57,7 +57,7 @@ def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed)
     kill(run.processes())
     process.communicate()
     printed = run.end(run.start(), 0)
-    assert f"expected to gain less than study.regret={REGRET}" in printed
+    assert f"expected to gain less than study.min_improvement={REGRET}" in printed
     found = ending(run.stored(), TRIALS)
     assert found.gain < REGRET
     before = outcomes(run.stored())
@@ -70,7 +70,9 @@ def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed)
     assert json.loads(shown.stdout)["ended"] == ending(run.stored(), TRIALS).words
     watched = studyloom("status", run.folder, "--watch", **run.environment)  # and does not wait
     assert (watched.returncode, watched.stdout.count("ended after")) == (0, 1)
-    whole = study(*run.overrides, "study.stop=null", "study.regret=null", **run.environment)
+    whole = study(
+        *run.overrides, "study.stop=null", "study.min_improvement=null", **run.environment
+    )
     assert whole.returncode == 0
     assert f"{TRIALS} of {TRIALS} trials" in whole.stdout
     assert outcomes(run.stored()) == undisturbed

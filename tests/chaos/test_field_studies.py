@@ -73,7 +73,7 @@ def test_posts_are_told_apart_and_what_was_not_read_is_said(tmp_path):
 
 
 def test_digits_of_a_speaker_unheard_are_told_apart_and_a_wav_file_is_answered(tmp_path):
-    few = ("data.train.sealed=george", "objective.folds=2", "train.samples_per_epoch=1000")
+    few = ("data.train.test_speaker=george", "objective.folds=2", "train.samples_per_epoch=1000")
     test, _ = answered(tmp_path, "digits_spoken", *few, "train.epochs=2")
     assert test["examples"] == 500
     assert test["winner"]["mean"] > 0.2, "chance is 0.1"

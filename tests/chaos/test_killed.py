@@ -41,7 +41,7 @@ WAYS = {
         *(*SMALL, "train.epochs=12", "objective.folds=2"),
         "train.step={_target_: mixup.step, _partial_: true, strength: 0.4}",
         *("train.accumulate=2", "train.ema=0.9", "train.precision=fp16"),
-        *("train.drop_last=true", "train.keep=best", "train.patience=4", "train.batch_size=20"),
+        *("train.drop_last=true", "train.weights=best", "train.patience=4", "train.batch_size=20"),
         "~scheduler",
         "+scheduler={_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 1}",
         "+optimizer.groups={first: {match: 1.bias, weight_decay: 0.5}}",

@@ -12,7 +12,7 @@ from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
-PROMOTION = ("pruner=promotion",)
+PROMOTION = ("pruner=asha",)
 PHASES = ("between report and prune", "at a rung", "before pause", "after pause")
 
 

@@ -94,7 +94,7 @@ def test_a_password_on_the_command_line_is_refused_with_the_way_out(command, cap
         f"++storage.url='{SECRET}'",
         f"storage={{url: '{SECRET}'}}",
         f"storage={SECRET}",
-        f"study.from={SECRET}#mine",
+        f"study.warm_start={SECRET}#mine",
         "storage.url=postgresql://user@host/name?password=hunter2",
         f"storage.url=${{oc.env:NO_SUCH_VARIABLE,'{SECRET}'}}",
     ):

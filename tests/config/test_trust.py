@@ -330,7 +330,7 @@ ALLOWED = {
     },
     "data that comes with the package": {
         "theirs": "defaults: [mnist, override data: breast_cancer, _self_]\n"
-        "data: {path: 'studyloom:breast_cancer.csv', sealed: 100, root: null}\n"
+        "data: {path: 'studyloom:breast_cancer.csv', test_size: 100, root: null}\n"
     },
     "a global header": {
         "theirs": "defaults: [mnist, model/set, _self_]\n",
@@ -350,7 +350,7 @@ def test_what_stays_within_the_study_is_composed(command, foreign):
 
 REFUSED = {
     "storage": ("storage.url", "sqlite:///OUT/x.db"),
-    "study.from": ("study.from", "OUT/study"),
+    "study.warm_start": ("study.warm_start", "OUT/study"),
     "data.root": ("data.root", "OUT"),
     "launcher": ("launcher.lines", ["module load x"]),
 }
@@ -457,7 +457,7 @@ def test_arguments_of_ones_own_code_are_not_theirs_to_change(command, foreign):
 
 REACHES_OUT = {
     *("storage", "checkpoints", "launcher", "track", "run_dir", "hydra", "trust"),
-    *("study.from", "study.accept_code_change"),
+    *("study.warm_start", "study.accept_code_change"),
 }
 
 

@@ -226,7 +226,7 @@ def test_inputs_that_are_whole_numbers_keep_their_type_and_the_digest_of_floats(
 
 # Tables and series in CSV files
 
-CANCER = Table("studyloom:breast_cancer.csv", "diagnosis", sealed=113, validation=91)
+CANCER = Table("studyloom:breast_cancer.csv", "diagnosis", test_size=113, validation=91)
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_the_test_part_of_a_table_is_in_proportion_and_has_no_row_of_the_trainin
 def test_a_table_of_ones_own_is_read_with_the_target_wherever_it_stands(file):
     """A spreadsheet program puts a byte order mark before the first name."""
     path = file("a, kind ,b\n1,x,2\n3, y,4\n5,x,6\n\n7,y,8\n", "utf-8-sig")
-    table = Table(path, "kind", sealed=2, validation=1)
+    table = Table(path, "kind", test_size=2, validation=1)
     train, test = table.train(), table.test()
     assert (train.columns, train.names) == (("a", "b"), ("x", "y"))
     rows = torch.cat([train.inputs, test.inputs]).tolist()
@@ -268,8 +268,10 @@ def test_a_table_of_ones_own_is_read_with_the_target_wherever_it_stands(file):
 
 def test_classes_that_are_numbers_stand_in_their_order_or_are_numbers_to_predict(file):
     path = file("a,kind\n" + "".join(f"{row},{row % 12}\n" for row in range(48)))
-    assert Table(path, "kind", sealed=12, validation=4).train().names == tuple(map(str, range(12)))
-    train = Table(path, "kind", sealed=12, validation=4, numbers=True).train()
+    assert Table(path, "kind", test_size=12, validation=4).train().names == tuple(
+        map(str, range(12))
+    )
+    train = Table(path, "kind", test_size=12, validation=4, numbers=True).train()
     assert (train.classifies, train.outputs, train.targets.shape) == (False, 1, (36, 1))
     assert torch.equal(train.targets, train.inputs % 12)
 
@@ -282,26 +284,26 @@ def test_a_table_that_cannot_be_read_is_refused_with_row_and_column(file):
         ("a,kind\n1,x\n2\n", "kind", "line 3 has 1 fields; the header has 2"),
         ("a,a\n1,x\n2,y\n", "a", "a line of column names, all different"),
         ("", "a", "a line of column names, all different, and have two lines of values"),
-        ("a,kind\n1,x\n2,y\n", "kind", r"data\.sealed must be from 1 to 1, for 2 rows; got 5"),
+        ("a,kind\n1,x\n2,y\n", "kind", r"data\.test_size must be from 1 to 1, for 2 rows; got 5"),
     ):
         with pytest.raises(DataError, match=words):
-            Table(file(text), target, sealed=5, validation=1).train()
+            Table(file(text), target, test_size=5, validation=1).train()
     with pytest.raises(DataError, match=r"data\.path=nowhere\.csv: cannot be read as a CSV file"):
-        Table("nowhere.csv", "kind", sealed=5, validation=1).train()
+        Table("nowhere.csv", "kind", test_size=5, validation=1).train()
 
 
 def test_a_window_is_followed_by_its_target_and_persistence_is_its_last_value(counted):
-    split = Series(counted, "value", window=3, sealed=5, validation=4).train()
+    split = Series(counted, "value", window=3, test_size=5, validation=4).train()
     assert split.inputs[:2, :, 0].tolist() == [[0, 1, 2], [1, 2, 3]]
     assert split.targets[:2].tolist() == [[3], [4]]
     assert split.references["persistence"][:2].tolist() == [[2], [3]]
 
 
 def test_no_window_that_teaches_holds_a_value_that_is_to_be_told_later(counted):
-    source = Series(counted, "value", window=3, sealed=5, validation=4)
+    source = Series(counted, "value", window=3, test_size=5, validation=4)
     train, test = source.train(), source.test()
     seen = {*train.inputs.flatten().tolist(), *train.targets.flatten().tolist()}
-    assert not seen & {*test.targets.flatten().tolist()}, "of the sealed part"
+    assert not seen & {*test.targets.flatten().tolist()}, "of the test set"
     for teaching, valid in [*toy_folds(train, 1), *toy_folds(train, 3)]:
         values = (train.inputs[teaching], train.targets[teaching])
         seen = {number for part in values for number in part.flatten().tolist()}
@@ -312,9 +314,9 @@ def test_a_series_that_cannot_be_cut_is_refused(counted):
     for settings, words in (
         ({"window": 0}, r"data\.window must be from 1 to 38, for 40 values in .*; got 0"),
         ({"window": 39}, r"data\.window must be .*; got 39"),
-        ({"sealed": 37}, r"data\.sealed must be from 1 to 36, .*; got 37"),
+        ({"test_size": 37}, r"data\.test_size must be from 1 to 36, .*; got 37"),
         ({"column": "valu"}, r"data\.column=valu: .* did you mean value\?"),
     ):
-        given = {"column": "value", "window": 3, "sealed": 5, "validation": 4} | settings
+        given = {"column": "value", "window": 3, "test_size": 5, "validation": 4} | settings
         with pytest.raises(DataError, match=words):
             Series(counted, **given).train()

@@ -55,11 +55,11 @@ def pair(count, dtype=torch.long):
 
 
 SPACE = {
-    "model": {"width": sl.Int(4, 64, log=True, start=16)},
+    "model": {"width": sl.Int(4, 64, log=True, default=16)},
     "optimizer": {"lr": sl.Float(1e-3, 0.1, log=True)},
 }
 FLOAT = FloatDistribution(0, 1)
-START_OF_LIST = sl.List(sl.Int(1, 3), 2, start=5)
+DEFAULT_LIST = sl.List(sl.Int(1, 3), 2, default=5)
 SPARSE = torch.eye(9).to_sparse()
 SMALL = {"trials": 2, "quiet": True, "workers": 1, "sampler": "random"}
 SMALL |= {"train": {"epochs": 1, "batch_size": 8}}
@@ -67,8 +67,8 @@ SMALL |= {"train": {"epochs": 1, "batch_size": 8}}
 
 def test_ranges_are_what_yaml_holds():
     assert sl.Int(1, 9, step=2) == yaml.safe_load("{int: [1, 9], step: 2}")
-    assert sl.Float(0.1, 1, log=True, start=0.5) == yaml.safe_load(
-        "{float: [0.1, 1], log: true, start: 0.5}"
+    assert sl.Float(0.1, 1, log=True, default=0.5) == yaml.safe_load(
+        "{float: [0.1, 1], log: true, default: 0.5}"
     )
     assert sl.Choice([16, 32]) == sl.Choice(16, 32) == yaml.safe_load("{choice: [16, 32]}")
     assert sl.Choice("relu", 3, True) == yaml.safe_load("{choice: [relu, 3, true]}")
@@ -230,7 +230,7 @@ def cases(*listed):
             r"choice\[0\]: a config",
         ),
         ("a choice of classes", loop, {"space": {"lr": sl.Choice(Net)}}, r"choice\[0\]: a config"),
-        ("a number as start", loop, {"space": {"lr": START_OF_LIST}}, "is not a list"),
+        ("a number as default", loop, {"space": {"lr": DEFAULT_LIST}}, "is not a list"),
         ("no text", loop, {"space": {"lr": sl.Float("0", 1)}}, "must be finite numbers; got '0'"),
         (
             "a file as run_dir",
@@ -335,7 +335,7 @@ def test_parts_that_are_given_as_classes_functions_and_datasets_are_trained_with
     parts = {"optimizer": torch.optim.SGD, "loss": nn.functional.cross_entropy}
     parts |= {"data.evaluate": TensorDataset(*pair(40)), "sampler": RandomSampler}
     parts |= {"objective": {"metric": error, "direction": "minimize"}, "winner": False}
-    space = {"model": {"width": sl.Choice([np.int64(4), np.int64(8)], start=8)}}
+    space = {"model": {"width": sl.Choice([np.int64(4), np.int64(8)], default=8)}}
     with sl.search(Net, space=space, data=(pair(40), pair(9)), **SMALL | parts) as study:
         config = study.best.config
         assert config["optimizer"]["_target_"] == "torch.optim.sgd.SGD"
@@ -364,7 +364,7 @@ defaults: [studyloom, data: mnist5k]
 study: {name: mine}
 model: {_target_: test_python_study.Net}
 space:
-  model: {width: {int: [4, 64], start: 5}, dropout: {float: [0.0, 0.5]}}
+  model: {width: {int: [4, 64], default: 5}, dropout: {float: [0.0, 0.5]}}
   optimizer: {eps: {float: [1.0e-6, 1.0e-4], log: true}}
 """
     )
@@ -378,7 +378,7 @@ defaults: [studyloom]
 study: {name: mine}
 objective: {_target_: test_python_study.loop, metric: loss, direction: minimize}
 params: {lr: 0.5}
-space: {params: {lr: {float: [0, 1]}, rl: {float: [0, 1]}, depth: {int: [1, 3], start: 2}}}
+space: {params: {lr: {float: [0, 1]}, rl: {float: [0, 1]}, depth: {int: [1, 3], default: 2}}}
 """
     )
     definition = toys.ask(name="loop", folder=tmp_path)

@@ -267,15 +267,18 @@ def test_a_parameter_may_be_called_where():
 
 # What ends a search early
 
-STOP = ("study.stop=regret", "study.regret=0.005")
+STOP = ("study.stop=improvement", "study.min_improvement=0.005")
 BY_COST = (
     "objective.constraints={parameters: '<= 100_000'}",
     "winner.rule='min parameters where accuracy > 0.9'",
 )
 BOUNDS = {
-    ("study.regret=0.005",): "go together; set both or none",
-    ("study.stop=regrets",): "study.stop must be regret, or null; got regrets",
-    (STOP[0], "study.regret=0"): "study.regret must be a positive number, or null; got 0.0",
+    ("study.min_improvement=0.005",): "go together; set both or none",
+    ("study.stop=regrets",): "study.stop must be improvement, or null; got regrets",
+    (
+        STOP[0],
+        "study.min_improvement=0",
+    ): "study.min_improvement must be a positive number, or null; got 0.0",
     (*STOP, "sampler=grid"): "sampler=grid tries each point of a list; set study.stop=null",
     (*TWO, *STOP): "in one value, and objective.metric names more than one; set study.stop=null",
     (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
@@ -325,7 +328,7 @@ COMMAND = (
 
 
 def test_what_cannot_be_paused_is_refused_with_its_way_out_and_no_other_is():
-    promotion = (*TINY, "pruner=promotion", "train.epochs=3")
+    promotion = (*TINY, "pruner=asha", "train.epochs=3")
     for overrides, words in {
         ("checkpoints.dir=null",): "checkpoints.dir=null",
         ("train.epochs=2",): "train.epochs must be at least 3",

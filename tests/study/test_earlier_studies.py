@@ -24,7 +24,7 @@ from studyloom.study.warm_start import enqueue, find_warm_starts, sources_of
 
 pytestmark = pytest.mark.chaos  # which are taken of those that are found: test_portfolio.py
 
-AUTO = (*RANDOM, "study.from=auto")
+AUTO = (*RANDOM, "study.warm_start=auto")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_trials_are_counted_before_they_are_read(runs, monkeypatch):
     assert labels(earlier) == {str(good)}
     assert "it has 4 trials, and at most 3 are read" in earlier.notes[0]
     with pytest.raises(ConfigError, match="has 4 trials, and at most 3"):
-        find_warm_starts(ask(*RANDOM, f"study.from={runs / 'a'}"), ())
+        find_warm_starts(ask(*RANDOM, f"study.warm_start={runs / 'a'}"), ())
 
 
 def test_a_folder_that_cannot_be_looked_into_hides_no_other(runs):
@@ -145,7 +145,7 @@ def test_reading_that_takes_long_says_so_and_a_signal_ends_it(runs, monkeypatch,
         with pytest.raises(Interrupted):
             found(runs)
     reading.set()
-    assert "study.from=auto: reads earlier studies, for at most 10 s" in caplog.text
+    assert "study.warm_start=auto: reads earlier studies, for at most 10 s" in caplog.text
 
 
 def test_no_server_of_a_strangers_folder_is_started(runs):
@@ -163,7 +163,7 @@ def test_no_server_of_a_strangers_folder_is_started(runs):
 
 def test_where_nothing_fits_or_the_study_has_begun_it_goes_on_without_a_word(runs):
     finished_run(runs / "a")
-    other = ask(*AUTO[:4], "study.from=auto", "space=none", "+space.train.l1.float=[0,1]")
+    other = ask(*AUTO[:4], "study.warm_start=auto", "space=none", "+space.train.l1.float=[0,1]")
     for definition, begun in ((other, None), (ask(*AUTO), [])):
         starts = starts_of(definition, found(runs), begun)
         assert [*starts.points, *starts.sources, *starts.notes] == []
@@ -199,7 +199,7 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     """Although the earlier studies have gone on, and auto would choose others now."""
     url, definition = (
         request.getfixturevalue(database),
-        ask(*AUTO, "study.top=4", "study.trials=20"),
+        ask(*AUTO, "study.warm_start_top=4", "study.trials=20"),
     )
     one, a = finished(url, seeded(1), name="one"), finished_run(runs / "a", seed=2)
     other = open_study(f"sqlite:///{a}/study.db", "earlier")
@@ -240,7 +240,9 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
 def test_a_list_of_sources_gives_a_portfolio_and_each_is_read_once(postgres_url, runs):
     finished(postgres_url, seeded(1), name="one")
     a, database = finished_run(runs / "a", seed=2), f"'{postgres_url}#one'"
-    listed = ask(*RANDOM, f"study.from=[{database},{a},{a}/,{database}]", "study.top=4")
+    listed = ask(
+        *RANDOM, f"study.warm_start=[{database},{a},{a}/,{database}]", "study.warm_start_top=4"
+    )
     starts = find_warm_starts(listed, ())
     assert len(starts.points) == 4
     assert len(starts.sources) == 2
@@ -250,16 +252,16 @@ def test_a_list_of_sources_gives_a_portfolio_and_each_is_read_once(postgres_url,
 
 
 def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
-    listed = f"study.from=[nowhere,7,auto,'mysql://host/x',{finished_run(runs / 'a')}]"
+    listed = f"study.warm_start=[nowhere,7,auto,'mysql://host/x',{finished_run(runs / 'a')}]"
     definition = ask(*RANDOM, listed)
     with pytest.raises(ConfigError) as caught:
         find_warm_starts(definition, ())
     text = "\n".join(caught.value.mistakes)
     for words in (
-        "study.from: nowhere: no study has run there",
-        "study.from: must be run directories or URLs of databases, or auto alone",
+        "study.warm_start: nowhere: no study has run there",
+        "study.warm_start: must be run directories or URLs of databases, or auto alone",
         "which looks for earlier studies itself; got 7",
         "which looks for earlier studies itself; got 'auto'",
-        "study.from: storage.url",
+        "study.warm_start: storage.url",
     ):
         assert words in text, (words, text)

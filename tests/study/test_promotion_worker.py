@@ -19,7 +19,7 @@ from studyloom.views.status import as_json, read_status
 pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_promotion.py
 
 TRIALS = 9
-PROMOTED = (*TINY, "sampler=random", "pruner=promotion", "train.epochs=5")
+PROMOTED = (*TINY, "sampler=random", "pruner=asha", "train.epochs=5")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoin
 
 # Two objectives
 
-GOALS = (*TWO, "pruner=promotion", "train.epochs=5")
+GOALS = (*TWO, "pruner=asha", "train.epochs=5")
 
 
 def costs_of(trial):

@@ -165,7 +165,9 @@ def ranked(earlier):
 
 
 def test_the_best_of_an_earlier_study_are_tried_first(earlier, ranked, sqlite_url):
-    definition = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=2")
+    definition = ask(
+        *RANDOM, f"study.warm_start={earlier}", "study.warm_start_top=2", "study.seed=2"
+    )
     stored, best = begun(sqlite_url, definition, 4), ranked[:2]
     baseline, *queued = stored.trials()
     assert baseline.user_attrs[BASELINE]
@@ -182,8 +184,8 @@ def test_the_best_of_an_earlier_study_are_tried_first(earlier, ranked, sqlite_ur
 
 
 def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earlier):
-    overrides = (*RANDOM, f"study.from={earlier}", "~space.train")
-    narrow = ask(*overrides, "space.model.mlp.hidden.length.int=[1,1]", "study.top=6")
+    overrides = (*RANDOM, f"study.warm_start={earlier}", "~space.train")
+    narrow = ask(*overrides, "space.model.mlp.hidden.length.int=[1,1]", "study.warm_start_top=6")
     starts = find_warm_starts(narrow, ())
     for start in starts.points:
         params = start.point.params
@@ -197,7 +199,7 @@ def test_what_does_not_fit_another_space_is_left_out_and_the_reason_is_said(earl
 
 
 def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier, ranked):
-    other = ask(*TINY[:-1], f"study.from={earlier}", "space=lr", "study.top=6")
+    other = ask(*TINY[:-1], f"study.warm_start={earlier}", "space=lr", "study.warm_start_top=6")
     rates = [
         trial.params["optimizer.adamw.lr"]
         for trial in ranked
@@ -218,7 +220,7 @@ def test_points_that_break_a_relation_are_left_out_with_a_line(tmp_path):
         "optimizer.sgd.momentum < .01' with optimizer.sgd.lr=0.1, optimizer.sgd.momentum=0.5"
     ]
     source = finished_run(tmp_path / "earlier")
-    never = ask(*RANDOM, "+space.where=['train.batch_size < 1']", f"study.from={source}")
+    never = ask(*RANDOM, "+space.where=['train.batch_size < 1']", f"study.warm_start={source}")
     taken = find_warm_starts(never, ())
     assert (taken.points, len(taken.notes)) == ([], 1)
     assert (
@@ -237,11 +239,11 @@ def test_a_new_study_offers_what_lies_next_to_it_by_names_and_sizes_only(tmp_pat
     os.mkfifo(tmp_path / "fifo" / "study.db")
     (tmp_path / "empty" / "study.db").touch()
     monkeypatch.setattr(earlier_studies, "read_run", None)
-    line = "study.from=auto tries the best configurations of those that fit first"
+    line = "study.warm_start=auto tries the best configurations of those that fit first"
     assert [*offered()] == [f"1 earlier study lies next to {tmp_path / 'new'}: {line}"]
     shutil.copytree(folder, tmp_path / "b")
     assert offered()[0].startswith("2 earlier studies lie next to")
-    for none in ("study.trials=4", "study.from=[]"):
+    for none in ("study.trials=4", "study.warm_start=[]"):
         assert [*offered(none)] == [], none
     (tmp_path / "new" / ".hydra").mkdir(parents=True)
     assert [*offered()] == []

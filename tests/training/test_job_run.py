@@ -210,9 +210,9 @@ def scripted(*values):
 
 
 def test_patience_ends_a_training_and_best_keeps_its_weights_and_value():
-    for keep, number, value in (("best", 2, 0.5), ("last", 4, 0.4)):
+    for weights, number, value in (("best", 2, 0.5), ("last", 4, 0.4)):
         metric = scripted(0.3, 0.5, 0.5, 0.4, 0.9)
-        training = Training([toy_job(epochs=5, metric=metric, patience=2, keep=keep)], SPLIT)
+        training = Training([toy_job(epochs=5, metric=metric, patience=2, weights=weights)], SPLIT)
         snapshots = [deepcopy(training._runs[0].model.state_dict()) for _ in training]
         assert [epoch.value for (epoch,) in training.history] == [0.3, 0.5, 0.5, 0.4]
         assert (training.epochs, training.ended, training.numbers) == (4, True, [1, 2, 3, 4])
@@ -225,8 +225,8 @@ def two_jobs():
     one = scripted(0.5, 0.4, 0.3, *[9.0] * 9)
     other = scripted(0.1, 0.2, 0.8, 0.2, 0.1, *[9.0] * 9)
     return [
-        toy_job(epochs=6, patience=2, keep="best", seed=1, metric=one),
-        toy_job(epochs=6, patience=2, keep="best", seed=2, metric=other),
+        toy_job(epochs=6, patience=2, weights="best", seed=1, metric=one),
+        toy_job(epochs=6, patience=2, weights="best", seed=2, metric=other),
     ]
 
 

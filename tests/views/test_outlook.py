@@ -19,7 +19,7 @@ from studyloom.views.status import render as render_status
 VALUES = [0.9 + 0.001 * (7 * n % 12) for n in range(12)]
 WORDS = (
     "ended after 12 of 40 trials: the 28 further trials are expected to gain less than "
-    "study.regret=0.1"
+    "study.min_improvement=0.1"
 )
 
 

@@ -286,7 +286,7 @@ def forecast(tmp_path_factory):
     path = run_dir / "wave.csv"
     wave = [f"{50 + 40 * math.sin(step / 3):.4f}\n" for step in range(120)]
     path.write_text("value\n" + "".join(wave))
-    source = Series(str(path), "value", window=6, sealed=20, validation=20)
+    source = Series(str(path), "value", window=6, test_size=20, validation=20)
     definition = ask(
         *("model=mlp", "model.hidden=[8]", "model.standardise=true", "optimizer=adam"),
         *("train.epochs=4", "objective.metric=mae", "loss=mae", "space=lr"),

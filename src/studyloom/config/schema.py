@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from studyloom.text import no_such_key, printable
 
@@ -22,7 +22,7 @@ def key(default: Any, meaning: str) -> Any:
 
 @dataclass
 class StudySection:
-    """The study and its budget; `from`, another study to begin with, is added below."""
+    """The study and its budget."""
 
     name: str = key(MISSING, "names the study in its database; one name, one question")
     trials: int = key(40, "the budget, over all workers, commands and crashes")
@@ -30,9 +30,13 @@ class StudySection:
     timeout: float | None = key(None, "seconds that one command may search")
     trial_timeout: float | None = key(None, "seconds after which a trial has failed")
     stop: str | None = key(
-        None, "`regret`: the search ends when more trials would gain less than study.regret"
+        None,
+        "`improvement`: the search ends when further trials would gain less than "
+        "study.min_improvement",
     )
-    regret: float | None = key(None, "the least gain worth a search, in units of the metric")
+    min_improvement: float | None = key(
+        None, "the least gain worth a search, in units of the metric"
+    )
     epochs: int | None = key(None, "a budget of epochs, over all trials")
     baseline: bool = key(True, "trial 0 is the configuration as composed")
     redo_baseline: bool = key(False, "true: trains a failed baseline again, in its slot")
@@ -41,18 +45,18 @@ class StudySection:
     repeats: bool = key(True, "false: no point of a finite space is trained twice")
     lease: float = key(60.0, "seconds after which a silent worker loses its trial")
     enqueue: Any = key([], "points to try first, such as `[{model:cnn,model.cnn.channels:16}]`")
-    top: int = key(5, "how many points of study.from are tried")
+    warm_start: Any = key(
+        None,
+        "earlier studies whose best configurations are tried first, as run directories or "
+        "`URL#NAME`; `auto`: those next to `run_dir` and in the database",
+    )
+    warm_start_top: int = key(5, "how many configurations of study.warm_start are tried")
     proposals: float = key(0.3, "the share of the budget that `studyloom propose` may take")
     accept_code_change: bool = key(False, "true: goes on after an edit of your own code")
     dry_run: bool = key(False, "as `--dry-run`")
 
 
-# Added to the section below, since `from` is a keyword of Python.
-AUTO = "auto"  # its value that looks for earlier studies
-FROM = (
-    "a warm start: earlier studies whose best configurations are tried first, as run directories "
-    "or `URL#NAME`; `auto`: those next to `run_dir` and in the database"
-)
+AUTO = "auto"  # the value of study.warm_start that looks for earlier studies
 
 
 @dataclass
@@ -88,7 +92,7 @@ class TrainSection:
     drop_last: bool = key(False, "true: leaves out a smaller last batch")
     ema: float | None = key(None, "decay of the moving average that replaces the weights")
     patience: int | None = key(None, "epochs without a better value that end a training")
-    keep: str = key("last", "or `best`: value and weights of that epoch")
+    weights: str = key("last", "or `best`: value and weights of that epoch")
     until: int | None = key(None, "the epoch that ends a training; the schedule stays")
 
 
@@ -173,30 +177,32 @@ def describe_keys() -> list[tuple[str, str, str]]:
             default = each.default_factory() if callable(each.default_factory) else each.default
             shown = "" if default == MISSING else json.dumps(default).strip('"')
             rows.append((name, shown, each.metadata["meaning"]))
-    at = next(place for place, row in enumerate(rows) if row[0] == "study.top")
-    rows.insert(at, ("study.from", "null", FROM))
     return rows
 
 
 # Keys of numbers, by their range in words, the least and the greatest value; none is infinite.
 RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
     ("at least 1", 1, math.inf): (
-        *("study.trials", "study.epochs", "study.top", "study.max_attempts", "study.max_failures"),
+        *(
+            "study.trials",
+            "study.epochs",
+            "study.warm_start_top",
+            "study.max_attempts",
+            "study.max_failures",
+        ),
         *("objective.folds", "objective.seeds", "winner.top", "winner.seeds"),
         "study.lease",  # which is renewed four times in that time, by a write each
     ),
     ("at least 0", 0, math.inf): ("study.seed", "storage.deadline", "cost.per_hour"),
     ("from 0 to 1", 0, 1): ("study.proposals",),
     ("a positive number", math.ulp(0.0), math.inf): (
-        *("study.timeout", "study.trial_timeout", "study.regret", "cost.limit"),
+        *("study.timeout", "study.trial_timeout", "study.min_improvement", "cost.limit"),
     ),
 }
 
 
 def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
-    with open_dict(schema.study):
-        schema.study["from"] = None
     OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
     return schema
 

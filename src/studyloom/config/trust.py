@@ -50,7 +50,7 @@ SECTIONS = tuple(str(key) for key in SCHEMA)
 SEARCHED = ("params", "model", "optimizer", "scheduler", "loss", "sampler", "pruner", "train")
 OPEN = (*SEARCHED, "study", "objective", "scale", "winner", "cost", "compress", "data", "space")
 NEVER = ("hydra", "trust", "defaults")
-CLOSED = ("study.from", "study.accept_code_change")  # keys of open sections that reach out
+CLOSED = ("study.warm_start", "study.accept_code_change")  # keys of open sections that reach out
 PATHS = ("root", "path", "_args_")  # arguments of data sources that name files
 # Each primary config of studyloom ends with these, which switch Hydra's logging off.
 SILENT = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")

@@ -340,13 +340,13 @@ class Table:
     Args:
         path: the file, or studyloom:NAME for one that comes with studyloom.
         target: the column to predict: classes, in any words, or `numbers`.
-        sealed: how many rows are the test set, a stratified sample that depends on the file alone.
+        test_size: how many rows are the test set, a stratified sample; it depends on the file only.
         validation: how many of the other rows are held out to choose by.
     """
 
     path: str
     target: str
-    sealed: int
+    test_size: int
     validation: int
     numbers: bool = False
 
@@ -371,8 +371,8 @@ class Table:
                 key=lambda word: (not word.isdigit(), int(word) if word.isdigit() else 0, word),
             )
             targets = torch.tensor([classes.index(word) for word in words])
-        _check_within("sealed", self.sealed, len(words) - 1, f"{len(words)} rows")
-        chosen = make_folds(targets, 1, self.sealed, 0)[0][part]
+        _check_within("test_size", self.test_size, len(words) - 1, f"{len(words)} rows")
+        chosen = make_folds(targets, 1, self.test_size, 0)[0][part]
         inputs, targets = inputs[chosen], targets[chosen]
         digest = digest_of(inputs, targets)
         return Split(
@@ -390,21 +390,21 @@ class Series:
 
     Args:
         path: as for `Table`.
-        sealed: how many of the last values are the targets of the test set.
+        test_size: how many of the last values are the targets of the test set.
         validation: how many values before those are held out to choose by.
     """
 
     path: str
     column: str
     window: int
-    sealed: int
+    test_size: int
     validation: int
 
     def train(self) -> Split:
-        return self._part(slice(None, -self.sealed))
+        return self._part(slice(None, -self.test_size))
 
     def test(self) -> Split:
-        return self._part(slice(-self.sealed, None))
+        return self._part(slice(-self.test_size, None))
 
     def _part(self, chosen: slice) -> Split:
         table = read_csv(self.path)
@@ -412,7 +412,7 @@ class Series:
         values = _numbers(table, self.path, self.column)[:, None]
         size = f"{len(values)} values in {self.path}"
         _check_within("window", self.window, len(values) - 2, size)
-        _check_within("sealed", self.sealed, len(values) - self.window - 1, size)
+        _check_within("test_size", self.test_size, len(values) - self.window - 1, size)
         windows = values[:-1].unfold(0, self.window, 1).transpose(1, 2)
         inputs = windows[chosen].clone(memory_format=torch.contiguous_format)
         targets = values[self.window :][chosen].clone()

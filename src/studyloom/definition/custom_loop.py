@@ -291,13 +291,13 @@ class LoopDefinition(Definition):
 
     def _check_suggesting(self, data: TrainingData) -> Iterator[str]:
         """Yields what an objective of Optuna's, which is called with a trial alone, cannot have."""
-        source = self.config.study["from"]
+        source = self.config.study.warm_start
         objective, way_out = self.config.objective, "leave it out, or write a loop (config, run)"
         for key, asked, why in (
             ("objective.test", self.tested, "it is given what run.keep keeps"),
             ("objective.network", objective.network, "its weights are what run.keep keeps"),
             ("data", data.split is not None, "run.train and run.valid are their Datasets"),
-            ("study.from", source not in (None, AUTO), "its trials are placed in the space"),
+            ("study.warm_start", source not in (None, AUTO), "its trials are placed in the space"),
         ):
             if asked:
                 yield f"{key}: {why}, and objective(trial) has none; {way_out}"

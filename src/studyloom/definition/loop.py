@@ -47,7 +47,7 @@ from studyloom.training.scaling import Scaling
 STRIDE = 1_000_000
 # The methods of a trial's study that would end or repeat trials of which studyloom keeps count.
 REFUSED = {
-    "stop": "other workers search too; set study.epochs or study.stop=regret",
+    "stop": "other workers search too; set study.epochs or study.stop=improvement",
     "tell": "studyloom ends each trial with the value that the objective returns; return it",
     "add_trial": "studyloom counts the trials; `studyloom propose` has a configuration tried",
 }
@@ -252,12 +252,12 @@ class Loop:
         if self.resumes and run.stage == "search":
             if not run.resumable:
                 raise ValueError(
-                    "pruner=promotion goes on with trials from their state; call run.keep(net=…), "
-                    "loop over run.epochs(…) and report there, or set pruner=asha"
+                    "pruner=asha goes on with trials from their state; call run.keep(net=…), "
+                    "loop over run.epochs(…) and report there, or set pruner=successive_halving"
                 )
             if missing := [name for name in self.further if name not in run.costs]:
                 raise ValueError(
-                    f"pruner=promotion ranks trials by {missing[0]} too; tell {missing[0]} before "
+                    f"pruner=asha ranks trials by {missing[0]} too; tell {missing[0]} before "
                     f"the first report, by run.cost({missing[0]}=…), or set pruner=none"
                 )
         if self.keeps and not run.keeps:

@@ -14,7 +14,7 @@ from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.definition.sources import digest_of_source
 from studyloom.errors import DataError
 from studyloom.seeds import derive
-from studyloom.space.tree import Space, start_of
+from studyloom.space.tree import Space, default_of
 
 
 def load_data(cfg: DictConfig, *, tested: bool) -> TrainingData:
@@ -83,13 +83,13 @@ def with_starts(
         if not has_key(config, key):
             parameter = _argument(config, key)
             # A name beside other params, which nothing says more of, may be a misspelt one.
-            free = section == "params" and (node.start is not None or not has_params)
+            free = section == "params" and (node.default is not None or not has_params)
             if parameter is None and not free:
                 continue
-        elif node.start is None or key in typed:
+        elif node.default is None or key in typed:
             continue
         default = getattr(parameter, "default", None)
-        values[key] = start_of(node, default, length_of)
+        values[key] = default_of(node, default, length_of)
     return with_values(config, values) if values else config
 
 

@@ -83,12 +83,12 @@ def _rules(definition: Definition) -> Iterator[str]:
     several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
     scale = definition.scale
     sized = {} if scale is None else scale.target
-    if study.stop not in (None, "regret"):
-        yield f"study.stop must be regret, or null; got {study.stop}"
-    elif (study.stop is None) != (study.regret is None):
+    if study.stop not in (None, "improvement"):
+        yield f"study.stop must be improvement, or null; got {study.stop}"
+    elif (study.stop is None) != (study.min_improvement is None):
         yield (
-            "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
-            "not worth in units of the metric, go together; set both or none"
+            "study.stop=improvement and study.min_improvement, such as 0.005, the gain that "
+            "further trials are not worth in units of the metric, go together; set both or none"
         )
     if objective.network is not None and definition.trains_networks:
         yield "objective.network is of a loop; what studyloom trains is in the section model"
@@ -99,7 +99,7 @@ def _rules(definition: Definition) -> Iterator[str]:
     for asked, needs, way_out, refusals in (
         (
             study.stop is not None,
-            "study.stop=regret asks what further trials gain in one value",
+            "study.stop=improvement asks what further trials gain in one value",
             "set study.stop=null, and bound the search by study.trials or study.epochs",
             {
                 "objective.metric names more than one": several,
@@ -116,8 +116,8 @@ def _rules(definition: Definition) -> Iterator[str]:
                     definition.limits
                 ),
                 "winner.enabled is false": not winner.enabled,
-                "train.patience or train.keep choose the epochs of which there are more": (
-                    "train.epochs" in sized and (train.patience, train.keep) != (None, "last")
+                "train.patience or train.weights choose the epochs of which there are more": (
+                    "train.epochs" in sized and (train.patience, train.weights) != (None, "last")
                 ),
             },
         ),

@@ -12,14 +12,14 @@ from studyloom.errors import refuse
 from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import is_scalar, nearest, shorten
 
-# The kinds of leaves, with the keys that each may have in addition to its own and `start`.
+# The kinds of leaves, with the keys that each may have in addition to its own and `default`.
 KEYS: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
     "float": ("log", "step"),
     "choice": (),
     "list": ("length",),
 }
-START = "start"  # the key of the baseline's value
+DEFAULT = "default"  # the key of the baseline's value
 LONGEST_NAME = 500  # with `.length` a parameter has 512 in Optuna's tables on PostgreSQL
 LARGEST = sys.float_info.max  # of a database column, also for whole numbers
 
@@ -100,13 +100,13 @@ class _Parser:
             return []
         if "list" in spec:
             return self._parse_list(spec, name, key, lists)
-        distribution = self._parse_distribution(spec, name, START)
-        return [] if distribution is None else [Leaf(name, key, distribution, spec.get(START))]
+        distribution = self._parse_distribution(spec, name, DEFAULT)
+        return [] if distribution is None else [Leaf(name, key, distribution, spec.get(DEFAULT))]
 
     def _parse_list(
         self, spec: Mapping[str, Any], name: str, key: str, lists: Mapping[str, Any]
     ) -> list[Node]:
-        if not self._check_keys(spec, name, START):
+        if not self._check_keys(spec, name, DEFAULT):
             return []
         item = spec["list"]
         if not (isinstance(item, Mapping) and any(kind in item for kind in KEYS if kind != "list")):
@@ -121,7 +121,7 @@ class _Parser:
             return []
         if isinstance(length, str):
             length = ".".join([*key.split(".")[:-1], length])
-        return [ListLeaf(name, key, distribution, length, spec.get(START))]
+        return [ListLeaf(name, key, distribution, length, spec.get(DEFAULT))]
 
     def _parse_length(
         self, length: Any, name: str, lists: Mapping[str, Any]

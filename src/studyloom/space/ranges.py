@@ -7,14 +7,14 @@ Range = dict[str, Any]
 
 
 def Int(
-    low: int, high: int, *, log: bool = False, step: int | None = None, start: int | None = None
+    low: int, high: int, *, log: bool = False, step: int | None = None, default: int | None = None
 ) -> Range:
     """Returns a range of whole numbers, both ends included: `Int(4, 256, log=True)`.
 
     Args:
-        start: the value of the baseline.
+        default: the value of the baseline.
     """
-    return _range("int", [low, high], log, step, start)
+    return _range("int", [low, high], log, step, default)
 
 
 def Float(
@@ -23,38 +23,38 @@ def Float(
     *,
     log: bool = False,
     step: float | None = None,
-    start: float | None = None,
+    default: float | None = None,
 ) -> Range:
     """Returns a range of numbers: `Float(1e-4, 1e-1, log=True)`.
 
     Args:
-        start: the value of the baseline.
+        default: the value of the baseline.
     """
-    return _range("float", [low, high], log, step, start)
+    return _range("float", [low, high], log, step, default)
 
 
-def Choice(*choices: Any, start: Any = None) -> Range:
+def Choice(*choices: Any, default: Any = None) -> Range:
     """Returns a choice among strings, numbers, True, False and None: `Choice("relu", "tanh")`.
 
     Args:
         choices: the values, or one list of them as in Optuna.
-        start: the value of the baseline.
+        default: the value of the baseline.
     """
     if len(choices) == 1 and isinstance(choices[0], list | tuple):
         choices = (*choices[0],)
-    return {"choice": [*choices]} | ({} if start is None else {"start": start})
+    return {"choice": [*choices]} | ({} if default is None else {"default": default})
 
 
-def List(item: Range, length: int | str | Range, *, start: Sequence[Any] | None = None) -> Range:
+def List(item: Range, length: int | str | Range, *, default: Sequence[Any] | None = None) -> Range:
     """Returns a list of values: `List(Int(16, 512, log=True), length=Int(1, 3))`.
 
     Args:
         length: a number, a range, or the name of another list that is as long.
-        start: the list of the baseline.
+        default: the list of the baseline.
     """
-    return {"list": item, "length": length} | ({} if start is None else {"start": start})
+    return {"list": item, "length": length} | ({} if default is None else {"default": default})
 
 
-def _range(kind: str, ends: list[Any], log: bool, step: Any, start: Any) -> Range:
-    further = {"log": log or None, "step": step, "start": start}
+def _range(kind: str, ends: list[Any], log: bool, step: Any, default: Any) -> Range:
+    further = {"log": log or None, "step": step, "default": default}
     return {kind: ends} | {key: value for key, value in further.items() if value is not None}

@@ -45,13 +45,13 @@ class Leaf:
     `name` is the path in the tree; `key` is the path without the options.
 
     Attributes:
-        start: the value of the baseline; None for that of the config.
+        default: the value of the baseline; None for that of the config.
     """
 
     name: str
     key: str
     distribution: Distribution
-    start: Any = None
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class ListLeaf:
         item: the values that are searched for each item.
         length: the lengths that are searched (a single length needs no parameter), or the key of
             an earlier list of the same length.
-        start: the list of the baseline, or one value for each item; None for that of the config.
+        default: the list of the baseline, or one value for each item; None for that of the config.
     """
 
     name: str
     key: str
     item: Distribution
     length: IntDistribution | str
-    start: Any = None
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -375,23 +375,23 @@ def middle_of(distribution: Distribution) -> Any:
             return min(max(low, float(f"{middle:.4g}")), high)
 
 
-def start_of(node: Leaf | ListLeaf, default: Any, length_of: Callable[[str], int]) -> Any:
-    """Returns where a search begins in a node: its start, or a default that it can give.
+def default_of(node: Leaf | ListLeaf, fallback: Any, length_of: Callable[[str], int]) -> Any:
+    """Returns the default value of a node: its own, or else `fallback` if it lies in the range.
 
     Else it is the middle of the range.
 
     Args:
         length_of: returns the length of another list by its key.
     """
-    if node.start is not None:
-        return node.start
+    if node.default is not None:
+        return node.default
     if isinstance(node, Leaf):
-        fits = default is not None and why_not(node.distribution, default) is None
-        return default if fits else middle_of(node.distribution)
+        fits = fallback is not None and why_not(node.distribution, fallback) is None
+        return fallback if fits else middle_of(node.distribution)
     length = node.length
     if isinstance(length, str):
         length = IntDistribution(length_of(length), length_of(length))
-    items = default if isinstance(default, list | tuple) else ()
+    items = fallback if isinstance(fallback, list | tuple) else ()
     refused = (why_not(node.item, item) for item in items)
     fits = why_not(length, len(items)) is None and not any(refused)
     return [*items] if items and fits else [middle_of(node.item)] * middle_of(length)

@@ -57,7 +57,7 @@ class EarlierStudy:
 
 
 def source_label(source: str) -> str:
-    """Returns a source of `study.from`, a run directory or a URL, without its password."""
+    """Returns a source of `study.warm_start`, a run directory or a URL, without its password."""
     if "://" not in source:
         return str(Path(source))
     url, _, name = source.partition("#")
@@ -103,7 +103,7 @@ class EarlierStudies:
     """The finished studies of a database, and of the run directories beside a folder.
 
     Nothing that they hold is executed, and no server is started: a run directory with an embedded
-    one is read if `study.from` names it.
+    one is read if `study.warm_start` names it.
 
     Args:
         definition: that of the study that begins, by config key. A study of the same definition is
@@ -139,13 +139,15 @@ class EarlierStudies:
                 self._left_out.append(f"{label} cannot be read: {describe_error(error)}")
         if len(found) > MOST_STUDIES:
             self.notes.append(
-                f"study.from={AUTO}: looked at the newest {MOST_STUDIES} of {len(found)} earlier "
-                "studies; study.from=[…] names others"
+                f"study.warm_start={AUTO}: looked at the newest {MOST_STUDIES} of {len(found)} "
+                "earlier studies; study.warm_start=[…] names others"
             )
         for line in self._left_out[:MOST_NOTES]:
-            self.notes.append(f"study.from={AUTO}: {mask_passwords(one_line(line))}; left out")
+            self.notes.append(
+                f"study.warm_start={AUTO}: {mask_passwords(one_line(line))}; left out"
+            )
         if (more := len(self._left_out) - MOST_NOTES) > 0:
-            self.notes.append(f"study.from={AUTO}: {more} more are left out")
+            self.notes.append(f"study.warm_start={AUTO}: {more} more are left out")
 
     def _look(self, url: str, name: str, label: str) -> None:
         """Reads a study, if it is a finished one of ours with another definition."""
@@ -169,7 +171,7 @@ class EarlierStudies:
 def find_earlier(
     url: str, name: str, run_dir: Path, definition: Mapping[str, Any]
 ) -> EarlierStudies:
-    """Finds the earlier studies for `study.from=auto`; see `EarlierStudies`.
+    """Finds the earlier studies for `study.warm_start=auto`; see `EarlierStudies`.
 
     It waits for a thread, so that a Ctrl-C is heard whatever that reads.
     """
@@ -178,7 +180,7 @@ def find_earlier(
     search.start()
     search.join(PATIENCE)
     if search.is_alive():
-        log.warning("study.from=auto: reads earlier studies, for at most %g s", MOST_OF_ALL)
+        log.warning("study.warm_start=auto: reads earlier studies, for at most %g s", MOST_OF_ALL)
         search.join()
     return found
 
@@ -207,14 +209,14 @@ def offer_earlier(run_dir: Path) -> list[str]:
             status = (folder / "study.db").lstat()
             holds += stat.S_ISREG(status.st_mode) and status.st_size > 0
     lie = "1 earlier study lies" if holds == 1 else f"{holds} earlier studies lie"
-    fits = "study.from=auto tries the best configurations of those that fit first"
+    fits = "study.warm_start=auto tries the best configurations of those that fit first"
     return [f"{lie} next to {run_dir}: {fits}"] if holds else []
 
 
 def read_named(
     wanted: Any, begun: Sequence[str], mistakes: list[str], notes: list[str]
 ) -> tuple[list[str], list[EarlierStudy]]:
-    """Reads the earlier studies that `study.from` names, each once.
+    """Reads the earlier studies that `study.warm_start` names, each once.
 
     Returns:
         The label of each, and the studies but those that have begun.
@@ -233,7 +235,9 @@ def read_named(
                 continue
             earlier = read_earlier(source)
         except ValueError as error:
-            mistakes += [f"study.from: {line}" for line in getattr(error, "mistakes", [str(error)])]
+            mistakes += [
+                f"study.warm_start: {line}" for line in getattr(error, "mistakes", [str(error)])
+            ]
             continue
         if earlier.open:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")

@@ -174,7 +174,8 @@ class Ending:
             return f"{after}: {self.epochs} epochs of study.epochs={self.bounds.epochs} are spent"
         left = trials - self.begun
         further = "a further trial is" if left == 1 else f"the {left} further trials are"
-        return f"{after}: {further} expected to gain less than study.regret={self.bounds.regret:g}"
+        least = f"study.min_improvement={self.bounds.regret:g}"
+        return f"{after}: {further} expected to gain less than {least}"
 
     def decision(self) -> dict[str, Any]:
         """Returns the stored decision, for `find_ending`."""

@@ -136,10 +136,10 @@ class Promotion(BasePruner):
     def check(self, definition: Definition) -> list[str]:
         """Returns every reason why the trials of a definition cannot be paused."""
         config, mistakes = definition.config, []
-        ways = "or choose another pruner, such as pruner=asha"
+        ways = "or choose another pruner, such as pruner=successive_halving"
         if config.checkpoints.dir is None:
             mistakes.append(
-                "checkpoints.dir=null: pruner=promotion pauses trials, which go on from their "
+                "checkpoints.dir=null: pruner=asha pauses trials, which go on from their "
                 f"checkpoints; name a folder, {ways}"
             )
         several = config.objective.folds > 1 or config.objective.seeds > 1
@@ -148,19 +148,19 @@ class Promotion(BasePruner):
                 "pruner.steps=jobs" if definition.in_turn else "objective.folds or objective.seeds"
             )
             mistakes.append(
-                f"{what}: pruner=promotion compares trials epoch by epoch, and these train their "
+                f"{what}: pruner=asha compares trials epoch by epoch, and these train their "
                 f"folds and seeds one after the other; take one of each, {ways}"
             )
         if not definition.resumes:
             mistakes.append(
-                f"objective._target_={config.objective['_target_']}: pruner=promotion goes on with "
+                f"objective._target_={config.objective['_target_']}: pruner=asha goes on with "
                 "trials from their state, and this objective keeps none; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {ways}"
             )
         needed = self.min_resource * self.reduction_factor**self.brackets
         if definition.trains_networks and (epochs := config.train.epochs) < needed:
             mistakes.append(
-                f"train.epochs must be at least {needed} with pruner=promotion, which is "
+                f"train.epochs must be at least {needed} with pruner=asha, which is "
                 f"pruner.min_resource={self.min_resource} × pruner.reduction_factor="
                 f"{self.reduction_factor}, once for each of pruner.brackets={self.brackets}; got "
                 f"{epochs}; lower these, {ways}"

@@ -39,7 +39,7 @@ def find_starts(definition: Definition, digest: str, url: str) -> WarmStarts:
         digest: of the training data.
     """
     cfg = definition.config
-    if cfg.study["from"] is None:
+    if cfg.study.warm_start is None:
         return find_warm_starts(definition)
     folder, name = folder_of(url), str(cfg.study.name)
     address = url if folder is not None and not folder.exists() else serve(url, own=True)
@@ -125,7 +125,7 @@ def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, tri
         stored.optuna.set_user_attr(DEFINED, sources)
     study, cost = definition.config.study, definition.config.cost
     bounds = Bounds(
-        regret=study.regret if study.stop == "regret" else None,
+        regret=study.min_improvement if study.stop == "improvement" else None,
         epochs=study.epochs,
         trials=trials,
         cost=cost.limit,

@@ -128,7 +128,7 @@ class Strategy:
                 if len(definition.goals) > 1 and not (isinstance(pruner, NopPruner) or pauses):
                     yield (
                         f"pruner={definition.composer.choices.get('pruner')} compares by one "
-                        "value, and objective.metric names several; set pruner=promotion or none, "
+                        "value, and objective.metric names several; set pruner=asha or none, "
                         "or name one"
                     )
             yield from getattr(pruner, "check", lambda _: ())(definition)

@@ -1,7 +1,7 @@
 """Warm starts: the configurations that a study tries first, from its user or earlier studies.
 
-`study.enqueue` lists known good ones. `study.from` takes the best trials of an earlier study, or a
-portfolio of several: those that it names or, as `auto`, those that are found. Each becomes a
+`study.enqueue` lists known good ones. `study.warm_start` takes the best trials of an earlier study,
+or a portfolio of several: those that it names or, as `auto`, those that are found. Each becomes a
 waiting trial with fixed hyperparameters before any worker starts. The study definition is the same
 with them and without.
 
@@ -114,19 +114,19 @@ def find_warm_starts(
     begun: Sequence[str] | None = None,
     look: Callable[[], EarlierStudies] = EarlierStudies,
 ) -> WarmStarts:
-    """Finds the points that `study.enqueue` and `study.from` name.
+    """Finds the points that `study.enqueue` and `study.warm_start` name.
 
     Args:
         begun: the earlier studies of which the study has trials already; they are not read again.
-            None of a study without trials, which alone looks for others by `study.from=auto`.
-        look: finds earlier studies for `study.from=auto`.
+            None of a study without trials, which alone looks for others by `study.warm_start=auto`.
+        look: finds earlier studies for `study.warm_start=auto`.
 
     Raises:
         ConfigError: every point that the space cannot give, and each earlier study that is missing.
     """
     study = definition.config.study
     enqueued = value_at(definition.config, "study.enqueue")
-    wanted = value_at(definition.config, "study.from")
+    wanted = value_at(definition.config, "study.warm_start")
     strategy = Strategy(definition)
     listed = strategy.points is not None
     fixed = listed or definition.suggests
@@ -134,15 +134,15 @@ def find_warm_starts(
         wanted = None
     mistakes: list[str] = []
     notes: list[str] = []
-    if study["from"] is None and strategy.trials > LOOKED and not fixed:
+    if study.warm_start is None and strategy.trials > LOOKED and not fixed:
         notes += offer_earlier(Path(definition.config.run_dir))
     if not enqueued and not wanted:
         return WarmStarts(notes=notes)
     points = list(_enqueued_points(definition, enqueued, mistakes, notes))
     if listed:
         mistakes.append(
-            "sampler=grid: tries each point of the space once, so study.enqueue and study.from "
-            "add nothing; remove them, or choose another sampler"
+            "sampler=grid: tries each point of the space once, so study.enqueue and "
+            "study.warm_start add nothing; remove them, or choose another sampler"
         )
     room = strategy.trials - (definition.baseline is not None) - len(points)
     if room < 0:
@@ -158,7 +158,7 @@ def find_warm_starts(
         found = look()
         studies = found.studies
     refuse(mistakes)
-    taken = take_points(definition, studies, min(study.top, room), notes, looked=looked)
+    taken = take_points(definition, studies, min(study.warm_start_top, room), notes, looked=looked)
     if looked and taken:
         sources, notes = [AUTO], [*found.notes, *notes]
     labels = {start.earlier for start in taken}

@@ -12,7 +12,7 @@ from studyloom.training.optimizer import ParameterGroup, Schedule, absolute_rate
 from studyloom.training.scaling import Scaling
 from studyloom.training.steps import PRECISIONS, OwnStep
 
-KEEPS = ("last", "best")
+WEIGHTS = ("last", "best")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Job:
         drop_last: whether to leave out the last batch of an epoch if it is smaller.
         ema: the decay of an average of the weights, which is evaluated and kept in their place.
         patience: training ends after so many epochs in a row without a better value.
-        keep: `last`, or `best` for the epoch with the best value: its weights and its value are
+        weights: `last`, or `best` for the epoch with the best value: its weights and its value are
             those of the training.
         until: the epoch after which training ends, on the schedule of all `epochs`; None for all.
         scaling: the rule by which it is trained as at a base size; None for as it is.
@@ -69,7 +69,7 @@ class Job:
     drop_last: bool = False
     ema: float | None = None
     patience: int | None = None
-    keep: str = "last"
+    weights: str = "last"
     until: int | None = None
     scaling: Scaling | None = None
 
@@ -95,7 +95,7 @@ class Job:
             "accumulate": (self.accumulate >= 1, "at least 1 (off)"),
             "ema": (self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null (off)"),
             "patience": (self.patience is None or self.patience >= 1, "at least 1, or null (off)"),
-            "keep": (self.keep in KEEPS, " or ".join(KEEPS)),
+            "weights": (self.weights in WEIGHTS, " or ".join(WEIGHTS)),
             "until": (1 <= self.last <= self.epochs, f"from 1 to {self.epochs}, or null (all)"),
         }
         for key, (fits, must) in checks.items():
@@ -125,7 +125,7 @@ class Job:
 
     def kept(self, epochs: "Sequence[Epoch]") -> "Epoch":
         """Returns the epoch whose weights and value are kept: the last, or the first best one."""
-        if self.keep == "last":
+        if self.weights == "last":
             return epochs[-1]
         return max(epochs, key=lambda epoch: self.metric.sign * epoch.value)
 

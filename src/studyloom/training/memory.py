@@ -107,7 +107,7 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
             with torch.no_grad():
                 steps.evaluate(network.eval(), judged, len(valid))
         weights = size_of(network.state_dict())
-        copies = weights * ((job.ema is not None) + (job.keep == "best"))
+        copies = weights * ((job.ema is not None) + (job.weights == "best"))
         saved = weights + copies + size_of(optimizer.state_dict())
     except Exception as error:
         raise ConfigError(

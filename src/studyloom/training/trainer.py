@@ -234,7 +234,7 @@ class JobRun:
         self.rates.after_epoch(value)
         job = self.job
         if self.best is None or job.metric.sign * value > job.metric.sign * self.best[1]:
-            weights = deepcopy(self.evaluated.state_dict()) if job.keep == "best" else None
+            weights = deepcopy(self.evaluated.state_dict()) if job.weights == "best" else None
             self.best = self.epoch, value, weights
         rate, ended = job.samples / (trained - start), perf_counter()
         self.evaluating = ended - trained

@@ -1057,7 +1057,7 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
         below = f"; the search ends below {regret:g}"
         heights.append(math.log10(max(regret, least)))
         ends = [(x.low, heights[-1]), (x.high, heights[-1])]
-        marks.append(dotted("study.regret", "best", ends, 1.5))
+        marks.append(dotted("study.min_improvement", "best", ends, 1.5))
     margin = 0.06 * (max(heights) - min(heights)) or 0.1
     low, high = min(heights) - margin, max(heights) + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(10**low, 10**high)]

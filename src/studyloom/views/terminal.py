@@ -165,7 +165,7 @@ def more_trials(snapshot: Snapshot, plan: "ResultStages") -> str:
     """Returns the override by which a search that has ended goes on; empty if it has not."""
     study, ended = plan.definition.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
-        return f"study.regret={study.regret / 2:g}"
+        return f"study.min_improvement={study.min_improvement / 2:g}"
     if ended is not None and ended.spent is not None:
         return f"cost.limit={2 * plan.definition.config.cost.limit:g}"
     if ended is not None:

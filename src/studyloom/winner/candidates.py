@@ -105,7 +105,7 @@ def choose_candidates(
 
 
 def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
-    """Returns the point of a trial; if patience or keep=best chose its epochs, with so many.
+    """Returns the point of a trial; if patience or weights=best chose its epochs, with so many.
 
     The number of epochs counts as chosen, as a hyperparameter does: the re-evaluation makes no
     other choice, and the final training, which has no validation set of its own, is as long. The
@@ -113,10 +113,10 @@ def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
     """
     point = at_target(definition, definition.space.at(trial.params))
     train = definition.at(point).train if definition.trains_networks else None
-    if train is None or (train.patience, train.keep) == (None, "last"):
+    if train is None or (train.patience, train.weights) == (None, "last"):
         return point
-    until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.keep, definition.metric.sign)
-    pinned = {"train.until": until, "train.patience": None, "train.keep": "last"}
+    until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.weights, definition.metric.sign)
+    pinned = {"train.until": until, "train.patience": None, "train.weights": "last"}
     return replace(point, values=point.values | pinned)
 
 
