@@ -13,7 +13,6 @@ import studyloom.data
 from studyloom import environment
 from studyloom.commands.parser import COMMANDS
 from studyloom.config.schema import describe_keys
-from studyloom.environment import Variable
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_the_reference_has_all_that_the_code_has(site):
     for module in (studyloom, studyloom.data):
         for name in {*module.__all__} - {"__version__"}:
             assert re.search(rf"{module.__name__}\.{name}$", python, re.MULTILINE), name
-    variables = [each.name for each in vars(environment).values() if isinstance(each, Variable)]
+    variables = [each.name for each in environment.PUBLIC]
     assert re.findall(r"^\| `(\w+)`", site.environment_page(), re.MULTILINE) == variables
 
 

@@ -28,7 +28,7 @@ REPLACED = {
     "satisfies": r"\bkeeps? to\b",
     "resume, continue": r"\bgo(?:es|ing)? on\b",
     "image": r"\bpictures?\b",
-    "ASHA": r"pruner=asha",
+    "ASHA": r"pruner=promotion",
     "warm start": r"\bstudy\.(?:from|top)\b",
     "improvement": r"\bstudy\.(?:regret|stop=regret)\b",
     "numbers": r"\d %|\d ×|\b\d \d{3}\b",
@@ -39,7 +39,7 @@ EXCEPT = {
     "resume, continue": r"the study goes on",
     "warm start": r"`study\.from` and\n`study\.top` are",
     "improvement": r"`study\.stop=regret` and\n`study\.regret` are",
-    "ASHA": r"`pruner=asha` is `asha`",
+    "ASHA": r"`pruner=promotion` is `asha`",
     "numbers": r"\d+ × \d+|\d × such as|<[^>]+>",
 }
 

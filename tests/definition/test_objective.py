@@ -78,11 +78,11 @@ class Script:
 
 
 @pytest.mark.parametrize("in_turn", [False, True])
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_the_value_is_the_mean_of_what_each_job_keeps(definition, keep, in_turn):
+@pytest.mark.parametrize("weights", ["last", "best"])
+def test_the_value_is_the_mean_of_what_each_job_keeps(definition, weights, in_turn):
     scripts = ((0.1, 0.8, 0.3, 0.2), (0.4, 0.4, 0.2))  # the second ends after three epochs
     jobs = [
-        replace(job, patience=2, keep=keep, metric=Script(*script).metric())
+        replace(job, patience=2, weights=weights, metric=Script(*script).metric())
         for job, script in zip(
             definition.jobs(definition.baseline, toy_folds(SPLIT, 2), 0), scripts, strict=True
         )
@@ -91,7 +91,7 @@ def test_the_value_is_the_mean_of_what_each_job_keeps(definition, keep, in_turn)
     steps = []
     value = objective.run(steps.append, Never())
     reported = reports(steps, objective.stride)
-    kept = {"last": (0.2, 0.2), "best": (0.8, 0.4)}[keep]
+    kept = {"last": (0.2, 0.2), "best": (0.8, 0.4)}[weights]
     assert value == pytest.approx(sum(kept) / 2)
     assert objective.standard_error() == pytest.approx(abs(kept[0] - kept[1]) / 2)
     if in_turn:
