@@ -63,9 +63,9 @@ def commands_page() -> str:
 
 def study_options_page() -> str:
     """The options of a study module, which Hydra parses."""
-    from studyloom.config.overrides import PAGE_OPTIONS
+    from studyloom.config.overrides import OPTIONS
 
-    return f"```text\n{PAGE_OPTIONS.strip()}\n```\n"
+    return f"```text\n{OPTIONS.strip()}\n```\n"
 
 
 def python_page() -> str:
