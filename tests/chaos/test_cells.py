@@ -10,6 +10,7 @@ import pytest
 from commands import ROOT, environment, studyloom
 from live_processes import linux, until
 from runs import Run, holder, kill
+from test_readme import blocks
 
 from studyloom.processes import is_alive
 from studyloom.study.opening import open_study
@@ -54,7 +55,7 @@ def make_net(width):
     return nn.Linear(2, width)
 
 
-def learn(net, optimizer):
+def train_one_epoch(net, optimizer):
     net.steps = getattr(net, "steps", 0) + 1
     wait(net.steps)
     optimizer.zero_grad()
@@ -62,7 +63,7 @@ def learn(net, optimizer):
     optimizer.step()
 
 
-def accuracy_of(net):
+def evaluate(net):
     return 1 / (1 + net(torch.ones(2)).square().sum().item())
 
 
@@ -78,10 +79,19 @@ def objective(trial):
 """
 DATA = "train, test = load('train'), load('test')\ninputs = test[0]\n"
 FEW = 'trials=4, sampler="random", pruner="none", study={"lease": 5.0}, '
-SNIPPETS = re.findall(
-    r"^```python\n(.*?)^```$",
-    (ROOT / "README.md").read_text().partition("## In YAML")[0],
-    re.MULTILINE | re.DOTALL,
+BLOCKS = blocks((ROOT / "README.md").read_text(), "python")  # a network, and a loop
+SEARCHES = (
+    """\
+study = sl.search(
+    Net, data=(train, test), workers=2,
+    space={"model": {"width": sl.Int(4, 256, log=True), "dropout": sl.Float(0, 0.5)},
+           "optimizer": {"adamw": {"lr": sl.Float(1e-4, 1e-1, log=True)},
+                         "sgd": {"lr": sl.Float(1e-3, 1, log=True),
+                                 "momentum": sl.Float(0, 0.99)}}})
+study.winner.predict(inputs)
+""",
+    BLOCKS[1],
+    'sl.search(objective, maximize="accuracy", workers=2)\n',
 )
 HEAD = """\
 defaults: [studyloom, sampler: random, pruner: none]
@@ -150,11 +160,10 @@ def results(stored):
     ],
     ids=["network", "loop", "objective"],
 )
-def test_a_snippet_of_the_readme_comes_to_the_trials_of_its_yaml_through_dead_workers_and_kernels(
+def test_a_search_from_python_has_the_trials_of_its_yaml_though_workers_and_kernels_die(
     number, before, yaml, settings, tmp_path
 ):
-    snippet = SNIPPETS[number]
-    assert len(snippet.splitlines()) <= 12
+    snippet = SEARCHES[number]
     for name in ("notebook", "yaml"):
         (tmp_path / name).mkdir()
     code = snippet.partition("\nsl.search")[0] if number == 1 else ""
@@ -162,8 +171,7 @@ def test_a_snippet_of_the_readme_comes_to_the_trials_of_its_yaml_through_dead_wo
     (tmp_path / "yaml" / "mine.yaml").write_text(HEAD + yaml)
     done = studyloom("run", "mine.yaml", cwd=tmp_path / "yaml", PYTHONPATH=str(ROOT / "src"))
     assert done.returncode == 0, done.stdout + done.stderr
-    cell = re.sub(r"trials=\d+, ", "", snippet).replace('name="mine", ', "")
-    cell = cell.replace("workers=2", f'name="mine", {FEW}{settings}workers=2')
+    cell = snippet.replace("workers=2", f'name="mine", {FEW}{settings}workers=2')
     notebook = Notebook(tmp_path / "notebook", MODULE + before, f"import studyloom as sl\n{cell}")
 
     def kill_a_worker_and_the_kernel():
@@ -185,3 +193,25 @@ def test_a_snippet_of_the_readme_comes_to_the_trials_of_its_yaml_through_dead_wo
         again = Notebook(tmp_path / "notebook", edited, f"import studyloom as sl\n{cell}")
         _, err = again.start().communicate(timeout=60)
         assert re.search(r"DefinitionError(.|\n)*code\.__main__\.wait: ", err)
+
+
+@pytest.mark.parametrize("way", ["file", "notebook"])
+def test_the_first_block_of_the_readme_runs_as_it_stands(way, tmp_path):
+    if way == "file":
+        (tmp_path / "pasted.py").write_text(BLOCKS[0])
+        command = ["pasted.py"]
+    else:
+        (tmp_path / "cells.json").write_text(json.dumps([BLOCKS[0]]))
+        command = ["-c", "import kernel; kernel.run_cells('cells.json')"]
+    paths = {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=environment(**paths),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    winner = json.loads((tmp_path / "runs/digits/winner.json").read_text())
+    assert winner["test"]["winner"]["mean"] > 0.9
+    assert "20 of 20 trials" in done.stdout + done.stderr
