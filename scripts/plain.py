@@ -27,7 +27,7 @@ EPOCHS = 10
 def loaders(
     dataset, validation: int, seed: int, batch: int, workers: int = 0
 ) -> tuple[DataLoader, DataLoader]:
-    """Divides a data set as studyloom does; the loaders of the training and the validation part."""
+    """Divides a data set as studyloom does; the loaders of the training and the validation set."""
     train, valid = make_folds(dataset.targets, 1, validation, derive(seed))[0]
     options = {"batch_size": batch, "num_workers": workers}
     return (

@@ -24,7 +24,7 @@ LONGEST = 116  # words that are read; the longest review has as many
 PAIRS = 30_000  # buckets into which pairs of neighbouring words are hashed
 NAMED = ("division", "class")  # columns of words
 COLUMNS = ("age", "likes", "rating", *NAMED)
-MIDDLE = {"age": 43, "likes": 2, "rating": 4}  # of the training part; taken where nothing is said
+MIDDLE = {"age": 43, "likes": 2, "rating": 4}  # of the training set; taken where nothing is said
 RANGE = {"age": (0, 120), "likes": (0, 1000), "rating": (1, 5)}
 SPREAD = {"age": 12, "likes": 6, "rating": 1}
 Row = Mapping[str, str]
@@ -43,7 +43,7 @@ def reviews() -> list[Row]:
 
 @functools.cache
 def sealed() -> frozenset[str]:
-    """Returns the numbers of the clothes whose reviews are the test part.
+    """Returns the numbers of the clothes whose reviews are the test set.
 
     They are drawn by a hash until they have a fifth of the reviews, which no release changes.
     """
@@ -55,7 +55,7 @@ def sealed() -> frozenset[str]:
 
 @functools.cache
 def known() -> tuple[Vocabulary, dict[str, list[str]]]:
-    """Returns the words of the training part, and the options of its columns of words."""
+    """Returns the words of the training set, and the options of its columns of words."""
     rows = [row for row in reviews() if row["clothing"] not in sealed()]
     options = {name: sorted({row[name] for row in rows} - {""}) for name in NAMED}
     return Vocabulary(words_of(row["review"]) for row in rows), options
@@ -68,7 +68,7 @@ def encode(row: Row) -> tuple[list[int], list[str]]:
         row: what is known of it, by the names of COLUMNS and `review`; all may be missing.
 
     Returns:
-        the numbers of COLUMNS, of words their place in the training part from 1 on, and LONGEST
+        the numbers of COLUMNS, of words their place in the training set from 1 on, and LONGEST
         words; and what was done to them.
 
     Raises:
@@ -88,7 +88,7 @@ def encode(row: Row) -> tuple[list[int], list[str]]:
         elif not (said.isascii() and said.isdecimal() and is_within(name, said)):
             low, high = RANGE[name]
             raise ValueError(
-                f"{name} must be a whole number from {low} to {high}, or nothing; got {said[:40]!r}"
+                f"{name} must be an integer from {low} to {high}, or nothing; got {said[:40]!r}"
             )
         table.append(int(said or MIDDLE[name]))
     words = words_of(row.get("review") or "")

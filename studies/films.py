@@ -28,7 +28,7 @@ from studyloom.data import Reader, Split
 
 HISTORY = 30  # earlier ratings of a user that are inputs, the latest of them
 SLOW = 5  # ratings that a mean of before counts as
-IDS = ("user", "film")  # 0 for those that the training part does not have
+IDS = ("user", "film")  # 0 for those that the training set does not have
 PEOPLE = ("age", "woman", "occupation")
 BEFORE = ("film_mean", "film_ratings", "leaning", "leaning_here", "user_ratings")
 COLUMNS = (
@@ -107,7 +107,7 @@ def inputs_of(data: Tables, test_size: int, known: bool = True) -> tuple[Tensor,
 
     Args:
         data: all of it.
-        test_size: how many of the last ratings are the test part.
+        test_size: how many of the last ratings are the test set.
         known: whether a test rating is an input of later ones, as in a service that goes on.
 
     Returns:
@@ -137,11 +137,11 @@ def made(folder: Path, test_size: int, known: bool) -> tuple[Tensor, Past]:
 
 
 def known_ids(inputs: Tensor, first: np.ndarray) -> Tensor:
-    """Returns inputs in which each user and film that the training part lacks is 0.
+    """Returns inputs in which each user and film that the training set lacks is 0.
 
     Args:
         inputs: (n, columns).
-        first: the ratings of the training part.
+        first: the ratings of the training set.
     """
     inputs = inputs.clone()
     films = [PLACE["film"], *range(len(COLUMNS) - 2 * HISTORY, len(COLUMNS) - HISTORY)]
@@ -153,7 +153,7 @@ def known_ids(inputs: Tensor, first: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Ratings:
-    """MovieLens 100k in time order, the last ratings of which are the test part.
+    """MovieLens 100k in time order, the last ratings of which are the test set.
 
     Args:
         test_size: how many these are.

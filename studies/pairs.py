@@ -31,7 +31,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
     An item is a picture, float32 (1, 28, 28), a spectrogram, float32 (1, 24, 32), and the digit.
 
     Args:
-        part: train, with pictures of the training part of MNIST, for all speakers but one; or test,
+        part: train, with pictures of the training set of MNIST, for all speakers but one; or test,
             with those of its test part, for that one.
         test_speaker: who it is.
     """

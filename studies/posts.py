@@ -72,7 +72,7 @@ def damaged(path: Path, words: str) -> ValueError:
 def training(folder: Path) -> tuple[list[tuple[str, list[str]]], Vocabulary]:
     """Returns the words of the posts to train on, and the vocabulary of these.
 
-    Of posts that are read alike one is kept, and none that the test part has too. They are in the
+    Of posts that are read alike one is kept, and none that the test set has too. They are in the
     order of the file, in which each group begins with its oldest posts; groups take turns.
     """
     read = {part: [] for part in POSTS}

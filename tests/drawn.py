@@ -33,7 +33,7 @@ class Drawn(Dataset):
 
 
 def drawn(**settings):
-    """Returns the training part of such a data set."""
+    """Returns the training set of such a data set."""
     given = {"train": Drawn(), "evaluate": Drawn(noise=0.0), "validation": 15}
     return Datasets(**given | settings).train()
 

@@ -33,7 +33,7 @@ MIXED = (
 
 
 class CountedTest:
-    """Loads the test part, and counts how often."""
+    """Loads the test set, and counts how often."""
 
     def __init__(self):
         self.loaded = 0

@@ -334,7 +334,7 @@ def test_an_interrupt_ends_a_call_or_a_cell_with_a_sentence(
     with pytest.raises(KeyboardInterrupt, match=words) as caught:
         api.search(ended_by_itself, **options)
     assert frames_of(caught.value)[1:] == ["call"]
-    assert f"stopped; the same {kind} goes on from here" in capsys.readouterr().out
+    assert f"stopped; the same {kind} resumes here" in capsys.readouterr().out
 
 
 # A study of one's own

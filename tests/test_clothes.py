@@ -67,7 +67,7 @@ def test_words_and_columns_are_known_by_the_training_part_alone(parts):
 def test_a_file_that_holds_no_reviews_is_refused():
     for content, said in (
         (b"\xff\xfe\0", "must be a CSV file in UTF-8"),
-        (b"review,age\nlove it,-3\n", "review 1: age must be a whole number from 0 to 120"),
+        (b"review,age\nlove it,-3\n", "review 1: age must be an integer from 0 to 120"),
         (b"review,rating\nI love it, really,5\n", "review 1: has more fields than the first line"),
         (b'review,rating\n"I love it,5\n', "must be a CSV file in UTF-8: unexpected end of data"),
     ):

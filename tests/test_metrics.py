@@ -168,7 +168,7 @@ def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_t
         (
             [*own, "objective.direction=maximize"],
             toy_split(100),
-            "nothing: must be a finite number; got nan for 20 examples, in the validation part",
+            "nothing: must be a finite number; got nan for 20 examples, in the validation set",
         ),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -185,6 +185,6 @@ def test_a_validation_part_that_lacks_a_class_is_named_with_its_fold():
         (torch.arange(0, 50), torch.arange(50, 100)),
         (torch.arange(50, 100), torch.arange(0, 50, 2)),
     ]
-    words = "of 25 none is of class 1, in the validation part of fold 1"
+    words = "of 25 none is of class 1, in the validation set of fold 1"
     with pytest.raises(ConfigError, match=words):
         check(split, folds, "objective.metric=roc_auc")

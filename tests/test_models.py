@@ -43,7 +43,7 @@ def test_initial_weights_have_the_spread_of_their_source(model, init):
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed():
     for model, options, message in (
         (MLP, {"activation": "rellu"}, "got 'rellu'; did you mean relu?"),
-        (MLP, {"hidden": [8, -3]}, "model.hidden[1] must be a whole number of at least 1; got -3"),
+        (MLP, {"hidden": [8, -3]}, "model.hidden[1] must be an integer of at least 1; got -3"),
         (MLP, {"dropout": 1.0}, "model.dropout must be a number from 0 up to, but not including, "),
         (MLP, {"dropout": [0.1, 0.2]}, "for each of the 1 layers of model.hidden; got 2 numbers"),
         (CNN, {"blocks": 5}, "model.blocks must be at most 4, since each halves the image of 28 "),

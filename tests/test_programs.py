@@ -163,7 +163,7 @@ def test_stop_from_another_terminal_releases_the_trial_and_the_same_command_goes
     out, err = running.communicate(timeout=60)
     assert (running.returncode, last["code"]) == (3, 3)
     assert "stopping, as studyloom stop says" in err
-    assert "stopped by studyloom stop; the same command goes on from here" in out
+    assert "stopped by studyloom stop; the same command resumes here" in out
     assert studyloom("status", run_dir, "--check").returncode == 4
     assert json.loads((run_dir / "heartbeat.json").read_text())["exit_code"] == 3
     again = start(*command, "train.epochs=100000", **env)

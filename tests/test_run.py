@@ -133,7 +133,7 @@ def test_a_time_limit_ends_the_command_in_order(tmp_path):
     limited = ("train.epochs=2000", "study.trials=2", "study.timeout=1", "launcher.workers=1")
     done = study_here(*QUICK, *limited, f"run_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert "the time is up; the same command goes on from here" in done.stdout
+    assert "the time is up; the same command resumes here" in done.stdout
     assert open_study(f"sqlite:///{tmp_path}/study.db", "mnist").ledger.counts()["held"] == 0
 
 
@@ -148,7 +148,7 @@ def test_a_study_in_which_every_trial_fails_ends_with_1_and_says_why(tmp_path):
 def test_a_dry_run_shows_the_space_and_a_configuration_and_leaves_nothing(tmp_path):
     done = study_here("--dry-run", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
-    for words in ("infinitely many points", "momentum: 0 … 0.99", "_target_:"):
+    for words in ("infinitely many configurations", "momentum: 0 … 0.99", "_target_:"):
         assert words in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -212,7 +212,7 @@ def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_show
     assert second.returncode == 0, second.stderr
     now = json.loads((tmp_path / "winner.json").read_text())
     assert now["seeds"] != was["seeds"]
-    assert "is that of another study; it was moved to" in second.stdout
+    assert "belongs to another study; it was moved to" in second.stdout
     assert f"{now['test']['winner']['mean']:.4f}" in second.stdout
     moved = tmp_path / "earlier" / "answer-1"
     assert json.loads((moved / "winner.json").read_text()) == was

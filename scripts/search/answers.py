@@ -17,7 +17,7 @@ from .tables import Recorded, Task, load
 
 SEVERAL_SEEDS = ("hpobench",)  # five of each configuration, so that answers can be judged again
 SPENT = (40, 60)  # trainings in all
-JUDGED = ((3, 1), (5, 1), (3, 2), (3, 3))  # candidates, and fresh seeds of each
+JUDGED = ((3, 1), (5, 1), (3, 2), (3, 3))  # candidates, and new seeds of each
 BLIND = 2  # searches at random for each of TPE, which cost little
 
 
@@ -25,7 +25,7 @@ WAYS = {"the best trial": (1, 0)} | {f"{top} × {seeds}": (top, seeds) for top, 
 
 
 def answer(run: Run, way: tuple[int, int], budget: int) -> int:
-    """Names the best candidate on fresh seeds, or without any the best trial.
+    """Names the best candidate on new seeds, or without any the best trial.
 
     Args:
         way: how many candidates there are, and how many seeds each is judged by.

@@ -8,7 +8,7 @@ DRAWS = 2000
 
 
 def interval(values: Floats) -> tuple[float, float]:
-    """Returns a 95 % interval of a mean, by a bootstrap over tasks and seeds.
+    """Returns a 95% interval of a mean, by a bootstrap over tasks and seeds.
 
     Args:
         values: (tasks, seeds); the seeds are drawn anew in each task.
@@ -22,7 +22,7 @@ def interval(values: Floats) -> tuple[float, float]:
 
 
 def interval_of_share(ours: Floats, theirs: Floats) -> tuple[float, float]:
-    """Returns a 95 % interval of the share that a mean is less than another, likewise.
+    """Returns a 95% interval of the share that a mean is less than another, likewise.
 
     Args:
         ours: (tasks, seeds), in pairs with theirs.
@@ -47,7 +47,7 @@ def until(curves: Floats, other: Floats) -> tuple[float, float, float]:
         other: (tasks, seeds, epochs): of the other one, in pairs.
 
     Returns:
-        epochs, and the ends of their 95 % interval over tasks and seeds; one more than there are
+        epochs, and the ends of their 95% interval over tasks and seeds; one more than there are
         if it never comes there.
     """
     tasks, seeds, end = curves.shape

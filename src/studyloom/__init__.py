@@ -1,4 +1,4 @@
-"""Optuna-based study orchestration for PyTorch.
+"""Hyperparameter search for PyTorch that survives crashes and ends with a tested model.
 
 What takes long to import is imported when it is first used: `import studyloom` takes no torch.
 """

@@ -66,7 +66,7 @@ class Winner:
 
     Attributes:
         number: the trial that won.
-        value: the mean over fresh seeds; the value of the search if no other trial competed.
+        value: the mean over new seeds; the value of the search if no other trial competed.
         params: the parameters of the trial by their path; with `scale`, as at the target.
         config: the sections that decide the value, resolved; None if the trial stored none.
         test: the mean over seeds on the test set; None if nothing was tested, as of a loop without
@@ -151,7 +151,7 @@ class Study:
 
     @property
     def baseline(self) -> Trial | None:
-        """The trial of the configuration as composed; None without a result."""
+        """The trial of the default configuration; None without a result."""
         return self._trial(self._snapshot().baseline)
 
     @property
@@ -485,7 +485,7 @@ def _to_pass_on(
         return [], {}, []
     if launcher.leaves_host:
         raise ConfigError(
-            f"{', '.join(named)}: is known to this program alone, and the launcher starts workers "
+            f"{', '.join(named)}: is known only to this program, and the launcher starts workers "
             "on other hosts; move it into a module that those have"
         )
     digests = {key.removeprefix(CODE): each for key, each in prepared.definition.code.items()}

@@ -43,7 +43,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
             fixed = torch.tensor([float(weight) for weight in weights])
         super().__init__(weight=fixed, label_smoothing=label_smoothing)
         self.balanced = weights == "balanced"
-        if self.balanced:  # only what has this method is shown the training part: 0.06 s
+        if self.balanced:  # only what has this method is shown the training set: 0.06 s
             self.adapt = self._balance
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
         return total / len(labels)
 
     def _balance(self, inputs: Tensor, targets: Tensor) -> None:
-        """Sets the weights by the classes of the training part, (n,); ignores the inputs."""
+        """Sets the weights by the classes of the training set, (n,); ignores the inputs."""
         counts = targets.bincount()
         self.weight = len(targets) / (counts.clamp(min=1) * (counts > 0).sum())
 

@@ -32,7 +32,7 @@ class MLP(nn.Sequential):
         hidden: the widths of the hidden layers; an empty list makes a linear classifier.
         dropout: the probability after each hidden layer: one for all, or a list of one per layer.
         init: see `initialise`.
-        standardise: scales inputs to mean 0 and standard deviation 1 by those of the training part,
+        standardise: scales inputs to mean 0 and standard deviation 1 by those of the training set,
             and outputs for numbers (not classes) back to the scale of the targets.
 
     Raises:
@@ -132,7 +132,7 @@ class CNN(nn.Sequential):
 class Standardise(nn.Module):
     """Standardises each feature of inputs (batch, …, features) by its mean and deviation.
 
-    Both are measured on the training part before the first step, and are saved with the weights.
+    Both are measured on the training set before the first step, and are saved with the weights.
     """
 
     def __init__(self, features: int) -> None:
@@ -141,7 +141,7 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(features))
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
-        """Measures the inputs of the training part, (n, …, features); ignores the targets."""
+        """Measures the inputs of the training set, (n, …, features); ignores the targets."""
         std, mean = torch.std_mean(inputs.flatten(0, -2), 0, correction=0)
         # A constant feature carries no information: it becomes 0, and not NaN.
         self.mean, self.std = mean, torch.where(std > 0, std, 1.0)
@@ -158,13 +158,13 @@ class StandardiseSteps(Standardise):
 
 
 class Restore(Standardise):
-    """Scales outputs (batch, outputs) to mean and deviation of the targets in the training part.
+    """Scales outputs (batch, outputs) to mean and deviation of the targets in the training set.
 
     So the loss and the metric are in the units of the data. Outputs for classes are left alone.
     """
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
-        """Measures the targets of the training part, (n, outputs); ignores classes, (n,)."""
+        """Measures the targets of the training set, (n, outputs); ignores classes, (n,)."""
         if targets.is_floating_point():
             super().adapt(targets, targets)
 
@@ -316,7 +316,7 @@ def _one_of(key: str, value: str, allowed: Collection[str]) -> None:
 
 def _at_least_one(key: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} must be a whole number of at least 1; got {value!r}")
+        raise ValueError(f"{key} must be an integer of at least 1; got {value!r}")
 
 
 def _probability(key: str, value: float) -> None:

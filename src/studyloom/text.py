@@ -133,10 +133,10 @@ def is_scalar(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """Names the kind of a YAML value with its article: "a whole number", "a list", "null"."""
+    """Names the kind of a YAML value with its article: "an integer", "a list", "null"."""
     names = {
         bool: "true or false",
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
         str: "a string",
         type(None): "null",
@@ -172,7 +172,7 @@ def line_to_add(name: str, value: str, file: Path, section: str = "") -> str:
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
-    """Formats ascending whole numbers as ranges: 0-3, 5, 7-8."""
+    """Formats ascending integers as ranges: 0-3, 5, 7-8."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -111,7 +111,7 @@ class Run:
         assert all(trial.state.is_finished() for trial in trials), "I9: a trial runs for ever"
         assert len(trials) == counts["done"], f"I9: {len(trials)} trials in {counts}"
         answer = "best.yaml" if "winner.enabled=false" in self.overrides else "winner.yaml"
-        reasons = ("no trial keeps to winner.rule",)
+        reasons = ("no trial satisfies winner.rule",)
         assert (self.folder / answer).exists() or any(map(printed.__contains__, reasons)), "I9"
 
     def finish(self, clean: set | None) -> str:

@@ -61,7 +61,7 @@ class Commands:
 
 
 def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_path):
-    """Killed before each file in turn; the same command mends it, and opens the test part once."""
+    """Killed before each file in turn; the same command mends it, and opens the test set once."""
     commands = Commands(tmp_path)
     commands.run(2)
     small, told = commands.predict(), []
@@ -78,4 +78,4 @@ def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_
     page = (commands.run_dir / "report.html").read_text()
     assert f"trial {answer['winner']['trial']}" in page
     assert commands.openings() == 2, "one of each answer"
-    assert "opened 2 times" in (commands.run_dir / "model_card.md").read_text()
+    assert "used 2 times" in (commands.run_dir / "model_card.md").read_text()

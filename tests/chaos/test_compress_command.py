@@ -74,7 +74,7 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     assert openings(folder) == record["test"]["openings"] == 2
     assert re.search(r"chosen .* by min bytes", printed)
     card = (folder / "model_card.md").read_text()
-    assert card.count("## Made small") == 1
+    assert card.count("## Compression") == 1
     assert "Made small" in (folder / "report.html").read_text()
     content = (folder / "winner.onnx").read_bytes()
     assert str(folder.parent).encode() not in content
@@ -117,7 +117,7 @@ def test_a_study_makes_its_winner_small_once_also_after_kills(tmp_path):
     done = study(*words, STAGE)
     assert done.returncode == 0, done.stderr
     assert re.search(r"chosen .* by min bytes", done.stdout)
-    assert (folder / "model_card.md").read_text().count("## Made small") == 1
+    assert (folder / "model_card.md").read_text().count("## Compression") == 1
     assert "Made small" in (folder / "report.html").read_text()
     record = (folder / "compress.json").read_bytes()
     said = json.loads(study(*words, STAGE, "--json").stdout)

@@ -57,7 +57,7 @@ def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run):
     ("place", "deed", "code", "words"),
     [
         ("constructor", "exit 0", 2, "SystemExit"),
-        ("test", "exit 0", 1, "the user's code has ended the command: SystemExit(0)"),
+        ("test", "exit 0", 1, "your code ended the command: SystemExit(0)"),
     ],
 )
 def test_no_command_ends_with_0_because_the_users_code_says_so(tmp_path, place, deed, code, words):

@@ -109,7 +109,7 @@ def test_doctor_shows_what_it_would_mend_and_mends_it_or_the_same_command_does(s
     shown = asked(small, "doctor", "--repair", code=2)
     assert "slots 0-1, 4: differ from their trials" in shown
     assert "--yes" in shown
-    assert "the next run of the study mends this, or --repair" in asked(small, "doctor")
+    assert "the next run of the study fixes this, or --repair" in asked(small, "doctor")
     assert sql(small, "SELECT * FROM studyloom_slots ORDER BY slot") == before
     asked(small, "doctor", "--repair", "--yes")
     assert "agrees" in asked(small, "doctor", "--repair")

@@ -32,7 +32,7 @@ def load(part, mapped):
 
 
 def held_parts(pid, name):
-    """The inodes of what a process has mapped of the training part, and its own kilobytes of it."""
+    """The inodes of what a process has mapped of the training set, and its own kilobytes of it."""
     found = {}
     for block in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{pid}/smaps").read_text()):
         if re.search(name, block.partition("\n")[0]):

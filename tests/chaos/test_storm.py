@@ -49,7 +49,7 @@ CUT = re.compile(r"^Traceback \(most recent call last\):\n(?: +\S.*\n)* *\n", re
 
 
 def storm_run(folder):
-    """A run with a winner, and a file that has a line for each opening of the test part."""
+    """A run with a winner, and a file that has a line for each opening of the test set."""
     run = Run(folder, f"sqlite:///{folder}/study.db", WINNER)
     folder.parent.mkdir(exist_ok=True)
     opened = folder.with_name("opened")
@@ -77,7 +77,7 @@ def left_behind(run, opened):
 
 
 def read_studies(url):
-    """The outcomes of each study of a run, and how often the test part was opened."""
+    """The outcomes of each study of a run, and how often the test set was opened."""
     stored = open_study(url, "mnist", deadline=30.0)
     harness.check(stored, TRIALS, epochs=EPOCHS)
     names = [study.study_name for study in stored.storage.get_all_studies()]

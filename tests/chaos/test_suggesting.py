@@ -48,7 +48,7 @@ def test_a_study_killed_in_the_midst_goes_on_with_what_was_suggested_to_one_winn
     assert outcomes(runs[0].stored()) == outcomes(runs[1].stored())
     answers = [json.loads((run.folder / "winner.json").read_text()) for run in runs]
     assert answers[0]["winner"] == answers[1]["winner"]
-    assert len(answers[0]["winner"]["values"]) == 2  # on fresh seeds
+    assert len(answers[0]["winner"]["values"]) == 2  # on new seeds
     number, where, folder = answers[0]["winner"]["trial"], runs[0].environment, runs[0].cwd
     replay = studyloom("replay", runs[0].folder, "--trial", number, cwd=folder, **where)
     assert "equal bit for bit" in replay.stdout, replay.stderr

@@ -49,7 +49,7 @@ def test_ctrl_c_is_answered_by_a_line(tmp_path):
         shown = read(ours)
         assert process.wait(60) == 130
         assert "stopping; once more stops at once" in shown
-        assert "stopped; the same command goes on from here" in shown
+        assert "stopped; the same command resumes here" in shown
     finally:
         process.kill()
         os.close(ours)

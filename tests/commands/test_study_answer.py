@@ -74,7 +74,7 @@ def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why
     for _ in range(2):  # the second has nothing to do, and still no answer
         with pytest.raises(NoWinner) as caught:
             search(searched)
-        assert "none of the 2 candidates was trained with all its fresh seeds" in str(caught.value)
+        assert "none of the 2 candidates was trained with all its new seeds" in str(caught.value)
         assert "2 × diverged, such as: train loss is inf at epoch 1 of 2" in str(caught.value)
         assert "winner.top" in str(caught.value)
     assert not (searched / "winner.json").exists()
@@ -120,7 +120,7 @@ def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
     assert main(["winner", str(searched), "--json"]) == 130
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"stopped; studyloom winner {searched} goes on from here" in err
+    assert f"stopped; studyloom winner {searched} resumes here" in err
     assert ended(searched, capsys) is None
     monkeypatch.undo()
     assert main(["winner", str(searched), "--json"]) == 0

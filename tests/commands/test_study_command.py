@@ -39,7 +39,7 @@ def test_a_second_ctrl_c_is_answered(capfd):
     stop.signal = 2
     with reporting_end(stop, outputs.finish):
         raise Interrupted
-    assert "stopped at once; the same command goes on from here" in capfd.readouterr().err
+    assert "stopped at once; the same command resumes here" in capfd.readouterr().err
     assert outputs.told == [(130, "stopped at once")]
 
 
@@ -68,7 +68,7 @@ def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
 
 def test_the_end_of_a_search_says_what_its_counts_do_not_say():
     none_keeps = replace(snapshot_of(), rule="max accuracy where parameters < 9")
-    words = "no trial keeps to winner.rule: max accuracy where parameters < 9; loosen it"
+    words = "no trial satisfies winner.rule: max accuracy where parameters < 9; loosen it"
     assert end_of_search(none_keeps, 5, 0).startswith(words)
     assert end_of_search(snapshot_of(), 5, 0) == "the budget of 5 trials is spent"
     assert end_of_search(snapshot_of(), 5, 3) == ""

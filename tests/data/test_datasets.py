@@ -173,9 +173,9 @@ MISTAKES = [
     ({"weights": [1.0] * 59}, r"data\.weights must be as long as the 60 examples.*got .59"),
     ({"weights": [-1.0] * 60}, r"data\.weights must be finite numbers of at least 0"),
     ({"groups": ["a"] * 60, "ordered": True}, r"data\.groups and data\.ordered: choose one"),
-    ({"targets": [0.5] * 60}, r"data\.targets must be classes, whole numbers from 0"),
+    ({"targets": [0.5] * 60}, r"data\.targets must be classes, integers from 0"),
     ({"outputs": 2}, r"classes must be from 0 to 1.*got class 2"),
-    ({"num_workers": -1}, r"data\.num_workers must be a whole number from 0"),
+    ({"num_workers": -1}, r"data\.num_workers must be an integer from 0"),
 ]
 
 

@@ -54,7 +54,7 @@ def test_what_cannot_be_trained_is_said_before_the_first_trial():
         (("objective.metric=rmse",), {}, "rmse: is for numbers, and the targets of the data are c"),
         (("model.standardise=true",), {}, "normalise them in the Dataset"),
         ((), {"outputs": None, "targets": [0] * 61}, "data.targets must be as long as the 60"),
-        ((), {"test": None}, "data.test must be the Dataset of the test part"),
+        ((), {"test": None}, "data.test must be the Dataset of the test set"),
     ):
         assert words in mistakes(*overrides, **data)
 

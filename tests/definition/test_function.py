@@ -295,7 +295,7 @@ def names_another(config, run, part):
 def test_a_test_that_fails_is_said_with_its_place_and_how_to_go_on(ask, monkeypatch):
     for test, words in (
         (divides, f"ZeroDivisionError: division by zero ({__file__}:"),
-        (names_another, "must return a number, or a dict with height; got depth; mend it"),
+        (names_another, "must return a number, or a dict with height; got depth; fix it"),
     ):
         monkeypatch.setattr(f"{__name__}.divides", test)
         definition = ask("objective.test=test_function.divides")

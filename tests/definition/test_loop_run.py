@@ -61,10 +61,10 @@ def test_a_loop_may_report_by_hand_with_steps_of_its_own():
     run.report(accuracy=0.6)
     run.report(accuracy=0.7, step=20)
     assert [step for step, *_ in sent] == [10, 11, 20]
-    with pytest.raises(UndefinedMetric, match="step 20: expected a whole number from 21 to"):
+    with pytest.raises(UndefinedMetric, match="step 20: expected an integer from 21 to"):
         run.report(accuracy=0.7, step=20)
     run.report(accuracy=0.7, step=2**31 - 1)
-    for step in (2**31, None):  # on SQLite as on PostgreSQL, whose whole numbers end there
+    for step in (2**31, None):  # on SQLite as on PostgreSQL, whose integers end there
         with pytest.raises(UndefinedMetric, match="to 2147483647"):
             run.report(accuracy=0.7, step=step)
 

@@ -370,7 +370,7 @@ def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):
         f"params.width must be given: {who} has no default for it",
         f"params.widht: {who} has no parameter widht; it has width, lr; did you mean width?",
         f"space.params.l: {who} has no parameter l; it has width, lr; did you mean lr?",
-        f"space.train.epochs: {who} gets the values of params alone",
+        f"space.train.epochs: {who} gets only the values of params",
     ]
     anything = ask(lambda run, **rest: sum(rest.values()), "+params={a: 1.0, b: 2.0}")
     validate_search(anything, TrainingData())

@@ -108,7 +108,7 @@ def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     asked = ask(Net, SPACE, pair(100), {"study.seed": 3})
     assert asked.notes == [
-        "data: 20 of 100 examples, drawn by study.seed=3, are the test part",
+        "data: 20 of 100 examples, drawn by study.seed=3, are the test set",
         "data: 16 training examples are held out to choose by (data.validation)",
     ]
     sizes = {path.name: len(array) for path, array in asked.arrays.items()}

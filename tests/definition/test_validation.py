@@ -254,7 +254,7 @@ def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(
     never = ask(*wide, "+space.where=['optimizer.lr > 1']")
     assert "no point of 10_000 that were drawn keeps to" in only_mistake(never, folds)
     endless = ask(*wide, "study.repeats=false")
-    assert "space of finitely many points; give its floats" in only_mistake(endless, folds)
+    assert "space of finitely many configurations; give its floats" in only_mistake(endless, folds)
 
 
 def test_a_parameter_may_be_called_where():

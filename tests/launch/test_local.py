@@ -79,7 +79,7 @@ def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "stopped; the same command goes on from here" in out
+    assert "stopped; the same command resumes here" in out
     assert "Traceback" not in err
     assert processes_of(tmp_path) == []
     assert stored_study(tmp_path).ledger.counts()["held"] == 0

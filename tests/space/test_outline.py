@@ -19,7 +19,7 @@ TREE = {
 
 def test_the_outline_shows_groups_options_and_ranges_as_a_tree():
     assert shown(outline(space_of(TREE))) == (
-        "space: infinitely many points\n"
+        "space: infinitely many configurations\n"
         "├── model\n"
         "│   ├── mlp\n"
         "│   │   ├── hidden: list of length 1 … 3, each 16 … 512 log\n"

@@ -227,7 +227,7 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     for starts in (now, again):  # also of a command that had looked before
         enqueue(stored, starts, 6, baseline=definition.baseline)
     baseline, *queued = stored.trials()
-    assert baseline.user_attrs[ENQUEUED] == "the configuration as composed"
+    assert baseline.user_attrs[ENQUEUED] == "the default configuration"
     assert [trial.params for trial in queued] == points
     sources = [trial.user_attrs[ENQUEUED] for trial in queued]
     assert sources == [start.source for start in chosen.points]

@@ -44,7 +44,7 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
     monkeypatch.setattr(sampling, "any_point", lambda *_: None)
     monkeypatch.setattr(sampling, "REDRAWS", 0)
     failing = fresh(url, definition, 1, name="failing")
-    with pytest.raises(Halted, match=r"space\.where: no point was found"):
+    with pytest.raises(Halted, match=r"space\.where: no configuration was found"):
         work(definition, failing, 1)
     (trial,) = failing.trials()
     assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, sampling.NO_POINT)

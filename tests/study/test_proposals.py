@@ -111,7 +111,7 @@ def test_a_point_takes_the_next_free_slot_and_whoever_claims_next_trains_it(url,
 
 def test_before_any_worker_begins_the_baseline_stays_trial_0(url, definition):
     stored = begun(url, definition, 4)
-    refused(stored, {}, "trial 0 has this point already, and is waiting")
+    refused(stored, {}, "trial 0 has this configuration already, and is waiting")
     assert stored.trials() == []
     assert propose(stored, CNN, "anna") == 1
     assert [BASELINE in trial.user_attrs for trial in stored.trials()] == [True, False]
@@ -165,12 +165,14 @@ def test_no_point_twice_no_more_than_the_share_and_none_after_the_end(sqlite_url
     work(hill, stored, 2)
     for trial in stored.trials():
         words = (
-            f"trial {trial.number} has this point already, and is complete with {trial.value:.4f}"
+            f"trial {trial.number} has this configuration already, and is complete "
+            f"with {trial.value:.4f}"
         )
         refused(stored, trial.params, words)
     for number in range(3):
         assert propose(stored, {"params.x": number / 8}, "anna") == number + 2
-        refused(stored, {"params.x": number / 8}, f"trial {number + 2} has this point already")
+        words = f"trial {number + 2} has this configuration already"
+        refused(stored, {"params.x": number / 8}, words)
     refused(stored, {"params.x": 0.9}, "study.proposals: 3 of 10 trials may be proposed")
     work(hill, stored, 10)
     more = asked(*HILL, "sampler=random", "study.proposals=1")
@@ -297,7 +299,7 @@ def test_from_the_command_line_a_point_is_text_and_its_trial_a_number(tmp_path, 
     assert main([*command, json.dumps(CNN), "--by", "anna", "--why", "small", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"study": "s", "trial": 1}
     assert main([*command, json.dumps(CNN)]) == 2
-    assert "trial 1 has this point already" in capsys.readouterr().err
+    assert "trial 1 has this configuration already" in capsys.readouterr().err
     for words in (["trials", str(run_dir)], ["trials", str(run_dir), "--csv"]):
         assert main(words) == 0
         assert "anna" in capsys.readouterr().out
@@ -353,7 +355,7 @@ def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(
     assert max(len(text) for _, text in answers[4:13]) < 1000
     assert "params.x=2 is outside its range [0, 1]" in answers[5][1]
     assert json.loads(answers[13][1]) == {"trial": 4}
-    assert "trial 4 has this point already, and is waiting" in answers[14][1]
+    assert "trial 4 has this configuration already, and is waiting" in answers[14][1]
     assert [trial.number for trial in stored.trials()] == [*range(5)]
     assert proposer_of(stored.trials()[4]) == "claude"
     assert len(json.loads(answers[15][1])["trials"]) == 1

@@ -101,8 +101,8 @@ def test_all_that_is_wrong_with_points_is_told_at_once():
 def test_a_start_that_cannot_be_is_refused():
     points = f"study.enqueue=[{CNN},{MLP}]"
     for overrides, words in (
-        (["study.enqueue=[1]"], "study.enqueue must be a list of points, such as"),
-        ([points, "study.trials=2"], "1 of 2 points find no room in study.trials=2; raise"),
+        (["study.enqueue=[1]"], "study.enqueue must be a list of configurations, such as"),
+        ([points, "study.trials=2"], "1 of 2 configurations do not fit into study.trials=2; raise"),
     ):
         assert any(words in line for line in mistakes_of(*overrides))
 

@@ -1,4 +1,4 @@
-"""Inputs that are whole numbers: what a network gets, and what is never copied as a whole."""
+"""Inputs that are integers: what a network gets, and what is never copied as a whole."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from studyloom.training.trainer import JobRun, evaluate_network
 
 
 class Words(nn.Module):
-    """A network that takes whole numbers below 256."""
+    """A network that takes integers below 256."""
 
     def __init__(self, shape, outputs):
         super().__init__()
@@ -27,7 +27,7 @@ class Words(nn.Module):
 
 
 def stored_as(dtype, scale=50):
-    """A split of whole numbers, and the same as float32."""
+    """A split of integers, and the same as float32."""
     whole = (SPLIT.inputs.abs() * scale).clamp(max=100).to(dtype)
     return replace(SPLIT, inputs=whole), replace(SPLIT, inputs=whole.float())
 

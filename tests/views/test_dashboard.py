@@ -122,7 +122,7 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     (tmp_path / "winner.json").write_text(json.dumps(answer))
     page.look()
     after = page.since(now["version"])
-    assert "50.0\xa0% ± 10.0 on 1 fresh seed," in after["parts"]["head"]
+    assert "50.0% ± 10.0 on 1 new seed," in after["parts"]["head"]
     assert after["order"][:2] == ["running", "candidates"]
 
 

@@ -86,7 +86,7 @@ def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_fig
 
 
 def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched):
-    rule = "it is the best of 3 candidates by min image, on 2 fresh seeds"
+    rule = "it is the best of 3 candidates by min image, on 2 new seeds"
     for won, others, said in (
         (row(4, 0.9, 0.9), [row(0, 0.8, 0.8), {"trial": 1}], "it had the best mean of 3"),
         (row(4, 0.9, 0.9), [row(0, 0.95, 0.95), row(1, 0.8, 0.8)], rule),
@@ -133,7 +133,7 @@ def test_what_proposers_gained_is_told_beside_the_sampler_and_their_names_are_te
         a_trial(number, state, value, **mark)
         for number, (state, value, mark) in enumerate(zip(states, values, marks, strict=True))
     ]
-    assert "Who proposed what" not in render(study_of(trials[:3], name="alone"), None, "")
+    assert "Proposals" not in render(study_of(trials[:3], name="alone"), None, "")
     stored = study_of(trials)
     rows = [row(2, 0.61, search_value=0.6), row(3, 0.58, 0.6, search_value=0.7), row(4, 0.6)]
     for winner, fresh in (
@@ -173,7 +173,7 @@ def test_a_page_of_two_objectives_has_the_front_and_what_matters_for_each(sqlite
     page = render(two_sided(sqlite_url, *values, None), None, "")
     words = text_of(page)
     for said in (
-        *("The Pareto front", "The best is chosen by max accuracy where parameters <= 100"),
+        *("Pareto front", "The best trial is chosen by max accuracy where parameters <= 100"),
         *("What matters for accuracy", "What matters for parameters", "parameters, best"),
     ):
         assert said in words
@@ -229,7 +229,7 @@ def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, 
     monkeypatch.setattr(StoredStudy, "goals", (Goal("score", "maximize"),))
     text = text_of(render(study := study_of(huge), None, ""))
     assert "It cannot be drawn: OverflowError" in text
-    assert "Which parameters matter" in text
+    assert "Hyperparameter importance" in text
     assert "All trials" in text
     monkeypatch.setattr(report, "facts", lambda *_: 1 / 0)
     with pytest.raises(UndrawnReport, match=r"report\.html is not written: .* ZeroDivisionError"):

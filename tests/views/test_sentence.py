@@ -54,7 +54,7 @@ def changed(**keys):
 
 def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known(stored):
     assert result_sentence(changed(), stored) == (
-        "A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen pictures, "
+        "A CNN with 16 channels, AdamW at 0.0033: 97.7% ± 0.4 on 1 000 unseen images, "
         "4.4 points over the baseline"
     )
     precise = changed(test__winner={"mean": 0.977, "std": 0.00021})
@@ -62,13 +62,13 @@ def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known
         (changed(data={"columns": ["a"]}), "on 1 000 unseen rows"),
         (changed(data=None, test__examples=None), "on unseen examples"),
         (changed(test__difference={"mean": -0.012}), "1.2 points under the baseline"),
-        (precise, "97.70 % ± 0.02"),
-        (changed(test__winner={"mean": 0.977}), "97.7 % on 1 000"),
+        (precise, "97.70% ± 0.02"),
+        (changed(test__winner={"mean": 0.977}), "97.7% on 1 000"),
         (
             changed(test__difference={"mean": 0.044, "interval": [-0.1, 0.1]}),
-            "over the baseline (the 95 % interval includes 0)",
+            "over the baseline (the 95% interval includes 0)",
         ),
-        (changed(test=None), ": 97.0 % ± 0.2 on 5 fresh seeds, untested"),
+        (changed(test=None), ": 97.0% ± 0.2 on 5 new seeds, untested"),
     ):
         assert words in result_sentence(answer, stored)
 
@@ -104,7 +104,7 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
         test__difference={"mean": 0.5},
     )
     assert result_sentence(answer, stored).startswith(
-        "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1 000 unseen pictures, 0.5000 over"
+        "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1 000 unseen images, 0.5000 over"
     )
 
 
@@ -127,8 +127,8 @@ def test_a_list_of_the_space_is_told_as_one(sqlite_url):
 
 def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
     assert take_snapshot(stored).sentence == (
-        "A CNN with 16 channels, AdamW at 0.0033: 95.0 % in the search, the best after "
-        "0 of 40 trials; the baseline has 90.0 %"
+        "A CNN with 16 channels, AdamW at 0.0033: 95.0% in the search, the best after "
+        "0 of 40 trials; the baseline has 90.0%"
     )
     empty = take_snapshot(study_of(name="empty")).sentence
     assert empty == "No trial is complete yet, after 0 of 40 trials"

@@ -54,16 +54,16 @@ def test_an_interval_over_examples_says_of_how_many_seeds_it_has_the_mean():
     """The values of two seeds may lie outside of it."""
     few = lines_of(1000, "examples", [0.221, 0.119])
     assert "0.1700 (0.2210 and 0.1190)" in few
-    mean = "95 % interval of the winner's mean 0.1590 to 0.1810 over"
+    mean = "95% interval of the winner's mean 0.1590 to 0.1810 over"
     assert f"{mean} examples, for the mean of these 2 seeds only" in few
     assert f"{mean} examples\n" in lines_of(1000, "examples", [0.17]) + "\n"
     assert f"{mean} seeds and examples" in lines_of(1000, "seeds and examples", [0.1, 0.2, 0.21])
 
 
 def test_validation_parts_are_fresh_only_where_the_data_are_divided_for_the_study():
-    assert "on fresh seeds and validation parts" in lines_of(1000, "examples", [0.17])
+    assert "on new seeds and validation splits" in lines_of(1000, "examples", [0.17])
     own = lines_of(None, "seeds", [0.16, 0.17, 0.18])
-    assert "on fresh seeds" in own
+    assert "on new seeds" in own
     assert "validation parts" not in own
 
 
@@ -83,5 +83,5 @@ def test_where_the_time_went_is_told_in_percent_with_the_wait_for_the_last_trial
         )
         trial.datetime_complete = began + timedelta(seconds=end)
         trials.append(trial)
-    assert format_times(trials, began) == ["training 60.0 %", "start-up 30.0 %", "idle 10.0 %"]
+    assert format_times(trials, began) == ["training 60.0%", "start-up 30.0%", "idle 10.0%"]
     assert format_times([], began) == []

@@ -1,4 +1,4 @@
-"""What explains a winner on the test part, on networks whose reasons are known."""
+"""What explains a winner on the test set, on networks whose reasons are known."""
 
 import base64
 import io

@@ -339,7 +339,7 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
     with pytest.raises(PredictError, match="does not say how a picture becomes an input; name it"):
         list(predict(load_network(own(None)), [tmp_path / "seven.png"]))
     folder = own(HALVE)
-    with pytest.raises(ConfigError, match="not among the code that a configuration from elsewhere"):
+    with pytest.raises(ConfigError, match="not among the code that an untrusted configuration"):
         load_network(folder)
     network = load_network(folder, [__name__])
     assert isinstance(network.transform, functools.partial)
@@ -380,7 +380,7 @@ class Letters(Reader):
 
 @pytest.fixture
 def letters(tmp_path):
-    """A run directory, of a network whose inputs were whole numbers of a Dataset."""
+    """A run directory, of a network whose inputs were integers of a Dataset."""
     torch.manual_seed(0)
     state = MLP((5,), 3, hidden=[]).state_dict()
     facts = {"shape": [5], "outputs": 3, "loaded": True, "kind": "int64", "reads": True}

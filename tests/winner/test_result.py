@@ -66,8 +66,8 @@ def test_numbers_say_what_they_are():
     assert test.difference_words.endswith("+0.0100 to +0.0300 over seeds only")
     even = answer_of(test=TEST | {"difference": {"mean": 0.0, "interval": [-0.01, 0.01]}}).test
     assert even.difference_words.endswith("+0.0100 over seeds only: no difference shown")
-    assert test.tested_words == "opened once, after the winner was chosen"
+    assert test.tested_words == "used once, after the winner was chosen"
     earlier = answer_of(test=TEST | {"earlier": True}).test
-    assert earlier.tested_words.startswith("opened once, for these networks")
+    assert earlier.tested_words.startswith("used once, for these networks")
     facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
     assert answer_of(data=facts).data.accepted_files == "files that mine.Letters reads"

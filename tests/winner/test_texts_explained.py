@@ -128,12 +128,12 @@ def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
 
 def test_tokens_that_are_not_where_they_are_said_to_be_are_refused_before_any_training():
     wrong = Texts(FORMS["in a dict"][0], Tokens(WORDS, path=(0, "words")))
-    with pytest.raises(DataError, match=r"item\[0\]\['words'\] is a row of whole numbers"):
+    with pytest.raises(DataError, match=r"item\[0\]\['words'\] is a row of integers"):
         Datasets(wrong, test=wrong, validation=1, outputs=2).train()
     labels = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(UnfitData, match=r"a text from place 8 on; got inputs .* of torch.int64"):
         Split(ROWS, labels, 2, "toy", tokens=Tokens(WORDS, first=8))
-    with pytest.raises(UnfitData, match=r"rows of whole numbers"):
+    with pytest.raises(UnfitData, match=r"rows of integers"):
         Split(ROWS.float(), labels, 2, "toy", tokens=Tokens(WORDS))
     with pytest.raises(DataError, match=r"Tokens.names must be a list of words, .*; got 'good b"):
         Tokens("good bad")

@@ -75,11 +75,11 @@ def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated)
     assert 0 < found.share < 1
     lines = "\n".join(winner_lines(answer))
     assert (
-        "searched with model.hidden [8], and carried to model.hidden [32] by the rule mup" in lines
+        "searched with model.hidden [8], and scaled to model.hidden [32] by the rule mup" in lines
     )
     renamed = replace(answer, transfer=replace(found, small={"params.Width": 8}))
     sentence = renamed.transfer_sentence
-    assert sentence.startswith("Searched with params.Width 8, and carried")
+    assert sentence.startswith("Searched with params.Width 8, and scaled")
     assert "selection gap" not in lines, "two sizes have no gap by selection"
 
 

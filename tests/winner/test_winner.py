@@ -182,8 +182,8 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(defi
     answer = evaluate_winner(stages, CountedTest(), ["x"])
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
     assert answer.test.openings == reopened.test_openings() == 2
-    assert "the test part was opened 2 times" in "\n".join(winner_lines(answer))
-    assert "opened 2 times" in (tmp_path / "model_card.md").read_text()
+    assert "the test set was used 2 times" in "\n".join(winner_lines(answer))
+    assert "used 2 times" in (tmp_path / "model_card.md").read_text()
     for file in stages.retraining.weights.iterdir():  # which another host keeps
         file.unlink()
     again = evaluate_winner(stages, CountedTest(), ["x"])
@@ -218,7 +218,7 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definitio
     work(stages)
     part = test_part()
     lacking = replace(part, targets=part.targets.clamp(max=8))
-    with pytest.raises(NoWinner, match=r"no value on the test part: objective\.metric=roc_auc: "):
+    with pytest.raises(NoWinner, match=r"no value on the test set: objective\.metric=roc_auc: "):
         evaluate_winner(stages, lambda: lacking, ["x"])
 
 
@@ -392,7 +392,7 @@ def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(tw
     first, *_ = winner_lines(answer)
     assert first.endswith(f", parameters {costs[winner]:.0f}")
     *_, last = winner_lines(replace(answer, keeps=False))
-    assert "on fresh seeds no candidate keeps to max accuracy where parameters < 400" in last
+    assert "on new seeds no candidate satisfies max accuracy where parameters < 400" in last
     card = (tmp_path / "model_card.md").read_text()
     assert "Chosen by `max accuracy where parameters < 400`" in card
 

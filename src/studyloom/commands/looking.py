@@ -44,9 +44,11 @@ LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
     "show trials by state, the best, workers, time left",
     RUN_DIR,
     *CONSENT,
-    flag("--watch", "go on until the job has ended: search, judging, final training; or Ctrl-C"),
+    flag(
+        "--watch", "refresh until the study ends: search, re-evaluation, final training; or Ctrl-C"
+    ),
     flag("--json", "one JSON object; with --watch a line for each change"),
-    flag("--check", "for cron: exit code 1: failed, 3: nobody works on it, 4: stopped or paused"),
+    flag("--check", "for cron: exit code 1: failed, 3: no worker runs, 4: stopped or paused"),
     examples=["studyloom status runs/mnist --watch", "studyloom status runs/mnist --json"],
 )
 def status(arguments: argparse.Namespace) -> int:
@@ -92,7 +94,7 @@ def check(progress: "Progress", run_dir: Path) -> int:
 
 
 @command(
-    "list every trial: state, value, parameters",
+    "list every trial: state, value, hyperparameters",
     RUN_DIR,
     *CONSENT,
     either(
@@ -116,7 +118,7 @@ def trials(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "write report.html, one page with all results",
+    "write report.html, a page with all results",
     *(RUN_DIR, *CONSENT, JSON),
     examples=["studyloom report runs/mnist"],
 )
@@ -132,7 +134,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "compare studies: questions, best values, costs",
+    "compare studies: definitions, best values, costs",
     argument("run_dirs", "RUN_DIR", "where a study runs; up to seven", type=Path, nargs="+"),
     *CONSENT,
     either(
@@ -178,8 +180,8 @@ PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs=
         required=True,
     ),
     *CONSENT,
-    flag("--repair", "show how the ledger differs from the trials, and mend it once you agree"),
-    flag("--yes", "with --repair: mend without a question, as where there is no terminal"),
+    flag("--repair", "show how the ledger differs from the trials, and fix it once you agree"),
+    flag("--yes", "with --repair: fix without asking, as where there is no terminal"),
     JSON,
     examples=["studyloom doctor runs/mnist", "studyloom doctor --repair runs/mnist"],
 )
@@ -198,7 +200,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     def confirm() -> bool:
         if arguments.yes or arguments.json or not sys.stdin.isatty():
             return bool(arguments.yes)
-        return input("mend this? [y/N] ").strip().lower() in ("y", "yes")
+        return input("fix this? [y/N] ").strip().lower() in ("y", "yes")
 
     checks, differences, mended = list[dict[str, Any]](), list[str](), None
     if arguments.gpu:
@@ -279,7 +281,7 @@ def control(arguments: argparse.Namespace, wish: "Wish | None") -> int:
         if wish is not None:
             words = wait(reader, wish, say=not arguments.json)
         elif before == "stop":
-            words = "was stopped; the command that runs it goes on with it"
+            words = "was stopped; the command that runs it resumes it"
         else:
             words = "goes on" if before else "was neither stopped nor paused"
     left = holders(reader.read()) if wish is not None else []
@@ -338,7 +340,7 @@ def pause(arguments: argparse.Namespace) -> int:
 
 
 @command(
-    "go on with a study that is paused",
+    "continue a study that is paused",
     *(RUN_DIR, *CONSENT, JSON),
     examples=["studyloom resume runs/mnist"],
 )
@@ -351,14 +353,14 @@ def resume(arguments: argparse.Namespace) -> int:
 
 
 @command(
-    "show what a proposer needs: question, space, trials",
+    "show what a proposer needs: definition, search space, trials",
     *(RUN_DIR, *CONSENT, JSON),
     examples=["studyloom ask runs/mnist --json"],
 )
 def ask(arguments: argparse.Namespace) -> None:
     """Shows what whoever proposes points must know: what is asked, the space (with --json as JSON
     Schema), the trials so far, and how many may still be proposed. It claims no slot, and holds no
-    value of the test part.
+    value of the test set.
     """
     load_plugin("ask")(arguments)
 
@@ -367,9 +369,9 @@ BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", 
 
 
 @command(
-    "put a point of yours into the next free slot",
+    "propose a configuration for the next free trial",
     RUN_DIR,
-    argument("point", "POINT", "in JSON; a parameter that it leaves out has its composed value"),
+    argument("point", "POINT", "in JSON; a parameter that it leaves out has its default value"),
     BY,
     argument("--why", "TEXT", "a line that is stored with it", default=""),
     *(*CONSENT, JSON),
@@ -384,13 +386,13 @@ def propose(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "let an agent look at a study and propose points",
+    "let an agent look at a study and propose configurations",
     argument("run_dirs", "RUN_DIR", "the study; then others to compare", type=Path, nargs="+"),
     *(BY, *CONSENT),
     examples=["studyloom mcp runs/mnist --by claude"],
 )
 def mcp(arguments: argparse.Namespace) -> None:
     """Serves ask, propose, compare, status and report of a study over the Model Context Protocol,
-    on standard input and output. No value of the test part is told before the search has ended.
+    on standard input and output. No value of the test set is told before the search has ended.
     """
     load_plugin("mcp")(arguments)

@@ -59,7 +59,7 @@ def winner(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "make the winner small, as winner.onnx",
+    "compress the winner to winner.onnx",
     RUN_DIR,
     argument(
         *("settings", "KEY=VALUE"),
@@ -70,7 +70,7 @@ def winner(arguments: argparse.Namespace) -> None:
     examples=["studyloom compress runs/mnist ratios=[0.5] margin=0.01"],
 )
 def compress(arguments: argparse.Namespace) -> None:
-    """Makes the winner small: exported, pruned, distilled, with whole numbers of 8 bits. Prints
+    """Compresses the winner: exported, pruned, distilled, with integers of 8 bits. Prints
     what each variant costs, and writes the chosen one as winner.onnx.
     """
     from studyloom.commands.stages import open_ended
@@ -101,11 +101,11 @@ def compress(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "predict with the winner: pictures, arrays or numbers",
+    "predict with the winner: images, arrays or numbers",
     argument("run_dir", "RUN_DIR", "with winner.json, winner.yaml and winner.pt", type=Path),
     argument(
         *("files", "FILE"),
-        "a picture of any size, a .npy file, or a CSV file of a line for each input",
+        "an image of any size, a .npy file, or a CSV file of a line for each input",
         type=Path,
         nargs="+",
     ),
@@ -145,7 +145,7 @@ def print_results(answers: "Iterator[FileResult]") -> int:
     "train a trial again, and compare it epoch by epoch",
     *(RUN_DIR, *CONSENT),
     argument("--trial", "NUMBER", "the number of the trial", type=int, required=True),
-    trust("a package of your own that the trial may name; its code is executed"),
+    trust("your own package that the trial may name; its code is executed"),
     JSON,
     examples=["studyloom replay runs/mnist --trial 17"],
 )

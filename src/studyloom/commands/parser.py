@@ -23,7 +23,7 @@ COMMANDS: tuple[Entry, ...] = (
     *(studies.keys, studies.completion, studies.schema),
 )
 WIDEST = 80  # columns of a help, however wide the terminal is
-ABOUT = """Begins studies and looks at them.
+ABOUT = """Hyperparameter search for PyTorch: run, monitor and compare studies.
 
 A study is run by its module: python -m studies.mnist"""
 

@@ -37,7 +37,7 @@ def move_foreign_result(plan: ResultStages, console: Console) -> None:
         with plan.search.stored.ledger.testing():
             if is_foreign():  # no other command was quicker
                 moved = f"it was moved to {move_aside(plan.run_dir)}"
-                say(console, f"the answer in {plan.run_dir} is that of another study; {moved}")
+                say(console, f"the result in {plan.run_dir} belongs to another study; {moved}")
 
 
 def write_best(plan: ResultStages, best: FrozenTrial) -> None:

@@ -49,7 +49,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     outputs.attach(stored, task.run_dir)
     if read_control(stored) == "pause":
         folder = shlex.quote(str(task.run_dir))
-        say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
+        say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} resumes it")
     with recording_end(stored, not_small=1):
         code = _search_and_report(task, stop, outputs)
     if not stop() and not plan.todo():
@@ -68,7 +68,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         notes = [*prepared.strategy.notes(), *prepared.definition.notes(prepared.data)]
         for note in [*notes, *prepared.starts.notes]:
             say(console, note)
-        verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
+        verb = "resumes" if any(trial.datetime_start for trial in stored.trials()) else "begins"
         open_ = plan.search.todo()
         many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
         works_here = getattr(prepared.launcher, "works_here", None)
@@ -105,7 +105,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
     if stop():
         why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
-        say(console, f"{why}; the same {task.command.kind} goes on from here")
+        say(console, f"{why}; the same {task.command.kind} resumes here")
     elif words := end_of_search(snapshot, trials, todo):
         say(console, words)
     if trials < snapshot.budget:
@@ -119,7 +119,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     if stop():
         return 0
     if left := plan.todo():
-        again = f"the same {task.command.kind} goes on with them"
+        again = f"the same {task.command.kind} resumes them"
         say(console, f"{left} trials or trainings are left; {again}")
     return 0 if snapshot.best is not None and not left else 1
 
@@ -141,7 +141,7 @@ def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
 def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
     """Returns why nothing is left to do, if the counts of the trials do not say it."""
     if snapshot.best is None and snapshot.rule is not None:
-        return f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
+        return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.outlook.ending is not None:
         return f"the search {snapshot.outlook.ending.words}"
     return "" if todo else f"the budget of {trials} trials is spent"
@@ -152,7 +152,7 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
     if not plan.settings.enabled or plan.todo() or plan.is_done():
         return None
     if not plan.candidates:
-        keeps = f" and keeps to {plan.rule}" if plan.rule.conditions else ""
+        keeps = f" and satisfies {plan.rule}" if plan.rule.conditions else ""
         which = f"none of the first {plan.search.trials} trials is complete{keeps}"
         return NoWinner(f"there is no winner: {which}; raise study.trials")
     many = len(plan.contenders)
@@ -161,7 +161,7 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
         for failure in count_failures(plan.reevaluation.stored.trials())
     )
     return NoWinner(
-        f"there is no winner: none of the {many} candidates was trained with all its fresh seeds: "
+        f"there is no winner: none of the {many} candidates was trained with all its new seeds: "
         f"{failures or 'trainings are gone'}; raise winner.top, or lower winner.seeds"
     )
 
@@ -177,7 +177,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.
-        LaunchError: trainings are left, and nobody works on them.
+        LaunchError: trainings are left, and no worker runs them.
         NoWinner: every candidate has lost a training, or a final training or the test has failed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -208,5 +208,5 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
 def stop_here(plan: ResultStages, command: str, stop: Stop, console: Console) -> NoReturn:
     """Prints which command of `studyloom` resumes here, and raises Interrupted."""
     folder = shlex.quote(str(plan.run_dir))
-    say(console, f"{stop.ended_by}; studyloom {command} {folder} goes on from here")
+    say(console, f"{stop.ended_by}; studyloom {command} {folder} resumes here")
     raise Interrupted

@@ -36,7 +36,7 @@ def kind(parser: argparse.ArgumentParser) -> None:
 
 
 @command(
-    "write a study of your own that runs as it is",
+    "create a study from a template that runs as written",
     argument("name", "NAME", "of the study and its module, as in python -m studies.NAME"),
     argument(
         *("folder", "FOLDER"),

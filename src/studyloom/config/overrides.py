@@ -30,15 +30,16 @@ STUDY_GROUPS = (
 )
 OPTIONS = """
 options:
-  --dry-run       show what is searched, and end
-  --events FILE   write a line of JSON for each thing that happens
-  --json          one JSON object at the end, all else on standard error
-  notify=URL      of apprise, or a command: told the end, a halt and a new best
-  --help          this help, with the keys as the other overrides compose them
+  --dry-run       show the search space, and exit
+  --events FILE   write a line of JSON for each event
+  --json          print one JSON object at the end, all else to standard error
+  notify=URL      apprise URL or command to notify when the study ends, halts or
+                  finds a new best trial
+  --help          this help, with the keys as the other overrides set them
   --version       the version of studyloom
   --hydra-help    the options of Hydra, such as --config-dir
 
-completion by Hydra, for bash, zsh or fish, of a page that is run as a file:
+shell completion of overrides (bash, zsh, fish), for a study module run as a file:
   eval "$(python studies/NAME.py -sc install=bash)"
   python studies/NAME.py model=<TAB>
 """

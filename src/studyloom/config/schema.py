@@ -24,8 +24,10 @@ def key(default: Any, meaning: str) -> Any:
 class StudySection:
     """The study and its budget."""
 
-    name: str = key(MISSING, "names the study in its database; one name, one question")
-    trials: int = key(40, "the budget, over all workers, commands and crashes")
+    name: str = key(MISSING, "names the study in its database; a name is tied to one definition")
+    trials: int = key(
+        40, "the budget: the number of trials, over all workers, commands and crashes"
+    )
     seed: int = key(0, "seeds each trial, with its number")
     timeout: float | None = key(None, "seconds that one command may search")
     trial_timeout: float | None = key(None, "seconds after which a trial has failed")
@@ -38,13 +40,15 @@ class StudySection:
         None, "the least gain worth a search, in units of the metric"
     )
     epochs: int | None = key(None, "a budget of epochs, over all trials")
-    baseline: bool = key(True, "trial 0 is the configuration as composed")
+    baseline: bool = key(True, "trial 0 is the default configuration")
     redo_baseline: bool = key(False, "true: trains a failed baseline again, in its slot")
-    max_attempts: int = key(3, "workers that may die of one trial before it has failed")
+    max_attempts: int = key(3, "attempts of a trial whose workers die, before it counts as failed")
     max_failures: int = key(5, "trials in a row that may fail for one reason before the study ends")
-    repeats: bool = key(True, "false: no point of a finite space is trained twice")
+    repeats: bool = key(True, "false: no configuration of a finite search space is trained twice")
     lease: float = key(60.0, "seconds after which a silent worker loses its trial")
-    enqueue: Any = key([], "points to try first, such as `[{model:cnn,model.cnn.channels:16}]`")
+    enqueue: Any = key(
+        [], "configurations to try first, such as `[{model:cnn,model.cnn.channels:16}]`"
+    )
     warm_start: Any = key(
         None,
         "earlier studies whose best configurations are tried first, as run directories or "
@@ -52,7 +56,7 @@ class StudySection:
     )
     warm_start_top: int = key(5, "how many configurations of study.warm_start are tried")
     proposals: float = key(0.3, "the share of the budget that `studyloom propose` may take")
-    accept_code_change: bool = key(False, "true: goes on after an edit of your own code")
+    accept_code_change: bool = key(False, "true: continues after an edit of your own code")
     dry_run: bool = key(False, "as `--dry-run`")
 
 
@@ -101,7 +105,7 @@ class StorageSection:
     """The database of the study."""
 
     url: str | None = key(None, "the URL of the database")
-    file: str | None = key(None, "a file with the URL, readable by you alone")
+    file: str | None = key(None, "a file with the URL, readable only by you")
     deadline: float = key(300.0, "seconds of retries while the database is away")
 
 
@@ -117,8 +121,8 @@ class WinnerSection:
     """How the winner is chosen."""
 
     enabled: bool = key(True, "false: the run ends with the search")
-    top: int = key(3, "how many of the best trials are judged again")
-    seeds: int = key(3, "on how many fresh seeds")
+    top: int = key(3, "how many of the best trials are re-evaluated")
+    seeds: int = key(3, "number of new seeds in re-evaluation and final training")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
 
 
@@ -144,8 +148,8 @@ class Config:
     cost: CostSection = field(default_factory=CostSection)
     trust: list[str] = key([], "packages that an untrusted config may name; their code is executed")
     track: Any = key(None, "trackers, such as `[tensorboard,mlflow]`")
-    compress: Any = key(None, "true, or settings: makes the winner small at the end")
-    params: Any = key(None, "arguments of your own loop")
+    compress: Any = key(None, "true, or settings: compresses the winner at the end")
+    params: Any = key(None, "arguments of your custom training loop")
     data: Any = MISSING
     scale: Any = key(None, "sizes of search and winner, such as `{model.width:[64,1024]}`")
     model: Any = MISSING

@@ -319,7 +319,7 @@ def is_below(name: str, prefixes: Sequence[str]) -> bool:
 
 def _way_out(need: str) -> str:
     return (
-        "is not among the code that a configuration from elsewhere may name; if you trust it with "
+        "is not among the code that an untrusted configuration may name; if you trust it with "
         f"your machine, add 'trust=[{need}]' to a study's command, or --trust {need} to a "
         "studyloom command"
     )

@@ -29,7 +29,7 @@ from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
 from studyloom.text import name_error
 
 NO_TEST = (
-    "data.test must be the Dataset of the test part, on which the winner is tested once; without "
+    "data.test must be the Dataset of the test set, on which the winner is tested once; without "
     "one, set winner.enabled=false: then the study ends with its search, and best.yaml"
 )
 # Keys of a section `data`: the Datasets, those whose sections may name folders, and those that
@@ -42,7 +42,7 @@ LOADING = ("num_workers", "pin_memory", "persistent_workers")
 class Datasets:
     """Data of map-style Datasets of PyTorch: anything with `__len__` and `__getitem__`.
 
-    An item is `(input, target)`: a target is a class, a whole number from 0, or a tensor of numbers
+    An item is `(input, target)`: a target is a class, an integer from 0, or a tensor of numbers
     to predict. It may be `(input, …, target)` and its inputs dicts; a network is called with all of
     them. Whatever else an item is, `train.step` and `train.evaluate` say what to compute of it.
 
@@ -72,7 +72,7 @@ class Datasets:
     `Loaded`.
     """
 
-    # Built when they are needed, so that the test part stays closed until then.
+    # Built when they are needed, so that the test set stays closed until then.
     DEFERRED: ClassVar[tuple[str, ...]] = PARTS
 
     def __init__(
@@ -98,7 +98,7 @@ class Datasets:
     ) -> None:
         if type(num_workers) is not int or num_workers < 0:
             raise DataError(
-                "data.num_workers must be a whole number from 0 (the trial loads its batches "
+                "data.num_workers must be an integer from 0 (the trial loads its batches "
                 f"itself); got {num_workers!r}"
             )
         if load is None and train is None:
@@ -135,7 +135,7 @@ class Datasets:
         expected, first = (structure(item_at(view, 0)) for view in (known.evaluation, items))
         if self._collate is None and first != expected:
             raise DataError(
-                "data.test must have items like those of the training part, "
+                "data.test must have items like those of the training set, "
                 f"{expected}; its first is {first}"
             )
         return replace(
@@ -150,7 +150,7 @@ class Datasets:
         )
 
     def _training(self) -> Examples:
-        """Makes the training part, but for its digest."""
+        """Makes the training set, but for its digest."""
         dataset = self._dataset("train")
         training = evaluation = Items((("data.train", dataset),), self._collate)
         parts = [*training.parts]
@@ -211,7 +211,7 @@ class Datasets:
         if not callable(self._groups):
             return ()
         names: tuple[str, ...] = ()
-        with suppress(Exception):  # it was asked for by the training part alone
+        with suppress(Exception):  # it was asked for by the training set alone
             names = tuple(map(str, self._groups(dataset)))
         return names if len(names) == len(dataset) else ()
 
@@ -271,7 +271,7 @@ class Datasets:
         classes = self._rows("targets", self._targets, dataset)
         if classes.is_floating_point() or classes.min() < 0:
             raise DataError(
-                "data.targets must be classes, whole numbers from 0; leave it out where numbers "
+                "data.targets must be classes, integers from 0; leave it out where numbers "
                 f"are predicted; got {classes.dtype} from {classes.min().item()} on"
             )
         return classes.long()
@@ -363,7 +363,7 @@ def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
     if tokens.row_of(item) is None:
         path = "".join(f"[{step!r}]" for step in tokens.path)
         raise DataError(
-            f"data.train: its attribute tokens says that item{path} is a row of whole numbers with "
+            f"data.train: its attribute tokens says that item{path} is a row of integers with "
             f"a text from place {tokens.first} on, and in the first item it is not; mend the path "
             "and first of its studyloom.data.Tokens"
         )

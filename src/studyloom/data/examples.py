@@ -129,7 +129,7 @@ class Examples:
 
     Args:
         training: the examples as one trains on them.
-        evaluation: the same as one evaluates them, followed by those of a validation part of its
+        evaluation: the same as one evaluates them, followed by those of a validation set of its
             own, if there is one.
         outputs: how many numbers a network returns for each input; None if that is not known.
         shape: of one input; None if it is not one tensor.
@@ -169,7 +169,7 @@ class Examples:
 
     @property
     def _own(self) -> Tensor | None:
-        # The indices of a validation part of its own, if there is one.
+        # The indices of its own validation set, if there is one.
         if len(self.evaluation) == len(self):
             return None
         return torch.arange(len(self), len(self.evaluation))
@@ -183,11 +183,11 @@ class Examples:
         return Subset(items, range(len(self)) if indices is None else indices.tolist())
 
     def folds(self, count: int, validation: int | None, seed: int) -> Folds:
-        """Divides the examples, or returns the validation part of its own."""
+        """Divides the examples, or returns the validation set of its own."""
         if self._own is not None:
             if count > 1:
                 raise DataError(
-                    f"objective.folds must be 1 where the data has a validation part of its own; "
+                    f"objective.folds must be 1 where the data has its own validation set; "
                     f"got {count}; or leave out data.valid"
                 )
             return [(torch.arange(len(self)), self._own)]

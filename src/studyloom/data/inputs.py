@@ -202,13 +202,13 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
 def from_numbers(numbers: Tensor, most: int | None, form: InputFormat) -> Inputs:
     """Makes inputs of an array of one or several.
 
-    Of pictures, whole numbers are pixels from 0 (black) to 255 (white), or to 65535 if they are
+    Of pictures, integers are pixels from 0 (black) to 255 (white), or to 65535 if they are
     uint16. Other numbers are pixels from 0 to 1 where the data source of the study normalises its
     pictures itself, and else inputs as in training.
 
     Args:
         numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
-        most: the greatest pixel of whole numbers; None for others.
+        most: the greatest pixel of integers; None for others.
     """
     shape, transform = form.shape, form.transform
     if not form.fits_files:
@@ -232,7 +232,7 @@ def from_numbers(numbers: Tensor, most: int | None, form: InputFormat) -> Inputs
         return _finish(rows, [], form)
     low, high = (float(end) for end in rows.aminmax())
     if low < 0 or high > (most or 1):
-        wanted = f"its whole numbers must be pixels from 0 to {most}, or to 65535 as uint16"
+        wanted = f"its integers must be pixels from 0 to {most}, or to 65535 as uint16"
         if most is None:
             wanted = f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALISED}"
         raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")

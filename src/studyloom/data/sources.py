@@ -211,13 +211,13 @@ class Loaded:
 
     Args:
         load: called with "train" or "test"; returns inputs (n, …) and targets (n,) or (n, outputs),
-            as tensors or arrays. Inputs that are whole numbers keep their type; a batch has bytes
+            as tensors or arrays. Inputs that are integers keep their type; a batch has bytes
             as float32, unscaled, and others as the network takes them: whole for an embedding, else
-            float32. Targets that are whole numbers from 0 are classes; the network has one output
+            float32. Targets that are integers from 0 are classes; the network has one output
             for each. Floats are numbers to predict. The test part is loaded once; so is the
             training part, for all workers of a command, from 64 MB on. A `numpy.memmap` stays one,
             which each worker maps.
-        ordered: whether the examples are in time order, the test part after the training part; if
+        ordered: whether the examples are in time order, the test set after the training set; if
             so, the last ones are held out.
         transform: how `studyloom predict` makes an input of what a file holds: a `Picture`, or a
             function of a picture, uint8 (channels, height, width), or of the numbers in a line.
@@ -237,7 +237,7 @@ class Loaded:
 
     def train(self) -> Split:
         split = self._split("train")
-        # What the test part is compared with: it need not load the training part again.
+        # What the test set is compared with: it need not load the training set again.
         object.__setattr__(self, "_known", (split.shape, split.targets.shape[1:], split.outputs))
         if isinstance(self.transform, Picture):
             self.transform.check(split)
@@ -250,14 +250,14 @@ class Loaded:
         split = self._split("test", outputs)
         if (split.shape, split.targets.shape[1:]) != (shape, shape_of_targets):
             raise UnfitData(
-                "data.load('test') must return examples like those of the training part, each of "
+                "data.load('test') must return examples like those of the training set, each of "
                 f"inputs {format_sizes(shape)} and targets {format_sizes(shape_of_targets)}; got "
                 f"{format_sizes(split.shape)} and {format_sizes(split.targets.shape[1:])}"
             )
         return split
 
     def _split(self, part: str, outputs: int | None = None) -> Split:
-        """Loads a part; `outputs` are those of the training part, where they are known."""
+        """Loads a part; `outputs` are those of the training set, where they are known."""
         where = f"data.load({part!r})"
         pair = self.load(part)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -309,7 +309,7 @@ def read_arrays(part: str, root: str) -> tuple[Any, Any]:
 
 
 def _stored(inputs: Tensor) -> Tensor:
-    """Converts floats to float32, and whole numbers that PyTorch can hardly use to wider ones."""
+    """Converts floats to float32, and integers that PyTorch can hardly use to wider ones."""
     if inputs.dtype == torch.bool:
         return inputs.view(torch.uint8)
     if inputs.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
@@ -357,7 +357,7 @@ class Table:
         return self._part(1)
 
     def _part(self, part: int) -> Split:
-        """Reads the training part (0) or the test part (1)."""
+        """Reads the training set (0) or the test set (1)."""
         table = read_csv(self.path)
         columns = [name for name in table if name != self.target]
         words = _column(table, self.path, "data.target", self.target)

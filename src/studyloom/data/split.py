@@ -27,7 +27,7 @@ Folds = Sequence[Fold]
 class Tokens:
     """The words that the numbers of a text stand for, so that a report can show the text.
 
-    A text is a row of whole numbers that is filled up at its end, if at all. A Dataset has this as
+    A text is a row of integers that is filled up at its end, if at all. A Dataset has this as
     its attribute `tokens`, a `Split` in its field of that name.
 
     Args:
@@ -62,7 +62,7 @@ class Tokens:
         return row if isinstance(row, Tensor) and self.fits(row) else None
 
     def fits(self, row: Tensor) -> bool:
-        """Whether a tensor is a row of whole numbers that has room for a text."""
+        """Whether a tensor is a row of integers that has room for a text."""
         whole = not row.is_floating_point() and not row.is_complex()
         return whole and row.ndim == 1 and len(row) > self.first
 
@@ -134,7 +134,7 @@ class Split:
             )
         if self.tokens is not None and not self.tokens.fits(inputs[0]):
             raise UnfitData(
-                "data with tokens must have rows of whole numbers as inputs, each with room for a "
+                "data with tokens must have rows of integers as inputs, each with room for a "
                 f"text from place {self.tokens.first} on; got {sizes} of {inputs.dtype}"
             )
 
@@ -245,9 +245,9 @@ def make_folds(
     single hold-out has at most `validation` examples, or one group.
 
     Args:
-        targets: (n, …); whole numbers are classes.
+        targets: (n, …); integers are classes.
         count: the number of folds. 1 holds out exactly `validation` examples. From 2 on, the sizes
-            of the validation parts differ by at most one, and each example is validated once.
+            of the validation sets differ by at most one, and each example is validated once.
         groups: the group of each example, (n,).
     """
     total = len(targets)

@@ -87,7 +87,7 @@ def share(split: Part, key: str) -> Part:
             descriptor = os.dup(file.fileno())
     except FAILURES as error:
         log.warning(
-            "the training part (%.1f GB) is not shared between workers, which load it each: %s",
+            "the training set (%.1f GB) is not shared between workers, which load it each: %s",
             size / 1e9,
             error,
         )
@@ -97,7 +97,7 @@ def share(split: Part, key: str) -> Part:
 
 
 def load_shared(train: Callable[[], Part], key: str) -> Part:
-    """Returns the training part that the launcher has shared under the same key; else loads it."""
+    """Returns the training set that the launcher has shared under the same key; else loads it."""
     while _held:
         os.close(_held.popitem()[1])
     # Removed, since a worker may run another study, of other data.

@@ -111,7 +111,7 @@ class LoopDefinition(Definition):
         for key in (*(f"{PARAMS}.{name}" for name in given), *(f"space.{s}" for s in searched)):
             section, name, *_ = f"{key.removeprefix('space.')}.".split(".")
             if section != PARAMS:
-                mistakes.append(f"{key}: {who} gets the values of params alone")
+                mistakes.append(f"{key}: {who} gets only the values of params")
             elif name not in named and not takes_any:
                 mistakes.append(
                     f"{key}: {who} has no parameter {name}; it has "
@@ -252,7 +252,7 @@ class LoopDefinition(Definition):
             )
         if self.tested and data.split is not None and not hasattr(data.source, "test"):
             yield (
-                "objective.test is given the test part of the data, and "
+                "objective.test is given the test set of the data, and "
                 f"{type(data.source).__name__} has no method test; add one, or leave "
                 "objective.test out"
             )

@@ -287,7 +287,7 @@ class Loop:
         except (Exception, SystemExit) as error:
             raise NoWinner(
                 f"objective.test={self.config.objective.test}: {describe_error(error)}"
-                f"{place_of(error)}; mend it, and repeat the command with "
+                f"{place_of(error)}; fix it, and repeat the command with "
                 "study.accept_code_change=true, which keeps the search"
             ) from error
         finally:

@@ -205,7 +205,7 @@ def _explained(name: str, own: object, size: int, single: int | None = None) -> 
 
 
 def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
-    """Computes a metric of random outputs for the validation part of each fold."""
+    """Computes a metric of random outputs for the validation set of each fold."""
     folds, split = data.folds, data.split
     assert split is not None
     try:
@@ -223,7 +223,7 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
             metric(outputs, split.targets[valid].cpu())
         except UndefinedMetric as error:
             of_fold = f" of fold {fold}" if len(folds) > 1 else ""
-            yield f"{error}, in the validation part{of_fold}"
+            yield f"{error}, in the validation set{of_fold}"
         except Exception as error:  # of a function of the user's own
             yield f"objective.metric={metric.name}: {describe_error(error)}"
 

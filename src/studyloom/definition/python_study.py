@@ -246,7 +246,7 @@ def _add_data(
 
 
 def _divided(study: PythonStudy, data: Any) -> tuple[Any, Any]:
-    """Returns the training and the test part as Datasets."""
+    """Returns the training and the test set as Datasets."""
     if (whole := _as_dataset(data)) is None:
         parts = data if isinstance(data, tuple | list) and len(data) == 2 else [data, None]
         train, test = map(_as_dataset, parts)
@@ -258,7 +258,7 @@ def _divided(study: PythonStudy, data: Any) -> tuple[Any, Any]:
     _check_size("data", whole, 3)
     count, seed = len(whole), study.sections["study"].get("seed", 0)
     sealed = max(1, count // SHARE)
-    words = f"drawn by study.seed={seed}, are the test part"
+    words = f"drawn by study.seed={seed}, are the test set"
     study.notes.append(f"data: {sealed} of {count} examples, {words}")
     targets = whole.tensors[-1] if isinstance(whole, TensorDataset) else torch.zeros(count)
     first, second = make_folds(targets, 1, sealed, seed)[0]

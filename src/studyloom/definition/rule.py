@@ -2,7 +2,8 @@
 
 `objective.constraints` has a limit for each cost, such as `parameters: "<= 100_000"`. A cost is
 known before training, so that a trial beyond a limit is not trained. `winner.rule` chooses among
-trials with several values, and `space.where` has the relations that each point of the space keeps:
+trials with several values, and `space.where` has the relations that each configuration of the space
+keeps:
 
     rule       = ("max" | "min") NAME [ "where" condition { "and" condition } ]
     relation   = condition { "and" condition }

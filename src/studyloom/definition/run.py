@@ -442,7 +442,7 @@ class Run:
         is_whole = isinstance(step, int | np.integer) and not isinstance(step, bool)
         if not is_whole or not first <= step <= LARGEST:
             raise UndefinedMetric(
-                f"the objective reported at step {step!r}: expected a whole number from {first} to "
+                f"the objective reported at step {step!r}: expected an integer from {first} to "
                 f"{LARGEST}"
             )
         return int(step)

@@ -198,7 +198,7 @@ def _check_groups(definition: Definition) -> Iterator[str]:
         if definition.config.study.baseline and inside and option not in group.options:
             options = ", ".join(group.options)
             yield (
-                f"{name}: the configuration as composed has {name}={option}, and the space holds "
+                f"{name}: the default configuration has {name}={option}, and the space holds "
                 f"{options}; choose one of these, add {option} to space.{group.name}, or set "
                 "study.baseline=false"
             )
@@ -236,7 +236,7 @@ def _check_relations(definition: Definition) -> Iterator[str]:
         yield f"space.where: no point of {tried} keeps to {together}; loosen it"
     if not definition.config.study.repeats and math.isinf(space.size()):
         way_out = "give its floats a step or a choice, or set study.repeats=true"
-        yield f"study.repeats=false is for a space of finitely many points; {way_out}"
+        yield f"study.repeats=false is for a space of finitely many configurations; {way_out}"
 
 
 def _to_add(definition: Definition, branch: Branch, node: Leaf | ListLeaf) -> str:

@@ -1,7 +1,7 @@
 """`studyloom mcp`: a study for agents, over the Model Context Protocol on standard streams.
 
 Each tool is what the command of its name does, and only `propose` writes. No tool takes a path. As
-long as the search goes on, none tells a value of the test part: whoever chooses points by it would
+long as the search goes on, none tells a value of the test set: whoever chooses points by it would
 be judged by what it knows.
 """
 
@@ -38,10 +38,10 @@ except ImportError as error:
 ABOUT = """\
 A hyperparameter search. `ask` tells the question, the space and the trials so far; `propose` puts a
 point into the next free slot, where it is trained as any other trial. Few of the slots may be
-proposed, and none once the test set has been used. The winner is chosen on fresh seeds, and tested
+proposed, and none once the test set has been used. The winner is chosen on new seeds, and tested
 once after the search."""
 LONGEST = 100_000  # characters of a report
-SEALED = ("test", "std", "difference")  # what of a comparison is measured on the test part
+SEALED = ("test", "std", "difference")  # what of a comparison is measured on the test set
 
 
 def serve(arguments: Any) -> None:

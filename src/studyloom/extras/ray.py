@@ -59,8 +59,7 @@ class Ray:
         asked = 0 if self.num_gpus is None else self.num_gpus
         if type(asked) not in (int, float) or asked < 0 or (asked > 1 and asked % 1):
             raise ValueError(
-                "launcher.num_gpus must be a whole number, a fraction below 1, or null; "
-                f"got {asked!r}"
+                f"launcher.num_gpus must be an integer, a fraction below 1, or null; got {asked!r}"
             )
         if self.ranks > 1 and self.num_gpus not in (None, 0, self.ranks):
             raise ValueError(
@@ -139,7 +138,8 @@ class Ray:
         """Works on the task.
 
         Raises:
-            LaunchError: as of `start`; no node has room for a worker, or workers die before they
+            LaunchError: as of `start`; no node has resources for a worker, or workers die before
+                they
                 claim a trial.
             StorageLost: the database stays away.
         """
@@ -210,7 +210,7 @@ class Ray:
             f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in resources
         )
         raise LaunchError(
-            f"launcher: no node has room for a worker of num_cpus={self.cpus:g} and "
+            f"launcher: no node has resources for a worker of num_cpus={self.cpus:g} and "
             f"num_gpus={share:g}; there are {sizes}; ask for less, or for a larger cluster"
         )
 

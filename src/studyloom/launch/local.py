@@ -60,7 +60,7 @@ class Join:
         with renewing_leases(task, lambda: [worker_id(os.getpid())]):
             task.work(stop)
         if not stop() and (left := task.todo()):
-            raise LaunchError(f"{left} trials are open, and nobody works on them")
+            raise LaunchError(f"{left} trials are open, and no worker runs them")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Local:
 def check_count(name: str, value: object, *, auto: bool = False) -> None:
     """Raises ValueError if a number of the launcher is none; it may be "auto" if `auto` is set."""
     if (type(value) is not int or value < 1) and not (auto and value == "auto"):
-        words = f"{'auto, or ' * auto}a whole number of at least 1"
+        words = f"{'auto, or ' * auto}an integer of at least 1"
         raise ValueError(f"launcher.{name} must be {words}; got {value!r}")
 
 

@@ -187,7 +187,7 @@ def reporting_end(stop: Stop, finish: Callable[[int, str | None], None]) -> Iter
         yield
     except Interrupted:  # the second signal; the trials have been released
         finish(128 + (stop.signal or 2), "stopped at once")
-        print_line("stopped at once; the same command goes on from here")
+        print_line("stopped at once; the same command resumes here")
     except (StudyloomError, OSError) as error:
         # The search is done, and what remains can be done later.
         unfinished = isinstance(error, OSError | CompressError)
@@ -199,4 +199,4 @@ def reporting_end(stop: Stop, finish: Callable[[int, str | None], None]) -> Iter
         finish(1, type(error).__name__)
         if isinstance(error, Exception):
             raise
-        exit_with(LaunchError(f"the user's code has ended the command: {error!r}"), 1)
+        exit_with(LaunchError(f"your code ended the command: {error!r}"), 1)

@@ -21,7 +21,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 DEFAULT = "default"  # the key of the baseline's value
 LONGEST_NAME = 500  # with `.length` a parameter has 512 in Optuna's tables on PostgreSQL
-LARGEST = sys.float_info.max  # of a database column, also for whole numbers
+LARGEST = sys.float_info.max  # of a database column, also for integers
 
 
 def parse_space(
@@ -145,7 +145,7 @@ class _Parser:
                 self.mistakes.append(f"{where} must be at least 1; got {distribution.low}")
             return distribution if isinstance(distribution, IntDistribution) else None
         self.mistakes.append(
-            f"{where} must be a whole number from 1, {{int: [low, high]}}, or the name of a list "
+            f"{where} must be an integer from 1, {{int: [low, high]}}, or the name of a list "
             f"above it; got {length!r}"
         )
         return None
@@ -176,7 +176,7 @@ class _Parser:
         if not isinstance(bounds, list | tuple) or len(bounds) != 2:
             self.mistakes.append(f"{where} must be a range [low, high]; got {bounds!r}")
             return None
-        types, numbers = ((int,), "whole numbers") if kind == "int" else ((int, float), "numbers")
+        types, numbers = ((int,), "integers") if kind == "int" else ((int, float), "numbers")
         for value in (*bounds, *([] if step is None else [step])):
             if type(value) not in types or not abs(value) <= LARGEST:
                 self.mistakes.append(

@@ -25,7 +25,7 @@ def outline(space: Space) -> Tree:
         most = "at most " if space.relations and size > LARGEST_GRID else ""
         title = f"space: {most}{size:.0f} point{'' if size == 1 else 's'}"
     else:
-        title = "space: infinitely many points"
+        title = "space: infinitely many configurations"
     tree = Tree(Text(title, style="bold"))
     _add_nodes(tree, space.nodes, "")
     for relation in space.relations:

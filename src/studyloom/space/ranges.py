@@ -9,7 +9,7 @@ Range = dict[str, Any]
 def Int(
     low: int, high: int, *, log: bool = False, step: int | None = None, default: int | None = None
 ) -> Range:
-    """Returns a range of whole numbers, both ends included: `Int(4, 256, log=True)`.
+    """Returns a range of integers, both ends included: `Int(4, 256, log=True)`.
 
     Args:
         default: the value of the baseline.

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
-LARGEST = 2**31 - 1  # of a whole number in Optuna's tables and ours on PostgreSQL
+LARGEST = 2**31 - 1  # of an integer in Optuna's tables and ours on PostgreSQL
 
 # Of a study
 FORMAT = "format"  # int: of all that is stored with a study and its trials
@@ -19,15 +19,15 @@ BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is s
 ENDED = "ended"  # dict[str, Any] | None: why it has ended so, decided once
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
-TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
+TEST_OPENINGS = "test_openings"  # int: how often the test set was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
-TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json
-COMPRESSED = "compressed"  # dict[str, Any]: what the test part gave, by the digest of winner.onnx
+TESTED = "tested"  # dict[str, Any], of a retraining: what the test set gave, as in winner.json
+COMPRESSED = "compressed"  # dict[str, Any]: what the test set gave, by the digest of winner.onnx
 JOB = "job"  # dict[str, Any]: what the last command does beside the search, when it began and ended
 STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
 ANSWERED = "answered"  # dict[str, Any]: the winner and its test, in short, and by which stage
 CONTROL = "control"  # str | None: stop or pause, as another terminal asked
-SPACE = "space"  # dict[str, Any]: the space and its composed values, for whoever proposes points
+SPACE = "space"  # dict[str, Any]: the space and its default values, for whoever proposes points
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
 RUNG = "rung"  # int: the epoch of its lowest rung as it began, 0 without rungs
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
@@ -38,7 +38,7 @@ OF_STUDIES = [key for name, key in vars().items() if name.isupper() and isinstan
 SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is foreign
 FORMER_SLOT = "former_slot"  # int: the slot that it filled until it was set aside for another trial
 WORKER = "worker"  # str: the id of the worker that started it
-BASELINE = "baseline"  # True: the trial is the configuration as composed
+BASELINE = "baseline"  # True: the trial is the default configuration
 ENQUEUED = "enqueued"  # str: the source of a point that was queued before any worker started it
 PROPOSED = "proposed"  # dict[str, str]: `by` whom its point was proposed, `why`, and a random `id`
 EPOCHS = "epochs"  # dict[str, list[float]]: the learning curve, a column for each quantity

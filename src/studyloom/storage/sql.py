@@ -148,7 +148,9 @@ def study(study_id: int, uuid: str) -> dict[str, Any]:
 
 def study_deleted() -> StorageLost:
     """Makes the error that a study was deleted while it ran."""
-    return StorageLost("the study was deleted while it ran; the same command begins it anew")
+    return StorageLost(
+        "the study was deleted while it ran; the same command starts it from the beginning"
+    )
 
 
 def lock_study(connection: sa.Connection, study_id: int, uuid: str) -> None:

@@ -24,7 +24,7 @@ class CommandRecord:
     """The settings of a command that the study definition does not have.
 
     Args:
-        judged: whether the winner is chosen on fresh seeds afterwards.
+        judged: whether the winner is chosen on new seeds afterwards.
         tested: whether winner and baseline are trained on all data, and tested.
         top: how many trials, and neighbors of the best one, are re-evaluated with the baseline.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.

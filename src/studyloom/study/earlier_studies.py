@@ -227,7 +227,7 @@ def read_named(
         try:
             if not isinstance(source, str) or source in ("", AUTO):
                 raise ValueError(
-                    "must be run directories or URLs of databases, or auto alone, which looks for "
+                    "must be run directories or URLs of databases, or only auto, which looks for "
                     f"earlier studies itself; got {source!r}"
                 )
             labels.append(source_label(source))

@@ -70,7 +70,7 @@ def check_definition(
     if was is None:
         raise DefinitionError(
             f"study.name: the study {name!r} was not made by studyloom, but by another program "
-            "that uses Optuna; it stays as it is; give this one another name: study.name=…"
+            "that uses Optuna; it stays unchanged; give this one another name: study.name=…"
         )
     accepted = dict(was)
     if accept_code_change:
@@ -116,15 +116,15 @@ def _as_moved(value: Any, key: str = "") -> Any:
 
 def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
     """Makes the error that shows how the definition of a study differs from the present one."""
-    way_out = "go back to that question, or give this one another name: study.name=…"
+    way_out = "restore these values to resume it, or start a new study with study.name=…"
     if all(change.startswith(CODE) for change in changes):
         way_out = (
-            "only your own code differs: go back to what it was, go on with "
-            "study.accept_code_change=true, or give this study another name: study.name=…"
+            "only your code differs: restore it, continue with "
+            "study.accept_code_change=true, or start a new study with study.name=…"
         )
     return DefinitionError(
-        f"study.name: the study {name!r} asks another question, so its trials cannot be "
-        "compared:\n" + "".join(f"  {change}\n" for change in changes) + way_out
+        f"study.name: the study {name!r} already exists with a different definition, so its "
+        "trials are not comparable:\n" + "".join(f"  {change}\n" for change in changes) + way_out
     )
 
 

@@ -96,7 +96,7 @@ def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
         if value is ABSENT:
             value = composed_value(choices, partial(value_at, composed), parameter)
             placed.composed.append(name)
-            subject = f"{name} is not given, and its composed value {as_yaml(value)}"
+            subject = f"{name} is not given, and its default value {as_yaml(value)}"
         if problem := why_not(parameter.distribution, value):
             placed.wrong.append(f"{subject} {problem}")
             return stand_in({}, parameter)  # its low end

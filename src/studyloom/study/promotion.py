@@ -120,7 +120,7 @@ class Promotion(BasePruner):
         for (name, low), value in zip(at_least.items(), given, strict=True):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(
-                    f"pruner.{name} must be a whole number of at least {low}; got {value!r}"
+                    f"pruner.{name} must be an integer of at least {low}; got {value!r}"
                 )
         self.min_resource: int = lowest
         self.reduction_factor, self.brackets = reduction_factor, brackets

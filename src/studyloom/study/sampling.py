@@ -21,7 +21,7 @@ from studyloom.study.strategy import KEEPS_STATE, TrialStrategy
 from studyloom.study.trial_source import TrialSource
 
 REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
-NO_POINT = "space.where: no point was found that keeps to it; loosen it"
+NO_POINT = "space.where: no configuration was found that satisfies it; loosen it"
 log = logging.getLogger(__name__)
 
 

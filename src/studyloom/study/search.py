@@ -140,7 +140,8 @@ def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, tri
             log.warning("%s", missing)
     if left := enqueue(stored, starts, trials, baseline=definition.baseline):
         log.warning(
-            "%d points to begin with are left out: all %d trials have begun; raise study.trials",
+            "%d configurations to begin with are left out: all %d trials have begun; "
+            "raise study.trials",
             left,
             trials,
         )

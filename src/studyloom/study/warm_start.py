@@ -89,7 +89,7 @@ def _note_taken(earlier: EarlierStudy, taken: Sequence[PlacedTrial]) -> str:
     """Words which trials of an earlier study are tried first, and how they differ here."""
     differences: list[str] = []
     for placed in (trial.placed for trial in taken):
-        differences += [f"{name} has its composed value" for name in placed.composed]
+        differences += [f"{name} has its default value" for name in placed.composed]
         differences += [f"{name} is not searched here" for name in placed.unasked]
     numbers = ", ".join(str(trial.number) for trial in taken)
     head = f"{earlier.label}: begins with its trial{'s' * (len(taken) > 1)} {numbers}"
@@ -141,14 +141,14 @@ def find_warm_starts(
     points = list(_enqueued_points(definition, enqueued, mistakes, notes))
     if listed:
         mistakes.append(
-            "sampler=grid: tries each point of the space once, so study.enqueue and "
+            "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
         )
     room = strategy.trials - (definition.baseline is not None) - len(points)
     if room < 0:
         mistakes.append(
-            f"study.enqueue: {-room} of {len(points)} points find no room in "
-            f"study.trials={study.trials}; raise study.trials, or remove points"
+            f"study.enqueue: {-room} of {len(points)} configurations do not fit into "
+            f"study.trials={study.trials}; raise study.trials, or remove some"
         )
     looked, found = wanted == AUTO, EarlierStudies()
     sources, studies = list[str](), found.studies
@@ -171,7 +171,7 @@ def _enqueued_points(
 ) -> Iterator[WarmStart]:
     if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
         mistakes.append(
-            "study.enqueue must be a list of points, such as [{model: cnn, …}, …]; "
+            "study.enqueue must be a list of configurations, such as [{model: cnn, …}, …]; "
             f"got {as_yaml(enqueued)}"
         )
         return
@@ -188,7 +188,7 @@ def _enqueued_points(
 
 
 # The attributes of a baseline that waits.
-AS_COMPOSED = {BASELINE: True, ENQUEUED: "the configuration as composed"}
+AS_COMPOSED = {BASELINE: True, ENQUEUED: "the default configuration"}
 
 
 def sources_of(stored: StoredStudy) -> list[str]:

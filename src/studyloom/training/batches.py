@@ -293,8 +293,8 @@ def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -
 def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
     """Returns the type in which a network gets inputs; raises DataError if it takes none.
 
-    Of whole numbers two examples show it: bytes, which are mostly pixels, are tried as float32
-    first, and then as int64; others first as whole numbers, which an embedding needs, and then as
+    Of integers two examples show it: bytes, which are mostly pixels, are tried as float32
+    first, and then as int64; others first as integers, which an embedding needs, and then as
     float32, which a linear layer needs. For a step of the user's own it is `unseen_dtype`.
     """
     stored = split.inputs.dtype

@@ -86,7 +86,7 @@ class Job:
             "epochs": (self.epochs >= 1, "at least 1"),
             "samples_per_epoch": (
                 1 <= samples <= available,
-                f"from 1 to {available}, the size of the training part",
+                f"from 1 to {available}, the size of the training set",
             ),
             "batch_size": (1 <= self.batch_size <= samples, f"from 1 to {samples}, an epoch's"),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
@@ -136,7 +136,7 @@ class Epoch:
 
     Attributes:
         train_loss: the mean over the epoch's examples, while the weights moved, without L1.
-        value: the job's metric on the validation part.
+        value: the job's metric on the validation set.
         seconds: the time of training and validation together.
         samples_per_second: training examples over the time of training alone.
     """

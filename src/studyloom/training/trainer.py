@@ -31,7 +31,7 @@ from studyloom.training.steps import Steps, call_network, choose_threads, on_thr
 
 
 def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
-    """Shows the training part to each module with a method `adapt(inputs, targets)`, once.
+    """Shows the training set to each module with a method `adapt(inputs, targets)`, once.
 
     What the modules learn, such as means to standardise by or weights of classes, is in their
     buffers and so in checkpoints and winner.pt. They see no example that is validated or tested.
@@ -217,7 +217,7 @@ class JobRun:
             generator.set_state(state)
 
     def run_epoch(self) -> Epoch:
-        """Trains for one epoch and evaluates the validation part."""
+        """Trains for one epoch and evaluates the validation set."""
         start = perf_counter()
         with self.own_randomness():
             if not self.aligned:  # they differ if the user's code draws from generators of its own

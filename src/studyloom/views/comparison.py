@@ -116,7 +116,7 @@ def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
 
 @dataclass(frozen=True)
 class ComparedFacts:
-    """A study: its best value, its winner on the test part, and what both cost.
+    """A study: its best value, its winner on the test set, and what both cost.
 
     The difference is that of winner and baseline; `seconds` from the first start to the last end.
     Numbers are not rounded, and None is what is not known.
@@ -227,7 +227,7 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
     """Returns the sections of the page that compares studies."""
     rows = [(key, *values) for key, values in differing(studies)]
     head = ("", *(study.label for study in studies))
-    differs: Block = Absent("Question and search are the same.")
+    differs: Block = Absent("Definition and search are the same.")
     if rows:
         differs = PageTable(head, rows, words=range(len(head)))
     return [
@@ -244,7 +244,9 @@ def page(studies: Sequence[Compared]) -> str:
     asked = {
         json.dumps(study.stored.definition(), sort_keys=True, default=str) for study in studies
     }
-    same = "They ask one question." if len(asked) == 1 else "They ask different questions."
+    same = (
+        "They have the same definition." if len(asked) == 1 else "They have different definitions."
+    )
     name = " · ".join(study.label for study in studies)
     return report_page(Head(name, same, [Lines(lines)]), sections(studies))
 

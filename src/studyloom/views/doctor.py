@@ -107,7 +107,7 @@ def agreement(ledgers: Mapping[str, Ledger]) -> Finding:
     if not found:
         return Finding(OK, "agrees with the trials")
     words = "; ".join(f"{study}: {words}" for study, _, words in found)
-    return Finding(WARNING, f"{words}; the next run of the study mends this, or --repair")
+    return Finding(WARNING, f"{words}; the next run of the study fixes this, or --repair")
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[list[str], bool]:
@@ -123,7 +123,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
     mended = bool(found) and confirm()
     for _, ledger, _ in found if mended else ():
         compare(ledger, mend=True)
-    left = "nothing was changed; with --yes, this is mended"
+    left = "nothing was changed; --yes fixes this"
     print("mended" if mended else left if found else "the ledger agrees with the trials")
     return differences, mended
 

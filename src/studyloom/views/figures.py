@@ -252,7 +252,7 @@ def responsive(
 
 
 def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
-    """Returns a horizontal axis of whole numbers, with labels that are whole."""
+    """Returns a horizontal axis of integers, with labels that are whole."""
     margin = 0.03 * (high - low) + 0.3
     ends = low - margin, high + margin
     steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
@@ -988,7 +988,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
     notes, table = list[Note](), list[tuple[object, ...]]()
     for row, name in enumerate(names):
         spans = [(start, end) for _, start, end in rows[name]]
-        idle = f"{100 * idle_share(spans):.1f} %"
+        idle = f"{100 * idle_share(spans):.1f}%"
         notes.append(Note(0, row + BAR + 0.02, f"{shorten(name, 32)} · {idle} idle", "above"))
         trained = format_duration(sum((end - start).total_seconds() for start, end in spans))
         table.insert(0, (name, len(spans), trained, idle))
@@ -1121,7 +1121,7 @@ def calibration(bins: Sequence[Bin]) -> Chart | str:
         means = format_value(each.confidence), format_value(each.accuracy)
         interval = "{:.3f} to {:.3f}".format(*each.interval)
         rows.append((f"{each.low:.1f} to {each.high:.1f}", each.count, *means, interval))
-    head = ("confidence", "examples", "mean confidence", "accuracy", "95 % interval")
+    head = ("confidence", "examples", "mean confidence", "accuracy", "95% interval")
     ticks = [Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
     x = ChartScale(-0.03, 1.03, ticks, "confidence")
     y = plain_scale([0.0, 1.0], "accuracy", upright=True, height=height)

@@ -127,7 +127,7 @@ TEST, COMPRESS, DONE = "test", "compress", "done"
 # What people read for the title of a stage.
 WORDS = {
     SEARCH: "search",
-    REEVALUATION: "judging",
+    REEVALUATION: "re-evaluation",
     RETRAINING: "final training",
     TEST: "test",
     COMPRESS: "making it small",

@@ -111,7 +111,7 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
 
 
 PLAIN = {
-    "re-evaluation": "the best, judged again",
+    "re-evaluation": "re-evaluation of the best",
     "retraining": "winner and baseline, trained on all data",
 }
 
@@ -140,7 +140,7 @@ def read_parts(stored: StoredStudy) -> list[StudyPart]:
         title, about = study.study_name.removeprefix(f"{stored.name}/"), ""
         if stage is not None:
             title = stage.title
-            about = f"of the first {stage.trials} trials, on {stage.seeds} fresh seeds each"
+            about = f"of the first {stage.trials} trials, on {stage.seeds} new seeds each"
             about += f", {stage.details}" if stage.details else ""
         trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
         later.append(StudyPart(study.study_name, PLAIN.get(title, title), about, trials))
@@ -206,7 +206,7 @@ def head(
     if winner is not None and winner.winner.params != params.get("Best"):
         params["Winner"] = winner.winner.params
     blocks += [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
-    sentence = snapshot.quotable(stored, winner).replace(" %", "\N{NO-BREAK SPACE}%")
+    sentence = snapshot.quotable(stored, winner)
     return page.Head(stored.name, f"{sentence}.", blocks)
 
 
@@ -223,16 +223,16 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
         worse = [other for other in others if stored.sign * (mean - other) >= 0]
         of = f"of {len(winner.candidates)} candidates"
         if len(worse) == len(others):
-            yield f"{chosen}: it had the best mean {of} on {fresh} fresh seeds."
+            yield f"{chosen}: it had the best mean {of} on {fresh} new seeds."
         else:
-            yield f"{chosen}: it is the best {of} by {winner.rule}, on {fresh} fresh seeds."
+            yield f"{chosen}: it is the best {of} by {winner.rule}, on {fresh} new seeds."
         if worse:
             next_best = max(worse, key=lambda other: stored.sign * other)
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
     if test := winner.test:
         if test.difference:
             yield f"The difference to the baseline is {test.difference_words}."
-        yield f"The test part was {test.tested_words}."
+        yield f"The test set was {test.tested_words}."
     if carried := winner.transfer_sentence:
         yield carried
 
@@ -291,7 +291,7 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
     missing = snapshot.why_no_best.replace("No", "no", 1)
     note = missing if best is None else f"trial {best.number}"
     yield Card("Best, search", number(value), "", note)
-    note = "the configuration as composed" if baseline else "none"
+    note = "the default configuration" if baseline else "none"
     yield Card("Baseline, search", number(start), "", note)
     gain = None if value is None or start is None else stored.sign * (value - start)
     difference = "best minus baseline" if stored.sign > 0 else "baseline minus best"
@@ -317,7 +317,7 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
         yield Card("Baseline, test", *spread(test.baseline), part)
         note = NO_INTERVAL
         if (ends := test.difference.interval) is not None:
-            interval = f"95 % interval {number(ends[0], '+')} to {number(ends[1], '+')}"
+            interval = f"95% interval {number(ends[0], '+')} to {number(ends[1], '+')}"
             note = f"{interval} {test.cover}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the re-evaluation")[::sign])
@@ -328,7 +328,7 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
 
 
 def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator[Section]:
-    """Renders the candidates, and what the winner gets right and wrong on the test part."""
+    """Renders the candidates, and what the winner gets right and wrong on the test set."""
     if winner is None:
         yield section("winner", [Absent("There is no winner.json yet.")])
         return
@@ -403,7 +403,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
         yield section("calibration", [drawn(figures.calibration, known.bins)], **told)
     if groups := winner.groups:
         kind = groups.of
-        head: tuple[str, ...] = (kind, "examples", winner.metric.name, "95 % interval")
+        head: tuple[str, ...] = (kind, "examples", winner.metric.name, "95% interval")
         rows = [
             (row.name, row.count, number(row.value), " to ".join(map(number, row.interval)))
             for row in groups.rows
@@ -412,7 +412,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
         table = figures.PageTable(head, rows, words=(0,), note=left if groups.left else "")
         yield section("groups", [table], kind=kind, Kind=kind.capitalize())
     if winner.columns:
-        head = ("column", f"{winner.metric.name} worse by", "5 % to 95 %")
+        head = ("column", f"{winner.metric.name} worse by", "5% to 95%")
         needs = [
             (row.name, number(row.worse), " to ".join(map(number, row.interval)))
             for row in winner.columns
@@ -761,7 +761,7 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
         gain = None if found is None or first is None else stored.sign * (found - first)
         fresh = number(best(judged, numbers))
         rows.append((who, len(numbers), number(found), number(gain, "+"), fresh))
-    head = ("", "trials", "best, search", "better than the sampler's by", "best mean, fresh seeds")
+    head = ("", "trials", "best, search", "better than the sampler's by", "best re-evaluation mean")
     if len(own) > 1:
         yield section("proposers", [figures.PageTable(head, rows, words=(0,))])
 
@@ -774,7 +774,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     rows = []
     for worker in snapshot.workers:
         cells = worker.cells[:3]
-        lease = "" if worker.alive else "silent: another worker goes on"
+        lease = "" if worker.alive else "silent: another worker resumes the trial"
         params = "" if worker.trial is None else format_parameters(worker.params)
         rows.append((worker.owner, *cells, lease, params))
     if rows:

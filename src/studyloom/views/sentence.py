@@ -1,6 +1,6 @@
 """The result of a study in one sentence that a person can quote.
 
-"A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen pictures, 4.4 points over the
+"A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen images, 4.4 points over the
 baseline". Report, terminal and comparison begin with it.
 """
 
@@ -23,7 +23,7 @@ MOST_SETTINGS = 3  # of a trial without a network
 TELLING = ("channels", "hidden", "width", "layers")
 SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
 VOWEL = r"[aeio]|u(?!-?net|ni)"  # with which a name begins that takes "an": not a U-Net
-NOUNS = {"Picture": "pictures", "Sound": "recordings"}  # by what makes a file an input
+NOUNS = {"Picture": "images", "Sound": "recordings"}  # by what makes a file an input
 
 
 def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
@@ -39,7 +39,7 @@ def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
         return f"{words}{_over_baseline(test, stored.metric)}"
     if winner.fresh is None:
         return None
-    seeds = plural(len(winner.values), "fresh seed")
+    seeds = plural(len(winner.values), "new seed")
     return f"{who}: {_spread(winner.fresh, stored.metric)} on {seeds}, untested"
 
 
@@ -67,7 +67,7 @@ def describe(
         parts.append(name + (f" at {_short(rate)}" if isinstance(rate, int | float) else ""))
     if not parts:
         few = [f"{key.rpartition('.')[2]} {value}" for key, value in _settings(params).items()]
-        parts = few[:MOST_SETTINGS] or ["The configuration as composed"]
+        parts = few[:MOST_SETTINGS] or ["The default configuration"]
     return one_line(", ".join(parts))
 
 
@@ -134,7 +134,7 @@ def _decimals(error: float | None) -> int:
 def format_metric(value: float, metric: str, error: float | None = None) -> str:
     """Formats a value of a metric, a share of 1 in percent."""
     if _is_share(metric):
-        return f"{100 * value:.{_decimals(error)}f} %"
+        return f"{100 * value:.{_decimals(error)}f}%"
     return f"{one_line(metric)} {format_value(value)}"
 
 
@@ -149,7 +149,7 @@ def _spread(values: Summary, metric: str) -> str:
 
 
 def _examples(answer: Result, test: Scores) -> str:
-    """Words what the test part holds: 1 000 unseen pictures."""
+    """Words what the test set holds: 1 000 unseen images."""
     data = answer.data
     noun = NOUNS.get(_class_of((data and data.transform) or {}), "examples")
     if data and data.columns:
@@ -168,5 +168,5 @@ def _over_baseline(test: Scores, metric: str) -> str:
     size = abs(100 * gain)
     points = f"{size:.{_decimals(difference.std)}f} points"
     words = points if _is_share(metric) else format_value(abs(gain))
-    open_ = " (the 95 % interval includes 0)" if ends and ends[0] <= 0 <= ends[1] else ""
+    open_ = " (the 95% interval includes 0)" if ends and ends[0] <= 0 <= ends[1] else ""
     return f", {words} {side} the baseline{open_}"

@@ -63,7 +63,7 @@ class Snapshot:
         slots: the number of slots by state: free, held, done.
         outcomes: the number of trials by outcome: complete, pruned, failed, paused,
             running, waiting.
-        baseline: the complete trial of the configuration as composed, if there is one.
+        baseline: the complete trial of the default configuration, if there is one.
         metric: the name of the first value of a trial; `costs` are those of the others.
         rule: how the best is chosen; None if the metric alone decides.
         foreign: the number of trials that another program has added.
@@ -103,7 +103,7 @@ class Snapshot:
     def why_no_best(self) -> str:
         """Why the study has no best trial, without the full stop."""
         if self.rule is not None and self.outcomes.get("complete"):
-            return f"No complete trial keeps to {one_line(self.rule)}"
+            return f"No complete trial satisfies {one_line(self.rule)}"
         return "No trial is complete yet"
 
     @property

@@ -96,7 +96,7 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
             last[trial.user_attrs.get(WORKER, "")] = trial.datetime_complete
     kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
     total = kinds.total()
-    return [f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common() if part]
+    return [f"{kind} {100 * part / total:.1f}%" for kind, part in kinds.most_common() if part]
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:

@@ -157,7 +157,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
         sections["objective"]["network"] = network
     study = definition.config.study
     if (scale := definition.scale) is not None:
-        # Its network has the target size, and keeps to the rule from the size of the search on.
+        # Its network has the target size, and satisfies the rule from the size of the search on.
         sizes = present(scale.rule_sizes, definition.at(point))
         sections["scale"] = {**sizes, "rule": scale.rule} if sizes else None
     if definition.rule is not None:

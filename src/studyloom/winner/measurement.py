@@ -22,8 +22,8 @@ from studyloom.winner.result import DataFacts, RangeFacts, Tested
 from studyloom.winner.statistics import compare, resample
 from studyloom.winner.stored_trainings import CandidateStage, earlier_test, store_test
 
-NO_TEST = "there is no objective.test, so that nothing was tested"
-OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
+NO_TEST = "there is no objective.test, so nothing was tested"
+OWN_TEST = "your test function measured it, so there are no predictions to show"
 CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def measure_winner(
         try:
             tested = measure(stage.source, found, kept)
         except UndefinedMetric as error:
-            raise NoWinner(f"no value on the test part: {error}; mend the part") from error
+            raise NoWinner(f"no value on the test set: {error}; fix the test data") from error
         store_test(stage.stored, tested, store)
         earlier, first = False, kept[found.winner][0]
     assert tested.test is not None

@@ -10,7 +10,7 @@ from studyloom.winner.result import Compressed, Result
 if TYPE_CHECKING:
     from studyloom.data.training_data import Part
 
-SMALL_HEADING = "## Made small"
+SMALL_HEADING = "## Compression"
 
 
 def model_card(
@@ -19,7 +19,7 @@ def model_card(
     """Writes the model card of a tested winner in Markdown.
 
     Args:
-        data: the training part; None if a loop has its own.
+        data: the training set; None if a loop has its own.
         sources: of what a notebook or script has defined, by name.
     """
     winner, test = answer.winner, answer.test
@@ -52,9 +52,7 @@ def model_card(
         f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
         for name, value in winner.params.items()
     ]
-    lines.append(
-        "\n".join(["## Parameters\n\n| | |\n|---|---|", *(params or ["| as composed | |"])])
-    )
+    lines.append("\n".join(["## Parameters\n\n| | |\n|---|---|", *(params or ["| default | |"])]))
     if answer.data is None:
         use = f"{code_in_markdown(f'studyloom.load_winner({str(run_dir)!r})')} loads it."
     else:
@@ -70,7 +68,7 @@ def model_card(
     if data is not None:
         epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
         trained = f"Trained on {len(data)} examples, sha256 `{data.digest}`{epochs}. "
-    lines.append(f"## Data\n\n{trained}The test part was {test.tested_words}.")
+    lines.append(f"## Data\n\n{trained}The test set was {test.tested_words}.")
     for name, source in sources.items():
         code = printable(source).replace("\n", "\n    ")
         lines.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
@@ -85,7 +83,7 @@ def small_section(record: Compressed) -> str:
     about = (
         "`winner.onnx` needs onnxruntime alone: its input is `inputs`, (n, …) as in training, its "
         "output `outputs`; how they were normalised is in its metadata, `studyloom`. All variants "
-        "were judged on a validation part that neither they nor their original were trained on."
+        "were judged on a validation set that neither they nor their original were trained on."
     )
     lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
     listed = "\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in record.lines())

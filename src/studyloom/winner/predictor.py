@@ -351,7 +351,7 @@ class Predictor:
 
         Args:
             inputs: a tensor or an array (n, *shape), or one input (*shape). They become inputs as
-                those of a .npy file do: of pictures, whole numbers are pixels. For a network of
+                those of a .npy file do: of pictures, integers are pixels. For a network of
                 several inputs a mapping or a tuple of them, as it takes them; also nested, such as
                 the state (h, c) of an LSTM.
             batch: how many entries of the first dimension the network gets in one call. None is

@@ -77,7 +77,7 @@ class Summary:
 
     Attributes:
         std: None for fewer than three values.
-        interval: the 95 % interval of the mean; None where nothing is known of it.
+        interval: the 95% interval of the mean; None where nothing is known of it.
     """
 
     mean: float
@@ -140,7 +140,7 @@ class Candidate:
 
     @property
     def fresh(self) -> Summary | None:
-        """The values on fresh seeds; None without a re-evaluation."""
+        """The values on new seeds; None without a re-evaluation."""
         if self.mean is None:
             return None
         return Summary(self.mean, self.std, self.interval, self.values)
@@ -161,7 +161,7 @@ class Transfer:
         promised: the value of the winner's trial in the search, and `reached` its mean on fresh
             seeds at the target size.
         order: the rank correlation of both over `candidates`; None of fewer than three.
-        interval: its 95 % interval; None of fewer than six.
+        interval: its 95% interval; None of fewer than six.
         share: of the operations (FLOPs) that the same search and judging at the target size would
             have taken; None if they cannot be counted.
     """
@@ -212,7 +212,7 @@ class Covered:
 
 @dataclass(frozen=True)
 class Scores:
-    """The results on the test part.
+    """The results on the test set.
 
     Attributes:
         baseline: None if there is none or it has won, as for the difference.
@@ -250,12 +250,12 @@ class Scores:
         low, high = difference.interval
         ends = f"{format_value(low, '+')} to {format_value(high, '+')}"
         verdict = ": no difference shown" if low <= 0 <= high else ""
-        return f"{mean}, 95 % interval {ends} {self.cover}{verdict}"
+        return f"{mean}, 95% interval {ends} {self.cover}{verdict}"
 
     @property
     def fresh_words(self) -> str:
         """What the re-evaluation has anew; no splits of data that a loop loads itself."""
-        return f"on fresh seeds{'' if self.examples is None else ' and validation parts'}"
+        return f"on new seeds{'' if self.examples is None else ' and validation splits'}"
 
     @property
     def uncertainty(self) -> list[str]:
@@ -263,20 +263,20 @@ class Scores:
         notes = [self.winner.seeds_words]
         if self.winner.interval:
             low, high = (format_value(value) for value in self.winner.interval)
-            notes.append(f"95 % interval of the winner's mean {low} to {high} {self.cover}")
+            notes.append(f"95% interval of the winner's mean {low} to {high} {self.cover}")
         return [note for note in notes if note]
 
     @property
     def tested_words(self) -> str:
-        """How often the test part was opened, and when."""
+        """How often the test set was opened, and when."""
         when = "after the winner was chosen"
         if self.earlier:
-            when = "for these networks when an earlier answer had the same winner"
+            when = "for these networks when an earlier result had the same winner"
         return f"{format_openings(self.openings)}, {when}"
 
 
 def format_openings(openings: int) -> str:
-    return "opened once" if openings == 1 else f"opened {openings} times"
+    return "used once" if openings == 1 else f"used {openings} times"
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class DataFacts:
     """The facts of the data that the use of the network needs.
 
     Attributes:
-        digest: SHA-256 of the training part.
+        digest: SHA-256 of the training set.
         shape: of one input; None if it is not one tensor.
         mean: what was subtracted from pixels from 0 to 1, and `std` what they were divided by.
         loaded: whether the examples come from a Dataset, and `kind` the type of its inputs.
@@ -423,7 +423,7 @@ class Occlusion:
 
 @dataclass(frozen=True)
 class ExplainedText:
-    """A text of the test part that was taken for another class.
+    """A text of the test set that was taken for another class.
 
     Attributes:
         margin: the log of how many times likelier than the truth the mistake was taken to be.
@@ -442,7 +442,7 @@ class ExplainedText:
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """The findings on the test part, which the study stores.
+    """The findings on the test set, which the study stores.
 
     Attributes:
         note: why there are no predictions to show.
@@ -474,7 +474,7 @@ class Result(Tested):
         transfer: None if the winner has the size of the search.
         trials: that the winner was chosen from, and `study_trials` all of the study by then.
         reused: how many trainings of each stage earlier answers had done, and of how many.
-        keeps: whether the winner keeps to the rule on fresh seeds.
+        keeps: whether the winner keeps to the rule on new seeds.
         files: the SHA-256 of the files that were written with it.
     """
 
@@ -515,7 +515,7 @@ class Result(Tested):
         if self.is_of_loop and values is not None and values.same:
             notes.insert(0, FOLLOW_SEED)
         if test is None:
-            assert fresh is not None  # what is not tested was judged on fresh seeds
+            assert fresh is not None  # what is not tested was judged on new seeds
             basis = f"trial {chosen.trial}, {plural(len(self.seeds), 'fresh seed')}"
             yield Fact("winner", f"{metric} {fresh.words}", basis)
             for row in self.candidates:
@@ -538,9 +538,9 @@ class Result(Tested):
             notes = [*test.uncertainty, *notes, *self.transfer_lines()]
             if test.openings > 1:
                 opened = format_openings(test.openings)
-                notes.append(f"the test part was {opened}, and each opening proves less")
+                notes.append(f"the test set was {opened}, and each use proves less")
             if not self.keeps:
-                notes.append(f"on fresh seeds no candidate keeps to {self.rule}; this is the best")
+                notes.append(f"on new seeds no candidate satisfies {self.rule}; this is the best")
         yield from (Fact("", note) for note in notes if note)
 
     def choice_words(self, budget: int | None = None) -> str:
@@ -565,21 +565,21 @@ class Result(Tested):
             return
         rule = "" if found.rule == "none" else f" by the rule {found.rule}"
         target = _sizes(found.target)
-        yield f"searched with {found.small_words}, and carried to {target}{rule}"
-        fresh = plural(len(self.winner.values), "fresh seed")
+        yield f"searched with {found.small_words}, and scaled to {target}{rule}"
+        fresh = plural(len(self.winner.values), "new seed")
         promised, reached = format_value(found.promised), format_value(found.reached)
         yield f"transfer gap: {promised} in the search, {reached} at the target on {fresh}"
         if found.order is not None:
             between = ""
             if found.interval is not None:
                 low, high = (format_value(end, "+") for end in found.interval)
-                between = f", 95 % interval {low} to {high}"
+                between = f", 95% interval {low} to {high}"
             order = format_value(found.order, "+")
             yield f"order of {found.candidates} candidates: rank correlation {order}{between}"
         if found.neighbour:
             yield f"the best at the target is {self.winner.name}"
         if found.share is not None:
-            yield f"{100 * found.share:.0f} % of the operations of the same search at the target"
+            yield f"{100 * found.share:.0f}% of the operations of the same search at the target"
 
     @property
     def transfer_sentence(self) -> str:
@@ -615,7 +615,7 @@ class Spread(TypedDict):
 
 
 class ShortCompressed(TypedDict):
-    """The winner made small, as winner.onnx; its value, and the winner's, on the test part."""
+    """The winner made small, as winner.onnx; its value, and the winner's, on the test set."""
 
     name: str
     bytes: int
@@ -623,12 +623,12 @@ class ShortCompressed(TypedDict):
     value: float
     original: float
     difference: float
-    within: bool  # whether the 95 % interval of the difference keeps to the margin
+    within: bool  # whether the 95% interval of the difference keeps to the margin
     interval: list[float]
 
 
 class ShortResult(TypedDict):
-    """The winner: its value in the search, on fresh seeds if others competed, and on the test part
+    """The winner: its value in the search, on new seeds if others competed, and on the test set
     if something was tested.
     """
 
@@ -653,7 +653,7 @@ def short_words(short: Mapping[str, Any]) -> str:
         beside = f", baseline {format_value(baseline)}" if isinstance(baseline, float) else ""
         return f"test {metric} {test}{beside}, {trial}"
     if fresh := _short_mean(short.get("fresh")):
-        return f"winner {metric} {fresh} on fresh seeds, {trial}"
+        return f"winner {metric} {fresh} on new seeds, {trial}"
     return f"winner {trial}"
 
 
@@ -703,7 +703,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class SmallScores:
-    """The chosen variant beside the original on the test part.
+    """The chosen variant beside the original on the test set.
 
     Attributes:
         covers: whether the interval of the difference covers examples.
@@ -761,22 +761,22 @@ class Compressed:
         """Returns the lines about the chosen variant."""
         chosen, test = self.chosen, self.test
         faster = ", ".join(
-            f"{theirs / ours:.2f} × as fast at batch {batch}"
+            f"{theirs / ours:.2f}× as fast at batch {batch}"
             for batch, (ours, theirs) in chosen.medians.items()
         )
         low, high = (format_value(end, "+") for end in test.interval)
-        interval = f", 95 % interval {low} to {high} over examples" if test.covers else ""
+        interval = f", 95% interval {low} to {high} over examples" if test.covers else ""
         verdict = "within" if test.within else "not shown to be within"
         return [
             f"chosen {chosen.name} by {self.rule}",
-            f"{self.bytes_of_winner / chosen.bytes:.2f} × smaller: {chosen.bytes:_} bytes, "
+            f"{self.bytes_of_winner / chosen.bytes:.2f}× smaller: {chosen.bytes:_} bytes, "
             f"winner.pt has {self.bytes_of_winner:_}",
             f"{faster}, against PyTorch eager on {plural(self.threads, 'thread')}: medians",
             f"test {self.metric.name} {format_value(test.value)}, the original has "
             f"{format_value(test.original)}, on {test.examples} examples",
             f"difference {format_value(test.difference, '+')}{interval}: "
             f"{verdict} the margin of {format_value(self.margin)}",
-            f"the test part was {format_openings(test.openings)} in this study"
+            f"the test set was {format_openings(test.openings)} in this study"
             f"{', for this very file by an earlier command' if test.earlier else ''}",
         ]
 
@@ -889,7 +889,7 @@ def check_whole(run_dir: Path, answer: Result, *names: str) -> None:
     """Raises PredictError if files are not those that were written with winner.json."""
     if mismatched := mismatched_files(run_dir, answer, *names):
         raise PredictError(
-            f"{run_dir}: the answer is incomplete: {' and '.join(mismatched)} did not come with "
+            f"{run_dir}: the result is incomplete: {' and '.join(mismatched)} did not come with "
             f"winner.json; run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
         )
 

@@ -22,7 +22,7 @@ Resampled = NDArray[np.float64]  # the value of each seed on each resample, (res
 # scikit-learn's takes some milliseconds for each network, and there are ten.
 MEANS, OTHERS = 1999, 99
 ENOUGH = 3  # seeds for a spread: of two, Student's interval is 13 standard errors to each side
-TAILS = (2.5, 97.5)  # percentiles of a 95 % interval
+TAILS = (2.5, 97.5)  # percentiles of a 95% interval
 NORMAL = 1.959964  # their distance from the mean, in standard deviations
 BOTH, SEEDS, EXAMPLES = "seeds and examples", "seeds", "examples"  # what an interval covers
 
@@ -107,7 +107,7 @@ def summarise(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
 def rank_correlation(
     pairs: Sequence[tuple[float, float]],
 ) -> tuple[float | None, Interval | None]:
-    """Returns Spearman's rank correlation, and its 95 % interval by Bonett & Wright (2000).
+    """Returns Spearman's rank correlation, and its 95% interval by Bonett & Wright (2000).
 
     Fewer than three pairs have none, nor have values that are all the same; of fewer than six an
     interval would say nothing.
@@ -137,14 +137,14 @@ def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
 
 
 def _student(count: int) -> float:
-    """Returns Student's quantile for a 95 % interval of the mean of so many values."""
+    """Returns Student's quantile for a 95% interval of the mean of so many values."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # 0.4 s to import
 
     return float(stdtrit(count - 1, 0.975))
 
 
 def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> Interval:
-    """Returns a 95 % interval of the mean that covers seeds and examples.
+    """Returns a 95% interval of the mean that covers seeds and examples.
 
     Both are drawn anew, independently of each other, since each seed was measured on each example
     (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1). Five seeds drawn from

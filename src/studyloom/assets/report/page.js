@@ -420,7 +420,7 @@ function fillView(row) {
   document.getElementById("trial-body").replaceChildren(...shown);
 }
 
-// What differs from the baseline comes first.
+// Differences from the baseline comes first.
 function configuration(row, cells) {
   const first = [...table().tBodies[0].rows].find((each) => each.cells[1].querySelector("b")?.textContent.includes("baseline"));
   const other = first === row ? null : first;
@@ -476,7 +476,7 @@ function spent(times = {}) {
   const rows = kinds.map(([kind, seconds]) => {
     const share = make("i", "");
     share.style.width = `${(100 * seconds) / all}%`;
-    const numbers = [`${seconds} s`, `${Math.round((100 * seconds) / all)} %`].map((text) => make("td.number", text));
+    const numbers = [`${seconds} s`, `${Math.round((100 * seconds) / all)}%`].map((text) => make("td.number", text));
     return [kind, make("td", make("div.bar", share)), ...numbers];
   });
   const made = tableOf([], rows);

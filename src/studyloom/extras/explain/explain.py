@@ -154,7 +154,7 @@ def by_group(metric: Metric, found: Outputs, test: Part) -> Groups | None:
 
 
 def wilson(right: int, count: int) -> Interval:
-    """Returns the 95 % interval of a share, so many right of a count (Wilson 1927, JASA 22).
+    """Returns the 95% interval of a share, so many right of a count (Wilson 1927, JASA 22).
 
     It is never empty, also where all or none are right.
     """
@@ -229,7 +229,7 @@ def occlude(ask: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
     Args:
         ask: returns logits (n, classes) for pictures, on the CPU.
-        image: (channels, height, width), also of whole numbers.
+        image: (channels, height, width), also of integers.
 
     Returns:
         (height, width): the mean, over all patches that cover a pixel, of what the probability of

@@ -51,7 +51,7 @@ def compress_winner(
 
     Args:
         stages: the stages of the run, all of which have ended.
-        stop: whether to stop; a command that is stopped here goes on from here.
+        stop: whether to stop; a command that is stopped here resumes here.
         look: called at each step.
 
     Returns:
@@ -175,7 +175,7 @@ def check_result(stages: ResultStages, result: Result) -> None:
     check_whole(run_dir, result)
     if not stages.is_done() or not is_result_of(result, stages):
         raise CompressError(
-            f"{run_dir}: winner.json is not the answer of this study as it is now; run the "
+            f"{run_dir}: winner.json is not the result of this study as it is now; run the "
             "study's command again"
         )
     if part is None or part.shape is None or part.input_at(0) is None:

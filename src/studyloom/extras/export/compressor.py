@@ -76,7 +76,7 @@ class Compressor:
         """Makes the variants and the one that a rule chooses, tests it and writes its files."""
         settings, definition, facts = self.settings, self.trainings.definition, result.data
         assert facts is not None
-        self._begin("training the winner's configuration without a validation part")
+        self._begin("training the winner's configuration without a validation set")
         with self.stop.interruptible():  # in which nobody asks the database
             original = retrain(self.trainings, self.winner, settings.calibration)
         judge, tried = Judge(metric_of(definition), settings, original, facts), recipes(settings)

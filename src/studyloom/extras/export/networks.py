@@ -203,7 +203,7 @@ def narrow(
 ) -> tuple[DictConfig, list[str]]:
     """Returns the section of a narrower network, and which of its arguments are smaller.
 
-    An argument is a width if it is a whole number of at least 8, or a list of such, and half of it
+    An argument is a width if it is an integer of at least 8, or a list of such, and half of it
     gives a network with fewer parameters.
 
     Args:

@@ -28,7 +28,7 @@ class Settings:
 
     Attributes:
         rule: which variant is chosen, in the language of `winner.rule`; None for the smallest whose
-            value is not worse than the original's by more than `margin`, by the 95 % interval.
+            value is not worse than the original's by more than `margin`, by the 95% interval.
         margin: what may be lost: in the unit of a metric that ends at 1, such as accuracy; of
             others as a share of the original's value.
         ratios: the shares of channels and units that are pruned, a variant for each.
@@ -126,7 +126,7 @@ def _mistake(key: str, value: Any) -> str | None:
             fits = isinstance(value, list) and all(is_number(v) and 0 < v < 1 for v in value)
             must_be = "a list of numbers above 0 and below 1, such as [0.5]"
         case _:
-            fits, must_be = type(value) is int and value >= 1, "a whole number of at least 1"
+            fits, must_be = type(value) is int and value >= 1, "an integer of at least 1"
     return None if fits else must_be
 
 

@@ -107,7 +107,7 @@ class Judge:
     """Judges variants beside their original, on the original's validation part.
 
     Args:
-        original: trained without the validation part.
+        original: trained without the validation set.
         facts: what winner.json says of the data.
     """
 

@@ -58,7 +58,7 @@ class Command:
 
     resumes: ClassVar[bool] = False  # what it keeps is its own affair
     untested: ClassVar[str] = (
-        "a command gives nothing back that could be tested: what it printed on fresh seeds holds"
+        "a command gives nothing back that could be tested: what it printed on new seeds holds"
     )
 
     def check(self, config: DictConfig, space: Space) -> list[str]:

@@ -51,7 +51,7 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
             raise ValueError(f"it is {kind_of(parameters)}")
         placed, start = place_point(known, parameters), place_point(known, {}).point
     except (LookupError, RecursionError, ValueError) as error:  # also a name that no key can have
-        words = 'the point must be an object in JSON, such as {"lr": 0.01}'
+        words = 'the configuration must be an object in JSON, such as {"lr": 0.01}'
         raise ConfigError(
             [*mistakes, f"{words}: {shorten_end(one_line(str(error)), 200)}"]
         ) from None
@@ -79,7 +79,7 @@ def why_closed(stored: StoredStudy) -> str | None:
     if stored.test_openings():
         return (
             f"the test set of {stored.name} has been used, and a proposal could be chosen by it; "
-            "the sampler alone fills further trials"
+            "only the sampler fills further trials"
         )
     if (ended := look_ahead(stored).ending) is None:
         return None
@@ -94,7 +94,7 @@ def _fill_slot(
     Args:
         mark: stored with it; another one for each proposal.
         most: how many trials of the study may be proposed.
-        baseline: trial 0, if that is the configuration as composed.
+        baseline: trial 0, if that is the default configuration.
 
     Returns:
         The number of its trial.
@@ -117,8 +117,8 @@ def _fill_slot(
             if identify(point) == identify(waiting or trial):
                 value = f" with {format_value(trial.values[0])}" if trial.values else ""
                 raise ConfigError(
-                    f"trial {trial.number} has this point already, and is {outcome(trial)}{value}; "
-                    "propose another one"
+                    f"trial {trial.number} has this configuration already, and is "
+                    f"{outcome(trial)}{value}; propose another one"
                 )
         if sum(PROPOSED in trial.user_attrs for trial in tried) >= most:
             raise ConfigError(

@@ -33,7 +33,7 @@ class StoredSpace:
         options: which options of each group are searched.
         choices: the option of each group as composed.
         starts: the composed value of each leaf, by its name.
-        baseline: whether trial 0 is the configuration as composed.
+        baseline: whether trial 0 is the default configuration.
         share: the share of the budget that may be proposed.
     """
 
