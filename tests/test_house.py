@@ -4,9 +4,11 @@ Rooms are the folders of `src/studyloom`. A room's `__all__` lists its public na
 """
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -54,6 +56,12 @@ DRAWERS = {
 TOP_LEVEL = {
     *("pyproject.toml", "conf", "studies", "src", "tests", "README.md", "scripts"),
     *("LICENSE", "NOTICE"),
+}
+
+
+LAYOUT = {  # tokens of which a line of code may have none
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
+    tokenize.ENDMARKER,
 }
 
 
@@ -139,6 +147,42 @@ def test_the_kernel_imports_neither_winner_views_commands_nor_extras():
     for module, others in OWN.items():
         if room_of(module) in KERNEL:
             assert {room_of(other) for other in others} <= {*KERNEL}, module
+
+
+MODULES_OF_A_FILE = 15  # as many of our own modules may a file import
+NAMES_OF_1000_LINES = 78  # of our own, imported by the core; only ever lower
+
+
+def code_lines(text: str, tree: ast.Module) -> int:
+    """Counts the lines that hold code: no blank lines, comments or docstrings."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in LAYOUT:
+            lines |= {*range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            first = node.body[0]
+            lines -= {*range(first.lineno, first.end_lineno + 1)}
+    return len(lines)
+
+
+def test_coupling_never_rises():
+    """A file over the limit is three things in one: give each to the layer that owns it."""
+    names = lines = 0
+    for module, path in FILES.items():
+        if path.name == "__init__.py":
+            continue
+        own_imports = [
+            node
+            for node in TREES[module].body
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "studyloom"
+        ]
+        assert len({node.module for node in own_imports}) <= MODULES_OF_A_FILE, module
+        if room_of(module) != EXTRAS:
+            names += sum(len(node.names) for node in own_imports)
+            lines += code_lines(path.read_text(), TREES[module])
+    assert 1000 * names / lines <= NAMES_OF_1000_LINES
 
 
 def test_imports_make_no_cycle():
