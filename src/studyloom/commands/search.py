@@ -20,7 +20,7 @@ from studyloom.commands.result import (
 from studyloom.commands.stages import open_ended
 from studyloom.definition.prepare import compresses
 from studyloom.errors import CompressError, Interrupted, NoWinner
-from studyloom.launch.task import Command, StudyTask, make_task, remove_left_files
+from studyloom.launch.task import Command, StudyTask, make_task
 from studyloom.plugins import load_plugin
 from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
 from studyloom.study.failures import count_failures
@@ -54,7 +54,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         code = _search_and_report(task, stop, outputs)
     if not stop() and not plan.todo():
         end_command(stored, code)
-    remove_left_files(plan.definition.config, plan.search)
+    plan.search.remove_left_files(plan.definition.config.checkpoints.dir)
     return code
 
 

@@ -22,10 +22,9 @@ from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
-from studyloom.study.stage import SEARCH, Stage, Stages
+from studyloom.study.stage import SEARCH, Stages
 from studyloom.study.stopping import Stop
 from studyloom.study.strategy import Strategy
-from studyloom.study.trial_files import TrialFiles
 from studyloom.study.warm_start import WarmStarts
 from studyloom.study.worker import Worker
 
@@ -195,14 +194,6 @@ def make_task(
         command=command,
         halted=halted,
     )
-
-
-def remove_left_files(config: DictConfig, search: Stage) -> None:
-    """Removes the files of trials whose worker died after their end."""
-    folder = config.checkpoints.dir
-    if folder is not None:
-        files = TrialFiles(Path(folder), search.stored.name, search.source.seed)
-        files.remove_left(search.stored.trials, search.source.space)
 
 
 class Launcher(Protocol):

@@ -8,6 +8,7 @@ from typing import Protocol
 from studyloom.study.early_end import ending
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import TrialStrategy
+from studyloom.study.trial_files import TrialFiles
 from studyloom.study.trial_source import TrialSource
 
 SEARCH = "search"  # the title of the first stage
@@ -32,6 +33,12 @@ class Stage:
         """Returns how many trials have not ended yet."""
         ended = ending(self.stored, self.trials) is not None
         return self.stored.ledger.todo(self.trials, begun=ended)
+
+    def remove_left_files(self, folder: str | None) -> None:
+        """Removes the files in a folder of trials whose worker died after their end."""
+        if folder is not None:
+            files = TrialFiles(Path(folder), self.stored.name, self.source.seed)
+            files.remove_left(self.stored.trials, self.source.space)
 
 
 class Stages(Protocol):

@@ -8,19 +8,16 @@ import torch
 from omegaconf import DictConfig
 from optuna import TrialPruned
 
-from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.goals import named_goals
+from studyloom.definition.goals import loop_goals, loop_limits
 from studyloom.definition.jobs import build_jobs
 from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.objective import NetworkObjective, Objective, Step
-from studyloom.definition.rule import parse_limits
 from studyloom.definition.run import loop_jobs
 from studyloom.definition.user_functions import build_function
 from studyloom.errors import ConfigError
 from studyloom.extras.replay.comparison import Course
 from studyloom.extras.replay.stored_trial import is_loop
-from studyloom.metrics import Goal
 from studyloom.study import failures
 from studyloom.study.provenance import Provenance
 from studyloom.study.stopping import Stop
@@ -83,10 +80,9 @@ def train_again(
 
 def _make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData) -> Objective:
     if is_loop(cfg):
-        goals = [Goal(name, direction) for name, direction in named_goals(cfg.objective)]
-        limits = parse_limits(value_at(cfg, "objective.constraints"), None)
+        metric, further = loop_goals(cfg)
         calls = loop_jobs(cfg, data, provenance.seed)
-        loop = Loop(build_function(cfg.objective), cfg, goals, limits)
+        loop = Loop(build_function(cfg.objective), cfg, [metric, *further], loop_limits(cfg))
         return LoopObjective(loop, calls)
     assert data.split is not None
     jobs = build_jobs(cfg, data.folds, provenance.seed)
