@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
-from omegaconf import DictConfig
 
-from studyloom.config.build import find_target
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
-from studyloom.errors import ConfigError, StorageLost
+from studyloom.errors import StorageLost
 from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, running_beside
 from studyloom.storage.ledger import Ledger
@@ -225,13 +223,6 @@ class Launcher(Protocol):
             LaunchError: workers die before they claim a trial.
             StorageLost: the database stays away.
         """
-
-
-def launcher_class(cfg: DictConfig) -> Any:
-    """Returns what a config names as its launcher; None if that is wrong, as `prepare` reports."""
-    with suppress(ConfigError):
-        return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
-    return None
 
 
 @contextmanager
