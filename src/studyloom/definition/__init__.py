@@ -8,7 +8,6 @@ __all__ = [
     "costs",
     "custom_loop",
     "definition",
-    "goals",
     "jobs",
     "loop",
     "network",

@@ -18,7 +18,6 @@ from studyloom.config.values import flatten, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, OF_NETWORKS, Definition
-from studyloom.definition.goals import loop_goals, loop_limits
 from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.objective import Attempt
 from studyloom.definition.run import loop_jobs
@@ -29,6 +28,8 @@ from studyloom.definition.user_functions import (
     build_loop_network,
     build_named,
     compose_adapter,
+    loop_goals,
+    loop_limits,
     loop_scaling,
     network_job,
     sources_of,

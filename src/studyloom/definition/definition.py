@@ -25,7 +25,7 @@ from studyloom.config.values import (
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Attempt, Objective
-from studyloom.definition.rule import Condition, Cost, Rule, parse_rule, read_space
+from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
 from studyloom.definition.scale import Scale, parse_scale
 from studyloom.definition.sections import load_data, names_data, with_starts, without_location_keys
 from studyloom.definition.sources import code_digests
@@ -121,14 +121,14 @@ class Definition:
         raise NotImplementedError
 
     @staticmethod
-    def build_goals(cfg: DictConfig) -> tuple[Metric, tuple[Goal, ...]]:
+    def build_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
         """Returns the metric of a config, and what else is optimized."""
         raise NotImplementedError
 
     @staticmethod
     def build_limits(cfg: DictConfig) -> list[Condition]:
-        """Returns the limits of what a config's trials may cost."""
-        raise NotImplementedError
+        """Returns the limits of what a config's trials may cost, from `objective.constraints`."""
+        return parse_limits(value_at(cfg, "objective.constraints"))
 
     @staticmethod
     def build_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
@@ -257,8 +257,7 @@ class Definition:
     @functools.cached_property
     def goals(self) -> tuple[Metric, *tuple[Goal, ...]]:
         """The goals of the values of a trial, the metric first."""
-        metric, further = self.build_goals(self.config)
-        return (metric, *further)
+        return self.build_goals(self.config)
 
     @functools.cached_property
     def limits(self) -> list[Condition]:

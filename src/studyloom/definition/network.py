@@ -9,8 +9,7 @@ from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.costs import measure_costs
 from studyloom.definition.definition import FIRST, Definition
-from studyloom.definition.goals import network_goals, network_limits
-from studyloom.definition.jobs import build_job, build_jobs
+from studyloom.definition.jobs import build_jobs, network_goals
 from studyloom.definition.objective import Attempt, NetworkObjective
 from studyloom.definition.preflight import try_networks
 from studyloom.definition.rule import Cost
@@ -24,12 +23,15 @@ class NetworkDefinition(Definition):
     """The definition of a study whose trials train networks; see `Definition`."""
 
     trains_networks = True
-    build_goals, build_limits = staticmethod(network_goals), staticmethod(network_limits)
-    build_job = staticmethod(build_job)
+    build_goals = staticmethod(network_goals)
 
     @staticmethod
     def is_tested(cfg: DictConfig) -> bool:
         return True
+
+    @staticmethod
+    def build_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
+        return build_jobs(cfg, [fold], seed)[0]
 
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """Returns the jobs of a trial, whose number and the study's seed decide their seeds."""

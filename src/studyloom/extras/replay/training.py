@@ -9,12 +9,11 @@ from omegaconf import DictConfig
 from optuna import TrialPruned
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.goals import loop_goals, loop_limits
 from studyloom.definition.jobs import build_jobs
 from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.objective import NetworkObjective, Objective, Step
 from studyloom.definition.run import loop_jobs
-from studyloom.definition.user_functions import build_function
+from studyloom.definition.user_functions import build_function, loop_goals, loop_limits
 from studyloom.errors import ConfigError
 from studyloom.extras.replay.comparison import Course
 from studyloom.extras.replay.stored_trial import is_loop
@@ -80,9 +79,8 @@ def train_again(
 
 def _make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData) -> Objective:
     if is_loop(cfg):
-        metric, further = loop_goals(cfg)
         calls = loop_jobs(cfg, data, provenance.seed)
-        loop = Loop(build_function(cfg.objective), cfg, [metric, *further], loop_limits(cfg))
+        loop = Loop(build_function(cfg.objective), cfg, loop_goals(cfg), loop_limits(cfg))
         return LoopObjective(loop, calls)
     assert data.split is not None
     jobs = build_jobs(cfg, data.folds, provenance.seed)
