@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from toys import TINY, Never, ask, toy_folds, toy_split, validate_search
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.costs import MEASURES, measure_costs
+from studyloom.definition.network import MEASURES, measure_costs
 from studyloom.definition.rule import Condition, parse_limits
 from studyloom.errors import ConfigError
 from studyloom.models import MLP

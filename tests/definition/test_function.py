@@ -17,8 +17,8 @@ from toys import Never, Signal, compose, validate_search
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.loop import Loop, LoopObjective
+from studyloom.definition.prepare import names_data
 from studyloom.definition.run import LoopJob
-from studyloom.definition.sections import names_data
 from studyloom.errors import ConfigError, Halted, NoWinner, UndefinedMetric
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE

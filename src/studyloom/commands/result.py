@@ -8,7 +8,6 @@ from rich.text import Text
 
 from studyloom.commands.outputs import Outputs
 from studyloom.config.values import as_yaml, without_transform
-from studyloom.definition.prepare import compresses
 from studyloom.error_display import print_errors
 from studyloom.errors import CompressError, UndrawnReport
 from studyloom.files import is_newer, write_whole
@@ -85,7 +84,7 @@ def compress_winner(plan: ResultStages, stop: Stop, outputs: Outputs) -> Compres
     Returns:
         Why it could not be compressed, to be raised once all else is printed; None otherwise.
     """
-    if not compresses(plan.definition) or stop():
+    if not plan.definition.compresses or stop():
         return None
     compress = load_plugin("compress_winner")
     failure: CompressError | None = compress(plan, stop, outputs.console, outputs.look)

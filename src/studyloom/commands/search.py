@@ -18,7 +18,6 @@ from studyloom.commands.result import (
     write_report,
 )
 from studyloom.commands.stages import open_ended
-from studyloom.definition.prepare import compresses
 from studyloom.errors import CompressError, Interrupted, NoWinner
 from studyloom.launch.task import Command, StudyTask, make_task
 from studyloom.plugins import load_plugin
@@ -44,7 +43,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     """
     plan: ResultStages = task.stages
     stored = plan.search.stored
-    record = plan.command_record(compresses=compresses(plan.definition))
+    record = plan.command_record(compresses=plan.definition.compresses)
     begin_command(stored, record, task.command.age())
     outputs.attach(stored, task.run_dir)
     if read_control(stored) == "pause":
@@ -185,7 +184,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         stored = plan.search.stored
         command, outputs = Command.of_this_process(), Outputs()
         outputs.console = console
-        record = plan.command_record(compresses=compresses(plan.definition))
+        record = plan.command_record(compresses=plan.definition.compresses)
         begin_command(stored, record, command.age())
         outputs.attach(stored, prepared.run_dir)
         with recording_end(stored):
@@ -197,7 +196,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
                 raise missing
             print_winner(plan, command.page, console, anew=True)
             failure = compress_winner(plan, stop, outputs)
-            if stop() and compresses(plan.definition):  # who comes again need not judge again
+            if stop() and plan.definition.compresses:  # who comes again need not judge again
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
                 raise failure

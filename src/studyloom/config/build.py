@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,12 +97,14 @@ ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
 def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
     """Returns the parameter of a key that a section lacks, by the signature of its target.
 
+    A key of `params` is a parameter of the loop.
+
     Returns:
         None if there is no section with a target, or that has no such parameter. A target that
         cannot be imported may have any: whoever builds it says why.
     """
     above, _, name = key.rpartition(".")
-    section = OmegaConf.select(config, above)
+    section = OmegaConf.select(config, re.sub(r"^params\b", "objective", above))
     if not isinstance(section, DictConfig) or section.get("_target_") is None:
         return None
     try:

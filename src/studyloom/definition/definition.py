@@ -22,13 +22,13 @@ from studyloom.config.values import (
     with_values,
     without_transform,
 )
+from studyloom.data.datasets import location_keys
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Attempt, Objective
 from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
-from studyloom.definition.scale import Scale, parse_scale
-from studyloom.definition.sections import load_data, names_data, with_starts, without_location_keys
-from studyloom.definition.sources import code_digests
+from studyloom.definition.scale import Scale, parse_scale, with_starts
+from studyloom.definition.sources import code_digests, sources_of_main
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal, Metric
 from studyloom.seeds import derive
@@ -190,13 +190,6 @@ class Definition:
 
     # What the kinds share
 
-    @classmethod
-    def load_data(cls, cfg: DictConfig) -> TrainingData:
-        """Loads the training set of a config in its folds; empty if a loop has data of its own."""
-        if not (cls.trains_networks or names_data(cfg)):
-            return TrainingData()
-        return load_data(cfg, tested=cls.is_tested(cfg))
-
     def job(self, point: Point, fold: Fold, seed: int) -> Job:
         """Builds the job of a single training at a point."""
         return self.build_job(self.at(point), fold, seed)
@@ -205,6 +198,11 @@ class Definition:
     def suggests(self) -> bool:
         """Whether trials suggest their hyperparameters themselves, as Optuna's objectives do."""
         return isinstance(self.space, Open)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the winner is compressed."""
+        return self.config.get("compress") not in (None, False)
 
     @property
     def tested(self) -> bool:
@@ -220,13 +218,8 @@ class Definition:
         return plain_sections(self.at(point), *(name for name in SECTIONS if name != "space"))
 
     def provenance_sections(self, point: Point) -> dict[str, Any]:
-        """Returns the resolved sections that decide the result of a trial at a point.
-
-        The folder of the data is left out, since it differs between machines, and so is how they
-        are loaded.
-        """
-        names = (name for name in SECTIONS if name not in ("space", "loss"))
-        return without_location_keys(without_transform(plain_sections(self.at(point), *names)))
+        """Returns the resolved sections that decide the result of a trial at a point."""
+        return _deciding_sections(self.at(point), "space", "loss")
 
     @functools.cached_property
     def baseline(self) -> Point | None:
@@ -315,8 +308,7 @@ class Definition:
         The sources of the user's own code are part of it, and so is the digest of the data; the
         folder of the data is not.
         """
-        sections = without_transform(plain_sections(self.config, *SECTIONS))
-        flat = dict(flatten(without_location_keys(sections)))
+        flat = dict(flatten(_deciding_sections(self.config)))
         # The defaults of options that the config as composed does not choose.
         for branch in self.branches:
             for group, option in branch.choices.items():
@@ -342,6 +334,10 @@ class Definition:
         configs = [self.config, *(branch.config for branch in self.branches)]
         return code_digests([plain_sections(config, *SECTIONS) for config in configs])
 
+    def script_sources(self) -> dict[str, str]:
+        """Returns the source of what a notebook or script defines, by the name in the config."""
+        return sources_of_main(plain_sections(self.config, *SECTIONS))
+
     @functools.cached_property
     def branches(self) -> list[Branch]:
         """Every branch of the space, the root first.
@@ -366,3 +362,20 @@ class Definition:
             branches.append(Branch(choices, nodes, branch, point.choices))
         refuse(mistakes)
         return branches
+
+
+def _deciding_sections(config: DictConfig, *left_out: str) -> dict[str, Any]:
+    """Returns the resolved sections of a config that decide the result of a trial.
+
+    The folder of the data is left out, since it differs between machines, and so is how they are
+    loaded.
+    """
+    names = (name for name in SECTIONS if name not in left_out)
+    sections = without_transform(plain_sections(config, *names))
+    data: Any = sections.get("data")
+    for path in location_keys(data) if isinstance(data, dict) else ():
+        inner = data
+        for name in path[:-1]:
+            inner = inner[name]
+        del inner[path[-1]]
+    return sections

@@ -13,11 +13,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from studyloom.config.build import argument
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import has_key, value_at, with_values
-from studyloom.definition.sections import takes
 from studyloom.errors import ConfigError
-from studyloom.space.tree import Space
+from studyloom.space.tree import Space, start_of
 from studyloom.text import as_yaml, nearest
 from studyloom.training.scaling import Scaling
 
@@ -156,6 +156,49 @@ def scaling_at(
 def present(sizes: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
     """Returns the sizes whose keys a config has: another network may lack some."""
     return {key: size for key, size in sizes.items() if has_key(config, key)}
+
+
+def with_starts(
+    space: Space,
+    typed: Collection[str],
+    sizes: Mapping[str, Any],
+    config: DictConfig,
+    choices: Mapping[str, str],
+) -> DictConfig:
+    """Returns a config with the values of the baseline that it lacks, or that the space gives.
+
+    A key is added where the target of its section has such a parameter, whose default counts.
+
+    Args:
+        typed: the keys that the command line sets.
+        sizes: of the search, where it is smaller than its winner.
+    """
+    values: dict[str, Any] = {key: size for key, size in sizes.items() if takes(config, key)}
+
+    def length_of(key: str) -> int:
+        value = values.get(key, value_at(config, key))
+        return len(value) if isinstance(value, list) else 1
+
+    has_params = bool(value_at(config, "params"))
+    for node in space.leaves(choices):
+        key, section = node.key, node.key.partition(".")[0]
+        parameter = None
+        if not has_key(config, key):
+            parameter = argument(config, key)
+            # A name beside other params, which nothing says more of, may be a misspelt one.
+            free = section == "params" and (node.start is not None or not has_params)
+            if parameter is None and not free:
+                continue
+        elif node.start is None or key in typed:
+            continue
+        default = getattr(parameter, "default", None)
+        values[key] = start_of(node, default, length_of)
+    return with_values(config, values) if values else config
+
+
+def takes(config: DictConfig, key: str) -> bool:
+    """Whether a config has a key, or the target of its section such a parameter."""
+    return has_key(config, key) or argument(config, key) is not None
 
 
 def _is_pair(size: Any, own: Any) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from studyloom.config.compose import note_run
 from studyloom.definition.definition import Definition
-from studyloom.definition.prepare import script_sources
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error
@@ -121,7 +120,7 @@ def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
 def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:
     """Stores the settings of a study beside its definition, and the points to try first."""
     stored.store_rule(definition.rule)
-    if sources := script_sources(definition):
+    if sources := definition.script_sources():
         stored.optuna.set_user_attr(DEFINED, sources)
     study, cost = definition.config.study, definition.config.cost
     bounds = Bounds(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from optuna.trial import FrozenTrial
 
 from studyloom.config.values import as_yaml, plain_sections
-from studyloom.definition.costs import measure_costs
+from studyloom.definition.network import measure_costs
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import EPOCHS
 from studyloom.winner.candidates import CandidateTrainings, at_target

@@ -17,7 +17,7 @@ from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.datasets import location_keys
 from studyloom.data.training_data import Part, TrainingData
-from studyloom.definition.sections import names_data
+from studyloom.definition.prepare import names_data
 from studyloom.errors import ConfigError
 from studyloom.seeds import derive
 from studyloom.storage.attributes import MADE
