@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
+from torch.nn import functional
 
 from studyloom.config.compose import Composer
 from studyloom.config.schema import AUTO, SCHEMA
@@ -31,12 +32,12 @@ from studyloom.definition.user_functions import (
     loop_goals,
     loop_limits,
     loop_scaling,
-    network_job,
     sources_of,
 )
 from studyloom.errors import ConfigError, refuse
 from studyloom.space.tree import Open, Point
 from studyloom.text import as_yaml, is_scalar, nearest
+from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE
 
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
@@ -65,13 +66,15 @@ class LoopDefinition(Definition):
     """
 
     trains_networks = False
-    build_goals, build_limits = staticmethod(loop_goals), staticmethod(loop_limits)
-    build_job = staticmethod(network_job)
+    read_goals, read_limits = staticmethod(loop_goals), staticmethod(loop_limits)
 
-    @staticmethod
-    def is_tested(cfg: DictConfig) -> bool:
-        """Whether `objective.test` names a function that tests the winner."""
-        return cfg.objective.test is not None
+    def job(self, point: Point, fold: Fold, seed: int) -> Job:
+        """Builds the job that evaluates the network of a loop in a fold; it cannot train one."""
+        model = functools.partial(build_loop_network, self.at(point))
+        parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
+        train, valid = fold
+        size = min(64, len(train))
+        return Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)
 
     @classmethod
     def from_config(cls, cfg: DictConfig, composer: Composer) -> Definition:

@@ -116,22 +116,16 @@ class Definition:
     # What each kind has its own of
 
     @staticmethod
-    def is_tested(cfg: DictConfig) -> bool:
-        """Whether the winner of a config's study is trained on the full training set and tested."""
-        raise NotImplementedError
-
-    @staticmethod
-    def build_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
+    def read_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
         """Returns the metric of a config, and what else is optimized."""
         raise NotImplementedError
 
     @staticmethod
-    def build_limits(cfg: DictConfig) -> list[Condition]:
+    def read_limits(cfg: DictConfig) -> list[Condition]:
         """Returns the limits of what a config's trials may cost, from `objective.constraints`."""
         return parse_limits(value_at(cfg, "objective.constraints"))
 
-    @staticmethod
-    def build_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
+    def job(self, point: Point, fold: Fold, seed: int) -> Job:
         """Builds the job of a single training; that of a loop can evaluate its network only."""
         raise NotImplementedError
 
@@ -190,10 +184,6 @@ class Definition:
 
     # What the kinds share
 
-    def job(self, point: Point, fold: Fold, seed: int) -> Job:
-        """Builds the job of a single training at a point."""
-        return self.build_job(self.at(point), fold, seed)
-
     @property
     def suggests(self) -> bool:
         """Whether trials suggest their hyperparameters themselves, as Optuna's objectives do."""
@@ -208,6 +198,11 @@ class Definition:
     def tested(self) -> bool:
         """Whether the winner is trained on the full training set and tested."""
         return self.is_tested(self.config)
+
+    @classmethod
+    def is_tested(cls, cfg: DictConfig) -> bool:
+        """Whether the winner of a config's study is tested: a loop's by `objective.test`."""
+        return cls.trains_networks or cfg.objective.test is not None
 
     def at(self, point: Point) -> DictConfig:
         """Returns the config of a point of the space."""
@@ -250,12 +245,12 @@ class Definition:
     @functools.cached_property
     def goals(self) -> tuple[Metric, *tuple[Goal, ...]]:
         """The goals of the values of a trial, the metric first."""
-        return self.build_goals(self.config)
+        return self.read_goals(self.config)
 
     @functools.cached_property
     def limits(self) -> list[Condition]:
-        """The limits of what trials may cost, from `objective.constraints`."""
-        return self.build_limits(self.config)
+        """The limits of what trials may cost."""
+        return self.read_limits(self.config)
 
     @functools.cached_property
     def rule(self) -> Rule | None:

@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from studyloom.data.split import Fold, Folds
@@ -38,15 +37,10 @@ class NetworkDefinition(Definition):
     """The definition of a study whose trials train networks; see `Definition`."""
 
     trains_networks = True
-    build_goals = staticmethod(network_goals)
+    read_goals = staticmethod(network_goals)
 
-    @staticmethod
-    def is_tested(cfg: DictConfig) -> bool:
-        return True
-
-    @staticmethod
-    def build_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
-        return build_jobs(cfg, [fold], seed)[0]
+    def job(self, point: Point, fold: Fold, seed: int) -> Job:
+        return build_jobs(self.at(point), [fold], seed)[0]
 
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """Returns the jobs of a trial, whose number and the study's seed decide their seeds."""

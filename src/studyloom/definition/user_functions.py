@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.nn import functional
 
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.config.overrides import explain_key
 from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error, flatten, value_at, with_values
-from studyloom.data.split import Fold
 from studyloom.definition.rule import Condition, parse_limits, read_space
 from studyloom.definition.scale import scaling_at
 from studyloom.errors import ConfigError, PredictError, refuse
@@ -25,7 +23,6 @@ from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Goal, Metric
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml
-from studyloom.training.job import Job
 from studyloom.training.scaling import Scaling
 
 NETWORK, PARAMS = "objective.network", "params"
@@ -189,15 +186,6 @@ def loop_scaling(config: DictConfig, known: Mapping[str, Any]) -> Scaling | None
 def build_loop_network(config: DictConfig, **known: Any) -> nn.Module:
     """Builds the network of `objective.network` at a config; see `network_of`."""
     return network_of(build_named(config.objective.network, NETWORK), config, **known)
-
-
-def network_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
-    """Returns the job that evaluates the network of a loop in a fold; it cannot train one."""
-    model = functools.partial(build_loop_network, cfg)
-    parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
-    train, valid = fold
-    size = min(64, len(train))
-    return Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)
 
 
 def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
