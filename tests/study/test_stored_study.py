@@ -4,7 +4,7 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 from toys import LOOP, TINY, ask, fill, two_sided
 
-from studyloom.definition.rule import parse_rule
+from studyloom.definition.rule import Rule
 from studyloom.storage.attributes import EPOCHS, RULE
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import open_beside, read_curve
@@ -45,7 +45,7 @@ def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the
 
 def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
     stored = two_sided(url, (0.9, 100), (0.95, 101), (0.92, 40))
-    stored.store_rule(parse_rule("min parameters where accuracy > 0.91", stored.goals))
+    stored.store_rule(Rule.parse("min parameters where accuracy > 0.91", stored.goals))
     elsewhere = open_study(url, "two")
     assert str(elsewhere.rule()) == "min parameters where accuracy > 0.91"
     assert [trial.number for trial in elsewhere.ranked()] == [2, 1]

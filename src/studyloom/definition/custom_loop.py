@@ -176,12 +176,16 @@ class LoopDefinition(Definition):
             return False
         if READS_TRAIN.search(sources_of(self.config.objective)[1]):
             return True
+        changed = any(is_other and not typed for *_, is_other, typed in self._train_settings())
+        return changed or "model" in self.composer.choices
+
+    def _train_settings(self) -> Iterator[tuple[str, Any, bool, bool]]:
+        """Yields name and value of each key of `train`; whether it is no default, and was typed."""
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
-        typed = {override.key for override in self.composer.overrides}
-        of_page = [name for name in train if f"train.{name}" not in typed]
-        changed = any(train[name] != default.get(name) for name in of_page)
-        return changed or "model" in self.composer.choices
+        keys = {override.key for override in self.composer.overrides}
+        for name, value in train.items():
+            yield name, value, value != default.get(name), f"train.{name}" in keys
 
     @functools.cached_property
     def code(self) -> dict[str, str]:
@@ -273,12 +277,10 @@ class LoopDefinition(Definition):
         if self.reads_train:
             return
         config: Any = OmegaConf.to_container(self.config, resolve=False)
-        default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
-        typed = {override.key for override in self.composer.overrides}
         unread = [
             f"train.{name}={as_yaml(each)}"
-            for name, each in config["train"].items()
-            if each != default.get(name) or f"train.{name}" in typed
+            for name, each, is_other, typed in self._train_settings()
+            if is_other or typed
         ]
         if not UserFunction(self.adapter).takes_config:  # else it may read these from its config
             unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]

@@ -26,8 +26,8 @@ from studyloom.data.datasets import location_keys
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Attempt, Objective
-from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, parse_rule, read_space
-from studyloom.definition.scale import Scale, parse_scale, with_starts
+from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, read_space
+from studyloom.definition.scale import Scale, with_starts
 from studyloom.definition.sources import code_digests, sources_of_main
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal, Metric
@@ -105,7 +105,7 @@ class Definition:
         """Reads the definition of a composed config without the section `hydra`."""
         space = read_space(value_at(cfg, "space"))
         typed = {override.key for override in composer.overrides}
-        scale = parse_scale(cfg)
+        scale = Scale.parse(cfg)
         refuse([*(scale.mistakes(space, typed, cfg) if scale else ())])
         sizes = scale.searched if scale else {}
         complete = functools.partial(with_starts, space, typed, sizes)
@@ -226,7 +226,7 @@ class Definition:
     @functools.cached_property
     def scale(self) -> Scale | None:
         """The sizes of the search and of its winner; None if they are the same."""
-        return parse_scale(self.config)
+        return Scale.parse(self.config)
 
     @property
     def seed(self) -> int:
@@ -257,7 +257,7 @@ class Definition:
         """The rule that chooses the winner, or None without a `winner.rule`."""
         rule = self.config.winner.rule
         known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
-        return None if rule is None else parse_rule(rule, [*dict.fromkeys(known)])
+        return None if rule is None else Rule.parse(rule, [*dict.fromkeys(known)])
 
     def recipe(
         self, point: Point, number: int, attempt: Attempt, seed: int | None, fold: Fold | None

@@ -19,7 +19,7 @@ import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.definition.rule import Condition, Rule, parse_rule
+from studyloom.definition.rule import Condition, Rule
 from studyloom.definition.sources import code_of
 from studyloom.errors import ConfigError, Halted, UndefinedObjective
 from studyloom.metrics import COSTS, Goal
@@ -321,7 +321,7 @@ class StoredStudy:
             # What this program stores can be parsed; the database may come from elsewhere.
             with suppress(ConfigError):
                 costs = (Goal(name, "minimize") for name in self.cost_names)
-                return parse_rule(stated, [*self.goals, *costs])
+                return Rule.parse(stated, [*self.goals, *costs])
         return self.default_rule()
 
     def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:

@@ -19,7 +19,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, Definition
 from studyloom.definition.objective import Attempt, Objective, StoredObjective
 from studyloom.definition.rule import Cost, Rule
-from studyloom.definition.scale import FACTORS, learning_rates, present
+from studyloom.definition.scale import FACTORS, learning_rates
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
@@ -124,7 +124,7 @@ def at_target(definition: Definition, point: Point) -> Point:
     """Returns a point of the search at the size of the winner."""
     if (scale := definition.scale) is None:
         return point
-    sizes = present(scale.target, definition.at(point))
+    sizes = scale.present(scale.target, definition.at(point))
     return replace(point, values=point.values | sizes)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from studyloom.config.values import as_yaml, value_at
 from studyloom.definition.definition import SECTIONS, Definition
-from studyloom.definition.scale import present
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
@@ -158,7 +157,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     study = definition.config.study
     if (scale := definition.scale) is not None:
         # Its network has the target size, and keeps to the rule from the size of the search on.
-        sizes = present(scale.rule_sizes, definition.at(point))
+        sizes = scale.present(scale.rule_sizes, definition.at(point))
         sections["scale"] = {**sizes, "rule": scale.rule} if sizes else None
     if definition.rule is not None:
         # The winner has been chosen already, and the study module's own rule may be another.

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
-from studyloom.definition.rule import Rule, parse_rule
+from studyloom.definition.rule import Rule
 from studyloom.errors import CompressError, ConfigError, UserError
 from studyloom.extras.export.onnx import check_installed
 from studyloom.metrics import METRICS, Goal, Metric
@@ -142,7 +142,7 @@ def parse_own_rule(metric: Metric, settings: Settings, key: str = "rule") -> Rul
     if settings.rule is None:
         return None
     known = [metric, *(Goal(name, "minimize") for name in COSTS)]
-    return parse_rule(settings.rule, known, key, "")
+    return Rule.parse(settings.rule, known, key, "")
 
 
 def metric_of(definition: Definition) -> Metric:
