@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOP, WAIT, STORAGE = "the worker's loop", "handing over to the thread", "storage: python"
 # What a function is called where it is, and the part that it is charged to.
 PARTS = {
-    "studyloom.definition.definition:Question.make_objective": "network and optimizer made",
+    "studyloom.definition.network:NetworkDefinition.make_objective": "network and optimizer made",
     "studyloom.training.trainer:JobRun.run_epoch": "step: python",
     "studyloom.training.batches:TensorBatches.at": "step: batch gathered",
     "studyloom.training.steps:Steps.train": "step: forward and loss",

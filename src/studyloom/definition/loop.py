@@ -29,6 +29,7 @@ from studyloom.definition.objective import (
     Report,
     Stopping,
     Tell,
+    spread_over_jobs,
     standard_error_of,
 )
 from studyloom.definition.rule import Condition, Cost
@@ -37,7 +38,7 @@ from studyloom.definition.sources import place_of
 from studyloom.definition.user_functions import UserFunction
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import JOBS, OF_STUDIES, OF_TRIALS, STANDARD_ERROR
+from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -501,12 +502,7 @@ class LoopObjective(Objective):
         for name in dict.fromkeys(names):
             told = [[each.further[name] for each in row if name in each.further] for row in rows]
             columns[name] = [fmean(values) if values else None for values in told]
-        if any(len(of_jobs) > 1 for of_jobs in rows):
-            columns[STANDARD_ERROR] = [
-                standard_error_of([report.value for report in of_jobs]) for of_jobs in rows
-            ]
-            columns[JOBS] = [len(of_jobs) for of_jobs in rows]
-        return columns if rows else {}
+        return columns | spread_over_jobs(rows) if rows else {}
 
     def standard_error(self) -> float | None:
         jobs = None if self._cut is None else self._cut // STRIDE  # before the cut

@@ -94,7 +94,7 @@ def _rules(definition: Definition) -> Iterator[str]:
         yield "objective.network is of a loop; what studyloom trains is in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
-    single = objective.folds == objective.seeds == 1
+    single, limited = objective.folds == objective.seeds == 1, bool(definition.limits)
     grid = str(config.sampler.get("_target_")).endswith(".GridSampler")
     for asked, needs, way_out, refusals in (
         (
@@ -112,9 +112,7 @@ def _rules(definition: Definition) -> Iterator[str]:
             "leave scale out, or the other",
             {
                 "objective.metric names more than one": several,
-                "objective.constraints limits what the small network costs": bool(
-                    definition.limits
-                ),
+                "objective.constraints limits what the small network costs": limited,
                 "winner.enabled is false": not winner.enabled,
                 "train.patience or train.keep choose the epochs of which there are more": (
                     "train.epochs" in sized and (train.patience, train.keep) != (None, "last")

@@ -43,8 +43,8 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
     url = attempt(lambda: required_url(cfg))
     trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
-    shared = joins or (launcher is not None and launcher.count(2) > 1)
-    data = attempt(lambda: load_data(cfg, shared=shared))
+    several = launcher is not None and launcher.count(2) > 1
+    data = attempt(lambda: load_data(cfg, shared=joins or several))
     starts: Any = WarmStarts()
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
@@ -53,7 +53,6 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
             starts = attempt(lambda: find_starts(definition, data.digest, url))
     if url is not None and launcher is not None:
         away = launcher.leaves_host
-        several = launcher.count(2) > 1
         attempt.mistakes += check_database_reach(url, several=several, leaves_host=away)
     attempt.check()
     # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
