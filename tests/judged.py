@@ -9,7 +9,8 @@ from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.run import Run, RunContext
+from studyloom.definition.objective import Attempt
+from studyloom.definition.run import LoopJob, Run, RunContext
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
@@ -94,9 +95,8 @@ def train_plainly(stage, candidate, seed):
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)
         return training.history[-1][0].value, training.weights()[0]
-    parts = map(SPLIT.part, trainings.fold(seed))
-    fresh, cpu = trainings.fresh_seed(seed), torch.device("cpu")
-    context = RunContext(0, 1, stage.title, 0, fresh, cpu, None, *parts)
+    parts, fresh = map(SPLIT.part, trainings.fold(seed)), trainings.fresh_seed(seed)
+    context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, fresh, lambda: parts))
     run = Run(context, "accuracy", lambda *_: None)
     with seeded(fresh):
         value = toys.train(trainings.definition.at(trainings.candidates[candidate]), run)

@@ -280,7 +280,7 @@ class Loop:
         Raises:
             NoWinner: it raises an exception, or returns something else.
         """
-        context = RunContext(0, 1, TEST, 0, seed, ALONE.device)
+        context = RunContext(0, Attempt(stage=TEST), LoopJob(0, seed))
         run = Run(context, self.metric, lambda *_: None, saved={"kept": states})
         try:
             with seeded(seed), isolated_hydra(), keys_explained():
@@ -448,22 +448,10 @@ class LoopObjective(Objective):
         return value
 
     def _context(self, position: int) -> RunContext:
-        job, folder = self.jobs[position], self.attempt.folder
+        attempt, folder = self.attempt, self.attempt.folder
         if folder is not None and len(self.jobs) > 1:
-            folder = folder / f"job-{position}"
-        train, valid = (None, None) if job.parts is None else job.parts()
-        return RunContext(
-            trial=self.trial,
-            attempt=self.attempt.number,
-            stage=self.attempt.stage,
-            fold=job.fold,
-            seed=job.seed,
-            device=self.ranks.device,
-            folder=folder,
-            train=train,
-            valid=valid,
-            ranks=self.ranks,
-        )
+            attempt = replace(attempt, folder=folder / f"job-{position}")
+        return RunContext(self.trial, attempt, self.jobs[position], self.ranks)
 
     def _end_of(self, position: int) -> Report:
         value = self._values[position]
