@@ -365,6 +365,9 @@ class LoopObjective(Objective):
     def _call(self, position: int, report: Tell, stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""
         loop, job, reports = self.loop, self.jobs[position], self._reports[position]
+        attempt, folder = self.attempt, self.attempt.folder
+        if folder is not None and len(self.jobs) > 1:
+            attempt = replace(attempt, folder=folder / f"job-{position}")
         began = 0.0  # when the time that counts as training began
         # A loop may catch the exception that ends it: the next report raises it again.
         ended_by: list[BaseException] = []
@@ -403,7 +406,7 @@ class LoopObjective(Objective):
 
             interruptible.enter_context(stopping.interruptible())
             run = Run(
-                self._context(position),
+                RunContext(self.trial, attempt, job, self.ranks),
                 loop.metric,
                 send,
                 limits=loop.limit_of,
@@ -446,12 +449,6 @@ class LoopObjective(Objective):
             if position == 0:
                 self._states = run.states()
         return value
-
-    def _context(self, position: int) -> RunContext:
-        attempt, folder = self.attempt, self.attempt.folder
-        if folder is not None and len(self.jobs) > 1:
-            attempt = replace(attempt, folder=folder / f"job-{position}")
-        return RunContext(self.trial, attempt, self.jobs[position], self.ranks)
 
     def _end_of(self, position: int) -> Report:
         value = self._values[position]

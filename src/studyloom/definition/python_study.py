@@ -128,7 +128,8 @@ def ask(
         elif key in STUDY_GROUPS and isinstance(value, str):
             options[key] = value
         else:
-            if key in STUDY_GROUPS and callable(_target_of(value)):
+            chosen = value.get("_target_") if isinstance(value, Mapping) else value
+            if key in STUDY_GROUPS and callable(chosen):
                 options[key] = None  # no option's settings are for it
             try:
                 OmegaConf.update(given, key, _plain(key, value, mistakes))
@@ -162,10 +163,6 @@ def ask(
         listed += ["_self_", {"override /track": sections.pop("track")}]
     study.sections = {"defaults": ["studyloom", *listed], **sections}
     return study
-
-
-def _target_of(value: Any) -> Any:
-    return value.get("_target_") if isinstance(value, Mapping) else value
 
 
 def _plain(key: str, value: Any, mistakes: list[str]) -> Any:
