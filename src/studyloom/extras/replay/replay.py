@@ -1,15 +1,17 @@
 """Trains a trial again, and prints epoch by epoch how the result compares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
+from optuna import TrialPruned
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from studyloom.definition.objective import Step
+from studyloom.definition.objective import Objective, Report, Step
 from studyloom.errors import ConfigError
 from studyloom.extras.replay.comparison import (
     OUTSIDE,
@@ -18,6 +20,7 @@ from studyloom.extras.replay.comparison import (
     first_difference,
     read_trial,
 )
+from studyloom.extras.replay.objective import make_objective
 from studyloom.extras.replay.stored_trial import (
     find_trial,
     is_loop,
@@ -25,13 +28,16 @@ from studyloom.extras.replay.stored_trial import (
     rebuild,
     trusted_in,
 )
-from studyloom.extras.replay.training import threads, train_again
 from studyloom.storage.attributes import EPOCHS, MADE
+from studyloom.study import failures
 from studyloom.study.opening import differences
 from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value, one_line
+from studyloom.training.steps import on_threads
 
+MOST_THREADS = 1024  # a greater number in a database is ignored
 # The parts of an environment that change the order in which numbers are added.
 REORDERING = ("torch", "device", "threads", "ranks")
 
@@ -80,14 +86,54 @@ def replay(
         console.print(Text(f"epoch {number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with threads(provenance.environment.get("threads")):
-        until = None if to_the_end else last
-        now = train_again(cfg, provenance, data, stored.metric, until, print_epoch)
+    threads: Any = provenance.environment.get("threads")
+    usable = type(threads) is int and 1 <= threads <= MOST_THREADS
+    with on_threads(threads if usable else torch.get_num_threads()):
+        again = make_objective(cfg, provenance, data)
+        now = train_again(again, stored.metric, None if to_the_end else last, print_epoch)
         here = current_environment(data.device)
     console.print(comparison_table(expected, now))
     examples = len(data.folds[0][1]) if data.folds else 0
     tolerance = Tolerance(stored.metric, examples)
     return print_verdict(provenance, expected, now, here, tolerance, console)
+
+
+class _Enough(Exception):
+    """Ends a training after as many epochs as the trial has stored."""
+
+
+def train_again(
+    objective: Objective, metric: str, until: int | None, report: Callable[[int, Step], None]
+) -> Course:
+    """Trains the first epochs of a trial again.
+
+    Args:
+        until: how many epochs to train; if the jobs are trained in turn, those of each job count.
+            None to train to the end.
+        report: called with each epoch, and how many there are with it.
+    """
+    value, failure, count = None, None, 0
+
+    def take(step: Step | None) -> None:
+        nonlocal count
+        assert step is not None  # nothing is stored
+        if isinstance(step, Report) and objective.stride > 1 and not step.number % objective.stride:
+            return  # the end of a job
+        count += 1
+        report(count, step)
+        if count == until:
+            raise _Enough
+
+    try:
+        value = objective.run(take, Stop())
+    except ConfigError:
+        raise
+    except (_Enough, TrialPruned):
+        pass
+    except Exception as error:  # as in the trial
+        failure = failures.explain(error)
+    columns = objective.curves()
+    return Course({metric: columns.get("value", ()), **columns}, failure, value)
 
 
 def print_verdict(
