@@ -24,7 +24,9 @@ from toys import ask as asked
 
 from studyloom.cli import main
 from studyloom.errors import ConfigError
-from studyloom.extras.proposals import ask, json_schema, propose, read_space
+from studyloom.extras.proposals.asking import ask
+from studyloom.extras.proposals.queue import propose
+from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.storage.attributes import BASELINE, PROPOSED
 from studyloom.storage.ledger import compare
 from studyloom.study.command_record import (
