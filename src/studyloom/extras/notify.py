@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from studyloom.errors import ConfigError
+from studyloom.errors import refuse
 from studyloom.text import one_line, printable
 from studyloom.views.progress import Progress, to_json
 from studyloom.views.snapshot import format_parameters, format_trial_values
@@ -41,8 +41,7 @@ class Notices:
     """
 
     def __init__(self, targets: Sequence[str]) -> None:
-        if mistakes := [words for target in targets if (words := mistake_in(target))]:
-            raise ConfigError(mistakes)
+        refuse([words for target in targets if (words := mistake_in(target))])
         self._targets = list(targets)
         self._told_at = -BEST_INTERVAL  # when a new best was told
         self._best: int | None = None  # the number of the best that was told last

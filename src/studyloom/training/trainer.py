@@ -23,7 +23,7 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
 from studyloom.seeds import derive
-from studyloom.training.batches import Batches, Sized, Step, make_batches
+from studyloom.training.batches import Batches, Sized, make_batches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
 from studyloom.training.ranks import ALONE, Ranks
@@ -146,8 +146,8 @@ class JobRun:
 
     def kept_weights(self) -> dict[str, Tensor]:
         """Returns the state dict that is kept: its own tensors, not a copy."""
-        best = None if self.best is None else self.best[2]
-        return self.evaluated.state_dict() if best is None else best
+        kept = None if self.best is None else self.best[2]
+        return self.evaluated.state_dict() if kept is None else kept
 
     def signature(self) -> dict[str, Any]:
         """Returns the plain values of the job, so that a refusal can say what differs."""
@@ -223,9 +223,12 @@ class JobRun:
             if not self.aligned:  # they differ if the user's code draws from generators of its own
                 self.ranks.copy_from_first(self.model.state_dict().values())
                 self.aligned = True
-            steps = self.batches.steps()
+            steps, total = self.batches.steps(), torch.zeros((), device=self.device)
             with self._noise():
-                train_loss = self._fit(steps)
+                self.model.train()
+                for count, batches in steps:
+                    total += self.train_step(count, batches)
+                train_loss = float(total) / self.job.samples
                 # Such as the means of a BatchNorm, which has seen this rank's shares alone.
                 self.ranks.copy_from_first(self.model.buffers())
                 trained = perf_counter()
@@ -239,14 +242,6 @@ class JobRun:
         rate, ended = job.samples / (trained - start), perf_counter()
         self.evaluating = ended - trained
         return Epoch(self.epoch, train_loss, valid_loss, value, ended - start, rate)
-
-    def _fit(self, steps: Iterable[Step]) -> float:
-        """Trains on the steps of an epoch, and returns the mean loss."""
-        total = torch.zeros((), device=self.device)
-        self.model.train()
-        for count, batches in steps:
-            total += self.train_step(count, batches)
-        return float(total) / self.job.samples
 
     @contextlib.contextmanager
     def _noise(self) -> Iterator[None]:

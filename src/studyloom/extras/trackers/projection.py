@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from optuna.trial import FrozenTrial
 
 from studyloom.config.build import build
-from studyloom.errors import ConfigError, StorageError
+from studyloom.errors import ConfigError, StorageError, refuse
 from studyloom.storage.attributes import (
     BASELINE,
     COLUMNS,
@@ -158,10 +158,8 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
     """
     if not hasattr(section, "items"):
         raise ConfigError(
-            [
-                f"track must be a mapping of trackers, not {section!r}; on a command line, or "
-                "among the defaults, they are chosen by a list: track=[tensorboard,mlflow]"
-            ]
+            f"track must be a mapping of trackers, not {section!r}; on a command line, or "
+            "among the defaults, they are chosen by a list: track=[tensorboard,mlflow]"
         )
     trackers: dict[str, Tracker] = {}
     mistakes: list[str] = []
@@ -185,8 +183,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
                 f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
             )
         trackers[str(name)] = tracker
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     return trackers
 
 
