@@ -32,7 +32,7 @@ from studyloom.definition.sources import code_digests, sources_of_main
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal, Metric
 from studyloom.seeds import derive
-from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space, end_of, stand_in
+from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space
 from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 
@@ -71,11 +71,7 @@ class Branch:
         if not self.nodes:
             return
 
-        def corner(end: int) -> dict[str, Any]:
-            space = Space(self.nodes)
-            return space.walk(lambda parameter: end_of(parameter.distribution, end)).values
-
-        low, high = corner(0), corner(-1)
+        low, high = (Space(self.nodes).stand_in({}, end).values for end in (0, -1))
         yield from (low, high)
         for node in self.nodes:
             if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
@@ -345,7 +341,7 @@ class Definition:
         mistakes: list[str] = []
         for choices, nodes in self.space.branches():
             chosen = {**self.composer.choices, **choices}
-            point = self.space.walk(functools.partial(stand_in, chosen))
+            point = self.space.stand_in(chosen)
             try:
                 branch = self.composer.compose(point.choices)
             except ConfigError as error:

@@ -19,14 +19,13 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from studyloom.config.overrides import group_options
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, Goal
 from studyloom.space.language import parse_space
-from studyloom.space.tree import Space, is_numeric, stand_in
+from studyloom.space.tree import Space, is_numeric
 from studyloom.text import nearest, shorten_end
 
 # Characters; a rule is a part of the name of the study that evaluates its candidates again.
@@ -215,7 +214,7 @@ def read_space(
     space = parse_space(tree, options, above)
     known: dict[str, Any] = {}
     for choices, _ in space.branches() if where else ():
-        known |= space.walk(partial(stand_in, choices, end=-1)).distributions
+        known |= space.stand_in(choices, end=-1).distributions
     numbers = [name for name in known if is_numeric(known[name])]
     return replace(space, relations=parse_relations(where, numbers))
 

@@ -18,7 +18,7 @@ from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal
 from studyloom.space.samplers import DRAWS, any_point
-from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, end_of, group_of, why_not
+from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, end_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
 
 SEARCHED = (*OF_NETWORKS, "train", "params")
@@ -186,11 +186,11 @@ def _check_groups(definition: Definition) -> Iterator[str]:
         f"{group.name}.{option}."
         for group in groups
         for option in group.options
-        if option != chosen.get(group_of(group.key))
+        if option != chosen.get(group.config_group)
     ]
     for group in groups:
         yield from _not_searched(group.name, group.key)
-        name = group_of(group.key)
+        name = group.config_group
         option = chosen.get(name)
         inside = not group.name.startswith(tuple(shut))
         if definition.config.study.baseline and inside and option not in group.options:

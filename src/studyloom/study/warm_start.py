@@ -12,7 +12,6 @@ these are checked against is stored with the study.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from optuna.trial import FrozenTrial
 from studyloom.config.schema import AUTO
 from studyloom.config.values import value_at
 from studyloom.errors import refuse
-from studyloom.space.tree import Point, group_of, stand_in
+from studyloom.space.tree import Point
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, SLOT, SOURCES, SPACE
 from studyloom.storage.database import Connection, execute
@@ -290,9 +289,9 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
     space, composer, starts = definition.space, definition.composer, dict[str, Any]()
     options = defaultdict[str, list[str]](list)
     for group in space.groups():
-        options[group_of(group.key)] += group.options
+        options[group.config_group] += group.options
     for choices, nodes in space.branches():
-        point = space.walk(partial(stand_in, {**composer.choices, **choices}))
+        point = space.stand_in({**composer.choices, **choices})
         config = composer.compose(point.choices)
         starts |= {leaf.name: value_at(config, leaf.key) for leaf in nodes}
     known = {

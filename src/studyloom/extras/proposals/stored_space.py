@@ -17,7 +17,7 @@ from optuna.distributions import (
 from studyloom.definition.rule import read_space as read_tree
 from studyloom.errors import ConfigError
 from studyloom.space.outline import describe
-from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
+from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space
 from studyloom.storage.attributes import SPACE
 from studyloom.study.stored_study import StoredStudy
 
@@ -94,8 +94,8 @@ def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str,
     properties, groups = dict[str, Any](chosen), list[Any]()
     for node in nodes:
         match node:
-            case Group(name, key, options):
-                composed = known.choices.get(group_of(key))
+            case Group(name, _, options):
+                composed = known.choices.get(node.config_group)
                 default = composed if composed in options else next(iter(options))
                 branches = []
                 for option, inner in options.items():
