@@ -13,21 +13,9 @@ from rich.text import Text
 
 from studyloom.definition.objective import Objective, Report, Step
 from studyloom.errors import ConfigError
-from studyloom.extras.replay.comparison import (
-    OUTSIDE,
-    Course,
-    Tolerance,
-    first_difference,
-    read_trial,
-)
+from studyloom.extras.replay.comparison import Course, Tolerance
 from studyloom.extras.replay.objective import make_objective
-from studyloom.extras.replay.stored_trial import (
-    find_trial,
-    is_loop,
-    load_data,
-    rebuild,
-    trusted_in,
-)
+from studyloom.extras.replay.stored_trial import find_trial, is_loop, load_data, rebuild
 from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study import failures
 from studyloom.study.opening import differences
@@ -57,9 +45,9 @@ def replay(
     trial = find_trial(stored.trials(), number)
     try:
         provenance = Provenance.read(trial.user_attrs[MADE])
-        cfg = rebuild(provenance, trusted_in(run_dir, trusted))
+        cfg = rebuild(provenance, run_dir, trusted)
         loop, objective = is_loop(cfg), cfg.objective
-        expected = read_trial(trial, stored.metric, loop=loop)
+        expected = Course.read(trial, stored.metric, loop=loop)
         in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)
         if in_turn and EPOCHS not in trial.user_attrs:
             raise ValueError(
@@ -70,9 +58,8 @@ def replay(
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
     data = load_data(cfg, provenance, run_dir)
-    failed_inside = expected.failure is not None and expected.failure.kind not in OUTSIDE
-    to_the_end = loop and (expected.value is not None or failed_inside)
-    last = (expected.jobs if in_turn else expected.epochs) + failed_inside
+    to_the_end = loop and (expected.value is not None or expected.failed_inside)
+    last = (expected.jobs if in_turn else expected.epochs) + expected.failed_inside
     if not last and not to_the_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     ending = trial.state.name.lower()
@@ -151,7 +138,7 @@ def print_verdict(
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.
     """
-    difference = first_difference(expected, now, None)
+    difference = expected.differs(now, None)
     if difference is None:
         same_failure = expected.failure is not None and now.failure is not None
         epochs = f"{expected.epochs} epoch{'' if expected.epochs == 1 else 's'}"
@@ -170,7 +157,7 @@ def print_verdict(
         reasons.append(f"of {provenance.claims} workers, only the last one's environment is known")
     verdict, style, code = f"different from {difference}", "bold red", 1
     if reordered or provenance.device != "cpu" or provenance.claims > 1:
-        difference = first_difference(expected, now, tolerance)
+        difference = expected.differs(now, tolerance)
         verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
         if difference is None:
             verdict, style, code = f"equal within tolerance: {tolerance}", "bold green", 0

@@ -36,7 +36,7 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     raise ValueError(f"--trial: trial {number} {why}; those that can be replayed: {numbers}")
 
 
-def trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
+def _trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
     """Returns what a stored trial may name; None for all.
 
     In a run directory of the user's own commands that is all, if the database is there too. In one
@@ -50,9 +50,9 @@ def trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
     return [*named, *trust.packages_to_trust(config)]
 
 
-def rebuild(provenance: Provenance, trusted: Sequence[str] | None) -> DictConfig:
+def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> DictConfig:
     """Returns the configuration of a trial, after checking that all it names may be called."""
-    trust.check_targets(provenance.config, trusted)
+    trust.check_targets(provenance.config, _trusted_in(run_dir, trusted))
     sections = {"train": OmegaConf.structured(TrainSection), "objective": SCHEMA.objective.copy()}
     try:
         cfg = OmegaConf.merge(sections, provenance.config)
