@@ -188,19 +188,20 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
 
 
 class Feed:
-    """Writes to one tracker in a thread, in order, so that nobody waits for the tracker.
+    """Writes to one tracker, or whatever else is slow, in a thread and in order: nobody waits.
 
     What a tracker refuses in a worker the command writes at its end.
 
     Args:
-        then: the end of the line of what a tracker refuses.
+        name: of the key that asks for it, such as track.mlflow.
+        then: the end of the line of what is refused.
     """
 
     def __init__(self, name: str, then: str = "; the study goes on") -> None:
         self.name, self.then = name, then
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._refused = False
-        self._thread = threading.Thread(target=self._run, name=f"track.{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, write: Callable[[], None]) -> None:
@@ -219,7 +220,7 @@ class Feed:
             except Exception as error:
                 if not self._refused:
                     words = one_line(mask_passwords(error_text(error))) or type(error).__name__
-                    log.warning("track.%s: %s%s", self.name, shorten(words, 300), self.then)
+                    log.warning("%s: %s%s", self.name, shorten(words, 300), self.then)
                 self._refused = True
 
 
@@ -228,7 +229,7 @@ def track_trials(
     stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path
 ) -> Iterator[Callable[[FrozenTrial], None]]:
     """Yields a function that writes a trial that has ended to each tracker."""
-    feeds = [(tracker, Feed(name)) for name, tracker in trackers.items()]
+    feeds = [(tracker, Feed(f"track.{name}")) for name, tracker in trackers.items()]
 
     def write(trial: FrozenTrial) -> None:
         tracked = track_trial(trial, stored, track_study(stored, run_dir))
@@ -257,18 +258,18 @@ def project(
     began, feeds = time.monotonic(), []
     for name, tracker in trackers.items():
         missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [answer])]
-        feed = Feed(name, "")
+        feed = Feed(f"track.{name}", "")
         feed.put(partial(_write, tracker, study, missing))
         feeds.append((feed, missing, getattr(tracker, "patience", PATIENCE)))
     for feed, missing, patience in feeds:
         if not feed.close(min(UNSEEN, patience)) and missing:
-            most = f"waiting {patience:g} s at most (track.{feed.name}.patience)"
+            most = f"waiting {patience:g} s at most ({feed.name}.patience)"
             lacks = _in_words(missing, len(trials))
-            log.warning("track.%s: %s, since it may lack %s", feed.name, most, lacks)
+            log.warning("%s: %s, since it may lack %s", feed.name, most, lacks)
             feed.close(began + patience - time.monotonic())
         if missing:
             lacks = _in_words(missing, len(trials))
-            log.warning("track.%s: may lack %s; the same command writes it", feed.name, lacks)
+            log.warning("%s: may lack %s; the same command writes it", feed.name, lacks)
 
 
 def _write(
