@@ -445,6 +445,21 @@ def why_not(distribution: Distribution, value: Any) -> str | None:
             return f"is not one of {low:.15g}, {low + (step or 0):.15g}, … {high:.15g}"
 
 
+def describe(distribution: Distribution) -> str:
+    """Describes the values of a distribution in a few words: "1 … 9 step 4", "relu | tanh"."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return " | ".join(map(as_yaml, choices))
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            if low == high:
+                return str(low)
+            return f"{low} … {high}" + (" log" if log else f" step {step}" if step > 1 else "")
+        case FloatDistribution(low=low, high=high, step=step, log=log):
+            if low == high:
+                return f"{low:g}"
+            return f"{low:g} … {high:g}" + (" log" if log else f" step {step:g}" if step else "")
+
+
 def is_numeric(distribution: BaseDistribution) -> bool:
     """Whether all values of a distribution are numbers."""
     return all(type(choice) in (int, float) for choice in getattr(distribution, "choices", ()))

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
 from studyloom.seeds import derive
@@ -479,7 +478,7 @@ class Training:
         self._runs = self._begin(0)
         self._whole = True
         self.threads = threads or torch.get_num_threads()
-        if threads is None and isinstance(split, Split):  # to load an example may take processes
+        if threads is None and split.in_memory:  # to load an example may take processes
             first, run = torch.zeros(1, dtype=torch.int64), self._runs[0]
             self.threads = choose_threads(
                 run.model, lambda: run.batches.at(first), jobs[0].batch_size

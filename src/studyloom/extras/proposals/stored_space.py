@@ -7,17 +7,11 @@ from typing import Any
 
 import msgspec
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from studyloom.definition.rule import read_space as read_tree
 from studyloom.errors import ConfigError
-from studyloom.space.outline import describe
-from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space
+from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, describe
 from studyloom.storage.attributes import SPACE
 from studyloom.study.stored_study import StoredStudy
 
@@ -114,7 +108,7 @@ def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str,
     return {"properties": properties} | ({"allOf": groups} if groups else {})
 
 
-def _values(distribution: BaseDistribution) -> dict[str, Any]:
+def _values(distribution: Distribution) -> dict[str, Any]:
     """Describes the values of a distribution; its words say the step, and where it is log."""
     match distribution:
         case CategoricalDistribution(choices=choices):
@@ -123,4 +117,3 @@ def _values(distribution: BaseDistribution) -> dict[str, Any]:
             kind = "integer" if isinstance(distribution, IntDistribution) else "number"
             words = describe(distribution)
             return {"type": kind, "minimum": low, "maximum": high, "description": words}
-    raise AssertionError(distribution)
