@@ -110,7 +110,7 @@ def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:
     for times, sizes in scale.between().items():
         config = with_values(definition.config, sizes)
         jobs.append((float(times), build_jobs(config, data.folds, seed=0)[0]))
-    broken = check_coordinates(jobs, split.for_preflight()).broken
+    broken = check_coordinates(jobs, split.for_preflight())
     if not broken:
         return None
     words = f"scale.rule=mup: as the network grows, so do the activations of {', '.join(broken)}"
