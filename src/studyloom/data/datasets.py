@@ -110,9 +110,7 @@ class Datasets:
 
     def train(self) -> Examples:
         known = self._training()
-        views = [known.training]
-        if known.evaluation is not known.training:
-            views.append(known.evaluation)
+        views = [*dict.fromkeys((known.training, known.evaluation))]
         return replace(known, digest=self._identify(views, known.weights, known.groups))
 
     def test(self) -> Examples:

@@ -235,8 +235,7 @@ class Examples:
 
     def check(self) -> None:
         """Raises DataError if one of some items cannot be loaded, or differs from the others."""
-        views = (self.training, self.evaluation)
-        for items in views if self.training is not self.evaluation else views[:1]:
+        for items in dict.fromkeys((self.training, self.evaluation)):
             first = structure(items.at(0))
             for index in items.some():
                 made = structure(items.at(index))

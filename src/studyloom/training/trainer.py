@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import astuple, replace
-from functools import reduce
+from functools import partial, reduce
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -312,13 +312,8 @@ class JobRun:
         if self.average is not None:
             self.average.take_buffers()
         share = self.ranks.share(indices)
-
-        def work() -> tuple[float, Tensor, Tensor] | None:
-            if not len(share):
-                return None
-            return evaluate_part(self.evaluated, self.steps, self.batches, share)
-
-        return self.ranks.agree(work, self._judge)
+        work = partial(evaluate_part, self.evaluated, self.steps, self.batches, share)
+        return self.ranks.agree(lambda: work() if len(share) else None, self._judge)
 
     def _judge(self, parts: Sequence[tuple[float, Tensor, Tensor] | None]) -> tuple[float, float]:
         losses, outputs, targets = zip(*filter(None, parts), strict=True)
