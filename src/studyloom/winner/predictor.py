@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import describe_error, value_at
-from studyloom.data.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
-from studyloom.data.transform import InputRange, Picture, Transform
+from studyloom.data.transform import Picture, Transform
 from studyloom.definition.jobs import build_network
 from studyloom.definition.user_functions import (
     NETWORK,
@@ -33,6 +32,7 @@ from studyloom.metrics import METRICS
 from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
+from studyloom.winner.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
 from studyloom.winner.result import DataFacts, Result, check_whole, load_result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
@@ -46,35 +46,15 @@ NO_NETWORK = (
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, the facts of its data, and how what a file holds becomes an input.
+    """A trained network, and how files and arrays become its inputs.
 
     Attributes:
-        transform: None if nobody said it.
         batched: whether the first dimension of its inputs is known to be that of a batch.
     """
 
     model: nn.Module
-    facts: DataFacts
-    transform: Transform | None = None
+    form: InputFormat
     batched: bool = True
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one input; () if they are taken as they are, or in Python alone."""
-        return self.facts.shape or ()
-
-    @property
-    def format(self) -> InputFormat:
-        """How files and arrays become its inputs."""
-        facts, seen = self.facts, self.facts.inputs
-        return InputFormat(
-            shape=self.shape,
-            columns=facts.columns,
-            transform=self.transform,
-            normalizes=isinstance(self.transform, Picture) and (facts.mean, facts.std) != (0, 1),
-            seen=None if seen is None or facts.reads else InputRange(**vars(seen)),
-            fits_files=facts.fits_files,
-        )
 
     @property
     def precision(self) -> torch.dtype:
@@ -93,14 +73,14 @@ class Network:
         Raises:
             PredictError: the network cannot take the inputs, or the outputs are not finite.
         """
-        whole = self.facts.dtype == "int64" and isinstance(inputs, Tensor)
+        whole = self.form.facts.dtype == "int64" and isinstance(inputs, Tensor)
         size = batch or (BATCH if self.batched else None)
         try:
             given = as_taken(inputs, torch.int64 if whole else self.precision)
             outputs = predict_outputs(self.model, given, size, output)
             # Of three dimensions or more, one is known to be that of the classes beside a batch.
             known = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
-            classifies = (self.facts.classifies and known) if softmax is None else softmax
+            classifies = (self.form.facts.classifies and known) if softmax is None else softmax
             if classifies and (softmax or not _are_probabilities(outputs)):
                 outputs = outputs.softmax(1)
         except Exception as error:  # whatever a user's network raises
@@ -217,8 +197,8 @@ class WinnerFiles:
             file, reason = self.run_dir / "winner.pt", one_line(str(error))[:300]
             raise PredictError(f"{file}: {reason}") from None
         if facts is None:
-            return Network(model, _facts_of(model, self.result), batched=False)
-        return Network(model, facts, _transform_of(facts, self.trusted))
+            return Network(model, InputFormat(_facts_of(model, self.result)), batched=False)
+        return Network(model, InputFormat(facts, _transform_of(facts, self.trusted)))
 
 
 def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None) -> Network:
@@ -280,7 +260,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
     for path in paths:
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
-            inputs, notes = read_inputs(path, network.format)
+            inputs, notes = read_inputs(path, network.form)
             rows, classifies = network(inputs)
             if rows.ndim != 2:
                 given = format_shape(rows.shape[1:]) or "one number"
@@ -291,7 +271,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             mistakes.append(f"{name}: {one_line(reason)[:200]}")
             continue
-        names = network.facts.names
+        names = network.form.facts.names
         for position, (row, note) in enumerate(zip(rows, notes, strict=True)):
             own = name if len(rows) == 1 else f"{name}[{position}]"
             if classifies:
@@ -337,7 +317,7 @@ class Predictor:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one input, such as (channels, height, width); () if it is not known."""
-        return self._network.shape
+        return self._network.form.shape
 
     def predict(
         self,
@@ -379,7 +359,7 @@ class Predictor:
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            rows, notes = from_numbers(numbers, most, network.format)
+            rows, notes = from_numbers(numbers, most, network.form)
             return self._say(rows, tuple(notes), **how)
         except PredictError as error:
             raise PredictError(
@@ -390,12 +370,12 @@ class Predictor:
         outputs, classifies = self._network(inputs, **how)
         if not classifies:
             return Prediction(values=outputs, notes=notes)
-        classes, words = outputs.argmax(1), self._network.facts.names
+        classes, words = outputs.argmax(1), self._network.form.facts.names
         names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
         return Prediction(classes, outputs, names, notes=notes)
 
     def __repr__(self) -> str:
-        task = "classes" if self._network.facts.classifies else "numbers"
+        task = "classes" if self._network.form.facts.classifies else "numbers"
         name = type(self._network.model).__name__
         return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
 

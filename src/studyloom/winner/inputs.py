@@ -21,6 +21,7 @@ from studyloom.data.sound import Sound
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.text import format_shape, name_error, one_line
+from studyloom.winner.result import DataFacts
 
 MOST_BYTES = 256 * 2**20  # of a file
 MOST_INPUTS = 1_000_000  # of a file
@@ -43,21 +44,21 @@ class InputFormat:
     """Holds how what a file or an array contains becomes inputs of a network.
 
     Args:
-        shape: of one input; () if inputs are taken as they are.
-        columns: the names of the columns of a table.
         transform: makes an input of what a file holds; None if nobody said it.
-        normalizes: whether the data source normalizes its images itself, and said by what.
-        seen: the range of the training inputs; None if it is not known, or a `Reader` says itself
-            what is unlike them.
-        fits_files: whether a file can hold an input.
     """
 
-    shape: tuple[int, ...]
-    columns: Sequence[str] = ()
+    facts: DataFacts
     transform: Transform | None = None
-    normalizes: bool = False
-    seen: InputRange | None = None
-    fits_files: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input; () if inputs are taken as they are, or in Python alone."""
+        return self.facts.shape or ()
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the data source normalizes its images itself, and said by what."""
+        return isinstance(self.transform, Picture) and (self.facts.mean, self.facts.std) != (0, 1)
 
 
 # Inputs of a form, float32 (n, *shape), and for each a note beside its answer, "" for nothing.
@@ -70,7 +71,7 @@ def read_inputs(path: Path, form: InputFormat) -> Inputs:
     It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
     `Reader` reads; for pictures a picture; else a CSV file of inputs.
     """
-    if not form.fits_files:
+    if not form.facts.fits_files:
         raise PredictError(NO_FILE)
     length = path.stat().st_size
     if length > MOST_BYTES:
@@ -96,7 +97,7 @@ def read_inputs(path: Path, form: InputFormat) -> Inputs:
         channels, *size = form.shape if pictures else (3, 64, 64)
         pixels, done = _read_picture(content, channels, size)
         return _from_pixels(pixels[None], form, done)
-    lines = _read_lines(content, form.columns, math.prod(form.shape))
+    lines = _read_lines(content, form.facts.columns, math.prod(form.shape))
     rows = _apply(form, lines) if own else lines.reshape(-1, *form.shape)
     return _finish(rows, [], form)
 
@@ -211,7 +212,7 @@ def from_numbers(numbers: Tensor, most: int | None, form: InputFormat) -> Inputs
         most: the greatest pixel of whole numbers; None for others.
     """
     shape, transform = form.shape, form.transform
-    if not form.fits_files:
+    if not form.facts.fits_files:
         raise PredictError(NO_FILE)
     if not shape:
         if not numbers.ndim or not len(numbers):
@@ -311,6 +312,8 @@ def _finish(
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
         raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
-    unlike = {} if form.seen is None else form.seen.unlike(rows, form.columns)
+    facts, unlike = form.facts, dict[int, str]()
+    if facts.inputs is not None and not facts.reads:  # a `Reader` says it itself
+        unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
     words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
     return rows, ["; ".join(filter(None, each)) for each in words]
