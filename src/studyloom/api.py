@@ -419,11 +419,11 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     """Runs a composed study in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
     from studyloom.commands.search import search_and_report
-    from studyloom.commands.stages import result_stages
     from studyloom.launch.process import exit_code
     from studyloom.launch.search import open_search, prepare
     from studyloom.launch.task import make_task
     from studyloom.study.stopping import Stop, following
+    from studyloom.winner.stages import ResultStages
 
     if cfg.study.dry_run:
         raise ConfigError("study.dry_run begins no study; use the command: --dry-run")
@@ -439,7 +439,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             prepared = prepare(cfg)
             named, digests, used = _to_pass_on(cfg, prepared)
             passing.enter_context(passed_on(named, known=digests, used=used))
-            search = open_search(prepared, stop, result_stages, create=True)
+            search = open_search(prepared, stop, ResultStages, create=True)
             prepared, plan = passing.enter_context(search)
             if f": {MAIN}" in OmegaConf.to_yaml(cfg):
                 note_script(prepared.run_dir)

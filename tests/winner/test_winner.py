@@ -18,6 +18,7 @@ from judged import (
     CountedTest,
     evaluate_winner,
     flat,
+    open_stages,
     stages_of,
     test_part,
     train,
@@ -27,13 +28,11 @@ from judged import (
 from PIL import Image
 from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 
-from studyloom.config.schema import WinnerSection
 from studyloom.data.sources import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
@@ -42,7 +41,6 @@ from studyloom.winner.candidates import Origin, Reevaluated, kept_epoch
 from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.result import read_result
-from studyloom.winner.stages import ResultStages
 
 TRIALS = 4
 
@@ -294,11 +292,7 @@ def forecast(tmp_path_factory):
     )
     data, url = TrainingData(source, source.train()), f"sqlite:///{run_dir}/study.db"
     stored = create_study(url, "s", definition.identity("toy"), 5, goals=definition.goals)
-    search, settings = (
-        Stage("search", stored, definition, Strategy(definition), 5),
-        WinnerSection(top=2, seeds=2),
-    )
-    stages = ResultStages(search, definition, data, url, run_dir, settings)
+    stages = open_stages(stored, definition, data, url, run_dir, 5, top=2, seeds=2)
     work(stages)
     return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source
 

@@ -73,7 +73,7 @@ def compress(arguments: argparse.Namespace) -> None:
     """Makes the winner small: exported, pruned, distilled, with whole numbers of 8 bits. Prints
     what each variant costs, and writes the chosen one as winner.onnx.
     """
-    from studyloom.commands.stages import open_ended
+    from studyloom.commands.search import open_ended
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted

@@ -1,6 +1,8 @@
 """Works on an opened study: launches its workers, shows the progress, and prints the result."""
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -17,12 +19,13 @@ from studyloom.commands.result import (
     write_best,
     write_report,
 )
-from studyloom.commands.stages import open_ended
-from studyloom.errors import CompressError, Interrupted, NoWinner
-from studyloom.launch.task import Command, StudyTask, make_task
+from studyloom.errors import CompressError, ConfigError, Interrupted, NoWinner
+from studyloom.launch.search import open_search, prepare
+from studyloom.launch.task import Command, Prepared, StudyTask, make_task
 from studyloom.plugins import load_plugin
 from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
 from studyloom.study.failures import count_failures
+from studyloom.study.opening import check_definition
 from studyloom.study.stopping import Stop, read_control
 from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
@@ -43,7 +46,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     """
     plan: ResultStages = task.stages
     stored = plan.search.stored
-    record = plan.command_record(compresses=plan.definition.compresses)
+    record = plan.command_record()
     begin_command(stored, record, task.command.age())
     outputs.attach(stored, task.run_dir)
     if read_control(stored) == "pause":
@@ -165,7 +168,25 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
     )
 
 
-# `studyloom winner`
+# `studyloom winner` and `compress`
+
+
+@contextmanager
+def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultStages]]:
+    """Opens a study whose search has ended and whose definition is the config's, and closes it.
+
+    Raises:
+        ValueError: it has not, or the config or the database cannot be used.
+    """
+    prepared = prepare(cfg, joins=True)
+    with open_search(prepared, stop, ResultStages, create=False) as (prepared, plan):
+        stored, trials = plan.search.stored, plan.search.trials
+        now = prepared.definition.identity(prepared.data.digest)
+        check_definition(stored.name, stored.definition(), now)
+        if left := plan.search.todo():
+            ways = "run the study to its end, or with a smaller study.trials"
+            raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
+        yield prepared, plan
 
 
 def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
@@ -184,7 +205,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         stored = plan.search.stored
         command, outputs = Command.of_this_process(), Outputs()
         outputs.console = console
-        record = plan.command_record(compresses=plan.definition.compresses)
+        record = plan.command_record()
         begin_command(stored, record, command.age())
         outputs.attach(stored, prepared.run_dir)
         with recording_end(stored):

@@ -286,7 +286,7 @@ def print_next_steps(
     trials = [trial for stage in plan for trial in stage.stored.trials()]
     for line in wrap(format_times(trials, began), console.width):
         console.print(line)
-    lines = [f"study  {without_password(parse_url(plan.url))}"]
+    lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
         f"{what:6} {plan.run_dir / name}"

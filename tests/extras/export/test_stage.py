@@ -156,7 +156,7 @@ def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatc
     assert record.test.difference == 0
     assert record.test.value == record.test.original > 0.5
     made.clear()
-    bare = replace(stages, definition=ask(*MIXED, *LOOP))
+    bare = replace(stages, prepared=replace(stages.prepared, definition=ask(*MIXED, *LOOP)))
     with pytest.raises(CompressError, match=r"name what makes its network as objective\.network"):
         small((bare, test))
     stages.close()
