@@ -17,5 +17,4 @@ __all__ = [
     "stages",
     "statistics",
     "stored_trainings",
-    "transfer",
 ]
