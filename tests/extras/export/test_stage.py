@@ -263,7 +263,7 @@ def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_j
     monkeypatch.setattr(
         networks, "train_network", lambda job, part: jobs.append(job) or train(job, part)
     )
-    original = retrain(stages.last.source, stages.reevaluated.winner, 16)
+    original = retrain(stages, 16)
     original.student(0.5)
     assert len(jobs) == 2
     for job in jobs:

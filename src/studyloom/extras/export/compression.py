@@ -139,15 +139,7 @@ def compress(
     run_dir = stages.run_dir
     rule = parse_own_rule(metric_of(stages.definition), settings)
     check_result(stages, load_result(run_dir))
-    compressor = Compressor(
-        trainings=stages.last.source,
-        winner=stages.reevaluated.winner,
-        search=stages.search.stored,
-        run_dir=run_dir,
-        settings=settings,
-        say=say,
-        stop=stop,
-    )
+    compressor = Compressor(stages, settings, say, stop)
     with compressor.lock():
         result = load_result(run_dir)
         record = None if anew else read_compressed(run_dir, result)

@@ -8,7 +8,6 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
-from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.predictions import make_network
+from studyloom.winner.stages import ResultStages
 
 TEMPERATURE = 4.0  # of the softened outputs
 SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
@@ -98,13 +97,10 @@ class Original:
         return self.train(lambda: build(section))
 
 
-def retrain(trainings: CandidateTrainings, winner: Origin, calibration: int) -> Original:
-    """Trains the winner's configuration without a validation set, always the same one.
-
-    Args:
-        trainings: of the last stage.
-    """
-    data, definition, point = trainings.data, trainings.definition, trainings.candidates[winner]
+def retrain(stages: ResultStages, calibration: int) -> Original:
+    """Trains the winner's configuration without a validation set, always the same one."""
+    data, definition, winner = stages.data, stages.definition, stages.reevaluated.winner
+    point = stages.candidates[winner].point
     assert data.split is not None
     # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
     seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
@@ -116,28 +112,22 @@ def retrain(trainings: CandidateTrainings, winner: Origin, calibration: int) -> 
         attempt = Attempt(stage=RETRAINING)
         made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
         made.run(lambda step: None, Unstopped())
-        network = _network_of(made.weights() or {}, job, trainings)
+        network = _network_of(made.weights() or {}, job, stages)
     return Original(network, job, data.split, definition.at(point).get("model"), seed, calibration)
 
 
-def load_winner_network(
-    trainings: CandidateTrainings, winner: Origin, file: Path, calibration: int
-) -> Original:
-    """Loads the winner, with the job that trained it on all training data.
-
-    Args:
-        file: winner.pt.
-    """
-    job, part = trainings.job(winner, 0), trainings.data.split
+def load_winner_network(stages: ResultStages, calibration: int) -> Original:
+    """Loads the winner, with the job that trained it on all training data."""
+    trainings, winner, part = stages.last.source, stages.reevaluated.winner, stages.data.split
     assert part is not None
-    model = trainings.definition.at(trainings.candidates[winner]).get("model")
-    network = _network_of(load_weights(file), job, trainings)
-    return Original(network, job, part, model, trainings.fresh_seed(0), calibration)
+    job, config = trainings.job(winner, 0), stages.definition.at(trainings.candidates[winner])
+    network = _network_of(load_weights(stages.run_dir / "winner.pt"), job, stages)
+    return Original(network, job, part, config.get("model"), trainings.fresh_seed(0), calibration)
 
 
-def _network_of(kept: dict[str, Any], job: Job, trainings: CandidateTrainings) -> nn.Module:
+def _network_of(kept: dict[str, Any], job: Job, stages: ResultStages) -> nn.Module:
     """Makes the network of a job with what its training has kept, in eval mode."""
-    definition, part = trainings.definition, trainings.data.split
+    definition, part = stages.definition, stages.data.split
     assert part is not None
     if not definition.trains_networks:
         kept = weights_of(kept, kept_name(definition.config.objective.network))
