@@ -29,11 +29,11 @@ from studyloom.definition.user_functions import (
 )
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
-from studyloom.text import format_shape, format_value, one_line
+from studyloom.text import format_shape, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
-from studyloom.winner.result import DataFacts, Result, check_whole, load_result
+from studyloom.winner.result import DataFacts, InputPrediction, Result, check_whole, load_result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
 ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
@@ -229,26 +229,7 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
     return transform  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class FileResult:
-    """The prediction for one input of a file: a class and its probability, or numbers."""
-
-    name: str
-    label: int | None = None
-    confidence: float | None = None
-    values: tuple[float, ...] = ()
-    word: str = ""
-    note: str = ""
-
-    def __str__(self) -> str:
-        if self.confidence is None:
-            words = [self.name, *map(format_value, self.values)]
-        else:
-            words = [self.name, self.word or str(self.label), f"{self.confidence:.4f}"]
-        return "\t".join([*words, self.note] if self.note else words)
-
-
-def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction]:
     """Predicts for each input of each file, in their order.
 
     A file is answered if all of it can be read. The others are named at the end, all of them.
@@ -277,9 +258,9 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
             if classifies:
                 label = int(row.argmax())
                 word = names[label] if label < len(names) else ""
-                yield FileResult(own, label, float(row[label]), word=word, note=note)
+                yield InputPrediction(own, label, float(row[label]), word=word, note=note)
             else:
-                yield FileResult(own, values=tuple(row.tolist()), note=note)
+                yield InputPrediction(own, values=tuple(row.tolist()), note=note)
     if mistakes:
         raise PredictError(mistakes)
 

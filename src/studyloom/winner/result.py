@@ -363,6 +363,28 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class InputPrediction:
+    """The class of one input, with its name and probability, or numbers.
+
+    The note says what was done to the input, and in what it is unlike the training data.
+    """
+
+    name: str
+    label: int | None = None
+    confidence: float | None = None
+    values: tuple[float, ...] = ()
+    word: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.confidence is None:
+            words = [self.name, *map(format_value, self.values)]
+        else:
+            words = [self.name, self.word or str(self.label), f"{self.confidence:.4f}"]
+        return "\t".join([*words, self.note] if self.note else words)
+
+
+@dataclass(frozen=True)
 class Bin:
     """The predictions of a range of confidence; `interval` is that of their accuracy."""
 
