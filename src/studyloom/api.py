@@ -27,7 +27,7 @@ from studyloom.study.failures import outcome
 from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
 from studyloom.text import error_text, printable
 from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
-from studyloom.winner.result import Result, belongs_to, read_result
+from studyloom.winner.result import Result
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
     from torch.nn import Module
@@ -161,8 +161,7 @@ class Study:
 
     def _answer(self) -> Result | None:
         """Returns the answer in the run directory, if it is of this study."""
-        answer = None if self.run_dir is None else read_result(self.run_dir)
-        return answer if answer is not None and belongs_to(answer, self._stored) else None
+        return None if self.run_dir is None else Result.read(self.run_dir, self._stored)
 
     def _winner_of(self, answer: Result | None) -> Winner | None:
         if answer is None or self.run_dir is None:

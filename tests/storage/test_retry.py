@@ -29,7 +29,7 @@ from studyloom.storage.database import POSTGRES, connect, exclusive, execute, li
 from studyloom.storage.urls import parse_url
 from studyloom.study.opening import open_study
 from studyloom.views.terminal import make_console
-from studyloom.winner.result import read_result
+from studyloom.winner.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -382,5 +382,5 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
             assert not again.wait(3)
             goes_on.set()
     stored = open_study(server.url, "s")
-    assert stored.test_openings() == read_result(tmp_path).test.openings == 1
+    assert stored.test_openings() == Result.read(tmp_path).test.openings == 1
     stored.close()

@@ -40,7 +40,6 @@ from studyloom.study.opening import open_study
 from studyloom.study.placement import place_point
 from studyloom.study.stored_study import RETRAINING, proposer_of
 from studyloom.study.warm_start import find_warm_starts, store_space
-from studyloom.winner.result import write_result
 
 CNN = {"model": "cnn", "model.cnn.channels": 8}
 SECRET, SHOWN = 0.98765432, re.compile(r"0\.987|0\.988|98\.[78]")  # of a test part
@@ -225,7 +224,7 @@ def write_tested(stored, run_dir):
     chosen = {"trial": 1, "params": trial.params, "search_value": trial.value}
     test = {"winner": {"mean": SECRET, "values": [SECRET]}}
     answer = answer_of(study="s", winner=chosen, test=test)
-    write_result(run_dir, answer, {})
+    answer.write(run_dir, {})
     store_result(stored, answer.in_short())
     begin_command(stored, CommandRecord(10, judged=True, tested=True, top=1, seeds=1), 0.0)
     store_stage(stored, RETRAINING, answer.stage)

@@ -40,7 +40,7 @@ from studyloom.views.terminal import winner_lines
 from studyloom.winner.candidates import Origin, Reevaluated, kept_epoch
 from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network, predict
-from studyloom.winner.result import read_result
+from studyloom.winner.result import Result
 
 TRIALS = 4
 
@@ -67,7 +67,7 @@ def evaluated(definition, tmp_path_factory):
     work(stages)
     test = CountedTest()
     evaluate_winner(stages, test, ["python", "-m", "studies.mnist"])
-    return stages, read_result(run_dir), test.loaded
+    return stages, Result.read(run_dir), test.loaded
 
 
 # Stages

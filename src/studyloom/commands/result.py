@@ -17,7 +17,7 @@ from studyloom.study.stopping import Stop
 from studyloom.views import terminal
 from studyloom.views.sentence import result_sentence
 from studyloom.winner.evaluation import evaluate_winner, is_result_of
-from studyloom.winner.result import belongs_to, move_aside, read_result
+from studyloom.winner.result import Result, move_aside
 from studyloom.winner.stages import ResultStages
 
 
@@ -29,8 +29,8 @@ def move_foreign_result(plan: ResultStages, console: Console) -> None:
     """Moves the result of another study aside, such as one of the same name in another database."""
 
     def is_foreign() -> bool:
-        result = read_result(plan.run_dir)
-        return result is not None and not belongs_to(result, plan.search.stored)
+        result = Result.read(plan.run_dir)
+        return result is not None and not result.belongs_to(plan.search.stored)
 
     if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
         with plan.search.stored.ledger.testing():
@@ -64,7 +64,7 @@ def print_winner(
         page: the command line of the study, without its arguments.
     """
     with plan.search.stored.ledger.testing() as store:
-        result = read_result(plan.run_dir)
+        result = Result.read(plan.run_dir)
         known = result is not None and is_result_of(result, plan)
         if result is None or not known or anew:
             page = result.command if result is not None and anew else page

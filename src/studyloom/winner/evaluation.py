@@ -17,7 +17,7 @@ from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.candidates import Origin, Reevaluated, at_target
 from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
-from studyloom.winner.result import CARD, Candidate, Result, Transfer, belongs_to, write_result
+from studyloom.winner.result import CARD, Candidate, Result, Transfer
 from studyloom.winner.stages import ResultStages
 from studyloom.winner.statistics import difference, rank_correlation, summarise
 
@@ -83,7 +83,7 @@ def evaluate_winner(
             {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
         )
         files[CARD] = model_card(result, stages.run_dir, split, sources).encode()
-    return write_result(stages.run_dir, result, files)
+    return result.write(stages.run_dir, files)
 
 
 def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict[Origin, Candidate]:
@@ -194,7 +194,7 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
     values = stages.reevaluated.values or {}
     return (
         result.stage == stages.last.stored.name
-        and belongs_to(result, stages.search.stored)
+        and result.belongs_to(stages.search.stored)
         and result.trials == stages.trials  # else the search had ended, and was extended since
         and all(
             [*row.values] == values.get(Origin(row.trial, row.factor), [])

@@ -33,7 +33,7 @@ from studyloom.text import format_shape, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
-from studyloom.winner.result import DataFacts, InputPrediction, Result, check_whole, load_result
+from studyloom.winner.result import DataFacts, InputPrediction, Result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
 ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
@@ -136,9 +136,9 @@ class WinnerFiles:
             ConfigError: the config has an interpolation, or names code that is not trusted next to
                 the loop.
         """
-        result, allowed = load_result(run_dir), consent(run_dir, trusted)
+        result, allowed = Result.load(run_dir), consent(run_dir, trusted)
         names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
-        check_whole(run_dir, result, *names)
+        result.check_whole(run_dir, *names)
         config = read_yaml(run_dir / "winner.yaml", own=allowed is None)
         checked: Any = OmegaConf.to_container(config, resolve=False)
         objective = checked.get("objective")

@@ -25,7 +25,7 @@ from studyloom.study.command_record import StoredCommand, store_result
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.terminal import make_console
-from studyloom.winner.result import load_result
+from studyloom.winner.result import Result
 
 pytestmark = pytest.mark.nightly
 
@@ -228,7 +228,7 @@ def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, ma
     assert "Made small" in (stages.run_dir / "report.html").read_text()
     noted = StoredCommand.read(stages.search.stored).result
     assert noted["compressed"]["bytes"] == (stages.run_dir / "winner.onnx").stat().st_size
-    store_result(stages.search.stored, load_result(stages.run_dir).in_short())
+    store_result(stages.search.stored, Result.load(stages.run_dir).in_short())
     assert StoredCommand.read(stages.search.stored).result == noted, "the answer is the same"
 
 

@@ -37,9 +37,6 @@ from studyloom.winner.result import (
     RECORD,
     Compressed,
     Result,
-    check_whole,
-    load_result,
-    read_compressed,
 )
 from studyloom.winner.stages import ResultStages
 
@@ -138,11 +135,11 @@ def compress(
     check_installed()
     run_dir = stages.run_dir
     rule = parse_own_rule(metric_of(stages.definition), settings)
-    check_result(stages, load_result(run_dir))
+    check_result(stages, Result.load(run_dir))
     compressor = Compressor(stages, settings, say, stop)
     with compressor.lock():
-        result = load_result(run_dir)
-        record = None if anew else read_compressed(run_dir, result)
+        result = Result.load(run_dir)
+        record = None if anew else Compressed.read(run_dir, result)
         if record is not None and record.settings == settings.document():
             with compressor.writing(result) as (current, _):  # a command was killed before
                 compressor.complete_card(record, current)
@@ -164,7 +161,7 @@ def check_result(stages: ResultStages, result: Result) -> None:
         mistakes.append("the winner's data are its loop's own; name them in the section data")
     if mistakes:
         raise CompressError(f"{run_dir}: {'; '.join(mistakes)}")
-    check_whole(run_dir, result)
+    result.check_whole(run_dir)
     if not stages.is_done() or not is_result_of(result, stages):
         raise CompressError(
             f"{run_dir}: winner.json is not the answer of this study as it is now; run the "

@@ -39,10 +39,8 @@ from studyloom.winner.result import (
     Compressed,
     Result,
     SmallScores,
-    check_whole,
     digest_of,
     from_document,
-    load_result,
     to_document,
     write_json,
 )
@@ -190,8 +188,8 @@ class Compressor:
         """
         run_dir = self.stages.run_dir
         with self.stages.search.stored.ledger.testing() as store:
-            current = load_result(run_dir)
-            check_whole(run_dir, current)
+            current = Result.load(run_dir)
+            current.check_whole(run_dir)
             if current.files["winner.pt"] != result.files["winner.pt"]:
                 raise CompressError(
                     f"{run_dir}: another command has chosen another winner meanwhile; "
@@ -202,7 +200,7 @@ class Compressor:
     def complete_card(self, record: Compressed, result: Result) -> None:
         """Writes a record into the model card, if there is one that lacks it.
 
-        winner.json has the card's digest, and goes first as in `winner.result.write_result`.
+        winner.json has the card's digest, and goes first as in `Result.write`.
         """
         path = self.stages.run_dir / CARD
         if CARD not in result.files:

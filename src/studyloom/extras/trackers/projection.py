@@ -37,7 +37,7 @@ from studyloom.storage.attributes import (
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, epochs
 from studyloom.text import error_text, mask_passwords, one_line, shorten
-from studyloom.winner.result import belongs_to, read_result
+from studyloom.winner.result import Result
 
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
 # The files of a result that a tracker may want, in the order in which they are shown.
@@ -359,8 +359,8 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
     names: tuple[str, ...] = FILES
     number: int | None = None
-    written = read_result(run_dir)
-    if written is not None and belongs_to(written, stored):
+    written = Result.read(run_dir, stored)
+    if written is not None:
         number, test = written.winner.trial, written.test
         found = {
             "fresh.mean": written.winner.mean,
