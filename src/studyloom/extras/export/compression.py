@@ -17,15 +17,7 @@ from studyloom.config.values import value_at
 from studyloom.errors import CompressError, Stopped, StorageError, StudyloomError
 from studyloom.extras.export.compressor import Compressor
 from studyloom.extras.export.onnx import check_installed
-from studyloom.extras.export.settings import (
-    SECTION,
-    Settings,
-    loop_mistakes,
-    metric_of,
-    parse_own_rule,
-    parse_settings,
-    settings_of,
-)
+from studyloom.extras.export.settings import SECTION, Settings, loop_mistakes, metric_of
 from studyloom.extras.export.variants import Say
 from studyloom.files import is_newer
 from studyloom.study.command_record import store_compressed
@@ -54,7 +46,7 @@ def compress_winner(
     Returns:
         why it could not be done, to be raised once all else is told; None if there is no reason.
     """
-    settings = settings_of(value_at(stages.definition.config, SECTION))
+    settings = Settings.of(value_at(stages.definition.config, SECTION))
     if settings is None or stop():
         return None
     try:
@@ -73,7 +65,7 @@ def compress_again(
     stages: ResultStages, words: Sequence[str], stop: Stop, console: Console
 ) -> Compressed:
     """Compresses the winner as the config and words KEY=VALUE say, also if it was done before."""
-    settings = parse_settings(words, value_at(stages.definition.config, SECTION))
+    settings = Settings.parse(words, value_at(stages.definition.config, SECTION))
     return compress_and_report(stages, settings, stop, console)
 
 
@@ -134,7 +126,7 @@ def compress(
     """
     check_installed()
     run_dir = stages.run_dir
-    rule = parse_own_rule(metric_of(stages.definition), settings)
+    rule = settings.parse_rule(metric_of(stages.definition))
     check_result(stages, Result.load(run_dir))
     compressor = Compressor(stages, settings, say, stop)
     with compressor.lock():

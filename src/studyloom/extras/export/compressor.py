@@ -11,20 +11,15 @@ from studyloom.errors import CompressError, Stopped
 from studyloom.extras.export.networks import (
     Original,
     count_parameters,
-    load_winner_network,
-    retrain,
 )
 from studyloom.extras.export.onnx import OnnxNetwork
 from studyloom.extras.export.settings import Settings, metric_of
 from studyloom.extras.export.variants import (
     Judge,
     Say,
-    choose,
     differ,
     evaluate,
     export,
-    make_variants,
-    recipes,
 )
 from studyloom.files import write_whole
 from studyloom.storage.attributes import COMPRESSED
@@ -72,17 +67,18 @@ class Compressor:
         assert facts is not None
         self._begin("training the winner's configuration without a validation part")
         with self.stop.interruptible():  # in which nobody asks the database
-            original = retrain(self.stages, settings.calibration)
-        judge, tried = Judge(metric_of(definition), settings, original, facts), recipes(settings)
+            original = Original.retrained(self.stages, settings.calibration)
+        judge = Judge(metric_of(definition), settings, original, facts)
+        tried = judge.recipes()
         if not definition.trains_networks:
             tried = tried[:1]
             self._begin(OWN_LOOP)
-        variants, failed = make_variants(judge, tried, self._begin, self.stop)
+        variants, failed = judge.make(tried, self._begin, self.stop)
         rule = rule or judge.default_rule()
-        chosen = choose(rule, judge, variants)
+        chosen = judge.choose(rule, variants)
         self._begin(f"making {chosen.facts.name} of the winner, with all training data")
         with self.stop.interruptible():
-            winner = load_winner_network(self.stages, settings.calibration)
+            winner = Original.of_winner(self.stages, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
         with self.writing(result) as (current, store):

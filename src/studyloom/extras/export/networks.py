@@ -56,6 +56,36 @@ class Original:
     seed: int
     calibration: int
 
+    @classmethod
+    def retrained(cls, stages: ResultStages, calibration: int) -> "Original":
+        """Trains the winner's configuration without a validation set, always the same one."""
+        data, definition, winner = stages.data, stages.definition, stages.reevaluated.winner
+        point = stages.candidates[winner].point
+        assert data.split is not None
+        # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
+        seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
+        fold = data.split.folds(count, data.source.validation, seed)[-1]
+        job = definition.job(point, fold, seed)
+        if definition.trains_networks:
+            network = train_network(job, data.split)
+        else:
+            attempt = Attempt(stage=RETRAINING)
+            made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
+            made.run(lambda step: None, Unstopped())
+            network = _network_of(made.weights() or {}, job, stages)
+        section = definition.at(point).get("model")
+        return cls(network, job, data.split, section, seed, calibration)
+
+    @classmethod
+    def of_winner(cls, stages: ResultStages, calibration: int) -> "Original":
+        """Loads the winner, with the job that trained it on all training data."""
+        trainings, winner, part = stages.last.source, stages.reevaluated.winner, stages.data.split
+        assert part is not None
+        job, config = trainings.job(winner, 0), stages.definition.at(trainings.candidates[winner])
+        network = _network_of(load_weights(stages.run_dir / "winner.pt"), job, stages)
+        seed = trainings.fresh_seed(0)
+        return cls(network, job, part, config.get("model"), seed, calibration)
+
     @cached_property
     def inputs(self) -> Tensor:
         """Training examples, in the type that the network takes."""
@@ -95,34 +125,6 @@ class Original:
         build = partial(build_network, shape=self.part.shape, outputs=self.part.outputs)
         section, _ = narrow(self.section, width, build)
         return self.train(lambda: build(section))
-
-
-def retrain(stages: ResultStages, calibration: int) -> Original:
-    """Trains the winner's configuration without a validation set, always the same one."""
-    data, definition, winner = stages.data, stages.definition, stages.reevaluated.winner
-    point = stages.candidates[winner].point
-    assert data.split is not None
-    # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
-    seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
-    fold = data.split.folds(count, data.source.validation, seed)[-1]
-    job = definition.job(point, fold, seed)
-    if definition.trains_networks:
-        network = train_network(job, data.split)
-    else:
-        attempt = Attempt(stage=RETRAINING)
-        made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
-        made.run(lambda step: None, Unstopped())
-        network = _network_of(made.weights() or {}, job, stages)
-    return Original(network, job, data.split, definition.at(point).get("model"), seed, calibration)
-
-
-def load_winner_network(stages: ResultStages, calibration: int) -> Original:
-    """Loads the winner, with the job that trained it on all training data."""
-    trainings, winner, part = stages.last.source, stages.reevaluated.winner, stages.data.split
-    assert part is not None
-    job, config = trainings.job(winner, 0), stages.definition.at(trainings.candidates[winner])
-    network = _network_of(load_weights(stages.run_dir / "winner.pt"), job, stages)
-    return Original(network, job, part, config.get("model"), trainings.fresh_seed(0), calibration)
 
 
 def _network_of(kept: dict[str, Any], job: Job, stages: ResultStages) -> nn.Module:
