@@ -39,9 +39,13 @@ SILENT = (
 )
 
 
+# Float32 (n, *shape), and for each input a note beside its answer, "" for nothing.
+Inputs = tuple[Tensor, list[str]]
+
+
 @dataclass(frozen=True)
 class InputFormat:
-    """Holds how what a file or an array contains becomes inputs of a network.
+    """Makes inputs of a network of what a file or an array contains.
 
     Args:
         transform: makes an input of what a file holds; None if nobody said it.
@@ -60,46 +64,146 @@ class InputFormat:
         """Whether the data source normalizes its images itself, and said by what."""
         return isinstance(self.transform, Picture) and (self.facts.mean, self.facts.std) != (0, 1)
 
+    def read(self, path: Path) -> Inputs:
+        """Reads the inputs that a file holds for a network; its content says its kind.
 
-# Inputs of a form, float32 (n, *shape), and for each a note beside its answer, "" for nothing.
-Inputs = tuple[Tensor, list[str]]
+        It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
+        `Reader` reads; for pictures a picture; else a CSV file of inputs.
+        """
+        if not self.facts.fits_files:
+            raise PredictError(NO_FILE)
+        length = path.stat().st_size
+        if length > MOST_BYTES:
+            raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
+        if length == 0:
+            raise PredictError("it is empty")
+        content = path.read_bytes()
+        pictures, transform = is_picture(self.shape), self.transform
+        own = transform is not None and not isinstance(transform, Picture)
+        if content.startswith(b"\x93NUMPY"):
+            numbers = np.load(io.BytesIO(content), allow_pickle=False)
+            if numbers.dtype.kind not in "biuf":
+                raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
+            with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
+                single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
+            return self.from_numbers(single, numbers.dtype.name)
+        if isinstance(transform, Sound | Reader):
+            return self._from_content(content, transform)
+        if not self.shape:
+            return self._finish(_read_lines(content, (), None))
+        webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+        if pictures or (own and (webp or content.startswith(SIGNATURES))):
+            channels, *size = self.shape if pictures else (3, 64, 64)
+            pixels, done = _read_picture(content, channels, size)
+            return self._from_pixels(pixels[None], done)
+        lines = _read_lines(content, self.facts.columns, math.prod(self.shape))
+        rows = self._apply(lines) if own else lines.reshape(-1, *self.shape)
+        return self._finish(rows)
 
+    def from_numbers(self, numbers: Tensor, dtype: str) -> Inputs:
+        """Makes inputs of an array of one or several.
 
-def read_inputs(path: Path, form: InputFormat) -> Inputs:
-    """Reads the inputs that a file holds for a network; its content says its kind.
+        Of pictures, whole numbers are pixels from 0 (black) to 255 (white), or to 65535 if they are
+        uint16. Other numbers are pixels from 0 to 1 where the data source of the study normalises
+        its pictures itself, and else inputs as in training.
 
-    It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
-    `Reader` reads; for pictures a picture; else a CSV file of inputs.
-    """
-    if not form.facts.fits_files:
-        raise PredictError(NO_FILE)
-    length = path.stat().st_size
-    if length > MOST_BYTES:
-        raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
-    if length == 0:
-        raise PredictError("it is empty")
-    content = path.read_bytes()
-    pictures, transform = is_picture(form.shape), form.transform
-    own = transform is not None and not isinstance(transform, Picture)
-    if content.startswith(b"\x93NUMPY"):
-        numbers = np.load(io.BytesIO(content), allow_pickle=False)
-        if numbers.dtype.kind not in "biuf":
-            raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
-            single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
-        return from_numbers(single, most_of(numbers.dtype.name), form)
-    if isinstance(transform, Sound | Reader):
-        return _from_content(content, transform, form)
-    if not form.shape:
-        return _finish(_read_lines(content, (), None), [], form)
-    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-    if pictures or (own and (webp or content.startswith(SIGNATURES))):
-        channels, *size = form.shape if pictures else (3, 64, 64)
-        pixels, done = _read_picture(content, channels, size)
-        return _from_pixels(pixels[None], form, done)
-    lines = _read_lines(content, form.facts.columns, math.prod(form.shape))
-    rows = _apply(form, lines) if own else lines.reshape(-1, *form.shape)
-    return _finish(rows, [], form)
+        Args:
+            numbers: float (n, *shape), or one input (*shape); pictures of one channel also without.
+            dtype: the name of the type that they had.
+        """
+        shape, transform = self.shape, self.transform
+        if not self.facts.fits_files:
+            raise PredictError(NO_FILE)
+        if not shape:
+            if not numbers.ndim or not len(numbers):
+                raise PredictError("it must hold an input for each entry of its first dimension")
+            return self._finish(numbers)
+        grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+        if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
+            numbers = numbers.unsqueeze(-3)
+        rows = numbers[None] if tuple(numbers.shape) == shape else numbers
+        if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
+            raise PredictError(
+                f"it must hold an input of {format_shape(shape)} numbers, or several; "
+                f"got {format_shape(numbers.shape) or 'one number'}"
+            )
+        if not is_picture(shape) or transform is None or isinstance(transform, Sound):
+            return self._finish(rows)
+        whole = dtype.startswith(("int", "uint"))
+        if not whole and not self.normalizes:
+            return self._finish(rows)
+        most = 65535 if dtype == "uint16" else 255 if whole else 1
+        low, high = (float(end) for end in rows.aminmax())
+        if low < 0 or high > most:
+            wanted = f"its whole numbers must be pixels from 0 to {most}, or to 65535 as uint16"
+            if not whole:
+                wanted = (
+                    f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALISED}"
+                )
+            raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
+        return self._from_pixels(rows / most)
+
+    def _from_pixels(self, pixels: Tensor, done: Sequence[str] | None = None) -> Inputs:
+        """Makes inputs of pixels (n, channels, height, width) from 0 to 1.
+
+        Args:
+            done: what was done to the picture of a file, which alone may have another size and
+                background; None for arrays, whose pictures are taken as they are.
+        """
+        if self.transform is None:
+            raise PredictError(SILENT)
+        if not isinstance(self.transform, Picture):
+            levels = (pixels * 255).round().to(torch.uint8)
+            return self._finish(self._apply(levels), done or ())
+        if done is not None:
+            row, more = self.transform(pixels[0], (self.shape[-2], self.shape[-1]))
+            return self._finish(row[None], [*done, *more])
+        return self._finish(self.transform.scale(pixels))
+
+    def _from_content(self, content: bytes, read: Sound | Reader) -> Inputs:
+        """Makes inputs of a file by a transform that reads it as a whole."""
+        try:
+            rows, said = read(content)
+        except ValueError as error:
+            raise PredictError(str(error)) from None
+        except Exception as error:  # whatever a user's class raises
+            raise _own_fault(error) from error
+        if isinstance(read, Sound):
+            rows, said = rows[None], ["; ".join(said)]
+        if tuple(rows.shape[1:]) != self.shape or len(said) not in (0, len(rows)):
+            raise PredictError(f"winner.json: data.transform does not make {self.shape} of a file")
+        return self._finish(rows.float(), own=said)
+
+    def _apply(self, items: Tensor) -> Tensor:
+        """Calls a transform of the user's own for each of some items."""
+        make: Callable[..., Any] | None = self.transform
+        assert make is not None
+        try:
+            rows = torch.stack([torch.as_tensor(make(item)).float() for item in items])
+        except Exception as error:  # whatever a user's function raises
+            raise _own_fault(error) from error
+        if tuple(rows.shape[1:]) != self.shape:
+            wanted, got = format_shape(self.shape), format_shape(rows.shape[1:]) or "one number"
+            raise PredictError(f"data.transform must return {wanted} numbers; got {got}")
+        return rows
+
+    def _finish(self, rows: Tensor, done: Iterable[str] = (), own: Sequence[str] = ()) -> Inputs:
+        """Checks inputs, and notes how they were changed and differ from the training data.
+
+        Args:
+            own: what a `Reader` says of each.
+        """
+        if len(rows) > MOST_INPUTS:
+            raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
+        finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
+        if not bool(finite.all()):
+            first = int((~finite).nonzero()[0])
+            raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
+        facts, unlike = self.facts, dict[int, str]()
+        if facts.inputs is not None and not facts.reads:  # a `Reader` says it itself
+            unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
+        words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
+        return rows, ["; ".join(filter(None, each)) for each in words]
 
 
 def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Tensor:
@@ -200,120 +304,5 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
     return below, paper
 
 
-def from_numbers(numbers: Tensor, most: int | None, form: InputFormat) -> Inputs:
-    """Makes inputs of an array of one or several.
-
-    Of pictures, whole numbers are pixels from 0 (black) to 255 (white), or to 65535 if they are
-    uint16. Other numbers are pixels from 0 to 1 where the data source of the study normalises its
-    pictures itself, and else inputs as in training.
-
-    Args:
-        numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
-        most: the greatest pixel of whole numbers; None for others.
-    """
-    shape, transform = form.shape, form.transform
-    if not form.facts.fits_files:
-        raise PredictError(NO_FILE)
-    if not shape:
-        if not numbers.ndim or not len(numbers):
-            raise PredictError("it must hold an input for each entry of its first dimension")
-        return _finish(numbers, [], form)
-    grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
-    if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
-        numbers = numbers.unsqueeze(-3)
-    rows = numbers[None] if tuple(numbers.shape) == shape else numbers
-    if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
-        raise PredictError(
-            f"it must hold an input of {format_shape(shape)} numbers, or several; "
-            f"got {format_shape(numbers.shape) or 'one number'}"
-        )
-    if not is_picture(shape) or transform is None or isinstance(transform, Sound):
-        return _finish(rows, [], form)
-    if most is None and not form.normalizes:
-        return _finish(rows, [], form)
-    low, high = (float(end) for end in rows.aminmax())
-    if low < 0 or high > (most or 1):
-        wanted = f"its whole numbers must be pixels from 0 to {most}, or to 65535 as uint16"
-        if most is None:
-            wanted = f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALISED}"
-        raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
-    return _from_pixels(rows / (most or 1), form)
-
-
-def most_of(dtype: str) -> int | None:
-    """Returns the greatest pixel that numbers of a type mean, by its name; None if not whole."""
-    if dtype == "uint16":
-        return 65535
-    return 255 if dtype.startswith(("int", "uint")) else None
-
-
-def _from_pixels(pixels: Tensor, form: InputFormat, done: Sequence[str] | None = None) -> Inputs:
-    """Makes inputs of pixels (n, channels, height, width) from 0 to 1.
-
-    Args:
-        done: what was done to the picture of a file, which alone may have another size and
-            background; None for arrays, whose pictures are taken as they are.
-    """
-    if form.transform is None:
-        raise PredictError(SILENT)
-    if not isinstance(form.transform, Picture):
-        levels = (pixels * 255).round().to(torch.uint8)
-        return _finish(_apply(form, levels), done or (), form)
-    if done is not None:
-        row, more = form.transform(pixels[0], (form.shape[-2], form.shape[-1]))
-        return _finish(row[None], [*done, *more], form)
-    return _finish(form.transform.scale(pixels), (), form)
-
-
-def _from_content(content: bytes, read: Sound | Reader, form: InputFormat) -> Inputs:
-    """Makes inputs of a file by a transform that reads it as a whole."""
-    try:
-        rows, said = read(content)
-    except ValueError as error:
-        raise PredictError(str(error)) from None
-    except Exception as error:  # whatever a user's class raises
-        raise _own_fault(error) from error
-    if isinstance(read, Sound):
-        rows, said = rows[None], ["; ".join(said)]
-    if tuple(rows.shape[1:]) != form.shape or len(said) not in (0, len(rows)):
-        raise PredictError(f"winner.json: data.transform does not make {form.shape} of a file")
-    return _finish(rows.float(), (), form, said)
-
-
-def _apply(form: InputFormat, items: Tensor) -> Tensor:
-    """Calls a transform of the user's own for each of some items."""
-    make: Callable[..., Any] | None = form.transform
-    assert make is not None
-    try:
-        rows = torch.stack([torch.as_tensor(make(item)).float() for item in items])
-    except Exception as error:  # whatever a user's function raises
-        raise _own_fault(error) from error
-    if tuple(rows.shape[1:]) != form.shape:
-        wanted, got = format_shape(form.shape), format_shape(rows.shape[1:]) or "one number"
-        raise PredictError(f"data.transform must return {wanted} numbers; got {got}")
-    return rows
-
-
 def _own_fault(error: Exception) -> PredictError:
     return PredictError(f"data.transform: {one_line(name_error(error, 200))}")
-
-
-def _finish(
-    rows: Tensor, done: Iterable[str], form: InputFormat, own: Sequence[str] = ()
-) -> Inputs:
-    """Checks inputs, and notes how they were changed and differ from the training data.
-
-    Args:
-        own: what a `Reader` says of each.
-    """
-    if len(rows) > MOST_INPUTS:
-        raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
-    finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
-    if not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
-    facts, unlike = form.facts, dict[int, str]()
-    if facts.inputs is not None and not facts.reads:  # a `Reader` says it itself
-        unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
-    words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
-    return rows, ["; ".join(filter(None, each)) for each in words]

@@ -32,7 +32,7 @@ from studyloom.metrics import METRICS
 from studyloom.text import format_shape, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
-from studyloom.winner.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
+from studyloom.winner.inputs import IN_PYTHON, InputFormat
 from studyloom.winner.result import DataFacts, InputPrediction, Result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
@@ -241,7 +241,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
     for path in paths:
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
-            inputs, notes = read_inputs(path, network.form)
+            inputs, notes = network.form.read(path)
             rows, classifies = network(inputs)
             if rows.ndim != 2:
                 given = format_shape(rows.shape[1:]) or "one number"
@@ -333,14 +333,14 @@ class Predictor:
             return self._say(inputs, (), **how)
         try:
             given = torch.as_tensor(inputs).detach().cpu()
-            most = most_of(str(given.dtype).removeprefix("torch."))
+            dtype = str(given.dtype).removeprefix("torch.")
             if given.is_complex():
                 raise TypeError("they are complex")
             numbers = given.to(torch.promote_types(network.precision, torch.float32))
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            rows, notes = from_numbers(numbers, most, network.form)
+            rows, notes = network.form.from_numbers(numbers, dtype)
             return self._say(rows, tuple(notes), **how)
         except PredictError as error:
             raise PredictError(
