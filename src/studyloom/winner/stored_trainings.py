@@ -79,6 +79,25 @@ class CandidateStage(Stage):
         objective.run(lambda step: None, Stop())
         return objective.weights()
 
+    def earlier_test(self, search: StoredStudy) -> tuple[Tested, bool] | None:
+        """Finds the test of the same networks for an earlier result, if there was one.
+
+        Returns:
+            what it gave, and whether that is of another stage. Else it is of a command that was
+            killed before it wrote the result, or of a result that the run directory no longer
+            holds.
+        """
+        own = self.stored.definition() or {}
+        for stage in (self.stored, *earlier_stages(search, self.title, self.stored.name)):
+            (tested,), made = stage.attributes(TESTED), stage.definition() or {}
+            if tested and all(made.get(key) == own[key] for key in ("candidates", "seeds")):
+                return from_document(tested, Tested), stage is not self.stored
+        return None
+
+    def store_test(self, tested: Tested, store: Store) -> None:
+        """Stores what the test of these networks gave, as only the holder of the lease may."""
+        store(self.stored.ledger.study_id, TESTED, to_document(tested))
+
 
 def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
     """Returns trials of later stages by their candidate and seed; of several the last."""
@@ -120,26 +139,6 @@ def earlier_trainings(
             file = weights / f"trial-{trial.number}.pt" if weights and kept else None
             known.setdefault(training, EarlierTraining(trial, source, file))
     return known
-
-
-def earlier_test(search: StoredStudy, retraining: StoredStudy) -> tuple[Tested, bool] | None:
-    """Finds the test of the same networks for an earlier result, if there was one.
-
-    Returns:
-        what it gave, and whether that is of another stage. Else it is of a command that was killed
-        before it wrote the result, or of a result that the run directory no longer holds.
-    """
-    own = retraining.definition() or {}
-    for stage in (retraining, *earlier_stages(search, RETRAINING, retraining.name)):
-        (tested,), made = stage.attributes(TESTED), stage.definition() or {}
-        if tested and all(made.get(key) == own[key] for key in ("candidates", "seeds")):
-            return from_document(tested, Tested), stage is not retraining
-    return None
-
-
-def store_test(retraining: StoredStudy, tested: Tested, store: Store) -> None:
-    """Stores what the test of a final training gave, as only the holder of the lease may."""
-    store(retraining.ledger.study_id, TESTED, to_document(tested))
 
 
 def networks_folder(folder: Path, stage: str) -> Path:
