@@ -416,7 +416,7 @@ def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_par
     stages = two()
     costs = costs_of(stages)
     assert str(stages.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    contenders = [origin.trial for origin in stages.contenders]
+    contenders = [o.trial for o, each in stages.candidates.items() if each.contends]
     assert 0 in contenders
     assert all(costs[number] <= costs[0] for number in contenders)
 

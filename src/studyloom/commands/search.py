@@ -157,7 +157,7 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
         keeps = f" and keeps to {plan.rule}" if plan.rule.conditions else ""
         which = f"none of the first {plan.search.trials} trials is complete{keeps}"
         return NoWinner(f"there is no winner: {which}; raise study.trials")
-    many = len(plan.contenders)
+    many = sum(candidate.contends for candidate in plan.candidates.values())
     failures = "; ".join(
         f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
         for failure in count_failures(plan.reevaluation.stored.trials())

@@ -110,11 +110,10 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
             row = replace(row, **vars(known), gap=gap)
         rows[origin] = row
 
-    def rank(origin: Origin) -> tuple[bool, float]:
-        mean = rows[origin].mean
-        return mean is None, -search.sign * (mean or 0.0)
+    def rank(row: Candidate) -> tuple[bool, float]:
+        return row.mean is None, -search.sign * (row.mean or 0.0)
 
-    return {origin: rows[origin] for origin in sorted(rows, key=rank)}
+    return dict(sorted(rows.items(), key=lambda item: rank(item[1])))
 
 
 def describe_transfer(

@@ -59,11 +59,6 @@ class InputFormat:
         """The shape of one input; () if inputs are taken as they are, or in Python alone."""
         return self.facts.shape or ()
 
-    @property
-    def normalizes(self) -> bool:
-        """Whether the data source normalizes its images itself, and said by what."""
-        return isinstance(self.transform, Picture) and (self.facts.mean, self.facts.std) != (0, 1)
-
     def read(self, path: Path) -> Inputs:
         """Reads the inputs that a file holds for a network; its content says its kind.
 
@@ -129,8 +124,10 @@ class InputFormat:
             )
         if not is_picture(shape) or transform is None or isinstance(transform, Sound):
             return self._finish(rows)
+        # Whether the data source normalizes its images itself, and said by what.
+        normal = isinstance(transform, Picture) and (self.facts.mean, self.facts.std) != (0, 1)
         whole = dtype.startswith(("int", "uint"))
-        if not whole and not self.normalizes:
+        if not whole and not normal:
             return self._finish(rows)
         most = 65535 if dtype == "uint16" else 255 if whole else 1
         low, high = (float(end) for end in rows.aminmax())

@@ -155,11 +155,6 @@ class ResultStages:
         return choose_candidates(self.definition, search, self.rule, trials, self.settings.top)
 
     @property
-    def contenders(self) -> list[Origin]:
-        """The candidates that may win."""
-        return [origin for origin, each in self.candidates.items() if each.contends]
-
-    @property
     def reevaluates(self) -> bool:
         """Whether there is a re-evaluation; a single candidate that will be tested needs none."""
         return not self.definition.tested or len(self.candidates) > 1
