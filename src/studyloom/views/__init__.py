@@ -14,6 +14,5 @@ __all__ = [
     "report",
     "sentence",
     "snapshot",
-    "status",
     "terminal",
 ]
