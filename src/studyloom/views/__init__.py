@@ -12,7 +12,6 @@ __all__ = [
     "page",
     "progress",
     "report",
-    "sentence",
     "snapshot",
     "terminal",
 ]

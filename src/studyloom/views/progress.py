@@ -42,8 +42,13 @@ from studyloom.study.stored_study import (
     value_of,
 )
 from studyloom.text import format_duration, one_line
-from studyloom.views.importances import importances
-from studyloom.views.snapshot import Snapshot, WorkerStatus, format_trial_values, take_snapshot
+from studyloom.views.snapshot import (
+    Snapshot,
+    WorkerStatus,
+    format_trial_values,
+    importances,
+    take_snapshot,
+)
 from studyloom.winner.result import ShortResult, short_words
 
 WATCH_INTERVAL = 1.0  # seconds between looks at a job of others

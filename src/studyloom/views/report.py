@@ -59,10 +59,9 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views import figures, page
-from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress
-from studyloom.views.snapshot import Snapshot, format_parameters
+from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
 from studyloom.winner.result import (
     NO_INTERVAL,
     Compressed,
