@@ -490,15 +490,10 @@ def time_left(progress: Progress) -> float | None:
         own = trials.get(stage.title, like)
         running = list(running_trials(stage.snapshot, own)) if stage.title == progress.title else []
         to_come = max(0, stage.left - len(running))
-        works.append(Work([*durations(own)], running, to_come))
+        # What was reused took no time.
+        took = [seconds_spent(trial) for trial in own if REUSED not in trial.user_attrs]
+        works.append(Work([spent for spent in took if spent is not None], running, to_come))
     return estimate(works, workers)
-
-
-def durations(trials: Iterable[FrozenTrial]) -> Iterator[float]:
-    """Yields the seconds that each trial took that has ended and was not reused."""
-    for trial in trials:
-        if REUSED not in trial.user_attrs and (spent := seconds_spent(trial)) is not None:
-            yield spent
 
 
 def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> Iterator[Running]:
