@@ -601,19 +601,17 @@ def trials_section(
         if any(isinstance(cell, str | bool | list) for cell in column)
     ]
     params = [place for place, name in enumerate(shown) if name in asked]
-    block = page.Trials([_title(name, snapshot) for name in shown], words, table, params)
+    titles = SHOWN | {"value": snapshot.metric}
+    head = [
+        titles.get(name, name.removeprefix("params.").removeprefix("values.")) for name in shown
+    ]
+    block = page.Trials(head, words, table, params)
     made = section("trials", [block])
     few = (
         f"Of {len(asked)} parameters the {len(asked) - len(left)} most important are shown; "
         "studyloom trials --csv has all."
     )
     return replace(made, caption=f"{made.caption} {few}") if left else made
-
-
-def _title(name: str, snapshot: Snapshot) -> str:
-    if name == "value":
-        return snapshot.metric
-    return SHOWN.get(name, name.removeprefix("params.").removeprefix("values."))
 
 
 def _cell(name: str, value: Any) -> page.Cell:
