@@ -20,12 +20,12 @@ from studyloom.config.runs import read_run
 from studyloom.error_display import shown_at_call
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
-from studyloom.script import note_script
 from studyloom.storage.urls import serve
 from studyloom.study import opening
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
 from studyloom.text import error_text, printable
+from studyloom.user_code import note_script
 from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
 from studyloom.winner.result import Result
 

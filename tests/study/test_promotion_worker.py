@@ -14,7 +14,7 @@ from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, TI
 from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
 from studyloom.study.promotion import rank_points
-from studyloom.views.status import as_json, read_status
+from studyloom.views.progress import JobReader
 
 pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_promotion.py
 
@@ -73,7 +73,7 @@ def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed,
     assert len(paused.user_attrs[EPOCHS]["number"]) == 1
     assert stored.ledger.counts() == {"free": 8, "held": 0, "done": 1}
     assert (checkpoints / "trial-1.pt").exists()
-    assert '"paused": 1' in as_json(read_status(stored))
+    assert '"paused": 1' in JobReader(stored).status().as_json()
     work(promoted, open_study(url, "s"), TRIALS)
     check(stored, undisturbed, checkpoints)
     assert stored.trials()[0].user_attrs.get(RUNGS) is None, "the baseline is never paused"

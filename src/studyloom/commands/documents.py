@@ -10,8 +10,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from studyloom.commands.outputs import HeartbeatDocument, RunDocument
 from studyloom.study.stopping import Wish
 from studyloom.views.comparison import Comparison
-from studyloom.views.progress import Event
-from studyloom.views.status import StatusDocument
+from studyloom.views.progress import Event, StatusDocument
 from studyloom.winner.result import InputPrediction, ShortResult
 
 

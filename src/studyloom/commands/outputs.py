@@ -30,6 +30,7 @@ from studyloom.study.stopping import Wish
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.progress import (
+    BestTrial,
     History,
     JobReader,
     Progress,
@@ -37,7 +38,6 @@ from studyloom.views.progress import (
     to_json,
     write_event,
 )
-from studyloom.views.status import BestTrial
 from studyloom.views.terminal import make_console
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE

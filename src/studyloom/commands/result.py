@@ -15,7 +15,7 @@ from studyloom.plugins import load_plugin
 from studyloom.study.command_record import store_result
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal
-from studyloom.views.sentence import result_sentence
+from studyloom.views.snapshot import result_sentence
 from studyloom.winner.evaluation import evaluate_winner, is_result_of
 from studyloom.winner.result import Result, move_aside
 from studyloom.winner.stages import ResultStages

@@ -30,7 +30,6 @@ from studyloom.study.stopping import Stop, read_control
 from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.status import Display, Resumptions
 from studyloom.winner.stages import ResultStages
 
 
@@ -132,9 +131,11 @@ def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
     Returns:
         What to print, if the work goes on without this command; else None.
     """
-    resumptions = Resumptions(outputs.read(), outputs.console)
+    resumptions = terminal.Resumptions(outputs.read(), outputs.console)
     while True:
-        with Display(outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]):
+        with terminal.Display(
+            outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]
+        ):
             follow = task.prepared.launcher.launch(task, stop)
         if follow is not None or not task.stages.reconcile() or stop():
             return follow
@@ -209,7 +210,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         begin_command(stored, record, command.age())
         outputs.attach(stored, prepared.run_dir)
         with recording_end(stored):
-            with Display(outputs.read, console, stop):
+            with terminal.Display(outputs.read, console, stop):
                 prepared.launcher.launch(make_task(prepared, plan, command), stop)
             if stop() and not plan.is_done():
                 stop_here(plan, "winner", stop, console)

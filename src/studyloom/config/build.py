@@ -14,9 +14,8 @@ from studyloom.config.values import describe_error
 from studyloom.error_display import wants_tracebacks
 from studyloom.errors import ConfigError, Interrupted, refuse
 from studyloom.pickled import MAIN
-from studyloom.script import ELSEWHERE
 from studyloom.text import nearest
-from studyloom.user_code import find_member
+from studyloom.user_code import ELSEWHERE, find_member
 
 Section = DictConfig | Mapping[str, Any]
 SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as Hydra has them

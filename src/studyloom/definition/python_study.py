@@ -34,9 +34,8 @@ from studyloom.definition.user_functions import UserFunction
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
 from studyloom.pickled import MAIN, OWN, forget_objects, register_object
-from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
-from studyloom.user_code import end_import, find_member
+from studyloom.user_code import end_import, find_member, noted_script
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
 READ_ARRAYS = "studyloom.data.read_arrays"

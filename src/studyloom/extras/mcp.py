@@ -24,7 +24,6 @@ from studyloom.views.comparison import document, read_studies
 from studyloom.views.figures import Block, Chart, Multiples, PageTable
 from studyloom.views.progress import JobReader, to_json
 from studyloom.views.report import read_report
-from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned
 from studyloom.winner.result import RunFiles
 
@@ -101,7 +100,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     def status() -> dict[str, Any]:
         """Tells how far the search is: trials by state, the best, workers, the time left."""
         with opened(own) as [stored]:
-            shown = asdict(status_document(read_status(stored)))
+            shown = asdict(JobReader(stored).status().document())
             return plain(shown | ({"answer": None} if is_sealed(stored) else {}))
 
     @server.tool(annotations=reading)

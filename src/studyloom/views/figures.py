@@ -398,8 +398,6 @@ STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "prune
 MOST_STUDIES = len(STUDIES)  # more lines cannot be told apart
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
-QUANTITIES = "Quantities that the loop reported beside the value."
-OVER_FITTING = "Where the validation loss rises and the training loss falls, the network over-fits."
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
 MOST_AXES = 8  # parallel ones; more cannot be told apart
 MOST_CHOICES = 5  # of a number, that are labelled each
@@ -616,11 +614,10 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
     return Chart(label, height, x, y, _drawn(marks), table)
 
 
-def beside(trial: FrozenTrial | None, which: str) -> tuple[str, str]:
-    """Returns the title and the caption of what `losses` draws; `which` trial that is, in words."""
-    if trial is not None and {*quantities([trial])} - {*LOSSES}:
-        return "Further quantities", which + QUANTITIES
-    return "Over-fitting", which + OVER_FITTING
+def losses_section(trial: FrozenTrial | None) -> str:
+    """Names the section of what `losses` draws of a trial."""
+    further = trial is not None and {*quantities([trial])} - {*LOSSES}
+    return "quantities" if further else "losses"
 
 
 def losses(trial: FrozenTrial) -> Chart | str:

@@ -1,7 +1,7 @@
 """The report of a study: sections of blocks, which `page` turns into HTML.
 
 It can be written while the search runs; what cannot be drawn yet is replaced by a sentence that
-says why. To add a section, yield it in `all_sections`, and add its words to
+says why. To add a section, yield it in `read_report`, and add its words to
 assets/report/sections.toml.
 """
 
@@ -59,10 +59,9 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views import figures, page
-from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress
-from studyloom.views.snapshot import Snapshot, format_parameters
+from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
 from studyloom.winner.result import (
     NO_INTERVAL,
     Compressed,
@@ -327,11 +326,8 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
         yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
 
 
-def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator[Section]:
+def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Section]:
     """Renders the candidates, and what the winner gets right and wrong on the test part."""
-    if winner is None:
-        yield section("winner", [Absent("There is no winner.json yet.")])
-        return
     if small is not None:
         heads, *rows = small.rows()
         table = figures.PageTable(heads, rows, words=(0, len(heads) - 1))
@@ -480,8 +476,7 @@ def search_sections(
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
         losses = drawn(figures.losses, shown)
-    title, caption = figures.beside(shown, which)
-    yield Section("losses", title, [losses], caption)
+    yield section(figures.losses_section(shown), [losses], which=which)
 
 
 MOST_PARALLEL = 150  # over parallel axes, of the best trials
@@ -606,19 +601,17 @@ def trials_section(
         if any(isinstance(cell, str | bool | list) for cell in column)
     ]
     params = [place for place, name in enumerate(shown) if name in asked]
-    block = page.Trials([_title(name, snapshot) for name in shown], words, table, params)
+    titles = SHOWN | {"value": snapshot.metric}
+    head = [
+        titles.get(name, name.removeprefix("params.").removeprefix("values.")) for name in shown
+    ]
+    block = page.Trials(head, words, table, params)
     made = section("trials", [block])
     few = (
         f"Of {len(asked)} parameters the {len(asked) - len(left)} most important are shown; "
         "studyloom trials --csv has all."
     )
     return replace(made, caption=f"{made.caption} {few}") if left else made
-
-
-def _title(name: str, snapshot: Snapshot) -> str:
-    if name == "value":
-        return snapshot.metric
-    return SHOWN.get(name, name.removeprefix("params.").removeprefix("values."))
 
 
 def _cell(name: str, value: Any) -> page.Cell:
@@ -842,42 +835,31 @@ def read_report(
         run_dir: that of the logs, if it is known.
     """
     live, progress = progress is not None, progress or JobReader(stored).read()
-    snapshot, parts = progress.search, read_parts(stored)
+    snapshot, parts, winner = progress.search, read_parts(stored), files.winner
 
     def sections() -> Iterator[Section]:
         yield from running_sections(progress.current)
-        yield from all_sections(stored, snapshot, files, run_dir)
+        values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
+        axis = figures.Axis.of(stored.metric, stored.sign, values)
+        won = None if winner is None else winner.winner.trial
+        if winner is not None:
+            yield from winner_sections(winner, files.compressed)
+            yield from explained_sections(winner)
+        shown, note = sample(stored, snapshot, won)
+        yield from noted(search_sections(shown, snapshot, winner, axis), note)
+        figure = drawn(figures.outlook, stored, snapshot.outlook)
+        yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
+        yield from proposer_sections(stored, winner)
+        names, shares = what_matters(shown)
+        yield from noted([trials_section(shown, snapshot, won, names, run_dir)], note)
+        yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
+        yield from worker_sections(stored, snapshot)
+        if winner is None:
+            yield section("winner", [Absent("There is no winner.json yet.")])
         yield parts_section(parts)
-        yield environment_section(files.winner, files.configs)
+        yield environment_section(winner, files.configs)
 
-    return head(stored, progress, files.winner, parts, live=live), sections()
-
-
-def all_sections(
-    stored: StoredStudy,
-    snapshot: Snapshot,
-    files: RunFiles,
-    run_dir: Path | None,
-) -> Iterator[Section]:
-    """Yields the sections of a study: what decided, the search, who worked."""
-    winner = files.winner
-    values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
-    axis = figures.Axis.of(stored.metric, stored.sign, values)
-    won = None if winner is None else winner.winner.trial
-    if winner is not None:
-        yield from winner_sections(winner, files.compressed)
-        yield from explained_sections(winner)
-    shown, note = sample(stored, snapshot, won)
-    yield from noted(search_sections(shown, snapshot, winner, axis), note)
-    figure = drawn(figures.outlook, stored, snapshot.outlook)
-    yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
-    yield from proposer_sections(stored, winner)
-    names, shares = what_matters(shown)
-    yield from noted([trials_section(shown, snapshot, won, names, run_dir)], note)
-    yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
-    yield from worker_sections(stored, snapshot)
-    if winner is None:
-        yield from winner_sections(None, None)
+    return head(stored, progress, winner, parts, live=live), sections()
 
 
 def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:

@@ -13,8 +13,7 @@ from studyloom.study.early_end import read_bounds
 from studyloom.study.stored_study import StoredStudy, trial_rows
 from studyloom.text import one_line
 from studyloom.views.report import data_words
-from studyloom.views.sentence import describe
-from studyloom.views.snapshot import take_snapshot
+from studyloom.views.snapshot import describe, take_snapshot
 from studyloom.views.terminal import make_console
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
