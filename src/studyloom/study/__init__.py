@@ -23,6 +23,7 @@ __all__ = [
     "stored_study",
     "strategy",
     "trial_files",
+    "trial_record",
     "trial_source",
     "warm_start",
     "worker",

@@ -11,13 +11,14 @@ from studyloom.errors import ClaimLost, LaunchError
 from studyloom.seeds import derive
 from studyloom.space.samplers import any_point, identify
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, PAUSED, WORKER
+from studyloom.storage.attributes import PAUSED, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.slots import SlotQueue
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import KEEPS_STATE, TrialStrategy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.study.trial_source import TrialSource
 
 REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
@@ -62,13 +63,14 @@ def begin_trial(
     source: TrialSource, strategy: TrialStrategy, slots: SlotQueue, frozen: FrozenTrial
 ) -> optuna.Trial:
     """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
+    record = TrialRecord(frozen)
     stored, buffer, trial_id = slots.stored, slots.stored.storage, frozen._trial_id
     if frozen.state == TrialState.WAITING:
         buffer.set_trial_user_attr(trial_id, WORKER, slots.owner)
         buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
-    if frozen.user_attrs.get(PAUSED) is not None:
+    if record.paused is not None:
         buffer.set_trial_user_attr(trial_id, PAUSED, None)
-    if BASELINE in frozen.user_attrs and source.baseline is not None and not frozen.params:
+    if record.is_baseline and source.baseline is not None and not frozen.params:
         _give(stored, trial_id, source.baseline)
     return _ask(strategy, stored, trial_id, frozen.number)
 

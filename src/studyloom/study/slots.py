@@ -9,6 +9,7 @@ from studyloom.storage.ledger import Claim
 from studyloom.study.early_end import ending
 from studyloom.study.promotion import Promotion
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 
 
 class SlotQueue:
@@ -44,7 +45,7 @@ class SlotQueue:
 
     def may_stop(self, trial: FrozenTrial) -> bool:
         """Whether a trial may be pruned or paused; not the baseline, with which all compare."""
-        return not self.baseline or BASELINE not in trial.user_attrs
+        return not self.baseline or not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
         """Whether a trial has come to a rung with a step; see `PromotionOrder.pauses_at`."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from html import escape
-from itertools import zip_longest
 from typing import Any, overload
 
 import msgspec
@@ -28,26 +27,23 @@ from studyloom.storage.attributes import (
     BASELINE,
     CODE_CHANGES,
     COLUMNS,
-    EPOCHS,
     FAILURE,
     FORMER_SLOT,
     HALTED,
-    MADE,
-    PROPOSED,
     QUESTION,
     REASON,
     RULE,
     SLOT,
     STANDARD_ERROR,
     TEST_OPENINGS,
-    TIMES,
     UUID,
     WORKER,
 )
 from studyloom.storage.database import Connection, read
 from studyloom.storage.ledger import Ledger, Store, reconcile
 from studyloom.storage.trial_buffer import TrialBuffer
-from studyloom.study.failures import UNDEFINED, outcome, reason_of
+from studyloom.study.failures import UNDEFINED
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import mask_passwords, one_line, printable, without_formula
 
 CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
@@ -183,14 +179,11 @@ class StoredStudy:
 
     def check_halted(self, prefix: str = "") -> None:
         """Raises Halted if the study has stopped itself; as UndefinedObjective, by its metric."""
-        (reason,) = self.attributes(HALTED)
-        if reason is None:
-            return
-        undefined = any(
-            trial.user_attrs.get(FAILURE) == UNDEFINED and trial.user_attrs.get(REASON) == reason
-            for trial in self.trials()
-        )
-        raise (UndefinedObjective if undefined else Halted)(f"{prefix}{mask_passwords(reason)}")
+        reason = self.halted()
+        if reason is not None:
+            known = ((record.kind, record.reason) for record in map(TrialRecord, self.trials()))
+            error = UndefinedObjective if (UNDEFINED, reason) in known else Halted
+            raise error(f"{prefix}{reason}")
 
     @cached_property
     def goals(self) -> tuple[Goal, ...]:
@@ -271,7 +264,8 @@ class StoredStudy:
         satisfies it, so that there is a best trial from trial 0 on, and it shows what the search
         gained at no further cost. Without a baseline the first goal decides.
         """
-        baseline = next((trial for trial in self.feasible() if BASELINE in trial.user_attrs), None)
+        baselines = (each for each in self.feasible() if TrialRecord(each).is_baseline)
+        baseline = next(baselines, None)
         others = [] if baseline is None else zip(self.goals[1:], baseline.values[1:], strict=True)
         conditions = (
             Condition(goal.name, "<=" if goal.sign < 0 else ">=", value) for goal, value in others
@@ -342,30 +336,6 @@ class StoredStudy:
 def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
     """Returns the value of a trial for a goal; None if there is no trial, or it has no value."""
     return None if trial is None or trial.values is None else float(trial.values[goal])
-
-
-def read_curve(trial: FrozenTrial) -> dict[str, list[Any]]:
-    """Returns the learning curve of a trial by column, of which `number` and `value` are two.
-
-    Until the trial has ended or come to a rung these are the steps that it reported, and that
-    Optuna's pruners and dashboard read; then those of each epoch, of whatever jobs in turn. Empty
-    if it has reported nothing.
-    """
-    columns: dict[str, list[Any]] = trial.user_attrs.get(EPOCHS) or {}
-    if not columns and trial.intermediate_values:
-        numbers, values = zip(*sorted(trial.intermediate_values.items()), strict=True)
-        columns = {"number": [*numbers], "value": [*values]}
-    return columns
-
-
-def epochs(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-    """Yields the learning curve of a trial, each epoch by its columns.
-
-    A value may be None where another epoch has one.
-    """
-    columns = read_curve(trial)
-    for epoch in zip_longest(*columns.values()):
-        yield dict(zip(columns, epoch, strict=True))
 
 
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
@@ -441,21 +411,21 @@ def trial_rows(stored: StoredStudy) -> Rows:
     columns += ("proposed_by", FAILURE, REASON)
     cells = (
         (
-            trial.number,
-            outcome(trial),
-            *(trial.values or [None] * len(goals)),
-            *(trial.params.get(name) for name in names),
-            trial.user_attrs.get(STANDARD_ERROR),
-            trial.datetime_start,
-            seconds_spent(trial),
-            epochs_of(trial),
-            trial.user_attrs.get(WORKER),
-            BASELINE in trial.user_attrs,
-            proposer_of(trial),
-            trial.user_attrs.get(FAILURE),
-            reason_of(trial),
+            record.trial.number,
+            record.outcome,
+            *(record.trial.values or [None] * len(goals)),
+            *(record.trial.params.get(name) for name in names),
+            record.standard_error,
+            record.trial.datetime_start,
+            record.seconds,
+            record.epoch_count,
+            record.worker,
+            record.is_baseline,
+            record.proposer(),
+            record.kind,
+            record.reason,
         )
-        for trial in trials
+        for record in map(TrialRecord, trials)
     )
     return Rows(columns, tuple(cells))
 
@@ -463,39 +433,6 @@ def trial_rows(stored: StoredStudy) -> Rows:
 def column_of(name: str) -> str:
     """Returns the column of a hyperparameter, params.NAME; that of a loop is named so already."""
     return f"params.{name.removeprefix('params.')}"
-
-
-def proposer_of(trial: FrozenTrial, key: str = "by") -> str | None:
-    """Returns by whom, or `why`, a trial was proposed; None if sampler or command chose it."""
-    proposed = trial.user_attrs.get(PROPOSED)
-    return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
-
-
-def config_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    """Returns the configuration that a trial was made of; None if it stored none."""
-    config = (trial.user_attrs.get(MADE) or {}).get("config")
-    return config if isinstance(config, dict) else None
-
-
-def epochs_of(trial: FrozenTrial) -> int:
-    """Returns how many epochs a trial has trained; of folds and seeds in turn, all of each."""
-    return max(len(read_curve(trial).get("value", ())), len(trial.intermediate_values))
-
-
-def seconds_spent(trial: FrozenTrial) -> float | None:
-    """Returns the seconds that workers spent on a trial, without their start-up.
-
-    A trial that did not store them counts from its start to its end, interruptions included.
-
-    Returns:
-        None until the trial has ended.
-    """
-    if not trial.state.is_finished():
-        return None
-    times: Mapping[str, float] = trial.user_attrs.get(TIMES) or {}
-    if "training" in times:
-        return round(sum(spent for kind, spent in times.items() if kind != "start-up"), 4)
-    return trial.duration.total_seconds() if trial.duration is not None else None
 
 
 def curve_rows(stored: StoredStudy) -> Rows:
@@ -509,14 +446,14 @@ def curve_rows(stored: StoredStudy) -> Rows:
     rows = (
         (trial.number, epoch.get("number"), *(epoch.get(name) for name in names))
         for trial in trials
-        for epoch in epochs(trial)
+        for epoch in TrialRecord(trial).epochs()
     )
     return Rows(("trial", "epoch", *names), tuple(rows))
 
 
 def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
     """Returns the quantities of each epoch beside the value, in the order of the first."""
-    names = (name for trial in trials for name in read_curve(trial))
+    names = (name for trial in trials for name in TrialRecord(trial).curve)
     return [name for name in dict.fromkeys(names) if name not in COLUMNS]
 
 

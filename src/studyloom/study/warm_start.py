@@ -26,10 +26,11 @@ from studyloom.storage.attributes import BASELINE, ENQUEUED, SLOT, SOURCES, SPAC
 from studyloom.storage.database import Connection, execute
 from studyloom.storage.ledger import SlotEntry, enter, never_claimed
 from studyloom.study.earlier_studies import EarlierStudies, EarlierStudy, offer_earlier, read_named
-from studyloom.study.failures import TEACHES, count_failures, outcome
+from studyloom.study.failures import TEACHES, count_failures
 from studyloom.study.placement import PlacedPoint, PlacedTrial, choose_trials, place_point
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import as_yaml
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
@@ -243,8 +244,8 @@ def queue_trial(
 
 def failed_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """Returns the baseline if it has failed; None if there is one that has not, or none at all."""
-    baselines = [trial for trial in trials if BASELINE in trial.user_attrs]
-    failed = bool(baselines) and all(outcome(trial) == "failed" for trial in baselines)
+    baselines = [trial for trial in trials if TrialRecord(trial).is_baseline]
+    failed = bool(baselines) and all(TrialRecord(trial).outcome == "failed" for trial in baselines)
     return baselines[-1] if failed else None
 
 

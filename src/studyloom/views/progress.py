@@ -17,16 +17,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import (
-    BASELINE,
-    PLANNED_EPOCHS,
-    RESUMED,
-    REUSED,
-    WORKER,
-)
 from studyloom.study.command_record import CommandRecord, StoredCommand
 from studyloom.study.early_end import Hours, hours_of
-from studyloom.study.failures import outcome, reason_of
 from studyloom.study.stopping import Wish, read_control
 from studyloom.study.stored_study import (
     REEVALUATION,
@@ -34,10 +26,9 @@ from studyloom.study.stored_study import (
     SEARCH,
     StoredStudy,
     open_beside,
-    read_curve,
-    seconds_spent,
     value_of,
 )
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
 from studyloom.winner.result import ShortResult, short_words
@@ -238,7 +229,7 @@ class Progress:
         best = self.search.best
         if best is None:
             return "no result yet"
-        mark = ", the baseline" if BASELINE in best.user_attrs else ""
+        mark = ", the baseline" if TrialRecord(best).is_baseline else ""
         return f"best {format_trial_values(best)} (trial {best.number}{mark})"
 
     def time_words(self) -> Iterator[str]:
@@ -446,8 +437,8 @@ def time_left(progress: Progress) -> float | None:
 
 def durations(trials: Iterable[FrozenTrial]) -> Iterator[float]:
     """Yields the seconds that each trial took that has ended and was not reused."""
-    for trial in trials:
-        if REUSED not in trial.user_attrs and (spent := seconds_spent(trial)) is not None:
+    for record in map(TrialRecord, trials):
+        if record.reused is None and (spent := record.seconds) is not None:
             yield spent
 
 
@@ -457,7 +448,7 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
     An epoch takes what those of ended trials did on average, or, before one has ended, what the
     trial itself has taken since its worker has had it.
     """
-    told = [read_curve(trial).get("seconds") for trial in trials]
+    told = [TrialRecord(trial).curve.get("seconds") for trial in trials]
     paces = [fmean(seconds) for seconds in told if seconds]
     for worker in snapshot.workers if snapshot is not None else ():
         if not worker.alive:
@@ -577,23 +568,21 @@ class History:
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     for title, trial in ((title, t) for title, own in progress.trials.items() for t in own):
         told = history.epochs.get((title, trial.number))
-        ended, attributes = trial.state.is_finished(), trial.user_attrs
+        ended, record = trial.state.is_finished(), TrialRecord(trial)
         # Between its claim and its first commit a trial has no parameters yet.
         known = trial.params or trial.intermediate_values or ended
         if told == math.inf or trial.datetime_start is None or not known:
             continue
         same = {"stage": title, "trial": trial.number}
         if told is None:
-            worker = attributes.get(WORKER)
-            yield {"event": "began", **same, "params": trial.params, "worker": worker}
-        resumed = attributes.get(RESUMED)
+            yield {"event": "began", **same, "params": trial.params, "worker": record.worker}
+        resumed = record.resumed
         if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
             told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
             yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
-        epochs = attributes.get(PLANNED_EPOCHS)
         for epoch, value in sorted(trial.intermediate_values.items()):
             if told is None or epoch > told:
-                said = {"epoch": epoch, "value": value, "epochs": epochs}
+                said = {"epoch": epoch, "value": value, "epochs": record.planned_epochs}
                 yield {"event": "reported", **same, **said}
         if ended:
             yield {"event": "ended", **same, **_ended(trial)}
@@ -613,14 +602,15 @@ def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
 
 
 def _ended(trial: FrozenTrial) -> dict[str, Any]:
+    record = TrialRecord(trial)
     return {
         "trial": trial.number,
-        "state": outcome(trial),
+        "state": record.outcome,
         "value": value_of(trial),
         "values": trial.values,
         "params": trial.params,
-        "seconds": seconds_spent(trial),
-        "reason": reason_of(trial),
+        "seconds": record.seconds,
+        "reason": record.reason,
     }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import METRICS
-from studyloom.study.stored_study import StoredStudy, config_of
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_error, format_parameter, format_value, one_line
 from studyloom.winner.result import Result, Scores, Summary, Transfer, plural
 
@@ -55,7 +56,7 @@ def describe(
     Args:
         carried: to the size of the winner.
     """
-    config = _mapping(trial and config_of(trial))
+    config = _mapping(trial and TrialRecord(trial).config)
     if carried is not None:
         config, params = carried.carry(config), {**params, **carried.values}
     network, optimizer = _mapping(config.get("model")), _mapping(config.get("optimizer"))

@@ -7,10 +7,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
 from studyloom.study.early_end import Outlook, look_ahead
-from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_cost, format_duration, format_parameter, format_value, one_line
 from studyloom.views.sentence import describe, format_metric, result_sentence
 from studyloom.winner.result import Result
@@ -185,9 +184,9 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     return Snapshot(
         name=stored.name,
         slots=stored.ledger.counts(),
-        outcomes=Counter(outcome(trial) for trial in trials),
+        outcomes=Counter(TrialRecord(trial).outcome for trial in trials),
         best=next(iter(stored.ranked(rule)), None),
-        baseline=next((trial for trial in complete if BASELINE in trial.user_attrs), None),
+        baseline=next((trial for trial in complete if TrialRecord(trial).is_baseline), None),
         workers=_read_workers(stored, trials),
         metric=stored.metric,
         costs=costs,
@@ -211,7 +210,7 @@ def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[Worke
                 worker,
                 trial=trial.number,
                 epoch=step,
-                epochs=trial.user_attrs.get(PLANNED_EPOCHS),
+                epochs=TrialRecord(trial).planned_epochs,
                 value=None if step is None else trial.intermediate_values[step],
                 params=trial.params,
             )

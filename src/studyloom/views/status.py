@@ -20,7 +20,8 @@ from studyloom.errors import StorageError
 from studyloom.study.early_end import Hours
 from studyloom.study.failures import FailureCount, count_failures, resumed_words
 from studyloom.study.stopping import Stop, Wish
-from studyloom.study.stored_study import SEARCH, StoredStudy, proposer_of, value_of
+from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import one_line
 from studyloom.views.importances import importances
 from studyloom.views.progress import (
@@ -271,7 +272,7 @@ def _best_trial(snapshot: Snapshot, trial: FrozenTrial | None) -> Any:
         return None
     costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
     known = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
-    return known | {"proposed_by": proposer_of(trial)} | costs
+    return known | {"proposed_by": TrialRecord(trial).proposer()} | costs
 
 
 def print_status(status: Status, console: Console) -> None:

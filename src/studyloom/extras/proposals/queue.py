@@ -9,13 +9,13 @@ from studyloom.errors import ConfigError
 from studyloom.extras.proposals.stored_space import read_space
 from studyloom.space.samplers import identify
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, PROPOSED
+from studyloom.storage.attributes import PROPOSED
 from studyloom.storage.database import Connection, execute, read
 from studyloom.storage.ledger import never_claimed
 from studyloom.study.early_end import look_ahead, read_bounds
-from studyloom.study.failures import outcome
 from studyloom.study.placement import place_point
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.study.warm_start import AS_COMPOSED, queue_trial
 from studyloom.text import format_value, kind_of, one_line, shorten_end
 
@@ -111,16 +111,17 @@ def _fill_slot(
         if baseline is not None and not tried:
             tried.append(queue_trial(connection, study_id, 0, Point(), AS_COMPOSED))
         for trial in tried:
-            if trial.user_attrs.get(PROPOSED) == mark:  # the answer to an earlier try was lost
+            record = TrialRecord(trial)
+            if record.proposed == mark:  # the answer to an earlier try was lost
                 return trial.number
-            waiting = baseline if BASELINE in trial.user_attrs and not trial.params else None
+            waiting = baseline if record.is_baseline and not trial.params else None
             if identify(point) == identify(waiting or trial):
                 value = f" with {format_value(trial.values[0])}" if trial.values else ""
                 raise ConfigError(
-                    f"trial {trial.number} has this point already, and is {outcome(trial)}{value}; "
+                    f"trial {trial.number} has this point already, and is {record.outcome}{value}; "
                     "propose another one"
                 )
-        if sum(PROPOSED in trial.user_attrs for trial in tried) >= most:
+        if sum(TrialRecord(trial).proposed is not None for trial in tried) >= most:
             raise ConfigError(
                 f"study.proposals: {most} of {trials} trials may be proposed, and have been"
             )

@@ -34,8 +34,8 @@ from studyloom.storage.attributes import (
     UUID,
     WORKER,
 )
-from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy, epochs
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text, mask_passwords, one_line, shorten
 from studyloom.winner.result import Result
 
@@ -328,7 +328,7 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
     return TrackedTrial(
         study=study,
         number=trial.number,
-        state=outcome(trial),
+        state=TrialRecord(trial).outcome,
         params=dict(trial.params),
         values=values,
         facts={name: mask_passwords(str(attributes[name])) for name in known},
@@ -344,7 +344,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
     Their time is spread over the trial by the seconds of each epoch, since none is stored.
     """
     at = (trial.datetime_start or datetime.now()).timestamp()
-    for epoch in epochs(trial):
+    for epoch in TrialRecord(trial).epochs():
         at += epoch.get("seconds", 0.001)
         for column, value in epoch.items():
             name = metric if column == "value" else column
@@ -355,7 +355,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
 def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     """Makes the description of a result: of the winner, or of the best trial without one."""
     study, trials = track_study(stored, run_dir), stored.trials()
-    counts = Counter(outcome(trial) for trial in trials)
+    counts = Counter(TrialRecord(trial).outcome for trial in trials)
     values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
     names: tuple[str, ...] = FILES
     number: int | None = None
