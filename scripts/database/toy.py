@@ -21,6 +21,7 @@ from studyloom.space.language import parse_space
 from studyloom.storage import sql
 from studyloom.storage.attributes import SLOT
 from studyloom.storage.database import execute
+from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import Worker
@@ -106,7 +107,8 @@ def work(definition: Any, stored: StoredStudy, folder: str, trials: int) -> None
     """Works on a study in this process until it has so many trials."""
     data = TrainingData(None, SPLIT, FOLDS)
     with Stop() as stop:
-        Worker(definition, definition, stored, data, stop, Path(folder, "checkpoints")).run(trials)
+        stage = Stage("search", stored, definition, definition, trials)
+        Worker(stage, data, stop, Path(folder, "checkpoints")).run()
 
 
 @contextmanager
