@@ -20,7 +20,6 @@ from studyloom.definition.objective import NetworkObjective
 from studyloom.space.language import parse_space
 from studyloom.storage import sql
 from studyloom.storage.attributes import SLOT
-from studyloom.storage.database import execute
 from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
@@ -100,7 +99,7 @@ def fill(stored: StoredStudy, trials: int) -> None:
         done = f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}"
         connection.exec_driver_sql(done)
 
-    execute(stored.ledger.storage, insert)
+    stored.ledger.storage.execute(insert)
 
 
 def work(definition: Any, stored: StoredStudy, folder: str, trials: int) -> None:

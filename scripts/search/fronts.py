@@ -28,16 +28,7 @@ from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
-from .simulator import (
-    LIMITS,
-    Clock,
-    ReplayedDefinition,
-    Stop,
-    Tape,
-    ask,
-    folder,
-    simulated,
-)
+from .simulator import LIMITS, Clock, ReplayedDefinition, Stop, Tape, ask, folder, simulated
 from .statistics import interval
 from .tables import CURVES, Task
 

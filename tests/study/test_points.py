@@ -10,6 +10,7 @@ from studyloom.space.samplers import identify
 from studyloom.storage.attributes import REASON
 from studyloom.study import slots
 from studyloom.study.strategy import Strategy
+from studyloom.study.worker import NO_POINT
 
 NONE = (*RANDOM[:-3], "space=none", "sampler=random", "pruner=none")
 WIDE = ("+space.model.hidden.list.int=[4,64]", "+space.model.hidden.length=1")
@@ -47,7 +48,7 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
     with pytest.raises(Halted, match=r"space\.where: no point was found"):
         work(definition, failing, 1)
     (trial,) = failing.trials()
-    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, slots.NO_POINT)
+    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, NO_POINT)
 
 
 @pytest.mark.usefixtures("threads_are_workers")

@@ -28,13 +28,7 @@ from studyloom.extras.proposals.asking import ask
 from studyloom.extras.proposals.queue import propose
 from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.storage.attributes import BASELINE, PROPOSED
-from studyloom.storage.ledger import compare
-from studyloom.study.command_record import (
-    CommandRecord,
-    begin_command,
-    store_result,
-    store_stage,
-)
+from studyloom.study.command_record import CommandRecord, begin_command, store_result, store_stage
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import open_study
 from studyloom.study.placement import place_point
@@ -436,7 +430,7 @@ def propose_and_be_killed_anywhere(url):
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         with contextlib.closing(open_study(url, "s")) as stored:
-            assert compare(stored.ledger) is None
+            assert stored.ledger.compare() is None
             assert len(stored.trials()) in (1, 2)
         if status == 0:
             break

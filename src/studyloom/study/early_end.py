@@ -23,11 +23,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-import msgspec
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import ideal_of
-from studyloom.storage.attributes import BOUNDS, ENDED
+from studyloom.storage.attributes import BOUNDS, ENDED, parse
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_value
@@ -126,14 +125,6 @@ class Bounds:
     cost: float | None = None
     per_hour: float | None = None
     ideal: float | None = None
-
-    @classmethod
-    def parse(cls, stored: Any) -> "Bounds":
-        """Returns the bounds of a stored attribute, and none of one that no command stored."""
-        try:
-            return msgspec.convert(stored, cls)
-        except msgspec.ValidationError:
-            return cls()
 
 
 class Outcome(NamedTuple):
@@ -251,8 +242,9 @@ class Outlook:
 
 
 def read_bounds(stored: StoredStudy) -> Bounds:
-    """Returns the bounds that the last command stored."""
-    return replace(Bounds.parse(*stored.attributes(BOUNDS)), ideal=ideal_of(stored.goals[0]))
+    """Returns the bounds that the last command stored; none if no command did."""
+    bounds = parse(stored.attributes(BOUNDS)[0], Bounds)
+    return replace(bounds or Bounds(), ideal=ideal_of(stored.goals[0]))
 
 
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Sequence
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -21,7 +20,6 @@ from studyloom.study.strategy import KEEPS_STATE
 from studyloom.study.trial_record import TrialRecord
 
 REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
-NO_POINT = "space.where: no point was found that keeps to it; loosen it"
 log = logging.getLogger(__name__)
 
 
@@ -65,7 +63,7 @@ class SlotQueue:
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         return self.order.is_next(standings, slot, closed=self.stage.has_ended())
 
-    def begin_state(self, claim: Claim, kept: Sequence[str], lease: float) -> None:
+    def begin_state(self, claim: Claim, lease: float) -> None:
         """Checks that no other process works on a study whose sampler or pruner keeps state.
 
         Of two processes that begin together, each has its claim before it looks, so that both do
@@ -74,7 +72,8 @@ class SlotQueue:
         Raises:
             LaunchError: another process works on the study; the claim was released.
         """
-        stored, ledger, parts = self.stored, self.stored.ledger, " and ".join(kept)
+        stored, ledger, strategy = self.stored, self.stored.ledger, self.stage.strategy
+        parts = " and ".join(strategy.keeps_state)
         ledger.record_gone()
         others = [held.owner for held in ledger.held() if held.owner != self.owner]
         if others:
@@ -92,8 +91,8 @@ class SlotQueue:
                 parts,
                 number,
             )
-        if "sampler" in kept:
-            stored.optuna.sampler = self.stage.strategy.sampler(number)
+        if "sampler" in strategy.keeps_state:
+            stored.optuna.sampler = strategy.sampler(number)
 
     def begin_trial(self, frozen: FrozenTrial) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""

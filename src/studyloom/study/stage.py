@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
 from studyloom.data.training_data import TrainingData
@@ -23,7 +25,6 @@ from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import KEPT
 from studyloom.study.early_end import ending
 from studyloom.study.stored_study import SEARCH, StoredStudy
-from studyloom.study.strategy import TrialStrategy
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 
@@ -44,6 +45,15 @@ class TrialSource(Protocol):
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt
     ) -> Objective: ...
+
+
+class TrialStrategy(Protocol):
+    """Chooses the configurations of a worker's trials, and stops the weak ones."""
+
+    @property
+    def keeps_state(self) -> tuple[str, ...]: ...
+    def sampler(self, number: int) -> BaseSampler: ...
+    def pruner(self) -> BasePruner: ...
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,23 +24,16 @@ from studyloom.errors import ConfigError, Halted, UndefinedObjective
 from studyloom.metrics import COSTS, Goal
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
-    BASELINE,
     CODE_CHANGES,
     COLUMNS,
-    FAILURE,
     FORMER_SLOT,
     HALTED,
     QUESTION,
-    REASON,
     RULE,
-    SLOT,
-    STANDARD_ERROR,
     TEST_OPENINGS,
-    UUID,
-    WORKER,
 )
-from studyloom.storage.database import Connection, read
-from studyloom.storage.ledger import Ledger, Store, reconcile
+from studyloom.storage.database import Connection, Retry
+from studyloom.storage.ledger import Ledger, Store
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
 from studyloom.study.trial_record import TrialRecord
@@ -114,18 +107,10 @@ class StoredStudy:
         """Closes the connections; the last to a SQLite file removes the file's two side files."""
         self.storage.close()
 
-    def is_away(self) -> bool:
-        """Whether calls wait for the database at this moment."""
-        return self.storage.retry.away
-
-    def wait_less(self, stopping: Callable[[], bool]) -> None:
-        """Lets no call wait for longer than a few seconds once `stopping` returns True."""
-        self.storage.retry.stopping = stopping
-
     @property
-    def stopping(self) -> Callable[[], bool]:
-        """Returns True once calls are to wait for a few seconds only."""
-        return self.storage.retry.stopping
+    def retry(self) -> Retry:
+        """What repeats calls while the database is away; `stopping` lets them wait for less."""
+        return self.storage.retry
 
     def trials(self) -> list[FrozenTrial]:
         """Returns the trials that fill slots, by number; they must not be changed.
@@ -143,14 +128,14 @@ class StoredStudy:
         sql.lock_study(connection, ledger.study_id, ledger.uuid)
         heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
         trials = sql.read_light(connection, heads)
-        return [trial for trial in trials if sql.is_slot(trial.user_attrs.get(SLOT))]
+        return [*filter(sql.fills_slot, trials)]
 
     def reconcile(self, trials: int) -> bool:
         """Mends and extends the ledger, see `ledger.reconcile`; returns whether it had to."""
-        return reconcile(self.ledger, self.name, trials)
+        return self.ledger.reconcile(self.name, trials)
 
     def _counts(self, trial: FrozenTrial) -> bool:
-        return not self.ours or sql.is_slot(trial.user_attrs.get(SLOT))
+        return not self.ours or sql.fills_slot(trial)
 
     def uncounted(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """Returns the other trials, which are kept, but neither counted nor compared.
@@ -306,7 +291,7 @@ class StoredStudy:
 
     def attributes(self, *names: str) -> list[Any]:
         """Reads attributes of the study as they are now; None for each that it has not."""
-        return read(self.ledger.storage, lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
+        return self.ledger.storage.read(lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
 
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
@@ -341,11 +326,10 @@ def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
     """Opens another study of the same database, on its connections; None if there is none."""
     try:
-        study_id = stored.storage.get_study_id_from_name(name)
+        study = optuna.load_study(study_name=name, storage=stored.storage)
     except KeyError:
         return None
-    study = optuna.load_study(study_name=name, storage=stored.storage)
-    ledger = Ledger(stored.ledger.storage, study_id, study.user_attrs.get(UUID, ""))
+    ledger = Ledger.of(stored.ledger.storage, study._study_id, study.user_attrs)
     return StoredStudy(name, stored.storage, study, ledger)
 
 
@@ -407,8 +391,8 @@ def trial_rows(stored: StoredStudy) -> Rows:
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     values = ["value"] if len(goals) == 1 else [f"values.{goal.name}" for goal in goals]
     columns = ("number", "state", *values, *map(column_of, names))
-    columns += (STANDARD_ERROR, "started", "seconds", "epochs", WORKER, BASELINE)
-    columns += ("proposed_by", FAILURE, REASON)
+    columns += ("standard_error", "started", "seconds", "epochs", "worker", "baseline")
+    columns += ("proposed_by", "failure", "reason")
     cells = (
         (
             record.trial.number,

@@ -3,64 +3,18 @@
 Importing this module imports no torch: `studyloom status` uses it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from studyloom.storage import attributes
+from studyloom.storage.attributes import TrialAttributes
 from studyloom.text import mask_passwords
 
-T = TypeVar("T")
 
-
-class Stored(Generic[T]):
-    """Reads an attribute of a trial by its key; the default if the trial has none.
-
-    What is of another type than `attributes.TYPES` has was left out as the trial was read.
-    """
-
-    def __init__(self, key: str, default: T) -> None:
-        self.key, self.default = key, default
-
-    def __get__(self, record: "TrialRecord", owner: type) -> T:
-        value: T | None = record.trial.user_attrs.get(self.key)
-        return self.default if value is None else value
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """Reads what is stored with a trial of a worker's; a missing attribute is its default."""
-
-    trial: FrozenTrial
-
-    slot = Stored[int | None](attributes.SLOT, None)
-    worker = Stored[str | None](attributes.WORKER, None)
-    kind = Stored[str | None](attributes.FAILURE, None)  # of failure
-    times = Stored[Mapping[str, float]](attributes.TIMES, {})
-    paused = Stored[int | None](attributes.PAUSED, None)
-    rungs = Stored[Sequence[int]](attributes.RUNGS, ())
-    planned_epochs = Stored[int | None](attributes.PLANNED_EPOCHS, None)
-    standard_error = Stored[float | None](attributes.STANDARD_ERROR, None)
-    resumed = Stored[attributes.Resumed | None](attributes.RESUMED, None)
-    reused = Stored[str | None](attributes.REUSED, None)
-    is_kept = Stored[bool](attributes.KEPT, False)
-    forgotten = Stored[Sequence[str]](attributes.FORGOTTEN, ())
-    made = Stored[Mapping[str, Any]](attributes.MADE, {})
-    traceback = Stored[str | None](attributes.TRACEBACK, None)
-    proposed = Stored[Any](attributes.PROPOSED, None)
-    columns = Stored[dict[str, list[Any]]](attributes.EPOCHS, {})  # of its epochs, once it ended
-
-    @property
-    def is_baseline(self) -> bool:
-        return attributes.BASELINE in self.trial.user_attrs
-
-    @property
-    def is_given(self) -> bool:
-        """Whether a user, a program or an earlier study gave its configuration."""
-        return self.is_baseline or attributes.ENQUEUED in self.trial.user_attrs
+class TrialRecord(TrialAttributes):
+    """Reads what is stored with a trial of a worker's: its attributes, and what they say."""
 
     @property
     def outcome(self) -> str:
@@ -78,8 +32,7 @@ class TrialRecord:
     @property
     def reason(self) -> str | None:
         """Why it failed; None if nothing is stored."""
-        reason = self.trial.user_attrs.get(attributes.REASON)
-        return None if reason is None else mask_passwords(str(reason))
+        return None if self.words is None else mask_passwords(str(self.words))
 
     def proposer(self, key: str = "by") -> str | None:
         """Returns by whom, or `why`, it was proposed; None if sampler or command chose it."""

@@ -22,13 +22,14 @@ from studyloom.study import failures
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.reporter import Reporter
-from studyloom.study.slots import NO_POINT, SlotQueue
+from studyloom.study.slots import SlotQueue
 from studyloom.study.stage import Stage, TrialFiles
 from studyloom.study.stored_study import StoredStudy
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
 # the end of a search 1 000 workers that looked twice a second would keep their server busy.
 WAIT, LONGEST_WAIT = 0.25, 5.0
+NO_POINT = "space.where: no point was found that keeps to it; loosen it"
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +72,7 @@ class Worker:
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
         stage, ledger, lease = self.stage, self.stored.ledger, self.limits.lease
-        kept = stage.strategy.keeps_state
+        begins = bool(stage.strategy.keeps_state)
         self.stored.optuna.pruner = stage.strategy.pruner()
         slots = SlotQueue(stage, worker_id(os.getpid()))
         wait = WAIT
@@ -82,9 +83,9 @@ class Worker:
                 claim = None if self.pausing() else slots.claim(lease, ended=ended)
             if claim is not None:
                 self.on_claim()
-                if kept:
-                    slots.begin_state(claim, kept, lease)
-                    kept = ()
+                if begins:
+                    slots.begin_state(claim, lease)
+                    begins = False
                 self.finish_claim(claim, slots)
                 wait = WAIT
             elif ledger.todo(stage.trials, begun=ended):

@@ -17,13 +17,7 @@ from studyloom.errors import ConfigError
 from studyloom.files import write_whole
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.study.trial_record import TrialRecord
-from studyloom.text import (
-    format_duration,
-    format_parameter,
-    mask_passwords,
-    one_line,
-    shorten,
-)
+from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
 from studyloom.views import figures
 from studyloom.views.figures import Block, PageTable
 from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section

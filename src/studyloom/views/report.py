@@ -22,20 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage.attributes import (
-    BASELINE,
-)
-from studyloom.study.failures import (
-    NO_REASON,
-    count_failures,
-    resumed_words,
-)
-from studyloom.study.stored_study import (
-    StoredStudy,
-    column_of,
-    trial_rows,
-    value_of,
-)
+from studyloom.storage.attributes import BASELINE
+from studyloom.study.failures import NO_REASON, count_failures, resumed_words
+from studyloom.study.stored_study import StoredStudy, column_of, trial_rows, value_of
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_cost,

@@ -24,15 +24,7 @@ from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import one_line
 from studyloom.views.importances import importances
-from studyloom.views.progress import (
-    WORDS,
-    History,
-    JobReader,
-    Progress,
-    StageTitle,
-    to_json,
-    wrap,
-)
+from studyloom.views.progress import WORDS, History, JobReader, Progress, StageTitle, to_json, wrap
 from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.views.terminal import (
     answers_table,

@@ -34,12 +34,7 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views.progress import wrap
-from studyloom.views.snapshot import (
-    Snapshot,
-    format_parameters,
-    format_trial_values,
-    trial_values,
-)
+from studyloom.views.snapshot import Snapshot, format_parameters, format_trial_values, trial_values
 from studyloom.winner.result import CHOSEN, Compressed, Result
 
 if TYPE_CHECKING:
