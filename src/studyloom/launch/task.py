@@ -147,14 +147,12 @@ def make_task(
     def work(stop: Stop) -> None:
         stopwatch = Stopwatch.since(command.age())
         for stage in stages:
-            checkpoints = None
+            search, checkpoints = stage.is_search, None
             if config.checkpoints.dir is not None:
-                checkpoints = Path(config.checkpoints.dir) / (
-                    "" if stage.is_search else stage.title
-                )
+                checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
             tracking: Any = nullcontext(lambda trial: None)
-            if stage.is_search and prepared.trackers:
+            if search and prepared.trackers:
                 track = load_plugin("track_trials")
                 tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
             with tracking as on_end:

@@ -133,8 +133,8 @@ class TrialAttributes:
 
     slot = Stored[int | None](SLOT, None)
     worker = Stored[str | None](WORKER, None)
-    kind = Stored[str | None](FAILURE, None)  # of the failure
-    words = Stored[str | None](REASON, None)  # of the failure
+    failure = Stored[str | None](FAILURE, None)  # its class
+    error = Stored[str | None](REASON, None)  # of its failure, in words
     times = Stored[Mapping[str, float]](TIMES, {})
     paused = Stored[int | None](PAUSED, None)
     rungs = Stored[Sequence[int]](RUNGS, ())

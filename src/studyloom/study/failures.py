@@ -81,7 +81,7 @@ class Failure:
     def read(cls, trial: FrozenTrial) -> "Failure | None":
         """Reads the failure that a trial stored, without its details; None if it stored none."""
         record = TrialRecord(trial)
-        return None if record.kind is None else cls(str(record.kind), str(record.reason))
+        return None if record.failure is None else cls(str(record.failure), str(record.reason))
 
     def attributes(self) -> dict[str, str]:
         """Returns the attributes with which a trial stores its failure."""
@@ -146,7 +146,7 @@ def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
     for trial in trials:
         record = TrialRecord(trial)
         if record.outcome == "failed":
-            failed[str(record.kind or UNEXPLAINED)].append(trial)
+            failed[str(record.failure or UNEXPLAINED)].append(trial)
     counts = (FailureCount(kind, of_kind) for kind, of_kind in failed.items())
     return sorted(counts, key=lambda count: -count.count)
 

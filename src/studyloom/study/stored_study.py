@@ -166,7 +166,7 @@ class StoredStudy:
         """Raises Halted if the study has stopped itself; as UndefinedObjective, by its metric."""
         reason = self.halted()
         if reason is not None:
-            known = ((record.kind, record.reason) for record in map(TrialRecord, self.trials()))
+            known = ((record.failure, record.reason) for record in map(TrialRecord, self.trials()))
             error = UndefinedObjective if (UNDEFINED, reason) in known else Halted
             raise error(f"{prefix}{reason}")
 
@@ -406,7 +406,7 @@ def trial_rows(stored: StoredStudy) -> Rows:
             record.worker,
             record.is_baseline,
             record.proposer(),
-            record.kind,
+            record.failure,
             record.reason,
         )
         for record in map(TrialRecord, trials)

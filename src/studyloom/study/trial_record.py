@@ -23,7 +23,7 @@ class TrialRecord(TrialAttributes):
         A trial that diverged has failed, although the sampler sees it as pruned.
         """
         trial = self.trial
-        if self.kind is not None or trial.state == TrialState.FAIL:
+        if self.failure is not None or trial.state == TrialState.FAIL:
             return "failed"
         if trial.state == TrialState.RUNNING and self.paused is not None:
             return "paused"
@@ -32,7 +32,7 @@ class TrialRecord(TrialAttributes):
     @property
     def reason(self) -> str | None:
         """Why it failed; None if nothing is stored."""
-        return None if self.words is None else mask_passwords(str(self.words))
+        return None if self.error is None else mask_passwords(str(self.error))
 
     def proposer(self, key: str = "by") -> str | None:
         """Returns by whom, or `why`, it was proposed; None if sampler or command chose it."""

@@ -316,8 +316,8 @@ def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) ->
             values[name] = float(value)
     begun, ended = trial.datetime_start, trial.datetime_complete
     baseline = record.is_baseline or None
-    facts = {"worker": record.worker, "baseline": baseline, "failure": record.kind}
-    facts["reason"] = record.words
+    facts = {"worker": record.worker, "baseline": baseline, "failure": record.failure}
+    facts["reason"] = record.error
     return TrackedTrial(
         study=study,
         number=trial.number,
