@@ -213,9 +213,9 @@ def profile_here(page: str, target: str, *overrides: str) -> None:
     began, clock = time.time(), Clock()
     runs, run = put_clocks(clock), Worker.run
 
-    def run_and_write(worker: Any, trials: int) -> None:
+    def run_and_write(worker: Any) -> None:
         with clock.part(LOOP, outer=True):
-            run(worker, trials)
+            run(worker)
         for place in (0, 1):
             clock.spent[WAIT][place] = max(0.0, clock.spent[WAIT][place] - clock.posted[place])
         result = {"start": clock.began - began, "spent": clock.spent}

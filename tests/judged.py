@@ -73,9 +73,7 @@ def open_stages(stored, definition, data, url, run_dir, trials, **settings):
 def train(stage, split, trials, folder=None):
     """Works on trials of a stage."""
     data = TrainingData(None, split, toy_folds(split))
-    Worker(
-        stage.source, stage.strategy, stage.stored, data, Never(), folder, weights=stage.weights
-    ).run(trials)
+    Worker(replace(stage, trials=trials), data, Never(), folder).run()
 
 
 def work(stages):

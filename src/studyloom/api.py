@@ -22,8 +22,8 @@ from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
 from studyloom.storage.urls import serve
 from studyloom.study import opening
-from studyloom.study.failures import outcome
-from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
+from studyloom.study.stored_study import Rows, StoredStudy, curve_rows, trial_rows
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text, printable
 from studyloom.user_code import note_script
 from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
@@ -168,7 +168,7 @@ class Study:
             return None
         row, test = answer.winner, answer.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
-        config, carried = None if frozen is None else config_of(frozen), answer.transfer
+        config, carried = None if frozen is None else TrialRecord(frozen).config, answer.transfer
         if carried is not None and config is not None:
             config = carried.carry(config)
         return Winner(
@@ -268,8 +268,12 @@ class Study:
             return None
         names = (goal.name for goal in self._stored.goals)
         values = dict(zip(names, frozen.values or (), strict=False))
-        value, config = next(iter(values.values()), None), config_of(frozen)
-        return Trial(frozen.number, outcome(frozen), value, values, dict(frozen.params), config)
+        record, value, params = (
+            TrialRecord(frozen),
+            next(iter(values.values()), None),
+            frozen.params,
+        )
+        return Trial(frozen.number, record.outcome, value, values, dict(params), record.config)
 
 
 def _frame(rows: Rows) -> Any:

@@ -11,14 +11,7 @@ from toys import Signal, ask, fill
 from studyloom.definition.rule import Rule
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import FAILURE, PAUSED, SLOT, TIMES
-from studyloom.storage.ledger import compare
-from studyloom.study.early_end import (
-    Bounds,
-    ending,
-    look_ahead,
-    read_outcomes,
-    set_bounds,
-)
+from studyloom.study.early_end import Bounds, ending, look_ahead, read_outcomes, set_bounds
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
@@ -35,7 +28,7 @@ def definition():
 def done(stored, count):
     """Ends the first trials of a study without training them."""
     fill(stored, *(complete(0.5 + n / 100) for n in range(count)))
-    compare(stored.ledger, mend=True)
+    stored.ledger.compare(mend=True)
 
 
 def complete(value, **constraints):

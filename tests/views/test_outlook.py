@@ -8,7 +8,6 @@ from optuna.trial import TrialState
 from snapshots import joined, shown
 from toys import fill, two_sided
 
-from studyloom.storage.ledger import compare
 from studyloom.study.early_end import Bounds, ending, look_ahead, set_bounds
 from studyloom.views.figures import outlook
 from studyloom.views.progress import JobReader
@@ -27,7 +26,7 @@ WORDS = (
 def twelve(study_of):
     """A study of forty slots whose first twelve are done."""
     stored = study_of(a_trial(number, accuracy=value) for number, value in enumerate(VALUES))
-    compare(stored.ledger, mend=True)
+    stored.ledger.compare(mend=True)
     return stored
 
 
@@ -82,7 +81,7 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     assert f"The search {WORDS}." in said
     assert status.progress.title == "done"
     fill(twelve, a_trial(12, TrialState.RUNNING))
-    compare(twelve.ledger, mend=True)
+    twelve.ledger.compare(mend=True)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.outlook.under_way) == (1, 1), "it runs to its end"
 

@@ -25,7 +25,6 @@ from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
 from studyloom.processes import host_id
-from studyloom.storage.attributes import UUID
 from studyloom.study.stopping import Wish
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
@@ -283,7 +282,7 @@ class EventFile:
 
     def attach(self, stored: StoredStudy) -> None:
         """Begins to tell of a study; reads what the file tells of it already."""
-        self._study, self._study_id = stored.name, stored.optuna.user_attrs.get(UUID)
+        self._study, self._study_id = stored.name, stored.ledger.uuid or None
         self._told = History.read(self._lines(), self._study_id)
 
     def _lines(self) -> Iterator[str]:

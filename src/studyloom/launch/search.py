@@ -17,8 +17,9 @@ from studyloom.processes import collect_as_usual
 from studyloom.storage.reach import check_connections, check_database_reach, required_url
 from studyloom.storage.urls import serve
 from studyloom.study.search import as_begun, begin_search, find_starts, join_search, may_be_new
-from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
+from studyloom.study.stage import SearchOnly, Stage, Stages
 from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import SEARCH
 from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStarts
 from studyloom.training.ranks import ALONE, Ranks, check_device

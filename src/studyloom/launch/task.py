@@ -20,7 +20,7 @@ from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
-from studyloom.study.stage import SEARCH, Stages
+from studyloom.study.stage import Stages
 from studyloom.study.stopping import Stop
 from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStarts
@@ -147,7 +147,7 @@ def make_task(
     def work(stop: Stop) -> None:
         stopwatch = Stopwatch.since(command.age())
         for stage in stages:
-            search, checkpoints = stage.title == SEARCH, None
+            search, checkpoints = stage.is_search, None
             if config.checkpoints.dir is not None:
                 checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
@@ -157,21 +157,17 @@ def make_task(
                 tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
             with tracking as on_end:
                 worker = Worker(
-                    definition=stage.source,
-                    strategy=stage.strategy,
-                    stored=stage.stored,
+                    stage=stage,
                     data=prepared.data,
                     stopping=stop,
                     checkpoints=checkpoints,
                     limits=limits,
-                    weights=stage.weights,
                     watch=stopwatch,
                     on_claim=on_claim,
-                    stage=stage.title,
                     pausing=lambda: stop.paused,
                     on_end=on_end,
                 )
-                worker.run(stage.trials)
+                worker.run()
             if stop():
                 return
 

@@ -19,16 +19,9 @@ from msgspec import Meta
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import StorageError
-from studyloom.storage.attributes import (
-    BASELINE,
-    PLANNED_EPOCHS,
-    RESUMED,
-    REUSED,
-    WORKER,
-)
 from studyloom.study.command_record import CommandRecord, StoredCommand
 from studyloom.study.early_end import Hours, hours_of
-from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
+from studyloom.study.failures import FailureCount, count_failures
 from studyloom.study.stopping import Wish, read_control
 from studyloom.study.stored_study import (
     REEVALUATION,
@@ -36,11 +29,9 @@ from studyloom.study.stored_study import (
     SEARCH,
     StoredStudy,
     open_beside,
-    proposer_of,
-    read_curve,
-    seconds_spent,
     value_of,
 )
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
 from studyloom.views.snapshot import (
     Snapshot,
@@ -250,7 +241,7 @@ class Progress:
         best = self.search.best
         if best is None:
             return "no result yet"
-        mark = ", the baseline" if BASELINE in best.user_attrs else ""
+        mark = ", the baseline" if TrialRecord(best).is_baseline else ""
         return f"best {format_trial_values(best)} (trial {best.number}{mark})"
 
     def time_words(self) -> Iterator[str]:
@@ -491,7 +482,7 @@ def time_left(progress: Progress) -> float | None:
         running = list(running_trials(stage.snapshot, own)) if stage.title == progress.title else []
         to_come = max(0, stage.left - len(running))
         # What was reused took no time.
-        took = [seconds_spent(trial) for trial in own if REUSED not in trial.user_attrs]
+        took = [each.seconds for each in map(TrialRecord, own) if each.reused is None]
         works.append(Work([spent for spent in took if spent is not None], running, to_come))
     return estimate(works, workers)
 
@@ -502,7 +493,7 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
     An epoch takes what those of ended trials did on average, or, before one has ended, what the
     trial itself has taken since its worker has had it.
     """
-    told = [read_curve(trial).get("seconds") for trial in trials]
+    told = [TrialRecord(trial).curve.get("seconds") for trial in trials]
     paces = [fmean(seconds) for seconds in told if seconds]
     for worker in snapshot.workers if snapshot is not None else ():
         if not worker.alive:
@@ -622,23 +613,21 @@ class History:
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     for title, trial in ((title, t) for title, own in progress.trials.items() for t in own):
         told = history.epochs.get((title, trial.number))
-        ended, attributes = trial.state.is_finished(), trial.user_attrs
+        ended, record = trial.state.is_finished(), TrialRecord(trial)
         # Between its claim and its first commit a trial has no parameters yet.
         known = trial.params or trial.intermediate_values or ended
         if told == math.inf or trial.datetime_start is None or not known:
             continue
         same = {"stage": title, "trial": trial.number}
         if told is None:
-            worker = attributes.get(WORKER)
-            yield {"event": "began", **same, "params": trial.params, "worker": worker}
-        resumed = attributes.get(RESUMED)
+            yield {"event": "began", **same, "params": trial.params, "worker": record.worker}
+        resumed = record.resumed
         if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
             told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
             yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
-        epochs = attributes.get(PLANNED_EPOCHS)
         for epoch, value in sorted(trial.intermediate_values.items()):
             if told is None or epoch > told:
-                said = {"epoch": epoch, "value": value, "epochs": epochs}
+                said = {"epoch": epoch, "value": value, "epochs": record.planned_epochs}
                 yield {"event": "reported", **same, **said}
         if ended:
             yield {"event": "ended", **same, **_ended(trial)}
@@ -658,14 +647,15 @@ def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
 
 
 def _ended(trial: FrozenTrial) -> dict[str, Any]:
+    record = TrialRecord(trial)
     return {
         "trial": trial.number,
-        "state": outcome(trial),
+        "state": record.outcome,
         "value": value_of(trial),
         "values": trial.values,
         "params": trial.params,
-        "seconds": seconds_spent(trial),
-        "reason": reason_of(trial),
+        "seconds": record.seconds,
+        "reason": record.reason,
     }
 
 
@@ -782,7 +772,7 @@ def _best_trial(snapshot: Snapshot, trial: FrozenTrial | None) -> Any:
         return None
     costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
     known = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
-    return known | {"proposed_by": proposer_of(trial)} | costs
+    return known | {"proposed_by": TrialRecord(trial).proposer()} | costs
 
 
 @dataclass(frozen=True)

@@ -22,33 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage.attributes import (
-    BASELINE,
-    ENQUEUED,
-    MADE,
-    PLANNED_EPOCHS,
-    RESUMED,
-    REUSED,
-    RUNGS,
-    TIMES,
-    TRACEBACK,
-    WORKER,
-)
-from studyloom.study.failures import (
-    NO_REASON,
-    count_failures,
-    outcome,
-    reason_of,
-    resumed_words,
-)
-from studyloom.study.stored_study import (
-    StoredStudy,
-    column_of,
-    epochs_of,
-    proposer_of,
-    trial_rows,
-    value_of,
-)
+from studyloom.storage.attributes import BASELINE
+from studyloom.study.failures import NO_REASON, count_failures, resumed_words
+from studyloom.study.stored_study import StoredStudy, column_of, trial_rows, value_of
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -152,7 +129,7 @@ def parts_section(parts: Sequence[StudyPart]) -> Section:
     rows = []
     for part in parts:
         complete = sum(trial.state == TrialState.COMPLETE for trial in part.trials)
-        reused = sum(REUSED in trial.user_attrs for trial in part.trials)
+        reused = sum(TrialRecord(trial).reused is not None for trial in part.trials)
         done = f"{complete} of {len(part.trials)}" + (f", {reused} reused" if reused else "")
         seconds = wall_seconds([part])
         took = "–" if seconds is None else format_duration(seconds)
@@ -171,9 +148,9 @@ def seconds_worked(trials: Iterable[FrozenTrial]) -> float:
     """Returns the seconds that workers spent on trials, without start-up."""
     return sum(
         float(seconds)
-        for trial in trials
-        if REUSED not in trial.user_attrs
-        for kind, seconds in (trial.user_attrs.get(TIMES) or {}).items()
+        for record in map(TrialRecord, trials)
+        if record.reused is None
+        for kind, seconds in record.times.items()
         if kind != "start-up"
     )
 
@@ -640,42 +617,42 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
     Args:
         curve: its learning curve, if that is in no figure.
     """
-    attrs, began = trial.user_attrs, trial.datetime_start
-    spent = {kind: s for kind, s in attrs.get(TIMES, {}).items() if 0 < s < math.inf}
+    record, began = TrialRecord(trial), trial.datetime_start
+    spent = {kind: s for kind, s in record.times.items() if 0 < s < math.inf}
     thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last point
     told = {
         "end": ending(trial),
         "facts": {
             "began": "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
-            "worker": str(attrs.get(WORKER, "")),
+            "worker": str(record.worker or ""),
         },
         "times": {kind: float(f"{seconds:.3g}") for kind, seconds in spent.items()},
-        "traceback": str(attrs.get(TRACEBACK, "")),
+        "traceback": str(record.traceback or ""),
         "log": log,
         "curve": [(epoch, float(f"{value:.4g}")) for epoch, value in thinned],
-        "made": MADE in attrs,
+        "made": bool(record.made),
     }
     return {name: value for name, value in told.items() if value}
 
 
 def ending(trial: FrozenTrial) -> str:
     """Words how a trial ended, and why, or how far it is."""
-    attrs, kind, done = trial.user_attrs, outcome(trial), epochs_of(trial)
-    planned = attrs.get(PLANNED_EPOCHS)
+    record = TrialRecord(trial)
+    kind, done, planned = record.outcome, record.epoch_count, record.planned_epochs
     epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
     if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
         epochs += f", at {format_value(last[-1][1])}"
-    rung = ": it waited at a rung, and others were promoted" if attrs.get(RUNGS) else ""
+    rung = ": it waited at a rung, and others were promoted" if record.rungs else ""
     words = {
-        "failed": f"It failed after {epochs}: {reason_of(trial) or NO_REASON}",
+        "failed": f"It failed after {epochs}: {record.reason or NO_REASON}",
         "pruned": f"It was pruned after {epochs}{rung}.",
         "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
         "running": f"It runs, and has trained {epochs}.",
         "waiting": "No worker has begun it yet.",
     }.get(kind, f"It is complete, after {epochs}.")
-    if REUSED in attrs:
-        words += f" It was not trained: its result is that of {attrs[REUSED]}."
-    if resumed := attrs.get(RESUMED):
+    if record.reused is not None:
+        words += f" It was not trained: its result is that of {record.reused}."
+    if resumed := record.resumed:
         words += f" T{resumed_words(trial.number, resumed)[1:]}."
     return words
 
@@ -687,7 +664,7 @@ def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
     is between its end and that of the trial before it. What failed comes first, then the latest.
     """
     texts = dict(_written(run_dir, trials))
-    failed = {trial.number for trial in trials if outcome(trial) == "failed"}
+    failed = {trial.number for trial in trials if TrialRecord(trial).outcome == "failed"}
     kept, left = dict[int, str](), LOGGED
     for trial in sorted(texts, key=lambda trial: (trial not in failed, -trial)):
         lines = [shorten_end(line, LOG_LINE) for line in texts[trial][-LOG_LINES:]]
@@ -739,7 +716,8 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
     """Renders what the trials of each proposer gained beside those of the sampler, if any has."""
     own = defaultdict[str | None, list[int]](list, {None: []})
     for trial in stored.trials():
-        if (by := proposer_of(trial)) or not {BASELINE, ENQUEUED} & trial.user_attrs.keys():
+        record = TrialRecord(trial)
+        if (by := record.proposer()) or not record.is_given:
             own[by].append(trial.number)
     searched = {trial.number: trial.values[0] for trial in stored.ranked()}
     judged = {row.trial: row.mean for row in (winner.candidates if winner else ())}
@@ -796,7 +774,7 @@ def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
             numbers = ", ".join(str(trial.number) for trial in members[:MOST_MESSAGES])
             numbers += ", …" if len(members) > MOST_MESSAGES else ""
             blocks += [Words(reason, "bad"), Words(f"trial {numbers}", "quiet")]
-            kept = [t.user_attrs[TRACEBACK] for t in members if TRACEBACK in t.user_attrs]
+            kept = [text for t in members if (text := TrialRecord(t).traceback) is not None]
             blocks += [page.Folded("traceback", str(traceback)) for traceback in kept[:1]]
         if len(reasons) > MOST_MESSAGES:
             blocks.append(Words(f"and {len(reasons) - MOST_MESSAGES} other messages", "quiet"))

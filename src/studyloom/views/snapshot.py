@@ -16,11 +16,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
-from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
 from studyloom.storage.optuna_internals import ped_anova
 from studyloom.study.early_end import Outlook, look_ahead
-from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy, config_of, value_of
+from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -212,9 +211,9 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     return Snapshot(
         name=stored.name,
         slots=stored.ledger.counts(),
-        outcomes=Counter(outcome(trial) for trial in trials),
+        outcomes=Counter(TrialRecord(trial).outcome for trial in trials),
         best=next(iter(stored.ranked(rule)), None),
-        baseline=next((trial for trial in complete if BASELINE in trial.user_attrs), None),
+        baseline=next((trial for trial in complete if TrialRecord(trial).is_baseline), None),
         workers=_read_workers(stored, trials),
         metric=stored.metric,
         costs=costs,
@@ -238,7 +237,7 @@ def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[Worke
                 worker,
                 trial=trial.number,
                 epoch=step,
-                epochs=trial.user_attrs.get(PLANNED_EPOCHS),
+                epochs=TrialRecord(trial).planned_epochs,
                 value=None if step is None else trial.intermediate_values[step],
                 params=trial.params,
             )
@@ -292,7 +291,7 @@ def describe(
     Args:
         carried: to the size of the winner.
     """
-    config = _mapping(trial and config_of(trial))
+    config = _mapping(trial and TrialRecord(trial).config)
     if carried is not None:
         config, params = carried.carry(config), {**params, **carried.values}
     network, optimizer = _mapping(config.get("model")), _mapping(config.get("optimizer"))

@@ -27,23 +27,11 @@ from studyloom.config.values import plain_sections
 from studyloom.definition.sources import CODE
 from studyloom.space.outline import outline
 from studyloom.space.samplers import any_point
-from studyloom.storage.attributes import FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.failures import (
-    FailureCount,
-    count_failures,
-    outcome,
-    reason_of,
-    resumed_words,
-)
+from studyloom.study.failures import FailureCount, count_failures, resumed_words
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import (
-    SEARCH,
-    StoredStudy,
-    proposer_of,
-    read_curve,
-    seconds_spent,
-)
+from studyloom.study.stored_study import SEARCH, StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_duration,
     format_error,
@@ -53,12 +41,7 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views.progress import WORDS, History, JobReader, Progress, Status, wrap
-from studyloom.views.snapshot import (
-    Snapshot,
-    format_parameters,
-    format_trial_values,
-    trial_values,
-)
+from studyloom.views.snapshot import Snapshot, format_parameters, format_trial_values, trial_values
 from studyloom.winner.result import CHOSEN, Compressed, Result, short_words
 
 if TYPE_CHECKING:
@@ -110,9 +93,10 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     kinds: Counter[str] = Counter()
     last: dict[str, datetime] = {}
     for trial in trials:
-        kinds.update(trial.user_attrs.get(TIMES, {}))
+        record = TrialRecord(trial)
+        kinds.update(record.times)
         if trial.datetime_complete is not None and trial.datetime_complete > began:
-            last[trial.user_attrs.get(WORKER, "")] = trial.datetime_complete
+            last[record.worker or ""] = trial.datetime_complete
     kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
     total = kinds.total()
     return [f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common() if part]
@@ -140,7 +124,7 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
         else:
             value = Text("\n".join(values), style=style)
             table.add_row(name, value, number, format_parameters(trial.params) + by)
-    if any(trial is not None and STANDARD_ERROR in trial.user_attrs for trial in answers.values()):
+    if any(trial and TrialRecord(trial).standard_error is not None for trial in answers.values()):
         legend = f"{'':10}± is the standard error of the mean over folds and seeds"
         lines.append(Text(legend, style="dim"))
     return Group(*lines) if width < WIDE else Group(table, *lines)
@@ -148,7 +132,7 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial with its name, the metric's with its standard error."""
-    error = trial.user_attrs.get(STANDARD_ERROR)
+    error = TrialRecord(trial).standard_error
     value, *costs = trial_values(trial)
     spread = "" if error is None else f" ± {format_error(error, value)}"
     named_costs = map(" ".join, zip(snapshot.costs, costs, strict=False))
@@ -176,7 +160,8 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 def proposer_words(trial: FrozenTrial) -> str:
     """Words who proposed a trial, and why; empty if nobody has."""
-    by, why = proposer_of(trial), proposer_of(trial, "why")
+    record = TrialRecord(trial)
+    by, why = record.proposer(), record.proposer("why")
     return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
 
 
@@ -244,7 +229,7 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
 
 def print_forgotten(stored: StoredStudy, console: Console) -> None:
     """Prints what of the user's loop a trial that goes on after a crash would lack."""
-    known = (trial.user_attrs.get(FORGOTTEN) for trial in stored.trials())
+    known = (TrialRecord(trial).forgotten for trial in stored.trials())
     if names := next(filter(None, known), None):
         missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
         words = f"run.keep lacks {missing}: after a crash, a trial comes to another value"
@@ -262,11 +247,12 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
     head = ("trial", "state", ", ".join(goal.name for goal in stored.goals), "time", "parameters")
     rows = [head]
     for trial in stored.trials():
-        seconds = seconds_spent(trial)
+        record = TrialRecord(trial)
+        seconds = record.seconds
         spent = "" if seconds is None else format_duration(seconds)
-        about = one_line(reason_of(trial) or format_parameters(trial.params))
+        about = one_line(record.reason or format_parameters(trial.params))
         about += proposer_words(trial)
-        rows.append((str(trial.number), outcome(trial), format_trial_values(trial), spent, about))
+        rows.append((str(trial.number), record.outcome, format_trial_values(trial), spent, about))
     for line in aligned(rows, words=(1, 4)):
         console.print(Text(line), soft_wrap=True)
 
@@ -299,7 +285,7 @@ def print_next_steps(
 ) -> None:
     """Prints the paths of the results, and the next commands."""
     stored = plan.search.stored
-    curves = map(read_curve, stored.trials())
+    curves = (TrialRecord(trial).curve for trial in stored.trials())
     if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]

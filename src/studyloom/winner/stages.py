@@ -221,7 +221,7 @@ class ResultStages:
         except DefinitionError:  # it has other candidates: a trial was deleted, or trial 0 redone
             name = name.with_detail(f"of {', '.join(map(str, numbers))}")
             stored = make(str(name))
-        stored.wait_less(search.stopping)
+        stored.retry.stopping = search.retry.stopping
         store_stage(search, title, stored.name)
         weights = None if folder is None else networks_folder(folder, stored.name)
         stage = CandidateStage(

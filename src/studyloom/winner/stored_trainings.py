@@ -15,9 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.definition.objective import Attempt
 from studyloom.errors import NoWinner
-from studyloom.storage.attributes import KEPT, REUSED, TESTED
+from studyloom.storage.attributes import TESTED
 from studyloom.storage.ledger import Store
-from studyloom.study.failures import reason_of
 from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import (
@@ -27,6 +26,7 @@ from studyloom.study.stored_study import (
     StoredStudy,
     open_beside,
 )
+from studyloom.study.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.candidates import CandidateTrainings, EarlierTraining, Origin, Training
 from studyloom.winner.result import Tested, from_document, to_document
@@ -53,7 +53,8 @@ class CandidateStage(Stage):
 
     def reused(self) -> tuple[int, int]:
         """Counts the trainings that were reused from earlier stages, and all of them."""
-        return sum(REUSED in trial.user_attrs for trial in self.stored.trials()), self.trials
+        records = map(TrialRecord, self.stored.trials())
+        return sum(record.reused is not None for record in records), self.trials
 
     def load_or_train(self, candidate: Origin, seed: int) -> dict[str, Any] | None:
         """Loads the network of a training; trains it again if another host keeps it.
@@ -67,12 +68,12 @@ class CandidateStage(Stage):
         assert self.weights is not None
         trial = self.trained[candidate, seed]
         if trial.value is None:
-            reason = reason_of(trial) or trial.state.name
+            reason = TrialRecord(trial).reason or trial.state.name
             raise NoWinner(f"trial {candidate.trial} could not be trained on all data: {reason}")
         try:
             return load_weights(self.weights / f"trial-{trial.number}.pt")
         except (OSError, ValueError):
-            if not self.source.definition.tested and KEPT not in trial.user_attrs:
+            if not self.source.definition.tested and not TrialRecord(trial).is_kept:
                 return None
         attempt = Attempt(stage=self.title)
         objective = self.source.train_again(candidate, seed, trial.number, attempt)
@@ -133,9 +134,10 @@ def earlier_trainings(
         weights = None if folder is None else networks_folder(folder, stage.name)
         complete = (trial for trial in stage.trials() if trial.state == TrialState.COMPLETE)
         for training, trial in by_training(complete).items():
-            source = trial.user_attrs.get(REUSED, f"{stage.name}, trial {trial.number}")
+            record = TrialRecord(trial)
+            source = record.reused or f"{stage.name}, trial {trial.number}"
             # A loop may have kept nothing; and the networks of older studies are not marked.
-            kept = name.title == RETRAINING or KEPT in trial.user_attrs
+            kept = name.title == RETRAINING or record.is_kept
             file = weights / f"trial-{trial.number}.pt" if weights and kept else None
             known.setdefault(training, EarlierTraining(trial, source, file))
     return known

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import COLUMNS, EPOCHS, JOBS
 from studyloom.study import failures
+from studyloom.study.trial_record import TrialRecord
 
 QUANTITIES = ("value", "train_loss", "valid_loss")
 # Another number of threads, processor or release adds in another order. Between one and two
@@ -55,7 +56,7 @@ class Course:
             loop: whether it called a loop, whose curves have names of its own.
         """
         reported = [value for _, value in sorted(trial.intermediate_values.items())]
-        stored = trial.user_attrs.get(EPOCHS)
+        stored = TrialRecord(trial).columns
         columns = stored or {"value": reported}
         further = [name for name in columns if name not in COLUMNS] if loop else QUANTITIES[1:]
         curve = {metric: columns.get("value", [])}

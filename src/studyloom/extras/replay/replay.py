@@ -16,12 +16,12 @@ from studyloom.errors import ConfigError
 from studyloom.extras.replay.comparison import Course, Tolerance
 from studyloom.extras.replay.objective import make_objective
 from studyloom.extras.replay.stored_trial import find_trial, is_loop, load_data, rebuild
-from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study import failures
 from studyloom.study.opening import differences
 from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_value, one_line
 from studyloom.training.steps import on_threads
 
@@ -43,13 +43,14 @@ def replay(
             trusted, or the data is not the same.
     """
     trial = find_trial(stored.trials(), number)
+    record = TrialRecord(trial)
     try:
-        provenance = Provenance.read(trial.user_attrs[MADE])
+        provenance = Provenance.read(record.made)
         cfg = rebuild(provenance, run_dir, trusted)
         loop, objective = is_loop(cfg), cfg.objective
         expected = Course.read(trial, stored.metric, loop=loop)
         in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)
-        if in_turn and EPOCHS not in trial.user_attrs:
+        if in_turn and not record.columns:
             raise ValueError(
                 "its workers died, and of jobs in turn had reported only how each ended"
             )

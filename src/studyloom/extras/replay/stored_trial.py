@@ -20,14 +20,14 @@ from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.prepare import names_data
 from studyloom.errors import ConfigError
 from studyloom.seeds import derive
-from studyloom.storage.attributes import MADE
 from studyloom.study.provenance import Provenance
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_ranges
 
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     """Returns a trial; raises ValueError with those that can be replayed if it cannot."""
-    replayable = {trial.number: trial for trial in trials if MADE in trial.user_attrs}
+    replayable = {trial.number: trial for trial in trials if TrialRecord(trial).made}
     if number in replayable:
         return replayable[number]
     known = number in (trial.number for trial in trials)

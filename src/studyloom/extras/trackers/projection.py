@@ -25,21 +25,12 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.build import build
 from studyloom.errors import ConfigError, StorageError, refuse
-from studyloom.storage.attributes import (
-    BASELINE,
-    COLUMNS,
-    FAILURE,
-    REASON,
-    STANDARD_ERROR,
-    UUID,
-    WORKER,
-)
-from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy, epochs
+from studyloom.storage.attributes import COLUMNS, STANDARD_ERROR, UUID
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text, mask_passwords, one_line, shorten
 from studyloom.winner.result import Result
 
-FACTS = (WORKER, BASELINE, FAILURE, REASON)
 # The files of a result that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers still have to write
@@ -306,7 +297,7 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
         StorageError: its uuid is none, which would name files and be put into queries.
     """
     goals = {goal.name: goal.direction for goal in stored.goals}
-    uuid = str(stored.optuna.user_attrs.get(UUID, ""))
+    uuid = str(stored.ledger.uuid)
     if not re.fullmatch("[0-9a-f]{32}", uuid):
         raise StorageError(
             f"the study {stored.name!r}: its attribute {UUID!r} in the database must be 32 "
@@ -318,20 +309,22 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
 
 def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
     """Makes the description of an ended trial for trackers."""
-    attributes = trial.user_attrs
+    record = TrialRecord(trial)
     values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
     for name in (*stored.cost_names, STANDARD_ERROR):
-        if isinstance(value := attributes.get(name), int | float):
+        if isinstance(value := trial.user_attrs.get(name), int | float):
             values[name] = float(value)
     begun, ended = trial.datetime_start, trial.datetime_complete
-    known = [name for name in FACTS if name in attributes]
+    baseline = record.is_baseline or None
+    facts = {"worker": record.worker, "baseline": baseline, "failure": record.failure}
+    facts["reason"] = record.error
     return TrackedTrial(
         study=study,
         number=trial.number,
-        state=outcome(trial),
+        state=record.outcome,
         params=dict(trial.params),
         values=values,
-        facts={name: mask_passwords(str(attributes[name])) for name in known},
+        facts={name: mask_passwords(str(fact)) for name, fact in facts.items() if fact is not None},
         points=[*curve(trial, stored.metric)],
         started=0.0 if begun is None else begun.timestamp(),
         ended=0.0 if ended is None else ended.timestamp(),
@@ -344,7 +337,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
     Their time is spread over the trial by the seconds of each epoch, since none is stored.
     """
     at = (trial.datetime_start or datetime.now()).timestamp()
-    for epoch in epochs(trial):
+    for epoch in TrialRecord(trial).epochs():
         at += epoch.get("seconds", 0.001)
         for column, value in epoch.items():
             name = metric if column == "value" else column
@@ -355,7 +348,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
 def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     """Makes the description of a result: of the winner, or of the best trial without one."""
     study, trials = track_study(stored, run_dir), stored.trials()
-    counts = Counter(outcome(trial) for trial in trials)
+    counts = Counter(TrialRecord(trial).outcome for trial in trials)
     values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
     names: tuple[str, ...] = FILES
     number: int | None = None
