@@ -10,8 +10,9 @@ from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.definition.definition import SECTIONS, Definition
 from studyloom.definition.network import measure_costs
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import DEFINED, EPOCHS
+from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.candidates import Origin, Reevaluated, at_target
@@ -169,7 +170,7 @@ def _share_of_operations(stages: ResultStages) -> float | None:
 
     small = target = later = 0.0
     for trial in stages.search.stored.trials():
-        run = len(trial.user_attrs.get(EPOCHS, {}).get("value", ()))
+        run = len(TrialRecord(trial).columns.get("value", ()))
         if not run:
             continue
         point = definition.space.at(trial.params)
