@@ -28,7 +28,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from playwright.sync_api import Browser, CDPSession, Page
 
 from studyloom.storage import attributes
-from studyloom.storage.ledger import compare
 from studyloom.study.opening import create_study
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views.dashboard import application, bind
@@ -97,7 +96,7 @@ def make_study(folder: Path, count: int) -> StoredStudy:
     generator = random.Random(0)
     for number in range(count):
         stored.storage.create_new_trial(stored.ledger.study_id, made(number, generator))
-    compare(stored.ledger, mend=True)
+    stored.ledger.compare(mend=True)
     return stored
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOP, WAIT, STORAGE = "the worker's loop", "handing over to the thread", "storage: python"
 # What a function is called where it is, and the part that it is charged to.
 PARTS = {
-    "studyloom.definition.definition:Question.make_objective": "network and optimizer made",
+    "studyloom.definition.network:NetworkDefinition.make_objective": "network and optimizer made",
     "studyloom.training.trainer:JobRun.run_epoch": "step: python",
     "studyloom.training.batches:TensorBatches.at": "step: batch gathered",
     "studyloom.training.steps:Steps.train": "step: forward and loss",
@@ -213,9 +213,9 @@ def profile_here(page: str, target: str, *overrides: str) -> None:
     began, clock = time.time(), Clock()
     runs, run = put_clocks(clock), Worker.run
 
-    def run_and_write(worker: Any, trials: int) -> None:
+    def run_and_write(worker: Any) -> None:
         with clock.part(LOOP, outer=True):
-            run(worker, trials)
+            run(worker)
         for place in (0, 1):
             clock.spent[WAIT][place] = max(0.0, clock.spent[WAIT][place] - clock.posted[place])
         result = {"start": clock.began - began, "spent": clock.spent}

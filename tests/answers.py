@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.result import Result, from_document, write_result
+from studyloom.winner.result import Result, from_document
 
 ROW = {"trial": 0, "params": {}, "search_value": 0.5}
 DATA = {"digest": "", "test_digest": "", "shape": None, "outputs": None, "mean": 0.0, "std": 1.0}
@@ -45,5 +45,5 @@ def write_winner(folder: Path, model: Any, state: dict[str, Any], **facts: Any) 
         "winner.yaml": yaml.safe_dump({"model": model}).encode(),
         "winner.pt": pack_weights(state),
     }
-    write_result(folder, answer_of(data=facts), files)
+    answer_of(data=facts).write(folder, files)
     return folder

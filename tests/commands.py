@@ -148,14 +148,14 @@ def study_here(*overrides: str, page: str = "mnist") -> subprocess.CompletedProc
     """Runs a command that starts no worker within this process: `studyloom run conf/PAGE.yaml`."""
     from studyloom.cli import main
     from studyloom.commands import run_study
-    from studyloom.launch import process
+    from studyloom.launch import forks
 
     out, err = io.StringIO(), io.StringIO()
     before, arguments, path = dict(os.environ), sys.argv[:], sys.path[:]
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_study, "can_fork", lambda: False)
-        patch.setattr(process, "can_fork", lambda: False)
+        patch.setattr(forks, "can_fork", lambda: False)
         patch.chdir(ROOT)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:

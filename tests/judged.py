@@ -5,14 +5,17 @@ from types import SimpleNamespace
 
 import torch
 import toys
+from omegaconf import OmegaConf
 from toys import TINY, Never, toy_folds, toy_split
 
-from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.run import Run, RunContext
+from studyloom.definition.objective import Attempt
+from studyloom.definition.run import LoopJob, Run, RunContext
+from studyloom.launch.task import Prepared
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
+from studyloom.study.warm_start import WarmStarts
 from studyloom.study.worker import Worker
 from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
@@ -55,20 +58,22 @@ test_part.__test__ = False
 
 def stages_of(definition, url, run_dir, trials, **settings):
     stored = create_study(url, "s", definition.identity("toy"), trials, goals=definition.goals)
-    search, data = (
-        Stage("search", stored, definition, Strategy(definition), trials),
-        SimpleNamespace(validation=40),
-    )
-    where = (TrainingData(data, SPLIT), url, run_dir)
-    return ResultStages(search, definition, *where, WinnerSection(**settings))
+    data = TrainingData(SimpleNamespace(validation=40), SPLIT)
+    return open_stages(stored, definition, data, url, run_dir, trials, **settings)
+
+
+def open_stages(stored, definition, data, url, run_dir, trials, **settings):
+    config = OmegaConf.merge(definition.config, {"winner": settings})
+    definition = replace(definition, config=config)
+    strategy = Strategy(definition)
+    prepared = Prepared(definition, strategy, None, data, url, run_dir, WarmStarts())
+    return ResultStages(prepared, Stage("search", stored, definition, strategy, trials))
 
 
 def train(stage, split, trials, folder=None):
     """Works on trials of a stage."""
     data = TrainingData(None, split, toy_folds(split))
-    Worker(
-        stage.source, stage.strategy, stage.stored, data, Never(), folder, weights=stage.weights
-    ).run(trials)
+    Worker(replace(stage, trials=trials), data, Never(), folder).run()
 
 
 def work(stages):
@@ -94,9 +99,8 @@ def train_plainly(stage, candidate, seed):
         training = Training([trainings.job(candidate, seed)], SPLIT)
         list(training)
         return training.history[-1][0].value, training.weights()[0]
-    parts = map(SPLIT.part, trainings.fold(seed))
-    fresh, cpu = trainings.fresh_seed(seed), torch.device("cpu")
-    context = RunContext(0, 1, stage.title, 0, fresh, cpu, None, *parts)
+    parts, fresh = map(SPLIT.part, trainings.fold(seed)), trainings.fresh_seed(seed)
+    context = RunContext(0, Attempt(stage=stage.title), LoopJob(0, fresh, lambda: parts))
     run = Run(context, "accuracy", lambda *_: None)
     with seeded(fresh):
         value = toys.train(trainings.definition.at(trainings.candidates[candidate]), run)

@@ -32,7 +32,6 @@ from studyloom.files import mark_own
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import Rows, as_json, curve_rows
-from studyloom.winner.result import write_result
 
 CONF = ROOT / "conf"
 ONE = ("launcher.workers=1", "study.trials=3")
@@ -511,7 +510,7 @@ def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tm
     def load(params, **options):
         whole = {"objective": {"_target_": "mine.train"}, "params": params}
         files = {"winner.yaml": yaml.safe_dump(whole).encode()}
-        write_result(tmp_path, answer_of(note="not tested"), files)
+        answer_of(note="not tested").write(tmp_path, files)
         return api.load_winner(tmp_path, **options)
 
     assert load({"lr": 0.1}).config.params == {"lr": 0.1}

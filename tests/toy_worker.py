@@ -12,6 +12,7 @@ from studyloom.definition.definition import Definition
 from studyloom.errors import Interrupted
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
@@ -24,15 +25,8 @@ FOLDER: dict[str, Path | None] = {"checkpoints": None}  # set for each test
 def work(definition: Definition, stored, trials, stopping=None, folds=FOLDS, **limits):
     """Works on the first `trials` slots of a study, in this process."""
     data, stop = TrainingData(None, SPLIT, folds), stopping or Never()
-    Worker(
-        definition,
-        Strategy(definition),
-        stored,
-        data,
-        stop,
-        FOLDER["checkpoints"],
-        Limits(**limits),
-    ).run(trials)
+    stage = Stage("search", stored, definition, Strategy(definition), trials)
+    Worker(stage, data, stop, FOLDER["checkpoints"], Limits(**limits)).run()
 
 
 def work_side_by_side(definition, url, trials, workers, **limits):

@@ -23,8 +23,8 @@ import pytest
 
 from studyloom.extras.trackers import projection
 from studyloom.extras.trackers.projection import TrackedTrial, curve
-from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 
 
 class Seen(NamedTuple):
@@ -61,7 +61,7 @@ def in_database(stored: StoredStudy) -> dict[int, Seen]:
         points = curve(trial, stored.metric)
         curves = Counter((p.name, p.epoch, short(p.value)) for p in points)
         values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
-        state = outcome(trial) if trial.state.is_finished() else "running"
+        state = TrialRecord(trial).outcome if trial.state.is_finished() else "running"
         params = {name: str(value) for name, value in trial.params.items()}
         finals = {name: short(value) for name, value in values.items()}
         seen[trial.number] = Seen(params, curves, state, finals)

@@ -39,6 +39,7 @@ from studyloom.study import worker as worker_module
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Reporter
+from studyloom.study.stage import Stage
 from studyloom.study.worker import Worker
 
 from .pooling import pooled
@@ -215,9 +216,10 @@ def hold(
         time.sleep(delay)
         _own.log = own
         stored = open_study(url, "cluster")
-        worker = Worker(definition, definition, stored, DATA, Never(), None)  # type: ignore[arg-type]
+        stage = Stage("search", stored, definition, definition, trials)  # type: ignore[arg-type]
+        worker = Worker(stage, DATA, Never(), None)
         worker.watch.log = own  # type: ignore[attr-defined]
-        worker.run(trials)
+        worker.run()
         stored.close()
 
     threading.stack_size(512 * 1024)

@@ -21,7 +21,7 @@ from .toy import Bare, fill, postgres, show, work
 
 MEASURED = 100  # trials, in the median
 LOOKS = {
-    "status": "from studyloom.views.status import read_status; read_status(study)",
+    "status": "from studyloom.views.progress import JobReader; JobReader(study).status()",
     "report": "from studyloom.views.report import write_report; write_report(study, Path(folder))",
 }
 LOOK = """

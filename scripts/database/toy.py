@@ -20,7 +20,7 @@ from studyloom.definition.objective import NetworkObjective
 from studyloom.space.language import parse_space
 from studyloom.storage import sql
 from studyloom.storage.attributes import SLOT
-from studyloom.storage.database import execute
+from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import Worker
@@ -99,14 +99,15 @@ def fill(stored: StoredStudy, trials: int) -> None:
         done = f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}"
         connection.exec_driver_sql(done)
 
-    execute(stored.ledger.storage, insert)
+    stored.ledger.storage.execute(insert)
 
 
 def work(definition: Any, stored: StoredStudy, folder: str, trials: int) -> None:
     """Works on a study in this process until it has so many trials."""
     data = TrainingData(None, SPLIT, FOLDS)
     with Stop() as stop:
-        Worker(definition, definition, stored, data, stop, Path(folder, "checkpoints")).run(trials)
+        stage = Stage("search", stored, definition, definition, trials)
+        Worker(stage, data, stop, Path(folder, "checkpoints")).run()
 
 
 @contextmanager

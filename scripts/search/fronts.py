@@ -24,19 +24,11 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.rule import Cost
 from studyloom.space.tree import Point
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
-from .simulator import (
-    LIMITS,
-    Clock,
-    ReplayedDefinition,
-    Stop,
-    Tape,
-    ask,
-    folder,
-    simulated,
-)
+from .simulator import LIMITS, Clock, ReplayedDefinition, Stop, Tape, ask, folder, simulated
 from .statistics import interval
 from .tables import CURVES, Task
 
@@ -117,15 +109,8 @@ def replay(overrides: tuple[str, ...], seed: int, place: Path) -> tuple[int, lis
     def work() -> None:
         stored = open_study(url, "pareto")
         try:
-            Worker(
-                definition,
-                Strategy(definition.definition),
-                stored,
-                TrainingData(),
-                stop,
-                place / "kept",
-                LIMITS,
-            ).run(TRIALS)
+            stage = Stage("search", stored, definition, Strategy(definition.definition), TRIALS)
+            Worker(stage, TrainingData(), stop, place / "kept", LIMITS).run()
         finally:
             stored.close()
 

@@ -38,6 +38,7 @@ from studyloom.study import reporter, worker
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.placement import place_point
+from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.study.worker import Worker
@@ -354,15 +355,8 @@ def replay(
 
     def work() -> None:
         with closing(open_study(url, name)) as stored:
-            Worker(
-                definition,
-                Strategy(definition.definition),
-                stored,
-                TrainingData(),
-                stop,
-                checkpoints,
-                LIMITS,
-            ).run(trials)
+            stage = Stage("search", stored, definition, Strategy(definition.definition), trials)
+            Worker(stage, TrainingData(), stop, checkpoints, LIMITS).run()
 
     with simulated(clock):
         clock.run(work)

@@ -18,6 +18,7 @@ from search.simulator import compose
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.definition.loop import Unstopped
+from studyloom.definition.prepare import load_data
 from studyloom.errors import Diverged
 from studyloom.space.tree import Point
 
@@ -102,7 +103,7 @@ def ask(name: str, rule: str) -> tuple[Definition, TrainingData]:
     plan = SWEEPS[name]
     scale = f"scale={{{plan.key}:{plan.widths[0]},rule:{rule}}}"
     definition = compose(plan.page, (*plan.overrides, scale))[0]
-    return definition, definition.load_data(definition.config)
+    return definition, load_data(definition.config)
 
 
 def start_worker() -> None:

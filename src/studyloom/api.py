@@ -20,14 +20,14 @@ from studyloom.config.runs import read_run
 from studyloom.error_display import shown_at_call
 from studyloom.errors import ConfigError
 from studyloom.pickled import MAIN, OWN, passed_on
-from studyloom.script import note_script
 from studyloom.storage.urls import serve
 from studyloom.study import opening
-from studyloom.study.failures import outcome
-from studyloom.study.stored_study import Rows, StoredStudy, config_of, curve_rows, trial_rows
+from studyloom.study.stored_study import Rows, StoredStudy, curve_rows, trial_rows
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text, printable
+from studyloom.user_code import note_script
 from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
-from studyloom.winner.result import Result, belongs_to, read_result
+from studyloom.winner.result import Result
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
     from torch.nn import Module
@@ -161,15 +161,14 @@ class Study:
 
     def _answer(self) -> Result | None:
         """Returns the answer in the run directory, if it is of this study."""
-        answer = None if self.run_dir is None else read_result(self.run_dir)
-        return answer if answer is not None and belongs_to(answer, self._stored) else None
+        return None if self.run_dir is None else Result.read(self.run_dir, self._stored)
 
     def _winner_of(self, answer: Result | None) -> Winner | None:
         if answer is None or self.run_dir is None:
             return None
         row, test = answer.winner, answer.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
-        config, carried = None if frozen is None else config_of(frozen), answer.transfer
+        config, carried = None if frozen is None else TrialRecord(frozen).config, answer.transfer
         if carried is not None and config is not None:
             config = carried.carry(config)
         return Winner(
@@ -269,8 +268,12 @@ class Study:
             return None
         names = (goal.name for goal in self._stored.goals)
         values = dict(zip(names, frozen.values or (), strict=False))
-        value, config = next(iter(values.values()), None), config_of(frozen)
-        return Trial(frozen.number, outcome(frozen), value, values, dict(frozen.params), config)
+        record, value, params = (
+            TrialRecord(frozen),
+            next(iter(values.values()), None),
+            frozen.params,
+        )
+        return Trial(frozen.number, record.outcome, value, values, dict(params), record.config)
 
 
 def _frame(rows: Rows) -> Any:
@@ -419,11 +422,11 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     """Runs a composed study in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
     from studyloom.commands.search import search_and_report
-    from studyloom.commands.stages import result_stages
     from studyloom.launch.process import exit_code
     from studyloom.launch.search import open_search, prepare
     from studyloom.launch.task import make_task
     from studyloom.study.stopping import Stop, following
+    from studyloom.winner.stages import ResultStages
 
     if cfg.study.dry_run:
         raise ConfigError("study.dry_run begins no study; use the command: --dry-run")
@@ -439,7 +442,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
             prepared = prepare(cfg)
             named, digests, used = _to_pass_on(cfg, prepared)
             passing.enter_context(passed_on(named, known=digests, used=used))
-            search = open_search(prepared, stop, result_stages, create=True)
+            search = open_search(prepared, stop, ResultStages, create=True)
             prepared, plan = passing.enter_context(search)
             if f": {MAIN}" in OmegaConf.to_yaml(cfg):
                 note_script(prepared.run_dir)

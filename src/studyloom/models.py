@@ -61,7 +61,7 @@ class MLP(nn.Sequential):
         layers.append(nn.Flatten())
         inputs = math.prod(shape)
         for width, probability in zip(hidden, dropouts, strict=True):
-            _probability("model.dropout", probability)
+            _check_dropout(probability)
             layers += [nn.Linear(inputs, width), ACTIVATIONS[activation](), nn.Dropout(probability)]
             inputs = width
         layers.append(nn.Linear(inputs, outputs))
@@ -99,7 +99,7 @@ class CNN(nn.Sequential):
     ) -> None:
         _at_least_one("model.channels", channels)
         _at_least_one("model.blocks", blocks)
-        _probability("model.dropout", dropout)
+        _check_dropout(dropout)
         _one_of("model.norm", norm, NORMS)
         _one_of("model.activation", activation, ACTIVATIONS)
         _one_of("model.init", init, INITS)
@@ -200,7 +200,7 @@ class Recurrent(nn.Module):
         super().__init__()
         _at_least_one("model.hidden", hidden)
         _at_least_one("model.layers", layers)
-        _probability("model.dropout", dropout)
+        _check_dropout(dropout)
         _one_of("model.cell", cell, CELLS)
         _, features = steps_of(shape)
         # PyTorch warns of dropout between the layers where there is only one.
@@ -244,7 +244,7 @@ class Transformer(nn.Module):
         super().__init__()
         for key, value in (("width", width), ("heads", heads), ("layers", layers)):
             _at_least_one(f"model.{key}", value)
-        _probability("model.dropout", dropout)
+        _check_dropout(dropout)
         if width % heads:
             raise ValueError(
                 f"model.width must be a multiple of model.heads, which is {heads}; got {width}"
@@ -319,8 +319,7 @@ def _at_least_one(key: str, value: int) -> None:
         raise ValueError(f"{key} must be an integer of at least 1; got {value!r}")
 
 
-def _probability(key: str, value: float) -> None:
+def _check_dropout(value: float) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(
-            f"{key} must be a number from 0 up to, but not including, 1; got {value!r}"
-        )
+        wanted = "a number from 0 up to, but not including, 1"
+        raise ValueError(f"model.dropout must be {wanted}; got {value!r}")

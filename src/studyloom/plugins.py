@@ -10,7 +10,7 @@ from typing import Any
 
 # A name, and where it is below `studyloom.extras`: the module and its member.
 PLUGINS = {
-    "ask": ("proposals", "print_asked"),
+    "ask": ("proposals.asking", "print_asked"),
     "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
     "compress_mistakes": ("export.settings", "find_mistakes"),
     "compress_winner": ("export.compression", "compress_winner"),
@@ -19,7 +19,7 @@ PLUGINS = {
     "gpu_checks": ("gpu", "show"),
     "mcp": ("mcp", "serve"),
     "notify": ("notify", "Notices"),
-    "propose": ("proposals", "print_proposed"),
+    "propose": ("proposals.asking", "print_proposed"),
     "replay": ("replay.replay", "replay"),
     "track_trials": ("trackers.projection", "track_trials"),
     "trackers": ("trackers.projection", "build_trackers"),

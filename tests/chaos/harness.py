@@ -20,6 +20,7 @@ from studyloom.storage.ledger import Ledger
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.stage import Stage
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
@@ -81,7 +82,7 @@ def work(
     stored = open_study(url, NAME, deadline=30.0)
     where = (data, Never(), Path(folder), limits)
     asked = definition(seed, *overrides)
-    Worker(asked, Strategy(asked), stored, *where).run(trials)
+    Worker(Stage("search", stored, asked, Strategy(asked), trials), *where).run()
 
 
 def arm(phase: str, passes: int, number: int) -> None:

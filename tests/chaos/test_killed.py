@@ -13,8 +13,8 @@ from harness import outcomes
 from runs import Run, holder, kill
 from test_readme import PAPERS, SITE, blocks
 
-from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
+from studyloom.study.trial_record import TrialRecord
 
 pytestmark = pytest.mark.chaos
 SMALL = (
@@ -155,7 +155,7 @@ def test_a_process_that_loads_and_is_killed_costs_its_trial_alone(tmp_path):
 
     run.end(run.at_work(meanwhile=kill_one), 0)
     trials = run.stored().trials()
-    (failed,) = [trial for trial in trials if outcome(trial) == "failed"]
+    (failed,) = [trial for trial in trials if TrialRecord(trial).outcome == "failed"]
     assert "a process that loads batches (data.num_workers=2)" in failed.user_attrs["reason"]
     assert len(trials) == TRIALS
 

@@ -8,8 +8,8 @@ from harness import EPOCHS, NAME, check, kill_at, prepare, run, start
 from live_processes import until
 from optuna.trial import TrialState
 
-from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
+from studyloom.study.trial_record import TrialRecord
 
 pytestmark = pytest.mark.chaos
 PROMOTION = ("pruner=asha",)
@@ -25,7 +25,7 @@ def check_promoted(stored, whole, checkpoints):
         reports = trial.intermediate_values
         assert reports.items() <= undisturbed.intermediate_values.items()
         assert trial.value == reports[max(reports)]
-        assert outcome(trial) == ("complete" if max(reports) == EPOCHS else "pruned")
+        assert TrialRecord(trial).outcome == ("complete" if max(reports) == EPOCHS else "pruned")
         curve, other = (t.user_attrs["epochs"] for t in (trial, undisturbed))
         for name in ("number", "value", "train_loss", "valid_loss"):
             assert curve[name] == other[name][: len(reports)], (trial.number, name)

@@ -140,7 +140,7 @@ def test_a_service_that_does_not_answer_holds_nothing_up(program, monkeypatch):
     sender.finish(0, None)
     assert not gate.is_set()
     gate.set()
-    sender._thread.join(30)  # what is left goes where this test says
+    sender._feed._thread.join(30)  # what is left goes where this test says
 
 
 def test_a_target_that_cannot_be_used_is_a_mistake_before_the_study(monkeypatch):

@@ -10,7 +10,7 @@ from commands import QUICK
 
 import studyloom as api
 from studyloom.cli import main
-from studyloom.commands import result, stages
+from studyloom.commands import result
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import ANSWERED
@@ -153,7 +153,7 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
     def refuse(*_):
         raise ConfigError("another study definition")
 
-    monkeypatch.setattr(stages, "check_definition", refuse)
+    monkeypatch.setattr("studyloom.commands.search.check_definition", refuse)
     assert main(["winner", str(searched)]) == 2
     assert "another study definition" in capsys.readouterr().err
     assert not [*searched.glob("study.db-*")]

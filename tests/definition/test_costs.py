@@ -6,12 +6,13 @@ from optuna.trial import TrialState
 from toys import TINY, Never, ask, toy_folds, toy_split, validate_search
 
 from studyloom.data.training_data import TrainingData
-from studyloom.definition.costs import MEASURES, measure_costs
+from studyloom.definition.network import MEASURES, measure_costs
 from studyloom.definition.rule import Condition, parse_limits
 from studyloom.errors import ConfigError
 from studyloom.models import MLP
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.opening import create_study
+from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
@@ -69,14 +70,8 @@ def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(sqlite_url, tm
     limit = 17 * 30 + 30 * 10 + 10  # parameters of a network of 30 units
     definition = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
     stored = create_study(sqlite_url, "s", definition.identity("toy"), 6)
-    Worker(
-        definition,
-        Strategy(definition),
-        stored,
-        TrainingData(None, SPLIT, FOLDS),
-        Never(),
-        tmp_path,
-    ).run(6)
+    stage = Stage("search", stored, definition, Strategy(definition), 6)
+    Worker(stage, TrainingData(None, SPLIT, FOLDS), Never(), tmp_path).run()
     infeasible = [trial for trial in stored.trials() if trial.user_attrs["parameters"] > limit]
     assert 0 < len(infeasible) < 6
     for trial in infeasible:

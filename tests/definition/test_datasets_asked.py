@@ -4,7 +4,7 @@ import toys
 from omegaconf import OmegaConf
 from toys import LOOP, Never, ask, validate_search
 
-from studyloom.definition.network import NetworkDefinition
+from studyloom.definition.prepare import load_data
 
 DATA = {
     "_target_": "studyloom.data.Datasets",
@@ -28,7 +28,7 @@ def definition(*overrides, **data):
 def mistakes(*overrides, **data):
     asked = definition(*overrides, **data)
     try:
-        validate_search(asked, NetworkDefinition.load_data(asked.config))
+        validate_search(asked, load_data(asked.config))
     except ValueError as error:
         return str(error)
     return ""
@@ -96,7 +96,7 @@ def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates
         evaluate={"_target_": "drawn.Drawn", "noise": 0.0},
         validation=None,
     )
-    made = asked.make_objective(asked.baseline, 0, NetworkDefinition.load_data(asked.config))
+    made = asked.make_objective(asked.baseline, 0, load_data(asked.config))
     made.run(lambda step: None, Never())
     assert [fold for fold, *_ in seen] == [0, 1, 2]
     assert sorted(number for *_, judged in seen for number in judged) == [*range(60)]

@@ -17,13 +17,14 @@ from toys import Never, Signal, compose, validate_search
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.loop import Loop, LoopObjective
+from studyloom.definition.prepare import names_data
 from studyloom.definition.run import LoopJob
-from studyloom.definition.sections import names_data
 from studyloom.errors import ConfigError, Halted, NoWinner, UndefinedMetric
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study
+from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
@@ -75,15 +76,8 @@ def objective(monkeypatch):
 
 def work(definition, url, folder, trials, stopping=None, **limits):
     stored = create_study(url, "own", definition.identity(""), trials, goals=definition.goals)
-    Worker(
-        definition,
-        Strategy(definition),
-        stored,
-        TrainingData(),
-        stopping or Never(),
-        folder,
-        Limits(**limits),
-    ).run(trials)
+    stage = Stage("search", stored, definition, Strategy(definition), trials)
+    Worker(stage, TrainingData(), stopping or Never(), folder, Limits(**limits)).run()
     return stored
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from studyloom.definition.objective import Attempt
 from studyloom.definition.rule import parse_limits
-from studyloom.definition.run import Run, RunContext, UnfitState
+from studyloom.definition.run import LoopJob, Run, RunContext, UnfitState
 from studyloom.errors import UndefinedMetric
 
 
@@ -20,9 +21,9 @@ class Sent(list):
         self.states.append(self.run.state())
 
 
-def run_of(saved=None, limits=None, stage="search", **place):
+def run_of(saved=None, limits=None):
     sent = Sent()
-    at = RunContext(0, 1, stage, 0, 7, torch.device("cpu"), **place)
+    at = RunContext(0, Attempt(), LoopJob(0, 7))
     limits = {limit.name: limit for limit in parse_limits(limits, None)}
     sent.run = Run(at, "accuracy", sent, limits, saved)
     sent.states = []

@@ -17,9 +17,9 @@ from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.validation import check_ranks
 from studyloom.errors import ConfigError, Halted, Interrupted
 from studyloom.storage.attributes import MADE, TIMES
-from studyloom.study.failures import reason_of
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import trial_rows
+from studyloom.study.trial_record import TrialRecord
 from studyloom.study.warm_start import enqueue, find_warm_starts
 
 PAGE = """
@@ -208,7 +208,10 @@ def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_w
         return trial.suggest_float("x", 0, 1 + trial.number)
 
     stored = work(ask(other_choices), sqlite_url, None, 2)
-    assert "Give it another name where it is another parameter" in reason_of(stored.trials()[1])
+    assert (
+        "Give it another name where it is another parameter"
+        in TrialRecord(stored.trials()[1]).reason
+    )
     for number, (objective, words) in enumerate(
         {
             own_name: "trial.set_user_attr: epochs is a name of ours; choose another",

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from studyloom.definition.rule import LONGEST, Condition, Rule, parse_relations, parse_rule
+from studyloom.definition.rule import LONGEST, Condition, Rule, parse_relations
 from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
 
@@ -14,7 +14,7 @@ KNOWN = (ACCURACY, PARAMETERS, Goal("latency_ms", "minimize"))
 
 def mistakes_of(text, known=KNOWN):
     with pytest.raises(ConfigError) as caught:
-        parse_rule(text, known)
+        Rule.parse(text, known)
     return caught.value.mistakes
 
 
@@ -24,19 +24,19 @@ def test_a_rule_is_read_and_written_so_that_it_is_read_the_same():
         "max accuracy": Rule(ACCURACY),
         "  min parameters where accuracy>=.95 and latency_ms <= -2.5E+1": Rule(PARAMETERS, bounds),
     }.items():
-        assert parse_rule(text, KNOWN) == rule
-        assert parse_rule(str(rule), KNOWN) == rule
+        assert Rule.parse(text, KNOWN) == rule
+        assert Rule.parse(str(rule), KNOWN) == rule
 
 
 def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
-    rule = parse_rule("max accuracy where parameters < 50_000 and latency_ms <= 2", KNOWN)
+    rule = Rule.parse("max accuracy where parameters < 50_000 and latency_ms <= 2", KNOWN)
     known = {"accuracy": 0.9, "parameters": 49_999.0, "latency_ms": 2.0}
     assert rule.holds(known)
     assert not rule.holds(known | {"parameters": 50_000.0})
     assert not rule.holds(known | {"latency_ms": math.nan})
     assert not rule.holds({name: known[name] for name in ("accuracy", "parameters")})
     assert rule.rank({"accuracy": 0.9}) < rule.rank({"accuracy": 0.8})
-    assert parse_rule("min parameters", KNOWN).rank({"parameters": 1.0}) < 2
+    assert Rule.parse("min parameters", KNOWN).rank({"parameters": 1.0}) < 2
 
 
 def test_names_that_are_not_known_and_a_wrong_direction_are_told_together():

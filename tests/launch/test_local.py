@@ -16,7 +16,8 @@ from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
-from studyloom.launch.task import Task, launcher_class
+from studyloom.launch.process import launcher_class
+from studyloom.launch.task import Task
 from studyloom.study.failures import Limits
 from studyloom.study.opening import open_study
 from studyloom.study.stopping import Stop

@@ -2,7 +2,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from snapshots import shown
 from spaces import space_of
 
-from studyloom.space.outline import describe, outline
+from studyloom.space.outline import outline
+from studyloom.space.tree import describe
 
 TREE = {
     "model": {

@@ -13,7 +13,6 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
-from studyloom.storage.database import execute, read
 from studyloom.storage.ledger import Ledger, create_table
 
 MAXIMIZE = [StudyDirection.MAXIMIZE]
@@ -28,7 +27,7 @@ def template():
 
 def make_study(opened):
     """Creates a study with 99 slots and a running trial."""
-    study_id = execute(opened, lambda c: sql.add_study(c, "s", MAXIMIZE, {UUID: "of s"}))
+    study_id = opened.execute(lambda c: sql.add_study(c, "s", MAXIMIZE, {UUID: "of s"}))
     create_table(opened)
     ledger_of(opened, study_id).extend(99)
     return study_id, opened.create_new_trial(study_id, template())
@@ -104,8 +103,8 @@ WRITES = {
     "a report": lambda s, study, trial: s.set_trial_intermediate_value(trial, 1, 0.5),
     "an attribute": lambda s, study, trial: s.set_trial_user_attr(trial, "k", 1),
     "an end": lambda s, study, trial: s.set_trial_state_values(trial, TrialState.COMPLETE, [0.5]),
-    "a row of ours": lambda s, study, trial: execute(
-        s, lambda c: c.exec_driver_sql(f"UPDATE studies SET study_name='u' WHERE study_id={study}")
+    "a row of ours": lambda s, study, trial: s.execute(
+        lambda c: c.exec_driver_sql(f"UPDATE studies SET study_name='u' WHERE study_id={study}")
     ),
 }
 
@@ -127,4 +126,4 @@ def contents(opened):
         counts = {table: ask(f"SELECT count(*) FROM {table}").scalar_one() for table in tables}
         return counts | {name: sorted(ask(query).scalars()) for name, query in columns.items()}
 
-    return read(opened, take)
+    return opened.read(take)

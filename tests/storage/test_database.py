@@ -21,10 +21,8 @@ from studyloom.storage.database import (
     connect,
     connections_left,
     exclusive,
-    execute,
     newest_version,
     plain_engine,
-    read,
     untrusted,
     version_of,
 )
@@ -138,7 +136,7 @@ def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url
     asked = {"sslmode": "disable", "connect_timeout": "3", "options": "-c search_path=mine"}
     url = make_url(postgres_url).update_query_dict(asked).render_as_string(hide_password=False)
     opened = connect(postgres_url, create=True)
-    execute(opened, lambda connection: connection.exec_driver_sql("CREATE SCHEMA mine"))
+    opened.execute(lambda connection: connection.exec_driver_sql("CREATE SCHEMA mine"))
     for engine in (connect(url, create=True).engine, plain_engine(parse_url(url))):
         with engine.connect() as connection:
             assert connection.exec_driver_sql("SHOW search_path").scalar() == "mine"
@@ -268,5 +266,5 @@ def test_a_query_that_takes_long_ends_in_time(sqlite_url):
     connect(sqlite_url, create=True).close()
     began = time.monotonic()
     with untrusted(0.2), pytest.raises(StorageError, match="takes longer to read than an untrus"):
-        read(connect(sqlite_url, deadline=0), lambda c: c.exec_driver_sql(endless).all())
+        connect(sqlite_url, deadline=0).read(lambda c: c.exec_driver_sql(endless).all())
     assert time.monotonic() - began < 2

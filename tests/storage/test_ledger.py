@@ -17,17 +17,8 @@ from studyloom.processes import worker_id
 from studyloom.storage import ledger as module
 from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
-from studyloom.storage.database import connect, execute, read
-from studyloom.storage.ledger import (
-    SLOTS,
-    Ledger,
-    RungReport,
-    Standing,
-    clear,
-    compare,
-    create_table,
-    reconcile,
-)
+from studyloom.storage.database import connect
+from studyloom.storage.ledger import SLOTS, Ledger, RungReport, Standing, create_table
 
 LEASE = 60.0
 
@@ -53,7 +44,7 @@ def make(backend, name):
     """Creates a study, and returns its ledger."""
     uuid = f"of {name}"
     add = partial(sql.add_study, directions=[StudyDirection.MAXIMIZE], user_attrs={UUID: uuid})
-    return Ledger(backend, execute(backend, lambda connection: add(connection, name)), uuid)
+    return Ledger(backend, backend.execute(lambda connection: add(connection, name)), uuid)
 
 
 def maker(ledger):
@@ -66,7 +57,7 @@ def maker(ledger):
 def pass_time(ledger, seconds):
     """Has time pass on the database's clock: all that is stored moves back."""
     moved = {name: SLOTS.c[name] - seconds for name in ("since", "expires")}
-    execute(ledger.storage, lambda connection: connection.execute(update(SLOTS).values(**moved)))
+    ledger.storage.execute(lambda connection: connection.execute(update(SLOTS).values(**moved)))
 
 
 def test_every_slot_is_claimed_once_whoever_asks(either, url):
@@ -135,7 +126,7 @@ def test_nothing_is_written_for_a_trial_that_another_program_has_ended_or_delete
     ended, deleted = (either.claim(owner, 2, LEASE, make) for owner in "ab")
     either.storage.set_trial_state_values(ended.trial_id, TrialState.COMPLETE, [1.0])
     gone = sql.USER_ATTRIBUTES.delete().where(sql.USER_ATTRIBUTES.c.trial_id == deleted.trial_id)
-    execute(either.storage, lambda connection: connection.execute(gone))
+    either.storage.execute(lambda connection: connection.execute(gone))
     for claim, error in ((ended, ClaimLost), (deleted, TrialDeleted)):
         for change in (partial(either.renew, lease=LEASE), either.finish, either.release):
             with pytest.raises(error):
@@ -236,7 +227,7 @@ def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_sin
 def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
     ledger.extend(2)
     ledger.finish(ledger.claim("w", 2, LEASE))
-    execute(ledger.storage, lambda connection: clear(connection, ledger.study_id))
+    ledger.storage.execute(lambda connection: connection.execute(SLOTS.delete()))
     ledger.extend(3)
     assert ledger.counts() == {"free": 3, "held": 0, "done": 0}
 
@@ -292,7 +283,7 @@ def fill(ledger, slot, state=TrialState.COMPLETE):
 def rows(ledger):
     columns = (SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id)
     statement = select(*columns).order_by(SLOTS.c.slot)
-    return read(ledger.storage, lambda c: [tuple(row) for row in c.execute(statement)])
+    return ledger.storage.read(lambda c: [tuple(row) for row in c.execute(statement)])
 
 
 def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(either):
@@ -308,34 +299,33 @@ def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(eith
         (4, "odd", None),
     ):
         values = {"state": state, "trial_id": trial_id, "expires": 0.0, "owner": "w"}
-        execute(
-            either.storage,
+        either.storage.execute(
             lambda c, slot=slot, values=values: c.execute(
                 update(SLOTS).where(SLOTS.c.slot == slot).values(**values)
             ),
         )
-    before, found = rows(either), compare(either)
+    before, found = rows(either), either.compare()
     assert found.startswith("slots 0-4, 8: differ from their trials")
     assert rows(either) == before
-    assert reconcile(either, "s", 6)
+    assert either.reconcile("s", 6)
     assert rows(either) == [
         *((0, "done", ended), (1, "free", running), (2, "free", None), (3, "free", waiting)),
         *((4, "free", None), (5, "free", None), (8, "done", far)),
     ]
-    assert compare(either) is None
-    assert not reconcile(either, "s", 6)
-    execute(either.storage, lambda c: c.execute(delete(SLOTS).where(SLOTS.c.slot.in_([4, 5]))))
-    assert reconcile(either, "s", 6), "work is left, also where no trial differs"
+    assert either.compare() is None
+    assert not either.reconcile("s", 6)
+    either.storage.execute(lambda c: c.execute(delete(SLOTS).where(SLOTS.c.slot.in_([4, 5]))))
+    assert either.reconcile("s", 6), "work is left, also where no trial differs"
     assert [slot for slot, *_ in rows(either)] == [0, 1, 2, 3, 4, 5, 8]
 
 
 def test_who_held_a_slot_that_is_mended_has_lost_it_and_a_living_holder_keeps_his(ledger):
     ledger.extend(2)
     claims = [ledger.claim(owner, 2, LEASE, lambda *_: 99) for owner in "ab"]
-    assert compare(ledger) is None
+    assert ledger.compare() is None
     pass_time(ledger, 2 * LEASE)
     ledger.renew(claims[1], LEASE)
-    assert compare(ledger, mend=True).startswith("slots 0: ")
+    assert ledger.compare(mend=True).startswith("slots 0: ")
     assert [ledger.renew(claim, LEASE) for claim in claims] == [False, True]
 
 
@@ -346,10 +336,10 @@ def test_of_two_trials_with_one_slot_or_number_a_person_decides(ledger, what):
     twice = fill(ledger, 0 if what == "slot" else 1)
     if what == "number":
         renumber = sql.TRIALS.update().where(sql.TRIALS.c.trial_id == twice).values(number=0)
-        execute(ledger.storage, lambda connection: connection.execute(renumber))
+        ledger.storage.execute(lambda connection: connection.execute(renumber))
     before = rows(ledger)
     with pytest.raises(StorageError, match=f"several trials have the {what} 0; delete all but one"):
-        reconcile(ledger, "s", 2)
+        ledger.reconcile("s", 2)
     assert rows(ledger) == before
 
 
@@ -393,7 +383,7 @@ def test_what_a_call_reads_does_not_grow_with_the_other_slots(sqlite_url, state)
             columns | {"slot": slot, "trial_id": -slot if state == "done" else None}
             for slot in range(count)
         ]
-        execute(backend, lambda c, slots=slots: c.execute(insert(SLOTS), slots))
+        backend.execute(lambda c, slots=slots: c.execute(insert(SLOTS), slots))
         ledgers[count].extend(count + 3)
     steps = Steps(backend.engine)
     for name, call in CALLS.items():
@@ -425,7 +415,7 @@ def waiting(monkeypatch):
 
 
 def stored_under(ledger, key):
-    return read(ledger.storage, lambda c: sql.study_attrs(c, ledger.study_id, key))
+    return ledger.storage.read(lambda c: sql.study_attrs(c, ledger.study_id, key))
 
 
 def test_one_command_at_a_time_tests_a_winner_and_another_one_waits(
@@ -486,6 +476,6 @@ def test_the_lease_to_test_is_no_part_of_the_budget(ledger):
     ledger.extend(2)
     with ledger.testing():
         assert (ledger.counts(), ledger.held()) == ({"free": 2, "held": 0, "done": 0}, [])
-        assert (compare(ledger), ledger.todo(2)) == (None, 2)
+        assert (ledger.compare(), ledger.todo(2)) == (None, 2)
         assert [ledger.claim(owner, 9, LEASE).slot for owner in ("a", "b")] == [0, 1]
         assert ledger.claim("c", 9, LEASE) is None

@@ -10,14 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from failures import (
-    WRITES,
-    check_shown,
-    contents,
-    in_background,
-    ledger_of,
-    make_study,
-)
+from failures import WRITES, check_shown, contents, in_background, ledger_of, make_study
 from judged import SPACE, stages_of, test_part, work
 from servers import Server
 from toys import ask
@@ -25,11 +18,11 @@ from toys import ask
 from studyloom.commands.result import print_winner
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import database, ledger
-from studyloom.storage.database import POSTGRES, connect, exclusive, execute, libpq_arguments
+from studyloom.storage.database import POSTGRES, connect, exclusive, libpq_arguments
 from studyloom.storage.urls import parse_url
 from studyloom.study.opening import open_study
 from studyloom.views.terminal import make_console
-from studyloom.winner.result import read_result
+from studyloom.winner.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +95,7 @@ def test_what_a_time_limit_of_the_server_ends_is_done_again(server, served, line
         time.sleep(next(naps))
         return connection.exec_driver_sql("UPDATE studies SET study_name = 'u'").rowcount
 
-    assert execute(connect(server.url, deadline=20), work) == 1
+    assert connect(server.url, deadline=20).execute(work) == 1
     assert len(lines.lines) == 6
 
 
@@ -382,5 +375,5 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
             assert not again.wait(3)
             goes_on.set()
     stored = open_study(server.url, "s")
-    assert stored.test_openings() == read_result(tmp_path).test.openings == 1
+    assert stored.test_openings() == Result.read(tmp_path).test.openings == 1
     stored.close()

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage import sql
-from studyloom.storage.database import connect, execute, read
+from studyloom.storage.database import connect
 
 DISTRIBUTIONS = {
     "x": FloatDistribution(1e-5, 1.0, log=True),
@@ -35,13 +35,13 @@ def shipped(opened):
 
 
 def begin(opened, **user_attrs):
-    return execute(
-        opened, lambda connection: sql.insert(connection, opened.study_id, user_attrs)._trial_id
+    return opened.execute(
+        lambda connection: sql.insert(connection, opened.study_id, user_attrs)._trial_id
     )
 
 
 def write(opened, *writes):
-    execute(opened, lambda connection: sql.write(connection, writes))
+    opened.execute(lambda connection: sql.write(connection, writes))
 
 
 REPORTS = {1: 0.25, 2: math.inf, 3: -math.inf}
@@ -98,12 +98,12 @@ def test_what_optuna_writes_is_read(opened):
 def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened):
     other = opened.create_new_study([StudyDirection.MAXIMIZE], "t")
     begin(opened)
-    execute(opened, lambda connection: sql.insert(connection, other, {})._trial_id)
+    opened.execute(lambda connection: sql.insert(connection, other, {})._trial_id)
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]
     later = {"study": opened.study_id, "ids": "[]", "after": 1}
-    trials = read(opened, lambda connection: sql.read(connection, sql.SOME_TRIALS, **later))
+    trials = opened.read(lambda connection: sql.read(connection, sql.SOME_TRIALS, **later))
     assert [trial.number for trial in trials] == [1]
 
 

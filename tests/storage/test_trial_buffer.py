@@ -10,7 +10,7 @@ from sqlalchemy import event
 
 from studyloom.storage import sql
 from studyloom.storage.attributes import PAUSED, SLOT
-from studyloom.storage.database import connect, execute
+from studyloom.storage.database import connect
 from studyloom.storage.trial_buffer import TrialBuffer
 
 
@@ -33,7 +33,7 @@ def study(buffer):
 
 
 def begin(backend, slot=0):
-    return execute(backend, lambda connection: sql.insert(connection, 1, {SLOT: slot})._trial_id)
+    return backend.execute(lambda connection: sql.insert(connection, 1, {SLOT: slot})._trial_id)
 
 
 def stored(backend, trial_id):
@@ -67,7 +67,7 @@ def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backe
     buffer.set_trial_system_attr(trial_id, "s", 2)
     assert statements.count == 0
     assert stored(backend, trial_id).params == {}
-    execute(backend, buffer.write)
+    backend.execute(buffer.write)
     buffer.mark_written()
     assert statements.commits == 1
     seen, here = stored(backend, trial_id), buffer.get_trial(trial_id)
@@ -76,7 +76,7 @@ def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backe
     assert seen.intermediate_values == {1: 0.5}
     study.tell(trial, 0.5)
     assert stored(backend, trial_id).state == TrialState.RUNNING
-    execute(backend, buffer.write)
+    backend.execute(buffer.write)
     buffer.clear()
     assert stored(backend, trial_id).value == 0.5
     assert study.trials == optuna.load_study(study_name="s", storage=get_storage(backend)).trials
@@ -87,11 +87,11 @@ def test_what_is_said_while_a_write_is_under_way_stays_to_be_written(buffer, stu
     trial_id = begin(backend)
     buffer.load(1, trial_id)
     buffer.set_trial_user_attr(trial_id, "first", 1)
-    execute(backend, buffer.write)
+    backend.execute(buffer.write)
     buffer.set_trial_user_attr(trial_id, "second", 2)
     buffer.mark_written()
     assert "second" not in stored(backend, trial_id).user_attrs
-    execute(backend, buffer.write)
+    backend.execute(buffer.write)
     buffer.mark_written()
     assert stored(backend, trial_id) == buffer.get_trial(trial_id)
     assert stored(backend, trial_id).user_attrs == {SLOT: 0, "first": 1, "second": 2}
@@ -145,7 +145,7 @@ def test_a_paused_trial_is_a_pruned_one_to_who_decides_about_another(buffer, stu
     assert [trial.number for trial in study.get_trials(states=[running])] == [2, 3]
     assert seen[0].intermediate_values == {1: 0.5}
     assert seen[0].last_step == 1
-    execute(backend, buffer.write)
+    backend.execute(buffer.write)
     buffer.clear()
     assert [trial.state for trial in study.trials] == [running] * 4
     assert stored(backend, paused).values is None
@@ -168,7 +168,7 @@ def test_what_a_trial_reads_does_not_grow_with_their_number(buffer, study, backe
         assert not any(answers)
         counts.append(statements.count)
         buffer.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
-        execute(backend, buffer.write)
+        backend.execute(buffer.write)
         buffer.clear()
     assert counts[0] == counts[1] <= 2  # SQLite's BEGIN is one
 
@@ -177,7 +177,7 @@ def test_a_trial_that_was_just_made_is_as_it_is_stored(buffer, study, backend):
     def make(connection):
         return buffer.make(connection, 1, {SLOT: 0, "worker": "w", "baseline": True})
 
-    trial_id = execute(backend, make)
+    trial_id = backend.execute(make)
     statements = Statements(backend.engine)
     loaded = buffer.load(1, trial_id)
     assert statements.count <= 3  # for the study's direction, once
@@ -194,7 +194,7 @@ def test_the_workers_own_trial_counts_once_it_has_ended(buffer, study, backend):
     buffer.refresh(1)
     assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 1
     buffer.set_trial_state_values(own, TrialState.COMPLETE, [1.0])
-    execute(backend, buffer.write)
+    backend.execute(buffer.write)
     buffer.clear()
     buffer.load(1, next_one)
     states = [trial.state for trial in study.get_trials()]

@@ -8,17 +8,10 @@ from optuna.trial import TrialState, create_trial
 from toy_worker import RANDOM, fresh, outcomes, work, work_side_by_side
 from toys import Signal, ask, fill
 
-from studyloom.definition.rule import parse_rule
+from studyloom.definition.rule import Rule
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import FAILURE, PAUSED, SLOT, TIMES
-from studyloom.storage.ledger import compare
-from studyloom.study.early_end import (
-    Bounds,
-    ending,
-    look_ahead,
-    read_outcomes,
-    set_bounds,
-)
+from studyloom.study.early_end import Bounds, ending, look_ahead, read_outcomes, set_bounds
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
@@ -35,7 +28,7 @@ def definition():
 def done(stored, count):
     """Ends the first trials of a study without training them."""
     fill(stored, *(complete(0.5 + n / 100) for n in range(count)))
-    compare(stored.ledger, mend=True)
+    stored.ledger.compare(mend=True)
 
 
 def complete(value, **constraints):
@@ -118,7 +111,7 @@ def test_values_that_may_win_count_and_the_last_values_of_pruned_and_paused_tria
     assert [o.epochs for o in found] == [*[0] * 3, *[2] * 6]
     assert [o.slot for o in found if o.complete] == [0, 1]
     goals += [Goal("parameters", "minimize")]
-    stored.store_rule(parse_rule("min loss where parameters < 9", goals))
+    stored.store_rule(Rule.parse("min loss where parameters < 9", goals))
     assert {o.value for o in read_outcomes(stored)} == {None}, "what is pruned may break it"
 
 

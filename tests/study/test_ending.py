@@ -8,6 +8,7 @@ import pytest
 from promoting import EPOCHS, Search, order_of
 
 from studyloom.metrics import ACCURACY, METRICS, Goal, ideal_of
+from studyloom.storage.attributes import parse
 from studyloom.storage.ledger import FRESH, OPEN
 from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of, gains
 
@@ -67,8 +68,8 @@ def test_a_decision_is_about_its_regret_and_no_larger_budget():
 
 
 def test_what_another_program_stores_is_no_bound_and_decides_nothing():
-    assert Bounds.parse({"regret": "x", "epochs": True, "trials": None, "further": 1}) == Bounds()
-    assert Bounds.parse({"regret": 1, "epochs": 5, "trials": 8}) == Bounds(1, 5, 8)
+    assert parse({"regret": "x", "epochs": True, "trials": None, "further": 1}, Bounds) is None
+    assert parse({"regret": 1, "epochs": 5, "trials": 8}, Bounds) == Bounds(1, 5, 8)
     for stored in (None, 1, "x", {}, {"gain": "x"}, {"gain": 0.1, "regret": 0.01}):
         assert find_ending(BOUNDS, outcomes(VALUES[:11]), stored) is None
     assert find_ending(BOUNDS, outcomes(VALUES)) is None, "nor does a budget that is spent"

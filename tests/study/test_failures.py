@@ -13,8 +13,9 @@ from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.objective import Objective
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
-from studyloom.study.failures import count_failures, outcome
+from studyloom.study.failures import count_failures
 from studyloom.study.reporter import Reporter
+from studyloom.study.trial_record import TrialRecord
 
 
 class Broken(torch.nn.Module):
@@ -150,7 +151,8 @@ def test_the_outcome_of_a_trial():
         (TrialState.RUNNING, {PAUSED: None}, "running"),
         (TrialState.RUNNING, {PAUSED: 3}, "paused"),
     ):
-        assert outcome(create_trial(state=state, user_attrs=attributes)) == expected
+        trial = create_trial(state=state, user_attrs=attributes)
+        assert TrialRecord(trial).outcome == expected
 
 
 def failed_trial(kind, reason):

@@ -8,8 +8,9 @@ from toys import ask
 from studyloom.errors import Halted
 from studyloom.space.samplers import identify
 from studyloom.storage.attributes import REASON
-from studyloom.study import sampling
+from studyloom.study import slots
 from studyloom.study.strategy import Strategy
+from studyloom.study.worker import NO_POINT
 
 NONE = (*RANDOM[:-3], "space=none", "sampler=random", "pruner=none")
 WIDE = ("+space.model.hidden.list.int=[4,64]", "+space.model.hidden.length=1")
@@ -41,13 +42,13 @@ def test_where_the_sampler_finds_nothing_chance_does_and_else_the_trial_fails(ur
     work(definition, stored, 3)
     assert {t.params["train.batch_size"] for t in stored.trials()} == {16}
     assert {t.params["model.hidden.0"] for t in stored.trials()} <= {4, 5}
-    monkeypatch.setattr(sampling, "any_point", lambda *_: None)
-    monkeypatch.setattr(sampling, "REDRAWS", 0)
+    monkeypatch.setattr(slots, "any_point", lambda *_: None)
+    monkeypatch.setattr(slots, "REDRAWS", 0)
     failing = fresh(url, definition, 1, name="failing")
     with pytest.raises(Halted, match=r"space\.where: no configuration was found"):
         work(definition, failing, 1)
     (trial,) = failing.trials()
-    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, sampling.NO_POINT)
+    assert (trial.state, trial.user_attrs[REASON]) == (TrialState.FAIL, NO_POINT)
 
 
 @pytest.mark.usefixtures("threads_are_workers")

@@ -100,7 +100,7 @@ def test_the_best_of_each_rung_go_on_and_all_others_are_pruned():
 
 
 def test_at_no_rung_more_are_kept_than_one_of_so_many_trials():
-    """The bound of conf/pruner/promotion.yaml, in the order that is worst for it."""
+    """The bound of conf/pruner/asha.yaml, in the order that is worst for it."""
     curves = sorted(random_curves(45, 1), key=lambda curve: curve[-1])
     search, most = Search(curves, order_of(), workers=2, seed=1), 0
     claim = search.claim

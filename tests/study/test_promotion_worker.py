@@ -11,10 +11,10 @@ from toys import TINY, TWO, Signal, ask
 from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import Halted
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, TIMES
-from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
 from studyloom.study.promotion import rank_points
-from studyloom.views.status import as_json, read_status
+from studyloom.study.trial_record import TrialRecord
+from studyloom.views.progress import JobReader
 
 pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_promotion.py
 
@@ -57,7 +57,7 @@ def check(stored, undisturbed, checkpoints):
             assert curve[name] == whole.user_attrs[EPOCHS][name][: len(steps)], name
         assert trial.user_attrs[MADE]["seed"] == whole.user_attrs[MADE]["seed"]
         assert TIMES in trial.user_attrs
-        assert outcome(trial) in ("complete", "pruned")
+        assert TrialRecord(trial).outcome in ("complete", "pruned")
     assert trials[0].last_step == 5, "the baseline"
     assert sum(trial.last_step >= 3 for trial in trials) >= TRIALS // 3
     assert list(checkpoints.iterdir()) == []
@@ -66,14 +66,18 @@ def check(stored, undisturbed, checkpoints):
 def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed, checkpoints):
     stored = fresh(url, promoted, TRIALS)
     work(promoted, stored, TRIALS, Signal(8))  # in the second trial after the baseline
-    assert [outcome(trial) for trial in stored.trials()] == ["complete", "paused", "running"]
+    assert [TrialRecord(trial).outcome for trial in stored.trials()] == [
+        "complete",
+        "paused",
+        "running",
+    ]
     paused = stored.trials()[1]
     assert paused.state == TrialState.RUNNING
     assert paused.user_attrs[PAUSED] == 1
     assert len(paused.user_attrs[EPOCHS]["number"]) == 1
     assert stored.ledger.counts() == {"free": 8, "held": 0, "done": 1}
     assert (checkpoints / "trial-1.pt").exists()
-    assert '"paused": 1' in as_json(read_status(stored))
+    assert '"paused": 1' in JobReader(stored).status().as_json()
     work(promoted, open_study(url, "s"), TRIALS)
     check(stored, undisturbed, checkpoints)
     assert stored.trials()[0].user_attrs.get(RUNGS) is None, "the baseline is never paused"
@@ -94,7 +98,7 @@ def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoin
     assert [t.value for t in trials[:2]] == [t.value for t in before[:2]]
     assert trials[2].last_step in (3, 5), "it had passed the lowest rung"
     assert {trial.last_step for trial in trials[3:]} <= {1, 3, 5}
-    assert {outcome(trial) for trial in trials} == {"complete", "pruned"}
+    assert {TrialRecord(trial).outcome for trial in trials} == {"complete", "pruned"}
     assert list(checkpoints.iterdir()) == []
 
 
@@ -111,7 +115,7 @@ def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
     definition = ask(*GOALS, "sampler=tpe", "+sampler.n_startup_trials=3")
     stored = fresh(url, definition, 12)
     work(definition, stored, 12, Signal(14))
-    assert "paused" in map(outcome, stored.trials())
+    assert "paused" in [TrialRecord(trial).outcome for trial in stored.trials()]
     work(definition, open_study(url, "s"), 12)
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(12)]
@@ -124,7 +128,7 @@ def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
         assert all(there[position].last_step > rung for position in best)
     for trial in trials:
         assert trial.user_attrs.get(PAUSED) is None
-        if outcome(trial) == "pruned":
+        if TrialRecord(trial).outcome == "pruned":
             assert trial.values is None
             assert trial.constraints == {"pruned": 1 / trial.last_step}
         else:

@@ -24,21 +24,17 @@ from toys import ask as asked
 
 from studyloom.cli import main
 from studyloom.errors import ConfigError
-from studyloom.extras.proposals import ask, json_schema, propose, read_space
+from studyloom.extras.proposals.asking import ask
+from studyloom.extras.proposals.queue import propose
+from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.storage.attributes import BASELINE, PROPOSED
-from studyloom.storage.ledger import compare
-from studyloom.study.command_record import (
-    CommandRecord,
-    begin_command,
-    store_result,
-    store_stage,
-)
+from studyloom.study.command_record import CommandRecord, begin_command, store_result, store_stage
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import open_study
 from studyloom.study.placement import place_point
-from studyloom.study.stored_study import RETRAINING, proposer_of
+from studyloom.study.stored_study import RETRAINING
+from studyloom.study.trial_record import TrialRecord
 from studyloom.study.warm_start import find_warm_starts, store_space
-from studyloom.winner.result import write_result
 
 CNN = {"model": "cnn", "model.cnn.channels": 8}
 SECRET, SHOWN = 0.98765432, re.compile(r"0\.987|0\.988|98\.[78]")  # of a test part
@@ -103,7 +99,14 @@ def test_a_point_takes_the_next_free_slot_and_whoever_claims_next_trains_it(url,
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(6)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    assert [proposer_of(trial) for trial in trials] == [None, None, "anna", None, None, None]
+    assert [TrialRecord(trial).proposer() for trial in trials] == [
+        None,
+        None,
+        "anna",
+        None,
+        None,
+        None,
+    ]
     assert trials[2].user_attrs[PROPOSED]["why"] == "a guess"
     assert trials[2].params == {"params.x": 0.7, "params.y": 0.3, "params.z": 0.1}, "as composed"
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 6}
@@ -225,7 +228,7 @@ def write_tested(stored, run_dir):
     chosen = {"trial": 1, "params": trial.params, "search_value": trial.value}
     test = {"winner": {"mean": SECRET, "values": [SECRET]}}
     answer = answer_of(study="s", winner=chosen, test=test)
-    write_result(run_dir, answer, {})
+    answer.write(run_dir, {})
     store_result(stored, answer.in_short())
     begin_command(stored, CommandRecord(10, judged=True, tested=True, top=1, seeds=1), 0.0)
     store_stage(stored, RETRAINING, answer.stage)
@@ -357,7 +360,7 @@ def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(
     assert json.loads(answers[13][1]) == {"trial": 4}
     assert "trial 4 has this configuration already, and is waiting" in answers[14][1]
     assert [trial.number for trial in stored.trials()] == [*range(5)]
-    assert proposer_of(stored.trials()[4]) == "claude"
+    assert TrialRecord(stored.trials()[4]).proposer() == "claude"
     assert len(json.loads(answers[15][1])["trials"]) == 1
     assert answers[16][0], "there is no such tool"
     told = [json.loads(text) for _, text in answers[-4:-1]]
@@ -397,7 +400,11 @@ def test_proposers_at_once_and_workers_make_n_of_n(url, hill):
     trials = stored.trials()
     assert [trial.number for trial in trials] == [*range(20)]
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
-    proposed = {(proposer_of(trial), trial.number) for trial in trials if proposer_of(trial)}
+    proposed = {
+        (TrialRecord(trial).proposer(), trial.number)
+        for trial in trials
+        if TrialRecord(trial).proposer()
+    }
     assert {*told} == proposed
     assert len(told) == len(proposed) <= 4, "each point once"
 
@@ -425,7 +432,7 @@ def propose_and_be_killed_anywhere(url):
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         with contextlib.closing(open_study(url, "s")) as stored:
-            assert compare(stored.ledger) is None
+            assert stored.ledger.compare() is None
             assert len(stored.trials()) in (1, 2)
         if status == 0:
             break
@@ -441,7 +448,7 @@ def test_a_proposer_that_is_killed_at_any_statement_costs_nothing(url, hill):
     process.join()
     assert process.exitcode == 0
     work(hill, stored, 4)
-    told = [(trial.number, proposer_of(trial)) for trial in stored.trials()]
+    told = [(trial.number, TrialRecord(trial).proposer()) for trial in stored.trials()]
     assert told == [(0, None), (1, "anna"), (2, None), (3, None)]
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 4}
 

@@ -17,6 +17,7 @@ from studyloom.errors import Stopped
 from studyloom.study import stopping, worker
 from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop, begin_again, following, read_control, set_control
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
@@ -158,6 +159,7 @@ def test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values(sqlite_url
 
     data = TrainingData(None, SPLIT, FOLDS)
     where = (data, Never(), FOLDER["checkpoints"], Limits())
-    Worker(definition, Strategy(definition), stored, *where, pausing=pausing).run(3)
+    stage = Stage("search", stored, definition, Strategy(definition), 3)
+    Worker(stage, *where, pausing=pausing).run()
     assert held == [1, 0, 0, 0]  # the trial was released, and nobody claimed one
     assert outcomes(stored) == outcomes(undisturbed)

@@ -4,10 +4,11 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 from toys import LOOP, TINY, ask, fill, two_sided
 
-from studyloom.definition.rule import parse_rule
+from studyloom.definition.rule import Rule
 from studyloom.storage.attributes import EPOCHS, RULE
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.stored_study import open_beside, read_curve
+from studyloom.study.stored_study import open_beside
+from studyloom.study.trial_record import TrialRecord
 from studyloom.views.snapshot import take_snapshot
 
 
@@ -45,7 +46,7 @@ def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the
 
 def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
     stored = two_sided(url, (0.9, 100), (0.95, 101), (0.92, 40))
-    stored.store_rule(parse_rule("min parameters where accuracy > 0.91", stored.goals))
+    stored.store_rule(Rule.parse("min parameters where accuracy > 0.91", stored.goals))
     elsewhere = open_study(url, "two")
     assert str(elsewhere.rule()) == "min parameters where accuracy > 0.91"
     assert [trial.number for trial in elsewhere.ranked()] == [2, 1]
@@ -84,9 +85,9 @@ def test_a_study_beside_another_is_opened_on_its_connections(url):
 def test_a_curve_is_what_was_reported_until_its_epochs_are_stored():
     reported = {2: 0.5, 1: 0.25}
     trial = create_trial(state=TrialState.RUNNING, intermediate_values=reported)
-    assert read_curve(trial) == {"number": [1, 2], "value": [0.25, 0.5]}
-    assert read_curve(create_trial(state=TrialState.RUNNING)) == {}
+    assert TrialRecord(trial).curve == {"number": [1, 2], "value": [0.25, 0.5]}
+    assert TrialRecord(create_trial(state=TrialState.RUNNING)).curve == {}
     columns = {"number": [1], "train_loss": [2.0], "value": [0.25]}
     attributes = {EPOCHS: columns}
     ended = create_trial(value=0.25, user_attrs=attributes, intermediate_values=reported)
-    assert read_curve(ended) == columns
+    assert TrialRecord(ended).curve == columns

@@ -24,6 +24,7 @@ from studyloom.errors import Halted
 from studyloom.processes import Stopwatch, worker_id
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, RESUMED, SLOT, TIMES
 from studyloom.study.opening import open_study
+from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.study.worker import Worker
 
@@ -187,15 +188,8 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
     watch = Stopwatch.since(5.0)
     began = watch.taken
     folder = FOLDER["checkpoints"]
-    Worker(
-        definition,
-        Strategy(definition),
-        stored,
-        TrainingData(None, SPLIT, FOLDS),
-        Never(),
-        folder,
-        watch=watch,
-    ).run(3)
+    stage = Stage("search", stored, definition, Strategy(definition), 3)
+    Worker(stage, TrainingData(None, SPLIT, FOLDS), Never(), folder, watch=watch).run()
     taken = [trial.user_attrs[TIMES] for trial in stored.trials()]
     assert taken[0]["start-up"] == 5.0
     parts = {"training", "evaluation", "storage", "sampling", "checkpoints", "other"}

@@ -8,7 +8,7 @@ import torch
 from test_trainer import SPLIT, curve, toy_job
 from torch import nn
 
-from studyloom.definition.costs import measure_costs
+from studyloom.definition.network import measure_costs
 from studyloom.definition.preflight import try_out
 from studyloom.models import MLP
 from studyloom.training.trainer import JobRun, evaluate_network

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from studyloom.errors import ConfigError
 from studyloom.models import CNN, MLP, Recurrent, Transformer
-from studyloom.training.coordinates import check_coordinates
+from studyloom.training.coordinates import THRESHOLD, check_coordinates, measure_slopes
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule, make_optimizer
 from studyloom.training.scaling import Scaling, scale_rates
 from studyloom.training.trainer import Training
@@ -315,14 +315,14 @@ def coordinates(make, scaled=True, optimizer=None):
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
 def test_the_check_passes_the_rule(name, kind):
-    found = check_coordinates(coordinates(SHIPPED[name], optimizer=partial(kind, lr=2**-7)), SPLIT)
-    assert found.broken == []
-    assert len(found.slopes) > 2
+    slopes = measure_slopes(coordinates(SHIPPED[name], optimizer=partial(kind, lr=2**-7)), SPLIT)
+    assert max(slopes.values()) <= THRESHOLD
+    assert len(slopes) > 2
 
 
 def test_the_check_names_the_layers_that_the_standard_parametrization_breaks():
-    found = check_coordinates(coordinates(SHIPPED["mlp"], scaled=False), SPLIT)
-    assert found.broken == ["5", "8", "11", "outputs"]
+    broken = check_coordinates(coordinates(SHIPPED["mlp"], scaled=False), SPLIT)
+    assert broken == ["5", "8", "11", "outputs"]
 
 
 def test_the_check_finds_a_layer_that_the_rule_cannot_see():
@@ -337,5 +337,5 @@ def test_the_check_finds_a_layer_that_the_rule_cannot_see():
         def forward(self, inputs):
             return self.first(inputs.flatten(1)).relu() @ self.last.T
 
-    found = check_coordinates(coordinates(lambda k: partial(Hidden, width=32 * k)), SPLIT)
-    assert found.broken == ["outputs"]
+    broken = check_coordinates(coordinates(lambda k: partial(Hidden, width=32 * k)), SPLIT)
+    assert broken == ["outputs"]

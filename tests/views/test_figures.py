@@ -15,7 +15,6 @@ from studyloom.views.figures import (
     SIZE,
     Axis,
     Tick,
-    beside,
     best_of,
     complete_trials,
     curves,
@@ -23,6 +22,7 @@ from studyloom.views.figures import (
     idle_share,
     log_marks,
     losses,
+    losses_section,
     parallel,
     plain_scale,
     responsive,
@@ -34,6 +34,7 @@ from studyloom.views.figures import (
     together,
     whole_scale,
 )
+from studyloom.views.page import section
 from studyloom.views.snapshot import take_snapshot
 
 
@@ -243,9 +244,9 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
     }
     assert len({mark.colour for mark in figure.marks}) == 3
     assert figure.table.rows[1] == (2, "1.0000", "", "0.2000")
-    assert beside(trial, "")[0] == "Further quantities"
+    assert section(losses_section(trial), [], which="").title == "Further quantities"
     as_we_do.user_attrs[EPOCHS] = told | {"train_loss": [3, 2, 1], "valid_loss": [3, 2, 4]}
-    assert beside(as_we_do, "")[0] == "Over-fitting"
+    assert section(losses_section(as_we_do), [], which="").title == "Over-fitting"
     assert "lowest at epoch 2" in str(losses(as_we_do))
 
 

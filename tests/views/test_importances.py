@@ -9,7 +9,7 @@ from optuna_dashboard._importance import get_param_importance_from_trials_cache
 from optuna_dashboard._inmemory_cache import InMemoryCache
 from toys import two_sided
 
-from studyloom.views.importances import ALL_ALIKE, TOO_FEW, importances, varied_parameters
+from studyloom.views.snapshot import ALL_ALIKE, TOO_FEW, importances, varied_parameters
 
 FRACTION = FloatDistribution(0.0, 1.0)
 CHOICE = CategoricalDistribution(["mlp", "cnn"])

@@ -6,10 +6,10 @@ from rich.console import Console
 from snapshots import LONG, joined, shown, snapshot_of, trial_of
 
 from studyloom.study.stopping import Stop
-from studyloom.views import status as live
+from studyloom.views import terminal as live
 from studyloom.views.progress import JobReader, Progress, StageProgress
 from studyloom.views.snapshot import WorkerStatus
-from studyloom.views.status import Display
+from studyloom.views.terminal import Display
 
 
 def progress_of(snapshot, **more):

@@ -8,13 +8,12 @@ from optuna.trial import TrialState
 from snapshots import joined, shown
 from toys import fill, two_sided
 
-from studyloom.storage.ledger import compare
 from studyloom.study.early_end import Bounds, ending, look_ahead, set_bounds
 from studyloom.views.figures import outlook
+from studyloom.views.progress import JobReader
 from studyloom.views.report import head
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.status import as_json, read_status, watch_statuses
-from studyloom.views.status import render as render_status
+from studyloom.views.terminal import render_status
 
 VALUES = [0.9 + 0.001 * (7 * n % 12) for n in range(12)]
 WORDS = (
@@ -27,7 +26,7 @@ WORDS = (
 def twelve(study_of):
     """A study of forty slots whose first twelve are done."""
     stored = study_of(a_trial(number, accuracy=value) for number, value in enumerate(VALUES))
-    compare(stored.ledger, mend=True)
+    stored.ledger.compare(mend=True)
     return stored
 
 
@@ -38,11 +37,11 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
     gain = snapshot.outlook.gain
     assert (snapshot.left, snapshot.outlook.ending) == (28, None)
     assert 0.0005 < gain < 0.02
-    status = read_status(twelve)
+    status = JobReader(twelve).status()
     printed = shown(render_status(status, 100), width=100)
     assert "budget left: 28 trials" in printed
     assert f"further trials: {gain:.4f} accuracy; the search ends below 0.0005" in printed
-    found = json.loads(as_json(status))
+    found = json.loads(status.as_json())
     assert (found["ended"], found["gain"]) == (None, gain)
     figure = outlook(twelve, look_ahead(twelve))
     assert (
@@ -72,17 +71,17 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     ending(twelve, 40)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)
-    status = read_status(twelve)
+    status = JobReader(twelve).status()
     assert status.progress.eta == 0.0
     assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
     assert status.progress.line.endswith(WORDS)
-    assert json.loads(as_json(status))["ended"] == WORDS
-    assert len([*watch_statuses(twelve)]) == 1  # it waits for nothing
+    assert json.loads(status.as_json())["ended"] == WORDS
+    assert len([*JobReader(twelve).statuses()]) == 1  # it waits for nothing
     said = [getattr(block, "text", "") for block in head(twelve, status.progress, None, []).blocks]
     assert f"The search {WORDS}." in said
     assert status.progress.title == "done"
     fill(twelve, a_trial(12, TrialState.RUNNING))
-    compare(twelve.ledger, mend=True)
+    twelve.ledger.compare(mend=True)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.outlook.under_way) == (1, 1), "it runs to its end"
 
@@ -99,4 +98,4 @@ def test_what_cannot_be_drawn_is_said(study_of, sqlite_url):
         "No trial has been better than another one yet.",
         "With several objectives, no single number says what trials gain.",
     ]
-    assert "further trials" not in shown(render_status(read_status(two), 80))
+    assert "further trials" not in shown(render_status(JobReader(two).status(), 80))

@@ -12,7 +12,7 @@ from studyloom.commands.documents import json_schema
 from studyloom.storage.attributes import HALTED, REASON, RESUMED
 from studyloom.study.stopping import set_control
 from studyloom.views.progress import History, JobReader, write_event
-from studyloom.views.status import Resumptions
+from studyloom.views.terminal import Resumptions
 
 SCHEMA = jsonschema.Draft202012Validator(json_schema("event"))
 

@@ -9,8 +9,7 @@ from toys import fill
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, MADE
 from studyloom.study.opening import create_study
-from studyloom.views.sentence import result_sentence
-from studyloom.views.snapshot import take_snapshot
+from studyloom.views.snapshot import result_sentence, take_snapshot
 
 CNN = {
     "model": {"_target_": "studyloom.models.CNN", "channels": 16, "blocks": 2, "dropout": 0.0},

@@ -16,28 +16,19 @@ from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PROPOSED
-from studyloom.views import status
-from studyloom.views.progress import Progress, StageProgress
+from studyloom.views.progress import JobReader, Progress, StageProgress, Status
 from studyloom.views.snapshot import WorkerStatus
-from studyloom.views.status import (
-    Status,
-    as_json,
-    print_status,
-    read_status,
-    top_importances,
-    watch,
-    watch_json,
-)
+from studyloom.views.terminal import render_status, watch, watch_json
 
 
 def shown(stands, width=80):
     console = Console(file=io.StringIO(), width=width)
-    print_status(stands, console)
+    console.print(render_status(stands, width))
     return console.file.getvalue()
 
 
 def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
-    text = shown(read_status(half_done))
+    text = shown(JobReader(half_done).status())
     for words in (
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
         "budget left: 2 trials\nETA 22 s, at ",
@@ -51,11 +42,11 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
 
 
 def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):
-    stands = read_status(half_done)
+    stands = JobReader(half_done).status()
     stands.progress.search.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": "a guess"}
     for width in (40, 80):
         assert ", proposed by an␛[2J na: a guess" in " ".join(shown(stands, width).split())
-    document = json.loads(as_json(stands))
+    document = json.loads(stands.as_json())
     jsonschema.validate(document, json_schema("status"))
     assert document["best"]["proposed_by"] == "an\x1b[2J\nna"
     assert document["baseline"]["proposed_by"] is None
@@ -64,7 +55,7 @@ def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done
 def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
     half_done.optuna.set_user_attr(HALTED, "RuntimeError: " + "because " * 20)
     shares = {"optimizer.adamw.weight_decay": 0.625, "x" * 30: 0.375}
-    stands = replace(read_status(half_done), importances=shares)
+    stands = replace(JobReader(half_done).status(), importances=shares)
     params = {f"model.some_network.a_parameter_{n}": f"value-number-{n}" for n in range(12)}
     stands.progress.search.best.params = params | {"x": "y" * 300}
     for width in (40, 80):
@@ -86,15 +77,15 @@ def test_importances_are_told_once_they_mean_something(stored):
             trial.suggest_float("sgd.momentum", 0.0, 1.0)
         stored.optuna.tell(trial, lr + 0.01 * width)
         if number == 8:
-            assert top_importances(stored) == {}
-    shares = read_status(stored).importances
+            assert JobReader(stored).status().importances == {}
+    shares = JobReader(stored).status().importances
     assert {"lr", "width"} <= {*shares} <= {"lr", "width", "sgd.momentum"}
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
-    document = json.loads(as_json(read_status(half_done)))
+    document = json.loads(JobReader(half_done).status().as_json())
     jsonschema.validate(document, json_schema("status"))
     assert document["slots"] == {"free": 2, "held": 2, "done": 4}
     counts = {"complete": 2, "pruned": 1, "failed": 1, "paused": 0, "running": 1, "waiting": 0}
@@ -118,7 +109,7 @@ def test_what_is_no_finite_number_is_null():
     snapshot = snapshot_of(workers=[worker], best=trial_of(0.5, params={"lr": math.nan}))
     stage = StageProgress("search", 0, 1, snapshot)
     progress = Progress(snapshot, (stage,), "search", eta=math.inf)
-    document = json.loads(as_json(Status(progress, {"lr": math.nan}, [])))
+    document = json.loads(Status(progress, {"lr": math.nan}, []).as_json())
     assert document["workers"][0]["value"] is document["importances"]["lr"] is None
     assert document["eta"] is None
     assert document["best"]["params"] == {"lr": None}
@@ -133,20 +124,20 @@ def watched(stored, monkeypatch, *steps, terminal=False, write=None, errors=()):
 
     The first looks raise `errors`; the last step spends the budget.
     """
-    left, wrong, seen = list(steps), iter(errors), read_status
+    left, wrong, seen = list(steps), iter(errors), JobReader.status
 
-    def look(*given):
+    def look(reader):
         if (error := next(wrong, None)) is not None:
             raise error
-        return seen(*given)
+        return seen(reader)
 
-    monkeypatch.setattr(status, "read_status", look)
+    monkeypatch.setattr(JobReader, "status", look)
     monkeypatch.setattr(time, "sleep", lambda _: left.pop(0)())
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
     if write is None:
-        watch(stored, console)
+        watch(JobReader(stored), console)
     else:
-        watch_json(stored, write)
+        watch_json(JobReader(stored), write)
     assert not left
     return console.file.getvalue()
 
@@ -211,7 +202,7 @@ def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):
 
 def test_of_two_objectives_the_front_is_shown_with_best_baseline_and_rule(sqlite_url):
     stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
-    stands = read_status(stored)
+    stands = JobReader(stored).status()
     text = shown(stands, 80)
     assert re.findall(r"^ +([\d.]+ +[\d_]+ +\d+.*?) *$", text, re.MULTILINE) == [
         "0.8000         100      2",
@@ -220,7 +211,7 @@ def test_of_two_objectives_the_front_is_shown_with_best_baseline_and_rule(sqlite
     ]
     assert "rule      max accuracy where parameters <= 3_000" in text
     assert "best 0.9500, 2_000 (trial 1)" in stands.progress.line
-    document = json.loads(as_json(stands))
+    document = json.loads(stands.as_json())
     best = document["best"]
     assert (best["trial"], best["value"], best["parameters"]) == (1, 0.95, 2000)
     assert [trial["trial"] for trial in document["front"]] == [1, 2]

@@ -25,9 +25,9 @@ from studyloom.study.stored_study import as_csv, trial_rows
 from studyloom.views import doctor
 from studyloom.views.comparison import page, read_studies
 from studyloom.views.doctor import agreement, database
+from studyloom.views.progress import JobReader
 from studyloom.views.report import write_report
-from studyloom.views.status import print_status, read_status
-from studyloom.views.terminal import make_console, print_trials
+from studyloom.views.terminal import make_console, print_trials, render_status
 
 DEEP = "[" * 100_000 + "]" * 100_000
 CELLS = {
@@ -61,7 +61,9 @@ READ = (EPOCHS, TIMES, MADE, RUNGS, STANDARD_ERROR, RESUMED, PLANNED_EPOCHS, FOR
 def looks_at(run_dir):
     """All that is shown of a study."""
     return (
-        lambda stored: print_status(read_status(stored), make_console(io.StringIO())),
+        lambda stored: make_console(io.StringIO()).print(
+            render_status(JobReader(stored).status(), 80)
+        ),
         lambda stored: print_trials(stored, make_console(io.StringIO())),
         lambda stored: as_csv(trial_rows(stored)),
         lambda stored: write_report(stored, run_dir),

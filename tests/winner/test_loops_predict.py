@@ -17,7 +17,7 @@ from studyloom.cli import main
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.result import load_result, write_result
+from studyloom.winner.result import Result
 
 NETWORK = "objective.network=toys.make_network"
 
@@ -61,7 +61,7 @@ def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
 
 
 def test_what_explains_a_network_explains_it(ended):
-    answer = load_result(ended)
+    answer = Result.load(ended)
     assert (answer.note, answer.is_of_loop) == (None, True)
     assert answer.data.shape == SPLIT.shape
     assert sum(map(sum, answer.confusion)) == answer.test.examples == len(SPLIT)
@@ -97,7 +97,7 @@ def written(folder, states, network=None, metric="accuracy", **params):
     files = {"winner.yaml": yaml.safe_dump(config).encode(), "winner.pt": pack_weights(states)}
     folder.mkdir(exist_ok=True)
     metric = {"name": metric, "direction": "maximize"}
-    write_result(folder, answer_of(note="not tested", metric=metric), files)
+    answer_of(note="not tested", metric=metric).write(folder, files)
     mark_own(folder)
     return folder
 

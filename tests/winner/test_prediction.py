@@ -12,14 +12,14 @@ from answers import write_winner
 from PIL import Image, ImageDraw
 
 from studyloom.cli import main
-from studyloom.data import Reader, inputs
-from studyloom.data.inputs import read_inputs
+from studyloom.data import Reader
 from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
+from studyloom.winner import inputs
 from studyloom.winner.predictor import Predictor, load_network, predict
 
 PICTURE = {"_target_": "studyloom.data.Picture"}
@@ -166,7 +166,7 @@ def test_in_a_run_directory_of_ones_own_nothing_has_to_be_trusted(own, tmp_path)
     with pytest.raises(ConfigError, match="not among the code"):
         load_network(folder)
     mark_own(folder)
-    assert isinstance(load_network(folder).transform, functools.partial)
+    assert isinstance(load_network(folder).form.transform, functools.partial)
     folder.rename(tmp_path / "moved")  # as if it came from elsewhere
     with pytest.raises(ConfigError, match="not among the code"):
         load_network(tmp_path / "moved")
@@ -342,8 +342,8 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp
     with pytest.raises(ConfigError, match="not among the code that an untrusted configuration"):
         load_network(folder)
     network = load_network(folder, [__name__])
-    assert isinstance(network.transform, functools.partial)
-    (made,), _ = read_inputs(tmp_path / "seven.png", network.format)
+    assert isinstance(network.form.transform, functools.partial)
+    (made,), _ = network.form.read(tmp_path / "seven.png")
     pixels = torch.from_numpy(np.array(seven(56)))[None]
     assert torch.equal(made, halve(pixels, divisor=255))
 
@@ -353,12 +353,12 @@ def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wr
     levels = torch.arange(784, dtype=torch.uint8).reshape(1, 28, 28)
     for dtype, factor in ((np.uint8, 1), (np.int16, 1), (np.uint16, 257)):
         np.save(tmp_path / "pixels.npy", levels.numpy().astype(dtype) * factor)
-        rows, _ = read_inputs(tmp_path / "pixels.npy", network.format)
+        rows, _ = network.form.read(tmp_path / "pixels.npy")
         assert torch.equal(rows[0], halve(levels, 255))
     for level in (-1, 256):
         np.save(tmp_path / "none.npy", np.full((28, 28), level, np.int32))
         with pytest.raises(PredictError, match=f"from 0 to 255, .* uint16; got {level} to {level}"):
-            read_inputs(tmp_path / "none.npy", network.format)
+            network.form.read(tmp_path / "none.npy")
 
 
 # What a class of the user's own reads

@@ -6,42 +6,42 @@ import pytest
 from answers import answer_of, document_of
 
 from studyloom.errors import PredictError
-from studyloom.winner.result import check_whole, read_result, write_result
+from studyloom.winner.result import Result
 
 FILES = {"winner.pt": b"weights", "winner.yaml": b"model: {}\n", "model_card.md": b"# A card\n"}
 TEST = {"winner": {"mean": 0.5}, "difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
 
 
 def test_what_is_written_is_read_back_and_nothing_of_another_shape(tmp_path):
-    answer = write_result(tmp_path, answer_of(test=TEST, data={"shape": [2]}), FILES)
-    assert read_result(tmp_path) == answer
+    answer = answer_of(test=TEST, data={"shape": [2]}).write(tmp_path, FILES)
+    assert Result.read(tmp_path) == answer
     assert answer.document()["test"]["difference"]["interval"] == [0.01, 0.03]
     for content in ("", "{", "[]", '{"study": 7}'):
         (tmp_path / "winner.json").write_text(content)
-        assert read_result(tmp_path) is None
+        assert Result.read(tmp_path) is None
 
 
 def test_what_an_earlier_studyloom_held_beside_it_is_passed_over(tmp_path):
     left = [{"trial": 3, "seeds": 1, "cause": "behind", "reason": "only the better half went on"}]
     race = {"entrants": 4, "trainings": 8, "budget": 9, "seeds": 3, "last": [0, 1], "left": left}
     (tmp_path / "winner.json").write_text(json.dumps(document_of(race=race)))
-    assert read_result(tmp_path) == answer_of()
+    assert Result.read(tmp_path) == answer_of()
 
 
 def test_an_answer_with_a_file_of_another_one_or_without_it_is_none(tmp_path):
     for name in FILES:
-        answer = write_result(tmp_path, answer_of(), FILES)
+        answer = answer_of().write(tmp_path, FILES)
         for content in (b"another", None):
             (tmp_path / name).unlink()
             if content is not None:
                 (tmp_path / name).write_bytes(content)
-            assert read_result(tmp_path) is None
+            assert Result.read(tmp_path) is None
             with pytest.raises(PredictError, match=f"{name} did not come with winner.json"):
-                check_whole(tmp_path, answer, name)
+                answer.check_whole(tmp_path, name)
 
 
 def test_a_write_that_is_cut_short_over_another_answer_is_noticed(tmp_path, monkeypatch):
-    write_result(tmp_path, answer_of(study="before"), FILES)
+    answer_of(study="before").write(tmp_path, FILES)
 
     def killed(path, *rest, **options):
         if path.name != "winner.json":
@@ -51,8 +51,8 @@ def test_a_write_that_is_cut_short_over_another_answer_is_noticed(tmp_path, monk
     monkeypatch.setattr("studyloom.winner.result.write_whole", killed)
     changed = {name: content + b" anew" for name, content in FILES.items()}
     with pytest.raises(KeyboardInterrupt):
-        write_result(tmp_path, answer_of(), changed)
-    assert read_result(tmp_path) is None
+        answer_of().write(tmp_path, changed)
+    assert Result.read(tmp_path) is None
 
 
 def test_numbers_say_what_they_are():

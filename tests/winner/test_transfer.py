@@ -13,7 +13,7 @@ from studyloom.views.terminal import winner_lines
 from studyloom.winner.candidates import Origin
 from studyloom.winner.evaluation import is_result_of, winner_config
 from studyloom.winner.predictor import load_network
-from studyloom.winner.result import read_result
+from studyloom.winner.result import Result
 from studyloom.winner.statistics import rank_correlation
 
 SCALED = (
@@ -33,7 +33,7 @@ def evaluated(tmp_path_factory):
     stages = stages_of(definition, f"sqlite:///{run_dir}/study.db", run_dir, TRIALS, top=2, seeds=2)
     work(stages)
     evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.mnist"])
-    return stages, read_result(run_dir)
+    return stages, Result.read(run_dir)
 
 
 def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):

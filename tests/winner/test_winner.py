@@ -18,6 +18,7 @@ from judged import (
     CountedTest,
     evaluate_winner,
     flat,
+    open_stages,
     stages_of,
     test_part,
     train,
@@ -27,13 +28,11 @@ from judged import (
 from PIL import Image
 from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 
-from studyloom.config.schema import WinnerSection
 from studyloom.data.sources import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
@@ -41,8 +40,7 @@ from studyloom.views.terminal import winner_lines
 from studyloom.winner.candidates import Origin, Reevaluated, kept_epoch
 from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network, predict
-from studyloom.winner.result import read_result
-from studyloom.winner.stages import ResultStages
+from studyloom.winner.result import Result
 
 TRIALS = 4
 
@@ -69,7 +67,7 @@ def evaluated(definition, tmp_path_factory):
     work(stages)
     test = CountedTest()
     evaluate_winner(stages, test, ["python", "-m", "studies.mnist"])
-    return stages, read_result(run_dir), test.loaded
+    return stages, Result.read(run_dir), test.loaded
 
 
 # Stages
@@ -294,11 +292,7 @@ def forecast(tmp_path_factory):
     )
     data, url = TrainingData(source, source.train()), f"sqlite:///{run_dir}/study.db"
     stored = create_study(url, "s", definition.identity("toy"), 5, goals=definition.goals)
-    search, settings = (
-        Stage("search", stored, definition, Strategy(definition), 5),
-        WinnerSection(top=2, seeds=2),
-    )
-    stages = ResultStages(search, definition, data, url, run_dir, settings)
+    stages = open_stages(stored, definition, data, url, run_dir, 5, top=2, seeds=2)
     work(stages)
     return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source
 
@@ -422,7 +416,7 @@ def test_where_no_trial_keeps_to_the_rule_there_is_no_winner_and_without_one_par
     stages = two()
     costs = costs_of(stages)
     assert str(stages.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    contenders = [origin.trial for origin in stages.contenders]
+    contenders = [o.trial for o, each in stages.candidates.items() if each.contends]
     assert 0 in contenders
     assert all(costs[number] <= costs[0] for number in contenders)
 

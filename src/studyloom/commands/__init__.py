@@ -4,4 +4,4 @@ Each command is a function with its arguments, in a module for each group of the
 takes long is imported before a command is run: `--help` waits for no torch, Optuna or Hydra.
 """
 
-__all__ = ["documents", "options", "outputs", "parser", "run_study", "search", "stages"]
+__all__ = ["documents", "options", "outputs", "parser", "run_study", "search"]

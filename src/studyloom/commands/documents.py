@@ -10,9 +10,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 from studyloom.commands.outputs import HeartbeatDocument, RunDocument
 from studyloom.study.stopping import Wish
 from studyloom.views.comparison import Comparison
-from studyloom.views.progress import Event
-from studyloom.views.status import StatusDocument
-from studyloom.winner.result import ShortResult
+from studyloom.views.progress import Event, StatusDocument
+from studyloom.winner.result import InputPrediction, ShortResult
 
 
 class New(TypedDict):
@@ -82,20 +81,6 @@ class EvaluatedWinner(TypedDict):
 
 class Variants(TypedDict):
     """The document compress.json: the variants, what each costs, and the chosen one."""
-
-
-class InputPrediction(TypedDict):
-    """The class of one input, with its name and probability, or numbers.
-
-    The note says what was done to the input, and in what it is unlike the training data.
-    """
-
-    name: str
-    label: int | None
-    confidence: float | None
-    values: list[float]
-    word: str
-    note: str
 
 
 class Predicted(TypedDict):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from studyloom.views.progress import JobReader, Progress
 
 PAGE = "compare.html"
+STATUS_DEADLINE = 2.0  # seconds that a look waits for a busy database
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
 LOOK = 0.5  # seconds between looks at the workers
 LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
@@ -55,23 +56,22 @@ def status(arguments: argparse.Namespace) -> int:
     """Shows how far a study has come: trials by state, the best of them, the workers, which
     parameters matter, and the time left. It may be asked at any time, from any terminal.
     """
-    from studyloom.views import status
+    from studyloom.views import terminal
     from studyloom.views.progress import JobReader
-    from studyloom.views.terminal import make_console
 
     # A shell makes commands that it starts with & ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # A look that waits for a busy database is not worth a warning.
     logging.getLogger("studyloom").setLevel(logging.ERROR)
-    reader, console = JobReader(open_run(arguments, status.DATABASE_DEADLINE)), make_console()
+    reader, console = JobReader(open_run(arguments, STATUS_DEADLINE)), terminal.make_console()
     if arguments.watch and arguments.json:
-        status.watch_json(reader, lambda text: print(text, end="", flush=True))
+        terminal.watch_json(reader, lambda text: print(text, end="", flush=True))
     elif arguments.watch:
-        status.watch(reader, console)
+        terminal.watch(reader, console)
     elif arguments.json:
-        print(status.as_json(status.read_status(reader)))
+        print(reader.status().as_json())
     else:
-        status.print_status(status.read_status(reader), console)
+        console.print(terminal.render_status(reader.status(), console.width))
     return check(reader.read(), arguments.run_dir) if arguments.check else 0
 
 

@@ -27,7 +27,7 @@ from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 
 if TYPE_CHECKING:
-    from studyloom.winner.predictor import FileResult
+    from studyloom.winner.result import InputPrediction
 
 
 # In this process, whatever the command had started.
@@ -73,7 +73,7 @@ def compress(arguments: argparse.Namespace) -> None:
     """Compresses the winner: exported, pruned, distilled, with integers of 8 bits. Prints
     what each variant costs, and writes the chosen one as winner.onnx.
     """
-    from studyloom.commands.stages import open_ended
+    from studyloom.commands.search import open_ended
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
@@ -128,7 +128,7 @@ def predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_results(answers: "Iterator[FileResult]") -> int:
+def print_results(answers: "Iterator[InputPrediction]") -> int:
     """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
     told, mistakes = list[Any](), list[str]()
     try:

@@ -25,11 +25,11 @@ from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
 from studyloom.processes import host_id
-from studyloom.storage.attributes import UUID
 from studyloom.study.stopping import Wish
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.progress import (
+    BestTrial,
     History,
     JobReader,
     Progress,
@@ -37,7 +37,6 @@ from studyloom.views.progress import (
     to_json,
     write_event,
 )
-from studyloom.views.status import BestTrial
 from studyloom.views.terminal import make_console
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE
@@ -283,7 +282,7 @@ class EventFile:
 
     def attach(self, stored: StoredStudy) -> None:
         """Begins to tell of a study; reads what the file tells of it already."""
-        self._study, self._study_id = stored.name, stored.optuna.user_attrs.get(UUID)
+        self._study, self._study_id = stored.name, stored.ledger.uuid or None
         self._told = History.read(self._lines(), self._study_id)
 
     def _lines(self) -> Iterator[str]:

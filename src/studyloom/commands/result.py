@@ -8,7 +8,6 @@ from rich.text import Text
 
 from studyloom.commands.outputs import Outputs
 from studyloom.config.values import as_yaml, without_transform
-from studyloom.definition.prepare import compresses
 from studyloom.error_display import print_errors
 from studyloom.errors import CompressError, UndrawnReport
 from studyloom.files import is_newer, write_whole
@@ -16,9 +15,9 @@ from studyloom.plugins import load_plugin
 from studyloom.study.command_record import store_result
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal
-from studyloom.views.sentence import result_sentence
+from studyloom.views.snapshot import result_sentence
 from studyloom.winner.evaluation import evaluate_winner, is_result_of
-from studyloom.winner.result import belongs_to, move_aside, read_result
+from studyloom.winner.result import Result, move_aside
 from studyloom.winner.stages import ResultStages
 
 
@@ -30,8 +29,8 @@ def move_foreign_result(plan: ResultStages, console: Console) -> None:
     """Moves the result of another study aside, such as one of the same name in another database."""
 
     def is_foreign() -> bool:
-        result = read_result(plan.run_dir)
-        return result is not None and not belongs_to(result, plan.search.stored)
+        result = Result.read(plan.run_dir)
+        return result is not None and not result.belongs_to(plan.search.stored)
 
     if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
         with plan.search.stored.ledger.testing():
@@ -65,7 +64,7 @@ def print_winner(
         page: the command line of the study, without its arguments.
     """
     with plan.search.stored.ledger.testing() as store:
-        result = read_result(plan.run_dir)
+        result = Result.read(plan.run_dir)
         known = result is not None and is_result_of(result, plan)
         if result is None or not known or anew:
             page = result.command if result is not None and anew else page
@@ -85,7 +84,7 @@ def compress_winner(plan: ResultStages, stop: Stop, outputs: Outputs) -> Compres
     Returns:
         Why it could not be compressed, to be raised once all else is printed; None otherwise.
     """
-    if not compresses(plan.definition) or stop():
+    if not plan.definition.compresses or stop():
         return None
     compress = load_plugin("compress_winner")
     failure: CompressError | None = compress(plan, stop, outputs.console, outputs.look)

@@ -10,13 +10,13 @@ from omegaconf import DictConfig
 
 from studyloom.commands.outputs import Outputs, prepare_logging, take_environment
 from studyloom.commands.search import search_and_report
-from studyloom.commands.stages import result_stages
 from studyloom.environment import WORKER
 from studyloom.launch.forks import can_fork
 from studyloom.launch.line import Line
 from studyloom.launch.process import Reporting, run_process, run_worker
 from studyloom.launch.task import Command
 from studyloom.views.terminal import print_dry_run
+from studyloom.winner.stages import ResultStages
 
 
 def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
@@ -37,7 +37,7 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
         command,
         Line(lingers=not can_fork()),
         partial(search_and_report, outputs=outputs),
-        make_stages=result_stages,
+        make_stages=ResultStages,
         reporting=Reporting(begin, partial(print_dry_run, console=outputs.console), outputs.finish),
         worker=partial(work, cfg, command),
     )
@@ -46,4 +46,4 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
 def work(cfg: DictConfig, command: Command, line: Line) -> NoReturn:
     """Works in this process on all stages of a study, as a worker that a launcher has started."""
     prepare_logging(logging.INFO)
-    run_worker(cfg, command, line, result_stages)
+    run_worker(cfg, command, line, ResultStages)

@@ -1,6 +1,8 @@
 """Works on an opened study: launches its workers, shows the progress, and prints the result."""
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -17,18 +19,17 @@ from studyloom.commands.result import (
     write_best,
     write_report,
 )
-from studyloom.commands.stages import open_ended
-from studyloom.definition.prepare import compresses
-from studyloom.errors import CompressError, Interrupted, NoWinner
-from studyloom.launch.task import Command, StudyTask, make_task, remove_left_files
+from studyloom.errors import CompressError, ConfigError, Interrupted, NoWinner
+from studyloom.launch.search import open_search, prepare
+from studyloom.launch.task import Command, Prepared, StudyTask, make_task
 from studyloom.plugins import load_plugin
 from studyloom.study.command_record import StoredCommand, begin_command, end_command, recording_end
 from studyloom.study.failures import count_failures
+from studyloom.study.opening import check_definition
 from studyloom.study.stopping import Stop, read_control
 from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.status import Display, Resumptions
 from studyloom.winner.stages import ResultStages
 
 
@@ -44,7 +45,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     """
     plan: ResultStages = task.stages
     stored = plan.search.stored
-    record = plan.command_record(compresses=compresses(plan.definition))
+    record = plan.command_record()
     begin_command(stored, record, task.command.age())
     outputs.attach(stored, task.run_dir)
     if read_control(stored) == "pause":
@@ -54,7 +55,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         code = _search_and_report(task, stop, outputs)
     if not stop() and not plan.todo():
         end_command(stored, code)
-    remove_left_files(plan.definition.config, plan.search)
+    plan.search.remove_left_files(plan.definition.config.checkpoints.dir)
     return code
 
 
@@ -130,9 +131,11 @@ def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
     Returns:
         What to print, if the work goes on without this command; else None.
     """
-    resumptions = Resumptions(outputs.read(), outputs.console)
+    resumptions = terminal.Resumptions(outputs.read(), outputs.console)
     while True:
-        with Display(outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]):
+        with terminal.Display(
+            outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]
+        ):
             follow = task.prepared.launcher.launch(task, stop)
         if follow is not None or not task.stages.reconcile() or stop():
             return follow
@@ -155,7 +158,7 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
         keeps = f" and satisfies {plan.rule}" if plan.rule.conditions else ""
         which = f"none of the first {plan.search.trials} trials is complete{keeps}"
         return NoWinner(f"there is no winner: {which}; raise study.trials")
-    many = len(plan.contenders)
+    many = sum(candidate.contends for candidate in plan.candidates.values())
     failures = "; ".join(
         f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
         for failure in count_failures(plan.reevaluation.stored.trials())
@@ -166,7 +169,25 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
     )
 
 
-# `studyloom winner`
+# `studyloom winner` and `compress`
+
+
+@contextmanager
+def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultStages]]:
+    """Opens a study whose search has ended and whose definition is the config's, and closes it.
+
+    Raises:
+        ValueError: it has not, or the config or the database cannot be used.
+    """
+    prepared = prepare(cfg, joins=True)
+    with open_search(prepared, stop, ResultStages, create=False) as (prepared, plan):
+        stored, trials = plan.search.stored, plan.search.trials
+        now = prepared.definition.identity(prepared.data.digest)
+        check_definition(stored.name, stored.definition(), now)
+        if left := plan.search.todo():
+            ways = "run the study to its end, or with a smaller study.trials"
+            raise ConfigError(f"{plan.run_dir}: {left} of {trials} trials are open; {ways}")
+        yield prepared, plan
 
 
 def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
@@ -185,11 +206,11 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
         stored = plan.search.stored
         command, outputs = Command.of_this_process(), Outputs()
         outputs.console = console
-        record = plan.command_record(compresses=compresses(plan.definition))
+        record = plan.command_record()
         begin_command(stored, record, command.age())
         outputs.attach(stored, prepared.run_dir)
         with recording_end(stored):
-            with Display(outputs.read, console, stop):
+            with terminal.Display(outputs.read, console, stop):
                 prepared.launcher.launch(make_task(prepared, plan, command), stop)
             if stop() and not plan.is_done():
                 stop_here(plan, "winner", stop, console)
@@ -197,7 +218,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
                 raise missing
             print_winner(plan, command.page, console, anew=True)
             failure = compress_winner(plan, stop, outputs)
-            if stop() and compresses(plan.definition):  # who comes again need not judge again
+            if stop() and plan.definition.compresses:  # who comes again need not judge again
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
                 raise failure

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,8 @@ from studyloom.config.values import describe_error
 from studyloom.error_display import wants_tracebacks
 from studyloom.errors import ConfigError, Interrupted, refuse
 from studyloom.pickled import MAIN
-from studyloom.script import ELSEWHERE
 from studyloom.text import nearest
-from studyloom.user_code import find_member
+from studyloom.user_code import ELSEWHERE, find_member
 
 Section = DictConfig | Mapping[str, Any]
 SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as Hydra has them
@@ -96,12 +96,14 @@ ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
 def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
     """Returns the parameter of a key that a section lacks, by the signature of its target.
 
+    A key of `params` is a parameter of the loop.
+
     Returns:
         None if there is no section with a target, or that has no such parameter. A target that
         cannot be imported may have any: whoever builds it says why.
     """
     above, _, name = key.rpartition(".")
-    section = OmegaConf.select(config, above)
+    section = OmegaConf.select(config, re.sub(r"^params\b", "objective", above))
     if not isinstance(section, DictConfig) or section.get("_target_") is None:
         return None
     try:

@@ -205,13 +205,8 @@ RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
 }
 
 
-def _make_schema() -> DictConfig:
-    schema: DictConfig = OmegaConf.structured(Config)
-    OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
-    return schema
-
-
-SCHEMA = _make_schema()
+SCHEMA: DictConfig = OmegaConf.structured(Config)
+OmegaConf.set_struct(SCHEMA.objective, False)  # for the arguments of its target
 
 
 def out_of_range(config: DictConfig) -> Iterator[str]:

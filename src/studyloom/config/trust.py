@@ -25,9 +25,8 @@ from studyloom.errors import ConfigError
 from studyloom.files import is_own, read_text
 from studyloom.moved import MOVED
 from studyloom.pickled import MAIN
-from studyloom.script import ELSEWHERE, script_as_main
 from studyloom.text import name_error, nearest, no_such_key
-from studyloom.user_code import find_member
+from studyloom.user_code import ELSEWHERE, find_member, script_as_main
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),

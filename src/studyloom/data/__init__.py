@@ -27,7 +27,6 @@ __all__ = [
     "asset",
     "datasets",
     "examples",
-    "inputs",
     "read_arrays",
     "sound",
     "sources",

@@ -12,18 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from studyloom.data.examples import (
-    ALWAYS,
-    Examples,
-    Items,
-    Loading,
-    input_of,
-    item_at,
-    seeded,
-    some_of,
-    structure,
-    target_of,
-)
+from studyloom.data.examples import ALWAYS, Examples, Items, Loading, input_of, structure, target_of
 from studyloom.data.split import Tokens
 from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
 from studyloom.text import name_error
@@ -121,9 +110,7 @@ class Datasets:
 
     def train(self) -> Examples:
         known = self._training()
-        views = [known.training]
-        if known.evaluation is not known.training:
-            views.append(known.evaluation)
+        views = [*dict.fromkeys((known.training, known.evaluation))]
         return replace(known, digest=self._identify(views, known.weights, known.groups))
 
     def test(self) -> Examples:
@@ -132,7 +119,7 @@ class Datasets:
         known, dataset = self._training(), self._dataset("test")
         _check_classes([*known.evaluation.parts, ("data.test", dataset)])
         items = Items((("data.test", dataset),), self._collate)
-        expected, first = (structure(item_at(view, 0)) for view in (known.evaluation, items))
+        expected, first = (structure(view.at(0)) for view in (known.evaluation, items))
         if self._collate is None and first != expected:
             raise DataError(
                 "data.test must have items like those of the training set, "
@@ -173,7 +160,7 @@ class Datasets:
                     "data.groups and data.ordered: choose one, since both divide the data"
                 )
             groups = self._rows("groups", self._groups, dataset)
-        item = item_at(evaluation, 0)
+        item = evaluation.at(0)
         given, target = input_of(item), target_of(item)
         classifies = classes is not None
         if target is not None:
@@ -289,10 +276,9 @@ class Datasets:
                 digest.update("\n".join(files).encode())
                 continue
             items = Items(((key, dataset),))
-            for index in some_of(len(dataset)):
-                with seeded(ALWAYS):
-                    for part in _content(items[index]):
-                        digest.update(part)
+            for index in items.some():
+                for part in _content(items.at(index)):
+                    digest.update(part)
         for each in rows:
             digest.update(b"" if each is None else each.numpy().tobytes())
         return digest.hexdigest()
@@ -308,7 +294,7 @@ def drawn_anew(part: Any) -> str:
         return ""
     key, dataset = part.evaluation.parts[-1]
     items = Items(((key, dataset),))
-    drawn = (item_at(items, 0, seed) for seed in (ALWAYS, ALWAYS + 1))
+    drawn = (items.at(0, seed) for seed in (ALWAYS, ALWAYS + 1))
     first, second = (b"".join(_content(item)) for item in drawn)
     return "" if first == second else key
 

@@ -73,6 +73,17 @@ class Items:
             index -= len(dataset)
         raise IndexError(index)
 
+    def at(self, index: int, seed: int = ALWAYS) -> Any:
+        """Returns an item, the same each time also of a Dataset that draws."""
+        with seeded(seed):
+            return self[index]
+
+    def some(self) -> list[int]:
+        """Returns some evenly spaced indices, the first and the last among them."""
+        if len(self) <= SAMPLED:
+            return list(range(len(self)))
+        return [k * (len(self) - 1) // (SAMPLED - 1) for k in range(SAMPLED)]
+
     def fetch(self, indices: Sequence[int], seed: int) -> Any:
         """Returns the batch of some items; DataError names what raises an exception there."""
         with seeded(seed):
@@ -208,7 +219,7 @@ class Examples:
 
     def input_at(self, index: int) -> Tensor | None:
         """Returns the input of an example as it is evaluated; None if it is not one tensor."""
-        return input_of(item_at(self.evaluation, index))
+        return input_of(self.evaluation.at(index))
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
         """Calls `adapt` of modules of a loss with no inputs, (n, 0), and the classes."""
@@ -224,11 +235,10 @@ class Examples:
 
     def check(self) -> None:
         """Raises DataError if one of some items cannot be loaded, or differs from the others."""
-        views = (self.training, self.evaluation)
-        for items in views if self.training is not self.evaluation else views[:1]:
-            first = structure(item_at(items, 0))
-            for index in some_of(len(items)):
-                made = structure(item_at(items, index))
+        for items in dict.fromkeys((self.training, self.evaluation)):
+            first = structure(items.at(0))
+            for index in items.some():
+                made = structure(items.at(index))
                 if made != first and items.collate is None:
                     raise DataError(
                         f"{items.parts[0][0]}: all items must be made of the same; item 0 is "
@@ -248,19 +258,6 @@ class Examples:
 
     def to_rehearse(self, train: Tensor) -> Tensor:
         return train
-
-
-def some_of(count: int) -> list[int]:
-    """Returns some evenly spaced indices, the first and the last among them."""
-    if count <= SAMPLED:
-        return list(range(count))
-    return [k * (count - 1) // (SAMPLED - 1) for k in range(SAMPLED)]
-
-
-def item_at(items: Items, index: int, seed: int = ALWAYS) -> Any:
-    """Returns an item, the same each time also of a Dataset that draws."""
-    with seeded(seed):
-        return items[index]
 
 
 def input_of(item: Any) -> Tensor | None:

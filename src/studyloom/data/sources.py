@@ -146,26 +146,22 @@ def _normalised(images: Bytes, labels: Bytes, source: Source) -> Split:
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
-    """Reads a file of a folder, or its packed form, as an array."""
+    """Reads an IDX file of a folder, or its packed form, as an array.
+
+    It holds the magic number 0x0800 + dimensions and the size of each dimension, all big-endian,
+    then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
+
+    Raises:
+        DataError: there is no such file, or it has another format.
+    """
     plain = folder / name
     path = plain if plain.is_file() else folder / f"{name}.gz"
     try:
-        return parse_idx(path.read_bytes(), str(path), dimensions)
+        raw = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{folder} must hold {name} or {name}.gz: {error.strerror or error}"
         ) from error
-
-
-def parse_idx(raw: bytes, name: str, dimensions: int) -> Bytes:
-    """Parses the content of an IDX file, which may be gzip's.
-
-    That is the magic number 0x0800 + dimensions and the size of each dimension, all big-endian, and
-    then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
-
-    Raises:
-        DataError: the content has another format.
-    """
     packed, content = raw.startswith(GZIP), io.BytesIO(raw)
     file = gzip.GzipFile(fileobj=content) if packed else content
     try:
@@ -178,7 +174,7 @@ def parse_idx(raw: bytes, name: str, dimensions: int) -> Bytes:
             found = "truncated" if len(body) < count else "over-long"
             raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {found}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{name}: cannot be read as an IDX file: {error}") from error
+        raise DataError(f"{path}: cannot be read as an IDX file: {error}") from error
     return np.frombuffer(body, np.uint8).reshape(sizes)
 
 

@@ -5,10 +5,8 @@ the training of networks is one kind, and a loop of the user's own is another.
 """
 
 __all__ = [
-    "costs",
     "custom_loop",
     "definition",
-    "goals",
     "jobs",
     "loop",
     "network",
@@ -19,7 +17,6 @@ __all__ = [
     "rule",
     "run",
     "scale",
-    "sections",
     "sources",
     "user_functions",
     "validation",

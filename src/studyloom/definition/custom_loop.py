@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
+from torch.nn import functional
 
 from studyloom.config.compose import Composer
 from studyloom.config.schema import AUTO, SCHEMA
@@ -18,7 +19,6 @@ from studyloom.config.values import flatten, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, OF_NETWORKS, Definition
-from studyloom.definition.goals import loop_goals, loop_limits
 from studyloom.definition.loop import Loop, LoopObjective
 from studyloom.definition.objective import Attempt
 from studyloom.definition.run import loop_jobs
@@ -29,13 +29,15 @@ from studyloom.definition.user_functions import (
     build_loop_network,
     build_named,
     compose_adapter,
+    loop_goals,
+    loop_limits,
     loop_scaling,
-    network_job,
     sources_of,
 )
 from studyloom.errors import ConfigError, refuse
 from studyloom.space.tree import Open, Point
 from studyloom.text import as_yaml, is_scalar, nearest
+from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE
 
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
@@ -64,13 +66,15 @@ class LoopDefinition(Definition):
     """
 
     trains_networks = False
-    build_goals, build_limits = staticmethod(loop_goals), staticmethod(loop_limits)
-    build_job = staticmethod(network_job)
+    read_goals, read_limits = staticmethod(loop_goals), staticmethod(loop_limits)
 
-    @staticmethod
-    def is_tested(cfg: DictConfig) -> bool:
-        """Whether `objective.test` names a function that tests the winner."""
-        return cfg.objective.test is not None
+    def job(self, point: Point, fold: Fold, seed: int) -> Job:
+        """Builds the job that evaluates the network of a loop in a fold; it cannot train one."""
+        model = functools.partial(build_loop_network, self.at(point))
+        parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
+        train, valid = fold
+        size = min(64, len(train))
+        return Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)
 
     @classmethod
     def from_config(cls, cfg: DictConfig, composer: Composer) -> Definition:
@@ -172,12 +176,16 @@ class LoopDefinition(Definition):
             return False
         if READS_TRAIN.search(sources_of(self.config.objective)[1]):
             return True
+        changed = any(is_other and not typed for *_, is_other, typed in self._train_settings())
+        return changed or "model" in self.composer.choices
+
+    def _train_settings(self) -> Iterator[tuple[str, Any, bool, bool]]:
+        """Yields name and value of each key of `train`; whether it is no default, and was typed."""
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
-        typed = {override.key for override in self.composer.overrides}
-        of_page = [name for name in train if f"train.{name}" not in typed]
-        changed = any(train[name] != default.get(name) for name in of_page)
-        return changed or "model" in self.composer.choices
+        keys = {override.key for override in self.composer.overrides}
+        for name, value in train.items():
+            yield name, value, value != default.get(name), f"train.{name}" in keys
 
     @functools.cached_property
     def code(self) -> dict[str, str]:
@@ -269,12 +277,10 @@ class LoopDefinition(Definition):
         if self.reads_train:
             return
         config: Any = OmegaConf.to_container(self.config, resolve=False)
-        default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
-        typed = {override.key for override in self.composer.overrides}
         unread = [
             f"train.{name}={as_yaml(each)}"
-            for name, each in config["train"].items()
-            if each != default.get(name) or f"train.{name}" in typed
+            for name, each, is_other, typed in self._train_settings()
+            if is_other or typed
         ]
         if not UserFunction(self.adapter).takes_config:  # else it may read these from its config
             unread += [name for name in OF_NETWORKS if config.get(name) not in (None, MISSING)]

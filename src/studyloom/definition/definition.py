@@ -22,17 +22,17 @@ from studyloom.config.values import (
     with_values,
     without_transform,
 )
+from studyloom.data.datasets import location_keys
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Attempt, Objective
-from studyloom.definition.rule import Condition, Cost, Rule, parse_rule, read_space
-from studyloom.definition.scale import Scale, parse_scale
-from studyloom.definition.sections import load_data, names_data, with_starts, without_location_keys
-from studyloom.definition.sources import code_digests
+from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, read_space
+from studyloom.definition.scale import Scale, with_starts
+from studyloom.definition.sources import code_digests, sources_of_main
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal, Metric
 from studyloom.seeds import derive
-from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space, end_of, stand_in
+from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space
 from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 
@@ -71,11 +71,7 @@ class Branch:
         if not self.nodes:
             return
 
-        def corner(end: int) -> dict[str, Any]:
-            space = Space(self.nodes)
-            return space.walk(lambda parameter: end_of(parameter.distribution, end)).values
-
-        low, high = corner(0), corner(-1)
+        low, high = (Space(self.nodes).stand_in({}, end).values for end in (0, -1))
         yield from (low, high)
         for node in self.nodes:
             if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
@@ -105,7 +101,7 @@ class Definition:
         """Reads the definition of a composed config without the section `hydra`."""
         space = read_space(value_at(cfg, "space"))
         typed = {override.key for override in composer.overrides}
-        scale = parse_scale(cfg)
+        scale = Scale.parse(cfg)
         refuse([*(scale.mistakes(space, typed, cfg) if scale else ())])
         sizes = scale.searched if scale else {}
         complete = functools.partial(with_starts, space, typed, sizes)
@@ -116,22 +112,16 @@ class Definition:
     # What each kind has its own of
 
     @staticmethod
-    def is_tested(cfg: DictConfig) -> bool:
-        """Whether the winner of a config's study is trained on the full training set and tested."""
-        raise NotImplementedError
-
-    @staticmethod
-    def build_goals(cfg: DictConfig) -> tuple[Metric, tuple[Goal, ...]]:
+    def read_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
         """Returns the metric of a config, and what else is optimized."""
         raise NotImplementedError
 
     @staticmethod
-    def build_limits(cfg: DictConfig) -> list[Condition]:
-        """Returns the limits of what a config's trials may cost."""
-        raise NotImplementedError
+    def read_limits(cfg: DictConfig) -> list[Condition]:
+        """Returns the limits of what a config's trials may cost, from `objective.constraints`."""
+        return parse_limits(value_at(cfg, "objective.constraints"))
 
-    @staticmethod
-    def build_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
+    def job(self, point: Point, fold: Fold, seed: int) -> Job:
         """Builds the job of a single training; that of a loop can evaluate its network only."""
         raise NotImplementedError
 
@@ -190,26 +180,25 @@ class Definition:
 
     # What the kinds share
 
-    @classmethod
-    def load_data(cls, cfg: DictConfig) -> TrainingData:
-        """Loads the training set of a config in its folds; empty if a loop has data of its own."""
-        if not (cls.trains_networks or names_data(cfg)):
-            return TrainingData()
-        return load_data(cfg, tested=cls.is_tested(cfg))
-
-    def job(self, point: Point, fold: Fold, seed: int) -> Job:
-        """Builds the job of a single training at a point."""
-        return self.build_job(self.at(point), fold, seed)
-
     @property
     def suggests(self) -> bool:
         """Whether trials suggest their hyperparameters themselves, as Optuna's objectives do."""
         return isinstance(self.space, Open)
 
     @property
+    def compresses(self) -> bool:
+        """Whether the winner is compressed."""
+        return self.config.get("compress") not in (None, False)
+
+    @property
     def tested(self) -> bool:
         """Whether the winner is trained on the full training set and tested."""
         return self.is_tested(self.config)
+
+    @classmethod
+    def is_tested(cls, cfg: DictConfig) -> bool:
+        """Whether the winner of a config's study is tested: a loop's by `objective.test`."""
+        return cls.trains_networks or cfg.objective.test is not None
 
     def at(self, point: Point) -> DictConfig:
         """Returns the config of a point of the space."""
@@ -220,13 +209,8 @@ class Definition:
         return plain_sections(self.at(point), *(name for name in SECTIONS if name != "space"))
 
     def provenance_sections(self, point: Point) -> dict[str, Any]:
-        """Returns the resolved sections that decide the result of a trial at a point.
-
-        The folder of the data is left out, since it differs between machines, and so is how they
-        are loaded.
-        """
-        names = (name for name in SECTIONS if name not in ("space", "loss"))
-        return without_location_keys(without_transform(plain_sections(self.at(point), *names)))
+        """Returns the resolved sections that decide the result of a trial at a point."""
+        return _deciding_sections(self.at(point), "space", "loss")
 
     @functools.cached_property
     def baseline(self) -> Point | None:
@@ -238,7 +222,7 @@ class Definition:
     @functools.cached_property
     def scale(self) -> Scale | None:
         """The sizes of the search and of its winner; None if they are the same."""
-        return parse_scale(self.config)
+        return Scale.parse(self.config)
 
     @property
     def seed(self) -> int:
@@ -257,20 +241,19 @@ class Definition:
     @functools.cached_property
     def goals(self) -> tuple[Metric, *tuple[Goal, ...]]:
         """The goals of the values of a trial, the metric first."""
-        metric, further = self.build_goals(self.config)
-        return (metric, *further)
+        return self.read_goals(self.config)
 
     @functools.cached_property
     def limits(self) -> list[Condition]:
-        """The limits of what trials may cost, from `objective.constraints`."""
-        return self.build_limits(self.config)
+        """The limits of what trials may cost."""
+        return self.read_limits(self.config)
 
     @functools.cached_property
     def rule(self) -> Rule | None:
         """The rule that chooses the winner, or None without a `winner.rule`."""
         rule = self.config.winner.rule
         known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
-        return None if rule is None else parse_rule(rule, [*dict.fromkeys(known)])
+        return None if rule is None else Rule.parse(rule, [*dict.fromkeys(known)])
 
     def recipe(
         self, point: Point, number: int, attempt: Attempt, seed: int | None, fold: Fold | None
@@ -316,8 +299,7 @@ class Definition:
         The sources of the user's own code are part of it, and so is the digest of the data; the
         folder of the data is not.
         """
-        sections = without_transform(plain_sections(self.config, *SECTIONS))
-        flat = dict(flatten(without_location_keys(sections)))
+        flat = dict(flatten(_deciding_sections(self.config)))
         # The defaults of options that the config as composed does not choose.
         for branch in self.branches:
             for group, option in branch.choices.items():
@@ -343,6 +325,10 @@ class Definition:
         configs = [self.config, *(branch.config for branch in self.branches)]
         return code_digests([plain_sections(config, *SECTIONS) for config in configs])
 
+    def script_sources(self) -> dict[str, str]:
+        """Returns the source of what a notebook or script defines, by the name in the config."""
+        return sources_of_main(plain_sections(self.config, *SECTIONS))
+
     @functools.cached_property
     def branches(self) -> list[Branch]:
         """Every branch of the space, the root first.
@@ -355,7 +341,7 @@ class Definition:
         mistakes: list[str] = []
         for choices, nodes in self.space.branches():
             chosen = {**self.composer.choices, **choices}
-            point = self.space.walk(functools.partial(stand_in, chosen))
+            point = self.space.stand_in(chosen)
             try:
                 branch = self.composer.compose(point.choices)
             except ConfigError as error:
@@ -367,3 +353,20 @@ class Definition:
             branches.append(Branch(choices, nodes, branch, point.choices))
         refuse(mistakes)
         return branches
+
+
+def _deciding_sections(config: DictConfig, *left_out: str) -> dict[str, Any]:
+    """Returns the resolved sections of a config that decide the result of a trial.
+
+    The folder of the data is left out, since it differs between machines, and so is how they are
+    loaded.
+    """
+    names = (name for name in SECTIONS if name not in left_out)
+    sections = without_transform(plain_sections(config, *names))
+    data: Any = sections.get("data")
+    for path in location_keys(data) if isinstance(data, dict) else ():
+        inner = data
+        for name in path[:-1]:
+            inner = inner[name]
+        del inner[path[-1]]
+    return sections

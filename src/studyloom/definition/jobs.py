@@ -5,6 +5,7 @@ plain values once; the functions here take those, or a section of a config as it
 ConfigError, with every mistake in it, if a section cannot be built.
 """
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.data.split import Fold
-from studyloom.definition.goals import build_metric
 from studyloom.definition.scale import scaling_at
 from studyloom.errors import ConfigError, refuse
+from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Goal, Metric
 from studyloom.seeds import derive
-from studyloom.text import nearest
+from studyloom.text import as_yaml, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule
 
@@ -57,11 +58,6 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
         for fold, (training, validation) in enumerate(folds)
         for repeat in range(objective["seeds"])
     ]
-
-
-def build_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
-    """Builds the job of a single training, with a seed that descends from the one given."""
-    return build_jobs(cfg, [fold], seed)[0]
 
 
 def network_builder(config: DictConfig) -> Callable[..., Any]:
@@ -197,3 +193,70 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
             )
     refuse(mistakes)
     return tuple(built)
+
+
+# The section `objective`
+
+
+def network_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
+    """Returns the metric of a network, and a cost of it that is minimized too."""
+    costs = split_metric(plain(cfg.objective))[1]
+    return build_metric(cfg.objective), *(Goal(cost, "minimize") for cost in costs)
+
+
+def build_metric(objective: Section) -> Metric:
+    """Builds the metric of the section `objective`: one of METRICS, or the user's own."""
+    objective = plain(objective)
+    named, direction = split_metric(objective)[0], objective["direction"]
+    if isinstance(named, Mapping):
+        metric = _own_metric(named, direction)
+    elif named in METRICS:
+        metric = METRICS[named]
+    else:
+        options = f"there are {', '.join(METRICS)}, and any _target_"
+        near = nearest(str(named), [*METRICS])
+        raise ConfigError(f"objective.metric={named}: unknown metric; {options}{near}")
+    if direction not in (None, metric.direction):
+        raise ConfigError(
+            f"objective.direction must be {metric.direction} for {metric.name}; got {direction}; "
+            "leave the direction out, or choose another metric"
+        )
+    return metric
+
+
+def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
+    """Splits `objective.metric` into the metric, and at most one of COSTS to minimize beside it."""
+    named = objective["metric"]
+    if not isinstance(named, list):
+        return named, ()
+    if len(named) != 2 or named[0] in COSTS or named[1] not in COSTS:
+        near = nearest(str(named[1]), COSTS) if len(named) == 2 else ""
+        raise ConfigError(
+            f"objective.metric={named}: must be one name, or for two objectives a metric and "
+            f"then a cost of the network, {', '.join(COSTS)}{near}"
+        )
+    return named[0], named[1:]
+
+
+def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
+    """Builds a metric of the user's own; its direction is an attribute of it, or the one given."""
+    key, name = "objective.metric", section["_target_"].rpartition(".")[2]
+    target = find_target(section, key)
+    try:
+        score = build(section, key)
+        if not callable(score):
+            raise TypeError(f"{name} returned {score!r}")
+        with contextlib.suppress(ValueError):  # a function written in C has no signature
+            inspect.signature(score).bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"{key}={name}: {error}; a metric is called as (outputs, targets) -> number, so that "
+            "a function needs _partial_: true"
+        ) from error
+    direction = getattr(score, "direction", None) or getattr(target, "direction", None) or given
+    if direction not in DIRECTIONS:
+        raise ConfigError(
+            f"objective.direction must be {' or '.join(DIRECTIONS)}, since {name} does not say "
+            f"which is better; got {as_yaml(direction)}"
+        )
+    return Metric(name, direction, score)

@@ -29,6 +29,7 @@ from studyloom.definition.objective import (
     Report,
     Stopping,
     Tell,
+    spread_over_jobs,
     standard_error_of,
 )
 from studyloom.definition.rule import Condition, Cost
@@ -37,7 +38,7 @@ from studyloom.definition.sources import place_of
 from studyloom.definition.user_functions import UserFunction
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import JOBS, OF_STUDIES, OF_TRIALS, STANDARD_ERROR
+from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
@@ -279,7 +280,7 @@ class Loop:
         Raises:
             NoWinner: it raises an exception, or returns something else.
         """
-        context = RunContext(0, 1, TEST, 0, seed, ALONE.device)
+        context = RunContext(0, Attempt(stage=TEST), LoopJob(0, seed))
         run = Run(context, self.metric, lambda *_: None, saved={"kept": states})
         try:
             with seeded(seed), isolated_hydra(), keys_explained():
@@ -364,6 +365,9 @@ class LoopObjective(Objective):
     def _call(self, position: int, report: Tell, stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""
         loop, job, reports = self.loop, self.jobs[position], self._reports[position]
+        attempt, folder = self.attempt, self.attempt.folder
+        if folder is not None and len(self.jobs) > 1:
+            attempt = replace(attempt, folder=folder / f"job-{position}")
         began = 0.0  # when the time that counts as training began
         # A loop may catch the exception that ends it: the next report raises it again.
         ended_by: list[BaseException] = []
@@ -402,7 +406,7 @@ class LoopObjective(Objective):
 
             interruptible.enter_context(stopping.interruptible())
             run = Run(
-                self._context(position),
+                RunContext(self.trial, attempt, job, self.ranks),
                 loop.metric,
                 send,
                 limits=loop.limit_of,
@@ -446,24 +450,6 @@ class LoopObjective(Objective):
                 self._states = run.states()
         return value
 
-    def _context(self, position: int) -> RunContext:
-        job, folder = self.jobs[position], self.attempt.folder
-        if folder is not None and len(self.jobs) > 1:
-            folder = folder / f"job-{position}"
-        train, valid = (None, None) if job.parts is None else job.parts()
-        return RunContext(
-            trial=self.trial,
-            attempt=self.attempt.number,
-            stage=self.attempt.stage,
-            fold=job.fold,
-            seed=job.seed,
-            device=self.ranks.device,
-            folder=folder,
-            train=train,
-            valid=valid,
-            ranks=self.ranks,
-        )
-
     def _end_of(self, position: int) -> Report:
         value = self._values[position]
         return Report((position + 1) * STRIDE, value, 0.0, len(self._reports[position]))
@@ -501,12 +487,7 @@ class LoopObjective(Objective):
         for name in dict.fromkeys(names):
             told = [[each.further[name] for each in row if name in each.further] for row in rows]
             columns[name] = [fmean(values) if values else None for values in told]
-        if any(len(of_jobs) > 1 for of_jobs in rows):
-            columns[STANDARD_ERROR] = [
-                standard_error_of([report.value for report in of_jobs]) for of_jobs in rows
-            ]
-            columns[JOBS] = [len(of_jobs) for of_jobs in rows]
-        return columns if rows else {}
+        return columns | spread_over_jobs(rows) if rows else {}
 
     def standard_error(self) -> float | None:
         jobs = None if self._cut is None else self._cut // STRIDE  # before the cut

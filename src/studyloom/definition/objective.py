@@ -244,11 +244,7 @@ class NetworkObjective(Objective):
         curve = group_by_epoch(self.history)
         rows = [asdict(mean_epoch(epochs)) for epochs in curve]
         columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-        errors = [_error_of(epochs) for epochs in curve]
-        if errors and errors[0] is not None:  # no epoch has more jobs than the first
-            columns[STANDARD_ERROR] = errors
-            columns[JOBS] = [len(epochs) for epochs in curve]
-        return columns
+        return columns | spread_over_jobs(curve)
 
     def standard_error(self) -> float | None:
         if self.training.ended and self._cut is None:
@@ -337,6 +333,17 @@ def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
         seconds=sum(epoch.seconds for epoch in epochs),
         samples_per_second=fmean(epoch.samples_per_second for epoch in epochs),
     )
+
+
+def spread_over_jobs(curve: Sequence[Sequence[Step]]) -> dict[str, list[Any]]:
+    """Returns further columns of a curve: the standard error, and how many jobs it is of.
+
+    None if each step is of one job.
+    """
+    if all(len(jobs) == 1 for jobs in curve):
+        return {}
+    errors = [standard_error_of([step.value for step in jobs]) for jobs in curve]
+    return {STANDARD_ERROR: errors, JOBS: [len(jobs) for jobs in curve]}
 
 
 def standard_error_of(values: Sequence[float]) -> float | None:

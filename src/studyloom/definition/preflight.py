@@ -17,7 +17,6 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.definition.jobs import build_jobs
-from studyloom.definition.scale import present
 from studyloom.errors import (
     TRAIN_IT_YOURSELF,
     ConfigError,
@@ -31,7 +30,7 @@ from studyloom.training.coordinates import check_coordinates
 from studyloom.training.job import Job
 from studyloom.training.memory import predict_memory
 from studyloom.training.optimizer import check_schedule
-from studyloom.training.steps import Steps, apply_network, on_threads
+from studyloom.training.steps import apply_network, on_threads
 from studyloom.training.trainer import JobRun
 
 
@@ -81,7 +80,7 @@ def _try_target(definition: Definition, data: TrainingData, split: Part) -> Iter
     if (scale := definition.scale) is None:
         return
     for branch in definition.branches:
-        sizes = present(scale.target, branch.config)
+        sizes = scale.present(scale.target, branch.config)
         try:
             job = build_jobs(with_values(branch.config, sizes), data.folds, seed=0)[0]
             if job.scaling is not None:
@@ -111,7 +110,7 @@ def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:
     for times, sizes in scale.between().items():
         config = with_values(definition.config, sizes)
         jobs.append((float(times), build_jobs(config, data.folds, seed=0)[0]))
-    broken = check_coordinates(jobs, split.for_preflight()).broken
+    broken = check_coordinates(jobs, split.for_preflight())
     if not broken:
         return None
     words = f"scale.rule=mup: as the network grows, so do the activations of {', '.join(broken)}"
@@ -134,8 +133,7 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
     with torch.random.fork_rng(devices=[]), on_threads(1):
         check_schedule(job.schedule)
         run = JobRun(replace(job, precision="fp32"), split)  # this may be no device for another
-        model, batches = run.model, run.batches
-        steps = Steps(run.loss, run.device, "fp32", job.step, job.evaluate)
+        model, batches, steps = run.model, run.batches, run.steps
         if not own:
             for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
                 batches.at(job.train[:size])

@@ -1,23 +1,25 @@
 """Makes the definition of a study and its data from a config, and checks them before trial 0."""
 
+import json
 import logging
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from studyloom.config.build import MistakeCollector
+from studyloom.config.build import MistakeCollector, build
 from studyloom.config.compose import Composer
 from studyloom.config.values import plain_sections
-from studyloom.data.datasets import drawn_anew
-from studyloom.data.training_data import TrainingData
+from studyloom.data.datasets import NO_TEST, drawn_anew
+from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.definition.custom_loop import LoopDefinition
-from studyloom.definition.definition import SECTIONS, Definition
+from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.preflight import breach_of_rule
-from studyloom.definition.sections import data_key
-from studyloom.definition.sources import sources_of_main
+from studyloom.definition.sources import digest_of_source
 from studyloom.definition.validation import CheckedStrategy, check_ranks, check_sections, validate
+from studyloom.errors import DataError
 from studyloom.plugins import load_plugin
+from studyloom.seeds import derive
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,35 @@ def define(cfg: DictConfig) -> Definition:
     return kind_of(cfg).from_config(cfg, Composer.from_hydra())
 
 
-def load_data(cfg: DictConfig, *, shared: bool) -> TrainingData:
-    """Loads the training set of a config, for several processes if it is `shared`."""
-    data = kind_of(cfg).load_data(cfg)
-    return data.shared(data_key(cfg)) if shared else data
+def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
+    """Loads the training set of a config, and divides it into folds.
+
+    Args:
+        shared: whether it is for several processes.
+
+    Returns:
+        The data; empty if a loop has data of its own.
+    """
+    kind = kind_of(cfg)
+    if not (kind.trains_networks or names_data(cfg)):
+        return TrainingData()
+    source = build(cfg.data)
+    if cfg.winner.enabled and kind.is_tested(cfg) and not getattr(source, "has_test", True):
+        raise DataError(NO_TEST)
+    # The training set follows from its section.
+    key = digest_of_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
+    split: Part = load_shared(source.train, key)
+    split.check()
+    seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
+    folds = split.folds(cfg.objective.folds, source.validation, seed)
+    data = TrainingData(source, split, folds)
+    return data.shared(key) if shared else data
+
+
+def names_data(cfg: DictConfig) -> bool:
+    """Whether the section `data` names a source, and is no section of the loop's own."""
+    section = OmegaConf.select(cfg, "data")  # None if it is missing, as in a provenance
+    return isinstance(section, DictConfig) and "_target_" in section
 
 
 def preflight(
@@ -64,19 +91,9 @@ def preflight(
         words = None if attempt.mistakes else attempt(lambda: breach_of_rule(definition, data))
         if words:
             log.warning("%s; only the trainings at the target show what is best there", words)
-    if compresses(definition):
+    if definition.compresses:
         find = load_plugin("compress_mistakes")
         attempt(lambda: attempt.mistakes.extend(find(definition, data)))
     if launcher is not None and not attempt.mistakes:
         attempt.mistakes += check_ranks(definition, getattr(launcher, "ranks", 1))
         attempt.mistakes += strategy.check_workers(launcher.count(strategy.trials))
-
-
-def compresses(definition: Definition) -> bool:
-    """Returns whether the config says that the winner is compressed."""
-    return definition.config.get("compress") not in (None, False)
-
-
-def script_sources(definition: Definition) -> dict[str, str]:
-    """Returns the source text of what a notebook or script defines, by the name in the config."""
-    return sources_of_main(plain_sections(definition.config, *SECTIONS))

@@ -34,9 +34,8 @@ from studyloom.definition.user_functions import UserFunction
 from studyloom.errors import ConfigError, refuse
 from studyloom.files import write_whole, write_with
 from studyloom.pickled import MAIN, OWN, forget_objects, register_object
-from studyloom.script import noted_script
 from studyloom.text import is_scalar, nearest
-from studyloom.user_code import end_import, find_member
+from studyloom.user_code import end_import, find_member, noted_script
 
 SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
 READ_ARRAYS = "studyloom.data.read_arrays"
@@ -128,7 +127,8 @@ def ask(
         elif key in STUDY_GROUPS and isinstance(value, str):
             options[key] = value
         else:
-            if key in STUDY_GROUPS and callable(_target_of(value)):
+            chosen = value.get("_target_") if isinstance(value, Mapping) else value
+            if key in STUDY_GROUPS and callable(chosen):
                 options[key] = None  # no option's settings are for it
             try:
                 OmegaConf.update(given, key, _plain(key, value, mistakes))
@@ -162,10 +162,6 @@ def ask(
         listed += ["_self_", {"override /track": sections.pop("track")}]
     study.sections = {"defaults": ["studyloom", *listed], **sections}
     return study
-
-
-def _target_of(value: Any) -> Any:
-    return value.get("_target_") if isinstance(value, Mapping) else value
 
 
 def _plain(key: str, value: Any, mistakes: list[str]) -> Any:

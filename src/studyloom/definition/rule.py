@@ -20,14 +20,13 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from studyloom.config.overrides import group_options
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, Goal
 from studyloom.space.language import parse_space
-from studyloom.space.tree import Space, is_numeric, stand_in
+from studyloom.space.tree import Space, is_numeric
 from studyloom.text import nearest, shorten_end
 
 # Characters; a rule is a part of the name of the study that evaluates its candidates again.
@@ -121,6 +120,47 @@ class Rule:
     goal: Goal
     conditions: tuple[Condition, ...] = ()
 
+    @classmethod
+    def parse(
+        cls, text: str, known: Sequence[Goal], key: str = "winner.rule", hint: str = WHERE_COSTS
+    ) -> "Rule":
+        """Parses the text of a rule.
+
+        Args:
+            known: the values that are known of each trial, the metric first.
+            hint: how one comes to values that are not known, for messages.
+
+        Raises:
+            ConfigError: it is no rule; or every unknown name, and a wrong direction.
+        """
+        example = cls(known[0], tuple(Condition(goal.name, "<", 50_000) for goal in known[1:2]))
+        rule = RULE.fullmatch(text) if len(text) <= LONGEST else None
+        conditions: list[Condition] = []
+        try:
+            for each in _parse_conditions(rule[3]) if rule and rule[3] is not None else ():
+                name, sign, *bound = each.tokens
+                conditions.append(Condition(name, sign, _compute(bound[::-1], {})))
+        except (ValueError, LookupError):
+            rule = None
+        if rule is None or not all(each.sign in SIGNS for each in conditions):
+            raise ConfigError(
+                f"{key}: {shorten_end(text, 80)!r} is no rule of at most {LONGEST} characters; "
+                f"write such as '{example}': each condition has one of {', '.join(SIGNS)} and a "
+                "number, and `and` stands between two"
+            )
+        goals, name = {goal.name: goal for goal in known}, rule[2]
+        mistakes = [
+            f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
+            f"{nearest(unknown, [*goals])}{hint}"
+            for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
+            if unknown not in goals
+        ]
+        if name in goals and (word := "max" if goals[name].sign > 0 else "min") != rule[1]:
+            better = "more" if word == "max" else "less"
+            mistakes.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
+        refuse(mistakes)
+        return cls(goals[name], tuple(conditions))
+
     def holds(self, known: Mapping[str, float]) -> bool:
         """Whether a trial with these values, by name, may win."""
         return self.goal.name in known and all(each.holds(known) for each in self.conditions)
@@ -175,7 +215,7 @@ def read_space(
     space = parse_space(tree, options, above)
     known: dict[str, Any] = {}
     for choices, _ in space.branches() if where else ():
-        known |= space.walk(partial(stand_in, choices, end=-1)).distributions
+        known |= space.stand_in(choices, end=-1).distributions
     numbers = [name for name in known if is_numeric(known[name])]
     return replace(space, relations=parse_relations(where, numbers))
 
@@ -246,44 +286,3 @@ def _compute(tokens: list[str], known: Mapping[str, Any], level: int = 1) -> flo
             raise ValueError
         return value
     return float(known[token] if re.match(NAME, token) else token)
-
-
-def parse_rule(
-    text: str, known: Sequence[Goal], key: str = "winner.rule", hint: str = WHERE_COSTS
-) -> Rule:
-    """Parses a rule.
-
-    Args:
-        known: the values that are known of each trial, the metric first.
-        hint: how one comes to values that are not known, for messages.
-
-    Raises:
-        ConfigError: it is no rule; or every unknown name, and a wrong direction.
-    """
-    example = Rule(known[0], tuple(Condition(goal.name, "<", 50_000) for goal in known[1:2]))
-    rule = RULE.fullmatch(text) if len(text) <= LONGEST else None
-    conditions: list[Condition] = []
-    try:
-        for each in _parse_conditions(rule[3]) if rule and rule[3] is not None else ():
-            name, sign, *bound = each.tokens
-            conditions.append(Condition(name, sign, _compute(bound[::-1], {})))
-    except (ValueError, LookupError):
-        rule = None
-    if rule is None or not all(each.sign in SIGNS for each in conditions):
-        raise ConfigError(
-            f"{key}: {shorten_end(text, 80)!r} is no rule of at most {LONGEST} characters; write "
-            f"such as '{example}': each condition has one of {', '.join(SIGNS)} and a number, and "
-            "`and` stands between two"
-        )
-    goals, name = {goal.name: goal for goal in known}, rule[2]
-    mistakes = [
-        f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
-        f"{nearest(unknown, [*goals])}{hint}"
-        for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
-        if unknown not in goals
-    ]
-    if name in goals and (word := "max" if goals[name].sign > 0 else "min") != rule[1]:
-        better = "more" if word == "max" else "less"
-        mistakes.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
-    refuse(mistakes)
-    return Rule(goals[name], tuple(conditions))

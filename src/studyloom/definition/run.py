@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.objective import Attempt
 from studyloom.definition.rule import Condition, Cost
 from studyloom.definition.sources import is_users_code
 from studyloom.errors import Infeasible, UndefinedMetric
@@ -44,40 +45,32 @@ class UnfitState(ValueError):
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """States for which trial, fold and seed a loop runs, and on which device and data.
-
-    Args:
-        trial: its number in its stage: search, re-evaluation, retraining or test.
-        attempt: how many workers have begun the trial, this one included.
-        seed: of this call; the random numbers of Python, NumPy and PyTorch start from it.
-        folder: of this trial and fold alone; None for a temporary one.
-        train: examples of the fold; None without `data`, as for `valid`.
-    """
-
-    trial: int
-    attempt: int
-    stage: str
-    fold: int
-    seed: int
-    device: torch.device
-    folder: Path | None = None
-    train: Dataset[Any] | None = None
-    valid: Dataset[Any] | None = None
-    ranks: Ranks = ALONE
-
-
-@dataclass(frozen=True)
 class LoopJob:
     """One call of a loop, with the number of a fold from 0 and a seed.
 
     Args:
-        parts: makes what to train on and what to validate on; None without `data`.
+        seed: the random numbers of Python, NumPy and PyTorch start from it.
+        parts: makes what to train on and what to validate on; None of each without `data`.
     """
 
     fold: int
     seed: int
-    parts: Callable[[], tuple[Dataset[Any], Dataset[Any]]] | None = None
+    parts: Callable[[], tuple[Dataset[Any] | None, ...]] = lambda: (None, None)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """States for which trial and job a loop runs, and in which processes.
+
+    Args:
+        trial: its number in its stage: search, re-evaluation, retraining or test.
+        attempt: at the trial; its folder is of this job alone, None for a temporary one.
+    """
+
+    trial: int
+    attempt: Attempt
+    job: LoopJob
+    ranks: Ranks = ALONE
 
 
 def loop_jobs(
@@ -127,7 +120,7 @@ class Run:
     ended. The loop must let it pass.
 
     Args:
-        context: where it runs, and for what; its fields are attributes of the run.
+        context: for what it runs, and in which processes.
         send: takes each report.
         limits: of what the trial may cost.
         saved: the state to go on from; None to begin.
@@ -155,18 +148,19 @@ class Run:
         most: int | None = None,
         scaling: Scaling | None = None,
     ) -> None:
-        self.trial, self.attempt, self.stage = context.trial, context.attempt, context.stage
-        self.fold, self.seed, self.device = context.fold, context.seed, context.device
-        self.train, self.valid = context.train, context.valid
-        self.rank, self.world_size = context.ranks.rank, context.ranks.world_size
-        self.generator = torch.Generator().manual_seed(context.seed)
+        attempt, job, ranks = context.attempt, context.job, context.ranks
+        self.trial, self.attempt, self.stage = context.trial, attempt.number, attempt.stage
+        self.fold, self.seed, self.device = job.fold, job.seed, ranks.device
+        self.train, self.valid = job.parts()
+        self.rank, self.world_size = ranks.rank, ranks.world_size
+        self.generator = torch.Generator().manual_seed(job.seed)
         self.costs: dict[str, Cost] = {}
         self.forgotten: list[str] = []
         self.count: int | None = None
         self.most = most
         self.unfit: UnfitState | None = None
         self.metric = metric
-        self._context, self._send = context, send
+        self._ranks, self._folder, self._send = ranks, attempt.folder, send
         self._limits, self._saved, self._scaling = limits or {}, saved, scaling
         self._kept: dict[str, Any] = {}
         self._kept_at_end: dict[str, Any] = {}
@@ -185,9 +179,9 @@ class Run:
 
         It is there again if the trial goes on in another process, and removed when it has ended.
         """
-        if self._context.folder is not None:
-            self._context.folder.mkdir(parents=True, exist_ok=True)
-            return self._context.folder
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return self._folder
         if self._temporary is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="studyloom-"))
         return self._temporary
@@ -310,7 +304,7 @@ class Run:
                 yield epoch
                 if self._kept and epoch == begun + 1:
                     self.forgotten = [*_forgotten(sys._getframe(1), [*self._kept.values()])]
-                with self._context.ranks.deciding():
+                with self._ranks.deciding():
                     self._between = True
                     self.flush()
                     self._between, self._files = False, None
@@ -345,7 +339,7 @@ class Run:
         It is PyTorch's DistributedDataParallel of a network on `run.device`. Train with it, and
         give the network itself to `keep` and to the optimizer.
         """
-        if self._context.ranks.alone:
+        if self._ranks.alone:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
@@ -422,7 +416,7 @@ class Run:
             raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         checked = {name: finite(each, f"reported {name}={each!r}") for name, each in values.items()}
         if self._epoch is None:
-            with self._context.ranks.deciding():
+            with self._ranks.deciding():
                 self.flush()
                 self._pending = checked
                 self.flush(step)

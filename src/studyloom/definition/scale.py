@@ -13,11 +13,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from studyloom.config.build import argument
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import has_key, value_at, with_values
-from studyloom.definition.sections import takes
 from studyloom.errors import ConfigError
-from studyloom.space.tree import Space
+from studyloom.space.tree import Space, default_of
 from studyloom.text import as_yaml, nearest
 from studyloom.training.scaling import Scaling
 
@@ -53,6 +53,43 @@ class Scale:
     rule: str
     check: str = "verify"
 
+    @classmethod
+    def parse(cls, config: DictConfig) -> "Scale | None":
+        """Reads the section `scale`; None without one.
+
+        Raises:
+            ConfigError: every mistake in it.
+        """
+        section = value_at(config, "scale")
+        if section is None:
+            return None
+        example = "such as {model.width: [64, 1024]}"
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"scale must map keys to two sizes, {example}; got {as_yaml(section)}"
+            )
+        mistakes = [
+            f"scale.{name} must be {' or '.join(options)}; got {as_yaml(section[name])}"
+            for name, options in OWN.items()
+            if name in section and section[name] not in options
+        ]
+        sizes = {key: size for key, size in section.items() if key not in OWN}
+        if not sizes:
+            mistakes.append(f"scale must name a size, {example}")
+        for key, size in sizes.items():
+            mistakes += _wrong_sizes(config, key, size)
+        if mistakes:
+            raise ConfigError(mistakes)
+        # A list is two sizes, or the single one of a network whose sizes are a list.
+        pairs = {key: size for key, size in sizes.items() if _is_pair(size, value_at(config, key))}
+        small = {key: pairs[key][0] if key in pairs else size for key, size in sizes.items()}
+        return cls(
+            small,
+            {key: target for key, (_, target) in pairs.items()},
+            section.get("rule", "none"),
+            section.get("check", "verify"),
+        )
+
     def __str__(self) -> str:
         sizes = (
             f"{key} {as_yaml(self.small[key])} to {as_yaml(target)}"
@@ -71,6 +108,11 @@ class Scale:
         if self.rule == "none":
             return {}
         return {key: size for key, size in self.small.items() if key not in PLAIN}
+
+    @staticmethod
+    def present(sizes: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+        """Returns the sizes whose keys a config has: another network may lack some."""
+        return {key: size for key, size in sizes.items() if has_key(config, key)}
 
     def mistakes(self, space: Space, typed: Collection[str], cfg: DictConfig) -> Iterator[str]:
         """Yields why the sizes cannot be those of the search.
@@ -104,41 +146,6 @@ class Scale:
         }
 
 
-def parse_scale(config: DictConfig) -> Scale | None:
-    """Reads the section `scale`; None without one.
-
-    Raises:
-        ConfigError: every mistake in it.
-    """
-    section = value_at(config, "scale")
-    if section is None:
-        return None
-    example = "such as {model.width: [64, 1024]}"
-    if not isinstance(section, dict):
-        raise ConfigError(f"scale must map keys to two sizes, {example}; got {as_yaml(section)}")
-    mistakes = [
-        f"scale.{name} must be {' or '.join(options)}; got {as_yaml(section[name])}"
-        for name, options in OWN.items()
-        if name in section and section[name] not in options
-    ]
-    sizes = {key: size for key, size in section.items() if key not in OWN}
-    if not sizes:
-        mistakes.append(f"scale must name a size, {example}")
-    for key, size in sizes.items():
-        mistakes += _wrong_sizes(config, key, size)
-    if mistakes:
-        raise ConfigError(mistakes)
-    # A list is two sizes, or the single one of a network whose sizes are a list.
-    pairs = {key: size for key, size in sizes.items() if _is_pair(size, value_at(config, key))}
-    small = {key: pairs[key][0] if key in pairs else size for key, size in sizes.items()}
-    return Scale(
-        small,
-        {key: target for key, (_, target) in pairs.items()},
-        section.get("rule", "none"),
-        section.get("check", "verify"),
-    )
-
-
 def scaling_at(
     config: DictConfig, make: Callable[[DictConfig], Callable[..., Any]]
 ) -> Scaling | None:
@@ -147,15 +154,53 @@ def scaling_at(
     Args:
         make: returns what builds the network of a config, for its base size.
     """
-    scale = parse_scale(config)
-    sizes = {} if scale is None else present(scale.rule_sizes, config)
+    scale = Scale.parse(config)
+    sizes = {} if scale is None else scale.present(scale.rule_sizes, config)
     other = {key: size for key, size in sizes.items() if value_at(config, key) != size}
     return Scaling(make(with_values(config, other))) if other else None
 
 
-def present(sizes: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
-    """Returns the sizes whose keys a config has: another network may lack some."""
-    return {key: size for key, size in sizes.items() if has_key(config, key)}
+def with_starts(
+    space: Space,
+    typed: Collection[str],
+    sizes: Mapping[str, Any],
+    config: DictConfig,
+    choices: Mapping[str, str],
+) -> DictConfig:
+    """Returns a config with the values of the baseline that it lacks, or that the space gives.
+
+    A key is added where the target of its section has such a parameter, whose default counts.
+
+    Args:
+        typed: the keys that the command line sets.
+        sizes: of the search, where it is smaller than its winner.
+    """
+    values: dict[str, Any] = {key: size for key, size in sizes.items() if takes(config, key)}
+
+    def length_of(key: str) -> int:
+        value = values.get(key, value_at(config, key))
+        return len(value) if isinstance(value, list) else 1
+
+    has_params = bool(value_at(config, "params"))
+    for node in space.leaves(choices):
+        key, section = node.key, node.key.partition(".")[0]
+        parameter = None
+        if not has_key(config, key):
+            parameter = argument(config, key)
+            # A name beside other params, which nothing says more of, may be a misspelt one.
+            free = section == "params" and (node.default is not None or not has_params)
+            if parameter is None and not free:
+                continue
+        elif node.default is None or key in typed:
+            continue
+        default = getattr(parameter, "default", None)
+        values[key] = default_of(node, default, length_of)
+    return with_values(config, values) if values else config
+
+
+def takes(config: DictConfig, key: str) -> bool:
+    """Whether a config has a key, or the target of its section such a parameter."""
+    return has_key(config, key) or argument(config, key) is not None
 
 
 def _is_pair(size: Any, own: Any) -> bool:

@@ -4,25 +4,25 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.nn import functional
 
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.config.overrides import explain_key
 from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error, flatten, value_at, with_values
-from studyloom.data.split import Fold
-from studyloom.definition.rule import read_space
+from studyloom.definition.rule import Condition, parse_limits, read_space
 from studyloom.definition.scale import scaling_at
 from studyloom.errors import ConfigError, PredictError, refuse
+from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Goal, Metric
 from studyloom.space.tree import Space
-from studyloom.training.job import Job
+from studyloom.storage.attributes import OF_TRIALS
+from studyloom.text import as_yaml
 from studyloom.training.scaling import Scaling
 
 NETWORK, PARAMS = "objective.network", "params"
@@ -188,15 +188,6 @@ def build_loop_network(config: DictConfig, **known: Any) -> nn.Module:
     return network_of(build_named(config.objective.network, NETWORK), config, **known)
 
 
-def network_job(cfg: DictConfig, fold: Fold, seed: int) -> Job:
-    """Returns the job that evaluates the network of a loop in a fold; it cannot train one."""
-    model = functools.partial(build_loop_network, cfg)
-    parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
-    train, valid = fold
-    size = min(64, len(train))
-    return Job(model, **parts, train=train, valid=valid, epochs=1, batch_size=size, seed=seed)
-
-
 def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]:
     """Returns the weights of a network among the states that a loop has kept.
 
@@ -260,3 +251,53 @@ def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
     for name in searched:
         OmegaConf.update(values, name, value_at(own, name), merge=False)
     return with_values(cfg, {PARAMS: OmegaConf.to_container(values)}), space
+
+
+# The values that a loop returns
+
+
+def loop_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
+    """Returns the values that a loop returns, under the names that `objective.metric` gives."""
+    (name, direction), *further = _named_goals(cfg.objective)
+    bounds = METRICS[name].bounds if name in METRICS else ANYTHING
+    metric = Metric(name, direction, _no_score, bounds=bounds)
+    return metric, *(Goal(name, direction) for name, direction in further)
+
+
+def loop_limits(cfg: DictConfig) -> list[Condition]:
+    """Returns the limits of what a loop may report by `run.cost`, from `objective.constraints`."""
+    limits = parse_limits(value_at(cfg, "objective.constraints"), None)
+    _check_names("objective.constraints", [limit.name for limit in limits])
+    return limits
+
+
+def _named_goals(objective: Section) -> list[tuple[str, Any]]:
+    """Returns the names and directions of what a loop returns, the metric first."""
+    objective = plain(objective)
+    names, directions = (
+        value if isinstance(value, list) else [value]
+        for value in (objective["metric"], objective["direction"])
+    )
+    if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+        raise ConfigError(
+            "objective.metric must be a name for the value, or a list of different names, since "
+            f"the function returns the values themselves; got {objective['metric']}"
+        )
+    if len(directions) != len(names) or any(value not in DIRECTIONS for value in directions):
+        each = f", for each of {', '.join(names)}" if len(names) > 1 else ""
+        raise ConfigError(
+            f"objective.direction must be {' or '.join(DIRECTIONS)}{each}, since a function "
+            f"does not say which is better; got {as_yaml(objective['direction'])}"
+        )
+    _check_names("objective.metric", names[1:])
+    return [*zip(names, directions, strict=True)]
+
+
+def _check_names(key: str, names: Sequence[str]) -> None:
+    """Raises ConfigError if a cost has the name of something else that is stored with a trial."""
+    taken = [name for name in names if name in OF_TRIALS]
+    refuse([f"{key}: {name} is a name of ours; choose another" for name in taken])
+
+
+def _no_score(outputs: object, targets: object) -> None:
+    raise AssertionError("a function of the user's own returns the value itself")

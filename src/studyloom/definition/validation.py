@@ -18,7 +18,7 @@ from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal
 from studyloom.space.samplers import DRAWS, any_point
-from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, end_of, group_of, why_not
+from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, end_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
 
 SEARCHED = (*OF_NETWORKS, "train", "params")
@@ -94,7 +94,7 @@ def _rules(definition: Definition) -> Iterator[str]:
         yield "objective.network is of a loop; what studyloom trains is in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
-    single = objective.folds == objective.seeds == 1
+    single, limited = objective.folds == objective.seeds == 1, bool(definition.limits)
     grid = str(config.sampler.get("_target_")).endswith(".GridSampler")
     for asked, needs, way_out, refusals in (
         (
@@ -112,9 +112,7 @@ def _rules(definition: Definition) -> Iterator[str]:
             "leave scale out, or the other",
             {
                 "objective.metric names more than one": several,
-                "objective.constraints limits what the small network costs": bool(
-                    definition.limits
-                ),
+                "objective.constraints limits what the small network costs": limited,
                 "winner.enabled is false": not winner.enabled,
                 "train.patience or train.weights choose the epochs of which there are more": (
                     "train.epochs" in sized and (train.patience, train.weights) != (None, "last")
@@ -188,11 +186,11 @@ def _check_groups(definition: Definition) -> Iterator[str]:
         f"{group.name}.{option}."
         for group in groups
         for option in group.options
-        if option != chosen.get(group_of(group.key))
+        if option != chosen.get(group.config_group)
     ]
     for group in groups:
         yield from _not_searched(group.name, group.key)
-        name = group_of(group.key)
+        name = group.config_group
         option = chosen.get(name)
         inside = not group.name.startswith(tuple(shut))
         if definition.config.study.baseline and inside and option not in group.options:

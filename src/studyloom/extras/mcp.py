@@ -16,7 +16,7 @@ from typing import Any
 from studyloom._version import __version__
 from studyloom.commands.options import open_run
 from studyloom.errors import ConfigError, StudyloomError
-from studyloom.extras import proposals
+from studyloom.extras.proposals import asking, queue
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
@@ -24,7 +24,6 @@ from studyloom.views.comparison import document, read_studies
 from studyloom.views.figures import Block, Chart, Multiples, PageTable
 from studyloom.views.progress import JobReader, to_json
 from studyloom.views.report import read_report
-from studyloom.views.status import read_status, status_document
 from studyloom.views.terminal import aligned
 from studyloom.winner.result import RunFiles
 
@@ -61,7 +60,7 @@ def open_in(run_dir: Path, arguments: Any) -> StoredStudy:
     """Opens the study of a run directory, with the consent of the command line."""
     own = copy.copy(arguments)
     own.run_dir = run_dir
-    return open_run(own, proposals.DEADLINE)
+    return open_run(own, asking.DEADLINE)
 
 
 def make_server(arguments: Any) -> MCPServer[Any]:
@@ -85,7 +84,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         the latest trials.
         """
         with opened(own) as [stored]:
-            asked = proposals.ask(stored)
+            asked = asking.ask(stored)
         return plain(asked | {"trials": asked["trials"][-max(1, latest) :]})
 
     @server.tool()
@@ -95,13 +94,13 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         What the point leaves out has its default. `why` is a line that is stored with it.
         """
         with opened(own) as [stored]:
-            return {"trial": proposals.propose(stored, point, arguments.by, why)}
+            return {"trial": queue.propose(stored, point, arguments.by, why)}
 
     @server.tool(annotations=reading)
     def status() -> dict[str, Any]:
         """Tells how far the search is: trials by state, the best, workers, the time left."""
         with opened(own) as [stored]:
-            shown = asdict(status_document(read_status(stored)))
+            shown = asdict(JobReader(stored).status().document())
             return plain(shown | ({"answer": None} if is_sealed(stored) else {}))
 
     @server.tool(annotations=reading)

@@ -7,17 +7,17 @@ file, and is never shown.
 
 import importlib
 import logging
-import queue
 import shlex
 import shutil
 import subprocess
-import threading
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from studyloom.errors import ConfigError
+from studyloom.errors import refuse
+from studyloom.extras.trackers.projection import Feed
 from studyloom.text import one_line, printable
 from studyloom.views.progress import Progress, to_json
 from studyloom.views.snapshot import format_parameters, format_trial_values
@@ -41,15 +41,12 @@ class Notices:
     """
 
     def __init__(self, targets: Sequence[str]) -> None:
-        if mistakes := [words for target in targets if (words := mistake_in(target))]:
-            raise ConfigError(mistakes)
+        refuse([words for target in targets if (words := mistake_in(target))])
         self._targets = list(targets)
         self._told_at = -BEST_INTERVAL  # when a new best was told
         self._best: int | None = None  # the number of the best that was told last
         self._before: Progress | None = None
-        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._send_all, daemon=True)
-        self._thread.start()
+        self._feed = Feed("notify")
 
     def __call__(self, progress: Progress) -> None:
         """Sends a notice of a new best, and of a halt; what was there at first is no news."""
@@ -82,21 +79,20 @@ class Notices:
             subject = words if code == 0 else f"ended with exit code {code}"
             told = {"exit_code": code, "reason": reason, "answer": answer}
             self._put(progress, subject, reason or words, **told)
-        self._queue.put(None)
-        self._thread.join(LAST)
+        self._feed.close(LAST)
 
     def _put(self, progress: Progress, subject: str, body: str, **told: Any) -> None:
-        self._queue.put({"study": progress.search.name, "subject": subject, "body": body, **told})
+        notice = {"study": progress.search.name, "subject": subject, "body": body, **told}
+        self._feed.put(partial(self._send, notice))
 
-    def _send_all(self) -> None:
-        while (notice := self._queue.get()) is not None:
-            for target in self._targets:
-                try:
-                    failure = send(target, notice)
-                except Exception as error:  # its words may hold the secret of a URL
-                    failure = type(error).__name__
-                if failure is not None:
-                    log.warning("notify: %s: %s", name_of(target), failure)
+    def _send(self, notice: dict[str, Any]) -> None:
+        for target in self._targets:
+            try:
+                failure = send(target, notice)
+            except Exception as error:  # its words may hold the secret of a URL
+                failure = type(error).__name__
+            if failure is not None:
+                log.warning("notify: %s: %s", name_of(target), failure)
 
 
 def is_url(target: str) -> bool:

@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import math
 import os
 import secrets
 import signal
@@ -122,7 +121,12 @@ class Ray:
         """
         if self._cluster is None:
             with ExitStack() as stack:
-                stack.enter_context(self.cluster(slots, run_dir))
+                if self.address is None:
+                    workers = 0 if self.workers == "auto" else min(int(self.workers), slots)
+                    stack.enter_context(own_cluster(max(cores(), workers * self.cpus)))
+                else:
+                    stack.callback(lambda: import_ray().shutdown())
+                    self.connect(run_dir)
                 self._cluster = stack.pop_all()
             atexit.register(self.close)  # if the command ends before anything is launched
         return import_ray()
@@ -167,20 +171,6 @@ class Ray:
             finally:
                 for worker in workers:
                     worker.close()
-
-    @contextmanager
-    def cluster(self, slots: int, run_dir: Path) -> Iterator[None]:
-        """Has Ray connected to the cluster while the body runs."""
-        if self.address is None:
-            workers = 0 if self.workers == "auto" else min(int(self.workers), slots)
-            with own_cluster(max(cores(), math.ceil(workers * self.cpus))):
-                yield
-            return
-        try:
-            self.connect(run_dir)
-            yield
-        finally:
-            import_ray().shutdown()
 
     def connect(self, run_dir: Path | None = None) -> Any:
         """Joins the cluster, gives it this folder and studyloom, and returns the module `ray`.

@@ -4,7 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,10 +154,6 @@ class Slurm:
             restarts=RESTARTS,
             lives=" ".join(map(str, range(1, RESTARTS + 2))),
         )
-        directives = self._directives(name, tasks, logs)
-        return "\n".join(["#!/bin/bash", *directives, *self.lines, "", body])
-
-    def _directives(self, name: str, tasks: int, logs: Path) -> Iterator[str]:
         options = {
             "job-name": " ".join(name.split()),
             "array": f"0-{tasks - 1}",
@@ -171,10 +167,10 @@ class Slurm:
             "open-mode": "append",
             "export": "ALL",
         }
-        for option, value in options.items():
-            if value is not None:
-                yield f"#SBATCH --{option}={quote(str(value))}"
-        yield "#SBATCH --requeue"
+        set_here = {name: quote(str(value)) for name, value in options.items() if value is not None}
+        directives = [f"#SBATCH --{name}={value}" for name, value in set_here.items()]
+        lines = ["#!/bin/bash", *directives, "#SBATCH --requeue", *self.lines, "", body]
+        return "\n".join(lines)
 
 
 def quote(value: str) -> str:

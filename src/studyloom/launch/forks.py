@@ -8,11 +8,11 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,11 +27,6 @@ FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 def can_fork() -> bool:
     """Whether a fork of this process is safe, and orphans below it can be adopted."""
     return LINUX and threading.active_count() == 1
-
-
-def print_line(words: str) -> None:
-    with suppress(OSError):
-        os.write(2, f"{words}\n".encode())
 
 
 class ForkServer:
@@ -75,6 +70,15 @@ class ForkServer:
         except EOFError:
             raise BrokenPipeError("the fork server has died") from None
         return ForkedWorker(pid)
+
+
+def fork_workers(
+    launcher: Any, worker: Callable[[Line], object], ending: ExitStack
+) -> ForkServer | None:
+    """Makes the fork server of the workers, if this process and the launcher's class may fork."""
+    if not can_fork() or not getattr(launcher, "may_fork", False):
+        return None
+    return ending.enter_context(closing(ForkServer(worker)))
 
 
 def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:

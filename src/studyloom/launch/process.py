@@ -5,9 +5,10 @@ of its own, which ends by an exit code: a worker, or the command of a study, whi
 stages after the search and what it reports.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +16,24 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
+from studyloom.config.build import find_target
 from studyloom.config.main import invocation_of
 from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
-from studyloom.errors import CompressError, Halted, Interrupted, LaunchError, StudyloomError
-from studyloom.launch.forks import ForkServer, can_fork, print_line
+from studyloom.errors import (
+    CompressError,
+    ConfigError,
+    Halted,
+    Interrupted,
+    LaunchError,
+    StudyloomError,
+)
+from studyloom.launch.forks import fork_workers
 from studyloom.launch.line import Line
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.search import MakeStages, open_search, prepare
-from studyloom.launch.task import Command, StudyTask, launcher_class, make_task
+from studyloom.launch.task import Command, StudyTask, make_task
 from studyloom.pickled import receive
 from studyloom.processes import collect_as_usual
 from studyloom.study.stopping import Stop, following
@@ -144,13 +153,11 @@ def run_worker(
     run_process(cfg, command, line, work, make_stages=make_stages, reporting=silent)
 
 
-def fork_workers(
-    launcher: Any, worker: Callable[[Line], object], ending: ExitStack
-) -> ForkServer | None:
-    """Makes the fork server of the workers, if this process and the launcher's class may fork."""
-    if not can_fork() or not getattr(launcher, "may_fork", False):
-        return None
-    return ending.enter_context(closing(ForkServer(worker)))
+def launcher_class(cfg: DictConfig) -> Any:
+    """Returns what a config names as its launcher; None if that is wrong, as `prepare` reports."""
+    with suppress(ConfigError):
+        return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
+    return None
 
 
 def follow_rank(cfg: DictConfig, ranks: Ranks) -> Callable[[Any], None]:
@@ -187,7 +194,8 @@ def reporting_end(stop: Stop, finish: Callable[[int, str | None], None]) -> Iter
         yield
     except Interrupted:  # the second signal; the trials have been released
         finish(128 + (stop.signal or 2), "stopped at once")
-        print_line("stopped at once; the same command resumes here")
+        with suppress(OSError):
+            os.write(2, b"stopped at once; the same command resumes here\n")
     except (StudyloomError, OSError) as error:
         # The search is done, and what remains can be done later.
         unfinished = isinstance(error, OSError | CompressError)

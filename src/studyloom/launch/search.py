@@ -17,8 +17,9 @@ from studyloom.processes import collect_as_usual
 from studyloom.storage.reach import check_connections, check_database_reach, required_url
 from studyloom.storage.urls import serve
 from studyloom.study.search import as_begun, begin_search, find_starts, join_search, may_be_new
-from studyloom.study.stage import SEARCH, SearchOnly, Stage, Stages
+from studyloom.study.stage import SearchOnly, Stage, Stages
 from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import SEARCH
 from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStarts
 from studyloom.training.ranks import ALONE, Ranks, check_device
@@ -43,8 +44,8 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
     url = attempt(lambda: required_url(cfg))
     trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
-    shared = joins or (launcher is not None and launcher.count(2) > 1)
-    data = attempt(lambda: load_data(cfg, shared=shared))
+    several = launcher is not None and launcher.count(2) > 1
+    data = attempt(lambda: load_data(cfg, shared=joins or several))
     starts: Any = WarmStarts()
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
@@ -53,7 +54,6 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
             starts = attempt(lambda: find_starts(definition, data.digest, url))
     if url is not None and launcher is not None:
         away = launcher.leaves_host
-        several = launcher.count(2) > 1
         attempt.mistakes += check_database_reach(url, several=several, leaves_host=away)
     attempt.check()
     # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
-from omegaconf import DictConfig
 
-from studyloom.config.build import find_target
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
-from studyloom.errors import ConfigError, StorageLost
+from studyloom.errors import StorageLost
 from studyloom.plugins import load_plugin
 from studyloom.processes import Stopwatch, running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.failures import Limits
-from studyloom.study.stage import SEARCH, Stage, Stages
+from studyloom.study.stage import Stages
 from studyloom.study.stopping import Stop
 from studyloom.study.strategy import Strategy
-from studyloom.study.trial_files import TrialFiles
 from studyloom.study.warm_start import WarmStarts
 from studyloom.study.worker import Worker
 
@@ -150,7 +147,7 @@ def make_task(
     def work(stop: Stop) -> None:
         stopwatch = Stopwatch.since(command.age())
         for stage in stages:
-            search, checkpoints = stage.title == SEARCH, None
+            search, checkpoints = stage.is_search, None
             if config.checkpoints.dir is not None:
                 checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
@@ -160,21 +157,17 @@ def make_task(
                 tracking = track(stage.stored, prepared.trackers, prepared.run_dir)
             with tracking as on_end:
                 worker = Worker(
-                    definition=stage.source,
-                    strategy=stage.strategy,
-                    stored=stage.stored,
+                    stage=stage,
                     data=prepared.data,
                     stopping=stop,
                     checkpoints=checkpoints,
                     limits=limits,
-                    weights=stage.weights,
                     watch=stopwatch,
                     on_claim=on_claim,
-                    stage=stage.title,
                     pausing=lambda: stop.paused,
                     on_end=on_end,
                 )
-                worker.run(stage.trials)
+                worker.run()
             if stop():
                 return
 
@@ -195,14 +188,6 @@ def make_task(
         command=command,
         halted=halted,
     )
-
-
-def remove_left_files(config: DictConfig, search: Stage) -> None:
-    """Removes the files of trials whose worker died after their end."""
-    folder = config.checkpoints.dir
-    if folder is not None:
-        files = TrialFiles(Path(folder), search.stored.name, search.source.seed)
-        files.remove_left(search.stored.trials, search.source.space)
 
 
 class Launcher(Protocol):
@@ -234,13 +219,6 @@ class Launcher(Protocol):
             LaunchError: workers die before they claim a trial.
             StorageLost: the database stays away.
         """
-
-
-def launcher_class(cfg: DictConfig) -> Any:
-    """Returns what a config names as its launcher; None if that is wrong, as `prepare` reports."""
-    with suppress(ConfigError):
-        return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
-    return None
 
 
 @contextmanager

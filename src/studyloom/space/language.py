@@ -4,14 +4,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from studyloom.errors import refuse
+from studyloom.errors import ConfigError, refuse
 from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import is_scalar, nearest, shorten
 
+T = TypeVar("T")
 # The kinds of leaves, with the keys that each may have in addition to its own and `default`.
 KEYS: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
@@ -50,10 +51,9 @@ def parse_space(
 
 
 class _Parser:
-    """Parses one tree, and collects its mistakes.
+    """Parses one tree, and collects the mistakes of its nodes.
 
-    A method returns nothing, or None, for a part with mistakes. `name` is always the path in the
-    tree, and `key` the config key.
+    `name` is always the path in the tree, and `key` the config key.
     """
 
     def __init__(self, options: Callable[[str], Sequence[str]]) -> None:
@@ -81,149 +81,142 @@ class _Parser:
                     f"{opens if group_options else ''}; got {spec!r}{near}"
                 )
             elif any(kind in spec for kind in KEYS):
-                nodes += self._parse_leaf(spec, child_name, child_key, lists)
+                if leaf := self._collect(self._parse_leaf, spec, child_name, child_key, lists):
+                    nodes.append(leaf)
                 if "list" in spec:
                     lists[child] = spec
             else:
                 nodes += self.parse_nodes(spec, child_name, child_key)
         return [Group(name, key, opened), *nodes] if opened else nodes
 
+    def _collect(self, parse: Callable[..., T], *arguments: Any) -> T | None:
+        """Parses a part; of one with mistakes it collects these, and returns None."""
+        try:
+            return parse(*arguments)
+        except ConfigError as error:
+            self.mistakes += error.mistakes
+            return None
+
     def _parse_leaf(
         self, spec: Mapping[str, Any], name: str, key: str, lists: Mapping[str, Any]
-    ) -> list[Node]:
+    ) -> Leaf | ListLeaf | None:
         if group_options := self.options(group_of(key)):
             example = ", ".join(f"{option}: …" for option in group_options)
-            self.mistakes.append(
+            raise ConfigError(
                 f"space.{name} must hold options of the config group {group_of(key)}, each with "
                 f"what it opens: {{{example}}}; got {dict(spec)!r}"
             )
-            return []
-        if "list" in spec:
-            return self._parse_list(spec, name, key, lists)
-        distribution = self._parse_distribution(spec, name, DEFAULT)
-        return [] if distribution is None else [Leaf(name, key, distribution, spec.get(DEFAULT))]
-
-    def _parse_list(
-        self, spec: Mapping[str, Any], name: str, key: str, lists: Mapping[str, Any]
-    ) -> list[Node]:
-        if not self._check_keys(spec, name, DEFAULT):
-            return []
+        if "list" not in spec:
+            return Leaf(name, key, _parse_distribution(spec, name, DEFAULT), spec.get(DEFAULT))
+        _check_keys(spec, name, DEFAULT)
         item = spec["list"]
         if not (isinstance(item, Mapping) and any(kind in item for kind in KEYS if kind != "list")):
-            self.mistakes.append(
+            raise ConfigError(
                 f"space.{name}.list must be a mapping with int, float or choice, such as "
                 f"{{int: [low, high]}}; got {item!r}"
             )
-            return []
-        distribution = self._parse_distribution(item, f"{name}.list")
-        length = self._parse_length(spec.get("length"), name, lists)
+        distribution = self._collect(_parse_distribution, item, f"{name}.list")
+        length = self._collect(_parse_length, spec.get("length"), name, lists)
         if distribution is None or length is None:
-            return []
+            return None
         if isinstance(length, str):
             length = ".".join([*key.split(".")[:-1], length])
-        return [ListLeaf(name, key, distribution, length, spec.get(DEFAULT))]
+        return ListLeaf(name, key, distribution, length, spec.get(DEFAULT))
 
-    def _parse_length(
-        self, length: Any, name: str, lists: Mapping[str, Any]
-    ) -> IntDistribution | str | None:
-        """Parses a length: a number, a range, or the name of one of the `lists` above it."""
-        where = f"space.{name}.length"
-        if isinstance(length, str):
-            if length in lists and not isinstance(lists[length].get("length"), str):
-                return length
-            self.mistakes.append(
-                f"{where} must name a list above it that has its own length "
-                f"({', '.join(lists) or 'there is none'}); "
-                f"got {length!r}{nearest(length, [*lists])}"
-            )
-            return None
-        if type(length) is int and length >= 1:
-            return IntDistribution(length, length)
-        if isinstance(length, Mapping) and "int" in length:
-            distribution = self._parse_distribution(length, f"{name}.length")
-            if isinstance(distribution, IntDistribution) and distribution.low < 1:
-                self.mistakes.append(f"{where} must be at least 1; got {distribution.low}")
-            return distribution if isinstance(distribution, IntDistribution) else None
-        self.mistakes.append(
-            f"{where} must be an integer from 1, {{int: [low, high]}}, or the name of a list "
-            f"above it; got {length!r}"
+
+def _parse_length(length: Any, name: str, lists: Mapping[str, Any]) -> IntDistribution | str:
+    """Parses a length: a number, a range, or the name of one of the `lists` above it."""
+    where = f"space.{name}.length"
+    if isinstance(length, str):
+        if length in lists and not isinstance(lists[length].get("length"), str):
+            return length
+        raise ConfigError(
+            f"{where} must name a list above it that has its own length "
+            f"({', '.join(lists) or 'there is none'}); "
+            f"got {length!r}{nearest(length, [*lists])}"
         )
-        return None
+    if type(length) is int and length >= 1:
+        return IntDistribution(length, length)
+    if isinstance(length, Mapping) and "int" in length:
+        distribution = _parse_distribution(length, f"{name}.length")
+        assert isinstance(distribution, IntDistribution)
+        if distribution.low < 1:
+            raise ConfigError(f"{where} must be at least 1; got {distribution.low}")
+        return distribution
+    raise ConfigError(
+        f"{where} must be an integer from 1, {{int: [low, high]}}, or the name of a list "
+        f"above it; got {length!r}"
+    )
 
-    def _check_keys(self, spec: Mapping[str, Any], name: str, *more: str) -> bool:
-        """Checks that a leaf has the keys of one kind, or more of them, and no others."""
-        kind, *others = [kind for kind in KEYS if kind in spec]
-        allowed = (kind, *KEYS[kind], *more)
-        unknown = others or [key for key in spec if key not in allowed]
-        for key in unknown:
-            self.mistakes.append(
-                f"space.{name}.{key}: no such key; a range of kind {kind} has "
-                f"{', '.join(allowed)}{nearest(key, allowed)}"
-            )
-        return not unknown
 
-    def _parse_distribution(
-        self, spec: Mapping[str, Any], name: str, *more: str
-    ) -> Distribution | None:
-        """Parses an int, a float or a choice, which may have more keys."""
-        if not self._check_keys(spec, name, *more):
-            return None
-        if "choice" in spec:
-            return self._parse_choice(spec["choice"], f"space.{name}.choice")
-        kind = "int" if "int" in spec else "float"
-        bounds, log, step = spec[kind], spec.get("log", False), spec.get("step")
-        where, before = f"space.{name}.{kind}", len(self.mistakes)
-        if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-            self.mistakes.append(f"{where} must be a range [low, high]; got {bounds!r}")
-            return None
-        types, numbers = ((int,), "integers") if kind == "int" else ((int, float), "numbers")
-        for value in (*bounds, *([] if step is None else [step])):
-            if type(value) not in types or not abs(value) <= LARGEST:
-                self.mistakes.append(
-                    f"{where}: its ends and step must be finite {numbers}; got {value!r}"
-                )
-        if type(log) is not bool:
-            self.mistakes.append(f"space.{name}.log must be true or false; got {log!r}")
-        if before < len(self.mistakes):
-            return None
-        low, high = bounds
-        if step is not None and step > 0:
-            # As written: 0.3 - 0.1 is 0.2.
-            first, last, width = (Decimal(str(each)) for each in (low, high, step))
-            if 0 < last - first < width:
-                self.mistakes.append(
-                    f"space.{name}.step must not be wider than the range [{low}, {high}]; "
-                    f"got {step}"
-                )
-                return None
-            # The highest value is the last step that is not above the high end.
-            high = type(high)(first + (last - first) // width * width)
-        try:
-            if kind == "int":
-                return IntDistribution(low, high, log=log, step=1 if step is None else step)
-            return FloatDistribution(float(low), float(high), log=log, step=step)
-        except ValueError as error:  # the ends, the step and `log` do not go together
-            self.mistakes.append(f"{where}: {error}")
-            return None
+def _check_keys(spec: Mapping[str, Any], name: str, *more: str) -> None:
+    """Refuses a leaf that has other keys than those of one kind, and `more` of them."""
+    kind, *others = [kind for kind in KEYS if kind in spec]
+    allowed = (kind, *KEYS[kind], *more)
+    refuse(
+        [
+            f"space.{name}.{key}: no such key; a range of kind {kind} has "
+            f"{', '.join(allowed)}{nearest(key, allowed)}"
+            for key in others or [key for key in spec if key not in allowed]
+        ]
+    )
 
-    def _parse_choice(self, choices: Any, where: str) -> CategoricalDistribution | None:
-        if not isinstance(choices, list | tuple) or not choices:
-            self.mistakes.append(
-                f"{where} must be a list of the values to choose from, [a, b, …]; got {choices!r}"
+
+def _parse_distribution(spec: Mapping[str, Any], name: str, *more: str) -> Distribution:
+    """Parses an int, a float or a choice, which may have more keys."""
+    _check_keys(spec, name, *more)
+    if "choice" in spec:
+        return _parse_choice(spec["choice"], f"space.{name}.choice")
+    kind = "int" if "int" in spec else "float"
+    bounds, log, step = spec[kind], spec.get("log", False), spec.get("step")
+    where = f"space.{name}.{kind}"
+    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+        raise ConfigError(f"{where} must be a range [low, high]; got {bounds!r}")
+    types, numbers = ((int,), "integers") if kind == "int" else ((int, float), "numbers")
+    mistakes = [
+        f"{where}: its ends and step must be finite {numbers}; got {value!r}"
+        for value in (*bounds, *([] if step is None else [step]))
+        if type(value) not in types or not abs(value) <= LARGEST
+    ]
+    if type(log) is not bool:
+        mistakes.append(f"space.{name}.log must be true or false; got {log!r}")
+    refuse(mistakes)
+    low, high = bounds
+    if step is not None and step > 0:
+        # As written: 0.3 - 0.1 is 0.2.
+        first, last, width = (Decimal(str(each)) for each in (low, high, step))
+        if 0 < last - first < width:
+            raise ConfigError(
+                f"space.{name}.step must not be wider than the range [{low}, {high}]; got {step}"
             )
-            return None
-        before = len(self.mistakes)
-        for value in choices:
-            if not is_scalar(value) or (isinstance(value, float) and not abs(value) <= LARGEST):
-                self.mistakes.append(
-                    f"{where} must hold strings, finite numbers, true, false or null; got {value!r}"
-                )
-        if before == len(self.mistakes) and len(set(choices)) < len(choices):
-            self.mistakes.append(
-                f"{where} must not name a value twice, and 1, 1.0 and true are one value to "
-                f"Optuna; got {choices!r}"
-            )
-        return CategoricalDistribution(tuple(choices)) if before == len(self.mistakes) else None
+        # The highest value is the last step that is not above the high end.
+        high = type(high)(first + (last - first) // width * width)
+    try:
+        if kind == "int":
+            return IntDistribution(low, high, log=log, step=1 if step is None else step)
+        return FloatDistribution(float(low), float(high), log=log, step=step)
+    except ValueError as error:  # the ends, the step and `log` do not go together
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _parse_choice(choices: Any, where: str) -> CategoricalDistribution:
+    if not isinstance(choices, list | tuple) or not choices:
+        raise ConfigError(
+            f"{where} must be a list of the values to choose from, [a, b, …]; got {choices!r}"
+        )
+    refuse(
+        [
+            f"{where} must hold strings, finite numbers, true, false or null; got {value!r}"
+            for value in choices
+            if not is_scalar(value) or (isinstance(value, float) and not abs(value) <= LARGEST)
+        ]
+    )
+    if len(set(choices)) < len(choices):
+        raise ConfigError(
+            f"{where} must not name a value twice, and 1, 1.0 and true are one value to "
+            f"Optuna; got {choices!r}"
+        )
+    return CategoricalDistribution(tuple(choices))
 
 
 def _find_conflicts(space: Space) -> Iterator[str]:

@@ -3,17 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import IntDistribution
 from rich.text import Text
 from rich.tree import Tree
 
-from studyloom.space.tree import LARGEST_GRID, Group, Leaf, ListLeaf, Node, Open, Space
-from studyloom.text import as_yaml
+from studyloom.space.tree import LARGEST_GRID, Group, Leaf, ListLeaf, Node, Open, Space, describe
 
 
 def outline(space: Space) -> Tree:
@@ -52,19 +46,3 @@ def _add_nodes(tree: Tree, nodes: Sequence[Node], prefix: str) -> None:
                 assert isinstance(length, IntDistribution)
                 long = f"of length {describe(length)}"
                 tree.add(Text(f"{name}: list {long}, each {describe(item)}"))
-
-
-def describe(distribution: BaseDistribution) -> str:
-    """Describes the values of a distribution in a few words: "1 … 9 step 4", "relu | tanh"."""
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            return " | ".join(map(as_yaml, choices))
-        case IntDistribution(low=low, high=high, step=step, log=log):
-            if low == high:
-                return str(low)
-            return f"{low} … {high}" + (" log" if log else f" step {step}" if step > 1 else "")
-        case FloatDistribution(low=low, high=high, step=step, log=log):
-            if low == high:
-                return f"{low:g}"
-            return f"{low:g} … {high:g}" + (" log" if log else f" step {step:g}" if step else "")
-    raise AssertionError(distribution)

@@ -34,10 +34,8 @@ class GridSampler(BaseSampler):
         next(Space(space.nodes).points())  # raises ConfigError for continuous ranges
         if (size := space.size()) > LARGEST_GRID:
             raise ConfigError(
-                [
-                    f"sampler=grid: the space has {size:.6g} points; at most {LARGEST_GRID} can be "
-                    "enumerated; narrow its ranges, or choose another sampler, such as sampler=tpe"
-                ]
+                f"sampler=grid: the space has {size:.6g} points; at most {LARGEST_GRID} can be "
+                "enumerated; narrow its ranges, or choose another sampler, such as sampler=tpe"
             )
         order = np.random.default_rng(seed).permutation(len(space.grid))
         self.points: list[Point] = [space.grid[i] for i in order]

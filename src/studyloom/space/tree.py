@@ -94,6 +94,10 @@ class Group:
     def distribution(self) -> CategoricalDistribution:
         return CategoricalDistribution(tuple(self.options))
 
+    @property
+    def config_group(self) -> str:
+        return group_of(self.key)
+
 
 Node = Leaf | ListLeaf | Group
 
@@ -112,6 +116,28 @@ class Parameter:
     key: str
     role: Literal["option", "value", "length", "item"]
     index: int = 0
+
+    def composed(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Any:
+        """Returns the value in a composed config, see `Space.default`.
+
+        A scalar at the key of a list stands for each of its items, and the last item of a shorter
+        list for those that it lacks.
+        """
+        if self.role == "option":
+            return choices[group_of(self.key)]
+        value = lookup(self.key)
+        if self.role == "length" and isinstance(value, list):
+            return len(value)
+        if self.role == "item" and isinstance(value, list) and value:
+            return value[min(self.index, len(value) - 1)]
+        return value
+
+    def stand_in(self, choices: Mapping[str, str], end: int = 0) -> Any:
+        """Returns the value where only groups are chosen, see `Space.stand_in`."""
+        option = choices.get(group_of(self.key)) if self.role == "option" else None
+        if option is not None and why_not(self.distribution, option) is None:
+            return option
+        return end_of(self.distribution, end)
 
 
 @dataclass(frozen=True)
@@ -187,7 +213,7 @@ class Space:
                         option = next(iter(options))
                         if len(options) > 1:
                             option = assign(Parameter(name, node.distribution, key, "option"))
-                        point.choices[group_of(key)] = option
+                        point.choices[node.config_group] = option
                         visit(options[option])
                     case Leaf(name=name, key=key, distribution=distribution):
                         point.values[key] = assign(Parameter(name, distribution, key, "value"))
@@ -213,7 +239,14 @@ class Space:
 
     def default(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Point:
         """Returns the point of a composed config, whose value at a key `lookup` returns."""
-        return self.walk(functools.partial(composed_value, choices, lookup))
+        return self.walk(lambda parameter: parameter.composed(choices, lookup))
+
+    def stand_in(self, choices: Mapping[str, str], end: int = 0) -> Point:
+        """Returns the point where only groups are chosen.
+
+        An option is as chosen if the space has it; any other parameter is at an end, see `end_of`.
+        """
+        return self.walk(lambda parameter: parameter.stand_in(choices, end))
 
     def leaves(self, choices: Mapping[str, str]) -> Iterator[Leaf | ListLeaf]:
         """Yields the leaves that certain choices open, in the order of the tree."""
@@ -275,7 +308,7 @@ class Space:
             if isinstance(node, Group):
                 for option, opened in node.options.items():
                     for choices, leaves in Space(opened).branches():
-                        yield {group_of(node.key): option, **choices}, leaves
+                        yield {node.config_group: option, **choices}, leaves
 
     def groups(self) -> Iterator[Group]:
         """Yields every group of the tree, outer before inner."""
@@ -305,24 +338,6 @@ class Open(Space):
 def group_of(key: str) -> str:
     """Returns the Hydra group of a config key: `model.block` is composed from `model/block`."""
     return key.replace(".", "/")
-
-
-def composed_value(
-    choices: Mapping[str, str], lookup: Callable[[str], Any], parameter: Parameter
-) -> Any:
-    """Returns the value of a parameter in a composed config, see `Space.default`.
-
-    A scalar at the key of a list stands for each of its items, and the last item of a shorter list
-    for those that it lacks.
-    """
-    if parameter.role == "option":
-        return choices[group_of(parameter.key)]
-    value = lookup(parameter.key)
-    if parameter.role == "length" and isinstance(value, list):
-        return len(value)
-    if parameter.role == "item" and isinstance(value, list) and value:
-        return value[min(parameter.index, len(value) - 1)]
-    return value
 
 
 def _count_points(nodes: Sequence[Node]) -> float:
@@ -430,20 +445,24 @@ def why_not(distribution: Distribution, value: Any) -> str | None:
             return f"is not one of {low:.15g}, {low + (step or 0):.15g}, … {high:.15g}"
 
 
+def describe(distribution: Distribution) -> str:
+    """Describes the values of a distribution in a few words: "1 … 9 step 4", "relu | tanh"."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return " | ".join(map(as_yaml, choices))
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            if low == high:
+                return str(low)
+            return f"{low} … {high}" + (" log" if log else f" step {step}" if step > 1 else "")
+        case FloatDistribution(low=low, high=high, step=step, log=log):
+            if low == high:
+                return f"{low:g}"
+            return f"{low:g} … {high:g}" + (" log" if log else f" step {step:g}" if step else "")
+
+
 def is_numeric(distribution: BaseDistribution) -> bool:
     """Whether all values of a distribution are numbers."""
     return all(type(choice) in (int, float) for choice in getattr(distribution, "choices", ()))
-
-
-def stand_in(choices: Mapping[str, str], parameter: Parameter, end: int = 0) -> Any:
-    """Returns the value of a parameter where only groups are chosen.
-
-    An option is as chosen if the space has it; any other parameter is at an end; see `end_of`.
-    """
-    option = choices.get(group_of(parameter.key)) if parameter.role == "option" else None
-    if option is not None and why_not(parameter.distribution, option) is None:
-        return option
-    return end_of(parameter.distribution, end)
 
 
 def end_of(distribution: Distribution, end: int) -> Any:

@@ -3,11 +3,15 @@
 The keys are part of stored studies: add new ones, but never rename one.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypedDict
+from dataclasses import dataclass
+from typing import Any, Generic, TypedDict, TypeVar
 
 import msgspec
+from optuna.trial import FrozenTrial
 
+T = TypeVar("T")
 LARGEST = 2**31 - 1  # of an integer in Optuna's tables and ours on PostgreSQL
 
 # Of a study
@@ -68,6 +72,8 @@ OF_TRIALS = (
     *(MADE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED),
     *(FAILURE, REASON, TRACEBACK),
 )
+# Those that no sampler and no pruner asks about; they are most of a trial.
+HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
 
 
 # The types of what is read by name; another program may have stored something else.
@@ -96,3 +102,58 @@ def fits(key: str, value: Any) -> bool:
         msgspec.convert(value, TYPES.get(key, Any))
         return True
     return False
+
+
+def parse(stored: Any, kind: type[T]) -> T | None:
+    """Reads a stored value, which anybody may have written, as a class; None if it is none."""
+    with suppress(msgspec.ValidationError):
+        return msgspec.convert(stored, kind)
+    return None
+
+
+class Stored(Generic[T]):
+    """Reads an attribute of a trial by its key; the default if the trial has none.
+
+    What is of another type than in TYPES was left out as the trial was read.
+    """
+
+    def __init__(self, key: str, default: T) -> None:
+        self.key, self.default = key, default
+
+    def __get__(self, record: "TrialAttributes", owner: type) -> T:
+        value: T | None = record.trial.user_attrs.get(self.key)
+        return self.default if value is None else value
+
+
+@dataclass(frozen=True)
+class TrialAttributes:
+    """Reads the attributes of a worker's trial; a missing one is its default."""
+
+    trial: FrozenTrial
+
+    slot = Stored[int | None](SLOT, None)
+    worker = Stored[str | None](WORKER, None)
+    failure = Stored[str | None](FAILURE, None)  # its class
+    error = Stored[str | None](REASON, None)  # of its failure, in words
+    times = Stored[Mapping[str, float]](TIMES, {})
+    paused = Stored[int | None](PAUSED, None)
+    rungs = Stored[Sequence[int]](RUNGS, ())
+    planned_epochs = Stored[int | None](PLANNED_EPOCHS, None)
+    standard_error = Stored[float | None](STANDARD_ERROR, None)
+    resumed = Stored[Resumed | None](RESUMED, None)
+    reused = Stored[str | None](REUSED, None)
+    is_kept = Stored[bool](KEPT, False)
+    forgotten = Stored[Sequence[str]](FORGOTTEN, ())
+    made = Stored[Mapping[str, Any]](MADE, {})
+    traceback = Stored[str | None](TRACEBACK, None)
+    proposed = Stored[Any](PROPOSED, None)
+    columns = Stored[dict[str, list[Any]]](EPOCHS, {})  # of its epochs, once it ended
+
+    @property
+    def is_baseline(self) -> bool:
+        return BASELINE in self.trial.user_attrs
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a user, a program or an earlier study gave its configuration."""
+        return self.is_baseline or ENQUEUED in self.trial.user_attrs

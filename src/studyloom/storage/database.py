@@ -411,11 +411,38 @@ class RetryingStorage(RDBStorage):
 
         return self.retry.run(attempt, pooled=True)
 
+    def execute(self, work: Callable[[Connection], T]) -> T:
+        """Runs a writing transaction of our own beside Optuna's, and returns what `work` returns.
+
+        It runs again after a failure that passes, also after a commit whose answer was lost, so
+        that what `work` writes must bear being written twice.
+        """
+
+        def transact() -> T:
+            with self.engine.begin() as connection:
+                return work(connection)
+
+        return self.call(transact, writes=True)
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Runs a reading transaction of our own, as `execute` runs a writing one."""
+
+        def transact() -> T:
+            try:
+                with self.single.connect() as connection:
+                    return work(connection)
+            except StudyloomError:
+                raise
+            except (ArithmeticError, AssertionError, IndexError, TypeError, ValueError) as error:
+                raise sql.unknown_cell(error) from None
+
+        return self.call(transact, writes=False)
+
     # The two reads that take Optuna the longest.
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         ids = f"[{trial_id:d}]"
-        trials = read(self, lambda connection: sql.read(connection, sql.NAMED, ids=ids))
+        trials = self.read(lambda connection: sql.read(connection, sql.NAMED, ids=ids))
         if not trials:
             raise KeyError(f"there is no trial {trial_id}")
         return trials[0]
@@ -432,7 +459,7 @@ class RetryingStorage(RDBStorage):
             selection = sql.SOME_TRIALS
             parameters["ids"] = str(sorted(included_trial_ids))
             parameters["after"] = trial_id_greater_than
-        trials = read(self, lambda connection: sql.read(connection, selection, **parameters))
+        trials = self.read(lambda connection: sql.read(connection, selection, **parameters))
         if not trials and trial_id_greater_than < 0:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
@@ -507,35 +534,6 @@ class SQLiteStorage(RetryingStorage):
         if context.sqlalchemy_exception is not None and file_identity(self.retry.address) is None:
             raise file_gone(self.retry.address)
         super()._explain(context)
-
-
-def execute(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
-    """Runs one writing transaction of our own beside Optuna's, and returns what `work` returns.
-
-    It runs again after a failure that passes, also after a commit whose answer was lost, so that
-    what `work` writes must bear being written twice.
-    """
-
-    def transact() -> T:
-        with storage.engine.begin() as connection:
-            return work(connection)
-
-    return storage.call(transact, writes=True)
-
-
-def read(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
-    """Runs one reading transaction of our own, as `execute` runs a writing one."""
-
-    def transact() -> T:
-        try:
-            with storage.single.connect() as connection:
-                return work(connection)
-        except StudyloomError:
-            raise
-        except (ArithmeticError, AssertionError, IndexError, TypeError, ValueError) as error:
-            raise sql.unknown_cell(error) from None
-
-    return storage.call(transact, writes=False)
 
 
 # An untrusted SQLite file. A view is code, which may run for ever or fill the memory, and so is a

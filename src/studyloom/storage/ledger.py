@@ -21,17 +21,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import sqlalchemy as sa
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from studyloom.errors import ClaimLost, StorageError, StorageLost
 from studyloom.processes import host_id, is_alive, running_beside, worker_id
+from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, LARGEST, SLOT
-from studyloom.storage.database import LEASE, RENEWALS, RetryingStorage, call_state, execute, read
+from studyloom.storage.attributes import BASELINE, LARGEST, SLOT, UUID
+from studyloom.storage.database import LEASE, RENEWALS, RetryingStorage, call_state
 from studyloom.storage.optuna_internals import TrialIntermediateValueModel
 from studyloom.storage.sql import REPORTS, TRIALS, USER_ATTRIBUTES
 from studyloom.storage.urls import without_password
@@ -109,7 +112,7 @@ def check_table(storage: RetryingStorage) -> bool:
         known = {column["name"] for column in inspector.get_columns(SLOTS.name)}
         return sorted({column.name for column in SLOTS.columns} - known)
 
-    missing = read(storage, missing_columns)
+    missing = storage.read(missing_columns)
     if missing:
         where = without_password(storage.retry.address)
         raise StorageError(
@@ -123,10 +126,10 @@ def check_table(storage: RetryingStorage) -> bool:
 def create_table(storage: RetryingStorage) -> None:
     """Creates the table with its indexes, and the index on Optuna's trials, if there is none."""
     if not check_table(storage):
-        execute(storage, METADATA.create_all)
+        storage.execute(METADATA.create_all)
         # Whoever does not own the trials may make no index of them, and claims more slowly.
         with suppress(StorageLost):
-            execute(storage, lambda connection: connection.exec_driver_sql(TRIAL_NUMBERS))
+            storage.execute(lambda connection: connection.exec_driver_sql(TRIAL_NUMBERS))
 
 
 # Statements of workers
@@ -369,6 +372,14 @@ def _read_standings(
     return found
 
 
+class SlotEntry(NamedTuple):
+    """Describes a slot as it should be: free or done, and its trial."""
+
+    slot: int
+    state: str
+    trial_id: int | None
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The slots of one study.
@@ -388,6 +399,11 @@ class Ledger:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    @classmethod
+    def of(cls, storage: RetryingStorage, study_id: int, attributes: Mapping[str, Any]) -> Self:
+        """Returns the ledger of a study with these attributes."""
+        return cls(storage, study_id, attributes.get(UUID, ""))
+
     @property
     def _mine(self) -> sa.ColumnElement[bool]:
         return sa.and_(SLOTS.c.study_id == self.study_id, SLOTS.c.slot < TEST_SLOT)
@@ -397,7 +413,7 @@ class Ledger:
         return sql.study(self.study_id, self.uuid)
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        return read(self.storage, lambda connection: connection.execute(query, self._study).all())
+        return self.storage.read(lambda connection: connection.execute(query, self._study).all())
 
     def extend(self, trials: int) -> bool:
         """Adds the missing ones of the first `trials` slots; returns whether there were any."""
@@ -409,7 +425,7 @@ class Ledger:
                 connection.execute(NEW_SLOT, rows)
             return bool(missing)
 
-        return execute(self.storage, insert)
+        return self.storage.execute(insert)
 
     def claim(
         self,
@@ -465,7 +481,7 @@ class Ledger:
             connection.execute(linked.values(trial_id=claim.trial_id, **known))
             return claim
 
-        return execute(self.storage, take)
+        return self.storage.execute(take)
 
     def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
         """Extends a claim, and writes further rows of its trial in the same transaction.
@@ -520,11 +536,11 @@ class Ledger:
                 write(connection)
             return True
 
-        return execute(self.storage, work)
+        return self.storage.execute(work)
 
     def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
         """Reads how far the trials of the first slots have come, as `claim` does."""
-        return read(self.storage, lambda c: self._standings(c, owner, trials, order))
+        return self.storage.read(lambda c: self._standings(c, owner, trials, order))
 
     def _standings(
         self, connection: sa.Connection, owner: str, trials: int, order: Order
@@ -552,7 +568,7 @@ class Ledger:
         statement = (
             sa.update(SLOTS).where(_held_by(workers), SLOTS.c.expires < ends).values(expires=ends)
         )
-        execute(self.storage, lambda connection: connection.execute(statement))
+        self.storage.execute(lambda connection: connection.execute(statement))
 
     def record_death(self, owner: str, death: str, *, overdue: HeldClaim | None = None) -> int:
         """Releases what a dead worker held, records how it ended, and returns how many that were.
@@ -577,7 +593,7 @@ class Ledger:
                 fatal=fatal,
             )
         )
-        return int(execute(self.storage, lambda connection: connection.execute(statement).rowcount))
+        return int(self.storage.execute(lambda connection: connection.execute(statement).rowcount))
 
     def record_gone(self) -> None:
         """Records the deaths of this host's workers whose process is gone, before leases end."""
@@ -644,7 +660,7 @@ class Ledger:
             taken = connection.execute(_claiming(False, True), of | {"me": me, "lease": lease})
             return next((Claim(TEST_SLOT, row.token, None) for row in taken), None)
 
-        while (claim := execute(self.storage, take)) is None:
+        while (claim := self.storage.execute(take)) is None:
             self.record_gone()
             for held in () if announced else self.held(testing=True):
                 announced, words = True, "waiting for %s, which tests the winner, for %g s at most"
@@ -671,6 +687,78 @@ class Ledger:
             with suppress(StorageError):  # what has ended the body counts
                 self.release(claim)
 
+    # What others have changed
+
+    def enter(self, connection: sa.Connection, entries: Sequence[SlotEntry]) -> None:
+        """Writes the rows of some slots; a worker that holds one of them loses it."""
+        if entries:
+            rows = [{"study": self.study_id, **entry._asdict()} for entry in entries]
+            connection.execute(ENTRY, rows)
+
+    def queue(
+        self, connection: sa.Connection, slot: int, point: Point, attributes: Mapping[str, Any]
+    ) -> FrozenTrial:
+        """Makes a waiting trial of a point, and opens a slot for it."""
+        trial = sql.insert(connection, self.study_id, {SLOT: slot, **attributes}, point)
+        self.enter(connection, [SlotEntry(slot, "free", trial._trial_id)])
+        return trial
+
+    def never_claimed(self, connection: sa.Connection, trials: int) -> list[int]:
+        """Lists which of the first `trials` slots no worker has claimed, and no trial fills."""
+        query = sa.select(SLOTS.c.slot).where(OF_STUDY, IS_OPEN, HAS_NONE, SLOTS.c.token == 0)
+        of = {"study": self.study_id, "trials": trials}
+        return [*connection.execute(query.order_by(SLOTS.c.slot), of).scalars()]
+
+    def reconcile(self, name: str, trials: int) -> bool:
+        """Repairs the ledger if it differs from the trials, and extends it to `trials` slots.
+
+        Returns:
+            Whether they differed, see `compare`, or slots were missing.
+        """
+        create_table(self.storage)
+        found = self.compare(mend=True)
+        if found is not None:
+            log.warning("%s: %s", name, found)
+        return self.extend(trials) or found is not None
+
+    def compare(self, *, mend: bool = False) -> str | None:
+        """Compares the ledger, whose table exists, with the trials: each slot as its trial says.
+
+        A slot that a worker holds is left as it is: what is wrong there meets the worker itself,
+        with its next report.
+
+        Returns:
+            Which slots differed, and how that is mended; None if none did.
+
+        Raises:
+            StorageError: Two trials have one slot or one number, so that a person must decide.
+        """
+        leased = sa.and_(IS_HELD, SLOTS.c.expires > clock())
+        query = sa.select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(self._mine)
+
+        def work(connection: sa.Connection) -> list[SlotEntry]:
+            sql.lock_study(connection, self.study_id, self.uuid)
+            rows = {row[0]: row for row in connection.execute(query.with_for_update())}
+            trials = _by_slot(sql.heads(connection, self.study_id))
+            found = []
+            for slot in sorted({*rows, *trials}):
+                trial = trials.get(slot)
+                done = trial is not None and trial.state.is_finished()
+                entry = SlotEntry(slot, "done" if done else "free", trial and trial.trial_id)
+                _, state, trial_id, is_leased = rows.get(slot, (slot, "missing", None, False))
+                states = ["done"] if done else ["free", "held"]
+                agrees = trial_id == entry.trial_id and state in states
+                if not agrees and not is_leased:
+                    found.append(entry)
+            if mend:
+                self.enter(connection, found)
+            return found
+
+        if not (found := self.storage.execute(work)):
+            return None
+        differ = f"slots {format_ranges([entry.slot for entry in found])}: differ from their trials"
+        return f"{differ}; linked to these, or open where there is none"
+
 
 class NoLedger(Ledger):
     """The ledger of a study of another program: it has no slots, and there may be no table."""
@@ -690,85 +778,21 @@ def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
     return sa.and_(SLOTS.c.owner.in_(workers), IS_HELD)
 
 
-# What others have changed
+def add_study(
+    storage: RetryingStorage,
+    name: str,
+    directions: Sequence[StudyDirection],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Creates the table and a study, in one transaction: without attributes it is not of ours."""
+    create_table(storage)
 
+    def add(connection: sa.Connection) -> None:
+        study_id = sql.add_study(connection, name, directions, attributes)
+        # Those of a deleted study, whose id SQLite gives to the next one.
+        connection.execute(SLOTS.delete().where(SLOTS.c.study_id == study_id))
 
-class SlotEntry(NamedTuple):
-    """Describes a slot as it should be: free or done, and its trial."""
-
-    slot: int
-    state: str
-    trial_id: int | None
-
-
-def enter(connection: sa.Connection, study_id: int, entries: Sequence[SlotEntry]) -> None:
-    """Writes the rows of some slots; a worker that holds one of them loses it."""
-    if entries:
-        connection.execute(ENTRY, [{"study": study_id, **entry._asdict()} for entry in entries])
-
-
-def never_claimed(connection: sa.Connection, study_id: int, trials: int) -> list[int]:
-    """Lists which of the first `trials` slots no worker has claimed, and no trial fills."""
-    query = sa.select(SLOTS.c.slot).where(OF_STUDY, IS_OPEN, HAS_NONE, SLOTS.c.token == 0)
-    of = {"study": study_id, "trials": trials}
-    return [*connection.execute(query.order_by(SLOTS.c.slot), of).scalars()]
-
-
-def clear(connection: sa.Connection, study_id: int) -> None:
-    """Deletes the slots of a deleted study, whose id SQLite gives to the next one."""
-    connection.execute(SLOTS.delete().where(SLOTS.c.study_id == study_id))
-
-
-def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
-    """Repairs a ledger that differs from the trials, and extends it to `trials` slots.
-
-    Returns:
-        Whether they differed, see `compare`, or slots were missing.
-    """
-    create_table(ledger.storage)
-    found = compare(ledger, mend=True)
-    if found is not None:
-        log.warning("%s: %s", name, found)
-    return ledger.extend(trials) or found is not None
-
-
-def compare(ledger: Ledger, *, mend: bool = False) -> str | None:
-    """Compares a ledger, whose table exists, with its trials: each slot is what its trial says.
-
-    A slot that a worker holds is left as it is: what is wrong there meets the worker itself, with
-    its next report.
-
-    Returns:
-        Which slots differed, and how that is mended; None if none did.
-
-    Raises:
-        StorageError: Two trials have one slot or one number, so that a person must decide.
-    """
-    leased = sa.and_(IS_HELD, SLOTS.c.expires > clock())
-    query = sa.select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(ledger._mine)
-
-    def work(connection: sa.Connection) -> list[SlotEntry]:
-        sql.lock_study(connection, ledger.study_id, ledger.uuid)
-        rows = {row[0]: row for row in connection.execute(query.with_for_update())}
-        trials = _by_slot(sql.heads(connection, ledger.study_id))
-        found = []
-        for slot in sorted({*rows, *trials}):
-            trial = trials.get(slot)
-            done = trial is not None and trial.state.is_finished()
-            entry = SlotEntry(slot, "done" if done else "free", trial and trial.trial_id)
-            _, state, trial_id, is_leased = rows.get(slot, (slot, "missing", None, False))
-            states = ["done"] if done else ["free", "held"]
-            agrees = trial_id == entry.trial_id and state in states
-            if not agrees and not is_leased:
-                found.append(entry)
-        if mend:
-            enter(connection, ledger.study_id, found)
-        return found
-
-    if not (found := execute(ledger.storage, work)):
-        return None
-    slots = format_ranges([entry.slot for entry in found])
-    return f"slots {slots}: differ from their trials; linked to these, or open where there is none"
+    storage.execute(add)
 
 
 def _by_slot(trials: Sequence[sql.TrialHead]) -> dict[int, sql.TrialHead]:

@@ -26,16 +26,13 @@ from sqlalchemy.sql.functions import FunctionElement
 from studyloom.errors import StorageError, StorageLost, TrialDeleted
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import (
-    EPOCHS,
     FORMER_SLOT,
+    HEAVY,
     LARGEST,
-    MADE,
     OF_TRIALS,
     PICKLED,
     QUESTION,
     SLOT,
-    TIMES,
-    TRACEBACK,
     UUID,
     fits,
 )
@@ -50,8 +47,6 @@ SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
 Write = tuple[sa.Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 GIVEN = "fixed_params"  # Optuna's system attribute with the parameters of a queued trial
-# User attributes of ours that no sampler and no pruner asks about; they are most of a trial.
-HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
 
 
 class among(FunctionElement[bool]):
@@ -342,6 +337,11 @@ def parse_slot(stored: str | None) -> int | None:
 def is_slot(value: Any) -> bool:
     """Whether a value of the attribute SLOT is one that a worker may have stored."""
     return type(value) is int and 0 <= value <= LARGEST
+
+
+def fills_slot(trial: FrozenTrial) -> bool:
+    """Whether a trial fills a slot of the ledger; one of another program fills none."""
+    return is_slot(trial.user_attrs.get(SLOT))
 
 
 def without_reserved(trial: FrozenTrial) -> FrozenTrial:

@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.storage import sql
-from studyloom.storage.attributes import PAUSED, SLOT
-from studyloom.storage.database import Retry, RetryingStorage, read
+from studyloom.storage.attributes import PAUSED
+from studyloom.storage.database import Retry, RetryingStorage
 from studyloom.storage.optuna_internals import CachedStorage
 from studyloom.storage.sql import Write
 
@@ -254,9 +254,9 @@ class OtherTrials:
             moving = connection.execute(sql.NAMED, {"ids": ids}).all() if running else []
             return left, sql.read_light(connection, ended), sql.read_light(connection, moving)
 
-        self._open, ended, moving = read(self._storage, look)
+        self._open, ended, moving = self._storage.read(look)
         self._latest = max(self._latest, *self._open, *(trial._trial_id for trial in ended))
-        for trial in filter(_fills_slot, ended):
+        for trial in filter(sql.fills_slot, ended):
             self._ended[trial.state].append(trial)
         if ended:
             for trials in self._ended.values():
@@ -264,12 +264,8 @@ class OtherTrials:
         self._fresh = True
         if running:
             # One may have ended between the two statements; it counts so the next time.
-            counted = [t for t in moving if _fills_slot(t) and t.state in sql.UNFINISHED]
+            counted = [t for t in moving if sql.fills_slot(t) and t.state in sql.UNFINISHED]
             self._running = [as_judged(trial) for trial in counted] if self._judging else counted
-
-
-def _fills_slot(trial: FrozenTrial) -> bool:
-    return sql.is_slot(trial.user_attrs.get(SLOT))
 
 
 def as_judged(trial: FrozenTrial) -> FrozenTrial:

@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
-
 from studyloom.errors import CompressError, Halted, NoWinner, StorageLost, UserError
-from studyloom.storage.attributes import ANSWERED, JOB, STAGES
+from studyloom.storage.attributes import ANSWERED, JOB, STAGES, parse
 from studyloom.study.stored_study import StageName, StoredStudy
 
 SMALL = "compressed"  # in the result in short: the compressed winner
@@ -43,14 +41,6 @@ class CommandRecord:
     ended: int | None = None
     at: str | None = None
 
-    @classmethod
-    def parse(cls, stored: Any) -> "CommandRecord | None":
-        """Reads what a database holds, which anybody may have written; None if it is no record."""
-        try:
-            return msgspec.convert(stored, cls)
-        except msgspec.ValidationError:
-            return None
-
     def stage_of(self, name: str, title: str) -> str:
         """Returns how the name of the study of a later stage begins."""
         return str(StageName(name, title, self.trials, self.top, self.seeds))
@@ -74,7 +64,7 @@ class StoredCommand:
         """Reads what a study stores of its last command now."""
         record, stages, result = stored.attributes(JOB, STAGES, ANSWERED)
         titles = {title: str(name) for title, name in (stages or {}).items()}
-        return cls(CommandRecord.parse(record), titles, result)
+        return cls(parse(record, CommandRecord), titles, result)
 
 
 def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> None:

@@ -23,7 +23,7 @@ from studyloom.config.values import describe_error
 from studyloom.errors import StorageError, StorageLost
 from studyloom.files import is_own
 from studyloom.storage import sql
-from studyloom.storage.database import read, untrusted
+from studyloom.storage.database import untrusted
 from studyloom.storage.urls import folder_of, parse_url, serve, without_password
 from studyloom.study.opening import differences, open_only_study, open_study, study_names
 from studyloom.study.stored_study import StoredStudy
@@ -87,7 +87,7 @@ def read_earlier(source: str) -> EarlierStudy:
 def _as_earlier(stored: StoredStudy, label: str, most: float) -> EarlierStudy:
     """Reads the trials of a study, unless there are more than so many."""
     where = {"study": stored.ledger.study_id}
-    count = read(stored.ledger.storage, lambda c: c.execute(sql.COUNT, where).scalar_one())
+    count = stored.ledger.storage.read(lambda c: c.execute(sql.COUNT, where).scalar_one())
     if count > most:
         raise StorageError(f"it has {count} trials, and at most {most:g} are read")
     ranked = stored.ranked()

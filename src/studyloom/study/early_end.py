@@ -23,13 +23,12 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-import msgspec
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import ideal_of
-from studyloom.storage.attributes import BOUNDS, ENDED, MADE, SLOT, TIMES
-from studyloom.study import failures
+from studyloom.storage.attributes import BOUNDS, ENDED, parse
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_value
 
 SHARE = 0.2  # of the complete trials: the largest that saves 30 % on HPOLib with 40 trials
@@ -95,8 +94,7 @@ def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
     """
     cores = gpus = 0.0
     for trial in trials:
-        hours = _worked(trial)
-        made: Mapping[str, Any] = trial.user_attrs.get(MADE) or {}
+        hours, made = _worked(trial), TrialRecord(trial).made
         environment = made.get("environment") or {}
         ranks = environment.get("ranks") or 1
         cores += hours * ranks * (environment.get("threads") or 1)
@@ -107,7 +105,7 @@ def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
 
 def _worked(trial: FrozenTrial) -> float:
     """Returns the hours that workers spent on a trial."""
-    return float(sum((trial.user_attrs.get(TIMES) or {}).values())) / 3600
+    return float(sum(TrialRecord(trial).times.values())) / 3600
 
 
 @dataclass(frozen=True)
@@ -127,14 +125,6 @@ class Bounds:
     cost: float | None = None
     per_hour: float | None = None
     ideal: float | None = None
-
-    @classmethod
-    def parse(cls, stored: Any) -> "Bounds":
-        """Returns the bounds of a stored attribute, and none of one that no command stored."""
-        try:
-            return msgspec.convert(stored, cls)
-        except msgspec.ValidationError:
-            return cls()
 
 
 class Outcome(NamedTuple):
@@ -253,8 +243,9 @@ class Outlook:
 
 
 def read_bounds(stored: StoredStudy) -> Bounds:
-    """Returns the bounds that the last command stored."""
-    return replace(Bounds.parse(*stored.attributes(BOUNDS)), ideal=ideal_of(stored.goals[0]))
+    """Returns the bounds that the last command stored; none if no command did."""
+    bounds = parse(stored.attributes(BOUNDS)[0], Bounds)
+    return replace(bounds or Bounds(), ideal=ideal_of(stored.goals[0]))
 
 
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
@@ -307,7 +298,8 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
     counted = {trial.number for trial in stored.ranked()} if single else set()
 
     def outcome(trial: FrozenTrial) -> Outcome:
-        slot, kind = int(trial.user_attrs.get(SLOT, trial.number)), failures.outcome(trial)
+        record = TrialRecord(trial)
+        slot, kind = trial.number if record.slot is None else record.slot, record.outcome
         value, reports = None, trial.intermediate_values
         if trial.number in counted:
             value = trial.values[0]

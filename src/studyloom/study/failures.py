@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from studyloom.errors import (
     CommandFailed,
@@ -19,7 +19,8 @@ from studyloom.errors import (
     TimedOut,
     UndefinedMetric,
 )
-from studyloom.storage.attributes import FAILURE, PAUSED, REASON, TRACEBACK
+from studyloom.storage.attributes import FAILURE, REASON, TRACEBACK
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text, mask_passwords
 
 TRACEBACK_LINES = 12
@@ -79,8 +80,8 @@ class Failure:
     @classmethod
     def read(cls, trial: FrozenTrial) -> "Failure | None":
         """Reads the failure that a trial stored, without its details; None if it stored none."""
-        kind = trial.user_attrs.get(FAILURE)
-        return None if kind is None else cls(str(kind), str(trial.user_attrs.get(REASON)))
+        record = TrialRecord(trial)
+        return None if record.failure is None else cls(str(record.failure), str(record.reason))
 
     def attributes(self) -> dict[str, str]:
         """Returns the attributes with which a trial stores its failure."""
@@ -129,42 +130,25 @@ class FailureCount:
     @property
     def first_reason(self) -> str:
         """The reason that the first of the trials stored."""
-        return reason_of(self.trials[0]) or NO_REASON
+        return TrialRecord(self.trials[0]).reason or NO_REASON
 
     def by_reason(self) -> dict[str, list[FrozenTrial]]:
         """Returns the trials by their reason, in the order in which the reasons first occurred."""
         trials = defaultdict[str, list[FrozenTrial]](list)
         for trial in self.trials:
-            trials[reason_of(trial) or NO_REASON].append(trial)
+            trials[TrialRecord(trial).reason or NO_REASON].append(trial)
         return trials
-
-
-def outcome(trial: FrozenTrial) -> str:
-    """Returns how a trial ended, or its state: complete, pruned, failed, paused, running, waiting.
-
-    A trial that diverged has failed, although the sampler sees it as pruned.
-    """
-    if FAILURE in trial.user_attrs or trial.state == TrialState.FAIL:
-        return "failed"
-    if trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None:
-        return "paused"
-    return trial.state.name.lower()
 
 
 def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
     """Counts the failed trials by kind, the most frequent kind first."""
     failed = defaultdict[str, list[FrozenTrial]](list)
     for trial in trials:
-        if outcome(trial) == "failed":
-            failed[str(trial.user_attrs.get(FAILURE, UNEXPLAINED))].append(trial)
+        record = TrialRecord(trial)
+        if record.outcome == "failed":
+            failed[str(record.failure or UNEXPLAINED)].append(trial)
     counts = (FailureCount(kind, of_kind) for kind, of_kind in failed.items())
     return sorted(counts, key=lambda count: -count.count)
-
-
-def reason_of(trial: FrozenTrial) -> str | None:
-    """Returns why a trial failed; None if nothing is stored."""
-    reason = trial.user_attrs.get(REASON)
-    return None if reason is None else mask_passwords(str(reason))
 
 
 def resumed_words(number: int, resumed: Mapping[str, Any]) -> str:

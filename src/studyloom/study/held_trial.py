@@ -29,6 +29,7 @@ from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.study import failures
 from studyloom.study.provenance import Provenance
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.worker_log import end_message
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class HeldTrial:
         ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         last = ended[-self.limits.max_failures :]
-        same = [trial for trial in last if failures.reason_of(trial) == failure.reason]
+        same = [trial for trial in last if TrialRecord(trial).reason == failure.reason]
         mistaken = first and failure.kind in failures.MISTAKES
         return mistaken or len(same) == self.limits.max_failures
 

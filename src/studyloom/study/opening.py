@@ -5,7 +5,7 @@ A study is identified by its definition: the same name with another definition i
 
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -18,33 +18,16 @@ from studyloom.definition.sources import CODE, code_of
 from studyloom.errors import DefinitionError, StorageError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.moved import MOVED
-from studyloom.storage.attributes import (
-    CODE_CHANGES,
-    FORMAT,
-    HALTED,
-    QUESTION,
-    RUNG,
-    UUID,
-    VERSION,
-)
+from studyloom.storage.attributes import CODE_CHANGES, FORMAT, HALTED, QUESTION, RUNG, UUID, VERSION
 from studyloom.storage.database import (
-    Connection,
     RetryingStorage,
     closed_on_error,
     connect,
     exclusive,
-    execute,
     is_empty,
     is_sqlite,
 )
-from studyloom.storage.ledger import (
-    Ledger,
-    NoLedger,
-    check_table,
-    clear,
-    create_table,
-)
-from studyloom.storage.sql import add_study
+from studyloom.storage.ledger import Ledger, NoLedger, add_study, check_table
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.storage.urls import parse_url
 from studyloom.study.stored_study import StoredStudy, owner_of
@@ -78,15 +61,6 @@ def check_definition(
     if changes := differences(accepted, now):
         raise _another_definition(name, changes)
     return accepted
-
-
-def check_code(name: str, was: Mapping[str, Any], now: Callable[[], Mapping[str, Any]]) -> None:
-    """Checks that the user's own code is that of the study; else raises DefinitionError.
-
-    Somebody may edit it while the study runs, and a worker that is started then would read it.
-    """
-    if was and (changes := differences(was, now())):
-        raise _another_definition(name, changes)
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -143,18 +117,16 @@ def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
 def _load(backend: RetryingStorage, name: str) -> StoredStudy:
     storage = TrialBuffer(backend)
     try:
-        study_id = storage.get_study_id_from_name(name)
+        study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         names = ", ".join(study.study_name for study in storage.get_all_studies()) or "none"
         raise StorageError(
             f"study.name must name a study that exists; the database holds no study {name!r}; "
             f"it holds {names}"
         ) from None
-    study = optuna.load_study(study_name=name, storage=storage)
-    attributes = study.user_attrs
-    _check_format(name, attributes)
-    ledger = Ledger if QUESTION in attributes else NoLedger
-    return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID, "")))
+    _check_format(name, study.user_attrs)
+    ledger = Ledger if QUESTION in study.user_attrs else NoLedger
+    return StoredStudy(name, storage, study, ledger.of(backend, study._study_id, study.user_attrs))
 
 
 def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
@@ -210,8 +182,7 @@ def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
     for study in studies:
         _check_format(study.study_name, study.user_attrs)
     return {
-        study.study_name: Ledger(backend, study._study_id, study.user_attrs.get(UUID, ""))
-        for study in studies
+        study.study_name: Ledger.of(backend, study._study_id, study.user_attrs) for study in studies
     }
 
 
@@ -237,8 +208,10 @@ def create_study(
     lock = exclusive(url, deadline=deadline if wait else 0.0)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         if name not in {study.study_name for study in backend.get_all_studies()}:
-            create_table(backend)
-            _make_study(backend, name, goals, definition, rung)
+            attributes: dict[str, Any] = {QUESTION: dict(definition), UUID: uuid.uuid4().hex}
+            attributes |= {FORMAT: FORMAT_NUMBER, VERSION: __version__, RUNG: rung}
+            directions = [StudyDirection[goal.direction.upper()] for goal in goals]
+            add_study(backend, name, directions, attributes)
         stored = _load(backend, name)
         was = stored.definition()
         accepted = check_definition(name, was, definition, accept_code_change=accept_code_change)
@@ -256,26 +229,3 @@ def create_study(
         if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)
     return stored
-
-
-def _make_study(
-    backend: RetryingStorage,
-    name: str,
-    goals: Sequence[Goal],
-    definition: Mapping[str, Any],
-    rung: int,
-) -> None:
-    """Creates a study in one transaction: without QUESTION it is one of another program."""
-    directions = [StudyDirection[goal.direction.upper()] for goal in goals]
-    attributes = {
-        QUESTION: dict(definition),
-        UUID: uuid.uuid4().hex,
-        FORMAT: FORMAT_NUMBER,
-        VERSION: __version__,
-        RUNG: rung,
-    }
-
-    def make(connection: Connection) -> None:
-        clear(connection, add_study(connection, name, directions, attributes))
-
-    execute(backend, make)

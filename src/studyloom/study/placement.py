@@ -16,16 +16,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from studyloom.config.values import has_key, value_at
-from studyloom.space.tree import (
-    Parameter,
-    Point,
-    composed_value,
-    group_of,
-    is_ordered,
-    place_in,
-    stand_in,
-    why_not,
-)
+from studyloom.space.tree import Parameter, Point, group_of, is_ordered, place_in, why_not
 from studyloom.study.earlier_studies import EarlierStudy
 from studyloom.text import as_yaml, nearest
 
@@ -84,7 +75,7 @@ def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
         option = look_up(parameter) if parameter.role == "option" else ABSENT
         if option is not ABSENT and why_not(parameter.distribution, option) is None:
             return option
-        return stand_in(definition.composer.choices, parameter)
+        return parameter.stand_in(definition.composer.choices)
 
     choices = definition.space.walk(choose).choices
     composed = definition.composer.compose(choices)
@@ -94,12 +85,12 @@ def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
         value, name = look_up(parameter), parameter.name
         subject = f"{name}={as_yaml(value)}"
         if value is ABSENT:
-            value = composed_value(choices, partial(value_at, composed), parameter)
+            value = parameter.composed(choices, partial(value_at, composed))
             placed.composed.append(name)
             subject = f"{name} is not given, and its default value {as_yaml(value)}"
         if problem := why_not(parameter.distribution, value):
             placed.wrong.append(f"{subject} {problem}")
-            return stand_in({}, parameter)  # its low end
+            return parameter.stand_in({})  # its low end
         return float(value) if isinstance(parameter.distribution, FloatDistribution) else value
 
     placed.point = definition.space.walk(decide)

@@ -67,7 +67,7 @@ class Reporter:
         self._evaluated = 0.0  # seconds of evaluation at the last step
         # The last step that is stored, and the last that has come.
         self._stored = self._latest = -1 if self.reported is None else self.reported
-        self._outbox = Outbox[PendingReport](self.post, self.held.stored.is_away)
+        self._outbox = Outbox[PendingReport](self.post, lambda: self.held.stored.retry.away)
 
     def run(self, stopping: Stopping) -> float:
         """Runs the objective from its last checkpoint on, and returns its value."""

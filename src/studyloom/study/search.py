@@ -1,35 +1,23 @@
 """Opens the search of a study definition in its database, and settles what is stored beside it."""
 
-import logging
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from studyloom.config.compose import note_run
 from studyloom.definition.definition import Definition
-from studyloom.definition.prepare import script_sources
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import DEFINED, RUNG
 from studyloom.storage.database import closed_on_error
 from studyloom.storage.urls import folder_of, serve
 from studyloom.study.earlier_studies import EarlierStudies, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
-from studyloom.study.opening import check_code, create_study, open_study, study_names
+from studyloom.study.opening import check_definition, create_study, open_study, study_names
 from studyloom.study.promotion import Promotion
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
-from studyloom.study.warm_start import (
-    WarmStarts,
-    enqueue,
-    find_warm_starts,
-    missing_baseline,
-    redo_baseline,
-    sources_of,
-    store_space,
-)
-
-log = logging.getLogger(__name__)
+from studyloom.study.warm_start import WarmStarts, find_warm_starts, sources_of, store_warm_starts
 
 
 def find_starts(definition: Definition, digest: str, url: str) -> WarmStarts:
@@ -92,7 +80,7 @@ def begin_search(
     with closed_on_error(stored):
         note_run(Path(config.run_dir), config)
         _settle(stored, definition, starts, trials)
-        stored.wait_less(stop)
+        stored.retry.stopping = stop
         begin_again(stored)
     return stored
 
@@ -107,8 +95,9 @@ def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
     name = str(definition.config.study.name)
     stored = open_study(url, name, definition.config.storage.deadline)
     with closed_on_error(stored):
-        check_code(name, stored.code(), lambda: definition.code)
-        stored.wait_less(stop)
+        if code := stored.code():  # somebody may edit it while the study runs
+            check_definition(name, code, definition.code)
+        stored.retry.stopping = stop
     return stored
 
 
@@ -121,7 +110,7 @@ def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
 def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:
     """Stores the settings of a study beside its definition, and the points to try first."""
     stored.store_rule(definition.rule)
-    if sources := script_sources(definition):
+    if sources := definition.script_sources():
         stored.optuna.set_user_attr(DEFINED, sources)
     study, cost = definition.config.study, definition.config.cost
     bounds = Bounds(
@@ -132,16 +121,4 @@ def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, tri
         per_hour=cost.per_hour,
     )
     set_bounds(stored, bounds)
-    store_space(stored, definition)
-    if definition.baseline is not None:
-        if study.redo_baseline:
-            redo_baseline(stored)
-        if (missing := missing_baseline(stored)) is not None:
-            log.warning("%s", missing)
-    if left := enqueue(stored, starts, trials, baseline=definition.baseline):
-        log.warning(
-            "%d configurations to begin with are left out: all %d trials have begun; "
-            "raise study.trials",
-            left,
-            trials,
-        )
+    store_warm_starts(stored, definition, starts, trials)

@@ -1,50 +1,57 @@
-"""The slots of a study: which one a worker claims next, and which trials give theirs back."""
+"""The slots of a stage: which one a worker claims next, and the configuration of its trial."""
 
-from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial
+import copy
+import logging
 
-from studyloom.storage.attributes import BASELINE, SLOT, WORKER
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from studyloom.errors import ClaimLost, LaunchError
+from studyloom.seeds import derive
+from studyloom.space.samplers import any_point, identify
+from studyloom.space.tree import Point
+from studyloom.storage.attributes import BASELINE, PAUSED, SLOT, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
-from studyloom.study.early_end import ending
+from studyloom.study.held_trial import HeldTrial
 from studyloom.study.promotion import Promotion
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stage import Stage
+from studyloom.study.strategy import KEEPS_STATE
+from studyloom.study.trial_record import TrialRecord
+
+REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
+log = logging.getLogger(__name__)
 
 
 class SlotQueue:
-    """The first `trials` slots of a study, claimed in the order of its pruner.
+    """Claims the slots of a stage in the order of its pruner, and chooses what their trials try.
 
     Once the search has ended by its bounds, only the trials that have begun are left to do.
 
     Args:
         owner: the id of the worker.
-        baseline: whether the study has a baseline, the trial of slot 0.
     """
 
-    def __init__(
-        self, stored: StoredStudy, trials: int, owner: str, pruner: BasePruner, *, baseline: bool
-    ) -> None:
-        self.stored, self.trials, self.owner, self.baseline = stored, trials, owner, baseline
-        self.order = pruner.order(stored.goals) if isinstance(pruner, Promotion) else None
-
-    def has_ended(self) -> bool:
-        """Whether the search has ended by its bounds, so that no further trial begins."""
-        return ending(self.stored, self.trials) is not None
+    def __init__(self, stage: Stage, owner: str) -> None:
+        self.stage, self.stored, self.owner = stage, stage.stored, owner
+        self.baseline = stage.source.baseline
+        pruner = self.stored.optuna.pruner
+        self.order = pruner.order(self.stored.goals) if isinstance(pruner, Promotion) else None
 
     def claim(self, lease: float, *, ended: bool) -> Claim | None:
         """Claims a slot, and makes a running trial for one that is fresh; None if none is free."""
         return self.stored.ledger.claim(
-            self.owner, self.trials, lease, self._make, begun=ended, order=self.order
+            self.owner, self.stage.trials, lease, self._make, begun=ended, order=self.order
         )
 
     def _make(self, connection: Connection, slot: int) -> int:
-        first = {BASELINE: True} if slot == 0 and self.baseline else {}
+        first = {BASELINE: True} if slot == 0 and self.baseline is not None else {}
         attributes = {SLOT: slot, WORKER: self.owner, **first}
         return self.stored.storage.make(connection, self.stored.ledger.study_id, attributes)
 
     def may_stop(self, trial: FrozenTrial) -> bool:
         """Whether a trial may be pruned or paused; not the baseline, with which all compare."""
-        return not self.baseline or BASELINE not in trial.user_attrs
+        return self.baseline is None or not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
         """Whether a trial has come to a rung with a step; see `PromotionOrder.pauses_at`."""
@@ -53,5 +60,102 @@ class SlotQueue:
     def promotes(self, slot: int) -> bool:
         """Whether the trial at a rung is the next to promote, so that it goes on at once."""
         assert self.order is not None
-        standings = self.stored.ledger.standings(self.owner, self.trials, self.order)
-        return self.order.is_next(standings, slot, closed=self.has_ended())
+        standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
+        return self.order.is_next(standings, slot, closed=self.stage.has_ended())
+
+    def begin_state(self, claim: Claim, lease: float) -> None:
+        """Checks that no other process works on a study whose sampler or pruner keeps state.
+
+        Of two processes that begin together, each has its claim before it looks, so that both do
+        not go on. The sampler is made here, once for all trials of this process.
+
+        Raises:
+            LaunchError: another process works on the study; the claim was released.
+        """
+        stored, ledger, strategy = self.stored, self.stored.ledger, self.stage.strategy
+        parts = " and ".join(strategy.keeps_state)
+        ledger.record_gone()
+        others = [held.owner for held in ledger.held() if held.owner != self.owner]
+        if others:
+            ledger.release(claim)
+            raise LaunchError(
+                f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {others[0]} works "
+                f"on the study already; end that one; if it died, wait {lease:.0f} s"
+            )
+        number = stored.storage.get_trial(claim.trial_id or 0).number
+        begun = [trial for trial in stored.trials() if trial.datetime_start is not None]
+        if any(trial.number != number for trial in begun):
+            log.warning(
+                "%s: keeps its state in one process, and what it kept in an earlier one is gone; "
+                "it begins anew with trial %d, knowing the stored trials alone",
+                parts,
+                number,
+            )
+        if "sampler" in strategy.keeps_state:
+            stored.optuna.sampler = strategy.sampler(number)
+
+    def begin_trial(self, frozen: FrozenTrial) -> optuna.Trial:
+        """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
+        record, buffer, trial_id = TrialRecord(frozen), self.stored.storage, frozen._trial_id
+        if frozen.state == TrialState.WAITING:
+            buffer.set_trial_user_attr(trial_id, WORKER, self.owner)
+            buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if record.paused is not None:
+            buffer.set_trial_user_attr(trial_id, PAUSED, None)
+        if record.is_baseline and self.baseline is not None and not frozen.params:
+            self._give(trial_id, self.baseline)
+        return self._ask(trial_id, frozen.number)
+
+    def draw(self, held: HeldTrial) -> Point | None:
+        """Draws the point of a trial and stores it; one that is given or stored already stays.
+
+        The sampler draws again, with other seeds, what breaks a relation, or has been drawn where
+        `limits.repeats` is false; then chance decides. Returns None if that finds nothing.
+        """
+        stored, source = self.stored, self.stage.source
+        number, trial_id = held.trial.number, held.trial._trial_id
+        given, again = bool(held.trial.params), 0
+        new = not given and not held.limits.repeats
+        # Who has trial 0 may not have stored its point yet.
+        taken = {identify(each) for each in (self.baseline,) if new and each is not None}
+
+        def write(connection: Connection) -> None:
+            others = stored.lock_trials(connection) if new else []
+            taken.update(identify(each) for each in others if each.number != number)
+            if identify(point) not in taken:
+                stored.storage.write(connection)
+
+        while True:
+            with held.watch("sampling"):
+                point = source.space.suggest(held.trial)
+            if given or source.space.breach(point.params) is None:
+                with held.watch("storage"):
+                    if not stored.ledger.renew(held.claim, held.limits.lease, write):
+                        raise ClaimLost
+                if identify(point) not in taken:
+                    stored.storage.mark_written()
+                    return point
+            stored.storage.load(stored.ledger.study_id, trial_id)  # without the point
+            again += 1
+            with held.watch("sampling"):
+                if again > REDRAWS:
+                    seed = derive(source.seed, number, 1, again)
+                    if (found := any_point(source.space, seed, taken)) is None:
+                        return None
+                    self._give(trial_id, found)
+                held.trial = self._ask(trial_id, derive(number, again))
+
+    def _ask(self, trial_id: int, number: int) -> optuna.Trial:
+        """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
+        if "sampler" not in self.stage.strategy.keeps_state:
+            self.stored.optuna.sampler = self.stage.strategy.sampler(number)
+        # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of
+        # them until a trial is told how it ended, and one that is paused is not told.
+        return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
+
+    def _give(self, trial_id: int, point: Point) -> None:
+        """Gives the trial in the buffer the parameters of a point."""
+        for name, value in point.params.items():
+            distribution = point.distributions[name]
+            internal = distribution.to_internal_repr(value)
+            self.stored.storage.set_trial_param(trial_id, name, internal, distribution)

@@ -5,13 +5,12 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from html import escape
-from itertools import zip_longest
 from typing import Any, overload
 
 import msgspec
@@ -19,35 +18,25 @@ import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.definition.rule import Condition, Rule, parse_rule
+from studyloom.definition.rule import Condition, Rule
 from studyloom.definition.sources import code_of
 from studyloom.errors import ConfigError, Halted, UndefinedObjective
 from studyloom.metrics import COSTS, Goal
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
-    BASELINE,
     CODE_CHANGES,
     COLUMNS,
-    EPOCHS,
-    FAILURE,
     FORMER_SLOT,
     HALTED,
-    MADE,
-    PROPOSED,
     QUESTION,
-    REASON,
     RULE,
-    SLOT,
-    STANDARD_ERROR,
     TEST_OPENINGS,
-    TIMES,
-    UUID,
-    WORKER,
 )
-from studyloom.storage.database import Connection, read
-from studyloom.storage.ledger import Ledger, Store, reconcile
+from studyloom.storage.database import Connection, Retry
+from studyloom.storage.ledger import Ledger, Store
 from studyloom.storage.trial_buffer import TrialBuffer
-from studyloom.study.failures import UNDEFINED, outcome, reason_of
+from studyloom.study.failures import UNDEFINED
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import mask_passwords, one_line, printable, without_formula
 
 CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
@@ -118,18 +107,10 @@ class StoredStudy:
         """Closes the connections; the last to a SQLite file removes the file's two side files."""
         self.storage.close()
 
-    def is_away(self) -> bool:
-        """Whether calls wait for the database at this moment."""
-        return self.storage.retry.away
-
-    def wait_less(self, stopping: Callable[[], bool]) -> None:
-        """Lets no call wait for longer than a few seconds once `stopping` returns True."""
-        self.storage.retry.stopping = stopping
-
     @property
-    def stopping(self) -> Callable[[], bool]:
-        """Returns True once calls are to wait for a few seconds only."""
-        return self.storage.retry.stopping
+    def retry(self) -> Retry:
+        """What repeats calls while the database is away; `stopping` lets them wait for less."""
+        return self.storage.retry
 
     def trials(self) -> list[FrozenTrial]:
         """Returns the trials that fill slots, by number; they must not be changed.
@@ -147,14 +128,14 @@ class StoredStudy:
         sql.lock_study(connection, ledger.study_id, ledger.uuid)
         heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
         trials = sql.read_light(connection, heads)
-        return [trial for trial in trials if sql.is_slot(trial.user_attrs.get(SLOT))]
+        return [*filter(sql.fills_slot, trials)]
 
     def reconcile(self, trials: int) -> bool:
         """Mends and extends the ledger, see `ledger.reconcile`; returns whether it had to."""
-        return reconcile(self.ledger, self.name, trials)
+        return self.ledger.reconcile(self.name, trials)
 
     def _counts(self, trial: FrozenTrial) -> bool:
-        return not self.ours or sql.is_slot(trial.user_attrs.get(SLOT))
+        return not self.ours or sql.fills_slot(trial)
 
     def uncounted(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """Returns the other trials, which are kept, but neither counted nor compared.
@@ -183,14 +164,11 @@ class StoredStudy:
 
     def check_halted(self, prefix: str = "") -> None:
         """Raises Halted if the study has stopped itself; as UndefinedObjective, by its metric."""
-        (reason,) = self.attributes(HALTED)
-        if reason is None:
-            return
-        undefined = any(
-            trial.user_attrs.get(FAILURE) == UNDEFINED and trial.user_attrs.get(REASON) == reason
-            for trial in self.trials()
-        )
-        raise (UndefinedObjective if undefined else Halted)(f"{prefix}{mask_passwords(reason)}")
+        reason = self.halted()
+        if reason is not None:
+            known = ((record.failure, record.reason) for record in map(TrialRecord, self.trials()))
+            error = UndefinedObjective if (UNDEFINED, reason) in known else Halted
+            raise error(f"{prefix}{reason}")
 
     @cached_property
     def goals(self) -> tuple[Goal, ...]:
@@ -271,7 +249,8 @@ class StoredStudy:
         satisfies it, so that there is a best trial from trial 0 on, and it shows what the search
         gained at no further cost. Without a baseline the first goal decides.
         """
-        baseline = next((trial for trial in self.feasible() if BASELINE in trial.user_attrs), None)
+        baselines = (each for each in self.feasible() if TrialRecord(each).is_baseline)
+        baseline = next(baselines, None)
         others = [] if baseline is None else zip(self.goals[1:], baseline.values[1:], strict=True)
         conditions = (
             Condition(goal.name, "<=" if goal.sign < 0 else ">=", value) for goal, value in others
@@ -312,7 +291,7 @@ class StoredStudy:
 
     def attributes(self, *names: str) -> list[Any]:
         """Reads attributes of the study as they are now; None for each that it has not."""
-        return read(self.ledger.storage, lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
+        return self.ledger.storage.read(lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
 
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
@@ -321,7 +300,7 @@ class StoredStudy:
             # What this program stores can be parsed; the database may come from elsewhere.
             with suppress(ConfigError):
                 costs = (Goal(name, "minimize") for name in self.cost_names)
-                return parse_rule(stated, [*self.goals, *costs])
+                return Rule.parse(stated, [*self.goals, *costs])
         return self.default_rule()
 
     def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:
@@ -344,38 +323,13 @@ def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
     return None if trial is None or trial.values is None else float(trial.values[goal])
 
 
-def read_curve(trial: FrozenTrial) -> dict[str, list[Any]]:
-    """Returns the learning curve of a trial by column, of which `number` and `value` are two.
-
-    Until the trial has ended or come to a rung these are the steps that it reported, and that
-    Optuna's pruners and dashboard read; then those of each epoch, of whatever jobs in turn. Empty
-    if it has reported nothing.
-    """
-    columns: dict[str, list[Any]] = trial.user_attrs.get(EPOCHS) or {}
-    if not columns and trial.intermediate_values:
-        numbers, values = zip(*sorted(trial.intermediate_values.items()), strict=True)
-        columns = {"number": [*numbers], "value": [*values]}
-    return columns
-
-
-def epochs(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
-    """Yields the learning curve of a trial, each epoch by its columns.
-
-    A value may be None where another epoch has one.
-    """
-    columns = read_curve(trial)
-    for epoch in zip_longest(*columns.values()):
-        yield dict(zip(columns, epoch, strict=True))
-
-
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
     """Opens another study of the same database, on its connections; None if there is none."""
     try:
-        study_id = stored.storage.get_study_id_from_name(name)
+        study = optuna.load_study(study_name=name, storage=stored.storage)
     except KeyError:
         return None
-    study = optuna.load_study(study_name=name, storage=stored.storage)
-    ledger = Ledger(stored.ledger.storage, study_id, study.user_attrs.get(UUID, ""))
+    ledger = Ledger.of(stored.ledger.storage, study._study_id, study.user_attrs)
     return StoredStudy(name, stored.storage, study, ledger)
 
 
@@ -437,25 +391,25 @@ def trial_rows(stored: StoredStudy) -> Rows:
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     values = ["value"] if len(goals) == 1 else [f"values.{goal.name}" for goal in goals]
     columns = ("number", "state", *values, *map(column_of, names))
-    columns += (STANDARD_ERROR, "started", "seconds", "epochs", WORKER, BASELINE)
-    columns += ("proposed_by", FAILURE, REASON)
+    columns += ("standard_error", "started", "seconds", "epochs", "worker", "baseline")
+    columns += ("proposed_by", "failure", "reason")
     cells = (
         (
-            trial.number,
-            outcome(trial),
-            *(trial.values or [None] * len(goals)),
-            *(trial.params.get(name) for name in names),
-            trial.user_attrs.get(STANDARD_ERROR),
-            trial.datetime_start,
-            seconds_spent(trial),
-            epochs_of(trial),
-            trial.user_attrs.get(WORKER),
-            BASELINE in trial.user_attrs,
-            proposer_of(trial),
-            trial.user_attrs.get(FAILURE),
-            reason_of(trial),
+            record.trial.number,
+            record.outcome,
+            *(record.trial.values or [None] * len(goals)),
+            *(record.trial.params.get(name) for name in names),
+            record.standard_error,
+            record.trial.datetime_start,
+            record.seconds,
+            record.epoch_count,
+            record.worker,
+            record.is_baseline,
+            record.proposer(),
+            record.failure,
+            record.reason,
         )
-        for trial in trials
+        for record in map(TrialRecord, trials)
     )
     return Rows(columns, tuple(cells))
 
@@ -463,39 +417,6 @@ def trial_rows(stored: StoredStudy) -> Rows:
 def column_of(name: str) -> str:
     """Returns the column of a hyperparameter, params.NAME; that of a loop is named so already."""
     return f"params.{name.removeprefix('params.')}"
-
-
-def proposer_of(trial: FrozenTrial, key: str = "by") -> str | None:
-    """Returns by whom, or `why`, a trial was proposed; None if sampler or command chose it."""
-    proposed = trial.user_attrs.get(PROPOSED)
-    return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
-
-
-def config_of(trial: FrozenTrial) -> dict[str, Any] | None:
-    """Returns the configuration that a trial was made of; None if it stored none."""
-    config = (trial.user_attrs.get(MADE) or {}).get("config")
-    return config if isinstance(config, dict) else None
-
-
-def epochs_of(trial: FrozenTrial) -> int:
-    """Returns how many epochs a trial has trained; of folds and seeds in turn, all of each."""
-    return max(len(read_curve(trial).get("value", ())), len(trial.intermediate_values))
-
-
-def seconds_spent(trial: FrozenTrial) -> float | None:
-    """Returns the seconds that workers spent on a trial, without their start-up.
-
-    A trial that did not store them counts from its start to its end, interruptions included.
-
-    Returns:
-        None until the trial has ended.
-    """
-    if not trial.state.is_finished():
-        return None
-    times: Mapping[str, float] = trial.user_attrs.get(TIMES) or {}
-    if "training" in times:
-        return round(sum(spent for kind, spent in times.items() if kind != "start-up"), 4)
-    return trial.duration.total_seconds() if trial.duration is not None else None
 
 
 def curve_rows(stored: StoredStudy) -> Rows:
@@ -509,14 +430,14 @@ def curve_rows(stored: StoredStudy) -> Rows:
     rows = (
         (trial.number, epoch.get("number"), *(epoch.get(name) for name in names))
         for trial in trials
-        for epoch in epochs(trial)
+        for epoch in TrialRecord(trial).epochs()
     )
     return Rows(("trial", "epoch", *names), tuple(rows))
 
 
 def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
     """Returns the quantities of each epoch beside the value, in the order of the first."""
-    names = (name for trial in trials for name in read_curve(trial))
+    names = (name for trial in trials for name in TrialRecord(trial).curve)
     return [name for name in dict.fromkeys(names) if name not in COLUMNS]
 
 

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -30,15 +30,6 @@ STEPS = "steps"  # our own key in the section of the pruner: what it is shown of
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
 # Each of their trials has a place in one sequence, which one seed makes for all of them.
 ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
-
-
-class TrialStrategy(Protocol):
-    """Chooses the configurations of a worker's trials, and stops the weak ones."""
-
-    @property
-    def keeps_state(self) -> tuple[str, ...]: ...
-    def sampler(self, number: int) -> BaseSampler: ...
-    def pruner(self) -> BasePruner: ...
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ People, programs and agents propose further ones while the search runs (`extras.
 these are checked against is stored with the study.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +21,22 @@ from optuna.trial import FrozenTrial
 from studyloom.config.schema import AUTO
 from studyloom.config.values import value_at
 from studyloom.errors import refuse
-from studyloom.space.tree import Point, group_of, stand_in
+from studyloom.space.tree import Point
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, SLOT, SOURCES, SPACE
-from studyloom.storage.database import Connection, execute
-from studyloom.storage.ledger import SlotEntry, enter, never_claimed
+from studyloom.storage.database import Connection
 from studyloom.study.earlier_studies import EarlierStudies, EarlierStudy, offer_earlier, read_named
-from studyloom.study.failures import TEACHES, count_failures, outcome
+from studyloom.study.failures import TEACHES, count_failures
 from studyloom.study.placement import PlacedPoint, PlacedTrial, choose_trials, place_point
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import as_yaml
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
+log = logging.getLogger(__name__)
 LOOKED = 4  # at most one trial of so many begins at a point of a study that nobody has named
 
 
@@ -187,6 +188,25 @@ def _enqueued_points(
             yield WarmStart(placed.point, source)
 
 
+def store_warm_starts(
+    stored: StoredStudy, definition: "Definition", starts: WarmStarts, trials: int
+) -> None:
+    """Stores what proposals are checked against, and queues the configurations to try first."""
+    store_space(stored, definition)
+    if definition.baseline is not None:
+        if definition.config.study.redo_baseline:
+            redo_baseline(stored)
+        if (missing := missing_baseline(stored)) is not None:
+            log.warning("%s", missing)
+    if left := enqueue(stored, starts, trials, baseline=definition.baseline):
+        log.warning(
+            "%d configurations to begin with are left out: all %d trials have begun; "
+            "raise study.trials",
+            left,
+            trials,
+        )
+
+
 # The attributes of a baseline that waits.
 AS_COMPOSED = {BASELINE: True, ENQUEUED: "the default configuration"}
 
@@ -223,29 +243,20 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
             if start.point.params not in tried:
                 tried.append(start.point.params)
                 waiting.append((start.point, {ENQUEUED: start.source}))
-        slots = never_claimed(connection, study_id, trials) if waiting else []
+        slots = stored.ledger.never_claimed(connection, trials) if waiting else []
         for slot, (point, attributes) in zip(slots, waiting, strict=False):
-            queue_trial(connection, study_id, slot, point, attributes)
+            stored.ledger.queue(connection, slot, point, attributes)
         if sources := [*dict.fromkeys([*known, *(() if again else starts.sources)])]:
             sql.set_study_attr(connection, study_id, SOURCES, sources)
         return max(0, len(waiting) - len(slots))
 
-    return execute(stored.ledger.storage, queue) if starts.points or starts.sources else 0
-
-
-def queue_trial(
-    connection: Connection, study_id: int, slot: int, point: Point, attributes: dict[str, Any]
-) -> FrozenTrial:
-    """Makes a waiting trial of a point, and opens a slot for it."""
-    trial = sql.insert(connection, study_id, {SLOT: slot, **attributes}, point)
-    enter(connection, study_id, [SlotEntry(slot, "free", trial._trial_id)])
-    return trial
+    return stored.ledger.storage.execute(queue) if starts.points or starts.sources else 0
 
 
 def failed_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
     """Returns the baseline if it has failed; None if there is one that has not, or none at all."""
-    baselines = [trial for trial in trials if BASELINE in trial.user_attrs]
-    failed = bool(baselines) and all(outcome(trial) == "failed" for trial in baselines)
+    baselines = [trial for trial in trials if TrialRecord(trial).is_baseline]
+    failed = bool(baselines) and all(TrialRecord(trial).outcome == "failed" for trial in baselines)
     return baselines[-1] if failed else None
 
 
@@ -260,9 +271,9 @@ def redo_baseline(stored: StoredStudy) -> None:
     def redo(connection: Connection) -> None:
         if (failed := failed_baseline(stored.lock_trials(connection))) is not None:
             sql.write(connection, [(sql.SET_ASIDE, {"id": failed._trial_id})])
-            queue_trial(connection, study_id, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
+            stored.ledger.queue(connection, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
 
-    execute(stored.ledger.storage, redo)
+    stored.ledger.storage.execute(redo)
     stored.storage.forget(study_id)
 
 
@@ -290,9 +301,9 @@ def store_space(stored: StoredStudy, definition: "Definition") -> None:
     space, composer, starts = definition.space, definition.composer, dict[str, Any]()
     options = defaultdict[str, list[str]](list)
     for group in space.groups():
-        options[group_of(group.key)] += group.options
+        options[group.config_group] += group.options
     for choices, nodes in space.branches():
-        point = space.walk(partial(stand_in, {**composer.choices, **choices}))
+        point = space.stand_in({**composer.choices, **choices})
         config = composer.compose(point.choices)
         starts |= {leaf.name: value_at(config, leaf.key) for leaf in nodes}
     known = {

@@ -15,50 +15,53 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Attempt, Objective, Stopping
 from studyloom.errors import ClaimLost, Interrupted, Paused, Stopped, StorageError, StorageLost
 from studyloom.processes import Stopwatch, worker_id
+from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.held_trial import HeldTrial
+from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.reporter import Reporter
-from studyloom.study.sampling import NO_POINT, begin_state, begin_trial, draw
 from studyloom.study.slots import SlotQueue
+from studyloom.study.stage import Stage, TrialFiles
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.strategy import TrialStrategy
-from studyloom.study.trial_files import TrialFiles
-from studyloom.study.trial_source import TrialSource, make_provenance
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
 # the end of a search 1 000 workers that looked twice a second would keep their server busy.
 WAIT, LONGEST_WAIT = 0.25, 5.0
+NO_POINT = "space.where: no configuration was found that satisfies it; loosen it"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Works on a study in this process, one slot after the other.
+    """Works on a stage in this process, one slot after the other.
 
     Args:
         checkpoints: the folder for the states of running trials; None for none.
-        weights: the folder for the network of each complete trial; None to keep none.
         pausing: returns whether to release the trial and to claim none for now.
     """
 
-    definition: TrialSource
-    strategy: TrialStrategy
-    stored: StoredStudy
+    stage: Stage
     data: TrainingData
     stopping: Stopping
     checkpoints: Path | None
     limits: failures.Limits = field(default_factory=failures.Limits)
-    weights: Path | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = lambda: None
-    stage: str = "search"
     pausing: Callable[[], bool] = lambda: False
     on_end: Callable[[FrozenTrial], None] = lambda trial: None
 
-    def run(self, trials: int) -> None:
-        """Works on the first `trials` slots until all are done or the worker is asked to stop.
+    @property
+    def stored(self) -> StoredStudy:
+        return self.stage.stored
+
+    @property
+    def files(self) -> TrialFiles:
+        return TrialFiles(self.stage, self.checkpoints)
+
+    def run(self) -> None:
+        """Works on the slots of the stage until all are done or the worker is asked to stop.
 
         Once the search has ended by its bounds, only the trials that have begun are left to do.
         Waits while others hold slots, because their leases may end.
@@ -68,30 +71,29 @@ class Worker:
             LaunchError: the sampler or pruner keeps state, and another process is at work.
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
-        definition, ledger, lease = self.definition, self.stored.ledger, self.limits.lease
-        kept = self.strategy.keeps_state
-        self.stored.optuna.pruner = pruner = self.strategy.pruner()
-        baseline = definition.baseline is not None
-        slots = SlotQueue(self.stored, trials, worker_id(os.getpid()), pruner, baseline=baseline)
+        stage, ledger, lease = self.stage, self.stored.ledger, self.limits.lease
+        begins = bool(stage.strategy.keeps_state)
+        self.stored.optuna.pruner = stage.strategy.pruner()
+        slots = SlotQueue(stage, worker_id(os.getpid()))
         wait = WAIT
         while not self.stopping():
             with self.watch("storage"):
                 self.stored.check_halted()
-                ended = slots.has_ended()
+                ended = stage.has_ended()
                 claim = None if self.pausing() else slots.claim(lease, ended=ended)
             if claim is not None:
                 self.on_claim()
-                if kept:
-                    begin_state(self.strategy, slots, claim, kept, lease)
-                    kept = ()
+                if begins:
+                    slots.begin_state(claim, lease)
+                    begins = False
                 self.finish_claim(claim, slots)
                 wait = WAIT
-            elif ledger.todo(trials, begun=ended):
+            elif ledger.todo(stage.trials, begun=ended):
                 self.idle(wait)
                 wait = min(1.5 * wait, LONGEST_WAIT)
                 ledger.record_gone()
             else:
-                self.files.remove_left(self.stored.trials, definition.space)
+                self.files.remove_left()
                 return
 
     def idle(self, seconds: float) -> None:
@@ -129,12 +131,12 @@ class Worker:
             self.stored.ledger.finish(claim)
             return
         with self.watch("sampling"):
-            trial = begin_trial(self.definition, self.strategy, slots, frozen)
+            trial = slots.begin_trial(frozen)
         held = HeldTrial(self.stored, trial, claim, self.limits, self.watch, self.on_end)
         if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, held)
             return
-        if (point := draw(self.definition, self.strategy, held)) is None:
+        if (point := slots.draw(held)) is None:
             held.fail(failures.Failure(failures.ERROR, NO_POINT))
             return
         try:
@@ -156,7 +158,7 @@ class Worker:
         """
         claim, point = held.claim, None
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
-            point = self.definition.space.at(frozen.params)
+            point = self.stage.source.space.at(frozen.params)
             if not claim.ends_pruned:
                 self.describe(held, point)
                 held.store(None)
@@ -177,12 +179,12 @@ class Worker:
         objective: Objective | None = None
         try:
             self.describe(held, point)
-            held.constrain(self.definition.measure_costs(point, self.data))
+            held.constrain(self.stage.source.measure_costs(point, self.data))
             checkpoint = self.files.checkpoint(frozen.number, point)
             folder = None if checkpoint is None else self.files.folder_of(checkpoint)
             pauses = slots.order is not None
-            attempt = Attempt(held.claim.token, self.stage, folder, pauses=pauses)
-            objective = self.definition.make_objective(point, frozen.number, self.data, attempt)
+            attempt = Attempt(held.claim.token, self.stage.title, folder, pauses=pauses)
+            objective = self.stage.source.make_objective(point, frozen.number, self.data, attempt)
             # With several objectives no pruner of Optuna's is asked, because those compare one
             # value; trials are paused all the same.
             prunable = slots.may_stop(frozen)
@@ -216,18 +218,25 @@ class Worker:
                     # Later epochs ran while the database was away.
                     objective.cut(error.args[0].number)
         if held.provenance is not None and point.trial is not None:
-            self.describe(held, self.definition.space.at(held.trial.params))
+            self.describe(held, self.stage.source.space.at(held.trial.params))
         held.store(objective)
         if failure is not None:
             held.fail(failure)
         else:
             held.tell(value, state)
 
-    @property
-    def files(self) -> TrialFiles:
-        return TrialFiles(self.checkpoints, self.stored.name, self.definition.seed, self.weights)
-
     def describe(self, held: HeldTrial, point: Point) -> None:
-        """Sets the record from which the trial can be trained again at a point."""
-        number, claims = held.trial.number, held.claim.token
-        held.provenance = make_provenance(self.definition, point, number, self.data, claims)
+        """Sets the record from which the trial can be trained again at a point, if there is one."""
+        source, number = self.stage.source, held.trial.number
+        if (sections := source.provenance_sections(point)) is not None:
+            device = source.trains_on(self.data)
+            held.provenance = Provenance(
+                config=sections,
+                seed=derive(source.seed, number),
+                study_seed=source.seed,
+                data=self.data.digest,
+                in_turn=source.in_turn,
+                device=device.type,
+                claims=held.claim.token,
+                environment=current_environment(device),
+            )

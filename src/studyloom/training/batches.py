@@ -54,6 +54,7 @@ class TensorBatches:
 
     Attributes:
         train: indices of the training examples, int64 (n,), on that device; compare `valid`.
+        evaluation_size: how many examples a batch to evaluate has.
         dtype: of the inputs in a batch, whatever they are stored in; `fit` sets that which a
             network takes.
     """
@@ -63,6 +64,7 @@ class TensorBatches:
         self.dtype = unseen_dtype(split)
         self.train = job.train.to(split.device)
         self.valid = job.valid.to(split.device)
+        self.evaluation_size = EVALUATION_BATCH[split.device.type]
         self._whole = ranks.alone and job.accumulate == 1  # whether a step has one batch
 
     def steps(self) -> Iterator[Step]:
@@ -83,7 +85,7 @@ class TensorBatches:
 
     def part(self, indices: Tensor) -> Iterator[Sized]:
         """Yields the batches to evaluate the examples at `indices`, in their order."""
-        for part in torch.split(indices, EVALUATION_BATCH[self.train.device.type]):
+        for part in torch.split(indices, self.evaluation_size):
             yield self.at(part), len(part)
 
     def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +111,7 @@ class ExampleBatches:
         self._job, self._examples, self._ranks = job, examples, ranks
         self.train = job.train.to(examples.device)
         self.valid = job.valid.to(examples.device)
+        self.evaluation_size = job.batch_size
         self._loader = Loader(examples)
 
     def steps(self) -> Iterator[Step]:
@@ -132,7 +135,7 @@ class ExampleBatches:
     def part(self, indices: Tensor) -> Iterator[Sized]:
         # Seeds that are always the same: a Dataset that draws gives the same each time. An epoch
         # ends with this, and so do the processes that have loaded it.
-        parts = torch.split(indices.cpu(), self._job.batch_size)
+        parts = torch.split(indices.cpu(), self.evaluation_size)
         requests = ((False, number, part.tolist()) for number, part in enumerate(parts))
         for part, batch in zip(parts, self._loader.load(requests), strict=True):
             yield batch, len(part)

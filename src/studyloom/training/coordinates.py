@@ -6,7 +6,7 @@ Source: Yang et al. 2022 (arXiv:2203.03466), appendix D.1.
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import linear_regression
 from typing import Any
 
@@ -24,29 +24,23 @@ STEPS, EXAMPLES, SEEDS = 3, 32, 4
 THRESHOLD = 0.5
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """How the activations of each layer that has parameters, after three steps, go with the size.
-
-    Attributes:
-        slopes: d log(mean absolute change by the steps) / d log(size), by the layer's name; that of
-            the whole network is named `outputs`. Under the rule it is about 0; infinite if an
-            activation is.
-        broken: the layers whose slope is above THRESHOLD.
-    """
-
-    slopes: dict[str, float]
-
-    @property
-    def broken(self) -> list[str]:
-        return [name for name, slope in self.slopes.items() if slope > THRESHOLD]
+def check_coordinates(jobs: Sequence[tuple[float, Job]], part: Part) -> list[str]:
+    """Returns the layers whose slope is above THRESHOLD, see `measure_slopes`."""
+    return [name for name, slope in measure_slopes(jobs, part).items() if slope > THRESHOLD]
 
 
-def check_coordinates(jobs: Sequence[tuple[float, Job]], part: Part) -> Coordinates:
-    """Trains each job for three steps at a constant rate on one batch of at most 32 examples.
+def measure_slopes(jobs: Sequence[tuple[float, Job]], part: Part) -> dict[str, float]:
+    """Measures how the activations of each layer that has parameters go with the size.
+
+    Each job is trained for three steps at a constant rate on one batch of at most 32 examples.
 
     Args:
         jobs: (size, job), at two sizes or more, the largest last.
+
+    Returns:
+        d log(mean absolute change by the steps) / d log(size), by the layer's name; that of the
+        whole network is named `outputs`. Under the rule it is about 0; infinite if an activation
+        is.
 
     Raises:
         ConfigError: the rule does not cover a network or an optimizer.
@@ -65,7 +59,7 @@ def check_coordinates(jobs: Sequence[tuple[float, Job]], part: Part) -> Coordina
         elif all(change for _, change in found):  # else no step reached it, as if it were frozen
             logs = [(math.log(size), math.log(change)) for size, change in found]
             slopes[name] = linear_regression(*zip(*logs, strict=True)).slope
-    return Coordinates(slopes)
+    return slopes
 
 
 def _changes(job: Job, part: Part) -> dict[str, float]:

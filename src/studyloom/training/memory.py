@@ -10,11 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from studyloom.data.examples import move
-from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import ConfigError
 from studyloom.text import name_error
-from studyloom.training.batches import EVALUATION_BATCH, make_batches
+from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import make_optimizer
 from studyloom.training.steps import Steps
@@ -82,8 +81,8 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
     batches.fit(network)
     loss = deepcopy(job.loss)
     adapt_to_data(None, loss, split, batches.train)
-    most = EVALUATION_BATCH[split.device.type] if isinstance(split, Split) else job.batch_size
-    train, valid = split.to_rehearse(batches.train)[: job.batch_size], batches.valid[:most]
+    train = split.to_rehearse(batches.train)[: job.batch_size]
+    valid = batches.valid[: batches.evaluation_size]
     batch, judged = (move(batches.at(part), CPU) for part in (train, valid))
     live, fake = Live(), FakeTensorMode()
     try:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as module
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from studyloom.errors import ConfigError
+from studyloom.errors import refuse
 from studyloom.metrics import Metric
 from studyloom.text import name_error, nearest, shorten
 from studyloom.training.scaling import Growth, scale_rates
@@ -96,19 +96,19 @@ def _make(
     ]
     if not mistakes and not others and not sections:
         mistakes.append("optimizer.groups freezes all parameters of the network: nothing is left")
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     # PyTorch refuses an empty list of parameters, and takes unknown settings without a word.
     optimizer = make([*([{"params": others}] if others else []), *sections])
-    mistakes = [
-        f"optimizer.groups.{group.name}.{setting}: {type(optimizer).__name__} has no such setting; "
-        f"it has {', '.join(optimizer.defaults)}{nearest(setting, [*optimizer.defaults])}"
-        for group in groups
-        for setting in group.settings
-        if setting not in optimizer.defaults
-    ]
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(
+        [
+            f"optimizer.groups.{group.name}.{setting}: {type(optimizer).__name__} has no such "
+            f"setting; it has {', '.join(optimizer.defaults)}"
+            f"{nearest(setting, [*optimizer.defaults])}"
+            for group in groups
+            for setting in group.settings
+            if setting not in optimizer.defaults
+        ]
+    )
     return optimizer
 
 
@@ -266,10 +266,9 @@ class Rates:
         self._schedule, self._optimizer = schedule, optimizer
         self._base = [group["lr"] for group in optimizer.param_groups]
         self._scheduler: LRScheduler | None = None
-        self._every_step = False
         if isinstance(schedule, TorchSchedule):
             self._scheduler = schedule.make(optimizer, epochs, steps_per_epoch, metric)
-            self._every_step = schedule.every_step
+        self._every_step = isinstance(schedule, TorchSchedule) and schedule.every_step
 
     def before_step(self, progress: float) -> None:
         """Sets the rates of a step."""

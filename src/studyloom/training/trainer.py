@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import astuple, replace
-from functools import reduce
+from functools import partial, reduce
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
 from studyloom.seeds import derive
-from studyloom.training.batches import Batches, Sized, Step, make_batches
+from studyloom.training.batches import Batches, Sized, make_batches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
 from studyloom.training.ranks import ALONE, Ranks
@@ -146,8 +145,8 @@ class JobRun:
 
     def kept_weights(self) -> dict[str, Tensor]:
         """Returns the state dict that is kept: its own tensors, not a copy."""
-        best = None if self.best is None else self.best[2]
-        return self.evaluated.state_dict() if best is None else best
+        kept = None if self.best is None else self.best[2]
+        return self.evaluated.state_dict() if kept is None else kept
 
     def signature(self) -> dict[str, Any]:
         """Returns the plain values of the job, so that a refusal can say what differs."""
@@ -223,9 +222,12 @@ class JobRun:
             if not self.aligned:  # they differ if the user's code draws from generators of its own
                 self.ranks.copy_from_first(self.model.state_dict().values())
                 self.aligned = True
-            steps = self.batches.steps()
+            steps, total = self.batches.steps(), torch.zeros((), device=self.device)
             with self._noise():
-                train_loss = self._fit(steps)
+                self.model.train()
+                for count, batches in steps:
+                    total += self.train_step(count, batches)
+                train_loss = float(total) / self.job.samples
                 # Such as the means of a BatchNorm, which has seen this rank's shares alone.
                 self.ranks.copy_from_first(self.model.buffers())
                 trained = perf_counter()
@@ -239,14 +241,6 @@ class JobRun:
         rate, ended = job.samples / (trained - start), perf_counter()
         self.evaluating = ended - trained
         return Epoch(self.epoch, train_loss, valid_loss, value, ended - start, rate)
-
-    def _fit(self, steps: Iterable[Step]) -> float:
-        """Trains on the steps of an epoch, and returns the mean loss."""
-        total = torch.zeros((), device=self.device)
-        self.model.train()
-        for count, batches in steps:
-            total += self.train_step(count, batches)
-        return float(total) / self.job.samples
 
     @contextlib.contextmanager
     def _noise(self) -> Iterator[None]:
@@ -318,13 +312,8 @@ class JobRun:
         if self.average is not None:
             self.average.take_buffers()
         share = self.ranks.share(indices)
-
-        def work() -> tuple[float, Tensor, Tensor] | None:
-            if not len(share):
-                return None
-            return evaluate_part(self.evaluated, self.steps, self.batches, share)
-
-        return self.ranks.agree(work, self._judge)
+        work = partial(evaluate_part, self.evaluated, self.steps, self.batches, share)
+        return self.ranks.agree(lambda: work() if len(share) else None, self._judge)
 
     def _judge(self, parts: Sequence[tuple[float, Tensor, Tensor] | None]) -> tuple[float, float]:
         losses, outputs, targets = zip(*filter(None, parts), strict=True)
@@ -484,7 +473,7 @@ class Training:
         self._runs = self._begin(0)
         self._whole = True
         self.threads = threads or torch.get_num_threads()
-        if threads is None and isinstance(split, Split):  # to load an example may take processes
+        if threads is None and split.in_memory:  # to load an example may take processes
             first, run = torch.zeros(1, dtype=torch.int64), self._runs[0]
             self.threads = choose_threads(
                 run.model, lambda: run.batches.at(first), jobs[0].batch_size

@@ -12,8 +12,6 @@ __all__ = [
     "page",
     "progress",
     "report",
-    "sentence",
     "snapshot",
-    "status",
     "terminal",
 ]

@@ -15,14 +15,9 @@ from studyloom.config.runs import read_written
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
 from studyloom.files import write_whole
-from studyloom.study.stored_study import StoredStudy, epochs_of, value_of
-from studyloom.text import (
-    format_duration,
-    format_parameter,
-    mask_passwords,
-    one_line,
-    shorten,
-)
+from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.trial_record import TrialRecord
+from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
 from studyloom.views import figures
 from studyloom.views.figures import Block, PageTable
 from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
@@ -162,7 +157,7 @@ def facts(study: Compared) -> ComparedFacts:
         of=snapshot.budget,
         pruned=snapshot.outcomes.get("pruned", 0),
         failed=snapshot.outcomes.get("failed", 0),
-        epochs=sum(map(epochs_of, trials)),
+        epochs=sum(TrialRecord(trial).epoch_count for trial in trials),
         seconds=wall_seconds(study.parts),
         worker_seconds=seconds_worked(t for part in study.parts for t in part.trials),
     )

@@ -20,7 +20,7 @@ from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, gpus
 from studyloom.processes import cores
 from studyloom.storage.database import is_sqlite, sqlite_path
-from studyloom.storage.ledger import Ledger, compare
+from studyloom.storage.ledger import Ledger
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.opening import open_ledgers
 from studyloom.text import indented, one_line
@@ -94,7 +94,7 @@ def disagreements(
         (study, ledger, words)
         for study, ledger in ledgers.items()
         if name in (None, study, study.partition("/")[0])
-        if (words := compare(ledger)) is not None
+        if (words := ledger.compare()) is not None
     ]
 
 
@@ -122,7 +122,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
         print(indented(difference), flush=True)
     mended = bool(found) and confirm()
     for _, ledger, _ in found if mended else ():
-        compare(ledger, mend=True)
+        ledger.compare(mend=True)
     left = "nothing was changed; --yes fixes this"
     print("mended" if mended else left if found else "the ledger agrees with the trials")
     return differences, mended

@@ -17,10 +17,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
-from studyloom.storage.attributes import RUNGS, TIMES, WORKER
 from studyloom.study.early_end import Outlook, gains, read_outcomes
-from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy, quantities, read_curve, value_of
+from studyloom.study.stored_study import StoredStudy, quantities, value_of
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -398,8 +397,6 @@ STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "prune
 MOST_STUDIES = len(STUDIES)  # more lines cannot be told apart
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
-QUANTITIES = "Quantities that the loop reported beside the value."
-OVER_FITTING = "Where the validation loss rises and the training loss falls, the network over-fits."
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
 MOST_AXES = 8  # parallel ones; more cannot be told apart
 MOST_CHOICES = 5  # of a number, that are labelled each
@@ -429,7 +426,7 @@ def ended_early(trials: Sequence[FrozenTrial]) -> dict[str, dict[int, float]]:
     """Returns the last value of each trial that was pruned or is paused, by outcome and number."""
     known: dict[str, dict[int, float]] = {"pruned": {}, "paused": {}}
     for trial in trials:
-        curve, kind = learning_curve(trial), outcome(trial)
+        curve, kind = learning_curve(trial), TrialRecord(trial).outcome
         if kind in known and curve and math.isfinite(curve[-1][1]):
             known[kind][trial.number] = curve[-1][1]
     return known
@@ -437,7 +434,7 @@ def ended_early(trials: Sequence[FrozenTrial]) -> dict[str, dict[int, float]]:
 
 def learning_curve(trial: FrozenTrial) -> Curve:
     """Returns the learning curve that a trial stored, or else the values that it reported."""
-    columns = read_curve(trial)
+    columns = TrialRecord(trial).curve
     return list(zip(columns.get("number", ()), columns.get("value", ()), strict=False))
 
 
@@ -530,7 +527,7 @@ def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart 
 
     every = {trial.number: (trial.number, axis.height(_value(trial))) for trial in complete}
     places = {number: at for number, at in every.items() if low <= at[1] <= y.high}
-    broken = {trial.number for trial in complete if outcome(trial) == "failed"}
+    broken = {trial.number for trial in complete if TrialRecord(trial).outcome == "failed"}
     steps = best_so_far(complete, axis.sign)
     line = [places[trial.number] for trial in steps if trial.number in places]
     ended = [[*line, (last, line[-1][1])]] if line else []
@@ -540,7 +537,8 @@ def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart 
         Mark("best so far", "best", "line", ended, width=2, style=("stepped",)),
     ]
     for kind in ("complete", "pruned", "failed", "paused", "running"):
-        own = [t.number for t in trials if outcome(t) == kind and t.number not in places]
+        of_kind = [t.number for t in trials if TrialRecord(t).outcome == kind]
+        own = [number for number in of_kind if number not in places]
         name = "far worse" if kind == "complete" else kind
         marks.append(points(name, kind, {number: (number, rug) for number in own}, 2, shape="rug"))
     start, note = value_of(baseline), ""
@@ -581,7 +579,7 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
     chosen = drawn_curves(every, marked, axis.sign)
     known = {number: curve for number, curve in every.items() if number in chosen}
     heights = {n: [(e, axis.height(value)) for e, value in curve] for n, curve in known.items()}
-    kinds = {trial.number: outcome(trial) for trial in trials}
+    kinds = {trial.number: TrialRecord(trial).outcome for trial in trials}
 
     def lines(name: str, numbers: Sequence[int], width: float, style: Sequence[str] = ()) -> Mark:
         parts = [heights[number] for number in numbers]
@@ -602,7 +600,7 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
     y = axis.scale_of([value for curve in known.values() for _, value in curve], height)
     epochs = [epoch for curve in known.values() for epoch, _ in curve]
     x = whole_scale(min(1, *epochs), max(epochs), "epoch")
-    for rung in sorted({rung for trial in trials for rung in trial.user_attrs.get(RUNGS, ())}):
+    for rung in sorted({rung for trial in trials for rung in TrialRecord(trial).rungs}):
         marks.append(dotted("", "paused", [(rung, y.low), (rung, y.high)]))
     rows = []
     for number in ranked[:CURVE_ROWS]:
@@ -616,11 +614,10 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
     return Chart(label, height, x, y, _drawn(marks), table)
 
 
-def beside(trial: FrozenTrial | None, which: str) -> tuple[str, str]:
-    """Returns the title and the caption of what `losses` draws; `which` trial that is, in words."""
-    if trial is not None and {*quantities([trial])} - {*LOSSES}:
-        return "Further quantities", which + QUANTITIES
-    return "Over-fitting", which + OVER_FITTING
+def losses_section(trial: FrozenTrial | None) -> str:
+    """Names the section of what `losses` draws of a trial."""
+    further = trial is not None and {*quantities([trial])} - {*LOSSES}
+    return "quantities" if further else "losses"
 
 
 def losses(trial: FrozenTrial) -> Chart | str:
@@ -628,7 +625,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
 
     Of a loop of one's own it draws all that the loop reported beside the value.
     """
-    epochs, height = read_curve(trial), 280
+    epochs, height = TrialRecord(trial).curve, 280
     numbers, names = epochs.get("number") or [], quantities([trial])
     columns = {
         name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if _is_finite(v)]
@@ -982,7 +979,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
             trial.number: [(at(start), row), (at(end), row)]
             for row, name in enumerate(names)
             for trial, start, end in rows[name]
-            if outcome(trial) == kind
+            if TrialRecord(trial).outcome == kind
         }
         marks.append(Mark(kind, kind, "bar", [*bars.values()], [*bars], BAR))
     notes, table = list[Note](), list[tuple[object, ...]]()
@@ -1014,10 +1011,11 @@ def _spans_by_worker(
         start = trial.datetime_start or latest
         now = max(datetime.now(), start) if trial.number in alive else latest
         end = trial.datetime_complete or now
-        if RUNGS in trial.user_attrs:  # without its pauses
-            worked = timedelta(seconds=sum(trial.user_attrs.get(TIMES, {}).values()))
+        record = TrialRecord(trial)
+        if record.rungs:  # without its pauses
+            worked = timedelta(seconds=sum(record.times.values()))
             end = min(end, start + worked) if worked else end
-        worker = str(trial.user_attrs.get(WORKER, "unknown worker"))
+        worker = str(record.worker or "unknown worker")
         rows.setdefault(worker, []).append((trial, start, end))
     return rows
 

@@ -304,13 +304,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.tests["of"] = _is_of
+    made.tests["of"] = lambda block, name: type(block).__name__ == name
     made.filters |= {"dotted": _dotted, "linked": _linked, "safe_data": _safe_data}
     return made
-
-
-def _is_of(block: Block, name: str) -> bool:
-    return type(block).__name__ == name
 
 
 def _dotted(name: Any) -> Markup:

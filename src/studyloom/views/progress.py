@@ -1,15 +1,16 @@
 """The progress of a whole job: the search, the judging of its best trials, the final trainings.
 
 `JobReader` reads all stages as one `Progress`: what has ended, what was spent, and how long the
-rest takes. Functions below put that into words, and make events of it: a JSON object each, for
-programs.
+rest takes; with what matters and what fails it is a `Status`. Both put themselves into words, and
+become JSON for programs: the document of a status, and an object for each event.
 """
 
 import json
 import math
 import textwrap
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -17,16 +18,10 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from msgspec import Meta
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import (
-    BASELINE,
-    PLANNED_EPOCHS,
-    RESUMED,
-    REUSED,
-    WORKER,
-)
+from studyloom.errors import StorageError
 from studyloom.study.command_record import CommandRecord, StoredCommand
 from studyloom.study.early_end import Hours, hours_of
-from studyloom.study.failures import outcome, reason_of
+from studyloom.study.failures import FailureCount, count_failures
 from studyloom.study.stopping import Wish, read_control
 from studyloom.study.stored_study import (
     REEVALUATION,
@@ -34,13 +29,21 @@ from studyloom.study.stored_study import (
     SEARCH,
     StoredStudy,
     open_beside,
-    read_curve,
-    seconds_spent,
     value_of,
 )
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_duration, one_line
-from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
+from studyloom.views.snapshot import (
+    Snapshot,
+    WorkerStatus,
+    format_trial_values,
+    importances,
+    take_snapshot,
+)
 from studyloom.winner.result import ShortResult, short_words
+
+WATCH_INTERVAL = 1.0  # seconds between looks at a job of others
+MOST_IMPORTANT = 5  # hyperparameters whose importance a status has
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ class Progress:
         best = self.search.best
         if best is None:
             return "no result yet"
-        mark = ", the baseline" if BASELINE in best.user_attrs else ""
+        mark = ", the baseline" if TrialRecord(best).is_baseline else ""
         return f"best {format_trial_values(best)} (trial {best.number}{mark})"
 
     def time_words(self) -> Iterator[str]:
@@ -308,11 +311,49 @@ class Progress:
 
 
 class JobReader:
-    """Reads a job again and again; the studies of later stages are opened once."""
+    """Reads a job again and again.
+
+    The studies of later stages are opened once, and the importances of hyperparameters are computed
+    again once a further trial is complete.
+    """
 
     def __init__(self, stored: StoredStudy) -> None:
         self.stored = stored
         self._beside: dict[str, StoredStudy] = {}
+        self._complete: int | None = None  # the trials from which the importances are
+        self._importances: Mapping[str, float] = {}
+
+    def status(self) -> "Status":
+        """Reads the status of the study.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        progress = self.read()
+        complete = progress.search.outcomes.get("complete", 0)
+        if complete != self._complete:
+            found = importances(self.stored)
+            shares = {} if isinstance(found, str) else found
+            self._importances = dict([*shares.items()][:MOST_IMPORTANT])
+            self._complete = complete
+        return Status(progress, self._importances, count_failures(self.stored.trials()))
+
+    def statuses(self) -> Iterator["Status | StorageError"]:
+        """Looks at the job every second until it has ended.
+
+        Yields:
+            The status, or the error if the database cannot be read; the next look may succeed.
+        """
+        ended = False
+        while not ended:
+            try:
+                status = self.status()
+                ended = status.progress.ended
+                yield status
+            except StorageError as error:
+                yield error
+            if not ended:
+                time.sleep(WATCH_INTERVAL)
 
     def read(self) -> Progress:
         """Reads the job as it is now.
@@ -440,15 +481,10 @@ def time_left(progress: Progress) -> float | None:
         own = trials.get(stage.title, like)
         running = list(running_trials(stage.snapshot, own)) if stage.title == progress.title else []
         to_come = max(0, stage.left - len(running))
-        works.append(Work([*durations(own)], running, to_come))
+        # What was reused took no time.
+        took = [each.seconds for each in map(TrialRecord, own) if each.reused is None]
+        works.append(Work([spent for spent in took if spent is not None], running, to_come))
     return estimate(works, workers)
-
-
-def durations(trials: Iterable[FrozenTrial]) -> Iterator[float]:
-    """Yields the seconds that each trial took that has ended and was not reused."""
-    for trial in trials:
-        if REUSED not in trial.user_attrs and (spent := seconds_spent(trial)) is not None:
-            yield spent
 
 
 def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> Iterator[Running]:
@@ -457,7 +493,7 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
     An epoch takes what those of ended trials did on average, or, before one has ended, what the
     trial itself has taken since its worker has had it.
     """
-    told = [read_curve(trial).get("seconds") for trial in trials]
+    told = [TrialRecord(trial).curve.get("seconds") for trial in trials]
     paces = [fmean(seconds) for seconds in told if seconds]
     for worker in snapshot.workers if snapshot is not None else ():
         if not worker.alive:
@@ -577,23 +613,21 @@ class History:
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     for title, trial in ((title, t) for title, own in progress.trials.items() for t in own):
         told = history.epochs.get((title, trial.number))
-        ended, attributes = trial.state.is_finished(), trial.user_attrs
+        ended, record = trial.state.is_finished(), TrialRecord(trial)
         # Between its claim and its first commit a trial has no parameters yet.
         known = trial.params or trial.intermediate_values or ended
         if told == math.inf or trial.datetime_start is None or not known:
             continue
         same = {"stage": title, "trial": trial.number}
         if told is None:
-            worker = attributes.get(WORKER)
-            yield {"event": "began", **same, "params": trial.params, "worker": worker}
-        resumed = attributes.get(RESUMED)
+            yield {"event": "began", **same, "params": trial.params, "worker": record.worker}
+        resumed = record.resumed
         if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
             told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
             yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
-        epochs = attributes.get(PLANNED_EPOCHS)
         for epoch, value in sorted(trial.intermediate_values.items()):
             if told is None or epoch > told:
-                said = {"epoch": epoch, "value": value, "epochs": epochs}
+                said = {"epoch": epoch, "value": value, "epochs": record.planned_epochs}
                 yield {"event": "reported", **same, **said}
         if ended:
             yield {"event": "ended", **same, **_ended(trial)}
@@ -613,14 +647,15 @@ def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
 
 
 def _ended(trial: FrozenTrial) -> dict[str, Any]:
+    record = TrialRecord(trial)
     return {
         "trial": trial.number,
-        "state": outcome(trial),
+        "state": record.outcome,
         "value": value_of(trial),
         "values": trial.values,
         "params": trial.params,
-        "seconds": seconds_spent(trial),
-        "reason": reason_of(trial),
+        "seconds": record.seconds,
+        "reason": record.reason,
     }
 
 
@@ -643,3 +678,150 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# The status of a job, for people and for programs.
+
+
+class BestTrial(TypedDict):
+    """The best trial of a search."""
+
+    trial: int
+    value: float | None
+    params: dict[str, Any]
+    proposed_by: NotRequired[str | None]
+
+
+@dataclass(frozen=True)
+class SlotCounts:
+    """The slots of the ledger by state."""
+
+    free: int
+    held: int
+    done: int
+
+
+@dataclass(frozen=True)
+class OutcomeCounts:
+    """The trials of the search by state."""
+
+    complete: int
+    pruned: int
+    failed: int
+    paused: int
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class FailuresOfKind:
+    """How many trials have failed for a kind of reason, and the first of these."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """How many trials of a stage have ended, and how many are left, at most before it begins."""
+
+    stage: StageTitle
+    done: int
+    left: int
+
+
+@dataclass(frozen=True)
+class StatusDocument:
+    """The status of a study, by `studyloom status --json`; with --watch one a line.
+
+    `best` is by the rule of the study, `front` the Pareto front, `ended` why the search ended
+    before its budget was spent, `gain` what the trials that are left are expected to gain. `eta` is
+    of the whole job; foreign trials are those of other programs.
+    """
+
+    study: str
+    metric: str
+    budget: int
+    done: int
+    slots: SlotCounts
+    trials: OutcomeCounts
+    best: BestTrial | None
+    baseline: BestTrial | None
+    front: list[BestTrial]
+    rule: str | None
+    importances: dict[str, float | None]
+    workers: Sequence[WorkerStatus]
+    failures: dict[str, FailuresOfKind]
+    halted: str | None
+    eta: float | None
+    foreign: int
+    ended: str | None
+    gain: float | None
+    stage: StageTitle
+    stages: list[StageCounts]
+    elapsed: float | None
+    hours: Hours
+    cost: float | None
+    control: Wish | None
+    answer: ShortResult | None
+    exit_code: int | None
+
+
+def _best_trial(snapshot: Snapshot, trial: FrozenTrial | None) -> Any:
+    if trial is None:
+        return None
+    costs = dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
+    known = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
+    return known | {"proposed_by": TrialRecord(trial).proposer()} | costs
+
+
+@dataclass(frozen=True)
+class Status:
+    """A study and its job at one moment. Two are equal if nothing but the time differs.
+
+    Args:
+        importances: of the most important hyperparameters, in all at most 1; empty as long as
+            there are none.
+    """
+
+    progress: Progress
+    importances: Mapping[str, float]
+    failures: Sequence[FailureCount]
+
+    def as_json(self) -> str:
+        """Formats it as one line of JSON, in which what is missing or not finite is null."""
+        return to_json(asdict(self.document()))
+
+    def document(self) -> StatusDocument:
+        """Makes the document of the status."""
+        progress, snapshot = self.progress, self.progress.search
+        answer: Any = progress.answer
+        ended, outcomes = snapshot.outlook.ending, snapshot.outcomes
+        return StatusDocument(
+            study=snapshot.name,
+            metric=snapshot.metric,
+            budget=snapshot.budget,
+            done=snapshot.done,
+            slots=SlotCounts(**snapshot.slots),
+            trials=OutcomeCounts(*(outcomes.get(state.name, 0) for state in fields(OutcomeCounts))),
+            best=_best_trial(snapshot, snapshot.best),
+            baseline=_best_trial(snapshot, snapshot.baseline),
+            front=[_best_trial(snapshot, trial) for trial in snapshot.front],
+            rule=snapshot.rule,
+            importances={**self.importances},
+            workers=progress.current.workers,
+            failures={e.kind: FailuresOfKind(e.count, e.first_reason) for e in self.failures},
+            halted=progress.halted,
+            eta=progress.eta,
+            foreign=snapshot.foreign,
+            ended=None if ended is None else ended.words,
+            gain=snapshot.outlook.gain,
+            stage=progress.title,
+            stages=[StageCounts(stage.title, stage.done, stage.left) for stage in progress.stages],
+            elapsed=progress.elapsed,
+            hours=progress.hours,
+            cost=progress.cost,
+            control=progress.control,
+            answer=answer,
+            exit_code=progress.exit_code,
+        )

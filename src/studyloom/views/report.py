@@ -1,7 +1,7 @@
 """The report of a study: sections of blocks, which `page` turns into HTML.
 
 It can be written while the search runs; what cannot be drawn yet is replaced by a sentence that
-says why. To add a section, yield it in `all_sections`, and add its words to
+says why. To add a section, yield it in `read_report`, and add its words to
 assets/report/sections.toml.
 """
 
@@ -22,33 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
-from studyloom.storage.attributes import (
-    BASELINE,
-    ENQUEUED,
-    MADE,
-    PLANNED_EPOCHS,
-    RESUMED,
-    REUSED,
-    RUNGS,
-    TIMES,
-    TRACEBACK,
-    WORKER,
-)
-from studyloom.study.failures import (
-    NO_REASON,
-    count_failures,
-    outcome,
-    reason_of,
-    resumed_words,
-)
-from studyloom.study.stored_study import (
-    StoredStudy,
-    column_of,
-    epochs_of,
-    proposer_of,
-    trial_rows,
-    value_of,
-)
+from studyloom.storage.attributes import BASELINE
+from studyloom.study.failures import NO_REASON, count_failures, resumed_words
+from studyloom.study.stored_study import StoredStudy, column_of, trial_rows, value_of
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_cost,
     format_duration,
@@ -59,10 +36,9 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views import figures, page
-from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress
-from studyloom.views.snapshot import Snapshot, format_parameters
+from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
 from studyloom.winner.result import (
     NO_INTERVAL,
     Compressed,
@@ -153,7 +129,7 @@ def parts_section(parts: Sequence[StudyPart]) -> Section:
     rows = []
     for part in parts:
         complete = sum(trial.state == TrialState.COMPLETE for trial in part.trials)
-        reused = sum(REUSED in trial.user_attrs for trial in part.trials)
+        reused = sum(TrialRecord(trial).reused is not None for trial in part.trials)
         done = f"{complete} of {len(part.trials)}" + (f", {reused} reused" if reused else "")
         seconds = wall_seconds([part])
         took = "–" if seconds is None else format_duration(seconds)
@@ -172,9 +148,9 @@ def seconds_worked(trials: Iterable[FrozenTrial]) -> float:
     """Returns the seconds that workers spent on trials, without start-up."""
     return sum(
         float(seconds)
-        for trial in trials
-        if REUSED not in trial.user_attrs
-        for kind, seconds in (trial.user_attrs.get(TIMES) or {}).items()
+        for record in map(TrialRecord, trials)
+        if record.reused is None
+        for kind, seconds in record.times.items()
         if kind != "start-up"
     )
 
@@ -327,11 +303,8 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
         yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
 
 
-def winner_sections(winner: Result | None, small: Compressed | None) -> Iterator[Section]:
+def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Section]:
     """Renders the candidates, and what the winner gets right and wrong on the test set."""
-    if winner is None:
-        yield section("winner", [Absent("There is no winner.json yet.")])
-        return
     if small is not None:
         heads, *rows = small.rows()
         table = figures.PageTable(heads, rows, words=(0, len(heads) - 1))
@@ -480,8 +453,7 @@ def search_sections(
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
         losses = drawn(figures.losses, shown)
-    title, caption = figures.beside(shown, which)
-    yield Section("losses", title, [losses], caption)
+    yield section(figures.losses_section(shown), [losses], which=which)
 
 
 MOST_PARALLEL = 150  # over parallel axes, of the best trials
@@ -606,19 +578,17 @@ def trials_section(
         if any(isinstance(cell, str | bool | list) for cell in column)
     ]
     params = [place for place, name in enumerate(shown) if name in asked]
-    block = page.Trials([_title(name, snapshot) for name in shown], words, table, params)
+    titles = SHOWN | {"value": snapshot.metric}
+    head = [
+        titles.get(name, name.removeprefix("params.").removeprefix("values.")) for name in shown
+    ]
+    block = page.Trials(head, words, table, params)
     made = section("trials", [block])
     few = (
         f"Of {len(asked)} parameters the {len(asked) - len(left)} most important are shown; "
         "studyloom trials --csv has all."
     )
     return replace(made, caption=f"{made.caption} {few}") if left else made
-
-
-def _title(name: str, snapshot: Snapshot) -> str:
-    if name == "value":
-        return snapshot.metric
-    return SHOWN.get(name, name.removeprefix("params.").removeprefix("values."))
 
 
 def _cell(name: str, value: Any) -> page.Cell:
@@ -647,42 +617,42 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
     Args:
         curve: its learning curve, if that is in no figure.
     """
-    attrs, began = trial.user_attrs, trial.datetime_start
-    spent = {kind: s for kind, s in attrs.get(TIMES, {}).items() if 0 < s < math.inf}
+    record, began = TrialRecord(trial), trial.datetime_start
+    spent = {kind: s for kind, s in record.times.items() if 0 < s < math.inf}
     thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last point
     told = {
         "end": ending(trial),
         "facts": {
             "began": "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
-            "worker": str(attrs.get(WORKER, "")),
+            "worker": str(record.worker or ""),
         },
         "times": {kind: float(f"{seconds:.3g}") for kind, seconds in spent.items()},
-        "traceback": str(attrs.get(TRACEBACK, "")),
+        "traceback": str(record.traceback or ""),
         "log": log,
         "curve": [(epoch, float(f"{value:.4g}")) for epoch, value in thinned],
-        "made": MADE in attrs,
+        "made": bool(record.made),
     }
     return {name: value for name, value in told.items() if value}
 
 
 def ending(trial: FrozenTrial) -> str:
     """Words how a trial ended, and why, or how far it is."""
-    attrs, kind, done = trial.user_attrs, outcome(trial), epochs_of(trial)
-    planned = attrs.get(PLANNED_EPOCHS)
+    record = TrialRecord(trial)
+    kind, done, planned = record.outcome, record.epoch_count, record.planned_epochs
     epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
     if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
         epochs += f", at {format_value(last[-1][1])}"
-    rung = ": it waited at a rung, and others were promoted" if attrs.get(RUNGS) else ""
+    rung = ": it waited at a rung, and others were promoted" if record.rungs else ""
     words = {
-        "failed": f"It failed after {epochs}: {reason_of(trial) or NO_REASON}",
+        "failed": f"It failed after {epochs}: {record.reason or NO_REASON}",
         "pruned": f"It was pruned after {epochs}{rung}.",
         "paused": f"It is paused after {epochs}, until it is promoted or the search has ended.",
         "running": f"It runs, and has trained {epochs}.",
         "waiting": "No worker has begun it yet.",
     }.get(kind, f"It is complete, after {epochs}.")
-    if REUSED in attrs:
-        words += f" It was not trained: its result is that of {attrs[REUSED]}."
-    if resumed := attrs.get(RESUMED):
+    if record.reused is not None:
+        words += f" It was not trained: its result is that of {record.reused}."
+    if resumed := record.resumed:
         words += f" T{resumed_words(trial.number, resumed)[1:]}."
     return words
 
@@ -694,7 +664,7 @@ def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
     is between its end and that of the trial before it. What failed comes first, then the latest.
     """
     texts = dict(_written(run_dir, trials))
-    failed = {trial.number for trial in trials if outcome(trial) == "failed"}
+    failed = {trial.number for trial in trials if TrialRecord(trial).outcome == "failed"}
     kept, left = dict[int, str](), LOGGED
     for trial in sorted(texts, key=lambda trial: (trial not in failed, -trial)):
         lines = [shorten_end(line, LOG_LINE) for line in texts[trial][-LOG_LINES:]]
@@ -746,7 +716,8 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
     """Renders what the trials of each proposer gained beside those of the sampler, if any has."""
     own = defaultdict[str | None, list[int]](list, {None: []})
     for trial in stored.trials():
-        if (by := proposer_of(trial)) or not {BASELINE, ENQUEUED} & trial.user_attrs.keys():
+        record = TrialRecord(trial)
+        if (by := record.proposer()) or not record.is_given:
             own[by].append(trial.number)
     searched = {trial.number: trial.values[0] for trial in stored.ranked()}
     judged = {row.trial: row.mean for row in (winner.candidates if winner else ())}
@@ -803,7 +774,7 @@ def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
             numbers = ", ".join(str(trial.number) for trial in members[:MOST_MESSAGES])
             numbers += ", …" if len(members) > MOST_MESSAGES else ""
             blocks += [Words(reason, "bad"), Words(f"trial {numbers}", "quiet")]
-            kept = [t.user_attrs[TRACEBACK] for t in members if TRACEBACK in t.user_attrs]
+            kept = [text for t in members if (text := TrialRecord(t).traceback) is not None]
             blocks += [page.Folded("traceback", str(traceback)) for traceback in kept[:1]]
         if len(reasons) > MOST_MESSAGES:
             blocks.append(Words(f"and {len(reasons) - MOST_MESSAGES} other messages", "quiet"))
@@ -842,42 +813,31 @@ def read_report(
         run_dir: that of the logs, if it is known.
     """
     live, progress = progress is not None, progress or JobReader(stored).read()
-    snapshot, parts = progress.search, read_parts(stored)
+    snapshot, parts, winner = progress.search, read_parts(stored), files.winner
 
     def sections() -> Iterator[Section]:
         yield from running_sections(progress.current)
-        yield from all_sections(stored, snapshot, files, run_dir)
+        values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
+        axis = figures.Axis.of(stored.metric, stored.sign, values)
+        won = None if winner is None else winner.winner.trial
+        if winner is not None:
+            yield from winner_sections(winner, files.compressed)
+            yield from explained_sections(winner)
+        shown, note = sample(stored, snapshot, won)
+        yield from noted(search_sections(shown, snapshot, winner, axis), note)
+        figure = drawn(figures.outlook, stored, snapshot.outlook)
+        yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
+        yield from proposer_sections(stored, winner)
+        names, shares = what_matters(shown)
+        yield from noted([trials_section(shown, snapshot, won, names, run_dir)], note)
+        yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
+        yield from worker_sections(stored, snapshot)
+        if winner is None:
+            yield section("winner", [Absent("There is no winner.json yet.")])
         yield parts_section(parts)
-        yield environment_section(files.winner, files.configs)
+        yield environment_section(winner, files.configs)
 
-    return head(stored, progress, files.winner, parts, live=live), sections()
-
-
-def all_sections(
-    stored: StoredStudy,
-    snapshot: Snapshot,
-    files: RunFiles,
-    run_dir: Path | None,
-) -> Iterator[Section]:
-    """Yields the sections of a study: what decided, the search, who worked."""
-    winner = files.winner
-    values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
-    axis = figures.Axis.of(stored.metric, stored.sign, values)
-    won = None if winner is None else winner.winner.trial
-    if winner is not None:
-        yield from winner_sections(winner, files.compressed)
-        yield from explained_sections(winner)
-    shown, note = sample(stored, snapshot, won)
-    yield from noted(search_sections(shown, snapshot, winner, axis), note)
-    figure = drawn(figures.outlook, stored, snapshot.outlook)
-    yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
-    yield from proposer_sections(stored, winner)
-    names, shares = what_matters(shown)
-    yield from noted([trials_section(shown, snapshot, won, names, run_dir)], note)
-    yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
-    yield from worker_sections(stored, snapshot)
-    if winner is None:
-        yield from winner_sections(None, None)
+    return head(stored, progress, winner, parts, live=live), sections()
 
 
 def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:

@@ -1,18 +1,24 @@
-"""What a study prints on a terminal: tables, the answer, and why trials failed."""
+"""What a study prints on a terminal: its status, its trials, the answer, and why trials failed."""
 
+import io
 import os
 import shlex
 import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from importlib import import_module
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.live import Live
 from rich.padding import Padding
+from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -21,10 +27,11 @@ from studyloom.config.values import plain_sections
 from studyloom.definition.sources import CODE
 from studyloom.space.outline import outline
 from studyloom.space.samplers import any_point
-from studyloom.storage.attributes import FORGOTTEN, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
-from studyloom.study.stored_study import StoredStudy, proposer_of, read_curve, seconds_spent
+from studyloom.study.failures import FailureCount, count_failures, resumed_words
+from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import SEARCH, StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_duration,
     format_error,
@@ -33,14 +40,9 @@ from studyloom.text import (
     printable,
     shorten_end,
 )
-from studyloom.views.progress import wrap
-from studyloom.views.snapshot import (
-    Snapshot,
-    format_parameters,
-    format_trial_values,
-    trial_values,
-)
-from studyloom.winner.result import CHOSEN, Compressed, Result
+from studyloom.views.progress import WORDS, History, JobReader, Progress, Status, wrap
+from studyloom.views.snapshot import Snapshot, format_parameters, format_trial_values, trial_values
+from studyloom.winner.result import CHOSEN, Compressed, Result, short_words
 
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
@@ -91,9 +93,10 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     kinds: Counter[str] = Counter()
     last: dict[str, datetime] = {}
     for trial in trials:
-        kinds.update(trial.user_attrs.get(TIMES, {}))
+        record = TrialRecord(trial)
+        kinds.update(record.times)
         if trial.datetime_complete is not None and trial.datetime_complete > began:
-            last[trial.user_attrs.get(WORKER, "")] = trial.datetime_complete
+            last[record.worker or ""] = trial.datetime_complete
     kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
     total = kinds.total()
     return [f"{kind} {100 * part / total:.1f}%" for kind, part in kinds.most_common() if part]
@@ -121,7 +124,7 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
         else:
             value = Text("\n".join(values), style=style)
             table.add_row(name, value, number, format_parameters(trial.params) + by)
-    if any(trial is not None and STANDARD_ERROR in trial.user_attrs for trial in answers.values()):
+    if any(trial and TrialRecord(trial).standard_error is not None for trial in answers.values()):
         legend = f"{'':10}± is the standard error of the mean over folds and seeds"
         lines.append(Text(legend, style="dim"))
     return Group(*lines) if width < WIDE else Group(table, *lines)
@@ -129,7 +132,7 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial with its name, the metric's with its standard error."""
-    error = trial.user_attrs.get(STANDARD_ERROR)
+    error = TrialRecord(trial).standard_error
     value, *costs = trial_values(trial)
     spread = "" if error is None else f" ± {format_error(error, value)}"
     named_costs = map(" ".join, zip(snapshot.costs, costs, strict=False))
@@ -157,7 +160,8 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 def proposer_words(trial: FrozenTrial) -> str:
     """Words who proposed a trial, and why; empty if nobody has."""
-    by, why = proposer_of(trial), proposer_of(trial, "why")
+    record = TrialRecord(trial)
+    by, why = record.proposer(), record.proposer("why")
     return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
 
 
@@ -225,7 +229,7 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
 
 def print_forgotten(stored: StoredStudy, console: Console) -> None:
     """Prints what of the user's loop a trial that goes on after a crash would lack."""
-    known = (trial.user_attrs.get(FORGOTTEN) for trial in stored.trials())
+    known = (TrialRecord(trial).forgotten for trial in stored.trials())
     if names := next(filter(None, known), None):
         missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
         words = f"run.keep lacks {missing}: after a crash, a trial comes to another value"
@@ -243,11 +247,12 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
     head = ("trial", "state", ", ".join(goal.name for goal in stored.goals), "time", "parameters")
     rows = [head]
     for trial in stored.trials():
-        seconds = seconds_spent(trial)
+        record = TrialRecord(trial)
+        seconds = record.seconds
         spent = "" if seconds is None else format_duration(seconds)
-        about = one_line(reason_of(trial) or format_parameters(trial.params))
+        about = one_line(record.reason or format_parameters(trial.params))
         about += proposer_words(trial)
-        rows.append((str(trial.number), outcome(trial), format_trial_values(trial), spent, about))
+        rows.append((str(trial.number), record.outcome, format_trial_values(trial), spent, about))
     for line in aligned(rows, words=(1, 4)):
         console.print(Text(line), soft_wrap=True)
 
@@ -280,13 +285,13 @@ def print_next_steps(
 ) -> None:
     """Prints the paths of the results, and the next commands."""
     stored = plan.search.stored
-    curves = map(read_curve, stored.trials())
+    curves = (TrialRecord(trial).curve for trial in stored.trials())
     if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]
     for line in wrap(format_times(trials, began), console.width):
         console.print(line)
-    lines = [f"study  {without_password(parse_url(plan.url))}"]
+    lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
         f"{what:6} {plan.run_dir / name}"
@@ -323,3 +328,258 @@ def print_dry_run(definition: "Definition", console: Console) -> None:
         del sections["train"]
     words = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
     console.print(Padding(Text(words), (0, 0, 0, 2)))
+
+
+# The status of a study: printed once, followed until the job has ended, or live beside its work.
+
+TICK = 0.1  # seconds between looks at whether to stop
+LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on
+LINE_INTERVAL = 5.0  # seconds between plain lines if something has changed
+QUIET_INTERVAL = 60.0  # seconds between plain lines if nothing has
+BAR_WIDTH = 20  # columns
+
+
+def render_status(status: Status, width: int) -> RenderableType:
+    """Renders the whole status, no wider than `width`; what a low window may cut off comes last."""
+    progress, snapshot = status.progress, status.progress.search
+    ended = snapshot.outlook.ending
+    parts: list[RenderableType] = []
+
+    def line(words: str, style: str = "") -> None:
+        if words:
+            parts.append(Text(words, style=style, overflow="fold"))
+
+    line(snapshot.headline)
+    if progress.answer is not None:
+        line(short_words(progress.answer), "bold green")
+    if ended is not None:
+        line(ended.words)
+    else:
+        left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
+        line(f"budget left: {left} trial{'' if left == 1 else 's'}")
+    for words in job_lines(progress, width):
+        line(words)
+    line(progress.control_words, "bold")
+    if ended is None:
+        line(snapshot.outlook.words(snapshot.metric) or "")
+    if progress.halted is not None:
+        why = one_line(progress.halted)
+        line(f"the study has stopped, since its trials fail with this: {why}", "bold red")
+    if progress.current.workers:
+        parts.append(workers_table(progress.current, width))
+    for words in failure_lines(status.failures):
+        line(words)
+    if status.importances:
+        line("what matters", "dim")
+        longest = max(map(len, status.importances))
+        for name, share in status.importances.items():
+            line(f"  {one_line(name):{longest}}  {share:3.0%}")
+    parts.append(answers_table(snapshot, width))
+    if snapshot.rule is not None:
+        parts.append(front_table(snapshot, width))
+    return Group(*parts)
+
+
+def job_lines(progress: Progress, width: int) -> list[str]:
+    """Formats the stages of a job and its time in lines of at most `width` columns."""
+    return [*wrap([progress.all_stages], width), *wrap(progress.time_words(), width)]
+
+
+def is_plain(console: Console) -> bool:
+    """Whether a console gets plain lines, since nothing can be drawn anew on it."""
+    return not console.is_terminal or console.is_dumb_terminal
+
+
+class LinePrinter:
+    """Prints lines: one that has changed, at most every few seconds; else one a minute.
+
+    Args:
+        interval: seconds between two lines if something has changed.
+    """
+
+    def __init__(self, console: Console, interval: float) -> None:
+        self.console, self.interval = console, interval
+        self._last, self._at = "", time.monotonic()
+
+    def show(self, line: str, progress: Progress | None) -> None:
+        """Prints a line, if it is time for it, with the time left of a job."""
+        now = time.monotonic()
+        if now - self._at >= (self.interval if line != self._last else QUIET_INTERVAL):
+            self._last, self._at = line, now
+            eta = f"  {progress.eta_words}" if progress is not None else ""
+            shown = f"{datetime.now():%H:%M:%S}  {line}{eta}"
+            self.console.print(Text(shown), soft_wrap=True)
+
+
+def watch(reader: JobReader, console: Console) -> None:
+    """Shows a job until it has ended: live on a terminal, else a line for each change."""
+    if is_plain(console):
+        lines = LinePrinter(console, 0.0)
+        for status in reader.statuses():
+            progress = status.progress if isinstance(status, Status) else None
+            lines.show(progress.line if progress else str(status), progress)
+        return
+    view: RenderableType = ""
+    with Live(console=console, auto_refresh=False) as live:
+        for status in reader.statuses():
+            if isinstance(status, Status):
+                view = render_status(status, console.width)
+                live.update(view, refresh=True)
+            else:
+                error = Text(str(status), style="red", overflow="fold")
+                live.update(Group(view, error), refresh=True)
+
+
+def watch_json(reader: JobReader, write: Callable[[str], object]) -> None:
+    """Writes a line of JSON, with its line break, for each change until a job has ended."""
+    last = None
+    for status in reader.statuses():
+        if isinstance(status, Status) and status != last:
+            write(f"{status.as_json()}\n")
+            last = status
+
+
+class Resumptions:
+    """Prints once for each time that a trial goes on whose worker has died, from now on."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self.console, self._told = console, History()
+        list(self._told.new(progress))  # which are not told
+
+    def __call__(self, progress: Progress) -> None:
+        for event in self._told.new(progress):
+            if event["event"] == "resumed":
+                title, resumed = event["stage"], event | {"death": event["reason"]}
+                stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
+                words = f"{stage}{resumed_words(event['trial'], resumed)}"
+                self.console.print(Text(words), soft_wrap=True)
+
+
+class Display:
+    """Shows a job while the body of a `with` works on it: live, in a notebook, or as plain lines.
+
+    Args:
+        stop: whether the process stops, which is then shown; None if nothing stops it.
+        listeners: called with each progress that was read, and with the last after the body.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Progress],
+        console: Console,
+        stop: Stop | None = None,
+        listeners: Sequence[Callable[[Progress], None]] = (),
+    ) -> None:
+        self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
+        self._cell: Any = None  # the handle of what a notebook's cell shows
+        self._lines = LinePrinter(console, LINE_INTERVAL)
+        self._told = False  # that the process stops
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Display":
+        if self.console.is_jupyter and not self.console.quiet:
+            # In this thread, so that it belongs to the output of the cell that runs.
+            html = import_module("IPython.display")
+            self._cell = html.display(html.HTML(""), display_id=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        if self._cell is not None:
+            self._cell.update(import_module("IPython.display").HTML(""))
+        if self.listeners:
+            self._take()
+
+    def _watch(self) -> None:
+        """Draws the job anew and anew; what a signal says stands above, where it stays."""
+        if self._cell is not None or is_plain(self.console):
+            self._look(self._show)
+            return
+        if self.stop is not None:
+            self.stop.telling = True
+        try:
+            with Live(console=self.console, auto_refresh=False, transient=True) as live:
+                self._look(
+                    lambda progress: live.update(self.render(progress), refresh=True), self._tell
+                )
+        finally:
+            if self.stop is not None:
+                self.stop.telling = False
+                self._tell()  # of a signal since the last look, about which the process is silent
+
+    def _tell(self) -> None:
+        """Says once that the process stops."""
+        if not self._told and self.stop is not None and self.stop():
+            self._told = True
+            self.console.print(Text(stopping_words(self.stop.ended_by)), soft_wrap=True)
+
+    def _look(
+        self, draw: Callable[[Progress], None], tell: Callable[[], None] = lambda: None
+    ) -> None:
+        """Looks at the job until the body ends; `tell` is called at each tick."""
+        looked = 0.0
+        while not self._end.wait(min(TICK, LIVE_INTERVAL)):
+            tell()
+            if time.monotonic() - looked >= LIVE_INTERVAL:
+                looked = time.monotonic()
+                if (progress := self._take()) is not None:
+                    draw(progress)
+
+    def _take(self) -> Progress | None:
+        try:
+            progress = self.read()
+        except Exception:
+            # The workers deal with a database that is busy or away; the next look may succeed.
+            return None
+        for listener in self.listeners:
+            listener(progress)
+        return progress
+
+    def _show(self, progress: Progress) -> None:
+        """Shows in a notebook what a terminal would show, with text escaped; else prints a line."""
+        if self._cell is None:
+            self._lines.show(progress.line, progress)
+            return
+        width = self.console.width
+        console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
+        console.print(self.render(progress))
+        style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
+        page = f'<pre style="{style}">{{code}}</pre>'
+        html = console.export_html(inline_styles=True, code_format=page)
+        self._cell.update(import_module("IPython.display").HTML(html))
+
+    def render(self, progress: Progress) -> RenderableType:
+        """Renders a job for a terminal, as wide as the console."""
+        width = self.console.width
+        lines = [Text(line, style="dim") for line in job_lines(progress, width)]
+        words = progress.control_words
+        if self.stop is not None and self.stop():
+            words = stopping_words(self.stop.ended_by)
+        said = [Text(words, style="bold", overflow="fold")] if words else []
+        head, workers = live_head(progress, width), workers_table(progress.current, width)
+        return Group(head, *lines, *said, workers)
+
+
+def stopping_words(ended_by: str) -> str:
+    """Says that a process stops, and why, as `Stop.ended_by` does."""
+    if ended_by == "stopped":
+        return "stopping; once more stops at once"
+    return f"stopping: {ended_by}"
+
+
+def live_head(progress: Progress, width: int) -> RenderableType:
+    """Renders name, bar, stage and best; in one line if there is room."""
+    style = "" if progress.search.best is not None else "dim"
+    best, done = Text(progress.best_words, style=style), Text(progress.stage_words)
+    name = Text(one_line(progress.search.name), style="bold")
+    bar = ProgressBar(max(1, progress.budget), progress.done, width=BAR_WIDTH)
+
+    table = Table.grid(padding=(0, 2))
+    if name.cell_len + done.cell_len + best.cell_len + BAR_WIDTH + 6 <= width:
+        table.add_row(name, bar, done, best)
+        return table
+    table.add_row(bar, done)
+    return Group(name, table, best)

@@ -8,6 +8,7 @@ winner.pt and model_card.md.
 __all__ = [
     "candidates",
     "evaluation",
+    "inputs",
     "measurement",
     "model_card",
     "predictions",
@@ -16,5 +17,4 @@ __all__ = [
     "stages",
     "statistics",
     "stored_trainings",
-    "transfer",
 ]

@@ -19,13 +19,14 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, Definition
 from studyloom.definition.objective import Attempt, Objective, StoredObjective
 from studyloom.definition.rule import Cost, Rule
-from studyloom.definition.scale import FACTORS, learning_rates, present
+from studyloom.definition.scale import FACTORS, learning_rates
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
 from studyloom.space.tree import Point, Space
-from studyloom.storage.attributes import BASELINE, EPOCHS, JOBS, SLOT, STANDARD_ERROR
+from studyloom.storage.attributes import JOBS
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 
@@ -82,11 +83,11 @@ def choose_candidates(
         trials: the budget of this command; the study may have trials of a larger one.
         top: how many of the best trials are chosen.
     """
-    ranked = [t for t in search.ranked(rule) if t.user_attrs.get(SLOT, 0) < trials]
+    ranked = [t for t in search.ranked(rule) if (TrialRecord(t).slot or 0) < trials]
     if not ranked:
         return {}
     contenders = {trial.number for trial in ranked}
-    baselines = [trial for trial in search.feasible() if BASELINE in trial.user_attrs]
+    baselines = [trial for trial in search.feasible() if TrialRecord(trial).is_baseline]
     chosen = {trial.number: trial for trial in (*ranked[:top], *baselines)}
     candidates = {
         Origin(number): CandidateSource(
@@ -115,7 +116,7 @@ def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
     train = definition.at(point).train if definition.trains_networks else None
     if train is None or (train.patience, train.weights) == (None, "last"):
         return point
-    until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.weights, definition.metric.sign)
+    until = kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
     pinned = {"train.until": until, "train.patience": None, "train.weights": "last"}
     return replace(point, values=point.values | pinned)
 
@@ -124,7 +125,7 @@ def at_target(definition: Definition, point: Point) -> Point:
     """Returns a point of the search at the size of the winner."""
     if (scale := definition.scale) is None:
         return point
-    sizes = present(scale.target, definition.at(point))
+    sizes = scale.present(scale.target, definition.at(point))
     return replace(point, values=point.values | sizes)
 
 
@@ -173,9 +174,8 @@ class EarlierTraining:
             kept = None if self.file is None else load_weights(self.file)
         except (OSError, ValueError):
             return None
-        attributes = self.trial.user_attrs
-        curves, error = attributes.get(EPOCHS, {}), attributes.get(STANDARD_ERROR)
-        return StoredObjective(self.trial.values[0], curves, error, kept, self.source)
+        record, value = TrialRecord(self.trial), self.trial.values[0]
+        return StoredObjective(value, record.columns, record.standard_error, kept, self.source)
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,21 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from studyloom.config.values import as_yaml, value_at
+from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.definition.definition import SECTIONS, Definition
-from studyloom.definition.scale import present
+from studyloom.definition.network import measure_costs
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.candidates import Origin, Reevaluated
+from studyloom.winner.candidates import Origin, Reevaluated, at_target
 from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
-from studyloom.winner.result import CARD, Candidate, Result, belongs_to, write_result
+from studyloom.winner.result import CARD, Candidate, Result, Transfer
 from studyloom.winner.stages import ResultStages
-from studyloom.winner.statistics import difference, summarise
-from studyloom.winner.transfer import describe_transfer
+from studyloom.winner.statistics import difference, rank_correlation, summarise
 
 
 def evaluate_winner(
@@ -54,8 +54,6 @@ def evaluate_winner(
         tested = describe_untested(last.source, found.winner)
     candidates = describe_candidates(found, definition.metric.bounds)
     winner, point = candidates[found.winner], found.candidates[found.winner].point
-    later = stages.later
-    trained = (found.candidates[o].point for stage in later for o, _ in stage.trained)
     rows = tuple(candidates.values())
     result = Result(
         **vars(tested),
@@ -63,14 +61,14 @@ def evaluate_winner(
         stage=last.stored.name,
         trials=stages.trials,
         study_trials=sum(search.ledger.counts().values()),
-        reused={stage.title: stage.reused() for stage in later},
+        reused={stage.title: stage.reused() for stage in stages.later},
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         winner=winner,
         candidates=rows,
         metric=search.goals[0],
         rule=str(stages.rule),
         keeps=found.keeps_to_rule,
-        transfer=describe_transfer(last.source, rows, winner, point, search.trials(), trained),
+        transfer=describe_transfer(stages, rows, winner, point),
         command=tuple(command),
     )
     again = (*command, "--config-dir", str(stages.run_dir), "--config-name", "winner")
@@ -86,7 +84,7 @@ def evaluate_winner(
             {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
         )
         files[CARD] = model_card(result, stages.run_dir, split, sources).encode()
-    return write_result(stages.run_dir, result, files)
+    return result.write(stages.run_dir, files)
 
 
 def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict[Origin, Candidate]:
@@ -113,11 +111,78 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
             row = replace(row, **vars(known), gap=gap)
         rows[origin] = row
 
-    def rank(origin: Origin) -> tuple[bool, float]:
-        mean = rows[origin].mean
-        return mean is None, -search.sign * (mean or 0.0)
+    def rank(row: Candidate) -> tuple[bool, float]:
+        return row.mean is None, -search.sign * (row.mean or 0.0)
 
-    return {origin: rows[origin] for origin in sorted(rows, key=rank)}
+    return dict(sorted(rows.items(), key=lambda item: rank(item[1])))
+
+
+def describe_transfer(
+    stages: ResultStages, candidates: Sequence[Candidate], winner: Candidate, point: Point
+) -> Transfer | None:
+    """Describes how far the small trials told what is good; None without a target size.
+
+    Args:
+        stages: of a search at a small size, whose candidates have that of the section `scale`.
+        point: of the winner.
+    """
+    definition = stages.definition
+    if (scale := definition.scale) is None or not scale.target:
+        return None
+    pairs = [(r.search_value, r.mean) for r in candidates if r.factor == 1 and r.mean is not None]
+    order, interval = rank_correlation(pairs)
+    small = definition.space.at(winner.params).values
+    return Transfer(
+        small=dict(scale.searched),
+        target=dict(scale.target),
+        rule=scale.rule,
+        values={key: value for key, value in point.values.items() if small.get(key) != value},
+        promised=winner.search_value,
+        reached=winner.search_value if winner.mean is None else winner.mean,
+        candidates=len(pairs),
+        order=order,
+        interval=interval,
+        neighbour=winner.factor != 1,
+        share=_share_of_operations(stages),
+    )
+
+
+def _share_of_operations(stages: ResultStages) -> float | None:
+    """Returns how many of the operations were done that all at the target size would have taken.
+
+    Counted is a forward pass of each network by the examples of its training; None where there is
+    no network of ours.
+    """
+    definition, split = stages.definition, stages.data.split
+    fold = stages.last.source.new_fold(0)
+    if split is None or fold is None or not definition.trains_networks:
+        return None
+    part, known = split.for_preflight(), dict[str, tuple[float, int]]()
+
+    def operations(point: Point) -> tuple[float, int]:
+        """Returns those of an epoch of one job, and the epochs of a training."""
+        name = as_yaml(plain_sections(definition.at(point), "model", "train"))
+        if name not in known:
+            job = definition.job(point, fold, seed=0)
+            (flops,) = measure_costs(["flops"], [], job, part)
+            known[name] = flops.value * job.samples, job.last
+        return known[name]
+
+    small = target = later = 0.0
+    for trial in stages.search.stored.trials():
+        run = len(TrialRecord(trial).columns.get("value", ()))
+        if not run:
+            continue
+        point = definition.space.at(trial.params)
+        each, last = operations(point)
+        small += run * each
+        each, full = operations(at_target(definition, point))
+        target += run * full / last * each
+    trained = (origin for stage in stages.later for origin, _ in stage.trained)
+    for origin in trained:
+        each, full = operations(stages.candidates[origin].point)
+        later += full * each
+    return (small + later) / (target + later) if target else None
 
 
 def is_result_of(result: Result, stages: ResultStages) -> bool:
@@ -129,7 +194,7 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
     values = stages.reevaluated.values or {}
     return (
         result.stage == stages.last.stored.name
-        and belongs_to(result, stages.search.stored)
+        and result.belongs_to(stages.search.stored)
         and result.trials == stages.trials  # else the search had ended, and was extended since
         and all(
             [*row.values] == values.get(Origin(row.trial, row.factor), [])
@@ -158,7 +223,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     study = definition.config.study
     if (scale := definition.scale) is not None:
         # Its network has the target size, and satisfies the rule from the size of the search on.
-        sizes = present(scale.rule_sizes, definition.at(point))
+        sizes = scale.present(scale.rule_sizes, definition.at(point))
         sections["scale"] = {**sizes, "rule": scale.rule} if sizes else None
     if definition.rule is not None:
         # The winner has been chosen already, and the study module's own rule may be another.

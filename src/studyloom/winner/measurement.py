@@ -20,7 +20,7 @@ from studyloom.winner.candidates import CandidateTrainings, Origin, Reevaluated
 from studyloom.winner.predictions import network_outputs, show
 from studyloom.winner.result import DataFacts, RangeFacts, Tested
 from studyloom.winner.statistics import compare, resample
-from studyloom.winner.stored_trainings import CandidateStage, earlier_test, store_test
+from studyloom.winner.stored_trainings import CandidateStage
 
 NO_TEST = "there is no objective.test, so nothing was tested"
 OWN_TEST = "your test function measured it, so there are no predictions to show"
@@ -48,7 +48,7 @@ def measure_winner(
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test set.
     """
-    known = None if anew else earlier_test(found.search, stage.stored)
+    known = None if anew else stage.earlier_test(found.search)
     if known is not None:
         tested, earlier = known
         first = stage.load_or_train(found.winner, 0)
@@ -62,7 +62,7 @@ def measure_winner(
             tested = measure(stage.source, found, kept)
         except UndefinedMetric as error:
             raise NoWinner(f"no value on the test set: {error}; fix the test data") from error
-        store_test(stage.stored, tested, store)
+        stage.store_test(tested, store)
         earlier, first = False, kept[found.winner][0]
     assert tested.test is not None
     scores = replace(tested.test, openings=found.search.test_openings(), earlier=earlier)

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import describe_error, value_at
-from studyloom.data.inputs import IN_PYTHON, InputFormat, from_numbers, most_of, read_inputs
-from studyloom.data.transform import InputRange, Picture, Transform
+from studyloom.data.transform import Picture, Transform
 from studyloom.definition.jobs import build_network
 from studyloom.definition.user_functions import (
     NETWORK,
@@ -30,10 +29,11 @@ from studyloom.definition.user_functions import (
 )
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
-from studyloom.text import format_shape, format_value, one_line
+from studyloom.text import format_shape, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
-from studyloom.winner.result import DataFacts, Result, check_whole, load_result
+from studyloom.winner.inputs import IN_PYTHON, InputFormat
+from studyloom.winner.result import DataFacts, InputPrediction, Result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
 ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
@@ -46,35 +46,15 @@ NO_NETWORK = (
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, the facts of its data, and how what a file holds becomes an input.
+    """A trained network, and how files and arrays become its inputs.
 
     Attributes:
-        transform: None if nobody said it.
         batched: whether the first dimension of its inputs is known to be that of a batch.
     """
 
     model: nn.Module
-    facts: DataFacts
-    transform: Transform | None = None
+    form: InputFormat
     batched: bool = True
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one input; () if they are taken as they are, or in Python alone."""
-        return self.facts.shape or ()
-
-    @property
-    def format(self) -> InputFormat:
-        """How files and arrays become its inputs."""
-        facts, seen = self.facts, self.facts.inputs
-        return InputFormat(
-            shape=self.shape,
-            columns=facts.columns,
-            transform=self.transform,
-            normalizes=isinstance(self.transform, Picture) and (facts.mean, facts.std) != (0, 1),
-            seen=None if seen is None or facts.reads else InputRange(**vars(seen)),
-            fits_files=facts.fits_files,
-        )
 
     @property
     def precision(self) -> torch.dtype:
@@ -93,14 +73,14 @@ class Network:
         Raises:
             PredictError: the network cannot take the inputs, or the outputs are not finite.
         """
-        whole = self.facts.dtype == "int64" and isinstance(inputs, Tensor)
+        whole = self.form.facts.dtype == "int64" and isinstance(inputs, Tensor)
         size = batch or (BATCH if self.batched else None)
         try:
             given = as_taken(inputs, torch.int64 if whole else self.precision)
             outputs = predict_outputs(self.model, given, size, output)
             # Of three dimensions or more, one is known to be that of the classes beside a batch.
             known = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
-            classifies = (self.facts.classifies and known) if softmax is None else softmax
+            classifies = (self.form.facts.classifies and known) if softmax is None else softmax
             if classifies and (softmax or not _are_probabilities(outputs)):
                 outputs = outputs.softmax(1)
         except Exception as error:  # whatever a user's network raises
@@ -156,9 +136,9 @@ class WinnerFiles:
             ConfigError: the config has an interpolation, or names code that is not trusted next to
                 the loop.
         """
-        result, allowed = load_result(run_dir), consent(run_dir, trusted)
+        result, allowed = Result.load(run_dir), consent(run_dir, trusted)
         names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
-        check_whole(run_dir, result, *names)
+        result.check_whole(run_dir, *names)
         config = read_yaml(run_dir / "winner.yaml", own=allowed is None)
         checked: Any = OmegaConf.to_container(config, resolve=False)
         objective = checked.get("objective")
@@ -217,8 +197,8 @@ class WinnerFiles:
             file, reason = self.run_dir / "winner.pt", one_line(str(error))[:300]
             raise PredictError(f"{file}: {reason}") from None
         if facts is None:
-            return Network(model, _facts_of(model, self.result), batched=False)
-        return Network(model, facts, _transform_of(facts, self.trusted))
+            return Network(model, InputFormat(_facts_of(model, self.result)), batched=False)
+        return Network(model, InputFormat(facts, _transform_of(facts, self.trusted)))
 
 
 def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None) -> Network:
@@ -249,26 +229,7 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
     return transform  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class FileResult:
-    """The prediction for one input of a file: a class and its probability, or numbers."""
-
-    name: str
-    label: int | None = None
-    confidence: float | None = None
-    values: tuple[float, ...] = ()
-    word: str = ""
-    note: str = ""
-
-    def __str__(self) -> str:
-        if self.confidence is None:
-            words = [self.name, *map(format_value, self.values)]
-        else:
-            words = [self.name, self.word or str(self.label), f"{self.confidence:.4f}"]
-        return "\t".join([*words, self.note] if self.note else words)
-
-
-def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction]:
     """Predicts for each input of each file, in their order.
 
     A file is answered if all of it can be read. The others are named at the end, all of them.
@@ -280,7 +241,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
     for path in paths:
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
-            inputs, notes = read_inputs(path, network.format)
+            inputs, notes = network.form.read(path)
             rows, classifies = network(inputs)
             if rows.ndim != 2:
                 given = format_shape(rows.shape[1:]) or "one number"
@@ -291,15 +252,15 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileResult]:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             mistakes.append(f"{name}: {one_line(reason)[:200]}")
             continue
-        names = network.facts.names
+        names = network.form.facts.names
         for position, (row, note) in enumerate(zip(rows, notes, strict=True)):
             own = name if len(rows) == 1 else f"{name}[{position}]"
             if classifies:
                 label = int(row.argmax())
                 word = names[label] if label < len(names) else ""
-                yield FileResult(own, label, float(row[label]), word=word, note=note)
+                yield InputPrediction(own, label, float(row[label]), word=word, note=note)
             else:
-                yield FileResult(own, values=tuple(row.tolist()), note=note)
+                yield InputPrediction(own, values=tuple(row.tolist()), note=note)
     if mistakes:
         raise PredictError(mistakes)
 
@@ -337,7 +298,7 @@ class Predictor:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one input, such as (channels, height, width); () if it is not known."""
-        return self._network.shape
+        return self._network.form.shape
 
     def predict(
         self,
@@ -372,14 +333,14 @@ class Predictor:
             return self._say(inputs, (), **how)
         try:
             given = torch.as_tensor(inputs).detach().cpu()
-            most = most_of(str(given.dtype).removeprefix("torch."))
+            dtype = str(given.dtype).removeprefix("torch.")
             if given.is_complex():
                 raise TypeError("they are complex")
             numbers = given.to(torch.promote_types(network.precision, torch.float32))
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
         try:
-            rows, notes = from_numbers(numbers, most, network.format)
+            rows, notes = network.form.from_numbers(numbers, dtype)
             return self._say(rows, tuple(notes), **how)
         except PredictError as error:
             raise PredictError(
@@ -390,12 +351,12 @@ class Predictor:
         outputs, classifies = self._network(inputs, **how)
         if not classifies:
             return Prediction(values=outputs, notes=notes)
-        classes, words = outputs.argmax(1), self._network.facts.names
+        classes, words = outputs.argmax(1), self._network.form.facts.names
         names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
         return Prediction(classes, outputs, names, notes=notes)
 
     def __repr__(self) -> str:
-        task = "classes" if self._network.facts.classifies else "numbers"
+        task = "classes" if self._network.form.facts.classifies else "numbers"
         name = type(self._network.model).__name__
         return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
 

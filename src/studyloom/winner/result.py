@@ -363,6 +363,28 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class InputPrediction:
+    """The class of one input, with its name and probability, or numbers.
+
+    The note says what was done to the input, and in what it is unlike the training data.
+    """
+
+    name: str
+    label: int | None = None
+    confidence: float | None = None
+    values: tuple[float, ...] = ()
+    word: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.confidence is None:
+            words = [self.name, *map(format_value, self.values)]
+        else:
+            words = [self.name, self.word or str(self.label), f"{self.confidence:.4f}"]
+        return "\t".join([*words, self.note] if self.note else words)
+
+
+@dataclass(frozen=True)
 class Bin:
     """The predictions of a range of confidence; `interval` is that of their accuracy."""
 
@@ -492,6 +514,85 @@ class Result(Tested):
     transfer: Transfer | None = None
     command: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "Result":
+        """Reads winner.json below a run directory.
+
+        Raises:
+            PredictError: there is none, or it holds something else.
+        """
+        path = run_dir / "winner.json"
+        try:
+            return from_document(json.loads(read_text(path, own=is_own(run_dir))), cls)
+        except FileNotFoundError:
+            wait = "the study writes it when its search has ended"
+            raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
+        except (ValueError, RecursionError) as error:
+            raise PredictError(f"{path}: cannot be used: {one_line(str(error))}") from None
+
+    @classmethod
+    def read(cls, run_dir: Path, stored: StoredStudy | None = None) -> "Result | None":
+        """Reads the result below a run directory; None if there is none, or none that is whole.
+
+        Args:
+            stored: the study whose result it must be; None if that of any will do.
+        """
+        try:
+            result = cls.load(run_dir)
+            whole = not result.mismatched_files(run_dir)
+        except (OSError, PredictError):
+            return None
+        return result if whole and (stored is None or result.belongs_to(stored)) else None
+
+    def write(self, run_dir: Path, files: Mapping[str, bytes]) -> "Result":
+        """Writes winner.json, and then the files that belong to it.
+
+        It has their digests, and goes first: if the command is killed before the last of them is in
+        its place, those of another answer are not taken for this one's.
+        """
+        written = replace(self, files={name: digest_of(files[name]) for name in files})
+        write_json(run_dir / "winner.json", written)
+        for name, content in files.items():
+            write_whole(run_dir / name, content, durable=True)
+        return written
+
+    def mismatched_files(self, run_dir: Path, *names: str) -> list[str]:
+        """Finds files that are missing, or are not those which were written with winner.json.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        return [
+            name
+            for name in names or [name for name in RESULT_FILES if name in self.files]
+            if not (run_dir / name).is_file()  # a FIFO would be waited for
+            or self.files.get(name) != digest_of((run_dir / name).read_bytes())
+        ]
+
+    def check_whole(self, run_dir: Path, *names: str) -> None:
+        """Raises PredictError if files are not those that were written with winner.json."""
+        if mismatched := self.mismatched_files(run_dir, *names):
+            again = f"run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
+            raise PredictError(
+                f"{run_dir}: the result is incomplete: {' and '.join(mismatched)} did not come "
+                f"with winner.json; {again}"
+            )
+
+    def belongs_to(self, stored: StoredStudy) -> bool:
+        """Whether the winner was chosen from the trials of a study, as its database holds them now.
+
+        A study of the same name in another database, or one with another seed, has other trials:
+        their numbers are the same, but not their parameters and values.
+        """
+        trials = {
+            trial.number: (trial.params, trial.values[0])
+            for trial in stored.trials()
+            if trial.values
+        }
+        return self.study == stored.name and all(
+            trials.get(row.trial) == (row.params, row.search_value) for row in self.candidates
+        )
 
     @property
     def is_of_loop(self) -> bool:
@@ -742,6 +843,16 @@ class Compressed:
     chosen: Chosen
     test: SmallScores
 
+    @classmethod
+    def read(cls, run_dir: Path, result: Result) -> "Compressed | None":
+        """Reads compress.json; None if there is none, or it is of another winner than a result."""
+        try:
+            record = from_document(json.loads((run_dir / RECORD).read_bytes()), cls)
+            whole = record.digest == digest_of((run_dir / NETWORK).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return record if whole and record.winner == result.files.get("winner.pt") else None
+
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Yields the heads of the table of variants, and then a row for each."""
         heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
@@ -817,95 +928,8 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(to_document(value), indent=1), durable=True)
 
 
-def write_result(run_dir: Path, answer: Result, files: Mapping[str, bytes]) -> Result:
-    """Writes winner.json, and then the files that belong to it.
-
-    It has their digests, and goes first: if the command is killed before the last of them is in its
-    place, those of another answer are not taken for this one's.
-    """
-    written = replace(answer, files={name: digest_of(content) for name, content in files.items()})
-    write_json(run_dir / "winner.json", written)
-    for name, content in files.items():
-        write_whole(run_dir / name, content, durable=True)
-    return written
-
-
 def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def load_result(run_dir: Path) -> Result:
-    """Reads winner.json below a run directory.
-
-    Raises:
-        PredictError: there is none, or it holds something else.
-    """
-    path = run_dir / "winner.json"
-    try:
-        return from_document(json.loads(read_text(path, own=is_own(run_dir))), Result)
-    except FileNotFoundError:
-        wait = "the study writes it when its search has ended"
-        raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
-    except (ValueError, RecursionError) as error:
-        raise PredictError(f"{path}: cannot be used: {one_line(str(error))}") from None
-
-
-def read_result(run_dir: Path) -> Result | None:
-    """Returns the answer below a run directory; None if there is none, or none that is whole."""
-    try:
-        answer = load_result(run_dir)
-        return None if mismatched_files(run_dir, answer) else answer
-    except (OSError, PredictError):
-        return None
-
-
-def read_compressed(run_dir: Path, answer: Result) -> Compressed | None:
-    """Returns the content of compress.json; None if there is none, or it is of another winner."""
-    try:
-        record = from_document(json.loads((run_dir / RECORD).read_bytes()), Compressed)
-        whole = record.digest == digest_of((run_dir / NETWORK).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if whole and record.winner == answer.files.get("winner.pt") else None
-
-
-def mismatched_files(run_dir: Path, answer: Result, *names: str) -> list[str]:
-    """Finds files that are missing, or are not those which were written with winner.json.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-
-    looked_at = names or [name for name in RESULT_FILES if name in answer.files]
-    return [
-        name
-        for name in looked_at
-        if not (run_dir / name).is_file()  # a FIFO would be waited for
-        or answer.files.get(name) != digest_of((run_dir / name).read_bytes())
-    ]
-
-
-def check_whole(run_dir: Path, answer: Result, *names: str) -> None:
-    """Raises PredictError if files are not those that were written with winner.json."""
-    if mismatched := mismatched_files(run_dir, answer, *names):
-        raise PredictError(
-            f"{run_dir}: the result is incomplete: {' and '.join(mismatched)} did not come with "
-            f"winner.json; run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
-        )
-
-
-def belongs_to(answer: Result, stored: StoredStudy) -> bool:
-    """Whether an answer was chosen from the trials of a study, as its database holds them now.
-
-    A study of the same name in another database, or one with another seed, has other trials: their
-    numbers are the same, but not their parameters and values.
-    """
-    trials = {
-        trial.number: (trial.params, trial.values[0]) for trial in stored.trials() if trial.values
-    }
-    return answer.study == stored.name and all(
-        trials.get(row.trial) == (row.params, row.search_value) for row in answer.candidates
-    )
 
 
 def move_aside(run_dir: Path) -> Path | None:
@@ -946,7 +970,6 @@ class RunFiles:
         paths = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).exists()}
         texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
         configs = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
-        answer = read_result(run_dir)
-        if answer is None or not belongs_to(answer, stored):  # that of another study which ran here
-            return cls(configs=configs)
-        return cls(answer, read_compressed(run_dir, answer), configs)
+        result = Result.read(run_dir, stored)
+        compressed = None if result is None else Compressed.read(run_dir, result)
+        return cls(result, compressed, configs)

@@ -18,14 +18,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 from studyloom.config.schema import WinnerSection
-from studyloom.data.training_data import TrainingData
-from studyloom.definition.definition import Definition
 from studyloom.definition.rule import Rule
 from studyloom.definition.scale import FACTORS
 from studyloom.errors import DefinitionError
+from studyloom.launch.task import Prepared
 from studyloom.study.command_record import CommandRecord, store_stage
 from studyloom.study.early_end import ending
 from studyloom.study.opening import create_study
@@ -49,13 +47,14 @@ class ResultStages:
     since their configurations take a while to compose.
     """
 
+    prepared: Prepared
     search: Stage
-    definition: Definition
-    data: TrainingData
-    url: str
-    run_dir: Path
-    settings: WinnerSection
     _opened: list[CandidateStage] = field(default_factory=list)  # after the search
+
+    def __post_init__(self) -> None:
+        self.definition, self.data = self.prepared.definition, self.prepared.data
+        self.run_dir = self.prepared.run_dir
+        self.settings = WinnerSection(**self.definition.config.winner)
 
     def __iter__(self) -> Iterator[Stage]:
         """Yields the stages up to the first that has not ended yet."""
@@ -122,7 +121,7 @@ class ResultStages:
         for stage in (self.search, *self._opened):
             stage.stored.close()
 
-    def command_record(self, *, compresses: bool) -> CommandRecord:
+    def command_record(self) -> CommandRecord:
         """Returns the record of a command that works on these stages."""
         settings, definition = self.settings, self.definition
         per_hour = definition.config.cost.per_hour
@@ -132,7 +131,7 @@ class ResultStages:
             tested=bool(definition.tested),
             top=settings.top + (len(FACTORS) if definition.scale else 0),
             seeds=settings.seeds,
-            compresses=compresses,
+            compresses=definition.compresses,
             per_hour=None if per_hour is None else float(per_hour),
         )
 
@@ -154,11 +153,6 @@ class ResultStages:
         """The best trials of the search, and the baseline."""
         search, trials = self.search.stored, self.search.trials
         return choose_candidates(self.definition, search, self.rule, trials, self.settings.top)
-
-    @property
-    def contenders(self) -> list[Origin]:
-        """The candidates that may win."""
-        return [origin for origin, each in self.candidates.items() if each.contends]
 
     @property
     def reevaluates(self) -> bool:
@@ -215,7 +209,7 @@ class ResultStages:
         numbers = [origin.number for origin in points]
         make = partial(
             create_study,
-            self.url,
+            self.prepared.url,
             definition={"candidates": numbers, "seeds": settings.seeds, **code},
             trials=len(trainings.trainings),
             deadline=self.definition.config.storage.deadline,
@@ -227,7 +221,7 @@ class ResultStages:
         except DefinitionError:  # it has other candidates: a trial was deleted, or trial 0 redone
             name = name.with_detail(f"of {', '.join(map(str, numbers))}")
             stored = make(str(name))
-        stored.wait_less(search.stopping)
+        stored.retry.stopping = search.retry.stopping
         store_stage(search, title, stored.name)
         weights = None if folder is None else networks_folder(folder, stored.name)
         stage = CandidateStage(

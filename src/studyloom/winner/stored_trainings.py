@@ -15,9 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.definition.objective import Attempt
 from studyloom.errors import NoWinner
-from studyloom.storage.attributes import KEPT, REUSED, TESTED
+from studyloom.storage.attributes import TESTED
 from studyloom.storage.ledger import Store
-from studyloom.study.failures import reason_of
 from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import (
@@ -27,6 +26,7 @@ from studyloom.study.stored_study import (
     StoredStudy,
     open_beside,
 )
+from studyloom.study.trial_record import TrialRecord
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.candidates import CandidateTrainings, EarlierTraining, Origin, Training
 from studyloom.winner.result import Tested, from_document, to_document
@@ -53,7 +53,8 @@ class CandidateStage(Stage):
 
     def reused(self) -> tuple[int, int]:
         """Counts the trainings that were reused from earlier stages, and all of them."""
-        return sum(REUSED in trial.user_attrs for trial in self.stored.trials()), self.trials
+        records = map(TrialRecord, self.stored.trials())
+        return sum(record.reused is not None for record in records), self.trials
 
     def load_or_train(self, candidate: Origin, seed: int) -> dict[str, Any] | None:
         """Loads the network of a training; trains it again if another host keeps it.
@@ -67,17 +68,36 @@ class CandidateStage(Stage):
         assert self.weights is not None
         trial = self.trained[candidate, seed]
         if trial.value is None:
-            reason = reason_of(trial) or trial.state.name
+            reason = TrialRecord(trial).reason or trial.state.name
             raise NoWinner(f"trial {candidate.trial} could not be trained on all data: {reason}")
         try:
             return load_weights(self.weights / f"trial-{trial.number}.pt")
         except (OSError, ValueError):
-            if not self.source.definition.tested and KEPT not in trial.user_attrs:
+            if not self.source.definition.tested and not TrialRecord(trial).is_kept:
                 return None
         attempt = Attempt(stage=self.title)
         objective = self.source.train_again(candidate, seed, trial.number, attempt)
         objective.run(lambda step: None, Stop())
         return objective.weights()
+
+    def earlier_test(self, search: StoredStudy) -> tuple[Tested, bool] | None:
+        """Finds the test of the same networks for an earlier result, if there was one.
+
+        Returns:
+            what it gave, and whether that is of another stage. Else it is of a command that was
+            killed before it wrote the result, or of a result that the run directory no longer
+            holds.
+        """
+        own = self.stored.definition() or {}
+        for stage in (self.stored, *earlier_stages(search, self.title, self.stored.name)):
+            (tested,), made = stage.attributes(TESTED), stage.definition() or {}
+            if tested and all(made.get(key) == own[key] for key in ("candidates", "seeds")):
+                return from_document(tested, Tested), stage is not self.stored
+        return None
+
+    def store_test(self, tested: Tested, store: Store) -> None:
+        """Stores what the test of these networks gave, as only the holder of the lease may."""
+        store(self.stored.ledger.study_id, TESTED, to_document(tested))
 
 
 def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
@@ -114,32 +134,13 @@ def earlier_trainings(
         weights = None if folder is None else networks_folder(folder, stage.name)
         complete = (trial for trial in stage.trials() if trial.state == TrialState.COMPLETE)
         for training, trial in by_training(complete).items():
-            source = trial.user_attrs.get(REUSED, f"{stage.name}, trial {trial.number}")
+            record = TrialRecord(trial)
+            source = record.reused or f"{stage.name}, trial {trial.number}"
             # A loop may have kept nothing; and the networks of older studies are not marked.
-            kept = name.title == RETRAINING or KEPT in trial.user_attrs
+            kept = name.title == RETRAINING or record.is_kept
             file = weights / f"trial-{trial.number}.pt" if weights and kept else None
             known.setdefault(training, EarlierTraining(trial, source, file))
     return known
-
-
-def earlier_test(search: StoredStudy, retraining: StoredStudy) -> tuple[Tested, bool] | None:
-    """Finds the test of the same networks for an earlier result, if there was one.
-
-    Returns:
-        what it gave, and whether that is of another stage. Else it is of a command that was killed
-        before it wrote the result, or of a result that the run directory no longer holds.
-    """
-    own = retraining.definition() or {}
-    for stage in (retraining, *earlier_stages(search, RETRAINING, retraining.name)):
-        (tested,), made = stage.attributes(TESTED), stage.definition() or {}
-        if tested and all(made.get(key) == own[key] for key in ("candidates", "seeds")):
-            return from_document(tested, Tested), stage is not retraining
-    return None
-
-
-def store_test(retraining: StoredStudy, tested: Tested, store: Store) -> None:
-    """Stores what the test of a final training gave, as only the holder of the lease may."""
-    store(retraining.ledger.study_id, TESTED, to_document(tested))
 
 
 def networks_folder(folder: Path, stage: str) -> Path:

@@ -3,21 +3,21 @@
 import pytest
 
 from studyloom.errors import ConfigError
-from studyloom.extras.export.settings import Settings, parse_settings, settings_of
+from studyloom.extras.export.settings import Settings
 
 
 def test_values_are_read_as_yaml_and_the_rest_stays_at_its_default():
     words = ["rule=min bytes where accuracy > 0.9", "ratios=[0.5]", "widths=[]", "threads=2"]
     expected = Settings("min bytes where accuracy > 0.9", ratios=(0.5,), widths=(), threads=2)
-    assert parse_settings(words) == expected
-    assert parse_settings([]) == Settings()
-    assert parse_settings(["threads=2"], {"margin": 0.1}) == Settings(margin=0.1, threads=2)
+    assert Settings.parse(words) == expected
+    assert Settings.parse([]) == Settings()
+    assert Settings.parse(["threads=2"], {"margin": 0.1}) == Settings(margin=0.1, threads=2)
 
 
 def test_all_mistakes_are_told_at_once():
     words = ["margn=1", "ratios=[1.5]", "threads=0", "margin=-1", "small", "rule=3", "widths=0.5"]
     with pytest.raises(ConfigError) as caught:
-        parse_settings(words)
+        Settings.parse(words)
     said = caught.value.mistakes
     assert len(said) == len(words)
     assert any("did you mean margin?" in line for line in said)
@@ -25,14 +25,14 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_a_config_says_the_same_as_a_command_line():
-    assert [settings_of(section) for section in (None, False, True, {})] == [
+    assert [Settings.of(section) for section in (None, False, True, {})] == [
         *(None, None, Settings(), Settings())
     ]
     section = {"margin": 0.01, "ratios": [0.5]}
     words = ["margin=0.01", "ratios=[0.5]"]
-    settings = parse_settings(words)
-    assert settings_of(section) == settings == settings_of(settings.document())
+    settings = Settings.parse(words)
+    assert Settings.of(section) == settings == Settings.of(settings.document())
     with pytest.raises(ConfigError) as caught:
-        settings_of({"margn": 1, "margin": True, "widths": 0.5})
+        Settings.of({"margn": 1, "margin": True, "widths": 0.5})
     keys = [line.partition(" ")[0].rstrip(":") for line in caught.value.mistakes]
     assert keys == ["compress.margn", "compress.margin", "compress.widths"]

@@ -16,16 +16,16 @@ from toys import LOOP, ask
 from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import CompressError, Stopped
-from studyloom.extras.export import compression, compressor, networks, onnx, variants
+from studyloom.extras.export import compressor, networks, onnx, variants
 from studyloom.extras.export.compression import compress, compress_winner
 from studyloom.extras.export.compressor import LOCK
-from studyloom.extras.export.networks import retrain
-from studyloom.extras.export.settings import Settings, find_mistakes, settings_of
+from studyloom.extras.export.networks import Original
+from studyloom.extras.export.settings import Settings, find_mistakes
 from studyloom.study.command_record import StoredCommand, store_result
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.terminal import make_console
-from studyloom.winner.result import load_result
+from studyloom.winner.result import Result
 
 pytestmark = pytest.mark.nightly
 
@@ -108,10 +108,8 @@ class File(nn.Module):
 @pytest.fixture
 def made(monkeypatch):
     """Counts how often variants are made."""
-    calls, make = [], compressor.make_variants
-    monkeypatch.setattr(
-        compressor, "make_variants", lambda *args: calls.append(args) or make(*args)
-    )
+    calls, make = [], variants.Judge.make
+    monkeypatch.setattr(variants.Judge, "make", lambda *args: calls.append(args) or make(*args))
     monkeypatch.setattr(onnx, "PACKAGES", ())
     for module in (compressor, variants):
         monkeypatch.setattr(module, "OnnxNetwork", File)
@@ -156,7 +154,7 @@ def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatc
     assert record.test.difference == 0
     assert record.test.value == record.test.original > 0.5
     made.clear()
-    bare = replace(stages, definition=ask(*MIXED, *LOOP))
+    bare = replace(stages, prepared=replace(stages.prepared, definition=ask(*MIXED, *LOOP)))
     with pytest.raises(CompressError, match=r"name what makes its network as objective\.network"):
         small((bare, test))
     stages.close()
@@ -211,8 +209,8 @@ def asked(monkeypatch):
     """Has the config say how the winner is made small."""
 
     def ask_for(compress):
-        settings = settings_of(value_at(ask(f"compress={compress}").config, "compress"))
-        monkeypatch.setattr(compression, "settings_of", lambda section: settings)
+        settings = Settings.of(value_at(ask(f"compress={compress}").config, "compress"))
+        monkeypatch.setattr(Settings, "of", lambda section: settings)
 
     return ask_for
 
@@ -228,7 +226,7 @@ def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, ma
     assert "Made small" in (stages.run_dir / "report.html").read_text()
     noted = StoredCommand.read(stages.search.stored).result
     assert noted["compressed"]["bytes"] == (stages.run_dir / "winner.onnx").stat().st_size
-    store_result(stages.search.stored, load_result(stages.run_dir).in_short())
+    store_result(stages.search.stored, Result.load(stages.run_dir).in_short())
     assert StoredCommand.read(stages.search.stored).result == noted, "the answer is the same"
 
 
@@ -247,7 +245,7 @@ def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, 
     def failing(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(compressor, "retrain", failing)
+    monkeypatch.setattr(Original, "retrained", failing)
     failure = compress_winner(stages, Stop(), console, print)
     assert str(failure) == "compress: RuntimeError: out of memory"
 
@@ -263,7 +261,7 @@ def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_j
     monkeypatch.setattr(
         networks, "train_network", lambda job, part: jobs.append(job) or train(job, part)
     )
-    original = retrain(stages.last.source, stages.reevaluated.winner, 16)
+    original = Original.retrained(stages, 16)
     original.student(0.5)
     assert len(jobs) == 2
     for job in jobs:

@@ -13,6 +13,7 @@ from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
 from toys import compose, validate_search
 
 from studyloom.definition.custom_loop import LoopDefinition
+from studyloom.definition.prepare import load_data
 from studyloom.errors import CommandFailed, ConfigError
 from studyloom.extras.integrations import command as command_module
 from studyloom.extras.integrations.command import Command
@@ -53,7 +54,7 @@ def says(text, value=r"v=(\S+)", step=None):
 
 def mistakes_of(definition):
     try:
-        validate_search(definition, definition.load_data(definition.config))
+        validate_search(definition, load_data(definition.config))
     except ConfigError as error:
         return error.mistakes
     return []

@@ -8,7 +8,8 @@ from importlib import import_module
 import pytest
 import torch
 
-from studyloom.definition.run import Run, RunContext
+from studyloom.definition.objective import Attempt
+from studyloom.definition.run import LoopJob, Run, RunContext
 from studyloom.errors import UndefinedMetric
 from studyloom.extras.integrations import Validations
 
@@ -20,7 +21,7 @@ def sent():
 
 @pytest.fixture
 def run(sent):
-    place = RunContext(0, 1, "search", 0, 1, torch.device("cpu"))
+    place = RunContext(0, Attempt(), LoopJob(0, 1))
     return Run(place, "accuracy", lambda *report: sent.append(report))
 
 

@@ -83,7 +83,7 @@ study = TrackedStudy("s", "ab" * 16, {}, folder)
 trial = TrackedTrial(study, 0, "complete", {"m": 1}, {}, {}, points, 1e9, 1e9 + 9)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
 for tracker in (TensorBoard(str(folder / "events")), TensorBoard(str(folder / "events"))):
-    feed = Feed("tensorboard")
+    feed = Feed("track.tensorboard")
     feed.put(lambda: tracker.write_trial(trial))
     assert feed.close(60)
 print(tracker.written(study), [*folder.rglob("*event*.*")])

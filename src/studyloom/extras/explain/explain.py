@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from studyloom.config.values import describe_error
-from studyloom.data.examples import Examples, Items, Loading, item_at
+from studyloom.data.examples import Examples, Items, Loading
 from studyloom.data.split import Split, Tokens
 from studyloom.data.training_data import Part
 from studyloom.data.transform import is_picture
@@ -301,7 +301,7 @@ def explain_texts(
             row: Tensor | None = test.inputs[index]
         else:
             assert isinstance(test, Examples)
-            row = tokens.row_of(item_at(test.evaluation, index))
+            row = tokens.row_of(test.evaluation.at(index))
         numbers = [] if row is None else tokens.numbers_of(row)
         read = numbers[:WORDS]
         if row is None or len({*numbers}) < 2:  # without its one word a text is empty
@@ -346,7 +346,7 @@ def with_inputs(
         targets = test.targets[index].repeat(len(inputs))
         return replace(test, inputs=torch.stack([*inputs]), targets=targets, references={})
     assert isinstance(test, Examples)
-    item = item_at(test.evaluation, index)
+    item = test.evaluation.at(index)
     items = [_put(item, [*path], each) for each in inputs]
     view = Items((("data.test", items),), test.evaluation.collate)
     return replace(test, training=view, evaluation=view, loading=Loading(), group_names=())

@@ -17,15 +17,7 @@ from studyloom.config.values import value_at
 from studyloom.errors import CompressError, Stopped, StorageError, StudyloomError
 from studyloom.extras.export.compressor import Compressor
 from studyloom.extras.export.onnx import check_installed
-from studyloom.extras.export.settings import (
-    SECTION,
-    Settings,
-    loop_mistakes,
-    metric_of,
-    parse_own_rule,
-    parse_settings,
-    settings_of,
-)
+from studyloom.extras.export.settings import SECTION, Settings, loop_mistakes, metric_of
 from studyloom.extras.export.variants import Say
 from studyloom.files import is_newer
 from studyloom.study.command_record import store_compressed
@@ -37,9 +29,6 @@ from studyloom.winner.result import (
     RECORD,
     Compressed,
     Result,
-    check_whole,
-    load_result,
-    read_compressed,
 )
 from studyloom.winner.stages import ResultStages
 
@@ -57,7 +46,7 @@ def compress_winner(
     Returns:
         why it could not be done, to be raised once all else is told; None if there is no reason.
     """
-    settings = settings_of(value_at(stages.definition.config, SECTION))
+    settings = Settings.of(value_at(stages.definition.config, SECTION))
     if settings is None or stop():
         return None
     try:
@@ -76,7 +65,7 @@ def compress_again(
     stages: ResultStages, words: Sequence[str], stop: Stop, console: Console
 ) -> Compressed:
     """Compresses the winner as the config and words KEY=VALUE say, also if it was done before."""
-    settings = parse_settings(words, value_at(stages.definition.config, SECTION))
+    settings = Settings.parse(words, value_at(stages.definition.config, SECTION))
     return compress_and_report(stages, settings, stop, console)
 
 
@@ -137,20 +126,12 @@ def compress(
     """
     check_installed()
     run_dir = stages.run_dir
-    rule = parse_own_rule(metric_of(stages.definition), settings)
-    check_result(stages, load_result(run_dir))
-    compressor = Compressor(
-        trainings=stages.last.source,
-        winner=stages.reevaluated.winner,
-        search=stages.search.stored,
-        run_dir=run_dir,
-        settings=settings,
-        say=say,
-        stop=stop,
-    )
+    rule = settings.parse_rule(metric_of(stages.definition))
+    check_result(stages, Result.load(run_dir))
+    compressor = Compressor(stages, settings, say, stop)
     with compressor.lock():
-        result = load_result(run_dir)
-        record = None if anew else read_compressed(run_dir, result)
+        result = Result.load(run_dir)
+        record = None if anew else Compressed.read(run_dir, result)
         if record is not None and record.settings == settings.document():
             with compressor.writing(result) as (current, _):  # a command was killed before
                 compressor.complete_card(record, current)
@@ -172,7 +153,7 @@ def check_result(stages: ResultStages, result: Result) -> None:
         mistakes.append("the winner's data are its loop's own; name them in the section data")
     if mistakes:
         raise CompressError(f"{run_dir}: {'; '.join(mistakes)}")
-    check_whole(run_dir, result)
+    result.check_whole(run_dir)
     if not stages.is_done() or not is_result_of(result, stages):
         raise CompressError(
             f"{run_dir}: winner.json is not the result of this study as it is now; run the "

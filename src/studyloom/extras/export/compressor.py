@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -12,27 +11,20 @@ from studyloom.errors import CompressError, Stopped
 from studyloom.extras.export.networks import (
     Original,
     count_parameters,
-    load_winner_network,
-    retrain,
 )
 from studyloom.extras.export.onnx import OnnxNetwork
 from studyloom.extras.export.settings import Settings, metric_of
 from studyloom.extras.export.variants import (
     Judge,
     Say,
-    choose,
     differ,
     evaluate,
     export,
-    make_variants,
-    recipes,
 )
 from studyloom.files import write_whole
 from studyloom.storage.attributes import COMPRESSED
 from studyloom.storage.ledger import Store
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import StoredStudy
-from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.model_card import SMALL_HEADING, small_section
 from studyloom.winner.result import (
     CARD,
@@ -42,13 +34,12 @@ from studyloom.winner.result import (
     Compressed,
     Result,
     SmallScores,
-    check_whole,
     digest_of,
     from_document,
-    load_result,
     to_document,
     write_json,
 )
+from studyloom.winner.stages import ResultStages
 
 LOCK = "compress.lock"  # below the run directory
 OWN_LOOP = "its loop is your own, so that no smaller network is trained: it is tried as it is"
@@ -60,36 +51,34 @@ class Compressor:
     """Compresses the winner of one run.
 
     Args:
-        trainings: of the stage after which there was a winner.
+        stages: all of which have ended, with a winner.
         say: is given what is being done, in words.
     """
 
-    trainings: CandidateTrainings
-    winner: Origin
-    search: StoredStudy
-    run_dir: Path
+    stages: ResultStages
     settings: Settings
     say: Say
     stop: Stop
 
     def make(self, result: Result, rule: Rule | None) -> Compressed:
         """Makes the variants and the one that a rule chooses, tests it and writes its files."""
-        settings, definition, facts = self.settings, self.trainings.definition, result.data
+        settings, definition, facts = self.settings, self.stages.definition, result.data
+        run_dir = self.stages.run_dir
         assert facts is not None
         self._begin("training the winner's configuration without a validation set")
         with self.stop.interruptible():  # in which nobody asks the database
-            original = retrain(self.trainings, self.winner, settings.calibration)
-        judge, tried = Judge(metric_of(definition), settings, original, facts), recipes(settings)
+            original = Original.retrained(self.stages, settings.calibration)
+        judge = Judge(metric_of(definition), settings, original, facts)
+        tried = judge.recipes()
         if not definition.trains_networks:
             tried = tried[:1]
             self._begin(OWN_LOOP)
-        variants, failed = make_variants(judge, tried, self._begin, self.stop)
+        variants, failed = judge.make(tried, self._begin, self.stop)
         rule = rule or judge.default_rule()
-        chosen = choose(rule, judge, variants)
+        chosen = judge.choose(rule, variants)
         self._begin(f"making {chosen.facts.name} of the winner, with all training data")
-        file = self.run_dir / "winner.pt"
         with self.stop.interruptible():
-            winner = load_winner_network(self.trainings, self.winner, file, settings.calibration)
+            winner = Original.of_winner(self.stages, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
         with self.writing(result) as (current, store):
@@ -104,7 +93,7 @@ class Compressor:
                 margin=judge.margin,
                 original=judge.original_facts,
                 variants=(*(each.facts for each in variants), *failed),
-                bytes_of_winner=file.stat().st_size,
+                bytes_of_winner=(run_dir / "winner.pt").stat().st_size,
                 chosen=Chosen(
                     chosen.facts.name,
                     len(content),
@@ -118,8 +107,8 @@ class Compressor:
             )
             # The record has the digest of the network, so that what a killed command has left is
             # not taken for whole; `complete_card` writes what it has not come to.
-            write_json(self.run_dir / RECORD, record)
-            write_whole(self.run_dir / NETWORK, content, durable=True)
+            write_json(run_dir / RECORD, record)
+            write_whole(run_dir / NETWORK, content, durable=True)
             self.complete_card(record, current)
         return record
 
@@ -134,13 +123,13 @@ class Compressor:
 
         What the test gave is stored in the database as soon as it is known.
         """
-        key, search, metric = digest_of(content), self.search, judge.metric
+        key, search, metric = digest_of(content), self.stages.search.stored, judge.metric
         before = search.optuna.user_attrs.get(COMPRESSED) or {}
         if key in before:
             scores = replace(from_document(before[key], SmallScores), earlier=True)
         else:
             search.count_test_opening(store)  # before it, should this be killed
-            test = self.trainings.data.test()
+            test = self.stages.data.test()
             ours, theirs = (
                 evaluate(winner, each, test) for each in (winner.network, OnnxNetwork(content))
             )
@@ -164,7 +153,7 @@ class Compressor:
         Raises:
             Stopped: it was asked to stop while it waited.
         """
-        lock = FileLock(self.run_dir / LOCK)
+        lock = FileLock(self.stages.run_dir / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -193,12 +182,13 @@ class Compressor:
         Raises:
             CompressError: it is another winner by now.
         """
-        with self.search.ledger.testing() as store:
-            current = load_result(self.run_dir)
-            check_whole(self.run_dir, current)
+        run_dir = self.stages.run_dir
+        with self.stages.search.stored.ledger.testing() as store:
+            current = Result.load(run_dir)
+            current.check_whole(run_dir)
             if current.files["winner.pt"] != result.files["winner.pt"]:
                 raise CompressError(
-                    f"{self.run_dir}: another command has chosen another winner meanwhile; "
+                    f"{run_dir}: another command has chosen another winner meanwhile; "
                     "run this one again"
                 )
             yield current, store
@@ -206,9 +196,9 @@ class Compressor:
     def complete_card(self, record: Compressed, result: Result) -> None:
         """Writes a record into the model card, if there is one that lacks it.
 
-        winner.json has the card's digest, and goes first as in `winner.result.write_result`.
+        winner.json has the card's digest, and goes first as in `Result.write`.
         """
-        path = self.run_dir / CARD
+        path = self.stages.run_dir / CARD
         if CARD not in result.files:
             return
         before = path.read_text()
@@ -216,5 +206,5 @@ class Compressor:
         card = f"{head}\n\n{small_section(record)}\n"
         if card != before:
             files = {**result.files, CARD: digest_of(card.encode())}
-            write_json(self.run_dir / "winner.json", replace(result, files=files))
+            write_json(path.parent / "winner.json", replace(result, files=files))
             write_whole(path, card.encode(), durable=True)

@@ -8,7 +8,6 @@ from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
-from studyloom.winner.candidates import CandidateTrainings, Origin
 from studyloom.winner.predictions import make_network
+from studyloom.winner.stages import ResultStages
 
 TEMPERATURE = 4.0  # of the softened outputs
 SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
@@ -56,6 +55,36 @@ class Original:
     section: Any
     seed: int
     calibration: int
+
+    @classmethod
+    def retrained(cls, stages: ResultStages, calibration: int) -> "Original":
+        """Trains the winner's configuration without a validation set, always the same one."""
+        data, definition, winner = stages.data, stages.definition, stages.reevaluated.winner
+        point = stages.candidates[winner].point
+        assert data.split is not None
+        # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
+        seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
+        fold = data.split.folds(count, data.source.validation, seed)[-1]
+        job = definition.job(point, fold, seed)
+        if definition.trains_networks:
+            network = train_network(job, data.split)
+        else:
+            attempt = Attempt(stage=RETRAINING)
+            made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
+            made.run(lambda step: None, Unstopped())
+            network = _network_of(made.weights() or {}, job, stages)
+        section = definition.at(point).get("model")
+        return cls(network, job, data.split, section, seed, calibration)
+
+    @classmethod
+    def of_winner(cls, stages: ResultStages, calibration: int) -> "Original":
+        """Loads the winner, with the job that trained it on all training data."""
+        trainings, winner, part = stages.last.source, stages.reevaluated.winner, stages.data.split
+        assert part is not None
+        job, config = trainings.job(winner, 0), stages.definition.at(trainings.candidates[winner])
+        network = _network_of(load_weights(stages.run_dir / "winner.pt"), job, stages)
+        seed = trainings.fresh_seed(0)
+        return cls(network, job, part, config.get("model"), seed, calibration)
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -98,46 +127,9 @@ class Original:
         return self.train(lambda: build(section))
 
 
-def retrain(trainings: CandidateTrainings, winner: Origin, calibration: int) -> Original:
-    """Trains the winner's configuration without a validation set, always the same one.
-
-    Args:
-        trainings: of the last stage.
-    """
-    data, definition, point = trainings.data, trainings.definition, trainings.candidates[winner]
-    assert data.split is not None
-    # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
-    seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
-    fold = data.split.folds(count, data.source.validation, seed)[-1]
-    job = definition.job(point, fold, seed)
-    if definition.trains_networks:
-        network = train_network(job, data.split)
-    else:
-        attempt = Attempt(stage=RETRAINING)
-        made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
-        made.run(lambda step: None, Unstopped())
-        network = _network_of(made.weights() or {}, job, trainings)
-    return Original(network, job, data.split, definition.at(point).get("model"), seed, calibration)
-
-
-def load_winner_network(
-    trainings: CandidateTrainings, winner: Origin, file: Path, calibration: int
-) -> Original:
-    """Loads the winner, with the job that trained it on all training data.
-
-    Args:
-        file: winner.pt.
-    """
-    job, part = trainings.job(winner, 0), trainings.data.split
-    assert part is not None
-    model = trainings.definition.at(trainings.candidates[winner]).get("model")
-    network = _network_of(load_weights(file), job, trainings)
-    return Original(network, job, part, model, trainings.fresh_seed(0), calibration)
-
-
-def _network_of(kept: dict[str, Any], job: Job, trainings: CandidateTrainings) -> nn.Module:
+def _network_of(kept: dict[str, Any], job: Job, stages: ResultStages) -> nn.Module:
     """Makes the network of a job with what its training has kept, in eval mode."""
-    definition, part = trainings.definition, trainings.data.split
+    definition, part = stages.definition, stages.data.split
     assert part is not None
     if not definition.trains_networks:
         kept = weights_of(kept, kept_name(definition.config.objective.network))

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
-from studyloom.definition.rule import Rule, parse_rule
+from studyloom.definition.rule import Rule
 from studyloom.errors import CompressError, ConfigError, UserError
 from studyloom.extras.export.onnx import check_installed
 from studyloom.metrics import METRICS, Goal, Metric
@@ -46,69 +46,80 @@ class Settings:
     threads: int = 1
     repeats: int = 200
 
+    @classmethod
+    def of(cls, section: Any) -> "Settings | None":
+        """Reads `compress` of a config, in plain values; None if nothing is to be compressed.
+
+        Raises:
+            ConfigError: every mistake found.
+        """
+        if section is None or section is False:
+            return None
+        if section is True:
+            return cls()
+        if not isinstance(section, Mapping):
+            example = "{margin: 0.01, ratios: [0.5]}"
+            raise ConfigError(
+                [f"{SECTION} must be true, null, or settings such as {example}; got {section!r}"]
+            )
+        return cls()._changed(section, [], f"{SECTION}.")
+
+    @classmethod
+    def parse(cls, words: Sequence[str], section: Any = None) -> "Settings":
+        """Parses the settings of a command line.
+
+        Args:
+            words: such as `ratios=[0.5]`; a value is read as YAML is.
+            section: `compress` of the config, which holds of all that the words do not name.
+
+        Raises:
+            ConfigError: every mistake found.
+        """
+        given: dict[str, object] = {}
+        mistakes = []
+        for word in words:
+            key, equals, text = word.partition("=")
+            if not equals:
+                mistakes.append(f"{word}: must be KEY=VALUE, such as margin=0.01")
+                continue
+            try:
+                given[key] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                mistakes.append(f"{key}={text}: cannot be read as a YAML value")
+        return (cls.of(section) or cls())._changed(given, mistakes, "")
+
+    def _changed(self, given: Mapping[str, object], mistakes: list[str], prefix: str) -> "Settings":
+        known = [field.name for field in fields(self)]
+        for key, value in given.items():
+            if key not in known:
+                mistakes.append(no_such_key(f"{prefix}{key}", known))
+            elif (mistake := _mistake(key, value)) is not None:
+                mistakes.append(f"{prefix}{key} must be {mistake}; got {value!r}")
+        if mistakes:
+            raise ConfigError(mistakes)
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return replace(self, **plain)  # type: ignore[arg-type]
+
+    def parse_rule(self, metric: Metric, key: str = "rule") -> Rule | None:
+        """Parses the rule; None if there is none.
+
+        Args:
+            key: names it in errors.
+
+        Raises:
+            ConfigError: it has a mistake.
+        """
+        if self.rule is None:
+            return None
+        known = [metric, *(Goal(name, "minimize") for name in COSTS)]
+        return Rule.parse(self.rule, known, key, "")
+
     def document(self) -> dict[str, Any]:
         """Returns the settings as JSON has them."""
         return {
             key: [*value] if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
         }
-
-
-def settings_of(section: Any) -> Settings | None:
-    """Reads `compress` of a config, in plain values; None if the winner is not to be compressed.
-
-    Raises:
-        ConfigError: every mistake found.
-    """
-    if section is None or section is False:
-        return None
-    if section is True:
-        return Settings()
-    if not isinstance(section, Mapping):
-        example = "{margin: 0.01, ratios: [0.5]}"
-        raise ConfigError(
-            [f"{SECTION} must be true, null, or settings such as {example}; got {section!r}"]
-        )
-    return _settings(Settings(), section, [], f"{SECTION}.")
-
-
-def parse_settings(words: Sequence[str], section: Any = None) -> Settings:
-    """Parses the settings of a command line.
-
-    Args:
-        words: such as `ratios=[0.5]`; a value is read as YAML is.
-        section: `compress` of the config, which holds of all that the words do not name.
-
-    Raises:
-        ConfigError: every mistake found.
-    """
-    given: dict[str, object] = {}
-    mistakes = []
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            mistakes.append(f"{word}: must be KEY=VALUE, such as margin=0.01")
-            continue
-        try:
-            given[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            mistakes.append(f"{key}={text}: cannot be read as a YAML value")
-    return _settings(settings_of(section) or Settings(), given, mistakes, "")
-
-
-def _settings(
-    others: Settings, given: Mapping[str, object], mistakes: list[str], prefix: str
-) -> Settings:
-    known = [field.name for field in fields(Settings)]
-    for key, value in given.items():
-        if key not in known:
-            mistakes.append(no_such_key(f"{prefix}{key}", known))
-        elif (mistake := _mistake(key, value)) is not None:
-            mistakes.append(f"{prefix}{key} must be {mistake}; got {value!r}")
-    if mistakes:
-        raise ConfigError(mistakes)
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return replace(others, **plain)
 
 
 def _mistake(key: str, value: Any) -> str | None:
@@ -128,21 +139,6 @@ def _mistake(key: str, value: Any) -> str | None:
         case _:
             fits, must_be = type(value) is int and value >= 1, "an integer of at least 1"
     return None if fits else must_be
-
-
-def parse_own_rule(metric: Metric, settings: Settings, key: str = "rule") -> Rule | None:
-    """Parses the rule of the settings; None if there is none.
-
-    Args:
-        key: names it in errors.
-
-    Raises:
-        ConfigError: it has a mistake.
-    """
-    if settings.rule is None:
-        return None
-    known = [metric, *(Goal(name, "minimize") for name in COSTS)]
-    return parse_rule(settings.rule, known, key, "")
 
 
 def metric_of(definition: Definition) -> Metric:
@@ -175,7 +171,7 @@ def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator
     """
     config, settings = definition.config, Settings()
     try:
-        settings = settings_of(value_at(config, SECTION)) or settings
+        settings = Settings.of(value_at(config, SECTION)) or settings
     except ConfigError as error:
         yield from error.mistakes
     try:
@@ -195,7 +191,7 @@ def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator
         metric = metric_of(definition)
     try:
         if metric is not None:
-            parse_own_rule(metric, settings, f"{SECTION}.rule")
+            settings.parse_rule(metric, f"{SECTION}.rule")
     except ConfigError as error:
         yield from error.mistakes
     split = None if data is None else data.split

@@ -50,19 +50,6 @@ class Variant:
     facts: VariantFacts
 
 
-def recipes(settings: Settings) -> list[Recipe]:
-    """Returns the variants that are tried, but for their precision."""
-    pruned = [
-        Recipe(f"pruned by {ratio:g}", partial(Original.pruned, ratio=ratio))
-        for ratio in settings.ratios
-    ]
-    students = [
-        Recipe(f"student of {width:g}", partial(Original.student, width=width))
-        for width in settings.widths
-    ]
-    return [Recipe("as it is", lambda original: original.network), *pruned, *students]
-
-
 def evaluate(original: Original, network: nn.Module, part: Part | None = None) -> Outputs:
     """Evaluates a network on the CPU: on a part, or else on the original's validation set."""
     job = replace(original.job, precision="fp32")
@@ -132,7 +119,71 @@ class Judge:
         """Returns the rule for the smallest variant that surely loses no more than the margin."""
         return Rule(Goal("bytes", "minimize"), (Condition("drop_high", "<=", self.margin),))
 
-    def make(self, recipe: Recipe) -> list[Variant]:
+    def recipes(self) -> list[Recipe]:
+        """Returns the variants that are tried, but for their precision."""
+        settings = self.settings
+        pruned = [
+            Recipe(f"pruned by {ratio:g}", partial(Original.pruned, ratio=ratio))
+            for ratio in settings.ratios
+        ]
+        students = [
+            Recipe(f"student of {width:g}", partial(Original.student, width=width))
+            for width in settings.widths
+        ]
+        return [Recipe("as it is", lambda original: original.network), *pruned, *students]
+
+    def make(
+        self, wanted: Sequence[Recipe], say: Say, stop: Stop
+    ) -> tuple[list[Variant], list[VariantFacts]]:
+        """Makes the variants of recipes, judges them and measures their latencies.
+
+        Args:
+            wanted: the first is the original itself.
+            say: is given what is being done, in words.
+            stop: whether to stop.
+
+        Returns:
+            the variants; and those that could not be made, with a note that says why.
+
+        Raises:
+            CompressError: the original itself cannot be exported.
+            Stopped: it was asked to stop.
+        """
+        made: list[Variant] = []
+        failed: list[VariantFacts] = []
+        for recipe in wanted:
+            say(f"{recipe.name}: made, exported, quantized")
+            try:
+                with stop.interruptible():
+                    made += self._make(recipe)
+            except (StudyloomError, RuntimeError, ValueError) as error:
+                if not made:  # if the original has no form in ONNX, nothing else has
+                    raise
+                failed.append(VariantFacts(recipe.name, note=" ".join(str(error).split())[:200]))
+        threads = self.settings.threads
+        say(f"measuring latencies on {threads} thread{'' if threads == 1 else 's'}")
+        with stop.interruptible():
+            return self._measure(made), failed
+
+    def choose(self, rule: Rule, variants: Sequence[Variant]) -> Variant:
+        """Chooses a variant by a rule; of equal ones that of fewer bytes.
+
+        Raises:
+            ConfigError: none satisfies the rule.
+        """
+        known = [(self._known(each.facts), each) for each in variants]
+        fitting = [pair for pair in known if rule.holds(pair[0])]
+        if fitting:
+            return min(fitting, key=lambda pair: (rule.rank(pair[0]), pair[0]["bytes"]))[1]
+        names = dict.fromkeys([rule.goal.name, *(condition.name for condition in rule.conditions)])
+        values = "; ".join(
+            f"{each.facts.name}: {', '.join(f'{name} {its[name]:.4g}' for name in names)}"
+            for its, each in known
+        )
+        ways = "loosen it, or have more variants with ratios and widths"
+        raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])
+
+    def _make(self, recipe: Recipe) -> list[Variant]:
         """Returns the variants of a recipe, in fp32 and in int8."""
         network = recipe.make(self.original)
         content = export(self.original, network, self.facts, quantized=False)
@@ -170,7 +221,7 @@ class Judge:
             parameters=count_parameters(network),
         )
 
-    def measure(self, made: Sequence[Variant]) -> list[Variant]:
+    def _measure(self, made: Sequence[Variant]) -> list[Variant]:
         """Measures latencies beside PyTorch eager, and returns the variants with theirs."""
         network, threads = self.original.network.eval(), self.settings.threads
         sessions = [OnnxNetwork(each.content, threads) for each in made]
@@ -190,7 +241,7 @@ class Judge:
             for each, known in zip(made, latencies[1:], strict=True)
         ]
 
-    def known(self, facts: VariantFacts) -> Mapping[str, float]:
+    def _known(self, facts: VariantFacts) -> Mapping[str, float]:
         """Returns the values of a variant by name, for the rule."""
         return {
             self.metric.name: facts.value,
@@ -226,56 +277,3 @@ def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> li
         Latency(float(median), float(low), float(high), len(measured))
         for (median, low, high), measured in zip(milliseconds, seconds, strict=True)
     ]
-
-
-def make_variants(
-    judge: Judge, wanted: Sequence[Recipe], say: Say, stop: Stop
-) -> tuple[list[Variant], list[VariantFacts]]:
-    """Makes the variants and judges them.
-
-    Args:
-        wanted: the first is the original itself.
-        say: is given what is being done, in words.
-        stop: whether to stop.
-
-    Returns:
-        the variants; and those that could not be made, with a note that says why.
-
-    Raises:
-        CompressError: the original itself cannot be exported.
-        Stopped: it was asked to stop.
-    """
-    made: list[Variant] = []
-    failed: list[VariantFacts] = []
-    for recipe in wanted:
-        say(f"{recipe.name}: made, exported, quantized")
-        try:
-            with stop.interruptible():
-                made += judge.make(recipe)
-        except (StudyloomError, RuntimeError, ValueError) as error:
-            if not made:  # if the original has no form in ONNX, nothing else has
-                raise
-            failed.append(VariantFacts(recipe.name, note=" ".join(str(error).split())[:200]))
-    threads = judge.settings.threads
-    say(f"measuring latencies on {threads} thread{'' if threads == 1 else 's'}")
-    with stop.interruptible():
-        return judge.measure(made), failed
-
-
-def choose(rule: Rule, judge: Judge, variants: Sequence[Variant]) -> Variant:
-    """Chooses a variant by a rule; of equal ones that of fewer bytes.
-
-    Raises:
-        ConfigError: none satisfies the rule.
-    """
-    known = [(judge.known(each.facts), each) for each in variants]
-    fitting = [pair for pair in known if rule.holds(pair[0])]
-    if fitting:
-        return min(fitting, key=lambda pair: (rule.rank(pair[0]), pair[0]["bytes"]))[1]
-    names = dict.fromkeys([rule.goal.name, *(condition.name for condition in rule.conditions)])
-    values = "; ".join(
-        f"{each.facts.name}: {', '.join(f'{name} {its[name]:.4g}' for name in names)}"
-        for its, each in known
-    )
-    ways = "loosen it, or have more variants with ratios and widths"
-    raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])

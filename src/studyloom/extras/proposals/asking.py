@@ -8,13 +8,12 @@ from studyloom.commands.options import open_run, print_json
 from studyloom.extras.proposals.queue import count_free_slots, propose, why_closed
 from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.space.outline import outline
-from studyloom.storage.attributes import PROPOSED
 from studyloom.study.early_end import read_bounds
 from studyloom.study.stored_study import StoredStudy, trial_rows
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import one_line
 from studyloom.views.report import data_words
-from studyloom.views.sentence import describe
-from studyloom.views.snapshot import take_snapshot
+from studyloom.views.snapshot import describe, take_snapshot
 from studyloom.views.terminal import make_console
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
@@ -26,7 +25,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     known, snapshot, trials = read_space(stored), take_snapshot(stored), stored.trials()
     budget, goal = read_bounds(stored).trials, stored.goals[0]
     left, closed = count_free_slots(stored), why_closed(stored)
-    proposed = sum(PROPOSED in trial.user_attrs for trial in trials)
+    proposed = sum(TrialRecord(trial).proposed is not None for trial in trials)
     free = left - (known.baseline and not trials)
     about = [str((stored.definition() or {}).get("objective._target_") or "")]
     about += [describe(trial, trial.params) for trial in trials[:1]]

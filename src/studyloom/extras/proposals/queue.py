@@ -9,14 +9,13 @@ from studyloom.errors import ConfigError
 from studyloom.extras.proposals.stored_space import read_space
 from studyloom.space.samplers import identify
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, PROPOSED
-from studyloom.storage.database import Connection, execute, read
-from studyloom.storage.ledger import never_claimed
+from studyloom.storage.attributes import PROPOSED
+from studyloom.storage.database import Connection
 from studyloom.study.early_end import look_ahead, read_bounds
-from studyloom.study.failures import outcome
 from studyloom.study.placement import place_point
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.warm_start import AS_COMPOSED, queue_trial
+from studyloom.study.trial_record import TrialRecord
+from studyloom.study.warm_start import AS_COMPOSED
 from studyloom.text import format_value, kind_of, one_line, shorten_end
 
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
@@ -68,7 +67,7 @@ def count_free_slots(stored: StoredStudy) -> int:
     if look_ahead(stored).ending is not None:
         return 0
     ledger, trials = stored.ledger, read_bounds(stored).trials
-    return len(read(ledger.storage, lambda c: never_claimed(c, ledger.study_id, trials)))
+    return len(ledger.storage.read(lambda c: ledger.never_claimed(c, trials)))
 
 
 def why_closed(stored: StoredStudy) -> str | None:
@@ -102,30 +101,31 @@ def _fill_slot(
     Raises:
         ConfigError: a trial has the point already, there is no room, or see `why_closed`.
     """
-    study_id, trials = stored.ledger.study_id, read_bounds(stored).trials
+    trials = read_bounds(stored).trials
     if closed := why_closed(stored):
         raise ConfigError(closed)
 
     def queue(connection: Connection) -> int:
         tried = stored.lock_trials(connection)
         if baseline is not None and not tried:
-            tried.append(queue_trial(connection, study_id, 0, Point(), AS_COMPOSED))
+            tried.append(stored.ledger.queue(connection, 0, Point(), AS_COMPOSED))
         for trial in tried:
-            if trial.user_attrs.get(PROPOSED) == mark:  # the answer to an earlier try was lost
+            record = TrialRecord(trial)
+            if record.proposed == mark:  # the answer to an earlier try was lost
                 return trial.number
-            waiting = baseline if BASELINE in trial.user_attrs and not trial.params else None
+            waiting = baseline if record.is_baseline and not trial.params else None
             if identify(point) == identify(waiting or trial):
                 value = f" with {format_value(trial.values[0])}" if trial.values else ""
                 raise ConfigError(
                     f"trial {trial.number} has this configuration already, and is "
-                    f"{outcome(trial)}{value}; propose another one"
+                    f"{record.outcome}{value}; propose another one"
                 )
-        if sum(PROPOSED in trial.user_attrs for trial in tried) >= most:
+        if sum(TrialRecord(trial).proposed is not None for trial in tried) >= most:
             raise ConfigError(
                 f"study.proposals: {most} of {trials} trials may be proposed, and have been"
             )
-        if not (slots := never_claimed(connection, study_id, trials)):
+        if not (slots := stored.ledger.never_claimed(connection, trials)):
             raise ConfigError(f"all {trials} trials have begun; a larger study.trials makes room")
-        return queue_trial(connection, study_id, slots[0], point, {PROPOSED: mark}).number
+        return stored.ledger.queue(connection, slots[0], point, {PROPOSED: mark}).number
 
-    return execute(stored.ledger.storage, queue)
+    return stored.ledger.storage.execute(queue)

@@ -7,17 +7,11 @@ from typing import Any
 
 import msgspec
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from studyloom.definition.rule import read_space as read_tree
 from studyloom.errors import ConfigError
-from studyloom.space.outline import describe
-from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
+from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Space, describe
 from studyloom.storage.attributes import SPACE
 from studyloom.study.stored_study import StoredStudy
 
@@ -94,8 +88,8 @@ def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str,
     properties, groups = dict[str, Any](chosen), list[Any]()
     for node in nodes:
         match node:
-            case Group(name, key, options):
-                composed = known.choices.get(group_of(key))
+            case Group(name, _, options):
+                composed = known.choices.get(node.config_group)
                 default = composed if composed in options else next(iter(options))
                 branches = []
                 for option, inner in options.items():
@@ -114,7 +108,7 @@ def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str,
     return {"properties": properties} | ({"allOf": groups} if groups else {})
 
 
-def _values(distribution: BaseDistribution) -> dict[str, Any]:
+def _values(distribution: Distribution) -> dict[str, Any]:
     """Describes the values of a distribution; its words say the step, and where it is log."""
     match distribution:
         case CategoricalDistribution(choices=choices):
@@ -123,4 +117,3 @@ def _values(distribution: BaseDistribution) -> dict[str, Any]:
             kind = "integer" if isinstance(distribution, IntDistribution) else "number"
             words = describe(distribution)
             return {"type": kind, "minimum": low, "maximum": high, "description": words}
-    raise AssertionError(distribution)

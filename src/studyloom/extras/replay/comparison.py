@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import COLUMNS, EPOCHS, JOBS
 from studyloom.study import failures
+from studyloom.study.trial_record import TrialRecord
 
 QUANTITIES = ("value", "train_loss", "valid_loss")
 # Another number of threads, processor or release adds in another order. Between one and two
@@ -42,6 +43,65 @@ class Course:
     def epochs(self) -> int:
         return len(next(iter(self.curve.values()), ()))
 
+    @property
+    def failed_inside(self) -> bool:
+        """Whether it failed by itself, so that a replay must fail too."""
+        return self.failure is not None and self.failure.kind not in OUTSIDE
+
+    @classmethod
+    def read(cls, trial: FrozenTrial, metric: str, *, loop: bool) -> "Course":
+        """Reads the course of a trial; if its workers died, as far as they had reported it.
+
+        Args:
+            loop: whether it called a loop, whose curves have names of its own.
+        """
+        reported = [value for _, value in sorted(trial.intermediate_values.items())]
+        stored = TrialRecord(trial).columns
+        columns = stored or {"value": reported}
+        further = [name for name in columns if name not in COLUMNS] if loop else QUANTITIES[1:]
+        curve = {metric: columns.get("value", [])}
+        if stored:
+            curve |= {name: columns.get(name, []) for name in further}
+        if len({*map(len, curve.values())}) > 1:
+            raise ValueError(
+                f"its attribute `{EPOCHS}` must have a number for each epoch and quantity"
+            )
+        jobs = sum(int(count or 0) for count in columns.get(JOBS, [1] * len(curve[metric])))
+        failure = failures.Failure.read(trial)
+        # Optuna gives a pruned trial the value of its last report.
+        returned = loop and failure is None and trial.state != TrialState.PRUNED
+        value = trial.values[0] if returned and trial.values else None
+        return cls(curve, failure, value, jobs)
+
+    def differs(self, now: "Course", tolerance: "Tolerance | None") -> str | None:
+        """Returns the first number or failure that differs: "epoch 3, value: stored 0.5, now 0.6".
+
+        Without a tolerance numbers must be equal bit for bit.
+        """
+
+        def differ(quantity: str, before: float | None, value: float | None) -> bool:
+            return before != value and not (tolerance and tolerance.holds(quantity, before, value))
+
+        def words(epoch: int, quantity: str, before: Any, value: Any) -> str:
+            return f"epoch {epoch}, {quantity}: stored {before}, now {value}"
+
+        for position in range(min(self.epochs, now.epochs)):
+            for quantity, values in self.curve.items():
+                before = values[position]
+                value = now.curve[quantity][position] if quantity in now.curve else None
+                if differ(quantity, before, value):
+                    return words(position + 1, quantity, before, value)
+        metric = next(iter(self.curve))
+        returned = self.value is not None and now.failure is None
+        if returned and differ(metric, self.value, now.value):
+            return words(now.epochs, metric, self.value, now.value)
+        exactly = tolerance is None
+        failed = _format_failure(self.failure if self.failed_inside else None, exactly=exactly)
+        fails = _format_failure(now.failure, exactly=exactly)
+        if failed != fails:
+            return words(now.epochs + (now.failure is not None), "failure", failed, fails)
+        return None
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -72,60 +132,6 @@ class Tolerance:
             f"losses within {LOSS:.0%}, "
             f"accuracies within {self.off} of {self.examples} validation examples"
         )
-
-
-def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
-    """Reads the course of a trial; if its workers died, as far as they had reported it.
-
-    Args:
-        loop: whether it called a loop, whose curves have names of its own.
-    """
-    reported = [value for _, value in sorted(trial.intermediate_values.items())]
-    stored = trial.user_attrs.get(EPOCHS)
-    columns = stored or {"value": reported}
-    further = [name for name in columns if name not in COLUMNS] if loop else QUANTITIES[1:]
-    curve = {metric: columns.get("value", [])}
-    if stored:
-        curve |= {name: columns.get(name, []) for name in further}
-    if len({*map(len, curve.values())}) > 1:
-        raise ValueError(f"its attribute `{EPOCHS}` must have a number for each epoch and quantity")
-    jobs = sum(int(count or 0) for count in columns.get(JOBS, [1] * len(curve[metric])))
-    failure = failures.Failure.read(trial)
-    # Optuna gives a pruned trial the value of its last report.
-    returned = loop and failure is None and trial.state != TrialState.PRUNED
-    value = trial.values[0] if returned and trial.values else None
-    return Course(curve, failure, value, jobs)
-
-
-def first_difference(stored: Course, now: Course, tolerance: Tolerance | None) -> str | None:
-    """Returns the first number or failure that differs: "epoch 3, value: stored 0.5, now 0.6".
-
-    Without a tolerance numbers must be equal bit for bit.
-    """
-
-    def differ(quantity: str, before: float | None, value: float | None) -> bool:
-        return before != value and not (tolerance and tolerance.holds(quantity, before, value))
-
-    def words(epoch: int, quantity: str, before: Any, value: Any) -> str:
-        return f"epoch {epoch}, {quantity}: stored {before}, now {value}"
-
-    for position in range(min(stored.epochs, now.epochs)):
-        for quantity, values in stored.curve.items():
-            before = values[position]
-            value = now.curve[quantity][position] if quantity in now.curve else None
-            if differ(quantity, before, value):
-                return words(position + 1, quantity, before, value)
-    metric = next(iter(stored.curve))
-    returned = stored.value is not None and now.failure is None
-    if returned and differ(metric, stored.value, now.value):
-        return words(now.epochs, metric, stored.value, now.value)
-    outside = stored.failure is not None and stored.failure.kind in OUTSIDE
-    exactly = tolerance is None
-    failed = _format_failure(None if outside else stored.failure, exactly=exactly)
-    fails = _format_failure(now.failure, exactly=exactly)
-    if failed != fails:
-        return words(now.epochs + (now.failure is not None), "failure", failed, fails)
-    return None
 
 
 def _format_failure(failure: failures.Failure | None, *, exactly: bool) -> str:

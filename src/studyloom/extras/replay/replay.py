@@ -1,37 +1,31 @@
 """Trains a trial again, and prints epoch by epoch how the result compares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
+from optuna import TrialPruned
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from studyloom.definition.objective import Step
+from studyloom.definition.objective import Objective, Report, Step
 from studyloom.errors import ConfigError
-from studyloom.extras.replay.comparison import (
-    OUTSIDE,
-    Course,
-    Tolerance,
-    first_difference,
-    read_trial,
-)
-from studyloom.extras.replay.stored_trial import (
-    find_trial,
-    is_loop,
-    load_data,
-    rebuild,
-    trusted_in,
-)
-from studyloom.extras.replay.training import threads, train_again
-from studyloom.storage.attributes import EPOCHS, MADE
+from studyloom.extras.replay.comparison import Course, Tolerance
+from studyloom.extras.replay.objective import make_objective
+from studyloom.extras.replay.stored_trial import find_trial, is_loop, load_data, rebuild
+from studyloom.study import failures
 from studyloom.study.opening import differences
 from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_value, one_line
+from studyloom.training.steps import on_threads
 
+MOST_THREADS = 1024  # a greater number in a database is ignored
 # The parts of an environment that change the order in which numbers are added.
 REORDERING = ("torch", "device", "threads", "ranks")
 
@@ -49,13 +43,14 @@ def replay(
             trusted, or the data is not the same.
     """
     trial = find_trial(stored.trials(), number)
+    record = TrialRecord(trial)
     try:
-        provenance = Provenance.read(trial.user_attrs[MADE])
-        cfg = rebuild(provenance, trusted_in(run_dir, trusted))
+        provenance = Provenance.read(record.made)
+        cfg = rebuild(provenance, run_dir, trusted)
         loop, objective = is_loop(cfg), cfg.objective
-        expected = read_trial(trial, stored.metric, loop=loop)
+        expected = Course.read(trial, stored.metric, loop=loop)
         in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)
-        if in_turn and EPOCHS not in trial.user_attrs:
+        if in_turn and not record.columns:
             raise ValueError(
                 "its workers died, and of jobs in turn had reported only how each ended"
             )
@@ -64,9 +59,8 @@ def replay(
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
     data = load_data(cfg, provenance, run_dir)
-    failed_inside = expected.failure is not None and expected.failure.kind not in OUTSIDE
-    to_the_end = loop and (expected.value is not None or failed_inside)
-    last = (expected.jobs if in_turn else expected.epochs) + failed_inside
+    to_the_end = loop and (expected.value is not None or expected.failed_inside)
+    last = (expected.jobs if in_turn else expected.epochs) + expected.failed_inside
     if not last and not to_the_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     ending = trial.state.name.lower()
@@ -80,14 +74,54 @@ def replay(
         console.print(Text(f"epoch {number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with threads(provenance.environment.get("threads")):
-        until = None if to_the_end else last
-        now = train_again(cfg, provenance, data, stored.metric, until, print_epoch)
+    threads: Any = provenance.environment.get("threads")
+    usable = type(threads) is int and 1 <= threads <= MOST_THREADS
+    with on_threads(threads if usable else torch.get_num_threads()):
+        again = make_objective(cfg, provenance, data)
+        now = train_again(again, stored.metric, None if to_the_end else last, print_epoch)
         here = current_environment(data.device)
     console.print(comparison_table(expected, now))
     examples = len(data.folds[0][1]) if data.folds else 0
     tolerance = Tolerance(stored.metric, examples)
     return print_verdict(provenance, expected, now, here, tolerance, console)
+
+
+class _Enough(Exception):
+    """Ends a training after as many epochs as the trial has stored."""
+
+
+def train_again(
+    objective: Objective, metric: str, until: int | None, report: Callable[[int, Step], None]
+) -> Course:
+    """Trains the first epochs of a trial again.
+
+    Args:
+        until: how many epochs to train; if the jobs are trained in turn, those of each job count.
+            None to train to the end.
+        report: called with each epoch, and how many there are with it.
+    """
+    value, failure, count = None, None, 0
+
+    def take(step: Step | None) -> None:
+        nonlocal count
+        assert step is not None  # nothing is stored
+        if isinstance(step, Report) and objective.stride > 1 and not step.number % objective.stride:
+            return  # the end of a job
+        count += 1
+        report(count, step)
+        if count == until:
+            raise _Enough
+
+    try:
+        value = objective.run(take, Stop())
+    except ConfigError:
+        raise
+    except (_Enough, TrialPruned):
+        pass
+    except Exception as error:  # as in the trial
+        failure = failures.explain(error)
+    columns = objective.curves()
+    return Course({metric: columns.get("value", ()), **columns}, failure, value)
 
 
 def print_verdict(
@@ -105,7 +139,7 @@ def print_verdict(
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.
     """
-    difference = first_difference(expected, now, None)
+    difference = expected.differs(now, None)
     if difference is None:
         same_failure = expected.failure is not None and now.failure is not None
         epochs = f"{expected.epochs} epoch{'' if expected.epochs == 1 else 's'}"
@@ -124,7 +158,7 @@ def print_verdict(
         reasons.append(f"of {provenance.claims} workers, only the last one's environment is known")
     verdict, style, code = f"different from {difference}", "bold red", 1
     if reordered or provenance.device != "cpu" or provenance.claims > 1:
-        difference = first_difference(expected, now, tolerance)
+        difference = expected.differs(now, tolerance)
         verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
         if difference is None:
             verdict, style, code = f"equal within tolerance: {tolerance}", "bold green", 0

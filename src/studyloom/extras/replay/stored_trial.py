@@ -17,17 +17,17 @@ from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.datasets import location_keys
 from studyloom.data.training_data import Part, TrainingData
-from studyloom.definition.sections import names_data
+from studyloom.definition.prepare import names_data
 from studyloom.errors import ConfigError
 from studyloom.seeds import derive
-from studyloom.storage.attributes import MADE
 from studyloom.study.provenance import Provenance
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_ranges
 
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     """Returns a trial; raises ValueError with those that can be replayed if it cannot."""
-    replayable = {trial.number: trial for trial in trials if MADE in trial.user_attrs}
+    replayable = {trial.number: trial for trial in trials if TrialRecord(trial).made}
     if number in replayable:
         return replayable[number]
     known = number in (trial.number for trial in trials)
@@ -36,7 +36,7 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     raise ValueError(f"--trial: trial {number} {why}; those that can be replayed: {numbers}")
 
 
-def trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
+def _trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
     """Returns what a stored trial may name; None for all.
 
     In a run directory of the user's own commands that is all, if the database is there too. In one
@@ -50,9 +50,9 @@ def trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
     return [*named, *trust.packages_to_trust(config)]
 
 
-def rebuild(provenance: Provenance, trusted: Sequence[str] | None) -> DictConfig:
+def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> DictConfig:
     """Returns the configuration of a trial, after checking that all it names may be called."""
-    trust.check_targets(provenance.config, trusted)
+    trust.check_targets(provenance.config, _trusted_in(run_dir, trusted))
     sections = {"train": OmegaConf.structured(TrainSection), "objective": SCHEMA.objective.copy()}
     try:
         cfg = OmegaConf.merge(sections, provenance.config)

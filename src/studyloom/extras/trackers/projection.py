@@ -24,22 +24,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from optuna.trial import FrozenTrial
 
 from studyloom.config.build import build
-from studyloom.errors import ConfigError, StorageError
-from studyloom.storage.attributes import (
-    BASELINE,
-    COLUMNS,
-    FAILURE,
-    REASON,
-    STANDARD_ERROR,
-    UUID,
-    WORKER,
-)
-from studyloom.study.failures import outcome
-from studyloom.study.stored_study import StoredStudy, epochs
+from studyloom.errors import ConfigError, StorageError, refuse
+from studyloom.storage.attributes import COLUMNS, STANDARD_ERROR, UUID
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text, mask_passwords, one_line, shorten
-from studyloom.winner.result import belongs_to, read_result
+from studyloom.winner.result import Result
 
-FACTS = (WORKER, BASELINE, FAILURE, REASON)
 # The files of a result that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers still have to write
@@ -158,10 +149,8 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
     """
     if not hasattr(section, "items"):
         raise ConfigError(
-            [
-                f"track must be a mapping of trackers, not {section!r}; on a command line, or "
-                "among the defaults, they are chosen by a list: track=[tensorboard,mlflow]"
-            ]
+            f"track must be a mapping of trackers, not {section!r}; on a command line, or "
+            "among the defaults, they are chosen by a list: track=[tensorboard,mlflow]"
         )
     trackers: dict[str, Tracker] = {}
     mistakes: list[str] = []
@@ -185,25 +174,25 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
                 f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
             )
         trackers[str(name)] = tracker
-    if mistakes:
-        raise ConfigError(mistakes)
+    refuse(mistakes)
     return trackers
 
 
 class Feed:
-    """Writes to one tracker in a thread, in order, so that nobody waits for the tracker.
+    """Writes to one tracker, or whatever else is slow, in a thread and in order: nobody waits.
 
     What a tracker refuses in a worker the command writes at its end.
 
     Args:
-        then: the end of the line of what a tracker refuses.
+        name: of the key that asks for it, such as track.mlflow.
+        then: the end of the line of what is refused.
     """
 
     def __init__(self, name: str, then: str = "; the study goes on") -> None:
         self.name, self.then = name, then
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._refused = False
-        self._thread = threading.Thread(target=self._run, name=f"track.{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, write: Callable[[], None]) -> None:
@@ -222,7 +211,7 @@ class Feed:
             except Exception as error:
                 if not self._refused:
                     words = one_line(mask_passwords(error_text(error))) or type(error).__name__
-                    log.warning("track.%s: %s%s", self.name, shorten(words, 300), self.then)
+                    log.warning("%s: %s%s", self.name, shorten(words, 300), self.then)
                 self._refused = True
 
 
@@ -231,7 +220,7 @@ def track_trials(
     stored: StoredStudy, trackers: Mapping[str, Tracker], run_dir: Path
 ) -> Iterator[Callable[[FrozenTrial], None]]:
     """Yields a function that writes a trial that has ended to each tracker."""
-    feeds = [(tracker, Feed(name)) for name, tracker in trackers.items()]
+    feeds = [(tracker, Feed(f"track.{name}")) for name, tracker in trackers.items()]
 
     def write(trial: FrozenTrial) -> None:
         tracked = track_trial(trial, stored, track_study(stored, run_dir))
@@ -260,18 +249,18 @@ def project(
     began, feeds = time.monotonic(), []
     for name, tracker in trackers.items():
         missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [answer])]
-        feed = Feed(name, "")
+        feed = Feed(f"track.{name}", "")
         feed.put(partial(_write, tracker, study, missing))
         feeds.append((feed, missing, getattr(tracker, "patience", PATIENCE)))
     for feed, missing, patience in feeds:
         if not feed.close(min(UNSEEN, patience)) and missing:
-            most = f"waiting {patience:g} s at most (track.{feed.name}.patience)"
+            most = f"waiting {patience:g} s at most ({feed.name}.patience)"
             lacks = _in_words(missing, len(trials))
-            log.warning("track.%s: %s, since it may lack %s", feed.name, most, lacks)
+            log.warning("%s: %s, since it may lack %s", feed.name, most, lacks)
             feed.close(began + patience - time.monotonic())
         if missing:
             lacks = _in_words(missing, len(trials))
-            log.warning("track.%s: may lack %s; the same command writes it", feed.name, lacks)
+            log.warning("%s: may lack %s; the same command writes it", feed.name, lacks)
 
 
 def _write(
@@ -308,7 +297,7 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
         StorageError: its uuid is none, which would name files and be put into queries.
     """
     goals = {goal.name: goal.direction for goal in stored.goals}
-    uuid = str(stored.optuna.user_attrs.get(UUID, ""))
+    uuid = str(stored.ledger.uuid)
     if not re.fullmatch("[0-9a-f]{32}", uuid):
         raise StorageError(
             f"the study {stored.name!r}: its attribute {UUID!r} in the database must be 32 "
@@ -320,20 +309,22 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
 
 def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
     """Makes the description of an ended trial for trackers."""
-    attributes = trial.user_attrs
+    record = TrialRecord(trial)
     values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
     for name in (*stored.cost_names, STANDARD_ERROR):
-        if isinstance(value := attributes.get(name), int | float):
+        if isinstance(value := trial.user_attrs.get(name), int | float):
             values[name] = float(value)
     begun, ended = trial.datetime_start, trial.datetime_complete
-    known = [name for name in FACTS if name in attributes]
+    baseline = record.is_baseline or None
+    facts = {"worker": record.worker, "baseline": baseline, "failure": record.failure}
+    facts["reason"] = record.error
     return TrackedTrial(
         study=study,
         number=trial.number,
-        state=outcome(trial),
+        state=record.outcome,
         params=dict(trial.params),
         values=values,
-        facts={name: mask_passwords(str(attributes[name])) for name in known},
+        facts={name: mask_passwords(str(fact)) for name, fact in facts.items() if fact is not None},
         points=[*curve(trial, stored.metric)],
         started=0.0 if begun is None else begun.timestamp(),
         ended=0.0 if ended is None else ended.timestamp(),
@@ -346,7 +337,7 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
     Their time is spread over the trial by the seconds of each epoch, since none is stored.
     """
     at = (trial.datetime_start or datetime.now()).timestamp()
-    for epoch in epochs(trial):
+    for epoch in TrialRecord(trial).epochs():
         at += epoch.get("seconds", 0.001)
         for column, value in epoch.items():
             name = metric if column == "value" else column
@@ -357,12 +348,12 @@ def curve(trial: FrozenTrial, metric: str) -> Iterator[CurvePoint]:
 def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     """Makes the description of a result: of the winner, or of the best trial without one."""
     study, trials = track_study(stored, run_dir), stored.trials()
-    counts = Counter(outcome(trial) for trial in trials)
+    counts = Counter(TrialRecord(trial).outcome for trial in trials)
     values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
     names: tuple[str, ...] = FILES
     number: int | None = None
-    written = read_result(run_dir)
-    if written is not None and belongs_to(written, stored):
+    written = Result.read(run_dir, stored)
+    if written is not None:
         number, test = written.winner.trial, written.test
         found = {
             "fresh.mean": written.winner.mean,

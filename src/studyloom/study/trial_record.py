@@ -1,0 +1,88 @@
+"""What is stored with a trial, read by name: how it ended, what it cost, and who made it.
+
+Importing this module imports no torch: `studyloom status` uses it.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from typing import Any
+
+from optuna.trial import TrialState
+
+from studyloom.storage.attributes import TrialAttributes
+from studyloom.text import mask_passwords
+
+
+class TrialRecord(TrialAttributes):
+    """Reads what is stored with a trial of a worker's: its attributes, and what they say."""
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, or its state: complete, pruned, failed, paused, running, waiting.
+
+        A trial that diverged has failed, although the sampler sees it as pruned.
+        """
+        trial = self.trial
+        if self.failure is not None or trial.state == TrialState.FAIL:
+            return "failed"
+        if trial.state == TrialState.RUNNING and self.paused is not None:
+            return "paused"
+        return trial.state.name.lower()
+
+    @property
+    def reason(self) -> str | None:
+        """Why it failed; None if nothing is stored."""
+        return None if self.error is None else mask_passwords(str(self.error))
+
+    def proposer(self, key: str = "by") -> str | None:
+        """Returns by whom, or `why`, it was proposed; None if sampler or command chose it."""
+        proposed = self.proposed
+        return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The configuration that it was made of; None if it stored none."""
+        config = self.made.get("config")
+        return config if isinstance(config, dict) else None
+
+    @property
+    def curve(self) -> dict[str, list[Any]]:
+        """The learning curve by column, of which `number` and `value` are two.
+
+        Until the trial has ended or come to a rung these are the steps that it reported, and that
+        Optuna's pruners and dashboard read; then those of each epoch, of whatever jobs in turn.
+        Empty if it has reported nothing.
+        """
+        columns, reports = self.columns, self.trial.intermediate_values
+        if not columns and reports:
+            numbers, values = zip(*sorted(reports.items()), strict=True)
+            columns = {"number": [*numbers], "value": [*values]}
+        return columns
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Yields the learning curve, each epoch by its columns.
+
+        A value may be None where another epoch has one.
+        """
+        columns = self.curve
+        for epoch in zip_longest(*columns.values()):
+            yield dict(zip(columns, epoch, strict=True))
+
+    @property
+    def epoch_count(self) -> int:
+        """How many epochs it has trained; of folds and seeds in turn, all of each."""
+        return max(len(self.curve.get("value", ())), len(self.trial.intermediate_values))
+
+    @property
+    def seconds(self) -> float | None:
+        """The seconds that workers spent on it, without their start-up; None until it has ended.
+
+        A trial that did not store them counts from its start to its end, interruptions included.
+        """
+        if not self.trial.state.is_finished():
+            return None
+        if "training" in self.times:
+            spent = (each for kind, each in self.times.items() if kind != "start-up")
+            return round(sum(spent), 4)
+        duration = self.trial.duration
+        return None if duration is None else duration.total_seconds()

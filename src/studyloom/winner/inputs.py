@@ -1,0 +1,305 @@
+"""Makes inputs of a network from files and arrays, as the data source of its study said it.
+
+Nothing in a file is executed.
+"""
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from studyloom.data.sound import Sound
+from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
+from studyloom.errors import PredictError
+from studyloom.text import format_shape, name_error, one_line
+from studyloom.winner.result import DataFacts
+
+MOST_BYTES = 256 * 2**20  # of a file
+MOST_INPUTS = 1_000_000  # of a file
+# Not all that Pillow reads: for EPS it starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
+ORIENTATION = 0x0112  # EXIF's tag
+SPARE = 16  # times the size of inputs: a larger picture is reduced before it becomes floats
+IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
+NORMALISED = f"for inputs as in training {IN_PYTHON}"
+NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
+SILENT = (
+    "the data source of this winner does not say how a picture becomes an input; name it as "
+    "data.transform and call `studyloom winner`, or give a .npy file of what `load` returns"
+)
+
+
+# Float32 (n, *shape), and for each input a note beside its answer, "" for nothing.
+Inputs = tuple[Tensor, list[str]]
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """Makes inputs of a network of what a file or an array contains.
+
+    Args:
+        transform: makes an input of what a file holds; None if nobody said it.
+    """
+
+    facts: DataFacts
+    transform: Transform | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input; () if inputs are taken as they are, or in Python alone."""
+        return self.facts.shape or ()
+
+    def read(self, path: Path) -> Inputs:
+        """Reads the inputs that a file holds for a network; its content says its kind.
+
+        It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
+        `Reader` reads; for pictures a picture; else a CSV file of inputs.
+        """
+        if not self.facts.fits_files:
+            raise PredictError(NO_FILE)
+        length = path.stat().st_size
+        if length > MOST_BYTES:
+            raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
+        if length == 0:
+            raise PredictError("it is empty")
+        content = path.read_bytes()
+        pictures, transform = is_picture(self.shape), self.transform
+        own = transform is not None and not isinstance(transform, Picture)
+        if content.startswith(b"\x93NUMPY"):
+            numbers = np.load(io.BytesIO(content), allow_pickle=False)
+            if numbers.dtype.kind not in "biuf":
+                raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
+            with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
+                single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
+            return self.from_numbers(single, numbers.dtype.name)
+        if isinstance(transform, Sound | Reader):
+            return self._from_content(content, transform)
+        if not self.shape:
+            return self._finish(_read_lines(content, (), None))
+        webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+        if pictures or (own and (webp or content.startswith(SIGNATURES))):
+            channels, *size = self.shape if pictures else (3, 64, 64)
+            pixels, done = _read_picture(content, channels, size)
+            return self._from_pixels(pixels[None], done)
+        lines = _read_lines(content, self.facts.columns, math.prod(self.shape))
+        rows = self._apply(lines) if own else lines.reshape(-1, *self.shape)
+        return self._finish(rows)
+
+    def from_numbers(self, numbers: Tensor, dtype: str) -> Inputs:
+        """Makes inputs of an array of one or several.
+
+        Of pictures, integers are pixels from 0 (black) to 255 (white), or to 65535 if they are
+        uint16. Other numbers are pixels from 0 to 1 where the data source of the study normalises
+        its pictures itself, and else inputs as in training.
+
+        Args:
+            numbers: float (n, *shape), or one input (*shape); pictures of one channel also without.
+            dtype: the name of the type that they had.
+        """
+        shape, transform = self.shape, self.transform
+        if not self.facts.fits_files:
+            raise PredictError(NO_FILE)
+        if not shape:
+            if not numbers.ndim or not len(numbers):
+                raise PredictError("it must hold an input for each entry of its first dimension")
+            return self._finish(numbers)
+        grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+        if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
+            numbers = numbers.unsqueeze(-3)
+        rows = numbers[None] if tuple(numbers.shape) == shape else numbers
+        if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
+            raise PredictError(
+                f"it must hold an input of {format_shape(shape)} numbers, or several; "
+                f"got {format_shape(numbers.shape) or 'one number'}"
+            )
+        if not is_picture(shape) or transform is None or isinstance(transform, Sound):
+            return self._finish(rows)
+        # Whether the data source normalizes its images itself, and said by what.
+        normal = isinstance(transform, Picture) and (self.facts.mean, self.facts.std) != (0, 1)
+        whole = dtype.startswith(("int", "uint"))
+        if not whole and not normal:
+            return self._finish(rows)
+        most = 65535 if dtype == "uint16" else 255 if whole else 1
+        low, high = (float(end) for end in rows.aminmax())
+        if low < 0 or high > most:
+            wanted = f"its integers must be pixels from 0 to {most}, or to 65535 as uint16"
+            if not whole:
+                wanted = (
+                    f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALISED}"
+                )
+            raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
+        return self._from_pixels(rows / most)
+
+    def _from_pixels(self, pixels: Tensor, done: Sequence[str] | None = None) -> Inputs:
+        """Makes inputs of pixels (n, channels, height, width) from 0 to 1.
+
+        Args:
+            done: what was done to the picture of a file, which alone may have another size and
+                background; None for arrays, whose pictures are taken as they are.
+        """
+        if self.transform is None:
+            raise PredictError(SILENT)
+        if not isinstance(self.transform, Picture):
+            levels = (pixels * 255).round().to(torch.uint8)
+            return self._finish(self._apply(levels), done or ())
+        if done is not None:
+            row, more = self.transform(pixels[0], (self.shape[-2], self.shape[-1]))
+            return self._finish(row[None], [*done, *more])
+        return self._finish(self.transform.scale(pixels))
+
+    def _from_content(self, content: bytes, read: Sound | Reader) -> Inputs:
+        """Makes inputs of a file by a transform that reads it as a whole."""
+        try:
+            rows, said = read(content)
+        except ValueError as error:
+            raise PredictError(str(error)) from None
+        except Exception as error:  # whatever a user's class raises
+            raise _own_fault(error) from error
+        if isinstance(read, Sound):
+            rows, said = rows[None], ["; ".join(said)]
+        if tuple(rows.shape[1:]) != self.shape or len(said) not in (0, len(rows)):
+            raise PredictError(f"winner.json: data.transform does not make {self.shape} of a file")
+        return self._finish(rows.float(), own=said)
+
+    def _apply(self, items: Tensor) -> Tensor:
+        """Calls a transform of the user's own for each of some items."""
+        make: Callable[..., Any] | None = self.transform
+        assert make is not None
+        try:
+            rows = torch.stack([torch.as_tensor(make(item)).float() for item in items])
+        except Exception as error:  # whatever a user's function raises
+            raise _own_fault(error) from error
+        if tuple(rows.shape[1:]) != self.shape:
+            wanted, got = format_shape(self.shape), format_shape(rows.shape[1:]) or "one number"
+            raise PredictError(f"data.transform must return {wanted} numbers; got {got}")
+        return rows
+
+    def _finish(self, rows: Tensor, done: Iterable[str] = (), own: Sequence[str] = ()) -> Inputs:
+        """Checks inputs, and notes how they were changed and differ from the training data.
+
+        Args:
+            own: what a `Reader` says of each.
+        """
+        if len(rows) > MOST_INPUTS:
+            raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
+        finite = torch.isfinite(rows).reshape(len(rows), -1).all(1)
+        if not bool(finite.all()):
+            first = int((~finite).nonzero()[0])
+            raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
+        facts, unlike = self.facts, dict[int, str]()
+        if facts.inputs is not None and not facts.reads:  # a `Reader` says it itself
+            unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
+        words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
+        return rows, ["; ".join(filter(None, each)) for each in words]
+
+
+def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Tensor:
+    """Reads a CSV file with an input in each line, as float32 (n, count).
+
+    Args:
+        columns: the names of the inputs, which its first line then has; empty for no such line.
+        count: None for as many as are in the first line.
+    """
+    if count is None:
+        count = content.partition(b"\n")[0].count(b",") + 1
+    rows, positions, width = [], [*range(count)], count
+    wanted = f"{count} numbers, which the network takes"
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        if columns:
+            header = [name.strip() for name in next(reader, [])]
+            if missing := [name for name in columns if header.count(name) != 1]:
+                raise PredictError(f"it must have one column {', '.join(missing)}")
+            positions, width = [header.index(name) for name in columns], len(header)
+            wanted = f"{width} fields, and numbers for {', '.join(columns)}"
+        for row in reader:
+            if not row:
+                continue
+            try:
+                if len(row) != width:
+                    raise ValueError("some numbers are missing, or too many")
+                rows.append([float(row[position]) for position in positions])
+            except ValueError:
+                raise PredictError(f"line {reader.line_num} must have {wanted}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise PredictError("it must be a .npy file or a CSV file") from None
+    if not rows:
+        raise PredictError("it must hold at least one line of numbers")
+    return torch.tensor(rows)
+
+
+def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+    """Reads a picture, upright and without transparency; the first of several.
+
+    Args:
+        channels: 1 makes it grey, 3 gives it colours.
+
+    Returns:
+        float32 (channels, height, width) from 0 (black) to 1 (white), and what was done, in words.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                image.load()
+                return _decode(image, channels, size)
+    except PredictError:
+        raise
+    except UnidentifiedImageError:
+        raise PredictError(
+            f"it must be a picture or a .npy file; pictures are {', '.join(FORMATS)}"
+        ) from None
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise PredictError(f"it is a damaged picture: {one_line(str(error))}") from None
+
+
+def _decode(image: Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+    done = ["first of several frames"] if getattr(image, "is_animated", False) else []
+    drawn: Image.Image = image
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        drawn = ImageOps.exif_transpose(image)
+        done.append("turned upright")
+    if drawn.mode.startswith("I") or drawn.mode == "F":  # 16 or 32 bits, or floats
+        levels = torch.from_numpy(np.asarray(drawn).astype(np.float32))[None]
+        most = next((most for most in (1, 255, 65535) if float(levels.max()) <= most), 0)
+        if not most or not bool(torch.isfinite(levels).all()) or float(levels.min()) < 0:
+            raise PredictError("its pixels must be from 0 to 1, or whole and from 0 to 65535")
+        levels /= most if drawn.mode == "F" else 65535
+        return levels.expand(channels, -1, -1).clone(), done
+    if drawn.has_transparency_data:
+        drawn, paper = _without_alpha(drawn)
+        done += [f"its transparent parts laid on {paper}"] if paper else []
+    drawn = drawn.convert("L" if channels == 1 else "RGB")
+    shrink = min(drawn.height // (SPARE * size[0]), drawn.width // (SPARE * size[1]))
+    if shrink > 1:
+        done.append(f"{drawn.width} × {drawn.height} pixels, every {shrink} × {shrink} made one")
+        drawn = drawn.reduce(shrink)
+    pixels = torch.from_numpy(np.array(drawn)).float().div_(255)
+    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), done
+
+
+def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
+    """Lays a picture on white, or on black if what it shows is light; "" if nothing is seen."""
+    image = image.convert("RGBA")
+    alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
+    if alpha.min() == 255:
+        return image, ""
+    brightness = float((np.asarray(image.convert("L")) * alpha).sum() / max(1.0, alpha.sum()))
+    paper = "black" if brightness > 127 else "white"
+    below = Image.new("RGBA", image.size, paper)
+    below.alpha_composite(image)
+    return below, paper
+
+
+def _own_fault(error: Exception) -> PredictError:
+    return PredictError(f"data.transform: {one_line(name_error(error, 200))}")
