@@ -131,7 +131,7 @@ def test_the_same_command_changes_no_row_and_more_trials_are_added_to_what_is_st
     assert (old.run_dir / "winner.json").read_bytes() == answer
 
     search = ("winner.enabled=false", "compress=false")
-    assert "goes on: 2 trials to do" in old.run("study.trials=8", *search)
+    assert "resumes: 2 trials to do" in old.run("study.trials=8", *search)
     after = old.stored()
     assert [table for table in TABLES if not before[table] <= after[table]] == []
     assert len(old.states()) == 8

@@ -84,7 +84,7 @@ def test_the_same_command_has_nothing_to_do_and_one_with_more_trials_goes_on(fin
     assert "the budget of 5 trials is spent" in done.stdout
     done = study_here(*QUICK, "study.trials=7", "launcher.workers=1", f"run_dir={run_dir}")
     assert done.returncode == 0
-    assert "goes on: 2 trials to do" in done.stdout
+    assert "resumes: 2 trials to do" in done.stdout
     after = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
     assert (after[:5], len(after)) == (before, 7)
     assert len(list((run_dir / "logs").iterdir())) == 2  # one worker needs no process

@@ -16,7 +16,7 @@ REPLACED = {
     "ensemble": r"\bcommittees?\b",
     "fix": r"\bways? out\b|\bmend(?:s|ed)?\b",
     "error": r"\bmistakes?\b",
-    "integer": r"\bintegers?\b",
+    "integer": r"\bwhole numbers?\b",
     "custom, your": r"\bof (?:one's|your|the user's|my|ours?) own\b",
     "next to, compared with": r"\bbeside\b",
     "only": r"\balone\b",

@@ -49,7 +49,7 @@ def peaks(job, split, together=1):
         pytest.param(WIDE, (784,), 2048, {}, id="batches"),
         pytest.param(CNN, (1, 28, 28), 64, {"optimizer": partial(SGD, lr=0.1)}, id="activations"),
         pytest.param(Transformer, (32, 16), 64, {"accumulate": 2}, id="attention"),
-        pytest.param(WIDE, (784,), 64, {"ema": 0.9, "keep": "best"}, id="copies"),
+        pytest.param(WIDE, (784,), 64, {"ema": 0.9, "weights": "best"}, id="copies"),
         pytest.param(
             WIDE, (784,), 512, {"precision": "bf16", "loss": CrossEntropy("balanced")}, id="bf16"
         ),

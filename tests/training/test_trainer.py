@@ -231,7 +231,7 @@ RESUMABLE |= {
     "the best epoch of an average with batch norm": {
         **RESUMABLE["batch norm and dropout"],
         "ema": 0.5,
-        "keep": "best",
+        "weights": "best",
         "optimizer": partial(torch.optim.SGD, lr=1.0),
     },
     "fp16": {"precision": "fp16", "clip": 0.5, "l1": 0.001},
@@ -261,7 +261,7 @@ RESUMABLE |= {
         "accumulate": 3,
         "ema": 0.8,
         "precision": "bf16",
-        "keep": "best",
+        "weights": "best",
         "patience": 3,
         "schedule": TorchSchedule(lr_scheduler.MultiStepLR, {"milestones": [1, 2]}),
         "groups": (ParameterGroup("first", ("1.bias",), settings={"lr": 0.5}),),
