@@ -176,7 +176,7 @@ def test_a_killed_search_goes_on_and_keeps_what_was_reported(restore):
     old.run()
     assert len(old.states()) == 6
     assert {*old.states()} <= {"COMPLETE", "PRUNED"}
-    assert {rungs[0] for rungs in old.rungs()} == {1}, "where its rungs began"
+    assert {rungs[0] for rungs in old.rungs()} == {2}, "where its rungs began"
     after = old.stored()
     for table in ("trial_params", "trial_intermediate_values"):
         assert before[table] <= after[table]
