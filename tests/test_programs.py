@@ -167,7 +167,7 @@ def test_stop_from_another_terminal_releases_the_trial_and_the_same_command_goes
     assert studyloom("status", run_dir, "--check").returncode == 4
     assert json.loads((run_dir / "heartbeat.json").read_text())["exit_code"] == 3
     again = start(*command, "train.epochs=100000", **env)
-    assert "goes on" in [again.stdout.readline(), again.stdout.readline()][1]
+    assert "resumes" in [again.stdout.readline(), again.stdout.readline()][1]
     again.send_signal(signal.SIGINT)
     again.communicate(timeout=60)
     assert again.returncode == 130

@@ -31,7 +31,11 @@ def test_an_edit_of_one_s_own_code_is_another_question(tmp_path):
     edit("nn.ReLU", "nn.Tanh")
     refused = run("study.trials=3")
     assert refused.returncode == 2, refused.stdout
-    for words in ("already exists with a different definition", "  code.studies.mine: ", "accept_code_change=true"):
+    for words in (
+        "already exists with a different definition",
+        "  code.studies.mine: ",
+        "accept_code_change=true",
+    ):
         assert words in refused.stderr
     done = run("study.trials=3", "study.accept_code_change=true")
     assert done.returncode == 0, done.stderr

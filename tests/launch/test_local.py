@@ -84,7 +84,7 @@ def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
     assert "Traceback" not in err
     assert processes_of(tmp_path) == []
     assert stored_study(tmp_path).ledger.counts()["held"] == 0
-    assert "goes on" in finish(tmp_path)
+    assert "resumes" in finish(tmp_path)
     assert_complete(tmp_path)
 
 

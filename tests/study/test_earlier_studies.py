@@ -16,7 +16,8 @@ from toys import ask
 
 from studyloom.errors import ConfigError, Interrupted
 from studyloom.storage.attributes import ENQUEUED
-from studyloom.study import earlier_studies, warm_start
+from studyloom.storage.ledger import Ledger
+from studyloom.study import earlier_studies
 from studyloom.study.earlier_studies import find_earlier
 from studyloom.study.opening import open_study
 from studyloom.study.stopping import Stop
@@ -210,7 +211,7 @@ def test_points_of_earlier_studies_are_queued_together_or_not_at_all_and_no_othe
     assert all(point in tried for point in points)
     stored = fresh(url, definition, 6, "new")
     with monkeypatch.context() as patch:
-        patch.setattr(warm_start, "enter", die)
+        patch.setattr(Ledger, "enter", die)
         with pytest.raises(KeyboardInterrupt):
             enqueue(stored, chosen, 6, baseline=definition.baseline)
     assert stored.trials() == []
@@ -259,7 +260,7 @@ def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
     text = "\n".join(caught.value.mistakes)
     for words in (
         "study.warm_start: nowhere: no study has run there",
-        "study.warm_start: must be run directories or URLs of databases, or auto alone",
+        "study.warm_start: must be run directories or URLs of databases, or only auto",
         "which looks for earlier studies itself; got 7",
         "which looks for earlier studies itself; got 'auto'",
         "study.warm_start: storage.url",

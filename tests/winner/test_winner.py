@@ -195,7 +195,7 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_pa
     work(stages)
     with monkeypatch.context() as wrong:
         for test, words in (
-            (lambda *_: {}["part"], r"objective\.test=.*: KeyError: 'part' \(.*:\d+\); mend"),
+            (lambda *_: {}["part"], r"objective\.test=.*: KeyError: 'part' \(.*:\d+\); fix"),
             (lambda *_: math.nan, r"objective\.test=.*returned nan from objective\.test: expected"),
             (
                 lambda _, run, part: run.epochs(3),

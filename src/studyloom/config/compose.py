@@ -35,7 +35,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config import trust
-from studyloom.config.overrides import VERSION_BASE, Override, describe_compose_error
+from studyloom.config.overrides import (
+    VERSION_BASE,
+    Override,
+    describe_compose_error,
+    group_options,
+)
 from studyloom.config.runs import config_folders, read_written, untrusted_run
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.values import has_key
@@ -213,6 +218,10 @@ class Composer:
         # As typed: ${oc.env:…} in an override is neither resolved here nor shown.
         overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
         return cls(str(config.job.config_name), tuple(map(Override.parse, overrides)), choices)
+
+    def options(self, group: str) -> list[str]:
+        """Returns the options of a config group; none of what is no group."""
+        return group_options(group)
 
     def keep(self, config: DictConfig) -> None:
         """Caches the user's own config, so that it is not composed again."""

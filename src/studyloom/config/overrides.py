@@ -39,7 +39,7 @@ options:
   --version       the version of studyloom
   --hydra-help    the options of Hydra, such as --config-dir
 
-shell completion of overrides (bash, zsh, fish), for a study module run as a file:
+completion in bash, zsh or fish, for a study module that is run as a file:
   eval "$(python studies/NAME.py -sc install=bash)"
   python studies/NAME.py model=<TAB>
 """

@@ -99,7 +99,7 @@ class Definition:
     @classmethod
     def from_config(cls, cfg: DictConfig, composer: Composer) -> "Definition":
         """Reads the definition of a composed config without the section `hydra`."""
-        space = read_space(value_at(cfg, "space"))
+        space = read_space(value_at(cfg, "space"), composer.options)
         typed = {override.key for override in composer.overrides}
         scale = Scale.parse(cfg)
         refuse([*(scale.mistakes(space, typed, cfg) if scale else ())])

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from studyloom.config.overrides import group_options
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, Goal
 from studyloom.space.language import parse_space
@@ -206,9 +205,7 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
     return limits
 
 
-def read_space(
-    section: Any, options: Callable[[str], Sequence[str]] = group_options, above: str = ""
-) -> Space:
+def read_space(section: Any, options: Callable[[str], Sequence[str]], above: str = "") -> Space:
     """Parses the section `space`: the tree, and its `where` unless that is a range; see there."""
     tree = dict(section or {})
     where = [] if isinstance(tree.get(WHERE), Mapping) else tree.pop(WHERE, None) or []
