@@ -230,7 +230,7 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
             if value.startswith("-"):
                 raise ConfigError("--events needs a FILE, which gets a line of JSON an event")
             os.environ[EVENTS.name] = value
-        elif override.key == "notify" and override.prefix != "~":
+        elif override.key == "notify" and not override.deletes:
             os.environ[NOTIFY.name] = "\n".join(targets_of(override.value or ""))
         elif argument != "--json":
             rest.append(argument)
@@ -461,7 +461,7 @@ def of_sections(
 
 def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
     """Returns the run directory of a composed config, with the overrides that change it."""
-    parsed = [each for each in map(Override.parse, overrides) if each.prefix != "~"]
+    parsed = [each for each in map(Override.parse, overrides) if not each.deletes]
     names = ("run_dir", "study.name")
     changes = [f"{each.key}={each.value}" for each in parsed if each.key in names]
     try:

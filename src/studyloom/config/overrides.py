@@ -69,6 +69,11 @@ class Override:
         prefix = typed.removesuffix(key)
         return cls(prefix, key.strip().replace("/", "."), value if equals else None, text)
 
+    @property
+    def deletes(self) -> bool:
+        """Whether it deletes its key."""
+        return self.prefix == "~"
+
     def is_within(self, *keys: str) -> bool:
         """Whether it is of one of some keys, or of one below them."""
         return any(f"{self.key}.".startswith(f"{key}.") for key in keys)

@@ -15,6 +15,7 @@ import optuna
 import torch
 
 from studyloom._version import __version__
+from studyloom.environment import DEVICE
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, gpus
@@ -163,7 +164,7 @@ def devices() -> Finding:
     """Lists the GPUs and their free memory."""
     if not gpus():
         if torch.backends.mps.is_available():
-            return Finding(OK, "a Mac's: workers train on it with STUDYLOOM_DEVICE=mps")
+            return Finding(OK, f"a Mac's: workers train on it with {DEVICE.name}=mps")
         return Finding(OK, "none: workers train on the CPU")
     names = []
     for index in range(torch.cuda.device_count()):

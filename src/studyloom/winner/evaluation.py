@@ -212,7 +212,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
         group: option for group, option in choices.items() if not group.startswith("hydra/")
     }
     # A group that the command took away, for a section of its own, with ~GROUP.
-    removed = [each.key for each in definition.composer.overrides if each.prefix == "~"]
+    removed = [each.key for each in definition.composer.overrides if each.deletes]
     own |= dict.fromkeys(key for key in removed if key in SECTIONS)
     sections = definition.sections(point)
     # In full: what is at its default here may be something else in the study module's own config.
