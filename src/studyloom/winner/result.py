@@ -631,7 +631,7 @@ class Result(Tested):
             yield Fact("winner", f"{metric} {test.winner.words}", f"{basis}{chosen.costs_words}")
             if test.baseline and test.difference:
                 yield Fact("baseline", test.baseline.words)
-                yield Fact("gain", test.difference_words)
+                yield Fact("difference", test.difference_words)
             for rule, value in test.references.items():
                 yield Fact(rule, format_value(value))
             if fresh is not None and self.transfer is None:
