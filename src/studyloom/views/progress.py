@@ -755,6 +755,7 @@ class StatusDocument:
     halted: str | None
     eta: float | None
     foreign: int
+    pruned_share: float
     ended: str | None
     gain: float | None
     stage: StageTitle
@@ -814,6 +815,7 @@ class Status:
             halted=progress.halted,
             eta=progress.eta,
             foreign=snapshot.foreign,
+            pruned_share=outcomes.get("pruned", 0) / max(1, snapshot.done),
             ended=None if ended is None else ended.words,
             gain=snapshot.outlook.gain,
             stage=progress.title,
