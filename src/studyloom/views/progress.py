@@ -755,7 +755,6 @@ class StatusDocument:
     halted: str | None
     eta: float | None
     foreign: int
-    pruned_share: float
     ended: str | None
     gain: float | None
     stage: StageTitle
@@ -815,7 +814,6 @@ class Status:
             halted=progress.halted,
             eta=progress.eta,
             foreign=snapshot.foreign,
-            pruned_share=outcomes.get("pruned", 0) / max(1, snapshot.done),
             ended=None if ended is None else ended.words,
             gain=snapshot.outlook.gain,
             stage=progress.title,
