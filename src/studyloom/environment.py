@@ -32,7 +32,7 @@ STORAGE = Variable("STUDYLOOM_STORAGE", "the storage URL, instead of the file in
 DATA = Variable(
     "STUDYLOOM_DATA", "a folder with any of mnist/ fashion-mnist/ 20newsgroups/ ml-100k/"
 )
-DEVICE = Variable("STUDYLOOM_ACCELERATOR", "mps trains on the GPU of a Mac")
+DEVICE = Variable("STUDYLOOM_DEVICE", "mps trains on the GPU of a Mac")
 PORTABLE = Variable("STUDYLOOM_PORTABLE", "1 takes the portable paths of other systems on Linux")
 TRACEBACKS = Variable("HYDRA_FULL_ERROR", "1 shows tracebacks")
 
