@@ -198,7 +198,7 @@ RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
         "study.lease",  # which is renewed four times in that time, by a write each
     ),
     ("at least 0", 0, math.inf): ("study.seed", "storage.deadline", "cost.per_hour"),
-    ("from 0 to 0.5", 0, 0.5): ("study.proposals",),
+    ("from 0 to 1", 0, 1): ("study.proposals",),
     ("a positive number", math.ulp(0.0), math.inf): (
         *("study.timeout", "study.trial_timeout", "study.min_improvement", "cost.limit"),
     ),
