@@ -65,14 +65,14 @@ class Override:
     def parse(cls, text: str) -> "Override":
         """Parses an argument, also one that Hydra would refuse."""
         typed, equals, value = text.partition("=")
-        key = typed.lstrip("+~-")
+        key = typed.lstrip("+~")
         prefix = typed.removesuffix(key)
         return cls(prefix, key.strip().replace("/", "."), value if equals else None, text)
 
     @property
     def deletes(self) -> bool:
         """Whether it deletes its key."""
-        return self.prefix in ("~", "-")
+        return self.prefix == "~"
 
     def is_within(self, *keys: str) -> bool:
         """Whether it is of one of some keys, or of one below them."""
