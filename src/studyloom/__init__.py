@@ -1,6 +1,7 @@
 """Hyperparameter search for PyTorch that survives crashes and ends with a tested model.
 
-What takes long to import is imported when it is first used: `import studyloom` takes no torch.
+`search` runs a study from Python and `run` one from a config; `open_study` reads one, `load_winner`
+loads its winner. Slow imports wait until a name is used: `import studyloom` imports no torch.
 """
 
 from importlib import import_module
@@ -66,7 +67,7 @@ __all__ = [
     "search",
 ]
 
-# Where the names are that are imported when they are first used.
+# The modules of the names that are imported when they are first used.
 SOURCES = {
     **dict.fromkeys(["Study", "Trial", "Winner", "open_study", "search"], "studyloom.api"),
     **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""studyloom from Python: run a study, and look at it. Importing this module imports no torch."""
+"""The Python API: run a study and read it. Importing this module does not import torch."""
 
 import signal
 import sys
@@ -44,12 +44,13 @@ class Trial:
     """A trial as it was when the study was read.
 
     Attributes:
-        number: its number, from 0.
+        number: the trial's number, an integer from 0.
         state: complete, pruned, failed, paused, running or waiting.
-        value: the metric; None without a value.
-        values: all values by name: the metric, and what the network costs if that is an objective.
-        params: the parameters by their path, such as optimizer.lr.
-        config: the sections that decide the value, resolved; None until the trial has stored them.
+        value: the value of the metric; of several objectives, that of the first; None without one.
+        values: the value of each objective by its name, such as accuracy and parameters; empty
+            without values.
+        params: the value of each hyperparameter by its path, such as optimizer.lr.
+        config: the resolved sections that determine the value; None until the trial stores them.
     """
 
     number: int
@@ -62,18 +63,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class Winner:
-    """The winner of a study, as winner.json has it.
+    """The winner of a study, as winner.json describes it.
 
     Attributes:
-        number: the trial that won.
-        value: the mean over new seeds; the value of the search if no other trial competed.
-        params: the parameters of the trial by their path; with `scale`, as at the target.
-        config: the sections that decide the value, resolved; None if the trial stored none.
-        test: the mean over seeds on the test set; None if nothing was tested, as of a loop without
-            `objective.test` and of an Optuna objective.
-        baseline_test: the same of the baseline; None if it was not tested.
+        number: the number of the winning trial.
+        value: the mean of the metric in re-evaluation, over new seeds; the value in the search if
+            no other trial was a candidate.
+        params: the value of each hyperparameter by its path; with `scale`, at the target size.
+        config: the resolved sections that determine the value; None if the trial stored none.
+        test: the mean of the metric on the test set, over the seeds of the final training; None
+            without a test, as for a custom training loop without `objective.test` and for an
+            Optuna objective.
+        baseline_test: the baseline's mean on the test set; None if it was not tested.
         details: all of winner.json: candidates, interval of the difference, seeds, environment.
-        run_dir: the folder with its files.
+        run_dir: the folder with the winner's files.
     """
 
     number: int
@@ -93,22 +96,33 @@ class Winner:
 
     @property
     def network(self) -> "Module":
-        """The network, with the weights of the first seed; see `load_winner`."""
+        """The network in eval mode on the CPU, with the weights of the first seed."""
         return self._loaded.network
 
     def predict(self, inputs: Any, **options: Any) -> "Prediction":
-        """Predicts the classes or the numbers of inputs; see `studyloom.Predictor.predict`."""
+        """Predicts classes or numbers; see `studyloom.Predictor.predict`.
+
+        Args:
+            inputs: a tensor or an array (n, *shape), or one input (*shape).
+            options: batch, softmax and output, as `Predictor.predict` takes them.
+        """
         return self._loaded.predict(inputs, **options)
 
 
 class Study:
-    """A study in its database. It reads anew at each access, so that it also shows one that runs.
+    """A study in its database, which may still be running: each access reads the current state.
 
-    A context that closes the connections to the database. `run`, `search` and `open_study` make it.
+    `run`, `search` and `open_study` return it. As a context manager it closes its connections:
+
+        with open_study("runs/mnist") as study:
+            print(study.best.params, study.winner)
 
     Args:
-        stored: the study as it is stored.
+        stored: the study in its database.
         run_dir: the folder in which it runs; None if only the database is known.
+
+    Attributes:
+        run_dir: the folder in which it runs; None if it was opened by its URL.
     """
 
     def __init__(self, stored: StoredStudy, run_dir: Path | None = None) -> None:
@@ -122,45 +136,44 @@ class Study:
 
     @property
     def trials(self) -> Any:
-        """A row for each trial: a pandas DataFrame, or `Rows` if pandas is not installed.
+        """The trials, one row each: a pandas DataFrame, or `Rows` if pandas is not installed.
 
         The columns are number, state (complete, pruned, failed, paused, running or waiting), value,
-        parameters as params.NAME, standard_error, started, seconds, epochs, worker, baseline,
-        failure and reason. If trials have several values, there are columns values.NAME.
+        hyperparameters as params.NAME, standard_error, started, seconds, epochs, worker, baseline,
+        failure and reason; of several objectives also values.NAME.
         """
         return _frame(trial_rows(self._stored))
 
     def curves(self) -> Any:
-        """Returns the learning curves: a row for each epoch of each trial.
+        """Returns the learning curves, one row for each epoch of each trial.
 
         Returns:
-            A pandas DataFrame, or `Rows` if pandas is not installed, with the columns trial,
-            epoch, value, train_loss and valid_loss, and one for each further quantity that a loop
-            of one's own reports.
+            A pandas DataFrame, or `Rows` if pandas is not installed. Its columns are trial, epoch,
+            value, train_loss, valid_loss, and whatever else a custom training loop reports.
         """
         return _frame(curve_rows(self._stored))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Returns the rows of `trials` as dicts, whether or not pandas is installed."""
+        """Returns the rows of `trials` as a list of dicts; it does not need pandas."""
         return trial_rows(self._stored).to_dicts()
 
     @property
     def best(self) -> Trial | None:
-        """The best trial by the study's rule; None if no trial has a result."""
+        """The best trial of the search by the study's rule; None before a trial is complete."""
         return self._trial(self._snapshot().best)
 
     @property
     def baseline(self) -> Trial | None:
-        """The trial of the default configuration; None without a result."""
+        """The trial of the default configuration; None before it is complete."""
         return self._trial(self._snapshot().baseline)
 
     @property
     def winner(self) -> Winner | None:
-        """The winner of the re-evaluation, tested if it could be; None if there is none yet."""
+        """The winner of the re-evaluation, with its test where there is one; None before."""
         return self._winner_of(self._answer())
 
     def _answer(self) -> Result | None:
-        """Returns the answer in the run directory, if it is of this study."""
+        """Returns the result in the run directory, if it belongs to this study."""
         return None if self.run_dir is None else Result.read(self.run_dir, self._stored)
 
     def _winner_of(self, answer: Result | None) -> Winner | None:
@@ -188,14 +201,17 @@ class Study:
         return self._stored.optuna
 
     def to_yaml(self, folder: str | Path = "conf") -> Path:
-        """Writes the question as a primary config, which asks the same: `studyloom run FILE`.
+        """Writes the definition of a study of `search` as a YAML config, for `studyloom run FILE`.
 
         Args:
-            folder: that of the configs; arrays go to a folder below it.
+            folder: where NAME.yaml is written, conf by default; arrays go to folder/NAME.
+
+        Returns:
+            The path of the config.
 
         Raises:
-            ConfigError: the study is not one of `search`, or names what a notebook or script
-                defines, or objects, which a config cannot.
+            ConfigError: the study was not made by `search`, or its definition has classes and
+                functions of a notebook or script, or Dataset objects, which YAML cannot name.
         """
         from studyloom.definition.python_study import write_definition
 
@@ -204,13 +220,13 @@ class Study:
         return write_definition(self.run_dir, Path(folder))
 
     def report(self, folder: str | Path | None = None) -> Path:
-        """Writes report.html, one page with everything that the study found so far.
+        """Writes report.html: optimization history, hyperparameter importance, winner and test.
 
         Args:
-            folder: where to write it; None for the folder in which the study runs.
+            folder: where to write it; None: the folder in which the study runs.
 
         Returns:
-            The path of the page.
+            The path of report.html.
 
         Raises:
             ConfigError: no folder is given, and the study was opened by its URL.
@@ -239,9 +255,9 @@ class Study:
         return f"<studyloom.Study {self._snapshot().headline}>"
 
     def _repr_html_(self) -> str:
-        """The answer in a sentence, counts, best, baseline, and the winner with its test.
+        """The result in a sentence, counts, best trial, baseline, and the winner with its test.
 
-        For a notebook; what the database or a file holds is shown as text.
+        Strings from the database or a file are escaped.
         """
         snapshot, answer = self._snapshot(), self._answer()
         winner = self._winner_of(answer)
@@ -286,17 +302,22 @@ def _frame(rows: Rows) -> Any:
 
 @shown_at_call
 def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
-    """Opens a study that exists, also one that runs just now.
+    """Opens an existing study to read it, even while it is running.
+
+        study = open_study("runs/mnist")
+        study = open_study("postgresql://host/studies", "mnist")
 
     Args:
-        run_dir_or_url: the folder in which it runs, such as runs/mnist; or a storage URL.
-        name: of the study; None for the one that runs in the folder, or the only one of the
-            database.
+        run_dir_or_url: the folder in which the study runs, such as runs/mnist; or a storage URL.
+        name: the study's name; None: the study of the folder, or the only one in the database.
+
+    Returns:
+        The study. It reads the database at each access; `close` it, or use it in a `with`.
 
     Raises:
         ConfigError: no study has run in the folder.
-        StorageError: the database cannot be used, has no study of that name, or has several and
-            none was named.
+        StorageError: the database cannot be used, has no study of that name, or has several
+            studies and `name` is None.
     """
     if "://" in str(run_dir_or_url):
         url = serve(str(run_dir_or_url))
@@ -309,7 +330,7 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
 def run_from_python(
     source: str | Path | DictConfig, overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
-    """Runs a study for `studyloom.run`, where no page calls it."""
+    """Runs a study for `studyloom.run` outside of a study module."""
     from studyloom.config.main import invocation_of
 
     return _run(invocation_of(source, overrides), overrides, quiet=quiet)
@@ -352,7 +373,7 @@ def search(
     quiet: bool = False,
     **settings: Any,
 ) -> Study:
-    """Searches the parameters of a network, of a training loop or of an objective of Optuna's.
+    """Searches the hyperparameters of a network, a training loop or an Optuna objective.
 
         search(Net, data=(train, test), trials=30,
                space={"model": {"width": Int(4, 256, log=True)},
@@ -360,30 +381,77 @@ def search(
         search(train, space={"lr": Float(1e-4, 1e-1, log=True)}, maximize="accuracy")
         search(objective, trials=100, maximize="accuracy")
 
-    The same call resumes the study, and with more `trials` goes on with it. What a notebook or a
-    script defines may be searched by several workers, which are processes of their own.
+    Trial 0 is the baseline. After the last trial, re-evaluation trains the best 3 trials and the
+    baseline again, each with 3 new seeds and validation splits: (3 + 1) × 3 trainings. The best
+    mean wins. The final training then trains winner and baseline on the full training set with 3
+    new seeds each, 2 × 3 trainings, and tests them once on the test set. A custom training loop is
+    tested if `objective.test` names a function; an Optuna objective is not tested.
+
+    The same call resumes a study that was interrupted; with more `trials` it continues a finished
+    one. Several workers are separate processes; they get what a notebook or script defines.
+
+    By default a network is trained for 10 epochs in batches of 64 with AdamW (learning rate 1e-3,
+    cosine decay) and cross-entropy, and compared by its accuracy on the validation set; where the
+    targets are an array or tensor of floats, with the mean squared error and by its RMSE.
 
     Args:
-        subject: a network, a class of PyTorch or a function that returns one, which gets `shape`
-            (of one input) and `outputs` or `classes` where its signature has them, and the values
-            of the space. A function that takes none of these needs a section `model`;
-            a loop `train(run, *, lr=0.001)`, whose defaults are the baseline, or `(config, run)`;
-            or `objective(trial)`, as Optuna calls it.
-        space: of a network by section, such as `model` and `optimizer`; of a loop by parameter.
-        data: (train, test), each a Dataset or a pair of inputs (n, …) and targets as tensors or
-            arrays; one of these alone is divided. Or a section or option of a config.
-        name: of the study; None for that of the subject, in lower case.
-        maximize: the metric of a network, or what a loop reports; several are several objectives.
-        winner: settings of the section; False: the study ends with its search.
-        settings: what else a config has, by section or dotted name: train={"epochs": 20}. A class
-            or function is named in the config, as the subject is: loss=torch.nn.L1Loss.
+        subject: what is trained: a class of PyTorch or a function that returns a network; a
+            training loop `train(run, *, lr=0.001)`, whose defaults are the baseline, or
+            `train(config, run)`; or `objective(trial)`, as Optuna calls it. A network gets those of
+            `shape` (of one input), `outputs` and `classes` that its signature names, and its
+            hyperparameters. A function that names none of the three needs a section `model`.
+        space: the hyperparameters and their ranges: of a network by section, such as `model` and
+            `optimizer`; of a loop by argument. None: nothing is searched, except what an Optuna
+            objective suggests.
+        data: (train, test), each a map-style Dataset or a pair of tensors or arrays, inputs (n, …)
+            and targets (n,) of classes or (n, outputs) of floats. A single one is divided: a fifth
+            becomes the test set. A fifth of the training set becomes the validation set. Or a
+            section or option of a config, such as "mnist5k". A loop may load its own: None.
+        name: the study's name. None: that of the subject in lower case.
+        trials: the budget: how many trials, over all workers and restarts. None: 40.
+        maximize: the metric of a network, or the name of the value that a loop reports; a list for
+            several objectives. None: accuracy for a network; required for a loop, unless `minimize`
+            is given; an Optuna objective is minimized.
+        minimize: as `maximize`, for values where less is better, such as "loss".
+        workers: how many processes run trials. None: one per GPU, or else one per core; never more
+            than trials that are left.
+        seed: seeds each trial together with its number, and the splits of the data. None: 0.
+        sampler: an option ("tpe", "gp", "cmaes", "random", "grid", …), a sampler class of Optuna,
+            or a mapping of settings. None: "tpe", Optuna's TPE (multivariate, grouped).
+        pruner: an option ("asha", "median", "hyperband", "none", …), a pruner class of Optuna, or a
+            mapping of settings. None: ASHA with promotion for a network; the median for a loop or
+            Optuna objective; no pruner there for several objectives.
+        storage: an option such as "postgres", or the URL of a database. None: the variable
+            STUDYLOOM_STORAGE; if it is not set, the SQLite file study.db in `run_dir`.
+        run_dir: the folder for everything that the study writes. None: runs/NAME.
+        winner: settings such as {"top": 5, "seeds": 10}; False: the study ends with its search.
+            None: top 3, 3 seeds.
+        quiet: True: prints neither progress nor result.
+        settings: any other key of a config, by section or dotted name: train={"epochs": 20}. A
+            class or function is given as an object: loss=torch.nn.L1Loss. `studyloom keys` lists
+            the keys.
 
     Returns:
-        The study: its trials, its best, and the winner. That of a network was tested once; that of
-        a loop too, where `objective.test` names a function; that of Optuna's objective was not.
+        The study, with its `trials`, `best`, `baseline` and `winner`.
 
     Raises:
-        ConfigError: all mistakes; and what else `studyloom.run` raises.
+        ConfigError: the arguments have errors; the message lists all of them.
+        StudyloomError: as `studyloom.run` raises.
+
+    Examples:
+        >>> import torch
+        >>> from studyloom import Float, Int, search
+        >>> class Net(torch.nn.Sequential):
+        ...     def __init__(self, *, shape, classes, width=8):
+        ...         layers = torch.nn.Linear(*shape, width), torch.nn.Linear(width, classes)
+        ...         super().__init__(layers[0], torch.nn.ReLU(), layers[1])
+        >>> inputs = torch.randn(500, 2)
+        >>> targets = (inputs.prod(1) > 0).long()
+        >>> space = {"model": {"width": Int(2, 32)}, "optimizer": {"lr": Float(0.001, 0.1)}}
+        >>> data = (inputs, targets)
+        >>> study = search(Net, data=data, space=space, trials=4, workers=1, quiet=True)
+        >>> print(study.winner.number in range(4))
+        True
     """
     from studyloom.config.main import of_sections
     from studyloom.definition.python_study import ask
@@ -419,7 +487,7 @@ def _names(value: Any) -> list[Any]:
 
 
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
-    """Runs a composed study in this process, unless its launcher starts workers."""
+    """Runs the study of a config in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
     from studyloom.commands.search import search_and_report
     from studyloom.launch.process import exit_code
@@ -470,12 +538,12 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
 def _to_pass_on(
     cfg: DictConfig, prepared: "Prepared"
 ) -> tuple[list[str], dict[str, str], list[str]]:
-    """Returns what only this program has, by name, the digests of its sources, and its globals.
+    """Returns the names that only this program defines, digests of their sources, and globals.
 
-    Nothing if there will be no other process.
+    All are empty if there will be no other process.
 
     Raises:
-        ConfigError: the workers are on other hosts, which it cannot reach.
+        ConfigError: the workers are on other hosts, which cannot get these objects.
     """
     from studyloom.definition.sources import CODE, main_globals, targets
 

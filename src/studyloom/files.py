@@ -45,7 +45,13 @@ def asset_path(name: str) -> Path:
 
 @contextmanager
 def asset(name: str) -> Iterator[IO[bytes]]:
-    """Opens a file that `asset_path` finds, such as spoken.npz; the body reads it.
+    """Opens a data file that comes with studyloom, as a context manager.
+
+    Args:
+        name: the name of the file, such as mnist5k.npz.
+
+    Yields:
+        The file, open for reading bytes.
 
     Raises:
         DataError: there is no such file, or the body could not read it.

@@ -1,7 +1,7 @@
-"""`run`: a study from its config to its answer, from its module or from other Python code.
+"""`run`: runs a study from its config to its result, in a study module or other Python code.
 
-Nothing that takes long is imported before it is called: so a module says that it begins, and what
-is wrong with its command line, before torch is there.
+Slow imports wait until it is called, so that a study module reports that it starts, and errors in
+its command line, before it imports torch.
 """
 
 from collections.abc import Sequence
@@ -20,35 +20,37 @@ if TYPE_CHECKING:
 def run(
     source: "str | Path | DictConfig", overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> "Study":
-    """Runs a study, or resumes it, and returns it: the search, its winner and the report.
+    """Runs or resumes the study of a study module or YAML config: search, winner and report.
+
+        study = run("studies/mnist.py", ["study.trials=50", "launcher.workers=4"])
 
     It does what the command `python -m studies.NAME OVERRIDES` does, with the same trials for the
-    same seed, and shows the same. A module or config is code: it is imported, and what it names is
-    called. Several workers are processes, which know no network that `__main__` defines.
+    same seed and the same output. It imports the study module and calls what the config names.
+    Several workers are separate processes, which cannot import a network defined in `__main__`.
 
-    In a module that calls `run(cfg)` inside `hydra_main`, it is that command: it prints the answer
-    and ends the process. The exit code is 0 if all is done; 2 if nothing was started, for a mistake
-    in the configuration or a database or file that cannot be used; 1 if it could not finish; 3 if
-    `studyloom stop` stopped it; 130 or 143 if Ctrl-C or SIGTERM did. `HYDRA_FULL_ERROR=1` shows
+    In a study module that calls `run(cfg)` inside `hydra_main`, it prints the result and ends the
+    process. The exit code is 0 if everything is done; 2 if nothing started, because of an error in
+    the configuration or a database or file that cannot be used; 1 if the study could not finish; 3
+    after `studyloom stop`; 130 after Ctrl-C and 143 after SIGTERM. `HYDRA_FULL_ERROR=1` shows
     tracebacks.
 
     Args:
-        source: a module, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
-            composed config.
-        overrides: Hydra's, such as study.trials=50 or launcher.workers=4.
-        quiet: whether to show neither progress nor answer.
+        source: a study module, such as studies/mine.py; a primary config, such as conf/mine.yaml;
+            or a config that Hydra returned.
+        overrides: Hydra overrides, such as study.trials=50 or launcher.workers=4; none by default.
+        quiet: True: prints neither progress nor result.
 
     Returns:
-        The study. Without a complete trial its `best` is None. After `studyloom stop` it is the
-        study so far.
+        The study; after `studyloom stop`, the study so far. Its `best` is None if no trial is
+        complete.
 
     Raises:
-        ConfigError: all mistakes of the configuration.
+        ConfigError: the configuration has errors; the message lists all of them.
         StorageError: the database cannot be used; StorageLost if it stays away.
         DefinitionError: the stored study of that name has another definition.
         Halted: all trials fail for the same reason.
-        LaunchError: workers die before they claim a trial, or this process runs a study already.
-        NoWinner: a training of every candidate has failed, or the test could not be made.
+        LaunchError: workers die before they claim a trial, or this process already runs a study.
+        NoWinner: every candidate has a training that failed, or the test failed.
         KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
     """
     from studyloom.config.trust import active

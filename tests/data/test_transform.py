@@ -91,11 +91,11 @@ def images(low, high, shape=(1, 4, 4)):
 
 def test_a_transform_that_contradicts_what_is_loaded_is_refused_before_trial_0():
     for transform, loaded, words in (
-        (Picture(), images(-1, 1), "makes inputs from 0.0000 to 1.0000 of pictures, and the train"),
+        (Picture(), images(-1, 1), "makes inputs from 0.0000 to 1.0000 of images, and the train"),
         (Picture(mean=0.1307, std=0.3081), images(-2, 9), "makes inputs from -0.4242 to 2.8215"),
         (Picture(), (torch.rand(6, 2), torch.arange(6) % 2), "a Picture makes inputs of"),
         (Picture(mean=[0.5, 0.5]), images(0, 1), "mean must be one number, or 1, one for each"),
-        ("resize", images(0, 1), "must be a studyloom.data.Picture, or a function of yours"),
+        ("resize", images(0, 1), "must be a studyloom.data.Picture, or your own function"),
     ):
         with pytest.raises(DataError, match=words):
             Loaded(lambda part, loaded=loaded: loaded, 2, transform=transform).train()

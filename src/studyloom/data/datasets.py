@@ -1,4 +1,4 @@
-"""Datasets of PyTorch: data that is not a tensor in memory, loaded batch by batch."""
+"""Datasets of PyTorch: data that is loaded batch by batch, not held in memory as a tensor."""
 
 import hashlib
 import os
@@ -21,47 +21,56 @@ NO_TEST = (
     "data.test must be the Dataset of the test set, on which the winner is tested once; without "
     "one, set winner.enabled=false: then the study ends with its search, and best.yaml"
 )
-# Keys of a section `data`: the Datasets, those whose sections may name folders, and those that
-# change no result.
+# Keys of a section `data`: the Datasets, those whose sections may name folders, and those without
+# influence on the result.
 PARTS = ("train", "valid", "test", "evaluate")
 LOADERS = (*PARTS, "load")
 LOADING = ("num_workers", "pin_memory", "persistent_workers")
 
 
 class Datasets:
-    """Data of map-style Datasets of PyTorch: anything with `__len__` and `__getitem__`.
+    """Data as map-style Datasets of PyTorch: anything with `__len__` and `__getitem__`.
 
-    An item is `(input, target)`: a target is a class, an integer from 0, or a tensor of numbers
-    to predict. It may be `(input, …, target)` and its inputs dicts; a network is called with all of
-    them. Whatever else an item is, `train.step` and `train.evaluate` say what to compute of it.
-
-    Args:
-        train: the Dataset to train on, or a function that returns it; so are `valid` and `test`.
-        valid: that to choose by, which is never trained on; None: some of `train` are held out.
-        load: called with "train", "test" and, if `validation` is None, "valid", for those of the
-            three above that are not given; returns the Dataset.
-        evaluate: the examples of `train`, in the same order, as they are to be evaluated: without
-            random crops, for instance. None: `train` itself.
-        validation: how many training examples are held out to choose by.
-        collate: makes a batch of a list of items; None for PyTorch's default_collate.
-        weights: how often each training example is drawn, relative to the others, with replacement.
-        groups: of each training example; no group is both trained on and validated.
-        ordered: whether the examples are in time order; if so, the last ones are held out.
-        outputs: how many numbers the network returns for an input, where the items do not say it.
-        shape: of one input, where the first item does not say it.
-        targets: the class of each training example, by which held-out parts are drawn, where the
-            Dataset has no attribute `targets` or `labels`.
-        digest: what identifies the data. None: names, sizes and times of the files of a folder; of
-            other Datasets their length and some items.
+    An item is `(input, target)`. The target is a class, an integer from 0, or a tensor of numbers
+    to predict. An item may have several inputs, `(input, …, target)`, and inputs may be dicts; the
+    network is called with all of them. For other items, define `train.step` and `train.evaluate`.
 
     `weights`, `groups`, `targets` and `digest` may be functions of the training Dataset. If it has
     an attribute `tokens`, a `Tokens`, the report shows which words misled the winner.
 
-    For `num_workers`, `pin_memory` and `persistent_workers` see `Loading`; for `transform` see
-    `Loaded`.
+    Args:
+        train: the Dataset of the training set, or a function that returns it.
+        valid: the Dataset of the validation set, or a function that returns it. None: examples of
+            `train` are held out.
+        test: the Dataset of the test set, or a function that returns it. None: `load` returns it;
+            without either, set `winner.enabled=false`.
+        load: a function that returns the Dataset for "train", "test" or, if `validation` is None,
+            "valid"; called for those that are not given. None: `train` must be given.
+        evaluate: the examples of `train`, in the same order, for evaluation: without random crops,
+            for instance. None: `train` itself.
+        validation: the number of training examples that are held out as the validation set. None:
+            `valid` or `load` provides it.
+        collate: a function from a list of items to a batch. None: PyTorch's default_collate.
+        num_workers: the number of processes that load batches; 0: the trial's own process.
+        pin_memory: True: batches are loaded into pinned memory, for faster copies to a GPU.
+        persistent_workers: True: the processes that load batches live as long as the trial; False:
+            an epoch.
+        weights: how often each training example is drawn with replacement, relative to the others,
+            (n,). None: each once an epoch.
+        groups: the group of each training example, n integers or strings; no group is in both the
+            training set and the validation set. None: no groups.
+        ordered: True: the examples are in time order, and the last ones are held out.
+        outputs: the number of outputs of the network. None: derived from the items.
+        shape: the shape of one input. None: that of the first item.
+        targets: the class of each training example, n integers from 0, so that held-out sets are
+            stratified. None: the attribute `targets` or `labels` of the Dataset, if it has one.
+        digest: a string that identifies the data. None: for a folder, names, sizes and times of
+            its files; else the length of the Dataset and 16 items.
+        transform: converts the content of a file to an input, for `studyloom predict`; see
+            `Loaded`. None: `predict` reads no image files.
     """
 
-    # Built when they are needed, so that the test set stays closed until then.
+    # Built when they are needed, so that the test set is not loaded before.
     DEFERRED: ClassVar[tuple[str, ...]] = PARTS
 
     def __init__(
@@ -105,15 +114,17 @@ class Datasets:
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test part, as far as is known without opening it."""
+        """Whether the data has a test set, as far as is known without loading it."""
         return self._load is not None or self._given["test"] is not None
 
     def train(self) -> Examples:
+        """Returns the training set, with the validation set if there is a separate one."""
         known = self._training()
         views = [*dict.fromkeys((known.training, known.evaluation))]
         return replace(known, digest=self._identify(views, known.weights, known.groups))
 
     def test(self) -> Examples:
+        """Returns the test set, once the winner is chosen."""
         if not self.has_test:
             raise DataError(NO_TEST)
         known, dataset = self._training(), self._dataset("test")
@@ -137,7 +148,7 @@ class Datasets:
         )
 
     def _training(self) -> Examples:
-        """Makes the training set, but for its digest."""
+        """Makes the training set without its digest."""
         dataset = self._dataset("train")
         training = evaluation = Items((("data.train", dataset),), self._collate)
         parts = [*training.parts]
@@ -198,7 +209,7 @@ class Datasets:
         if not callable(self._groups):
             return ()
         names: tuple[str, ...] = ()
-        with suppress(Exception):  # it was asked for by the training set alone
+        with suppress(Exception):  # it is written for the training set
             names = tuple(map(str, self._groups(dataset)))
         return names if len(names) == len(dataset) else ()
 
@@ -226,7 +237,7 @@ class Datasets:
         return dataset
 
     def _rows(self, name: str, given: Any, dataset: Any) -> Tensor:
-        """Returns a setting of each training example: its weight, group or class."""
+        """Returns a value for each training example: its weight, group or class."""
         try:
             array = np.asarray(given(dataset) if callable(given) else given)
             if name == "groups":  # of any kind, such as the names of patients
@@ -285,10 +296,10 @@ class Datasets:
 
 
 def drawn_anew(part: Any) -> str:
-    """Returns the key of the Dataset to validate on if its first item differs at each look.
+    """Returns the key of the validation Dataset if its first item differs between two reads.
 
     Returns:
-        "" if it does not, and for what is in memory.
+        "" if it does not differ, and for data in memory.
     """
     if not isinstance(part, Examples):
         return ""
@@ -308,9 +319,9 @@ def _class_names(dataset: Any) -> tuple[str, ...]:
 
 
 def _check_classes(parts: Sequence[tuple[str, Any]]) -> None:
-    """Raises DataError if a class has another number in a part than in the first.
+    """Raises DataError if a Dataset numbers the classes differently from the first.
 
-    A folder of pictures counts the classes that it has, so that one missing shifts the others.
+    A folder of images counts its own classes, so that a missing class shifts the others.
     """
     key, expected = parts[0][0], _class_names(parts[0][1])
     for name, dataset in parts[1:]:
@@ -319,13 +330,13 @@ def _check_classes(parts: Sequence[tuple[str, Any]]) -> None:
             raise DataError(
                 f"{name} must have the classes of {key} in their order, {', '.join(expected)}; got "
                 f"{', '.join(classes)}: the same number would mean another class; give each part "
-                "all classes, in a folder without pictures where there are none (allow_empty=true "
-                "of torchvision's ImageFolder)"
+                "all classes, a missing one as an empty folder (allow_empty=true of torchvision's "
+                "ImageFolder)"
             )
 
 
 def _known_classes(dataset: Any) -> Tensor | None:
-    """Returns the classes that a Dataset knows of its items without loading them."""
+    """Returns the classes of a Dataset's items without loading them, if it knows them."""
     if isinstance(dataset, Subset):
         classes = _known_classes(dataset.dataset)
         return None if classes is None else classes[torch.as_tensor(dataset.indices)]
@@ -342,7 +353,7 @@ def _known_classes(dataset: Any) -> Tensor | None:
 
 
 def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
-    """Returns the attribute `tokens` of a Dataset, if an item has a text where it says."""
+    """Returns the attribute `tokens` of a Dataset; raises DataError if it does not fit."""
     tokens = getattr(dataset, "tokens", None)
     if not isinstance(tokens, Tokens):
         return None
@@ -350,8 +361,8 @@ def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
         path = "".join(f"[{step!r}]" for step in tokens.path)
         raise DataError(
             f"data.train: its attribute tokens says that item{path} is a row of integers with "
-            f"a text from place {tokens.first} on, and in the first item it is not; mend the path "
-            "and first of its studyloom.data.Tokens"
+            f"a text from place {tokens.first} on, which the first item lacks; fix path and first "
+            "of its studyloom.data.Tokens"
         )
     return tokens
 

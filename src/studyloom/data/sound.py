@@ -1,7 +1,7 @@
-"""Sounds as inputs: WAV files, read within bounds, and the spectrogram of what is heard in one.
+"""Sounds as inputs: WAV files, read within bounds, and spectrograms of their audible part.
 
-`Sound` is the only way from samples to an input: `scripts/embed.py` makes the embedded recordings
-with it, and `studyloom predict` what it reads from a file.
+`scripts/embed.py` converts the embedded recordings by the same `Sound` with which `studyloom
+predict` converts a file.
 """
 
 import functools
@@ -27,20 +27,21 @@ Samples = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sound:
-    """How a sound becomes an input: the log-mel spectrogram of what is heard in it.
+    """Converts a sound to an input: the log-mel spectrogram of its audible part.
 
-    Levels are decibels below the loudest. What is `floor` below it is silence, so that the noise
-    of a microphone does not tell the speaker; before and after, what is `quiet` below the loudest
-    moment is cut off. What is left is stretched to `frames`, and normalised by its own mean and
-    standard deviation.
+    It cuts off the quiet beginning and end, computes levels in decibels below the loudest,
+    stretches the rest to `frames`, and normalizes it by its own mean and standard deviation.
 
     Args:
-        rate: samples a second; other rates are resampled.
-        bands: of the mel scale, of equal width there (O'Shaughnessy 1987), from 60 Hz to half the
-            rate.
-        frames: the columns of an input.
-        window: samples of a frame, under a Hann window; a frame begins each half of it.
-        longest: seconds of what is left after the cut.
+        rate: samples per second, 4,000 to 192,000; other rates are resampled.
+        bands: the number of bands, of equal width on the mel scale (O'Shaughnessy 1987), from 60 Hz
+            to half the rate.
+        frames: the number of columns of an input.
+        window: samples of a frame, under a Hann window; frames overlap by half.
+        floor: decibels below the loudest level that count as silence, so that the noise of a
+            microphone does not identify the speaker.
+        quiet: decibels below the loudest frame; quieter frames at both ends are cut off.
+        longest: the greatest length of the audible part, in seconds.
     """
 
     rate: int = 8_000
@@ -72,10 +73,17 @@ class Sound:
             )
 
     def __call__(self, content: bytes) -> tuple[Tensor, list[str]]:
-        """Makes an input (1, bands, frames) of a WAV file; returns what was done in words, too.
+        """Converts a WAV file to an input.
+
+        Args:
+            content: the bytes of the file, PCM samples of 8 to 32 bits.
+
+        Returns:
+            The input, float32 (1, bands, frames), and a note for each conversion that this file
+            needed, such as resampling.
 
         Raises:
-            DataError: it is no such file, or no sound is heard in it, or too much.
+            DataError: it is not a WAV file, is silent, or its audible part is too long.
         """
         samples, rate, done = read_wav(content)
         if rate != self.rate:
@@ -90,11 +98,17 @@ class Sound:
         return self.normalise(torch.from_numpy(levels)[None])[0], done
 
     def levels(self, samples: Samples) -> tuple[NDArray[np.uint8], float]:
-        """Measures the spectrogram of samples (n,) of full scale 1, `rate` a second.
+        """Computes the levels of a sound.
+
+        Args:
+            samples: float64 (n,) from -1 to 1, `rate` per second.
 
         Returns:
-            levels (bands, frames), decibels above the floor, the highest band first; and how many
-            seconds are heard.
+            Levels, uint8 (bands, frames), decibels above the floor, the highest band first; and the
+            length of the audible part in seconds.
+
+        Raises:
+            DataError: the sound is silent, or its audible part is too short or too long.
         """
         if not len(samples) or np.abs(samples - samples.mean()).max() < SILENT:
             raise DataError("it must be a sound, and is silent")
@@ -112,7 +126,14 @@ class Sound:
         return np.round(levels)[::-1].astype(np.uint8), seconds
 
     def normalise(self, levels: Tensor) -> Tensor:
-        """Normalises each spectrogram (bands, frames) by itself, to (1, bands, frames)."""
+        """Normalizes each spectrogram by its own mean and standard deviation.
+
+        Args:
+            levels: (n, bands, frames).
+
+        Returns:
+            Inputs, float32 (n, 1, bands, frames).
+        """
         rows = levels.float()
         centred = rows - rows.mean((1, 2), keepdim=True)
         return (centred / centred.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
@@ -147,10 +168,10 @@ def mel_filters(rate: int, window: int, bands: int) -> Samples:
 
 
 def read_wav(content: bytes) -> tuple[Samples, int, list[str]]:
-    """Reads the content of a WAV file of PCM samples of 8 to 32 bits, its channels averaged.
+    """Reads the content of a WAV file of PCM samples of 8 to 32 bits, and averages its channels.
 
     Returns:
-        samples (n,) of full scale 1, the rate, and what was done, in words.
+        Samples (n,) from -1 to 1, the rate, and notes on what was done.
     """
     try:
         with wave.open(io.BytesIO(content)) as file:

@@ -1,4 +1,4 @@
-"""Data in memory: the embedded digits, IDX files, CSV files, and what a function of yours loads."""
+"""Data in memory: the embedded digits, IDX files, CSV files, and what your function loads."""
 
 import csv
 import gzip
@@ -33,7 +33,7 @@ Bytes = NDArray[np.uint8]
 
 
 class Source(NamedTuple):
-    """Where a data set lies, and what its training pixels, from 0 to 1, are normalised by."""
+    """Where a data set lies, and what its training pixels, from 0 to 1, are normalized by."""
 
     folder: str  # below $STUDYLOOM_DATA
     torchvision: str  # torchvision's class, and the folder below data/
@@ -49,18 +49,20 @@ SOURCES = {
 
 
 class _Pictures:
-    """A source of pictures; `_split` reads those to "train" on, or to "test" by."""
+    """A source of images; `_split` reads the set "train" or "test"."""
 
     transform: Picture | None
     _split: Callable[[str], Split]
 
     def train(self) -> Split:
+        """Returns the training set, from which the validation set is held out."""
         split = self._split("train")
         assert self.transform is not None
         self.transform.check(split)
         return split
 
     def test(self) -> Split:
+        """Returns the test set."""
         return self._split("test")
 
 
@@ -68,8 +70,15 @@ class _Pictures:
 class Embedded(_Pictures):
     """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
 
-    `validation` of the training images are held out to choose by, and `studyloom predict` makes
-    inputs of pictures by `transform`, as in all sources.
+    Inputs are float32 (1, 28, 28), with the mean and standard deviation of MNIST removed.
+
+    Args:
+        validation: the number of training images that are held out as the validation set.
+        transform: how `studyloom predict` converts an image to an input; by default as in MNIST.
+
+    Examples:
+        >>> Embedded().train().inputs.shape
+        torch.Size([4000, 1, 28, 28])
     """
 
     validation: int = 800
@@ -83,11 +92,16 @@ class Embedded(_Pictures):
 
 @dataclass(frozen=True)
 class Idx(_Pictures):
-    """MNIST or Fashion-MNIST from the four IDX files that their authors publish, packed or not.
+    """MNIST or Fashion-MNIST from the four IDX files of their authors, gzipped or not.
 
-    Without `root` they are read from $STUDYLOOM_DATA/mnist or $STUDYLOOM_DATA/fashion-mnist, if
-    that folder exists; else from data/MNIST/raw or data/FashionMNIST/raw below the working
-    directory, where torchvision downloads them to.
+    Args:
+        dataset: "mnist" or "fashion_mnist".
+        validation: the number of training images that are held out as the validation set.
+        root: the folder of the files. None: $STUDYLOOM_DATA/mnist or $STUDYLOOM_DATA/fashion-mnist
+            if that folder exists; else data/MNIST/raw or data/FashionMNIST/raw in the working
+            directory, to which torchvision downloads them.
+        transform: how `studyloom predict` converts an image to an input. None: as fits the data
+            set.
 
     Raises:
         DataError: there is no such data set; from `train` and `test`, a file is missing or damaged,
@@ -129,7 +143,7 @@ class Idx(_Pictures):
 
 
 def _normalised(images: Bytes, labels: Bytes, source: Source) -> Split:
-    """Makes a split of images (n, height, width) with labels (n,)."""
+    """Returns a split of normalized images (n, height, width) with labels (n,)."""
     digest = hashlib.sha256(f"{images.shape} {labels.shape}".encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)
@@ -146,10 +160,10 @@ def _normalised(images: Bytes, labels: Bytes, source: Source) -> Split:
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> Bytes:
-    """Reads an IDX file of a folder, or its packed form, as an array.
+    """Reads an IDX file of a folder, gzipped or not, as an array.
 
     It holds the magic number 0x0800 + dimensions and the size of each dimension, all big-endian,
-    then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
+    then the bytes; see https://yann.lecun.com/exdb/mnist. It unpacks only what the sizes need.
 
     Raises:
         DataError: there is no such file, or it has another format.
@@ -192,7 +206,7 @@ def _download(source: Source, folder: Path) -> None:
             dataset(temporary, download=True)
             for path in Path(temporary, source.torchvision, "raw").glob("*-ubyte"):
                 path.replace(folder / path.name)
-    # Whatever a network, a proxy or a full disk does, the ways out are the same.
+    # Whatever a network, a proxy or a full disk does, the fixes are the same.
     except Exception as error:
         raise DataError(
             f"{source.torchvision} could not be downloaded to {folder}: {error}. Set data.root to "
@@ -203,20 +217,31 @@ def _download(source: Source, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Data that a function of the user's own loads.
+    """Data in memory that your own function loads.
+
+    The test set is loaded once. From 64 MB on, a command loads the training set once for all its
+    workers. A `numpy.memmap` stays one, which each worker maps.
 
     Args:
         load: called with "train" or "test"; returns inputs (n, …) and targets (n,) or (n, outputs),
-            as tensors or arrays. Inputs that are integers keep their type; a batch has bytes
-            as float32, unscaled, and others as the network takes them: whole for an embedding, else
-            float32. Targets that are integers from 0 are classes; the network has one output
-            for each. Floats are numbers to predict. The test part is loaded once; so is the
-            training part, for all workers of a command, from 64 MB on. A `numpy.memmap` stays one,
-            which each worker maps.
-        ordered: whether the examples are in time order, the test set after the training set; if
-            so, the last ones are held out.
-        transform: how `studyloom predict` makes an input of what a file holds: a `Picture`, or a
-            function of a picture, uint8 (channels, height, width), or of the numbers in a line.
+            as tensors or arrays. Integer targets from 0 are classes, and the network has one output
+            for each; float targets are numbers to predict. Integer inputs keep their type; in a
+            batch uint8 becomes float32, unscaled, and other integers stay integers for an embedding
+            and become float32 for other layers.
+        validation: the number of training examples that are held out as the validation set.
+        ordered: True: the examples are in time order, the test set after the training set, and the
+            last ones are held out.
+        transform: how `studyloom predict` converts the content of a file to an input: a `Picture`,
+            a `Sound`, a `Reader`, or your function of an image, uint8 (channels, height, width), or
+            of the numbers in a line. None: `predict` reads no image files.
+
+    Examples:
+        >>> import torch
+        >>> def load(part):
+        ...     inputs = torch.randn(500 if part == "train" else 100, 2)
+        ...     return inputs, (inputs.prod(1) > 0).long()
+        >>> Loaded(load, validation=100).train().outputs
+        2
     """
 
     load: Callable[[str], tuple[Any, Any]]
@@ -227,19 +252,25 @@ class Loaded:
     def __post_init__(self) -> None:
         if self.transform is not None and not callable(self.transform):
             raise DataError(
-                "data.transform must be a studyloom.data.Picture, or a function of yours with "
+                "data.transform must be a studyloom.data.Picture, or your own function with "
                 f"_partial_: true; got {type(self.transform).__name__}"
             )
 
     def train(self) -> Split:
+        """Returns the training set, from which the validation set is held out."""
         split = self._split("train")
-        # What the test set is compared with: it need not load the training set again.
+        # What the test set is compared with, so that it need not load the training set again.
         object.__setattr__(self, "_known", (split.shape, split.targets.shape[1:], split.outputs))
         if isinstance(self.transform, Picture):
             self.transform.check(split)
         return split
 
     def test(self) -> Split:
+        """Returns the test set.
+
+        Raises:
+            UnfitData: its shapes are not those of the training set.
+        """
         if not hasattr(self, "_known"):
             self.train()
         shape, shape_of_targets, outputs = self._known  # type: ignore[attr-defined]
@@ -253,7 +284,7 @@ class Loaded:
         return split
 
     def _split(self, part: str, outputs: int | None = None) -> Split:
-        """Loads a part; `outputs` are those of the training set, where they are known."""
+        """Loads a set; `outputs` are those of the training set, if they are known."""
         where = f"data.load({part!r})"
         pair = self.load(part)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -285,10 +316,16 @@ class Loaded:
 
 
 def read_arrays(part: str, root: str) -> tuple[Any, Any]:
-    """Maps the files PART_inputs.npy and PART_targets.npy of a folder, as `Loaded.load`.
+    """Maps the files PART_inputs.npy and PART_targets.npy of a folder, for `Loaded.load`.
+
+    In YAML: `load: {_target_: studyloom.data.read_arrays, _partial_: true, root: FOLDER}`.
 
     Args:
-        part: train or test.
+        part: "train" or "test".
+        root: the folder; ~ is the home directory.
+
+    Returns:
+        Inputs and targets, each a `numpy.memmap` of the shape and type of its file.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -329,15 +366,17 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file with a header, of which one column is predicted from the others.
+    """A CSV file with a header; the network predicts one column from the others.
 
-    All other columns must hold numbers, which are the inputs as they are.
+    The other columns must hold numbers; they are the inputs, float32 (n, columns), not scaled.
 
     Args:
         path: the file, or studyloom:NAME for one that comes with studyloom.
-        target: the column to predict: classes, in any words, or `numbers`.
-        test_size: how many rows are the test set, a stratified sample; it depends on the file only.
-        validation: how many of the other rows are held out to choose by.
+        target: the name of the column to predict.
+        test_size: the number of rows in the test set, a stratified sample that depends only on the
+            file.
+        validation: the number of the other rows that are held out as the validation set.
+        numbers: True: the target is a number to predict; False: it is a class, in any words.
     """
 
     path: str
@@ -347,9 +386,11 @@ class Table:
     numbers: bool = False
 
     def train(self) -> Split:
+        """Returns the training set, from which the validation set is held out."""
         return self._part(0)
 
     def test(self) -> Split:
+        """Returns the test set."""
         return self._part(1)
 
     def _part(self, part: int) -> Split:
@@ -378,16 +419,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """A column of a CSV file in time order, whose next value is predicted from those before it.
+    """A time series, one column of a CSV file; the network predicts the next value.
 
     An example is a window of values (window, 1) and the value that follows (1,). No window of an
-    earlier part holds a value that a later part predicts. The rule to beat is persistence: the next
-    value is the last one.
+    earlier set holds a value that a later set predicts. The reference is persistence, which
+    predicts the last value.
 
     Args:
-        path: as for `Table`.
-        test_size: how many of the last values are the targets of the test set.
-        validation: how many values before those are held out to choose by.
+        path: the file, or studyloom:NAME for one that comes with studyloom; rows in time order.
+        column: the name of the column.
+        window: the number of values in an input.
+        test_size: the number of values at the end that the test set predicts.
+        validation: the number of values before those that the validation set predicts.
     """
 
     path: str
@@ -397,9 +440,11 @@ class Series:
     validation: int
 
     def train(self) -> Split:
+        """Returns the training set, from which the validation set is held out."""
         return self._part(slice(None, -self.test_size))
 
     def test(self) -> Split:
+        """Returns the test set."""
         return self._part(slice(-self.test_size, None))
 
     def _part(self, chosen: slice) -> Split:

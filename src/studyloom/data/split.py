@@ -1,4 +1,4 @@
-"""One part of a data set in memory: inputs and targets as tensors, and how they are divided."""
+"""A training or test set in memory, as tensors, and how training examples are divided."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from studyloom.errors import DataError, UnfitData
 from studyloom.text import shorten_end
 
 PART = 2**20  # numbers of a tensor that are converted at once: 4 MB as float32
-LONGEST = 40  # letters of a word that are shown
+LONGEST = 40  # letters of a word that the report shows
 
 # Training and validation indices, int64 (n,).
 Fold = tuple[Tensor, Tensor]
@@ -25,18 +25,25 @@ Folds = Sequence[Fold]
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The words that the numbers of a text stand for, so that a report can show the text.
+    """The vocabulary of texts that are rows of token numbers, so that a report can show the words.
 
-    A text is a row of integers that is filled up at its end, if at all. A Dataset has this as
-    its attribute `tokens`, a `Split` in its field of that name.
+    A row is an integer tensor (length,), padded at its end. A Dataset has this object as its
+    attribute `tokens`, a `Split` as its field `tokens`.
 
     Args:
-        names: the word of each number, from 0 on.
-        first: where in the row the text begins, after numbers of another kind, such as a table.
+        names: the word of each number, from 0.
+        first: the place in the row, from 0, at which the text begins, after numbers of another
+            kind.
         path: the positions and keys that lead to the row in an item of a Dataset: (0,) in
-            `(row, target)`, (0, "text") in `({"text": row, …}, target)`. In a Split each input is
-            such a row.
-        nothing: the number that fills up a row.
+            `(row, target)`, (0, "text") in `({"text": row, …}, target)`. In a `Split` each input
+            is such a row.
+        nothing: the number that pads a row.
+
+    Examples:
+        >>> import torch
+        >>> tokens = Tokens(["", "a", "good", "film"])
+        >>> [tokens.word(number) for number in tokens.numbers_of(torch.tensor([2, 3, 0, 0]))]
+        ['good', 'film']
     """
 
     names: Sequence[str]
@@ -52,7 +59,11 @@ class Tokens:
             )
 
     def row_of(self, item: Any) -> Tensor | None:
-        """Returns the row of an item; None if there is none where `path` leads."""
+        """Returns the row of an item, an integer tensor (length,); None if `path` leads to no row.
+
+        Args:
+            item: an item of the Dataset.
+        """
         try:
             for step in self.path:
                 item = item[step]
@@ -62,42 +73,64 @@ class Tokens:
         return row if isinstance(row, Tensor) and self.fits(row) else None
 
     def fits(self, row: Tensor) -> bool:
-        """Whether a tensor is a row of integers that has room for a text."""
+        """Whether a tensor is a row of integers that is long enough for a text.
+
+        Args:
+            row: a tensor of any shape and type.
+        """
         whole = not row.is_floating_point() and not row.is_complex()
         return whole and row.ndim == 1 and len(row) > self.first
 
     def numbers_of(self, row: Tensor) -> list[int]:
-        """Returns the numbers of the text in a row, without those that fill it up."""
+        """Returns the numbers of the text in a row, without padding.
+
+        Args:
+            row: an integer tensor (length,).
+        """
         return [number for number in row[self.first :].tolist() if number != self.nothing]
 
     def without(self, row: Tensor, number: int) -> Tensor:
-        """Returns a row whose text lacks a number; what follows moves up."""
+        """Returns the row without a number in its text; later numbers move up, padding follows.
+
+        Args:
+            row: an integer tensor (length,).
+            number: the number to remove, everywhere in the text.
+        """
         text = row[self.first :]
         kept = text[text != number]
         end = text.new_full((len(text) - len(kept),), self.nothing)
         return torch.cat([row[: self.first], kept, end])
 
     def word(self, number: int) -> str:
-        """Returns the word of a number; "#7" if it has none."""
+        """Returns the word of a number, at most 40 letters; "#7" for a 7 without a word.
+
+        Args:
+            number: an integer from 0.
+        """
         known = 0 <= number < len(self.names)
         return shorten_end(self.names[number], LONGEST) if known else f"#{number}"
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set.
+    """The training set, which includes the validation set, or the test set, as tensors in memory.
+
+    Your own data source returns it from `train()` and `test()`.
 
     Args:
-        inputs: (n, …). Whole numbers keep their type; a batch has them as the network takes them.
+        inputs: (n, …). Integers keep their type; a batch has them as the network takes them.
         targets: classes, int64 (n,), from 0 to outputs - 1; or numbers to predict, float32
             (n, outputs).
-        outputs: how many numbers a network returns for each input; of classes, one for each.
-        digest: the sha256 of the raw bytes and their shapes, the same on every device.
+        outputs: the number of outputs of the network: one for each class or predicted number.
+        digest: a string that identifies the data, such as the sha256 of its bytes and shapes.
         mean: what was subtracted from pixels on the scale 0 to 1.
-        std: what they were divided by after that.
-        names: of the classes, or of the numbers to predict.
+        std: what the pixels were divided by after that.
+        ordered: True: the examples are in time order, and the last ones are held out.
+        names: the names of the classes, or of the numbers to predict; empty if they have none.
+        columns: the names of the inputs, for a table; empty otherwise.
         references: predictions (n, outputs) of rules that need no network, by the rule's name.
-        mapped: whether the inputs lie in a file that each process maps, and none holds.
+        tokens: the vocabulary, if the inputs are texts; None otherwise.
+        mapped: True: the inputs lie in a file that each process maps into memory.
 
     Raises:
         UnfitData: shapes or types do not fit each other.
@@ -134,8 +167,8 @@ class Split:
             )
         if self.tokens is not None and not self.tokens.fits(inputs[0]):
             raise UnfitData(
-                "data with tokens must have rows of integers as inputs, each with room for a "
-                f"text from place {self.tokens.first} on; got {sizes} of {inputs.dtype}"
+                "data with tokens must have rows of integers as inputs, each longer than "
+                f"first={self.tokens.first}; got {sizes} of {inputs.dtype}"
             )
 
     def __len__(self) -> int:
@@ -143,44 +176,78 @@ class Split:
 
     @property
     def classifies(self) -> bool:
-        """Whether the targets are classes, and not numbers."""
+        """Whether the targets are classes; otherwise they are numbers."""
         return not self.targets.is_floating_point()
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
         return tuple(self.inputs.shape[1:])
 
     @property
     def kind(self) -> str:
+        """The type of the inputs, such as float32."""
         return str(self.inputs.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
+        """The device of the tensors."""
         return self.inputs.device
 
     def to(self, device: torch.device | str) -> "Split":
+        """Returns a copy on a device.
+
+        Args:
+            device: such as "cuda".
+        """
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> TensorDataset:
-        """Returns the examples at `indices`, or all, as a Dataset of pairs; see `Examples.part`."""
+        """Returns some examples as a Dataset of pairs `(input, target)`.
+
+        Args:
+            indices: int64 (m,); None: all examples.
+            to_train: whether to draw random crops and the like; tensors in memory have none.
+        """
         if indices is None:
             return TensorDataset(self.inputs, self.targets)
         indices = indices.to(self.device)
         return TensorDataset(self.inputs[indices], self.targets[indices])
 
     def folds(self, count: int, validation: int, seed: int) -> Folds:
+        """Divides the examples into training and validation sets, once for each fold.
+
+        Args:
+            count: the number of folds; 1: a single validation set.
+            validation: the number of examples of a single validation set.
+            seed: seeds the draw.
+
+        Returns:
+            Training and validation indices, int64, for each fold.
+        """
         return make_folds(self.targets, count, validation, seed, ordered=self.ordered)
 
     def whole(self) -> Fold:
-        """Returns all examples to train on, and a fifth of them, whose value says little."""
+        """Returns the indices of all examples to train on, and of a fifth of them to evaluate."""
         everything = torch.arange(len(self))
         return everything, everything[: max(1, len(self) // 5)]
 
     def input_at(self, index: int) -> Tensor:
+        """Returns one input.
+
+        Args:
+            index: its position, from 0.
+        """
         return self.inputs[index]
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Calls `adapt(inputs, targets)` of modules, with inputs that are floats."""
+        """Calls `adapt(inputs, targets)` of modules with training examples, inputs as floats.
+
+        Args:
+            modules: modules with a method `adapt`.
+            train: the indices of the training examples, int64.
+            part: the name of the set, for errors; unused here.
+        """
         inputs = self.inputs[train]
         inputs = inputs if inputs.is_floating_point() else inputs.float()
         for module in modules:
@@ -206,17 +273,25 @@ class Split:
                 )
 
     def for_preflight(self) -> "Split":
+        """Returns the data for a check before the first trial: these tensors."""
         return self
 
     def to_rehearse(self, train: Tensor) -> Tensor:
-        """Puts the examples with the greatest and the least whole number before others."""
+        """Puts the examples with the greatest and the least integer before others.
+
+        Args:
+            train: the indices of the training examples, int64.
+
+        Returns:
+            The indices, int64; those of floats are unchanged.
+        """
         if self.inputs.is_floating_point():
             return train
         return torch.cat([self.extremes.to(train.device), train])
 
     @functools.cached_property
     def extremes(self) -> Tensor:
-        """The indices of the examples with the greatest and with the least number, int64 (2,)."""
+        """The indices of the examples with the greatest and the least number, int64 (2,)."""
         rows = self.inputs.flatten(1) if self.inputs.ndim > 1 else self.inputs[:, None]
         if not rows.numel():
             return torch.zeros(2, dtype=torch.int64, device=self.device)
@@ -234,21 +309,24 @@ def make_folds(
 ) -> list[Fold]:
     """Divides examples into training and validation indices, once for each fold.
 
-    Folds are drawn by the seed alone, alike on every device. Of each class, the counts in two
-    validation parts differ by at most one.
+    Only the seed determines the folds, on every device. They are stratified: the numbers of a
+    class in two validation sets differ by at most one.
 
-    In time order nothing is drawn. A single hold-out is the last block. Several move forward
-    (rolling origin; Tashman 2000): the rows make count + 1 blocks, the first a little longer if
-    they do not divide evenly, and each later block validates what was trained on all before it.
+    In time order nothing is drawn. A single validation set is the last block. Several move forward
+    (rolling origin; Tashman 2000): the rows are divided into count + 1 blocks, the first a little
+    longer if they do not divide evenly. Each later block is the validation set of all before it.
 
-    Each group lies in one part as a whole, whatever its classes. Sizes may differ by a group: a
-    single hold-out has at most `validation` examples, or one group.
+    A group lies in one set as a whole, whatever its classes. Sizes may differ by a group: a single
+    validation set has at most `validation` examples, or one group.
 
     Args:
         targets: (n, …); integers are classes.
         count: the number of folds. 1 holds out exactly `validation` examples. From 2 on, the sizes
             of the validation sets differ by at most one, and each example is validated once.
-        groups: the group of each example, (n,).
+        validation: the number of examples of a single validation set.
+        seed: seeds the draw.
+        ordered: whether the examples are in time order.
+        groups: the group of each example, (n,); None: no groups.
     """
     total = len(targets)
     if count < 1:
@@ -280,7 +358,7 @@ def make_folds(
 
 
 def _draw(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
-    """Draws the fold of each example, int64 (n,) on the CPU; 1 stands for none, if count is 1."""
+    """Draws the fold of each example, int64 (n,) on the CPU; of a single fold, 1 is to train."""
     total = len(targets)
     # Shuffled, then sorted stably by class: every k-th is a random sample with each class in
     # proportion.
@@ -299,7 +377,7 @@ def _draw(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
 
 
 def _draw_groups(groups: Tensor, count: int, validation: int, seed: int) -> Tensor:
-    """Draws the fold of each example as `_draw` does, alike for all examples of a group."""
+    """Draws the fold of each example as `_draw` does, the same for all examples of a group."""
     _, group_of, sizes = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
     if len(sizes) < max(2, count):
         raise ValueError(

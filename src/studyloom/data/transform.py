@@ -1,6 +1,6 @@
-"""The way from what a file holds to an input of the network, and the range of training inputs.
+"""Transforms from the content of a file to an input of the network, and ranges of inputs.
 
-A data source owns this way, in its attribute `transform`; `studyloom predict` follows it.
+A data source has one as its attribute `transform`, for `studyloom predict`.
 """
 
 import inspect
@@ -28,24 +28,32 @@ FITS = {
     "stretch": "stretched to",
     "ink": "what is drawn scaled and centred in",
 }
-INK = 20 / 28  # the part of MNIST's pictures that digits fill: all have 19 or 20 of 28 pixels
+INK = 20 / 28  # the share of MNIST's images that digits fill: all have 19 or 20 of 28 pixels
 FAINT = 0.2  # of the strongest ink; fainter pixels are paper
-SLACK = 0.05  # of the range of training inputs; further outside is said
+SLACK = 0.05  # of the range of training inputs; what is further outside is reported
 MOST_COLUMNS = 1000  # inputs of a table, whose ranges are kept one by one
 
 
 @dataclass(frozen=True)
 class Picture:
-    """How a picture becomes an input: its background, its size, its scale.
+    """Converts an image to an input: background, size and scale.
 
     Args:
-        background: black or white, as in the training pictures; pictures of the other kind are
-            inverted. None: either may be, and nothing is inverted.
-        fit: how a picture of another size is brought to that of the inputs. pad, crop and stretch
-            scale it. ink cuts out what is drawn, and scales and centres it as MNIST's digits are.
-        mean: what is subtracted from pixels on the scale 0 to 1: one number, or one for each
-            channel. None: what the source subtracts.
-        std: what they are divided by after that. None: what the source divides by.
+        background: "black" or "white", the background of the training images; images with the other
+            one are inverted. None: no image is inverted.
+        fit: how an image of another size is resized. "pad" (the default), "crop" and "stretch"
+            scale the image; "ink" cuts out what is drawn, scales and centers it as in MNIST.
+        mean: what is subtracted from pixels on the scale 0 to 1: a float, or one for each channel.
+            None: what the data source subtracts.
+        std: what pixels are divided by after that: a float above 0, or one for each channel. None:
+            what the data source divides by.
+
+    Examples:
+        >>> import torch
+        >>> transform = Picture("white", mean=0.5, std=0.5)
+        >>> inputs, notes = transform(torch.ones(1, 40, 20), (28, 28))
+        >>> inputs.shape, notes
+        (torch.Size([1, 28, 28]), ['20 × 40 pixels, scaled and padded to 28 × 28'])
     """
 
     background: str | None = None
@@ -78,7 +86,12 @@ class Picture:
                 )
 
     def completed(self, mean: float, std: float) -> "Picture":
-        """Returns this with the mean and std of a source where it has none of its own."""
+        """Returns a copy in which the source's mean and std replace None.
+
+        Args:
+            mean: what the source subtracts.
+            std: what the source divides by.
+        """
         return replace(
             self,
             mean=mean if self.mean is None else self.mean,
@@ -86,12 +99,16 @@ class Picture:
         )
 
     def check(self, split: Split) -> None:
-        """Raises DataError if training inputs are no pictures, or on another scale."""
+        """Raises DataError if the training inputs are no images, or on another scale.
+
+        Args:
+            split: the training set.
+        """
         if not is_picture(split.shape):
             raise DataError(
                 "data.transform: a Picture makes inputs of (channels, height, width) with one or "
-                f"three channels, and the training inputs are {format_shape(split.shape)}; name a "
-                "function of your own"
+                f"three channels, and the training inputs are {format_shape(split.shape)}; name "
+                "your own function"
             )
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(_numbers(numbers)) not in (0, 1, split.shape[0]):
@@ -100,7 +117,7 @@ class Picture:
                     f"channel; got {numbers}"
                 )
         if (self.mean, self.std) == (None, None) and (split.mean, split.std) != (0.0, 1.0):
-            return  # the source's own, which it has normalised by
+            return  # the source's own, which it has normalized by
         complete = self.completed(split.mean, split.std)
         ends = [complete.scale(torch.full((1, *split.shape), end)) for end in (0.0, 1.0)]
         least, most = float(ends[0].min()), float(ends[1].max())
@@ -109,18 +126,20 @@ class Picture:
         if low < least - slack or high > most + slack:
             raise DataError(
                 f"data.transform makes inputs from {format_value(least)} to {format_value(most)} "
-                f"of pictures, and the training inputs go from {format_value(low)} to "
+                f"of images, and the training inputs go from {format_value(low)} to "
                 f"{format_value(high)}; mean and std must be those that the data is normalised by"
             )
 
     def __call__(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-        """Makes an input (channels, *size) of the picture of one file.
+        """Converts the image of a file to an input.
 
         Args:
-            pixels: (channels, height, width), from 0 (black) to 1 (white); may be overwritten.
+            pixels: float32 (channels, height, width), from 0 (black) to 1 (white); overwritten.
+            size: height and width of the input, in pixels.
 
         Returns:
-            the input, and what was done that is not always done, in words.
+            The input, float32 (channels, *size), and a note for each conversion that this image
+            needed, such as an inversion.
         """
         done = []
         if self.is_inverted(pixels):
@@ -134,7 +153,11 @@ class Picture:
         return self.scale(pixels), done
 
     def scale(self, pixels: Tensor) -> Tensor:
-        """Normalises pixels on the scale 0 to 1, in place; in the order of the data sets."""
+        """Normalizes pixels by mean and std; it overwrites and returns them.
+
+        Args:
+            pixels: float32 (…, channels, height, width), on the scale 0 to 1.
+        """
         mean, std = (
             value if isinstance(value, (int, float)) else torch.tensor(value)[:, None, None]
             for value in (self.mean or 0.0, self.std or 1.0)
@@ -142,7 +165,11 @@ class Picture:
         return pixels.sub_(mean).div_(std)
 
     def is_inverted(self, pixels: Tensor) -> bool:
-        """Whether a picture has the other background, the median along the border."""
+        """Whether an image has the other background, by the median of the pixels along its border.
+
+        Args:
+            pixels: float32 (channels, height, width), from 0 (black) to 1 (white).
+        """
         if self.background is None:
             return False
         grey = pixels.mean(0)
@@ -154,7 +181,7 @@ class Picture:
         return side < -span / 4 and span > 1e-3
 
     def _fits(self, pixels: Tensor, size: tuple[int, int]) -> bool:
-        """Whether a picture needs no scaling; MNIST's own pictures do not."""
+        """Whether an image needs no scaling, as MNIST's images do."""
         if tuple(pixels.shape[1:]) != size:
             return False
         ink = self._ink(pixels)
@@ -167,7 +194,7 @@ class Picture:
         return abs(longest - INK) < 3.5 / 28 and off <= 1 + min(size) / 28
 
     def _fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Brings a picture (channels, height, width) to a size."""
+        """Resizes an image (channels, height, width)."""
         height, width = pixels.shape[1:]
         if self.fit == "stretch":
             return _resize(pixels, size)
@@ -178,7 +205,7 @@ class Picture:
         scaled = _resize(pixels, (max(1, round(height * factor)), max(1, round(width * factor))))
         empty = _border(pixels) if self.background is None else BACKGROUNDS[self.background]
         whole = torch.zeros(len(pixels), *size) + torch.as_tensor(empty).reshape(-1, 1, 1)
-        inside, outside = [], []  # where the part that is seen lies in each picture, by dimension
+        inside, outside = [], []  # where the visible part lies in each image, by dimension
         for some, length in zip(scaled.shape[1:], size, strict=True):
             seen = min(some, length)
             inside.append(slice((some - seen) // 2, (some - seen) // 2 + seen))
@@ -193,7 +220,7 @@ class Picture:
         return ink / ink.max().clamp(min=1e-12)
 
     def _centred(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scales ink to the part of a picture that MNIST's digits fill, its mass in the middle."""
+        """Scales ink to the share of an image that MNIST's digits fill, its mass in the middle."""
         rows, columns = _box(ink)
         height, width = rows.stop - rows.start, columns.stop - columns.start
         factor = INK * min(size[0] / height, size[1] / width)
@@ -245,32 +272,41 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def is_picture(shape: Sequence[int]) -> bool:
-    """Whether inputs of a shape are pictures, of one or three channels."""
+    """Whether inputs of a shape are images of one or three channels."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
 class Reader(ABC):
-    """How a whole file becomes inputs, such as texts; a class of the user's own derives from it."""
+    """Base class for your own transform of a whole file, such as a text, to inputs.
+
+    class Lines(Reader):
+        def __call__(self, content):
+            rows = [[float(word) for word in line.split()] for line in content.splitlines()]
+            return torch.tensor(rows), [""] * len(rows)
+    """
 
     @abstractmethod
     def __call__(self, content: bytes) -> tuple[Tensor, Sequence[str]]:
-        """Makes inputs of a file, which may be anybody's, of at most 256 MiB.
+        """Converts the content of a file, which may be untrusted, to inputs.
+
+        Args:
+            content: the bytes of the file, at most 256 MiB.
 
         Returns:
-            inputs (n, …), and for each of them what was done to it, in words; "" for nothing.
+            Inputs (n, …), and a note for each of them on what was done to it; "" for nothing.
 
         Raises:
-            ValueError: the file holds something else; its words follow the name of the file.
+            ValueError: the file has another content; the message follows the name of the file.
         """
 
 
-# What a source may have as its `transform`. A function gets a picture, uint8 (channels, height,
+# What a source may have as its `transform`. A function gets an image, uint8 (channels, height,
 # width), or the numbers of one input in a file, and returns the input.
 Transform = Picture | Sound | Reader | Callable[[Tensor], Any]
 
 
 def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
-    """Describes the transform of a source as a section of a config; None if none can name it."""
+    """Describes the transform of a source as a section of a config; None if it has no name."""
     transform = getattr(source, "transform", None)
     if isinstance(transform, Picture):
         fields = asdict(transform.completed(split.mean, split.std))
@@ -299,7 +335,7 @@ class InputRange:
 
     @classmethod
     def of(cls, split: Part) -> "InputRange | None":
-        """Measures the inputs of a training part; None if they are not in memory."""
+        """Measures the inputs of a training set; None if they are not in memory."""
         if not isinstance(split, Split):
             return None
         rows = split.inputs.flatten(1) if split.inputs.ndim > 1 else split.inputs[:, None]

@@ -1,4 +1,4 @@
-"""The `run` that a loop of the user's own gets: its trial, data, checkpoint and reports."""
+"""`Run`, the argument `run` of a custom training loop: trial, data, checkpoint and reports."""
 
 import functools
 import itertools
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class UnfitState(ValueError):
-    """A checkpoint does not fit what a loop keeps: it is of other code."""
+    """A checkpoint does not fit what a loop keeps, since the code has changed."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class LoopJob:
     """One call of a loop, with the number of a fold from 0 and a seed.
 
     Args:
-        seed: the random numbers of Python, NumPy and PyTorch start from it.
-        parts: makes what to train on and what to validate on; None of each without `data`.
+        seed: seeds the random numbers of Python, NumPy and PyTorch.
+        parts: makes the training set and the validation set; two times None without `data`.
     """
 
     fold: int
@@ -60,11 +60,11 @@ class LoopJob:
 
 @dataclass(frozen=True)
 class RunContext:
-    """States for which trial and job a loop runs, and in which processes.
+    """The trial and job that a loop runs for, and the processes that it runs in.
 
     Args:
         trial: its number in its stage: search, re-evaluation, retraining or test.
-        attempt: at the trial; its folder is of this job alone, None for a temporary one.
+        attempt: the attempt at the trial; its folder belongs to this job, None: a temporary one.
     """
 
     trial: int
@@ -78,10 +78,10 @@ def loop_jobs(
 ) -> list[LoopJob]:
     """Returns the jobs of a trial: one for each fold and seed, or a single one.
 
-    The seed of the trial is that of its only job; those of several descend from it.
+    A single job has the trial's seed; the seeds of several are derived from it.
 
     Args:
-        single: the seed and the fold of a single job, as candidates for the winner have.
+        single: the seed and the fold of a single job, as in re-evaluation and final training.
     """
     if single is not None:
         return [_loop_job(data, single[1], 0, single[0])]
@@ -96,7 +96,7 @@ def loop_jobs(
 
 
 def _loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> LoopJob:
-    """Returns the call of a loop with one fold, if there are data, and one seed."""
+    """Returns the call of a loop with one seed and, if the study has data, one fold."""
     if fold is None or data.split is None:
         return LoopJob(position, seed)
     split, (training, validation) = data.split, fold
@@ -106,36 +106,49 @@ def _loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) -
 
 
 class Run:
-    """A trial in the hands of a loop of the user's own, `(config, run) -> value`.
+    """The argument `run` of a custom training loop, `(run, **params)` or `(config, run)`.
 
-    `run(value, step)` reports a value. The rest gives the loop what networks of ours have:
+    A loop reports its values by `run.report` or `run(value, step)`, and may save its state:
 
-        run.keep(net=net, optimizer=optimizer)
-        for epoch in run.epochs(config.params.epochs):
-            ...
-            run.report(accuracy=accuracy, loss=loss)
-        return run.value
+        def train(run, *, lr=0.001, epochs=10):
+            network = ...
+            optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+            run.keep(network=network, optimizer=optimizer)  # checkpoints, resume, winner.pt
+            for epoch in run.epochs(epochs):
+                ...
+                run.report(accuracy=accuracy, loss=loss)
+            return run.value
 
-    A report may end the trial by an exception, within `run.epochs` when the body of the loop has
-    ended. The loop must let it pass.
+    A report may end the trial by an exception, within `run.epochs` at the end of the epoch. The
+    loop must not catch it.
 
     Args:
-        context: for what it runs, and in which processes.
-        send: takes each report.
-        limits: of what the trial may cost.
-        saved: the state to go on from; None to begin.
-        most: how many epochs the pruner knows of; None for any number.
-        scaling: the rule that `scaled` carries out; None at the size of the search.
+        context: the trial and job that it runs for, and the processes that it runs in.
+        metric: the name of the value that the study optimizes.
+        send: called with each report: its step, the value and the other quantities.
+        limits: the constraints on the costs of a trial, by quantity.
+        saved: the state to resume from; None to start.
+        most: the number of epochs that the pruner is set to; None: any number.
+        scaling: the rule that `scaled` applies; None at the size of the search.
 
     Attributes:
-        metric: the name of the value that is compared.
-        generator: on the CPU, seeded; for the order of a DataLoader. Checkpoints have its state.
-        rank: the number of this process among those that train the trial; rank 0 alone reports.
-        world_size: how many there are. In each the loop is called with the same config and seed,
-            and must come to the end of as many epochs, or call for as many reports outside them.
-        costs: what the loop has told of what it costs, by quantity.
-        forgotten: names of objects of the loop that have a state and were not given to `keep`.
-        count: how many epochs there will be; None until `epochs` is called.
+        trial: the number of the trial in its stage, an integer from 0.
+        stage: search, re-evaluation, retraining (the final training) or test.
+        attempt: the number of the attempt at this trial.
+        fold: the number of the fold, an integer from 0.
+        seed: the seed of this training; Python, NumPy and PyTorch are seeded with it already.
+        device: the `torch.device` to train on.
+        train: the Dataset of the training set; None for a study without `data`.
+        valid: the Dataset of the validation set; None for a study without `data`.
+        metric: the name of the value that the study optimizes.
+        generator: a seeded `torch.Generator` on the CPU, for the order of a DataLoader;
+            checkpoints include its state.
+        rank: the number of this process among those that train the trial; only rank 0 reports.
+        world_size: the number of these processes. Each calls the loop with the same config and
+            seed, and must finish the same number of epochs or make the same number of reports.
+        costs: the costs that the loop has reported, by quantity.
+        forgotten: names of objects in the loop with a state that `keep` was not given.
+        count: the number of epochs; None until `epochs` is called.
     """
 
     def __init__(
@@ -175,9 +188,9 @@ class Run:
 
     @property
     def dir(self) -> Path:
-        """A folder of this trial, stage, fold and seed alone.
+        """A folder only for this trial, stage, fold and seed.
 
-        It is there again if the trial goes on in another process, and removed when it has ended.
+        It persists if another process resumes the trial, and is removed when the trial ends.
         """
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -188,16 +201,17 @@ class Run:
 
     @property
     def keeps(self) -> bool:
+        """Whether the loop keeps any state."""
         return bool(self._kept or self._kept_at_end)
 
     @property
     def resumable(self) -> bool:
-        """Whether a later call can go on from this epoch."""
+        """Whether another process can resume the trial from its last epoch."""
         return self._begun and self.keeps
 
     @property
     def value(self) -> float:
-        """The value that was reported last; UndefinedMetric if none was."""
+        """The value that was reported last; UndefinedMetric before the first report."""
         if self._pending:
             self._check_metric(self._pending)
             return self._pending[self.metric]
@@ -208,16 +222,16 @@ class Run:
         return self._value
 
     def keep(self, **parts: Any) -> None:
-        """Puts the states of some objects into the checkpoints, and into winner.pt.
+        """Saves the states of objects in each checkpoint, and in winner.pt.
 
-        If the trial goes on from a checkpoint, each is restored here and now.
+        If the trial resumes from a checkpoint, this call restores each of them.
 
         Args:
-            parts: whatever has `state_dict` and `load_state_dict`, by names of your own.
+            parts: objects with `state_dict` and `load_state_dict`, by names that you choose.
 
         Raises:
-            TypeError: a part lacks these, or its state holds what a checkpoint cannot.
-            RuntimeError: an epoch has begun already.
+            TypeError: an object lacks these methods, or a checkpoint cannot hold its state.
+            RuntimeError: an epoch or a report came before.
         """
         if self._epoch is not None or self._value is not None:
             raise RuntimeError("run.keep must be called before run.epochs and before any report")
@@ -229,22 +243,28 @@ class Run:
             self._kept[name] = part
 
     def keep_at_end(self, **parts: Any) -> None:
-        """Puts the states of some objects into winner.pt, and not into the checkpoints.
+        """Saves the states of objects in winner.pt, but not in the checkpoints.
 
-        A trainer of others saves their states; see `keep_files`.
+        For objects that another library's trainer saves itself; see `keep_files`.
+
+        Args:
+            parts: objects with `state_dict` and `load_state_dict`, by names that you choose.
+
+        Raises:
+            TypeError: an object lacks these methods.
         """
         for name, part in parts.items():
             _check_part("keep_at_end", name, part)
             self._kept_at_end[name] = part
 
     def keep_files(self, path: Path) -> None:
-        """Puts the files of another library's trainer into the checkpoint of this epoch.
+        """Adds the files of another library's trainer to the checkpoint of this epoch.
 
-        The checkpoint holds its name and digest. The files must stay until two later epochs have
+        The checkpoint holds their name and digest only. Keep the files until two later epochs have
         called this.
 
         Args:
-            path: a file or folder below `dir`, with the state after this epoch.
+            path: a file or folder below `dir` with the state after this epoch.
 
         Raises:
             ValueError: the path is not below `dir`.
@@ -259,9 +279,9 @@ class Run:
 
     @functools.cached_property
     def checkpoint(self) -> Path | None:
-        """The files of `keep_files`, unchanged, that the trial goes on from; None to begin."""
+        """The path that `keep_files` got, to resume from; None to start."""
         if self.world_size > 1:
-            raise ValueError("launcher.ranks must be 1 for a trainer that keeps files of its own")
+            raise ValueError("launcher.ranks must be 1 for a trainer that saves its own files")
         files = None if self._saved is None else self._saved.get("files")
         if files is None:
             return None
@@ -272,17 +292,20 @@ class Run:
         raise self._unfit(f"the files {path} are not those of the checkpoint")
 
     def epochs(self, count: int | None) -> Iterator[int]:
-        """Yields the numbers of the epochs from 1 on; after a checkpoint those that are left.
+        """Yields the numbers of the epochs from 1; after a resume only those that are left.
 
-        When the body of the loop has ended, what it reported is told, its state is saved, and the
-        trial may end there. Without `run.keep`, or a report in an epoch, nothing is saved there.
+        At the end of each epoch it reports the values, saves a checkpoint, and may end the trial.
+        An epoch without a report, or a loop without `run.keep`, saves no checkpoint.
 
         Args:
-            count: how many epochs there are in all; None if that is not known.
+            count: the number of epochs in all; None if it is not known.
+
+        Yields:
+            The number of each epoch, from 1.
 
         Raises:
-            ValueError: the count is beyond what the pruner knows.
-            RuntimeError: the epochs have begun already, or this is a test.
+            ValueError: the count is greater than the pruner is set to.
+            RuntimeError: it was called before, or this is the test.
         """
         self._check_fit()
         if self._begun or self.stage == TEST:
@@ -312,32 +335,40 @@ class Run:
             self._epoch = None
 
     def __call__(self, value: Any, step: int) -> None:
-        """Reports the value, a finite number of any library, at a step; see `report`."""
+        """Reports the value of the metric at a step; see `report`.
+
+        Args:
+            value: a finite number: of Python, NumPy, or a tensor of one number.
+            step: an integer from 0, larger than that of the report before.
+        """
         self._take({self.metric: value}, step)
 
     def report(self, *, step: int | None = None, **values: Any) -> None:
-        """Reports quantities by name; each becomes a curve of the trial.
+        """Reports quantities by name, such as accuracy=0.93; each becomes a learning curve.
 
-        The one that `objective.metric` names is compared.
+        The study optimizes the one that `objective.metric` names.
 
         Args:
-            step: larger than the one before; None for the next, which within `run.epochs` is the
-                number of the epoch.
-            values: finite numbers of any library.
+            step: an integer, larger than that of the report before; None: the number of the epoch
+                within `run.epochs`, else one more than before, from 0.
+            values: finite numbers: of Python, NumPy, or tensors of one number.
 
         Raises:
-            UndefinedMetric: a value is not a finite number, the step not larger, or the metric not
-                among the names; within `run.epochs` at the end of the epoch.
+            TypeError: no value is given, or a name is reserved.
+            UndefinedMetric: a value is not a finite number, the step is not larger, or the metric
+                is missing; within `run.epochs` the last is raised at the end of the epoch.
         """
         if not values:
             raise TypeError("run.report must get a value by name, such as accuracy=0.9")
         self._take(values, step)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Returns a network whose gradients are averaged over all ranks, if there are several.
+        """Returns the network to train: with several ranks, PyTorch's DistributedDataParallel.
 
-        It is PyTorch's DistributedDataParallel of a network on `run.device`. Train with it, and
-        give the network itself to `keep` and to the optimizer.
+        Train with what it returns; give the network itself to `keep` and to the optimizer.
+
+        Args:
+            network: a network on `run.device`.
         """
         if self._ranks.alone:
             return network
@@ -345,13 +376,17 @@ class Run:
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
     def scaled(self, network: nn.Module, optimizer: Optimizer) -> None:
-        """Carries a new network and its optimizer to their size by `scale.rule`, in place.
+        """Applies `scale.rule` to a new network and its optimizer; it modifies both.
 
-        It does nothing at the size of the search.
+        At the size of the search it does nothing.
+
+        Args:
+            network: the network at its target size, with its initial weights.
+            optimizer: its optimizer, with the learning rate of the search.
 
         Raises:
-            ConfigError: all that the rule does not cover.
-            RuntimeError: `keep` has been called, which may restore what is scaled already.
+            ConfigError: the rule does not cover the network; the message lists why.
+            RuntimeError: `keep` was called before, which may restore what is already scaled.
         """
         if self._kept:
             raise RuntimeError("run.scaled must be called before run.keep")
@@ -360,10 +395,15 @@ class Run:
             scale_rates(optimizer, network, growths)
 
     def cost(self, **quantities: Any) -> None:
-        """Reports costs of the trial, such as parameters=net_size.
+        """Reports costs of the trial, such as parameters=120_000.
 
-        Those that `objective.constraints` or `objective.metric` names are stored. Beyond a limit
-        the trial ends here by `Infeasible`, and the sampler learns.
+        The study stores those that `objective.constraints` or `objective.metric` names.
+
+        Args:
+            quantities: finite numbers by name.
+
+        Raises:
+            Infeasible: a constraint is violated. The trial ends, and the sampler learns from it.
         """
         for name, value in quantities.items():
             number = finite(value, f"reported the cost {name}={value!r}")
@@ -372,7 +412,11 @@ class Run:
             raise Infeasible("; ".join(beyond))
 
     def flush(self, step: int | None = None) -> None:
-        """Passes on pending reports, at a step or the next one."""
+        """Sends the pending report; studyloom calls it.
+
+        Args:
+            step: the step of the report; None: the next one.
+        """
         if self._pending:
             values, self._pending = self._pending, {}
             self._check_metric(values)
@@ -380,7 +424,7 @@ class Run:
             self._send(self._last, self._value, values)
 
     def state(self) -> dict[str, Any] | None:
-        """Returns all that a later call needs to go on; None in the midst of an epoch."""
+        """Returns the state from which another process can resume; None within an epoch."""
         if not self._between or not (self._kept or self._files):
             return None
         return {
@@ -392,21 +436,21 @@ class Run:
         }
 
     def states(self) -> dict[str, Any]:
-        """Returns a snapshot of what is kept for winner.pt, by name."""
+        """Returns a snapshot of the states for winner.pt, by name."""
         return _snapshots(self._kept | self._kept_at_end)
 
     def close(self) -> None:
-        """Removes the temporary folder, if there is one."""
+        """Removes the temporary folder, if it exists."""
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _unfit(self, words: str) -> UnfitState:
-        """Returns the error that the checkpoint does not fit; a loop may catch it in vain."""
+        """Returns the error that the checkpoint does not fit, and notes it for `_check_fit`."""
         self.unfit = UnfitState(words)
         return self.unfit
 
     def _check_fit(self) -> None:
-        """Raises the error of `keep` if the checkpoint did not fit; a loop may have caught it."""
+        """Raises the error of a checkpoint that did not fit, in case the loop caught it."""
         if self.unfit is not None:
             raise self.unfit
 
@@ -476,7 +520,7 @@ def finite(value: Any, what: str) -> float:
     """Converts a number of any library, or a tensor of one number, to a float.
 
     Args:
-        what: the objective did, for the error: "returned nan".
+        what: what the objective did, for the error: "returned nan".
     """
     if isinstance(value, Tensor):
         value = value.detach()  # else torch warns of its gradient
@@ -499,12 +543,12 @@ def _check_part(method: str, name: str, part: Any) -> None:
 
 
 def _forgotten(frame: FrameType | None, kept: Sequence[Any]) -> Iterator[str]:
-    """Yields the names of a loop's objects whose state a later call would lack.
+    """Yields the names of a loop's objects whose state a resumed trial would lack.
 
-    Not what has no state, networks that are not trained, and parts of what is kept.
+    It skips objects without a state, networks that are not trained, and parts of what is kept.
 
     Args:
-        frame: the one that asks for the next epoch; those of the user's own code count.
+        frame: the frame that iterates over the epochs; only frames of user code count.
     """
     tensors = {id(tensor) for part in kept for tensor in _tensors(part)}
     found: dict[str, Any] = {}

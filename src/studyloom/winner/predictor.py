@@ -1,7 +1,7 @@
 """Predictions of a winner, for files and for tensors.
 
-winner.yaml builds the network, winner.pt holds its weights, and winner.json says how what a file
-holds becomes an input, as the data source of the study said it. Nothing in these files is executed.
+winner.yaml describes the network, winner.pt holds its weights, and winner.json records how the
+study's data source turns the content of a file into an input. Nothing in these files is executed.
 """
 
 import functools
@@ -49,7 +49,7 @@ class Network:
     """A trained network, and how files and arrays become its inputs.
 
     Attributes:
-        batched: whether the first dimension of its inputs is known to be that of a batch.
+        batched: whether the first dimension of its inputs is known to be the batch.
     """
 
     model: nn.Module
@@ -58,7 +58,7 @@ class Network:
 
     @property
     def precision(self) -> torch.dtype:
-        """The type of its weights, in which it takes numbers that are not whole."""
+        """The type of its weights, in which it takes floats."""
         types = (weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
         return next(types, torch.float32)
 
@@ -78,7 +78,7 @@ class Network:
         try:
             given = as_taken(inputs, torch.int64 if whole else self.precision)
             outputs = predict_outputs(self.model, given, size, output)
-            # Of three dimensions or more, one is known to be that of the classes beside a batch.
+            # Of three dimensions or more, the second is known to be the classes next to a batch.
             known = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
             classifies = (self.form.facts.classifies and known) if softmax is None else softmax
             if classifies and (softmax or not _are_probabilities(outputs)):
@@ -98,7 +98,7 @@ def _are_probabilities(outputs: Tensor) -> bool:
 
 
 def as_taken(inputs: Any, precision: torch.dtype) -> Any:
-    """Returns inputs as a network takes them: tensors, those that are not whole in its precision.
+    """Returns inputs as a network takes them: tensors, floats in its precision.
 
     Args:
         inputs: a tensor or an array, or several in nested mappings and tuples.
@@ -113,10 +113,10 @@ def as_taken(inputs: Any, precision: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class WinnerFiles:
-    """Holds what the files of a winner say: its result, its configuration and what it has kept.
+    """The contents of a winner's files: its result, its configuration and its weights.
 
     Args:
-        trusted: the packages whose code may be called; None for all, see `consent`.
+        trusted: the packages whose code may be called; None: all, see `consent`.
         kept: weights of a network, or the states of a loop by their names in `run.keep`.
     """
 
@@ -129,12 +129,12 @@ class WinnerFiles:
 
     @classmethod
     def read(cls, run_dir: Path, trusted: Sequence[str] = ()) -> "WinnerFiles":
-        """Reads the files below a run directory, which may be another person's.
+        """Reads the files of a run directory, which may be untrusted.
 
         Raises:
-            PredictError: there is no such result, or its files cannot be used.
-            ConfigError: the config has an interpolation, or names code that is not trusted next to
-                the loop.
+            PredictError: the directory has no winner, or its files cannot be used.
+            ConfigError: the config has an interpolation, or names code other than the loop that is
+                not trusted.
         """
         result, allowed = Result.load(run_dir), consent(run_dir, trusted)
         names = [name for name in ("winner.yaml", "winner.pt") if name in result.files]
@@ -160,7 +160,7 @@ class WinnerFiles:
         """Makes the network of the winner, with its weights.
 
         Args:
-            make: the network, or what makes it, instead of what the files name.
+            make: the network, or a class or function that makes it; None: what the files name.
 
         Raises:
             PredictError: the files cannot be used.
@@ -202,12 +202,12 @@ class WinnerFiles:
 
 
 def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None) -> Network:
-    """Loads the winner below a run directory; see `WinnerFiles`."""
+    """Loads the network of the winner in a run directory; see `WinnerFiles`."""
     return WinnerFiles.read(run_dir, trusted).network(make)
 
 
 def _facts_of(model: nn.Module, result: Result) -> DataFacts:
-    """Describes the data of a loop that has its own, as far as network and metric say it."""
+    """Describes the data of a loop that loads its own, as far as network and metric show it."""
     metric = METRICS.get(result.metric.name)
     layers = (each for each in model.modules() if [*each.parameters(recurse=False)])
     whole = isinstance(next(layers, None), nn.Embedding)
@@ -216,7 +216,7 @@ def _facts_of(model: nn.Module, result: Result) -> DataFacts:
 
 
 def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform | None:
-    """Builds the transform that a winner has stored, of trusted code alone."""
+    """Builds the transform that a winner has stored, only from trusted code."""
     if facts.transform is None:
         return None
     config = {"data": {"transform": facts.transform}}
@@ -232,10 +232,10 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
 def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction]:
     """Predicts for each input of each file, in their order.
 
-    A file is answered if all of it can be read. The others are named at the end, all of them.
+    Files that cannot be read in full are skipped; one error at the end lists them all.
 
     Raises:
-        PredictError: after all answers; a file cannot be read, or holds no inputs for this network.
+        PredictError: after all predictions; some files cannot be read, or do not fit the network.
     """
     mistakes = []
     for path in paths:
@@ -267,14 +267,15 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predictions of a winner: classes with probabilities, or numbers.
+    """The predictions of a winner for n inputs: classes with probabilities, or numbers.
 
     Attributes:
         classes: int64 (n,), the most probable class of each input; None for numbers.
-        probabilities: float32 (n, classes), float64 of a network in float64; None for numbers.
-        names: the names of the predicted classes, one per input; empty if classes have none.
-        values: the predicted numbers (n, outputs), of the same types; None for classes.
-        notes: what was done to each input, and in what it is unlike the training data.
+        probabilities: float32 (n, classes); float64 if the network is; None for numbers.
+        names: the name of each predicted class, n strings; empty if the classes have no names.
+        values: the predicted numbers (n, outputs), float32 or float64; None for classes.
+        notes: for each input, how it was converted and how it differs from the training data; ""
+            for nothing.
     """
 
     classes: Tensor | None = None
@@ -285,7 +286,11 @@ class Prediction:
 
 
 class Predictor:
-    """The network of a winner, with its weights. `load_winner` makes it."""
+    """The network of a winner, with its weights; `load_winner` returns it.
+
+    Args:
+        network: the network, and how it gets its inputs.
+    """
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -297,7 +302,7 @@ class Predictor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one input, such as (channels, height, width); () if it is not known."""
+        """The shape of one input, such as (channels, height, width); () if it is unknown."""
         return self._network.form.shape
 
     def predict(
@@ -308,22 +313,24 @@ class Predictor:
         softmax: bool | None = None,
         output: str | int | None = None,
     ) -> Prediction:
-        """Predicts the classes or the numbers of inputs.
+        """Predicts classes or numbers.
 
         Args:
-            inputs: a tensor or an array (n, *shape), or one input (*shape). They become inputs as
-                those of a .npy file do: of pictures, integers are pixels. For a network of
-                several inputs a mapping or a tuple of them, as it takes them; also nested, such as
-                the state (h, c) of an LSTM.
-            batch: how many entries of the first dimension the network gets in one call. None is
-                256 where the study has data, whose first dimension is that of the examples. A
-                custom training loop with its own data may have time or nodes there: its network
-                gets everything in one call.
-            softmax: whether the outputs (n, classes, …) become probabilities by a softmax over
-                their second dimension; False returns them as `values`, as they are. None decides
-                by the metric: no softmax where rows sum to 1 already, and with a loop's own data
-                none for outputs of three dimensions or more.
-            output: which one of several outputs, by its name or position; None for the first.
+            inputs: a tensor or an array (n, *shape), or one input (*shape). They are converted like
+                those of a .npy file: for images, integers are pixels from 0 to 255. A network of
+                several inputs gets a mapping or tuple of them, which may be nested, such as the
+                state (h, c) of an LSTM.
+            batch: how many entries of the first dimension the network gets in one call. None: 256
+                if the study has data, whose first dimension is the examples; else everything in
+                one call, since a loop that loads its own data may have time or nodes there.
+            softmax: True: a softmax over the second dimension turns the outputs (n, classes, …)
+                into probabilities; False: `values` holds the outputs, unchanged. None: the metric
+                decides; rows that sum to 1 get no softmax, nor do outputs of three dimensions or
+                more of a loop that loads its own data.
+            output: which one of several outputs, by its name or position; None: the first.
+
+        Returns:
+            The predictions, in the order of the inputs.
 
         Raises:
             PredictError: the inputs have another shape, or are not finite numbers.
@@ -362,14 +369,19 @@ class Predictor:
 
 
 class LoopWinner(Predictor):
-    """The winner of a study of a custom training loop. `load_winner` makes it.
+    """The winner of a custom training loop; `load_winner` returns it.
 
-    It predicts where `objective.network`, or `load_winner(…, network=…)`, makes its network. What
-    else the loop kept is restored by `winner.restore(policy=policy, value=value)`.
+    It predicts if `objective.network` or `load_winner(…, network=…)` makes its network. `restore`
+    loads whatever else the loop kept: `winner.restore(policy=policy, value=value)`.
+
+    Args:
+        config: the winner's config.
+        states: the state dicts that the loop kept.
+        load: makes the network when it is first needed.
 
     Attributes:
-        config: of the winner.
-        states: what the loop kept, a state dict for each name that it gave to `run.keep`.
+        config: the winner's config; `config.params` holds its hyperparameters.
+        states: the state dict of each object that the loop gave to `run.keep`, by its name.
     """
 
     def __init__(
@@ -385,10 +397,13 @@ class LoopWinner(Predictor):
         return f"<studyloom.LoopWinner: {', '.join(self.states) or 'nothing kept'}>"
 
     def restore(self, **parts: Any) -> None:
-        """Restores objects, such as the network that the loop makes for `config`.
+        """Loads the kept states into objects, such as the network that your loop makes.
 
         Args:
             parts: objects with `load_state_dict`, by the names that the loop gave to `run.keep`.
+
+        Raises:
+            PredictError: the loop kept nothing by such a name.
         """
         if unknown := [name for name in parts if name not in self.states]:
             raise PredictError(
@@ -401,23 +416,30 @@ class LoopWinner(Predictor):
 def load_winner(
     run_dir: str | Path, trust: Sequence[str] = (), *, network: Any = None
 ) -> Predictor | LoopWinner:
-    """Loads the winner of a study: its network in eval mode, with its weights.
+    """Loads the winner of a study: its network in eval mode on the CPU, with its weights.
 
-    Of a loop of one's own it loads the configuration and what the loop kept, as a `LoopWinner`, and
-    makes the network when it is asked for.
+        winner = load_winner("runs/mnist")
+        print(winner.predict(images).classes)
 
-    Nothing in the folder is executed, so that it may be another person's. Unless a command of yours
-    has run there, its config may name networks of studyloom and torch, and what `trust` names.
+    The winner of a custom training loop is a `LoopWinner`: its config and what the loop kept. It
+    makes the network when it first predicts.
+
+    No file of the folder is executed, so that it may be untrusted. Its config may name networks of
+    studyloom and torch, and what `trust` names; a folder in which you ran a command may name any.
 
     Args:
-        trust: packages, modules or classes that winner.yaml may name and call.
-        network: a network, or a class or function that makes it of those settings of the winner
-            that its signature names, such as `network=Net`; for code that no file holds. Where a
-            loop kept several, {"policy": Net} says by its name in `run.keep` which one predicts.
+        run_dir: the folder in which the study ran, such as runs/mnist.
+        trust: packages, modules or classes that winner.yaml may name and call; none by default.
+        network: a network, or a class or function that makes one from those hyperparameters that
+            its signature names, such as `network=Net`; for code that is in no file. If a loop kept
+            several objects, {"policy": Net} names the one that predicts. None: as winner.yaml says.
+
+    Returns:
+        A `Predictor`, or a `LoopWinner`, which is one too.
 
     Raises:
-        PredictError: there is no winner, or its files cannot be used.
-        ConfigError: winner.yaml names what is not trusted.
+        PredictError: the folder has no winner, or its files cannot be used.
+        ConfigError: winner.yaml names code that is not trusted.
     """
     files = WinnerFiles.read(Path(run_dir), trust)
     if files.is_of_loop:
