@@ -9,9 +9,12 @@ import sys
 from types import ModuleType
 
 import pytest
+from omegaconf import OmegaConf
 
 import studyloom
 import studyloom.data
+from studyloom.config.compose import GROUPS, OF_ALL, OF_NETWORKS
+from studyloom.config.schema import StudySection, TrainSection, WinnerSection
 
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -108,10 +111,16 @@ def test_the_example_of_search_runs_as_a_script(tmp_path):
 
 def test_help_of_search_names_the_defaults_that_the_config_has():
     text = " ".join((studyloom.search.__doc__ or "").split())
-    schema = studyloom.config.schema
-    study, train, winner = schema.StudySection(), schema.TrainSection(), schema.WinnerSection()
-    assert f"None: {study.trials}" in text
-    assert f"{train.epochs} epochs" in text
-    assert f"batches of {train.batch_size}" in text
-    assert f"best {winner.top} trials and the baseline" in text
-    assert f"{winner.seeds} new seeds" in text
+    study, train, winner = StudySection(), TrainSection(), WinnerSection()
+    assert f"None: {study.trials}." in text
+    assert f"None: {study.seed}." in text
+    assert f"trained for {train.epochs} epochs in batches of {train.batch_size}" in text
+    assert f"the best {winner.top} trials and the baseline again" in text
+    assert f"({winner.top} + 1) × {winner.seeds} trainings" in text
+    assert f"2 × {winner.seeds} trainings" in text
+    optimizer = OmegaConf.load(GROUPS / "optimizer" / f"{OF_NETWORKS['optimizer']}.yaml")
+    name = optimizer._target_.rpartition(".")[2]
+    assert f"{name} (learning rate {optimizer.lr:.0e}".replace("e-0", "e-") in text
+    assert f"{OF_NETWORKS['scheduler']} decay" in text
+    assert f'None: "{OF_ALL["sampler"]}"' in text
+    assert OF_ALL == {"sampler": "tpe", "pruner": "auto", "storage": "sqlite", "launcher": "local"}

@@ -381,11 +381,13 @@ def search(
         search(train, space={"lr": Float(1e-4, 1e-1, log=True)}, maximize="accuracy")
         search(objective, trials=100, maximize="accuracy")
 
-    Trial 0 is the baseline. After the last trial, re-evaluation trains the best 3 trials and the
-    baseline again, each with 3 new seeds and validation splits: (3 + 1) × 3 trainings. The best
-    mean wins. The final training then trains winner and baseline on the full training set with 3
-    new seeds each, 2 × 3 trainings, and tests them once on the test set. A custom training loop is
-    tested if `objective.test` names a function; an Optuna objective is not tested.
+    Trial 0 is the baseline: the default configuration. The search is followed by two stages:
+
+    * Re-evaluation trains the best 3 trials and the baseline again, each with 3 new seeds and
+      validation splits: (3 + 1) × 3 trainings. The best mean wins.
+    * The final training trains winner and baseline on the full training set, each with 3 seeds:
+      2 × 3 trainings. Each is tested on the test set, which nothing used before. A custom training
+      loop has this stage only if `objective.test` names a function, an Optuna objective never.
 
     The same call resumes a study that was interrupted; with more `trials` it continues a finished
     one. Several workers are separate processes; they get what a notebook or script defines.
@@ -445,7 +447,7 @@ def search(
         ...     def __init__(self, *, shape, classes, width=8):
         ...         layers = torch.nn.Linear(*shape, width), torch.nn.Linear(width, classes)
         ...         super().__init__(layers[0], torch.nn.ReLU(), layers[1])
-        >>> inputs = torch.randn(500, 2)
+        >>> inputs = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
         >>> targets = (inputs.prod(1) > 0).long()
         >>> space = {"model": {"width": Int(2, 32)}, "optimizer": {"lr": Float(0.001, 0.1)}}
         >>> data = (inputs, targets)

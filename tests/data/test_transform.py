@@ -51,7 +51,7 @@ def test_a_digit_anywhere_on_a_large_page_becomes_what_mnist_has_of_it(digits):
     for picture in digits[::3]:
         page = on_paper(picture[0], (220, 400), 30, 200)
         made, done = MNIST(page, SIZE)
-        assert done[1:] == ["400 × 220 pixels, what is drawn scaled and centred in 28 × 28"]
+        assert done[1:] == ["400 × 220 pixels, what is drawn scaled and centered in 28 × 28"]
         expected, _ = MNIST(picture.clone(), SIZE)
         assert float((made - expected).abs().mean()) < 0.08
         ink = made[0] * 0.3081 + 0.1307

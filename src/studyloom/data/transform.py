@@ -26,7 +26,7 @@ FITS = {
     "pad": "scaled and padded to",
     "crop": "scaled and cut to",
     "stretch": "stretched to",
-    "ink": "what is drawn scaled and centred in",
+    "ink": "what is drawn scaled and centered in",
 }
 INK = 20 / 28  # the share of MNIST's images that digits fill: all have 19 or 20 of 28 pixels
 FAINT = 0.2  # of the strongest ink; fainter pixels are paper
@@ -127,7 +127,7 @@ class Picture:
             raise DataError(
                 f"data.transform makes inputs from {format_value(least)} to {format_value(most)} "
                 f"of images, and the training inputs go from {format_value(low)} to "
-                f"{format_value(high)}; mean and std must be those that the data is normalised by"
+                f"{format_value(high)}; mean and std must be those that the data is normalized by"
             )
 
     def __call__(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
