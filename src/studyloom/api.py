@@ -29,14 +29,14 @@ from studyloom.user_code import note_script
 from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
 from studyloom.winner.result import Result
 
-if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
+if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
     from torch.nn import Module
 
     from studyloom.config.main import Invocation
     from studyloom.launch.task import Command, Prepared
     from studyloom.winner.predictor import Prediction, Predictor
 
-DEADLINE = 10.0  # seconds that a look at a study waits for a database that is busy or away
+DEADLINE = 10.0  # seconds to wait for a database that is busy or away, when a study is read
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def _run(
     began = time.monotonic()
 
     def conduct(cfg: DictConfig, arguments: tuple[str, ...]) -> Study:
-        # The time since the process began is that of a notebook, and not that of the study.
+        # Not the time since the process began, which for a notebook may be days.
         program = invocation.program
         kind = "cell" if "ipykernel" in sys.modules else "call"
         command = Command(program, arguments, lambda: time.monotonic() - began, is_call, kind)

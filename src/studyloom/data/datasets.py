@@ -240,7 +240,7 @@ class Datasets:
         """Returns a value for each training example: its weight, group or class."""
         try:
             array = np.asarray(given(dataset) if callable(given) else given)
-            if name == "groups":  # of any kind, such as the names of patients
+            if name == "groups":  # of any type, such as names of patients
                 array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
             rows = torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -375,7 +375,7 @@ def _files_of(dataset: Any) -> list[str] | None:
                 row if isinstance(row, tuple | list) else (row,) for row in getattr(dataset, name)
             ]
             paths = [os.path.abspath(row[0]) for row in rows]
-            # Not by the whole path: the folder may lie elsewhere on another machine.
+            # Not by the whole path, which may differ on another machine.
             above = os.path.commonpath([os.path.dirname(path) for path in paths])
             found = [os.stat(path) for path in paths]
         except (AttributeError, LookupError, OSError, TypeError, ValueError):
@@ -406,7 +406,7 @@ def _content(value: Any) -> Iterator[bytes]:
             yield from _content(part)
     elif isinstance(value, str | bytes | int | float | bool | type(None) | np.generic):
         yield repr(value).encode()
-    elif callable(getattr(value, "tobytes", None)):  # a picture of Pillow
+    elif callable(getattr(value, "tobytes", None)):  # a Pillow image
         yield value.tobytes()
     else:
         yield type(value).__name__.encode()

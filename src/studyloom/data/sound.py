@@ -17,9 +17,9 @@ from torch import Tensor
 
 from studyloom.errors import DataError
 
-RATES = (4_000, 192_000)  # samples a second; of telephones, and of studios
+RATES = (4_000, 192_000)  # samples per second, from telephones to studios
 MOST_SAMPLES = 3_000_000  # of a file, all channels together: a minute of CDs has 2.6 million
-SILENT = 1e-3  # of full scale; the quietest of 3 000 recordings has a peak of 0.0064
+SILENT = 1e-3  # of full scale; the quietest of 3,000 recordings has a peak of 0.0064
 SHORTEST = 0.05  # seconds of sound
 LOWEST = 60.0  # hertz, where the lowest band begins
 Samples = NDArray[np.float64]

@@ -28,7 +28,7 @@ from studyloom.text import format_shape, nearest
 ASSET = ASSETS / "mnist5k.npz"
 CLASSES = 10
 GZIP = b"\x1f\x8b"
-OWN = "studyloom:"  # before the name of a file that comes with studyloom
+OWN = "studyloom:"  # the prefix of a file that comes with studyloom
 Bytes = NDArray[np.uint8]
 
 

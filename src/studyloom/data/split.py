@@ -167,8 +167,8 @@ class Split:
             )
         if self.tokens is not None and not self.tokens.fits(inputs[0]):
             raise UnfitData(
-                "data with tokens must have rows of integers as inputs, each longer than "
-                f"first={self.tokens.first}; got {sizes} of {inputs.dtype}"
+                "data with tokens must have rows of integers as inputs, each long enough for "
+                f"a text from place {self.tokens.first} on; got {sizes} of {inputs.dtype}"
             )
 
     def __len__(self) -> int:
@@ -256,7 +256,7 @@ class Split:
     def check(self) -> None:
         """Raises DataError if an input or a target is not finite, or a class has no output."""
         for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
-            # A value that is not finite makes a sum that is not: 0.02 s for 60 000 images, and
+            # A value that is not finite makes a sum that is not: 0.02 s for 60,000 images, and
             # 0.2 s to look at each number.
             suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
             if suspect and not bool(torch.isfinite(tensor).all()):

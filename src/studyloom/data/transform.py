@@ -229,7 +229,7 @@ class Picture:
         drawn /= drawn.max().clamp(min=1e-12)
         whole = torch.zeros(len(ink), *size)
         top, left = (
-            # MNIST's centres of mass lie up to one pixel behind the middle, and never before it.
+            # MNIST's centers of mass lie up to one pixel behind the middle, and never before it.
             min(max(0, math.ceil(length / 2 - centre)), length - part)
             for centre, length, part in zip(_centre(drawn), size, small, strict=True)
         )
@@ -258,7 +258,7 @@ def _box(ink: Tensor) -> tuple[slice, slice]:
 
 
 def _centre(ink: Tensor) -> tuple[float, float]:
-    """Returns the centre of mass, from the upper left corner, in pixels."""
+    """Returns the center of mass, from the upper left corner, in pixels."""
     mass = ink.sum(0)
     row, column = (
         float((mass.sum(1 - axis) * (torch.arange(mass.shape[axis]) + 0.5)).sum() / mass.sum())

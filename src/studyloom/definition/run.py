@@ -35,7 +35,7 @@ from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.scaling import Scaling, scale_rates
 
-LOOP = "studyloom.definition.loop"  # whose frames call the loops
+LOOP = "studyloom.definition.loop"  # the module whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
 log = logging.getLogger(__name__)
 
@@ -177,13 +177,13 @@ class Run:
         self._limits, self._saved, self._scaling = limits or {}, saved, scaling
         self._kept: dict[str, Any] = {}
         self._kept_at_end: dict[str, Any] = {}
-        self._files: dict[str, str] | None = None  # of a trainer of others, in this epoch
+        self._files: dict[str, str] | None = None  # of another library's trainer, in this epoch
         self._last = -1  # the step of the last report
         self._value: float | None = None
         self._epoch: int | None = None
         self._pending: dict[str, float] = {}
         self._begun = False  # whether `epochs` was called
-        self._between = False  # whether the state is that after a whole epoch
+        self._between = False  # whether an epoch is complete and the next has not begun
         self._temporary: Path | None = None
 
     @property
@@ -216,7 +216,7 @@ class Run:
             self._check_metric(self._pending)
             return self._pending[self.metric]
         if self._value is None and self._saved is not None and "value" in self._saved:
-            return float(self._saved["value"])  # a trainer of others finds no epoch left
+            return float(self._saved["value"])  # another library's trainer finds no epoch left
         if self._value is None:
             raise UndefinedMetric("run.value: the objective has reported nothing yet")
         return self._value
@@ -331,7 +331,7 @@ class Run:
                     self._between = True
                     self.flush()
                     self._between, self._files = False, None
-        finally:  # what is pending after a `break` is told by the next report or at the end
+        finally:  # after a `break`, the next report or the end of the loop sends what is pending
             self._epoch = None
 
     def __call__(self, value: Any, step: int) -> None:
@@ -563,7 +563,7 @@ def _forgotten(frame: FrameType | None, kept: Sequence[Any]) -> Iterator[str]:
         own = [*_tensors(part)]
         if own and (all(id(t) in tensors for t in own) or not any(t.requires_grad for t in own)):
             continue
-        with suppress(Exception):  # of a class of the user's own
+        with suppress(Exception):  # whatever a user's class raises
             if part.state_dict():
                 yield name
 

@@ -145,7 +145,7 @@ class WinnerFiles:
         is_of_loop = isinstance(objective, dict) and objective.get("_target_") is not None
         if is_of_loop:
             if "${" not in str(objective["_target_"]):
-                del objective["_target_"]  # the loop itself, which nobody calls here
+                del objective["_target_"]  # the loop itself, which is not called here
             objective.pop("network", None)  # is checked when it is called
         check_targets(checked, allowed)
         kept: dict[str, Any] = {}
