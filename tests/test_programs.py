@@ -203,6 +203,34 @@ def test_every_help_has_a_description_and_examples_that_are_understood(capsys, m
             assert make_parser().parse_args(words[1:]).act == entry.act
 
 
+def test_help_lists_commands_in_four_groups_and_options_for_untrusted_folders_last(capsys):
+    def help_of(*words):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        return capsys.readouterr().out
+
+    text = help_of()
+    heads = re.findall(r"^(create and run|monitor|results|maintenance): .+", text, re.MULTILINE)
+    assert heads == ["create and run", "monitor", "results", "maintenance"]
+    found = [re.search(rf"^  {e.act.__name__} +\w", text, re.MULTILINE).start() for e in COMMANDS]
+    assert found == sorted(found)
+    assert text.index("maintenance: ") < text.index("\noptions:\n")
+    for name, command in make_parser().commands.items():
+        text = help_of(name)
+        untrusted = [o for o in options_of(command) if o.startswith("--trust")]
+        assert ("an untrusted folder" in text) == bool(untrusted)
+        order = re.findall(r"^  (?:-h, )?(--[\w-]+)", text, re.MULTILINE)
+        assert order == sorted(order, key=untrusted.__contains__)
+
+
+def test_the_help_of_a_module_shows_keys_that_are_null():
+    text = study_help("About.", str(ROOT / "conf"), "mnist", [])
+    for key in ("study.timeout", "study.stop", "train.clip", "train.patience", "cost.per_hour"):
+        section, name = key.split(".")
+        assert re.search(rf"^  {section}:\n(?:   .*\n)*    {name}: null$", text, re.MULTILINE), key
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_shells_take_the_script_of_completion_which_names_every_command(capsys, tmp_path):
     for shell in SHELLS:
         assert main(["completion", shell]) == 0

@@ -1,4 +1,4 @@
-"""Parts of all commands of `studyloom`: an entry for each, and shared arguments."""
+"""What the commands of `studyloom` share: their entries, common arguments, and opening a study."""
 
 import argparse
 import io
@@ -20,11 +20,14 @@ Act = Callable[[argparse.Namespace], int | None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A command of `studyloom`; `about` is its line in the list of commands.
+    """A command of `studyloom`.
 
     Args:
-        act: does it with the parsed arguments, and returns the exit code; None for 0. Its name is
-            that of the command, and its docstring what its own help says above the arguments.
+        about: its line in the list of commands.
+        act: runs it with the parsed arguments, and returns the exit code; None for 0. Its name is
+            the command's, and its docstring the description in the command's help.
+        arguments: each adds an argument to the command's parser.
+        examples: command lines that its help ends with.
     """
 
     about: str
@@ -34,12 +37,12 @@ class Entry:
 
 
 def command(about: str, *arguments: Argument, examples: Sequence[str]) -> Callable[[Act], Entry]:
-    """Makes an entry of a function."""
+    """Returns a decorator that turns the function of a command into its entry."""
     return lambda act: Entry(about, act, arguments, examples)
 
 
 def argument(name: str, metavar: str | None, about: str, **options: Any) -> Argument:
-    """Returns a function that adds an argument to a parser; with options of `add_argument`."""
+    """Returns a function that adds an argument to a parser; `options` are `add_argument`'s."""
     return lambda parser: parser.add_argument(name, metavar=metavar, help=about, **options)
 
 
@@ -48,7 +51,11 @@ def flag(name: str, about: str) -> Argument:
 
 
 def either(*arguments: Argument, required: bool = False) -> Argument:
-    """Returns a function that adds arguments of which one may be given, or must be."""
+    """Returns a function that adds arguments that exclude each other.
+
+    Args:
+        required: whether one of them must be given.
+    """
 
     def add(parser: argparse.ArgumentParser) -> None:
         group = parser.add_mutually_exclusive_group(required=required)
@@ -58,44 +65,57 @@ def either(*arguments: Argument, required: bool = False) -> Argument:
     return add
 
 
-# A run directory from elsewhere is data without this consent.
+@dataclass(frozen=True)
+class ForUntrusted:
+    """An option for files that somebody else has written; the help of a command shows it last."""
+
+    add: Argument
+
+    def __call__(self, parser: Any) -> object:
+        return self.add(parser)
+
+
+# Without these, an untrusted run directory is read as data, and nothing in it is executed.
 CONSENT = (
-    flag(
-        "--trust-server", "the PostgreSQL server in RUN_DIR is yours: it runs what its folder says"
+    ForUntrusted(
+        flag("--trust-server", "start the PostgreSQL server in RUN_DIR; its files can execute code")
     ),
-    flag("--trust-config", "the command and the database that RUN_DIR names are yours"),
+    ForUntrusted(
+        flag("--trust-config", "use the command and the database that the files of RUN_DIR name")
+    ),
 )
-RUN_DIR = argument("run_dir", "RUN_DIR", "where the study runs, such as runs/mnist", type=Path)
+RUN_DIR = argument("run_dir", "RUN_DIR", "the folder of the study, such as runs/mnist", type=Path)
 CODE = argument(
     *("--code", "FOLDER"),
-    "where the study was run: its own code is executed (default: here, if it was run here)",
+    "the folder with the study's own code, which is imported (default: the current folder, if the "
+    "study was run from there)",
     type=Path,
 )
-JSON = flag("--json", "one JSON object, for programs")
+JSON = flag("--json", "print JSON, for programs")
 
 
 def trust(about: str) -> Argument:
-    return argument("--trust", "PACKAGE", about, action="append", default=[])
+    return ForUntrusted(argument("--trust", "PACKAGE", about, action="append", default=[]))
 
 
 def replace_unencodable() -> None:
-    """Has `?` printed for what the encoding of the standard streams lacks."""
+    """Prints `?` for characters that the encoding of the standard streams lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a test or an embedding program has its own
             stream.reconfigure(errors="replace")
 
 
 def print_json(document: Any) -> None:
-    """Prints a document of `commands.documents` as one line; what is not finite is null."""
+    """Prints a document of `commands.documents` on one line; NaN and infinity become null."""
     from studyloom.views.progress import to_json
 
     print(to_json(document), flush=True)
 
 
 def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Returns the storage URL and the name of the study that runs in a folder.
+    """Returns the storage URL and the name of the study of a run directory.
 
-    If the study has an embedded server, it runs for as long as this process.
+    An embedded PostgreSQL server is started if needed, and ends with this process.
 
     Raises:
         ValueError: no study has run there, or its server does not start.
@@ -108,10 +128,10 @@ def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStudy":
-    """Opens the study that runs in a folder.
+    """Opens the study of a run directory.
 
     Args:
-        deadline: the seconds to wait for a database that is busy or away.
+        deadline: the seconds to wait for a database that is busy or cannot be reached.
 
     Raises:
         ValueError: no study has run there, or its database cannot be used.

@@ -1,4 +1,4 @@
-"""The parser of the command line of `studyloom`, made of the entries of all commands."""
+"""The parser of the `studyloom` command line: all commands, in the groups of `--help`."""
 
 import argparse
 import inspect
@@ -10,18 +10,27 @@ from typing import Any, NoReturn
 
 from studyloom._version import __version__
 from studyloom.commands import looking, networks, studies
-from studyloom.commands.options import Entry
+from studyloom.commands.options import Entry, ForUntrusted
 from studyloom.environment import variables_help
 from studyloom.text import nearest, printable
 
-COMMANDS: tuple[Entry, ...] = (
-    *(studies.new, studies.run),
-    *(looking.status, looking.trials, looking.report, looking.compare),
-    *(looking.stop, looking.pause, looking.resume, looking.ask, looking.propose, looking.mcp),
-    *(networks.winner, networks.compress, networks.predict, networks.replay),
-    *(looking.doctor, looking.dashboard),
-    *(studies.keys, studies.completion, studies.schema),
-)
+# The commands by the heading of `--help` that lists them.
+GROUPS: Mapping[str, tuple[Entry, ...]] = {
+    "create and run: write a study, run it, control it, propose configurations": (
+        *(studies.new, studies.run, looking.pause, looking.resume, looking.stop),
+        *(looking.ask, looking.propose, looking.mcp),
+    ),
+    "monitor: follow a study while it runs": (looking.status, looking.trials, looking.dashboard),
+    "results: look at what a study found, and use its winner": (
+        *(looking.report, looking.compare, networks.winner),
+        *(networks.predict, networks.compress, networks.replay),
+    ),
+    "maintenance: check the machine, look up keys and formats, set up the shell": (
+        *(looking.doctor, studies.keys, studies.schema, studies.completion),
+    ),
+}
+COMMANDS = tuple(entry for entries in GROUPS.values() for entry in entries)
+UNTRUSTED = "options for an untrusted folder: use them only if you trust who wrote it"
 WIDEST = 80  # columns of a help, however wide the terminal is
 ABOUT = """Hyperparameter search for PyTorch: run, monitor and compare studies.
 
@@ -29,23 +38,31 @@ A study is run by its module: python -m studies.mnist"""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions and examples, and is no wider than 80 columns."""
+    """Keeps line breaks, fits 80 columns, and lists commands by group."""
 
     def __init__(self, prog: str) -> None:
         width = min(WIDEST, shutil.get_terminal_size().columns) - 2
         super().__init__(prog, max_help_position=26, width=width)
 
+    def _format_action(self, action: argparse.Action) -> str:
+        if not isinstance(action, argparse._SubParsersAction):
+            return super()._format_action(action)
+        write = super()._format_action
+        lines = {each.dest: write(each) for each in action._choices_actions}
+        listed = {head: [lines[e.act.__name__] for e in group] for head, group in GROUPS.items()}
+        return "\n".join(f"{head}\n{''.join(group)}" for head, group in listed.items())
+
 
 class Parser(argparse.ArgumentParser):
-    """Suggests the command or option that a misspelt one may stand for."""
+    """Suggests the nearest command or option for a misspelled one."""
 
-    commands: Mapping[str, argparse.ArgumentParser]  # of the parser of all of them
+    commands: Mapping[str, argparse.ArgumentParser]  # by name; of the top-level parser only
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """Parses arguments, those of a list also behind an option.
+        """Parses arguments; settings of `compress` may also follow an option.
 
-        Python 3.11 gives a list that may be empty nothing once an option stands behind what comes
-        before it: of `compress RUN_DIR --json margin=0.01` the setting is left over.
+        In Python 3.11, argparse does not assign `margin=0.01` of `compress RUN_DIR --json
+        margin=0.01` to the list `settings`, but returns it as unknown.
         """
         found, left = self.parse_known_args(args, namespace)
         if "settings" in found:
@@ -58,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with exit code 2, and a line that says what is wrong."""
+        """Prints what is wrong on one line, and ends the process with exit code 2."""
         if wrong := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(", message):
             known = f"{', '.join(self.commands)}{nearest(wrong[1], [*self.commands])}"
             message = f"{wrong[1]}: no such command; there are {known}"
@@ -68,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> Parser:
     """Makes the parser of the command line.
 
-    It sets `act` of the parsed arguments to the function of the command, and `parser` to itself.
+    Of the parsed arguments, `act` is the function of the command, and `parser` this parser.
     """
     examples = ("studyloom new mine", "studyloom status runs/mine --watch")
     parser = Parser(
@@ -78,6 +95,7 @@ def make_parser() -> Parser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")
+    parser._positionals.title = argparse.SUPPRESS  # the groups have headings of their own
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     parser.commands = commands.choices
     for entry in COMMANDS:
@@ -91,8 +109,12 @@ def make_parser() -> Parser:
             formatter_class=HelpFormatter,
         )
         command.set_defaults(act=entry.act, parser=parser)
-        for add in entry.arguments:
+        untrusted = [add for add in entry.arguments if isinstance(add, ForUntrusted)]
+        for add in (each for each in entry.arguments if each not in untrusted):
             add(command)
+        group = command.add_argument_group(UNTRUSTED)  # of which nothing is printed if it is empty
+        for add in untrusted:
+            add(group)
     return parser
 
 
@@ -102,6 +124,6 @@ def options_of(command: argparse.ArgumentParser) -> list[str]:
 
 
 def format_examples(examples: Sequence[str]) -> str:
-    """Formats examples as the end of a help."""
+    """Formats the examples that a help ends with."""
     head = "example:" if len(examples) == 1 else "examples:"
     return "\n".join([head, *(f"  {example}" for example in examples)])

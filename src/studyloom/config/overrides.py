@@ -39,7 +39,7 @@ options:
   --version       the version of studyloom
   --hydra-help    the options of Hydra, such as --config-dir
 
-completion in bash, zsh or fish, for a study module that is run as a file:
+shell completion of overrides (bash, zsh, fish), for a module run as a file:
   eval "$(python studies/NAME.py -sc install=bash)"
   python studies/NAME.py model=<TAB>
 """
@@ -200,10 +200,11 @@ def describe_compose_error(error: BaseException) -> str:
 
 
 def study_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
-    """Writes the help of a study module: what it is, its options, groups and composed keys.
+    """Writes the help of a study module: docstring, options, groups, and every key with its value.
 
     Args:
-        argv: the overrides with which the keys are composed, if they can be.
+        about: the docstring of the study module.
+        argv: overrides; the help shows the values that they give, if the config composes.
     """
     GlobalHydra.instance().clear()
     options = parse_command_line(config_path, config_name, argv)
@@ -215,16 +216,15 @@ def study_help(about: str, config_path: str, config_name: str, argv: Sequence[st
         wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent="    ")
         groups = {group: ", ".join(group_options(group)) for group in STUDY_GROUPS}
         named = [wrapper.fill(f"{group}={each}") for group, each in groups.items() if each]
-    text = OmegaConf.to_yaml(config)
-    kept = [line for line in text.splitlines() if not line.endswith((": null", "???"))]
+    lines = OmegaConf.to_yaml(config).splitlines()
     parts = [
         about.strip(),
         OPTIONS,
         f"{variables_help()}\n",
-        "groups, of which an override chooses another option:",
+        "groups and their options, which an override such as sampler=random chooses:",
         *named,
-        "\nkeys, which an override such as study.trials=50 sets (null ones are left out):",
-        *(f"  {line}" for line in kept),
+        "\nkeys and their values, which an override such as study.trials=50 sets:",
+        *(f"  {line}" for line in lines),
     ]
     return printable("\n".join(parts))
 
