@@ -39,7 +39,7 @@ def asset_path(name: str) -> Path:
             return folder / name
     raise DataError(
         f"{name} is neither in {ASSETS} nor in {GALLERY}; the data of the gallery is in a checkout "
-        "of studyloom, not in its wheel; install a checkout: pip install -e FOLDER"
+        "of studyloom, not in its wheel; install a checkout: in its folder, pip install -e ."
     )
 
 

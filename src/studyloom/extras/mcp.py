@@ -17,6 +17,7 @@ from studyloom._version import __version__
 from studyloom.commands.options import open_run
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.extras.proposals import asking, queue
+from studyloom.installation import pip_install
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
@@ -32,7 +33,7 @@ try:
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.types import ToolAnnotations
 except ImportError as error:
-    raise ConfigError(f"mcp: {error}; pip install 'studyloom[mcp]'") from None
+    raise ConfigError(f"mcp: {error}; {pip_install('mcp')}") from None
 
 ABOUT = """\
 A hyperparameter search. `ask` tells the question, the space and the trials so far; `propose` puts a

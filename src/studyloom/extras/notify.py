@@ -18,6 +18,7 @@ from typing import Any
 
 from studyloom.errors import refuse
 from studyloom.extras.trackers.projection import Feed
+from studyloom.installation import pip_install
 from studyloom.text import one_line, printable
 from studyloom.views.progress import Progress, to_json
 from studyloom.views.snapshot import format_parameters, format_trial_values
@@ -123,7 +124,7 @@ def mistake_in(target: str) -> str | None:
             warnings.simplefilter("ignore")
             usable = load_apprise().Apprise.instantiate(target) is not None
     except ImportError:
-        return "notify: a URL needs the extra notify: pip install 'studyloom[notify]'"
+        return f"notify: a URL needs the extra notify: {pip_install('notify')}"
     unknown = f"notify: {name_of(target)}: apprise knows no such URL; see apprise --details"
     return None if usable else unknown
 

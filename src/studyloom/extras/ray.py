@@ -17,6 +17,7 @@ from studyloom.environment import PREFIX, TRACEBACKS, WORKER
 from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
+from studyloom.installation import pip_install
 from studyloom.launch.local import check_count, gpus
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import Task
@@ -234,9 +235,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise LaunchError(
-            f"launcher=ray: Ray is missing; pip install 'studyloom[ray]' ({error})"
-        ) from None
+        raise LaunchError(f"launcher=ray: Ray is missing; {pip_install('ray')} ({error})") from None
     return ray
 
 

@@ -43,6 +43,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from studyloom.errors import StorageError, StorageLost, StudyloomError
+from studyloom.installation import pip_install
 from studyloom.processes import running_beside
 from studyloom.storage import sql
 from studyloom.storage.optuna_internals import (
@@ -904,7 +905,7 @@ def explained(address: URL) -> Iterator[None]:
     except ImportError as error:
         raise StorageError(
             f"storage.url: {without_password(address)} needs a driver; "
-            f"pip install 'studyloom[postgres]' ({error})"
+            f"{pip_install('postgres')} ({error})"
         ) from None
     except (OSError, RuntimeError) as error:
         raise StorageError(

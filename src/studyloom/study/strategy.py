@@ -20,6 +20,7 @@ from optuna.trial import TrialState, create_trial
 from studyloom.config.build import build, find_target, plain
 from studyloom.config.values import describe_error, value_at
 from studyloom.errors import ConfigError
+from studyloom.installation import pip_install
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
 
@@ -142,7 +143,7 @@ class Strategy:
             except ConfigError as error:
                 yield from error.mistakes
             except ImportError as error:
-                extra = "pip install 'studyloom[samplers]'"
+                extra = pip_install("samplers")
                 yield f"{chosen} needs a library that is missing ({extra}): {describe_error(error)}"
             except Exception as error:
                 yield f"{chosen}: {describe_error(error)}"

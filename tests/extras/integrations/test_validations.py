@@ -12,6 +12,7 @@ from studyloom.definition.objective import Attempt
 from studyloom.definition.run import LoopJob, Run, RunContext
 from studyloom.errors import UndefinedMetric
 from studyloom.extras.integrations import Validations
+from studyloom.installation import pip_install
 
 
 @pytest.fixture
@@ -67,6 +68,6 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, library)
     for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, f"studyloom.extras.integrations.{library}", raising=False)
-    extra = re.escape(f"pip install 'studyloom[{library}]'")
+    extra = re.escape(pip_install(library))
     with pytest.raises(ModuleNotFoundError, match=extra):
         import_module(f"studyloom.extras.integrations.{library}")

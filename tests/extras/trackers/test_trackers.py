@@ -23,6 +23,7 @@ from studyloom.extras.trackers.projection import (
     track_study,
 )
 from studyloom.extras.trackers.wandb import SERVICE
+from studyloom.installation import pip_install
 from studyloom.study.opening import create_study
 
 UUID = "ab" * 16
@@ -266,7 +267,7 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
         build_trackers(OmegaConf.create(section))
     told = "\n".join(caught.value.mistakes)
     for words in (
-        "pip install 'studyloom[tensorboard]'",
+        pip_install("tensorboard"),
         "track.a must be a section with a _target_, not 3",
         "write_answer(answer); Half has not",
         "track.hasty.patience must be a positive number of seconds, not 0",

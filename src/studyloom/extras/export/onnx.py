@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from studyloom.errors import CompressError
+from studyloom.installation import pip_install
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch_pruning")
 INPUTS, OUTPUTS = "inputs", "outputs"  # the names in the file
@@ -31,7 +32,7 @@ def check_installed() -> None:
     """Raises CompressError if a package of the extra is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise CompressError(f"compress needs {', '.join(missing)}; pip install 'studyloom[export]'")
+        raise CompressError(f"compress needs {', '.join(missing)}; {pip_install('export')}")
 
 
 class OnnxNetwork(nn.Module):

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from studyloom.definition.run import Run
+from studyloom.installation import pip_install
 
 try:
     from accelerate import Accelerator
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; pip install 'studyloom[accelerate]'") from None
+    raise ModuleNotFoundError(f"{error}; {pip_install('accelerate')}") from None
 
 
 def epochs(run: Run, accelerator: Accelerator, count: int, **parts: Any) -> Iterator[int]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from studyloom.definition.run import Run
 from studyloom.extras.integrations import Validations
+from studyloom.installation import pip_install
 
 try:
     from lightning.pytorch.callbacks import Checkpoint
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; pip install 'studyloom[lightning]'") from None
+    raise ModuleNotFoundError(f"{error}; {pip_install('lightning')}") from None
 
 
 class Report(Checkpoint):

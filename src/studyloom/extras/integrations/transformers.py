@@ -8,11 +8,12 @@ from typing import Any
 
 from studyloom.definition.run import Run
 from studyloom.extras.integrations import Validations
+from studyloom.installation import pip_install
 
 try:
     from transformers import TrainerCallback, set_seed
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; pip install 'studyloom[transformers]'") from None
+    raise ModuleNotFoundError(f"{error}; {pip_install('transformers')}") from None
 
 
 class StudyloomCallback(TrainerCallback):

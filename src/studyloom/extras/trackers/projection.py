@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config.build import build
 from studyloom.errors import ConfigError, StorageError, refuse
+from studyloom.installation import pip_install
 from studyloom.storage.attributes import COLUMNS, STANDARD_ERROR, UUID
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
@@ -46,9 +47,7 @@ def require(package: str) -> None:
         ConfigError: it is not.
     """
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"track={package}: needs the package {package}: pip install 'studyloom[{package}]'"
-        )
+        raise ConfigError(f"track={package}: needs the package {package}: {pip_install(package)}")
 
 
 @dataclass(frozen=True)
