@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -476,7 +477,8 @@ def search(
         "objective.direction": (directions[0] if single else directions) if metrics else None,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    asked = ask(subject, {} if space is None else space, data, given | settings)
+    keywords = [*signature(search).parameters][1:-1]
+    asked = ask(subject, {} if space is None else space, data, given | settings, keywords)
     invocation = of_sections(asked.sections, asked.run_dir)
     asked.write()
     for words in () if quiet else asked.notes:

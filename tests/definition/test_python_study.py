@@ -190,7 +190,7 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
         lambda: sl.search(3, minimize="x"): ["got int"],
         lambda: sl.search(loop, minimize="x", name="../elsewhere"): ["must be a folder name"],
         lambda: sl.search(Net, data=generator, trails=3): [
-            "trails: no such keyword.*did you mean study.trials",
+            r"trails: no such keyword.*did you mean trials\?",
             "data must be a pair.*got generator",
         ],
         lambda: sl.search(Net, data=None): ["data must be a pair"],
@@ -297,7 +297,30 @@ def test_all_arguments_of_wrong_kinds_are_told_at_once():
     starts = ("loss: ", "train must", "space must", "epochs: no such keyword", "data has too few")
     assert len(caught.value.mistakes) == len(starts)
     assert all(any(m.startswith(s) for m in caught.value.mistakes) for s in starts)
-    assert "did you mean train.epochs?" in str(caught.value)
+    assert "did you mean train={'epochs': …}?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"width": sl.Int(4, 8)}, "space: width: .* did you mean space={'model': {'width': …}}?"),
+        (
+            {"widht": sl.Int(4, 8), "dropout": sl.Float(0, 0.5), "lr": sl.Float(1e-4, 0.1)},
+            "space={'model': {'width': …, 'dropout': …}, 'optimizer': {'lr': …}}?",
+        ),
+        (
+            {"batch_size": sl.Choice(8, 16), "optimizer": {"lr": sl.Float(1e-4, 0.1)}},
+            "space: batch_size: .* did you mean space={'train': {'batch_size': …}}?",
+        ),
+        ({"depth": sl.Int(1, 3)}, "did you mean space={'model': {'depth': …}}?"),
+    ],
+    ids=["model", "several", "train", "unknown"],
+)
+def test_a_flat_space_of_a_network_is_refused_with_the_nested_one(space, words):
+    with pytest.raises(sl.ConfigError) as caught:
+        sl.search(Net, data=pair(9), space=space)
+    assert len(caught.value.mistakes) == 1
+    assert all(each in str(caught.value) for each in words.split(".*")), caught.value
 
 
 def measured(config, run, part):

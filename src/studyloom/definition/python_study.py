@@ -10,8 +10,9 @@ import hashlib
 import inspect
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ WANTED = (
     "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
     "or a pair of inputs and targets as tensors or arrays"
 )
+RANGES = ("int", "float", "choice", "list")  # the keys of a range, one of which it has
 SECTION = (Mapping, "a mapping of its keys")
 # What some arguments must be, and that in words.
 KINDS: dict[str, tuple[Any, str]] = {
@@ -84,12 +86,17 @@ class PythonStudy:
 
 
 def ask(
-    subject: Callable[..., Any], space: Mapping[str, Any], data: Any, settings: Mapping[str, Any]
+    subject: Callable[..., Any],
+    space: Mapping[str, Any],
+    data: Any,
+    settings: Mapping[str, Any],
+    keywords: Sequence[str] = (),
 ) -> PythonStudy:
     """Reads the study definition from the arguments of `studyloom.search`.
 
     Args:
         settings: sections of a config, keys by their dotted names, and options of groups.
+        keywords: those of `search`, one of which may be suggested for a misspelled one.
 
     Raises:
         ConfigError: every mistake in them; the space and the values are checked with the config.
@@ -111,6 +118,9 @@ def ask(
     }
     trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
     trains = trains or (has_model and not OF_LOOP & parameters)
+    if is_tree and trains and (flat := [str(key) for key in space if _is_flat(key, space[key])]):
+        mistakes.append(_nested(flat, parameters))
+        space = {key: space[key] for key in space if key not in flat}
     if space or not is_tree:
         settings = {"space": {"params": space} if is_tree and not trains else space, **settings}
     if isinstance(data, str | Mapping):
@@ -118,10 +128,8 @@ def ask(
     for key, value in settings.items():
         top, (kind, words) = key.partition(".")[0], KINDS.get(key, (object, ""))
         if top not in SECTIONS or top == "hydra":
-            near = meant(key, SCHEMA) or nearest(key, SECTIONS)
-            mistakes.append(
-                f"{key}: no such keyword, which must be a section or key of a config{near}"
-            )
+            words = "no such keyword, which must be a section or key of a config"
+            mistakes.append(f"{key}: {words}{_near_keyword(key, keywords)}")
         elif not isinstance(value, kind):
             mistakes.append(f"{key} must be {words}; got {value!r}")
         elif key in STUDY_GROUPS and isinstance(value, str):
@@ -162,6 +170,41 @@ def ask(
         listed += ["_self_", {"override /track": sections.pop("track")}]
     study.sections = {"defaults": ["studyloom", *listed], **sections}
     return study
+
+
+def _near_keyword(name: str, keywords: Sequence[str]) -> str:
+    """Suggests a keyword of `search`, or the section that has a key of this name."""
+    if close := get_close_matches(name, keywords, n=1, cutoff=0.8):
+        return f"; did you mean {close[0]}?"
+    in_section = re.sub(r" (\w+)\.(\w+)\?$", r" \1={'\2': …}?", meant(name, SCHEMA))
+    return in_section or nearest(name, SECTIONS)
+
+
+def _is_flat(key: Any, value: Any) -> bool:
+    """Whether a space has a range at its top, where a network needs a section."""
+    is_range = isinstance(value, Mapping) and not value.keys().isdisjoint(RANGES)
+    return is_range and isinstance(key, str) and "." not in key and key not in SECTIONS
+
+
+def _nested(flat: Sequence[str], parameters: Collection[str]) -> str:
+    """Says how the hyperparameters of a network are written: each in its section.
+
+    Args:
+        parameters: of the network; a name that no section has is taken for one of these.
+    """
+    names = {"model": parameters, "train": [str(key) for key in SCHEMA.train]}
+    for group, option in OF_NETWORKS.items():
+        names[group] = [str(key) for key in OmegaConf.load(GROUPS / group / f"{option}.yaml")]
+    owners = {name: section for section, known in reversed(names.items()) for name in known}
+    meant_by: dict[str, list[str]] = {}
+    for name in flat:
+        near = get_close_matches(name, owners, n=1, cutoff=0.8) or [name]
+        meant_by.setdefault(owners.get(near[0], "model"), []).append(f"'{near[0]}': …")
+    tree = ", ".join(f"'{section}': {{{', '.join(each)}}}" for section, each in meant_by.items())
+    return (
+        f"space: {', '.join(flat)}: a hyperparameter of a network stands in its section; "
+        f"did you mean space={{{tree}}}?"
+    )
 
 
 def _plain(key: str, value: Any, mistakes: list[str]) -> Any:
