@@ -97,7 +97,8 @@ def test_a_change_of_it_is_said_or_refused_and_its_loss_too(searched, tmp_path, 
     assert main(predict) == 0
     assert f"{script} has changed since the study ran" in caplog.text
     assert main(["winner", str(run_dir)]) == 2
-    assert "only your code differs" in capsys.readouterr().err
+    changed = "Net" if run_dir.name == "mine" else "loop"
+    assert f"the code of {changed} has changed since the study" in capsys.readouterr().err
     moved = script.parent.rename(tmp_path / "moved")
     assert main(predict) == 2
     assert f"{script}: the script of the study is not there" in capsys.readouterr().err

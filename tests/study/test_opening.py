@@ -1,5 +1,9 @@
 """Studies created and opened in their database, and compared with their question."""
 
+import os
+import sys
+import types
+
 import optuna
 import pytest
 from optuna.trial import create_trial
@@ -27,6 +31,34 @@ def test_another_question_under_the_same_name_is_refused_with_the_differences(ur
     assert "study.name=" in str(caught.value)
     other_way = ask(*RANDOM, "sampler=tpe", "pruner=median", "study.trials=9")
     fresh(url, other_way, 9)  # to the same answer
+
+
+def test_an_edit_of_the_users_code_is_said_by_the_name_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("studies.mine")
+    module.__file__ = str(tmp_path / "studies" / "mine.py")
+    monkeypatch.setitem(sys.modules, "studies.mine", module)
+    was = {"train.epochs": 2, "code.studies.mine": "8b256f1a"}
+    now = {"train.epochs": 2, "code.studies.mine": "6abe592d"}
+    mine = os.path.join("studies", "mine.py")
+    with pytest.raises(DefinitionError) as caught:
+        check_definition("s", was, now)
+    assert f"{mine} has changed since the study 's' began" in str(caught.value)
+    assert "study.accept_code_change=true" in str(caught.value)
+    assert "8b256f1a" not in str(caught.value)
+    with pytest.raises(DefinitionError) as caught:
+        check_definition("s", was, now | {"train.epochs": 3})
+    assert f"  train.epochs: 2 → 3\n  {mine} has changed\n" in str(caught.value)
+    moved = {"model._target_": "b.Net", "code.b": "1"}
+    with pytest.raises(DefinitionError) as caught:
+        check_definition("s", {"model._target_": "a.Net", "code.a": "1"}, moved)
+    assert "has changed" not in str(caught.value)
+    of_notebook = {"train.epochs": 2, "code.__main__.Net": "8b256f1a", "code.main.py": "1"}
+    words = "the code of Net, main.py have changed since"
+    with pytest.raises(DefinitionError, match=words):
+        check_definition(
+            "s", of_notebook, {**of_notebook, "code.__main__.Net": "0", "code.main.py": "2"}
+        )
 
 
 def test_a_study_whose_maker_died_half_way_is_completed(url, definition, monkeypatch):

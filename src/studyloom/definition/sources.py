@@ -86,6 +86,21 @@ def code_of(definition: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in definition.items() if key.startswith(CODE)}
 
 
+def name_of_source(key: str) -> str:
+    """Returns what the user has edited if a digest changed, such as studies/mine.py.
+
+    Args:
+        key: that of the digest: code.studies.mine, or code.__main__.Net of a notebook or script,
+            which is "the code of Net".
+    """
+    name = key.removeprefix(CODE)
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return f"the code of {name.removeprefix(MAIN)}" if name.startswith(MAIN) else name
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def targets(value: Any) -> Iterator[str]:
     """Yields every `_target_` of nested plain values, and what Hydra's `get_method` gets."""
     if isinstance(value, Mapping):

@@ -14,7 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from studyloom._version import __version__
-from studyloom.definition.sources import CODE, code_of
+from studyloom.definition.sources import CODE, code_of, name_of_source
 from studyloom.errors import DefinitionError, StorageError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.moved import MOVED
@@ -90,15 +90,23 @@ def _as_moved(value: Any, key: str = "") -> Any:
 
 def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
     """Makes the error that shows how the definition of a study differs from the present one."""
-    way_out = "restore these values to resume it, or start a new study with study.name=…"
-    if all(change.startswith(CODE) for change in changes):
-        way_out = (
-            "only your code differs: restore it, continue with "
+    lines = [change for change in changes if not change.startswith(CODE)]
+    # Next to other changes, a module that is new or gone needs no line: a `_target_` names it.
+    code = [change for change in changes if change not in lines]
+    code = [change for change in code if not lines or "(absent)" not in change]
+    edited = [name_of_source(change.partition(": ")[0]) for change in code]
+    if not lines:
+        names, has = ", ".join(edited), "has" if len(edited) == 1 else "have"
+        return DefinitionError(
+            f"study.name: {names} {has} changed since the study {name!r} began, so its trials are "
+            "not comparable; restore the code to resume the study, continue with the new code by "
             "study.accept_code_change=true, or start a new study with study.name=…"
         )
+    lines += [f"{each} has changed" for each in edited]
     return DefinitionError(
         f"study.name: the study {name!r} already exists with a different definition, so its "
-        "trials are not comparable:\n" + "".join(f"  {change}\n" for change in changes) + way_out
+        "trials are not comparable:\n" + "".join(f"  {line}\n" for line in lines) + "restore "
+        "these values to resume it, or start a new study with study.name=…"
     )
 
 
