@@ -67,7 +67,7 @@ def either(*arguments: Argument, required: bool = False) -> Argument:
 
 @dataclass(frozen=True)
 class ForUntrusted:
-    """An option for files that somebody else has written; the help of a command shows it last."""
+    """An option for an untrusted folder; the help of a command shows it after the others."""
 
     add: Argument
 
