@@ -21,14 +21,14 @@ class Noted:
         return self.noted and json.dumps(self.noted)
 
 
-CHECKOUT = {"url": "file:///home/anna/my%20code/studyloom", "dir_info": {"editable": True}}
+CHECKOUT = {"url": "file:///srv/my%20code/studyloom", "dir_info": {"editable": True}}
 WHEEL = {"url": "file:///tmp/studyloom-0.1.0-py3-none-any.whl", "archive_info": {}}
 
 
 @pytest.mark.parametrize(
     ("noted", "command"),
     [
-        (CHECKOUT, "pip install -e '/home/anna/my code/studyloom[ray]'"),
+        (CHECKOUT, "pip install -e '/srv/my code/studyloom[ray]'"),
         (WHEEL, "pip install '/tmp/studyloom-0.1.0-py3-none-any.whl[ray]'"),
         (None, "pip install 'studyloom[ray]'"),
     ],
