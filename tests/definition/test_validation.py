@@ -241,19 +241,19 @@ def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(
     assert len(caught.value.mistakes) == 3
     assert "did you mean model.width?" in caught.value.mistakes[0]
     for relation, words in {
-        "model.width > 8": "composed breaks space.where 'model.width > 8' with model.width=6; chan",
-        "model.width > 16": "study.baseline: what is composed breaks",
+        "model.width > 8": "baseline breaks space.where 'model.width > 8' with model.width=6; chan",
+        "model.width > 16": "study.baseline: the baseline breaks",
     }.items():
         relations = f"+space.where=['{relation} and model.width % model.heads == 0']"
         assert words in only_mistake(ask(*HEADS, relations), folds)
     never = ask(*HEADS, relations, "study.baseline=false")
-    assert "no point of the space keeps to model.width > 16 and" in only_mistake(never, folds)
+    assert "no configurations satisfy model.width > 16 and" in only_mistake(never, folds)
     seed, words = mistakes_of(ask(*HEADS, relations, "study.seed=-1"), folds)
     assert seed.startswith("study.seed")
     assert words.startswith("study.baseline")
     wide = ("space=none", "+space.optimizer.lr.float=[0.0001,1]", "study.baseline=false")
     never = ask(*wide, "+space.where=['optimizer.lr > 1']")
-    assert "no point of 10_000 that were drawn keeps to" in only_mistake(never, folds)
+    assert "none of 10,000 random configurations satisfy" in only_mistake(never, folds)
     endless = ask(*wide, "study.repeats=false")
     assert "space of finitely many configurations; give its floats" in only_mistake(endless, folds)
 
@@ -280,7 +280,7 @@ BOUNDS = {
         STOP[0],
         "study.min_improvement=0",
     ): "study.min_improvement must be a positive number, or null; got 0.0",
-    (*STOP, "sampler=grid"): "sampler=grid tries each point of a list; set study.stop=null",
+    (*STOP, "sampler=grid"): "sampler=grid tries each configuration of a list; set study.stop=null",
     (*TWO, *STOP): "in one value, and objective.metric names more than one; set study.stop=null",
     (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
     ("objective.network=toys.make_network",): "objective.network is of a loop; what studyloom",

@@ -1,7 +1,7 @@
 """The study definition: from a config to objectives that can be evaluated.
 
-It is validated as a whole before trial 0. An objective runs epoch by epoch and comes to a value;
-the training of networks is one kind, and a loop of the user's own is another.
+A definition is validated as a whole before trial 0. An objective runs epoch by epoch and returns a
+value: it trains networks, or calls a custom training loop.
 """
 
 __all__ = [

@@ -50,19 +50,19 @@ UNUSED_TEST = (
 
 @dataclass(frozen=True)
 class LoopDefinition(Definition):
-    """The definition of a study whose trials call a loop; see `Definition`.
+    """The definition of a study whose trials call a custom training loop; see `Definition`.
 
-    A loop `(run, *, width=32, …)` gets the values of `params` by name, and its defaults are part of
-    them. An objective of Optuna's, `(trial)`, has an `Open` space: `params` holds parameters
-    that are not searched, but given. See `UserFunction`.
+    A loop `(run, *, width=32, …)` gets the values of `params` by name; its default arguments are
+    part of them. An Optuna objective `(trial)` has an `Open` space: there, `params` holds fixed
+    values. See `UserFunction`.
 
-    Its data are the loop's own affair, or those of the section `data`. The section `objective` may
-    build an adapter: an object that is called as a loop is, and may have methods:
+    The loop loads its data itself, or gets those of the section `data`. The section `objective` may
+    build an adapter: an object that is called like a loop, and may have these methods:
 
-    * `check(config, space)` returns a line for each mistake that can be seen before trial 0;
+    * `check(config, space)` returns a line for each error that can be found before trial 0;
     * `code()` returns digests of source files that decide a value, by `code.NAME`;
-    * `composed()` returns a configuration of its own. The names of the space are the keys of that
-      one, and the section `params` holds what is set in it: the values of a trial, and the user's.
+    * `composed()` returns the adapter's own config. Names in the space are keys of that config, and
+      the section `params` holds what is set in it, by a trial or by the user.
     """
 
     trains_networks = False
@@ -78,7 +78,7 @@ class LoopDefinition(Definition):
 
     @classmethod
     def from_config(cls, cfg: DictConfig, composer: Composer) -> Definition:
-        """Reads the definition of a composed config; see `Definition.from_config`."""
+        """Reads the definition from a full config; see `Definition.from_config`."""
         if (composed := compose_adapter(cfg)) is None:
             return cls._from_function(cfg, composer)
         cfg, space = composed
@@ -125,7 +125,7 @@ class LoopDefinition(Definition):
         return definition
 
     def notes(self, data: TrainingData) -> list[str]:
-        """Returns what the user is told before the first trial."""
+        """Returns notes that are printed before the first trial."""
         has_test = data.split is not None and getattr(data.source, "has_test", True)
         unused = has_test and self.config.winner.enabled and not self.tested
         return [*self._resumption_notes(), *[UNUSED_TEST] * unused]
@@ -157,7 +157,7 @@ class LoopDefinition(Definition):
 
     @functools.cached_property
     def adapter(self) -> Any:
-        """The objective as it is built at the config as composed."""
+        """The objective, built from the default configuration."""
         return build_function(self.config.objective)
 
     @property
@@ -171,7 +171,7 @@ class LoopDefinition(Definition):
 
     @functools.cached_property
     def reads_train(self) -> bool:
-        """Whether the loop may read `config.train`: its page sets it, or its source names it."""
+        """Whether the loop may read `config.train`: its module sets it, or its source names it."""
         if not UserFunction(self.adapter).takes_config:
             return False
         if READS_TRAIN.search(sources_of(self.config.objective)[1]):
@@ -189,7 +189,7 @@ class LoopDefinition(Definition):
 
     @functools.cached_property
     def code(self) -> dict[str, str]:
-        """The digests of the user's own code, with those that the adapter knows."""
+        """The digests of the user's code, with those that the adapter returns."""
         own: dict[str, str] = getattr(self.adapter, "code", dict)()
         return {**super().code, **own}
 
@@ -231,7 +231,7 @@ class LoopDefinition(Definition):
         )
 
     def try_out(self, data: TrainingData) -> Iterator[str]:
-        """Yields the mistakes in the functions: they do not exist, or take other arguments."""
+        """Yields errors in the functions: missing ones, and wrong arguments."""
         objective = self.config.objective
         key = f"objective._target_={objective['_target_']}"
         try:
@@ -287,7 +287,7 @@ class LoopDefinition(Definition):
         for each in unread:
             yield (
                 f"{each}: the loop reads nothing of the section {each.partition('.')[0]}; its "
-                f"settings are in params: {', '.join(self.config.params or {}) or 'there are none'}"
+                f"settings are in params: {', '.join(self.config.params or {}) or 'empty'}"
             )
         if "${train.epochs}" in config["pruner"].values():
             yield (
@@ -296,7 +296,7 @@ class LoopDefinition(Definition):
             )
 
     def _check_suggesting(self, data: TrainingData) -> Iterator[str]:
-        """Yields what an objective of Optuna's, which is called with a trial alone, cannot have."""
+        """Yields settings that an Optuna objective cannot have, since it gets only the trial."""
         source = self.config.study.warm_start
         objective, way_out = self.config.objective, "leave it out, or write a loop (config, run)"
         for key, asked, why in (
@@ -306,10 +306,10 @@ class LoopDefinition(Definition):
             ("study.warm_start", source not in (None, AUTO), "its trials are placed in the space"),
         ):
             if asked:
-                yield f"{key}: {why}, and objective(trial) has none; {way_out}"
+                yield f"{key}: {why}; objective(trial) has no run; {way_out}"
 
     def loop(self, point: Point) -> Loop:
-        """Returns the loop that is called at a point."""
+        """Returns the loop that is called with a configuration."""
         config = self.at(point)
         function = build_function(config.objective)
         return Loop(function, config, self.goals, self.limits, self.tested)
@@ -321,7 +321,7 @@ class LoopDefinition(Definition):
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether YAML gives back a value as it is: a scalar, or lists and mappings of them."""
+    """Whether a value survives YAML unchanged: a scalar, or lists and mappings of scalars."""
     if isinstance(value, list | dict):
         return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
     return is_scalar(value) and str(value) != "nan" and "${" not in str(value)

@@ -63,9 +63,9 @@ class Branch:
         return ", ".join(f"{group}={option}" for group, option in self.choices.items())
 
     def probes(self) -> Iterator[dict[str, Any]]:
-        """Yields the values to try the branch at, by key; what is not named keeps its default.
+        """Yields values, by key, at which the branch is tried; other keys keep their defaults.
 
-        They are the defaults, the low and the high corner of the space, and each choice alone.
+        They are the defaults, the low and the high corner of the space, and each choice by itself.
         """
         yield {}
         if not self.nodes:
@@ -85,9 +85,9 @@ class Branch:
 class Definition:
     """A study definition: what makes two studies comparable.
 
-    Its config is never changed. `validate` checks it as a whole before the first trial; until then,
-    most properties may raise ConfigError, with every mistake. Its kinds are `NetworkDefinition` and
-    `LoopDefinition`.
+    Its config is never changed. `validate` checks it as a whole before the first trial; until then
+    most properties may raise ConfigError, which lists every error. Its subclasses are
+    `NetworkDefinition` and `LoopDefinition`.
     """
 
     config: DictConfig
@@ -98,7 +98,7 @@ class Definition:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, composer: Composer) -> "Definition":
-        """Reads the definition of a composed config without the section `hydra`."""
+        """Reads the definition from a full config without the section `hydra`."""
         space = read_space(value_at(cfg, "space"), composer.options)
         typed = {override.key for override in composer.overrides}
         scale = Scale.parse(cfg)
@@ -144,11 +144,11 @@ class Definition:
         raise NotImplementedError
 
     def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
-        """Calls `objective.test`, which loops alone have."""
+        """Calls `objective.test`, which only loops have."""
         raise NotImplementedError
 
     def try_out(self, data: TrainingData) -> Iterable[str]:
-        """Builds and tries what a trial trains or calls, and returns the mistakes."""
+        """Builds and tries what a trial trains or calls, and returns the errors."""
         raise NotImplementedError
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
@@ -160,7 +160,7 @@ class Definition:
         return data.device
 
     def notes(self, data: TrainingData) -> list[str]:
-        """Returns what the user is told before the first trial."""
+        """Returns notes that are printed before the first trial."""
         return []
 
     @property
@@ -201,20 +201,20 @@ class Definition:
         return cls.trains_networks or cfg.objective.test is not None
 
     def at(self, point: Point) -> DictConfig:
-        """Returns the config of a point of the space."""
+        """Returns the config of one configuration."""
         return with_values(self.composer.compose(point.choices), point.values)
 
     def sections(self, point: Point) -> dict[str, Any]:
-        """Returns the resolved sections of the config of a point, without the search space."""
+        """Returns the resolved sections of a configuration's config, without the search space."""
         return plain_sections(self.at(point), *(name for name in SECTIONS if name != "space"))
 
     def provenance_sections(self, point: Point) -> dict[str, Any]:
-        """Returns the resolved sections that decide the result of a trial at a point."""
+        """Returns the resolved sections that decide the value of a trial."""
         return _deciding_sections(self.at(point), "space", "loss")
 
     @functools.cached_property
     def baseline(self) -> Point | None:
-        """The point of the config as composed, or None if `study.baseline` is false."""
+        """The default configuration, or None if `study.baseline` is false."""
         if not self.config.study.baseline:
             return None
         return self.space.default(self.composer.choices, lambda key: value_at(self.config, key))
@@ -294,13 +294,12 @@ class Definition:
         return self.steps == "jobs"
 
     def identity(self, digest: str) -> dict[str, Any]:
-        """Returns all values that identify the definition, by key: equal ones have equal values.
+        """Returns all values that identify the definition, by key.
 
-        The sources of the user's own code are part of it, and so is the digest of the data; the
-        folder of the data is not.
+        They include digests of the user's code and of the data, but not the folder of the data.
         """
         flat = dict(flatten(_deciding_sections(self.config)))
-        # The defaults of options that the config as composed does not choose.
+        # The defaults of options that the default configuration does not choose.
         for branch in self.branches:
             for group, option in branch.choices.items():
                 if option != self.composer.choices.get(group):
@@ -321,7 +320,7 @@ class Definition:
 
     @functools.cached_property
     def code(self) -> dict[str, str]:
-        """The digest of each module of the user's own code that the definition names."""
+        """The digest of each of the user's modules that the definition names."""
         configs = [self.config, *(branch.config for branch in self.branches)]
         return code_digests([plain_sections(config, *SECTIONS) for config in configs])
 
@@ -333,9 +332,9 @@ class Definition:
     def branches(self) -> list[Branch]:
         """Every branch of the space, the root first.
 
-        In the config of a branch, groups that do not lead there have the option of the config as
-        composed, or their first if the space lacks it. Without a baseline, whatever is searched
-        outside the branch is at its low end, since its default may be out of range.
+        Groups that do not lead to a branch keep their default option, or have their first one if
+        the space lacks the default. Without a baseline, each hyperparameter outside the branch is
+        at its low end, since its default may be out of range.
         """
         branches: list[Branch] = []
         mistakes: list[str] = []

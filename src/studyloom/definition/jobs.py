@@ -1,8 +1,7 @@
-"""From the config of a trial to the jobs of its networks, where sections become objects.
+"""Builds the jobs of a trial's networks from the sections of its config.
 
-Each section is resolved to
-plain values once; the functions here take those, or a section of a config as it is. They raise
-ConfigError, with every mistake in it, if a section cannot be built.
+Each section is resolved to plain values once; the functions here take those, or an unresolved
+section. If a section cannot be built, they raise ConfigError, which lists every error in it.
 """
 
 import contextlib
@@ -103,10 +102,10 @@ class OneHot(nn.Module):
 
 
 def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Builds the loss of a section: of ours, of PyTorch as it is, or of the user's own.
+    """Builds the loss of a section: one of studyloom, of PyTorch, or a custom one.
 
-    For a loss of PyTorch, lists of numbers such as `weight` become tensors, and what the option of
-    the group `loss` brings and has no effect is left out. Losses of numbers take classes one-hot.
+    For a PyTorch loss, lists of numbers such as `weight` become tensors, and settings of the option
+    of group `loss` that have no effect are left out. Losses of numbers take classes one-hot.
     """
     target = find_target(section, "loss")
     if not (inspect.isclass(target) and target.__module__ == "torch.nn.modules.loss"):
@@ -149,7 +148,7 @@ def build_schedule(
 
 
 def build_step(name: str, section: Any) -> Callable[..., Any] | None:
-    """Builds a step of the user's own, or returns None if there is none.
+    """Builds a custom step, or returns None if the config names no step.
 
     Args:
         name: the key in `train`, step or evaluate.
@@ -225,7 +224,7 @@ def build_metric(objective: Section) -> Metric:
 
 
 def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
-    """Splits `objective.metric` into the metric, and at most one of COSTS to minimize beside it."""
+    """Splits `objective.metric` into the metric and at most one of COSTS to minimize."""
     named = objective["metric"]
     if not isinstance(named, list):
         return named, ()
@@ -239,7 +238,7 @@ def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
 
 
 def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
-    """Builds a metric of the user's own; its direction is an attribute of it, or the one given."""
+    """Builds a custom metric; its direction is its attribute, or else the argument."""
     key, name = "objective.metric", section["_target_"].rpartition(".")[2]
     target = find_target(section, key)
     try:

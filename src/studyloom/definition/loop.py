@@ -1,7 +1,7 @@
-"""A loop of the user's own as the objective: it is called once for each fold and seed.
+"""A custom training loop as the objective: it is called once for each fold and seed.
 
-Whatever has a value can be searched so. The loop is called with the configuration of the trial and
-a `Run`, by which it reports, keeps its state, and learns what it is.
+The loop gets the configuration of the trial and a `Run`, which takes its reports, saves its state
+and says for which trial, fold and seed it runs. Anything that returns a value can be searched so.
 """
 
 import copy
@@ -56,10 +56,10 @@ log = logging.getLogger(__name__)
 
 
 class ObjectiveTrial(optuna.Trial):
-    """The trial of Optuna's `objective(trial) -> value`, which suggests as it goes.
+    """The trial of an Optuna `objective(trial) -> value`, which suggests while it runs.
 
-    It is Optuna's own, whose parameters are committed as they are suggested, and whose reports are
-    those of a `Run`.
+    It is an `optuna.Trial` that commits each hyperparameter when it is suggested, and reports
+    through a `Run`.
 
     Args:
         trial: the stored trial, which suggests by the study's sampler; None to give the `known`
@@ -100,8 +100,8 @@ class ObjectiveTrial(optuna.Trial):
     def system_attrs(self) -> dict[str, Any]:
         """The system attributes, as Optuna had them before 5.0.
 
-        A trial that goes on in another process is a retry of itself to
-        `RetryFailedTrialCallback.retry_history`: so it finds the artifacts of the attempt before.
+        To `RetryFailedTrialCallback.retry_history`, a trial that another process resumes is a retry
+        of itself, so that it finds the artifacts of the attempt before.
         """
         stored = self.storage.get_trial_system_attrs(self._trial_id)
         if self._known is not None or self._run.attempt == 1:
@@ -111,7 +111,7 @@ class ObjectiveTrial(optuna.Trial):
     def report(self, value: float, step: int) -> None:
         """Reports by the run; that the trial is to be pruned, `should_prune` says."""
         if self._pruned:
-            raise optuna.TrialPruned  # for an objective that has not asked
+            raise optuna.TrialPruned  # for an objective that has not called should_prune
         if (step := int(step)) in self._steps:
             return  # as Optuna, which takes the first
         self._steps.add(step)
@@ -154,14 +154,14 @@ class ObjectiveTrial(optuna.Trial):
         return value
 
     def _skip(self, name: str, distribution: BaseDistribution) -> None:
-        """Draws what is known already, so that the sampler goes on as without a death."""
+        """Draws the known values again, so that the sampler continues as if nothing had crashed."""
         drawn = distribution.single() or self._is_fixed_param(name, distribution)
         if not drawn and not self._is_relative_param(name, distribution):
             trial = self._cached_frozen_trial
             self.study.sampler.sample_independent(self.study, trial, name, distribution)
 
     def _check_other_trials(self, name: str, distribution: BaseDistribution) -> None:
-        """Raises ValueError for what Optuna's own storage refuses, with the way out."""
+        """Raises ValueError, with a fix, for what Optuna's storage refuses."""
         for other in self.study.get_trials(deepcopy=False):
             if (known := other.distributions.get(name)) is not None:
                 try:
@@ -180,9 +180,9 @@ class Loop:
 
     Args:
         config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
-        goals: what it returns, the metric first.
+        goals: the objectives that it returns, the metric first.
         keeps: whether it must keep something, since it is to be tested.
-        resumes: whether it must be able to go on from each epoch, since the pruner pauses trials.
+        resumes: whether it must be able to resume at each epoch, since the pruner pauses trials.
         scaling: the rule for a network of another size than that of the search.
     """
 
@@ -206,7 +206,7 @@ class Loop:
 
     @property
     def further(self) -> list[str]:
-        """The names of the goals beside the metric."""
+        """The names of the objectives after the metric."""
         return [goal.name for goal in self.goals[1:]]
 
     @property
@@ -216,7 +216,7 @@ class Loop:
 
     @property
     def quantities(self) -> list[str]:
-        """The names that a call must tell beside the value: further goals, and limited costs."""
+        """Names that a call must report with the value: further objectives and limited costs."""
         return [*dict.fromkeys([*self.further, *self.limit_of])]
 
     def config_of(self, seed: int) -> DictConfig:
@@ -253,7 +253,7 @@ class Loop:
         if self.resumes and run.stage == "search":
             if not run.resumable:
                 raise ValueError(
-                    "pruner=asha goes on with trials from their state; call run.keep(net=…), "
+                    "pruner=asha resumes trials from their checkpoints; call run.keep(net=…), "
                     "loop over run.epochs(…) and report there, or set pruner=successive_halving"
                 )
             if missing := [name for name in self.further if name not in run.costs]:
@@ -299,10 +299,10 @@ class Loop:
 class LoopObjective(Objective):
     """Calls a loop for each job in turn: each of its reports is a step.
 
-    The value is the mean of what the calls return. Of several jobs the end of each is compared with
-    those of other trials. A loop that keeps its state goes on after its last whole epoch, and one
-    that does not begins its job anew. `recipe` makes the same objective in the other ranks. An
-    objective of Optuna's gets `suggesting`, or a trial that repeats the values of `params`.
+    The value is the mean of what the calls return. With several jobs, the pruner compares trials
+    at the end of each job. A loop that keeps its state resumes after its last complete epoch; any
+    other repeats its job. `recipe` makes the same objective in the other ranks. An Optuna objective
+    gets `suggesting`, or a trial that repeats the values of `params`.
     """
 
     loop: Loop
@@ -316,7 +316,7 @@ class LoopObjective(Objective):
     _values: list[float] = field(default_factory=list)  # of each job that has ended
     _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far
     _states: dict[str, Any] | None = None  # what the first job has kept at its end
-    _saved: dict[str, Any] | None = None  # the state that the job under way goes on from
+    _saved: dict[str, Any] | None = None  # the state from which the running job resumes
     _run: Run | None = None
     _forgotten: list[str] = field(default_factory=list)
     _restored: dict[str, Any] | None = None  # for the other ranks
@@ -531,7 +531,7 @@ class LoopObjective(Objective):
 
 
 class Unstopped(Stopping):
-    """A `Stopping` that stops nothing, as that of a rank beside rank 0, which alone stops it."""
+    """A `Stopping` that stops nothing: only rank 0 stops the other ranks."""
 
 
 def _test_values(returned: Any, metric: str) -> dict[str, float]:
@@ -555,7 +555,7 @@ def _check_name(what: str, key: str, ours: Sequence[str]) -> None:
 
 
 def _check_choices(name: str, distribution: BaseDistribution) -> None:
-    """Raises ValueError for choices that neither a database nor YAML gives back as they are."""
+    """Raises ValueError for choices that a database or YAML would change."""
     for choice in getattr(distribution, "choices", ()):
         if not is_scalar(choice) or "${" in str(choice):
             raise ValueError(

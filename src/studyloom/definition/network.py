@@ -66,7 +66,7 @@ class NetworkDefinition(Definition):
         return NetworkObjective(training, self.recipe(point, number, attempt, seed, fold))
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        """Measures the costs of a point's network that are limited or minimized."""
+        """Measures the limited and minimized costs of a configuration's network."""
         costs = [goal.name for goal in self.goals[1:]]
         if not self.limits and not costs:
             return []
@@ -129,13 +129,13 @@ def measure_costs(
     split: Part,
     together: int = 1,
 ) -> list[Cost]:
-    """Measures what a job's network costs on the first example of a part, limited costs first.
+    """Measures what a job's network costs on the first example of a set, limited costs first.
 
-    The random state stays as it is. A network that takes more memory than it may is not brought to
-    its device, and its other costs stay unknown.
+    The random state is not changed. A network beyond its limit of memory is not moved to its
+    device, and its other costs stay unknown.
 
     Args:
-        quantities: to measure beside those that have a limit; of COSTS.
+        quantities: those of COSTS to measure in addition to the limited ones.
         together: how many such jobs are trained in lockstep.
     """
     limit_of = {limit.name: limit for limit in limits}

@@ -35,11 +35,11 @@ class Stopping(Protocol):
 
     @property
     def alone(self) -> str | None:
-        """The name of a signal that came to this process alone, so that nobody asked to stop."""
+        """The name of a signal to this process only, which is no request to stop the study."""
         return None
 
     def give_way(self) -> None:
-        """Stops after this trial; another process goes on."""
+        """Stops after this trial; another process continues."""
         return
 
 
@@ -70,7 +70,7 @@ class Attempt:
 
     Args:
         stage: search, re-evaluation or retraining.
-        folder: for the files of the trial alone, made when it is needed, until the trial has ended.
+        folder: for files of this trial; made when needed, removed when the trial has ended.
         pauses: whether the pruner pauses trials, so that each must be able to resume.
     """
 
@@ -81,16 +81,16 @@ class Attempt:
 
 
 class Objective:
-    """The evaluation of one trial: runs step by step, and comes to a value.
+    """The evaluation of one trial: runs step by step, and returns a value.
 
-    This is all that a worker knows of a training. Checkpoints, pruning, time limits, resumption and
-    learning curves work for every objective: networks trained by us (`NetworkObjective`), and a
-    loop of the user's own (`LoopObjective`).
+    This is all that a worker knows of a training. Checkpoints, pruning, time limits, resuming and
+    learning curves work for every objective: networks that studyloom trains (`NetworkObjective`)
+    and custom training loops (`LoopObjective`).
 
-    An objective is used once. A worker restores it from the last checkpoint, if there is one, then
-    calls `run`, which calls back after each step; there the worker saves `state`, and may end the
-    trial with an exception. Afterwards it stores `curves` and `standard_error`, and keeps `weights`
-    where they are wanted. Here each method answers for an evaluation without steps.
+    An objective is used once. A worker restores it from the last checkpoint, if there is one, and
+    calls `run`. That calls back after each step, where the worker saves `state` and may end the
+    trial with an exception. Then the worker stores `curves` and `standard_error`, and `weights` if
+    they are wanted. The methods of this base class are those of an evaluation without steps.
     """
 
     _cut: int | None = None  # the last step that `cut` has left; None for all
@@ -135,9 +135,9 @@ class Objective:
         return ()
 
     def cut(self, number: int) -> None:
-        """Forgets all steps after one with a number: the trial was to end there.
+        """Forgets all steps after a given one, where the trial should have ended.
 
-        The pruner's answer comes late if the database was away: training went on meanwhile.
+        The pruner decides late if the database was away while training continued.
         """
         self._cut = number
 
@@ -153,7 +153,7 @@ class Objective:
         return None
 
     def costs(self) -> list[Cost]:
-        """Returns the costs that the training itself has told, for limits and further goals."""
+        """Returns the costs that the training has reported, for limits and further objectives."""
         return []
 
     def forgotten(self) -> list[str]:
@@ -163,7 +163,7 @@ class Objective:
     def state(self) -> dict[str, Any] | None:
         """Returns all that `restore` needs to resume after the last step; None if it cannot.
 
-        It is a snapshot that later steps leave alone, and `torch.load(weights_only=True)` reads.
+        It is a snapshot: later steps do not change it. `torch.load(weights_only=True)` reads it.
 
         Raises:
             RuntimeError: an exception has left a step unfinished.

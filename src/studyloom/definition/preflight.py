@@ -38,7 +38,7 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
     """Builds the jobs of each branch at each of its probes, and tries them and the metric.
 
     Yields:
-        A line for each mistake. One that an outer branch has made already is not repeated.
+        A line for each error, except those of an outer branch.
     """
     assert data.split is not None
     reported: list[tuple[Mapping[str, str], str]] = []
@@ -97,8 +97,8 @@ def _try_target(definition: Definition, data: TrainingData, split: Part) -> Iter
 def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:
     """Names the layers whose activations grow with the size of the network, in words.
 
-    Tried is the config as composed, at sizes from that of the search to the target, or eight times
-    the small one.
+    It tries the default configuration at sizes from that of the search to the target, or else to
+    eight times the small one.
 
     Raises:
         ConfigError: there are some, and scale.check is `end`.
@@ -122,8 +122,8 @@ def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:
 def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
 
-    They are two, and a single one if a batch may have no more. A step of the user's own is tried
-    on whole batches, and examples that are loaded one by one become whole batches first.
+    It takes two examples, or one if a batch may have only one. A custom step is tried on whole
+    batches; examples that are loaded one by one are first collected into batches.
 
     Args:
         last_batches: how many examples the last batch of an epoch may have.
@@ -172,7 +172,7 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
 
 @contextlib.contextmanager
 def _explained(name: str, own: object, size: int, single: int | None = None) -> Iterator[None]:
-    """Raises ValueError for what the user's `own` step, or ours, raises, with the way out.
+    """Raises ValueError, with a fix, for what the user's `own` step or studyloom's raises.
 
     Args:
         single: the batch size, if that leaves a last batch of one.
@@ -195,7 +195,7 @@ def _explained(name: str, own: object, size: int, single: int | None = None) -> 
         elif own is None and isinstance(error, ValueError):
             words = or_train_it_yourself(words)
         elif own is None:
-            way_out = f"compute the loss in a step of your own, train.step, {TRAIN_IT_YOURSELF}"
+            way_out = f"compute the loss in your own step, train.step, {TRAIN_IT_YOURSELF}"
             words = f"network and loss, on {size} examples: {words}; {way_out}"
         elif f"train.{name}" not in words:
             words = f"train.{name}: {words}, for {size} examples"
@@ -213,7 +213,7 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
         return
     highest = max(int(valid.max()) for _, valid in folds)
     if split.targets is None or split.outputs is None or len(split) <= highest:
-        return  # they are known of the examples that the networks were tried on alone
+        return  # only the examples on which the networks were tried tell them
     generator = torch.Generator().manual_seed(0)
     for fold, (_, valid) in enumerate(folds):
         outputs = torch.randn(len(valid), split.outputs, generator=generator)
@@ -222,7 +222,7 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
         except UndefinedMetric as error:
             of_fold = f" of fold {fold}" if len(folds) > 1 else ""
             yield f"{error}, in the validation set{of_fold}"
-        except Exception as error:  # of a function of the user's own
+        except Exception as error:  # of a custom metric
             yield f"objective.metric={metric.name}: {describe_error(error)}"
 
 
@@ -231,7 +231,7 @@ def _check_kind(metric: Metric, *, classifies: bool) -> None:
     kind = "classes" if classifies else "numbers"
     if metric.targets not in (None, kind):
         options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
-        own = "" if classifies else ", or for masks a metric of your own over outputs.argmax(1)"
+        own = "" if classifies else ", or for masks your own metric over outputs.argmax(1)"
         raise ValueError(
             f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
             f"are {kind}; choose one of {options}{own}"

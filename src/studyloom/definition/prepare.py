@@ -30,7 +30,7 @@ def kind_of(cfg: DictConfig) -> type[Definition]:
 
 
 def define(cfg: DictConfig) -> Definition:
-    """Makes the definition of a composed config; raises ConfigError for all its mistakes."""
+    """Makes the definition of a full config; raises ConfigError for all its errors."""
     return kind_of(cfg).from_config(cfg, Composer.from_hydra())
 
 
@@ -41,7 +41,7 @@ def load_data(cfg: DictConfig, *, shared: bool = False) -> TrainingData:
         shared: whether it is for several processes.
 
     Returns:
-        The data; empty if a loop has data of its own.
+        The data; empty if a loop loads its own.
     """
     kind = kind_of(cfg)
     if not (kind.trains_networks or names_data(cfg)):
@@ -72,10 +72,10 @@ def preflight(
     data: TrainingData | None,
     launcher: Any,
 ) -> None:
-    """Tries out what a definition asks for; without data there is nothing to try networks on.
+    """Tries out what a definition names; without data, networks are not tried.
 
     Args:
-        launcher: whose workers share what the definition makes; None if there is a mistake in it.
+        launcher: whose workers share what the definition makes; None if it could not be built.
     """
     if data is None:
         attempt(lambda: attempt.mistakes.extend(check_sections(definition, strategy)))
@@ -83,7 +83,7 @@ def preflight(
         attempt(lambda: validate(definition, data, strategy))
         if key := attempt(lambda: drawn_anew(data.split)):
             log.warning(
-                "%s draws its first item anew at each look, as augmentation does, and trials are "
+                "%s gives another first item at each look, as augmentation does, and trials are "
                 "validated on it; name the same examples without random changes as %s",
                 key,
                 "data.evaluate" if key == "data.train" else key,

@@ -38,7 +38,7 @@ from studyloom.pickled import MAIN, OWN, forget_objects, register_object
 from studyloom.text import is_scalar, nearest
 from studyloom.user_code import end_import, find_member, noted_script
 
-SHARE = 5  # one example of so many is held out to choose by, or sealed where no test part is given
+SHARE = 5  # one example of so many is for validation, and for the test if no test set is given
 READ_ARRAYS = "studyloom.data.read_arrays"
 WANTED = (
     "data must be a pair (train, test), or one of them to be divided; each a Dataset of PyTorch, "
@@ -99,7 +99,7 @@ def ask(
         keywords: those of `search`, one of which may be suggested for a misspelled one.
 
     Raises:
-        ConfigError: every mistake in them; the space and the values are checked with the config.
+        ConfigError: every error in them; the space and the values are checked with the config.
     """
     end_import()
     forget_objects()
@@ -109,7 +109,7 @@ def ask(
     mistakes, options = _why_not_found(target, subject), dict[str, str | None]()
     try:
         parameters = {*inspect.signature(subject).parameters}
-    except (TypeError, ValueError):  # it is called by nobody, or written in C
+    except (TypeError, ValueError):  # it cannot be called, or is written in C
         parameters = set()
     base = subject if isinstance(subject, type) else object  # a function is no network itself
     is_tree = isinstance(space, Mapping)
@@ -312,7 +312,7 @@ def _check_size(key: str, part: Any, least: int) -> None:
 
 
 def _as_dataset(part: Any) -> Any:
-    """Returns a Dataset as it is, a pair of tensors or arrays as one, and None of all else."""
+    """Returns a Dataset unchanged, a pair of tensors or arrays as one, and else None."""
     if isinstance(part, TensorDataset):
         list(map(_tensor, part.tensors))  # which refuses what no file can hold
     if isinstance(part, tuple | list):

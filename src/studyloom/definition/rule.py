@@ -88,7 +88,7 @@ class Relation:
     names: frozenset[str]
 
     def holds(self, params: Mapping[str, Any]) -> bool:
-        """Whether a point with these parameters keeps to it, as one does that lacks one of them."""
+        """Whether a configuration satisfies it, as one does that lacks a hyperparameter of it."""
         return not params.keys() >= self.names or _compare(self.tokens, params)
 
     def __str__(self) -> str:
@@ -246,7 +246,7 @@ def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
 
 
 def _parse_conditions(text: str) -> list[Relation]:
-    """Parses conditions with `and` between; raises ValueError or LookupError for what is none."""
+    """Parses conditions joined by `and`; raises ValueError or LookupError for anything else."""
     relations = []
     for part in re.split(r"\sand\s", text[: LONGEST + 1]):
         tokens = tuple(match[1] for match in TOKEN.finditer(part))

@@ -2,8 +2,9 @@
 
     scale: {model.width: [64, 1024], rule: mup}
 
-The search trains at the first size of each key, and the winner is judged and trained at the second.
-A single size, as winner.yaml has it, is that of the rule: the search trains at the config's own.
+The search trains at the first size of each key; re-evaluation and final training use the second.
+A single size, as in winner.yaml, is that at which the rule changes nothing: the search trains at
+the size of the config.
 """
 
 import itertools
@@ -25,7 +26,7 @@ RULES, CHECKS = ("mup", "none"), ("verify", "end")
 OWN = {"rule": RULES, "check": CHECKS}  # keys of the section that are no sizes
 MODEL, PARAMS = "model.", "params."
 PLAIN = ("train.epochs", "train.samples_per_epoch")  # sizes that no rule is of
-FACTORS = (0.5, 2.0)  # of the learning rate of the best candidate, beside which it is judged
+FACTORS = (0.5, 2.0)  # of the best candidate's learning rate: it is also re-evaluated with these
 RATES = ("optimizer.lr", "params.lr")  # keys that it may have
 
 
@@ -41,11 +42,11 @@ class Scale:
 
     Attributes:
         small: the size of each key at which the rule changes nothing.
-        target: the size of each key at which the winner is judged; empty in a winner.yaml.
+        target: the size of each key in re-evaluation and final training; empty in winner.yaml.
         rule: how initial weights and learning rates follow the size, `mup` or `none`: the default,
             since winners by `mup` were no better, +.0003 [-.0009, .0019] (`bench.py transfer`).
-        check: whether a network that does not keep to the rule is searched all the same, `verify`,
-            or the command ends, `end`.
+        check: what happens to a network that breaks the rule: `verify` searches it all the same,
+            `end` ends the command.
     """
 
     small: Mapping[str, Any]
@@ -58,7 +59,7 @@ class Scale:
         """Reads the section `scale`; None without one.
 
         Raises:
-            ConfigError: every mistake in it.
+            ConfigError: every error in it.
         """
         section = value_at(config, "scale")
         if section is None:
@@ -187,7 +188,7 @@ def with_starts(
         parameter = None
         if not has_key(config, key):
             parameter = argument(config, key)
-            # A name beside other params, which nothing says more of, may be a misspelt one.
+            # Without a declaration, a name next to other params may be a misspelt one.
             free = section == "params" and (node.default is not None or not has_params)
             if parameter is None and not free:
                 continue

@@ -32,16 +32,16 @@ DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 INSTALLED = ("site-packages", "dist-packages")
 
-# By module: its spec as this process asked first, and the digest of its file then.
+# By module: its spec and the digest of its file when this process first looked.
 _first_digests: dict[str, tuple[Any, str]] = {}
 
 
 def code_digests(sections: Any) -> dict[str, str]:
-    """Returns the digests of the modules of the user's own code in a config, by `code.MODULE`.
+    """Returns the digests of the user's modules that a config names, by `code.MODULE`.
 
-    Installed packages, Python's own modules and studyloom are left out: an upgrade of these changes
-    no definition. So are modules that the named ones import. What a notebook or script defines is
-    named `code.__main__.NAME`, with the globals that it uses; see `main_globals`.
+    Installed packages, Python's modules and studyloom are left out, so that an upgrade does not
+    change a definition. So are modules that the named ones import. What a notebook or script
+    defines is `code.__main__.NAME`, together with the globals that it uses; see `main_globals`.
 
     Args:
         sections: of a config, as plain values.
@@ -67,7 +67,7 @@ def code_digests(sections: Any) -> dict[str, str]:
 
 
 def _is_edited(name: str, digest: str) -> bool:
-    """Whether a module's source has another digest than when this process first asked for it.
+    """Whether a module's source has changed since this process first looked.
 
     A module that was imported again, or reloaded, has another spec.
     """
@@ -82,7 +82,7 @@ def _is_edited(name: str, digest: str) -> bool:
 
 
 def code_of(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Selects the digests among what a study asks."""
+    """Selects the digests of code in a definition."""
     return {key: value for key, value in definition.items() if key.startswith(CODE)}
 
 
@@ -215,7 +215,7 @@ def source_of(part: Any) -> str:
     try:
         return textwrap.dedent(inspect.getsource(part))
     except (OSError, TypeError):
-        # Before Python 3.13 a class is looked for in the file of its module: `__main__` has none.
+        # Before Python 3.13 inspect looks for a class in its module's file, which `__main__` lacks.
         codes = [getattr(each, "__code__", None) for each in vars(part).values()]
         cells = [name for name in reversed([*linecache.cache]) if not Path(name).exists()]
         for name in [code.co_filename for code in codes if code is not None] + cells:
@@ -237,15 +237,15 @@ def sources_of_main(sections: Any) -> dict[str, str]:
 
 
 def check_readable(part: Any) -> None:
-    """Raises ConfigError if an edit of a function or class in a notebook could not be told."""
+    """Raises ConfigError if an edit of a function or class in a notebook would go unnoticed."""
     main = sys.modules["__main__"]
     if part.__module__ == "__main__" and not hasattr(main, "__file__"):
         try:
             source_of(part)
         except (OSError, TypeError, SyntaxError):
             raise ConfigError(
-                f"{part.__qualname__}: its source cannot be read, so that an edit of it could not "
-                "be told; define it in a cell of a notebook, a script or a module"
+                f"{part.__qualname__}: its source cannot be read, so that an edit of it would "
+                "go unnoticed; define it in a cell of a notebook, a script or a module"
             ) from None
 
 
@@ -257,16 +257,16 @@ def is_users_code(path: Path) -> bool:
 
 
 def place_of(error: BaseException) -> str:
-    """Returns file and line of the user's own code that an exception came through last, or ""."""
+    """Returns the last file and line of the user's code in an exception's traceback, or ""."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename[:1] == "/" and is_users_code(Path(f.filename))]
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def digest_of_source(source: bytes) -> str:
-    """Returns the digest of a Python source, whatever its comments, docstrings and formatting.
+    """Returns the digest of a Python source without comments, docstrings and formatting.
 
-    The bytes of anything else, such as a compiled module, count as they are.
+    Of anything else, such as a compiled module, it is the digest of the bytes.
     """
     try:
         tree = ast.parse(source)

@@ -30,11 +30,11 @@ NETWORK, PARAMS = "objective.network", "params"
 
 @dataclass(frozen=True)
 class UserFunction:
-    """A function of the user's own, and what its signature says of how it is called.
+    """A function of the user, and how its signature says that it is called.
 
-    With `run` as its first parameter it is a loop that gets the values of `params` by name. With
-    `trial` there, or a single parameter, it is an objective of Optuna's. All else are loops that
-    get the configuration.
+    With `run` as its first parameter, it is a loop that gets the values of `params` by name. With
+    `trial`, or a single parameter, it is an Optuna objective. Any other is a loop that gets the
+    configuration.
     """
 
     function: Callable[..., Any]
@@ -48,7 +48,7 @@ class UserFunction:
     def takes_trial(self) -> bool:
         """Whether it is called as `(trial)`."""
         alone = self.problem(2) and not self.problem(1)
-        lacks_run = self._first in ("run", "config", "cfg")  # a loop, perhaps by a mistake
+        lacks_run = self._first in ("run", "config", "cfg")  # a loop, perhaps in error
         return self._first == "trial" or bool(alone and not lacks_run)
 
     @property
@@ -220,12 +220,12 @@ def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]
 
 
 def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
-    """Returns the config and the space of an adapter that composes a configuration of its own.
+    """Returns the config and the space of an adapter that composes its own config.
 
-    The names of the space are keys of that configuration, and `params` gets what is searched.
+    Names in the space are keys of that config, and `params` gets the hyperparameters.
 
     Returns:
-        None of any other objective.
+        None for any other objective.
 
     Raises:
         ConfigError: every key of `params` and of the space that it lacks.
@@ -300,4 +300,4 @@ def _check_names(key: str, names: Sequence[str]) -> None:
 
 
 def _no_score(outputs: object, targets: object) -> None:
-    raise AssertionError("a function of the user's own returns the value itself")
+    raise AssertionError("a custom loop returns the value itself")

@@ -1,4 +1,4 @@
-"""Validates a study definition before trial 0: every mistake at once, each with its fix.
+"""Validates a study definition before trial 0: lists all errors at once, each with its fix.
 
 Its own sections and its space are checked here. `Definition.try_out` tries what is trained.
 """
@@ -38,15 +38,15 @@ class CheckedStrategy(Protocol):
         """Returns why the pruner is not for the definition; nothing is tried."""
 
     def try_out(self) -> Iterable[str]:
-        """Makes the sampler and the pruner, tries both, and returns their mistakes."""
+        """Makes the sampler and the pruner, tries both, and returns their errors."""
 
 
 def validate(definition: Definition, data: TrainingData, strategy: CheckedStrategy) -> None:
     """Composes every branch of the space and builds what it names: defaults, corners and choices.
 
     Raises:
-        ConfigError: every mistake found. Nothing is built if keys or ranges are wrong, since that
-            would only repeat the mistakes.
+        ConfigError: all errors. Nothing is built if keys or ranges are wrong, since that would
+            only repeat the errors.
     """
     mistakes = [*_check_groups(definition)]
     try:
@@ -64,11 +64,11 @@ def validate(definition: Definition, data: TrainingData, strategy: CheckedStrate
     refuse(mistakes)
 
 
-# The values of our own sections
+# The values of studyloom's sections
 
 
 def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterator[str]:
-    """Yields the mistakes in studyloom's own sections; they need neither the data nor the space."""
+    """Yields errors in studyloom's sections, which need neither the data nor the space."""
     yield from filter(None, [check_name(definition.config.study.name)])
     yield from out_of_range(definition.config)
     yield from _rules(definition)
@@ -77,7 +77,7 @@ def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterato
 
 
 def _rules(definition: Definition) -> Iterator[str]:
-    """Yields values that exclude each other, with the way out."""
+    """Yields values that exclude each other, with a fix."""
     config, choices = definition.config, definition.composer.choices
     study, objective, winner, train = config.study, config.objective, config.winner, config.train
     several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
@@ -99,16 +99,16 @@ def _rules(definition: Definition) -> Iterator[str]:
     for asked, needs, way_out, refusals in (
         (
             study.stop is not None,
-            "study.stop=improvement asks what further trials gain in one value",
+            "study.stop=improvement estimates what further trials gain in one value",
             "set study.stop=null, and bound the search by study.trials or study.epochs",
             {
                 "objective.metric names more than one": several,
-                "sampler=grid tries each point of a list": grid,
+                "sampler=grid tries each configuration of a list": grid,
             },
         ),
         (
             bool(sized),
-            "scale judges the trials of a small search at another size, by their metric",
+            "scale re-evaluates the best trials of a small search at another size, by their metric",
             "leave scale out, or the other",
             {
                 "objective.metric names more than one": several,
@@ -137,14 +137,14 @@ def _rules(definition: Definition) -> Iterator[str]:
 
 
 def _check_goals(definition: Definition) -> Iterator[str]:
-    """Yields the mistakes in the metric, the limits and the rule."""
+    """Yields errors in the metric, the constraints and the rule."""
     goals: tuple[Goal, ...] = ()
     rule = None
     try:
         goals = definition.goals
     except ConfigError as error:
         yield from error.mistakes
-    except Exception as error:  # of a class of the user's own
+    except Exception as error:  # of a custom class
         yield f"objective.metric: {describe_error(error)}"
     try:
         _ = definition.limits
@@ -224,21 +224,21 @@ def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
 
 
 def _check_relations(definition: Definition) -> Iterator[str]:
-    """Yields relations that the baseline breaks, or that nothing keeps; and repeats without end."""
+    """Yields relations that the baseline or every configuration breaks, and endless repeats."""
     space, baseline = definition.space, definition.baseline
     if baseline is not None and (words := space.breach(baseline.params)) is not None:
-        yield f"study.baseline: what is composed {words}; change it, or set study.baseline=false"
+        yield f"study.baseline: the baseline {words}; change it, or set study.baseline=false"
     elif space.relations and any_point(space, max(0, definition.seed)) is None:
-        tried = "the space" if space.size() <= LARGEST_GRID else f"{DRAWS:_} that were drawn"
+        tried = "no" if space.size() <= LARGEST_GRID else f"none of {DRAWS:,} random"
         together = " and ".join(map(str, space.relations))
-        yield f"space.where: no point of {tried} keeps to {together}; loosen it"
+        yield f"space.where: {tried} configurations satisfy {together}; loosen it"
     if not definition.config.study.repeats and math.isinf(space.size()):
         way_out = "give its floats a step or a choice, or set study.repeats=true"
         yield f"study.repeats=false is for a space of finitely many configurations; {way_out}"
 
 
 def _to_add(definition: Definition, branch: Branch, node: Leaf | ListLeaf) -> str:
-    """Says which line is to be added to which file of the user's own for a key; "" if to none."""
+    """Says which line to add to which of the user's files for a key, or returns ""."""
     section, _, name = node.key.partition(".")
     of_params = section == "params"
     target = value_at(branch.config, f"{section}._target_")
