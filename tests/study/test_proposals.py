@@ -149,10 +149,10 @@ def test_nonsense_is_refused_in_short_lines_and_leaves_nothing(stored):
         ('{"optimizer.adamw.lr": 1e999}', "optimizer.adamw.lr=inf is outside its range"),
         ({"optimizer.adamw.lr": True}, "is true or false, but must be a number"),
         ({"train.batch_size": "\x1b[2J" + "x" * 1000}, "train.batch_size=␛[2Jxxx"),
-        ({"study.trials": 10_000}, "study.trials=10000 is not a parameter of this point"),
+        ({"study.trials": 10_000}, "study.trials=10000 is not a hyperparameter"),
         ({"..train": 1}, "must be an object in JSON, such as"),
-        ({"winner": {"test": 1}, "__class__": 1}, "winner.test=1 is not a parameter"),
-        ({f"p{n}": n for n in range(1000)}, "p0=0 is not a parameter"),
+        ({"winner": {"test": 1}, "__class__": 1}, "winner.test=1 is not a hyperparameter"),
+        ({f"p{n}": n for n in range(1000)}, "p0=0 is not a hyperparameter"),
     ):
         lines = refused(stored, point, words)
         assert max(map(len, lines)) <= 300

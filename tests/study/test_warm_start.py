@@ -87,13 +87,13 @@ def test_all_that_is_wrong_with_points_is_told_at_once():
     for words in (
         "study.enqueue[0]: model=rnn is not among [mlp, cnn]",
         "study.enqueue[0]: train.batch_size=17 is not among [16, 32, 64]",
-        "study.enqueue[1]: optimizer.sgd.lr=0.1 is not a parameter of this point",
-        "study.enqueue[1]: model.mlp.hiden.0=3 is not a parameter of this point; "
+        "study.enqueue[1]: optimizer.sgd.lr=0.1 is not a hyperparameter of this configuration",
+        "study.enqueue[1]: model.mlp.hiden.0=3 is not a hyperparameter of this configuration; "
         "did you mean model.mlp.hidden.0?",
         "study.enqueue[2]: model.mlp.hidden.length=4 is outside its range [1, 3]",
         "study.enqueue[2]: model.mlp.hidden.0=8 is outside its range [16, 512]",
         "study.enqueue[2]: optimizer.adamw.lr=fast is a string",
-        "study.enqueue[3]: model.mlp.dropout=0.1 is not a parameter of this point",
+        "study.enqueue[3]: model.mlp.dropout=0.1 is not a hyperparameter of this configuration",
     ):
         assert any(line.startswith(words) for line in mistakes), (words, mistakes)
 

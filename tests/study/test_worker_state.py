@@ -46,7 +46,7 @@ def test_one_sampler_gives_all_trials_of_a_process_and_the_next_says_that_its_st
     with caplog.at_level(logging.WARNING):
         work(keeping, stored, 6)
     assert "sampler: keeps its state in one process" in caplog.text
-    assert "it begins anew with trial 3" in caplog.text
+    assert "it starts again with trial 3" in caplog.text
     assert len({tuple(sorted(trial.params.items())) for trial in stored.trials()}) == 6
 
 

@@ -42,7 +42,7 @@ class ForkServer:
     def __init__(self, work: Callable[[Line], object]) -> None:
         import_lazy_modules()  # once, for all forks
         self._calls, theirs = multiprocessing.Pipe()
-        adopt_orphans()  # a worker is one, since whoever forks it ends: so its end is seen here
+        adopt_orphans()  # a worker is one, since its parent ends: so its end is seen here
         self._pid = os.fork()
         if self._pid == 0:
             self._calls.close()
@@ -66,7 +66,7 @@ class ForkServer:
             self._calls.send((dict(environment), str(log)))
             send_handle(self._calls, line, self._pid)
             pid = self._calls.recv()
-            self._calls.recv()  # whoever forked it has ended
+            self._calls.recv()  # its parent has ended
         except EOFError:
             raise BrokenPipeError("the fork server has died") from None
         return ForkedWorker(pid)
@@ -84,7 +84,7 @@ def fork_workers(
 def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
     """Forks a worker for each call, until the other end of `calls` is closed."""
     assert FORK is not None
-    os.setsid()  # a Ctrl-C in the terminal is for the command alone
+    os.setsid()  # a Ctrl-C in the terminal is only for the command
 
     def run_worker(environment: Mapping[str, str], log: str, line: int) -> None:
         calls.close()

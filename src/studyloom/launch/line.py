@@ -22,7 +22,7 @@ PATIENCE = 1.0  # seconds that the launcher's word may come later than its signa
 
 
 class Line:
-    """The worker's end of a line; its `is_asked` is what `study.stopping.Stop` asks.
+    """The worker's end of a line; `study.stopping.Stop` calls its `is_asked`.
 
     Args:
         descriptor: of the socket; None if no launcher has started this process.
@@ -34,7 +34,7 @@ class Line:
         self._socket = None if descriptor is None else socket.socket(fileno=descriptor)
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
-        self._asked = 0  # how often the launcher has asked to stop
+        self._asked = 0  # how many requests to stop the launcher has sent
         self._taken = 0  # how many of those `is_asked` has answered
         self._claimed = False
 
@@ -66,10 +66,10 @@ class Line:
             os.killpg(0, signal.SIGKILL)
 
     def is_asked(self) -> bool:
-        """Whether a signal that has just come is the launcher's; each of its words counts once.
+        """Whether the launcher sent the latest signal; each of its requests counts once.
 
-        It is not if the user's code sent it, or somebody who meant this process alone. Without a
-        launcher every signal counts.
+        The user's code may have sent it, or a person to this process only. Without a launcher every
+        signal counts.
         """
         if self._socket is None:
             return True
@@ -137,7 +137,7 @@ class Listener:
         return self.words
 
     def ask(self, pid: int, number: int = signal.SIGTERM) -> None:
-        """Asks the worker to stop, and sends it a signal."""
+        """Sends the worker a request to stop, and a signal."""
         with contextlib.suppress(OSError):  # it has ended
             self._socket.send(b"a")
             os.kill(pid, number)

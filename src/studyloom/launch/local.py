@@ -65,7 +65,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Local:
-    """Workers on this host, each a process of its own; a single worker runs in this process.
+    """Workers on this host, each in its own process; a single worker runs in this process.
 
     Args:
         workers: a number, or `auto`: `per_gpu` for each GPU, or one for each core if there is no
@@ -145,7 +145,7 @@ class Local:
 
 
 def check_count(name: str, value: object, *, auto: bool = False) -> None:
-    """Raises ValueError if a number of the launcher is none; it may be "auto" if `auto` is set."""
+    """Raises ValueError unless a setting is an integer from 1 on, or "auto" if `auto` is set."""
     if (type(value) is not int or value < 1) and not (auto and value == "auto"):
         words = f"{'auto, or ' * auto}an integer of at least 1"
         raise ValueError(f"launcher.{name} must be {words}; got {value!r}")

@@ -1,8 +1,8 @@
 """The processes of a study: the one that runs it, its workers, and how they end.
 
-`run_search` needs the kernel alone: it searches, and raises its errors. `run_process` is a process
-of its own, which ends by an exit code: a worker, or the command of a study, which hands over the
-stages after the search and what it reports.
+`run_search` needs only the kernel: it searches, and raises errors. `run_process` runs a whole
+process and returns its exit code: a worker, or the command of a study, which passes the stages
+after the search and what to report.
 """
 
 import os
@@ -50,11 +50,11 @@ def run_search(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -
         run_search("conf/mine.yaml", ["launcher.workers=2", "run_dir=runs/mine"])
 
     Args:
-        source: a primary config, a study module, or a composed config.
+        source: a primary config, a study module, or a full config.
         overrides: Hydra's, such as storage.url=… or study.trials=50.
 
     Raises:
-        ConfigError: all mistakes of the configuration.
+        ConfigError: all errors of the config.
         StorageError: the database cannot be used; StorageLost if it stays away.
         Halted: all trials fail for the same reason.
         LaunchError: workers die before they claim a trial.
@@ -77,7 +77,7 @@ def run_search(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -
 
 @dataclass(frozen=True)
 class Reporting:
-    """What a process reports beside its work; a worker reports nothing.
+    """What a process reports; a worker reports nothing.
 
     Args:
         begin: called before the study is prepared.
@@ -105,7 +105,7 @@ def run_process(
     Args:
         line: to the launcher that has started this process, if one has.
         work: works on the task, and returns the exit code.
-        worker: what a fork of this process does as a worker; None if it has none.
+        worker: what a fork of this process does as a worker; None without forks.
     """
     WORKER.take()  # a command that a trial starts is no worker
     joins, finish = command.is_worker, reporting.finish

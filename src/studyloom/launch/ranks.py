@@ -1,8 +1,8 @@
 """The processes of a worker that train each of its trials together with it.
 
-The worker is rank 0, and alone speaks to the database. It starts the others once, as `torchrun`
-would: with `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`.
-If one of them dies, so does the worker, and its launcher starts both again; the others die with it.
+The worker is rank 0, and only it uses the database. It starts the others once, as `torchrun` would:
+with `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`. If one
+of them dies, the worker and all its ranks end, and the launcher starts the worker again.
 """
 
 import os
@@ -40,7 +40,7 @@ from studyloom.training.ranks import ALONE, Ranks
 Train = Callable[[Ranks], Callable[[Any], None]]
 HOST = "127.0.0.1"
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-FAILED = 70  # the exit code of a rank that has told rank 0 of its exception
+FAILED = 70  # the exit code of a rank that has sent its exception to rank 0
 TIME_TO_FAIL = 10.0  # seconds in which rank 0 may record that exception
 DEADLINE = timedelta(days=30)  # of one exchange: a rank that waits for a long epoch is no fault
 
@@ -60,7 +60,7 @@ def start_ranks(
         _train(Ranks(int(os.environ["RANK"]), count, [Connection(descriptor)]), parent, train)
     leads = command.is_worker or getattr(launcher, "starts_ranks", False)
     section = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
-    count = section.get("ranks", 1)  # a wrong number is reported elsewhere
+    count = section.get("ranks", 1)  # LocalLauncher reports a wrong number
     if type(count) is not int or count <= 1 or not leads or cfg.study.dry_run:
         return Peers(line)
     # Bound here: any other process could take a port that was only looked up, and PyTorch's store
@@ -126,7 +126,7 @@ def _train(ranks: Ranks, parent: int, train: Train) -> NoReturn:
 
 
 def _join_group(ranks: Ranks, listener: socket.socket | None = None) -> None:
-    """Makes PyTorch's process group: gloo, and NCCL beside it for tensors on GPUs.
+    """Makes PyTorch's process group: gloo, and NCCL for tensors on GPUs.
 
     Raises:
         ConfigError: there are fewer GPUs than ranks.

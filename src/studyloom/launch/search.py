@@ -36,7 +36,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
             tried by the command that began the study, and there is no warm start.
 
     Raises:
-        ConfigError: every mistake found.
+        ConfigError: lists every error.
     """
     attempt = MistakeCollector()
     definition = attempt(lambda: define(cfg))
@@ -49,14 +49,14 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     starts: Any = WarmStarts()
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
-        # Not after a mistake: the points of a wrong space would be wrong too.
+        # Not after an error: configurations of a wrong space would be wrong too.
         if url is not None and not attempt.mistakes:
             starts = attempt(lambda: find_starts(definition, data.digest, url))
     if url is not None and launcher is not None:
         away = launcher.leaves_host
         attempt.mistakes += check_database_reach(url, several=several, leaves_host=away)
     attempt.check()
-    # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
+    # A custom training loop gets its data on the CPU, where the processes of a DataLoader can
     # read it.
     if definition.trains_networks and (device := ranks.device).type != "cpu":
         data = data.to(device)
@@ -73,8 +73,8 @@ def open_search(
 
     Args:
         stop: whether to wait no longer for the database.
-        make_stages: makes all stages, of which the search is the first; None for it alone.
-        create: whether the study is made if it is missing, and stored what the config says of it.
+        make_stages: makes all stages, the search first; None for only the search.
+        create: whether to make a missing study and to store its settings from the config.
 
     Yields:
         What was prepared, with the URL of a server that runs; and the stages.

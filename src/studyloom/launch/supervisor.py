@@ -29,7 +29,7 @@ class WorkerExit:
     """How a worker ended.
 
     Args:
-        code: its exit code, negative for a signal; None if nobody saw it, and `words` tell more.
+        code: its exit code, negative for a signal; None if unknown, and `words` say more.
     """
 
     code: int | None
@@ -77,7 +77,7 @@ class WorkerHandle(Protocol):
         """Returns how the worker ended; None if it has not."""
 
     def stop(self) -> None:
-        """Asks the worker to release its trial and end."""
+        """Requests that the worker releases its trial and ends."""
 
     def kill(self) -> str | None:
         """Ends the worker and everything it started, and returns the id it had in the ledger."""
@@ -89,18 +89,18 @@ class Supervisor:
     def __init__(self, task: Task, workers: Sequence[WorkerHandle]) -> None:
         self.task = task
         self.workers = list(workers)
-        self._stopped: float | None = None  # when the workers were asked to stop
+        self._stopped: float | None = None  # when the workers were requested to stop
         self._checked = time.monotonic()  # when the things were checked that take a query
         task.logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, stop: Stop) -> None:
-        """Starts all workers, and starts those that die again, until nothing is left to do.
+        """Starts all workers, and replaces those that die, until nothing is left to do.
 
         When it returns or raises, no worker is left.
 
         Raises:
             LaunchError: workers die before they claim a trial.
-            StorageLost: the database stays away; the workers were asked to stop.
+            StorageLost: the database stays away; the workers were requested to stop.
         """
         try:
             for worker in self.workers:
@@ -125,7 +125,7 @@ class Supervisor:
         ended = [worker.kill() for worker in self._active()]
         with contextlib.suppress(StorageLost):  # then their leases will end
             for worker_id in filter(None, ended):
-                self.task.ledger.record_death(worker_id, "it was told to stop and did not")
+                self.task.ledger.record_death(worker_id, "it did not stop when it was requested to")
 
     def _active(self) -> list[WorkerHandle]:
         return [worker for worker in self.workers if worker.active]
@@ -174,7 +174,7 @@ class Supervisor:
             worker.start()
 
     def _stop_all(self) -> None:
-        """Asks the workers to release their trials and end."""
+        """Requests that the workers release their trials and end."""
         if self._stopped is None:
             self._stopped = time.monotonic()
             for worker in self._active():

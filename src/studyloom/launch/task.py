@@ -36,13 +36,13 @@ def process_age() -> float:
 
 @dataclass(frozen=True)
 class Command:
-    """A command that runs a study: the one that runs now, or one that equals a call from Python.
+    """A command that runs a study: the running one, or the equivalent of a call from Python.
 
     Args:
-        program: what Python is given before the overrides, such as ("-m", "studies.mnist").
+        program: Python's arguments before the overrides, such as ("-m", "studies.mnist").
         age: returns the seconds for which the command has run.
-        is_call: whether a person called a function in its place.
-        kind: what a person repeats to resume the study: the same command, call or cell.
+        is_call: whether the user called a function instead.
+        kind: what the user repeats to resume the study: the same command, call or cell.
         is_worker: whether a launcher has started this process as a worker.
     """
 
@@ -80,7 +80,7 @@ class Task:
     """The work that a launcher gets.
 
     Args:
-        work: works in this process until nothing is left or the worker is asked to stop.
+        work: works in this process until nothing is left or a stop is requested.
         todo: returns the number of open slots, at most.
         fork_server: a `launch.forks.ForkServer`; None if each worker is started as a command.
         halted: returns whether the study has stopped itself.
@@ -106,7 +106,7 @@ class Prepared:
     """The objects that a config describes; `data` is on this process's device.
 
     Args:
-        starts: the points that are tried first.
+        starts: the configurations that are tried first.
         trackers: of the section `track`, by name.
     """
 
@@ -193,9 +193,9 @@ def make_task(
 class Launcher(Protocol):
     """Starts the workers of a task.
 
-    If it has a method `start(slots, run_dir)`, that is called before a study is made, and raises
-    LaunchError if nobody could work on it. If its `works_here(task, slots)` is true, no worker has
-    a log.
+    Its method `start(slots, run_dir)`, if it has one, is called before a study is made, and raises
+    LaunchError if no worker could run. If its `works_here(task, slots)` is true, workers have no
+    logs.
 
     Attributes:
         leaves_host: whether workers may run on other hosts, which see no file of this one.
@@ -213,7 +213,7 @@ class Launcher(Protocol):
         """Works on the task until its budget is spent or `stop` is true.
 
         Returns:
-            What to print, if the work goes on after this command has ended; else None.
+            What to print, if workers continue after this command has ended; else None.
 
         Raises:
             LaunchError: workers die before they claim a trial.

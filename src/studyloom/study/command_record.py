@@ -22,8 +22,8 @@ class CommandRecord:
     """The settings of a command that the study definition does not have.
 
     Args:
-        judged: whether the winner is chosen on new seeds afterwards.
-        tested: whether winner and baseline are trained on all data, and tested.
+        judged: whether re-evaluation with new seeds chooses the winner.
+        tested: whether final training and test follow, of winner and baseline.
         top: how many trials, and neighbors of the best one, are re-evaluated with the baseline.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
         began: in UTC, as ISO 8601, as is `at`, the time of the end.
@@ -52,7 +52,7 @@ class StoredCommand:
 
     Args:
         stages: the studies of its later stages, by title.
-        result: in short, as `Answer.in_short` has it.
+        result: a summary, from `Result.in_short`.
     """
 
     record: CommandRecord | None
@@ -106,7 +106,7 @@ def store_stage(stored: StoredStudy, title: str, name: str) -> None:
 
 
 def store_result(stored: StoredStudy, short: Mapping[str, Any]) -> None:
-    """Stores `Answer.in_short`, for views that have the database but no run directory."""
+    """Stores `Result.in_short`, for views that have the database but no run directory."""
     before = StoredCommand.read(stored).result or {}
     # Of the same winner, what is known of its compression stays.
     if {key: value for key, value in before.items() if key != SMALL} != short:

@@ -1,7 +1,6 @@
-"""EarlierStudy studies: which are found, and which of their points are good together.
+"""Finds and reads earlier studies for a warm start.
 
-A portfolio is a few points of several studies. A point was tried in one of them, and its rank in
-the others is not known; there it is estimated from the ranks of the points that were tried nearby.
+`placement` places their configurations in the space of a new study, and chooses among them.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from studyloom.text import mask_passwords, one_line
 
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s
 MOST_TRIALS = 10_000  # of a study that is read; 10 000 take 0.5 s
-MOST_SECONDS = 3.0  # for reading a study that nobody has named, or that is untrusted
+MOST_SECONDS = 3.0  # for reading a study that `auto` has found, or that is untrusted
 MOST_OF_ALL = 10.0  # seconds after which no further one is read
 PATIENCE = 2.0  # seconds until a line says what a command waits for
 SCAN = 0.5  # seconds for the names of what lies next to a run directory
@@ -68,7 +67,7 @@ def read_earlier(source: str) -> EarlierStudy:
     """Reads an earlier study that a user names.
 
     Args:
-        source: a run directory, or a study in a database as `URL#NAME`; `URL` alone will do if the
+        source: a run directory, or a study in a database as `URL#NAME`; `URL` is enough if the
             database holds only one study.
     """
     url, _, name = source.partition("#")
@@ -100,14 +99,14 @@ def _as_earlier(stored: StoredStudy, label: str, most: float) -> EarlierStudy:
 
 @dataclass
 class EarlierStudies:
-    """The finished studies of a database, and of the run directories beside a folder.
+    """The finished studies of a database, and of the run directories next to a folder.
 
     Nothing that they hold is executed, and no server is started: a run directory with an embedded
-    one is read if `study.warm_start` names it.
+    server is read only if `study.warm_start` names it.
 
     Args:
-        definition: that of the study that begins, by config key. A study of the same definition is
-            left out: to go on with that is to resume it.
+        definition: that of the new study, by config key. A study with the same definition is left
+            out, since it should be resumed instead.
     """
 
     definition: Mapping[str, Any] = field(default_factory=dict)
@@ -118,11 +117,11 @@ class EarlierStudies:
     _unreachable: set[str] = field(default_factory=set)  # URLs
 
     def search(self, url: str, name: str, run_dir: Path) -> None:
-        """Looks in the database of the study that begins, which may not exist yet, and beside."""
+        """Searches the new study's database, if it exists, and the sibling run directories."""
         names, end = list[str](), time.monotonic() + MOST_OF_ALL
         try:
             names = [each for each in reversed(study_names(url, 0.0)) if each != name]
-        except StorageError:  # there is none yet; or the command will say itself what is wrong
+        except StorageError:  # it does not exist yet; or the command will report what is wrong
             self._unreachable.add(url)
         found: list[str | Path] = [*names, *_siblings(run_dir)]
         for study in found[:MOST_STUDIES]:
@@ -135,7 +134,7 @@ class EarlierStudies:
                     its_url, its_name = read_run(study) if isinstance(study, Path) else (url, study)
                     if isinstance(study, str) or folder_of(its_url) is None:
                         self._look(its_url, its_name, label)
-            except Exception as error:  # whatever is made of what somebody else has written
+            except Exception as error:  # from reading untrusted content
                 self._left_out.append(f"{label} cannot be read: {describe_error(error)}")
         if len(found) > MOST_STUDIES:
             self.notes.append(
@@ -155,7 +154,7 @@ class EarlierStudies:
             return
         try:
             stored = open_study(url, name, deadline=0.0)
-        except StorageLost:  # and not a database that answers, but lacks this study alone
+        except StorageLost:  # but not a database that is there and only lacks this study
             self._unreachable.add(url)
             raise
         with contextlib.closing(stored):
@@ -186,7 +185,7 @@ def find_earlier(
 
 
 def _siblings(run_dir: Path) -> list[Path]:
-    """Returns the run directories beside a folder, the newest first."""
+    """Returns the run directories next to a folder, the newest first."""
     found, end = [], time.monotonic() + SCAN
     with contextlib.suppress(OSError):
         for path in run_dir.parent.iterdir():

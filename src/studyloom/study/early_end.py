@@ -1,19 +1,19 @@
-"""The early end of a search: whether further trials are worth it, asked before each claim.
+"""The early end of a search: before each claim, decides whether further trials are worth it.
 
-The answer is a pure function of the stored trials and of the bounds that are stored with the study,
-so no worker is the master. Once further trials are expected to gain too little, that is stored too:
-trials under way, which run to their end, may change the estimate, but not what was decided.
+The decision is a pure function of the stored trials and of the bounds stored with the study, so no
+worker is the master. It is stored: trials that still run, and run to their end, may change the
+estimate of what further trials gain, but not the decision.
 
-The values so far tell what is to be expected of the rest. The best of n exponential values grows by
-σ·(1/(n+1) + … + 1/N) on the way to N, and σ is the mean distance of the best j values from the next
-one (A. Rényi, "On the theory of order statistics", Acta Mathematica Hungarica 4, 1953). The largest
-of other values behave alike if their tail is that of an exponential or normal distribution, and
-shorter tails gain less (I. Weissman, JASA 73, 1978). j is a fifth of the complete trials: where a
-pruner works few are complete, and trials to come are as few of theirs. A trial that was pruned
-counts with its last value, which it would hardly have fallen below. A sampler that learns moves its
-values up, and closer to each other, so the estimate falls as it converges. It needs no model of the
-space, as the regret bound of A. Makarova and others does (2022, arXiv 2104.08166).
-`python scripts/bench.py search --only ends` measures what such an end saves and costs.
+The values so far predict the rest. The best of n exponential values grows by σ·(1/(n+1) + … + 1/N)
+on the way to N, and σ is the mean distance of the best j values from the next one (A. Rényi, "On
+the theory of order statistics", Acta Mathematica Hungarica 4, 1953). The largest of other values
+behave alike if their tail is that of an exponential or normal distribution; shorter tails gain less
+(I. Weissman, JASA 73, 1978). j is a fifth of the complete trials: with a pruner few are complete,
+now and later. A pruned trial counts with its last value, since it would hardly have become worse. A
+sampler that learns moves its values up, and closer together, so the estimate falls as it converges.
+It needs no model of the space, unlike the regret bound of A. Makarova and others (2022, arXiv
+2104.08166). `python scripts/bench.py search --only ends` measures what an early end saves and
+costs.
 """
 
 import math
@@ -113,10 +113,10 @@ class Bounds:
     """The bounds that end a search before its budget is spent.
 
     Args:
-        regret: in units of the metric: it ends once its further trials are expected to gain less.
-        epochs: it ends once all trials together have reported so many.
-        cost: it ends once the hours of its trials, at a price of `per_hour`, have cost so much.
-        ideal: the best value that the metric can have, times its sign; read anew, see `ideal_of`.
+        regret: the smallest gain expected of further trials, in units of the metric.
+        epochs: the most epochs that all trials together may report.
+        cost: the most that the hours of all trials may cost, at a price of `per_hour`.
+        ideal: the best value that the metric can have, times its sign; not stored, see `ideal_of`.
     """
 
     regret: float | None = None
@@ -132,7 +132,7 @@ class Outcome(NamedTuple):
 
     slot: int
     ended: bool  # or it waits to be promoted
-    value: float | None  # finite, the more the better; None if it has none that counts
+    value: float | None  # finite, the more the better; None if it does not count
     epochs: int
     hours: Hours = Hours()
     complete: bool = True  # else its value is that of its last epoch
@@ -175,11 +175,11 @@ class Ending:
 def find_ending(
     bounds: Bounds, outcomes: Iterable[Outcome], decided: Any = None, *, decide: bool = True
 ) -> Ending | None:
-    """Returns why a search has ended; None if it goes on.
+    """Returns why a search has ended; None if it continues.
 
     Args:
-        decide: whether to tell from the trials that their further ones gain too little; otherwise
-            only what was decided counts.
+        decide: whether to estimate from the trials if further ones gain too little; otherwise only
+            a stored decision counts.
     """
     first = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
     begun, epochs = len(first), sum(outcome.epochs for outcome in first)
@@ -212,7 +212,7 @@ def _holds(decided: Any, bounds: Bounds) -> bool:
 
 
 def gain_of(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
-    """Returns the last of `gains` alone, which workers ask for again and again."""
+    """Returns only the last of `gains`, which workers need before each claim."""
     ended = [outcome for outcome in outcomes if outcome.ended and outcome.slot < bounds.trials]
     known = sorted((o.value, o.complete) for o in ended if o.value is not None)
     complete = [value for value, is_complete in known if is_complete]
@@ -234,7 +234,7 @@ class Outlook:
     bounds: Bounds = field(default_factory=Bounds)
 
     def words(self, metric: str) -> str:
-        """Formats what further trials are expected to gain; empty if there are none, or too few."""
+        """Formats what further trials are expected to gain; empty without any, or after too few."""
         if not self.gain or self.ending is not None:
             return ""
         regret = self.bounds.regret
@@ -249,17 +249,17 @@ def read_bounds(stored: StoredStudy) -> Bounds:
 
 
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
-    """Stores the bounds that end the search from now on; new ones decide anew."""
+    """Stores the bounds that end the search from now on; new ones discard a decision."""
     if bounds != replace(read_bounds(stored), ideal=None):
         stored.optuna.set_user_attr(ENDED, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
 
 
 def ending(stored: StoredStudy, trials: int) -> Ending | None:
-    """Returns why a search has ended before its budget is spent; None if it goes on.
+    """Returns why a search has ended before its budget is spent; None if it continues.
 
-    Whoever finds first that further trials are expected to gain too little stores it. If it is
-    killed before, the next one that asks finds the same.
+    The first worker that expects too little of further trials stores this decision. If it is killed
+    before, the next one decides the same.
     """
     bounds = replace(read_bounds(stored), trials=trials)
     if bounds.regret is None and bounds.epochs is None and bounds.cost is None:

@@ -42,14 +42,14 @@ MISTAKES = (ERROR, UNDEFINED)  # in the user's code: the study stops if all tria
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits within which a trial and a study must keep.
+    """The limits of a trial and of a study.
 
     Args:
         lease: seconds for which a worker keeps its trial without a sign of life.
         trial_timeout: seconds that a trial may take; None for no limit.
-        max_attempts: workers that may die of one trial before it has failed.
+        max_attempts: how many workers a trial may crash before it has failed.
         max_failures: trials in a row that may fail for the same reason before the study stops.
-        repeats: whether several trials may have the same point.
+        repeats: whether several trials may have the same configuration.
     """
 
     lease: float = 60.0

@@ -87,8 +87,8 @@ class HeldTrial:
     def constrain(self, costs: Sequence[Cost]) -> None:
         """Stores the costs of a network, and for the sampler their distance from the limits.
 
-        What was measured when the trial began is kept when it goes on: it was ranked by that, and a
-        latency is never the same twice.
+        A resumed trial keeps the costs that were measured when it began: it was ranked by these,
+        and a latency is never the same twice.
 
         Raises:
             Infeasible: a cost is beyond its limit.

@@ -111,7 +111,7 @@ def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
-    """Opens a study that exists; raises StorageError if there is none."""
+    """Opens an existing study; raises StorageError if it is missing."""
     with closed_on_error(connect(url, deadline=deadline)) as backend:
         stored = _load(backend, name)
         if stored.ours and not check_table(backend):
@@ -160,7 +160,7 @@ def open_only_study(url: str, name: str | None, deadline: float, mistake: str) -
     """Opens the study of a name, or without one the only study of a database.
 
     Args:
-        mistake: what the user is told if there is none, or several.
+        mistake: the error message if there is no study, or several.
     """
     if not name:
         names = study_names(url, deadline)
@@ -174,7 +174,7 @@ def open_only_study(url: str, name: str | None, deadline: float, mistake: str) -
 def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
     """Returns the ledgers of all studies that studyloom has made in a database, by study.
 
-    A server's database that is still empty has none.
+    An empty database of a server is allowed.
 
     Raises:
         StorageError: The database cannot be used, or has a study of another format.

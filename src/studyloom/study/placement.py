@@ -1,8 +1,7 @@
-"""Places configurations of earlier studies, and of people, in the space of this study.
+"""Places configurations of earlier studies, or of the user, in the space of a new study.
 
-Of several earlier studies a portfolio is taken: a few points that are good together. A point was
-tried in one of them, and its rank in the others is not known; there it is estimated from the ranks
-of the points that were tried nearby.
+Of several earlier studies a portfolio is taken: a few configurations that are good together. Each
+was tried in one study only; its rank in the others is estimated from those of nearby trials.
 """
 
 import itertools
@@ -25,7 +24,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
 
 BANDWIDTH = 0.25  # of nearness, as a root mean square over parameters whose ranges are [0, 1]
 # Trials of a study that may be chosen for a portfolio. With all 40, portfolios were worse by .01 on
-# HPOBench: an estimate can be wrong about a point that its own study found bad.
+# HPOBench: an estimate may be wrong about a configuration that did badly in its own study.
 CANDIDATES = 10
 MOST_PLACED = 2000  # trials of all studies that are placed in the space, at 1 ms each
 ABSENT = object()
@@ -33,11 +32,11 @@ ABSENT = object()
 
 @dataclass
 class PlacedPoint:
-    """Parameters placed in a space; a wrong value is replaced by the low end of its range.
+    """Hyperparameters placed in a space; a wrong value is replaced by the low end of its range.
 
     Attributes:
-        unasked: messages about parameters that the space does not have at this point, by name.
-        composed: the names of the parameters that were not given and have their composed value.
+        unasked: messages about names that this configuration has no hyperparameter for, by name.
+        composed: the names of hyperparameters that were not given and have their default value.
         breaks: whether all values are possible, but together break a relation, as `wrong` says.
     """
 
@@ -49,14 +48,14 @@ class PlacedPoint:
 
 
 def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
-    """Finds the point of a space at which given hyperparameters lie.
+    """Makes a configuration of a space from given hyperparameters.
 
     A trial of another space, with other options or fewer of them, is placed by the config keys
-    that both spaces search. Parameters that are not given have their composed value.
+    that both spaces search. Hyperparameters that are not given have their default value.
 
     Args:
-        definition: whatever has its `space`, and the `composer` of its points.
-        parameters: values by parameter name in this space, or by config key; possibly nested.
+        definition: has the `space`, and the `composer` of its configurations.
+        parameters: values by hyperparameter name in this space, or by config key; may be nested.
     """
     flat = dict(_flatten(parameters))
     key_of = _config_keys(flat)
@@ -104,7 +103,7 @@ def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
 def _check_unasked(
     definition: Any, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
 ) -> None:
-    """Checks a given parameter that the space lacks at the point: it may agree with the config."""
+    """Checks a name that the configuration lacks: its value may agree with the config."""
     subject = f"{name}={as_yaml(value)}"
     keys = {leaf.name: leaf.key for leaf in definition.space.leaves(placed.point.choices)}
     above = (each.removesuffix(".length") for each in (name, key))
@@ -118,7 +117,7 @@ def _check_unasked(
         return
     if not has_key(composed, key) or value_at(composed, key) != value:
         hint = nearest(name, [*placed.point.params])
-        placed.unasked[name] = f"{subject} is not a parameter of this point{hint}"
+        placed.unasked[name] = f"{subject} is not a hyperparameter of this configuration{hint}"
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,13 +149,13 @@ def _config_keys(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RankedPoints:
-    """The results of an earlier study, in the space of the study that begins.
+    """The results of an earlier study, in the space of the new study.
 
     Args:
-        points: (trials, parameters); a number in [0, 1] for each parameter, or the index of its
-            choice if it is categorical; NaN where the trial does not have the parameter.
+        points: (trials, hyperparameters); a number in [0, 1], or the index of a choice if the
+            hyperparameter is categorical; NaN where the trial does not have it.
         scores: (trials,) the rank of each trial in its study: near 1 for the best, 0 for the worst.
-        eligible: (trials,) whether the point of a trial may be chosen.
+        eligible: (trials,) whether the configuration of a trial may be chosen.
     """
 
     points: NDArray[np.float64]
@@ -167,8 +166,8 @@ class RankedPoints:
 def rank_scores(ranked: int, behind: int) -> NDArray[np.float64]:
     """Scores the trials of a study by rank, so that studies of different scales can be compared.
 
-    A trial of n has the share of the others, and half of itself, that it beats. So the best of
-    forty has 0.99, and one that was alone has 0.5: it shows little.
+    A trial's score is the share of trials that it beats, itself counted as half. So the best of
+    forty has 0.99, and a single trial, which shows little, has 0.5.
 
     The trials `behind` those with a rank are all equally bad, such as pruned ones.
     """
@@ -179,18 +178,17 @@ def rank_scores(ranked: int, behind: int) -> NDArray[np.float64]:
 def choose_points(
     studies: Sequence[RankedPoints], categorical: NDArray[np.bool_], count: int
 ) -> list[tuple[int, int]]:
-    """Chooses points of earlier studies, each adding most to those before it.
+    """Chooses configurations of earlier studies greedily, each adding most to those before it.
 
-    The greedy choice maximises the mean over studies of the best score that a chosen point has
-    there. What score a point has in a study is known as a distribution only, `scores_nearby`; so it
-    is the expected best score. That is submodular, so the greedy choice comes within 1 - 1/e of the
-    best set (Nemhauser, Wolsey and Fisher, 1978). Auto-sklearn 2.0 makes portfolios of
-    configurations so, from a matrix of all of them on all tasks (Feurer et al., 2022,
-    arXiv:2007.04074).
+    The choice maximizes the best score among the chosen in each study, averaged over the studies.
+    The score of a configuration in a study is only known as a distribution, `scores_nearby`, so
+    this is an expected best score. It is submodular: the greedy choice reaches at least 1 - 1/e of
+    the best set's (Nemhauser, Wolsey and Fisher, 1978). Auto-sklearn 2.0 makes portfolios so, from
+    a matrix of all configurations on all tasks (Feurer et al., 2022, arXiv:2007.04074).
 
     Returns:
-        The study and the trial of each point, in the order in which they are to be tried; none
-        twice, and fewer than `count` if there are no more.
+        The study and the trial of each configuration, in the order in which they are to be tried,
+        without repeats; fewer than `count` if there are no more.
     """
     candidates = [
         (number, int(trial))
@@ -201,7 +199,7 @@ def choose_points(
         return []
     points = np.stack([studies[number].points[trial] for number, trial in candidates])
     nearby = [scores_nearby(points, study, categorical) for study in studies]
-    below = [np.ones(len(steps)) for _, steps in nearby]  # that no chosen point is as good
+    below = [np.ones(len(steps)) for _, steps in nearby]  # that nothing chosen is as good
     left = np.ones(len(candidates), dtype=bool)
     chosen: list[tuple[int, int]] = []
     while left.any() and len(chosen) < count:
@@ -220,14 +218,14 @@ def choose_points(
 def scores_nearby(
     points: NDArray[np.float64], study: RankedPoints, categorical: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Estimates the scores that points have in a study: those of its trials, by their nearness.
+    """Estimates the scores of configurations in a study from those of nearby trials.
 
-    The weights are those of Nadaraya and Watson (1964), also at points that the study has tried: a
-    trial's own rank owes much to the luck of its seed.
+    The weights are those of Nadaraya and Watson (1964), even for configurations that the study has
+    tried: a trial's own rank owes much to the luck of its seed.
 
     Returns:
-        (points, trials) the probability that a point is as good as a trial, for the trials in the
-        order of their scores, the best first; (trials,) by how much the score of a trial is above
+        (configurations, trials) the probability that a configuration is as good as a trial, the
+        trials sorted by score, the best first; (trials,) by how much the score of a trial is above
         the next one's.
     """
     order = np.argsort(-study.scores, kind="stable")
@@ -242,11 +240,11 @@ def scores_nearby(
 def squared_distances(
     one: NDArray[np.float64], other: NDArray[np.float64], categorical: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Measures how far points, (a, parameters), are from others, (b, parameters).
+    """Measures distances from configurations (a, hyperparameters) to others (b, hyperparameters).
 
     Returns:
-        (a, b) means of the squared differences over the parameters that either point has. It is 1
-        where only one has the parameter, and where the choices differ.
+        (a, b) means of the squared differences over the hyperparameters that either has. It is 1
+        where only one has the hyperparameter, and where the choices differ.
     """
     sums, counts = np.zeros((len(one), len(other))), np.zeros((len(one), len(other)))
     for column, choice in enumerate(categorical):
@@ -302,7 +300,7 @@ def _place_trials(
     for row in rows:
         try:
             at = place_point(definition, trials[row].params)
-        except Exception:  # a name that no key can have, in what somebody else has written
+        except Exception:  # a name that no key can have, in untrusted content
             continue
         if not at.wrong and len(at.composed) < len(at.point.params):
             eligible = few > 0 and row < len(earlier.ranked) and at.point.params != baseline

@@ -1,12 +1,11 @@
-"""Successive halving with promotion: a trial waits at each rung until it is among the best there.
+"""ASHA with promotion: a trial waits at each rung until it is among the best there.
 
-A trial that comes to a rung is paused, its state kept, and its worker takes another. Of n trials
-that have come to a rung the best n / reduction_factor are promoted: they go on to the next rung
-from where they stood; of fewer than reduction_factor the best one is, once no other can come there,
-so that some trials come to their end. So no trial is judged by those alone that came before it, and
-no worker waits for another as long as there are trials to begin. With several objectives, the
-metric and costs that are known before the first rung, the best are those of the first fronts; see
-`fronts`.
+A trial that reaches a rung is paused with a checkpoint, and its worker takes another. Of n trials
+that have reached a rung, the best n / reduction_factor are promoted: they resume towards the next
+rung. Of fewer than reduction_factor trials the best one is promoted once no other can reach the
+rung, so that some trials complete. So a trial is compared with later trials too, and no worker
+waits for another while there are trials to begin. With several objectives (the metric, and costs
+that are known before the first rung) the best are those of the first fronts; see `fronts`.
 
 Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
 Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,
@@ -36,12 +35,12 @@ from studyloom.storage.ledger import DONE, FRESH, OPEN, OWN, Next, Standing
 
 
 def dominance(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
-    """Tells which points dominate which: as good in all goals, and better in one.
+    """Computes which trials dominate which: as good in all objectives, and better in one.
 
     Of each value less is better.
 
     Returns:
-        bool (points, points): whether the point of the row dominates that of the column.
+        bool (trials, trials): whether the trial of the row dominates that of the column.
     """
     at = np.asarray(points, float)
     no_worse: NDArray[np.bool_] = np.all(at[:, None] <= at[None, :], 2)
@@ -51,12 +50,12 @@ def dominance(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
 
 @lru_cache(256)  # at most claims nothing has changed at most rungs
 def rank_points(points: tuple[tuple[float, ...], ...]) -> tuple[int, ...]:
-    """Ranks points: those that none dominates first, then those that only these do, and so on.
+    """Ranks trials by fronts: first those that no other dominates, then those that only they do, …
 
-    Within a front the one that is best by the first goal comes first, and then always the one that
-    is the farthest from all before it (the paper's epsilon-net), so that however few are taken,
-    they lie all along the front. A distance is one of ranks among all points, since networks differ
-    by orders of magnitude in what they cost. Of equal points the earlier one comes first.
+    A front begins with the trial that is best by the first objective. Next is always the one that
+    is farthest from all before it (the paper's epsilon-net), so that even a few lie all along the
+    front. Distances are those of ranks among all trials, since costs of networks differ by orders
+    of magnitude. Of equal trials the earlier one comes first.
     """
     if not points:
         return ()
@@ -74,7 +73,7 @@ def rank_points(points: tuple[tuple[float, ...], ...]) -> tuple[int, ...]:
 
 
 def _spread(places: NDArray[np.float64], first: int) -> list[int]:
-    """Returns positions from one point on, each time that of the farthest from all before it."""
+    """Returns positions from a first one on, each the farthest from all before it."""
     order, away = [first], np.full(len(places), np.inf)
     while len(order) < len(places):
         steps = places - places[order[-1]]
@@ -139,7 +138,7 @@ class Promotion(BasePruner):
         ways = "or choose another pruner, such as pruner=successive_halving"
         if config.checkpoints.dir is None:
             mistakes.append(
-                "checkpoints.dir=null: pruner=asha pauses trials, which go on from their "
+                "checkpoints.dir=null: pruner=asha pauses trials, which resume from their "
                 f"checkpoints; name a folder, {ways}"
             )
         several = config.objective.folds > 1 or config.objective.seeds > 1
@@ -153,8 +152,8 @@ class Promotion(BasePruner):
             )
         if not definition.resumes:
             mistakes.append(
-                f"objective._target_={config.objective['_target_']}: pruner=asha goes on with "
-                "trials from their state, and this objective keeps none; call run.keep(net=…) and "
+                f"objective._target_={config.objective['_target_']}: pruner=asha resumes "
+                "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {ways}"
             )
         needed = self.min_resource * self.reduction_factor**self.brackets
@@ -169,7 +168,7 @@ class Promotion(BasePruner):
 
 
 def first_rung(epochs: int | None) -> int:
-    """Returns the epoch of the lowest rung: a thirteenth of all, so that three rungs have room.
+    """Returns the epoch of the lowest rung: a thirteenth of all, so that three rungs fit.
 
     Of 27 epochs the first ranks trials as the last does with a correlation of .28, the second with
     .45 (recorded curves of `studies.rows`). `bench.py search --training-epochs` measures others.
@@ -207,10 +206,10 @@ class Unpruned(NopPruner):
 class PromotionOrder:
     """The order in which slots are claimed, from what the stored trials have reported.
 
-    First comes a trial that can no longer be promoted whatever happens, to be ended; then the
-    best to promote, the highest rung first; then a trial that a worker has handed back, and then a
-    new one. Trials are told by slot: of equal values the earlier slot is the better one. A trial of
-    which a value or a cost is NaN or unknown is promoted never.
+    First comes a trial that can no longer be promoted, to be ended; then the best to promote, the
+    highest rung first; then a trial that a worker has released, and then a new one. Trials are
+    identified by slot: of equal values that of the earlier slot is better. A trial with a value or
+    cost that is NaN or unknown is never promoted.
     """
 
     min_resource: int
@@ -325,15 +324,15 @@ class PromotionOrder:
         return over
 
     def _going(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
-        """Returns how many trials of each bracket go on or may yet begin."""
+        """Returns how many trials of each bracket still run or wait, or may yet begin."""
         ended = (DONE, FRESH) if closed else (DONE,)
         return Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
 
     @staticmethod
     def _to_come(going: int, members: Sequence[Standing]) -> int:
-        """Returns how many of a bracket's trials that go on may yet come to a rung.
+        """Returns how many of a bracket's open trials may yet reach a rung.
 
-        Its members have come there, and so to all rungs below it.
+        Members of a rung have reached it, and so all rungs below it.
         """
         return going - sum(s.state != DONE for s in members)
 
@@ -357,7 +356,7 @@ class PromotionOrder:
         return [*(able[position] for position in order), *unable]
 
     def _before_for_good(self, members: Sequence[Standing], rung: int) -> list[int]:
-        """Returns how many of the ranked members are before each, whoever may still come."""
+        """Returns how many ranked members stay ahead of each, whatever trials still come."""
         if len(self.goals) == 1:
             return [*range(len(members))]
         able = [self._point(s, rung) for s in members if self._comparable(s, rung)]

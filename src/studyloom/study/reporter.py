@@ -1,8 +1,8 @@
 """Reports of a running trial: each is stored, and may end or pause the trial.
 
-An objective calls `Reporter.report` after each epoch. A thread posts the report: the value and the
-renewal of the lease in one commit, and then the question whether to prune. So training goes on
-while the database is away or slow, and learns later that the trial was to end.
+An objective calls `Reporter.report` after each epoch. A thread posts the report: it commits the
+value and the renewal of the lease together, and then consults the pruner. So training continues
+while the database is away or slow, and learns later that the trial should have ended.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from studyloom.study.slots import SlotQueue
 from studyloom.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-SEND_TIMEOUT = 1.0  # seconds that training waits for a database which neither answers nor fails
+SEND_TIMEOUT = 1.0  # seconds that training waits for a database that neither responds nor fails
 POLL = 0.02  # seconds between looks whether the database is away
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ class Reporter:
             watch.seconds["training"] += step.seconds - evaluation
             watch.seconds["evaluation"] += evaluation
             last, at_rung = step.number == self.objective.epochs, self._comes_to_rung(step)
-            # Before the report at a rung, after which the trial may be told to go no further.
+            # Before the report at a rung, after which the trial may have to end.
             if at_rung:
                 self._save()
             with watch("storage"):
@@ -194,10 +194,9 @@ class Reporter:
                 log.warning("%s; a crash would now cost this trial's epochs so far", error)
 
     def post(self, report: PendingReport) -> None:
-        """Stores a step and renews the lease, in one commit; then asks the pruner.
+        """Stores a step and renews the lease, in one commit; then consults the pruner.
 
-        The value of a trial is that of its last step, and not the best of all, which would be the
-        luckiest.
+        The value of a trial is that of its last step; the best of all would owe most to chance.
         """
         held, step, stride = self.held, report.step, self.objective.stride
         if step is None:
@@ -217,10 +216,10 @@ class Reporter:
         held.commit()
         pruner = held.stored.optuna.pruner
         # The last step is the value. At the report that is stored already the worker before may
-        # have died before it had asked.
+        # have died before it consulted the pruner.
         prunable = self.comparable and step.number != self.objective.epochs
         if not rest and prunable and number >= self._stored and not isinstance(pruner, NopPruner):
-            # One read of the other trials, however much the pruner asks about them.
+            # One read of the other trials, however often the pruner needs them.
             buffer.refresh(held.stored.ledger.study_id)
             if pruner.prune(trial.study, buffer.get_trial(trial_id)):
                 raise optuna.TrialPruned(step)
@@ -240,8 +239,8 @@ class Reporter:
 class Outbox(Generic[T]):
     """Posts items one after the other, from a thread that lives as long as the body of a `with`.
 
-    A sender waits until everything is posted, unless the database is away: then it goes on, and a
-    later call raises the failure, if there is one. Items after a failure are dropped, and those
+    A sender waits until everything is posted, unless the database is away: then it continues, and a
+    later call raises the failure, if there is one. Items after a failure are dropped, as are those
     that are not posted at the end of the body.
     """
 

@@ -1,4 +1,4 @@
-"""Opens the search of a study definition in its database, and settles what is stored beside it."""
+"""Opens the search of a study definition in its database, and stores its settings."""
 
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -21,7 +21,7 @@ from studyloom.study.warm_start import WarmStarts, find_warm_starts, sources_of,
 
 
 def find_starts(definition: Definition, digest: str, url: str) -> WarmStarts:
-    """Finds the points to begin with; opens the database only for those of earlier studies.
+    """Finds the configurations to begin with; opens the database only for a warm start.
 
     Args:
         digest: of the training data.
@@ -95,7 +95,7 @@ def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
     name = str(definition.config.study.name)
     stored = open_study(url, name, definition.config.storage.deadline)
     with closed_on_error(stored):
-        if code := stored.code():  # somebody may edit it while the study runs
+        if code := stored.code():  # the user may edit it while the study runs
             check_definition(name, code, definition.code)
         stored.retry.stopping = stop
     return stored
@@ -108,7 +108,7 @@ def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
 
 
 def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:
-    """Stores the settings of a study beside its definition, and the points to try first."""
+    """Stores the settings that a definition lacks, and queues configurations to try first."""
     stored.store_rule(definition.rule)
     if sources := definition.script_sources():
         stored.optuna.set_user_attr(DEFINED, sources)

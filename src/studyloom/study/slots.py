@@ -19,7 +19,7 @@ from studyloom.study.stage import Stage
 from studyloom.study.strategy import KEEPS_STATE
 from studyloom.study.trial_record import TrialRecord
 
-REDRAWS = 10  # by the sampler, of a point that is not accepted, before chance decides
+REDRAWS = 10  # by the sampler, if a configuration is not accepted, before chance decides
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class SlotQueue:
         self.order = pruner.order(self.stored.goals) if isinstance(pruner, Promotion) else None
 
     def claim(self, lease: float, *, ended: bool) -> Claim | None:
-        """Claims a slot, and makes a running trial for one that is fresh; None if none is free."""
+        """Claims a slot, and makes a running trial for a new one; None if no slot is free."""
         return self.stored.ledger.claim(
             self.owner, self.stage.trials, lease, self._make, begun=ended, order=self.order
         )
@@ -58,7 +58,7 @@ class SlotQueue:
         return self.order is not None and self.order.pauses_at(slot, before, step)
 
     def promotes(self, slot: int) -> bool:
-        """Whether the trial at a rung is the next to promote, so that it goes on at once."""
+        """Whether the trial at a rung is the next to promote, so that it continues at once."""
         assert self.order is not None
         standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
         return self.order.is_next(standings, slot, closed=self.stage.has_ended())
@@ -66,8 +66,8 @@ class SlotQueue:
     def begin_state(self, claim: Claim, lease: float) -> None:
         """Checks that no other process works on a study whose sampler or pruner keeps state.
 
-        Of two processes that begin together, each has its claim before it looks, so that both do
-        not go on. The sampler is made here, once for all trials of this process.
+        Each process claims a slot before it looks for others, so that of two that begin together
+        not both continue. The sampler is made here, once for all trials of this process.
 
         Raises:
             LaunchError: another process works on the study; the claim was released.
@@ -87,7 +87,7 @@ class SlotQueue:
         if any(trial.number != number for trial in begun):
             log.warning(
                 "%s: keeps its state in one process, and what it kept in an earlier one is gone; "
-                "it begins anew with trial %d, knowing the stored trials alone",
+                "it starts again with trial %d, and knows only the stored trials",
                 parts,
                 number,
             )
@@ -107,16 +107,17 @@ class SlotQueue:
         return self._ask(trial_id, frozen.number)
 
     def draw(self, held: HeldTrial) -> Point | None:
-        """Draws the point of a trial and stores it; one that is given or stored already stays.
+        """Draws a trial's configuration and stores it, unless it is given or stored already.
 
-        The sampler draws again, with other seeds, what breaks a relation, or has been drawn where
-        `limits.repeats` is false; then chance decides. Returns None if that finds nothing.
+        The sampler draws again, with other seeds, if the configuration breaks a relation, or
+        repeats another although `limits.repeats` is false; then chance decides. Returns None if
+        that finds nothing.
         """
         stored, source = self.stored, self.stage.source
         number, trial_id = held.trial.number, held.trial._trial_id
         given, again = bool(held.trial.params), 0
         new = not given and not held.limits.repeats
-        # Who has trial 0 may not have stored its point yet.
+        # The worker of trial 0 may not have stored its configuration yet.
         taken = {identify(each) for each in (self.baseline,) if new and each is not None}
 
         def write(connection: Connection) -> None:
@@ -135,7 +136,7 @@ class SlotQueue:
                 if identify(point) not in taken:
                     stored.storage.mark_written()
                     return point
-            stored.storage.load(stored.ledger.study_id, trial_id)  # without the point
+            stored.storage.load(stored.ledger.study_id, trial_id)  # without the configuration
             again += 1
             with held.watch("sampling"):
                 if again > REDRAWS:
@@ -149,12 +150,12 @@ class SlotQueue:
         """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
         if "sampler" not in self.stage.strategy.keeps_state:
             self.stored.optuna.sampler = self.stage.strategy.sampler(number)
-        # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of
+        # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
         # them until a trial is told how it ended, and one that is paused is not told.
         return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
 
     def _give(self, trial_id: int, point: Point) -> None:
-        """Gives the trial in the buffer the parameters of a point."""
+        """Gives the trial in the buffer the hyperparameters of a configuration."""
         for name, value in point.params.items():
             distribution = point.distributions[name]
             internal = distribution.to_internal_repr(value)

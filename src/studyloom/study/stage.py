@@ -138,10 +138,10 @@ class TrialFiles:
 
     @staticmethod
     def folder_of(checkpoint: Checkpoint) -> Path:
-        """Returns the folder for what the objective of a trial writes itself.
+        """Returns the folder for files that the objective of a trial writes itself.
 
         Its name has a digest of the identity of the checkpoint, so that a trial of another study
-        does not go on from its files.
+        does not resume from its files.
         """
         digest = hashlib.sha256(checkpoint.identity.encode()).hexdigest()[:12]
         return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")

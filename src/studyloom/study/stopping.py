@@ -1,4 +1,4 @@
-"""When to stop: after a signal, a wish of another terminal, or a time limit."""
+"""When to stop: after a signal, a request from another terminal, or a time limit."""
 
 import contextlib
 import os
@@ -19,23 +19,23 @@ from studyloom.study.stored_study import StoredStudy
 
 
 class Stop:
-    """Tells whether to stop: after a Ctrl-C, SIGTERM or SIGHUP, or after a time limit in seconds.
+    """Decides whether to stop: after Ctrl-C, SIGTERM or SIGHUP, or a time limit in seconds.
 
-    A second signal raises Interrupted at once. An instance is a context. It handles those
-    signals if it is entered in the main thread; in another, only the time limit counts. It handles
-    Ctrl-C also if that was ignored, as a shell does for a command that it starts with `&`; a SIGHUP
-    that was ignored stays so, as under `nohup`.
+    A second signal raises Interrupted at once. An instance is a context manager, and handles those
+    signals if it is entered in the main thread; in another thread only the time limit counts. It
+    handles a Ctrl-C that was ignored, as a shell does for a command that it starts with `&`; a
+    SIGHUP that was ignored stays so, as under `nohup`.
 
     Args:
-        is_asked: called after a signal; returns whether it is meant as a wish to stop the study.
-            One that is not came to this process alone, from code of the user's or from somebody
-            who ends processes: it stops this process too, and another one goes on in its place.
+        is_asked: called after a signal; returns whether it is a request to stop the study. If not,
+            it came to this process only, from the user's code or from a person who ends processes:
+            then this process stops, and another one replaces it.
 
     Attributes:
-        requested: what asked to stop without a signal, such as `studyloom stop`.
-        paused: whether trials are to be released, and none to be claimed, until it is False again.
-        telling: whether somebody shows that the process stops; then this prints no line.
-        alone: what came to this process alone, in words.
+        requested: what requested a stop without a signal, such as `studyloom stop`.
+        paused: whether to release trials, and claim no others, until it is False again.
+        telling: whether another part shows that the process stops; then this prints no line.
+        alone: the signal that came to this process only, in words.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -69,7 +69,7 @@ class Stop:
         return "the time is up" if self.signal is None else "stopped"
 
     def request(self, words: str) -> None:
-        """Stops without a signal of somebody's; from any thread.
+        """Stops without an outside signal; from any thread.
 
         An epoch that this process trains is cut short, as by a signal.
         """
@@ -94,7 +94,7 @@ class Stop:
             signal.signal(number, handler)
 
     def give_way(self) -> None:
-        """Stops, since this process can run no other trial; another one goes on in its place."""
+        """Stops, since this process can run no other trial; another one replaces it."""
         if self.signal is None:
             self.signal, self.alone = signal.SIGTERM, "no signal, but lost another rank"
 
@@ -174,11 +174,11 @@ def _let_signals_come() -> None:
 
 
 def _end_by_signals() -> None:
-    """Has a fork of the user's code, such as a worker of a pool, end by a signal as without us.
+    """Lets signals end a fork of the user's code, such as a worker of a pool, as usual.
 
-    Python forgets a signal that comes to a fork before it goes on: of 100 forks that their parent
-    told to end at once 63 lived on, and `multiprocessing.Pool` then waits for ever. So they are
-    held back until the fork no longer handles them.
+    Python forgets a signal that comes to a fork before its code runs: of 100 forks that their
+    parent terminated at once, 63 lived on, and `multiprocessing.Pool` then waits for ever. So
+    signals are held back until the fork no longer handles them.
     """
     for number in _handled():
         signal.signal(number, signal.SIG_DFL)
@@ -195,29 +195,29 @@ POLL = 1.0  # seconds between looks, one short read each
 
 
 def read_control(stored: StoredStudy) -> Wish | None:
-    """Returns the wish of another terminal; None without one."""
+    """Returns the request of another terminal; None without one."""
     (wish,) = stored.attributes(CONTROL)
     return wish if wish in ("stop", "pause") else None
 
 
 def set_control(stored: StoredStudy, wish: Wish | None) -> None:
-    """Asks all workers of a study to stop or to pause; None takes that back."""
+    """Requests all workers of a study to stop or to pause; None withdraws the request."""
     if read_control(stored) != wish:
         stored.optuna.set_user_attr(CONTROL, wish)
 
 
 def begin_again(stored: StoredStudy) -> None:
-    """Takes a wish to stop back, as a command does that starts the study again."""
+    """Withdraws a request to stop, as a command does that starts the study again."""
     if read_control(stored) == "stop":
         set_control(stored, None)
 
 
 @contextlib.contextmanager
 def following(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterator[None]:
-    """Follows in a thread what other terminals ask while the body runs.
+    """Follows the requests of other terminals, in a thread, while the body runs.
 
     Args:
-        stops: whether to stop by a wish; a worker that a launcher has started waits for its word.
+        stops: whether to stop on request; a worker of a launcher waits for its launcher instead.
     """
 
     def follow(end: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""A study as it is in its database: its definition, its trials, and which of them are best."""
+"""A study in its database: its definition, its trials, and which of them are best."""
 
 import csv
 import io
@@ -59,7 +59,7 @@ class StageName:
     Args:
         study: the name of the search.
         trials: the budget of the search.
-        top: how many trials of the search are candidates, beside the baseline.
+        top: how many trials of the search are candidates, in addition to the baseline.
         seeds: how many seeds each candidate is trained with.
         details: what else changes the trainings; "" for nothing.
     """
@@ -96,7 +96,7 @@ def owner_of(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """A study as it is stored: Optuna's tables, and the ledger beside them."""
+    """A stored study: Optuna's tables, and the ledger of its budget."""
 
     name: str
     storage: TrialBuffer
@@ -123,7 +123,7 @@ class StoredStudy:
         )
 
     def lock_trials(self, connection: Connection) -> list[FrozenTrial]:
-        """Reads the trials that fill slots; until the commit nobody makes another."""
+        """Reads the trials that fill slots; until the commit no process makes another."""
         ledger = self.ledger
         sql.lock_study(connection, ledger.study_id, ledger.uuid)
         heads = connection.execute(sql.ALL_TRIALS, {"study": ledger.study_id}).all()
@@ -131,7 +131,7 @@ class StoredStudy:
         return [*filter(sql.fills_slot, trials)]
 
     def reconcile(self, trials: int) -> bool:
-        """Mends and extends the ledger, see `ledger.reconcile`; returns whether it had to."""
+        """Repairs and extends the ledger, see `ledger.reconcile`; returns whether it had to."""
         return self.ledger.reconcile(self.name, trials)
 
     def _counts(self, trial: FrozenTrial) -> bool:
@@ -272,7 +272,7 @@ class StoredStudy:
         store(self.ledger.study_id, TEST_OPENINGS, self.test_openings() + 1)
 
     def code(self) -> dict[str, Any]:
-        """Returns the digests of the user's own code with which the study goes on now."""
+        """Returns the digests of the user's code with which the study now runs."""
         return code_of(self.definition() or {})
 
     def definition(self) -> dict[str, Any] | None:
@@ -290,14 +290,14 @@ class StoredStudy:
             self.optuna.set_user_attr(RULE, words)
 
     def attributes(self, *names: str) -> list[Any]:
-        """Reads attributes of the study as they are now; None for each that it has not."""
+        """Reads the current attributes of the study; None for each that it lacks."""
         return self.ledger.storage.read(lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
 
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
         (stated,) = self.attributes(RULE)
         if stated is not None:
-            # What this program stores can be parsed; the database may come from elsewhere.
+            # What this program stores can be parsed; the database may be untrusted.
             with suppress(ConfigError):
                 costs = (Goal(name, "minimize") for name in self.cost_names)
                 return Rule.parse(stated, [*self.goals, *costs])
@@ -324,7 +324,7 @@ def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
 
 
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
-    """Opens another study of the same database, on its connections; None if there is none."""
+    """Opens another study of the same database, on its connections; None if it is missing."""
     try:
         study = optuna.load_study(study_name=name, storage=stored.storage)
     except KeyError:
@@ -335,7 +335,7 @@ def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
 
 @dataclass(frozen=True)
 class Rows(Sequence[Mapping[str, Any]]):
-    """Rows of equal columns: what studyloom returns in place of a DataFrame without pandas.
+    """Rows of equal columns: what studyloom returns instead of a DataFrame without pandas.
 
     Args:
         cells: the cells of each row, in the order of the columns; None for a missing value.
@@ -436,7 +436,7 @@ def curve_rows(stored: StoredStudy) -> Rows:
 
 
 def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
-    """Returns the quantities of each epoch beside the value, in the order of the first."""
+    """Returns the quantities of each epoch without the value, in the order of the first."""
     names = (name for trial in trials for name in TrialRecord(trial).curve)
     return [name for name in dict.fromkeys(names) if name not in COLUMNS]
 

@@ -47,9 +47,9 @@ class Strategy:
     def sampler(self, number: int) -> BaseSampler:
         """Makes the sampler of a trial, seeded for it.
 
-        A `seed` in its section takes the place of the study's. Both are combined with the number:
-        with one seed for all trials, each would draw what the first drew, and workers drew only 4
-        distinct points of 16.
+        A `seed` in its section replaces the study's. Either is combined with the trial's number:
+        with one seed for all trials each would draw what the first drew, and workers drew only 4
+        distinct configurations of 16.
         """
         definition = self.definition
         section = plain(definition.config.sampler)
@@ -61,7 +61,7 @@ class Strategy:
         if "seed" in section:
             section["seed"] = seed
         if re.fullmatch(r"optuna\..*CmaEsSampler", section["_target_"]):
-            # In its place, ours, which reads no pickles from the database.
+            # Replaced by ours, which reads no pickles from the database.
             section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
         offered = {"seed": seed, "space": definition.space, "baseline": definition.baseline}
         sampler: BaseSampler = _build(section, "sampler", **offered)
@@ -106,7 +106,7 @@ class Strategy:
         return int(min(config.study.trials, size) if ends else config.study.trials)
 
     def notes(self) -> list[str]:
-        """Returns what the pruner has the user told before the first trial."""
+        """Returns notes of the pruner that are printed before the first trial."""
         note: str | None = getattr(self.pruner(), "note", None)
         return [] if note is None else [note]
 
@@ -126,7 +126,7 @@ class Strategy:
             yield from getattr(pruner, "check", lambda _: ())(definition)
 
     def check_workers(self, workers: int) -> Iterator[str]:
-        """Yields the mistake that several workers are started for a part that keeps its state."""
+        """Yields an error if several workers are started for a part that keeps its state."""
         if self.keeps_state and workers > 1:
             parts = " and ".join(self.keeps_state)
             yield (
@@ -135,7 +135,7 @@ class Strategy:
             )
 
     def try_out(self) -> Iterator[str]:
-        """Makes the sampler and the pruner, and tries both; yields their mistakes."""
+        """Makes the sampler and the pruner, and tries both; yields their errors."""
         for name, attempt in (("sampler", self._try_sampler), ("pruner", self._try_pruner)):
             chosen = f"{name}={self.definition.composer.choices.get(name)}"
             try:

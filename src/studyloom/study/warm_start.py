@@ -37,16 +37,16 @@ if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
 log = logging.getLogger(__name__)
-LOOKED = 4  # at most one trial of so many begins at a point of a study that nobody has named
+LOOKED = 4  # at most one of so many trials is a warm start from a study that `auto` found
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A point to begin with.
+    """A configuration to begin with.
 
     Attributes:
         source: where it is from, for people: "study.enqueue[0]", "runs/old, trial 7".
-        earlier: the label of the earlier study of which it is a trial; None for one of the user's.
+        earlier: the label of the earlier study of which it is a trial; None if the user gave it.
     """
 
     point: Point
@@ -62,12 +62,12 @@ def take_points(
     *,
     looked: bool,
 ) -> list[WarmStart]:
-    """Chooses trials of earlier studies that are points of this study's space too.
+    """Chooses trials of earlier studies whose configurations fit this study's space.
 
     Of a single study these are the best, of several a portfolio.
 
     Args:
-        looked: whether these are studies that nobody has named, of which many may not fit.
+        looked: whether `auto` has found these studies, of which many may not fit.
     """
     taken = defaultdict[int, list[PlacedTrial]](list)
     starts: list[WarmStart] = []
@@ -99,7 +99,7 @@ def _note_taken(earlier: EarlierStudy, taken: Sequence[PlacedTrial]) -> str:
 
 @dataclass(frozen=True)
 class WarmStarts:
-    """All points to begin with, and notes about them for people.
+    """All configurations to begin with, and notes about them for people.
 
     Attributes:
         sources: the earlier studies, without passwords, and `auto` if that has found them.
@@ -115,15 +115,15 @@ def find_warm_starts(
     begun: Sequence[str] | None = None,
     look: Callable[[], EarlierStudies] = EarlierStudies,
 ) -> WarmStarts:
-    """Finds the points that `study.enqueue` and `study.warm_start` name.
+    """Finds the configurations that `study.enqueue` and `study.warm_start` name.
 
     Args:
         begun: the earlier studies of which the study has trials already; they are not read again.
-            None of a study without trials, which alone looks for others by `study.warm_start=auto`.
+            None if the study has no trials: only then `study.warm_start=auto` looks for studies.
         look: finds earlier studies for `study.warm_start=auto`.
 
     Raises:
-        ConfigError: every point that the space cannot give, and each earlier study that is missing.
+        ConfigError: every configuration outside the space, and every missing earlier study.
     """
     study = definition.config.study
     enqueued = value_at(definition.config, "study.enqueue")
@@ -217,14 +217,14 @@ def sources_of(stored: StoredStudy) -> list[str]:
 
 
 def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: Point | None) -> int:
-    """Queues each point that no trial of the study has tried, all of them in one transaction.
+    """Queues each configuration that no trial of the study has tried, in one transaction.
 
-    The baseline is queued before the first point, because it is trial 0. Of an earlier study from
-    which the study has trials already no further ones are taken, and of those that nobody has named
-    none once it has any trial.
+    The baseline is queued first, because it is trial 0. An earlier study is left out if the study
+    has trials from it already; earlier studies that `auto` found are left out once the study has
+    any trial.
 
     Returns:
-        How many points found no free slot.
+        How many configurations found no free slot.
     """
     study_id = stored.ledger.study_id
 
@@ -288,7 +288,7 @@ def missing_baseline(stored: StoredStudy) -> str | None:
             return (
                 f"the baseline, trial {failure.trials[0].number}, has failed "
                 f"({failure.first_reason}), so that nothing is compared with it; once the cause is "
-                "mended, study.redo_baseline=true trains it again"
+                "fixed, study.redo_baseline=true trains it again"
             )
     return None
 
@@ -297,7 +297,7 @@ def missing_baseline(stored: StoredStudy) -> str | None:
 
 
 def store_space(stored: StoredStudy, definition: "Definition") -> None:
-    """Stores what proposals are checked against; None of a list of points, or if trials suggest."""
+    """Stores what proposals are checked against; None for sampler=grid, or if trials suggest."""
     space, composer, starts = definition.space, definition.composer, dict[str, Any]()
     options = defaultdict[str, list[str]](list)
     for group in space.groups():

@@ -61,7 +61,7 @@ class Worker:
         return TrialFiles(self.stage, self.checkpoints)
 
     def run(self) -> None:
-        """Works on the slots of the stage until all are done or the worker is asked to stop.
+        """Works on the slots of the stage until all are done or a stop is requested.
 
         Once the search has ended by its bounds, only the trials that have begun are left to do.
         Waits while others hold slots, because their leases may end.
@@ -97,14 +97,14 @@ class Worker:
                 return
 
     def idle(self, seconds: float) -> None:
-        """Waits, unless the worker is asked to stop."""
+        """Waits, unless a stop is requested."""
         with self.watch("idle"):
             while seconds > 0 and not self.stopping():
                 time.sleep(min(seconds, WAIT))
                 seconds -= WAIT
 
     def finish_claim(self, claim: Claim, slots: SlotQueue) -> None:
-        """Runs the trial of a claimed slot to its end or rung, or releases it if asked to stop."""
+        """Runs the trial of a claimed slot to its end or rung, or releases it to stop."""
         ledger = self.stored.ledger
         try:
             with contextlib.suppress(Paused):
@@ -151,10 +151,10 @@ class Worker:
         self.files.remove(frozen.number, point)
 
     def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
-        """Ends a trial that no one goes on with.
+        """Ends a trial that no worker will resume.
 
-        One of which too many workers died fails. One that was paused, and is not to be promoted, is
-        pruned at its last report.
+        It fails if it has crashed too many workers. If it was paused and can no longer be promoted,
+        it is pruned at its last report.
         """
         claim, point = held.claim, None
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
@@ -173,7 +173,7 @@ class Worker:
             self.files.remove(frozen.number, point)
 
     def train(self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: SlotQueue) -> None:
-        """Evaluates a point, and records its value, or why there is none."""
+        """Evaluates a configuration, and records its value, or why it has no value."""
         state, value = TrialState.COMPLETE, None
         failure: failures.Failure | None = None
         objective: Objective | None = None
@@ -185,7 +185,7 @@ class Worker:
             pauses = slots.order is not None
             attempt = Attempt(held.claim.token, self.stage.title, folder, pauses=pauses)
             objective = self.stage.source.make_objective(point, frozen.number, self.data, attempt)
-            # With several objectives no pruner of Optuna's is asked, because those compare one
+            # With several objectives no pruner of Optuna's is used, because those compare one
             # value; trials are paused all the same.
             prunable = slots.may_stop(frozen)
             reporter = Reporter(
@@ -200,7 +200,7 @@ class Worker:
             value = reporter.run(self.stopping)
             with self.watch("checkpoints"):
                 self.files.keep_weights(held.trial, objective)
-        except BaseException as caught:  # whatever the user's code raises costs this trial alone
+        except BaseException as caught:  # whatever the user's code raises costs only this trial
             error = held.raised or caught
             ours = error is held.raised
             if ours and isinstance(error, Paused):
@@ -226,7 +226,7 @@ class Worker:
             held.tell(value, state)
 
     def describe(self, held: HeldTrial, point: Point) -> None:
-        """Sets the record from which the trial can be trained again at a point, if there is one."""
+        """Sets the record from which the trial can be trained again, if this is the search."""
         source, number = self.stage.source, held.trial.number
         if (sections := source.provenance_sections(point)) is not None:
             device = source.trains_on(self.data)
