@@ -251,7 +251,7 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
     for override, words in {
         "objective.test=test_function.divides": "objective.test: it is given what run.keep keeps",
         "sampler=grid": "or choose another sampler, such as sampler=tpe",
-        "pruner=asha": "and this objective keeps none; call run.keep",
+        "pruner=asha": "which this objective lacks; call run.keep",
         "+space={params: {x: {int: [1, 3]}}}": "suggests its parameters itself; leave space out",
         "objective.folds=2": "objective.folds=2: the data are the function's own",
     }.items():
