@@ -1,4 +1,4 @@
-"""The definition of a study whose trials call a custom training loop, or Optuna's objective."""
+"""The definition of a study whose trials call a custom training loop, or an Optuna objective."""
 
 import functools
 import inspect
@@ -69,7 +69,7 @@ class LoopDefinition(Definition):
     read_goals, read_limits = staticmethod(loop_goals), staticmethod(loop_limits)
 
     def job(self, point: Point, fold: Fold, seed: int) -> Job:
-        """Builds the job that evaluates the network of a loop in a fold; it cannot train one."""
+        """Builds the job that evaluates a loop's network in a fold; the job cannot train it."""
         model = functools.partial(build_loop_network, self.at(point))
         parts: dict[str, Any] = {"optimizer": None, "schedule": None, "loss": functional.mse_loss}
         train, valid = fold
@@ -95,7 +95,7 @@ class LoopDefinition(Definition):
             return super().from_config(cfg, composer)
         if function.takes_trial:
             if value_at(cfg, "space"):
-                raise ConfigError(f"space: {who} suggests its parameters itself; leave space out")
+                raise ConfigError(f"space: {who} suggests its own values; leave space out")
             composer.keep(cfg := with_values(cfg, {"study.baseline": False}))
             return cls(cfg, composer, Open())
         named, takes_any = function.params()
@@ -180,7 +180,7 @@ class LoopDefinition(Definition):
         return changed or "model" in self.composer.choices
 
     def _train_settings(self) -> Iterator[tuple[str, Any, bool, bool]]:
-        """Yields name and value of each key of `train`; whether it is no default, and was typed."""
+        """Yields each key of `train`: name, value, whether it is not the default, and was typed."""
         train: Any = OmegaConf.to_container(self.config.train, resolve=False)
         default: Any = OmegaConf.to_container(SCHEMA.train, resolve=False)
         keys = {override.key for override in self.composer.overrides}

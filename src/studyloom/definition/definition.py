@@ -1,7 +1,7 @@
-"""The study definition: a configuration, and the space of configurations around it.
+"""The study definition: a config, and the search space around it.
 
 The trials of a `NetworkDefinition` train networks; those of a `LoopDefinition` call a custom
-training loop, or an objective of Optuna's.
+training loop, or an Optuna objective.
 """
 
 import functools
@@ -46,9 +46,9 @@ FIRST = Attempt()
 
 @dataclass(frozen=True)
 class Branch:
-    """A part of the space: its nodes are searched after certain choices of groups.
+    """A part of the space: its nodes are searched if groups have certain options.
 
-    The config has those options, by the name of their group, and defaults otherwise.
+    The config has those options, by the name of their group, and defaults for all else.
 
     Attributes:
         opened: the options of all groups of the space that are searched then.
@@ -113,7 +113,7 @@ class Definition:
 
     @staticmethod
     def read_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
-        """Returns the metric of a config, and what else is optimized."""
+        """Returns the objectives of a config, the metric first."""
         raise NotImplementedError
 
     @staticmethod
@@ -182,7 +182,7 @@ class Definition:
 
     @property
     def suggests(self) -> bool:
-        """Whether trials suggest their hyperparameters themselves, as Optuna's objectives do."""
+        """Whether trials suggest their hyperparameters themselves, as Optuna objectives do."""
         return isinstance(self.space, Open)
 
     @property
@@ -240,7 +240,7 @@ class Definition:
 
     @functools.cached_property
     def goals(self) -> tuple[Metric, *tuple[Goal, ...]]:
-        """The goals of the values of a trial, the metric first."""
+        """The objectives, one for each value of a trial, the metric first."""
         return self.read_goals(self.config)
 
     @functools.cached_property

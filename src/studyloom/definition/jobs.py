@@ -33,7 +33,7 @@ NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are
 
 
 def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
-    """Builds the jobs of one trial: one for each fold and seed, those of one fold side by side.
+    """Builds the jobs of a trial, one for each fold and seed, grouped by fold.
 
     The seeds of the jobs descend from that of the trial.
     """
@@ -204,7 +204,7 @@ def network_goals(cfg: DictConfig) -> tuple[Metric, *tuple[Goal, ...]]:
 
 
 def build_metric(objective: Section) -> Metric:
-    """Builds the metric of the section `objective`: one of METRICS, or the user's own."""
+    """Builds the metric of the section `objective`: one of METRICS, or a custom one."""
     objective = plain(objective)
     named, direction = split_metric(objective)[0], objective["direction"]
     if isinstance(named, Mapping):

@@ -109,7 +109,7 @@ class ObjectiveTrial(optuna.Trial):
         return {**stored, "failed_trial": self.number, "retry_history": [self.number]}
 
     def report(self, value: float, step: int) -> None:
-        """Reports by the run; that the trial is to be pruned, `should_prune` says."""
+        """Reports through the run; `should_prune` says afterwards whether to prune."""
         if self._pruned:
             raise optuna.TrialPruned  # for an objective that has not called should_prune
         if (step := int(step)) in self._steps:

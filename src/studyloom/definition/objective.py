@@ -1,7 +1,7 @@
-"""The interface of every training: an objective runs step by step and comes to a value.
+"""The interface of every training: an objective runs step by step and returns a value.
 
-The value of networks is the mean of their jobs' metric, each on what it is validated on. It is
-reported after each epoch, or after each job if the jobs are trained in turn.
+The value of networks is the mean of their jobs' metric, each on its validation set. It is reported
+after each epoch, or after each job if the jobs are trained in turn.
 """
 
 import math
@@ -26,7 +26,7 @@ class Stopping(Protocol):
     """Whether the worker is to stop; a subclass that says nothing never is."""
 
     def __call__(self) -> bool:
-        """Whether to stop at the next occasion."""
+        """Whether to stop at the next report."""
         return False
 
     def interruptible(self) -> AbstractContextManager[None]:
@@ -45,10 +45,10 @@ class Stopping(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """A report of a loop, by whose number it is compared with other trials.
+    """A report of a loop; the pruner compares trials by reports of the same number.
 
     Args:
-        seconds: since the report before, or since the call.
+        seconds: since the previous report, or since the call.
         step: the number that the loop gave.
     """
 
@@ -266,7 +266,7 @@ class NetworkObjective(Objective):
 
 @dataclass
 class StoredObjective(Objective):
-    """A result that another study has already: nothing is evaluated for it.
+    """The result of a trial in another study, reused without an evaluation.
 
     Its source is that study and the number of the trial.
     """

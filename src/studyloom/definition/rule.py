@@ -1,9 +1,8 @@
-"""Limits of costs, the rule that chooses the winner by its values, and relations of parameters.
+"""Limits of costs, the rule that chooses the winner, and relations between hyperparameters.
 
 `objective.constraints` has a limit for each cost, such as `parameters: "<= 100_000"`. A cost is
 known before training, so that a trial beyond a limit is not trained. `winner.rule` chooses among
-trials with several values, and `space.where` has the relations that each configuration of the space
-keeps:
+trials with several values. `space.where` has the relations that each configuration must satisfy:
 
     rule       = ("max" | "min") NAME [ "where" condition { "and" condition } ]
     relation   = condition { "and" condition }
@@ -11,7 +10,7 @@ keeps:
 
 Sums are of names and numbers, with + - * / % and parentheses. In a rule a condition compares the
 name of a value of each trial, the metric or a cost, with a number, and has no `==`, such as
-`max accuracy where parameters < 50_000`. In a relation names are those of parameters, such as
+`max accuracy where parameters < 50_000`. In a relation names are those of hyperparameters, such as
 `model.width * model.depth <= 4096`.
 """
 
@@ -81,7 +80,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Relation:
-    """A condition between parameters, such as `model.width * model.depth <= 4096`."""
+    """A condition between hyperparameters, such as `model.width * model.depth <= 4096`."""
 
     text: str
     tokens: tuple[str, ...]
@@ -114,7 +113,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rule:
-    """How to choose the winner: by a goal, among the trials that satisfy all conditions."""
+    """How to choose the winner: by an objective, among the trials that satisfy all conditions."""
 
     goal: Goal
     conditions: tuple[Condition, ...] = ()
@@ -127,10 +126,10 @@ class Rule:
 
         Args:
             known: the values that are known of each trial, the metric first.
-            hint: how one comes to values that are not known, for messages.
+            hint: how to get values that are not known, for messages.
 
         Raises:
-            ConfigError: it is no rule; or every unknown name, and a wrong direction.
+            ConfigError: it is not a rule; or lists unknown names and a wrong direction.
         """
         example = cls(known[0], tuple(Condition(goal.name, "<", 50_000) for goal in known[1:2]))
         rule = RULE.fullmatch(text) if len(text) <= LONGEST else None
@@ -165,7 +164,7 @@ class Rule:
         return self.goal.name in known and all(each.holds(known) for each in self.conditions)
 
     def rank(self, known: Mapping[str, float]) -> float:
-        """Returns a number that is the smaller, the better a trial that may win is."""
+        """Returns the rank of a trial that may win: less is better."""
         return -self.goal.sign * known[self.goal.name]
 
     def __str__(self) -> str:
@@ -221,10 +220,10 @@ def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
     """Parses `space.where`, such as ["model.width % model.heads == 0"].
 
     Args:
-        known: the parameters of the space that are numbers.
+        known: the numeric hyperparameters of the space.
 
     Raises:
-        ConfigError: every text that is no relation, and every unknown name.
+        ConfigError: every invalid relation, and every unknown name.
     """
     mistakes, relations = [], list[Relation]()
     for text in map(str, section if isinstance(section, list) else [section]):

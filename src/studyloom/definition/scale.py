@@ -100,12 +100,12 @@ class Scale:
 
     @property
     def searched(self) -> Mapping[str, Any]:
-        """The values of the keys in the search, where they are not the config's own."""
+        """The sizes of the search, by key; empty if it uses those of the config."""
         return {key: self.small[key] for key in self.target}
 
     @property
     def rule_sizes(self) -> Mapping[str, Any]:
-        """The sizes from which the rule counts; empty without one."""
+        """The sizes at which the rule changes nothing; empty without a rule."""
         if self.rule == "none":
             return {}
         return {key: size for key, size in self.small.items() if key not in PLAIN}

@@ -1,4 +1,4 @@
-"""The sources of a user's own code: a digest for each module, as a part of a study definition.
+"""The user's source code: a digest for each module, as a part of a study definition.
 
 The digest is of the syntax tree without docstrings. Comments and formatting change no result, so
 that a formatter or a better comment does not change a study definition.
@@ -136,7 +136,7 @@ def _parts_of(member: Any) -> Iterable[Any]:
 def _digest(part: Any) -> tuple[str, str] | None:
     """Returns the name of the module of a function or class, and the digest of its source.
 
-    None for the code of others, without a source, and for what a notebook or script defines.
+    None for packages, for code without a source, and for what a notebook or script defines.
     """
     name = str(part.__module__)
     if name == "__main__":
@@ -250,7 +250,7 @@ def check_readable(part: Any) -> None:
 
 
 def is_users_code(path: Path) -> bool:
-    """Whether a file is the user's own code, and not of Python, a package, or studyloom."""
+    """Whether a file is the user's code, and not that of Python, a package, or studyloom."""
     library = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")]
     elsewhere = {*INSTALLED}.intersection(path.parts)
     return not elsewhere and not any(path.is_relative_to(p) for p in (PACKAGE, *library))

@@ -72,7 +72,7 @@ class UserFunction:
         """Calls the function, and returns what it returns.
 
         Args:
-            make_trial: makes the trial of an objective of Optuna's from the values of `params`.
+            make_trial: makes the trial of an Optuna objective from the values of `params`.
         """
         if self.takes_config:
             return self.function(config, run)
@@ -85,8 +85,8 @@ class UserFunction:
         """Returns what a loop `(run, *, width=32, …)` takes from `params`.
 
         Returns:
-            The default of each name, `inspect.Parameter.empty` without one; and whether any further
-            name will do.
+            The default of each name, `inspect.Parameter.empty` without one; and whether the loop
+            takes any other name.
         """
         given = getattr(self.function, "keywords", {})  # in the section `objective`
         _, *parameters = inspect.signature(self.function).parameters.values()
@@ -294,7 +294,7 @@ def _named_goals(objective: Section) -> list[tuple[str, Any]]:
 
 
 def _check_names(key: str, names: Sequence[str]) -> None:
-    """Raises ConfigError if a cost has the name of something else that is stored with a trial."""
+    """Raises ConfigError if a cost's name is taken by something stored with a trial."""
     taken = [name for name in names if name in OF_TRIALS]
     refuse([f"{key}: {name} is a name of ours; choose another" for name in taken])
 

@@ -32,10 +32,10 @@ class CheckedStrategy(Protocol):
         """The budget of the search."""
 
     def check_workers(self, workers: int) -> Iterable[str]:
-        """Returns why so many workers cannot share the sampler and the pruner."""
+        """Returns errors if so many workers cannot share the sampler and the pruner."""
 
     def check(self) -> Iterable[str]:
-        """Returns why the pruner is not for the definition; nothing is tried."""
+        """Returns errors if the pruner does not suit the definition; tries nothing."""
 
     def try_out(self) -> Iterable[str]:
         """Makes the sampler and the pruner, tries both, and returns their errors."""

@@ -1,7 +1,7 @@
 """Forks workers of a command before it has threads, a database or a GPU.
 
 A fork begins in milliseconds: a worker that is a command imports PyTorch and composes its
-configuration, 2 s of processor time.
+config, 2 s of processor time.
 """
 
 import multiprocessing

@@ -1,7 +1,7 @@
 """The line between a worker and its launcher, a pair of sockets.
 
-An objective may call `os._exit(0)`, and anybody may send a signal. So a worker says in words what
-it does and with which exit code it ends, and its launcher says on the line that a stop is meant.
+An objective may call `os._exit(0)`, and any process may send a signal. So a worker reports on the
+line what it does and its exit code, and its launcher confirms there that a signal is its own.
 
 Only the standard library is imported: the actors of Ray use this module.
 """

@@ -1,4 +1,4 @@
-"""Workers on this host: one in this process, or several as processes of their own."""
+"""Workers on this host: one in this process, or several in their own processes."""
 
 import contextlib
 import os
@@ -240,7 +240,7 @@ class LocalWorker:
 def kill_marked(mark: str) -> None:
     """Kills the programs that a worker has started, whose environment has its mark.
 
-    Those in sessions of their own have no parent below ours once the worker has ended.
+    Once the worker has ended, those in another session are no longer descendants of ours.
     """
     for _ in range(10):  # they may be starting others meanwhile
         found = [

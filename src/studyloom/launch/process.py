@@ -176,7 +176,7 @@ def exit_code(code: int, stop: Stop) -> int:
 
 @contextmanager
 def reporting_mistakes(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
-    """Ends the process by the error that the body raises, which opens a study."""
+    """Ends the process with an exit code if the body, which opens a study, raises an error."""
     try:
         yield
     except (ValueError, OSError, LaunchError) as error:
@@ -189,7 +189,7 @@ def reporting_mistakes(stop: Stop, finish: Callable[[int, str | None], None]) ->
 
 @contextmanager
 def reporting_end(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
-    """Ends the process by the error that the body raises, and reports its end in any case."""
+    """Ends the process with an exit code if the body raises an error; always reports the end."""
     try:
         yield
     except Interrupted:  # the second signal; the trials have been released

@@ -1,4 +1,4 @@
-"""Supervises workers: renews their leases, starts those that die again, and stops them in time."""
+"""Supervises workers: renews their leases, replaces those that die, and stops them in time."""
 
 import contextlib
 import logging
@@ -80,7 +80,7 @@ class WorkerHandle(Protocol):
         """Requests that the worker releases its trial and ends."""
 
     def kill(self) -> str | None:
-        """Ends the worker and everything it started, and returns the id it had in the ledger."""
+        """Ends the worker and everything it started, and returns its id in the ledger."""
 
 
 class Supervisor:

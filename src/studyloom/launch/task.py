@@ -30,7 +30,7 @@ RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
 
 def process_age() -> float:
-    """Returns the seconds since this process began, plus for a worker its launcher's age then."""
+    """Returns the seconds since this process began; for a worker, since its launcher did."""
     return float(WORKER.get() or 0) + time.time() - psutil.Process().create_time()
 
 
@@ -55,14 +55,14 @@ class Command:
 
     @classmethod
     def of_this_process(cls) -> "Command":
-        """Returns the command that a person typed to start this process."""
+        """Returns the command that the user typed to start this process."""
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         program = ("-m", spec.name) if spec is not None else (sys.argv[0],)
         return cls(program, tuple(sys.argv[1:]))
 
     @property
     def page(self) -> list[str]:
-        """The command line without its arguments, as a person types it."""
+        """The command line without its arguments, as the user types it."""
         return ["python", *self.program]
 
     def without(self, *keys: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The study: the trials of a definition, slot by slot, in the database.
 
 A worker claims a slot, makes its trial and runs it; its Reporter stores each epoch, and renews the
-claim. What decides (promotion, the early end) is a function of what is stored.
+claim. Decisions (promotion, the early end) are functions of what is stored.
 """
 
 __all__ = [

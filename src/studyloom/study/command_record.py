@@ -1,4 +1,4 @@
-"""The record of a command at work, for views that have no config: its settings and how far it is.
+"""The record of a running command, for views that have no config: its settings and how far it is.
 
 It is stored with the study, next to the study definition: what the last command has to do and when
 it began and ended, which studies have the trainings of its later stages, and its result in short.
@@ -42,7 +42,7 @@ class CommandRecord:
     at: str | None = None
 
     def stage_of(self, name: str, title: str) -> str:
-        """Returns how the name of the study of a later stage begins."""
+        """Returns the start of the name of a later stage's study."""
         return str(StageName(name, title, self.trials, self.top, self.seeds))
 
 
@@ -61,7 +61,7 @@ class StoredCommand:
 
     @classmethod
     def read(cls, stored: StoredStudy) -> "StoredCommand":
-        """Reads what a study stores of its last command now."""
+        """Reads what a study currently stores of its last command."""
         record, stages, result = stored.attributes(JOB, STAGES, ANSWERED)
         titles = {title: str(name) for title, name in (stages or {}).items()}
         return cls(parse(record, CommandRecord), titles, result)

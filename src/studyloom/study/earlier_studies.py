@@ -172,7 +172,7 @@ def find_earlier(
 ) -> EarlierStudies:
     """Finds the earlier studies for `study.warm_start=auto`; see `EarlierStudies`.
 
-    It waits for a thread, so that a Ctrl-C is heard whatever that reads.
+    It waits for a thread that reads them, so that Ctrl-C works at any time.
     """
     found = EarlierStudies(definition)
     search = threading.Thread(target=found.search, args=(url, name, run_dir), daemon=True)

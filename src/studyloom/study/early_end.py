@@ -155,7 +155,7 @@ class Ending:
 
     @property
     def words(self) -> str:
-        """Why, in one line."""
+        """The reason, in one line."""
         trials = self.bounds.trials
         after = f"ended after {self.begun} of {trials} trials"
         if self.spent is not None:
@@ -274,7 +274,7 @@ def ending(stored: StoredStudy, trials: int) -> Ending | None:
 def look_ahead(stored: StoredStudy) -> Outlook:
     """Returns the outlook of a search; nothing of the later stages of a study.
 
-    It decides nothing: who only looks at a study changes nothing.
+    It stores no decision: viewing a study does not change it.
     """
     if stored.is_stage:
         return Outlook()

@@ -44,7 +44,7 @@ class HeldTrial:
 
     Attributes:
         provenance: what is needed to train the trial again; None if that is impossible.
-        progress: whether a step was reported that no worker before had come to.
+        progress: whether a step was reported that no earlier worker had reached.
         raised: the exception that a report raised last. The objective may catch it or raise another
             one; so an exception of ours differs from one of the same type that user code raises.
         longest: the seconds of its longest step so far.
@@ -71,7 +71,7 @@ class HeldTrial:
         self.stored.storage.mark_written()
 
     def pause(self) -> None:
-        """Gives the slot back with the trial, which waits at its rung."""
+        """Releases the slot with the trial, which waits at its rung."""
         self._end_claim(self.stored.ledger.release)
 
     def _end_claim(self, end: Callable[..., bool]) -> None:
@@ -144,7 +144,7 @@ class HeldTrial:
     def _is_hopeless(self, failure: failures.Failure) -> bool:
         """Whether the first trial failed, or the last `max_failures` all failed for this reason.
 
-        A trial of which workers died counts only in a row: the first may have died of its host.
+        A first trial that crashed its workers does not count by itself: the host may be the cause.
         """
         if failure.kind not in (*failures.MISTAKES, failures.CRASHED):
             return False

@@ -45,7 +45,7 @@ def check_definition(
     """Checks that a study has a definition, and returns what to store of it.
 
     Args:
-        accept_code_change: whether the user's own code may be another than before.
+        accept_code_change: whether the user's code may have changed.
 
     Raises:
         DefinitionError: the study has another definition, or another program has made it.
@@ -66,7 +66,7 @@ def check_definition(
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns `key: was → is` for each key whose value differs, by key.
 
-    A `_target_` that has moved since is the same one; see `studyloom.moved`.
+    A `_target_` that has moved since counts as equal; see `studyloom.moved`.
     """
     was, now = _as_moved(was), _as_moved(now)
     return [
@@ -138,7 +138,7 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
 
 
 def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
-    """Refuses a study of ours that another version of studyloom has stored otherwise."""
+    """Raises StorageError if another version of studyloom has stored a study in another format."""
     version = attributes.get(VERSION)
     if QUESTION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
         made = f"studyloom {version}" if version else "a studyloom from before the first release"

@@ -121,7 +121,7 @@ def _check_unasked(
 
 
 def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields nested parameters by name; a list as its length and its items."""
+    """Yields nested values by name; a list as its length and its items."""
     for key, value in parameters.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -311,7 +311,7 @@ def _place_trials(
 def _coordinates(
     trials: Sequence[PlacedTrial], names: Mapping[str, BaseDistribution]
 ) -> RankedPoints:
-    """Turns placed trials into rows of numbers, a column for each parameter of the space."""
+    """Turns placed trials into rows of numbers, a column for each hyperparameter."""
     points = np.full((len(trials), len(names)), np.nan)
     columns = {name: column for column, name in enumerate(names)}
     for row, trial in enumerate(trials):

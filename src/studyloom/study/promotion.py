@@ -125,11 +125,11 @@ class Promotion(BasePruner):
         self.reduction_factor, self.brackets = reduction_factor, brackets
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Returns False: the order ends a trial once it is certain that it goes no further."""
+        """Returns False: the order ends a trial once it can certainly not be promoted."""
         return False
 
     def order(self, goals: Sequence[Goal]) -> "PromotionOrder":
-        """Returns the order in which slots are claimed in a study with these goals."""
+        """Returns the order in which slots are claimed in a study with these objectives."""
         return PromotionOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
 
     def check(self, definition: Definition) -> list[str]:
@@ -182,9 +182,9 @@ def first_rung(epochs: int | None) -> int:
 def default_pruner(definition: Definition, epochs: int | None, began: int | None) -> BasePruner:
     """Returns what `pruner=auto` stands for; see `Promotion` for the arguments.
 
-    It is promotion where each trial can pause. That is known of networks; a loop shows only when it
-    runs what it keeps. Else, and in a study that began without rungs, it is Optuna's median, which
-    compares by one value; with several objectives no trial is pruned.
+    It is `Promotion` for networks whose trials can pause. Otherwise, for loops (which show only
+    when they run whether they can), and in a study that began without rungs, it is Optuna's median
+    pruner, which compares one value; with several objectives no trial is pruned.
     """
     promotion = Promotion(epochs=epochs, began=began)
     if began != 0 and definition.trains_networks and not promotion.check(definition):
@@ -245,10 +245,10 @@ class PromotionOrder:
         return list(itertools.accumulate(trials))
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
-        """Whether the trial of a slot has come to a rung with a report.
+        """Whether the trial of a slot has reached a rung with a report.
 
         Args:
-            before: the step of its report before; 0 or less if there was none.
+            before: the step of its previous report; 0 or less for its first.
         """
         rungs = self.rungs(step)[self.bracket(slot) :]
         return bool(rungs) and rungs[-1] > before
@@ -269,7 +269,7 @@ class PromotionOrder:
         return None
 
     def is_next(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
-        """Whether a trial that has come to a rung is the next to promote, and so is not paused.
+        """Whether a trial that has reached a rung is the next to promote, and so is not paused.
 
         Its standing is OWN.
         """
@@ -279,8 +279,7 @@ class PromotionOrder:
         """Returns the slots of the trials that may be promoted now.
 
         Of the n trials that have reported at a rung these are the best n / reduction_factor, and at
-        least one once no other can come there, without those that have gone on from there already,
-        or have ended.
+        least one once no other can reach it, except those that were promoted already or have ended.
 
         Returns:
             Those at higher rungs first, and at each the best first.
@@ -298,14 +297,14 @@ class PromotionOrder:
         return [slot for *_, slot in sorted(found)]
 
     def unpromotable(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
-        """Returns the slots of paused trials that will not be promoted, whatever is yet to come.
+        """Returns the slots of paused trials that can no longer be promoted.
 
-        At a rung no more trials will have reported than have by now, and those that may still get
-        there; a trial behind the best 1 / reduction_factor of so many is behind for good. With
-        several goals a trial that comes later may move others behind a third one, and so bring that
-        one forward; only who dominates it is before it for good, as long as any may come.
+        A rung will have at most the trials that have reported there and those that may still reach
+        it; a trial behind the best 1 / reduction_factor of all these stays behind. With several
+        objectives a later trial may move others behind a third one, and so bring that one forward:
+        as long as any may come, only trials that dominate it certainly stay ahead.
 
-        Once the search is closed none is promoted any more.
+        Once the search is closed, no trial is promoted.
         """
         over: set[int] = set()
         going = self._going(standings, closed=closed)

@@ -36,7 +36,7 @@ class PendingReport:
     """A step that is to be stored, or else only what is new of the trial.
 
     Args:
-        at_rung: whether the trial has come to a rung with the step.
+        at_rung: whether the trial has reached a rung with the step.
     """
 
     step: Step | None = None
@@ -50,7 +50,7 @@ class Reporter:
     Args:
         checkpoint: where the objective's state is saved; None to save none.
         reported: the last step that is stored already; None for none.
-        releasing: returns whether the worker is to give the trial back.
+        releasing: returns whether the worker should release the trial.
         comparable: whether the study's pruner may end the trial.
         slots: decide at which rungs the trial is paused; None if it never is.
     """
@@ -132,7 +132,7 @@ class Reporter:
         Raises:
             Stopped: the worker is to stop; the trial is released.
             TimedOut: the trial has taken longer than study.trial_timeout.
-            Paused: the trial has come to a rung, and waits there.
+            Paused: the trial has reached a rung, and waits there.
             ClaimLost, TrialPruned, StorageLost: when this report or an earlier one was posted.
         """
         watch = self.held.watch
@@ -171,10 +171,10 @@ class Reporter:
             raise
 
     def _comes_to_rung(self, step: Step) -> bool:
-        """Whether a step is the first at a rung or later that this worker or one before has made.
+        """Whether a step is the first of all attempts at or beyond a rung.
 
-        Steps that were stored before the trial was promoted, and are made again for want of a
-        checkpoint, come to no rung.
+        Without a checkpoint a promoted trial repeats steps that are stored already; these reach no
+        rung.
         """
         before, self._latest = self._latest, max(self._latest, step.number)
         if self.slots is None or step.number <= before or step.number == self.objective.epochs:
@@ -182,7 +182,7 @@ class Reporter:
         return self.slots.pauses_at(self.held.claim.slot, before, step.number)
 
     def _save(self) -> None:
-        """Saves the state; a disk that refuses it does not end the trial."""
+        """Saves the state; an error of the disk does not end the trial."""
         if self.checkpoint is None:
             return
         with self.held.watch("checkpoints"):

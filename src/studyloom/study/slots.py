@@ -54,7 +54,7 @@ class SlotQueue:
         return self.baseline is None or not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
-        """Whether a trial has come to a rung with a step; see `PromotionOrder.pauses_at`."""
+        """Whether a trial has reached a rung with a step; see `PromotionOrder.pauses_at`."""
         return self.order is not None and self.order.pauses_at(slot, before, step)
 
     def promotes(self, slot: int) -> bool:

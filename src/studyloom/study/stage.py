@@ -1,6 +1,6 @@
 """A stage of a run: the search, or trainings that follow it, each a study in the same database.
 
-It says where its trials come from, how they are chosen, and which files they have.
+A stage defines where its trials come from, how they are chosen, and which files they have.
 """
 
 import contextlib
@@ -147,14 +147,14 @@ class TrialFiles:
         return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
 
     def remove(self, number: int, point: Point) -> None:
-        """Removes what a trial that has ended has left for another attempt, if anything."""
+        """Removes the files that an ended trial has left for another attempt, if any."""
         if checkpoint := self.checkpoint(number, point):
             with contextlib.suppress(OSError):
                 checkpoint.remove()
             shutil.rmtree(self.folder_of(checkpoint), ignore_errors=True)
 
     def remove_left(self) -> None:
-        """Removes what ended trials have left, whose worker died before it had removed it."""
+        """Removes files of ended trials whose worker died before it could remove them."""
         if self.folder is None or not self.folder.is_dir():
             return
         found = (re.match(r"trial-(\d+)[.-]", path.name) for path in self.folder.iterdir())

@@ -146,7 +146,7 @@ _FINALIZERS = (Finalize.__call__.__code__, vars(WeakSet())["_remove"].__code__)
 def _is_finalizer(frame: FrameType | None) -> bool:
     """Whether a frame is part of a finalizer, whose exceptions Python prints and drops.
 
-    A body is then left at its next look instead, at the end of an epoch.
+    The body then stops at its next check instead, at the end of an epoch.
     """
     while frame is not None:
         code = frame.f_code

@@ -115,7 +115,7 @@ class StoredStudy:
     def trials(self) -> list[FrozenTrial]:
         """Returns the trials that fill slots, by number; they must not be changed.
 
-        Of a study of plain Optuna these are all trials, without attributes that look like ours.
+        Of an Optuna study these are all trials, without attributes that look like studyloom's.
         """
         trials = self.optuna.get_trials(deepcopy=False)
         return (
@@ -172,7 +172,7 @@ class StoredStudy:
 
     @cached_property
     def goals(self) -> tuple[Goal, ...]:
-        """The goal for each value of a trial: the metric, then the costs that are objectives."""
+        """The objective for each value of a trial: the metric, then costs."""
         names = self.optuna.metric_names or [
             f"value {n}" if n else "value" for n, _ in enumerate(self.optuna.directions)
         ]
@@ -228,7 +228,7 @@ class StoredStudy:
 
     @cached_property
     def cost_names(self) -> tuple[str, ...]:
-        """The names of the costs that a trial may have: those of a network, and a loop's own."""
+        """The names of the costs that a trial may have: those of a network, and those of a loop."""
         keys = [key for key in self.definition() or {} if key.startswith(CONSTRAINTS)]
         return (*COSTS, *(key.removeprefix(CONSTRAINTS) for key in keys))
 
@@ -245,9 +245,10 @@ class StoredStudy:
     def default_rule(self) -> Rule:
         """Returns the rule for the best trial if winner.rule states none.
 
-        The most of the first goal, at no more of the others than the baseline has. The baseline
-        satisfies it, so that there is a best trial from trial 0 on, and it shows what the search
-        gained at no further cost. Without a baseline the first goal decides.
+        It takes the best by the first objective among trials that are no worse than the baseline in
+        the others. The baseline satisfies it, so that there is a best trial from trial 0 on, which
+        shows what the search gained at no further cost. Without a baseline the first objective
+        decides.
         """
         baselines = (each for each in self.feasible() if TrialRecord(each).is_baseline)
         baseline = next(baselines, None)
@@ -319,7 +320,7 @@ class StoredStudy:
 
 
 def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
-    """Returns the value of a trial for a goal; None if there is no trial, or it has no value."""
+    """Returns the value of a trial for an objective; None without a trial, or without a value."""
     return None if trial is None or trial.values is None else float(trial.values[goal])
 
 
@@ -364,7 +365,7 @@ class Rows(Sequence[Mapping[str, Any]]):
         return [self._row(cells) for cells in self.cells]
 
     def _repr_html_(self) -> str:
-        """The rows as a table in a notebook; whatever is in a cell is shown as text."""
+        """The rows as a table in a notebook; cells are shown as text, never as HTML."""
         head = "".join(f"<th>{_as_html(name)}</th>" for name in self.columns)
         lines = [
             "".join(f"<td>{_as_html(cell)}</td>" for cell in cells) for cells in self.cells[:SHOWN]
@@ -383,9 +384,9 @@ def trial_rows(stored: StoredStudy) -> Rows:
     """Returns a row for each trial of a study, by number.
 
     The columns are number, state (complete, pruned, failed, paused, running or waiting), value,
-    parameters as params.NAME, standard_error (of the value, over several jobs), started, seconds,
-    epochs, worker, baseline, proposed_by, failure and reason. If trials have several values, a
-    column values.NAME for each takes the place of value.
+    hyperparameters as params.NAME, standard_error (of the value, over several jobs), started,
+    seconds, epochs, worker, baseline, proposed_by, failure and reason. If trials have several
+    values, a column values.NAME for each replaces value.
     """
     trials, goals = stored.trials(), stored.goals
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))

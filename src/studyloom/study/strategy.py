@@ -1,6 +1,6 @@
 """The strategy of a search: which sampler and pruner its config names, and how many trials it has.
 
-A strategy is no part of the study definition: it may change between runs of a study.
+A strategy is not part of the study definition: it may change between runs of a study.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ class Strategy:
         return [] if note is None else [note]
 
     def check(self) -> Iterator[str]:
-        """Yields why the pruner is not for the definition; it needs neither data nor space."""
+        """Yields errors if the pruner does not suit the definition; needs no data and no space."""
         definition = self.definition
         with contextlib.suppress(Exception):  # that it can be built is tried later
             pruner = self.pruner()
@@ -159,7 +159,7 @@ class Strategy:
             sampler.sample_relative(study, study.trials[0], space)
 
     def _try_pruner(self) -> None:
-        """Has a pruner compare two made-up trials, since some import what they need only then."""
+        """Lets a pruner compare two made-up trials: some import what they need only then."""
         pruner = self.pruner()
         study = optuna.create_study(direction=self.definition.metric.direction, pruner=pruner)
         reports = dict.fromkeys(range(1, 6), 0.5)
@@ -169,7 +169,7 @@ class Strategy:
 
 
 def _build(section: dict[str, Any], key: str, **offered: Any) -> Any:
-    """Builds a part of Optuna, which calls some experimental, such as group=True of TPE."""
+    """Builds a part of Optuna without warnings that it is experimental, as TPE with group=True."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return build(section, key, **offered)

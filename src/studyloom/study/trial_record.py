@@ -18,7 +18,7 @@ class TrialRecord(TrialAttributes):
 
     @property
     def outcome(self) -> str:
-        """How it ended, or its state: complete, pruned, failed, paused, running, waiting.
+        """Its state: complete, pruned, failed, paused, running, waiting.
 
         A trial that diverged has failed, although the sampler sees it as pruned.
         """
@@ -35,7 +35,7 @@ class TrialRecord(TrialAttributes):
         return None if self.error is None else mask_passwords(str(self.error))
 
     def proposer(self, key: str = "by") -> str | None:
-        """Returns by whom, or `why`, it was proposed; None if sampler or command chose it."""
+        """Returns who proposed it, or `why`; None if sampler or command chose it."""
         proposed = self.proposed
         return str(proposed.get(key, "")) if isinstance(proposed, Mapping) else None
 

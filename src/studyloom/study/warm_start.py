@@ -87,7 +87,7 @@ def take_points(
 
 
 def _note_taken(earlier: EarlierStudy, taken: Sequence[PlacedTrial]) -> str:
-    """Words which trials of an earlier study are tried first, and how they differ here."""
+    """Notes which trials of an earlier study are tried first, and how they differ here."""
     differences: list[str] = []
     for placed in (trial.placed for trial in taken):
         differences += [f"{name} has its default value" for name in placed.composed]
@@ -254,7 +254,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
 
 
 def failed_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """Returns the baseline if it has failed; None if there is one that has not, or none at all."""
+    """Returns the baseline if it has failed; None if it has not, or is missing."""
     baselines = [trial for trial in trials if TrialRecord(trial).is_baseline]
     failed = bool(baselines) and all(TrialRecord(trial).outcome == "failed" for trial in baselines)
     return baselines[-1] if failed else None
@@ -278,7 +278,7 @@ def redo_baseline(stored: StoredStudy) -> None:
 
 
 def missing_baseline(stored: StoredStudy) -> str | None:
-    """Words what can be done about a baseline that failed by a bug; None if nothing need be done.
+    """Says how to repeat a baseline that failed by a bug; None if there is nothing to do.
 
     One whose training diverged, or whose network was too large, would only do so again.
     """
