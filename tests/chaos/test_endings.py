@@ -22,7 +22,7 @@ params: {{deed: nothing}}
 space: {{params: {{deed: {{choice: [{", ".join(DEEDS)}]}}}}}}
 winner: {{top: 1, seeds: 1}}
 """
-DIED = ("FAIL", "crashed", "2 workers died of this trial, the last so: the worker ")
+DIED = ("FAIL", "crashed", "2 workers crashed in this trial; the last: the worker ")
 ENDS = {
     "exit 0": ("FAIL", "error", "SystemExit: 0"),
     "_exit 0": (*DIED[:2], DIED[2] + "ended with exit code 0"),

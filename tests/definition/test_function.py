@@ -163,7 +163,7 @@ def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
 def test_a_question_of_a_function_is_checked_before_the_first_trial(ask):
     for override, words in {
         "objective.metric=[height,epochs]": "objective.direction must be maximize or minimize, for",
-        "objective.constraints={failure: '<= 1'}": "failure is a name of ours; choose another",
+        "objective.constraints={failure: '<= 1'}": "failure is reserved; choose another name",
         "objective._target_=test_function.no_function": "it is called as (config, run) -> value",
         "objective.folds=2": "objective.folds=2: the data are the function's own",
         "objective.network=test_function.gives": "objective.network: TypeError: gives() missing 1",

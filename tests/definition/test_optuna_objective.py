@@ -174,7 +174,7 @@ def test_a_trial_is_repeated_with_its_parameters_by_number_and_pruned_by_nothing
     assert [step.number for step in again.steps()] == [*trial.intermediate_values]
     assert given[-1] == (70, {})
     other = definition.make_objective(definition.space.at({"layers": 2}), 0, TrainingData(), seed=3)
-    with pytest.raises(ValueError, match=r"has no parameter width\.0, it has layers; suggest what"):
+    with pytest.raises(ValueError, match=r"no hyperparameter width\.0, it has layers; suggest"):
         other.run(lambda step: None, Never())
 
 
@@ -208,14 +208,11 @@ def test_what_the_stored_trials_cannot_hold_is_the_failure_of_a_trial_with_the_w
         return trial.suggest_float("x", 0, 1 + trial.number)
 
     stored = work(ask(other_choices), sqlite_url, None, 2)
-    assert (
-        "Give it another name where it is another parameter"
-        in TrialRecord(stored.trials()[1]).reason
-    )
+    assert "Give another hyperparameter another name" in TrialRecord(stored.trials()[1]).reason
     for number, (objective, words) in enumerate(
         {
-            own_name: "trial.set_user_attr: epochs is a name of ours; choose another",
-            own_name_of_the_study: "study.set_user_attr: defined is a name of ours",
+            own_name: "trial.set_user_attr: epochs is reserved; choose another name",
+            own_name_of_the_study: "study.set_user_attr: defined is reserved",
             lambda trial: trial.suggest_categorical("n", [(1, 2)]): "the choices of n must be",
             lambda trial: trial.report(float("nan"), 0): "reported height=nan: expected a finite",
             lambda trial: trial.study.tell(trial, 1.0): "trial.study.tell: studyloom ends each tri",

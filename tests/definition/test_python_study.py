@@ -109,7 +109,7 @@ def test_what_is_one_part_is_divided_by_the_seed_and_said(tmp_path, monkeypatch)
     asked = ask(Net, SPACE, pair(100), {"study.seed": 3})
     assert asked.notes == [
         "data: 20 of 100 examples, drawn by study.seed=3, are the test set",
-        "data: 16 training examples are held out to choose by (data.validation)",
+        "data: 16 training examples are the validation set (data.validation)",
     ]
     sizes = {path.name: len(array) for path, array in asked.arrays.items()}
     assert (sizes["train_inputs.npy"], sizes["test_targets.npy"]) == (80, 20)
@@ -183,10 +183,8 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
 
     generator = (pair(3) for _ in range(2))
     for call, words in {
-        lambda: sl.search(lambda run: 0, minimize="loss"): ["<lambda>: no other process finds it"],
-        lambda: sl.search(inner, minimize="loss"): [
-            "inner: no other process finds it by this name"
-        ],
+        lambda: sl.search(lambda run: 0, minimize="loss"): ["<lambda>: worker processes cannot"],
+        lambda: sl.search(inner, minimize="loss"): ["inner: worker processes cannot import it"],
         lambda: sl.search(3, minimize="x"): ["got int"],
         lambda: sl.search(loop, minimize="x", name="../elsewhere"): ["must be a folder name"],
         lambda: sl.search(Net, data=generator, trails=3): [
@@ -260,7 +258,7 @@ def cases(*listed):
         ("None as section", loop, {"study": None}, "study must be a mapping of its keys; got None"),
         ("a set in a section", loop, {"params": {"x": {1}}}, r"params\.x: a config cannot hold"),
         ("half a reference", loop, {"params": {"x": "${y"}}, "params: no viable alternative"),
-        ("a lambda", Net, {"loss": lambda *_: 0}, "loss: .*no other process finds it by this name"),
+        ("a lambda", Net, {"loss": lambda *_: 0}, "loss: .*worker processes cannot import it"),
         ("a loss", Net, {"loss": nn.MSELoss()}, "loss: .* object of type MSELoss; give"),
         ("a tensor", Net, {"loss.weight": torch.ones(2)}, r"loss\.weight: .* of type Tensor"),
         ("no example", Net, {"data": pair(0)}, "data has too few examples, 0; give at least 3"),

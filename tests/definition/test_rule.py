@@ -56,13 +56,13 @@ def test_what_is_no_rule_is_told_with_an_example():
     ):
         (mistake,) = mistakes_of(text)
         example = "write such as 'max accuracy where parameters < 50_000'"
-        no_rule = f"winner.rule: {text!r} is no rule of at most {LONGEST} characters"
+        no_rule = f"winner.rule: {text!r} is not a rule of at most {LONGEST} characters"
         assert mistake.startswith(f"{no_rule}; {example}")
 
 
 def test_a_rule_of_a_million_words_is_refused_at_once_and_not_repeated():
     (mistake,) = mistakes_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
-    assert f"is no rule of at most {LONGEST} characters" in mistake
+    assert f"is not a rule of at most {LONGEST} characters" in mistake
     assert len(mistake) < 300
 
 
@@ -105,10 +105,8 @@ def test_all_that_is_wrong_with_relations_is_told_at_once_and_nothing_is_run():
         parse_relations([*wrong, "model.widht < 3 and c < b", "model.act < 3"], RELATED)
     *syntax, width, c, act = caught.value.mistakes
     assert len(syntax) == len(wrong)
-    assert all("is no relation of at most 200 characters; write" in line for line in syntax)
+    assert all("is not a relation of at most 200 characters; write" in line for line in syntax)
     assert "\x1b" not in "".join(syntax)
-    assert "c is no parameter of numbers in the space; there are model.width" in width
-    assert c.endswith(
-        "model.widht is no parameter of numbers in the space; did you mean model.width?"
-    )
-    assert "model.act is no parameter of numbers" in act
+    assert "c is not a numeric hyperparameter; there are model.width" in width
+    assert c.endswith("model.widht is not a numeric hyperparameter; did you mean model.width?")
+    assert "model.act is not a numeric hyperparameter" in act

@@ -176,7 +176,7 @@ def test_a_trial_that_always_kills_its_worker_is_given_up(deadly):
     two = ("study.max_attempts=2", "study.trial_timeout=300")
     code, out, err, stored = deadly("die", "study.trials=1", "launcher.workers=1", *two)
     assert code == 1  # no trial has a value
-    assert "crashed  1 × such as: 2 workers died of this trial" in out
+    assert "crashed  1 × such as: 2 workers crashed in this trial" in out
     assert "Traceback" not in err
     (trial,) = stored.trials()
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "crashed")

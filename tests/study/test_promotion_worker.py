@@ -180,7 +180,7 @@ def tells_late(config, run):
         (
             "tells_late",
             ("objective.metric=[score,size]", "objective.direction=[maximize,minimize]"),
-            "tell size before the first report",
+            "report size before the first report",
         ),
     ],
 )

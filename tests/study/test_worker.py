@@ -148,7 +148,7 @@ def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url,
     (trial,) = stored.trials()
     assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "crashed")
     assert trial.user_attrs[REASON] == (
-        "3 workers died of this trial, the last so: the worker ended with signal SIGKILL"
+        "3 workers crashed in this trial; the last: the worker ended with signal SIGKILL"
     )
     assert stored.ledger.counts()["done"] == 1
     overdue = fresh(url, definition, 1, name="overdue")

@@ -271,10 +271,10 @@ def test_what_is_missing_is_said_with_the_way_out(tmp_path):
             {"net": embedded, "ema": embedded},
             "must say which network",
         ),
-        (written(tmp_path / "none", {}), embedded, "nothing that could predict was kept"),
-        (written(tmp_path / "files", {"files": {"a": b""}}), embedded, "nothing that could"),
+        (written(tmp_path / "none", {}), embedded, "the winner was saved without its network"),
+        (written(tmp_path / "files", {"files": {"a": b""}}), embedded, "saved without its network"),
         (tmp_path / "both", None, "objective.network must say which network"),
-        (tmp_path / "none", None, "nothing that could .* a command, a Hydra app and an Optuna"),
+        (tmp_path / "none", None, "without its network.* a command, a Hydra app and an Optuna"),
     ):
         with pytest.raises((PredictError, ConfigError), match=words):
             load_winner(folder, network=network).predict([[1, 2]])

@@ -151,7 +151,7 @@ class LoopDefinition(Definition):
         if not self.suggests:
             return super().at(point)
         if "${" in str([*point.params.values()]):  # of others, who write to the database
-            raise ConfigError(f"a parameter of a trial would be resolved: {point.params!r}")
+            raise ConfigError(f"hyperparameters must not hold '${{'; got {point.params!r}")
         params = {**(value_at(self.config, PARAMS) or {}), **point.params}
         return with_values(self.config, {PARAMS: params})
 

@@ -145,7 +145,7 @@ class ObjectiveTrial(optuna.Trial):
                 self._check_other_trials(name, distribution)
             elif name not in self._known:
                 raise ValueError(
-                    f"the trial that is repeated has no parameter {name}, it has "
+                    f"the repeated trial has no hyperparameter {name}, it has "
                     f"{', '.join(self._known) or 'none'}; suggest what follows from those before"
                 )
             value = super()._suggest(name, distribution)
@@ -169,7 +169,7 @@ class ObjectiveTrial(optuna.Trial):
                 except ValueError as error:
                     raise ValueError(
                         f"{name} is suggested as {distribution}, and in trial {other.number} as "
-                        f"{known}: {error} Give it another name where it is another parameter"
+                        f"{known}: {error} Give another hyperparameter another name"
                     ) from error
                 return
 
@@ -258,7 +258,7 @@ class Loop:
                 )
             if missing := [name for name in self.further if name not in run.costs]:
                 raise ValueError(
-                    f"pruner=asha ranks trials by {missing[0]} too; tell {missing[0]} before "
+                    f"pruner=asha ranks trials by {missing[0]} too; report {missing[0]} before "
                     f"the first report, by run.cost({missing[0]}=…), or set pruner=none"
                 )
         if self.keeps and not run.keeps:
@@ -551,7 +551,7 @@ def _refuse(name: str, *_: Any, **__: Any) -> None:
 
 def _check_name(what: str, key: str, ours: Sequence[str]) -> None:
     if key in ours:
-        raise ValueError(f"{what}.set_user_attr: {key} is a name of ours; choose another")
+        raise ValueError(f"{what}.set_user_attr: {key} is reserved; choose another name")
 
 
 def _check_choices(name: str, distribution: BaseDistribution) -> None:

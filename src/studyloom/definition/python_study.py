@@ -250,7 +250,7 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
     except (AttributeError, ImportError, ValueError):
         pass
     return [
-        f"{target}: no other process finds it by this name; give a class or a def at the top "
+        f"{target}: worker processes cannot import it; give a class or a def at the top "
         f"level of the notebook, script or module; got {type(subject).__name__}"
     ]
 
@@ -280,7 +280,7 @@ def _add_data(
             "test": register_object("data.test", test),
         }
     study.sections["data"] = made = {**made, **own}
-    words = "training examples are held out to choose by (data.validation)"
+    words = "training examples are the validation set (data.validation)"
     study.notes.append(f"data: {made['validation']} {words}")
 
 

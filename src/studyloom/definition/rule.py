@@ -142,7 +142,7 @@ class Rule:
             rule = None
         if rule is None or not all(each.sign in SIGNS for each in conditions):
             raise ConfigError(
-                f"{key}: {shorten_end(text, 80)!r} is no rule of at most {LONGEST} characters; "
+                f"{key}: {shorten_end(text, 80)!r} is not a rule of at most {LONGEST} characters; "
                 f"write such as '{example}': each condition has one of {', '.join(SIGNS)} and a "
                 "number, and `and` stands between two"
             )
@@ -232,14 +232,14 @@ def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
             found = _parse_conditions(text)
         except (ValueError, LookupError):
             mistakes.append(
-                f"{where} is no relation of at most {LONGEST} characters; write names, numbers and "
+                f"{where} is not a relation of at most {LONGEST} characters; write names, numbers, "
                 f"+ - * / % ( ), and between two {', '.join(OPERATIONS[0])}, as in 'p.a * p.b < 9'"
             )
             continue
         relations += found
         for name in sorted({name for each in found for name in each.names}.difference(known)):
             near = nearest(name, known) or f"; there are {', '.join(known) or 'none'}"
-            mistakes.append(f"{where}: {name} is no parameter of numbers in the space{near}")
+            mistakes.append(f"{where}: {name} is not a numeric hyperparameter{near}")
     refuse(mistakes)
     return tuple(relations)
 

@@ -457,7 +457,7 @@ class Run:
     def _take(self, values: Mapping[str, Any], step: int | None) -> None:
         self._check_fit()
         if taken := [name for name in values if name in COLUMNS and name != self.metric]:
-            raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
+            raise TypeError(f"run.report: {taken[0]} is reserved; choose another name")
         checked = {name: finite(each, f"reported {name}={each!r}") for name, each in values.items()}
         if self._epoch is None:
             with self._ranks.deciding():

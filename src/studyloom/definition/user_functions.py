@@ -204,7 +204,7 @@ def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]
     }
     if not networks:
         raise PredictError(
-            "nothing that could predict was kept of the winner; winner.yaml has its configuration. "
+            "the winner was saved without its network; winner.yaml has its configuration. "
             "A training loop keeps its network by run.keep(net=net); a command, a Hydra app and an "
             "Optuna objective save and load theirs themselves"
         )
@@ -296,7 +296,7 @@ def _named_goals(objective: Section) -> list[tuple[str, Any]]:
 def _check_names(key: str, names: Sequence[str]) -> None:
     """Raises ConfigError if a cost's name is taken by something stored with a trial."""
     taken = [name for name in names if name in OF_TRIALS]
-    refuse([f"{key}: {name} is a name of ours; choose another" for name in taken])
+    refuse([f"{key}: {name} is reserved; choose another name" for name in taken])
 
 
 def _no_score(outputs: object, targets: object) -> None:

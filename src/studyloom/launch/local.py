@@ -51,7 +51,7 @@ class Join:
         """Works in this process. Raises StorageLost, Halted, and LaunchError if work is left."""
         if self.ranks > 1 and not dist.is_initialized():
             raise LaunchError(
-                f"launcher=join launcher.ranks={self.ranks}: ranks need processes of their own, "
+                f"launcher=join launcher.ranks={self.ranks}: ranks need their own processes, "
                 "which only a command starts; use the command, or launcher=local"
             )
         if task.command.is_worker:  # the launcher renews the lease

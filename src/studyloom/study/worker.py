@@ -114,7 +114,7 @@ class Worker:
             if isinstance(stop, Interrupted):
                 raise
         except ClaimLost as lost:
-            words = str(lost) or "silent too long: another worker went on with the trial"
+            words = str(lost) or "silent too long: another worker resumed the trial"
             log.warning("slot %d: %s", claim.slot, words)
             # Releases the slot if another program ended or deleted the trial; the next claim of the
             # slot handles it.
@@ -167,7 +167,7 @@ class Worker:
         elif claim.fatal:
             held.fail(failures.Failure(failures.TIMEOUT, str(claim.death)))
         else:
-            words = f"{claim.deaths} workers died of this trial, the last so: {claim.death}"
+            words = f"{claim.deaths} workers crashed in this trial; the last: {claim.death}"
             held.fail(failures.Failure(failures.CRASHED, words))
         if point is not None:
             self.files.remove(frozen.number, point)
