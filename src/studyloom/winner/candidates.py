@@ -56,11 +56,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class CandidateSource:
-    """Holds a candidate for the winner: its trial, and the configuration that is trained.
+    """Holds a candidate for the winner: its trial, and the configuration to train.
 
     Args:
-        point: at the size of the winner.
-        contends: whether it may win; else it is there to compare with.
+        point: the configuration, at the size of the winner.
+        contends: whether it may win; the baseline may only be compared with.
     """
 
     trial: FrozenTrial
@@ -106,10 +106,10 @@ def choose_candidates(
 
 
 def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
-    """Returns the point of a trial; if patience or weights=best chose its epochs, with so many.
+    """Returns the configuration of a trial, with the epochs that early stopping chose, if it did.
 
-    The number of epochs counts as chosen, as a hyperparameter does: the re-evaluation makes no
-    other choice, and the final training, which has no validation set of its own, is as long. The
+    With patience or weights=best the number of epochs is a choice like a hyperparameter:
+    re-evaluation and final training, which has no validation set, keep it. The learning rate
     schedule remains that of all epochs.
     """
     point = at_target(definition, definition.space.at(trial.params))
@@ -122,7 +122,7 @@ def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
 
 
 def at_target(definition: Definition, point: Point) -> Point:
-    """Returns a point of the search at the size of the winner."""
+    """Returns a configuration of the search at the size of the winner."""
     if (scale := definition.scale) is None:
         return point
     sizes = scale.present(scale.target, definition.at(point))
@@ -130,7 +130,7 @@ def at_target(definition: Definition, point: Point) -> Point:
 
 
 def _neighbors(definition: Definition, point: Point) -> dict[float, Point]:
-    """Returns a point at other learning rates, by their factors; none without a target size."""
+    """Returns a configuration at other learning rates, by factor; empty without a target size."""
     if (scale := definition.scale) is None or not scale.target:
         return {}
     rates = learning_rates(definition.at(point))
@@ -143,7 +143,7 @@ def _neighbors(definition: Definition, point: Point) -> dict[float, Point]:
 
 
 def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, sign: int) -> int | None:
-    """Returns the epoch, from 1, that was kept of a trial by its mean curve; None without one."""
+    """Returns the epoch, from 1, whose weights a trial kept, by its mean curve; None without."""
     values = curves.get("value", ())
     if not values or keep == "last":
         return len(values) or None
@@ -157,11 +157,11 @@ Training = tuple[Origin, int]  # a candidate, and the number of a seed
 
 @dataclass(frozen=True)
 class EarlierTraining:
-    """Holds a training that another stage has done, as the objective of this one.
+    """Holds a training of an earlier stage that this stage reuses.
 
     Args:
-        source: the name of that stage and the number of the trial, for the reader.
-        file: with its network; None if none was kept.
+        source: the name of that stage and the number of the trial, as shown to users.
+        file: the network; None if it was not kept.
     """
 
     trial: FrozenTrial
@@ -180,13 +180,13 @@ class EarlierTraining:
 
 @dataclass(frozen=True)
 class CandidateTrainings:
-    """Gives workers each candidate with each seed, as a search gives them its trials.
+    """Gives workers each candidate with each seed to train, as a search gives them trials.
 
-    All candidates get the same seeds and the same folds, so that luck is not what they differ by.
+    All candidates get the same seeds and folds, so that they do not differ by luck.
 
     Args:
-        seeds: how many seeds each candidate is trained with.
-        whole: whether a training has all training data, as a final training has.
+        seeds: the number of seeds for each candidate.
+        whole: whether to train on all training data, as final trainings do.
     """
 
     definition: Definition
@@ -213,7 +213,7 @@ class CandidateTrainings:
         return [*itertools.product(self.candidates, range(self.seeds))]
 
     def fresh_seed(self, seed: int) -> int:
-        """Derives a seed that nothing in the search has used: no other path has its length."""
+        """Derives a seed that the search has not used: no other path has its length."""
         return derive(self.seed, seed, 0, 0)
 
     @property
@@ -221,19 +221,20 @@ class CandidateTrainings:
         return tuple(map(self.fresh_seed, range(self.seeds)))
 
     def fold(self, seed: int) -> Fold | None:
-        """Returns the examples of a training; None where the data are the loop's own.
+        """Returns the examples of a training; None where a loop loads its data itself.
 
-        A training with all data is validated on one fifth of them, which only shows that it works.
-        A validation set of its own, `data.valid`, stays what it is.
+        A training on all data is validated on one fifth of them, which only shows that it works.
+        A separate validation set, `data.valid`, is used unchanged.
         """
         if self.whole and self.data.split is not None:
             return self.data.split.whole()
         return self.new_fold(seed)
 
     def new_fold(self, seed: int) -> Fold | None:
-        """Returns a division of the data that the search has not used, as large as one of its.
+        """Returns a new training and validation split, as large as those of the search.
 
-        In time order only the last part comes after all the others, so that it is always that one.
+        In time order the validation set is always the last part, which alone has only earlier data
+        before it.
         """
         if self.data.split is None:
             return None
@@ -242,9 +243,9 @@ class CandidateTrainings:
 
     @property
     def repeats(self) -> bool:
-        """Whether a final training has the seeds and the examples of a re-evaluation.
+        """Whether final trainings would repeat the seeds and examples of the re-evaluation.
 
-        So it is if the data are a loop's own, or have a validation set of their own.
+        They would if a loop loads its data itself, or there is a separate validation set.
         """
         split, fold = self.data.split, self.new_fold(0)
         return split is None or fold is None or len(fold[0]) == len(split)
@@ -258,9 +259,9 @@ class CandidateTrainings:
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
     ) -> Objective:
-        """Makes the objective that trains the candidate of a point with the seed of the point.
+        """Makes the objective that trains the candidate and seed that `point` names.
 
-        If an earlier stage has done that, its result is reused.
+        Reuses the result of an earlier stage that has trained it.
         """
         training = Origin.of(point.values["candidate"]), point.values["seed"]
         earlier = self.earlier.get(training)
@@ -269,11 +270,11 @@ class CandidateTrainings:
         return self.train_again(*training, number, attempt)
 
     def train_again(self, candidate: Origin, seed: int, number: int, attempt: Attempt) -> Objective:
-        """Makes the objective that trains a candidate, whatever earlier stages have done.
+        """Makes the objective that trains a candidate, even if an earlier stage has trained it.
 
         Args:
-            seed: by its number.
-            number: of the trial.
+            seed: the number of the seed.
+            number: the number of the trial.
         """
         return self.definition.make_objective(
             self.candidates[candidate],
@@ -285,7 +286,7 @@ class CandidateTrainings:
         )
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        """Returns nothing: a candidate has met the limits in the search already."""
+        """Returns nothing: the search has checked the constraints of a candidate."""
         return []
 
     def provenance_sections(self, point: Point) -> None:
@@ -296,7 +297,7 @@ class CandidateTrainings:
 
     @property
     def keeps_state(self) -> tuple[str, ...]:
-        """Nothing does: the grid is the same in every process."""
+        """Returns nothing: the grid is the same in every process."""
         return ()
 
     def sampler(self, number: int) -> GridSampler:
@@ -311,8 +312,8 @@ class Reevaluated:
     """Holds the candidates of a search with their values on new seeds, and chooses the winner.
 
     Args:
-        values: one for each seed, of each candidate of which no training failed; None if there is
-            no re-evaluation, since a single candidate that will be tested needs none.
+        values: a value for each seed, of each candidate without a failed training; None without a
+            re-evaluation, which a single candidate that will be tested does not need.
     """
 
     search: StoredStudy
@@ -322,7 +323,7 @@ class Reevaluated:
 
     @property
     def eligible(self) -> list[Origin]:
-        """The candidates that may win, after a re-evaluation only of those it has values of."""
+        """The candidates that may win; after a re-evaluation only those that have values in it."""
         known = self.candidates if self.values is None else self.values
         return [o for o in self.candidates if self.candidates[o].contends and o in known]
 
@@ -332,7 +333,7 @@ class Reevaluated:
 
     @cached_property
     def winner(self) -> Origin:
-        """The eligible candidate that is best on new seeds; of equal ones that of lower number.
+        """The eligible candidate that is best on new seeds; the lower number wins a tie.
 
         If no candidate satisfies the rule on new seeds, the one with the best mean wins.
         """
@@ -350,7 +351,7 @@ class Reevaluated:
     def known(self, origin: Origin) -> dict[str, float]:
         """Returns the values of a candidate by name, for the rule.
 
-        The mean on new seeds, if there is one, takes the place of the value in the search.
+        The mean on new seeds, if there is one, replaces the value in the search.
         """
         values = self.search.values_by_name(self.candidates[origin].trial)
         fresh = (self.values or {}).get(origin)

@@ -1,4 +1,4 @@
-"""Puts the result of a study together from what its stages have come to, and writes its files."""
+"""Assembles the result of a study from its stages, and writes its files."""
 
 import shlex
 from collections.abc import Sequence
@@ -32,13 +32,14 @@ def evaluate_winner(
 ) -> Result:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
-    If the same networks were tested before, the test set is not used, unless the test is to be made
-    `anew`. A loop without `objective.test` is not tested: the re-evaluation has found the winner,
-    and winner.pt holds what the loop has kept there.
+    A stored test of the same networks is reused, and the test set not used again, except with
+    `anew`. A loop without `objective.test` is not tested: winner.pt then holds what the loop kept
+    in the re-evaluation.
 
     Args:
-        stages: all of which have ended.
-        store: of the command that holds the lease, see `Ledger.testing`.
+        stages: the stages, all of which have ended.
+        store: the connection of the command that holds the lease, see `Ledger.testing`.
+        anew: whether to test again.
 
     Raises:
         NoWinner: a final training or the test has failed.
@@ -73,7 +74,7 @@ def evaluate_winner(
     )
     again = (*command, "--config-dir", str(stages.run_dir), "--config-name", "winner")
     title = f"The winner of {search.name}, {winner.name}, and this does all of it once more:"
-    # Elsewhere it is read as an untrusted config, and names what is to be trusted.
+    # On another machine it is read as an untrusted config, and names the packages to trust.
     head = "".join(f"# {one_line(line)}\n" for line in (title, shlex.join(again)))
     files = {"winner.yaml": (head + as_yaml(winner_config(definition, point))).encode()}
     if kept is not None:
@@ -88,10 +89,10 @@ def evaluate_winner(
 
 
 def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict[Origin, Candidate]:
-    """Describes the candidates by what they reached, the best first.
+    """Describes the candidates by their values, the best first.
 
     Args:
-        bounds: of the metric.
+        bounds: the lowest and the highest value of the metric.
     """
     search, rows = found.search, dict[Origin, Candidate]()
     names, fresh = [goal.name for goal in search.goals[1:]], found.values or {}
@@ -120,11 +121,11 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
 def describe_transfer(
     stages: ResultStages, candidates: Sequence[Candidate], winner: Candidate, point: Point
 ) -> Transfer | None:
-    """Describes how far the small trials told what is good; None without a target size.
+    """Describes how well small trials predicted the target size; None without a target size.
 
     Args:
-        stages: of a search at a small size, whose candidates have that of the section `scale`.
-        point: of the winner.
+        stages: the stages of a search at a small size, with candidates at that of `scale`.
+        point: the configuration of the winner.
     """
     definition = stages.definition
     if (scale := definition.scale) is None or not scale.target:
@@ -148,10 +149,10 @@ def describe_transfer(
 
 
 def _share_of_operations(stages: ResultStages) -> float | None:
-    """Returns how many of the operations were done that all at the target size would have taken.
+    """Returns the share of operations (FLOPs) compared with a search at the target size.
 
-    Counted is a forward pass of each network by the examples of its training; None where there is
-    no network of ours.
+    It counts a forward pass of each network times the examples of its training. None if
+    studyloom does not build the network.
     """
     definition, split = stages.definition, stages.data.split
     fold = stages.last.source.new_fold(0)
@@ -160,7 +161,7 @@ def _share_of_operations(stages: ResultStages) -> float | None:
     part, known = split.for_preflight(), dict[str, tuple[float, int]]()
 
     def operations(point: Point) -> tuple[float, int]:
-        """Returns those of an epoch of one job, and the epochs of a training."""
+        """Returns the operations of one epoch of a job, and the epochs of a training."""
         name = as_yaml(plain_sections(definition.at(point), "model", "train"))
         if name not in known:
             job = definition.job(point, fold, seed=0)
@@ -186,10 +187,10 @@ def _share_of_operations(stages: ResultStages) -> float | None:
 
 
 def is_result_of(result: Result, stages: ResultStages) -> bool:
-    """Whether a result comes from the final stage of these very stages.
+    """Whether a result comes from the last of these stages.
 
-    The name of the stage has the budget and the rule; what was re-evaluated has the candidates and
-    their seeds.
+    Compares the name of the stage, which contains budget and rule, and the candidates with their
+    seeds.
     """
     values = stages.reevaluated.values or {}
     return (
@@ -204,14 +205,14 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
 
 
 def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
-    """Makes a primary config of a point with nothing to search, so that it wins again."""
+    """Makes a primary config that trains a configuration without a search, so that it wins."""
     choices = {**definition.composer.choices, **point.choices}
     if "space" in choices:  # an option may choose others
         choices["space"] = "none"
     own: dict[str, str | None] = {
         group: option for group, option in choices.items() if not group.startswith("hydra/")
     }
-    # A group that the command took away, for a section of its own, with ~GROUP.
+    # A group that the command removed with ~GROUP, to give the section itself.
     removed = [each.key for each in definition.composer.overrides if each.deletes]
     own |= dict.fromkeys(key for key in removed if key in SECTIONS)
     sections = definition.sections(point)
@@ -226,7 +227,7 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
         sizes = scale.present(scale.rule_sizes, definition.at(point))
         sections["scale"] = {**sizes, "rule": scale.rule} if sizes else None
     if definition.rule is not None:
-        # The winner has been chosen already, and the study module's own rule may be another.
+        # The winner is chosen already, and the study module may have another rule.
         sections["winner"] = {"rule": None}
     return {
         "defaults": [

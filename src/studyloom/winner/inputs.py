@@ -1,4 +1,4 @@
-"""Makes inputs of a network from files and arrays, as the data source of its study said it.
+"""Makes inputs of a network from files and arrays, as described by the study's data source.
 
 Nothing in a file is executed.
 """
@@ -25,30 +25,30 @@ from studyloom.winner.result import DataFacts
 
 MOST_BYTES = 256 * 2**20  # of a file
 MOST_INPUTS = 1_000_000  # of a file
-# Not all that Pillow reads: for EPS it starts Ghostscript.
+# Not every format of Pillow: for EPS it starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
 ORIENTATION = 0x0112  # EXIF's tag
-SPARE = 16  # times the size of inputs: a larger picture is reduced before it becomes floats
+SPARE = 16  # times the size of inputs: a larger image is reduced before it becomes floats
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
 NORMALISED = f"for inputs as in training {IN_PYTHON}"
 NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
 SILENT = (
-    "the data source of this winner does not say how a picture becomes an input; name it as "
+    "the data source of this winner does not say how an image becomes an input; name it as "
     "data.transform and call `studyloom winner`, or give a .npy file of what `load` returns"
 )
 
 
-# Float32 (n, *shape), and for each input a note beside its answer, "" for nothing.
+# Float32 (n, *shape), and for each input a note to print with its prediction, or "".
 Inputs = tuple[Tensor, list[str]]
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """Makes inputs of a network of what a file or an array contains.
+    """Makes inputs of a network from the content of a file or an array.
 
     Args:
-        transform: makes an input of what a file holds; None if nobody said it.
+        transform: makes an input from a file; None if the study has none.
     """
 
     facts: DataFacts
@@ -56,14 +56,14 @@ class InputFormat:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one input; () if inputs are taken as they are, or in Python alone."""
+        """The shape of one input; () if inputs are passed unchanged, or only from Python."""
         return self.facts.shape or ()
 
     def read(self, path: Path) -> Inputs:
-        """Reads the inputs that a file holds for a network; its content says its kind.
+        """Reads the inputs in a file, whose format is detected from its content.
 
-        It is a .npy file of one input or several. Otherwise it is for sounds a WAV file, and what a
-        `Reader` reads; for pictures a picture; else a CSV file of inputs.
+        It may be a .npy file of one input or several. Otherwise it is a WAV file for sounds,
+        any file for a `Reader`, an image for images, and else a CSV file of inputs.
         """
         if not self.facts.fits_files:
             raise PredictError(NO_FILE)
@@ -96,15 +96,16 @@ class InputFormat:
         return self._finish(rows)
 
     def from_numbers(self, numbers: Tensor, dtype: str) -> Inputs:
-        """Makes inputs of an array of one or several.
+        """Makes inputs from an array of one or several.
 
-        Of pictures, integers are pixels from 0 (black) to 255 (white), or to 65535 if they are
-        uint16. Other numbers are pixels from 0 to 1 where the data source of the study normalises
-        its pictures itself, and else inputs as in training.
+        For images, integers are pixels from 0 (black) to 255 (white), or to 65535 for uint16.
+        Floats are pixels from 0 to 1 if the data source normalizes its images itself, and
+        otherwise inputs as in training.
 
         Args:
-            numbers: float (n, *shape), or one input (*shape); pictures of one channel also without.
-            dtype: the name of the type that they had.
+            numbers: float (n, *shape), or one input (*shape); the channel dimension of grayscale
+                images may be missing.
+            dtype: the name of their original type.
         """
         shape, transform = self.shape, self.transform
         if not self.facts.fits_files:
@@ -141,11 +142,11 @@ class InputFormat:
         return self._from_pixels(rows / most)
 
     def _from_pixels(self, pixels: Tensor, done: Sequence[str] | None = None) -> Inputs:
-        """Makes inputs of pixels (n, channels, height, width) from 0 to 1.
+        """Makes inputs from pixels (n, channels, height, width) from 0 to 1.
 
         Args:
-            done: what was done to the picture of a file, which alone may have another size and
-                background; None for arrays, whose pictures are taken as they are.
+            done: the changes made to the image of a file, which may have another size and
+                background; None for arrays, whose images must fit.
         """
         if self.transform is None:
             raise PredictError(SILENT)
@@ -158,7 +159,7 @@ class InputFormat:
         return self._finish(self.transform.scale(pixels))
 
     def _from_content(self, content: bytes, read: Sound | Reader) -> Inputs:
-        """Makes inputs of a file by a transform that reads it as a whole."""
+        """Makes inputs from a whole file by a transform that reads it."""
         try:
             rows, said = read(content)
         except ValueError as error:
@@ -172,7 +173,7 @@ class InputFormat:
         return self._finish(rows.float(), own=said)
 
     def _apply(self, items: Tensor) -> Tensor:
-        """Calls a transform of the user's own for each of some items."""
+        """Calls the user's transform for each item."""
         make: Callable[..., Any] | None = self.transform
         assert make is not None
         try:
@@ -188,7 +189,7 @@ class InputFormat:
         """Checks inputs, and notes how they were changed and differ from the training data.
 
         Args:
-            own: what a `Reader` says of each.
+            own: the notes of a `Reader`, one for each input.
         """
         if len(rows) > MOST_INPUTS:
             raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
@@ -207,8 +208,8 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
     """Reads a CSV file with an input in each line, as float32 (n, count).
 
     Args:
-        columns: the names of the inputs, which its first line then has; empty for no such line.
-        count: None for as many as are in the first line.
+        columns: the names that the header must have; empty for a file without a header.
+        count: the numbers of an input; None for as many as the first line has.
     """
     if count is None:
         count = content.partition(b"\n")[0].count(b",") + 1
@@ -239,10 +240,10 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
 
 
 def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
-    """Reads a picture, upright and without transparency; the first of several.
+    """Reads an image, upright and without transparency; only the first of several frames.
 
     Args:
-        channels: 1 makes it grey, 3 gives it colours.
+        channels: 1 for grayscale, 3 for color.
 
     Returns:
         float32 (channels, height, width) from 0 (black) to 1 (white), and what was done, in words.
@@ -257,10 +258,10 @@ def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[T
         raise
     except UnidentifiedImageError:
         raise PredictError(
-            f"it must be a picture or a .npy file; pictures are {', '.join(FORMATS)}"
+            f"it must be an image or a .npy file; images are {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # decoders raise all kinds of errors for damaged files
-        raise PredictError(f"it is a damaged picture: {one_line(str(error))}") from None
+        raise PredictError(f"it is a damaged image: {one_line(str(error))}") from None
 
 
 def _decode(image: Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
@@ -289,7 +290,7 @@ def _decode(image: Image.Image, channels: int, size: Sequence[int]) -> tuple[Ten
 
 
 def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
-    """Lays a picture on white, or on black if what it shows is light; "" if nothing is seen."""
+    """Puts an image on white, or on black if it is light; returns which, "" if all is opaque."""
     image = image.convert("RGBA")
     alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
     if alpha.min() == 255:

@@ -27,7 +27,7 @@ OWN_TEST = "your test function measured it, so there are no predictions to show"
 CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
-# What the final trainings of each finalist have kept: weights of a network, or states of a loop.
+# What the final trainings of winner and baseline kept: weights of a network, or a loop's states.
 Kept = dict[Origin, list[dict[str, Any]]]
 
 
@@ -36,14 +36,14 @@ def measure_winner(
 ) -> tuple[Tested, dict[str, Any] | None]:
     """Measures winner and baseline, unless the same networks were tested before.
 
-    What the test gave is stored in the database as soon as it is known.
+    Stores the result in the database at once.
 
     Args:
         stage: the final training.
-        anew: whether to test also what was tested before.
+        anew: whether to test networks again that were tested before.
 
     Returns:
-        the findings, and what the winner's first training has kept.
+        The findings, and what the winner's first training kept.
 
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test set.
@@ -78,7 +78,7 @@ def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
 
 
 def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> Tested:
-    """Has `objective.test` measure the states of loops on the test set, for each seed.
+    """Calls `objective.test`, which measures the states of loops on the test set, for each seed.
 
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
@@ -104,7 +104,7 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
             weights = weights_of(kept[winner][0], name)
             outputs = network_outputs(job, weights, test)
             shown = show(job, weights, METRICS.get(metric.name, metric), outputs, test)
-        except Exception as error:  # of the user's own code; the test has been made
+        except Exception as error:  # of the user's code; the test is done
             log.warning("the report lacks the winner's predictions: %s", describe_error(error))
         shown["data"] = _describe_data(trainings, winner, test)
     examples = None if test is None else len(test)
@@ -117,7 +117,7 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
 
 
 def _predicts(trainings: CandidateTrainings) -> bool:
-    """Whether the network of a loop is known, and the data that it is trained on."""
+    """Whether the network of a loop and its training data are known."""
     objective = trainings.definition.config.objective
     return trainings.data.split is not None and objective.network is not None
 
@@ -138,7 +138,7 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
     values = {candidate: [each.score(metric) for each in by] for candidate, by in outputs.items()}
     job, first = jobs[winner], outputs[winner][0]
     resampled, references, shown = None, {}, {}
-    if job.evaluate is None:  # with one of the user's own, outputs and targets may mean anything
+    if job.evaluate is None:  # with the user's function, outputs and targets may mean anything
         resampled = resample(metric, outputs, len(test), seed)
         references = {
             rule: metric(predicted.cpu(), first.targets)
@@ -157,7 +157,7 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
 
 
 def _describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | None) -> DataFacts:
-    """Describes the data, as far as one must know them to use the network of the winner."""
+    """Describes the data, as far as the use of the winner's network needs it."""
     data, job = trainings.data, trainings.job(winner, 0)
     assert data.split is not None
     split, shown = data.split, data.split if test is None else test

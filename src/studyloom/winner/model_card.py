@@ -20,7 +20,7 @@ def model_card(
 
     Args:
         data: the training set; None if a loop has its own.
-        sources: of what a notebook or script has defined, by name.
+        sources: the source code that a notebook or script defined, by name.
     """
     winner, test = answer.winner, answer.test
     assert test is not None
@@ -76,14 +76,14 @@ def model_card(
 
 
 def small_section(record: Compressed) -> str:
-    """Returns the section of the model card on a winner that was made small."""
+    """Returns the section of the model card about a compressed winner."""
     heads, *rows = record.rows()
     table = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
     table.insert(1, ["---"] * len(heads))
     about = (
-        "`winner.onnx` needs onnxruntime alone: its input is `inputs`, (n, …) as in training, its "
-        "output `outputs`; how they were normalised is in its metadata, `studyloom`. All variants "
-        "were judged on a validation set that neither they nor their original were trained on."
+        "`winner.onnx` needs only onnxruntime: its input is `inputs`, (n, …) as in training, its "
+        "output `outputs`; how they were normalized is in its metadata, `studyloom`. All variants "
+        "were measured on a validation set that neither they nor the original were trained on."
     )
     lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
     listed = "\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in record.lines())

@@ -1,4 +1,4 @@
-"""What a network predicts on the test set, and what a report shows of it: mistakes and pictures."""
+"""Predictions of a network on the test set, and what a report shows: errors with their images."""
 
 import base64
 import io
@@ -22,14 +22,14 @@ POINTS = 1000  # predictions of numbers that are kept, at most
 
 
 def make_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> nn.Module:
-    """Makes the network of a job for the examples of a part, with weights."""
+    """Makes the network of a job for a set of examples, with weights."""
     network = job.model(shape=part.shape, outputs=part.outputs)
     network.load_state_dict(weights)
     return network
 
 
 def network_outputs(job: Job, weights: Mapping[str, Tensor], part: Part) -> Outputs:
-    """Runs the network of a job on a part."""
+    """Runs the network of a job on a set of examples."""
     outputs, targets = evaluate_network(job, make_network(job, weights, part), part)
     return Outputs(outputs.cpu(), targets.cpu())
 
@@ -37,7 +37,7 @@ def network_outputs(job: Job, weights: Mapping[str, Tensor], part: Part) -> Outp
 def show(
     job: Job, weights: Mapping[str, Tensor], metric: Metric, found: Outputs, test: Part
 ) -> dict[str, Any]:
-    """Returns what is shown of a network on the test set, as fields of `Tested`."""
+    """Returns what a report shows of a network on the test set, as fields of `Tested`."""
     shown = _show_predictions(found, test)
     mistakes = [each.index for each in shown.get("wrong", ())]
     network = make_network(job, weights, test)
@@ -46,9 +46,9 @@ def show(
 
 
 def _show_predictions(found: Outputs, test: Part) -> dict[str, Any]:
-    """Returns the mistakes, the most confident first, or numbers next to their targets.
+    """Returns the wrong predictions, most confident first, or numbers next to their targets.
 
-    There is nothing to show for other targets, such as a class for each pixel.
+    Other targets, such as a class for each pixel, are not shown.
     """
     outputs, targets = found.outputs, found.targets
     if test.classifies and outputs.ndim == 2 and targets.ndim == 1:
