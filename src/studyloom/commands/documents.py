@@ -1,8 +1,8 @@
 """The JSON that commands write for programs: the shape of each document, and its JSON Schema.
 
-A document of several fields has its shape where it is made; small ones have theirs here, and tests
-hold the commands to them.
-Parameters are named by their path, such as optimizer.lr. Times are in seconds, `at` in UTC.
+The shapes of large documents are defined where the documents are made, those of small ones here;
+tests check the commands against them.
+Hyperparameters are named by their path, such as optimizer.lr. Times are in seconds, `at` in UTC.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict
@@ -15,14 +15,14 @@ from studyloom.winner.result import InputPrediction, ShortResult
 
 
 class New(TypedDict):
-    """The files of a new study, with what each is for, and the command that runs it."""
+    """The files of a new study with their purposes, and the command that runs it."""
 
     files: dict[str, str]
     next: str
 
 
 class TrialRow(TypedDict):
-    """A trial; there are keys params.NAME too, and with several values values.NAME for value."""
+    """A trial; also has keys params.NAME, and with several objectives values.NAME for value."""
 
     number: int
     state: Literal["complete", "pruned", "failed", "paused", "running", "waiting"]
@@ -41,7 +41,7 @@ class TrialRow(TypedDict):
 class Control(TypedDict):
     """The result of `studyloom stop`, `pause` and `resume`.
 
-    `worked_on` is whether anybody held a trial, and `workers` are those who still hold one.
+    `worked_on` is whether a worker held a trial, and `workers` lists those that still hold one.
     """
 
     study: str
@@ -52,14 +52,14 @@ class Control(TypedDict):
 
 
 class ProposalContext(TypedDict):
-    """What a proposer needs: `question` (metric, direction, rule, baseline, about), `space` (a JSON
-    Schema), `budget`, `left` (slots without a trial), `proposals_left`, `ended` (why it takes no
+    """What a proposer needs: the definition (metric, direction, rule, baseline, about), `space` (a
+    JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended` (why it takes no
     more proposals, or null) and `trials`.
     """
 
 
 class Proposed(TypedDict):
-    """The number of the trial that waits with a proposed point."""
+    """The number of the waiting trial with the proposed configuration."""
 
     study: str
     trial: int
@@ -84,14 +84,14 @@ class Variants(TypedDict):
 
 
 class Predicted(TypedDict):
-    """The predictions of the winner, and a line for each file that holds no input."""
+    """The predictions of the winner, and a line for each file without an input."""
 
     answers: list[InputPrediction]
     errors: list[str]
 
 
 class Replayed(TypedDict):
-    """Whether a trial that was trained again is equal, bit for bit or within tolerance."""
+    """Whether a trial that was trained again has the same result, bit for bit or in tolerance."""
 
     study: str
     trial: int
@@ -107,7 +107,7 @@ class Check(TypedDict):
 
 
 class Doctor(TypedDict):
-    """The checks; or with --repair how ledger and trials differed, and whether it was mended."""
+    """The checks; or with --repair how ledger and trials differed, and whether it was fixed."""
 
     checks: list[Check]
     differences: list[str]
@@ -123,7 +123,7 @@ class Dashboard(TypedDict):
 
 
 class Key(TypedDict):
-    """A key of a config, with its default as it is typed; "" if a study must set it."""
+    """A key of a config, with its default as typed; "" if a study must set it."""
 
     key: str
     default: str
@@ -138,14 +138,14 @@ class Completion(TypedDict):
 
 
 class Errors(TypedDict):
-    """The mistakes that a command with --json prints if it cannot do its work."""
+    """The errors that a command with --json prints if it fails."""
 
     errors: list[str]
     exit_code: int
 
 
 class Notice(TypedDict):
-    """The document that a command of notify=… gets on its standard input."""
+    """The document that a command given by notify=… reads on its standard input."""
 
     study: str
     subject: str

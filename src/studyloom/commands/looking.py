@@ -1,6 +1,6 @@
-"""Commands that look at studies, and what another terminal asks of a study that runs.
+"""Commands that show studies, and those that stop, pause or resume one from another terminal.
 
-What proposers ask lies in `extras.proposals`, and for agents in `extras.mcp`.
+Proposals are made by `extras.proposals`, and for agents by `extras.mcp`.
 """
 
 import argparse
@@ -53,8 +53,8 @@ LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
     examples=["studyloom status runs/mnist --watch", "studyloom status runs/mnist --json"],
 )
 def status(arguments: argparse.Namespace) -> int:
-    """Shows how far a study has come: trials by state, the best of them, the workers, which
-    parameters matter, and the time left. It may be asked at any time, from any terminal.
+    """Shows the progress of a study: trials by state, the best trial, the workers, the most
+    important hyperparameters, and the time left. Runs at any time, in any terminal.
     """
     from studyloom.views import terminal
     from studyloom.views.progress import JobReader
@@ -76,9 +76,9 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def check(progress: "Progress", run_dir: Path) -> int:
-    """Returns an exit code that says whether somebody has to look at a job.
+    """Returns an exit code that says whether a job needs attention.
 
-    It is 0 if the job has ended well or is worked on, 1 if it has failed, 3 if nobody works on it,
+    It is 0 if the job has succeeded or workers run it, 1 if it has failed, 3 if no worker runs,
     and 4 if another terminal has stopped or paused it.
     """
     from studyloom.commands.outputs import is_beating
@@ -104,26 +104,26 @@ def check(progress: "Progress", run_dir: Path) -> int:
     examples=["studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"],
 )
 def trials(arguments: argparse.Namespace) -> None:
-    """Lists every trial of a study: its number, state, value, time and parameters."""
+    """Lists every trial of a study: its number, state, value, time and hyperparameters."""
     from studyloom.study.stored_study import as_csv, as_json, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
     stored = open_run(arguments)
     if arguments.csv or arguments.json:
         text = (as_csv if arguments.csv else as_json)(trial_rows(stored))
-        # For a program, all is as it is stored.
+        # Programs get every value as stored.
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     else:
         print_trials(stored, make_console())
 
 
 @command(
-    "write report.html, a page with all results",
+    "write report.html with all results",
     *(RUN_DIR, *CONSENT, JSON),
     examples=["studyloom report runs/mnist"],
 )
 def report(arguments: argparse.Namespace) -> None:
-    """Writes report.html into RUN_DIR, one page with all results so far, and prints its path."""
+    """Writes report.html with all results so far into RUN_DIR, and prints its path."""
     from studyloom.views.report import write_report
 
     path = write_report(open_run(arguments), arguments.run_dir)
@@ -140,7 +140,7 @@ def report(arguments: argparse.Namespace) -> None:
     either(
         argument(
             *("--page", "FILE"),
-            f"where to write the page (default: {PAGE} in the first RUN_DIR; none with --json)",
+            f"where to write the HTML (default: {PAGE} in the first RUN_DIR; none with --json)",
             type=Path,
         ),
         JSON,
@@ -148,8 +148,8 @@ def report(arguments: argparse.Namespace) -> None:
     examples=["studyloom compare runs/mnist runs/mnist-random"],
 )
 def compare(arguments: argparse.Namespace) -> None:
-    """Prints studies side by side: what each found and what it cost, and what differs between
-    them. Writes a page with their curves over trials and time, and prints its path.
+    """Prints studies side by side: their results, costs and differences. Writes an HTML file with
+    their curves over trials and time, and prints its path.
     """
     from studyloom.views.comparison import document, print_comparison, read_studies, write_page
     from studyloom.views.terminal import make_console
@@ -187,7 +187,7 @@ PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs=
 )
 def doctor(arguments: argparse.Namespace) -> int:
     """Checks the database, disks and machine for a study. The exit code is 2 if something must be
-    done before a study can run, and 1 if a check of --gpu has failed.
+    fixed before a study can run, and 1 if a check of --gpu has failed.
     """
     from studyloom.views.doctor import repair, show
 
@@ -231,8 +231,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     examples=["studyloom dashboard runs/mnist", "studyloom dashboard --study mnist"],
 )
 def dashboard(arguments: argparse.Namespace) -> None:
-    """Serves the page of a study, which follows it, and optuna-dashboard behind it, to the browsers
-    of this machine; others reach it through an SSH tunnel.
+    """Serves a live report of a study, with a link to optuna-dashboard, to browsers on this
+    machine; other machines reach it through an SSH tunnel.
     """
     from studyloom.study.opening import open_only_study
     from studyloom.views.dashboard import DEADLINE, serve
@@ -263,7 +263,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
 
 def control(arguments: argparse.Namespace, wish: "Wish | None") -> int:
-    """Stores a wish, None to go on, and waits until no worker holds a trial if it means that.
+    """Stores the request to stop or pause, or None to resume; waits for workers to release trials.
 
     Returns:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
@@ -294,7 +294,7 @@ def control(arguments: argparse.Namespace, wish: "Wish | None") -> int:
 
 
 def wait(reader: "JobReader", wish: "Wish", *, say: bool) -> str:
-    """Waits until the workers have released their trials, and returns how it has gone."""
+    """Waits until the workers have released their trials; returns the outcome in words."""
     done = {"stop": "is stopped", "pause": "is paused"}[wish]
     end, told = time.monotonic() + LONGEST, not say
     while held := holders(reader.read()):
@@ -321,8 +321,8 @@ def holders(progress: "Progress") -> list[str]:
     examples=["studyloom stop runs/mnist"],
 )
 def stop(arguments: argparse.Namespace) -> int:
-    """Stops a study that runs: its workers on all hosts release their trials at the last epoch, and
-    its commands end with exit code 3. The same command goes on with it later.
+    """Stops a running study: its workers on all hosts release their trials at the last epoch, and
+    its commands end with exit code 3. The same command resumes it later.
     """
     return control(arguments, "stop")
 
@@ -333,8 +333,8 @@ def stop(arguments: argparse.Namespace) -> int:
     examples=["studyloom pause runs/mnist"],
 )
 def pause(arguments: argparse.Namespace) -> int:
-    """Pauses a study that runs: its workers on all hosts release their trials at the last epoch and
-    wait. They keep their memory; a GPU or a core is free for other work.
+    """Pauses a running study: its workers on all hosts release their trials at the last epoch and
+    wait. They keep their memory, but leave the GPU or core to other work.
     """
     return control(arguments, "pause")
 
@@ -345,7 +345,7 @@ def pause(arguments: argparse.Namespace) -> int:
     examples=["studyloom resume runs/mnist"],
 )
 def resume(arguments: argparse.Namespace) -> int:
-    """Goes on with a study that is paused."""
+    """Resumes a paused study."""
     return control(arguments, None)
 
 
@@ -358,9 +358,9 @@ def resume(arguments: argparse.Namespace) -> int:
     examples=["studyloom ask runs/mnist --json"],
 )
 def ask(arguments: argparse.Namespace) -> None:
-    """Shows what whoever proposes points must know: what is asked, the space (with --json as JSON
-    Schema), the trials so far, and how many may still be proposed. It claims no slot, and holds no
-    value of the test set.
+    """Shows what proposers need: the study definition, the search space (with --json as JSON
+    Schema), the trials so far, and how many configurations may still be proposed. It shows no
+    results on the test set.
     """
     load_plugin("ask")(arguments)
 
@@ -378,9 +378,8 @@ BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", 
     examples=["studyloom propose runs/mnist '{\"optimizer.lr\":0.01}' --why larger"],
 )
 def propose(arguments: argparse.Namespace) -> None:
-    """Puts a point into the next free slot of a search, where whoever claims next trains it. It
-    counts as a trial of the budget, of which study.proposals may be proposed. No point is trained
-    twice.
+    """Queues a configuration as the next free trial of a search. It counts towards the budget; at
+    most study.proposals trials may be proposed. No configuration is trained twice.
     """
     load_plugin("propose")(arguments)
 
@@ -393,6 +392,6 @@ def propose(arguments: argparse.Namespace) -> None:
 )
 def mcp(arguments: argparse.Namespace) -> None:
     """Serves ask, propose, compare, status and report of a study over the Model Context Protocol,
-    on standard input and output. No value of the test set is told before the search has ended.
+    on standard input and output. Results on the test set are not sent before the search has ended.
     """
     load_plugin("mcp")(arguments)

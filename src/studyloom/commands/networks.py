@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from studyloom.winner.result import InputPrediction
 
 
-# In this process, whatever the command had started.
+# Run in this process, whatever launcher the study's command had.
 JUDGED = ("winner.enabled=true", "launcher=join")
 
 
@@ -40,8 +40,8 @@ JUDGED = ("winner.enabled=true", "launcher=join")
     examples=["studyloom winner runs/mnist"],
 )
 def winner(arguments: argparse.Namespace) -> None:
-    """Chooses the winner of a search that has ended, trains it, and tests it. Trainings that are
-    stored are reused.
+    """Chooses the winner of a search that has ended, trains it, and tests it. Stored trainings are
+    reused.
     """
     from studyloom.commands.search import judge
     from studyloom.config.compose import recompose
@@ -70,8 +70,8 @@ def winner(arguments: argparse.Namespace) -> None:
     examples=["studyloom compress runs/mnist ratios=[0.5] margin=0.01"],
 )
 def compress(arguments: argparse.Namespace) -> None:
-    """Compresses the winner: exported, pruned, distilled, with integers of 8 bits. Prints
-    what each variant costs, and writes the chosen one as winner.onnx.
+    """Compresses the winner: exports it to ONNX, prunes, distills and quantizes it to int8. Prints
+    the cost of each variant, and writes the chosen one as winner.onnx.
     """
     from studyloom.commands.search import open_ended
     from studyloom.config.compose import recompose
@@ -114,7 +114,7 @@ def compress(arguments: argparse.Namespace) -> None:
     examples=["studyloom predict runs/mnist digit.png"],
 )
 def predict(arguments: argparse.Namespace) -> int:
-    """Prints the winner's predictions for inputs, and how these differ from the training data."""
+    """Prints the winner's predictions for inputs, and how they differ from the training data."""
     from studyloom.config.trust import code_of_study
     from studyloom.winner.predictor import load_network, predict
 

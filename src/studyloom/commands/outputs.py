@@ -74,15 +74,15 @@ def prepare_logging(level: int) -> None:
 
 
 class Outputs:
-    """Tells what happens in a job.
+    """Reports what happens in a job.
 
     Args:
         taken: the variables of `take_environment`.
 
     Attributes:
         as_json: whether standard output gets a JSON object at the end, and nothing else.
-        console: for people: standard output, unless a program reads it.
-        listeners: called with each progress that is read, and told how the command ends.
+        console: output for people: standard output, or standard error with --json.
+        listeners: called with each progress that is read, and at the end with the exit code.
     """
 
     def __init__(self, taken: Mapping[str, str] | None = None) -> None:
@@ -97,7 +97,7 @@ class Outputs:
         self._run_dir: Path | None = None
 
     def open(self) -> None:
-        """Opens the file of events, and what sends notices.
+        """Opens the file of events, and prepares to send notices.
 
         Raises:
             ConfigError: the file of events cannot be written to, or a notice cannot be sent.
@@ -109,20 +109,20 @@ class Outputs:
             self.listeners.append(load_plugin("notify")(targets.splitlines()))
 
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:
-        """Begins to tell of the study of a search."""
+        """Begins to report on a study."""
         self._reader, self._run_dir = JobReader(stored), run_dir
-        self.listeners.insert(0, Heartbeat(run_dir))  # the first to tell, since others may wait
+        self.listeners.insert(0, Heartbeat(run_dir))  # the first, since others may wait
         if self.events is not None:
             self.events.attach(stored)
 
     def read(self) -> Progress:
-        """Reads the job as it is now; only after `attach`. Raises StorageError."""
+        """Reads the current progress; only after `attach`. Raises StorageError."""
         assert self._reader is not None
         self._progress = self._reader.read()
         return self._progress
 
     def look(self) -> None:
-        """Reads the job once more and tells what is new; tells nothing if it cannot be read."""
+        """Reads the job once more and reports what is new; does nothing if it cannot be read."""
         if self._reader is not None:
             # Optuna has a KeyError for a study that was deleted.
             with contextlib.suppress(StudyloomError, KeyError):
@@ -131,7 +131,7 @@ class Outputs:
                     listener(progress)
 
     def finish(self, code: int, reason: str | None = None) -> None:
-        """Tells with which exit code the command ends, and in words why, if it is not 0."""
+        """Reports the exit code of the command, and why it is not 0."""
         self.look()
         reason = None if reason is None else mask_passwords(reason)
         for listener in self.listeners:
@@ -160,7 +160,7 @@ class RunDocument(TypedDict):
 def run_document(
     progress: Progress | None, run_dir: Path | None, code: int, reason: str | None
 ) -> dict[str, Any]:
-    """Returns a `RunDocument`; what is not known yet is null."""
+    """Returns a `RunDocument`; unknown values are null."""
     best = None if progress is None else progress.search.best
     told = best and {"trial": best.number, "value": value_of(best), "params": best.params}
     return {
@@ -182,7 +182,7 @@ def run_document(
 class HeartbeatDocument(TypedDict):
     """The document heartbeat.json in the run directory; the exit code comes with the end.
 
-    `find runs/mnist/heartbeat.json -mmin +2` finds one whose command is gone or hangs.
+    `find runs/mnist/heartbeat.json -mmin +2` finds one whose command has died or hangs.
     """
 
     at: str
@@ -204,7 +204,7 @@ class Heartbeat:
         self.path = run_dir / HEARTBEAT
         self._last = -INTERVAL
         self._progress: Progress | None = None
-        self._told = False  # that it cannot be written
+        self._told = False  # whether a failure to write was reported
 
     def __call__(self, progress: Progress) -> None:
         """Writes the file at a new stage, and if the last time is long enough ago."""
@@ -215,7 +215,7 @@ class Heartbeat:
             self._write(progress, None)
 
     def finish(self, code: int, reason: str | None = None) -> None:
-        """Writes with which exit code the command ends."""
+        """Writes the exit code of the command."""
         if self._progress is not None:
             self._write(self._progress, code)
 
@@ -241,9 +241,9 @@ class Heartbeat:
 
 
 def is_beating(run_dir: Path) -> bool:
-    """Whether a command that works in a run directory has shown so in the last minute.
+    """Whether a command has written a heartbeat into a run directory in the last minute.
 
-    By the file's own time, so that nothing is read of a folder that may be somebody else's.
+    Uses the file's modification time, so that nothing is read from an untrusted folder.
     """
     try:
         return time.time() - (run_dir / HEARTBEAT).stat().st_mtime < FRESH
@@ -255,11 +255,11 @@ def is_beating(run_dir: Path) -> bool:
 
 
 class EventFile:
-    """Writes a line of JSON for each thing that happens in a job, to a file or a pipe.
+    """Writes the events of a job, a line of JSON for each, to a file or a pipe.
 
-    It waits for no reader of a pipe while the study runs, and for 5 s at its end. A file that
-    exists is continued: what it tells of this study is not told again. An error of writing ends it
-    with a line in the log, and not the study.
+    It does not wait for the reader of a pipe while the study runs, and at most 5 s at the end. An
+    existing file is continued: its events are not written again. If writing fails, the study goes
+    on without events, and the log has a warning.
 
     Raises:
         ConfigError: it cannot be written to.
@@ -268,20 +268,20 @@ class EventFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._pending = b""
-        self._told: History | None = None  # of the study, once that is known
+        self._told: History | None = None  # the events of the study so far, once it is known
         self._study = ""
         self._study_id: str | None = None
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             self._file: int | None = os.open(path, flags, 0o644)
         except OSError as error:
-            why = "nobody reads the pipe" if error.errno == errno.ENXIO else error.strerror
+            why = "no program reads the pipe" if error.errno == errno.ENXIO else error.strerror
             raise ConfigError(
                 f"--events {printable(str(path))}: cannot be written: {why}; name another file"
             ) from None
 
     def attach(self, stored: StoredStudy) -> None:
-        """Begins to tell of a study; reads what the file tells of it already."""
+        """Begins to write events of a study; first reads those that the file has already."""
         self._study, self._study_id = stored.name, stored.ledger.uuid or None
         self._told = History.read(self._lines(), self._study_id)
 
@@ -292,17 +292,17 @@ class EventFile:
             last = "\n"
             for last in file:
                 yield last
-            if not last.endswith("\n"):  # of a command that was killed while it wrote
+            if not last.endswith("\n"):  # the command was killed while it wrote
                 self._write(b"\n")
 
     def __call__(self, progress: Progress) -> None:
-        """Writes what has happened since the last call."""
+        """Writes the events since the last call."""
         if self._told is not None:
             lines = [self._line(event) for event in self._told.new(progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:
-        """Writes with which exit code the command ends, and closes the file."""
+        """Writes the exit code of the command, and closes the file."""
         event = {"event": "exit", "code": code, "reason": reason}
         self._write(self._line(event).encode())
         end = time.monotonic() + LAST
@@ -315,7 +315,7 @@ class EventFile:
         return write_event(event, self._study, self._study_id)
 
     def _write(self, text: bytes) -> None:
-        """Writes as much as a reader takes, and keeps the rest."""
+        """Writes as much as the reader accepts, and keeps the rest."""
         if self._file is None:
             return
         self._pending += text

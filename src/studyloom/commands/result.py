@@ -32,7 +32,7 @@ def move_foreign_result(plan: ResultStages, console: Console) -> None:
         result = Result.read(plan.run_dir)
         return result is not None and not result.belongs_to(plan.search.stored)
 
-    if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
+    if is_foreign():  # checked without the lock first, which may need a connection
         with plan.search.stored.ledger.testing():
             if is_foreign():  # no other command was quicker
                 moved = f"it was moved to {move_aside(plan.run_dir)}"
@@ -57,11 +57,11 @@ def print_winner(
 ) -> None:
     """Prints the winner with its test.
 
-    It is tested now, unless winner.json has the result already. If it is tested `anew`, the result
-    keeps the page that winner.json names.
+    Tests it first, unless winner.json has the result already.
 
     Args:
         page: the command line of the study, without its arguments.
+        anew: whether to test again; the result keeps the command line that winner.json has.
     """
     with plan.search.stored.ledger.testing() as store:
         result = Result.read(plan.run_dir)
@@ -82,7 +82,7 @@ def compress_winner(plan: ResultStages, stop: Stop, outputs: Outputs) -> Compres
     """Compresses the winner if the config says so and it was not compressed yet.
 
     Returns:
-        Why it could not be compressed, to be raised once all else is printed; None otherwise.
+        The error, to be raised once all else is printed; None if there is no error.
     """
     if not plan.definition.compresses or stop():
         return None

@@ -1,4 +1,4 @@
-"""Works on an opened study: launches its workers, shows the progress, and prints the result."""
+"""Runs an opened study: launches its workers, shows the progress, and prints the result."""
 
 import shlex
 from collections.abc import Iterator
@@ -76,9 +76,9 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
         say(console, f"{stored.name} {verb}: {many} to do{where}")
         follow = launch(task, stop, outputs)
-        if stop.alone is not None:  # another process goes on
+        if stop.alone is not None:  # another process continues
             return 0
-        if follow is not None:  # the work goes on without this command
+        if follow is not None:  # the workers continue without this command
             say(console, follow)
             return 0
     snapshot = take_snapshot(stored)
@@ -129,7 +129,7 @@ def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
     """Launches workers for the open trials, again if another program has deleted trials or slots.
 
     Returns:
-        What to print, if the work goes on without this command; else None.
+        What to print, if the workers continue without this command; else None.
     """
     resumptions = terminal.Resumptions(outputs.read(), outputs.console)
     while True:
@@ -142,7 +142,7 @@ def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
 
 
 def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
-    """Returns why nothing is left to do, if the counts of the trials do not say it."""
+    """Returns why nothing is left to do, if the counts of the trials do not show it."""
     if snapshot.best is None and snapshot.rule is not None:
         return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.outlook.ending is not None:
@@ -151,7 +151,7 @@ def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
 
 
 def find_no_winner(plan: ResultStages) -> NoWinner | None:
-    """Returns why a plan that has nothing left to do has none; None if it has one."""
+    """Returns why finished stages have no winner; None if they have one."""
     if not plan.settings.enabled or plan.todo() or plan.is_done():
         return None
     if not plan.candidates:
@@ -177,7 +177,7 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultSt
     """Opens a study whose search has ended and whose definition is the config's, and closes it.
 
     Raises:
-        ValueError: it has not, or the config or the database cannot be used.
+        ValueError: the search has not ended, or the config or the database cannot be used.
     """
     prepared = prepare(cfg, joins=True)
     with open_search(prepared, stop, ResultStages, create=False) as (prepared, plan):
@@ -191,10 +191,10 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultSt
 
 
 def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
-    """Chooses and tests the winner of a search that has ended, also if it was tested before.
+    """Chooses and tests the winner of a search that has ended, even if it was tested before.
 
     Returns:
-        The name of the study, and its result in short.
+        The name of the study, and a summary of its result.
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.
@@ -218,7 +218,7 @@ def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
                 raise missing
             print_winner(plan, command.page, console, anew=True)
             failure = compress_winner(plan, stop, outputs)
-            if stop() and plan.definition.compresses:  # who comes again need not judge again
+            if stop() and plan.definition.compresses:  # the next command finds the winner tested
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
                 raise failure

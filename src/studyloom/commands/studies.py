@@ -49,8 +49,8 @@ def kind(parser: argparse.ArgumentParser) -> None:
     examples=["studyloom new mine", "studyloom new mine ~/project --kind lightning"],
 )
 def new(arguments: argparse.Namespace) -> None:
-    """Writes a study of your own: a module, its configs, and a test. It runs as it is, and names
-    what to put in the place of the example's data and network.
+    """Writes a new study: a module, its configs, and a test. It runs unchanged, and its comments
+    say what to replace by your data and network.
     """
     from studyloom.config.scaffold import write_study
 
@@ -86,12 +86,13 @@ def new(arguments: argparse.Namespace) -> None:
     ],
 )
 def run(arguments: argparse.Namespace) -> None:
-    """Runs a study, or resumes it, as `python -m studies.NAME` does. --events FILE writes a line of
-    JSON for each thing that happens, --json one object at the end, and notify=… sends a notice at
-    the end, at a halt and at a new best: a URL of apprise, or a command.
+    """Runs or resumes a study, as `python -m studies.NAME` does. --events FILE writes a line of
+    JSON for each event, --json one object at the end, and notify=URL (of apprise) or
+    notify=COMMAND sends a notice at the end, if the study aborts, and for each new best trial.
 
-    The exit code is 0 if the study has its answer, 1 if it could not finish, 2 for a mistake, 3
-    after studyloom stop, and 128 and more after a signal; the same command goes on.
+    The exit code is 0 if the study has its result, 1 if it could not finish, 2 for an error in
+    the command or config, 3 after studyloom stop, and 128 or more after a signal. Run the same
+    command again to resume.
     """
     from studyloom.config.main import hydra_main, invocation_of, module_path
 
@@ -119,8 +120,8 @@ def run(arguments: argparse.Namespace) -> None:
     examples=["studyloom keys", "studyloom keys --json"],
 )
 def keys(arguments: argparse.Namespace) -> None:
-    """Prints the keys of studyloom's own sections as a table in Markdown, with the default and the
-    meaning of each.
+    """Prints the keys of studyloom's own sections as a Markdown table, with their defaults and
+    meanings.
     """
     from studyloom.config.schema import describe_keys
 

@@ -1,8 +1,7 @@
 """The result of a study: winner.json and compress.json, written, read, moved aside, put into words.
 
-Everybody who shows a result reads these types. They are winner.json: its keys are their fields.
-`Result.facts` has what a result says in words, which views only lay out. Reading one imports no
-torch.
+The keys of winner.json are the fields of these types, which all views read. `Result.facts` is the
+one list of facts in words; views only lay it out. Reading a result does not import torch.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ from studyloom.text import (
 CARD = "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
-# Moved aside in this order: without winner.json the others are no answer.
+# Moved aside in this order: without winner.json the others are not a result.
 RESULT_FILES = (
     *("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", RECORD, NETWORK),
     "winner",  # the folder of the networks
@@ -42,7 +41,7 @@ DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
 CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
 FOLLOW_SEED = (
-    "if the training sets a seed of its own, have it take the trial's: run.seed in a loop, {seed} "
+    "if the training sets its seed itself, let it use the trial's: run.seed in a loop, {seed} "
     "in a command, objective.seed of a Hydra application"
 )
 NO_INTERVAL = "no interval: it takes three seeds that differ"
@@ -58,8 +57,8 @@ class Fact:
     """A fact of a result in words.
 
     Attributes:
-        label: what the value is; empty for a sentence that stands alone.
-        explanation: what the value rests on; empty if nothing has to be said of it.
+        label: the name of the value; empty for a sentence without one.
+        explanation: what the value is based on; may be empty.
     """
 
     label: str
@@ -73,11 +72,11 @@ class Fact:
 
 @dataclass(frozen=True)
 class Summary:
-    """Values that differ by their seed alone.
+    """Values that differ only by their seed.
 
     Attributes:
         std: None for fewer than three values.
-        interval: the 95% interval of the mean; None where nothing is known of it.
+        interval: the 95% interval of the mean; None if it is unknown.
     """
 
     mean: float
@@ -87,7 +86,7 @@ class Summary:
 
     @property
     def same(self) -> bool:
-        """Whether several seeds gave one value, bit for bit: the training follows no seed."""
+        """Whether several seeds gave the same value, bit for bit: the training ignores the seed."""
         return len(self.values) > 1 and len({*self.values}) == 1
 
     @property
@@ -102,7 +101,7 @@ class Summary:
 
     @property
     def seeds_words(self) -> str:
-        """What `±` is beside the mean of `words`, or why there is none; empty for one seed."""
+        """Explains the `±` of `words`, or why it is missing; empty for one seed."""
         seeds = len(self.values)
         if self.same:
             return f"the same value with each of {seeds} seeds, so that no spread is known"
@@ -115,9 +114,9 @@ class Candidate:
 
     Attributes:
         costs: the values of further objectives by name.
-        values: one for each fresh seed; empty without a re-evaluation, as are the next three.
-        gap: above 0 if the search flattered the candidate.
-        factor: on the learning rate of the trial; 1 unless it is a neighbour of a trial.
+        values: one for each new seed; empty without a re-evaluation, as are the next three.
+        gap: the selection gap; above 0 if the search overrated the candidate.
+        factor: multiplies the learning rate of the trial; 1 unless the candidate is a neighbor.
     """
 
     trial: int
@@ -134,7 +133,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The trial, and what is changed in it."""
+        """The trial, and its changed learning rate."""
         rate = "" if self.factor == 1 else f" at {self.factor:g} times its learning rate"
         return f"trial {self.trial}{rate}"
 
@@ -147,23 +146,23 @@ class Candidate:
 
     @property
     def costs_words(self) -> str:
-        """The costs, each after a comma; empty if the metric was all."""
+        """The costs, each after a comma; empty if the metric was the only objective."""
         return "".join(f", {name} {format_cost(value)}" for name, value in self.costs.items())
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """How far the order of small trials held at the size that was meant.
+    """How well the order of small trials predicted that at the target size.
 
     Attributes:
         small: the sizes of the search, by key, and `target` those of the winner.
-        values: what the winner's configuration has in place of its trial's, by key.
-        promised: the value of the winner's trial in the search, and `reached` its mean on fresh
+        values: the values of the winner's configuration that differ from its trial's, by key.
+        promised: the value of the winner's trial in the search, and `reached` its mean on new
             seeds at the target size.
-        order: the rank correlation of both over `candidates`; None of fewer than three.
-        interval: its 95% interval; None of fewer than six.
-        share: of the operations (FLOPs) that the same search and judging at the target size would
-            have taken; None if they cannot be counted.
+        order: the rank correlation of both over `candidates`; None for fewer than three.
+        interval: its 95% interval; None for fewer than six.
+        share: the share of the operations (FLOPs) that search and re-evaluation at the target
+            size would have taken; None if they cannot be counted.
     """
 
     small: dict[str, Any]
@@ -180,7 +179,7 @@ class Transfer:
 
     @property
     def held(self) -> bool:
-        """Whether nothing speaks against the order of the small trials."""
+        """Whether the results do not contradict the order of the small trials."""
         return self.order is None or self.order > 0
 
     @property
@@ -204,7 +203,7 @@ def _sizes(sizes: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Covered:
-    """The cover of the intervals of a test: seeds, examples, or seeds and examples."""
+    """What the intervals of a test cover: seeds, examples, or seeds and examples."""
 
     covers: str
     resamples: int | None = None
@@ -215,10 +214,10 @@ class Scores:
     """The results on the test set.
 
     Attributes:
-        baseline: None if there is none or it has won, as for the difference.
-        references: what rules without a network reach, such as the most frequent class.
-        further: what a function of the user's own has measured, for each seed.
-        earlier: whether an earlier answer opened it for these networks.
+        baseline: None if it is missing or has won, as is `difference`.
+        references: the values of rules without a network, such as the most frequent class.
+        further: the further results of the user's test function, for each seed.
+        earlier: whether an earlier result had tested these networks.
     """
 
     winner: Summary
@@ -254,12 +253,12 @@ class Scores:
 
     @property
     def fresh_words(self) -> str:
-        """What the re-evaluation has anew; no splits of data that a loop loads itself."""
+        """What is new in the re-evaluation; a loop that loads its data itself has no new splits."""
         return f"on new seeds{'' if self.examples is None else ' and validation splits'}"
 
     @property
     def uncertainty(self) -> list[str]:
-        """What `±` is beside the winner's mean, and the interval of that."""
+        """Explains the `±` of the winner's mean, and gives the interval of the mean."""
         notes = [self.winner.seeds_words]
         if self.winner.interval:
             low, high = (format_value(value) for value in self.winner.interval)
@@ -268,7 +267,7 @@ class Scores:
 
     @property
     def tested_words(self) -> str:
-        """How often the test set was opened, and when."""
+        """How often the test set was used, and when."""
         when = "after the winner was chosen"
         if self.earlier:
             when = "for these networks when an earlier result had the same winner"
@@ -290,11 +289,11 @@ class RangeFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The facts of the data that the use of the network needs.
+    """The facts about the data that one needs to use the network.
 
     Attributes:
-        digest: SHA-256 of the training set.
-        shape: of one input; None if it is not one tensor.
+        digest: the SHA-256 of the training set.
+        shape: the shape of one input; None if it is not one tensor.
         mean: what was subtracted from pixels from 0 to 1, and `std` what they were divided by.
         loaded: whether the examples come from a Dataset, and `kind` the type of its inputs.
         transform: how a file becomes an input, as a section with a `_target_`.
@@ -318,7 +317,7 @@ class DataFacts:
 
     @property
     def fits_files(self) -> bool:
-        """Whether a file can hold an input: a tensor of numbers, and not of token ids."""
+        """Whether a file can hold an input: a tensor of numbers, not of token ids."""
         token_ids = self.loaded and str(self.kind).startswith("int")
         return self.reads or (self.shape is not None and not token_ids)
 
@@ -332,11 +331,11 @@ class DataFacts:
             return "no files, since its inputs are not one tensor of numbers"
         sizes = format_shape(shape)
         arrays = f".npy files of {sizes} numbers, or of several such"
-        if len(shape) == 3 and shape[0] in (1, 3):  # channels, height and width of a picture
+        if len(shape) == 3 and shape[0] in (1, 3):  # channels, height and width of an image
             sizes += " (channels, height, width)"
             if background := transform.get("background"):
                 sizes += f", those without a {background} background inverted"
-            return f"pictures of any size, made {sizes}, and {arrays}"
+            return f"images of any size, made {sizes}, and {arrays}"
         if self.columns:
             return f"CSV files with the columns {', '.join(self.columns)}, and {arrays}"
         return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
@@ -344,7 +343,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong prediction of a class; `image` is a PNG in a data URL, if the input is a picture."""
+    """A wrong prediction of a class; `image` is a PNG in a data URL, if the input is an image."""
 
     index: int
     label: int
@@ -355,7 +354,7 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a network (`told`) and the targets; `ordered` if in time order."""
+    """The predictions of a network, in `told`, and the targets; `ordered` if in time order."""
 
     told: tuple[tuple[float, ...], ...]
     came: tuple[tuple[float, ...], ...]
@@ -366,7 +365,7 @@ class Predictions:
 class InputPrediction:
     """The class of one input, with its name and probability, or numbers.
 
-    The note says what was done to the input, and in what it is unlike the training data.
+    The note says how the input was changed, and how it differs from the training data.
     """
 
     name: str
@@ -386,7 +385,7 @@ class InputPrediction:
 
 @dataclass(frozen=True)
 class Bin:
-    """The predictions of a range of confidence; `interval` is that of their accuracy."""
+    """The predictions within a range of confidence; `interval` is that of their accuracy."""
 
     low: float
     high: float
@@ -398,7 +397,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How sure a classifier is, and how often it is right."""
+    """The confidence of a classifier, and its accuracy."""
 
     error: float
     confidence: float
@@ -418,7 +417,7 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class Groups:
-    """A network on each group of examples, or class; `left` says how many are left out."""
+    """The metric on each group of examples, or class; `left` is how many are left out."""
 
     of: str
     left: int
@@ -427,7 +426,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Column:
-    """How much worse the metric gets with one column in a random order, over several orders."""
+    """How much worse the metric gets when one column is shuffled, over several shuffles."""
 
     name: str
     worse: float
@@ -436,7 +435,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Occlusion:
-    """A picture with what misled the network in red; `most` is the largest loss of confidence."""
+    """An image with what misled the network in red; `most` is the largest loss of confidence."""
 
     index: int
     image: str
@@ -445,11 +444,11 @@ class Occlusion:
 
 @dataclass(frozen=True)
 class ExplainedText:
-    """A text of the test set that was taken for another class.
+    """A misclassified text of the test set.
 
     Attributes:
-        margin: the log of how many times likelier than the truth the mistake was taken to be.
-        left: how many words follow that were not looked at.
+        margin: the log of the ratio of the predicted class's probability to the true class's.
+        left: how many further words were not examined.
     """
 
     index: int
@@ -468,7 +467,7 @@ class Tested:
 
     Attributes:
         note: why there are no predictions to show.
-        confusion: how often each class (rows) was taken for which (columns).
+        confusion: counts by true class (rows) and predicted class (columns).
     """
 
     test: Scores | None = None
@@ -494,9 +493,9 @@ class Result(Tested):
 
     Attributes:
         transfer: None if the winner has the size of the search.
-        trials: that the winner was chosen from, and `study_trials` all of the study by then.
-        reused: how many trainings of each stage earlier answers had done, and of how many.
-        keeps: whether the winner keeps to the rule on new seeds.
+        trials: how many trials the winner was chosen from; `study_trials` is the study's total.
+        reused: for each stage, how many trainings came from earlier results, and its total.
+        keeps: whether the winner satisfies the rule on new seeds.
         files: the SHA-256 of the files that were written with it.
     """
 
@@ -520,7 +519,7 @@ class Result(Tested):
         """Reads winner.json below a run directory.
 
         Raises:
-            PredictError: there is none, or it holds something else.
+            PredictError: the file is missing or malformed.
         """
         path = run_dir / "winner.json"
         try:
@@ -533,10 +532,10 @@ class Result(Tested):
 
     @classmethod
     def read(cls, run_dir: Path, stored: StoredStudy | None = None) -> "Result | None":
-        """Reads the result below a run directory; None if there is none, or none that is whole.
+        """Reads the result below a run directory; None if it is missing or incomplete.
 
         Args:
-            stored: the study whose result it must be; None if that of any will do.
+            stored: the study that the result must belong to; None for any.
         """
         try:
             result = cls.load(run_dir)
@@ -548,8 +547,8 @@ class Result(Tested):
     def write(self, run_dir: Path, files: Mapping[str, bytes]) -> "Result":
         """Writes winner.json, and then the files that belong to it.
 
-        It has their digests, and goes first: if the command is killed before the last of them is in
-        its place, those of another answer are not taken for this one's.
+        winner.json comes first and holds their digests: if the command is killed before the last
+        file is written, files of another result are not mistaken for this one's.
         """
         written = replace(self, files={name: digest_of(files[name]) for name in files})
         write_json(run_dir / "winner.json", written)
@@ -558,7 +557,7 @@ class Result(Tested):
         return written
 
     def mismatched_files(self, run_dir: Path, *names: str) -> list[str]:
-        """Finds files that are missing, or are not those which were written with winner.json.
+        """Returns the files that are missing or were not written with this winner.json.
 
         Raises:
             OSError: a file cannot be read.
@@ -571,7 +570,7 @@ class Result(Tested):
         ]
 
     def check_whole(self, run_dir: Path, *names: str) -> None:
-        """Raises PredictError if files are not those that were written with winner.json."""
+        """Raises PredictError if files were not written with this winner.json."""
         if mismatched := self.mismatched_files(run_dir, *names):
             again = f"run the study again, or studyloom winner {shlex.quote(str(run_dir))}"
             raise PredictError(
@@ -580,10 +579,10 @@ class Result(Tested):
             )
 
     def belongs_to(self, stored: StoredStudy) -> bool:
-        """Whether the winner was chosen from the trials of a study, as its database holds them now.
+        """Whether the winner was chosen from the trials that the study's database holds now.
 
-        A study of the same name in another database, or one with another seed, has other trials:
-        their numbers are the same, but not their parameters and values.
+        A study of the same name in another database, or with another seed, has trials with the
+        same numbers but other hyperparameters and values.
         """
         trials = {
             trial.number: (trial.params, trial.values[0])
@@ -596,7 +595,7 @@ class Result(Tested):
 
     @property
     def is_of_loop(self) -> bool:
-        """Whether the winner is a loop of the user's own, of which no epochs are known."""
+        """Whether the winner is a custom training loop, whose epochs are unknown."""
         return self.epochs is None
 
     def document(self) -> dict[str, Any]:
@@ -605,9 +604,9 @@ class Result(Tested):
         return document
 
     def facts(self) -> Iterator[Fact]:
-        """Yields what the result says: the winner first, then what it is compared with, and notes.
+        """Yields the winner, then what it is compared with, and notes.
 
-        The explanation of the winner is on what it rests.
+        The winner's explanation says what its value is based on.
         """
         test, chosen, fresh = self.test, self.winner, self.winner.fresh
         metric, gap = self.metric.name, format_value(chosen.gap or 0.0, "+")
@@ -616,8 +615,8 @@ class Result(Tested):
         if self.is_of_loop and values is not None and values.same:
             notes.insert(0, FOLLOW_SEED)
         if test is None:
-            assert fresh is not None  # what is not tested was judged on new seeds
-            basis = f"trial {chosen.trial}, {plural(len(self.seeds), 'fresh seed')}"
+            assert fresh is not None  # a winner without a test was re-evaluated
+            basis = f"trial {chosen.trial}, {plural(len(self.seeds), 'new seed')}"
             yield Fact("winner", f"{metric} {fresh.words}", basis)
             for row in self.candidates:
                 if row.baseline and row.fresh and row != chosen:
@@ -645,14 +644,14 @@ class Result(Tested):
         yield from (Fact("", note) for note in notes if note)
 
     def choice_words(self, budget: int | None = None) -> str:
-        """Words which trials the winner was chosen from: all of the study, or its first ones."""
+        """Says which trials the winner was chosen from: all of the study, or its first ones."""
         of = budget or self.study_trials or self.trials
         first = f"the first {self.trials} of {of}" if self.trials < of else self.trials
         return f"chosen from {first} trials"
 
     @property
     def reuse_words(self) -> str:
-        """How many trainings earlier answers, or the judging, had done; empty if none."""
+        """How many trainings were reused from earlier results or stages; empty if none."""
         reused = [
             f"{count} of {of} {STAGES.get(title, title)}"
             for title, (count, of) in self.reused.items()
@@ -661,7 +660,7 @@ class Result(Tested):
         return f"reused, as trained before: {', '.join(reused)}" if reused else ""
 
     def transfer_lines(self) -> Iterator[str]:
-        """Yields how far the trials of the search told what is good at the size of the winner."""
+        """Yields lines on how well the trials of the search predicted the winner's size."""
         if (found := self.transfer) is None:
             return
         rule = "" if found.rule == "none" else f" by the rule {found.rule}"
@@ -689,7 +688,7 @@ class Result(Tested):
         return f"{words[0].upper()}{words[1:]}." if words else ""
 
     def in_short(self) -> "ShortResult":
-        """Returns its part in the database, for views that have no run directory."""
+        """Returns the summary that the database stores, for views without a run directory."""
         chosen, test = self.winner, self.test
 
         def short(values: Summary | None) -> Spread | None:
@@ -716,7 +715,7 @@ class Spread(TypedDict):
 
 
 class ShortCompressed(TypedDict):
-    """The winner made small, as winner.onnx; its value, and the winner's, on the test set."""
+    """The compressed winner, winner.onnx; its value, and the winner's, on the test set."""
 
     name: str
     bytes: int
@@ -724,13 +723,13 @@ class ShortCompressed(TypedDict):
     value: float
     original: float
     difference: float
-    within: bool  # whether the 95% interval of the difference keeps to the margin
+    within: bool  # whether the 95% interval of the difference is within the margin
     interval: list[float]
 
 
 class ShortResult(TypedDict):
-    """The winner: its value in the search, on new seeds if others competed, and on the test set
-    if something was tested.
+    """The winner: its value in the search, on new seeds if re-evaluated, and on the test set if
+    tested.
     """
 
     stage: str  # the stored study of the last stage
@@ -746,7 +745,7 @@ class ShortResult(TypedDict):
 
 
 def short_words(short: Mapping[str, Any]) -> str:
-    """Words a result in short, which anybody may have stored, in one line: the test first."""
+    """Formats a stored summary, which may be untrusted, as one line: the test first."""
     metric = one_line(str(short.get("metric", "value")))
     trial = one_line(f"trial {short.get('trial')}")
     if test := _short_mean(short.get("test")):
@@ -759,7 +758,7 @@ def short_words(short: Mapping[str, Any]) -> str:
 
 
 def _short_mean(values: Any) -> str:
-    """Formats a mean ± its standard deviation; empty for what is none, as of another program."""
+    """Formats a mean ± its standard deviation; empty for anything else that may be stored."""
     match values:
         case {"mean": int() | float() as mean, "std": int() | float() as std}:
             return f"{format_value(mean)} ± {format_value(std)}"
@@ -780,7 +779,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """A variant of a winner that was made small, as judged; `note` says why there is none."""
+    """A compressed variant of the winner, with its measurements; `note` says why it failed."""
 
     name: str
     note: str | None = None
@@ -794,7 +793,7 @@ class VariantFacts:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The variant that was chosen; `medians` are its and the original's latencies by batch."""
+    """The chosen variant; `medians` are the latencies of it and the original by batch size."""
 
     name: str
     bytes: int
@@ -804,11 +803,11 @@ class Chosen:
 
 @dataclass(frozen=True)
 class SmallScores:
-    """The chosen variant beside the original on the test set.
+    """The chosen variant compared with the original on the test set.
 
     Attributes:
         covers: whether the interval of the difference covers examples.
-        within: whether it shows that no more than the margin was lost.
+        within: whether it shows that the loss is at most the margin.
     """
 
     value: float
@@ -824,7 +823,7 @@ class SmallScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """The document compress.json: the winner made small.
+    """The document compress.json: the compressed winner.
 
     Attributes:
         winner: the SHA-256 of winner.pt, and `digest` that of winner.onnx.
@@ -845,7 +844,7 @@ class Compressed:
 
     @classmethod
     def read(cls, run_dir: Path, result: Result) -> "Compressed | None":
-        """Reads compress.json; None if there is none, or it is of another winner than a result."""
+        """Reads compress.json; None if it is missing, or belongs to another winner."""
         try:
             record = from_document(json.loads((run_dir / RECORD).read_bytes()), cls)
             whole = record.digest == digest_of((run_dir / NETWORK).read_bytes())
@@ -854,7 +853,7 @@ class Compressed:
         return record if whole and record.winner == result.files.get("winner.pt") else None
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Yields the heads of the table of variants, and then a row for each."""
+        """Yields the header of the table of variants, and then a row for each."""
         heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
         yield "variant", self.metric.name, *heads
         for row in (self.original, *self.variants):
@@ -892,7 +891,7 @@ class Compressed:
         ]
 
     def in_short(self) -> ShortCompressed:
-        """Returns its part in the database, next to the result."""
+        """Returns the summary that the database stores, next to that of the result."""
         test = self.test
         return {
             "name": self.chosen.name,
@@ -907,7 +906,7 @@ class Compressed:
 
 
 def to_document(value: Any) -> Any:
-    """Returns one of these types as JSON has it."""
+    """Converts one of these types to JSON values."""
     import msgspec  # here: no search waits for it
 
     return msgspec.to_builtins(value)
@@ -933,7 +932,7 @@ def digest_of(content: bytes) -> str:
 
 
 def move_aside(run_dir: Path) -> Path | None:
-    """Moves the answer of a run directory, if any, to a folder of its own below `earlier/`.
+    """Moves the result of a run directory, if any, to a new folder below `earlier/`.
 
     Raises:
         OSError: the files cannot be moved.
@@ -952,10 +951,10 @@ def move_aside(run_dir: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Holds what a report takes from the files of a run directory.
+    """Holds what a report reads from the files of a run directory.
 
     Args:
-        winner: from winner.json; None if it is not of this study.
+        winner: from winner.json; None if it belongs to another study.
         compressed: how the winner was compressed; None if it was not.
         configs: the configurations, as text.
     """

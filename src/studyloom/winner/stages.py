@@ -43,7 +43,7 @@ from studyloom.winner.stored_trainings import CandidateStage, earlier_trainings,
 class ResultStages:
     """Opens the stages of a study, each once those before it have ended, and closes them.
 
-    What a stage has come to is computed from its stored study each time; the candidates are kept,
+    The outcome of a stage is computed from its stored study each time. The candidates are cached,
     since their configurations take a while to compose.
     """
 
@@ -101,7 +101,7 @@ class ResultStages:
         return stage.title == (RETRAINING if self.definition.tested else REEVALUATION)
 
     def reconcile(self) -> bool:
-        """Corrects what another program changed in ledgers or trials; says if there was anything.
+        """Corrects what another program changed in ledgers or trials; returns whether it did.
 
         Raises:
             StorageError: A person must decide how.
@@ -113,7 +113,7 @@ class ResultStages:
         for stage in stages:
             stage.stored.storage.forget(stage.stored.ledger.study_id)
         for name in ("rule", "candidates", "reevaluation", "retraining"):
-            self.__dict__.pop(name, None)  # they were found from the trials as they were
+            self.__dict__.pop(name, None)  # they were computed from the trials before
         return True
 
     def close(self) -> None:
@@ -141,11 +141,11 @@ class ResultStages:
         ended = ending(self.search.stored, self.search.trials)
         return self.search.trials if ended is None else ended.begun
 
-    # What the stages have come to
+    # The outcomes of the stages
 
     @cached_property
     def rule(self) -> Rule:
-        """How the winner is chosen: as the config says, or else by the study's default."""
+        """The rule that chooses the winner: the config's, or else the study's default."""
         return self.definition.rule or self.search.stored.default_rule()
 
     @cached_property
@@ -156,7 +156,7 @@ class ResultStages:
 
     @property
     def reevaluates(self) -> bool:
-        """Whether there is a re-evaluation; a single candidate that will be tested needs none."""
+        """Whether there is a re-evaluation; not for a single candidate that will be tested."""
         return not self.definition.tested or len(self.candidates) > 1
 
     @property

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")  # of a network or candidate
 Resampled = NDArray[np.float64]  # the value of each seed on each resample, (resamples, seeds)
-# Resamples: of a mean over examples, and where the metric is computed anew on each of them. One of
-# scikit-learn's takes some milliseconds for each network, and there are ten.
+# Resamples for a mean over examples, and for a metric that is recomputed on each. A metric of
+# scikit-learn takes some milliseconds for each network, and there are ten.
 MEANS, OTHERS = 1999, 99
 ENOUGH = 3  # seeds for a spread: of two, Student's interval is 13 standard errors to each side
 TAILS = (2.5, 97.5)  # percentiles of a 95% interval
@@ -46,12 +46,12 @@ def compare(
     seed: int = 0,
     bounds: Interval = ANYTHING,
 ) -> Scores:
-    """Summarises winner and baseline, and the difference between them seed by seed.
+    """Summarizes winner and baseline, and the difference between them seed by seed.
 
     Args:
-        resampled: the values on the same resamples of the test examples; None if intervals are to
-            cover seeds alone.
-        bounds: of the metric.
+        resampled: the values on the same resamples of the test examples; None if intervals shall
+            cover only seeds.
+        bounds: the lowest and the highest value of the metric.
     """
 
     def summary(series: Sequence[float], on: Resampled | None, ends: Interval) -> Summary:
@@ -83,17 +83,17 @@ def compare(
 
 
 def difference(one: float, other: float) -> float:
-    """Returns one minus the other; 0 if only rounding tells them apart."""
+    """Returns one minus the other; 0 if they differ only by rounding."""
     return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
 
 
 def summarise(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
-    """Summarises values that differ by their seed alone; the interval is Student's.
+    """Summarizes values that differ only by their seed; the interval is Student's.
 
-    Fewer than three have no spread, and values that are all the same have no interval.
+    Fewer than three have no spread, and equal values have no interval.
 
     Args:
-        bounds: of the metric.
+        bounds: the lowest and the highest value of the metric.
     """
     mean, known = fmean(values), tuple(values)
     if len(values) < ENOUGH:
@@ -109,8 +109,8 @@ def rank_correlation(
 ) -> tuple[float | None, Interval | None]:
     """Returns Spearman's rank correlation, and its 95% interval by Bonett & Wright (2000).
 
-    Fewer than three pairs have none, nor have values that are all the same; of fewer than six an
-    interval would say nothing.
+    Both are None for fewer than three pairs or equal values; the interval is None for fewer than
+    six pairs, where it would be too wide to say anything.
     """
     if len(pairs) < ENOUGH or any(len({*side}) == 1 for side in zip(*pairs, strict=True)):
         return None, None
@@ -127,8 +127,8 @@ def rank_correlation(
 def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
     """Cuts an interval at the bounds of the metric, which costs no coverage.
 
-    A loop may give a name of ours to another quantity, such as an accuracy in percent: bounds that
-    its mean does not keep are none.
+    A loop may give the name of a known metric to another quantity, such as an accuracy in
+    percent: bounds that exclude the mean are ignored.
     """
     low, high = bounds
     if not low <= mean <= high:
@@ -146,12 +146,12 @@ def _student(count: int) -> float:
 def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> Interval:
     """Returns a 95% interval of the mean that covers seeds and examples.
 
-    Both are drawn anew, independently of each other, since each seed was measured on each example
-    (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1). Five seeds drawn from
-    five vary by four fifths of what they should, and percentiles know nothing of Student's: so what
-    the draw of seeds changes is stretched by both factors. With no spread over examples the
-    interval is Student's, and of one or two seeds it covers the examples alone. SciPy's bootstrap
-    draws along one axis, and serves neither.
+    Seeds and examples are resampled independently, since each seed was measured on each example
+    (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1). The variance over five
+    seeds drawn from five is four fifths of the true one, and percentiles ignore Student's
+    correction: the contribution of the seeds is stretched by both factors. Without spread over
+    examples the interval is Student's; with one or two seeds it covers only the examples. SciPy's
+    bootstrap resamples along one axis only.
     """
     count = len(values)
     drawn = np.random.default_rng(seed).integers(0, count, resampled.shape)
@@ -172,12 +172,12 @@ def resample(
 ) -> dict[Key, Resampled] | None:
     """Measures networks on resamples of the test examples, the same for all of them.
 
-    Of classes each resample has as many examples as the test set, so that a metric over classes is
-    defined. A metric that is a mean over examples need not be computed again.
+    Each resample has as many examples of each class as the test set, so that metrics over classes
+    are defined. A metric that is a mean over examples is not computed again.
 
     Returns:
-        the values by candidate; None if an output does not belong to one example, as where several
-        steps of a sequence are told, or the metric is undefined on a resample.
+        The values by candidate; None if outputs do not belong to single examples, as with several
+        predicted steps of a sequence, or if the metric is undefined on a resample.
     """
     networks = [each for by_seed in found.values() for each in by_seed]
     if any(len(each.outputs) != examples or len(each.targets) != examples for each in networks):
@@ -200,7 +200,7 @@ def resample(
 
 
 def _measure(metric: Metric, found: Outputs) -> Callable[[NDArray[np.int64]], float]:
-    """Returns a function that computes the metric on some of the examples, by their numbers."""
+    """Returns a function that computes the metric on the examples with the given indices."""
     outputs, targets = found.outputs, found.targets
     scores = example_scores(metric, outputs, targets)
     if scores is None:

@@ -1,8 +1,8 @@
 """The stored trainings of the later stages of a study: read, and reused by other stages.
 
-A training is known by its candidate, which is a trial of the search, and by the number of its seed.
-So a budget that grows from 40 to 60 trials, which makes new stages of often the same candidates,
-reuses what earlier stages have trained and tested, unless the user's own code has changed.
+A training is identified by its candidate, a trial of the search, and the number of its seed. A
+budget raised from 40 to 60 trials makes new stages, often with the same candidates: they reuse
+what earlier stages trained and tested, unless the user's code has changed.
 """
 
 import hashlib
@@ -57,10 +57,10 @@ class CandidateStage(Stage):
         return sum(record.reused is not None for record in records), self.trials
 
     def load_or_train(self, candidate: Origin, seed: int) -> dict[str, Any] | None:
-        """Loads the network of a training; trains it again if another host keeps it.
+        """Loads the network of a training; trains it again if its file is on another host.
 
         Returns:
-            the weights of a network, or the states of a loop; None if the loop has kept nothing.
+            The weights of a network, or the states of a loop; None if the loop kept nothing.
 
         Raises:
             NoWinner: that training has failed.
@@ -84,9 +84,8 @@ class CandidateStage(Stage):
         """Finds the test of the same networks for an earlier result, if there was one.
 
         Returns:
-            what it gave, and whether that is of another stage. Else it is of a command that was
-            killed before it wrote the result, or of a result that the run directory no longer
-            holds.
+            The findings, and whether they come from another stage. If not, the command was killed
+            before it wrote the result, or the run directory no longer holds the result.
         """
         own = self.stored.definition() or {}
         for stage in (self.stored, *earlier_stages(search, self.title, self.stored.name)):
@@ -96,12 +95,12 @@ class CandidateStage(Stage):
         return None
 
     def store_test(self, tested: Tested, store: Store) -> None:
-        """Stores what the test of these networks gave, as only the holder of the lease may."""
+        """Stores the test of these networks, as only the holder of the lease may."""
         store(self.stored.ledger.study_id, TESTED, to_document(tested))
 
 
 def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
-    """Returns trials of later stages by their candidate and seed; of several the last."""
+    """Returns trials of later stages by candidate and seed; the last one of several."""
     return {
         (Origin.of(trial.params["candidate"]), trial.params["seed"]): trial
         for trial in trials
@@ -110,7 +109,7 @@ def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
 
 
 def earlier_stages(search: StoredStudy, title: str, name: str) -> Iterator[StoredStudy]:
-    """Yields this stage under other budgets and rules, if the present code made its trainings."""
+    """Yields this stage under other budgets and rules, if it was trained with the current code."""
     code = search.code()
     for study, parsed in search.later_stages():
         if parsed is not None and parsed.title == title and study.study_name != name:
@@ -125,8 +124,8 @@ def earlier_trainings(
     """Finds the trainings of other stages that a stage reuses.
 
     Args:
-        folder: for the networks of all stages; None if they are not needed.
-        repeats: whether the stage would repeat what a re-evaluation has trained.
+        folder: the folder of the networks of all stages; None if they are not needed.
+        repeats: whether the stage would repeat the trainings of a re-evaluation.
     """
     known: dict[Training, EarlierTraining] = {}
     titles = (name.title, REEVALUATION) if repeats else (name.title,)
@@ -144,8 +143,8 @@ def earlier_trainings(
 
 
 def networks_folder(folder: Path, stage: str) -> Path:
-    """Returns the folder for the networks of a stage, by the name of its stored study.
+    """Returns the folder for the networks of a stage, named after its stored study.
 
-    Trials of other budgets and rules have the same numbers.
+    Stages of other budgets and rules have trials with the same numbers.
     """
     return folder / hashlib.sha256(stage.encode()).hexdigest()[:12]
