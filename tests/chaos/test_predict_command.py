@@ -66,7 +66,7 @@ def test_pictures_are_read_as_load_normalised_them_once_the_source_says_how(mine
     done = studyloom(*ask, **where)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 50
-    assert "does not say how a picture becomes an input; name it as data.transform" in done.stderr
+    assert "does not say how an image becomes an input; name it as data.transform" in done.stderr
     path = mine / "conf" / "mine.yaml"
     config = yaml.safe_load(path.read_text())
     says = {"_target_": "studies.mine.to_input", "_partial_": True}

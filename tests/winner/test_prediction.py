@@ -75,8 +75,8 @@ def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
     for name in ("first.png", "last.png"):
         Image.fromarray(digits[0]).save(tmp_path / name)
     contents = {
-        "words": (b"hello", "must be a picture or a .npy file"),
-        "idx3-ubyte": (b"\0\0\x08\x03" + bytes(12), "must be a picture or a .npy file"),
+        "words": (b"hello", "must be an image or a .npy file"),
+        "idx3-ubyte": (b"\0\0\x08\x03" + bytes(12), "must be an image or a .npy file"),
         "empty": (b"", "is empty"),
     }
     for name, (content, _) in contents.items():
@@ -336,7 +336,7 @@ HALVE = {"_target_": f"{__name__}.halve", "_partial_": True, "divisor": 255}
 
 def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(own, tmp_path):
     seven(56).save(tmp_path / "seven.png")
-    with pytest.raises(PredictError, match="does not say how a picture becomes an input; name it"):
+    with pytest.raises(PredictError, match="does not say how an image becomes an input; name it"):
         list(predict(load_network(own(None)), [tmp_path / "seven.png"]))
     folder = own(HALVE)
     with pytest.raises(ConfigError, match="not among the code that an untrusted configuration"):

@@ -283,7 +283,7 @@ def control(arguments: argparse.Namespace, wish: "Wish | None") -> int:
         elif before == "stop":
             words = "was stopped; the command that runs it resumes it"
         else:
-            words = "goes on" if before else "was neither stopped nor paused"
+            words = "continues" if before else "was neither stopped nor paused"
     left = holders(reader.read()) if wish is not None else []
     if arguments.json:
         found = {"study": stored.name, "before": before, "control": wish}
@@ -305,8 +305,8 @@ def wait(reader: "JobReader", wish: "Wish", *, say: bool) -> str:
         if time.monotonic() > end:
             return f"{done}, but {', '.join(map(one_line, held))} still train"
         time.sleep(LOOK)
-    goes_on = {"stop": "the command that runs it", "pause": "studyloom resume"}
-    return f"{done}; {goes_on[wish]} goes on with it"
+    how = {"stop": "the command that runs it", "pause": "studyloom resume"}
+    return f"{done}; {how[wish]} resumes it"
 
 
 def holders(progress: "Progress") -> list[str]:

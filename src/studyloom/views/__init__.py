@@ -1,7 +1,7 @@
 """Views: a snapshot of a study, and how it is shown.
 
-In the terminal, live and at the end, as `studyloom status`, as report.html with its figures, and as
-a page that follows the study, with optuna-dashboard beside it.
+Live and at the end in the terminal, by `studyloom status`, as report.html with figures, and as a
+live report in the browser, with a link to optuna-dashboard.
 """
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`studyloom compare`: studies side by side: what differs, what each found, and at what cost."""
+"""`studyloom compare`: studies side by side: their differences, results and costs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
 from studyloom.winner.result import Result, RunFiles
 
-# Of what Hydra wrote: what decides a search, and is no part of its question.
+# Keys of the config that Hydra wrote which affect a search without being in its definition.
 DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
 UNLIKE = "These studies measure different things, so that their values have no axis in common."
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A study beside others; its settings are what it asks and what decides its search."""
+    """A study to compare; its settings are its definition and those of its search."""
 
     label: str
     run_dir: Path
@@ -48,8 +48,7 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     """Reads studies to compare them.
 
     Raises:
-        ConfigError: there are fewer than two, or more than can be told apart, or one is named
-            twice.
+        ConfigError: there are fewer than two or too many studies, or one is named twice.
     """
     folders = [folder.resolve() for folder, _ in found]
     if not 2 <= len(found) <= figures.MOST_STUDIES:
@@ -70,7 +69,7 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
 
 
 def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """Returns labels of studies: names, or else folders, or else whole paths."""
+    """Returns unique labels of studies: names, or else folders, or else whole paths."""
     for labels in (names, [folder.name for folder in folders]):
         if len({*labels}) == len(labels):
             return [shorten(one_line(label), 32) for label in labels]
@@ -78,9 +77,9 @@ def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
 
 
 def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
-    """Returns the question of a study and its search settings, by key.
+    """Returns the definition of a study and its search settings, by key.
 
-    What Hydra wrote is read as data; without it there is only what is stored with the study.
+    The config that Hydra wrote is read as data; without it there is only the stored definition.
     """
     settings = dict(stored.definition() or {})
     try:
@@ -96,7 +95,7 @@ def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
 
 
 def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
-    """Returns the keys whose values differ, with the value of each study; – where it has none."""
+    """Returns the keys whose values differ, with the value of each study, or – without one."""
     keys = sorted({key for study in studies for key in study.settings})
     rows = []
     for key in keys:
@@ -113,8 +112,8 @@ def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
 class ComparedFacts:
     """A study: its best value, its winner on the test set, and what both cost.
 
-    The difference is that of winner and baseline; `seconds` from the first start to the last end.
-    Numbers are not rounded, and None is what is not known.
+    `difference` is winner minus baseline, `seconds` the time from the first start to the last end.
+    Numbers are not rounded; None means unknown.
     """
 
     name: str
@@ -142,7 +141,7 @@ class Comparison:
 
 
 def facts(study: Compared) -> ComparedFacts:
-    """Returns the results of a study and their cost, for a table or for a program."""
+    """Returns the results of a study and their cost."""
     snapshot, trials = study.snapshot, study.stored.trials()
     test = study.answer.test if study.answer else None
     return ComparedFacts(
@@ -164,7 +163,7 @@ def facts(study: Compared) -> ComparedFacts:
 
 
 def document(studies: Sequence[Compared]) -> dict[str, Any]:
-    """Returns a comparison for other programs."""
+    """Returns a comparison as a JSON document."""
     return asdict(Comparison([*map(facts, studies)], dict(differing(studies))))
 
 
@@ -194,7 +193,7 @@ def _took(seconds: float | None) -> str:
 
 
 def best_so_far(study: Compared, *, over_time: bool) -> list[tuple[float, float]]:
-    """Returns the best value after each trial that was the best so far, and at the end."""
+    """Returns the best value after each trial that improved it, and at the end."""
     trials = study.stored.trials()
     ended = [trial for trial in trials if trial.state.is_finished()]
     if over_time:
@@ -219,7 +218,7 @@ def curves(studies: Sequence[Compared], *, over_time: bool) -> figures.Chart | s
 
 
 def sections(studies: Sequence[Compared]) -> list[Section]:
-    """Returns the sections of the page that compares studies."""
+    """Returns the sections of the HTML comparison."""
     rows = [(key, *values) for key, values in differing(studies)]
     head = ("", *(study.label for study in studies))
     differs: Block = Absent("Definition and search are the same.")
@@ -234,7 +233,7 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
 
 
 def page(studies: Sequence[Compared]) -> str:
-    """Renders the page that compares studies; it needs no other file."""
+    """Renders the comparison as self-contained HTML."""
     lines = [f"{study.label}: {_sentence(study)}" for study in studies]
     asked = {
         json.dumps(study.stored.definition(), sort_keys=True, default=str) for study in studies
@@ -251,12 +250,12 @@ def _sentence(study: Compared) -> str:
 
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:
-    """Writes the page that compares studies; raises OSError if it cannot."""
+    """Writes the comparison as HTML; raises OSError if it cannot."""
     write_whole(path, page(studies).encode(errors="replace"))
 
 
 def print_comparison(studies: Sequence[Compared], console: Console) -> None:
-    """Prints studies side by side: the sentence of each, what it found, and what differs."""
+    """Prints studies side by side: the sentence of each, their results, and their differences."""
     for study in studies:
         console.print(Text(f"{study.label}: {_sentence(study)}"), soft_wrap=True)
     found = table(studies)

@@ -1,9 +1,9 @@
 """`studyloom dashboard`: a study in the browser of this machine, while it runs and after.
 
-The page of the study comes first, and follows it; optuna-dashboard is behind it, and both are
-behind a guard. By itself optuna-dashboard takes the storage URL from its command line, which `ps`
-shows, and answers to any Host header, so that any page in the browser can reach it by DNS
-rebinding. Other machines reach the port by an SSH tunnel.
+/ serves a live report of the study, /dashboard serves optuna-dashboard, and a guard protects both.
+On its own, optuna-dashboard takes the storage URL from its command line, which `ps` shows, and
+accepts any Host header, so that any website in the browser can reach it by DNS rebinding. Other
+machines reach the port by an SSH tunnel.
 """
 
 import json
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-PORTS = 100  # that are tried, from the wanted one upwards
-DEADLINE = 10.0  # seconds that a page waits for a database that is away
-INTERVAL = 3.0  # seconds between two looks at the study, while a page is open
-ROW = "trial-"  # how the id of a row of the table of trials begins
+PORTS = 100  # ports to try, from the requested one upwards
+DEADLINE = 10.0  # seconds that a request waits for a database that is away
+INTERVAL = 3.0  # seconds between two reads of the study, while a browser is connected
+ROW = "trial-"  # the prefix of the id of a row of the table of trials
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -50,9 +50,9 @@ SAFETY = (
 
 
 def guarded(app: "WSGIApplication") -> "WSGIApplication":
-    """Returns an application that answers only under a name of loopback, and only to its own pages.
+    """Wraps an application to reject requests from other hosts and other websites.
 
-    Any port is allowed, so that a tunnel may end at another one. Browsers send an Origin with each
+    Any port is allowed, since a tunnel may end at another one. Browsers send an Origin with each
     request that could change something.
     """
 
@@ -66,10 +66,10 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
         except ValueError:
             known = False
         if not known:
-            why = "this dashboard answers localhost only\n"
+            why = "this dashboard accepts requests only to localhost\n"
             return _answer(start, "403 Forbidden", "text/plain", why)
         if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
-            why = "this request comes from the page of another site\n"
+            why = "this request comes from another website\n"
             return _answer(start, "403 Forbidden", "text/plain", why)
         return app(environ, start)
 
@@ -90,10 +90,10 @@ def _answer(start_response: "StartResponse", status: str, kind: str, text: str) 
 
 
 class LivePage:
-    """A WSGI application: the page of a study at /, what has changed at /changes, and another app.
+    """A WSGI application: the live report at /, its changes at /changes, and another app.
 
-    The page is made of parts: its head, its sections, and the rows of the table of trials. An open
-    page asks for those that have changed since the version that it has.
+    The report has parts: its head, its sections, and the rows of the table of trials. The browser
+    polls for the parts that have changed since its version.
     """
 
     interval = INTERVAL
@@ -126,7 +126,7 @@ class LivePage:
         return _answer(start_response, "200 OK", kind, content)
 
     def since(self, given: str) -> dict[str, Any]:
-        """Returns the changes since a version; everything if it is none of this server's."""
+        """Returns the changes since a version; everything if another server made the version."""
         match = re.fullmatch(rf"{self.boot}-(\d{{1,9}})", given)
         version = int(match[1]) if match else 0
         changed = {key: html for key, (html, at) in self.parts.items() if at > version}
@@ -140,10 +140,10 @@ class LivePage:
         }
 
     def look(self) -> None:
-        """Renders the study as it is now.
+        """Renders the current state of the study.
 
-        A look takes a fifth of the time at most, so that a thousand trials leave the processor to
-        those who train.
+        Rendering takes at most a fifth of the time, so that a study of a thousand trials leaves
+        the processor to its workers.
         """
         began = time.monotonic()
         try:
@@ -165,7 +165,7 @@ class LivePage:
         self.due = time.monotonic() + max(self.interval, 4 * (time.monotonic() - began))
 
     def _read(self) -> tuple[dict[str, str], list[Section]]:
-        """Returns the parts of the page by key, and its sections without the rows of the table."""
+        """Returns the parts of the report by key, and its sections without the table's rows."""
         folder, progress = self.run_dir, self.job.read()
         files = RunFiles() if folder is None else RunFiles.read(self.stored, folder)
         head, sections = read_report(self.stored, files, progress, folder)
@@ -181,7 +181,7 @@ class LivePage:
         return {key: str(html) for key, html in parts.items()} | rows, bare
 
     def _page(self) -> str:
-        """Returns the page as of the last look."""
+        """Returns the HTML as last rendered."""
         parts = {key: html for key, (html, _) in self.parts.items()}
         rows = "\n".join(html for key, html in parts.items() if key.startswith(ROW))
         if "trials" in parts:
@@ -228,7 +228,7 @@ def bind(port: int) -> Server:
     """Opens a server on the first free port of 127.0.0.1 from `port` on.
 
     Raises:
-        ValueError: no port is free; the message names the way out.
+        ValueError: no port is free; the message says how to fix this.
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"--port must be a number from 0 (any free port) to 65535; got {port}")
@@ -244,11 +244,11 @@ def bind(port: int) -> Server:
 
 
 def application(stored: StoredStudy, run_dir: Path | None) -> "WSGIApplication":
-    """Makes the page of a study, with optuna-dashboard below /dashboard, behind the guard."""
+    """Makes the live report, with optuna-dashboard below /dashboard, behind the guard."""
     from optuna_dashboard import wsgi  # type: ignore[import-untyped]  # it takes 1.7 s
 
     # This storage is not an RDBStorage: with one, the dashboard would compare Optuna's table
-    # versions on each page.
+    # versions on each request.
     page = LivePage(stored, run_dir, wsgi(stored.storage))
     page.look()  # the first browser does not wait for it
     return guarded(page)
@@ -257,16 +257,16 @@ def application(stored: StoredStudy, run_dir: Path | None) -> "WSGIApplication":
 def serve(
     stored: StoredStudy, run_dir: Path | None, port: int, tell: Callable[[str], None]
 ) -> None:
-    """Serves the page of a study until Ctrl-C or SIGTERM.
+    """Serves the live report of a study until Ctrl-C or SIGTERM.
 
     Args:
-        tell: called with its address, once it answers there.
+        tell: called with the address, once the server listens.
 
     Raises:
         ValueError: no port is free.
     """
     with bind(port) as server:
-        # shutdown() waits for serve_forever() to return, so that it needs a thread of its own.
+        # shutdown() waits for serve_forever() to return, so that it needs another thread.
         def stop(*_: object) -> None:
             threading.Thread(target=server.shutdown, daemon=True).start()
 

@@ -1,6 +1,6 @@
-"""`studyloom doctor`: checks what a study needs of its database, disks and machine.
+"""`studyloom doctor`: checks the database, disks and machine of a study.
 
-Each check is a line that says ok, or what to do.
+Each check prints a line: ok, or what to do.
 """
 
 import platform
@@ -27,19 +27,19 @@ from studyloom.study.opening import open_ledgers
 from studyloom.text import indented, one_line
 
 SMALL = 10**9  # bytes free
-OK, WARNING, TODO = "ok", "warning", "to do"  # what is to do is to be done before a study can run
+OK, WARNING, TODO = "ok", "warning", "to do"  # "to do" must be fixed before a study can run
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: in one line without a password what was found and what to do."""
+    """The result of a check: what was found and what to do, in one line without passwords."""
 
     state: str
     words: str
 
 
 def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
-    """Runs all checks one after the other; nothing stays behind, in the database or on a disk.
+    """Runs all checks one after the other; leaves nothing behind in the database or on a disk.
 
     Raises:
         StorageError: the URL is not that of a database.
@@ -71,7 +71,7 @@ def database(url: str) -> tuple[Finding, Mapping[str, Ledger]]:
     """Checks that the database can be reached, and has Optuna's tables in the installed version.
 
     Returns:
-        The ledgers of its studies too.
+        The finding, and the ledgers of the database's studies.
     """
     try:
         ledgers = open_ledgers(url, 0.0)
@@ -89,7 +89,7 @@ def disagreements(
         The name and the ledger of each study that differs, and how.
 
     Raises:
-        StorageError: the database cannot be used, or no rule says how a difference is mended.
+        StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
     return [
         (study, ledger, words)
@@ -112,10 +112,13 @@ def agreement(ledgers: Mapping[str, Ledger]) -> Finding:
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[list[str], bool]:
-    """Prints and returns how ledger and trials differ, and whether it was mended, if confirmed.
+    """Prints how ledger and trials differ, and fixes it if confirmed.
+
+    Returns:
+        The differences, and whether they were fixed.
 
     Raises:
-        StorageError: the database cannot be used, or no rule says how a difference is mended.
+        StorageError: the database cannot be used, or no rule says how to fix a difference.
     """
     found = disagreements(open_ledgers(url, 0.0), name)
     differences = [f"{one_line(study)}: {words}" for study, _, words in found]
@@ -125,7 +128,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
     for _, ledger, _ in found if mended else ():
         ledger.compare(mend=True)
     left = "nothing was changed; --yes fixes this"
-    print("mended" if mended else left if found else "the ledger agrees with the trials")
+    print("fixed" if mended else left if found else "the ledger agrees with the trials")
     return differences, mended
 
 

@@ -1,9 +1,9 @@
-"""The figures of the pages, as charts: scales, marks, and the table that says the same in words.
+"""The figures of the reports, as charts: scales, marks, and a table of the same values.
 
-A chart knows no HTML. The page draws it as SVG that stretches to its width, so that it needs no
-script, no network and no picture for each size. Each function of a figure returns a chart, or a
-sentence that says why there is nothing to draw yet. `trials` are those of a study, by number; those
-that are `marked` are drawn as such.
+A chart contains no HTML. `page` draws it as SVG that stretches to its width, without script,
+network or images of several sizes. The function of a figure returns a chart, or a sentence that
+says why there is nothing to draw yet. `trials` are those of a study, by number; `marked` ones are
+highlighted.
 """
 
 import itertools
@@ -36,19 +36,19 @@ LETTER, GAP = 7.2, 8  # pixels of a label's letter, and between two labels
 LINE = 22  # pixels between the labels of a vertical axis
 
 Point = tuple[float, float]
-Part = Sequence[Point]  # one connected line, or one point alone
+Part = Sequence[Point]  # one connected line, or a single dot
 
 
 class Block:
-    """A piece of a page."""
+    """A piece of a report."""
 
 
 @dataclass(frozen=True)
 class PageTable(Block):
-    """A table of a page, with a note below it.
+    """A table of a report, with a note below it.
 
     Args:
-        words: the columns whose cells are words; the others are aligned as numbers.
+        words: the columns of words; the others are aligned as numbers.
     """
 
     head: Sequence[str]
@@ -59,7 +59,7 @@ class PageTable(Block):
 
 @dataclass(frozen=True)
 class Tick:
-    """A label of an axis; `when` it is shown: on `narrow` or `roomy` screens; empty for both."""
+    """A label of an axis; `when` is `narrow` or `roomy` for those screens, empty for both."""
 
     at: float
     label: str
@@ -68,10 +68,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class ChartScale:
-    """An axis: where its coordinates lie, and its labels.
+    """An axis: its coordinates and labels.
 
     Args:
-        reads: how the page's script tells a value from a coordinate: `plain`, `whole` (rounded),
+        reads: how the script computes a value from a coordinate: `plain`, `whole` (rounded),
             `tens` (10 to that power), `unit` (the distance to 1 in factors of ten), `words` (the
             one at that place), or `none`.
     """
@@ -93,7 +93,7 @@ class ChartScale:
         return f"{100 * self.place(at) / SIZE:.2f}"
 
     def edge(self, tick: Tick) -> str:
-        """Returns the class of a long label at an end of the axis, which must not stand out."""
+        """Returns the class of a long label at an end of the axis, which must not stick out."""
         place = self.place(tick.at) / SIZE
         if len(tick.label) < 7 or 0.04 < place < 0.96:
             return ""
@@ -101,20 +101,20 @@ class ChartScale:
 
     @property
     def reading(self) -> Mapping[str, object]:
-        """What the page's script reads values from the scale by."""
+        """The data from which the script computes values on the scale."""
         ends = {"low": self.low, "high": self.high, "title": self.title}
         return ends | {"reads": self.reads, "words": self.words}
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Lines or points of one kind.
+    """Lines or dots of one kind.
 
     Args:
         shape: `line`, `dot`, `square`, `ring`, `rug` (a short upright line) or `bar` (a part is its
             two lower corners, `width` its height).
-        parts: the coordinates; of points each part is one.
-        trials: the number of the trial of each part; None for what is no trial.
+        parts: the coordinates; a part is a line or one dot.
+        trials: the number of the trial of each part; None for parts that are not trials.
         style: `dotted`, `stepped`, `faint` or `quiet`, or several of them.
     """
 
@@ -135,7 +135,7 @@ def points(
     style: Sequence[str] = (),
     shape: str = "dot",
 ) -> Mark:
-    """Returns a point for each trial, by the trial's number."""
+    """Returns a dot for each trial, by the trial's number."""
     return Mark(name, colour, shape, [[at] for at in places.values()], [*places], width, style)
 
 
@@ -145,7 +145,7 @@ def dotted(name: str, colour: str, ends: Part, width: float = 1) -> Mark:
 
 @dataclass(frozen=True)
 class Note:
-    """A few words to the `right` or `left` of a point of a chart, or `above` it."""
+    """A few words to the `right` or `left` of a position in a chart, or `above` it."""
 
     x: float
     y: float
@@ -182,7 +182,7 @@ class Chart(Block):
         return round(LETTER * longest + 8) if longest else 2
 
     def is_read(self, mark: Mark) -> bool:
-        """Whether the pointer reads the points of a mark."""
+        """Whether the pointer reads the values of a mark."""
         still = {"dotted", "stepped"}
         return bool(mark.trials or (mark.name and not still & {*mark.style}))
 
@@ -195,12 +195,12 @@ class Chart(Block):
         (x, y), *others = places
         start = f"M{_digits(x)} {_digits(y)}"
         if mark.shape == "bar":
-            wide = _digits(max(others[0][0] - x, 0.6))  # what took no time is seen too
+            wide = _digits(max(others[0][0] - x, 0.6))  # a bar of no duration is visible too
             height = _digits(mark.width * SIZE / (self.y.high - self.y.low))
             return f"{start}h{wide}v-{height}h-{wide}z"
         if mark.shape == "rug":
             return f"M{_digits(x)} {_digits(y - 16)}v32"
-        if mark.shape != "line" or not others:  # a curve of one epoch is a point
+        if mark.shape != "line" or not others:  # a curve of one epoch is a dot
             return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
         corner = "H{}V{}" if "stepped" in mark.style else "L{} {}"
         return start + "".join(corner.format(_digits(x), _digits(y)) for x, y in others)
@@ -220,7 +220,7 @@ class Multiples(Block):
 def spaced(
     ticks: Sequence[Tick], low: float, high: float, pixels: float, *, upright: bool = False
 ) -> Sequence[Tick]:
-    """Leaves out labels, of ascending coordinates, until no two overlap."""
+    """Drops labels, which have ascending coordinates, until no two overlap."""
     scale = pixels / ((high - low) or 1)
 
     def is_clear(left: Tick, right: Tick) -> bool:
@@ -251,7 +251,7 @@ def responsive(
 
 
 def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
-    """Returns a horizontal axis of integers, with labels that are whole."""
+    """Returns a horizontal axis of integers, with integer labels."""
     margin = 0.03 * (high - low) + 0.3
     ends = low - margin, high + margin
     steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
@@ -262,7 +262,7 @@ def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
 
 
 def round_marks(low: float, high: float, count: int = 5) -> list[float]:
-    """Returns about `count` round numbers between two; the lower one alone if they are equal."""
+    """Returns about `count` round numbers between two; only the lower one if they are equal."""
     if not high > low:
         return [low]
     power = 10.0 ** math.floor(math.log10((high - low) / count))
@@ -296,7 +296,7 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
     ends = low - margin, high + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(min(values), max(values))]
     shown = responsive(ticks, *ends, pixels)
-    if len(shown) < 2 and low < high:  # there is no room between two round numbers
+    if len(shown) < 2 and low < high:  # the range lies between two round numbers
         shown = [Tick(at, f"{10**at:.2g}") for at in (low, high)]
     return ChartScale(*ends, shown, title, "tens")
 
@@ -322,10 +322,9 @@ class Axis:
     """The axis of a metric's values.
 
     Args:
-        scale: how values are spread. `unit` draws factors of ten in the distance to 1, so that
-            0.99 is as far above 0.9 as 0.9 is above 0; trials that learn nothing would otherwise
-            squeeze all the others into the top tenth. `factors` draws factors of ten in the value,
-            and `plain` the value itself.
+        scale: `unit` is logarithmic in the distance to 1, so that 0.99 is as far above 0.9 as 0.9
+            is above 0; trials that learn nothing would otherwise squeeze all the others into the
+            top tenth. `factors` is logarithmic in the value, and `plain` linear.
     """
 
     metric: str
@@ -334,10 +333,10 @@ class Axis:
 
     @classmethod
     def of(cls, metric: str, sign: int, values: Collection[float]) -> "Axis":
-        """Returns the axis of a metric by name, of which there are finite values.
+        """Returns the axis of a metric, by its name and finite values.
 
         The scale of an unknown metric is `factors` if less is better and its values, all above 0,
-        differ by more than a factor of ten, and else `plain`.
+        differ by more than a factor of ten; otherwise it is `plain`.
         """
         known = METRICS.get(metric)
         scale = known.scale if known is not None and known.sign == sign else "plain"
@@ -354,9 +353,9 @@ class Axis:
         return -tens if self.scale == "unit" else tens
 
     def near(self, values: Collection[float]) -> list[float]:
-        """Returns the values; of a metric to minimize none that is far from the best nine tenths.
+        """Returns the values, without those of a minimized metric far above the best nine tenths.
 
-        These take a third of the axis or more then.
+        The best nine tenths then take at least a third of the axis.
         """
         ordered = sorted(values)
         best, last = (self.height(ordered[n]) for n in (0, math.ceil(0.9 * len(ordered)) - 1))
@@ -364,7 +363,7 @@ class Axis:
         return [value for value in ordered if self.height(value) <= most]
 
     def marks(self, low: float, high: float) -> list[float]:
-        """Returns some round values between `low` and `high`; `low` alone if there are none."""
+        """Returns some round values between `low` and `high`, or only `low` without any."""
         marks: list[float] = []
         if self.scale == "unit":
             digits = [digit * 10.0**-power for power in range(5) for digit in (5, 3, 2, 1)]
@@ -394,11 +393,11 @@ BINS = 4  # of a parameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colours of further quantities
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colours
-MOST_STUDIES = len(STUDIES)  # more lines cannot be told apart
+MOST_STUDIES = len(STUDIES)  # more lines cannot be distinguished
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
-MOST_AXES = 8  # parallel ones; more cannot be told apart
+MOST_AXES = 8  # parallel ones; more cannot be distinguished
 MOST_CHOICES = 5  # of a number, that are labelled each
 SHADES = 5  # of a ramp from grey to blue
 SMALL, PAIR_HEIGHT = 170, 360  # pixels
@@ -406,7 +405,7 @@ PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
 LETTERS = 24  # of the labels of all choices together, in so many pixels
 ROW, BAR = 44, 0.32  # pixels of a worker's bar with its label above it, and the bar's share of them
 FACTORS = 1000  # between the largest gain and the smallest that is drawn
-POINTS = 2000  # more than are drawn lie too close to tell apart
+POINTS = 2000  # more lie too close to be distinguished
 
 Curve = Sequence[tuple[int, float]]  # epochs, and the value after each; a loop may begin at 0
 Span = tuple[FrozenTrial, datetime, datetime]  # a trial, its start and its end
@@ -441,7 +440,7 @@ def learning_curve(trial: FrozenTrial) -> Curve:
 def best_of(stored: StoredStudy, count: int) -> list[FrozenTrial]:
     """Returns the complete trials with the best values, the best first.
 
-    Trials that break a constraint, or the rule by which the best is chosen, come after all others.
+    Trials that violate a constraint or the study's rule come after all others.
     """
     ranked = stored.ranked()
     numbers = {trial.number for trial in ranked}
@@ -450,7 +449,7 @@ def best_of(stored: StoredStudy, count: int) -> list[FrozenTrial]:
 
 
 def best_so_far(complete: Sequence[FrozenTrial], sign: int) -> list[FrozenTrial]:
-    """Returns the trials that were better than all feasible ones before them."""
+    """Returns the trials that were better than all feasible trials before them."""
     steps: list[FrozenTrial] = []
     for trial in complete:
         feasible = all(broken <= 0 for broken in (trial.constraints or {}).values())
@@ -492,7 +491,7 @@ def _left_out(rows: Sequence[object], of: int, what: str) -> str:
 
 
 def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
-    """Returns the values of complete trials by their setting of a parameter."""
+    """Returns the values of complete trials by their setting of a hyperparameter."""
     ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
     distinct = list(dict.fromkeys(trial.params[name] for trial in ordered))
     groups: list[tuple[str, list[FrozenTrial]]] = []
@@ -513,7 +512,7 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
 
 
 def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
-    """Draws each complete trial and the best so far; below them, the others and the far worse."""
+    """Draws complete trials and the best so far; at the bottom the other and far worse trials."""
     complete, height = complete_trials(trials), 320
     best, baseline = marked["best"], marked["baseline"]
     if not complete:
@@ -563,7 +562,7 @@ def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
 
 
 def drawn_curves(every: Mapping[int, Curve], marked: Marked, sign: int) -> set[int]:
-    """Returns of which trials the learning curves are drawn: of many, the best and the latest."""
+    """Returns the trials whose learning curves are drawn: of many, the best and the latest."""
     special = {trial.number for trial in marked.values() if trial is not None}
     ranked = sorted(every, key=lambda number: -sign * every[number][-1][1])
     return {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
@@ -583,7 +582,7 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
 
     def lines(name: str, numbers: Sequence[int], width: float, style: Sequence[str] = ()) -> Mark:
         parts = [heights[number] for number in numbers]
-        if all(len(part) == 1 for part in parts):  # of a single epoch, which needs some width
+        if all(len(part) == 1 for part in parts):  # a single epoch needs some width
             return Mark(name, name, "dot", parts, numbers, 7, style)
         return Mark(name, name, "line", parts, numbers, width, style)
 
@@ -615,7 +614,7 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
 
 
 def losses_section(trial: FrozenTrial | None) -> str:
-    """Names the section of what `losses` draws of a trial."""
+    """Names the section of the figure that `losses` draws."""
     further = trial is not None and {*quantities([trial])} - {*LOSSES}
     return "quantities" if further else "losses"
 
@@ -623,7 +622,7 @@ def losses_section(trial: FrozenTrial | None) -> str:
 def losses(trial: FrozenTrial) -> Chart | str:
     """Draws the training and validation loss of a trial, epoch by epoch.
 
-    Of a loop of one's own it draws all that the loop reported beside the value.
+    For a custom training loop it draws all that the loop reported next to the value.
     """
     epochs, height = TrialRecord(trial).curve, 280
     numbers, names = epochs.get("number") or [], quantities([trial])
@@ -660,7 +659,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
 
 
 def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
-    """Draws each complete trial by its cost and its value, also those that break a constraint."""
+    """Draws each complete trial by cost and value, including those that violate a constraint."""
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return NOTHING_COMPLETE
@@ -668,7 +667,7 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
     title = f"{cost.name}, {'more' if cost.sign > 0 else 'less'} is better"
     logarithmic = 0 < SPREAD * min(costs) < max(costs)
     x = (log_scale if logarithmic else plain_scale)(costs, title)
-    # In the digits that a rule accepts.
+    # With the digits that a rule accepts.
     ticks = [
         replace(tick, label=format_cost(10**tick.at if logarithmic else tick.at), when="")
         for tick in x.ticks
@@ -711,10 +710,10 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
 def setting_scale(
     trials: Sequence[FrozenTrial], name: str, pixels: float | None = None
 ) -> tuple[ChartScale, list[float]]:
-    """Returns the axis of a parameter, whose choices lie at 0, 1, …, and where each trial lies.
+    """Returns the axis of a hyperparameter, with choices at 0, 1, …, and each trial's coordinate.
 
     Args:
-        trials: at least one; all have the parameter.
+        trials: at least one; all have the hyperparameter.
         pixels: the length of the axis, if it is the same on all screens.
     """
     settings, asked = [trial.params[name] for trial in trials], trials[0].distributions[name]
@@ -748,7 +747,7 @@ def setting_scale(
 def _scattered(
     places: Sequence[float], trials: Sequence[FrozenTrial], step: float, width: float
 ) -> list[float]:
-    """Moves trials of one choice beside each other, so that they can be counted."""
+    """Spreads trials of one choice next to each other, so that they can be counted."""
     return [
         at + width * (step * trial.number % 1 - 0.5)
         for at, trial in zip(places, trials, strict=True)
@@ -758,10 +757,10 @@ def _scattered(
 def slices(
     trials: Sequence[FrozenTrial], names: Sequence[str], best: FrozenTrial | None, axis: Axis
 ) -> Multiples | str:
-    """Draws the value of each trial over each parameter: the last one of those that ended early.
+    """Draws the value of each trial over each hyperparameter; the last value if it ended early.
 
-    The axis is that of the complete trials, and reaches once as far beyond them. What lies further
-    is a stroke at its end.
+    The axis covers the complete trials, and the same length again beyond them. Trials further
+    away are strokes at its end.
     """
     if not names:
         return NO_PARAMETERS
@@ -796,7 +795,7 @@ def slices(
 def _early_marks(
     at: Mapping[int, Point], early: Mapping[str, Collection[int]], near: Collection[int]
 ) -> list[Mark]:
-    """Returns a square for each trial that ended early; a stroke if it is not `near`."""
+    """Returns a square for each trial that ended early, or a stroke if it is not `near`."""
     marks = []
     for kind, numbers in early.items():
         own = {n: place for n, place in at.items() if n in numbers}
@@ -809,7 +808,7 @@ def _early_marks(
 
 
 def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float) -> list[Mark]:
-    """Returns the points of trials as a mark for each shade of the ramp, by number."""
+    """Returns a mark of dots for each shade of the ramp, with trials by number."""
     marks = []
     for shade in range(SHADES):
         own = {number: place for number, place in places.items() if shades[number] == shade}
@@ -818,7 +817,7 @@ def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float
 
 
 def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
-    """Draws a line for each complete trial, the best first, over the most important parameters."""
+    """Draws a line for each complete trial, best first, over the most important hyperparameters."""
     known = [name for name in names if any(name in trial.params for trial in trials)]
     names = sorted(known[:MOST_AXES])
     if not names:
@@ -829,7 +828,7 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     for position, name in enumerate(names, 1):
         own = [trial for trial in trials if name in trial.params]
         scale, places = setting_scale(own, name)
-        absent = 0.1 if len(own) < len(trials) else 0.0  # below it is who lacks the parameter
+        absent = 0.1 if len(own) < len(trials) else 0.0  # trials without it are drawn below
 
         def height(at: float, scale: ChartScale = scale, absent: float = absent) -> float:
             return absent + (1 - absent) * scale.place(at) / SIZE
@@ -880,9 +879,9 @@ def _cell(trial: FrozenTrial, name: str) -> str:
 
 
 def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
-    """Draws trials over the two most important parameters that occur together.
+    """Draws trials over the two most important hyperparameters that occur together.
 
-    Two numbers come before a number and a choice, and these before two choices.
+    Prefers two numbers to a number and a choice, and these to two choices.
     """
     pairs: list[tuple[int, int, str, str, list[FrozenTrial]]] = []
     complete = complete_trials(trials)
@@ -928,7 +927,7 @@ def best_lines(
     """Draws the best value so far of several studies, over their trials or seconds of workers.
 
     Args:
-        lines: the points at which each study became better, and its end, by label.
+        lines: when each study improved and when it ended, by label.
     """
     points = [point for line in lines.values() for point in line]
     if not points:
@@ -961,7 +960,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Ch
 
     Args:
         alive: the numbers of the trials that a worker trains now. Their bars end now; those of
-            other unfinished trials end at the last moment that any trial stored.
+            other unfinished trials end at the latest time stored with any trial.
     """
     rows = _spans_by_worker(trials, alive)
     if not rows:
@@ -1074,7 +1073,7 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
 
 
 def predictions(stored: Predictions) -> Chart | str:
-    """Draws predicted numbers and true ones: over time if they are in that order, else as pairs."""
+    """Draws predicted and true numbers: over time if they are in that order, else as pairs."""
     told, came = ([each[0] for each in series] for series in (stored.told, stored.came))
     if not told:
         return "winner.json holds no predictions."
@@ -1103,7 +1102,7 @@ def predictions(stored: Predictions) -> Chart | str:
 
 
 def calibration(bins: Sequence[Bin]) -> Chart | str:
-    """Draws the accuracy of each bin of confidence, with its interval, beside the diagonal."""
+    """Draws the accuracy of each bin of confidence, with its interval and the diagonal."""
     if not bins:
         return "winner.json holds no calibration."
     height = 320
