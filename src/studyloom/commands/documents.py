@@ -52,9 +52,9 @@ class Control(TypedDict):
 
 
 class ProposalContext(TypedDict):
-    """What a proposer needs: the definition (metric, direction, rule, baseline, about), `space` (a
-    JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended` (why it takes no
-    more proposals, or null) and `trials`.
+    """What a proposer needs: `question` (the study definition: metric, direction, rule, baseline,
+    about), `space` (a JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended`
+    (why it takes no more proposals, or null) and `trials`.
     """
 
 

@@ -1,8 +1,7 @@
-"""Pages from sections of blocks, by templates of Jinja2.
+"""Self-contained HTML from sections of blocks, by templates of Jinja2.
 
-Blocks hold text and numbers, never HTML: the templates escape whatever they are given. A page needs
-no other file and no network, and its own policy forbids both, as well as all scripts but those that
-it holds.
+Blocks hold text and numbers, never HTML: the templates escape all values. The content security
+policy forbids other files, the network, and all scripts except the embedded ones.
 """
 
 import base64
@@ -38,14 +37,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Absent(Block):
-    """A sentence in place of something that is missing."""
+    """A sentence instead of something that is missing."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Words(Block):
-    """A paragraph; its kind is `bad`, `quiet` or `parameters`, or empty for plain words."""
+    """A paragraph; its kind is `bad`, `quiet` or `parameters`, or empty for plain text."""
 
     text: str
     kind: str = ""
@@ -53,7 +52,7 @@ class Words(Block):
 
 @dataclass(frozen=True)
 class ItemsBlock(Block, Generic[T]):
-    """Several things of one kind, shown as the name of the class says."""
+    """Several items of one kind; the subclass determines how they are shown."""
 
     items: Sequence[T]
 
@@ -63,16 +62,16 @@ class Lines(ItemsBlock[str]):
 
 
 class Facts(ItemsBlock[tuple[str, object]]):
-    """Names with what belongs to them, a row each."""
+    """Names with their values, a row each."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A number that is read at a glance.
+    """A number to read at a glance.
 
     Args:
         aside: what follows it in small print, such as ± its deviation.
-        note: how it came about.
+        note: where it comes from.
     """
 
     title: str
@@ -87,7 +86,7 @@ class NumberCards(ItemsBlock[Card]):
 
 @dataclass(frozen=True)
 class Folded(Block):
-    """A long text that is folded away below its title."""
+    """A long text, folded below its title."""
 
     title: str
     text: str
@@ -95,7 +94,7 @@ class Folded(Block):
 
 @dataclass(frozen=True)
 class Part(Block):
-    """Blocks below a heading of their own, with a quiet remark beside it."""
+    """Blocks below a subheading, with a quiet remark next to it."""
 
     title: str
     blocks: Sequence[Block]
@@ -116,7 +115,7 @@ class Heat(Block):
 
     @cached_property
     def most(self) -> dict[bool, int]:
-        """The largest count on the diagonal, under True, and the largest beside it."""
+        """The largest count on the diagonal, under True, and the largest off it, under False."""
         most = {True: 1, False: 1}
         for row, counts in enumerate(self.rows):
             for column, count in enumerate(counts):
@@ -124,18 +123,18 @@ class Heat(Block):
         return most
 
     def shade(self, row: int, column: int) -> float:
-        """Returns how dark a cell is, from 0 to 1, beside the others on the diagonal, or off it."""
+        """Returns the shade of a cell, 0 to 1, relative to the others on or off the diagonal."""
         return self.rows[row][column] / self.most[row == column]
 
 
 @dataclass(frozen=True)
 class CaptionedPicture:
-    """A picture with words below it.
+    """An image with words below it.
 
     Args:
         source: a `data:` URL of a PNG file, which `is_embedded` has approved.
-        label: what it is, for whoever does not see it.
-        strong: what stands out behind the words.
+        label: the alternative text.
+        strong: bold text after the words.
     """
 
     source: str
@@ -146,23 +145,23 @@ class CaptionedPicture:
 
 
 class Pictures(ItemsBlock[CaptionedPicture]):
-    """Pictures side by side."""
+    """Images side by side."""
 
 
 @dataclass(frozen=True)
 class Shaded(Block):
-    """A text whose words are shaded by what they spoke for.
+    """A misclassified text whose words are shaded by the class that they are evidence for.
 
     Args:
-        words: each with its weight, from -1 to 1: above 0 if it spoke for the answer, which was
-            wrong, below 0 if for the right one.
+        words: each with its weight, from -1 to 1: above 0 as evidence for the wrong prediction,
+            below 0 for the true class.
     """
 
     words: Sequence[tuple[str, float]]
 
     @property
     def runs(self) -> list[tuple[str, float]]:
-        """The words, where neighbours of next to no weight are joined into one of weight 0."""
+        """The words, with adjacent ones of negligible weight joined into one of weight 0."""
         runs: list[tuple[str, float]] = []
         for strong, group in itertools.groupby(self.words, lambda pair: abs(pair[1]) >= FAINT):
             pairs = [*group]
@@ -172,7 +171,7 @@ class Shaded(Block):
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table of the trials: what is written there, and the value behind it."""
+    """A cell of the table of the trials: its text, and the value to sort by."""
 
     shown: str
     value: Any = None
@@ -184,7 +183,7 @@ class Row:
 
     Args:
         mark: `best`, `baseline` or `winner`, or several.
-        more: what `report.trial_details` tells beside the cells.
+        more: further facts, from `report.trial_details`.
     """
 
     number: int
@@ -199,8 +198,8 @@ class Trials(Block):
     """The table of all trials, which can be sorted, filtered and saved as CSV.
 
     Args:
-        words: the columns whose cells are words.
-        parameters: the columns whose cells are parameters.
+        words: the columns of words.
+        parameters: the columns of hyperparameters.
     """
 
     head: Sequence[str]
@@ -211,10 +210,10 @@ class Trials(Block):
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a page.
+    """A section of a report.
 
     Args:
-        key: its id, which names it for good: letters and hyphens.
+        key: its permanent id: letters and hyphens.
         caption: how to read it; left out if all of the section is absent.
     """
 
@@ -225,12 +224,12 @@ class Section:
 
     @property
     def is_absent(self) -> bool:
-        """Whether there is nothing but sentences that say why."""
+        """Whether all blocks are sentences that say why something is missing."""
         return all(isinstance(block, Absent) for block in self.blocks)
 
 
 def section(name: str, blocks: Sequence[Block], **words: object) -> Section:
-    """Makes a section of sections.toml, whose title and caption have these words filled in."""
+    """Makes a section of sections.toml, with these words filled into its title and caption."""
     known = SECTIONS[name]
     title, caption = (str(known.get(key, "")).format(**words) for key in ("title", "caption"))
     return Section(known.get("key", name), title, blocks, caption)
@@ -238,7 +237,7 @@ def section(name: str, blocks: Sequence[Block], **words: object) -> Section:
 
 @dataclass(frozen=True)
 class Head:
-    """The beginning of a page: the answer in a sentence, and what it rests on."""
+    """The top of a report: the result in a sentence, and what it is based on."""
 
     name: str
     sentence: str
@@ -246,12 +245,12 @@ class Head:
 
 
 def undrawn(error: Exception) -> str:
-    """Words why something is not drawn."""
+    """Says why something cannot be drawn."""
     return f"It cannot be drawn: {name_error(error)}"
 
 
 def drawn(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> Block:
-    """Draws a figure; what cannot be drawn, as of values of 1e308 and -1e308, is a sentence."""
+    """Draws a figure, or a sentence if it cannot be drawn, as with values of 1e308 and -1e308."""
     try:
         figure = draw(*args, **kwargs)
     except StudyloomError:
@@ -262,14 +261,14 @@ def drawn(draw: Callable[P, Block | str], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 def number(value: object, sign: str = "") -> str:
-    """Formats a number for people, with a real minus; a dash for anything else."""
+    """Formats a number with a real minus sign; a dash for anything else."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
     return format_value(value, sign).replace("-", "−")
 
 
 def spread(values: Summary | None) -> tuple[str, str]:
-    """Formats a mean, and ± its standard deviation, "" where that is not known."""
+    """Formats a mean, and ± its standard deviation, "" if that is unknown."""
     if values is None:
         return "–", ""
     mean = number(values.mean)
@@ -278,7 +277,7 @@ def spread(values: Summary | None) -> tuple[str, str]:
 
 
 def is_embedded(source: object) -> TypeGuard[str]:
-    """Whether a text is a PNG file that the page holds itself: no other address is shown."""
+    """Whether a text is an embedded PNG: no other address is shown."""
     return isinstance(source, str) and PICTURE.fullmatch(source) is not None
 
 
@@ -289,13 +288,13 @@ POLICY = (
 
 
 def shown(value: Any) -> Any:
-    """Makes whatever comes from a study safe to show, and masks passwords; templates escape it."""
+    """Makes values from a study safe to show, and masks passwords; templates escape them."""
     return value if isinstance(value, Markup) else mask_passwords(printable(str(value)))
 
 
 @cache
 def environment() -> Environment:
-    """Returns the environment of the templates, in which escaping is on."""
+    """Returns the environment of the templates, with escaping on."""
     made = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -310,12 +309,12 @@ def environment() -> Environment:
 
 
 def _dotted(name: Any) -> Markup:
-    """Returns a name that may be broken after each dot."""
+    """Returns a name that a line break may split after each dot."""
     return Markup(".<wbr>").join(str(shown(name)).split("."))
 
 
 def _linked(words: Any) -> Markup:
-    """Returns words in which the number of each trial leads to it."""
+    """Returns words in which the number of each trial links to it."""
 
     def link(found: re.Match[str]) -> str:
         return re.sub(r"\d+", r'<a href="#trial-\g<0>">\g<0></a>', found[0])
@@ -324,7 +323,7 @@ def _linked(words: Any) -> Markup:
 
 
 def _safe_data(value: Any) -> Any:
-    """Makes all texts in what is given to the page's script safe to show."""
+    """Makes all strings in the data of a script safe to show."""
     match value:
         case str():
             return str(shown(value))
@@ -336,13 +335,13 @@ def _safe_data(value: Any) -> Any:
 
 
 def fill(template: str, **values: Any) -> Markup:
-    """Fills a template in, and returns safe HTML."""
+    """Renders a template as safe HTML."""
     return Markup(environment().get_template(template).render(**values).strip())
 
 
 @cache
 def _asset(name: str) -> Markup:
-    """Returns a style sheet or script of ours, as it stands."""
+    """Returns a bundled style sheet or script, unescaped."""
     return Markup((FOLDER / name).read_text("utf-8"))
 
 
@@ -356,7 +355,7 @@ def section_html(section: Section) -> Markup:
 
 
 def report_page(head: Head, sections: Iterable[Section], run_dir: Path | None = None) -> str:
-    """Renders the page of a study, which needs no other file."""
+    """Renders the report of a study as self-contained HTML."""
     rendered = [(section, section_html(section)) for section in sections]
     return document(head.name, fill("head.html", head=head), rendered, run_dir=run_dir)
 
@@ -369,11 +368,11 @@ def document(
     progress: str = "",
     run_dir: Path | None = None,
 ) -> str:
-    """Renders a page around its parts.
+    """Renders a report around its parts.
 
     Args:
-        live: what the script of a page that follows its study is told; None for one that stands.
-        run_dir: in which a trial can be replayed, if one is known.
+        live: the settings of the script of a live report; None for a static one.
+        run_dir: where trials can be replayed, if known.
     """
     scripts = [_asset("page.js")] + ([_asset("live.js")] if live is not None else [])
     connect = "'none'" if live is None else "'self'"

@@ -1,8 +1,8 @@
-"""The progress of a whole job: the search, the judging of its best trials, the final trainings.
+"""The progress of a whole job: search, re-evaluation and final training.
 
 `JobReader` reads all stages as one `Progress`: what has ended, what was spent, and how long the
-rest takes; with what matters and what fails it is a `Status`. Both put themselves into words, and
-become JSON for programs: the document of a status, and an object for each event.
+rest will take. `Status` adds hyperparameter importances and failures. Both format themselves as
+words and as JSON: the document of a status, and an object for each event.
 """
 
 import json
@@ -42,16 +42,16 @@ from studyloom.views.snapshot import (
 )
 from studyloom.winner.result import ShortResult, short_words
 
-WATCH_INTERVAL = 1.0  # seconds between looks at a job of others
+WATCH_INTERVAL = 1.0  # seconds between looks at a job of other processes
 MOST_IMPORTANT = 5  # hyperparameters whose importance a status has
 
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that runs: for how many seconds, and how many of its epochs are over.
+    """A running trial: for how many seconds, and how many of its epochs have ended.
 
     Args:
-        pace: seconds of one of its epochs; None before the first.
+        pace: seconds per epoch; None before the first.
     """
 
     age: float = 0.0
@@ -62,10 +62,10 @@ class Running:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one stage: the seconds of each trial that has ended, and those to come.
+    """The work of one stage: the seconds of each ended trial, and the trials to come.
 
     Args:
-        left: how many more begin.
+        left: how many more trials will begin.
     """
 
     ended: Sequence[float] = ()
@@ -74,12 +74,12 @@ class Work:
 
 
 def estimate(works: Iterable[Work], workers: int) -> float | None:
-    """Estimates how many seconds stages take that follow one another and have not ended.
+    """Estimates the seconds that successive unfinished stages will take.
 
-    A stage of which no trial has ended takes the durations of the one before.
+    A stage without an ended trial is estimated from the durations of the one before.
 
     Returns:
-        None if nobody works, or too little is known.
+        The seconds; None if no worker runs, or too little is known.
     """
     if workers < 1:
         return None
@@ -94,7 +94,7 @@ def estimate(works: Iterable[Work], workers: int) -> float | None:
             return None
         rests = [rest(trial, work.ended, each) for trial in work.running]
         at_once = max(1, min(workers, work.left + len(rests)))
-        # Nobody helps with the last one, which ends later than all others on average.
+        # The last trial runs on one worker, and ends later than all others on average.
         last = each / 2 * (1 - 1 / at_once) if work.left else 0.0
         total = sum(rests) + work.left * each
         seconds += max(total / at_once + last, *rests, 0.0)
@@ -102,9 +102,9 @@ def estimate(works: Iterable[Work], workers: int) -> float | None:
 
 
 def typical(work: Work) -> float | None:
-    """Returns the mean seconds of a trial of a stage; None if nothing is known.
+    """Returns the mean seconds of a trial of a stage; None if unknown.
 
-    From the trials that have ended; before, from the curves of those that run, which may end early.
+    Uses the ended trials; before one has ended, the epochs of running ones, which may end early.
     """
     whole = [trial.pace * trial.epochs for trial in work.running if trial.pace and trial.epochs]
     known = [*work.ended] if len(work.ended) > 1 else [*work.ended, *whole]
@@ -112,10 +112,10 @@ def typical(work: Work) -> float | None:
 
 
 def rest(trial: Running, ended: Sequence[float], each: float) -> float:
-    """Returns how many seconds more a running trial is expected to take.
+    """Returns the expected remaining seconds of a running trial.
 
-    Its own curve says how long all its epochs take; those of the ended trials that took longer than
-    it has run so far say how early one may end.
+    Its own pace gives the time of all its epochs; ended trials that took longer than it has run so
+    far show how early it may end.
     """
     later = [seconds - trial.age for seconds in ended if seconds > trial.age]
     expected = fmean(later) if later else max(0.0, each - trial.age)
@@ -127,13 +127,13 @@ def rest(trial: Running, ended: Sequence[float], each: float) -> float:
 
 
 TEST, COMPRESS, DONE = "test", "compress", "done"
-# What people read for the title of a stage.
+# The titles of stages for people.
 WORDS = {
     SEARCH: "search",
     REEVALUATION: "re-evaluation",
     RETRAINING: "final training",
     TEST: "test",
-    COMPRESS: "making it small",
+    COMPRESS: "compression",
     DONE: "done",
 }
 StageTitle = Annotated[str, Meta(extra_json_schema={"enum": [*WORDS]})]
@@ -144,7 +144,7 @@ class StageProgress:
     """How far a stage of a job has come.
 
     Args:
-        left: how many of its trials have not ended; before it begins, how many it has at most.
+        left: how many of its trials have not ended; before it begins, at most.
     """
 
     title: str
@@ -154,7 +154,7 @@ class StageProgress:
 
     @property
     def budget(self) -> int:
-        """How many trials it has; of a search that has ended early, those that it had."""
+        """The number of its trials; for a search that ended early, of those that it ran."""
         return self.done + self.left
 
 
@@ -164,15 +164,15 @@ class Progress:
 
     Args:
         stages: the search, and the stages after it that are still expected or have run.
-        halted: why the study has stopped itself, if it has.
-        control: stop or pause, if another terminal has asked for it.
-        answer: the winner and its test in short; None until it is there.
-        exit_code: with which the command has ended the job; None while there is something to do.
-        elapsed: seconds since the command began; until its end, if it has ended.
-        eta: seconds until the end of the whole job; None if nobody works, or too little is known.
-        hours: what all stages have spent.
-        cost: of these hours; None if no price is known.
-        trials: of each stage that has begun, by its title.
+        halted: why the study was aborted, if it was.
+        control: stop or pause, if another terminal has requested it.
+        answer: a summary of the winner and its test; None before there is one.
+        exit_code: the exit code of the command that ended the job; None while work is left.
+        elapsed: seconds from the start of the command until now, or until its end.
+        eta: seconds until the end of the whole job; None if no worker runs or too little is known.
+        hours: the hours that all stages have spent.
+        cost: the cost of these hours; None if no price is known.
+        trials: the trials of each stage that has begun, by its title.
     """
 
     search: Snapshot
@@ -192,22 +192,22 @@ class Progress:
 
     @property
     def current(self) -> Snapshot:
-        """The study of `stage`; the search before that has begun."""
+        """The snapshot of `stage`, or of the search if the stage has not begun."""
         return self.stage.snapshot or self.search
 
     @property
     def stage(self) -> StageProgress:
-        """The stage that is worked on; the last one when all have ended."""
+        """The stage that is running; the last one when all have ended."""
         return next((s for s in self.stages if s.title == self.title), self.stages[-1])
 
     @property
     def done(self) -> int:
-        """How many trials of all stages have ended."""
+        """The number of ended trials of all stages."""
         return sum(stage.done for stage in self.stages)
 
     @property
     def budget(self) -> int:
-        """How many trials all stages have, at most; of a search that has ended, those it had."""
+        """The largest number of trials of all stages; of an ended search, those that it ran."""
         return sum(stage.budget for stage in self.stages)
 
     @property
@@ -217,7 +217,7 @@ class Progress:
 
     @property
     def stage_words(self) -> str:
-        """How far the present stage has come, and how many of its own trials were pruned."""
+        """The progress of the current stage, and how many of its trials were pruned."""
         if self.title == DONE or self.stage.title != self.title:
             return WORDS[self.title]
         stage, counts = self.stage, [f"{self.stage.done}/{self.stage.budget}"]
@@ -228,7 +228,7 @@ class Progress:
 
     @property
     def all_stages(self) -> str:
-        """How far each stage has come, in their order; empty if there is but one."""
+        """The progress of each stage, in order; empty if there is only one."""
         if len(self.stages) == 1:
             return ""
         return ", ".join(f"{WORDS[s.title]} {s.done}/{s.budget}" for s in self.stages)
@@ -245,7 +245,7 @@ class Progress:
         return f"best {format_trial_values(best)} (trial {best.number}{mark})"
 
     def time_words(self) -> Iterator[str]:
-        """Yields how long a job at work has run, how long it will, and what it has spent."""
+        """Yields how long a running job has taken and will take, and what it has spent."""
         if not self.ended:
             if self.elapsed is not None:
                 yield f"elapsed {format_duration(self.elapsed)}"
@@ -259,7 +259,7 @@ class Progress:
             yield f"cost {self.cost:.2f}"
 
     def now_words(self) -> list[str]:
-        """Words the stage, those to come, what was asked for, and the times, for a page."""
+        """The stage, those to come, a request to stop or pause, and the times, for a report."""
         titles = [stage.title for stage in self.stages]
         present = titles.index(self.title) if self.title in titles else len(titles)
         later = [f"{WORDS[s.title]} {s.budget}" for s in self.stages[present + 1 :]]
@@ -269,7 +269,7 @@ class Progress:
 
     @property
     def working_words(self) -> str:
-        """The stage, the time left and what was asked for; empty while nobody works on the job."""
+        """The stage, the time left and a request to stop or pause; empty if no worker runs."""
         asked = self.control_words
         if self.ended or not (asked or any(worker.alive for worker in self.current.workers)):
             return ""
@@ -288,7 +288,7 @@ class Progress:
 
     @property
     def control_words(self) -> str:
-        """What another terminal has asked for; empty for nothing."""
+        """The request of another terminal to stop or pause; empty if there is none."""
         held = len(self.current.workers)
         if self.control == "pause":
             released = f"{held} trials are released at their last epoch"
@@ -299,7 +299,7 @@ class Progress:
 
     @property
     def line(self) -> str:
-        """The job as one line, without what changes every second."""
+        """The job as one line, without the values that change every second."""
         search = self.search
         parts = [one_line(search.name), self.stage_words, self.best_words]
         if running := len(self.current.workers):
@@ -311,16 +311,16 @@ class Progress:
 
 
 class JobReader:
-    """Reads a job again and again.
+    """Reads a job repeatedly.
 
-    The studies of later stages are opened once, and the importances of hyperparameters are computed
-    again once a further trial is complete.
+    Opens the studies of later stages once, and recomputes the importances of hyperparameters only
+    after a further trial is complete.
     """
 
     def __init__(self, stored: StoredStudy) -> None:
         self.stored = stored
         self._beside: dict[str, StoredStudy] = {}
-        self._complete: int | None = None  # the trials from which the importances are
+        self._complete: int | None = None  # how many trials the importances are based on
         self._importances: Mapping[str, float] = {}
 
     def status(self) -> "Status":
@@ -339,10 +339,10 @@ class JobReader:
         return Status(progress, self._importances, count_failures(self.stored.trials()))
 
     def statuses(self) -> Iterator["Status | StorageError"]:
-        """Looks at the job every second until it has ended.
+        """Reads the job every second until it has ended.
 
         Yields:
-            The status, or the error if the database cannot be read; the next look may succeed.
+            The status, or the error if the database cannot be read; the next read may succeed.
         """
         ended = False
         while not ended:
@@ -356,7 +356,7 @@ class JobReader:
                 time.sleep(WATCH_INTERVAL)
 
     def read(self) -> Progress:
-        """Reads the job as it is now.
+        """Reads the current progress of the job.
 
         Raises:
             StorageError: the database cannot be read.
@@ -367,17 +367,17 @@ class JobReader:
         begun = dict(self._begun(record, names))
         snapshots = {title: take_snapshot(stored) for title, stored in begun.items()}
         left = search.left
-        if record is not None and record.trials < search.budget:  # others have given it more trials
+        if record is not None and record.trials < search.budget:  # another command raised it
             left = min(left, self.stored.ledger.todo(record.trials))
         feasible = bool(self.stored.feasible())
         stages = tuple(expected_stages(record, search, left, snapshots, feasible))
         if answered is not None and answered.get("stage") != names.get(stages[-1].title):
-            answered = None  # of another budget or rule
+            answered = None  # it belongs to another budget or rule
         studies = {SEARCH: self.stored, **begun}
         trials = {title: stored.trials() for title, stored in studies.items()}
         compresses = record is not None and record.compresses and record.ended is None
         hours = hours_of(trial for own in trials.values() for trial in own)
-        # Somebody may work although a command has ended the job.
+        # Workers may run although a command has ended the job.
         workers = (w for snapshot in (search, *snapshots.values()) for w in snapshot.workers)
         goes_on = any(worker.alive for worker in workers)
         progress = Progress(
@@ -402,7 +402,7 @@ class JobReader:
         for title in (REEVALUATION, RETRAINING):
             name = names.get(title, "")
             if record is None or not name.startswith(record.stage_of(self.stored.name, title)):
-                continue  # of another budget
+                continue  # it belongs to another budget
             if name not in self._beside and (stored := open_beside(self.stored, name)):
                 self._beside[name] = stored
             if name in self._beside:
@@ -419,11 +419,11 @@ def expected_stages(
     """Yields the search, and the stages that are expected after it.
 
     Args:
-        left: how many of its trials the job still has to do.
+        left: how many trials of the search are still to be done.
     """
     yield StageProgress(SEARCH, search.done, left, search)
     if record is None or not record.judged or (not left and not feasible):
-        return  # nothing can be judged
+        return  # nothing can be re-evaluated
     alone = not left and search.outcomes.get("complete", 0) == 1
     needed = not record.tested or not alone
     expected = {
@@ -440,7 +440,7 @@ def expected_stages(
 def present_title(
     stages: Sequence[StageProgress], answered: bool, *, compresses: bool = False
 ) -> str:
-    """Returns the title of the stage that is worked on."""
+    """Returns the title of the running stage."""
     for stage in stages:
         if stage.left:
             return stage.title
@@ -450,9 +450,9 @@ def present_title(
 
 
 def elapsed_of(record: CommandRecord | None) -> float | None:
-    """Returns the seconds since a command began, or until it ended; None if that is not known.
+    """Returns the seconds since a command began, or until it ended; None if unknown.
 
-    By the clock of this host, which may differ from that of the command.
+    Uses the clock of this host, which may differ from that of the command's host.
     """
     if record is None or record.began is None:
         return None
@@ -460,7 +460,7 @@ def elapsed_of(record: CommandRecord | None) -> float | None:
         began = datetime.fromisoformat(record.began)
         end = datetime.now(UTC) if record.at is None else datetime.fromisoformat(record.at)
         return max(0.0, (end - began).total_seconds())
-    except (ValueError, TypeError):  # anybody may have written it
+    except (ValueError, TypeError):  # another program may have written it
         return None
 
 
@@ -473,7 +473,7 @@ def time_left(progress: Progress) -> float | None:
         return None
     workers = sum(worker.alive for worker in progress.current.workers)
     works = []
-    # The best trials have all epochs: those that were pruned are not judged.
+    # The best trials have all epochs: pruned ones are not re-evaluated.
     like = [trial for trial in trials.get(SEARCH, ()) if trial.state == TrialState.COMPLETE]
     for stage in progress.stages:
         if not stage.left and stage.title != SEARCH:
@@ -481,7 +481,7 @@ def time_left(progress: Progress) -> float | None:
         own = trials.get(stage.title, like)
         running = list(running_trials(stage.snapshot, own)) if stage.title == progress.title else []
         to_come = max(0, stage.left - len(running))
-        # What was reused took no time.
+        # Reused trainings took no time.
         took = [each.seconds for each in map(TrialRecord, own) if each.reused is None]
         works.append(Work([spent for spent in took if spent is not None], running, to_come))
     return estimate(works, workers)
@@ -490,8 +490,8 @@ def time_left(progress: Progress) -> float | None:
 def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> Iterator[Running]:
     """Yields the running trials, with their epochs and values.
 
-    An epoch takes what those of ended trials did on average, or, before one has ended, what the
-    trial itself has taken since its worker has had it.
+    The time of an epoch is the mean over ended trials, or, before one has ended, what the trial
+    itself has taken since its worker claimed it.
     """
     told = [TrialRecord(trial).curve.get("seconds") for trial in trials]
     paces = [fmean(seconds) for seconds in told if seconds]
@@ -508,7 +508,7 @@ DAY = timedelta(days=1)
 
 
 def clock_words(moment: datetime) -> str:
-    """Formats a moment in local time: 15:42, or with the day if that is another one."""
+    """Formats a moment in local time: 15:42, or with the day if it is not today."""
     now = datetime.now()
     if moment.date() == now.date():
         return f"{moment:%H:%M}"
@@ -516,23 +516,23 @@ def clock_words(moment: datetime) -> str:
 
 
 def wrap(parts: Iterable[str], width: int) -> list[str]:
-    """Joins parts to lines that are no longer than `width`; a part is broken only if it must be."""
+    """Joins parts to lines of at most `width`; breaks a part only if it is longer."""
     held = (part.replace(" ", "\xa0") if len(part) < width else part for part in parts)
     lines = textwrap.wrap(", ".join(held), width, break_on_hyphens=False)
     return [line.replace("\xa0", " ") for line in lines]
 
 
-# The events of a job. They are found by comparing the stored trials with what was told before. So
-# they are the same whichever process trained a trial, and on whichever host; nothing is told twice,
-# and nothing that is stored is left out, also if the command was killed in between.
+# The events of a job, found by comparing the stored trials with the events so far. So they do not
+# depend on the process and host that trained a trial, and even if the command is killed in between,
+# each is reported exactly once.
 
 
 class Event(TypedDict):
     """The fields of each line of --events FILE; `id` tells studies of one name apart.
 
-    A trial has begun, has reported an epoch, goes on after the death of its worker, has ended, or
-    is the best now; another terminal has asked to stop, to pause, or to go on; the study has
-    stopped itself; the winner is known; the command ends.
+    A trial has begun, has reported an epoch, is resumed after its worker died, has ended, or is
+    the new best; another terminal has requested to stop, pause or resume; the study was aborted;
+    the winner is known; the command ends.
     """
 
     event: Literal[
@@ -558,16 +558,16 @@ class Event(TypedDict):
     code: NotRequired[int]
 
 
-# What an event of the job tells; it is told again when this has changed.
+# The fields of each event of the job; when they change, the event is reported again.
 TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answer"}
 
 
 @dataclass
 class History:
-    """The events so far: of each trial the last epoch, and how many deaths of workers it outlived.
+    """The events so far: for each trial the last epoch, and how often its worker died.
 
-    The epoch is -1 before the first, and infinity after the end. Also the last event of each kind
-    of TOLD.
+    The epoch is -1 before the first, and infinity after the end. Also holds the last event of each
+    kind of TOLD.
     """
 
     epochs: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -575,7 +575,7 @@ class History:
     last: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Takes note of an event that was told."""
+        """Records an event."""
         if (kind := event["event"]) in TOLD:
             self.last[kind] = event[TOLD[kind]]
         elif kind != "exit":
@@ -591,7 +591,7 @@ class History:
         """Reads the events of an earlier command, from its lines.
 
         Args:
-            lines: of JSON; others, such as half a line of a command that was killed, are passed by.
+            lines: lines of JSON; others, such as the half line of a killed command, are skipped.
         """
         history = cls()
         for line in lines:
@@ -604,7 +604,7 @@ class History:
         return history
 
     def new(self, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Yields the new events since the last time, and takes note of them."""
+        """Yields the new events since the last call, and records them."""
         for event in [*_of_trials(self, progress), *_of_job(self, progress)]:
             self.take(event)
             yield event
@@ -634,7 +634,7 @@ def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]
 
 
 def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Yields what has changed of the job; only of a wish it is told that it is no more."""
+    """Yields the changes of the job; of values that vanish, only a request to stop or pause."""
     last, best = history.last, progress.search.best
     if best is not None and best.number != last.get("best"):
         yield {"event": "best", "stage": "search", **_ended(best)}
@@ -667,12 +667,12 @@ def write_event(event: Mapping[str, Any], study: str, study_id: str | None) -> s
 
 
 def to_json(document: Any) -> str:
-    """Formats a document as one line of JSON; what is not finite is null."""
+    """Formats a document as one line of JSON, with null for numbers that are not finite."""
     return json.dumps(finite(document), allow_nan=False, default=str)
 
 
 def finite(value: Any) -> Any:
-    """Replaces what is not finite in nested mappings and lists by null, which JSON can say."""
+    """Replaces numbers that are not finite by None in nested mappings and lists."""
     if isinstance(value, Mapping):
         return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -715,7 +715,7 @@ class OutcomeCounts:
 
 @dataclass(frozen=True)
 class FailuresOfKind:
-    """How many trials have failed for a kind of reason, and the first of these."""
+    """How many trials have failed for one kind of reason, and the first such reason."""
 
     count: int
     reason: str
@@ -723,7 +723,7 @@ class FailuresOfKind:
 
 @dataclass(frozen=True)
 class StageCounts:
-    """How many trials of a stage have ended, and how many are left, at most before it begins."""
+    """How many trials of a stage have ended, and how many are left (at most, before it begins)."""
 
     stage: StageTitle
     done: int
@@ -734,9 +734,9 @@ class StageCounts:
 class StatusDocument:
     """The status of a study, by `studyloom status --json`; with --watch one a line.
 
-    `best` is by the rule of the study, `front` the Pareto front, `ended` why the search ended
-    before its budget was spent, `gain` what the trials that are left are expected to gain. `eta` is
-    of the whole job; foreign trials are those of other programs.
+    `best` is chosen by the rule of the study; `front` is the Pareto front, `ended` why the search
+    ended before its budget was spent, `gain` the expected improvement of the trials left, `eta` the
+    seconds left of the whole job, and `foreign` the number of trials of other programs.
     """
 
     study: str
@@ -780,8 +780,8 @@ class Status:
     """A study and its job at one moment. Two are equal if nothing but the time differs.
 
     Args:
-        importances: of the most important hyperparameters, in all at most 1; empty as long as
-            there are none.
+        importances: those of the most important hyperparameters, with a sum of at most 1; empty
+            before they can be computed.
     """
 
     progress: Progress
@@ -789,7 +789,7 @@ class Status:
     failures: Sequence[FailureCount]
 
     def as_json(self) -> str:
-        """Formats it as one line of JSON, in which what is missing or not finite is null."""
+        """Formats it as one line of JSON, with null for values that are missing or not finite."""
         return to_json(asdict(self.document()))
 
     def document(self) -> StatusDocument:
