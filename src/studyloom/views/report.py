@@ -1,8 +1,7 @@
-"""The report of a study: sections of blocks, which `page` turns into HTML.
+"""The report of a study: sections of blocks, which the templates turn into HTML.
 
-It can be written while the search runs; what cannot be drawn yet is replaced by a sentence that
-says why. To add a section, yield it in `read_report`, and add its words to
-assets/report/sections.toml.
+It can be written while the search runs; a sentence replaces a figure that cannot be drawn yet. To
+add a section, yield it in `read_report`, and add its words to assets/report/sections.toml.
 """
 
 import math
@@ -50,13 +49,13 @@ from studyloom.winner.result import (
 )
 from studyloom.worker_log import read_end
 
-MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
-BEST = 100  # trials that are shown for their value
+MOST = 2000  # trials shown, besides the notable ones; at 100,000, all of them took 22 GB
+BEST = 100  # trials shown for their value
 
 
 @dataclass(frozen=True)
 class SampledStudy(StoredStudy):
-    """A study of which views see the trials `shown` alone."""
+    """A study of which views see only the trials `shown`."""
 
     shown: tuple[FrozenTrial, ...] = ()
 
@@ -65,10 +64,10 @@ class SampledStudy(StoredStudy):
 
 
 def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStudy, str]:
-    """Takes some trials of a study that has very many: at even distances, and those that stand out.
+    """Samples the trials of a very large study at even distances, and keeps the notable ones.
 
     Returns:
-        The study, with so many trials; and a sentence about it, empty if all are shown.
+        The study with the sampled trials, and a sentence about it, empty if all are shown.
     """
     trials = stored.trials()
     if len(trials) <= MOST:
@@ -94,7 +93,7 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class StudyPart:
-    """A part of a study: the stored study, its title in plain words, and how it differs."""
+    """A stage of a study: the stored study, its title in plain words, and details."""
 
     name: str
     title: str
@@ -103,14 +102,14 @@ class StudyPart:
 
 
 def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
-    """Returns when the first trial began and the last one ended; None if none has."""
+    """Returns when the first trial began and the last one ended; None without one."""
     begun = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
     ended = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
     return (min(begun), max(ended)) if begun and ended else None
 
 
 def read_parts(stored: StoredStudy) -> list[StudyPart]:
-    """Returns the search and the later stages of a study, in the order in which they began."""
+    """Returns the search and the later stages of a study, in the order of their starts."""
     later = []
     for study, stage in stored.later_stages():
         title, about = study.study_name.removeprefix(f"{stored.name}/"), ""
@@ -125,7 +124,7 @@ def read_parts(stored: StoredStudy) -> list[StudyPart]:
 
 
 def parts_section(parts: Sequence[StudyPart]) -> Section:
-    """Renders the parts as a table: what each is, what it has done, and how long it took."""
+    """Renders the stages as a table: what each is, its trainings, and its duration."""
     rows = []
     for part in parts:
         complete = sum(trial.state == TrialState.COMPLETE for trial in part.trials)
@@ -139,7 +138,7 @@ def parts_section(parts: Sequence[StudyPart]) -> Section:
 
 
 def wall_seconds(parts: Sequence[StudyPart]) -> float | None:
-    """Returns the seconds from the first start to the last end of all parts; None without any."""
+    """Returns the seconds from the first start to the last end of all stages; None without one."""
     ends = span([trial for part in parts for trial in part.trials])
     return None if ends is None else (ends[1] - ends[0]).total_seconds()
 
@@ -163,7 +162,7 @@ def head(
     *,
     live: bool = False,
 ) -> page.Head:
-    """Renders the top of the report; a `live` page says in a line of its own how far it is."""
+    """Renders the top of the report; a `live` one shows the progress in a separate line."""
     snapshot, blocks = progress.search, list[figures.Block]()
     if (halted := stored.halted()) is not None:
         why = f"The study has stopped, since its trials fail with this: {halted}"
@@ -187,13 +186,13 @@ def head(
 
 
 def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
-    """Yields the reasons for the answer, a line each."""
+    """Yields the reasons for the result, a line each."""
     won = winner.winner
     chosen = f"{won.name.capitalize()} was {winner.choice_words(budget)}"
     if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
-        # By a rule, or with another metric, one may win whose mean is not the best.
+        # With a rule or another metric, the winner need not have the best mean.
         fresh = len(won.values)
         others = [row.mean for row in winner.candidates if row != won and row.mean is not None]
         worse = [other for other in others if stored.sign * (mean - other) >= 0]
@@ -216,7 +215,7 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
 def facts(
     stored: StoredStudy, snapshot: Snapshot, winner: Result | None, parts: list[StudyPart]
 ) -> Iterator[tuple[str, object]]:
-    """Yields how long it took, on what, and what the values are."""
+    """Yields facts about durations, data and objectives."""
     trials = [trial for part in parts for trial in part.trials]
     if (ends := span(trials)) is not None:
         worked = seconds_worked(trials)
@@ -237,7 +236,7 @@ def facts(
 
 
 def data_words(stored: StoredStudy, winner: Result | None) -> str:
-    """Words what the networks were trained and tested on."""
+    """Says what the networks were trained and tested on."""
     definition = stored.definition() or {}
     told = []
     data, test = (winner.data, winner.test) if winner else (None, None)
@@ -279,14 +278,14 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
 
 
 def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
-    """Returns the numbers of the test; none if there was no test."""
+    """Returns the numbers of the test; empty without a test."""
     if winner is None or (test := winner.test) is None:
         return
     runs = test.winner.seeds_words or plural(len(test.winner.values), "seed")
     note = f"trial {winner.winner.trial}; {runs}"
     opened = format_openings(test.openings)
     part = f"{test.examples} test examples, {opened}" if test.examples else opened
-    if test.baseline is None or test.difference is None:  # there is none, or it has won
+    if test.baseline is None or test.difference is None:  # no baseline, or it has won
         yield Card("Winner, test", *spread(test.winner), f"{note}; {part}")
     else:
         yield Card("Winner, test", *spread(test.winner), note)
@@ -297,7 +296,7 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
             note = f"{interval} {test.cover}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the re-evaluation")[::sign])
-    if winner.transfer is None:  # between two sizes there is none
+    if winner.transfer is None:  # values of two sizes cannot be compared
         yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
     for rule, value in test.references.items():
         yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
@@ -332,7 +331,7 @@ def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Sectio
 
 
 def candidates(winner: Result) -> figures.PageTable:
-    """Renders the candidates as a table, with their values in the search and retrained."""
+    """Renders the candidates as a table, with their values in the search and on new seeds."""
     rows = []
     for row in winner.candidates:
         role = "baseline" if row.baseline else ""
@@ -350,16 +349,16 @@ def candidates(winner: Result) -> figures.PageTable:
 
 
 def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.CaptionedPicture:
-    """Renders a picture of an image that the winner gets wrong."""
+    """Renders an image that the winner misclassifies."""
     predicted = str(mistake.predicted)
     return page.CaptionedPicture(source, label, f"{mistake.label} → ", predicted, number(remark))
 
 
-STRONGEST = 6  # words of each side that are listed
+STRONGEST = 6  # words listed for each class
 
 
 def explained_sections(winner: Result) -> Iterator[Section]:
-    """Renders what explains the winner."""
+    """Renders explanations of the winner's predictions."""
     mistakes = {mistake.index: mistake for mistake in winner.wrong or ()}
     label = "what misled the winner on test image"
     pictures = [
@@ -394,7 +393,7 @@ def explained_sections(winner: Result) -> Iterator[Section]:
 
 
 def _texts(winner: Result) -> Iterator[page.Part]:
-    """Yields the texts of the mistakes, with their words shaded and the strongest ones listed."""
+    """Yields the misclassified texts, with their words shaded and the strongest ones listed."""
     classes = dict(enumerate(winner.classes or ()))
     for item in winner.texts or ():
         pairs = [*zip(item.words, item.changes, strict=False)]
@@ -415,7 +414,7 @@ def _texts(winner: Result) -> Iterator[page.Part]:
 
 
 def _strongest(pairs: Sequence[tuple[str, float]], sign: int) -> list[str]:
-    """Returns the different words that spoke most for one side, each with its number."""
+    """Returns the distinct words with the strongest evidence for one class, and their weights."""
     least = page.FAINT * max(abs(change) for _, change in pairs)
     strong = {word: change for word, change in pairs if sign * change >= least}
     first = sorted(strong, key=lambda word: -sign * strong[word])[:STRONGEST]
@@ -458,13 +457,13 @@ def search_sections(
 
 MOST_PARALLEL = 150  # over parallel axes, of the best trials
 MOST_SLICES = 24  # of the most important parameters
-MOST_COLUMNS = 100  # of the table of trials; of 2 000 parameters, all took 200 MB
+MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
 
 
 def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] | str]]:
     """Returns the varied hyperparameters, the most important first, and importances by objective.
 
-    Where an objective has no importances, a sentence says why.
+    An objective without importances has a sentence that says why.
     """
     names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
     found = [importances(stored, position) for position, _ in enumerate(stored.goals)]
@@ -479,10 +478,10 @@ def parameter_sections(
     names: Sequence[str],
     found: Sequence[dict[str, float] | str],
 ) -> Iterator[Section]:
-    """Renders which parameters matter, for each objective, and how they shape the value.
+    """Renders the importances of hyperparameters for each objective, and their effects.
 
     Args:
-        found: the importances for each objective, or why it has none.
+        found: the importances for each objective, or a sentence that says why not.
     """
     trials = stored.trials()
     complete = figures.complete_trials(trials)
@@ -504,9 +503,9 @@ def parameter_sections(
 def _choices(
     trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], axis: figures.Axis
 ) -> Iterator[page.Part]:
-    """Yields for each choice of a group how its options did.
+    """Yields the results of the options of each group that the search chooses from.
 
-    A choice is one of a group if it opens parameters: their names begin with it.
+    A choice is of a group if it has conditional hyperparameters: their names begin with it.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     above = {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
@@ -528,7 +527,7 @@ SHOWN = {
     "seconds": "time",
     "reason": "why",
 }  # by its column
-# Of a table for people; all columns are in the output of `studyloom trials --csv`.
+# In the table for people; `studyloom trials --csv` prints all columns.
 LEFT_OUT = ("started", "worker", "baseline", "failure", "state", "number")
 LONGEST = 60  # characters of a cell
 
@@ -540,11 +539,12 @@ def trials_section(
     names: Sequence[str],
     run_dir: Path | None,
 ) -> Section:
-    """Renders the table of all trials, without the columns of which all cells are empty.
+    """Renders the table of all trials, without empty columns.
 
     Args:
-        names: the varied parameters, the most important first; of very many, the first are shown.
-        run_dir: that of the trials' logs, if it is known.
+        names: the varied hyperparameters, the most important first; of very many, only the first
+            are shown.
+        run_dir: where the trials' logs are, if known.
     """
     rows = trial_rows(stored)
     if not rows:
@@ -603,23 +603,23 @@ def _cell(name: str, value: Any) -> page.Cell:
     return page.Cell(shown, value)
 
 
-# What the table has of one trial below its row: its end, its times, its log.
+# What the table shows of a trial below its row: its end, its times, its log.
 LOG_LINES, LOG_LINE = 40, 300  # of a trial's log, and the characters of one
-LOGGED = 60_000  # characters of all logs of a page
+LOGGED = 60_000  # characters of all logs in a report
 WORKER_LOGS, TAIL = 64, 2**18  # worker logs that are read, and the bytes at the end of each
 CURVE_POINTS = 24  # of a curve that no figure draws
-LATE = timedelta(seconds=10)  # a log may tell of an end so much later than the database
+LATE = timedelta(seconds=10)  # a log may report an end so much later than the database
 
 
 def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[str, Any]:
-    """Returns what a page shows of a trial, empty values left out.
+    """Returns what a report shows of a trial, without empty values.
 
     Args:
-        curve: its learning curve, if that is in no figure.
+        curve: its learning curve, if no figure draws it.
     """
     record, began = TrialRecord(trial), trial.datetime_start
     spent = {kind: s for kind, s in record.times.items() if 0 < s < math.inf}
-    thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last point
+    thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last value
     told = {
         "end": ending(trial),
         "facts": {
@@ -636,7 +636,7 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
 
 
 def ending(trial: FrozenTrial) -> str:
-    """Words how a trial ended, and why, or how far it is."""
+    """Says how a trial ended and why, or how far it has come."""
     record = TrialRecord(trial)
     kind, done, planned = record.outcome, record.epoch_count, record.planned_epochs
     epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
@@ -658,10 +658,10 @@ def ending(trial: FrozenTrial) -> str:
 
 
 def read_logs(run_dir: Path, trials: Sequence[FrozenTrial]) -> dict[int, str]:
-    """Returns the last lines that trials have written, by number: of each, and of all, not many.
+    """Returns the last log lines of trials by number, up to a limit for each and for all.
 
-    A command has a log of its own for each trial. A worker has one log, of which a trial gets what
-    is between its end and that of the trial before it. What failed comes first, then the latest.
+    A command has a log for each trial. A worker has one log, of which a trial gets the lines
+    between the end of the previous trial and its own. Failed trials come first, then the latest.
     """
     texts = dict(_written(run_dir, trials))
     failed = {trial.number for trial in trials if TrialRecord(trial).outcome == "failed"}
@@ -694,7 +694,7 @@ def _written(run_dir: Path, trials: Sequence[FrozenTrial]) -> Iterator[tuple[int
                 continue
             (trial, said), own_lines, lines = end, lines, []
             ended = ends.get(trial)
-            # Another stage has a trial of this number too. What says but how it ended says nothing.
+            # Another stage has a trial of this number too. A line with only its end adds nothing.
             if ended is not None and abs(said - ended) < LATE and len(own_lines) > 1:
                 yield trial, own_lines
     for path in files:
@@ -713,7 +713,7 @@ def _tail(path: Path) -> list[str]:
 
 
 def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Section]:
-    """Renders what the trials of each proposer gained beside those of the sampler, if any has."""
+    """Compares the trials of each proposer, if any, with those of the sampler."""
     own = defaultdict[str | None, list[int]](list, {None: []})
     for trial in stored.trials():
         record = TrialRecord(trial)
@@ -741,7 +741,7 @@ MOST_MESSAGES = 10  # of one kind of failure
 
 
 def running_sections(snapshot: Snapshot) -> Iterator[Section]:
-    """Renders what runs at this moment: each worker's trial, epoch, value and parameters."""
+    """Renders what runs now: each worker's trial, epoch, value and hyperparameters."""
     rows = []
     for worker in snapshot.workers:
         cells = worker.cells[:3]
@@ -765,7 +765,7 @@ def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section
 def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
     """Yields the failures by kind, the most frequent first.
 
-    Each message has its trials, and one of their tracebacks.
+    Each message has its trials and one of their tracebacks.
     """
     for failure in count_failures(trials):
         reasons = failure.by_reason()
@@ -806,11 +806,11 @@ def read_report(
     progress: Progress | None = None,
     run_dir: Path | None = None,
 ) -> tuple[page.Head, Iterator[Section]]:
-    """Reads a study, and returns the beginning of its report and the sections below it.
+    """Reads a study, and returns the top of its report and the sections below.
 
     Args:
-        progress: of the whole job, if the page follows it.
-        run_dir: that of the logs, if it is known.
+        progress: the progress of the whole job, for a live report.
+        run_dir: where the logs are, if known.
     """
     live, progress = progress is not None, progress or JobReader(stored).read()
     snapshot, parts, winner = progress.search, read_parts(stored), files.winner
@@ -854,7 +854,7 @@ def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None)
 
     Raises:
         OSError: it cannot be written.
-        UndrawnReport: it cannot be drawn, whatever the reason is.
+        UndrawnReport: it cannot be drawn, for any reason.
     """
     path = (folder or run_dir) / "report.html"
     files = RunFiles.read(stored, run_dir)
@@ -862,13 +862,13 @@ def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None)
         html = render(stored, files, run_dir)
     except (StudyloomError, OSError):
         raise
-    except Exception as error:  # a study that has ended does not fail by how it is shown
+    except Exception as error:  # a study that has ended does not fail because of its report
         raise UndrawnReport(f"{path} is not written: {page.undrawn(error)}") from error
     write_whole(path, html.encode(errors="replace"))
     return path
 
 
 def render(stored: StoredStudy, files: RunFiles, run_dir: Path | None = None) -> str:
-    """Renders the page as HTML."""
+    """Renders the report as HTML."""
     top, sections = read_report(stored, files, run_dir=run_dir)
     return page.report_page(top, sections, run_dir if files.configs else None)

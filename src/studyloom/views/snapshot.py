@@ -1,7 +1,7 @@
-"""A snapshot: a study at one moment as all views show it, also in a sentence that people can quote.
+"""A snapshot: a study at one moment, as all views show it.
 
-"A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen images, 4.4 points over the
-baseline". Report, terminal and comparison begin with it.
+Its quotable sentence is the first line of report, terminal and comparison, such as "A CNN with 16
+channels, AdamW at 0.0033: 97.7% ± 0.4 on 1,000 unseen images, 4.4 points over the baseline".
 """
 
 import itertools
@@ -32,7 +32,7 @@ from studyloom.winner.result import Result, Scores, Summary, Transfer, plural
 
 MOST_DETAILS = 2  # of a network
 MOST_SETTINGS = 3  # of a trial without a network
-# Of a network, what says most of it, where the search varied nothing of it.
+# The keys that describe a network best, if the search varied none of its keys.
 TELLING = ("channels", "hidden", "width", "layers")
 SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
 VOWEL = r"[aeio]|u(?!-?net|ni)"  # with which a name begins that takes "an": not a U-Net
@@ -44,14 +44,14 @@ ALL_ALIKE = "No hyperparameter sets the best complete trials apart from the othe
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A worker and its trial. Two are equal if nothing but the time differs.
+    """A worker and its trial. Two are equal if they differ only by the time.
 
     Args:
-        trial: its number; None before it begins.
-        epoch: the last one that the trial reported, with its value; None before the first.
-        epochs: how many the trial has; None if that is not known.
+        trial: the number of the trial; None before it begins.
+        epoch: the last epoch that the trial reported, with its value; None before the first.
+        epochs: the number of epochs of the trial; None if unknown.
         held: the seconds since the worker claimed its slot.
-        lease: the seconds that its lease has left; negative after the lease is over.
+        lease: the seconds left of its lease; negative after it has expired.
     """
 
     owner: str
@@ -65,7 +65,7 @@ class WorkerStatus:
 
     @property
     def alive(self) -> bool:
-        """Whether its lease still runs."""
+        """Whether its lease has not expired."""
         return self.lease is None or self.lease > 0
 
     @property
@@ -91,9 +91,9 @@ class Snapshot:
             running, waiting.
         baseline: the complete trial of the default configuration, if there is one.
         metric: the name of the first value of a trial; `costs` are those of the others.
-        rule: how the best is chosen; None if the metric alone decides.
+        rule: how the best is chosen; None if only the metric decides.
         foreign: the number of trials that another program has added.
-        aside: the number of trials that were set aside for another one in their slot.
+        aside: the number of trials that another trial has replaced in their slot.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Snapshot:
 
     @property
     def left(self) -> int:
-        """The number of trials that will still be worked on."""
+        """The number of trials still to be done."""
         return self.budget - self.done if self.outlook.ending is None else self.outlook.under_way
 
     @property
@@ -134,7 +134,7 @@ class Snapshot:
 
     @property
     def uncounted_words(self) -> list[str]:
-        """How many trials are paused at a rung, or kept but not counted; nothing for none."""
+        """How many trials are paused at a rung, or kept but not counted; only counts above 0."""
         counts = {
             "paused": self.outcomes.get("paused"),
             "foreign": self.foreign,
@@ -144,7 +144,7 @@ class Snapshot:
 
     @property
     def counts_words(self) -> list[str]:
-        """How many trials have ended in which way, run, and are not counted."""
+        """How many trials are complete, pruned, failed, running or not counted."""
         outcomes = self.outcomes
         counts = [f"{outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")]
         running = [f"{len(self.workers)} running"] if self.workers else []
@@ -159,7 +159,7 @@ class Snapshot:
 
     @property
     def sentence(self) -> str:
-        """Where the search stands in one sentence: its best trial so far."""
+        """The progress of the search in one sentence: its best trial so far."""
         trials = f"{self.done} of {self.budget} trials"
         if (best := self.best) is None or (value := value_of(best)) is None:
             return f"{self.why_no_best}, after {trials}"
@@ -172,15 +172,15 @@ class Snapshot:
         return f"{words}; the baseline has {format_metric(start, self.metric)}"
 
     def quotable(self, stored: StoredStudy, result: Result | None) -> str:
-        """Words where a study stands in one sentence: its tested winner, or its best trial."""
+        """Describes a study in one sentence: by its tested winner, or by its best trial."""
         tested = None if result is None else result_sentence(result, stored)
         return tested or self.sentence
 
     def front_rows(self) -> list[list[str]]:
-        """Formats the Pareto front as rows, with the best and the baseline even if they are beaten.
+        """Formats the Pareto front as rows, with best trial and baseline even if dominated.
 
         Returns:
-            The headings, and a row for each trial, the cheapest first: its values, its number,
+            The header, and a row for each trial, the cheapest first: its values, its number,
             and a mark if it is the best or the baseline.
         """
         known = {trial.number: trial for trial in self.front}
@@ -199,7 +199,7 @@ class Snapshot:
 
 
 def take_snapshot(stored: StoredStudy) -> Snapshot:
-    """Reads a study; of its trials only the unfinished, and those that ended since the last time.
+    """Reads a study; fetches only trials that are unfinished or ended since the last call.
 
     Raises:
         StorageError: the database cannot be read.
@@ -251,19 +251,19 @@ def format_trial_values(trial: FrozenTrial) -> str:
 
 
 def trial_values(trial: FrozenTrial) -> list[str]:
-    """Formats each value of a trial: the metric, and then the costs; a dash if it has none."""
+    """Formats each value of a trial: the metric, then the costs; only a dash without values."""
     values = trial.values or ()
     return [*map(format_value, values[:1]), *map(format_cost, values[1:])] or ["–"]
 
 
 def format_parameters(params: Mapping[str, Any]) -> str:
-    """Formats the parameters of a trial in one line; `as composed` if it has none."""
+    """Formats the hyperparameters of a trial in one line."""
     pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
-    return "  ".join(pairs) or "as composed"
+    return "  ".join(pairs) or "default configuration"
 
 
 def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
-    """Returns the answer in one sentence; None if its winner has but the value of the search."""
+    """Returns the result in one sentence; None if its winner has only the value of the search."""
     winner, test, carried = answer.winner, answer.test, answer.transfer
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
     who = describe(trial, winner.params, carried)
@@ -286,10 +286,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def describe(
     trial: FrozenTrial | None, params: Mapping[str, Any], carried: Transfer | None = None
 ) -> str:
-    """Describes a trial: its network and optimizer, or else its first parameters.
+    """Describes a trial: its network and optimizer, or else its first hyperparameters.
 
     Args:
-        carried: to the size of the winner.
+        carried: how the search was scaled to the size of the winner, if it was.
     """
     config = _mapping(trial and TrialRecord(trial).config)
     if carried is not None:
@@ -308,7 +308,7 @@ def describe(
 
 
 def _settings(params: Mapping[str, Any]) -> dict[str, str]:
-    """Words each parameter, and a list of the space, whose items are parameters, as one."""
+    """Formats each hyperparameter; the items of a list are joined."""
     told: dict[str, str] = {}
     for key, value in params.items():
         above, _, last = key.rpartition(".")
@@ -327,7 +327,7 @@ def _class_of(section: Mapping[str, Any]) -> str:
 
 def _network(name: str, network: Mapping[str, Any], params: Mapping[str, Any]) -> str:
     """Describes a network: a CNN with 16 channels."""
-    if isinstance(cell := network.get("cell"), str):  # Recurrent says which by a key
+    if isinstance(cell := network.get("cell"), str):  # the kind of a Recurrent
         name = cell.upper() if len(cell) <= 4 else cell
     acronym = len(name) <= 4 and name.isupper()
     vowel = name[:1] in SPELT if acronym else re.match(VOWEL, name.lower())
@@ -355,13 +355,13 @@ def _short(value: Any) -> str:
 
 
 def _is_share(metric: str) -> bool:
-    """Whether a metric is a share of 1, such as the accuracy, which people read in percent."""
+    """Whether a metric is a share of 1, such as the accuracy, and shown in percent."""
     known = METRICS.get(metric)
     return known is not None and known.scale == "unit"
 
 
 def _decimals(error: float | None) -> int:
-    """Returns the decimals of a percentage: as many as show its error, one to three."""
+    """Returns the decimals of a percentage, one to three, enough to show its error."""
     if not error or not math.isfinite(error):
         return 1
     return min(3, max(1, -math.floor(math.log10(100 * abs(error)))))
@@ -375,7 +375,7 @@ def format_metric(value: float, metric: str, error: float | None = None) -> str:
 
 
 def _spread(values: Summary, metric: str) -> str:
-    """Words mean ± standard deviation over the seeds."""
+    """Formats mean ± standard deviation over the seeds."""
     mean, error = values.mean, values.std
     if error is None or values.same:
         return format_metric(mean, metric)
@@ -385,7 +385,7 @@ def _spread(values: Summary, metric: str) -> str:
 
 
 def _examples(answer: Result, test: Scores) -> str:
-    """Words what the test set holds: 1 000 unseen images."""
+    """Describes the test set, such as 1,000 unseen images."""
     data = answer.data
     noun = NOUNS.get(_class_of((data and data.transform) or {}), "examples")
     if data and data.columns:
@@ -396,7 +396,7 @@ def _examples(answer: Result, test: Scores) -> str:
 
 
 def _over_baseline(test: Scores, metric: str) -> str:
-    """Words how far the winner is from the baseline, and whether the interval shows it at all."""
+    """Says how far the winner is from the baseline, and whether the interval includes 0."""
     if (difference := test.difference) is None:
         return ""
     gain, ends = difference.mean, difference.interval
@@ -424,11 +424,11 @@ def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | st
     best tenth of the complete trials with that in all of them.
 
     Args:
-        position: of the objective.
+        position: the position of the objective.
 
     Returns:
-        The share of each hyperparameter that had different values, the largest first; all shares
-        that Optuna computes sum to 1. Or else why there are none.
+        The share of each varied hyperparameter, the largest first; all shares that Optuna computes
+        sum to 1. Or a sentence that says why there are no importances.
     """
     trials = [
         trial
@@ -445,5 +445,5 @@ def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | st
         )
     total = sum(found.values())
     shares = {name: found[name] / total for name in varied_parameters(trials) if total}
-    # Optuna leaves the order of equal ones to chance.
+    # Optuna's order of equal importances is random.
     return dict(sorted(shares.items(), key=lambda item: -item[1])) or ALL_ALIKE

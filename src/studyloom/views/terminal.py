@@ -1,4 +1,4 @@
-"""What a study prints on a terminal: its status, its trials, the answer, and why trials failed."""
+"""What a study prints on a terminal: its status, its trials, its result, and its failures."""
 
 import io
 import os
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from studyloom.launch.task import Command
     from studyloom.winner.stages import ResultStages
 
-# Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
+# The least columns for a worker and its lease, or a trial and its hyperparameters, side by side.
 WIDE = 72
-WHOLE = 130  # columns of the variants of a winner with the percentiles of their latencies
+WHOLE = 130  # columns of the table of variants with the percentiles of their latencies
 
 
 def winner_lines(result: Result) -> Iterator[str]:
@@ -77,7 +77,7 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
             lines.append(Text(f"trial {number}  epoch {epoch}  {value}"))
             lines.append(Text(f"  {one_line(worker.owner)}", overflow="fold"))
             lines.append(Text(f"  for {age}, {left}", style="dim"))
-        elif worker.params:  # cut where the terminal ends
+        elif worker.params:  # truncated at the width of the terminal
             line = f"  trial {worker.trial}: {format_parameters(worker.params)}"
             lines.append(Text(shorten_end(line, width), style="dim", no_wrap=True))
     return Group(*lines) if width < WIDE else Group(table, *lines)
@@ -87,8 +87,8 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     """Formats how the workers spent their time, in percent by kind, the largest share first.
 
     Args:
-        began: when this command began. From then on, a worker is also idle between its last trial
-            and the end of the last trial of all.
+        began: the start of this command. After it, the time from a worker's last trial to the end
+            of the last trial of all counts as idle.
     """
     kinds: Counter[str] = Counter()
     last: dict[str, datetime] = {}
@@ -159,14 +159,14 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def proposer_words(trial: FrozenTrial) -> str:
-    """Words who proposed a trial, and why; empty if nobody has."""
+    """Says who proposed a trial, and why; empty for the sampler's trials."""
     record = TrialRecord(trial)
     by, why = record.proposer(), record.proposer("why")
     return one_line(f", proposed by {by}{f': {why}' if why else ''}") if by else ""
 
 
 def more_trials(snapshot: Snapshot, plan: "ResultStages") -> str:
-    """Returns the override by which a search that has ended goes on; empty if it has not."""
+    """Returns the override that continues a search that has ended; empty if it has not."""
     study, ended = plan.definition.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
         return f"study.min_improvement={study.min_improvement / 2:g}"
@@ -179,7 +179,7 @@ def more_trials(snapshot: Snapshot, plan: "ResultStages") -> str:
 
 
 class SafeConsole(Console):
-    """A console on which no text controls the terminal; only styles of Rich's do."""
+    """A console that escapes control sequences in text; only Rich's styles use them."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -190,7 +190,7 @@ class SafeConsole(Console):
             else:
                 yield Segment(printable(segment.text), segment.style)
 
-    lasting = False  # whether what prints here goes on without a reader, as a study does
+    lasting = False  # whether the program continues if the reader of its output closes it
 
     def on_broken_pipe(self) -> None:
         if not self.lasting:
@@ -206,7 +206,7 @@ def make_console(file: Any = None, **options: Any) -> SafeConsole:
 
 
 def print_compressed(record: Compressed, console: Console) -> None:
-    """Prints the variants of a winner that was made small, and the one that was chosen."""
+    """Prints the variants of a compressed winner, and the chosen one."""
     heads, *rows = record.rows()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(heads[0], min_width=len("PyTorch,"))
@@ -214,7 +214,7 @@ def print_compressed(record: Compressed, console: Console) -> None:
         table.add_column(head, justify="right", min_width=len("+0.0000"))
     table.add_column(heads[-1], no_wrap=True, min_width=len(CHOSEN))
     for name, *cells in rows:
-        # A narrow terminal shows medians alone; the report has their percentiles too.
+        # A narrow terminal shows only medians; the report has percentiles too.
         kept = cells if console.width >= WHOLE else [cell.partition(" (")[0] for cell in cells]
         table.add_row(name, *kept, style="bold green" if cells[-1] == CHOSEN else "")
     console.print(table)
@@ -228,7 +228,7 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
 
 
 def print_forgotten(stored: StoredStudy, console: Console) -> None:
-    """Prints what of the user's loop a trial that goes on after a crash would lack."""
+    """Warns about state of the user's loop that a trial resumed after a crash would lack."""
     known = (TrialRecord(trial).forgotten for trial in stored.trials())
     if names := next(filter(None, known), None):
         missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
@@ -237,13 +237,13 @@ def print_forgotten(stored: StoredStudy, console: Console) -> None:
 
 
 def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
-    """Words how many trials failed for each kind of reason, with the first of these reasons."""
+    """Says how many trials failed for each kind of reason, with the first reason of the kind."""
     lines = [f"{each.kind}  {each.count} × such as: {each.first_reason}" for each in failures]
     return [*map(one_line, lines)]
 
 
 def print_trials(stored: StoredStudy, console: Console) -> None:
-    """Prints a line for each trial: number, outcome, values, time, and parameters or reason."""
+    """Prints a line for each trial: number, outcome, values, time, hyperparameters or reason."""
     head = ("trial", "state", ", ".join(goal.name for goal in stored.goals), "time", "parameters")
     rows = [head]
     for trial in stored.trials():
@@ -258,7 +258,7 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
 
 
 def aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> Iterator[str]:
-    """Yields rows as lines of columns, which nothing cuts; `words` are columns aligned left."""
+    """Yields rows as lines of untruncated columns; `words` are the columns to align left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
@@ -269,7 +269,7 @@ def aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> Iterator[str
 
 
 def print_code_changes(stored: StoredStudy, console: Console) -> None:
-    """Prints for each accepted change of the user's own code which trials were made before it."""
+    """Prints for each accepted change of the user's code which trials ran before it."""
     for change in stored.code_changes():
         names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
         before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
@@ -309,17 +309,17 @@ def print_next_steps(
     console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
-# The sections of the sampled configuration that are printed.
+# The printed sections of the sampled configuration.
 SHOWN = ("model", "optimizer", "scheduler", "train", "params")
 
 
 def print_dry_run(definition: "Definition", console: Console) -> None:
-    """Prints the space as a tree, and one configuration that is sampled from it."""
+    """Prints the search space as a tree, and one configuration sampled from it."""
     console.print(outline(definition.space))
     if definition.suggests:
         return
     point = any_point(definition.space, definition.seed)
-    assert point is not None  # one was found when the question was checked
+    assert point is not None  # one was found when the definition was checked
     sample = definition.at(point)
     console.print(Text("\none configuration of it:", style="bold"))
     sections = plain_sections(sample, *SHOWN)
@@ -330,7 +330,7 @@ def print_dry_run(definition: "Definition", console: Console) -> None:
     console.print(Padding(Text(words), (0, 0, 0, 2)))
 
 
-# The status of a study: printed once, followed until the job has ended, or live beside its work.
+# The status of a study: printed once, watched until the job has ended, or live during its work.
 
 TICK = 0.1  # seconds between looks at whether to stop
 LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on
@@ -340,7 +340,7 @@ BAR_WIDTH = 20  # columns
 
 
 def render_status(status: Status, width: int) -> RenderableType:
-    """Renders the whole status, no wider than `width`; what a low window may cut off comes last."""
+    """Renders the whole status, no wider than `width`; the least important lines come last."""
     progress, snapshot = status.progress, status.progress.search
     ended = snapshot.outlook.ending
     parts: list[RenderableType] = []
@@ -386,15 +386,15 @@ def job_lines(progress: Progress, width: int) -> list[str]:
 
 
 def is_plain(console: Console) -> bool:
-    """Whether a console gets plain lines, since nothing can be drawn anew on it."""
+    """Whether a console gets plain lines, since it cannot redraw."""
     return not console.is_terminal or console.is_dumb_terminal
 
 
 class LinePrinter:
-    """Prints lines: one that has changed, at most every few seconds; else one a minute.
+    """Prints a changed line at most every few seconds, and an unchanged one every minute.
 
     Args:
-        interval: seconds between two lines if something has changed.
+        interval: the least seconds between two lines that differ.
     """
 
     def __init__(self, console: Console, interval: float) -> None:
@@ -402,7 +402,7 @@ class LinePrinter:
         self._last, self._at = "", time.monotonic()
 
     def show(self, line: str, progress: Progress | None) -> None:
-        """Prints a line, if it is time for it, with the time left of a job."""
+        """Prints a line with the time left of a job, if one is due."""
         now = time.monotonic()
         if now - self._at >= (self.interval if line != self._last else QUIET_INTERVAL):
             self._last, self._at = line, now
@@ -412,7 +412,7 @@ class LinePrinter:
 
 
 def watch(reader: JobReader, console: Console) -> None:
-    """Shows a job until it has ended: live on a terminal, else a line for each change."""
+    """Shows a job until it has ended: live on a terminal, otherwise a line for each change."""
     if is_plain(console):
         lines = LinePrinter(console, 0.0)
         for status in reader.statuses():
@@ -440,11 +440,11 @@ def watch_json(reader: JobReader, write: Callable[[str], object]) -> None:
 
 
 class Resumptions:
-    """Prints once for each time that a trial goes on whose worker has died, from now on."""
+    """Prints a line for each trial that is resumed after its worker has died, from now on."""
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.console, self._told = console, History()
-        list(self._told.new(progress))  # which are not told
+        list(self._told.new(progress))  # past events are not printed
 
     def __call__(self, progress: Progress) -> None:
         for event in self._told.new(progress):
@@ -456,11 +456,11 @@ class Resumptions:
 
 
 class Display:
-    """Shows a job while the body of a `with` works on it: live, in a notebook, or as plain lines.
+    """Shows a job while the body of a `with` runs it: live, in a notebook, or as plain lines.
 
     Args:
-        stop: whether the process stops, which is then shown; None if nothing stops it.
-        listeners: called with each progress that was read, and with the last after the body.
+        stop: tells whether the process is stopping, to show it; None if nothing stops it.
+        listeners: called with each progress that is read, and with the last one after the body.
     """
 
     def __init__(
@@ -471,15 +471,15 @@ class Display:
         listeners: Sequence[Callable[[Progress], None]] = (),
     ) -> None:
         self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
-        self._cell: Any = None  # the handle of what a notebook's cell shows
+        self._cell: Any = None  # the display handle of a notebook's cell
         self._lines = LinePrinter(console, LINE_INTERVAL)
-        self._told = False  # that the process stops
+        self._told = False  # whether it was shown that the process is stopping
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Display":
         if self.console.is_jupyter and not self.console.quiet:
-            # In this thread, so that it belongs to the output of the cell that runs.
+            # In this thread, so that it belongs to the output of the running cell.
             html = import_module("IPython.display")
             self._cell = html.display(html.HTML(""), display_id=True)
         self._thread.start()
@@ -494,7 +494,7 @@ class Display:
             self._take()
 
     def _watch(self) -> None:
-        """Draws the job anew and anew; what a signal says stands above, where it stays."""
+        """Redraws the job repeatedly; messages of signals are printed above and stay."""
         if self._cell is not None or is_plain(self.console):
             self._look(self._show)
             return
@@ -508,10 +508,10 @@ class Display:
         finally:
             if self.stop is not None:
                 self.stop.telling = False
-                self._tell()  # of a signal since the last look, about which the process is silent
+                self._tell()  # a signal since the last look, which the process has not reported
 
     def _tell(self) -> None:
-        """Says once that the process stops."""
+        """Prints once that the process is stopping."""
         if not self._told and self.stop is not None and self.stop():
             self._told = True
             self.console.print(Text(stopping_words(self.stop.ended_by)), soft_wrap=True)
@@ -532,14 +532,14 @@ class Display:
         try:
             progress = self.read()
         except Exception:
-            # The workers deal with a database that is busy or away; the next look may succeed.
+            # The workers handle a database that is busy or away; the next look may succeed.
             return None
         for listener in self.listeners:
             listener(progress)
         return progress
 
     def _show(self, progress: Progress) -> None:
-        """Shows in a notebook what a terminal would show, with text escaped; else prints a line."""
+        """Shows the job in a notebook as on a terminal, with text escaped; else prints a line."""
         if self._cell is None:
             self._lines.show(progress.line, progress)
             return
@@ -564,14 +564,14 @@ class Display:
 
 
 def stopping_words(ended_by: str) -> str:
-    """Says that a process stops, and why, as `Stop.ended_by` does."""
+    """Says that a process is stopping, and why, from `Stop.ended_by`."""
     if ended_by == "stopped":
         return "stopping; once more stops at once"
     return f"stopping: {ended_by}"
 
 
 def live_head(progress: Progress, width: int) -> RenderableType:
-    """Renders name, bar, stage and best; in one line if there is room."""
+    """Renders name, bar, stage and best, in one line if it fits."""
     style = "" if progress.search.best is not None else "dim"
     best, done = Text(progress.best_words, style=style), Text(progress.stage_words)
     name = Text(one_line(progress.search.name), style="bold")
