@@ -470,7 +470,7 @@ def test_the_command_lists_the_trials(finished, capsys):
         return capsys.readouterr().out
 
     head, *lines = trials().splitlines()
-    assert head.split() == ["trial", "state", "accuracy", "time", "parameters"]
+    assert head.split() == ["trial", "state", "accuracy", "time", "hyperparameters"]
     assert [line.split()[:2] for line in lines] == [[str(n), "complete"] for n in range(4)]
     rows = finished.to_dicts()
     listed = json.loads(trials("--json"))

@@ -55,7 +55,7 @@ def test_a_file_of_events_is_continued_and_tells_nothing_twice(tmp_path, stored)
 
 def test_a_file_that_cannot_be_written_is_a_mistake_before_the_study(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for place, words in (("missing/events", "No such"), (".", "Is a"), ("pipe", "no program reads")):
+    for place, words in (("missing/events", "No such"), (".", "Is a"), ("pipe", "no program")):
         with pytest.raises(ConfigError, match=rf"cannot be written: {words}.*; name another"):
             EventFile(tmp_path / place)
 

@@ -216,7 +216,7 @@ def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypa
         None,
         "",
     )
-    said = "Of 6 parameters the 2 most important are shown; studyloom trials --csv has all."
+    said = "Of 6 hyperparameters the 2 most important are shown; studyloom trials --csv has all."
     assert said in text_of(page)
     table = re.search(r'<table id="all-trials">.*?</thead>', page, re.DOTALL)[0]
     assert len(re.findall(r">p\d<", table)) == 2

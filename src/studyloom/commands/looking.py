@@ -371,7 +371,7 @@ BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", 
 @command(
     "propose a configuration for the next free trial",
     RUN_DIR,
-    argument("point", "POINT", "in JSON; a parameter that it leaves out has its default value"),
+    argument("point", "POINT", "in JSON; hyperparameters left out have their default values"),
     BY,
     argument("--why", "TEXT", "a line that is stored with it", default=""),
     *(*CONSENT, JSON),

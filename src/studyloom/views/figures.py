@@ -386,10 +386,10 @@ class Axis:
 
 # The figures of a study
 
-ENOUGH = 3  # complete trials that must have a parameter before it is drawn
-NO_PARAMETERS = f"No parameter has had different values in {ENOUGH} complete trials or more yet."
+ENOUGH = 3  # complete trials that must have a hyperparameter before it is drawn
+NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} complete trials yet."
 NOTHING_COMPLETE = "No trial is complete yet."
-BINS = 4  # of a parameter's settings, in the table behind its figure
+BINS = 4  # of a hyperparameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colours of further quantities
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colours
@@ -864,7 +864,7 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         ChartScale(-0.4, len(names) + 0.75, ticks, "", "none"),
         ChartScale(-0.02, 1.04, reads="none"),
     )
-    label = f"the best {len(trials)} trials over {len(names)} parameters"
+    label = f"the best {len(trials)} trials over {len(names)} hyperparameters"
     return Chart(label, PAIR_HEIGHT, x, y, _drawn(marks), table, notes, "wide")
 
 
@@ -894,7 +894,7 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
             if not words:  # no later pair comes before it
                 break
     if not pairs:
-        return "No two parameters have been varied together in enough trials yet."
+        return "No two hyperparameters have been varied together in enough trials yet."
     _, _, first, second, common = min(pairs, key=lambda pair: pair[:2])
     early = ended_early(trials)
     numbers = {trial.number for trial in common}.union(*early.values())

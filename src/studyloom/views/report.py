@@ -87,7 +87,7 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
 
 PLAIN = {
     "re-evaluation": "re-evaluation of the best",
-    "retraining": "winner and baseline, trained on all data",
+    "retraining": "final training of winner and baseline",
 }
 
 
@@ -133,7 +133,7 @@ def parts_section(parts: Sequence[StudyPart]) -> Section:
         seconds = wall_seconds([part])
         took = "–" if seconds is None else format_duration(seconds)
         rows.append((part.title, part.about, done, took, part.name))
-    head = ("part", "", "trainings complete", "took", "stored as")
+    head = ("stage", "", "trainings complete", "took", "stored as")
     return section("parts", [figures.PageTable(head, rows, words=(0, 1, 4))])
 
 
@@ -344,7 +344,7 @@ def candidates(winner: Result) -> figures.PageTable:
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
     return figures.PageTable(
-        ("trial", "search", "trained again", "gap", "", "parameters"), rows, words=(4, 5)
+        ("trial", "search", "re-evaluation", "gap", "", "hyperparameters"), rows, words=(4, 5)
     )
 
 
@@ -456,7 +456,7 @@ def search_sections(
 
 
 MOST_PARALLEL = 150  # over parallel axes, of the best trials
-MOST_SLICES = 24  # of the most important parameters
+MOST_SLICES = 24  # of the most important hyperparameters
 MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
 
 
@@ -585,7 +585,7 @@ def trials_section(
     block = page.Trials(head, words, table, params)
     made = section("trials", [block])
     few = (
-        f"Of {len(asked)} parameters the {len(asked) - len(left)} most important are shown; "
+        f"Of {len(asked)} hyperparameters the {len(asked) - len(left)} most important are shown; "
         "studyloom trials --csv has all."
     )
     return replace(made, caption=f"{made.caption} {few}") if left else made
@@ -749,7 +749,7 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
         params = "" if worker.trial is None else format_parameters(worker.params)
         rows.append((worker.owner, *cells, lease, params))
     if rows:
-        head = ("worker", "trial", "epoch", snapshot.metric, "", "parameters")
+        head = ("worker", "trial", "epoch", snapshot.metric, "", "hyperparameters")
         yield section("running", [figures.PageTable(head, rows, words=(0, 4, 5))])
 
 

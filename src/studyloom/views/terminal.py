@@ -103,12 +103,12 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """Renders the baseline and the best trial: values, standard error if known, and parameters."""
+    """Renders the baseline and the best trial: values, standard error, hyperparameters."""
     answers = {"baseline": snapshot.baseline, "best": snapshot.best}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in ("what", "value", "trial"):
         table.add_column(name, no_wrap=True)
-    table.add_column("parameters", overflow="fold")
+    table.add_column("hyperparameters", overflow="fold")
     lines: list[RenderableType] = []
     for name, trial in answers.items():
         if trial is None:
@@ -244,7 +244,7 @@ def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
 
 def print_trials(stored: StoredStudy, console: Console) -> None:
     """Prints a line for each trial: number, outcome, values, time, hyperparameters or reason."""
-    head = ("trial", "state", ", ".join(goal.name for goal in stored.goals), "time", "parameters")
+    head = ("trial", "state", ", ".join(g.name for g in stored.goals), "time", "hyperparameters")
     rows = [head]
     for trial in stored.trials():
         record = TrialRecord(trial)

@@ -52,7 +52,7 @@ def model_card(
         f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
         for name, value in winner.params.items()
     ]
-    lines.append("\n".join(["## Parameters\n\n| | |\n|---|---|", *(params or ["| default | |"])]))
+    lines.append("\n".join(["## Hyperparameters\n\n| | |\n|-|-|", *(params or ["| default | |"])]))
     if answer.data is None:
         use = f"{code_in_markdown(f'studyloom.load_winner({str(run_dir)!r})')} loads it."
     else:

@@ -57,7 +57,7 @@ function valueOn(scale, share) {
   return Number(at.toPrecision(4));
 }
 
-// What is said of a point: which trial, its values, and the trial's parameters from the table.
+// What is said of a point: which trial, its values, and the trial's hyperparameters from the table.
 function words(point, axes) {
   const lines = [];
   const row = point.trial === undefined ? null : document.getElementById(`trial-${point.trial}`);
@@ -429,7 +429,7 @@ function configuration(row, cells) {
   const differs = ([, own, theirs]) => theirs !== undefined && own !== theirs;
   const sorted = [...rows.filter(differs), ...rows.filter((each) => !differs(each))];
   if (!sorted.length) return [];
-  const made = tableOf(["parameter", "this trial", ...(other ? ["baseline"] : [])], sorted);
+  const made = tableOf(["hyperparameter", "this trial", ...(other ? ["baseline"] : [])], sorted);
   [...made.tBodies[0].rows].forEach((each, n) => each.classList.toggle("differs", differs(sorted[n])));
   return [make("h3", "Configuration"), make("div.scroll", "", made)];
 }
