@@ -73,7 +73,7 @@ def print_winner(
             write_report(plan)  # unless the command was killed here
     store_result(plan.search.stored, result.in_short())
     lines = [result_sentence(result, plan.search.stored), *terminal.winner_lines(result)]
-    for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
+    for number, line in enumerate(filter(None, lines)):  # the first has the result of the test
         style = "" if number or result.test is None else "bold green"
         console.print(Text(line, style=style), soft_wrap=True)
 

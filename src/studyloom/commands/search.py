@@ -174,7 +174,7 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
 
 @contextmanager
 def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultStages]]:
-    """Opens a study whose search has ended and whose definition is the config's, and closes it.
+    """Opens the config's study, whose search must have ended, and closes it afterwards.
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.

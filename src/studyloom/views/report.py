@@ -55,7 +55,7 @@ BEST = 100  # trials shown for their value
 
 @dataclass(frozen=True)
 class SampledStudy(StoredStudy):
-    """A study of which views see only the trials `shown`."""
+    """A study that shows views only the trials in `shown`."""
 
     shown: tuple[FrozenTrial, ...] = ()
 

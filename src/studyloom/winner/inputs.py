@@ -125,7 +125,7 @@ class InputFormat:
             )
         if not is_picture(shape) or transform is None or isinstance(transform, Sound):
             return self._finish(rows)
-        # Whether the data source normalizes its images itself, and said by what.
+        # Whether the data source normalizes its images itself, by known values.
         normal = isinstance(transform, Picture) and (self.facts.mean, self.facts.std) != (0, 1)
         whole = dtype.startswith(("int", "uint"))
         if not whole and not normal:

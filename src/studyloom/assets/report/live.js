@@ -1,4 +1,4 @@
-// Follows the study: replaces what has changed, and keeps what a hand has done to the page.
+// Follows the study: replaces what has changed, and keeps what the user has done to the report.
 "use strict";
 
 const status_ = document.getElementById("live");
@@ -17,7 +17,7 @@ function parsedRow(html) {
   return template.content.querySelector("tr");
 }
 
-// What a hand has opened, scrolled and focused in an element, to be done again in its successor.
+// What the user has opened, scrolled and focused in an element, to restore it in the new element.
 function stateOf(element) {
   const focusable = [...element.querySelectorAll("a, button, input, summary, [tabindex]")];
   return {
@@ -71,7 +71,7 @@ function placeRow(key, html) {
   else document.querySelector("#all-trials tbody")?.append(next);
 }
 
-// A section that is far from what is seen waits until it comes near, or the page is printed.
+// A section far from the visible part is replaced when it comes near, or before printing.
 const near = new Set();
 const waiting = new Map();
 const observer = new IntersectionObserver((entries) => {
@@ -133,7 +133,7 @@ function said(words, away = false) {
   status_.classList.toggle("away", away);
 }
 
-// A page that nobody sees asks for nothing, and catches up when it is seen again.
+// A hidden tab sends no requests, and catches up when it is visible again.
 async function follow() {
   if (!document.hidden) {
     try {

@@ -1,6 +1,6 @@
-// The page is whole without this script. It adds what a hand asks for: the values of points, by
-// pointer and by keyboard, the order, the filter and the CSV file of the table of trials, trials that
-// are chosen in all figures by that filter or a rectangle in one, and the view of one trial.
+// The report is complete without this script. It adds interaction: the values of points, by pointer
+// and keyboard; order, filter and CSV file of the table of trials; the selection of trials in all
+// figures, by that filter or a rectangle in one figure; and the view of one trial.
 "use strict";
 
 const readings = new WeakMap(); // of each figure, its points as they are needed
@@ -57,7 +57,7 @@ function valueOn(scale, share) {
   return Number(at.toPrecision(4));
 }
 
-// What is said of a point: which trial, its values, and the trial's hyperparameters from the table.
+// The description of a point: the trial, its values, and its hyperparameters from the table.
 function words(point, axes) {
   const lines = [];
   const row = point.trial === undefined ? null : document.getElementById(`trial-${point.trial}`);
@@ -189,7 +189,7 @@ function sort() {
   });
 }
 
-// What a word of the filter asks of a row: to hold it, or a cell to compare, such as lr<0.01.
+// The condition of a word of the filter: a row contains it, or a cell satisfies it, as in lr<0.01.
 function asked(word, titles) {
   const [, name, sign, value] = /^([^<>=]+)([<>]=?|=)([^<>=]+)$/.exec(word) ?? [];
   const columns = titles.flatMap((title, n) => (title === name || title.endsWith(`.${name}`) ? [n] : []));
@@ -227,7 +227,7 @@ function filter() {
   performance.measure("filter", { start: began, end: performance.now() });
 }
 
-// Trials that are chosen: by the filter and by a rectangle that a hand has drawn in a figure.
+// Selected trials: by the filter and by a rectangle that the user has drawn in a figure.
 
 let chosen = null; // their numbers; null if all are
 let within = null; // those in the rectangle
@@ -298,7 +298,7 @@ document.addEventListener("pointercancel", () => {
   drag = null;
 });
 
-// What a spreadsheet would take for a formula begins with an apostrophe, as in `studyloom trials`.
+// An apostrophe keeps spreadsheets from reading a text as a formula, as in `studyloom trials`.
 function field(text) {
   const formula = /(^|[;\t\r\n])([=+\-@]|(?<![^])[\t\r])/g;
   const safe = Number.isNaN(Number(text)) ? text.replace(formula, "$1'$2") : text;
@@ -337,7 +337,7 @@ function prepareTable() {
   filter();
 }
 
-// The view of one trial, below its own address: #trial-17.
+// The view of one trial, at its address: #trial-17.
 
 const view = document.getElementById("trial");
 
@@ -354,7 +354,7 @@ function addressed() {
   return row || null;
 }
 
-// The page stays where it is, and its last address is one step back.
+// The report does not scroll, and its last address is one step back.
 function lead(trial) {
   if (!document.getElementById(`trial-${trial}`)) return;
   history.pushState({ led: true }, "", `#trial-${trial}`);
@@ -366,13 +366,13 @@ function visit() {
   if (!row) return view.close();
   fillView(row);
   if (!view.open) {
-    view.show(); // as a modal, it would lay all of a long page out anew
+    view.show(); // as a modal, it would lay out all of a long report again
     document.getElementById("trial-title").focus();
   }
   for (const log of view.querySelectorAll("pre")) log.scrollTop = log.scrollHeight;
 }
 
-// The table's order and filter tell which trial is the next one.
+// The table's order and filter determine the next trial.
 function neighbour(step) {
   const rows = [...table().tBodies[0].rows].filter((row) => !row.hidden);
   return rows[rows.indexOf(addressed()) + step];
