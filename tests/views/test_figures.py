@@ -246,7 +246,7 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
     assert figure.table.rows[1] == (2, "1.0000", "", "0.2000")
     assert section(losses_section(trial), [], which="").title == "Further quantities"
     as_we_do.user_attrs[EPOCHS] = told | {"train_loss": [3, 2, 1], "valid_loss": [3, 2, 4]}
-    assert section(losses_section(as_we_do), [], which="").title == "Over-fitting"
+    assert section(losses_section(as_we_do), [], which="").title == "Overfitting"
     assert "lowest at epoch 2" in str(losses(as_we_do))
 
 
