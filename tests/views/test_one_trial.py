@@ -205,7 +205,7 @@ def test_the_address_of_a_trial_opens_it_with_all_that_is_known(opened, tmp_path
     page = opened("#trial-3")
     said = page.locator("#trial").inner_text()
     assert f"studyloom replay {tmp_path} --trial 3" in said
-    assert re.search(r"training\s+8 s\s+80 %\s+storage\s+2 s\s+20%", said)
+    assert re.search(r"training\s+8 s\s+80%\s+storage\s+2 s\s+20%", said)
     rows = page.locator("#trial tr.differs th").all_inner_texts()
     assert rows == [f"p.{HOSTILE}"], "what differs from the baseline comes first"
     names = page.locator("#trial table:not(.facts, .bars) tbody th").all_inner_texts()
