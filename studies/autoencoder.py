@@ -1,4 +1,4 @@
-"""Search an autoencoder for two objectives: two networks and optimizers, in a loop of one's own.
+"""Search an autoencoder for two objectives: two networks and optimizers, in a custom loop.
 
     python -m studies.autoencoder
     python -m studies.autoencoder 'winner.rule="min error where accuracy > 0.9"'    # another winner

@@ -72,7 +72,7 @@ def encode(row: Row) -> tuple[list[int], list[str]]:
         words; and what was done to them.
 
     Raises:
-        ValueError: a number is none, or out of its range.
+        ValueError: a field is not a number, or out of its range.
     """
     vocabulary, options = known()
     table, done = [], []
@@ -171,8 +171,8 @@ class ReviewNet(nn.Module):
 
     Args:
         outputs: how many classes there are.
-        fusion: text or table, of which one is read alone; or how both are: join, by a layer on the
-            features of both; add, by the sum of what each alone would say; gate, in which the table
+        fusion: text or table, to read only one; or how to read both: join, by a layer on the
+            features of both; add, by the sum of the logits of each; gate, in which the table
             weighs the features of the text.
         columns: of the table; the others are not looked at.
         vocabulary: how many of the most frequent words are known.

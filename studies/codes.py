@@ -1,7 +1,7 @@
 """An autoencoder that describes a digit by eight numbers, and a probe that reads it off them.
 
 It is the loop of the study `autoencoder`. The two networks have an optimizer each: the probe learns
-to read the codes as they are, and the autoencoder to give back the pixels, and to be read.
+to read the codes, and the autoencoder to reproduce the pixels and to be readable.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Search MLPs on Fashion-MNIST: the question of Optuna's PyTorch example, on held-out images.
+"""Search MLPs on Fashion-MNIST: the search space of Optuna's PyTorch example.
 
     python -m studies.fashion              # downloads Fashion-MNIST, or finds it in STUDYLOOM_DATA
     python -m studies.fashion study.trials=20 pruner=hyperband study.name=hyperband

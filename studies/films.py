@@ -48,7 +48,7 @@ class Past:
 
     Attributes:
         total: sum and number of all ratings.
-        films: the same of each film.
+        films: sum and number of the ratings of each film.
         users: of each user and genre, and of each user under -1, sum and number of the deviations
             of ratings from the means that their films then had.
         latest: the films and deviations of the latest ratings of each user.
@@ -108,7 +108,7 @@ def inputs_of(data: Tables, test_size: int, known: bool = True) -> tuple[Tensor,
     Args:
         data: all of it.
         test_size: how many of the last ratings are the test set.
-        known: whether a test rating is an input of later ones, as in a service that goes on.
+        known: whether a test rating is an input of later ones, as in a running service.
 
     Returns:
         the inputs, and what is known after all.
@@ -319,7 +319,7 @@ class Recommender(nn.Module):
         return plain + self.layers(torch.cat(parts, 1))
 
     def content(self, rows: Tensor) -> list[Tensor]:
-        """Returns the features of user and film beside their numbers."""
+        """Returns the features of user and film other than their ids."""
         age, woman, year = (rows[:, [PLACE[name]]] for name in ("age", "woman", "year"))
         occupation = self.occupation(rows[:, PLACE["occupation"]].long())
         genres = rows[:, PLACE[GENRES[0]] : PLACE[GENRES[-1]] + 1]

@@ -1,4 +1,4 @@
-"""Search a small Transformer that reads Alice in Wonderland letter by letter: a loop of one's own.
+"""Search a small Transformer that reads Alice in Wonderland letter by letter: a custom loop.
 
     python -m studies.language
     python -m studies.language params.epochs=24 study.name=longer

@@ -15,7 +15,7 @@ import numpy as np
 
 RATINGS, USERS, FILMS = 100_000, 943, 1_682
 BRINGS = "`pip install --no-deps recbole==1.2.1` brings it"
-ANEW = "`pip install --force-reinstall --no-deps recbole==1.2.1` brings it anew"
+ANEW = "`pip install --force-reinstall --no-deps recbole==1.2.1` installs it again"
 GENRES = (
     *("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller"),
@@ -100,5 +100,5 @@ def lines(path: Path, count: int, fields: int, numbers: int) -> list[list[str]]:
 
 
 def damaged(path: Path, words: str) -> ValueError:
-    """Returns the error of a missing or damaged file, with the way out."""
+    """Returns the error of a missing or damaged file, and how to fix it."""
     return ValueError(f"{path}: {words}; the file is missing or damaged; {ANEW}")

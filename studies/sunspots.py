@@ -2,7 +2,7 @@
 
     python -m studies.sunspots
     python -m studies.sunspots objective.folds=4 study.name=rolling      # from four origins in turn
-    python -m studies.sunspots objective.metric=rmse study.name=rmse     # another question
+    python -m studies.sunspots objective.metric=rmse study.name=rmse     # another metric
 
 The metric is the mean absolute error; the loss is searched too. The data are the years 1700 to
 2008, never shuffled across time: the last 50 are the test set, and the 50 before them

@@ -22,7 +22,7 @@ def words_of(text: str) -> list[str]:
 class Vocabulary:
     """The words of some texts, numbered from 2 on by how often they occur, the most frequent first.
 
-    A network that knows the n most frequent words alone takes any greater number as UNKNOWN; so the
+    A network that knows only the n most frequent words takes any greater number as UNKNOWN; so the
     size of the vocabulary is a number that a search may choose. See `cut`.
 
     Args:

@@ -104,8 +104,8 @@ def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):
     assert said == {
         "known": "",
         "half": "1 of 2 words unknown",
-        "odd": "no word of it is known, so that the answer is a guess",
-        "blank": "no word of it is known, so that the answer is a guess",
+        "odd": "no word of it is known, so the prediction is a guess",
+        "blank": "no word of it is known, so the prediction is a guess",
         "long": "the first 400 of 500 words",
     }
     with pytest.raises(PredictError, match=r"bytes: it must be a text in UTF-8"):

@@ -59,13 +59,13 @@ LINE = Variable("STUDYLOOM_LINE", "the descriptor of a worker's line to its laun
 RANK = Variable("STUDYLOOM_RANK", "of a rank: ranks in all, its descriptor, the process of rank 0")
 SHARED = Variable("STUDYLOOM_SHARED", "the key of the data that workers share, and their file")
 PICKLED = Variable("STUDYLOOM_PICKLED", "the descriptor of the pickled objects, and their word")
-MARK = Variable("STUDYLOOM_MARK", "a word of one worker alone, for all that it starts")
+MARK = Variable("STUDYLOOM_MARK", "a random word that marks the processes of one worker")
 GPU_NOTES = Variable("STUDYLOOM_GPU_NOTES", "the folder of the notes of doctor --gpu")
 GPU_COUNT = Variable("STUDYLOOM_GPU_COUNT", "how many notes a probe of doctor --gpu waits for")
 
 
 def variables_help() -> str:
-    """Lists the variables that are not for worker processes alone, for a help of 80 columns."""
+    """Lists the variables that users may set, for a help of 80 columns."""
     wrapper = textwrap.TextWrapper(80, initial_indent="  ", subsequent_indent=" " * 28)
     rows = (wrapper.fill(f"{each.name:<26}{each.meaning}") for each in PUBLIC)
     return "\n".join(["environment variables:", *rows])

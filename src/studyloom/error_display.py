@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def print_errors(error: Exception) -> None:
-    """Prints each mistake of an error on standard error, after `error: `, without passwords."""
+    """Prints each message of an error on standard error, after `error: `, without passwords."""
     for mistake in getattr(error, "mistakes", None) or [str(error)]:
         with contextlib.suppress(OSError, ValueError):  # standard error may be full or closed
             sys.stderr.write(f"error: {indented(mask_passwords(mistake))}\n")
@@ -48,5 +48,5 @@ def shown_at_call(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def wants_tracebacks() -> bool:
-    """Whether HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    """Whether HYDRA_FULL_ERROR=1 requests tracebacks."""
     return TRACEBACKS.get() == "1"

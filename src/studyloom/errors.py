@@ -48,10 +48,10 @@ class StudyloomError(Exception):
 
 
 class UserError(StudyloomError, ValueError):
-    """Something that a user can put right: a configuration, a file, or an argument.
+    """An error that the user can fix: in a configuration, a file, or an argument.
 
     Attributes:
-        mistakes: every mistake found, one line each.
+        mistakes: every error found, one line each.
     """
 
     exit_code = 2
@@ -62,11 +62,11 @@ class UserError(StudyloomError, ValueError):
 
 
 class ConfigError(UserError):
-    """Every mistake found in a configuration or a search space."""
+    """All errors found in a configuration or a search space."""
 
 
 def refuse(mistakes: Sequence[str]) -> None:
-    """Raises ConfigError if there are mistakes, each of them once."""
+    """Raises ConfigError with the messages, each of them once, if there are any."""
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
 
@@ -95,7 +95,7 @@ class PredictError(UserError):
 
 
 class CompressError(UserError):
-    """A winner cannot be made small: a package is missing, or an operator has no form in ONNX."""
+    """A winner cannot be compressed: a package is missing, or ONNX lacks an operator."""
 
 
 class DefinitionError(UserError):
@@ -176,11 +176,11 @@ class Infeasible(StudyloomError):
 
 
 class CommandFailed(StudyloomError):
-    """A command of the user's own ended with an error, or printed no value.
+    """The user's command ended with an error, or printed no value.
 
     Args:
         message: one line.
-        output: its last lines.
+        output: the last lines that it printed.
     """
 
     def __init__(self, message: str, output: str = "") -> None:
@@ -211,13 +211,13 @@ class Diverged(StudyloomError, ArithmeticError):
 
 
 class UndrawnReport(StudyloomError):
-    """The report cannot be drawn; the study is none the worse for it."""
+    """The report cannot be written; the study's results are unaffected."""
 
     exit_code = 0
 
 
 class Stopped(BaseException):
-    """The worker was asked to stop, and hands its trial back.
+    """The worker received a request to stop, and releases its trial.
 
     Not an Exception, and so not in the tree: `except Exception` in a user's code lets it pass.
     """
@@ -233,10 +233,10 @@ class Paused(BaseException):
 class Interrupted(KeyboardInterrupt):
     """A second signal came: the worker stops at once.
 
-    A KeyboardInterrupt that is none of these was raised by code of the user's.
+    Any other KeyboardInterrupt was raised by the user's code.
     """
 
 
 def or_train_it_yourself(mistake: str) -> str:
-    """Adds to a mistake that any training can be a custom loop, if it does not say so."""
+    """Adds to a message that any training can be a custom loop, if it does not say so."""
     return mistake if TRAIN_IT_YOURSELF in mistake else f"{mistake}; {TRAIN_IT_YOURSELF}"

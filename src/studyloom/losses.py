@@ -17,7 +17,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
     Args:
         weights: none; or balanced, which gives each class the same share in the loss of the
-            training part: n / (k·n_c), for n examples of k classes, n_c of them of class c (King
+            training set: n / (k·n_c), for n examples of k classes, n_c of them of class c (King
             and Zeng 2001); or a positive number for each class.
         label_smoothing: the share of each label that moves evenly to all classes, from 0 to 1.
 
@@ -56,7 +56,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
             return super().forward(outputs, labels)
         classes = outputs.shape[1]
         if len(weight) < classes and self.balanced:
-            # The training part has no example of the last classes: their weights are never used.
+            # The training set has no example of the last classes: their weights are never used.
             weight = functional.pad(weight, (0, classes - len(weight)), value=1.0)
         if len(weight) != classes:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Networks for images, rows and series; configs name them by `_target_`.
 
-A class of the user's own works as well, if it takes `shape`, and `outputs` or `classes`. Those here
+A custom class works as well if it takes `shape`, and `outputs` or `classes`. The classes here
 can all be built on the meta device, which is how large ones are checked before the first trial.
 """
 
@@ -143,7 +143,7 @@ class Standardise(nn.Module):
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
         """Measures the inputs of the training set, (n, …, features); ignores the targets."""
         std, mean = torch.std_mean(inputs.flatten(0, -2), 0, correction=0)
-        # A constant feature carries no information: it becomes 0, and not NaN.
+        # A constant feature holds no information: it becomes 0, and not NaN.
         self.mean, self.std = mean, torch.where(std > 0, std, 1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class StandardiseSteps(Standardise):
 class Restore(Standardise):
     """Scales outputs (batch, outputs) to mean and deviation of the targets in the training set.
 
-    So the loss and the metric are in the units of the data. Outputs for classes are left alone.
+    So the loss and the metric are in the units of the data. Outputs for classes are unchanged.
     """
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:

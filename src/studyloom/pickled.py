@@ -2,7 +2,7 @@
 
 A worker is another interpreter. It cannot import a class of a notebook, and has no Dataset that the
 notebook holds. The program pickles them into a file without a name, which its own children inherit;
-nobody else can open it, and it is gone with the last of them.
+no other process can open it, and it disappears with the last of them.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def registered_object(name: str) -> Any:
     """Returns an object that the program has registered.
 
     Raises:
-        ConfigError: this process has none of the name.
+        ConfigError: this process has no object of that name.
     """
     if name not in _objects:
         raise ConfigError(

@@ -28,10 +28,10 @@ PLUGINS = {
 
 
 def load_plugin(name: str) -> Any:
-    """Imports the part that a command asks for by its name.
+    """Imports an optional part of studyloom by name.
 
     Raises:
-        ImportError: a package of the extra is missing; whoever calls says which extra brings it.
+        ImportError: a package of the extra is missing; the caller says which extra has it.
     """
     module, member = PLUGINS[name]
     return getattr(import_module(f"studyloom.extras.{module}"), member)

@@ -1,7 +1,7 @@
 """Hosts and processes: their ids, signs of life, signals and threads, and where time goes.
 
-What only Linux has is asked for here alone, and each has a plain way for other systems. Forks are
-in `launch/forks.py`, and only where this module says that Linux's ways are taken.
+Only this module checks for Linux; each function has a fallback for other systems. Forks are
+in `launch/forks.py`, and are used only where this module allows it.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def path_of(descriptor: int) -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this host has not ended yet; one that nobody has waited for has."""
+    """Whether a process of this host still runs; a zombie does not."""
     import psutil
 
     try:
@@ -131,7 +131,7 @@ def ending_at_interrupt() -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Opens the standard streams that were closed by whoever started this process, as by `>&-`.
+    """Opens standard streams that were closed before this process started, as by `>&-`.
 
     Without it the next file that is opened would get the number of standard output.
     """
@@ -225,7 +225,7 @@ def adopt_orphans() -> bool:
 
 
 def end_with(parent: int) -> None:
-    """Ends this process with its parent: Linux does it at once, elsewhere a thread that looks."""
+    """Ends this process with its parent: on Linux at once, on other systems by a polling thread."""
     if LINUX:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:

@@ -1,7 +1,7 @@
 """Text for people: how values, names, shapes and durations are written, and made safe to show.
 
 Names, exceptions and attributes come from databases and run directories that anybody may have
-written. They are shown through `printable`, `one_line` or `indented`, and are stored as they are.
+written. They are shown through `printable`, `one_line` or `indented`, and are stored unchanged.
 """
 
 import logging
@@ -20,7 +20,7 @@ UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-# What is shown instead, by code point; of all others U+FFFD.
+# What is shown instead, by character code; of all others U+FFFD.
 SHOWN = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
 
 # What begins a formula, where a cell of a spreadsheet begins.
@@ -49,7 +49,7 @@ def indented(text: str) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """Makes a text of any origin safe within a line of Markdown: no HTML, link, picture or cell.
+    """Makes a text of any origin safe within a line of Markdown: no HTML, link, image or cell.
 
     Of characters of HTML not all renderers take a backslash.
     """
@@ -165,7 +165,7 @@ def no_such_key(key: str, known: Sequence[str]) -> str:
 
 
 def line_to_add(name: str, value: str, file: Path, section: str = "") -> str:
-    """Says which line gives a file of the user's own a key that it lacks."""
+    """Says which line adds a missing key to a file of the user's."""
     shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
     where = f"to {f'{section} in ' * bool(section)}{shown}"
     return f"; to have it, add `{name}: {value}` {where}, with the value to start from"

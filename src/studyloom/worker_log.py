@@ -1,4 +1,4 @@
-"""The lines of a worker's log: how they are written, and what a page reads from them."""
+"""The lines of a worker's log: how they are written, and what the live report reads from them."""
 
 import re
 from datetime import datetime

@@ -71,7 +71,7 @@ def test_a_server_that_is_away_for_a_while_has_all_at_the_end(tmp_path, server):
     until(lambda: "track.mlflow: " in run.logs() or process.poll() is not None, 180)
     server.start()
     run.end(process, 0)
-    assert re.search("track.mlflow: .*; the study goes on", run.logs())
+    assert re.search("track.mlflow: .*; the study continues", run.logs())
     run.end(run.start(), 0)  # writes what the first could not, if the server came too late
     agree(run, server.uri, name)
 

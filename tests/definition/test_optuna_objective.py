@@ -247,7 +247,7 @@ def test_a_later_attempt_is_a_retry_of_itself_to_optunas_retry_history(ask, sqli
 def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_first(ask):
     for override, words in {
         "objective.test=test_function.divides": "objective.test: it is given what run.keep keeps",
-        "sampler=grid": "or choose another sampler, such as sampler=tpe",
+        "sampler=grid": "narrow its ranges, or set sampler=tpe",
         "pruner=asha": "which this objective lacks; call run.keep",
         "+space={params: {x: {int: [1, 3]}}}": "suggests its own values; leave space out",
         "objective.folds=2": "objective.folds=2: the data are the function's own",

@@ -103,7 +103,7 @@ def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
 def test_a_space_of_too_many_points_is_refused_without_going_through_them():
     space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
     started = time.perf_counter()
-    with pytest.raises(ConfigError, match=f"points; at most {LARGEST_GRID}"):
+    with pytest.raises(ConfigError, match=f"configurations; at most {LARGEST_GRID}"):
         GridSampler(space)
     assert time.perf_counter() - started < 0.1
 

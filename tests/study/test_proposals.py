@@ -180,7 +180,9 @@ def test_no_point_twice_no_more_than_the_share_and_none_after_the_end(sqlite_url
     work(hill, stored, 10)
     more = asked(*HILL, "sampler=random", "study.proposals=1")
     store_space(stored, more)
-    refused(stored, {"params.x": 0.9}, "all 10 trials have begun; a larger study.trials makes room")
+    refused(
+        stored, {"params.x": 0.9}, "all 10 trials have begun; raise study.trials to propose more"
+    )
 
 
 def test_a_search_that_has_ended_early_takes_no_proposal(stored, definition):
@@ -216,7 +218,7 @@ def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_t
 def test_a_grid_and_a_study_of_before_take_no_proposals(sqlite_url):
     grid = asked(*HILL, "sampler=grid", *(f"+space.params.{n}.step=0.5" for n in "xyz"))
     stored = begun(sqlite_url, grid)
-    refused(stored, {}, "nothing is stored of its space")
+    refused(stored, {}, "its space is not stored")
 
 
 # What a proposer is told

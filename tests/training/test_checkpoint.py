@@ -98,7 +98,7 @@ def test_what_is_removed_is_its_own_and_neighbours_are_left_alone(tmp_path):
 
 def test_a_damaged_file_is_refused_with_a_line_and_the_one_before_or_the_start_is_used(two, caplog):
     content, previous = two.path.read_bytes(), two.previous.read_bytes()
-    line = f"checkpoint {two.path} {DAMAGED}; going on from the"
+    line = f"checkpoint {two.path} {DAMAGED}; resuming from the"
     for damaged in (b"", content[:-1], content.replace(b"checkpoint 1", b"checkpoint 2")):
         two.path.write_bytes(damaged)
         assert number_of(two.load()) == 1
@@ -128,10 +128,10 @@ def test_another_identity_is_foreign(two, caplog):
     other = Checkpoint(two.path, "study, 1, lr=0.2")
     assert (other.is_foreign(), two.is_foreign()) == (True, False)
     assert other.load() is None
-    wrong = "is foreign: it does not belong to study, 1, lr=0.2"
+    wrong = "belongs to another training, not to study, 1, lr=0.2"
     assert lines(caplog) == [
-        f"checkpoint {two.path} {wrong}; going on from the one before",
-        f"checkpoint {two.previous} {wrong}; going on from the start",
+        f"checkpoint {two.path} {wrong}; resuming from the one before",
+        f"checkpoint {two.previous} {wrong}; resuming from the start",
     ]
     other.save(state(9))
     assert number_of(other.load()) == 9

@@ -100,7 +100,7 @@ def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
 
     Returns:
         None if there is no section with a target, or that has no such parameter. A target that
-        cannot be imported may have any: whoever builds it says why.
+        cannot be imported is assumed to have it: the error comes when it is built.
     """
     above, _, name = key.rpartition(".")
     section = OmegaConf.select(config, re.sub(r"^params\b", "objective", above))
@@ -131,7 +131,7 @@ def _build_within(value: Any, key: str) -> Any:
 
 @dataclass
 class MistakeCollector:
-    """Collects the mistakes of several steps, so that they are reported at once."""
+    """Collects the errors of several steps, to report them together."""
 
     mistakes: list[str] = field(default_factory=list)
 
@@ -151,5 +151,5 @@ class MistakeCollector:
             self.mistakes += getattr(error, "mistakes", [describe_error(error)])
 
     def check(self) -> None:
-        """Raises ConfigError if there were mistakes, each once."""
+        """Raises ConfigError with the errors collected so far, each once."""
         refuse(self.mistakes)

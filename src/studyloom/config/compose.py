@@ -1,4 +1,4 @@
-"""Composes configs: what studyloom adds to Hydra, and a command composed again."""
+"""Composes configs: studyloom's additions to Hydra, and the stored command of a run directory."""
 
 import functools
 import pickle
@@ -113,7 +113,7 @@ KNOWN: dict[tuple[Any, ...], bytes] = {}
 class GuardedFiles(ReadOnce, FileConfigSource):
     """Hydra's source of config files, which reads untrusted ones as data.
 
-    Hydra asks it for each file that it composes, also when a trial chooses another option, so that
+    It provides each file that Hydra composes, also when a trial chooses another option, so that
     no defaults list and no search path leads to a file that was not checked.
     """
 
@@ -157,7 +157,7 @@ class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
 def composing_once() -> Iterator[None]:
     """Makes Hydra run what it composes in the body, without composing it before for `hydra.mode`.
 
-    A study runs once. A command line that asks for several runs is refused before.
+    A study runs once: a command line for several runs (`--multirun`) has been refused before.
     """
     ask, Hydra.get_mode = Hydra.get_mode, lambda *args, **kwargs: RunMode.RUN  # type: ignore
     try:
@@ -199,7 +199,7 @@ class Composer:
 
     Args:
         choices: the user's own option of each group.
-        complete: returns a composed config with what else belongs to it under some choices.
+        complete: completes a config that Hydra returned under some choices.
     """
 
     config_name: str
@@ -224,13 +224,13 @@ class Composer:
         return group_options(group)
 
     def keep(self, config: DictConfig) -> None:
-        """Caches the user's own config, so that it is not composed again."""
+        """Caches the user's own config, so that Hydra need not build it again."""
         self._cache[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
         """Composes the config under other choices, by group; ConfigError if that is not possible.
 
-        Each config is composed once (about 70 ms) and shared, so copy it before setting values.
+        Hydra builds each config once (about 70 ms). It is shared: copy it before setting values.
         """
         changed = {
             group: option for group, option in choices.items() if self.choices.get(group) != option
@@ -273,7 +273,7 @@ class Composer:
 
 @contextmanager
 def isolated_hydra() -> Iterator[None]:
-    """Gives the body the Hydra and the command line of a program of its own, and ours back.
+    """Gives the body an uninitialised Hydra and an empty command line, and restores ours.
 
     That Hydra is not initialised and does not know our groups, and the command line has no
     arguments. So code may use `hydra.main`, `hydra.initialize` and argparse itself.
@@ -297,7 +297,7 @@ def restored_hydra() -> Iterator[None]:
     try:
         yield
     finally:
-        GlobalHydra.set_instance(app)  # `hydra.initialize` leaves a copy in its place
+        GlobalHydra.set_instance(app)  # `hydra.initialize` leaves a copy instead
         app.hydra, runtime.conf, version.version_base = before
 
 
@@ -399,7 +399,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
         overrides: replace the command's own overrides of the same keys.
 
     Raises:
-        ConfigError: no command of the user's own has run there, or it no longer composes.
+        ConfigError: the user has run no command there, or its config no longer composes.
     """
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:

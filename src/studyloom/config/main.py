@@ -1,7 +1,7 @@
-"""From a command line, or from Python, to the composed config of a study.
+"""From a command line, or from Python, to the config of a study.
 
 `hydra_main` decorates a function of a study module, which is a command; an `Invocation` is the same
-study, run by Python code. All mistakes of a command line are reported at once.
+study, run by Python code. All errors of a command line are reported together.
 """
 
 import functools
@@ -62,7 +62,7 @@ _running = threading.Lock()  # Hydra's state and the environment belong to the w
 def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], None]]:
     """Decorates a task as `hydra.main` does, and adds studyloom's own options, such as `--dry-run`.
 
-    All mistakes of a command line are printed at once, and the command ends with exit code 2.
+    All errors of a command line are printed together, and the command ends with exit code 2.
     `HYDRA_FULL_ERROR=1` shows the traceback instead.
 
     Args:
@@ -90,7 +90,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         def run() -> None:
             end_import()
             processes.open_streams()
-            gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
+            gc.freeze()  # later collections skip the imported modules: 0.8 s at exit
             processes.collect_rarely()  # until trials begin
             try:
                 argv = sys.argv[1:] = arguments(sys.argv[1:])
@@ -99,7 +99,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             answer_at_once(task, folder, config_name, argv)
             with in_force(rules_of(argv, Path(folder))), composing_once():
                 if not tracebacks:
-                    # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
+                    # Hydra's own report exits with 1, so Hydra raises until the config is complete.
                     os.environ[TRACEBACKS.name] = "1"
                 try:
                     main()
@@ -144,7 +144,7 @@ def _above_packages(module: Path) -> Path:
 
 
 def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequence[str]) -> None:
-    """Answers what needs no study, or says that one begins: torch takes seconds."""
+    """Handles `--version` and the like before torch is imported, or prints that a study begins."""
     if "--version" in argv:
         print(f"studyloom {__version__}")
         sys.exit()
@@ -158,7 +158,7 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
             f"{sweeps[0]}: a study is a search already; write what it searches into a space, such "
             "as conf/space/mine.yaml, and choose that with space=mine"
         )
-    # What Hydra is asked for has no line before it.
+    # Output of Hydra's own options has no line before it.
     quiet = (each for each in argv if each[0:1] == "-" or Override.parse(each).is_within(*QUIET))
     is_read = not JSON.get() and WORKER.get() is None
     if is_read and not any(quiet):
@@ -168,7 +168,7 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
 def compose_mistakes(
     error: Exception, config_path: str, config_name: str, argv: Sequence[str]
 ) -> list[str]:
-    """Explains, in a line a mistake, what Hydra raised: it could not compose, or make run_dir."""
+    """Explains, in lines, why Hydra could not compose the config or create run_dir."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
     if isinstance(error, ConfigError):  # of an untrusted file
@@ -178,7 +178,7 @@ def compose_mistakes(
 
 
 def exit_with_mistakes(*mistakes: str) -> NoReturn:
-    """Prints the mistakes of a configuration without a traceback, and exits with code 2."""
+    """Prints the errors of a configuration without a traceback, and exits with code 2."""
     print_errors(ConfigError(mistakes))
     if JSON.get():
         reason = mask_passwords("\n".join(mistakes))
@@ -217,7 +217,7 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
     """Moves `--events`, `--json` and `notify=` to the environment; returns the other arguments.
 
     Raises:
-        ConfigError: a value is missing or is none.
+        ConfigError: an option lacks its value.
     """
     if "--json" in argv:  # first, since what is wrong with the others is a document too
         os.environ[JSON.name] = "1"
@@ -238,7 +238,7 @@ def take_outputs(argv: Sequence[str]) -> list[str]:
 
 
 def targets_of(raw: str) -> list[str]:
-    """Returns the URLs and commands of `notify=…`: a single one as it is, or a list of Hydra's.
+    """Returns the URLs and commands of `notify=…`: a single one, or a list in Hydra's syntax.
 
     Raises:
         ConfigError: it is a list that cannot be read. The message does not show it.
@@ -290,7 +290,7 @@ class Invocation:
             task: gets the config, and the arguments of a command that composes the same.
 
         Raises:
-            ConfigError: all mistakes of the overrides, or the config does not compose.
+            ConfigError: all errors of the overrides, or the config does not compose.
             LaunchError: this process runs a study already.
         """
         end_import()
@@ -344,7 +344,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> Invocation:
-    """Finds the study that code names: a module, a primary config, one of ours, a composed config.
+    """Finds the study that code names: a module, a primary config, one of ours, or a DictConfig.
 
     Args:
         overrides: may name the run directory.
@@ -418,9 +418,9 @@ def _module_of(path: Path) -> tuple[Path, str]:
 
 
 def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
-    """Writes a composed config below its run directory, from where the workers compose it.
+    """Writes a DictConfig below its run directory, where the workers read it.
 
-    Each group becomes a file of its own, so that overrides and spaces can choose other options.
+    Each group becomes a separate file, so that overrides and spaces can choose other options.
     """
     if OmegaConf.get_type(config) is not Config:
         raise ConfigError(unknown_keys(config))
@@ -460,7 +460,7 @@ def of_sections(
 
 
 def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
-    """Returns the run directory of a composed config, with the overrides that change it."""
+    """Returns the run directory of a config, with the overrides that change it."""
     parsed = [each for each in map(Override.parse, overrides) if not each.deletes]
     names = ("run_dir", "study.name")
     changes = [f"{each.key}={each.value}" for each in parsed if each.key in names]

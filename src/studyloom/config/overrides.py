@@ -1,4 +1,4 @@
-"""Finds every mistake in a command line's overrides; Hydra itself stops at the first."""
+"""Finds every error in a command line's overrides; Hydra itself stops at the first."""
 
 import argparse
 import difflib
@@ -92,9 +92,9 @@ def parse_command_line(
 
 
 def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
-    """Explains every override of a command line that cannot be composed, on a line each.
+    """Explains every override of a command line that cannot be applied, on a line each.
 
-    There is none if the mistake is in the config itself.
+    The list is empty if the error is in the config itself.
     """
     options = parse_command_line(config_path, config_name, argv)
     folders = [str(Path(folder).absolute()) for folder in (options.config_dir, options.config_path)]
@@ -108,7 +108,7 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
         try:
             compose(accepted)
         except Exception:
-            return []  # the mistake is in the config itself
+            return []  # the error is in the config itself
         # Group choices before values: a key is checked in the option that was chosen for it.
         overrides = [Override.parse(text) for text in options.overrides]
         for override in sorted(overrides, key=lambda each: "." in each.text.partition("=")[0]):

@@ -106,7 +106,7 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
     """Reads a file that Hydra wrote into a run directory, such as config.yaml, as data.
 
     Raises:
-        ConfigError: there is none, or it is not what Hydra writes.
+        ConfigError: it does not exist, or Hydra did not write it.
     """
     try:
         return read_yaml(run_dir / ".hydra" / name, own=is_own(run_dir))
@@ -128,7 +128,7 @@ def sibling_runs(run_dir: Path) -> list[str]:
 
 
 def untrusted_run(run_dir: Path, why: str) -> ConfigError:
-    """Returns the error of an untrusted run directory, whose `.hydra/` asks for something."""
+    """Returns the error for an untrusted run directory whose `.hydra/` needs consent."""
     return ConfigError(
         f"{run_dir}: no command of yours is known here to have run there, and its .hydra/ "
         f"{why}; if you trust it with your machine, add --trust-config"

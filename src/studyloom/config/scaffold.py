@@ -1,4 +1,4 @@
-"""`studyloom new`: writes the files of a new study, which runs as it is."""
+"""`studyloom new`: writes the files of a new study, which runs unchanged."""
 
 import importlib.util
 import json

@@ -10,7 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from studyloom.text import no_such_key, printable
 
-LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file systems give a name
+LONGEST_NAME = 200  # file systems allow 255 bytes; the rest is for suffixes
 
 
 def key(default: Any, meaning: str) -> Any:
@@ -65,7 +65,7 @@ AUTO = "auto"  # the value of study.warm_start that looks for earlier studies
 
 @dataclass
 class ObjectiveSection:
-    """The objective of a trial; its `_target_` may have arguments beside these keys."""
+    """The objective of a trial; its `_target_` may have arguments in addition to these keys."""
 
     folds: int = key(1, "1: data.validation examples are held out; 5: cross-validation")
     seeds: int = key(1, "trainings per fold; a trial's value is the mean")
@@ -169,7 +169,7 @@ class Config:
 
 
 def describe_keys() -> list[tuple[str, str, str]]:
-    """Returns each key with its default, as it is typed, and its meaning."""
+    """Returns each key with its default (in the syntax of the command line) and its meaning."""
     rows: list[tuple[str, str, str]] = []
     for section in fields(Config):
         kind: Any = section.default_factory

@@ -89,7 +89,7 @@ class TrustRules:
         """Checks a config of an untrusted folder, such as model/mlp, and its header's package.
 
         Raises:
-            ConfigError: every mistake in it.
+            ConfigError: all errors in it.
         """
         self.read_untrusted, name = True, name.removesuffix(".yaml")
         plain: Any = OmegaConf.to_container(config, resolve=False)
@@ -124,7 +124,7 @@ def in_force(rules: TrustRules | None) -> Iterator[None]:
     """Applies trust rules while the body runs: Hydra reads files of untrusted folders as data.
 
     Args:
-        rules: None where code of the user's own composes configs, which may lie anywhere.
+        rules: None where the user's code composes configs, which may lie anywhere.
     """
     _active.append(rules)
     try:
@@ -158,7 +158,7 @@ def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
 
 
 def consent(run_dir: Path, trusted: Sequence[str]) -> Sequence[str] | None:
-    """Returns what the files of a run directory may name; None, all, in one of the user's own."""
+    """Returns the packages that files of a run directory may name; None for all, if it is own."""
     return None if is_own(run_dir) else trusted
 
 
@@ -166,11 +166,11 @@ def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
     """Checks every `_target_` of a config, at any depth, before anything is built from it.
 
     Args:
-        config: OmegaConf nodes, or plain values. Interpolations are mistakes, and not resolved.
+        config: OmegaConf nodes, or plain values. Interpolations are errors, and are not resolved.
         trusted: further packages, modules, classes or functions that it may name; None for all.
 
     Raises:
-        ConfigError: every target that is not trusted, and every mistake.
+        ConfigError: every target that is not trusted, and all other errors.
     """
     if trusted is None:
         return
@@ -181,7 +181,7 @@ def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
 def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
     """Checks a section before it is built, if the command has read an untrusted config.
 
-    That may have changed arguments of the user's own code, so the whole section counts.
+    The untrusted config may set arguments of the user's code, so the whole section is checked.
     """
     rules = active()
     if rules is not None and rules.read_untrusted:
@@ -191,7 +191,7 @@ def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
 
 
 def packages_to_trust(config: Any) -> list[str]:
-    """Returns the packages to trust for the targets in plain values of the user's own study."""
+    """Returns the packages to trust for the targets in the plain config of the user's study."""
     found = _find(config, "", (), references=True)
     return sorted({need for _, need in found if need is not None})
 
@@ -263,7 +263,7 @@ def _find(node: Any, key: str, trusted: Sequence[str], *, references: bool) -> I
     """Finds the targets of a config that are not trusted, and its interpolations.
 
     Args:
-        references: whether `${section.key}` is no mistake.
+        references: whether `${section.key}` is allowed.
     """
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=False)
@@ -331,7 +331,7 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     They are where the study was run, and its run directory, which may be another person's, says
     where that is. The user consents by having run it, by being in that folder, if that is `wanted`,
     or by naming a `folder` with `--code`. It comes last on the module path, so that it hides no
-    other package. The script that searched is imported, in a run directory of the user's own.
+    other package. The script that searched is imported only in the user's own run directory.
     """
     recorded, given = None, folder
     with suppress(OSError, ConfigError, OmegaConfBaseException):

@@ -1,4 +1,4 @@
-"""Reads and sets values of a composed config by key, and writes a config as YAML."""
+"""Reads and sets values of a config by key, and writes a config as YAML."""
 
 import pickle
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from studyloom.text import error_text, name_error, no_such_key
 
 
 def has_key(config: DictConfig, key: str) -> bool:
-    """Whether a composed config has a key, even if its value is null."""
+    """Whether a config has a key, even if its value is null."""
     parent, _, name = key.rpartition(".")
     node = _node_at(config, parent)
     return isinstance(node, DictConfig) and name in node
@@ -67,7 +67,7 @@ def describe_error(error: BaseException) -> str:
 
 @contextmanager
 def keys_explained() -> Iterator[None]:
-    """Raises ConfigError for a key that the user's code asks of a config, which lacks it."""
+    """Raises ConfigError if the user's code reads a key that the config lacks."""
     try:
         yield
     except (ConfigAttributeError, ConfigKeyError) as error:
@@ -86,7 +86,7 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 
 def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out `data.transform` of our own sources, which only `predict` uses."""
+    """Removes `data.transform` of studyloom's own sources, which only `predict` uses."""
     data = sections.get("data")
     if isinstance(data, dict) and str(data.get("_target_", "")).startswith("studyloom."):
         data.pop("transform", None)

@@ -1,6 +1,6 @@
 """Data: examples as tensors or Datasets, where they come from, and how they are divided.
 
-Training and test part are loaded by separate calls, so that a search cannot read the test set by
+Training and test set are loaded by separate calls, so that a search cannot read the test set by
 accident. A source says in its `transform` how what a file holds becomes an input, for `predict`.
 The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
 """

@@ -1,6 +1,6 @@
 """Examples of a Dataset, which are loaded when they are needed, item by item, under a seed.
 
-What a batch holds depends on its items and its seed alone: not on the process that loads it, nor
+What a batch holds depends only on its items and its seed: not on the process that loads it, nor
 on the batches before it. So training draws the same whatever `data.num_workers` is.
 """
 
@@ -122,7 +122,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Loading:
-    """How items are loaded; no part of what a study asks, since it changes no result.
+    """How items are loaded; not part of the study definition, since it changes no result.
 
     With `persistent_workers` the processes that load outlive an epoch, and end with the trial.
     """
@@ -147,7 +147,7 @@ class Examples:
         targets: the class of each training example, int64 (n,); None if it is not known.
         weights: with which each training example is drawn, (n,); None for each once an epoch.
         groups: of each training example, int64 (n,).
-        group_names: the group of each example of a test part, such as who speaks.
+        group_names: the group of each example of a test set, such as its speaker.
         kind: what the inputs are made of, such as float32; None if they are not one tensor.
         device: where batches are moved to.
     """
@@ -180,7 +180,7 @@ class Examples:
 
     @property
     def _own(self) -> Tensor | None:
-        # The indices of its own validation set, if there is one.
+        # The indices of the given validation set, if there is one.
         if len(self.evaluation) == len(self):
             return None
         return torch.arange(len(self), len(self.evaluation))
@@ -194,7 +194,7 @@ class Examples:
         return Subset(items, range(len(self)) if indices is None else indices.tolist())
 
     def folds(self, count: int, validation: int | None, seed: int) -> Folds:
-        """Divides the examples, or returns the validation set of its own."""
+        """Divides the examples, or returns the given validation set as the only fold."""
         if self._own is not None:
             if count > 1:
                 raise DataError(
@@ -218,7 +218,7 @@ class Examples:
         return everything, everything[: max(1, len(self) // 5)] if own is None else own
 
     def input_at(self, index: int) -> Tensor | None:
-        """Returns the input of an example as it is evaluated; None if it is not one tensor."""
+        """Returns the input of an example in evaluation; None if it is not one tensor."""
         return input_of(self.evaluation.at(index))
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
@@ -310,13 +310,13 @@ def move(value: Any, device: torch.device) -> Any:
         return type(value)(move(part, device) for part in value)
     if isinstance(value, dict):
         return {key: move(part, device) for key, part in value.items()}
-    if callable(getattr(value, "to", None)):  # a packed sequence, or a class of the user's own
+    if callable(getattr(value, "to", None)):  # a packed sequence, or a custom class
         return value.to(device)
     return value
 
 
 def name_of(function: Any) -> str:
-    """Returns the name of a function or class of the user's own, for messages."""
+    """Returns the name of a custom function or class, for messages."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))

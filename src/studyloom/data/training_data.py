@@ -1,6 +1,6 @@
-"""The data of a study definition: its source, training part and folds, shared between workers.
+"""The data of a study definition: its source, training set and folds, shared between workers.
 
-A command keeps a large training part in a file without a name, and its workers map it: they have
+A command keeps a large training set in an unnamed file, and its workers map it: they share
 one copy. Nothing of it is left once the last process ends, however that happens. What a process
 writes to its tensors becomes that process's own. Outside Linux no process can open such a file of
 another one: each worker loads its own copy.
@@ -41,7 +41,7 @@ class TrainingData:
     """The data that networks are trained and validated on; empty if the objective is a function."""
 
     source: Any = None  # what the config names under `data`, such as `Table`
-    split: Part | None = None  # its training part
+    split: Part | None = None  # its training set
     folds: Folds = ()
 
     @property
@@ -70,9 +70,9 @@ class TrainingData:
 
 
 def share(split: Part, key: str) -> Part:
-    """Shares a large training part with the workers of this process; returns it mapped from a file.
+    """Shares a large training set with the workers of this process; returns it mapped from a file.
 
-    One that is small, a file already, or has no room in the temporary folder stays as it was.
+    A small one, one already in a file, or one too large for the temporary folder is unchanged.
     """
     if not LINUX or type(split) is not Split or split.mapped or split.device.type != "cpu":
         return split

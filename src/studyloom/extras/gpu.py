@@ -65,7 +65,7 @@ class Probe(nn.Module):
     are tries before the first trial.
 
     Args:
-        explodes: whether it then asks for more memory than there is.
+        explodes: whether it then allocates more memory than there is.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ def near(one: Tensor | float, other: Tensor | float, most: float) -> str:
 
 
 def measured_peak(work: Callable[[], object], device: torch.device) -> float:
-    """Returns the GiB that PyTorch had allocated at most while a function ran, beside the rest."""
+    """Returns the most GiB that PyTorch allocated in addition while a function ran."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -308,7 +308,7 @@ def kill_9_in_a_trial(cards: Gpus) -> str:
         wait_for(lambda: notes_in(notes))
         os.kill(int(notes_in(notes)[0].stem), signal.SIGKILL)
 
-    # With a limit a single worker is a process of its own.
+    # With a time limit a single worker is a separate process.
     one = ("launcher.workers=1", f"study.trial_timeout={LONGEST:g}", NO_WINNER)
     run_dir, _ = cards.study(*one, visible=cards.names[:1], count=2, meanwhile=kill)
     states = [row["state"] for row in trials_of(run_dir)]

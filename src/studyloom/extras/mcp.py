@@ -1,8 +1,8 @@
 """`studyloom mcp`: a study for agents, over the Model Context Protocol on standard streams.
 
 Each tool is what the command of its name does, and only `propose` writes. No tool takes a path. As
-long as the search goes on, none tells a value of the test set: whoever chooses points by it would
-be judged by what it knows.
+long as the search runs, no tool returns a value of the test set: configurations chosen by it would
+be tested on data that they were chosen by.
 """
 
 import copy
@@ -36,8 +36,8 @@ except ImportError as error:
     raise ConfigError(f"mcp: {error}; {pip_install('mcp')}") from None
 
 ABOUT = """\
-A hyperparameter search. `ask` tells the question, the space and the trials so far; `propose` puts a
-point into the next free slot, where it is trained as any other trial. Few of the slots may be
+A hyperparameter search. `ask` returns the objective, the search space and the trials so far;
+`propose` queues a configuration, which is trained as any other trial. Few of the trials may be
 proposed, and none once the test set has been used. The winner is chosen on new seeds, and tested
 once after the search."""
 LONGEST = 100_000  # characters of a report
@@ -81,7 +81,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
 
     @server.tool(annotations=reading)
     def ask(latest: int = 100) -> dict[str, Any]:
-        """Tells the question, the space as JSON Schema, how many points may still be proposed, and
+        """Returns the objective, the space as JSON Schema, how many proposals are left, and
         the latest trials.
         """
         with opened(own) as [stored]:
@@ -90,9 +90,9 @@ def make_server(arguments: Any) -> MCPServer[Any]:
 
     @server.tool()
     def propose(point: dict[str, Any], why: str = "") -> dict[str, Any]:
-        """Puts a point of the space into the next free slot, and returns the number of its trial.
+        """Queues a configuration of the space as a trial, and returns the number of the trial.
 
-        What the point leaves out has its default. `why` is a line that is stored with it.
+        Hyperparameters that `point` leaves out have their defaults. `why` is stored with the trial.
         """
         with opened(own) as [stored]:
             return {"trial": queue.propose(stored, point, arguments.by, why)}
@@ -154,7 +154,7 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
 
 
 def _lines(block: Block) -> Iterator[str]:
-    """Yields a block of a page as lines of text; pictures and the table of the trials have none."""
+    """Yields a block of the report as lines of text, except images and the table of trials."""
     match block:
         case page.Absent(text) | page.Words(text):
             yield text

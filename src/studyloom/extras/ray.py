@@ -1,4 +1,4 @@
-"""Workers on the nodes of a Ray cluster: an actor for each, with the cores and GPUs it asks for."""
+"""Workers on the nodes of a Ray cluster: an actor for each, with the cores and GPUs it needs."""
 
 import atexit
 import logging
@@ -24,7 +24,7 @@ from studyloom.launch.task import Task
 from studyloom.processes import cores, host_id
 from studyloom.study.stopping import Stop
 
-KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor
+KILL_DEADLINE = 2.0  # seconds that a kill waits for the reply of the actor
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
 # The beginnings of the variables that a worker inherits.
 INHERITED = (PREFIX, "PYTHONPATH", TRACEBACKS.name)
@@ -32,10 +32,10 @@ INHERITED = (PREFIX, "PYTHONPATH", TRACEBACKS.name)
 
 @dataclass
 class Ray:
-    """Actors of Ray, each with one worker; Ray restarts an actor elsewhere if its node is lost.
+    """Ray actors, each with one worker; Ray restarts the actor of a lost node on another one.
 
     Args:
-        workers: a number, or `auto`: as many as the cluster has room for. There are never more
+        workers: a number, or `auto`: as many as fit in the cluster. There are never more
             workers than open slots.
         num_gpus: the GPUs of a worker; a fraction shares one. By default one for each rank if
             there are GPUs, else 0.
@@ -79,7 +79,7 @@ class Ray:
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots.
 
-        Joins the cluster if only that tells how many workers it has room for.
+        Joins the cluster if that is needed to know how many workers fit.
 
         Raises:
             LaunchError: Ray is missing, or the cluster cannot be reached.
@@ -104,7 +104,7 @@ class Ray:
         return max(self.num_cpus, self.ranks)
 
     def room(self, resources: dict[str, float], share: float) -> int:
-        """Returns for how many workers, each of a share of GPUs, a node has room."""
+        """Returns how many workers, each with a share of GPUs, fit on a node."""
         fitting = resources.get("CPU", 0.0) / self.cpus
         if share:
             count = resources.get("GPU", 0.0)
@@ -193,7 +193,7 @@ class Ray:
         return join(self.address, runtime_env=code)
 
     def _fitting_share(self, resources: list[dict[str, float]]) -> float:
-        """Returns the GPUs of one worker, if a node has room for one. Raises LaunchError."""
+        """Returns the GPUs of one worker, if one fits on a node. Raises LaunchError."""
         share = self.share(resources)
         if any(self.room(node, share) for node in resources):
             return share
@@ -208,9 +208,9 @@ class Ray:
 
 @contextmanager
 def own_cluster(cpus: int) -> Iterator[None]:
-    """Provides Ray with a cluster of its own on this host while the body runs.
+    """Provides a new Ray cluster on this host while the body runs.
 
-    The cluster listens to everybody, therefore it gets a token that nobody else knows. If this
+    The cluster listens to everybody, therefore it gets a secret token. If this
     process is killed, Ray's own processes end by themselves, some of them after a minute.
     """
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -270,7 +270,7 @@ def nodes(ray: Any) -> list[dict[str, float]]:
 
 
 class RayWorker:
-    """The handle of a worker in the cluster, which an actor runs once Ray has found room for it.
+    """The handle of a worker in the cluster, which an actor runs once Ray has found a node for it.
 
     Args:
         ray: the module `ray`, connected.
@@ -284,7 +284,7 @@ class RayWorker:
         self.worker_id: str | None = None
         self._ray, self._remote = ray, remote
         self._actor: Any = None
-        self._answer: Any = None  # the reference to what the actor is asked now
+        self._answer: Any = None  # the reference to the actor's pending reply
         environment = {k: value for k, value in os.environ.items() if k.startswith(INHERITED)}
         environment[WORKER.name] = "1"
         here, package = Path.cwd(), PACKAGE.parent
@@ -302,7 +302,7 @@ class RayWorker:
         return self._answer is not None
 
     def start(self) -> None:
-        """Has the actor start a worker; makes the actor first if there is none."""
+        """Has the actor start a worker; creates the actor first if needed."""
         self.log.touch()  # by this file a node knows that it shares the disk
         if self._actor is None:
             self._actor = self._remote.remote()
@@ -324,12 +324,12 @@ class RayWorker:
         return None if code is None else WorkerExit(code)
 
     def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
-        """Decides what it means that the actor does not answer.
+        """Decides what it means that the actor does not reply.
 
         If the worker is alive nevertheless, it will notice that another one has its trial.
         """
         unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-        if unavailable and self.worker_id is None:  # Ray is restarting it, or waits for room
+        if unavailable and self.worker_id is None:  # Ray is restarting it, or waits for a node
             self.start()
             return None
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -340,7 +340,7 @@ class RayWorker:
         return WorkerExit(None, f"its actor ({words})")
 
     def stop(self) -> None:
-        """Asks the worker to release its trial and end; ends one that is still being started."""
+        """Has the worker release its trial and end; kills one that is still being started."""
         if self.worker_id is None:
             self.kill()
         else:

@@ -1,7 +1,7 @@
-"""An actor on a node of a Ray cluster: it runs the command of a worker as a process of its own.
+"""An actor on a node of a Ray cluster: it runs the command of a worker as a separate process.
 
 Only the standard library is imported here, and modules of ours that import nothing else: an actor
-takes no second copy of PyTorch. Ray pickles the class by its name; arguments and answers are
+takes no second copy of PyTorch. Ray pickles the class by its name; arguments and replies are
 strings, numbers and bytes.
 """
 
@@ -20,8 +20,8 @@ from studyloom.launch.line import Listener
 from studyloom.processes import worker_id
 
 WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
-CHUNK = 2**20  # bytes of a worker's output in one answer
-# The worker's id in the ledger, its exit code, its output since the last answer, and its words.
+CHUNK = 2**20  # bytes of a worker's output in one reply
+# The worker's id in the ledger, its exit code, its output since the last reply, and its words.
 Result = tuple[str, int | None, bytes, dict[str, str]]
 
 
@@ -32,7 +32,7 @@ class Actor:
         self.process: subprocess.Popen[bytes] | None = None
         self._listener: Listener
         self._output: IO[bytes]
-        self._read = 0  # bytes of the output that were in an answer
+        self._read = 0  # bytes of the output that were in a reply
 
     def start(
         self,
@@ -46,7 +46,7 @@ class Actor:
 
         Args:
             arguments: for this node's Python.
-            environment: the variables that are set for the worker, beside its device.
+            environment: the variables that are set for the worker, except its device.
             folder: where the command was started. A node that sees `log` shares the disk of the
                 command's host and works there; another one works in its copy of the folder, which
                 knows no path of that host.
@@ -91,7 +91,7 @@ class Actor:
         return worker_id(self.process.pid), code, output, self._listener.listen()
 
     def stop(self) -> None:
-        """Asks the worker to release its trial and end."""
+        """Has the worker release its trial and end."""
         if self.process is not None:
             self._listener.ask(self.process.pid)
 

@@ -1,4 +1,4 @@
-"""Workers as the tasks of a SLURM job array, which goes on when this command has ended."""
+"""Workers as the tasks of a SLURM job array, which keeps running after this command."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from studyloom.launch.supervisor import RESTARTS
 from studyloom.launch.task import Task
 from studyloom.study.stopping import Stop
 
-WARNING = 120  # seconds before the time limit at which a worker is asked to release its trial
+WARNING = 120  # seconds before the time limit at which a worker is told to release its trial
 BODY = """\
 cd {folder} || exit
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
@@ -36,7 +36,7 @@ for _ in {lives}; do
         [ "$code" = 143 ] && exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
     fi
     case $code in
-        129 | 130 | 143) break ;; # asked to stop
+        129 | 130 | 143) break ;; # a stop was requested
     esac
     [ "$code" -gt 128 ] || break
     echo "the worker ended with signal $((code - 128))"
@@ -51,7 +51,7 @@ class Slurm:
 
     Args:
         workers: the tasks of the array; there are never more than open slots.
-        gres: the devices of a task, such as `gpu:1`; None for the CPU alone.
+        gres: the devices of a task, such as `gpu:1`; None for only the CPU.
         cpus: the cores of a task, and its threads.
         partition: as `sbatch` takes it; None for the cluster's default.
         time: as `sbatch` takes it; None for the cluster's default.

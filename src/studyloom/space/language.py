@@ -35,7 +35,7 @@ def parse_space(
         above: the config key below which the keys of the tree lie; empty for the root.
 
     Raises:
-        ConfigError: lists every mistake in the tree; its keys are not looked up in the config.
+        ConfigError: lists all errors in the tree; its keys are not looked up in the config.
     """
     parser = _Parser(options)
     space = Space(tuple(parser.parse_nodes(tree, "", above)))
@@ -51,7 +51,7 @@ def parse_space(
 
 
 class _Parser:
-    """Parses one tree, and collects the mistakes of its nodes.
+    """Parses one tree, and collects the errors of its nodes.
 
     `name` is always the path in the tree, and `key` the config key.
     """
@@ -90,7 +90,7 @@ class _Parser:
         return [Group(name, key, opened), *nodes] if opened else nodes
 
     def _collect(self, parse: Callable[..., T], *arguments: Any) -> T | None:
-        """Parses a part; of one with mistakes it collects these, and returns None."""
+        """Parses a part; if it is invalid, collects its errors and returns None."""
         try:
             return parse(*arguments)
         except ConfigError as error:
@@ -132,7 +132,7 @@ def _parse_length(length: Any, name: str, lists: Mapping[str, Any]) -> IntDistri
             return length
         raise ConfigError(
             f"{where} must name a list above it that has its own length "
-            f"({', '.join(lists) or 'there is none'}); "
+            f"({', '.join(lists) or 'there is no such list'}); "
             f"got {length!r}{nearest(length, [*lists])}"
         )
     if type(length) is int and length >= 1:

@@ -17,7 +17,7 @@ def outline(space: Space) -> Tree:
         title = "space: what the objective suggests"
     elif math.isfinite(size):
         most = "at most " if space.relations and size > LARGEST_GRID else ""
-        title = f"space: {most}{size:.0f} point{'' if size == 1 else 's'}"
+        title = f"space: {most}{size:.0f} configuration{'' if size == 1 else 's'}"
     else:
         title = "space: infinitely many configurations"
     tree = Tree(Text(title, style="bold"))

@@ -1,4 +1,4 @@
-"""Samplers of our own: a grid that visits each point once, and CMA-ES without pickles."""
+"""studyloom's samplers: a grid that tries each configuration once, and CMA-ES without pickles."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -14,28 +14,28 @@ from optuna.trial import FrozenTrial
 from studyloom.errors import ConfigError
 from studyloom.space.tree import LARGEST_GRID, Point, Space
 
-DRAWS = 10_000  # of a space that is not enumerated, until a point is found
+DRAWS = 10_000  # of a space that is not enumerated, until a configuration is found
 SLOT = "slot"  # as in storage.attributes, which this layer may not import
 
 
 class GridSampler(BaseSampler):
-    """Gives the trial of slot n the n-th point of the space.
+    """Gives the trial of slot n the n-th configuration of the space.
 
-    The baseline comes first; a shuffle with the seed orders the other points. Optuna's own
-    GridSampler asks the storage which points are left, so it repeats points among parallel workers
-    and forgets failed ones. Here the trial's slot is the number of its point: no storage is
-    asked, and no point is given twice.
+    The baseline comes first; the seed shuffles the others. Optuna's GridSampler reads from the
+    storage which configurations are left, so parallel workers repeat some and failed ones are lost.
+    Here the trial's slot is the number of its configuration: none is used twice, without a look
+    at the storage.
 
     Raises:
-        ConfigError: the space has continuous ranges, or more than 100 000 points.
+        ConfigError: the space has continuous ranges, or more than 100 000 configurations.
     """
 
     def __init__(self, space: Space, seed: int = 0, baseline: Point | None = None) -> None:
         next(Space(space.nodes).points())  # raises ConfigError for continuous ranges
         if (size := space.size()) > LARGEST_GRID:
             raise ConfigError(
-                f"sampler=grid: the space has {size:.6g} points; at most {LARGEST_GRID} can be "
-                "enumerated; narrow its ranges, or choose another sampler, such as sampler=tpe"
+                f"sampler=grid: the space has {size:.6g} configurations; at most "
+                f"{LARGEST_GRID} can be enumerated; narrow its ranges, or set sampler=tpe"
             )
         order = np.random.default_rng(seed).permutation(len(space.grid))
         self.points: list[Point] = [space.grid[i] for i in order]
@@ -49,7 +49,7 @@ class GridSampler(BaseSampler):
         return self._point_of(trial).distributions
 
     def _point_of(self, trial: FrozenTrial) -> Point:
-        """Returns the point of a trial's slot: other programs may leave holes in the numbers."""
+        """Returns the configuration of a trial's slot; trial numbers may have gaps."""
         return self.points[int(trial.user_attrs.get(SLOT, trial.number))]
 
     def sample_relative(
@@ -64,11 +64,11 @@ class GridSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        raise AssertionError(f"{param_name} is a parameter of no point of the grid")
+        raise AssertionError(f"{param_name} is not a hyperparameter of the grid")
 
 
 def identify(point: Point | FrozenTrial) -> frozenset[tuple[str, Any]]:
-    """Returns what two points share only if they are one; 0.1 + 2 × 0.1 is the step 0.3 too."""
+    """Returns a key that only equal configurations share; 0.1 + 2 × 0.1 equals the step 0.3."""
     given: Any = point.distributions
     stepped = [name for name in given if getattr(given[name], "step", None)]
     steps = {n: round((point.params[n] - given[n].low) / given[n].step) for n in stepped}
@@ -76,13 +76,13 @@ def identify(point: Point | FrozenTrial) -> frozenset[tuple[str, Any]]:
 
 
 def any_point(space: Space, seed: int, taken: Collection[Any] = ()) -> Point | None:
-    """Draws a point at random that breaks no relation and is not taken.
+    """Draws a random configuration that breaks no relation and is not taken.
 
     Args:
-        taken: what `identify` returns of each point that is.
+        taken: the keys of those that are, from `identify`.
 
     Returns:
-        None if there is none, or if DRAWS draws from a space too large to enumerate found none.
+        None if all are taken, or if DRAWS draws from a space too large to enumerate found none.
     """
     points: Iterable[Point]
     if Space(space.nodes).size() <= LARGEST_GRID:
@@ -99,16 +99,16 @@ def any_point(space: Space, seed: int, taken: Collection[Any] = ()) -> Point | N
 class CmaEsSampler(optuna.samplers.CmaEsSampler):
     """Optuna's CMA-ES, whose state is derived from the trials, and never unpickled.
 
-    Optuna's own sampler keeps its optimizer in attributes of trials, as a pickle: whoever writes to
-    the database runs code in every worker. Yet all that the optimizer has learned is which points
+    Optuna's own sampler pickles its optimizer into attributes of trials, so that write access to
+    the database can run code in every worker. The optimizer knows only which configurations
     of which generation had which values, and those are stored anyway. So a new one is trained on
-    them before each trial (0.2 ms a generation), and gives the same points.
+    them before each trial (0.2 ms a generation), and gives the same configurations.
     """
 
     _completed: list[FrozenTrial]
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> None:
-        """Restores nothing, so that Optuna asks for a new optimizer next."""
+        """Restores nothing, so that Optuna makes a new optimizer next."""
         self._completed = completed_trials
 
     def _init_optimizer(self, trans: Any, direction: StudyDirection) -> Any:
@@ -132,7 +132,7 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
             optimizer.tell(solutions[: optimizer.population_size])
 
     def _point(self, trial: FrozenTrial, trans: Any, dimensions: int) -> Any:
-        """Returns a trial's point as the optimizer knows it; None if it is none of this space."""
+        """Returns a trial's coordinates in the optimizer; None if it is not of this space."""
         try:
             if self._with_margin:
                 x = np.array(trial.system_attrs["x_for_tell"], dtype=float)

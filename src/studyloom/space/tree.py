@@ -6,7 +6,7 @@
         dropout: {list: {float: [0.0, 0.5]}, length: hidden}      as long as `hidden`
       cnn: {channels: {choice: [8, 16, 32]}}
     optimizer:
-      lr: {float: [1.0e-4, 1.0], log: true}       beside the options: searched with each of them
+      lr: {float: [1.0e-4, 1.0], log: true}       next to the options: searched with each of them
       sgd: {momentum: {float: [0.0, 0.99]}}
 
 A parameter's name is its path in this tree (`optimizer.sgd.momentum`). Its config key is that path
@@ -32,7 +32,7 @@ from studyloom.errors import refuse
 from studyloom.text import as_yaml, kind_of, nearest
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
-LARGEST_GRID = 100_000  # points that are enumerated
+LARGEST_GRID = 100_000  # configurations that are enumerated
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ Node = Leaf | ListLeaf | Group
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that a walk through the tree asks for.
+    """A hyperparameter that a walk through the tree has to decide.
 
     Attributes:
         key: the config key at which it decides what `role` says.
@@ -118,7 +118,7 @@ class Parameter:
     index: int = 0
 
     def composed(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Any:
-        """Returns the value in a composed config, see `Space.default`.
+        """Returns the value in a config, see `Space.default`.
 
         A scalar at the key of a list stands for each of its items, and the last item of a shorter
         list for those that it lacks.
@@ -142,7 +142,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the space: the value of each parameter, and what they make of the config.
+    """A configuration of the space: the value of each hyperparameter, and the config keys it sets.
 
     Attributes:
         choices: the chosen option by Hydra group, such as `model/block`.
@@ -172,7 +172,7 @@ class Space:
     """A search space: the nodes at the root of its tree.
 
     Attributes:
-        nodes: a group comes before the leaves beside its options.
+        nodes: a group comes before the leaves next to its options.
         relations: what keeps combinations of values out.
     """
 
@@ -180,7 +180,7 @@ class Space:
     relations: tuple[Where, ...] = ()
 
     def breach(self, params: Mapping[str, Any]) -> str | None:
-        """Says which relation a point with these parameters breaks: "breaks …"; None for none."""
+        """Says which relation these hyperparameters break: "breaks …"; None if they break none."""
         for relation in self.relations:
             if not relation.holds(params):
                 values = ", ".join(f"{n}={as_yaml(params[n])}" for n in sorted(relation.names))
@@ -188,15 +188,15 @@ class Space:
         return None
 
     def at(self, params: Mapping[str, Any]) -> Point:
-        """Returns the point with these parameters; raises KeyError if one has no value."""
+        """Returns the configuration with these values; raises KeyError if one is missing."""
         return self.walk(lambda parameter: params[parameter.name])
 
     def walk(self, decide: Callable[[Parameter], Any]) -> Point:
-        """Goes from the root to a point.
+        """Walks the tree from the root, and returns the configuration that was decided.
 
         Args:
-            decide: returns the value of a parameter; called, in the order of the tree, for each
-                parameter that the earlier values open.
+            decide: returns the value of a hyperparameter; called in the order of the tree for each
+                one that the earlier values open.
         """
         point = Point()
 
@@ -233,18 +233,18 @@ class Space:
         return point
 
     def suggest(self, trial: BaseTrial) -> Point:
-        """Returns the point that a trial's sampler chooses, by what `suggest_*` calls end in."""
+        """Returns the configuration that a trial's sampler suggests."""
         suggest: Any = trial._suggest  # type: ignore[attr-defined]
         return self.walk(lambda parameter: suggest(parameter.name, parameter.distribution))
 
     def default(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Point:
-        """Returns the point of a composed config, whose value at a key `lookup` returns."""
+        """Returns the configuration in a config, whose value at a key `lookup` returns."""
         return self.walk(lambda parameter: parameter.composed(choices, lookup))
 
     def stand_in(self, choices: Mapping[str, str], end: int = 0) -> Point:
-        """Returns the point where only groups are chosen.
+        """Returns a configuration for which only the options of groups are chosen.
 
-        An option is as chosen if the space has it; any other parameter is at an end, see `end_of`.
+        An option is as chosen if the space has it; other values are ends of ranges, see `end_of`.
         """
         return self.walk(lambda parameter: parameter.stand_in(choices, end))
 
@@ -255,9 +255,9 @@ class Space:
                 yield from nodes
 
     def size(self) -> float:
-        """Returns the number of points: infinity for a continuous range, or beyond all floats.
+        """Counts the configurations: infinity for a continuous range, or beyond all floats.
 
-        Of more than LARGEST_GRID points, those that break relations are counted too.
+        Beyond LARGEST_GRID, those that break relations are counted too.
         """
         try:
             size = _count_points(self.nodes)
@@ -266,7 +266,7 @@ class Space:
         return len(self.grid) if self.relations and size <= LARGEST_GRID else size
 
     def points(self) -> Iterator[Point]:
-        """Yields every point of a finite space that breaks no relation, depth first.
+        """Yields every configuration of a finite space that breaks no relation, depth first.
 
         Raises:
             ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
@@ -296,9 +296,9 @@ class Space:
                 return
             trail[-1] += 1
 
-    @functools.cached_property  # each trial has a sampler of its own: 10 000 points take 0.2 s
+    @functools.cached_property  # each trial makes a sampler, and 10 000 take 0.2 s
     def grid(self) -> tuple[Point, ...]:
-        """All points of a finite space."""
+        """All configurations of a finite space."""
         return tuple(self.points())
 
     def branches(self) -> Iterator[tuple[dict[str, str], tuple[Leaf | ListLeaf, ...]]]:
@@ -336,7 +336,7 @@ class Open(Space):
 
 
 def group_of(key: str) -> str:
-    """Returns the Hydra group of a config key: `model.block` is composed from `model/block`."""
+    """Returns the Hydra group of a config key: `model.block` is of the group `model/block`."""
     return key.replace(".", "/")
 
 

@@ -1,8 +1,8 @@
 """Storage: the database that workers share, SQLite on one host or PostgreSQL anywhere.
 
-Calls wait for a database that is away. The ledger, a table of our own, keeps the budget and the
+Calls wait for a database that is away. The ledger, studyloom's own table, keeps the budget and the
 leases. A URL is parsed where it comes in, by `urls.parse_url`; from there on it is a SQLAlchemy
-URL. SQLAlchemy and Optuna's private parts are imported in this room, and torch is not.
+URL. SQLAlchemy and Optuna's private parts are imported only in this layer; torch is not.
 """
 
 __all__ = [

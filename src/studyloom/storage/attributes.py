@@ -17,21 +17,21 @@ LARGEST = 2**31 - 1  # of an integer in Optuna's tables and ours on PostgreSQL
 # Of a study
 FORMAT = "format"  # int: of all that is stored with a study and its trials
 VERSION = "studyloom"  # str: the version of studyloom that made the study
-QUESTION = "question"  # dict[str, Any]: what the study asks, by config key
+QUESTION = "question"  # dict[str, Any]: the study definition, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
 BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is spent
 ENDED = "ended"  # dict[str, Any] | None: why it has ended so, decided once
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
-SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
+SOURCES = "from"  # list[str]: the earlier studies from which it took its first configurations
 TEST_OPENINGS = "test_openings"  # int: how often the test set was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a retraining: what the test set gave, as in winner.json
 COMPRESSED = "compressed"  # dict[str, Any]: what the test set gave, by the digest of winner.onnx
-JOB = "job"  # dict[str, Any]: what the last command does beside the search, when it began and ended
+JOB = "job"  # dict[str, Any]: what the last command does, when it began and ended
 STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
 ANSWERED = "answered"  # dict[str, Any]: the winner and its test, in short, and by which stage
-CONTROL = "control"  # str | None: stop or pause, as another terminal asked
-SPACE = "space"  # dict[str, Any]: the space and its default values, for whoever proposes points
+CONTROL = "control"  # str | None: stop or pause, as another terminal requested
+SPACE = "space"  # dict[str, Any]: the space and its default values, for proposals
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
 RUNG = "rung"  # int: the epoch of its lowest rung as it began, 0 without rungs
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
@@ -39,16 +39,16 @@ UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to th
 OF_STUDIES = [key for name, key in vars().items() if name.isupper() and isinstance(key, str)]
 
 # Of a trial
-SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is foreign
+SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is external
 FORMER_SLOT = "former_slot"  # int: the slot that it filled until it was set aside for another trial
 WORKER = "worker"  # str: the id of the worker that started it
 BASELINE = "baseline"  # True: the trial is the default configuration
-ENQUEUED = "enqueued"  # str: the source of a point that was queued before any worker started it
-PROPOSED = "proposed"  # dict[str, str]: `by` whom its point was proposed, `why`, and a random `id`
+ENQUEUED = "enqueued"  # str: the source of a configuration queued before any worker started it
+PROPOSED = "proposed"  # dict[str, str]: `by` whom it was proposed, `why`, and a random `id`
 EPOCHS = "epochs"  # dict[str, list[float]]: the learning curve, a column for each quantity
 JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epoch is the mean of
 STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
-# What a column of EPOCHS is called: these, and beside them the quantities that were measured.
+# What a column of EPOCHS is called: these, and the quantities that were measured.
 COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ERROR)
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
@@ -62,8 +62,8 @@ REUSED = "reused"  # str: the stage and trial whose result this one has, without
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure, as its error says it, often in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
-# System attributes in which Optuna's CMA-ES keeps a pickle, by how their keys begin. Whoever wrote
-# them would run code here, so they are not read; `space.cmaes` does without.
+# Prefixes of system attributes in which Optuna's CMA-ES keeps a pickle. A forged pickle would run
+# code here, so they are not read; `space.samplers` does without.
 PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # The costs of a trial are stored under their names: those of a network, `metrics.COSTS`, and what a
 # loop tells, which may have none of these names. float
@@ -72,7 +72,7 @@ OF_TRIALS = (
     *(MADE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED),
     *(FAILURE, REASON, TRACEBACK),
 )
-# Those that no sampler and no pruner asks about; they are most of a trial.
+# Those that no sampler and no pruner reads; they are most of a trial.
 HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
 
 
@@ -105,14 +105,14 @@ def fits(key: str, value: Any) -> bool:
 
 
 def parse(stored: Any, kind: type[T]) -> T | None:
-    """Reads a stored value, which anybody may have written, as a class; None if it is none."""
+    """Parses an untrusted stored value as a class; None if it does not fit."""
     with suppress(msgspec.ValidationError):
         return msgspec.convert(stored, kind)
     return None
 
 
 class Stored(Generic[T]):
-    """Reads an attribute of a trial by its key; the default if the trial has none.
+    """Reads an attribute of a trial by its key; the default if the trial lacks it.
 
     What is of another type than in TYPES was left out as the trial was read.
     """

@@ -117,14 +117,14 @@ POSTGRES = {
         f"-c idle_in_transaction_session_timeout={LEASE:.0f}s"
     ),
 }
-# Whoever waits for the lock of the creator waits as long as that takes.
+# A wait for the lock of the creator has no time limit.
 PATIENT = (
     "-c timezone=UTC -c statement_timeout=0 -c lock_timeout=0 "
     f"-c idle_in_transaction_session_timeout={LEASE:.0f}s"
 )
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-Connection = sqlalchemy.engine.Connection  # the other rooms have no other door to it
+Connection = sqlalchemy.engine.Connection  # the other layers import it only from here
 
 # psycopg logs an error that it ignores because another one is on its way to its caller. We report
 # that one; the line would stand in a worker's log among those of the outage.
@@ -160,7 +160,7 @@ class Retry:
     """Repeats calls that fail for a cause that passes, with growing pauses.
 
     Once a call was given up, later ones are tried once, until one succeeds: a command that ends
-    waits once, whatever it asks. A server, which takes seconds to fail, is left alone for 2 s. The
+    waits once, whatever it does. A server, which takes seconds to fail, is not called for 2 s. The
     log says when the database goes away and when it is back.
     """
 
@@ -211,7 +211,7 @@ class Retry:
                         pooled = False
                         continue
                     left = self._time_left(lost, failed_at)
-                except Exception:  # an answer of the database too: a trial is gone, say
+                except Exception:  # also an error from the database: a trial is gone, say
                     self._report_return(failed_at, called)
                     raise
                 else:
@@ -309,7 +309,7 @@ def _passes(error: DBAPIError, address: URL) -> bool:
         return bool(state.startswith(PASSING_STATES))
     # Names may contain anything, so they are taken out.
     words = re.sub('"[^"]*"', "", str(driver_error)).lower()
-    # Of several hosts one may be about to be set up anew while another is promoted.
+    # Of several hosts one may be about to be set up again while another is promoted.
     tries = words.split("\n- host: ")[1:] if has_several_hosts(address) else []
     return isinstance(error, OperationalError | InterfaceError) and not all(
         any(final in words for final in FINAL_WORDS) for words in tries or [words]
@@ -317,7 +317,7 @@ def _passes(error: DBAPIError, address: URL) -> bool:
 
 
 def driver_message(error: BaseException, address: URL | None = None) -> str:
-    """Formats the driver's words for a failure on one line, with the way out if it is known."""
+    """Formats the driver's words for a failure on one line, with a fix if one is known."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
@@ -368,7 +368,7 @@ class RetryingStorage(RDBStorage):
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         """Replaces SQLAlchemy's error, on which Optuna would try five times to create a trial."""
         error = context.sqlalchemy_exception
-        if isinstance(error, DataError):  # a mistake of its caller, and no failure of the database
+        if isinstance(error, DataError):  # an error of the caller, not of the database
             address = self.retry.address
             words = (
                 f"{without_password(address)} cannot hold this: {driver_message(error, address)}"
@@ -413,9 +413,9 @@ class RetryingStorage(RDBStorage):
         return self.retry.run(attempt, pooled=True)
 
     def execute(self, work: Callable[[Connection], T]) -> T:
-        """Runs a writing transaction of our own beside Optuna's, and returns what `work` returns.
+        """Runs a writing transaction, independent of Optuna's; returns the result of `work`.
 
-        It runs again after a failure that passes, also after a commit whose answer was lost, so
+        It runs again after a failure that passes, also after a commit whose reply was lost, so
         that what `work` writes must bear being written twice.
         """
 
@@ -426,7 +426,7 @@ class RetryingStorage(RDBStorage):
         return self.call(transact, writes=True)
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs a reading transaction of our own, as `execute` runs a writing one."""
+        """Runs a reading transaction, as `execute` runs a writing one."""
 
         def transact() -> T:
             try:
@@ -495,8 +495,8 @@ WRITING = (
     *("delete_study", "set_study_user_attr", "set_study_system_attr", "_set_trial_param"),
     *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
 )
-# These would be done twice, or fail, after a commit whose answer was lost. Workers write otherwise:
-# a trial comes with its claim, and its end with that of the claim.
+# A retry would do these twice, or fail, after a commit whose reply was lost. In workers
+# one transaction writes a trial and its claim, and one the ends of both.
 ONCE = ("create_new_study", "_create_new_trial", "set_trial_state_values")
 for _name in (*READING, *WRITING, *ONCE):
     setattr(RetryingStorage, _name, _retrying(_name, _name not in READING, _name in ONCE))
@@ -505,7 +505,7 @@ for _name in (*READING, *WRITING, *ONCE):
 class SQLiteStorage(RetryingStorage):
     """Optuna's storage on a SQLite file in WAL mode.
 
-    Transactions that write take the write lock when they begin: one that reads first and asks for
+    Transactions that write take the write lock when they begin: one that reads first and takes
     the lock later acts on what it read before others wrote.
     """
 
@@ -518,7 +518,7 @@ class SQLiteStorage(RetryingStorage):
 
         @event.listens_for(self.engine, "connect")
         def connect(connection: Any, connection_record: Any) -> None:
-            connection.isolation_level = None  # or sqlite3 begins transactions of its own
+            connection.isolation_level = None  # or sqlite3 begins transactions itself
             connection.execute("PRAGMA journal_mode=WAL")
             # A power cut may lose the last commits, but never the file.
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -629,7 +629,7 @@ def _open(address: URL, deadline: float) -> RetryingStorage:
     return RetryingStorage(url, address, deadline, engine_kwargs)
 
 
-# Optuna asks Alembic for the version of its tables, which imports Alembic with all its dialects and
+# Optuna gets the version of its tables from Alembic, whose import loads all its dialects and
 # runs every migration's file: 0.2 s for each database that is opened, and more for one that is
 # made. So the chain of migrations is read as text, and new tables need no Alembic.
 
@@ -648,7 +648,7 @@ def newest_version() -> str | None:
 
 
 def version_of(connection: Connection) -> str | None:
-    """Returns the version of the tables of a database; None as long as it has none."""
+    """Returns the version of the tables of a database; None before they exist."""
     return connection.execute(sqlalchemy.select(ALEMBIC.c.version_num)).scalar()
 
 
@@ -694,14 +694,14 @@ def sqlite_path(address: URL) -> Path:
 def existing_file(address: URL) -> URL:
     """Returns the URL of a SQLite file that opening does not create.
 
-    Opening a file that was deleted is an error then, instead of an empty database in its place.
+    Opening a file that was deleted is an error then, instead of an empty database.
     """
     path = quote(str(sqlite_path(address)))
     return URL.create("sqlite", database=f"file:{path}", query={"mode": "rw", "uri": "true"})
 
 
 def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) -> dict[str, Any]:
-    """Selects the arguments for libpq that go with what a URL asks of it (TLS, a schema, …).
+    """Selects libpq's default arguments that a URL (with TLS, a schema, …) leaves open.
 
     What the URL names takes precedence; its "options" are appended to ours. A server that vanished
     is noticed within the deadline, and not in two hours.
@@ -716,7 +716,7 @@ def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) 
 
 
 def is_empty(url: str) -> bool:
-    """Whether a server answers with a database that has no tables yet."""
+    """Whether a server has a database that has no tables yet."""
     try:
         with plain_engine(parse_url(url)).connect() as connection:
             return not sqlalchemy.inspect(connection).get_table_names()
@@ -746,7 +746,7 @@ def plain_engine(address: URL, deadline: float = 0.0, *, create: bool = False) -
 
 def _keep_to_deadline(_: Any, __: Any, words: list[Any], arguments: dict[str, Any]) -> None:
     """Limits a try to connect to a server to the time that is left of the deadline."""
-    if "connect_timeout" in arguments and call_state.until is not None:  # SQLite has none
+    if "connect_timeout" in arguments and call_state.until is not None:  # not SQLite
         hosts = str(arguments.get("host", "")).count(",") + 1
         left = max(2, math.ceil((call_state.until - time.monotonic()) / hosts))
         arguments["connect_timeout"] = min(int(arguments["connect_timeout"]) or left, left)
@@ -776,7 +776,7 @@ def connections_left(url: str | URL) -> float:
             client: Any = connection.connection.driver_connection
             if client.info.backend_pid != server:
                 return math.inf
-            # The connection that asks is closed by then, hence the 1.
+            # This connection is closed by then, hence the 1.
             return 1.0 + float(connection.exec_driver_sql(CONNECTIONS_LEFT).scalar_one())
 
     with explained(address):
@@ -790,7 +790,7 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManage
 
     The folder of a SQLite file is created. By default a database that is away is not waited for, so
     that a person learns of a mistyped host at once. On a server the lock of a process that is
-    stopped or cut off goes to another one after LEASE; on a file it goes with the process alone.
+    stopped or cut off goes to another one after LEASE; on a file it ends with the process.
     """
     address = parse_url(url)
     waiting = f"waiting for another command, which opens a study in {without_password(address)}"
@@ -880,7 +880,7 @@ Opened = TypeVar("Opened", bound=Closable)
 
 @contextmanager
 def closed_on_error(opened: Opened) -> Iterator[Opened]:
-    """Closes a storage or a study if the body raises an error, since nobody gets it then."""
+    """Closes a storage or a study if the body raises an error, since no caller gets it then."""
     try:
         yield opened
     except BaseException:

@@ -1,10 +1,10 @@
-"""The ledger: the budget of a study, as one table of our own beside Optuna's, a row for each slot.
+"""The ledger: the budget of a study, as one table next to Optuna's, a row for each slot.
 
-A worker claims a slot before it asks for a trial, in one conditional statement, so that any number
+A worker claims a slot before it begins a trial, in one conditional statement, so that any number
 of workers, restarts and crashes make exactly `study.trials` trials. A claim is a lease on the
-database's clock. Whoever claims a slot that was released, or whose lease has ended, goes on with
-the trial that was started there; the slot's token tells the previous holder, should it still be
-alive, that it has lost the slot.
+database's clock. A worker that claims a slot that was released, or whose lease has ended, resumes
+the trial that was started there; from the slot's token the previous holder, should it still be
+alive, learns that it has lost the slot.
 
 One further row of a study is the lease of the command that tests its winner.
 
@@ -124,10 +124,10 @@ def check_table(storage: RetryingStorage) -> bool:
 
 
 def create_table(storage: RetryingStorage) -> None:
-    """Creates the table with its indexes, and the index on Optuna's trials, if there is none."""
+    """Creates the table with its indexes, and the index on Optuna's trials, if they are missing."""
     if not check_table(storage):
         storage.execute(METADATA.create_all)
-        # Whoever does not own the trials may make no index of them, and claims more slowly.
+        # Only the owner of the trials may make an index of them; without it claims are slower.
         with suppress(StorageLost):
             storage.execute(lambda connection: connection.exec_driver_sql(TRIAL_NUMBERS))
 
@@ -173,7 +173,7 @@ NEW_SLOT = sa.text(
     "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
     "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
 )
-# A new token takes the slot from whoever held it before.
+# A new token takes the slot from its previous holder.
 ENTRY = sa.text(
     "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal, trial_id) "
     "VALUES (:study, :slot, :state, 0, 0, 0, :trial_id) ON CONFLICT (study_id, slot) DO UPDATE "
@@ -193,7 +193,7 @@ def _claiming(begun: bool, chosen: bool) -> sa.Update:
     if chosen:
         slot = sa.bindparam("chosen", type_=SLOTS.c.slot.type)
     else:
-        # In this order, each by an index of its own: the slot of a claim whose answer was lost, one
+        # In this order, each by its own index: the slot of a claim whose reply was lost, one
         # with a trial, a new one.
         mine = [_first(HELD_BY_ME, kind) for kind in kinds]
         found = [*mine, *(_first(IS_OPEN, READY, kind) for kind in kinds)]
@@ -274,15 +274,15 @@ class Standing:
 
     Attributes:
         state: FRESH without a trial; OPEN with one that no living worker holds; OWN if the worker
-            that asks holds it; HELD by another; DONE.
+            that reads it holds it; HELD by another; DONE.
     """
 
     slot: int
     state: str
     last: int | None = None  # the last step that it has reported
     reports: Mapping[int, RungReport] = field(default_factory=dict)  # at each rung it has come to
-    exempt: bool = False  # the baseline, which always goes on to its end
-    costs: Mapping[str, float] = field(default_factory=dict)  # by the names that were asked for
+    exempt: bool = False  # the baseline, which always runs to its end
+    costs: Mapping[str, float] = field(default_factory=dict)  # by the names in the request
 
 
 class Next(NamedTuple):
@@ -439,13 +439,13 @@ class Ledger:
     ) -> Claim | None:
         """Claims a slot, one with a trial first.
 
-        A worker holds one slot at a time. If it holds one already, the answer to its claim was lost
+        A worker holds one slot at a time. If it holds one already, the reply to its claim was lost
         on the way from the database, and it takes that slot again.
 
         Args:
             trials: Only the first so many slots are taken.
             lease: Seconds until the claim ends unless it is renewed.
-            make: Creates a trial for a slot that has none, or whose trial is gone, in the
+            make: Creates a trial for a slot without one, or whose trial is gone, in the
                 transaction of the claim, and returns its id.
             begun: Whether to take only a slot with a trial, since the search has ended.
             order: Decides which slot is taken; None for the first, one with a trial before others.
@@ -524,7 +524,7 @@ class Ledger:
         def work(connection: sa.Connection) -> bool:
             row = connection.execute(statement, own | values).one_or_none()
             if row is None:
-                # An earlier try may have done its COMMIT, and only the answer was lost.
+                # An earlier try may have done its COMMIT, and only the reply was lost.
                 return call_state.uncertain and connection.execute(STATE, own).scalar() == state
             if write is not None:
                 trial_state, filled = row
@@ -547,7 +547,7 @@ class Ledger:
     ) -> list[Standing]:
         of = {"study": self.study_id, "trials": trials, "me": owner}
         rows = connection.execute(STATES, of).all()
-        # Nobody reports for a slot that is not held, and who takes it gives it another token.
+        # No worker reports for a slot that is not held, and its next holder gives it a new token.
         cached = self._cached_standings
         changed = [
             slot
@@ -645,7 +645,7 @@ class Ledger:
         """Holds the lease to test the winner, for which another command waits.
 
         A lock of the server would be lost as the server restarts. An outage that is shorter than
-        `storage.deadline` leaves the lease as it is; a process that is gone has lost it at once.
+        `storage.deadline` leaves the lease valid; a process that has ended loses it at once.
 
         Yields:
             A function that stores an attribute of a study of the database, by its id; it raises
@@ -698,7 +698,7 @@ class Ledger:
     def queue(
         self, connection: sa.Connection, slot: int, point: Point, attributes: Mapping[str, Any]
     ) -> FrozenTrial:
-        """Makes a waiting trial of a point, and opens a slot for it."""
+        """Creates a waiting trial of a configuration, and opens a slot for it."""
         trial = sql.insert(connection, self.study_id, {SLOT: slot, **attributes}, point)
         self.enter(connection, [SlotEntry(slot, "free", trial._trial_id)])
         return trial
@@ -724,11 +724,11 @@ class Ledger:
     def compare(self, *, mend: bool = False) -> str | None:
         """Compares the ledger, whose table exists, with the trials: each slot as its trial says.
 
-        A slot that a worker holds is left as it is: what is wrong there meets the worker itself,
+        A slot that a worker holds is skipped: the worker meets the fault itself,
         with its next report.
 
         Returns:
-            Which slots differed, and how that is mended; None if none did.
+            Which slots differed, and how they are repaired; None if none did.
 
         Raises:
             StorageError: Two trials have one slot or one number, so that a person must decide.
@@ -757,7 +757,7 @@ class Ledger:
         if not (found := self.storage.execute(work)):
             return None
         differ = f"slots {format_ranges([entry.slot for entry in found])}: differ from their trials"
-        return f"{differ}; linked to these, or open where there is none"
+        return f"{differ}; linked to these, or open where there is no trial"
 
 
 class NoLedger(Ledger):

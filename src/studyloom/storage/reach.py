@@ -14,7 +14,7 @@ from studyloom.storage.urls import folder_of, parse_url
 
 
 def required_url(cfg: DictConfig) -> str:
-    """Reads the storage URL of a config; raises ConfigError if there is none, or a wrong one."""
+    """Reads the storage URL of a config; raises ConfigError if it is missing or invalid."""
     url = storage_url(cfg)
     if url is None:
         raise ConfigError(
@@ -27,7 +27,7 @@ def required_url(cfg: DictConfig) -> str:
 
 
 def check_database_reach(url: str, *, several: bool, leaves_host: bool) -> Iterator[str]:
-    """Yields the mistake that workers cannot reach a database of files on this host.
+    """Yields an error if workers cannot reach a database of files on this host.
 
     Args:
         several: whether there is more than one worker.

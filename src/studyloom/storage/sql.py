@@ -1,6 +1,6 @@
 """Optuna's tables, read and written many rows in a statement.
 
-Optuna's own methods take each row through SQLAlchemy's objects and commit each alone. The functions
+Optuna's own methods take each row through SQLAlchemy's objects and commit each. The functions
 here read and write the same; the tests compare. 5 000 trials are read in a sixth of the time, and a
 trial of 6 parameters and 10 reports is 13 commits instead of 34.
 """
@@ -53,7 +53,7 @@ class among(FunctionElement[bool]):
     """Tests whether a column is one of some integers, which are bound as one JSON list.
 
     With a list in the parameters of an IN the statement would be another one for each length, which
-    SQLAlchemy and PostgreSQL would have to prepare anew.
+    SQLAlchemy and PostgreSQL would have to prepare again.
     """
 
     type = sa.Boolean()
@@ -97,8 +97,8 @@ def add_study(
 ) -> int:
     """Creates a study with its attributes, or finds the one of that name; returns its id.
 
-    Optuna commits the study and each attribute alone, so that one whose creator dies in between
-    cannot be told from a study of another program.
+    Optuna commits the study and each attribute separately, so one whose creator dies in between
+    looks like a study of another program.
     """
     known = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
     if (study_id := connection.execute(known).scalar()) is not None:
@@ -171,7 +171,7 @@ def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[An
     return [stored.get(key) if fits(key, stored.get(key)) else None for key in keys]
 
 
-# Trials, read. The statements are built once: building one takes longer than a small answer to it.
+# Trials, read. The statements are built once: building one takes longer than running a small one.
 
 OF_OURS = sa.exists().where(
     STUDY_ATTRIBUTES.c.study_id == TRIALS.c.study_id, STUDY_ATTRIBUTES.c.key == QUESTION
@@ -247,7 +247,7 @@ def _with_details(
         return by_trial
 
     values, reports, user, system = map(rows, [*details][1:])
-    # Of 1 000 trials of 2 000 parameters, each name and JSON anew would be a gibibyte.
+    # Of 1 000 trials of 2 000 parameters, a copy of each name and JSON would be a gibibyte.
     params = defaultdict[int, dict[str, Any]](dict)
     distributions = defaultdict[int, dict[str, BaseDistribution]](dict)
     for block in connection.execute(details[PARAMS], ids).partitions(10_000):
@@ -369,10 +369,10 @@ def insert(
 
     Args:
         connection: In a transaction that has called `lock_study`.
-        point: Its parameters. With a point the trial waits to be started, without one it runs.
+        point: Its hyperparameters. If given, the trial waits to be started; else it runs.
 
     Returns:
-        The trial without the parameters of the point.
+        The trial without its hyperparameters.
     """
     trial = create_trial(
         state=TrialState.RUNNING if point is None else TrialState.WAITING, user_attrs={**user_attrs}

@@ -1,7 +1,7 @@
 """The trial buffer: a worker's own trial, whose changes are written to the database together.
 
-Optuna commits each parameter, report and attribute alone, and reads all running trials again for
-each question of a sampler or pruner. With the buffer, samplers, pruners and `optuna.Trial` work as
+Optuna commits each parameter, report and attribute separately, and reads all running trials for
+each call of a sampler or pruner. With the buffer, samplers, pruners and `optuna.Trial` work as
 ever, and the worker decides when the others' trials are read and when its own is written.
 """
 
@@ -26,7 +26,7 @@ from studyloom.storage.optuna_internals import CachedStorage
 from studyloom.storage.sql import Write
 
 ENDED = tuple(state for state in TrialState if state.is_finished())
-# With these alone a question is about trials that have ended; a paused trial may be a pruned one.
+# A query for only these is about trials that have ended; a paused trial may count as pruned.
 SETTLED = (TrialState.COMPLETE, TrialState.FAIL)
 
 
@@ -34,8 +34,8 @@ class TrialBuffer(CachedStorage):
     """Optuna's storage with the finished trials cached, for one process with one trial at a time.
 
     While a trial is loaded, its changes stay here until they are written, and the other trials that
-    fill slots are as they were when they were first asked for since the last refresh. Without one
-    it is Optuna's storage as shipped: each call asks the database.
+    fill slots are as they were when they were first read since the last refresh. Without one
+    it is Optuna's storage as shipped: each call reads the database.
     """
 
     def __init__(self, backend: RetryingStorage) -> None:
@@ -129,7 +129,7 @@ class TrialBuffer(CachedStorage):
             self._writes += writes
             return True
 
-    # Methods of Optuna's storage. Reads answer from the buffer while a trial is loaded, and ask the
+    # Methods of Optuna's storage. Reads come from the buffer while a trial is loaded, and from the
     # database otherwise; writes to the worker's own trial stay here.
 
     def get_all_trials(
@@ -204,7 +204,7 @@ class OtherTrials:
     """Caches the trials of a study that fill slots, other than the worker's own.
 
     A trial that has ended is read once, without the attributes that only people look at. Trials
-    that have not ended are read again for each call that asks for them, and for no other: with
+    that have not ended are read again only for each call that needs them: with
     1,000 workers the median pruner would otherwise read 1,000 running trials after each epoch, and
     use none of them.
 

@@ -84,7 +84,7 @@ def serve(url: str, *, own: bool = False, trusted: bool = False) -> str:
     """Starts or joins the embedded server that a URL names, for as long as this process lives.
 
     Args:
-        own: whether this is a command that runs a study, which makes the server if there is none.
+        own: whether this is a command that runs a study, which creates the server if needed.
         trusted: whether the user says that the folder of the server is theirs.
 
     Returns:
@@ -108,6 +108,6 @@ def has_several_hosts(address: URL) -> bool:
 
 
 def without_password(address: URL) -> str:
-    """Formats a URL for people, with *** in place of its password."""
+    """Formats a URL for people, with *** instead of its password."""
     # SQLAlchemy hides the one before the host; the query may have others, such as sslpassword.
     return mask_passwords(address.render_as_string(hide_password=True))

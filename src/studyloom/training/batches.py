@@ -101,7 +101,7 @@ class TensorBatches:
         self.dtype = batch_dtype(self._job, network, self._split)
 
     def close(self) -> None:
-        """Does nothing: nobody loads."""
+        """Does nothing: no process loads."""
 
 
 class ExampleBatches:
@@ -152,7 +152,7 @@ class ExampleBatches:
         self._loader.close()
 
     def _draw(self) -> Tensor:
-        """Draws the examples of an epoch: in a fresh order, or by their weights."""
+        """Draws the examples of an epoch: in a new order, or by their weights."""
         job, weights, train = self._job, self._examples.weights, self._job.train.cpu()
         if weights is None:
             return train[torch.randperm(len(train))[: job.samples]]
@@ -166,14 +166,14 @@ class Loader:
     """Loads batches, in this process or in worker processes of a DataLoader.
 
     These are forked for each epoch, unless they are to persist: two take 0.05 s and more, so the
-    evaluation goes on with those of the training. They ignore the signals that stop a study, since
+    evaluation uses those of the training. They ignore the signals that stop a study, since
     this process ends them, and they do not outlive it.
     """
 
     def __init__(self, examples: Examples) -> None:
         self._views = {True: examples.training, False: examples.evaluation}
         self._loading, self._device = examples.loading, examples.device
-        self._requests: list[Request] = []  # of the pass under way
+        self._requests: list[Request] = []  # of the current pass
         self._loader: DataLoader[Any] | None = None
         self._running: Any = None
 
@@ -214,10 +214,10 @@ class Loader:
         """Starts the processes, or gives those that persist their next work."""
         self._requests[:] = requests
         before = signal.getsignal(signal.SIGCHLD)
-        # An exception between two forks would leave processes that nobody ends.
+        # An exception between two forks would leave processes that never end.
         # And a process that is no fork imports the Dataset's module, with this one's arguments.
         with signals_deferred(), warnings.catch_warnings(), importing_module("data.num_workers"):
-            # Python 3.12 warns of forks beside threads. PyTorch's children use one thread.
+            # Python 3.12 warns of forks where threads run. PyTorch's children use one thread.
             warnings.simplefilter("ignore", DeprecationWarning)
             # Where processes send batches from, and this one removes at its end. Else each makes
             # a folder, and fails to remove it where one of its threads makes a socket meanwhile.
@@ -298,7 +298,7 @@ def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
 
     Of integers two examples show it: bytes, which are mostly pixels, are tried as float32
     first, and then as int64; others first as integers, which an embedding needs, and then as
-    float32, which a linear layer needs. For a step of the user's own it is `unseen_dtype`.
+    float32, which a linear layer needs. For a custom step it is `unseen_dtype`.
     """
     stored = split.inputs.dtype
     if stored.is_floating_point or job.step is not None or job.evaluate is not None:
@@ -333,6 +333,6 @@ def _refusal(network: nn.Module, split: Split, dtype: torch.dtype) -> str | None
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             deepcopy(network).eval()(inputs)
-    except Exception as error:  # of a network of the user's own
+    except Exception as error:  # of the user's network
         return name_error(error, 200)
     return None

@@ -29,7 +29,7 @@ class Checkpoint:
     """The newest state of a training in one file, and the state before it in <name>.previous.
 
     At most one process saves at a time; any may be killed at any moment. A file with another
-    identity is foreign.
+    identity belongs to another training, and is not read.
     """
 
     path: Path
@@ -75,9 +75,9 @@ class Checkpoint:
                 _remove((new, old))
 
     def load(self) -> dict[str, Any] | None:
-        """Reads the newest state that is whole and belongs here, to the CPU; None if there is none.
+        """Reads the newest valid state of this training to the CPU; None if no file has one.
 
-        A line is logged for each file that is damaged or foreign.
+        A line is logged for each file that is damaged or belongs to another training.
         """
         for path, older in ((self.path, self.previous), (self.previous, None)):
             try:
@@ -89,14 +89,14 @@ class Checkpoint:
                 instead = (
                     "the one before" if older is not None and os.path.exists(older) else "the start"
                 )
-                log.warning("checkpoint %s %s; going on from %s", path, wrong, instead)
+                log.warning("checkpoint %s %s; resuming from %s", path, wrong, instead)
         return None
 
     def is_foreign(self) -> bool:
         """Whether the newest file can be read and belongs to something else."""
         try:
             content = _unpack(io.BytesIO(self.path.read_bytes().partition(b"\n")[2]))
-        except Exception:  # there is none, or it is damaged
+        except Exception:  # it does not exist, or is damaged
             return False
         return not isinstance(content, dict) or content.get("identity") != self.identity
 
@@ -124,7 +124,7 @@ class Checkpoint:
         match content:
             case {"identity": self.identity, "state": dict(state)}:
                 return state
-        raise ValueError(f"is foreign: it does not belong to {self.identity}")
+        raise ValueError(f"belongs to another training, not to {self.identity}")
 
 
 def snapshot(value: Any, where: str) -> Any:
@@ -181,7 +181,7 @@ def load_weights(path: Path, *, untrusted: bool = False) -> dict[str, Any]:
     """Reads a file of `save_weights`, to the CPU; nothing in the file is executed.
 
     Args:
-        untrusted: whether somebody else may have written it.
+        untrusted: whether others may have written it.
 
     Raises:
         OSError: the file cannot be read.

@@ -111,6 +111,6 @@ def _activations(run: JobRun) -> dict[str, list[Tensor]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module computes by itself with parameters of its own."""
+    """Whether a module has parameters and computes with them itself."""
     own = next(module.parameters(recurse=False), None) is not None
     return own and (isinstance(module, nn.MultiheadAttention) or not [*module.children()])

@@ -37,12 +37,12 @@ class Job:
         accumulate: the batches whose gradients make one step of the optimizer. The gradient is that
             of one batch of all their examples.
         drop_last: whether to leave out the last batch of an epoch if it is smaller.
-        ema: the decay of an average of the weights, which is evaluated and kept in their place.
+        ema: the decay of an average of the weights, which is evaluated and kept instead of them.
         patience: training ends after so many epochs in a row without a better value.
         weights: `last`, or `best` for the epoch with the best value: its weights and its value are
             those of the training.
         until: the epoch after which training ends, on the schedule of all `epochs`; None for all.
-        scaling: the rule by which it is trained as at a base size; None for as it is.
+        scaling: the rule by which it is trained as at a base size; None for no scaling.
 
     Raises:
         ValueError: sizes do not fit the data, or a number is out of range.
@@ -79,7 +79,7 @@ class Job:
         if not len(self.valid):
             raise ValueError(
                 "data.validation must leave at least one example to validate on; "
-                f"got none, beside {available} to train on"
+                f"got none, and {available} to train on"
             )
         clips = self.clip is None or 0 < self.clip < math.inf
         checks = {
@@ -103,7 +103,7 @@ class Job:
                 raise ValueError(f"train.{key} must be {must}; got {getattr(self, key)!r}")
         if self.scaling and (keys := absolute_rates(self.schedule)):
             raise ValueError(
-                f"scale.rule=mup gives each layer a rate of its own, and scheduler.{keys[0]} is "
+                f"scale.rule=mup gives each layer its own rate, and scheduler.{keys[0]} is "
                 "one rate for all; choose a schedule of factors, or set scale.rule=none"
             )
 
@@ -138,7 +138,7 @@ class Epoch:
         train_loss: the mean over the epoch's examples, while the weights moved, without L1.
         value: the job's metric on the validation set.
         seconds: the time of training and validation together.
-        samples_per_second: training examples over the time of training alone.
+        samples_per_second: training examples over the time of training only.
     """
 
     number: int

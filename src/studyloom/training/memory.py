@@ -57,7 +57,7 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
     """Predicts the most memory in GiB (2**30 bytes) that a training holds at once on its device.
 
     Two steps, an evaluation and a checkpoint are run on PyTorch's fake tensors, which have shapes
-    and no numbers, as on a CPU: the answer is the same on every machine. It counts parameters,
+    and no numbers, as on a CPU: the result is the same on every machine. It counts parameters,
     buffers, gradients, the optimizer's state, activations and whatever else operations return, and
     the copies that `ema`, `keep` and a checkpoint make.
 
@@ -68,7 +68,7 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
     compares it on a GPU, where kernels may save less.
 
     Args:
-        together: how many such jobs are trained in lockstep, each with weights of its own.
+        together: how many such jobs are trained in lockstep, each with its own weights.
 
     Raises:
         ConfigError: it cannot run without numbers, as if it branches on what it has computed.
@@ -110,7 +110,7 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
         saved = weights + copies + size_of(optimizer.state_dict())
     except Exception as error:
         raise ConfigError(
-            "memory_gib is predicted from shapes alone, and this training needs numbers "
+            "memory_gib is predicted only from shapes, and this training needs numbers "
             f"({name_error(error, 300)}); take memory_gib out of objective.constraints and "
             "objective.metric"
         ) from error

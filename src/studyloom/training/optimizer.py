@@ -66,10 +66,10 @@ def make_optimizer(
 ) -> Optimizer:
     """Freezes what groups freeze, and makes the optimizer of the other parameters.
 
-    Its rates are those of a base size; where `growths` is given they are carried to the network's.
+    Its rates are those of a base size; `growths` scales them to the network's size.
 
     Raises:
-        ConfigError: every mistake: a pattern that matches nothing, a parameter in two groups, a
+        ConfigError: all errors: a pattern that matches nothing, a parameter in two groups, a
             setting that the optimizer does not have, or nothing left to train; or there is no rule
             for the growths under this optimizer.
     """
@@ -135,8 +135,8 @@ def _avoid_compiler_import() -> None:
     """Keeps PyTorch from importing its compiler: 1.0 s in each process that makes an optimizer.
 
     The first call of an optimizer imports it only to mark these methods as not to be compiled. Does
-    nothing if the compiler is imported already, or if a release of PyTorch keeps its mark
-    elsewhere.
+    nothing if the compiler is imported already, or if a release of PyTorch keeps its mark in
+    another place.
     """
     if "torch._dynamo" not in sys.modules:
         for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):

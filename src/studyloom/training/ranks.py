@@ -48,7 +48,7 @@ class LostRank(RuntimeError):
 
 @dataclass(eq=False)
 class Ranks:
-    """The processes that train a trial, as one of them sees them; by default it is alone.
+    """The processes that train a trial, as one of them sees them; by default it is the only one.
 
     Attributes:
         lines: from rank 0 to each of the others, in their order; from another one to rank 0.
@@ -70,7 +70,7 @@ class Ranks:
 
     @property
     def device(self) -> torch.device:
-        """The GPU of this rank, the first if it is alone; or else the CPU."""
+        """The GPU of this rank, or the first GPU for a single rank; without GPUs the CPU."""
         if DEVICE.get():
             return torch.device("mps")
         return torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -83,8 +83,8 @@ class Ranks:
     def leading(self, call: object, broken: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Leads the other ranks through the body, which rank 0 runs; `call` says in what they join.
 
-        `broken` is called if the lockstep is lost. The exception of another rank is raised in place
-        of that of the body if it is the cause.
+        `broken` is called if the lockstep is lost. If another rank's exception is the
+        cause of the body's, it is raised instead.
         """
         if self.alone:
             yield
@@ -153,10 +153,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def deciding(self) -> Iterator[None]:
-        """Waits until all ranks have come here, runs the body, and then goes on in all ranks.
+        """Waits until all ranks have come here, runs the body, then lets all ranks continue.
 
         The body is for what rank 0 decides. If it raises an exception there, the others get Ended;
-        whoever catches it meets it here again.
+        a rank that catches it meets it here again.
         """
         if self.alone:
             yield
@@ -184,7 +184,7 @@ class Ranks:
     def agree(self, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
         """Calls `work` in each rank; rank 0 makes one result of theirs, and each rank gets it.
 
-        What `work` raises in the first rank in which it does, or `judge`, is raised in all. `judge`
+        What `judge` raises, or `work` in the first rank where it fails, all ranks raise. `judge`
         gets what the ranks returned, in their order.
         """
         if self.alone:
@@ -224,7 +224,7 @@ class Ranks:
             total = work()
         except BaseException as caught:
             error = _unless_ours(caught)
-        # On the CPU, since whoever looks at numbers on a GPU waits for it.
+        # On the CPU, since reading numbers from a GPU waits for it.
         present = [float(weight.grad is not None) for weight in weights]
         flags = torch.tensor([float(error is not None), *present])
         dist.all_reduce(flags)
@@ -258,7 +258,7 @@ class Ranks:
                     while line.poll(PATIENCE):
                         self._hear(line)
                 except (LostRank, OSError):
-                    time.sleep(PATIENCE)  # whoever watches the ranks ends this process now
+                    time.sleep(PATIENCE)  # the parent that watches the ranks ends this process now
                 except BaseException as cause:
                     return cause
         return error
@@ -273,7 +273,7 @@ class Ranks:
             assert isinstance(content, BaseException)
             content = _portable(content)
         # Not `send`, which would share a tensor's memory instead of sending the tensor.
-        with contextlib.suppress(ConnectionError):  # its end is noticed elsewhere
+        with contextlib.suppress(ConnectionError):  # a read notices the end of the other rank
             line.send_bytes(pickle.dumps((kind, content)))
 
     @staticmethod
@@ -310,7 +310,7 @@ def _raise(error: BaseException | None) -> None:
 
 
 def _unless_ours(error: BaseException) -> BaseException:
-    """Returns an exception; raises it if a signal did, since that ends this process alone."""
+    """Returns an exception; raises it if it came from a signal, which ends only this process."""
     if isinstance(error, Stopped | Interrupted):
         raise error
     return error
@@ -320,9 +320,9 @@ def _portable(error: BaseException) -> BaseException:
     """Returns an exception that another process can unpickle; with the traceback as its note."""
     try:
         copy: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:  # of a class of the user's own
+    except Exception:  # of a custom class
         copy = RuntimeError(name_error(error))
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
-    # Its end: of a long traceback a trial stores the last lines alone.
+    # Its end: of a long traceback a trial stores only the last lines.
     copy.add_note("\n".join(["in another rank:", *lines[-NOTED:]]))
     return copy

@@ -1,4 +1,4 @@
-"""The maximal update parametrization: a training of a small network carried to a wider one.
+"""The maximal update parametrization: a training of a small network transferred to a wider one.
 
 The form is that of table 3 of Yang et al. 2022 (arXiv:2203.03466), relative to a base size:
 learning rates, weight decay and initial weights change where sides grow, and no forward pass does.
@@ -68,7 +68,7 @@ class Scaling:
 
     @torch.no_grad()
     def rescale(self, network: nn.Module, shape: Shape, outputs: int | None) -> dict[str, Growth]:
-        """Scales the initial weights in place, draws nothing, and returns the growths."""
+        """Scales the initial weights in-place, draws nothing, and returns the growths."""
         base = self._base(shape, outputs)
         growths = _compare(base, network)
         small = dict(base.named_parameters())
@@ -108,7 +108,7 @@ def _compare(base: nn.Module, network: nn.Module) -> dict[str, Growth]:
     large = dict(network.named_parameters(remove_duplicate=False))
     if other := sorted(small.keys() ^ large.keys()):
         raise ConfigError(
-            "scale.rule=mup is for width alone, and the two sizes of the network do not have the "
+            "scale.rule=mup scales only width, and the two sizes of the network do not have the "
             f"same parameters ({', '.join(other[:3])}): for another number of layers set "
             "scale.rule=none"
         )

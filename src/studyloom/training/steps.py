@@ -1,6 +1,6 @@
-"""The computation on a batch: its loss, outputs and targets, by our step or the user's own.
+"""The computation on a batch: its loss, outputs and targets, by the built-in step or a custom one.
 
-A step of the user's own is called as `step(network, batch)`, and with `loss=` if it has a parameter
+A custom step is called as `step(network, batch)`, and with `loss=` if it has a parameter
 of that name: the loss of the job, which is that of the section `loss`. For tensors in memory a
 batch is `(inputs, targets)`, on the device of the network: inputs (n, …), and targets (n,) of
 classes or (n, outputs) of numbers. It runs in autocast if the precision is not fp32, and draws its
@@ -95,7 +95,7 @@ class Steps:
         if not _is_outcome(result):
             raise ValueError(
                 "train.evaluate must return (loss, outputs, targets), by which objective.metric "
-                f"judges; {name_of(self._evaluate)} returned {_describe(result)}"
+                f"is computed; {name_of(self._evaluate)} returned {_describe(result)}"
             )
         loss, outputs, targets = result
         if loss.ndim:
@@ -148,8 +148,8 @@ def on_threads(count: int) -> Iterator[None]:
 def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int) -> int:
     """Returns how many threads a training uses; `read` gives a batch of one example.
 
-    It is one for small steps, else all that the process has. The answer depends on network and
-    batch alone, since the number of threads decides the last bits of a result.
+    It is one for small steps, else all that the process has. It depends only on network and
+    batch, since the number of threads decides the last bits of a result.
     """
     available, weights = torch.get_num_threads(), list(network.parameters())
     if available == 1 or any(weight.device.type != "cpu" for weight in weights):

@@ -1,7 +1,7 @@
 """Training as a generator of epochs: the caller may report, prune, checkpoint or stop in between.
 
 Nothing here knows why a job is trained, and nothing touches the caller's random state. After any
-epoch the state can be saved; training resumes from it elsewhere and later as if it had never
+epoch the state can be saved; training resumes from it later, on any host, as if it had never
 stopped.
 """
 
@@ -80,7 +80,7 @@ class JobRun:
     Attributes:
         epoch: the number of epochs so far.
         evaluating: the seconds of the last epoch that were spent on evaluation.
-        best: the epoch with the best value so far, its value and its weights; the weights are None
+        best: the epoch with the best value so far, its value and its weights, which are None
             unless they are to be kept.
     """
 
@@ -219,7 +219,7 @@ class JobRun:
         """Trains for one epoch and evaluates the validation set."""
         start = perf_counter()
         with self.own_randomness():
-            if not self.aligned:  # they differ if the user's code draws from generators of its own
+            if not self.aligned:  # they differ if the user's code draws from its own generators
                 self.ranks.copy_from_first(self.model.state_dict().values())
                 self.aligned = True
             steps, total = self.batches.steps(), torch.zeros((), device=self.device)
@@ -228,7 +228,7 @@ class JobRun:
                 for count, batches in steps:
                     total += self.train_step(count, batches)
                 train_loss = float(total) / self.job.samples
-                # Such as the means of a BatchNorm, which has seen this rank's shares alone.
+                # Such as the means of a BatchNorm, which has seen only this rank's shares.
                 self.ranks.copy_from_first(self.model.buffers())
                 trained = perf_counter()
                 valid_loss, value = self.evaluate(self.batches.valid)
@@ -246,7 +246,7 @@ class JobRun:
     def _noise(self) -> Iterator[None]:
         """Seeds each of several ranks differently while the body runs.
 
-        What all ranks draw alike, such as the order of the examples, goes on from where it was.
+        What all ranks draw alike, such as the order of the examples, continues from where it was.
         """
         if self.ranks.alone:
             yield
@@ -353,7 +353,7 @@ def _joined(name: str, batches: list[Tensor]) -> Tensor:
         shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
         raise ValueError(
             f"the {name} of all examples that are evaluated must have one shape, since "
-            f"objective.metric judges them together; got {', '.join(map(str, shapes))}; pad the "
+            f"objective.metric takes them together; got {', '.join(map(str, shapes))}; pad the "
             "examples alike in data.collate, or return a row of one length for each in "
             f"train.evaluate, {TRAIN_IT_YOURSELF}"
         ) from error
@@ -417,7 +417,7 @@ def evaluate_network(
     loss = no_loss if job.evaluate is None else job.loss
     steps = Steps(loss, device, job.precision, evaluate=job.evaluate)
     everything = (torch.arange(len(split)) if indices is None else indices).to(device)
-    # The training part stays: a batch of it may have more examples than are evaluated here.
+    # The training set stays: a batch of it may have more examples than are evaluated here.
     batches = make_batches(replace(job, valid=everything), split)
     model = model.to(device)
     batches.fit(model)
@@ -494,7 +494,7 @@ class Training:
     def close(self) -> None:
         """Ends the processes that load its batches, if there are any.
 
-        Whoever leaves an iteration calls it: Python drops what is raised where it collects one.
+        Call it after leaving an iteration: Python drops exceptions of generators that it collects.
         """
         for run in self._runs:
             run.batches.close()
@@ -524,7 +524,7 @@ class Training:
                         raise Diverged(job, epoch.number, self._group_epochs, part, loss)
             self.history.append(results)
             self.numbers = self._number_all()
-            self.ended = self._has_ended()  # last: a thread that reports asks for it
+            self.ended = self._has_ended()  # last: a thread that reports reads it
             self._whole = True
             yield results
 
@@ -563,7 +563,7 @@ class Training:
         """Returns a snapshot of all that the training needs to resume after this epoch.
 
         torch.load(weights_only=True) reads it. It holds the state_dict of model and optimizer, and
-        not what a class of the user's own keeps elsewhere; of jobs in turn, the one under way.
+        not what a custom class keeps outside of it; of jobs in turn, the current one.
 
         Raises:
             RuntimeError: an exception has left an epoch unfinished; the state before it is gone.

@@ -56,7 +56,7 @@ def mistakes(*overrides, split=SPLIT):
 def test_all_mistakes_are_found_before_trial_0(monkeypatch):
     monkeypatch.setattr(onnx, "PACKAGES", ("onnx_of_nobody",))
     wrong = "compress={margn: 1, ratios: [2], rule: min bytes}"
-    package, enabled = "needs onnx_of_nobody", "with winner.enabled=false there is none"
+    package, enabled = "needs onnx_of_nobody", "winner.enabled=false chooses no winner"
     found = mistakes(wrong, "winner.enabled=false")
     for words in ("compress.margn: no such key", "did you mean margin?", package, enabled):
         assert any(words in line for line in found), words

@@ -114,7 +114,7 @@ def test_a_command_without_a_value_says_why_with_its_last_lines(config, make_run
     for text, words in (
         ('print("lost")', "objective.value found nothing, with the pattern v=.*; the last"),
         ("pass", "it printed nothing"),
-        ('print("v=lots")', "objective.value found 'lots', which is no number"),
+        ('print("v=lots")', "objective.value found 'lots', which is not a valid number"),
         ('import sys; sys.exit("bad rate")', "ended with exit code 1; the last lines .* bad rate"),
     ):
         with pytest.raises(CommandFailed, match=words):

@@ -75,7 +75,7 @@ def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_pat
         memory.away = False
         write(third)
     assert {*memory.trials} == {2}
-    assert caplog.messages == ["track.mine: no answer from ␛[31mhost; the study goes on"]
+    assert caplog.messages == ["track.mine: no answer from ␛[31mhost; the study continues"]
     project(stored, {"mine": memory}, tmp_path)
     assert memory.trials == in_database(stored)
 
@@ -91,7 +91,7 @@ def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
         project(stored, {"mine": memory}, tmp_path, answer)
     assert caplog.messages == [
         "track.mine: waiting 300 s at most (track.mine.patience), since it may lack "
-        "3 of 3 trials and the answer"
+        "3 of 3 trials and the result"
     ]
     assert memory.trials == in_database(stored)
     assert memory.answers == [answer]
@@ -106,7 +106,7 @@ def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writ
         slow.setattr(memory, "patience", 0.01, raising=False)
         slow.setattr(memory, "write_trial", lambda _: hangs.wait())
         project(stored, {"mine": memory}, tmp_path, answer)
-    missing = "may lack 3 of 3 trials and the answer"
+    missing = "may lack 3 of 3 trials and the result"
     assert caplog.messages[1:] == [f"track.mine: {missing}; the same command writes it"]
     project(stored, {"mine": memory}, tmp_path, answer)
     assert (memory.trials, memory.answers) == (in_database(stored), [answer])

@@ -94,7 +94,7 @@ print(tracker.written(study), [*folder.rglob("*event*.*")])
 def test_tensorboard_on_a_full_disk_says_so_in_a_line_and_leaves_nothing(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", FULL, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    why = f"track.tensorboard: [Errno 27] File too large: '{tmp_path}/events'; the study goes on"
+    why = f"track.tensorboard: [Errno 27] File too large: '{tmp_path}/events'; the study continues"
     assert (done.returncode, done.stdout) == (0, "set() []\n"), done.stderr
     assert done.stderr.splitlines() == [why] * 2
 
@@ -212,7 +212,7 @@ def test_of_an_answer_of_mlflow_no_more_is_read_than_it_may_have(study, monkeypa
     monkeypatch.setattr(mlflow, "MOST_BYTES", 5 * 2**20)
     with served(endless) as server:
         tracker = MLflow(f"http://127.0.0.1:{server.server_port}", "e")
-        with pytest.raises(Exception, match="/elsewhere answers with more than 5 MiB"):
+        with pytest.raises(Exception, match="/elsewhere sent a response of more than 5 MiB"):
             tracker.written(study)
     assert 5 <= len(taken) < 50
 

@@ -1,7 +1,7 @@
-"""Why the winner answers as it does: on the test set, at its single opening, for the report alone.
+"""Explains the winner's predictions on the test set, in the same single use, for the report.
 
-What there is to say follows from the data: how sure a classifier is and how often it is right, how
-it does on each class or group, which column of a table it needs, which part of a picture or which
+The data decide what is explained: how confident a classifier is and how often it is right, how
+it does on each class or group, which column of a table it needs, which part of an image or which
 words of a text misled it.
 """
 

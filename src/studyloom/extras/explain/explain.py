@@ -1,4 +1,4 @@
-"""Explanations of a network on the test set, as fields of the answer."""
+"""Explanations of a network on the test set, as fields of the result."""
 
 import logging
 import math
@@ -32,12 +32,12 @@ from studyloom.winner.result import (
 )
 from studyloom.winner.statistics import NORMAL, Outputs
 
-MISTAKES = 8  # that are looked at: 169 evaluations for a picture, at most 121 for a text
+MISTAKES = 8  # explained predictions: 169 evaluations for an image, at most 121 for a text
 BINS = 10  # of confidence, equally wide
 GROUPS = 30  # that are kept, those with most examples
 DRAWS = 999  # resamples of a group's examples
 ORDERS = 20  # of each column
-PATCHES = 7  # along a side of a picture; they overlap by half
+PATCHES = 7  # along a side of an image; they overlap by half
 WORDS = 120  # of a text that are looked at and shown, its first ones
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def explain(
 
     Returns:
         fields of `winner.result.Tested`: calibration and groups of classes, columns of a table,
-        occlusions of pictures and texts with their words, as far as they can be told. What fails
+        occlusions of images, and texts with their words, where they apply. What fails
         is left out with a warning.
     """
     told: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def explain(
     def add(name: str, explanation: Callable[[], Any]) -> None:
         try:
             explained = explanation()
-        except Exception as error:  # of the user's own code; the test has been made
+        except Exception as error:  # of the user's code; the test has been made
             log.warning("the report lacks the winner's %s: %s", name, describe_error(error))
             return
         if explained:
@@ -199,14 +199,14 @@ def permute_columns(
 
 
 def explain_mistakes(ask: Ask, test: Part, mistakes: Sequence[int]) -> tuple[Occlusion, ...]:
-    """Covers one patch after the other, and sees how sure the network still is of its mistake.
+    """Covers one patch after the other, and measures the confidence left in a wrong prediction.
 
-    Occlusion sensitivity (Zeiler and Fergus, ECCV 2014), with patches of the picture's own mean.
-    On the pictures red is what spoke for the mistake, and blue what spoke against it.
+    Occlusion sensitivity (Zeiler and Fergus, ECCV 2014), with patches of the image's own mean.
+    Red patches on the images raised the confidence in the wrong prediction; blue ones lowered it.
 
     Args:
-        test: the test set, of pictures (channels, height, width).
-        mistakes: the indices of wrong answers.
+        test: the test set, of images (channels, height, width).
+        mistakes: the indices of wrong predictions.
     """
     told = []
     for index in mistakes:
@@ -225,15 +225,15 @@ def explain_mistakes(ask: Ask, test: Part, mistakes: Sequence[int]) -> tuple[Occ
 
 
 def occlude(ask: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """Returns how much of the confidence in its answer a network owes to each pixel.
+    """Returns how much of a network's confidence in its prediction depends on each pixel.
 
     Args:
-        ask: returns logits (n, classes) for pictures, on the CPU.
+        ask: returns logits (n, classes) for images, on the CPU.
         image: (channels, height, width), also of integers.
 
     Returns:
         (height, width): the mean, over all patches that cover a pixel, of what the probability of
-        the answer loses if they are covered.
+        the prediction loses if they are covered.
     """
     tall, wide = image.shape[-2:]
     places = [(rows, columns) for rows in _patches(tall) for columns in _patches(wide)]
@@ -259,7 +259,7 @@ def _patches(size: int) -> list[slice]:
 
 
 def overlay(image: Tensor, change: Tensor) -> Tensor:
-    """Draws a map over a picture: red where it is above 0, blue below.
+    """Draws a map over an image: red where it is above 0, blue below.
 
     Args:
         image: (channels, height, width).
@@ -280,17 +280,17 @@ def overlay(image: Tensor, change: Tensor) -> Tensor:
 def explain_texts(
     ask: Ask, test: Part, tokens: Tokens, labels: Tensor, mistakes: Sequence[int]
 ) -> tuple[ExplainedText, ...]:
-    """Leaves out one word after the other, and sees how sure the network still is of its mistake.
+    """Leaves out one word after the other, and measures the confidence left in a wrong prediction.
 
     Occlusion (Zeiler and Fergus, ECCV 2014), of words as Li, Monroe and Jurafsky erase them (2016,
     arXiv:1612.08220). A word is left out wherever it is in the text, and what follows moves up.
-    How sure the network is of its mistake is the log of how many times likelier it takes it to be
+    The confidence in a wrong prediction is the log of how many times likelier the network rates it
     than the truth; unlike a probability near 1, that tells by how much.
 
     Args:
         tokens: what the texts say in words.
         labels: the classes of the test set, int64 (n,), on the CPU.
-        mistakes: the indices of wrong answers.
+        mistakes: the indices of wrong predictions.
 
     Returns:
         the texts, without those of one word, and those of which no word changes anything.
@@ -339,7 +339,7 @@ def with_inputs(
 
     Args:
         index: of the example.
-        inputs: each in the place of its own, and of the same type.
+        inputs: each replaces the example's input, and has its type.
         path: the positions and keys that lead to the input in an item of a Dataset.
     """
     if isinstance(test, Split):

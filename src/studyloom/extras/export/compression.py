@@ -1,7 +1,7 @@
 """How a winner is compressed, in four steps.
 
 1. The winner's configuration is trained once more without a validation set. The winner itself has
-   seen all training data, so that no part of them could judge what is lost.
+   seen all training data, which therefore cannot measure what is lost.
 2. Variants are made of that network: pruned, or narrower students, which both learn from it; and of
    each an int8 one. They are compared by value, bytes and latency.
 3. A rule chooses. What it chose is made once more, from the winner and all training data.
@@ -44,7 +44,7 @@ def compress_winner(
         look: called at each step.
 
     Returns:
-        why it could not be done, to be raised once all else is told; None if there is no reason.
+        why compression failed, to be raised after all else is printed; None if it succeeded.
     """
     settings = Settings.of(value_at(stages.definition.config, SECTION))
     if settings is None or stop():
@@ -83,7 +83,7 @@ def compress_and_report(
     Raises:
         UserError: it cannot be done, see `compress`.
         Diverged: a training has.
-        Stopped: it was asked to stop.
+        Stopped: a signal or command requested a stop.
         OSError: a file cannot be read or written.
     """
 
@@ -114,14 +114,14 @@ def compress(
     Args:
         say: is given what is being done, in words.
         stop: whether to stop; what is trained by then is lost, and nothing is written.
-        anew: whether to do it also if compress.json is of this winner and these settings.
+        anew: whether to repeat it even if compress.json is of this winner and these settings.
 
     Raises:
         CompressError: there is no winner of a network of ours, or it cannot be exported.
-        ConfigError: the rule has a mistake, or no variant satisfies it.
+        ConfigError: the rule is invalid, or no variant satisfies it.
         PredictError: the files of the result are not whole.
         Diverged: a training has.
-        Stopped: it was asked to stop.
+        Stopped: a signal or command requested a stop.
         OSError: a file cannot be read or written.
     """
     check_installed()
@@ -156,7 +156,7 @@ def check_result(stages: ResultStages, result: Result) -> None:
     result.check_whole(run_dir)
     if not stages.is_done() or not is_result_of(result, stages):
         raise CompressError(
-            f"{run_dir}: winner.json is not the result of this study as it is now; run the "
+            f"{run_dir}: winner.json is not the result of this study in its present state; run the "
             "study's command again"
         )
     if part is None or part.shape is None or part.input_at(0) is None:

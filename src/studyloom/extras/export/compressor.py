@@ -42,7 +42,7 @@ from studyloom.winner.result import (
 from studyloom.winner.stages import ResultStages
 
 LOCK = "compress.lock"  # below the run directory
-OWN_LOOP = "its loop is your own, so that no smaller network is trained: it is tried as it is"
+OWN_LOOP = "its loop is your own, so that no smaller network is trained: it is tried unchanged"
 EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
 
 
@@ -66,7 +66,7 @@ class Compressor:
         run_dir = self.stages.run_dir
         assert facts is not None
         self._begin("training the winner's configuration without a validation set")
-        with self.stop.interruptible():  # in which nobody asks the database
+        with self.stop.interruptible():  # meanwhile nothing polls the database
             original = Original.retrained(self.stages, settings.calibration)
         judge = Judge(metric_of(definition), settings, original, facts)
         tried = judge.recipes()
@@ -121,7 +121,7 @@ class Compressor:
     def _test(self, judge: Judge, winner: Original, content: bytes, store: Store) -> SmallScores:
         """Measures a file and the winner on the test set, which is used once for this file.
 
-        What the test gave is stored in the database as soon as it is known.
+        The result is stored in the database at once.
         """
         key, search, metric = digest_of(content), self.stages.search.stored, judge.metric
         before = search.optuna.user_attrs.get(COMPRESSED) or {}
@@ -151,7 +151,7 @@ class Compressor:
         """Waits until no other command compresses the winner of this run directory.
 
         Raises:
-            Stopped: it was asked to stop while it waited.
+            Stopped: a stop was requested while it waited.
         """
         lock = FileLock(self.stages.run_dir / LOCK)
         try:

@@ -107,7 +107,7 @@ class Original:
     def train(self, make: Callable[[], nn.Module]) -> nn.Module:
         """Trains a network as the original was, and to say what the original says.
 
-        The schedule begins anew, which is as good as any other (Renda et al. 2020,
+        The schedule starts again, which is as good as any other (Renda et al. 2020,
         arXiv:2003.02389).
 
         Args:
@@ -156,11 +156,11 @@ def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
     """Returns a network without a share of its channels and units, those with the smallest norm.
 
     Whole channels go, in every layer the same share, and with them what reads them: zeros among the
-    weights would leave file and latency as they are. Source: Li et al. 2017 (arXiv:1608.08710), by
+    weights would leave file and latency unchanged. Source: Li et al. 2017 (arXiv:1608.08710), by
     the dependencies of Fang et al. 2023 (arXiv:2301.12900), which `torch-pruning` finds.
 
     Args:
-        network: on the CPU; it stays as it is.
+        network: on the CPU; it is not changed.
         inputs: some examples, in the type that it takes.
         ratio: the share, above 0 and below 1.
 
@@ -212,7 +212,7 @@ def narrow(
         trial[key] = _scaled(value, 0.5)
         try:
             is_width = count_parameters(build(trial)) < whole
-        except Exception:  # half of it is refused, so that it is none
+        except Exception:  # half of it is refused, so it is not a width
             is_width = False
         if is_width:
             narrower[key] = _scaled(value, width)

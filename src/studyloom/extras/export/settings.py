@@ -17,7 +17,7 @@ from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.text import no_such_key
 
 SECTION = "compress"  # of the config
-# What is known of a variant beside the metric: how much worse it is than the original, the upper
+# What a rule may name besides the metric: how much worse a variant is than the original, the upper
 # end of the interval of that, and what it costs.
 COSTS = ("drop", "drop_high", "bytes", "latency_ms", "latency_64_ms", "parameters")
 
@@ -51,7 +51,7 @@ class Settings:
         """Reads `compress` of a config, in plain values; None if nothing is to be compressed.
 
         Raises:
-            ConfigError: every mistake found.
+            ConfigError: all errors found.
         """
         if section is None or section is False:
             return None
@@ -73,7 +73,7 @@ class Settings:
             section: `compress` of the config, which holds of all that the words do not name.
 
         Raises:
-            ConfigError: every mistake found.
+            ConfigError: all errors found.
         """
         given: dict[str, object] = {}
         mistakes = []
@@ -101,13 +101,13 @@ class Settings:
         return replace(self, **plain)  # type: ignore[arg-type]
 
     def parse_rule(self, metric: Metric, key: str = "rule") -> Rule | None:
-        """Parses the rule; None if there is none.
+        """Parses the rule; None if no rule is set.
 
         Args:
             key: names it in errors.
 
         Raises:
-            ConfigError: it has a mistake.
+            ConfigError: it is invalid.
         """
         if self.rule is None:
             return None
@@ -153,7 +153,7 @@ def loop_mistakes(definition: Definition) -> Iterator[str]:
     objective = definition.config.objective
     if objective.network is None:
         yield (
-            f"the winner is a loop of your own, objective._target_={objective['_target_']}; name "
+            f"the winner is a custom loop, objective._target_={objective['_target_']}; name "
             "what makes its network as objective.network"
         )
     if str(objective.metric) not in METRICS:
@@ -164,7 +164,7 @@ def loop_mistakes(definition: Definition) -> Iterator[str]:
 
 
 def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator[str]:
-    """Yields the mistakes in how a config compresses the winner, before trial 0.
+    """Yields the errors in how a config compresses the winner, before trial 0.
 
     Args:
         data: None if they cannot be loaded.
@@ -180,7 +180,7 @@ def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator
         yield str(error)
     if not config.winner.enabled:
         yield (
-            f"{SECTION} makes the winner small, and with winner.enabled=false there is none; set "
+            f"{SECTION} compresses the winner, and winner.enabled=false chooses no winner; set "
             f"winner.enabled=true, or leave {SECTION} out"
         )
     yield from (f"{SECTION}: {mistake}" for mistake in loop_mistakes(definition))

@@ -58,7 +58,7 @@ def evaluate(original: Original, network: nn.Module, part: Part | None = None) -
 
 
 def export(original: Original, network: nn.Module, facts: DataFacts, *, quantized: bool) -> bytes:
-    """Exports a network, checks that the file predicts the same, and quantizes it if asked to.
+    """Exports a network, checks that the file predicts the same, and quantizes it if `quantized`.
 
     Args:
         original: with whose examples both is done.
@@ -78,11 +78,11 @@ def differ(metric: Metric, original: Original, before: Outputs, after: Outputs) 
     """Compares what two networks predict for the same examples.
 
     Returns:
-        the difference, after minus before; its interval is None if it is not known over examples.
+        the difference, after minus before; without an interval if it is not known over examples.
     """
     values = {"before": [before.score(metric)], "after": [after.score(metric)]}
     resampled = None
-    if original.job.evaluate is None:  # with one of the user's own, outputs may mean anything
+    if original.job.evaluate is None:  # outputs of a custom one may mean anything
         outputs = {"before": [before], "after": [after]}
         resampled = resample(metric, outputs, len(before.targets), original.seed)
     difference = compare(values, "after", "before", resampled, original.seed).difference
@@ -91,7 +91,7 @@ def differ(metric: Metric, original: Original, before: Outputs, after: Outputs) 
 
 
 class Judge:
-    """Judges variants beside their original, on the original's validation part.
+    """Evaluates variants and their original on the original's validation set.
 
     Args:
         original: trained without the validation set.
@@ -135,7 +135,7 @@ class Judge:
     def make(
         self, wanted: Sequence[Recipe], say: Say, stop: Stop
     ) -> tuple[list[Variant], list[VariantFacts]]:
-        """Makes the variants of recipes, judges them and measures their latencies.
+        """Makes the variants of recipes, evaluates them and measures their latencies.
 
         Args:
             wanted: the first is the original itself.
@@ -147,7 +147,7 @@ class Judge:
 
         Raises:
             CompressError: the original itself cannot be exported.
-            Stopped: it was asked to stop.
+            Stopped: a signal or command requested a stop.
         """
         made: list[Variant] = []
         failed: list[VariantFacts] = []
@@ -222,7 +222,7 @@ class Judge:
         )
 
     def _measure(self, made: Sequence[Variant]) -> list[Variant]:
-        """Measures latencies beside PyTorch eager, and returns the variants with theirs."""
+        """Measures latencies, also of PyTorch eager, and returns the variants with theirs."""
         network, threads = self.original.network.eval(), self.settings.threads
         sessions = [OnnxNetwork(each.content, threads) for each in made]
         latencies: list[dict[str, Latency]] = [{} for _ in range(1 + len(made))]

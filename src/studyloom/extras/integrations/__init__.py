@@ -1,7 +1,7 @@
-"""Integrations: trainings that are there already, as they are, as objectives of a study.
+"""Integrations: existing trainings, unchanged, as objectives of a study.
 
-A config names adapters, as `objective._target_: studyloom.extras.integrations.Command`. A loop of
-one's own imports those of trainers, each of which needs the extra of its name. The validations of a
+A config names adapters, as `objective._target_: studyloom.extras.integrations.Command`. A custom
+loop imports those of trainers, each of which needs the extra of its name. The validations of a
 trainer are the epochs of a run, and what it logs there is reported.
 """
 
@@ -54,7 +54,7 @@ class Validations:
         return self.run.dir / f"{(self.number or 0) % 2}{suffix}"
 
     def begin(self, count: int | None) -> None:
-        """Begins, or goes on after a checkpoint whose state the trainer has restored by now.
+        """Begins, or resumes after a checkpoint whose state the trainer has restored by now.
 
         Args:
             count: how many validations there are in all; None if that is not known.
@@ -65,7 +65,7 @@ class Validations:
     def report(self, logged: Mapping[str, Any]) -> None:
         """Reports what a validation has logged; it is passed on when `finish` is called.
 
-        Validations before and after training, such as a sanity check, are none of its epochs.
+        Validations before and after training, such as a sanity check, do not count as epochs.
 
         Raises:
             UndefinedMetric: the monitored name is not among the logged ones, or is not finite.
@@ -87,7 +87,7 @@ class Validations:
         """Passes on the reports of the validation, if there are any; the trial may end here.
 
         Args:
-            files: which the trainer has saved since, to go on from; None for none.
+            files: which the trainer has saved since, to resume from; None if it saved nothing.
         """
         if not self.reported:
             return
@@ -105,7 +105,7 @@ class Validations:
         self.finish()
         self.number = None
         try:
-            self.run.value  # noqa: B018  raises if there is none
+            self.run.value  # noqa: B018  raises if nothing was reported
         except UndefinedMetric:
             raise UndefinedMetric(
                 f"{self.trainer} has never validated, so there is no {self.monitored}: expected a "

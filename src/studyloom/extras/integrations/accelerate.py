@@ -31,10 +31,10 @@ def epochs(run: Run, accelerator: Accelerator, count: int, **parts: Any) -> Iter
         run: of the trial.
         accelerator: which has prepared all that is trained.
         count: how many epochs there are in all.
-        parts: whose states go into winner.pt, by names of your own.
+        parts: whose states go into winner.pt, by names that you choose.
 
     Raises:
-        ValueError: the count is no whole number from 1 on, or beyond what the pruner knows.
+        ValueError: the count is not a positive integer, or beyond what the pruner knows.
     """
     run.keep_at_end(**{name: accelerator.unwrap_model(part) for name, part in parts.items()})
     if run.checkpoint is not None:

@@ -1,4 +1,4 @@
-"""A command as it is, as the objective of a study: what it prints is read line by line."""
+"""An unchanged command as the objective of a study: its output is read line by line."""
 
 import contextlib
 import os
@@ -62,7 +62,7 @@ class Command:
     )
 
     def check(self, config: DictConfig, space: Space) -> list[str]:
-        """Returns every mistake that can be seen before the command is run."""
+        """Returns every error that can be found before the command is run."""
         params = _params(config)
         mistakes = [*_word_mistakes(self.run, [*params, *OURS]), *_space_mistakes(self.run, space)]
         ours = [name for name in OURS if name in params]
@@ -80,8 +80,8 @@ class Command:
             mistakes += _pattern_mistakes("step", self.step)
         elif "checkpoint_dir" in _names_in(str(self.run)):
             mistakes.append(
-                "objective.step must be set, since the command uses {checkpoint_dir}: when it goes "
-                "on from there, the values that it prints cannot be counted from 1"
+                "objective.step must be set, since the command uses {checkpoint_dir}: when it "
+                "resumes there, the values that it prints cannot be counted from 1"
             )
         return mistakes
 
@@ -113,7 +113,7 @@ class Command:
             CommandFailed: it printed no value, or ended with another code than 0.
         """
         record, output = run.dir / ".output", Output(self.value, self.step, run)
-        if self.step is None:  # it begins anew, as the counting does
+        if self.step is None:  # it starts again, as the counting does
             shutil.rmtree(run.dir, ignore_errors=True)
             run.dir.mkdir(parents=True, exist_ok=True)
         for line in _earlier_lines(record):  # of attempts that were cut short
@@ -128,7 +128,7 @@ class Command:
         # Python would hold back what it prints into a file.
         environment = os.environ | {"PYTHONUNBUFFERED": "1"} | variables
         stage = "" if run.stage == "search" else f"{run.stage}-"
-        # A replay has no run directory, and a log of its own for as long as it runs.
+        # A replay has no run directory, and keeps its log only while it runs.
         folder = OmegaConf.select(config, "run_dir") or run.dir
         path = Path(folder, "logs", f"{stage}trial-{run.trial}.log")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
-    """Yields the mistakes of a command in which `known` names may have a place."""
+    """Yields the errors of a command that may have placeholders for the `known` names."""
     if not isinstance(run, str) or not run.strip():
         yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
         return
@@ -195,7 +195,7 @@ def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
         below = node.key.removeprefix("params.")
         if below == node.key or isinstance(node, Group):
             yield (
-                f"space.{node.name}: a command is told what lies below params; write "
+                f"space.{node.name}: a command receives only what lies below params; write "
                 f"space.params.{below}, and a default in params.{below}"
             )
         elif below not in named:
@@ -209,11 +209,11 @@ def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
 
 
 def _pattern_mistakes(group: str, pattern: Any) -> Iterator[str]:
-    """Yields the mistakes of the pattern of objective.value or objective.step."""
+    """Yields the errors of the pattern of objective.value or objective.step."""
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError) as error:
-        yield f"objective.{group} must be a regular expression, and {pattern!r} is none: {error}"
+        yield f"objective.{group} must be a regular expression; got {pattern!r}: {error}"
         return
     if group not in compiled.groupindex and compiled.groups != 1:
         yield (
@@ -224,7 +224,7 @@ def _pattern_mistakes(group: str, pattern: Any) -> Iterator[str]:
 
 @dataclass
 class Output:
-    """Finds steps and values in lines, reports them, and remembers the last lines.
+    """Finds steps and values in lines, reports them, and keeps the last lines.
 
     Args:
         value: the pattern of a value.
@@ -246,7 +246,7 @@ class Output:
     def take(self, line: str) -> None:
         """Reports what a line holds.
 
-        A command that begins anew prints again what is known; then what was first there counts.
+        A command that starts again prints known values again; then the first ones count.
 
         Raises:
             CommandFailed: what was found is no number.
@@ -270,9 +270,9 @@ class Output:
         try:
             return kind(text)
         except (TypeError, ValueError):
-            what = "whole number" if kind is int else "number"
+            what = "integer" if kind is int else "number"
             raise self.failed(
-                f"objective.{group} found {text!r}, which is no {what}, with the pattern "
+                f"objective.{group} found {text!r}, which is not a valid {what}, with the pattern "
                 f"{match.re.pattern}"
             ) from None
 
@@ -325,9 +325,9 @@ def _read_lines(path: Path, start: int, ended: Callable[[], bool]) -> Iterator[s
 def started(
     words: Sequence[str], environment: Mapping[str, str], output: Path
 ) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
-    """Runs a command in a process group of its own; at the end of the body nothing of it is left.
+    """Runs a command in a new process group; at the end of the body all its processes have ended.
 
-    All processes below it, and those of its group, are asked to end, and are killed if they do not
+    All processes below it, and those of its group, get SIGTERM, and are killed if they do not end
     in time. If this process is killed, so is the command.
 
     Args:

@@ -42,7 +42,7 @@ class Hydra:
         self.path = find_config("objective.config", self.config)
 
     def check(self, config: DictConfig, space: Space) -> list[str]:
-        """Returns the mistakes in the function: it does not exist, or takes other arguments."""
+        """Returns the errors in the function: it does not exist, or takes other arguments."""
         try:
             function = self._function()
             inspect.signature(function).bind(None, **self._told(function, None))
@@ -98,7 +98,7 @@ def pick(result: Any, key: str | None, call: str) -> Any:
 
     Raises:
         UndefinedMetric: it is no mapping with that key, although there is a key, or it is a mapping
-            although there is none.
+            although there is no key.
     """
     first = result[0] if isinstance(result, tuple) and result else result
     if key is None and not isinstance(first, Mapping):

@@ -23,7 +23,7 @@ class Report(Checkpoint):
         return run.value
 
     Args:
-        run: of the trial, which goes on after its last epoch that ended with a validation.
+        run: of the trial, which resumes after its last epoch that ended with a validation.
         value: the name under which the module logs it.
     """
 

@@ -1,6 +1,6 @@
 """A Hugging Face Trainer as the loop of a study: its evaluations are reported and may end a trial.
 
-`run.checkpoint` makes sure that this study has written what the trainer goes on from.
+`run.checkpoint` makes sure that this study has written what the trainer resumes from.
 """
 
 from pathlib import Path

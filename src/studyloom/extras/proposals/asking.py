@@ -21,7 +21,7 @@ SHOWN = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a
 
 
 def ask(stored: StoredStudy) -> dict[str, Any]:
-    """Returns what a proposer must know, as `commands.documents.Asked` describes it."""
+    """Returns what a proposer needs to know, as `commands.documents.Asked` describes it."""
     known, snapshot, trials = read_space(stored), take_snapshot(stored), stored.trials()
     budget, goal = read_bounds(stored).trials, stored.goals[0]
     left, closed = count_free_slots(stored), why_closed(stored)
@@ -54,7 +54,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
 
 
 def print_proposed(arguments: Any) -> None:
-    """Proposes a point for `studyloom propose`, and prints the number of its trial."""
+    """Queues a configuration for `studyloom propose`, and prints the number of its trial."""
     stored = open_run(arguments, DEADLINE)
     number = propose(stored, arguments.point, arguments.by, arguments.why)
     if arguments.json:

@@ -23,17 +23,17 @@ MOST_MISTAKES = 20  # of a proposal that are printed
 
 
 def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: str = "") -> int:
-    """Checks a point as `study.enqueue` is checked, and puts it into the next free slot.
+    """Checks a configuration as `study.enqueue` is checked, and puts it into the next free slot.
 
     Args:
-        point: values by parameter name, possibly nested; or such an object in JSON.
+        point: values by hyperparameter name, possibly nested; or such an object in JSON.
         by: who proposes it, and `why`: a line of text each.
 
     Returns:
         The number of its trial.
 
     Raises:
-        ConfigError: all that is wrong with it; or it is no new point, or there is no room.
+        ConfigError: all that is wrong with it; or a trial has it already, or no slot is free.
     """
     mistakes = [
         f"{name} must be a line of at most {LONGEST[name]} printable characters; "
@@ -73,7 +73,7 @@ def count_free_slots(stored: StoredStudy) -> int:
 def why_closed(stored: StoredStudy) -> str | None:
     """Says why a study takes no more proposals; None while it takes them.
 
-    Whoever proposes may have seen what the test gave, also before more trials were asked for.
+    A proposer may have seen the result of the test, also before the budget was raised.
     """
     if stored.test_openings():
         return (
@@ -88,7 +88,7 @@ def why_closed(stored: StoredStudy) -> str | None:
 def _fill_slot(
     stored: StoredStudy, point: Point, mark: Mapping[str, str], most: int, baseline: Point | None
 ) -> int:
-    """Puts a point into the next free slot: whoever claims next trains it.
+    """Puts a configuration into the next free slot: the next claim trains it.
 
     Args:
         mark: stored with it; another one for each proposal.
@@ -99,7 +99,7 @@ def _fill_slot(
         The number of its trial.
 
     Raises:
-        ConfigError: a trial has the point already, there is no room, or see `why_closed`.
+        ConfigError: a trial has the configuration already, no slot is free, or see `why_closed`.
     """
     trials = read_bounds(stored).trials
     if closed := why_closed(stored):
@@ -111,7 +111,7 @@ def _fill_slot(
             tried.append(stored.ledger.queue(connection, 0, Point(), AS_COMPOSED))
         for trial in tried:
             record = TrialRecord(trial)
-            if record.proposed == mark:  # the answer to an earlier try was lost
+            if record.proposed == mark:  # the reply to an earlier try was lost
                 return trial.number
             waiting = baseline if record.is_baseline and not trial.params else None
             if identify(point) == identify(waiting or trial):
@@ -125,7 +125,7 @@ def _fill_slot(
                 f"study.proposals: {most} of {trials} trials may be proposed, and have been"
             )
         if not (slots := stored.ledger.never_claimed(connection, trials)):
-            raise ConfigError(f"all {trials} trials have begun; a larger study.trials makes room")
+            raise ConfigError(f"all {trials} trials have begun; raise study.trials to propose more")
         return stored.ledger.queue(connection, slots[0], point, {PROPOSED: mark}).number
 
     return stored.ledger.storage.execute(queue)

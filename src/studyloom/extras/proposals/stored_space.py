@@ -20,13 +20,13 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 @dataclass(frozen=True)
 class StoredSpace:
-    """What `warm_start.store_space` has stored; points are placed in it as in a question's space.
+    """The space that `warm_start.store_space` stored, against which proposals are checked.
 
     Args:
         tree: the space as configs write it.
         options: which options of each group are searched.
-        choices: the option of each group as composed.
-        starts: the composed value of each leaf, by its name.
+        choices: the default option of each group.
+        starts: the default value of each leaf, by its name.
         baseline: whether trial 0 is the default configuration.
         share: the share of the budget that may be proposed.
     """
@@ -47,7 +47,7 @@ class StoredSpace:
         return self
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
-        """Returns the composed values of the leaves that some choices open."""
+        """Returns the default values of the leaves that some choices open."""
         config = OmegaConf.create()
         for leaf in self.space.leaves(choices):
             OmegaConf.update(config, leaf.key, self.starts[leaf.name], merge=False)
@@ -65,17 +65,17 @@ def read_space(stored: StoredStudy) -> StoredSpace:
         return msgspec.convert(known, StoredSpace)
     except msgspec.ValidationError:
         raise ConfigError(
-            f"{stored.name}: nothing is stored of its space, against which points are checked; the "
-            "command that runs a study stores it, except with sampler=grid, which tries each point "
+            f"{stored.name}: its space is not stored, so proposals cannot be checked; the "
+            "command that runs a study stores it, except with sampler=grid, which tries each one "
             "itself, and with an objective that suggests its parameters as it runs"
         ) from None
 
 
 def json_schema(known: StoredSpace) -> dict[str, Any]:
-    """Describes the points of a space in JSON Schema.
+    """Describes the configurations of a space in JSON Schema.
 
-    A parameter is a property of its name. Each group is a `oneOf` of its options, with what each
-    opens; a list is an array. What a point leaves out has its default.
+    A hyperparameter is a property of its name. A group is a `oneOf` of its options with what each
+    opens; a list is an array. What a proposal leaves out has its default.
     """
     schema = {"$schema": DIALECT, "type": "object", **_open(known.space.nodes, known)}
     if known.space.relations:

@@ -53,7 +53,7 @@ class Course:
         """Reads the course of a trial; if its workers died, as far as they had reported it.
 
         Args:
-            loop: whether it called a loop, whose curves have names of its own.
+            loop: whether it called a custom loop, which names its curves itself.
         """
         reported = [value for _, value in sorted(trial.intermediate_values.items())]
         stored = TrialRecord(trial).columns

@@ -39,8 +39,8 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
 def _trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
     """Returns what a stored trial may name; None for all.
 
-    In a run directory of the user's own commands that is all, if the database is there too. In one
-    that others write to it is `named`, and what the user's own command named.
+    That is all in a run directory of the user's own commands, if the database is there too. In one
+    that others write to it is `named`, and what the user's command named.
     """
     if trust.consent(run_dir, named) is not None:
         return named
@@ -80,7 +80,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
     written = value_at(read_written(run_dir, "config.yaml"), "data")
     for path in location_keys(written) if isinstance(written, dict) else ():
         value = functools.reduce(operator.getitem, path, written)
-        if isinstance(value, str | int):  # no section, in which somebody else could name code
+        if isinstance(value, str | int):  # not a section, which could name untrusted code
             OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)
     source = build(cfg.data)
     split: Part = source.train()

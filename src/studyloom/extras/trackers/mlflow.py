@@ -1,4 +1,4 @@
-"""MLflow: a parent run for a study, a nested run for each trial, the answer as artifacts."""
+"""MLflow: a parent run for a study, a nested run for each trial, the result as artifacts."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ STUDY, TRIAL, KIND, STATE, ANSWER, WINNER = (
     f"studyloom.{name}" for name in ("study", "trial", "kind", "state", "answer", "winner")
 )
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-MOST_BYTES = 100 * 2**20  # of an answer; a page of a thousand runs has some MB
+MOST_BYTES = 100 * 2**20  # of a response; a listing of a thousand runs has some MB
 LONGEST = 250  # characters of a name
 LONGEST_TEXT = 5000  # of a parameter or tag; some databases of MLflow take no more
 MOST_METRICS, MOST_PARAMS = 1000, 100  # in a request, as the server has it
@@ -51,7 +51,7 @@ CLIENT = {
 class MLflow:
     """Logs to a server of MLflow, or to a database of MLflow's below the run directory.
 
-    A trial that was pruned has the status KILLED, since MLflow has none for it; the tag
+    A trial that was pruned has the status KILLED, since MLflow has no status for it; the tag
     `studyloom.state` says pruned.
 
     Args:
@@ -175,7 +175,7 @@ class MLflow:
                 )
 
     def _register(self, name: str, parent: str, answer: TrackedResult) -> None:
-        """Registers the winner as a model that `mlflow.pyfunc.load_model` loads, once an answer."""
+        """Registers the winner for `mlflow.pyfunc.load_model`, once for each result."""
         from mlflow.exceptions import MlflowException
 
         client, _ = self._connect(answer.study)
@@ -203,9 +203,9 @@ class MLflow:
 
 @cache
 def bound_answers() -> None:
-    """Has MLflow's client in this process read no answer of more than MOST_BYTES.
+    """Makes MLflow's client in this process refuse responses of more than MOST_BYTES.
 
-    It reads an answer as a whole, and takes several times its size to parse it.
+    It reads a response as a whole, and takes several times its size to parse it.
     """
     from mlflow.utils import request_utils
 
@@ -213,7 +213,7 @@ def bound_answers() -> None:
 
     def read(response: Any, stream: bool = False, **_: Any) -> None:
         """Reads the body of a response, also of one that redirects, before `requests` would."""
-        if stream:  # a download of the user's own code
+        if stream:  # a download by the user's code
             return
         body = bytearray()
         for part in response.iter_content(2**16):
@@ -221,7 +221,7 @@ def bound_answers() -> None:
             if len(body) > MOST_BYTES:
                 response.close()
                 where = response.url.partition("?")[0]
-                raise OSError(f"{where} answers with more than {MOST_BYTES // 2**20} MiB")
+                raise OSError(f"{where} sent a response of more than {MOST_BYTES // 2**20} MiB")
         response._content = bytes(body)
 
     def make_bounded(*arguments: Any, **named: Any) -> Any:

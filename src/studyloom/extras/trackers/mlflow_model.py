@@ -1,7 +1,7 @@
 """Loads a winner that `track.mlflow.register` has registered, for `mlflow.pyfunc.load_model`.
 
-Nothing that the model holds is executed, and its config may name networks of studyloom and torch
-alone. For networks of your own use `studyloom.load_winner(folder, trust=[…])`.
+Nothing that the model holds is executed, and its config may only name networks of studyloom and
+torch. For your own networks use `studyloom.load_winner(folder, trust=[…])`.
 """
 
 from typing import Any

@@ -141,10 +141,10 @@ class Listing(Tracker, Protocol):
 
 
 def build_trackers(section: Any) -> dict[str, Tracker]:
-    """Builds the trackers of the section `track`, by names of the user's own; connects to none.
+    """Builds the trackers of the section `track`, by the user's names for them; connects to none.
 
     Raises:
-        ConfigError: every mistake in it.
+        ConfigError: all errors in it.
     """
     if not hasattr(section, "items"):
         raise ConfigError(
@@ -178,16 +178,16 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
 
 
 class Feed:
-    """Writes to one tracker, or whatever else is slow, in a thread and in order: nobody waits.
+    """Writes to one tracker, or another slow target, in order, in a thread, without blocking.
 
     What a tracker refuses in a worker the command writes at its end.
 
     Args:
-        name: of the key that asks for it, such as track.mlflow.
+        name: of the key that configures it, such as track.mlflow.
         then: the end of the line of what is refused.
     """
 
-    def __init__(self, name: str, then: str = "; the study goes on") -> None:
+    def __init__(self, name: str, then: str = "; the study continues") -> None:
         self.name, self.then = name, then
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._refused = False
@@ -282,10 +282,10 @@ def _write(
 
 
 def _in_words(missing: Sequence[TrackedTrial | TrackedResult], of: int) -> str:
-    """Names what is missing: `3 of 10 trials and the answer`."""
+    """Names what is missing: `3 of 10 trials and the result`."""
     trials = sum(isinstance(each, TrackedTrial) for each in [*missing])
     return " and ".join(
-        [f"{trials} of {of} trials"] * (trials > 0) + ["the answer"] * (len(missing) > trials)
+        [f"{trials} of {of} trials"] * (trials > 0) + ["the result"] * (len(missing) > trials)
     )
 
 
@@ -293,7 +293,7 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
     """Makes the description of a study for trackers.
 
     Raises:
-        StorageError: its uuid is none, which would name files and be put into queries.
+        StorageError: its uuid is invalid; it would name files and be put into queries.
     """
     goals = {goal.name: goal.direction for goal in stored.goals}
     uuid = str(stored.ledger.uuid)
@@ -301,7 +301,7 @@ def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
         raise StorageError(
             f"the study {stored.name!r}: its attribute {UUID!r} in the database must be 32 "
             f"hexadecimal digits, not {shorten(uuid, 80)!r}; studyloom did not write that; run it "
-            "without trackers (track=[]), or ask its question anew in another run_dir"
+            "without trackers (track=[]), or start it again in another run_dir"
         )
     return TrackedStudy(stored.name, uuid, goals, run_dir.absolute())
 

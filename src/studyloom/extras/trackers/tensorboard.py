@@ -68,7 +68,7 @@ class TensorBoard:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Prints no traceback of TensorBoard's threads: a writer raises the error of its own."""
+    """Prints no traceback of TensorBoard's threads: a writer raises their errors itself."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -87,5 +87,5 @@ def _plain(value: object) -> bool | int | float | str:
 
 
 def _as_code(lines: list[str]) -> str:
-    """Returns lines as a block of code: the text plugin renders Markdown, also pictures."""
+    """Returns lines as a block of code: the text plugin renders Markdown, also images."""
     return "\n".join(f"    {printable(line)}" for line in lines)
