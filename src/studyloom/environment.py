@@ -1,7 +1,7 @@
 """The environment variables of studyloom, each with its meaning.
 
 A module that reads or sets one imports it from here, so that a name is written once. `--help` lists
-those that a person sets, or that a command reads which is the objective.
+those that users set, and those that a command used as the objective reads.
 """
 
 import os
@@ -23,7 +23,7 @@ class Variable:
         return os.environ.get(self.name)
 
     def take(self) -> str | None:
-        """Returns its value, and removes it, so that nothing that this process starts has it."""
+        """Returns its value and removes it, so that child processes do not inherit it."""
         return os.environ.pop(self.name, None)
 
 

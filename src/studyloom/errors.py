@@ -29,9 +29,8 @@
 * Stopped, Paused: no Exception, so that `except Exception` in a user's code lets them pass
 * Interrupted, a KeyboardInterrupt
 
-A user causes a UserError; its message names the value, where it came from and how to fix it. Most
-commands that raise an error end with its `exit_code`; `cli.main` and `commands.run_study` say which
-end with another.
+A UserError names the value, where it came from and how to fix it. Most commands that raise an error
+end with its `exit_code`; `cli.main` and `commands.run_study` say which end with another.
 """
 
 from collections.abc import Sequence
@@ -148,7 +147,7 @@ class UndefinedObjective(Halted):
 
 
 class LaunchError(StudyloomError, RuntimeError):
-    """No worker can be started, or all workers died although there is work left."""
+    """No worker can be started, or all workers died before the budget was used."""
 
 
 class NoWinner(StudyloomError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Where a module was before: stored studies and people's configs name its old path.
+"""Former paths of modules, which stored studies and configs may name.
 
 From the first release on, a module that moves has a line here: its old path and its new one.
 """

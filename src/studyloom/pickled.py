@@ -56,7 +56,7 @@ def registered_object(name: str) -> Any:
 
 @contextlib.contextmanager
 def passed_on(names: list[str], known: Mapping[str, str], used: Iterable[str]) -> Iterator[None]:
-    """Passes what this program defines, and its registered objects, to processes of the body.
+    """Passes this program's definitions and registered objects to processes started in the body.
 
     Args:
         names: what a config names of it; if it names nothing, nothing is passed on.
@@ -102,7 +102,7 @@ def passed_on(names: list[str], known: Mapping[str, str], used: Iterable[str]) -
 
 
 def passed_to_child(variables: Mapping[str, str], *descriptors: int) -> dict[str, Any]:
-    """Returns the arguments of `subprocess.Popen` by which a worker gets what is passed on, too.
+    """Returns arguments of `subprocess.Popen` with which a worker inherits the passed objects.
 
     Args:
         variables: more of the child's environment.
@@ -115,10 +115,10 @@ def passed_to_child(variables: Mapping[str, str], *descriptors: int) -> dict[str
 
 
 def receive() -> None:
-    """Defines in this worker what its program has passed on, in `__main__` as there.
+    """Defines the passed objects in this worker, in `__main__` as in its program.
 
-    Only `passed_to_child` hands the file to what this process starts. Any other file that is
-    open under its number lacks the word, and is not unpickled.
+    Only `passed_to_child` passes the file to a child. Another file that is open under its number
+    lacks the word, and is not unpickled.
     """
     number, _, word = (PICKLED.take() or "-1 ").partition(" ")
     descriptor, content = int(number), b""

@@ -74,7 +74,7 @@ def cpu_name() -> str:
 
 
 def driver_of_nvidia() -> str:
-    """Returns what NVIDIA's driver says of itself, in a line."""
+    """Returns the version line of NVIDIA's driver."""
     file = Path("/proc/driver/nvidia/version")
     known = file.read_text() if LINUX and file.exists() else "driver unknown"
     return known.partition("\n")[0]
@@ -121,7 +121,7 @@ def signals_deferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_at_interrupt() -> Iterator[None]:
-    """Ends the process with a line and exit code 130 at a Ctrl-C that no study handles yet."""
+    """Ends the process with a line and exit code 130 at a Ctrl-C before a study handles it."""
     try:
         yield
     except KeyboardInterrupt:

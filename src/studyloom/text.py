@@ -30,7 +30,7 @@ FORMULA = re.compile(r"(\A|[;\t\r\n])([=+\-@]|\A[\t\r])")
 def printable(text: str) -> str:
     """Makes a text of any origin safe to show; lines and tabs stay.
 
-    Each character that is obeyed and not shown is replaced by one that is shown: ␛ for an escape.
+    Control characters are replaced by visible ones: ␛ for an escape.
     """
     return UNPRINTABLE.sub(lambda match: SHOWN.get(ord(match[0]), "\ufffd"), text)
 
@@ -41,9 +41,9 @@ def one_line(text: str) -> str:
 
 
 def indented(text: str) -> str:
-    """Makes a text of any origin safe to show; no line but its first begins at the margin.
+    """Makes a text of any origin safe to show; all lines but the first are indented.
 
-    So no text can pretend to be the next message.
+    So no text can imitate the next message.
     """
     return re.sub(r"\n(?=[^\s])", "\n  ", printable(text))
 
@@ -51,7 +51,7 @@ def indented(text: str) -> str:
 def in_markdown(text: str) -> str:
     """Makes a text of any origin safe within a line of Markdown: no HTML, link, image or cell.
 
-    Of characters of HTML not all renderers take a backslash.
+    HTML's characters are escaped as entities: not all renderers accept a backslash.
     """
     return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(one_line(text), quote=False))
 
@@ -83,7 +83,7 @@ def format_value(value: float, sign: str = "") -> str:
 
 
 def format_error(error: float, mean: str) -> str:
-    """Formats what stands after ±, with the decimals of the mean before it if they show it."""
+    """Formats the error after ±, with as many decimals as its mean if they suffice."""
     _, point, decimals = mean.partition(".")
     alike = format(error, f".{len(decimals)}f") if "e" not in mean else ""
     return alike if point and float(alike or 0) else format_value(error)

@@ -1,4 +1,4 @@
-"""The user's own code: where all of it is imported that a config or a call names.
+"""The user's code: imports all of it that a config or a call names.
 
 A module may do more than define something: parse the command line, end its process, or search.
 
@@ -69,7 +69,7 @@ def importing_module(name: str, *, until_study: bool = False) -> Iterator[None]:
 
 
 def find_member(name: str) -> Any:
-    """Imports what a dotted name says; `resolve_name` hides why a module cannot be imported.
+    """Imports the object of a dotted name; `resolve_name` would hide why an import fails.
 
     Raises:
         ConfigError: the module ends its process, or searches.
@@ -87,8 +87,8 @@ def find_member(name: str) -> Any:
 def end_import() -> None:
     """Ends the import of the user's code, if there is one, where it would begin a study.
 
-    Each worker imports a module, and would start workers that import it. Of a script a command
-    needs what it has defined so far.
+    Each worker imports a module, which would start workers in turn. A command needs only what a
+    script has defined so far.
 
     Raises:
         ConfigError: a module is being imported, and no script.
@@ -122,7 +122,7 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def script_as_main(run_dir: Path, folder: Path | None) -> Iterator[None]:
-    """Makes the script of a study `__main__` in the body, if the run directory is the user's own.
+    """Makes the script of a study `__main__` for the body, if the run directory is the user's own.
 
     Args:
         folder: where the user says that the script is, if it is not where it was.

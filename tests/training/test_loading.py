@@ -229,7 +229,7 @@ class Fatal(Drawn):
 def test_a_loader_that_dies_is_an_error_of_the_training_in_words():
     examples = drawn(train=Fatal(), evaluate=None, **WORKERS)
     before = signal.getsignal(signal.SIGCHLD)
-    with pytest.raises(LoaderDied, match=r"data.num_workers=2\) cannot go on.*data.num_workers=0"):
+    with pytest.raises(LoaderDied, match=r"data.num_workers=2\) failed.*data.num_workers=0"):
         curve(toy_job(), examples)
     assert signal.getsignal(signal.SIGCHLD) is before
 

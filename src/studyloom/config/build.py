@@ -52,11 +52,11 @@ def find_target(section: Section, key: str = "") -> Any:
 
 
 def build(section: Section, key: str = "", **offered: Any) -> Any:
-    """Builds what a section's `_target_` makes of the section's arguments.
+    """Calls a section's `_target_` with the section's other keys as arguments.
 
     Sections within it are built first, as Hydra's `instantiate` does, which takes 3 ms for each.
-    Those that the target names in its attribute `DEFERRED` it gets as functions without arguments,
-    and they are built when it calls them. With `_partial_: true` the result waits for the rest.
+    Sections that the target's attribute `DEFERRED` names are passed as functions without arguments,
+    which build them when called. With `_partial_: true` the result is a function of the rest.
 
     Args:
         key: of a plain section, for errors.
@@ -94,9 +94,9 @@ ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
 
 
 def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
-    """Returns the parameter of a key that a section lacks, by the signature of its target.
+    """Returns the parameter of a section's target that a missing key would set.
 
-    A key of `params` is a parameter of the loop.
+    Keys of `params` are parameters of the custom training loop.
 
     Returns:
         None if there is no section with a target, or that has no such parameter. A target that
@@ -119,7 +119,7 @@ def _is_section(value: Any) -> bool:
 
 
 def _build_within(value: Any, key: str) -> Any:
-    """Copies a value of a section, in which sections are built."""
+    """Copies a value of a section, and builds the sections in it."""
     if _is_section(value):
         return build(value, key)
     if isinstance(value, Mapping):

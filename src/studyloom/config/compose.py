@@ -68,7 +68,7 @@ QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
 def with_defaults(config: Any) -> Any:
     """Returns a config file with an option of each group that its defaults list does not name.
 
-    Only if that has `studyloom`, which stands for these too; Hydra's own log files are left out.
+    Applies only if the list has `studyloom`, which selects them, and not to Hydra's log files.
     """
     plain: Any = OmegaConf.to_container(config, resolve=False)
     listed = list(plain.get("defaults") or ()) if isinstance(plain, dict) else []
@@ -89,7 +89,7 @@ def with_defaults(config: Any) -> Any:
 
 
 class ReadOnce:
-    """A source of Hydra's whose configs are read once in a process, and then unpickled.
+    """A Hydra config source that parses each config once in a process, and then unpickles it.
 
     A command composes for its own config and for each branch of its space, from much the same
     files. Hydra parses them each time, and copies all its sources, with the configs that they
@@ -100,7 +100,7 @@ class ReadOnce:
         return self  # nothing in it changes
 
     def read_once(self, key: tuple[Any, ...], read: Callable[[], ConfigResult]) -> ConfigResult:
-        """Returns a config to each caller, which `read` has read once for a key."""
+        """Returns a copy of the config of a key, which `read` is called for once."""
         if key not in KNOWN:
             KNOWN[key] = pickle.dumps(read())
         result: ConfigResult = pickle.loads(KNOWN[key])
@@ -246,7 +246,7 @@ class Composer:
         return self._cache[cache_key]
 
     def file_of(self, section: str, choices: Mapping[str, str]) -> Path | None:
-        """Returns the file in the study's own folder that a section is from, under some choices."""
+        """Returns the file of the study's config folder that defines a section."""
         option = choices.get(section, self.choices.get(section))
         name = self.config_name if option is None else f"{section}/{option}"
         file = main_folder() / f"{name}.yaml"
@@ -309,7 +309,7 @@ def main_folder() -> Path:
 
 
 def find_config(key: str, name: str) -> Path:
-    """Finds a config below the folder of the study's own, or else below the working directory.
+    """Finds a config below the study's config folder, or else below the working directory.
 
     Raises:
         ConfigError: there is no such file.
@@ -356,7 +356,7 @@ def application(
 def note_run(run_dir: Path, config: DictConfig) -> None:
     """Writes this command into its run directory, as Hydra does, and notes that it is the user's.
 
-    Not before the study definition is accepted: later commands compose again what they find there.
+    Called once the study definition is accepted, since later commands use what they find there.
     """
     folder = run_dir / ".hydra"
     known: Any = HydraConfig.instance().cfg
@@ -369,9 +369,9 @@ def note_run(run_dir: Path, config: DictConfig) -> None:
 
 @contextmanager
 def beside_configs(run_dir: Path) -> Iterator[None]:
-    """Sets Hydra up in the body as in the command of a run directory, if that is the user's own.
+    """Sets Hydra up as in the command of the user's own run directory, for the body.
 
-    An adapter may name a config by its path from those of the study.
+    An adapter may name a config relative to the study's.
     """
     if not is_own(run_dir):
         yield
@@ -382,7 +382,7 @@ def beside_configs(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def initialised_as(former: Any) -> Iterator[dict[str, str]]:
-    """Initialises Hydra in the body as in a former command; yields that one's config folders."""
+    """Initialises Hydra as a former command did, and yields that command's config folders."""
     folders = config_folders(former)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):

@@ -124,10 +124,10 @@ def mistakes_in(cfg: DictConfig) -> list[str]:
 
 
 def folder_of_configs(task: Task, config_path: str) -> str:
-    """Returns the folder of a module's configs; one that is run as a file then finds its modules.
+    """Returns the folder of a module's configs, and makes modules that they name importable.
 
-    `python studies/mine.py` has Python look for modules in studies/; those that configs name, such
-    as studies.mine, lie next to that folder.
+    `python studies/mine.py` lets Python look for modules only in studies/; those that configs name,
+    such as studies.mine, lie in the folder above.
     """
     page = Path(task.__code__.co_filename).resolve()
     main = sys.modules["__main__"]
@@ -187,10 +187,10 @@ def exit_with_mistakes(*mistakes: str) -> NoReturn:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """Rewrites a command line for Hydra: where results are printed moves to the environment.
+    """Rewrites a command line for Hydra, and moves output options to environment variables.
 
     Raises:
-        ConfigError: an argument has a password, or is no address.
+        ConfigError: an argument has a password, or an invalid address.
     """
     taken = take_outputs(argv)
     refuse_passwords(taken)
@@ -272,7 +272,7 @@ class Invocation:
     """A study to be run by this process.
 
     Args:
-        program: what a Python interpreter is given to run the same study as a command.
+        program: the arguments of a Python interpreter that runs the same study as a command.
         root: the folder from which the modules of the study are imported, if it has any.
     """
 
@@ -299,7 +299,7 @@ class Invocation:
         if not _running.acquire(blocking=False):
             raise LaunchError(
                 "this process runs a study already, and can run one at a time; "
-                "start this one in a process of its own"
+                "start this one in another process"
             )
         results: list[T] = []
         errors: list[BaseException] = []
@@ -335,7 +335,7 @@ class Invocation:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises ConfigError if something is not an override, such as an option of a command."""
+    """Raises ConfigError for arguments that are not overrides, such as options of a command."""
     items = [None] if isinstance(overrides, str) else overrides
     if any(not isinstance(item, str) or item.startswith("-") for item in items):
         raise ConfigError(
@@ -350,7 +350,8 @@ def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()
         overrides: may name the run directory.
 
     Raises:
-        ConfigError: there is no such file, it is neither, or the module decorates no function.
+        ConfigError: there is no such file, it is neither a module nor a config, or the module
+            decorates no function.
     """
     end_import()
     if isinstance(source, DictConfig):
@@ -403,7 +404,7 @@ def _import_study_module(path: Path, name: str) -> ModuleType:
     if Path(str(module.__file__)).resolve() != path.resolve():
         raise ConfigError(
             f"{path}: cannot be imported as {name}, since this process has {module.__file__} under "
-            "that name; run it in a process of its own"
+            "that name; run it in a new process"
         )
     return module
 
@@ -435,7 +436,7 @@ def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
 def of_sections(
     primary: Mapping[str, Any], run_dir: Path, groups: Mapping[str, Any] | None = None
 ) -> Invocation:
-    """Writes a primary config below its run directory, from where the workers compose it.
+    """Writes a primary config below its run directory, where the workers read it.
 
     Args:
         groups: the option `given` of each group.
@@ -495,7 +496,7 @@ def module_path(root: Path | None) -> Iterator[None]:
 
 
 def own_module_path() -> list[str]:
-    """Returns the folders of modules that another interpreter does not know by itself."""
+    """Returns the module folders of this process that another interpreter lacks."""
     known = [
         Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
     ]

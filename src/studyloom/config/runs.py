@@ -1,7 +1,7 @@
-"""Reads the files of Hydra in a run directory: the storage URL, and the study's name.
+"""Reads Hydra's files in a run directory: the storage URL, and the study's name.
 
-A run directory may be untrusted. Only in one that this user's own command has run in, or that
-the user says is theirs, do these files decide what is opened outside of it, or run again.
+A run directory may be untrusted. Its files decide what is opened outside of it, or run again, only
+if a command of this user has run in it, or the user says that it is theirs.
 """
 
 import itertools
@@ -85,7 +85,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
 
 
 def _read_untrusted(run_dir: Path, config: DictConfig) -> tuple[str | None, Any]:
-    """Reads the URL and name of an untrusted run directory, of which nothing is resolved.
+    """Reads the URL and name of an untrusted run directory, without resolving interpolations.
 
     Raises:
         ConfigError: its database is neither inside of it, nor that of STUDYLOOM_STORAGE.
@@ -136,7 +136,7 @@ def untrusted_run(run_dir: Path, why: str) -> ConfigError:
 
 
 def config_folders(former: Any) -> dict[str, str]:
-    """Returns the folders of the configs of a command, by who named each."""
+    """Returns the config folders of a command, by where each was named."""
     return {
         str(source.provider): str(source.path)
         for source in former.runtime.config_sources

@@ -74,6 +74,6 @@ def _check_folder(folder: Path, targets: Sequence[str]) -> list[str]:
     shared = folder / SHARED
     if shared.is_file() and "CONF" not in shared.read_text(encoding="utf-8", errors="replace"):
         problems.append(
-            f"{shared}: must define CONF, the folder of the configs, which the page imports"
+            f"{shared}: must define CONF, the folder of the configs, which the study module imports"
         )
     return problems

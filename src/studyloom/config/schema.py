@@ -56,7 +56,7 @@ class StudySection:
     )
     warm_start_top: int = key(5, "how many configurations of study.warm_start are tried")
     proposals: float = key(0.3, "the share of the budget that `studyloom propose` may take")
-    accept_code_change: bool = key(False, "true: continues after an edit of your own code")
+    accept_code_change: bool = key(False, "true: continues after an edit of your code")
     dry_run: bool = key(False, "as `--dry-run`")
 
 
@@ -128,7 +128,7 @@ class WinnerSection:
 
 @dataclass
 class CostSection:
-    """The price of computing; it is no part of the study definition."""
+    """The price of computing, which is not part of the study definition."""
 
     per_hour: float | None = key(None, "price of an hour of a GPU; without GPUs, of a core")
     limit: float | None = key(None, "the search ends once its trials have cost so much")
@@ -136,7 +136,7 @@ class CostSection:
 
 @dataclass
 class Config:
-    """The sections of studyloom, and the groups that a study fills."""
+    """studyloom's sections, and the groups that a study provides."""
 
     run_dir: str = key("runs/${study.name}", "the folder of all that a run writes")
     study: StudySection = field(default_factory=StudySection)
@@ -210,7 +210,7 @@ OmegaConf.set_struct(SCHEMA.objective, False)  # for the arguments of its target
 
 
 def out_of_range(config: DictConfig) -> Iterator[str]:
-    """Yields a line for each value outside of its range in `RANGES`; null is in each."""
+    """Yields a line for each value outside of its range in `RANGES`; null is always allowed."""
     for (words, low, high), names in RANGES.items():
         for name in names:
             value = OmegaConf.select(config, name)

@@ -1,9 +1,9 @@
 """Untrusted configs and run directories are data: what they may set, and which code they name.
 
-A `_target_` can be any function, so it is trusted for where it is defined, and not for how its name
-begins: `torch.nn.modules.module.torch.load` is not a layer. A target whose name is not trusted is
-not even imported, and `trust=[mypackage]` on the command line trusts a package. What reaches out of
-the study (it names a file, a database, a launcher) is refused.
+A `_target_` can be any function, so it is trusted by where it is defined, not by the beginning of
+its name: `torch.nn.modules.module.torch.load` is not a layer. An untrusted target is not even
+imported; `trust=[mypackage]` on the command line trusts a package. Settings that access resources
+outside the study (a file, a database, a launcher) are refused.
 """
 
 import inspect
@@ -110,7 +110,7 @@ _active: list[TrustRules | None] = []
 
 
 def active() -> TrustRules | None:
-    """Returns the rules of the running command; None outside of one, or in the user's own code."""
+    """Returns the rules of the running command; None outside of one, or in the user's code."""
     return _active[-1] if _active else None
 
 
@@ -138,10 +138,10 @@ def read_yaml(path: Path, *, own: bool = False) -> DictConfig:
 
     Args:
         own: whether a command of this user is known to have written it. If not, it must be as
-            small as what a run writes, and have no aliases, which multiply what they stand for.
+            small as the files of a run, and have no aliases, which could expand without bound.
 
     Raises:
-        ConfigError: it is no YAML, or no mapping, or exceeds these limits.
+        ConfigError: it is not YAML, not a mapping, or exceeds these limits.
     """
     try:
         text = read_text(path, own=own)
@@ -213,7 +213,7 @@ def content_mistakes(config: Any, trusted: Sequence[str]) -> Iterator[str]:
 def _section_mistakes(
     section: str, content: Mapping[str, Any], trusted: Sequence[str]
 ) -> Iterator[str]:
-    """Finds the keys of an open section that reach out of the study."""
+    """Finds keys of a section that access resources outside the study."""
     target = str(content.get("_target_"))
     # Who trusts the package of a data source, or of an objective, trusts it with its arguments.
     theirs = is_below(target, trusted) and not is_below(target, ("studyloom",))
@@ -247,9 +247,9 @@ def _path_mistakes(value: Any, key: str) -> Iterator[str]:
 
 
 def _default_mistakes(defaults: Any) -> Iterator[str]:
-    """Finds the entries of a defaults list that choose for Hydra, or move an option.
+    """Finds the entries of a defaults list that override Hydra's options, or move an option.
 
-    The files that the others lead to are read as data, or are the user's own.
+    Files that other entries name are read as data, or are the user's own.
     """
     yield from (words for words, _ in _find(defaults, "defaults", (), references=False))
     for item in defaults if isinstance(defaults, list) else [defaults]:
@@ -328,10 +328,10 @@ def _way_out(need: str) -> str:
 def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) -> Iterator[None]:
     """Adds the folder of a study's modules to the module path in the body, if the user consents.
 
-    They are where the study was run, and its run directory, which may be another person's, says
-    where that is. The user consents by having run it, by being in that folder, if that is `wanted`,
-    or by naming a `folder` with `--code`. It comes last on the module path, so that it hides no
-    other package. The script that searched is imported only in the user's own run directory.
+    They are where the study was run, as its run directory says, which may be untrusted. The user
+    consents by having run the study, by working in that folder, if that is `wanted`, or by naming a
+    `folder` with `--code`. It comes last on the module path, so that it hides no other package.
+    The script that searched is imported only in the user's own run directory.
     """
     recorded, given = None, folder
     with suppress(OSError, ConfigError, OmegaConfBaseException):

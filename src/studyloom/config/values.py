@@ -33,7 +33,7 @@ def _node_at(config: DictConfig, key: str) -> Any:
 
 
 def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """Copies a config and sets values by key: about 2 ms, against 70 ms to compose."""
+    """Copies a config and sets values by key: about 2 ms, against 70 ms for Hydra."""
     copy: DictConfig = pickle.loads(pickle.dumps(config))  # config.copy() takes 7 ms
     for key, value in values.items():
         OmegaConf.update(copy, key, value, merge=False, force_add=True)
@@ -41,9 +41,9 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 
 def plain_sections(config: DictConfig, *sections: str) -> dict[str, Any]:
-    """Returns sections of a config as plain values; those that are missing or null are left out.
+    """Returns sections of a config as plain values, except missing ones and null.
 
-    So is `objective.network`, which decides the result of no trial.
+    `objective.network`, which changes no trial's result, is left out too.
     """
     values = {section: value_at(config, section) for section in sections}
     if isinstance(objective := values.get("objective"), dict):
@@ -75,7 +75,7 @@ def keys_explained() -> Iterator[None]:
             raise
         words = no_such_key(error.full_key, [str(name) for name in error.parent_node])
         raise ConfigError(
-            f"{words}; your function asked for it: its config is that of the study, with the "
+            f"{words}; your function reads it: its config is that of the study, with the "
             "values of the trial; add a key of yours to the section params of its YAML file"
         ) from error
 

@@ -74,7 +74,7 @@ class Items:
         raise IndexError(index)
 
     def at(self, index: int, seed: int = ALWAYS) -> Any:
-        """Returns an item, the same each time also of a Dataset that draws."""
+        """Returns an item, the same each time even if the Dataset draws random numbers."""
         with seeded(seed):
             return self[index]
 
@@ -140,8 +140,8 @@ class Examples:
 
     Args:
         training: the examples as one trains on them.
-        evaluation: the same as one evaluates them, followed by those of a validation set of its
-            own, if there is one.
+        evaluation: the same as one evaluates them, followed by those of a given validation set,
+            if there is one.
         outputs: how many numbers a network returns for each input; None if that is not known.
         shape: of one input; None if it is not one tensor.
         targets: the class of each training example, int64 (n,); None if it is not known.
@@ -323,7 +323,7 @@ def name_of(function: Any) -> str:
 
 
 def _explained(start: str, cause: Exception, end: str = "") -> DataError:
-    """Makes an error whose traceback, also of another process, shows that of its cause."""
+    """Returns an error whose traceback shows that of its cause, also from another process."""
     error = DataError(f"{start} {name_error(cause, 400)}{end}")
     error.add_note("".join(traceback.format_exception(cause)).rstrip())
     return error

@@ -1,4 +1,4 @@
-"""`studyloom doctor --gpu`: what a study does on GPUs, tried there, as a table for an issue.
+"""`studyloom doctor --gpu`: tries what studies do on GPUs, and prints a table for an issue.
 
 Each check returns what was seen, or raises. `pytest -m gpu` runs the same checks, and where torch
 can use no GPU two that are made up: commands see them, and all is computed on the CPU.
@@ -54,7 +54,7 @@ STUDY = (
 
 
 class NotPossible(Exception):
-    """A check needs what this machine has not."""
+    """A check needs something that this machine lacks."""
 
 
 class Probe(nn.Module):
@@ -112,7 +112,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def must(holds: object, words: str) -> str:
-    """Returns what was seen; raises AssertionError if it is not as it must be."""
+    """Returns what was seen; raises AssertionError if it is not as expected."""
     if not holds:
         raise AssertionError(words)
     return words

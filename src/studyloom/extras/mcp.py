@@ -99,7 +99,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
 
     @server.tool(annotations=reading)
     def status() -> dict[str, Any]:
-        """Tells how far the search is: trials by state, the best, workers, the time left."""
+        """Returns how far the search is: trials by state, the best one, workers, the time left."""
         with opened(own) as [stored]:
             shown = asdict(JobReader(stored).status().document())
             return plain(shown | ({"answer": None} if is_sealed(stored) else {}))
@@ -122,7 +122,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
 
     @server.tool(annotations=reading)
     def report() -> str:
-        """Tells the figures of the report: what matters, how the search went, who proposed what."""
+        """Returns the report as text: importances, the course of the search, proposals."""
         with opened(own) as [stored]:
             return shorten_end(str(page.shown("\n".join(report_lines(stored, own)))), LONGEST)
 
@@ -141,7 +141,7 @@ def is_sealed(stored: StoredStudy) -> bool:
 
 
 def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
-    """Yields the report as lines of text, without the trials, which `ask` tells."""
+    """Yields the report as lines of text, without the trials, which `ask` returns."""
     files = RunFiles() if is_sealed(stored) else RunFiles.read(stored, run_dir)
     head, sections = read_report(stored, replace(files, configs=""))
     yield from (head.name, head.sentence)

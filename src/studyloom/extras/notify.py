@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Notices:
-    """Sends what people want to know of a job.
+    """Sends the notices of one command.
 
     Args:
         targets: apprise URLs, and commands, each of which gets the notice as JSON on its standard
@@ -50,7 +50,7 @@ class Notices:
         self._feed = Feed("notify")
 
     def __call__(self, progress: Progress) -> None:
-        """Sends a notice of a new best, and of a halt; what was there at first is no news."""
+        """Sends a notice of a new best trial or a halt, unless it is from before the command."""
         before, self._before = self._before, progress
         best = progress.search.best
         if before is None:

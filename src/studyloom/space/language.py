@@ -150,7 +150,7 @@ def _parse_length(length: Any, name: str, lists: Mapping[str, Any]) -> IntDistri
 
 
 def _check_keys(spec: Mapping[str, Any], name: str, *more: str) -> None:
-    """Refuses a leaf that has other keys than those of one kind, and `more` of them."""
+    """Raises ConfigError if a leaf has other keys than those of its kind and `more`."""
     kind, *others = [kind for kind in KEYS if kind in spec]
     allowed = (kind, *KEYS[kind], *more)
     refuse(
@@ -220,7 +220,7 @@ def _parse_choice(choices: Any, where: str) -> CategoricalDistribution:
 
 
 def _find_conflicts(space: Space) -> Iterator[str]:
-    """Finds the leaves whose key is also decided by a leaf next to them or outside their option."""
+    """Finds leaves whose config key another leaf, in or outside their option, sets too."""
     branches = [*space.branches()]
     for choices, leaves in branches:
         above = [others for chosen, others in branches if chosen.items() < choices.items()]

@@ -9,8 +9,8 @@
       lr: {float: [1.0e-4, 1.0], log: true}       next to the options: searched with each of them
       sgd: {momentum: {float: [0.0, 0.99]}}
 
-A parameter's name is its path in this tree (`optimizer.sgd.momentum`). Its config key is that path
-without the options (`optimizer.momentum`). A group with a single option is fixed, and no parameter.
+A hyperparameter's name is its path in this tree (`optimizer.sgd.momentum`). Its config key is that
+path without the options (`optimizer.momentum`). A group with a single option is fixed.
 """
 
 import functools
@@ -39,8 +39,8 @@ LARGEST_GRID = 100_000  # configurations that are enumerated
 class Leaf:
     """A node with one value, which is written to the config at `key`.
 
-    `optimizer: {sgd: {momentum: {float: [0.0, 0.99]}}}` has one leaf, of the parameter
-    `optimizer.sgd.momentum` and the key `optimizer.momentum`.
+    `optimizer: {sgd: {momentum: {float: [0.0, 0.99]}}}` has one leaf: the hyperparameter
+    `optimizer.sgd.momentum` with the key `optimizer.momentum`.
 
     `name` is the path in the tree; `key` is the path without the options.
 
@@ -58,12 +58,12 @@ class Leaf:
 class ListLeaf:
     """A node with a list of values, which is written to the config at `key`.
 
-    `model: {hidden: {list: {int: [16, 512]}, length: {int: [1, 3]}}}` has the parameter
-    `model.hidden.length` and, if that is 2, the parameters `model.hidden.0` and `model.hidden.1`.
+    `model: {hidden: {list: {int: [16, 512]}, length: {int: [1, 3]}}}` has the hyperparameter
+    `model.hidden.length` and, if that is 2, also `model.hidden.0` and `model.hidden.1`.
 
     Attributes:
         item: the values that are searched for each item.
-        length: the lengths that are searched (a single length needs no parameter), or the key of
+        length: the lengths that are searched (a single length is fixed), or the key of
             an earlier list of the same length.
         default: the list of the baseline, or one value for each item; None for that of the config.
     """
@@ -79,8 +79,8 @@ class ListLeaf:
 class Group:
     """A node that chooses an option of a config group; the option opens the nodes nested in it.
 
-    `model: {mlp: {dropout: …}, cnn: {channels: …}}` is the group `model`. Its parameter `model`
-    chooses `mlp` or `cnn`; `model.cnn.channels` is a parameter only if it chose `cnn`.
+    `model: {mlp: {dropout: …}, cnn: {channels: …}}` is the group `model`. The
+    hyperparameter `model` is `mlp` or `cnn`; `model.cnn.channels` is searched only for `cnn`.
 
     Attributes:
         options: the nodes that each option opens.
@@ -147,9 +147,9 @@ class Point:
     Attributes:
         choices: the chosen option by Hydra group, such as `model/block`.
         values: the value by config key.
-        params: the value by parameter name, as Optuna stores it.
-        distributions: the distribution by parameter name.
-        trial: what is yet to suggest the parameters, of an `Open` space.
+        params: the value by hyperparameter name, as Optuna stores it.
+        distributions: the distribution by hyperparameter name.
+        trial: Optuna's trial, whose objective suggests the values itself (`Open`); else None.
     """
 
     choices: dict[str, str] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class Space:
 
     Attributes:
         nodes: a group comes before the leaves next to its options.
-        relations: what keeps combinations of values out.
+        relations: rules that exclude combinations of values.
     """
 
     nodes: tuple[Node, ...]
@@ -321,7 +321,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Open(Space):
-    """The space of an objective that suggests its parameters itself: no tree tells it before."""
+    """The space of an objective that suggests its hyperparameters itself: no tree describes it."""
 
     nodes: tuple[Node, ...] = ()
 

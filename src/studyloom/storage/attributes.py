@@ -97,7 +97,7 @@ TYPES: dict[str, Any] = {
 
 
 def fits(key: str, value: Any) -> bool:
-    """Whether the value of an attribute is of its key's type; another one counts as missing."""
+    """Whether an attribute has the type of its key; a value of another type counts as missing."""
     with suppress(msgspec.ValidationError):
         msgspec.convert(value, TYPES.get(key, Any))
         return True
@@ -114,7 +114,7 @@ def parse(stored: Any, kind: type[T]) -> T | None:
 class Stored(Generic[T]):
     """Reads an attribute of a trial by its key; the default if the trial lacks it.
 
-    What is of another type than in TYPES was left out as the trial was read.
+    Attributes of another type than in TYPES are dropped when the trial is read.
     """
 
     def __init__(self, key: str, default: T) -> None:

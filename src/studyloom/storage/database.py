@@ -1,9 +1,9 @@
-"""Optuna's storage on a shared database, SQLite or PostgreSQL, whose calls wait while it is away.
+"""Optuna's storage on a shared SQLite or PostgreSQL database, whose calls wait through outages.
 
-A call is repeated after a failure that passes; one that does not is explained in plain words.
+A call is repeated after a transient failure; a permanent one is explained in plain words.
 
 Optuna's own SQLite engine gives one queued trial to two workers and takes twice the time for a
-report; the hooks below cure both (328 reports/s with 8 writers, against 196 with BEGIN IMMEDIATE
+report; the hooks below fix both (328 reports/s with 8 writers, against 196 with BEGIN IMMEDIATE
 everywhere).
 """
 
@@ -152,15 +152,15 @@ call_state = CallState()
 
 
 def longest_silence(deadline: float) -> float:
-    """Returns the seconds after which a connection is lost, so that half the deadline is left."""
+    """Returns after how many silent seconds a connection is lost, at most half the deadline."""
     return min(SILENCE, deadline / 2) if deadline > 0 else SILENCE
 
 
 class Retry:
-    """Repeats calls that fail for a cause that passes, with growing pauses.
+    """Repeats calls after transient failures, with growing pauses.
 
-    Once a call was given up, later ones are tried once, until one succeeds: a command that ends
-    waits once, whatever it does. A server, which takes seconds to fail, is not called for 2 s. The
+    Once a call was given up, later ones are tried once, until one succeeds, so that a command that
+    ends waits only once. A server, which takes seconds to fail, is not called for 2 s. The
     log says when the database goes away and when it is back.
     """
 
@@ -179,11 +179,11 @@ class Retry:
 
         Args:
             attempt: Must bear being called again after a failure.
-            pooled: Whether it uses connections that may have been lost since the call before; then
-                another one is tried first, without a word.
+            pooled: Whether it uses pooled connections, which may have been lost since the last
+                call; then a new one is tried first, without a log line.
 
         Raises:
-            StorageLost: The cause does not pass, or has not passed in time.
+            StorageLost: The failure is permanent, or has lasted too long.
         """
         outer = call_state.committing, call_state.uncertain, call_state.until
         call_state.uncertain = False
@@ -228,7 +228,7 @@ class Retry:
         """Returns the seconds that are left for further tries after a failure.
 
         Raises:
-            StorageLost: None are left, or the failure does not pass.
+            StorageLost: None are left, or the failure is permanent.
         """
         deadline = min(self.deadline, STOP_DEADLINE) if self.stopping() else self.deadline
         call_state.until = failed_at + (0.0 if self._given_up else deadline)
@@ -242,14 +242,14 @@ class Retry:
         return left
 
     def _report_return(self, failed_at: float | None, called: float) -> None:
-        """Reports that the database has answered a call, if the call had to wait for it."""
+        """Logs that the database is back, if the call had to wait for it."""
         self._given_up = None
         if failed_at is not None and self.away:
             shown, seconds = without_password(self.address), time.monotonic() - called
             log.warning("storage: %s is back after %.1f s", shown, seconds)
 
     def _final(self, lost: StorageLost, deadline: float) -> StorageLost:
-        """Makes the error of a call that is given up after a deadline in seconds."""
+        """Returns the error of a call that is given up after a deadline in seconds."""
         self.away = False
         if not lost.passing or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
@@ -284,7 +284,7 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
 
 
 def file_gone(address: URL) -> StorageLost:
-    """Makes the error that the file of a SQLite database is gone or is another one."""
+    """Returns the error of a SQLite database whose file was deleted or replaced."""
     return StorageLost(
         f"storage.url: cannot use {without_password(address)}: the file was deleted, moved, "
         "replaced or emptied, or its disk is away; put it back, or start again under another "
@@ -332,10 +332,10 @@ def driver_message(error: BaseException, address: URL | None = None) -> str:
 
 
 class RetryingStorage(RDBStorage):
-    """Optuna's storage with calls that run again after a failure that passes.
+    """Optuna's storage whose calls are repeated after transient failures.
 
-    Its failures are StorageLost, those of the connections that it gives out included. Statements of
-    the engine `single` are transactions of their own on a server.
+    It raises StorageLost, also from connections that it hands out. On a server each statement of
+    the engine `single` is a transaction.
     """
 
     def __init__(
@@ -388,7 +388,7 @@ class RetryingStorage(RDBStorage):
         call_state.committing = True
 
     def call(self, work: Callable[[], T], *, writes: bool) -> T:
-        """Calls a function that uses this storage, again after each failure that passes.
+        """Calls a function that uses this storage, again after each transient failure.
 
         SQLite's transactions take the write lock at their beginning if they write.
         """
@@ -415,8 +415,8 @@ class RetryingStorage(RDBStorage):
     def execute(self, work: Callable[[Connection], T]) -> T:
         """Runs a writing transaction, independent of Optuna's; returns the result of `work`.
 
-        It runs again after a failure that passes, also after a commit whose reply was lost, so
-        that what `work` writes must bear being written twice.
+        It runs again after a transient failure, also after a commit whose reply was lost, so `work`
+        must be idempotent.
         """
 
         def transact() -> T:
@@ -786,10 +786,10 @@ def connections_left(url: str | URL) -> float:
 def exclusive(url: str | URL, *, deadline: float = 0.0) -> AbstractContextManager[None]:
     """Holds the lock of the one process that creates tables and studies.
 
-    12 processes that tried together crashed up to 11 of them.
+    Without it, up to 11 of 12 processes that started together crashed.
 
     The folder of a SQLite file is created. By default a database that is away is not waited for, so
-    that a person learns of a mistyped host at once. On a server the lock of a process that is
+    that a mistyped host fails at once. On a server the lock of a process that is
     stopped or cut off goes to another one after LEASE; on a file it ends with the process.
     """
     address = parse_url(url)
@@ -890,9 +890,9 @@ def closed_on_error(opened: Opened) -> Iterator[Opened]:
 
 @contextmanager
 def explained(address: URL) -> Iterator[None]:
-    """Turns whatever opening a database raises into a StorageError that shows no password.
+    """Turns any exception while a database is opened into a StorageError without its password.
 
-    It is StorageLost only if the body has waited for the database in vain.
+    It is StorageLost only if the body has waited for the database until the deadline.
     """
     try:
         yield

@@ -228,7 +228,7 @@ def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's claim on a slot, and what happened to the previous holders of the slot."""
+    """A worker's claim on a slot, and how the previous holders of the slot ended."""
 
     slot: int
     token: int  # the number of claims on the slot so far, this one included
@@ -293,7 +293,7 @@ class Next(NamedTuple):
 
 
 class Order(Protocol):
-    """Decides which slot is claimed next: a pure function, so that all workers decide the same."""
+    """Decides which slot is claimed next: pure, so that all workers decide the same."""
 
     @property
     def costs(self) -> Sequence[str]:
@@ -382,12 +382,12 @@ class SlotEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Ledger:
-    """The slots of one study.
+    """The slots of one study: its budget.
 
     Its methods raise StorageLost if the database stays away, or the study was deleted.
 
     Attributes:
-        uuid: The study's attribute UUID, which tells it from a later study with its id.
+        uuid: The study's attribute UUID, which differs from that of a later study with the same id.
     """
 
     storage: RetryingStorage
@@ -502,7 +502,7 @@ class Ledger:
         return self._update(END, claim, "done", write, next_state="done")
 
     def release(self, claim: Claim, write: WriteRows | None = None) -> bool:
-        """Gives a slot back with the trial that was started there; otherwise like `renew`."""
+        """Releases a slot, so that another worker resumes its trial; otherwise like `renew`."""
         return self._update(END, claim, "free", write, next_state="free")
 
     def _update(
@@ -571,11 +571,11 @@ class Ledger:
         self.storage.execute(lambda connection: connection.execute(statement))
 
     def record_death(self, owner: str, death: str, *, overdue: HeldClaim | None = None) -> int:
-        """Releases what a dead worker held, records how it ended, and returns how many that were.
+        """Releases the slots of a dead worker, records how it ended, and returns their number.
 
         Args:
-            overdue: The claim whose trial must not be tried again, if the worker still holds that:
-                it may have ended the trial itself and have begun another one.
+            overdue: The claim whose trial must not be tried again, if the worker still holds it: it
+                may have ended that trial itself and have begun another one.
         """
         fatal: sa.ColumnElement[Any] = sa.literal(0)
         if overdue is not None:
@@ -609,7 +609,7 @@ class Ledger:
         return [HeldClaim(*row) for row in self._rows(query)]
 
     def todo(self, trials: int, *, begun: bool = False) -> int:
-        """Counts which of the first `trials` slots are not done; or only those with a trial."""
+        """Counts how many of the first `trials` slots are not done; or only those with a trial."""
         # Two counts, each by an index.
         begun_slots, fresh_slots = (
             sa.select(sa.func.count())
@@ -630,7 +630,7 @@ class Ledger:
         return {"free": 0, "held": 0, "done": 0} | counts
 
     def held(self, *, testing: bool = False) -> list[HeldSlot]:
-        """Lists the slots that workers hold, in the order of their ids; or who tests the winner."""
+        """Lists the slots that workers hold, by worker; or the process that tests the winner."""
         left, age = SLOTS.c.expires - clock(), clock() - SLOTS.c.since
         which = SLOTS.c.slot == TEST_SLOT if testing else self._mine
         query = (
@@ -722,10 +722,9 @@ class Ledger:
         return self.extend(trials) or found is not None
 
     def compare(self, *, mend: bool = False) -> str | None:
-        """Compares the ledger, whose table exists, with the trials: each slot as its trial says.
+        """Compares the slots of the ledger, whose table exists, with the trials.
 
-        A slot that a worker holds is skipped: the worker meets the fault itself,
-        with its next report.
+        A slot that a worker holds is skipped: its next report will fail.
 
         Returns:
             Which slots differed, and how they are repaired; None if none did.
@@ -784,7 +783,7 @@ def add_study(
     directions: Sequence[StudyDirection],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Creates the table and a study, in one transaction: without attributes it is not of ours."""
+    """Creates the table and a study in one transaction; ours always have attributes."""
     create_table(storage)
 
     def add(connection: sa.Connection) -> None:

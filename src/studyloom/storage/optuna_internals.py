@@ -1,4 +1,4 @@
-"""The one module that imports Optuna's private parts, of which nothing is promised."""
+"""The only module that imports Optuna's private parts, which may change with any release."""
 
 import sys
 from collections.abc import Mapping

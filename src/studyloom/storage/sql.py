@@ -52,8 +52,8 @@ GIVEN = "fixed_params"  # Optuna's system attribute with the parameters of a que
 class among(FunctionElement[bool]):
     """Tests whether a column is one of some integers, which are bound as one JSON list.
 
-    With a list in the parameters of an IN the statement would be another one for each length, which
-    SQLAlchemy and PostgreSQL would have to prepare again.
+    With an IN list the statement would differ for each length, and SQLAlchemy and PostgreSQL
+    would have to prepare it again.
     """
 
     type = sa.Boolean()
@@ -142,7 +142,7 @@ def study(study_id: int, uuid: str) -> dict[str, Any]:
 
 
 def study_deleted() -> StorageLost:
-    """Makes the error that a study was deleted while it ran."""
+    """Returns the error of a study that was deleted while it ran."""
     return StorageLost(
         "the study was deleted while it ran; the same command starts it from the beginning"
     )
@@ -227,7 +227,7 @@ def read_light(connection: sa.Connection, heads: Sequence[Any]) -> list[FrozenTr
 
 
 def unknown_cell(error: Exception) -> StorageError:
-    """Makes the error that a cell holds what neither Optuna nor studyloom writes."""
+    """Returns the error of a cell that neither Optuna nor studyloom can have written."""
     words = shorten(one_line(str(error) or "a number is missing"), 200)
     way_out = "another program has written it; put back a copy of the database from before"
     return StorageError(f"storage.url: a cell of the database cannot be read: {words}; {way_out}")
@@ -329,7 +329,7 @@ def heads(connection: sa.Connection, study_id: int) -> list[TrialHead]:
 
 
 def parse_slot(stored: str | None) -> int | None:
-    """Returns the slot that a stored attribute SLOT names; None for what no worker has stored."""
+    """Returns the slot in a stored attribute SLOT; None if no worker can have stored the value."""
     slot = None if stored is None else json.loads(stored)
     return slot if is_slot(slot) else None
 
@@ -340,14 +340,14 @@ def is_slot(value: Any) -> bool:
 
 
 def fills_slot(trial: FrozenTrial) -> bool:
-    """Whether a trial fills a slot of the ledger; one of another program fills none."""
+    """Whether a trial fills a slot of the ledger; a trial of another program does not."""
     return is_slot(trial.user_attrs.get(SLOT))
 
 
 def without_reserved(trial: FrozenTrial) -> FrozenTrial:
-    """Copies a trial of another program without the attributes whose names are reserved for ours.
+    """Copies an external trial without attributes that have the names of studyloom's.
 
-    That is something else there: `epochs` may be a number.
+    They mean something else there: `epochs` may be a number.
     """
     if trial.user_attrs.keys().isdisjoint(OF_TRIALS):
         return trial
@@ -395,7 +395,7 @@ def insert(
 
 
 def trial_deleted() -> TrialDeleted:
-    """Makes the error that another program has deleted a trial."""
+    """Returns the error of a trial that another program has deleted."""
     return TrialDeleted("another program has deleted its trial; a new one takes its place")
 
 

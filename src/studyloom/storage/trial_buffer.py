@@ -54,7 +54,7 @@ class TrialBuffer(CachedStorage):
 
     @property
     def retry(self) -> Retry:
-        """Returns what repeats calls, and knows whether one waits for the database now."""
+        """Returns the object that repeats failed calls, and knows whether one is waiting."""
         return self._backend.retry
 
     def make(self, connection: Connection, study_id: int, user_attrs: Mapping[str, Any]) -> int:
@@ -85,7 +85,7 @@ class TrialBuffer(CachedStorage):
         return _copied(own)
 
     def refresh(self, study_id: int) -> None:
-        """Makes the next read of the other trials of a study ask the database."""
+        """Makes the next read of the study's other trials go to the database."""
         if self._others is not None and study_id == self._study_id:
             self._others.forget_changes()
 
@@ -97,7 +97,7 @@ class TrialBuffer(CachedStorage):
         sql.write(connection, writes)
 
     def mark_written(self) -> None:
-        """Forgets the changes that the last `write` has put into the database."""
+        """Drops the pending changes that the last `write` has stored."""
         with self._lock:
             self._writes, self._sent = self._writes[self._sent :], 0
 
@@ -107,7 +107,7 @@ class TrialBuffer(CachedStorage):
             self._own, self._writes = None, []
 
     def forget(self, study_id: int) -> None:
-        """Drops the cached trials of a study, after ended ones were taken out of their slots."""
+        """Drops the cached trials of a study, after ended trials have lost their slots."""
         with self._lock:
             self._studies.pop(study_id, None)
             self._others = None
@@ -221,7 +221,7 @@ class OtherTrials:
         self._fresh = False
 
     def forget_changes(self) -> None:
-        """Makes the next read ask the database; later ones do not, until the next call of this."""
+        """Makes the next read go to the database; later ones use its result until the next call."""
         self._fresh, self._running = False, None
 
     def trials(self, own: FrozenTrial, states: Container[TrialState] | None) -> list[FrozenTrial]:
@@ -269,10 +269,10 @@ class OtherTrials:
 
 
 def as_judged(trial: FrozenTrial) -> FrozenTrial:
-    """Returns a running trial as samplers and pruners see it: a paused one as pruned at its rung.
+    """Returns a trial as samplers and pruners see it: a paused one as pruned at its rung.
 
-    Optuna knows no paused trials. As a running one it would teach TPE nothing, which counts those
-    that have ended, and takes running ones for bad ones where workers keep away from each other.
+    Optuna knows no paused trials. TPE would learn nothing from a running one: it models ended
+    trials, and takes running ones for bad ones to keep parallel workers apart (constant liar).
     """
     if trial.state != TrialState.RUNNING or trial.user_attrs.get(PAUSED) is None:
         return trial

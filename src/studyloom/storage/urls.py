@@ -28,8 +28,8 @@ HOSTS = re.compile(
 def parse_url(url: str | URL) -> URL:
     """Parses a storage URL and checks that studyloom supports it.
 
-    Relative SQLite paths stay relative to the working directory. A URL that has been parsed comes
-    back equal.
+    Relative SQLite paths stay relative to the working directory. A parsed URL is returned
+    unchanged.
 
     Returns:
         The URL with psycopg 3 as PostgreSQL's driver, and the password where SQLAlchemy hides it.
@@ -75,7 +75,7 @@ def parse_url(url: str | URL) -> URL:
 
 
 def folder_of(url: str) -> Path | None:
-    """Returns the absolute folder of an embedded server; None for a URL that names none."""
+    """Returns the absolute folder of an embedded server; None for any other URL."""
     scheme, _, path = url.partition(":///")
     return Path(path).absolute() if scheme == SCHEME else None
 

@@ -1,8 +1,8 @@
-"""The batches of one job: from tensors in memory, or from a Dataset. Nothing else knows which.
+"""The batches of one job: from tensors in memory, or from a Dataset. Only this module knows which.
 
-Each batch of a Dataset brings its own seed, drawn from the job's generator, so that what it holds
-does not depend on `data.num_workers`, and a training that is resumed draws what it would have
-drawn.
+Each batch of a Dataset brings its own seed, drawn from the job's generator, so that its content
+does not depend on `data.num_workers`, and a resumed training draws the same batches as without
+the interruption.
 """
 
 import functools
@@ -198,7 +198,7 @@ class Loader:
         return self._to_device(self._views[training].fetch(indices, seed))
 
     def rest(self) -> None:
-        """Ends the processes that load, unless they are to persist."""
+        """Ends the processes that load, unless they are persistent."""
         if not self._loading.persistent_workers:
             self.close()
 
@@ -211,7 +211,7 @@ class Loader:
                 running._shutdown_workers()
 
     def _start(self, requests: Iterable[Request]) -> None:
-        """Starts the processes, or gives those that persist their next work."""
+        """Starts the processes, or gives persistent ones their next work."""
         self._requests[:] = requests
         before = signal.getsignal(signal.SIGCHLD)
         # An exception between two forks would leave processes that never end.
@@ -254,7 +254,7 @@ class Loader:
         except RuntimeError as error:
             raise LoaderDied(
                 f"a process that loads batches (data.num_workers={self._loading.num_workers}) "
-                f"cannot go on: {' '.join(str(error).split())[:300]}; it was killed, as for want "
+                f"failed: {' '.join(str(error).split())[:300]}; it was killed, as for want "
                 "of memory, or the Dataset ended it; data.num_workers=0 loads in the trial itself"
             ) from error
 

@@ -40,7 +40,7 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.name}.previous")
 
     def save(self, state: dict[str, Any]) -> None:
-        """Saves a state that torch.load(weights_only=True) reads; it survives a power cut then.
+        """Saves a state that torch.load(weights_only=True) reads, and that survives a power cut.
 
         Raises:
             OSError: the file, which it names, cannot be written; the states saved before stay.
@@ -128,7 +128,7 @@ class Checkpoint:
 
 
 def snapshot(value: Any, where: str) -> Any:
-    """Copies a state to the CPU; raises TypeError unless it is of tensors and plain values."""
+    """Copies a state to the CPU; raises TypeError unless it holds tensors and plain values."""
     return _rebuilt(value, _copied, where)
 
 
@@ -185,7 +185,7 @@ def load_weights(path: Path, *, untrusted: bool = False) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it holds something else, or may do harm; the message names it.
+        ValueError: its content is something else, or unsafe; the message names it.
     """
     if untrusted and not SAFE:
         raise ValueError(
@@ -208,7 +208,7 @@ def load_weights(path: Path, *, untrusted: bool = False) -> dict[str, Any]:
 
 
 def digest_of(path: Path, *, durable: bool = False) -> str:
-    """Returns a digest of a file, or of a folder; if `durable`, they then survive a power cut."""
+    """Returns the digest of a file or folder; `durable` also makes it survive a power cut."""
     digest = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:

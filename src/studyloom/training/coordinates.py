@@ -1,4 +1,4 @@
-"""The coordinate check: whether the activations of a network change alike at all of its sizes.
+"""The coordinate check: whether a network's activations change equally at all of its sizes.
 
 Source: Yang et al. 2022 (arXiv:2203.03466), appendix D.1.
 """
@@ -30,7 +30,7 @@ def check_coordinates(jobs: Sequence[tuple[float, Job]], part: Part) -> list[str
 
 
 def measure_slopes(jobs: Sequence[tuple[float, Job]], part: Part) -> dict[str, float]:
-    """Measures how the activations of each layer that has parameters go with the size.
+    """Measures how the activations of each layer with parameters scale with the size.
 
     Each job is trained for three steps at a constant rate on one batch of at most 32 examples.
 

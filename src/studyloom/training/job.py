@@ -32,8 +32,8 @@ class Job:
         samples_per_epoch: how many examples are drawn again from `train` for each epoch, without
             replacement; None for all of them.
         step: computes the loss of a training batch; None for the network's outputs and `loss`.
-        evaluate: computes loss, outputs and targets of a batch to evaluate; None for the same.
-        groups: parameters with settings of their own; all others have those of the optimizer.
+        evaluate: computes loss, outputs and targets of a batch to evaluate; None as for `step`.
+        groups: parameters with their own settings; all others have those of the optimizer.
         accumulate: the batches whose gradients make one step of the optimizer. The gradient is that
             of one batch of all their examples.
         drop_last: whether to leave out the last batch of an epoch if it is smaller.

@@ -52,7 +52,7 @@ def _matches(parameter: str, pattern: str) -> bool:
 
 
 def freeze(network: nn.Module, groups: Sequence[ParameterGroup]) -> None:
-    """Takes the gradients off the parameters of groups that are frozen."""
+    """Disables the gradients of parameters in frozen groups."""
     for name, parameter in network.named_parameters():
         if any(group.frozen and group.matches(name) for group in groups):
             parameter.requires_grad_(False)
@@ -283,7 +283,7 @@ class Rates:
             self._step()
 
     def after_epoch(self, value: float) -> None:
-        """Learns the validation value of an epoch that has ended."""
+        """Steps an epoch's scheduler, given the validation value of the epoch that has ended."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(value)
         elif not self._every_step:

@@ -81,10 +81,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def leading(self, call: object, broken: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Leads the other ranks through the body, which rank 0 runs; `call` says in what they join.
+        """Runs the body in rank 0 with the other ranks in lockstep; `call` tells them what to join.
 
-        `broken` is called if the lockstep is lost. If another rank's exception is the
-        cause of the body's, it is raised instead.
+        `broken` is called if the lockstep is lost. If another rank's exception caused the body's,
+        it is raised instead.
         """
         if self.alone:
             yield
@@ -109,9 +109,9 @@ class Ranks:
         self._tell(END)
 
     def follow(self, take_part: Callable[[Any], None]) -> None:
-        """Takes part in what rank 0 leads, until rank 0 has ended; `take_part` gets the `call`.
+        """Joins what rank 0 leads until rank 0 has ended; `take_part` gets the `call`.
 
-        What only this rank raises is raised here, and rank 0 knows.
+        An exception of this rank is raised here, and sent to rank 0.
         """
         failed: BaseException | None = None
         while True:
@@ -178,11 +178,11 @@ class Ranks:
         self.within = False
 
     def together(self, work: Callable[[], object]) -> None:
-        """Calls a function in each rank, and raises in all what it raised in one."""
+        """Calls a function in each rank; an exception in one is raised in all."""
         self.agree(lambda: bool(work()), lambda _: None)
 
     def agree(self, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
-        """Calls `work` in each rank; rank 0 makes one result of theirs, and each rank gets it.
+        """Calls `work` in each rank; rank 0 merges the results with `judge`; each rank gets that.
 
         What `judge` raises, or `work` in the first rank where it fails, all ranks raise. `judge`
         gets what the ranks returned, in their order.
@@ -215,9 +215,9 @@ class Ranks:
         return result
 
     def sum_gradients(self, weights: Sequence[nn.Parameter], work: Callable[[], Tensor]) -> Tensor:
-        """Calls a function that computes gradients, and adds up those of all ranks, and its number.
+        """Calls a function that computes gradients and a number, and sums both over all ranks.
 
-        A weight to which no rank has a gradient keeps none. What is raised in one is raised in all.
+        A weight without a gradient in any rank gets none. An exception in one is raised in all.
         """
         error, total = None, None
         try:
@@ -251,7 +251,7 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def _cause_of(self, error: BaseException) -> BaseException:
-        """Returns the exception of another rank that has failed, which is why this one did."""
+        """Returns the exception of another rank that made this one fail."""
         if isinstance(error, Exception):
             for line in self.lines:
                 try:

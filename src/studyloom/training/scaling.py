@@ -38,11 +38,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The rule by which a job's network, of any width, is trained as at its base size.
+    """The rule that trains a job's network of any width with the rates of its base size.
 
-    It sees modules and shapes. Weights that a forward pass uses as another kind of layer does, such
-    as an embedding's as those of the last layer, and an attention written out by hand whose heads
-    grow, it cannot see: `check_coordinates` may.
+    It reads modules and shapes. It cannot see how a forward pass uses weights: an embedding that is
+    also the last layer, or a hand-written attention whose heads grow. `check_coordinates` may.
 
     Args:
         base: called with shape= and outputs=; returns the network at the base size.
@@ -83,11 +82,11 @@ class Scaling:
 
 
 def _initial(growth: Growth, small: Tensor, large: Tensor) -> float:
-    """Returns the factor on initial weights; 1 if they are all alike, such as zeros.
+    """Returns the factor on initial weights; 1 if they are all equal, such as zeros.
 
-    Wanted is a deviation that falls as 1/√(fan-in), and as 1/fan-in in an output layer. What they
-    were drawn with already falls by a power of the growth, which the samples tell, or, as in
-    Glorot's init of the first layer, by another ratio, which is taken as it was measured.
+    The target is a deviation that falls as 1/√(fan-in), and as 1/fan-in in an output layer. The
+    initialization itself falls by a power of the growth, estimated from the samples, or, as in
+    Glorot's init of the first layer, by another ratio, which is used as measured.
     """
     power = growth.inputs if growth.inputs > 1 else growth.outputs
     if power == 1:
@@ -164,7 +163,7 @@ def _growth(before: nn.Module, small: Tensor, after: nn.Module, large: Tensor) -
 
 
 def _sides(owner: nn.Module, weight: Tensor, last: bool) -> tuple[int, int]:
-    """Returns fan-in and fan-out; for what multiplies no growing inputs 1, and all or its width.
+    """Returns fan-in and fan-out; for weights that multiply no growing inputs the fan-in is 1.
 
     `last` says that only the last dimension grows.
     """

@@ -119,7 +119,7 @@ class Steps:
 
 
 def _refuse_loss(loss: Tensor, key: str, function: OwnStep | None) -> NoReturn:
-    """Raises ValueError for a loss that nothing can be trained by."""
+    """Raises ValueError for a loss without a gradient or with more than one value."""
     of_function = function is not None
     source = f"that {key} ({name_of(function)}) returns" if of_function else "of the section loss"
     if loss.ndim:
@@ -196,7 +196,7 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
         made = f"{len(batch)}" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
         raise ValueError(
             "a batch must be (inputs, targets), or (inputs, …, targets) for a network of several; "
-            f"got {made}; compute its loss in a step of your own, train.step and train.evaluate, "
+            f"got {made}; compute its loss in a custom step, train.step and train.evaluate, "
             f"{TRAIN_IT_YOURSELF}"
         )
     *inputs, targets = batch
@@ -216,7 +216,7 @@ def call_network(network: nn.Module, inputs: Sequence[Any]) -> Any:
 
 
 def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:
-    """Passes a loss on to a function that has a parameter `loss` without a value."""
+    """Binds a loss to a function that has an unbound parameter `loss`."""
     try:
         # A Module is called as (*args, **kwargs), which it passes on to its forward.
         called = function.forward if isinstance(function, nn.Module) else function
@@ -230,7 +230,7 @@ def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> Ow
 
 @functools.cache
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises ValueError if a device cannot compute in a precision, by a layer of two numbers."""
+    """Raises ValueError if a device cannot compute in a precision; tries a tiny layer."""
     if precision != "fp16":
         return
     try:

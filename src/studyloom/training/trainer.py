@@ -32,8 +32,8 @@ from studyloom.training.steps import Steps, call_network, choose_threads, on_thr
 def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
     """Shows the training set to each module with a method `adapt(inputs, targets)`, once.
 
-    What the modules learn, such as means to standardise by or weights of classes, is in their
-    buffers and so in checkpoints and winner.pt. They see no example that is validated or tested.
+    Their results, such as means for standardising or class weights, are in buffers, and so in
+    checkpoints and winner.pt. They see no example of the validation or test set.
     """
     for name, part in (("network", network), ("loss", loss)):
         if modules := _learners(part):
@@ -75,7 +75,7 @@ class Average:
 
 
 class JobRun:
-    """A job in training: between epochs its state is all of it.
+    """A job in training, whose state is complete between epochs.
 
     Attributes:
         epoch: the number of epochs so far.
@@ -138,7 +138,7 @@ class JobRun:
 
     @property
     def ended(self) -> bool:
-        """Whether there is no epoch to come: it was the last, or patience is at its end."""
+        """Whether training has ended: after the last epoch, or by early stopping."""
         best, patience = self.best, self.job.patience
         spent = best is not None and patience is not None and self.epoch - best[0] >= patience
         return spent or self.epoch >= self.job.last
@@ -149,7 +149,7 @@ class JobRun:
         return self.evaluated.state_dict() if kept is None else kept
 
     def signature(self) -> dict[str, Any]:
-        """Returns the plain values of the job, so that a refusal can say what differs."""
+        """Returns the plain values of the job, so that an error can say what differs."""
         values = vars(self.job).items()
         return {name: value for name, value in values if isinstance(value, (int, float, str))} | {
             "device": self.device.type,
@@ -174,7 +174,7 @@ class JobRun:
         return deepcopy(state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores a state; one of another job raises any of several exceptions, half done."""
+        """Restores a state; that of another job raises various exceptions, and is half restored."""
         here, there = self.signature(), state["signature"]
         for name in sorted({*here, *there}):
             if there.get(name) != here.get(name):
@@ -428,8 +428,8 @@ def evaluate_network(
 class Training:
     """Jobs in training, to be iterated over; each new iteration resumes after the last epoch.
 
-    A job whose patience is at its end is trained no more. In lockstep its kept epoch stands for it
-    until the others end; in turn the next job begins.
+    Early stopping (`patience`) may end a job. In lockstep its kept epoch then represents it until
+    the others end; in turn the next job begins.
 
     Args:
         jobs: all with the same number of epochs.
@@ -481,7 +481,7 @@ class Training:
 
     @property
     def epochs(self) -> int:
-        """The number of the last iteration, which is smaller if patience ends the training."""
+        """The number of the last iteration; early stopping makes it smaller."""
         return self.numbers[-1] if self.ended else self._group_epochs * len(self._groups)
 
     @property
@@ -532,7 +532,7 @@ class Training:
         return self._group == len(self._groups) - 1 and self._group_ended
 
     def _stand_in(self, position: int) -> Epoch:
-        """Returns the epoch that stands for a job of the group that has ended before the others."""
+        """Returns the epoch that represents a job which has ended before the others."""
         kept = self._runs[position].job.kept([epochs[position] for epochs in self.history])
         return replace(kept, number=len(self.history) + 1, seconds=0.0)
 

@@ -39,7 +39,7 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
 def _trusted_in(run_dir: Path, named: Sequence[str]) -> Sequence[str] | None:
     """Returns what a stored trial may name; None for all.
 
-    That is all in a run directory of the user's own commands, if the database is there too. In one
+    That is all in a run directory of the user's commands, if the database is there too. In one
     that others write to it is `named`, and what the user's command named.
     """
     if trust.consent(run_dir, named) is not None:
@@ -87,7 +87,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
     if split.digest != provenance.data:
         raise ValueError(
             f"the trial was trained on data with the digest {provenance.data}, and the data here "
-            f"has {split.digest}; put the same files where data.root or STUDYLOOM_DATA points"
+            f"has {split.digest}; point data.root or STUDYLOOM_DATA at the same files"
         )
     folds = split.folds(cfg.objective.folds, source.validation, derive(provenance.study_seed))
     backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
