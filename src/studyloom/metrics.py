@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from studyloom.errors import UndefinedMetric
 from studyloom.text import name_error
 
-if TYPE_CHECKING:  # torch is not imported for names alone, as in `studyloom status`
+if TYPE_CHECKING:  # torch is not imported only for names, as in `studyloom status`
     from torch import Tensor
 
 Direction = Literal["maximize", "minimize"]

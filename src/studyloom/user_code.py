@@ -33,7 +33,7 @@ ELSEWHERE = (
 )
 log = logging.getLogger(__name__)
 
-# For each import that is going on, the innermost last: whether it ends where a study would begin.
+# For each import in progress, the innermost last: whether it ends where a study would begin.
 _importing: list[bool] = []
 
 

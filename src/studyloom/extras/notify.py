@@ -44,8 +44,8 @@ class Notices:
     def __init__(self, targets: Sequence[str]) -> None:
         refuse([words for target in targets if (words := mistake_in(target))])
         self._targets = list(targets)
-        self._told_at = -BEST_INTERVAL  # when a new best was told
-        self._best: int | None = None  # the number of the best that was told last
+        self._told_at = -BEST_INTERVAL  # when a new best was reported
+        self._best: int | None = None  # the number of the best trial that was reported last
         self._before: Progress | None = None
         self._feed = Feed("notify")
 

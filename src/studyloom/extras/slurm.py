@@ -14,7 +14,7 @@ from studyloom.launch.supervisor import RESTARTS
 from studyloom.launch.task import Task
 from studyloom.study.stopping import Stop
 
-WARNING = 120  # seconds before the time limit at which a worker is told to release its trial
+WARNING = 120  # seconds before the time limit at which a worker must release its trial
 BODY = """\
 cd {folder} || exit
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}

@@ -66,7 +66,7 @@ TRACEBACK = "traceback"  # str: the last lines of the traceback
 # code here, so they are not read; `space.samplers` does without.
 PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # The costs of a trial are stored under their names: those of a network, `metrics.COSTS`, and what a
-# loop tells, which may have none of these names. float
+# loop reports, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(MADE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED),

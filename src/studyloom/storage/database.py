@@ -135,7 +135,7 @@ logging.getLogger("psycopg").addFilter(
 
 # Calls that wait
 
-_jitter = random.Random()  # one of our own: a retry must not move a user's random numbers
+_jitter = random.Random()  # a separate one: a retry must not change a user's random numbers
 
 
 class CallState(threading.local):
@@ -321,7 +321,7 @@ def driver_message(error: BaseException, address: URL | None = None) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
-    # Of several hosts psycopg tells the last failure, and then all once more.
+    # For several hosts psycopg repeats all failures after the last one.
     text = text.partition("Multiple connection attempts failed. All failures were: ")[2] or text
     if address is not None and address.password:
         text = text.replace(str(address.password), "***")

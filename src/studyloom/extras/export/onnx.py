@@ -56,7 +56,7 @@ class OnnxNetwork(nn.Module):
         providers = ["CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
-        except Exception as error:  # of its own, each derived from Exception alone
+        except Exception as error:  # which derive directly from Exception
             raise CompressError(f"onnxruntime does not load the network: {_short(error)}") from None
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class OnnxNetwork(nn.Module):
         """
         try:
             return self.session.run(None, {INPUTS: inputs})[0]
-        except Exception as error:  # of its own, each derived from Exception alone
+        except Exception as error:  # which derive directly from Exception
             raise CompressError(f"onnxruntime cannot run the network: {_short(error)}") from error
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> "OnnxNetwork":
@@ -105,7 +105,7 @@ def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, Any])
                 output_names=[OUTPUTS],
                 verbose=False,
             )
-    except Exception as error:  # whatever a network of the user's own raises while it is traced
+    except Exception as error:  # any error of the user's network while it is traced
         raise CompressError(
             f"{type(network).__name__} cannot be exported to ONNX: {_short(error)}; ONNX has no "
             "form for an operator or a branch of it; write it with others, or deploy winner.pt"
