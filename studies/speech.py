@@ -97,7 +97,7 @@ def equalise(spectrograms: Tensor, tilt: float) -> Tensor:
 
 
 def cover(spectrograms: Tensor, most: int) -> Tensor:
-    """Sets up to `most` neighbouring bands, and as many frames, to 0, which is the mean."""
+    """Sets up to `most` neighboring bands, and as many frames, to 0, which is the mean."""
     for axis in (2, 3):
         size = spectrograms.shape[axis]
         width = torch.randint(0, most + 1, (len(spectrograms), 1))

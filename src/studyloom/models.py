@@ -221,7 +221,7 @@ class Transformer(nn.Module):
     """A small encoder: maps (batch, steps, features) to (batch, outputs), by the mean over steps.
 
     It reads an image row by row; see `steps_of`. Source: Vaswani et al. 2017 (arXiv:1706.03762),
-    with learnt positions, and with norms before the layers as in Xiong et al. 2020
+    with learned positions, and with norms before the layers as in Xiong et al. 2020
     (arXiv:2002.04745).
 
     Args:

@@ -273,10 +273,10 @@ class Composer:
 
 @contextmanager
 def isolated_hydra() -> Iterator[None]:
-    """Gives the body an uninitialised Hydra and an empty command line, and restores ours.
+    """Gives the body an uninitialized Hydra and an empty command line, and restores ours.
 
-    That Hydra is not initialised and does not know our groups, and the command line has no
-    arguments. So code may use `hydra.main`, `hydra.initialize` and argparse itself.
+    That Hydra does not know our groups. So code in the body may use `hydra.main`,
+    `hydra.initialize` and argparse itself.
     """
     arguments, hydra_config = sys.argv, HydraConfig.instance()
     config, given = hydra_config.cfg, list(arguments)
@@ -348,7 +348,7 @@ def application(
             composed.merge_with(values)
         except Exception as error:
             raise ConfigError(f"{config}: {describe_compose_error(error)}") from error
-        # The application may initialise Hydra itself.
+        # The application may initialize Hydra itself.
         GlobalHydra.instance().clear()
         yield composed
 
@@ -369,7 +369,7 @@ def note_run(run_dir: Path, config: DictConfig) -> None:
 
 @contextmanager
 def beside_configs(run_dir: Path) -> Iterator[None]:
-    """Sets Hydra up as in the command of the user's own run directory, for the body.
+    """Sets Hydra up as in the command of a run directory, if that is the user's.
 
     An adapter may name a config relative to the study's.
     """
@@ -382,7 +382,7 @@ def beside_configs(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def initialised_as(former: Any) -> Iterator[dict[str, str]]:
-    """Initialises Hydra as a former command did, and yields that command's config folders."""
+    """Initializes Hydra as a former command did, and yields that command's config folders."""
     folders = config_folders(former)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):

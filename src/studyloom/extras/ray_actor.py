@@ -77,7 +77,7 @@ class Actor:
         return self.poll(0.0)
 
     def poll(self, wait: float = WAIT) -> Result:
-        """Waits up to `wait` seconds for the worker's end, and returns how it is.
+        """Waits up to `wait` seconds for the worker's end, and returns its state.
 
         The exit code comes only with the last of the output, however long that is.
         """

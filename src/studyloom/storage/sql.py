@@ -400,7 +400,7 @@ def trial_deleted() -> TrialDeleted:
 
 
 def write(connection: sa.Connection, writes: Iterable[Write]) -> None:
-    """Writes rows in their order, neighbours of one kind together. It may run twice."""
+    """Writes rows in their order, neighbors of one kind together. It may run twice."""
     for statement, group in groupby(writes, key=itemgetter(0)):
         connection.execute(statement, [values for _, values in group])
 

@@ -180,7 +180,7 @@ def _sides(owner: nn.Module, weight: Tensor, last: bool) -> tuple[int, int]:
         return prod(shape[1:]), shape[0]
     plain = isinstance(owner, nn.ParameterList | nn.ParameterDict)
     if last and (plain or not type(owner).__module__.startswith("torch.nn.")):
-        return 1, shape[-1]  # as learnt positions
+        return 1, shape[-1]  # as learned positions
     raise ValueError(
         f"of {type(owner).__name__}, {tuple(shape)} at the first size, grows, and no rule says "
         "which of its sides are inputs; hold it in a layer such as nn.Linear"

@@ -32,7 +32,7 @@ from studyloom.training.steps import Steps, call_network, choose_threads, on_thr
 def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
     """Shows the training set to each module with a method `adapt(inputs, targets)`, once.
 
-    Their results, such as means for standardising or class weights, are in buffers, and so in
+    Their results, such as means for standardizing or class weights, are in buffers, and so in
     checkpoints and winner.pt. They see no example of the validation or test set.
     """
     for name, part in (("network", network), ("loss", loss)):

@@ -269,7 +269,7 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
     for words in (
         pip_install("tensorboard"),
         "track.a must be a section with a _target_, not 3",
-        "write_answer(answer); Half has not",
+        "write_result(result); Half has not",
         "track.hasty.patience must be a positive number of seconds, not 0",
     ):
         assert words in told

@@ -36,7 +36,7 @@ from studyloom.winner.stages import ResultStages
 def compress_winner(
     stages: ResultStages, stop: Stop, console: Console, look: Callable[[], None]
 ) -> CompressError | None:
-    """Compresses the winner if the config says so and it was not done yet, and prints the table.
+    """Compresses the winner, if the config says so and it is not compressed yet; prints the table.
 
     Args:
         stages: the stages of the run, all of which have ended.
@@ -81,8 +81,8 @@ def compress_and_report(
     """Compresses the winner, stores that in the database, and writes the report.
 
     Raises:
-        UserError: it cannot be done, see `compress`.
-        Diverged: a training has.
+        UserError: compression is not possible, see `compress`.
+        Diverged: a training has diverged.
         Stopped: a signal or command requested a stop.
         OSError: a file cannot be read or written.
     """
@@ -112,15 +112,15 @@ def compress(
     One command at a time does it in a run directory; another one waits.
 
     Args:
-        say: is given what is being done, in words.
+        say: called with a description of each step.
         stop: whether to stop; what is trained by then is lost, and nothing is written.
         anew: whether to repeat it even if compress.json is of this winner and these settings.
 
     Raises:
-        CompressError: there is no winner of a network of ours, or it cannot be exported.
+        CompressError: there is no winner that studyloom trained, or it cannot be exported.
         ConfigError: the rule is invalid, or no variant satisfies it.
-        PredictError: the files of the result are not whole.
-        Diverged: a training has.
+        PredictError: the files of the result are incomplete.
+        Diverged: a training has diverged.
         Stopped: a signal or command requested a stop.
         OSError: a file cannot be read or written.
     """

@@ -113,7 +113,7 @@ class Compressor:
         return record
 
     def _begin(self, words: str) -> None:
-        """Says what begins; raises Stopped if it is not to begin."""
+        """Prints which step begins; raises Stopped if a stop was requested."""
         if self.stop():
             raise Stopped
         self.say(words)

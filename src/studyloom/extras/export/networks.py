@@ -105,7 +105,7 @@ class Original:
         return torch.int64 if whole else torch.float32
 
     def train(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """Trains a network as the original was, and to say what the original says.
+        """Trains a network as the original was, also to imitate the original's outputs.
 
         The schedule starts again, which is as good as any other (Renda et al. 2020,
         arXiv:2003.02389).
@@ -239,7 +239,7 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
     """Returns a step that learns from the targets and from what a network says of the inputs.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531), whose softened outputs of classes these are.
-    Labels, as probabilities, and numbers are learnt by the loss of the study.
+    Labels, as probabilities, and numbers are learned by the loss of the study.
 
     Args:
         teacher: the original; a copy of it goes to the device of the inputs.

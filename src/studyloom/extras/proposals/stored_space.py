@@ -84,7 +84,7 @@ def json_schema(known: StoredSpace) -> dict[str, Any]:
 
 
 def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str, Any]:
-    """Describes what is open once an option is chosen, or at the root."""
+    """Describes the hyperparameters of a chosen option, or of the root."""
     properties, groups = dict[str, Any](chosen), list[Any]()
     for node in nodes:
         match node:
@@ -109,7 +109,7 @@ def _open(nodes: Sequence[Node], known: StoredSpace, **chosen: Any) -> dict[str,
 
 
 def _values(distribution: Distribution) -> dict[str, Any]:
-    """Describes the values of a distribution; its words say the step, and where it is log."""
+    """Describes the values of a distribution, with its step and whether it is logarithmic."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return {"enum": [*choices]}

@@ -1,4 +1,4 @@
-"""What a trial stored of itself: its configuration, checked before anything is called, and data."""
+"""What a trial stored: its configuration, checked before any code is called, and its data."""
 
 import functools
 import operator
@@ -64,7 +64,7 @@ def rebuild(provenance: Provenance, run_dir: Path, trusted: Sequence[str]) -> Di
 
 
 def is_loop(cfg: DictConfig) -> bool:
-    """Whether the trial of a configuration called a loop, and trained no network of ours."""
+    """Whether the trial of a configuration called a custom training loop."""
     return cfg.objective["_target_"] is not None
 
 

@@ -162,7 +162,7 @@ class MLflow:
         return str(first.info.run_id)
 
     def _check_artifacts(self, study: TrackedStudy, location: str) -> None:
-        """Refuses a database in the run directory that would have files written outside of it."""
+        """Raises an error if a database in the run directory would write files outside of it."""
         place = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", self.uri)
         run_dir = study.run_dir.resolve()
         if place and Path(place[1]).resolve().is_relative_to(run_dir):
@@ -235,7 +235,7 @@ def bound_answers() -> None:
 def key_of(name: str) -> str:
     """Returns the name of a metric or parameter as MLflow allows it.
 
-    One that is changed for that ends with a digest, so that no two become the same.
+    A changed name ends with a digest, so that all names stay different.
     """
     parts = name.split("/")
     plain = re.fullmatch(r"[\w.\- :/]+", name) and not {"", ".", ".."} & {*parts}

@@ -1,4 +1,4 @@
-"""Projects the database, which has the truth, to trackers.
+"""Writes the trials and the result in the database to trackers.
 
 A trial that has ended is written to each tracker as a run of a fixed id, from what is stored. The
 worker that ran it does this in a thread, so training never waits; the command does it at its end
@@ -164,7 +164,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
             continue
         if not isinstance(tracker, Tracker):
             mistakes.append(
-                f"track.{name}: a tracker has write_trial(trial) and write_answer(answer); "
+                f"track.{name}: a tracker has write_trial(trial) and write_result(result); "
                 f"{type(tracker).__name__} has not"
             )
         seconds = getattr(tracker, "patience", PATIENCE)
@@ -180,7 +180,7 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
 class Feed:
     """Writes to one tracker, or another slow target, in order, in a thread, without blocking.
 
-    What a tracker refuses in a worker the command writes at its end.
+    If a tracker fails in a worker, the command writes the rest at its end.
 
     Args:
         name: of the key that configures it, such as track.mlflow.
@@ -241,7 +241,7 @@ def project(
 ) -> None:
     """Writes to each tracker every ended trial that it lacks, and the result.
 
-    Waits for each tracker up to its patience; says for what, and what it may lack at the end.
+    Waits for each tracker up to its patience, and logs what a tracker may lack at the end.
     """
     study = track_study(stored, run_dir)
     trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
