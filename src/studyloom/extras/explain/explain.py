@@ -95,10 +95,10 @@ def explain(
 
 
 def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
-    """Compares how sure a classifier is with how often it is right.
+    """Compares a classifier's confidence with its accuracy.
 
-    The expected calibration error is the mean distance of the two over bins of confidence, each
-    with the share of its examples (Naeini et al., AAAI 2015; Guo et al., ICML 2017).
+    The expected calibration error is the mean distance of the two over bins of confidence, weighted
+    by their examples (Naeini et al., AAAI 2015; Guo et al., ICML 2017).
 
     Args:
         probabilities: (n, classes), on the CPU.
@@ -122,7 +122,7 @@ def by_group(metric: Metric, found: Outputs, test: Part) -> Groups | None:
     """Measures a network on each group of the test set; without groups, on each class.
 
     Returns:
-        None without groups or classes, and for a metric that is no mean over examples.
+        None without groups or classes, and for a metric that is not a mean over examples.
     """
     targets = found.targets
     scores = example_scores(metric, found.outputs, targets)
@@ -154,9 +154,9 @@ def by_group(metric: Metric, found: Outputs, test: Part) -> Groups | None:
 
 
 def wilson(right: int, count: int) -> Interval:
-    """Returns the 95% interval of a share, so many right of a count (Wilson 1927, JASA 22).
+    """Returns the 95% interval of an accuracy (Wilson 1927, JASA 22).
 
-    It is never empty, also where all or none are right.
+    It is never empty, even if all or none are right.
     """
     share, square = right / count, NORMAL**2 / count
     middle = share + square / 2
@@ -172,13 +172,12 @@ def _percentiles(values: Any, tail: float) -> Interval:
 def permute_columns(
     metric: Metric, ask: Ask, found: Outputs, test: Split, seed: int
 ) -> tuple[Column, ...]:
-    """Measures how much worse a network gets if one column is put in a random order.
+    """Measures how much worse a network gets if one column is shuffled.
 
-    A column that tells what another one tells too may seem not to matter (Breiman 2001, Machine
-    Learning 45).
+    A column that duplicates another one may seem unimportant (Breiman 2001, Machine Learning 45).
 
     Returns:
-        the column that matters most first; without those for which the metric is not defined.
+        the columns, the most important first, without those with an undefined metric.
     """
     generator = torch.Generator().manual_seed(seed)
     known, columns = found.score(metric), []
@@ -251,7 +250,7 @@ def occlude(ask: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def _patches(size: int) -> list[slice]:
-    """Returns the patches along a side of so many pixels."""
+    """Returns the patches along a side of the given pixels."""
     length = min(size, max(2, -(-size // PATCHES)))
     starts = [*range(0, size - length + 1, max(1, length // 2))]
     starts += [size - length] if starts[-1] + length < size else []
@@ -285,15 +284,15 @@ def explain_texts(
     Occlusion (Zeiler and Fergus, ECCV 2014), of words as Li, Monroe and Jurafsky erase them (2016,
     arXiv:1612.08220). A word is left out wherever it is in the text, and what follows moves up.
     The confidence in a wrong prediction is the log of how many times likelier the network rates it
-    than the truth; unlike a probability near 1, that tells by how much.
+    than the truth; unlike a probability near 1, it does not saturate.
 
     Args:
-        tokens: what the texts say in words.
+        tokens: the words of the texts.
         labels: the classes of the test set, int64 (n,), on the CPU.
         mistakes: the indices of wrong predictions.
 
     Returns:
-        the texts, without those of one word, and those of which no word changes anything.
+        the texts, except those of one word and those in which no word changes the confidence.
     """
     told = []
     for index in mistakes:
@@ -332,7 +331,7 @@ def explain_texts(
 def with_inputs(
     test: Part, index: int, inputs: Sequence[Tensor], path: Sequence[int | str] = (0,)
 ) -> Part:
-    """Returns a part of one example, as often as there are inputs for it.
+    """Returns a data set that repeats one example with each of the inputs.
 
     They come to the network as those of the test do: through the collate function, in batches of
     the same size.

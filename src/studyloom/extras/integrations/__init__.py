@@ -33,8 +33,8 @@ class Validations:
     Args:
         run: of the trial.
         monitored: the name under which the trainer logs the value.
-        trainer: its name, for errors.
-        advice: how to have it validate, for errors.
+        trainer: the trainer's name, for errors.
+        advice: how to make the trainer validate, for errors.
     """
 
     def __init__(self, run: Run, monitored: str, trainer: str, advice: str) -> None:
@@ -50,7 +50,7 @@ class Validations:
         return self.number is not None and self.number == self.run.count
 
     def next_path(self, suffix: str) -> Path:
-        """Returns where to save the state now, in the place of the one before the last."""
+        """Returns where to save the state now: over the state before the last one."""
         return self.run.dir / f"{(self.number or 0) % 2}{suffix}"
 
     def begin(self, count: int | None) -> None:
@@ -84,7 +84,7 @@ class Validations:
         self.reported = True
 
     def finish(self, files: Path | None = None) -> None:
-        """Passes on the reports of the validation, if there are any; the trial may end here.
+        """Sends the reports of the validation to the run, if there are any; the trial may end here.
 
         Args:
             files: which the trainer has saved since, to resume from; None if it saved nothing.
@@ -100,7 +100,7 @@ class Validations:
         """Ends the training.
 
         Raises:
-            UndefinedMetric: it has never validated.
+            UndefinedMetric: the trainer has never validated.
         """
         self.finish()
         self.number = None

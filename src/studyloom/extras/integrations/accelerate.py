@@ -1,7 +1,7 @@
-"""A loop with an Accelerator as the loop of a study: its state is saved after each epoch.
+"""A custom loop with an Accelerator, whose state is saved after each epoch.
 
-The states lie in `run.dir`. They are what this study itself has written, which `run.checkpoint`
-makes sure of by their digest; accelerate reads tensors and plain values only.
+The states are in `run.dir`. `run.checkpoint` verifies by their digest that this study has written
+them; accelerate reads only tensors and plain values.
 """
 
 from collections.abc import Iterator

@@ -41,7 +41,7 @@ GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release 
 
 @dataclass(frozen=True)
 class Command:
-    """Runs a command for each trial, and takes its value from what it prints.
+    """Runs a command for each trial, and reads the value of the trial from its output.
 
     Args:
         run: the command, such as `python main.py --lr {lr}`. A name in braces is a key of `params`,
@@ -88,8 +88,7 @@ class Command:
     def code(self) -> dict[str, str]:
         """Returns the digests of the project's source files that the command names.
 
-        Also that of `python -m package.module`. Files outside the working directory are others'
-        code.
+        Also that of `python -m package.module`. Files outside the working directory do not count.
         """
         words = [word for word in shlex.split(self.run) if not PLACE.search(word)]
         named = [Path(word.rpartition("=")[2]) for word in words]
@@ -160,7 +159,7 @@ def _names_in(run: str) -> list[str]:
 
 
 def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
-    """Returns the words of a command with values, as YAML writes them; `{{lr}}` is text."""
+    """Fills values into the words of a command, as YAML writes them; `{{lr}}` stays text."""
 
     def put(match: re.Match[str]) -> str:
         return match["text"][1:-1] if match["text"] else as_yaml(values[match["name"]])
@@ -189,7 +188,7 @@ def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
 
 
 def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
-    """Yields the parameters of a space that a command does not use."""
+    """Yields the hyperparameters of a space that a command does not use."""
     named = _names_in(str(run))
     for node in (*space.groups(), *(leaf for _, leaves in space.branches() for leaf in leaves)):
         below = node.key.removeprefix("params.")
@@ -249,7 +248,7 @@ class Output:
         A command that starts again prints known values again; then the first ones count.
 
         Raises:
-            CommandFailed: what was found is no number.
+            CommandFailed: the match is not a number.
         """
         if line.strip():
             self.last.append(shorten(line.rstrip(), WIDEST))

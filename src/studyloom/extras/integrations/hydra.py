@@ -28,7 +28,7 @@ class Hydra:
         call: the function, such as `src.train.train`, which may be decorated with `hydra.main`. A
             parameter that is called `run` gets the run of the trial.
         value: the key of the value in the mapping that the function returns; None if it returns the
-            value itself. Of a tuple, the first is meant.
+            value itself. Of a tuple, the first counts.
         seed: the key of its config that gets the seed of the trial; None for none.
     """
 
