@@ -21,7 +21,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "list": ("length",),
 }
 DEFAULT = "default"  # the key of the baseline's value
-LONGEST_NAME = 500  # with `.length` a parameter has 512 in Optuna's tables on PostgreSQL
+LONGEST_NAME = 500  # with `.length` a name has 512 in Optuna's tables on PostgreSQL
 LARGEST = sys.float_info.max  # of a database column, also for integers
 
 

@@ -2,7 +2,7 @@
 
 Optuna's own methods take each row through SQLAlchemy's objects and commit each. The functions
 here read and write the same; the tests compare. 5 000 trials are read in a sixth of the time, and a
-trial of 6 parameters and 10 reports is 13 commits instead of 34.
+trial of 6 hyperparameters and 10 reports is 13 commits instead of 34.
 """
 
 import copy
@@ -46,7 +46,7 @@ USER_ATTRIBUTES = TABLES["trial_user_attributes"]
 SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
 Write = tuple[sa.Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
-GIVEN = "fixed_params"  # Optuna's system attribute with the parameters of a queued trial
+GIVEN = "fixed_params"  # Optuna's system attribute with the values of a queued trial
 
 
 class among(FunctionElement[bool]):
@@ -247,7 +247,7 @@ def _with_details(
         return by_trial
 
     values, reports, user, system = map(rows, [*details][1:])
-    # Of 1 000 trials of 2 000 parameters, a copy of each name and JSON would be a gibibyte.
+    # For 1,000 trials of 2,000 hyperparameters, copies of each name and JSON are a gibibyte.
     params = defaultdict[int, dict[str, Any]](dict)
     distributions = defaultdict[int, dict[str, BaseDistribution]](dict)
     for block in connection.execute(details[PARAMS], ids).partitions(10_000):

@@ -1,7 +1,7 @@
 """The trial buffer: a worker's own trial, whose changes are written to the database together.
 
-Optuna commits each parameter, report and attribute separately, and reads all running trials for
-each call of a sampler or pruner. With the buffer, samplers, pruners and `optuna.Trial` work as
+Optuna commits each hyperparameter, report and attribute separately, and reads all running trials
+for each call of a sampler or pruner. With the buffer, samplers, pruners and `optuna.Trial` work as
 ever, and the worker decides when the others' trials are read and when its own is written.
 """
 
@@ -193,7 +193,7 @@ class TrialBuffer(CachedStorage):
 
 
 def _copied(trial: FrozenTrial) -> FrozenTrial:
-    """Copies a trial, so that parameters, reports and attributes may be added."""
+    """Copies a trial, so that hyperparameters, reports and attributes may be added."""
     new = copy.copy(trial)
     for name in ("params", "distributions", "intermediate_values", "user_attrs", "system_attrs"):
         setattr(new, name, dict(getattr(trial, name)))

@@ -67,7 +67,7 @@ def read_space(stored: StoredStudy) -> StoredSpace:
         raise ConfigError(
             f"{stored.name}: its space is not stored, so proposals cannot be checked; the "
             "command that runs a study stores it, except with sampler=grid, which tries each one "
-            "itself, and with an objective that suggests its parameters as it runs"
+            "itself, and with an objective that suggests its own values"
         ) from None
 
 
