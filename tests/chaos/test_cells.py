@@ -192,7 +192,7 @@ def test_a_search_from_python_has_the_trials_of_its_yaml_though_workers_and_kern
         edited = MODULE.replace("step == 4", "step == 3") + before  # in a function that Net calls
         again = Notebook(tmp_path / "notebook", edited, f"import studyloom as sl\n{cell}")
         _, err = again.start().communicate(timeout=60)
-        assert re.search(r"DefinitionError(.|\n)*code\.__main__\.wait: ", err)
+        assert re.search(r"DefinitionError(.|\n)*the code of wait has changed since the study", err)
 
 
 @pytest.mark.parametrize("way", ["file", "notebook"])
