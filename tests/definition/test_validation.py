@@ -336,7 +336,7 @@ def test_what_cannot_be_paused_is_refused_with_its_way_out_and_no_other_is():
         ("pruner.brackets=2",): "pruner.brackets=2; got 3",
         ("+pruner.steps=jobs", "objective.folds=2"): "pruner.steps=jobs",
         (*LOOP, "objective.folds=2"): "objective.folds or objective.seeds",
-        (*COMMAND, "objective.direction=maximize"): "this objective keeps none",
+        (*COMMAND, "objective.direction=maximize"): "which this objective lacks",
     }.items():
         (mistake,) = section_mistakes((*promotion, *overrides))
         assert words in mistake

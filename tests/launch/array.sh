@@ -34,7 +34,7 @@ for _ in 1 2 3 4; do
         [ "$code" = 143 ] && exec scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     fi
     case $code in
-        129 | 130 | 143) break ;; # asked to stop
+        129 | 130 | 143) break ;; # a stop was requested
     esac
     [ "$code" -gt 128 ] || break
     echo "the worker ended with signal $((code - 128))"

@@ -249,7 +249,7 @@ def normed(width):
 
 REFUSED = {
     "tied": (Tied, (8,), (16,), ["embed.weight and last.weight are one tied weight"]),
-    "depth": (layers, (2, 8), (3, 8), ["width alone", "2.bias, 2.weight", "scale.rule=none"]),
+    "depth": (layers, (2, 8), (3, 8), ["scales only width", "2.bias, 2.weight", "scale.rule=none"]),
     "bare": (Bare, (4, 4), (8, 8), ["weight of Bare, (4, 4) at", "nn.Linear"]),
     "dimensions": (Bare, (4,), (4, 2), ["has 1 dimensions at one size and 2 at the other"]),
     "smaller": (mlp, (16,), (8,), ["1.weight has a fan-out of 16 at one size and 8 at"]),

@@ -345,7 +345,7 @@ def pause(arguments: argparse.Namespace) -> int:
     examples=["studyloom resume runs/mnist"],
 )
 def resume(arguments: argparse.Namespace) -> int:
-    """Resumes a paused study."""
+    """Lets the workers of a paused study continue."""
     return control(arguments, None)
 
 
