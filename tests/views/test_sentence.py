@@ -53,16 +53,16 @@ def changed(**keys):
 
 def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known(stored):
     assert result_sentence(changed(), stored) == (
-        "A CNN with 16 channels, AdamW at 0.0033: 97.7% ± 0.4 on 1 000 unseen images, "
+        "A CNN with 16 channels, AdamW at 0.0033: 97.7% ± 0.4 on 1,000 unseen images, "
         "4.4 points over the baseline"
     )
     precise = changed(test__winner={"mean": 0.977, "std": 0.00021})
     for answer, words in (
-        (changed(data={"columns": ["a"]}), "on 1 000 unseen rows"),
+        (changed(data={"columns": ["a"]}), "on 1,000 unseen rows"),
         (changed(data=None, test__examples=None), "on unseen examples"),
         (changed(test__difference={"mean": -0.012}), "1.2 points under the baseline"),
         (precise, "97.70% ± 0.02"),
-        (changed(test__winner={"mean": 0.977}), "97.7% on 1 000"),
+        (changed(test__winner={"mean": 0.977}), "97.7% on 1,000"),
         (
             changed(test__difference={"mean": 0.044, "interval": [-0.1, 0.1]}),
             "over the baseline (the 95% interval includes 0)",
@@ -103,7 +103,7 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
         test__difference={"mean": 0.5},
     )
     assert result_sentence(answer, stored).startswith(
-        "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1 000 unseen images, 0.5000 over"
+        "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1,000 unseen images, 0.5000 over"
     )
 
 

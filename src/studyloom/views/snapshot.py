@@ -392,7 +392,7 @@ def _examples(answer: Result, test: Scores) -> str:
         noun = "rows"
     if test.examples is None:
         return f"unseen {noun}"
-    return f"{test.examples:,} unseen {noun}".replace(",", " ")
+    return f"{test.examples:,} unseen {noun}"
 
 
 def _over_baseline(test: Scores, metric: str) -> str:
