@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import venv
 from importlib.metadata import version
@@ -75,7 +76,7 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     assert re.search(r"chosen .* by min bytes", printed)
     card = (folder / "model_card.md").read_text()
     assert card.count("## Compression") == 1
-    assert "Made small" in (folder / "report.html").read_text()
+    assert "Compression" in (folder / "report.html").read_text()
     content = (folder / "winner.onnx").read_bytes()
     assert str(folder.parent).encode() not in content
     assert b"site-packages" not in content, "which line of whose code a node is of"
@@ -112,13 +113,12 @@ def test_a_study_makes_its_winner_small_once_also_after_kills(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for file in ("compress.json", "winner.json", "report.html"):
         done = study(*words, STAGE, STUDYLOOM_TEST_KILL=file)
-        assert done.returncode == 1, (file, done.stdout, done.stderr)
-        assert "ended with signal SIGKILL" in done.stderr
+        assert done.returncode == -signal.SIGKILL, (file, done.stdout, done.stderr)
     done = study(*words, STAGE)
     assert done.returncode == 0, done.stderr
     assert re.search(r"chosen .* by min bytes", done.stdout)
     assert (folder / "model_card.md").read_text().count("## Compression") == 1
-    assert "Made small" in (folder / "report.html").read_text()
+    assert "Compression" in (folder / "report.html").read_text()
     record = (folder / "compress.json").read_bytes()
     said = json.loads(study(*words, STAGE, "--json").stdout)
     assert said["answer"]["compressed"]["bytes"] == (folder / "winner.onnx").stat().st_size

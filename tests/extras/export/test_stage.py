@@ -223,7 +223,7 @@ def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, ma
     printed = capsys.readouterr().out
     assert "as it is, int8" in printed
     assert "by min bytes" in printed
-    assert "Made small" in (stages.run_dir / "report.html").read_text()
+    assert "Compression" in (stages.run_dir / "report.html").read_text()
     noted = StoredCommand.read(stages.search.stored).result
     assert noted["compressed"]["bytes"] == (stages.run_dir / "winner.onnx").stat().st_size
     store_result(stages.search.stored, Result.load(stages.run_dir).in_short())

@@ -188,7 +188,7 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
         project(stored, {"mlflow": tracker}, tmp_path, answer)
     most = "waiting 300 s at most (track.mlflow.patience)"
     told = [message for message in caplog.messages if message.startswith("track")]
-    assert told == [f"track.mlflow: {most}, since it may lack the answer"]
+    assert told == [f"track.mlflow: {most}, since it may lack the result"]
     client = MlflowClient(tracker.uri)
     (parent,) = client.search_runs(["1"], "tags.`studyloom.kind` = 'study'")
     assert parent.info.status == "FINISHED"
