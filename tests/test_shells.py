@@ -27,7 +27,7 @@ STUDY = re.compile(r"studies\.(?!mine|films|pairs)(\w+)")
 OF_A_STUDY = re.compile(r"'?~?[a-z_]+\.[\w.]+(=.*)?|launcher=.*|storage=.*")  # an override in a row
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.nightly)])
 def split(request, tmp_path, needs):
     """A function: the words of each program that a command line calls, as a shell splits it."""
     needs(request.param)
