@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from omegaconf import ListConfig
 from optuna.distributions import IntDistribution
 
-from studyloom.config.overrides import explain_key, group_options
+from studyloom.config.overrides import explain_key
 from studyloom.config.schema import Config, check_name, out_of_range
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.training_data import TrainingData
@@ -211,7 +211,7 @@ def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
             yield from mistakes
         elif unknown := explain_key(node.key, branch.config):
             section, _, below = node.key.partition(".")
-            option = nearest(below.partition(".")[0], group_options(section))
+            option = nearest(below.partition(".")[0], definition.composer.options(section))
             if "did you mean" not in unknown:
                 unknown += option
             way = "" if option else _to_add(definition, branch, node)

@@ -141,7 +141,7 @@ def make_task(
     Args:
         on_claim: called when this process has claimed a slot.
     """
-    config, stored = prepared.definition.config, next(iter(stages)).stored
+    config, stored = prepared.definition.config, stages.search.stored
     limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
 
     def work(stop: Stop) -> None:

@@ -92,6 +92,8 @@ class Stage:
 class Stages(Protocol):
     """The stages of a run; each is known once those before it have ended."""
 
+    @property
+    def search(self) -> Stage: ...
     def __iter__(self) -> Iterator[Stage]:
         """Yields the stages up to the first that has not ended yet."""
 

@@ -225,7 +225,12 @@ class ResultStages:
         store_stage(search, title, stored.name)
         weights = None if folder is None else networks_folder(folder, stored.name)
         stage = CandidateStage(
-            title, stored, trainings, trainings, len(trainings.trainings), weights
+            title=title,
+            stored=stored,
+            source=trainings,
+            strategy=trainings,
+            trials=len(trainings.trainings),
+            weights=weights,
         )
         self._opened.append(stage)
         return stage
