@@ -88,11 +88,11 @@ WORKER = """
 import signal, subprocess, sys, time
 from studyloom.launch import line
 line.GRACE = 0.0
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # before the actor can be killed
 line.Line.of_launcher().follow()
 child = subprocess.Popen(["sleep", "600"])
 with open({file!r}, "w") as file:
     file.write(str(child.pid))
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(600)
 """
 
