@@ -20,9 +20,9 @@ import studyloom
 from studies.speech import Spoken, cover, equalise, warp
 from studyloom.data import asset
 
-FUSIONS = ("picture", "sound", "add", "join", "mean")
+FUSIONS = ("image", "sound", "add", "join", "mean")
 DIGITS = 10
-SIZES = {"picture": (1, 28, 28), "sound": (1, 24, 32)}
+SIZES = {"image": (1, 28, 28), "sound": (1, 24, 32)}
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
@@ -45,18 +45,18 @@ class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
         )
         with asset("mnist5k.npz") as file, np.load(file, allow_pickle=False) as data:
             images, labels = data[f"{part}_images"], data[f"{part}_labels"]
-        self.pictures_of = np.empty(len(spoken), np.int64)
+        self.images_of = np.empty(len(spoken), np.int64)
         for digit in range(DIGITS):
             mine = np.flatnonzero(self.targets == digit)
-            self.pictures_of[mine] = np.flatnonzero(labels == digit)[: len(mine)]
-        pixels = torch.from_numpy(images[self.pictures_of])[:, None].float()
-        self.pictures = (pixels / 255 - 0.1307) / 0.3081
+            self.images_of[mine] = np.flatnonzero(labels == digit)[: len(mine)]
+        pixels = torch.from_numpy(images[self.images_of])[:, None].float()
+        self.images = (pixels / 255 - 0.1307) / 0.3081
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return self.pictures[index], self.sounds[index], int(self.targets[index])
+        return self.images[index], self.sounds[index], int(self.targets[index])
 
 
 def speakers(pairs: Pairs) -> list[str]:
@@ -84,7 +84,7 @@ class PairNet(nn.Module):
 
     Args:
         outputs: how many classes there are.
-        fusion: picture or sound, to read only one; or how to read both: add, by the sum of
+        fusion: image or sound, to read only one; or how to read both: add, by the sum of
             the logits of each; join, by a layer on the features of both; mean, by a layer on their
             mean. Of a part that is missing the features and logits are 0.
         channels: of the first block of each of the two CNNs.
@@ -94,7 +94,7 @@ class PairNet(nn.Module):
     def __init__(
         self,
         outputs: int,
-        fusion: str = "picture",
+        fusion: str = "image",
         channels: int = 8,
         dropout: float = 0.2,
     ) -> None:
@@ -115,13 +115,13 @@ class PairNet(nn.Module):
                 nn.ReLU(), nn.Dropout(dropout), nn.Linear(64 * (1 + (fusion == "join")), outputs)
             )
 
-    def forward(self, picture: Tensor, sound: Tensor) -> Tensor:
-        features = self.features(picture, sound)
-        return self.join(features, torch.stack([x.flatten(1).any(1) for x in (picture, sound)]))
+    def forward(self, image: Tensor, sound: Tensor) -> Tensor:
+        features = self.features(image, sound)
+        return self.join(features, torch.stack([x.flatten(1).any(1) for x in (image, sound)]))
 
-    def features(self, picture: Tensor, sound: Tensor) -> Tensor:
+    def features(self, image: Tensor, sound: Tensor) -> Tensor:
         """Returns the features of both, (2, n, features); (1, n, outputs) if only one is read."""
-        given = {"picture": picture, "sound": sound}
+        given = {"image": image, "sound": sound}
         return torch.stack([part(given[name]) for name, part in self.parts.items()])
 
     def join(self, features: Tensor, there: Tensor) -> Tensor:
@@ -159,12 +159,12 @@ def step(
         alone: the weight of the losses of the single parts; that of the pair has weight 1.
         vary: by how much sounds are; 1 is what the study digits_spoken begins with.
     """
-    picture, sound, digits = batch
+    image, sound, digits = batch
     if vary:
         sound = warp(sound, 0.2 * vary, 0.15 * vary, 0.1 * vary)
         sound = cover(equalise(sound, 0.5 * vary), round(6 * vary))
-    features = network.features(picture, sound)
-    both = torch.ones(2, len(digits), dtype=torch.bool, device=picture.device)
+    features = network.features(image, sound)
+    both = torch.ones(2, len(digits), dtype=torch.bool, device=image.device)
     total = loss(network.join(features, both), digits)
     if network.fusion in SIZES or not alone:
         return total
@@ -188,12 +188,12 @@ def main(run_dir: str) -> None:
     trained = [each for each in trained if {n: w.shape for n, w in each.items()} == sizes]
     pairs = Pairs("test", config.data.train.test_speaker)
     targets = torch.from_numpy(pairs.targets)
-    for name, keep in (("both", (1, 1)), ("picture", (1, 0)), ("sound", (0, 1))):
+    for name, keep in (("both", (1, 1)), ("image", (1, 0)), ("sound", (0, 1))):
         values = []
         for weights in trained:
             network.load_state_dict(weights)
             with torch.no_grad():
-                outputs = network(pairs.pictures * keep[0], pairs.sounds * keep[1])
+                outputs = network(pairs.images * keep[0], pairs.sounds * keep[1])
             values.append(float((outputs.argmax(1) == targets).double().mean()))
         print(f"{name:9} accuracy {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}")
 

@@ -6,7 +6,7 @@
 
 The folder holds a PNG file for each of the 5 000 embedded digits, and is written into the run
 directory when the study begins. Its Dataset is torchvision's `ImageFolder`; network and Dataset are
-in `studies/pictures.py`. It takes 6 trials of 3 epochs; the winner reaches an accuracy of 0.97.
+in `studies/images.py`. It takes 6 trials of 3 epochs; the winner reaches an accuracy of 0.97.
 """
 
 from omegaconf import DictConfig

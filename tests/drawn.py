@@ -10,7 +10,7 @@ from studyloom.data import Datasets
 
 
 class Drawn(Dataset):
-    """Pictures of 1 × 4 × 4 pixels in three classes, with noise of all three generators.
+    """Images of 1 × 4 × 4 pixels in three classes, with noise of all three generators.
 
     Args:
         count: how many there are.

@@ -15,8 +15,8 @@ SIZE = (28, 28)
 PIXELS = np.arange(28 * 28, dtype=np.uint8).reshape(SIZE)
 
 
-def picture(kind: str, size: tuple[int, int] = SIZE, mode: str = "L", **settings: object) -> bytes:
-    """Returns a picture of noise in a format."""
+def image(kind: str, size: tuple[int, int] = SIZE, mode: str = "L", **settings: object) -> bytes:
+    """Returns an image of noise in a format."""
     noise = np.random.default_rng(0).integers(0, 255, size[::-1], np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).convert(mode).save(file, kind, **settings)
@@ -67,21 +67,21 @@ class Touch:
 
 
 def with_dimensions(content: bytes, where: int, form: str, *values: int) -> bytes:
-    """Writes other dimensions into the header of a picture."""
+    """Writes other dimensions into the header of an image."""
     changed = bytearray(content)
     struct.pack_into(form, changed, where, *values)
     return bytes(changed)
 
 
-def pictures() -> dict[str, bytes]:
-    """Pictures, by the name of their file."""
-    jpeg = picture("JPEG")
+def images() -> dict[str, bytes]:
+    """Images, by the name of their file."""
+    jpeg = image("JPEG")
     frame = jpeg.index(b"\xff\xc0") + 5
     made = {
-        f"half.{kind.lower()}": (whole := picture(kind))[: len(whole) * 2 // 3]
+        f"half.{kind.lower()}": (whole := image(kind))[: len(whole) * 2 // 3]
         for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")
     }
-    made["half.gif"] = picture("GIF")[:200]
+    made["half.gif"] = image("GIF")[:200]
     made |= {
         "wide.png": png(2**31 - 1, 2**31 - 1),
         "flat.png": png(0, 28),

@@ -40,7 +40,7 @@ def hostile_wavs() -> dict[str, tuple[bytes, str]]:
     return {
         "empty": (b"", "must be a WAV file"),
         "text": (b"one two three", "must be a WAV file"),
-        "picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "must be a WAV file"),
+        "image": (b"\x89PNG\r\n\x1a\n" + bytes(100), "must be a WAV file"),
         "webp": (b"RIFF\x24\0\0\0WEBPVP8 " + bytes(100), "must be a WAV file"),
         "header": (whole[:30], "must be a WAV file"),
         "floats": (changed(whole, 20, "<H", 3), "must be a WAV file of PCM"),

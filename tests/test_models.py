@@ -80,8 +80,8 @@ STEPS = [(6, 3), (1, 6, 3), (2, 6, 4), (6,)]
 
 
 def test_any_shape_and_number_of_outputs_fit():
-    pictures = [(1, 28, 28), (3, 32, 20), (2, 7, 5)]
-    for models, shapes in (((MLP, CNN), pictures), (SEQUENCES, STEPS)):
+    shapes_of_images = [(1, 28, 28), (3, 32, 20), (2, 7, 5)]
+    for models, shapes in (((MLP, CNN), shapes_of_images), (SEQUENCES, STEPS)):
         for model in models:
             for shape in shapes:
                 assert model(shape=shape, outputs=7)(images(4, shape)).shape == (4, 7)
@@ -90,8 +90,8 @@ def test_any_shape_and_number_of_outputs_fit():
 @pytest.mark.parametrize("model", SEQUENCES)
 def test_an_image_is_read_row_by_row(model):
     torch.manual_seed(0)
-    network, pictures = model(shape=(1, 6, 3), outputs=2).eval(), images(4, (1, 6, 3))
-    torch.testing.assert_close(network(pictures), network(pictures[:, 0]))
+    network, inputs = model(shape=(1, 6, 3), outputs=2).eval(), images(4, (1, 6, 3))
+    torch.testing.assert_close(network(inputs), network(inputs[:, 0]))
 
 
 def test_inputs_are_standardised_by_what_was_shown_and_a_constant_feature_stays_finite():

@@ -1,4 +1,4 @@
-"""The study of pictures and recordings: who is in which part, and a part that is missing."""
+"""The study of images and recordings: who is in which part, and a part that is missing."""
 
 import numpy as np
 import pytest
@@ -14,10 +14,10 @@ def parts():
     return Pairs("train", "theo"), Pairs("test", "theo")
 
 
-def test_both_parts_of_a_pair_are_of_one_digit_and_no_picture_is_in_two_pairs(parts):
+def test_both_parts_of_a_pair_are_of_one_digit_and_no_image_is_in_two_pairs(parts):
     for part, count in zip(parts, (2500, 500), strict=True):
-        assert len({*part.pictures_of.tolist()}) == len(part) == count
-    train, test = ({picture.numpy().tobytes() for picture in part.pictures} for part in parts)
+        assert len({*part.images_of.tolist()}) == len(part) == count
+    train, test = ({image.numpy().tobytes() for image in part.images} for part in parts)
     assert not train & test
 
 
@@ -36,12 +36,12 @@ def test_no_speaker_is_in_two_parts(parts):
 def test_a_missing_part_says_nothing(parts, fusion):
     torch.manual_seed(0)
     network = PairNet(10, fusion, channels=4).eval()
-    pictures, sounds = parts[0].pictures[:16], parts[0].sounds[:16]
-    both = network(pictures, sounds)
-    reads_pictures = not torch.equal(both, network(pictures.roll(1, 0), sounds))
-    reads_sounds = not torch.equal(both, network(pictures, sounds.roll(1, 0)))
-    assert (reads_pictures, reads_sounds) == (fusion != "sound", fusion != "picture")
+    images, sounds = parts[0].images[:16], parts[0].sounds[:16]
+    both = network(images, sounds)
+    reads_images = not torch.equal(both, network(images.roll(1, 0), sounds))
+    reads_sounds = not torch.equal(both, network(images, sounds.roll(1, 0)))
+    assert (reads_images, reads_sounds) == (fusion != "sound", fusion != "image")
     if fusion == "add":
-        alone = network(pictures, 0 * sounds) + network(0 * pictures, sounds)
+        alone = network(images, 0 * sounds) + network(0 * images, sounds)
         assert torch.allclose(alone, both, atol=1e-5)
-    assert network(0 * pictures, 0 * sounds).isfinite().all()
+    assert network(0 * images, 0 * sounds).isfinite().all()

@@ -117,7 +117,7 @@ def test_predict_answers_in_json_and_names_files_that_hold_no_input(driven, tmp_
 
     run_dir, _ = driven
     Image.new("L", (28, 28), 255).save(tmp_path / "blank.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     done = studyloom("predict", run_dir, tmp_path / "blank.png", "--json")
     assert len(valid(done.stdout, "predict")["answers"]) == 1
     done = studyloom("predict", run_dir, tmp_path / "text.png", "--json")

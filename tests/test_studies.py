@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler
 from PIL import Image
 from toys import ask, compose, validate_search
 
-from studies import CONF, characters, clothes, pairs, pictures, speech
+from studies import CONF, characters, clothes, images, pairs, speech
 from studyloom import files
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
@@ -165,11 +165,11 @@ def test_the_photos_are_shifted_and_cropped_in_training_alone(monkeypatch, tmp_p
     source = build(ask("data.validation=10", name="photos").config.data)
     train, test = source.train(), source.test()
     (folder,) = tmp_path.rglob("train")
-    pictures = sorted(folder.rglob("*.png"))
-    assert (len(pictures), len(train), len(test)) == (100, 100, 100)
+    paths = sorted(folder.rglob("*.png"))
+    assert (len(paths), len(train), len(test)) == (100, 100, 100)
     assert (train.shape, train.outputs) == ((1, 28, 28), 10)
-    number = int(pictures[7].stem)
-    assert (np.array(Image.open(pictures[7])) == few["train_images"][number]).all()
+    number = int(paths[7].stem)
+    assert (np.array(Image.open(paths[7])) == few["train_images"][number]).all()
     drawn = [train.training.fetch([7], seed)[0] for seed in (1, 1, 2)]
     seen = [train.evaluation.fetch([7], seed)[0] for seed in (1, 2)]
     assert torch.equal(drawn[0], drawn[1])
@@ -199,7 +199,7 @@ READERS = {
     "spoken.npz": lambda folder: speech.Spoken("train", "theo"),
     "mnist5k.npz": lambda folder: Embedded().test(),
     "mnist5k.npz for pairs": lambda folder: pairs.Pairs("test", "theo"),
-    "mnist5k.npz for pictures": lambda folder: pictures.write_pictures(folder / "digits", "test"),
+    "mnist5k.npz for images": lambda folder: images.write_images(folder / "digits", "test"),
     "alice.txt": lambda folder: characters.characters("train"),
 }
 

@@ -35,7 +35,6 @@ REPLACED = {
 }
 # What stands for something else: names in the code, what a program prints, and former names.
 EXCEPT = {
-    "image": r"studies/pictures\.py|studyloom\.data\.Picture|`Picture`",
     "warm start": r"`study\.from` and\n`study\.top` are",
     "improvement": r"`study\.stop=regret` and\n`study\.regret` are",
     "ASHA": r"`pruner=promotion` is `asha`",

@@ -35,8 +35,8 @@ def load(part):
     return torch.from_numpy(1 - pixels / 127.5)[:, None].float(), torch.from_numpy(digits).long()
 
 
-def to_input(picture):
-    return picture / 127.5 - 1
+def to_input(image):
+    return image / 127.5 - 1
 
 
 @hydra_main"""
@@ -45,7 +45,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
-    """A study of one's own that has ended, whose data source says nothing of pictures."""
+    """A study of one's own that has ended, whose data source says nothing of images."""
     folder = tmp_path_factory.mktemp("mine")
     write_study("mine", folder)
     page = folder / "studies" / "mine.py"
@@ -59,10 +59,10 @@ def mine(tmp_path_factory):
     return folder
 
 
-def test_pictures_are_read_as_load_normalised_them_once_the_source_says_how(mine):
-    pictures = sorted(path.name for path in mine.glob("*.png"))
+def test_images_are_read_as_load_normalised_them_once_the_source_says_how(mine):
+    images = sorted(path.name for path in mine.glob("*.png"))
     where = {"cwd": mine, "PYTHONPATH": str(mine)}
-    ask = ("predict", "runs/mine", *pictures, "--trust", "studies")
+    ask = ("predict", "runs/mine", *images, "--trust", "studies")
     done = studyloom(*ask, **where)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 50
@@ -95,13 +95,13 @@ def test_no_file_takes_a_gibibyte_and_the_good_ones_are_answered(tmp_path):
         outputs=10,
         mean=0.1307,
         std=0.3081,
-        transform={"_target_": "studyloom.data.Picture"},
+        transform={"_target_": "studyloom.data.Image"},
     )
     canary = tmp_path / "canary"
-    files = hostile.pictures() | hostile.arrays(canary)
+    files = hostile.images() | hostile.arrays(canary)
     bad = hostile.write(tmp_path / "bad", files) + hostile.nodes(tmp_path / "nodes")
     good = tmp_path / "good.png"
-    good.write_bytes(hostile.picture("PNG", (7000, 7000)))
+    good.write_bytes(hostile.image("PNG", (7000, 7000)))
 
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (6 * GIB, 6 * GIB))

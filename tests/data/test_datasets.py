@@ -25,7 +25,7 @@ class Nothing(Drawn):
 
 
 class Folder(Drawn):
-    """Lists its files as a folder of torchvision does; they are no pictures."""
+    """Lists its files as a folder of torchvision does; they are no images."""
 
     classes = ("a", "b", "c")
 
@@ -117,7 +117,7 @@ def test_a_digest_reads_names_sizes_and_times_of_files_and_not_what_is_in_them(t
     for number in range(5):
         path = tmp_path / "a" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
         os.utime(path, (1, 1))
 
     def digest(folder):
@@ -130,7 +130,7 @@ def test_a_digest_reads_names_sizes_and_times_of_files_and_not_what_is_in_them(t
     path = tmp_path / "b" / "0" / "2.png"
     os.utime(path, (2, 2))
     assert digest(tmp_path / "b") != first
-    path.write_bytes(b"NO PICTURE")
+    path.write_bytes(b"NO IMAGE")
     os.utime(path, (1, 1))
     assert digest(tmp_path / "b") == first, "a large set is not read"
     path.rename(path.with_name("9.png"))
@@ -211,7 +211,7 @@ def test_items_that_raise_or_change_are_named_before_the_first_trial():
 
 
 class Named(Drawn):
-    """Pictures in classes with names."""
+    """Images in classes with names."""
 
     def __init__(self, classes, noise=1.0):
         super().__init__(noise=noise)

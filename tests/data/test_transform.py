@@ -1,4 +1,4 @@
-"""How pictures become inputs like those of the training, and what is said of those unlike it."""
+"""How images become inputs like those of the training, and what is said of those unlike it."""
 
 import functools
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from studyloom.data import Embedded, Idx, Loaded, Picture
+from studyloom.data import Embedded, Idx, Image, Loaded
 from studyloom.data.sources import ASSET, SOURCES
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import DataError
 
-MNIST = Picture("black", "ink").completed(0.1307, 0.3081)
+MNIST = Image("black", "ink").completed(0.1307, 0.3081)
 SIZE = (28, 28)
 
 
@@ -31,39 +31,39 @@ def on_paper(digit, size, top, left, scale=5):
     return page
 
 
-def test_the_data_set_s_own_pictures_pass_as_they_are_bit_for_bit(digits):
+def test_the_data_set_s_own_images_pass_as_they_are_bit_for_bit(digits):
     inputs = Embedded().test().inputs[::34]
-    for picture, expected in zip(digits, inputs, strict=True):
-        made, done = MNIST(picture.clone(), SIZE)
+    for image, expected in zip(digits, inputs, strict=True):
+        made, done = MNIST(image.clone(), SIZE)
         assert done == []
         assert torch.equal(made, expected)
 
 
-def test_a_picture_with_the_other_background_is_inverted_and_that_is_said(digits):
-    for picture in digits:
-        made, done = MNIST(1 - picture, SIZE)
+def test_an_image_with_the_other_background_is_inverted_and_that_is_said(digits):
+    for image in digits:
+        made, done = MNIST(1 - image, SIZE)
         assert done == ["inverted: white background, in training black"]
-        expected, _ = MNIST(picture.clone(), SIZE)
+        expected, _ = MNIST(image.clone(), SIZE)
         assert torch.allclose(made, expected, atol=1e-5)
 
 
 def test_a_digit_anywhere_on_a_large_page_becomes_what_mnist_has_of_it(digits):
-    for picture in digits[::3]:
-        page = on_paper(picture[0], (220, 400), 30, 200)
+    for image in digits[::3]:
+        page = on_paper(image[0], (220, 400), 30, 200)
         made, done = MNIST(page, SIZE)
         assert done[1:] == ["400 × 220 pixels, what is drawn scaled and centered in 28 × 28"]
-        expected, _ = MNIST(picture.clone(), SIZE)
+        expected, _ = MNIST(image.clone(), SIZE)
         assert float((made - expected).abs().mean()) < 0.08
         ink = made[0] * 0.3081 + 0.1307
         rows = (torch.arange(28) + 0.5) @ ink.sum(1) / ink.sum()
         assert 13.5 <= float(rows) <= 15.5
 
 
-def test_a_picture_of_another_size_is_padded_cut_or_stretched():
-    picture = torch.ones(1, 40, 80)
-    picture[..., :20] = 0.5  # the left quarter
+def test_an_image_of_another_size_is_padded_cut_or_stretched():
+    image = torch.ones(1, 40, 80)
+    image[..., :20] = 0.5  # the left quarter
     for fit, corner, side in (("pad", 1.0, 0.5), ("crop", 1.0, 1.0), ("stretch", 0.5, 0.5)):
-        made, (done,) = Picture("white", fit)(picture.clone(), (20, 20))
+        made, (done,) = Image("white", fit)(image.clone(), (20, 20))
         assert made.shape == (1, 20, 20)
         assert done.startswith("80 × 40 pixels, ")
         assert done.endswith(" 20 × 20")
@@ -71,7 +71,7 @@ def test_a_picture_of_another_size_is_padded_cut_or_stretched():
         assert ends == pytest.approx([corner, side], abs=0.1)
 
 
-def test_a_picture_that_cannot_be_made_so_is_refused_by_key():
+def test_an_image_that_cannot_be_made_so_is_refused_by_key():
     for arguments, words in (
         ({"background": "blakc"}, "background must be black, white or null; .*did you mean black"),
         ({"fit": "sretch"}, "fit must be one of pad, crop, .*did you mean stretch"),
@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_made_so_is_refused_by_key():
         ({"std": [1.0, 0.0, 1.0]}, "std must be a finite number above 0"),
     ):
         with pytest.raises(DataError, match=f"data.transform.{words}"):
-            Picture(**arguments)
+            Image(**arguments)
 
 
 def images(low, high, shape=(1, 4, 4)):
@@ -91,11 +91,11 @@ def images(low, high, shape=(1, 4, 4)):
 
 def test_a_transform_that_contradicts_what_is_loaded_is_refused_before_trial_0():
     for transform, loaded, words in (
-        (Picture(), images(-1, 1), "makes inputs from 0.0000 to 1.0000 of images, and the train"),
-        (Picture(mean=0.1307, std=0.3081), images(-2, 9), "makes inputs from -0.4242 to 2.8215"),
-        (Picture(), (torch.rand(6, 2), torch.arange(6) % 2), "a Picture makes inputs of"),
-        (Picture(mean=[0.5, 0.5]), images(0, 1), "mean must be one number, or 1, one for each"),
-        ("resize", images(0, 1), "must be a studyloom.data.Picture, or your own function"),
+        (Image(), images(-1, 1), "makes inputs from 0.0000 to 1.0000 of images, and the train"),
+        (Image(mean=0.1307, std=0.3081), images(-2, 9), "makes inputs from -0.4242 to 2.8215"),
+        (Image(), (torch.rand(6, 2), torch.arange(6) % 2), "an Image makes inputs of"),
+        (Image(mean=[0.5, 0.5]), images(0, 1), "mean must be one number, or 1, one for each"),
+        ("resize", images(0, 1), "must be a studyloom.data.Image, or your own function"),
     ):
         with pytest.raises(DataError, match=words):
             Loaded(lambda part, loaded=loaded: loaded, 2, transform=transform).train()
@@ -104,14 +104,14 @@ def test_a_transform_that_contradicts_what_is_loaded_is_refused_before_trial_0()
 # What a winner stores
 
 
-def flatten(picture):
-    return picture.flatten() / 255
+def flatten(image):
+    return image.flatten() / 255
 
 
 def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
     split = Embedded().train()
     assert describe_transform(Embedded(), None, split) == {
-        "_target_": "studyloom.data.Picture",
+        "_target_": "studyloom.data.Image",
         "background": "black",
         "fit": "ink",
         "mean": 0.1307,
@@ -126,7 +126,7 @@ def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
         "_target_": f"{__name__}.flatten",
         "_partial_": True,
     }
-    unnamed = Loaded(lambda part: None, 2, transform=lambda picture: picture)
+    unnamed = Loaded(lambda part: None, 2, transform=lambda image: image)
     assert describe_transform(unnamed, None, split) is None
     assert describe_transform(Loaded(lambda part: None, 2), None, split) is None
 
@@ -134,7 +134,7 @@ def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
 # What is unlike the training data
 
 
-def test_a_picture_unlike_all_of_the_training_is_named_by_its_values_and_mean():
+def test_an_image_unlike_all_of_the_training_is_named_by_its_values_and_mean():
     seen = InputRange.of(Embedded().train())
     like = Embedded().test().inputs
     assert len(seen.unlike(like)) <= 2  # of 1000

@@ -42,9 +42,9 @@ WINNER = {
 def test_each_part_of_the_answer_has_its_section():
     sections = {section.key: section for section in explained_sections(answer_of(**WINNER))}
     assert [*sections] == ["misled", "words", "calibration", "groups", "columns"]
-    (pictures,) = sections["misled"].blocks
-    (picture,) = pictures.items
-    assert (picture.words + picture.strong, picture.remark) == ("4 → 9", "0.4200")
+    (images,) = sections["misled"].blocks
+    (image,) = images.items
+    assert (image.words + image.strong, image.remark) == ("4 → 9", "0.4200")
     (text,) = sections["words"].blocks
     assert text.title == "blame → praise"
     assert text.remark == "test text 3, probabilities 0.2000 and 0.8000, in all +1.3863"

@@ -249,7 +249,7 @@ def test_each_option_of_a_group_is_counted_and_compared(study_of):
     assert "a 4 0.8600 0.8300 b 4 0.8700 0.8400" in text
 
 
-def test_only_embedded_pictures_are_shown(study_of):
+def test_only_embedded_images_are_shown(study_of):
     stored = study_of()
     for image, count in (
         (PIXEL, 2),

@@ -29,7 +29,7 @@ ANSWER = {
         "difference": {"mean": 0.044, "std": 0.003, "interval": [0.03, 0.06]},
         "examples": 1000,
     },
-    "data": {"transform": {"_target_": "studyloom.data.Picture"}},
+    "data": {"transform": {"_target_": "studyloom.data.Image"}},
 }
 
 

@@ -120,16 +120,16 @@ def test_what_a_network_looks_at_is_what_it_owes_its_answer_to_and_is_drawn_red(
     assert abs(pixels[-1, -1] - pixels[-1, -1].mean()).max() < 2  # grey
 
 
-class Pictures(Dataset):
-    """Pictures of bytes, all of class 0, that are bright in the upper left corner."""
+class Images(Dataset):
+    """Images of bytes, all of class 0, that are bright in the upper left corner."""
 
     def __len__(self):
         return 3
 
     def __getitem__(self, index):
-        picture = torch.zeros(1, 28, 28, dtype=torch.uint8)
-        picture[0, :4, :4] = 255
-        return picture, 0
+        image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+        image[0, :4, :4] = 255
+        return image, 0
 
 
 class Corner(nn.Module):
@@ -139,14 +139,14 @@ class Corner(nn.Module):
         super().__init__()
         self.scale, self.seen = nn.Parameter(torch.ones(())), []
 
-    def forward(self, picture, mask):
-        self.seen.append((len(picture), float(picture.max())))
-        return self.scale * mask[:, :1] * bright_corner(picture)
+    def forward(self, image, mask):
+        self.seen.append((len(image), float(image.max())))
+        return self.scale * mask[:, :1] * bright_corner(image)
 
 
 def scaled(items):
-    pictures = torch.stack([picture for picture, _ in items]) / 255
-    return pictures, torch.ones(len(items), 2), torch.tensor([label for _, label in items])
+    images = torch.stack([image for image, _ in items]) / 255
+    return images, torch.ones(len(items), 2), torch.tensor([label for _, label in items])
 
 
 def job():
@@ -155,12 +155,12 @@ def job():
     return Job(*parts, everything, everything, epochs=1, batch_size=2, seed=0)
 
 
-def test_covered_pictures_come_to_the_network_as_those_of_the_test_do(caplog):
+def test_covered_images_come_to_the_network_as_those_of_the_test_do(caplog):
     """Through the collate function, which may scale them and add inputs, in small batches.
 
     What cannot be explained does not cost the test.
     """
-    data, network = Pictures(), Corner()
+    data, network = Images(), Corner()
     sealed = Datasets(data, test=data, validation=1, outputs=2, collate=scaled).test()
     found = Outputs(*evaluate_network(job(), network, sealed))
     told = explain(job(), network, ACCURACY, found, sealed, [0, 1])

@@ -22,8 +22,8 @@ from studyloom.training.checkpoint import save_weights
 from studyloom.winner import inputs
 from studyloom.winner.predictor import Predictor, load_network, predict
 
-PICTURE = {"_target_": "studyloom.data.Picture"}
-FACTS = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081, "transform": PICTURE}
+IMAGE = {"_target_": "studyloom.data.Image"}
+FACTS = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081, "transform": IMAGE}
 MODEL = "studyloom.models.MLP"
 
 
@@ -37,7 +37,7 @@ def digits_read(tmp_path_factory):
     gram = inputs.T @ inputs + 100 * torch.eye(785, dtype=torch.float64)
     weights = (10 * torch.linalg.solve(gram, inputs.T @ classes)).float().T
     layer = {"1.weight": weights[:, :784].clone(), "1.bias": weights[:, 784].clone()}
-    transform = PICTURE | asdict(Embedded().transform)
+    transform = IMAGE | asdict(Embedded().transform)
     return layer, FACTS | {"inputs": asdict(InputRange.of(split)), "transform": transform}
 
 
@@ -54,7 +54,7 @@ def digits():
         return arrays["test_images"][:20]
 
 
-def test_a_picture_and_an_array_are_classified_as_the_data_set_would_be(reader, digits, tmp_path):
+def test_an_image_and_an_array_are_classified_as_the_data_set_would_be(reader, digits, tmp_path):
     model = MLP((1, 28, 28), 10, hidden=[])
     model.load_state_dict(torch.load(reader / "winner.pt", weights_only=True))
     inputs = Embedded().test().inputs[:20]
@@ -206,7 +206,7 @@ def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, mon
         assert len(mistake.splitlines()) == 1
 
 
-# Pictures of all kinds
+# Images of all kinds
 
 
 def seven(size=200, ink=0, paper=255):
@@ -247,7 +247,7 @@ def drawn(folder):
     return {folder / name: words for name, (_, _, words) in made.items()}
 
 
-def test_a_seven_is_a_seven_in_every_kind_of_picture_and_what_was_done_is_said(reader, tmp_path):
+def test_a_seven_is_a_seven_in_every_kind_of_image_and_what_was_done_is_said(reader, tmp_path):
     asked = drawn(tmp_path)
     answers = list(predict(load_network(reader), [*asked]))
     assert {answer.name: answer.label for answer in answers} == {str(path): 7 for path in asked}
@@ -283,11 +283,11 @@ def test_an_image_is_answered_alike_in_each_type_from_a_file_and_from_python(
 def test_an_input_is_what_its_type_and_the_winner_say_and_never_what_is_beside_it(
     reader, own, digits
 ):
-    """A picture alone was scaled, and beside one with a number below 0 it was not."""
+    """An image alone was scaled, and beside one with a number below 0 it was not."""
     images = torch.from_numpy(digits[:2].copy())[:, None]
     normalised = (images / 255 - 0.1307) / 0.3081
     positive = normalised[0].abs()
-    loads = Predictor(load_network(own(PICTURE | {"mean": 0.1307, "std": 0.3081})))
+    loads = Predictor(load_network(own(IMAGE | {"mean": 0.1307, "std": 0.3081})))
     alone = loads.predict(positive).probabilities[0]
     beside = loads.predict(torch.stack([positive, normalised[1]])).probabilities[0]
     assert torch.allclose(alone, beside, atol=1e-6)
@@ -325,9 +325,9 @@ def own(digits_read, tmp_path):
     return make
 
 
-def halve(picture, divisor):
+def halve(image, divisor):
     """What a user's own source may have as its transform."""
-    small = torch.nn.functional.interpolate(picture[None].float() / divisor, (28, 28))[0]
+    small = torch.nn.functional.interpolate(image[None].float() / divisor, (28, 28))[0]
     return (1 - small - 0.1307) / 0.3081
 
 
@@ -410,12 +410,12 @@ def test_each_input_of_a_file_has_an_answer_and_what_was_done_to_it(letters, tmp
 
 
 def test_what_a_file_is_its_content_says_and_not_its_name(reader, digits, tmp_path):
-    Image.fromarray(digits[3]).save(tmp_path / "picture.npy", "PNG")
+    Image.fromarray(digits[3]).save(tmp_path / "image.npy", "PNG")
     np.save(tmp_path / "array.npy", digits[3])
     (tmp_path / "array.npy").rename(tmp_path / "array.png")
     path = tmp_path / "a\x1b[2J\nerror: b\t\udcff.png"
     Image.fromarray(digits[3]).save(str(path), "PNG")
-    asked = [tmp_path / "picture.npy", tmp_path / "array.png", path]
+    asked = [tmp_path / "image.npy", tmp_path / "array.png", path]
     first, second, third = predict(load_network(reader), asked)
     assert first.confidence == pytest.approx(second.confidence, abs=1e-5)
     assert third.name == f"{tmp_path}/a\\x1b[2J\\nerror: b\\t\\udcff.png", (

@@ -9,15 +9,15 @@ from studyloom.data.datasets import Datasets
 from studyloom.data.sound import Sound
 from studyloom.data.sources import Embedded, Idx, Loaded, Series, Table, read_arrays
 from studyloom.data.split import Split, Tokens
-from studyloom.data.transform import Picture, Reader
+from studyloom.data.transform import Image, Reader
 from studyloom.files import asset
 
 __all__ = [
     "Datasets",
     "Embedded",
     "Idx",
+    "Image",
     "Loaded",
-    "Picture",
     "Reader",
     "Series",
     "Sound",

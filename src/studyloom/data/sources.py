@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studyloom.data.split import Split, check_sizes, digest_of, format_sizes, make_folds
-from studyloom.data.transform import Picture, Transform
+from studyloom.data.transform import Image, Transform
 from studyloom.environment import DATA
 from studyloom.errors import DataError, UnfitData
 from studyloom.files import ASSETS, asset, asset_path
@@ -39,19 +39,19 @@ class Source(NamedTuple):
     torchvision: str  # torchvision's class, and the folder below data/
     mean: float
     std: float
-    transform: Picture  # where a config says nothing else
+    transform: Image  # where a config says nothing else
 
 
 SOURCES = {
-    "mnist": Source("mnist", "MNIST", 0.1307, 0.3081, Picture("black", "ink")),
-    "fashion_mnist": Source("fashion-mnist", "FashionMNIST", 0.2860, 0.3530, Picture("black")),
+    "mnist": Source("mnist", "MNIST", 0.1307, 0.3081, Image("black", "ink")),
+    "fashion_mnist": Source("fashion-mnist", "FashionMNIST", 0.2860, 0.3530, Image("black")),
 }
 
 
-class _Pictures:
+class _Images:
     """A source of images; `_split` reads the set "train" or "test"."""
 
-    transform: Picture | None
+    transform: Image | None
     _split: Callable[[str], Split]
 
     def train(self) -> Split:
@@ -67,7 +67,7 @@ class _Pictures:
 
 
 @dataclass(frozen=True)
-class Embedded(_Pictures):
+class Embedded(_Images):
     """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
 
     Inputs are float32 (1, 28, 28), with the mean and standard deviation of MNIST removed.
@@ -82,7 +82,7 @@ class Embedded(_Pictures):
     """
 
     validation: int = 800
-    transform: Picture = SOURCES["mnist"].transform
+    transform: Image = SOURCES["mnist"].transform
 
     def _split(self, part: str) -> Split:
         with asset(ASSET.name) as file, np.load(file, allow_pickle=False) as arrays:
@@ -91,7 +91,7 @@ class Embedded(_Pictures):
 
 
 @dataclass(frozen=True)
-class Idx(_Pictures):
+class Idx(_Images):
     """MNIST or Fashion-MNIST from the four IDX files of their authors, gzipped or not.
 
     Args:
@@ -111,7 +111,7 @@ class Idx(_Pictures):
     dataset: str  # mnist or fashion_mnist
     validation: int
     root: str | None = None
-    transform: Picture | None = None
+    transform: Image | None = None
 
     def __post_init__(self) -> None:
         if self.dataset not in SOURCES:
@@ -231,7 +231,7 @@ class Loaded:
         validation: the number of training examples that are held out as the validation set.
         ordered: True: the examples are in time order, the test set after the training set, and the
             last ones are held out.
-        transform: how `studyloom predict` converts the content of a file to an input: a `Picture`,
+        transform: how `studyloom predict` converts the content of a file to an input: an `Image`,
             a `Sound`, a `Reader`, or your function of an image, uint8 (channels, height, width), or
             of the numbers in a line. None: `predict` reads no image files.
 
@@ -252,7 +252,7 @@ class Loaded:
     def __post_init__(self) -> None:
         if self.transform is not None and not callable(self.transform):
             raise DataError(
-                "data.transform must be a studyloom.data.Picture, or your own function with "
+                "data.transform must be a studyloom.data.Image, or your own function with "
                 f"_partial_: true; got {type(self.transform).__name__}"
             )
 
@@ -261,7 +261,7 @@ class Loaded:
         split = self._split("train")
         # What the test set is compared with, so that it need not load the training set again.
         object.__setattr__(self, "_known", (split.shape, split.targets.shape[1:], split.outputs))
-        if isinstance(self.transform, Picture):
+        if isinstance(self.transform, Image):
             self.transform.check(split)
         return split
 

@@ -35,7 +35,7 @@ MOST_COLUMNS = 1000  # inputs of a table, whose ranges are kept one by one
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """Converts an image to an input: background, size and scale.
 
     Args:
@@ -50,7 +50,7 @@ class Picture:
 
     Examples:
         >>> import torch
-        >>> transform = Picture("white", mean=0.5, std=0.5)
+        >>> transform = Image("white", mean=0.5, std=0.5)
         >>> inputs, notes = transform(torch.ones(1, 40, 20), (28, 28))
         >>> inputs.shape, notes
         (torch.Size([1, 28, 28]), ['20 × 40 pixels, scaled and padded to 28 × 28'])
@@ -85,7 +85,7 @@ class Picture:
                     f"one for each channel, or null; got {getattr(self, name)!r}"
                 )
 
-    def completed(self, mean: float, std: float) -> "Picture":
+    def completed(self, mean: float, std: float) -> "Image":
         """Returns a copy in which the source's mean and std replace None.
 
         Args:
@@ -104,9 +104,9 @@ class Picture:
         Args:
             split: the training set.
         """
-        if not is_picture(split.shape):
+        if not is_image(split.shape):
             raise DataError(
-                "data.transform: a Picture makes inputs of (channels, height, width) with one or "
+                "data.transform: an Image makes inputs of (channels, height, width) with one or "
                 f"three channels, and the training inputs are {format_shape(split.shape)}; name "
                 "your own function"
             )
@@ -271,7 +271,7 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
 
 
-def is_picture(shape: Sequence[int]) -> bool:
+def is_image(shape: Sequence[int]) -> bool:
     """Whether inputs of a shape are images of one or three channels."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
@@ -302,15 +302,15 @@ class Reader(ABC):
 
 # What a source may have as its `transform`. A function gets an image, uint8 (channels, height,
 # width), or the numbers of one input in a file, and returns the input.
-Transform = Picture | Sound | Reader | Callable[[Tensor], Any]
+Transform = Image | Sound | Reader | Callable[[Tensor], Any]
 
 
 def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
     """Describes the transform of a source as a section of a config; None if it has no name."""
     transform = getattr(source, "transform", None)
-    if isinstance(transform, Picture):
+    if isinstance(transform, Image):
         fields = asdict(transform.completed(split.mean, split.std))
-        return {"_target_": "studyloom.data.Picture", **fields}
+        return {"_target_": "studyloom.data.Image", **fields}
     if isinstance(transform, Sound):
         return {"_target_": "studyloom.data.Sound", **asdict(transform)}
     if isinstance(section, Mapping) and "_target_" in section:

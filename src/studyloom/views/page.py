@@ -26,7 +26,7 @@ from studyloom.text import format_error, format_value, mask_passwords, name_erro
 from studyloom.views.figures import Block
 from studyloom.winner.result import Summary
 
-PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
 NUMBERED = re.compile(r"\b[Tt]rial \d+(, \d+)*\b")
@@ -128,7 +128,7 @@ class Heat(Block):
 
 
 @dataclass(frozen=True)
-class CaptionedPicture:
+class CaptionedImage:
     """An image with words below it.
 
     Args:
@@ -144,7 +144,7 @@ class CaptionedPicture:
     remark: str = ""
 
 
-class Pictures(ItemsBlock[CaptionedPicture]):
+class Images(ItemsBlock[CaptionedImage]):
     """Images side by side."""
 
 
@@ -278,7 +278,7 @@ def spread(values: Summary | None) -> tuple[str, str]:
 
 def is_embedded(source: object) -> TypeGuard[str]:
     """Whether a text is an embedded PNG: no other address is shown."""
-    return isinstance(source, str) and PICTURE.fullmatch(source) is not None
+    return isinstance(source, str) and IMAGE.fullmatch(source) is not None
 
 
 POLICY = (

@@ -321,13 +321,13 @@ def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Sectio
             names = winner.classes or range(len(matrix))
             counts = page.Heat(names, matrix, "true classes by predicted ones")
         yield section("confusion", [counts])
-        pictures = [
-            picture(item.image, f"test image {item.index}", item, item.confidence)
+        images = [
+            image(item.image, f"test image {item.index}", item, item.confidence)
             for item in winner.wrong or ()
             if page.is_embedded(item.image)
         ]
-        images = page.Pictures(pictures) if pictures else Absent("winner.json holds no images.")
-        yield section("wrong", [images])
+        shown = page.Images(images) if images else Absent("winner.json holds no images.")
+        yield section("wrong", [shown])
 
 
 def candidates(winner: Result) -> figures.PageTable:
@@ -348,10 +348,10 @@ def candidates(winner: Result) -> figures.PageTable:
     )
 
 
-def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.CaptionedPicture:
+def image(source: str, label: str, mistake: Wrong, remark: float) -> page.CaptionedImage:
     """Renders an image that the winner misclassifies."""
     predicted = str(mistake.predicted)
-    return page.CaptionedPicture(source, label, f"{mistake.label} → ", predicted, number(remark))
+    return page.CaptionedImage(source, label, f"{mistake.label} → ", predicted, number(remark))
 
 
 STRONGEST = 6  # words listed for each class
@@ -361,13 +361,13 @@ def explained_sections(winner: Result) -> Iterator[Section]:
     """Renders explanations of the winner's predictions."""
     mistakes = {mistake.index: mistake for mistake in winner.wrong or ()}
     label = "what misled the winner on test image"
-    pictures = [
-        picture(item.image, f"{label} {item.index}", mistakes[item.index], item.most)
+    images = [
+        image(item.image, f"{label} {item.index}", mistakes[item.index], item.most)
         for item in winner.occlusions or ()
         if page.is_embedded(item.image) and item.index in mistakes
     ]
-    if pictures:
-        yield section("misled", [page.Pictures(pictures)])
+    if images:
+        yield section("misled", [page.Images(images)])
     if texts := [*_texts(winner)]:
         yield section("words", texts)
     if known := winner.calibration:

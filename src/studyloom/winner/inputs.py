@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from studyloom.data.sound import Sound
-from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
+from studyloom.data.transform import Image, InputRange, Reader, Transform, is_image
 from studyloom.errors import PredictError
 from studyloom.text import format_shape, name_error, one_line
 from studyloom.winner.result import DataFacts
@@ -73,8 +74,8 @@ class InputFormat:
         if length == 0:
             raise PredictError("it is empty")
         content = path.read_bytes()
-        pictures, transform = is_picture(self.shape), self.transform
-        own = transform is not None and not isinstance(transform, Picture)
+        images, transform = is_image(self.shape), self.transform
+        own = transform is not None and not isinstance(transform, Image)
         if content.startswith(b"\x93NUMPY"):
             numbers = np.load(io.BytesIO(content), allow_pickle=False)
             if numbers.dtype.kind not in "biuf":
@@ -87,9 +88,9 @@ class InputFormat:
         if not self.shape:
             return self._finish(_read_lines(content, (), None))
         webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-        if pictures or (own and (webp or content.startswith(SIGNATURES))):
-            channels, *size = self.shape if pictures else (3, 64, 64)
-            pixels, done = _read_picture(content, channels, size)
+        if images or (own and (webp or content.startswith(SIGNATURES))):
+            channels, *size = self.shape if images else (3, 64, 64)
+            pixels, done = _read_image(content, channels, size)
             return self._from_pixels(pixels[None], done)
         lines = _read_lines(content, self.facts.columns, math.prod(self.shape))
         rows = self._apply(lines) if own else lines.reshape(-1, *self.shape)
@@ -114,7 +115,7 @@ class InputFormat:
             if not numbers.ndim or not len(numbers):
                 raise PredictError("it must hold an input for each entry of its first dimension")
             return self._finish(numbers)
-        grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+        grey = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
         if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
             numbers = numbers.unsqueeze(-3)
         rows = numbers[None] if tuple(numbers.shape) == shape else numbers
@@ -123,10 +124,10 @@ class InputFormat:
                 f"it must hold an input of {format_shape(shape)} numbers, or several; "
                 f"got {format_shape(numbers.shape) or 'one number'}"
             )
-        if not is_picture(shape) or transform is None or isinstance(transform, Sound):
+        if not is_image(shape) or transform is None or isinstance(transform, Sound):
             return self._finish(rows)
         # Whether the data source normalizes its images itself, by known values.
-        normal = isinstance(transform, Picture) and (self.facts.mean, self.facts.std) != (0, 1)
+        normal = isinstance(transform, Image) and (self.facts.mean, self.facts.std) != (0, 1)
         whole = dtype.startswith(("int", "uint"))
         if not whole and not normal:
             return self._finish(rows)
@@ -150,7 +151,7 @@ class InputFormat:
         """
         if self.transform is None:
             raise PredictError(SILENT)
-        if not isinstance(self.transform, Picture):
+        if not isinstance(self.transform, Image):
             levels = (pixels * 255).round().to(torch.uint8)
             return self._finish(self._apply(levels), done or ())
         if done is not None:
@@ -239,7 +240,7 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Te
     return torch.tensor(rows)
 
 
-def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+def _read_image(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
     """Reads an image, upright and without transparency; only the first of several frames.
 
     Args:
@@ -251,12 +252,12 @@ def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[T
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 image.load()
                 return _decode(image, channels, size)
     except PredictError:
         raise
-    except UnidentifiedImageError:
+    except PIL.UnidentifiedImageError:
         raise PredictError(
             f"it must be an image or a .npy file; images are {', '.join(FORMATS)}"
         ) from None
@@ -264,11 +265,11 @@ def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[T
         raise PredictError(f"it is a damaged image: {one_line(str(error))}") from None
 
 
-def _decode(image: Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
     done = ["first of several frames"] if getattr(image, "is_animated", False) else []
-    drawn: Image.Image = image
+    drawn: PIL.Image.Image = image
     if image.getexif().get(ORIENTATION, 1) != 1:
-        drawn = ImageOps.exif_transpose(image)
+        drawn = PIL.ImageOps.exif_transpose(image)
         done.append("turned upright")
     if drawn.mode.startswith("I") or drawn.mode == "F":  # 16 or 32 bits, or floats
         levels = torch.from_numpy(np.asarray(drawn).astype(np.float32))[None]
@@ -289,7 +290,7 @@ def _decode(image: Image.Image, channels: int, size: Sequence[int]) -> tuple[Ten
     return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), done
 
 
-def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
+def _without_alpha(image: PIL.Image.Image) -> tuple[PIL.Image.Image, str]:
     """Puts an image on white, or on black if it is light; returns which, "" if all is opaque."""
     image = image.convert("RGBA")
     alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
@@ -297,7 +298,7 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
         return image, ""
     brightness = float((np.asarray(image.convert("L")) * alpha).sum() / max(1.0, alpha.sum()))
     paper = "black" if brightness > 127 else "white"
-    below = Image.new("RGBA", image.size, paper)
+    below = PIL.Image.new("RGBA", image.size, paper)
     below.alpha_composite(image)
     return below, paper
 

@@ -68,7 +68,7 @@ def _show_mistakes(probabilities: Tensor, labels: Tensor, test: Part) -> dict[st
     mistakes = []
     for index in wrong[confidence[wrong].argsort(descending=True)][:WRONG].tolist():
         label, taken = int(labels[index]), int(predicted[index])
-        image = _picture(test.input_at(index))
+        image = _image(test.input_at(index))
         mistakes.append(Wrong(index, label, taken, float(confidence[index]), image))
     return {
         "confusion": tuple(map(tuple, counts.reshape(classes, classes).tolist())),
@@ -77,7 +77,7 @@ def _show_mistakes(probabilities: Tensor, labels: Tensor, test: Part) -> dict[st
     }
 
 
-def _picture(image: Tensor | None) -> str | None:
+def _image(image: Tensor | None) -> str | None:
     """Converts an input, if it is an image, to a PNG in a data URL, its lowest value black.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from studyloom.config.build import build
 from studyloom.config.trust import check_targets, consent, read_yaml
 from studyloom.config.values import describe_error, value_at
-from studyloom.data.transform import Picture, Transform
+from studyloom.data.transform import Image, Transform
 from studyloom.definition.jobs import build_network
 from studyloom.definition.user_functions import (
     NETWORK,
@@ -224,7 +224,7 @@ def _transform_of(facts: DataFacts, trusted: Sequence[str] | None) -> Transform 
     transform = build(OmegaConf.create(config).data.transform)
     if not callable(transform):
         raise PredictError("winner.json: data.transform must have the _target_ of a function")
-    if isinstance(transform, Picture):
+    if isinstance(transform, Image):
         return transform.completed(facts.mean, facts.std)
     return transform  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ from studyloom.config.values import describe_error
 from studyloom.data.examples import Examples, Items, Loading
 from studyloom.data.split import Split, Tokens
 from studyloom.data.training_data import Part
-from studyloom.data.transform import is_picture
+from studyloom.data.transform import is_image
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, accuracy, example_scores
 from studyloom.training.job import Job
@@ -87,7 +87,7 @@ def explain(
     add("groups", lambda: by_group(metric, found, test))
     if isinstance(test, Split) and test.columns and test.inputs.ndim == 2:
         add("columns", lambda: permute_columns(metric, ask, found, test, job.seed))
-    if classifies and test.shape is not None and is_picture(test.shape):
+    if classifies and test.shape is not None and is_image(test.shape):
         add("occlusions", lambda: explain_mistakes(ask, test, some))
     if classifies and (tokens := test.tokens) is not None:
         add("texts", lambda: explain_texts(ask, test, tokens, targets, some))

@@ -34,7 +34,7 @@ def photos(root: str, part: str, shift: float = 0.0, crop: float = 1.0) -> Image
     """
     folder = Path(root, part)
     if not folder.exists():
-        write_pictures(folder, part)
+        write_images(folder, part)
     drawn: list[Any] = []
     if shift:
         drawn.append(v2.RandomAffine(0, translate=(shift, shift)))
@@ -43,7 +43,7 @@ def photos(root: str, part: str, shift: float = 0.0, crop: float = 1.0) -> Image
     return ImageFolder(str(folder), v2.Compose([*PIXELS, *drawn, NORMALISE]))
 
 
-def write_pictures(folder: Path, part: str) -> None:
+def write_images(folder: Path, part: str) -> None:
     """Writes a PNG file for each digit, in a folder of its class; whole or not at all."""
     with asset("mnist5k.npz") as file, np.load(file, allow_pickle=False) as arrays:
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
