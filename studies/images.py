@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from studyloom.data import asset
 
 PIXELS = [v2.Grayscale(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-NORMALISE = v2.Normalize([0.1307], [0.3081])
+NORMALIZE = v2.Normalize([0.1307], [0.3081])
 
 
 def photos(root: str, part: str, shift: float = 0.0, crop: float = 1.0) -> ImageFolder:
@@ -40,7 +40,7 @@ def photos(root: str, part: str, shift: float = 0.0, crop: float = 1.0) -> Image
         drawn.append(v2.RandomAffine(0, translate=(shift, shift)))
     if crop < 1:
         drawn.append(v2.RandomResizedCrop(28, scale=(crop, 1.0), ratio=(0.9, 1.1)))
-    return ImageFolder(str(folder), v2.Compose([*PIXELS, *drawn, NORMALISE]))
+    return ImageFolder(str(folder), v2.Compose([*PIXELS, *drawn, NORMALIZE]))
 
 
 def write_images(folder: Path, part: str) -> None:

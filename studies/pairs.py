@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import studyloom
-from studies.speech import Spoken, cover, equalise, warp
+from studies.speech import Spoken, cover, equalize, warp
 from studyloom.data import asset
 
 FUSIONS = ("image", "sound", "add", "join", "mean")
@@ -162,7 +162,7 @@ def step(
     image, sound, digits = batch
     if vary:
         sound = warp(sound, 0.2 * vary, 0.15 * vary, 0.1 * vary)
-        sound = cover(equalise(sound, 0.5 * vary), round(6 * vary))
+        sound = cover(equalize(sound, 0.5 * vary), round(6 * vary))
     features = network.features(image, sound)
     both = torch.ones(2, len(digits), dtype=torch.bool, device=image.device)
     total = loss(network.join(features, both), digits)

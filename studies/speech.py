@@ -34,7 +34,7 @@ class Spoken(Dataset[tuple[Tensor, int]]):
         chosen = (speakers == test_speaker) == (part == "test")
         self.targets = digits[chosen].astype(np.int64)
         self.speakers = speakers[chosen].tolist()
-        self.spectrograms = Sound().normalise(torch.from_numpy(levels[chosen]))
+        self.spectrograms = Sound().normalize(torch.from_numpy(levels[chosen]))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -76,7 +76,7 @@ def step(
     """
     spectrograms, digits = batch
     varied = warp(spectrograms, speed, pitch, shift)
-    return loss(network(cover(equalise(varied, tilt), mask)), digits)
+    return loss(network(cover(equalize(varied, tilt), mask)), digits)
 
 
 def warp(spectrograms: Tensor, speed: float, pitch: float, shift: float) -> Tensor:
@@ -89,7 +89,7 @@ def warp(spectrograms: Tensor, speed: float, pitch: float, shift: float) -> Tens
     return functional.grid_sample(spectrograms, grid, padding_mode="border", align_corners=False)
 
 
-def equalise(spectrograms: Tensor, tilt: float) -> Tensor:
+def equalize(spectrograms: Tensor, tilt: float) -> Tensor:
     """Adds a slope and a bow along the mel axis."""
     bands = torch.linspace(-1, 1, spectrograms.shape[2], device=spectrograms.device)[:, None]
     slope, bow = (tilt * (1 - 2 * torch.rand(2, len(spectrograms), 1, 1, 1))).to(bands.device)

@@ -33,7 +33,7 @@ QUICK = (
 
 
 # The keys of model=mlp, taken away: for a network of one's own in its place.
-BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardise")
+BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardize")
 
 # A process forked here starts in milliseconds; an interpreter imports these for two seconds.
 FORKS = multiprocessing.get_context("forkserver")

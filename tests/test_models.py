@@ -12,7 +12,7 @@ from studyloom.models import (
     MLP,
     Recurrent,
     Restore,
-    Standardise,
+    Standardize,
     Transformer,
     as_steps,
 )
@@ -60,8 +60,8 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed():
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 6, 3)])
-def test_a_recurrent_network_standardises_the_features_of_its_steps(shape):
-    network = Recurrent(shape, 2, hidden=4, standardise=True)
+def test_a_recurrent_network_standardizes_the_features_of_its_steps(shape):
+    network = Recurrent(shape, 2, hidden=4, standardize=True)
     inputs = 5 + 2 * torch.randn(50, *shape, generator=torch.Generator().manual_seed(0))
     network.before.adapt(inputs, torch.zeros(50))
     steps = as_steps(inputs)
@@ -94,8 +94,8 @@ def test_an_image_is_read_row_by_row(model):
     torch.testing.assert_close(network(inputs), network(inputs[:, 0]))
 
 
-def test_inputs_are_standardised_by_what_was_shown_and_a_constant_feature_stays_finite():
-    layer, inputs = Standardise(3), images(50, (3,)) * torch.tensor([2.0, 0.0, 9.0]) + 5
+def test_inputs_are_standardized_by_what_was_shown_and_a_constant_feature_stays_finite():
+    layer, inputs = Standardize(3), images(50, (3,)) * torch.tensor([2.0, 0.0, 9.0]) + 5
     layer.adapt(inputs, torch.zeros(50))
     scaled = layer(inputs)
     torch.testing.assert_close(scaled.mean(0), torch.zeros(3), atol=1e-5, rtol=0)

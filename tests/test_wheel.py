@@ -56,7 +56,7 @@ def test_the_wheel_of_the_source_distribution_is_the_same_byte_for_byte(built, t
     assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 
 
-def test_the_wheel_is_small_and_has_the_licence_of_its_data(built):
+def test_the_wheel_is_small_and_has_the_license_of_its_data(built):
     assert built[1].stat().st_size <= LARGEST
     with zipfile.ZipFile(built[1]) as wheel:
         names = wheel.namelist()

@@ -67,7 +67,7 @@ SWEEPS = {
     ),
 }
 
-COLOURS = ("#1b7fb5", "#d98200", "#9c3587")  # of three widths, from the smallest
+COLORS = ("#1b7fb5", "#d98200", "#9c3587")  # of three widths, from the smallest
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ def draw(found: Mapping[Row, np.ndarray], picture: Path) -> None:
     for (name, rule), place in zip(panels, itertools.product((1, 2), (1, 2)), strict=True):
         plan = SWEEPS[name]
         rates = [f"2<sup>{power}</sup>" for power in plan.powers]
-        for at, (width, colour) in enumerate(zip(plan.widths, COLOURS, strict=True)):
+        for at, (width, color) in enumerate(zip(plan.widths, COLORS, strict=True)):
             losses = found[Row(name, rule if at else "none", at)]
             label = f"{np.ravel(width)[0]} wide"
-            line = Scatter(x=rates, y=losses, name=label, line_color=colour, mode="lines+markers")
+            line = Scatter(x=rates, y=losses, name=label, line_color=color, mode="lines+markers")
             line.update(legend="legend" if place[0] == 1 else "legend2", showlegend=rule == "none")
             figure.add_trace(line, *place)
         least = min(float(losses.min()) for row, losses in found.items() if row.name == name)

@@ -31,8 +31,8 @@ class MLP(nn.Sequential):
         outputs: how many numbers the network gives for an input.
         hidden: the widths of the hidden layers; an empty list makes a linear classifier.
         dropout: the probability after each hidden layer: one for all, or a list of one per layer.
-        init: see `initialise`.
-        standardise: scales inputs to mean 0 and standard deviation 1 by those of the training set,
+        init: see `initialize`.
+        standardize: scales inputs to mean 0 and standard deviation 1 by those of the training set,
             and outputs for numbers (not classes) back to the scale of the targets.
 
     Raises:
@@ -47,7 +47,7 @@ class MLP(nn.Sequential):
         activation: str = "relu",
         dropout: float | Sequence[float] = 0.0,
         init: str = "default",
-        standardise: bool = False,
+        standardize: bool = False,
     ) -> None:
         for place, width in enumerate(hidden):
             _at_least_one(f"model.hidden[{place}]", width)
@@ -57,7 +57,7 @@ class MLP(nn.Sequential):
         if len(dropouts) != len(hidden):
             wanted = f"one number, or one for each of the {len(hidden)} layers of model.hidden"
             raise ValueError(f"model.dropout must be {wanted}; got {len(dropouts)} numbers")
-        layers: list[nn.Module] = [Standardise(shape[-1])] if standardise else []
+        layers: list[nn.Module] = [Standardize(shape[-1])] if standardize else []
         layers.append(nn.Flatten())
         inputs = math.prod(shape)
         for width, probability in zip(hidden, dropouts, strict=True):
@@ -65,8 +65,8 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(inputs, width), ACTIVATIONS[activation](), nn.Dropout(probability)]
             inputs = width
         layers.append(nn.Linear(inputs, outputs))
-        super().__init__(*layers, *([Restore(outputs)] if standardise else []))
-        initialise(self, init)
+        super().__init__(*layers, *([Restore(outputs)] if standardize else []))
+        initialize(self, init)
 
 
 class CNN(nn.Sequential):
@@ -80,7 +80,7 @@ class CNN(nn.Sequential):
         blocks: how many there are; each halves height and width.
         dropout: the probability before the linear layer.
         norm: none, batch, or group (Wu and He 2018, arXiv:1803.08494).
-        init: see `initialise`.
+        init: see `initialize`.
 
     Raises:
         ValueError: an argument is out of its range, or the image is too small for the blocks.
@@ -123,14 +123,14 @@ class CNN(nn.Sequential):
             inputs = kernels
         features = inputs * (height >> blocks) * (width >> blocks)
         super().__init__(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, outputs))
-        initialise(self, init)
+        initialize(self, init)
         # An epoch of 3 200 images with 16 channels takes 0.33 s on one thread; with contiguous
         # kernels it takes 0.95 s.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-class Standardise(nn.Module):
-    """Standardises each feature of inputs (batch, …, features) by its mean and deviation.
+class Standardize(nn.Module):
+    """Standardizes each feature of inputs (batch, …, features) by its mean and deviation.
 
     Both are measured on the training set before the first step, and are saved with the weights.
     """
@@ -150,14 +150,14 @@ class Standardise(nn.Module):
         return (inputs - self.mean) / self.std
 
 
-class StandardiseSteps(Standardise):
-    """Standardises the features of the steps that are read in an input; see `as_steps`."""
+class StandardizeSteps(Standardize):
+    """Standardizes the features of the steps that are read in an input; see `as_steps`."""
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
         super().adapt(as_steps(inputs), targets)
 
 
-class Restore(Standardise):
+class Restore(Standardize):
     """Scales outputs (batch, outputs) to mean and deviation of the targets in the training set.
 
     So the loss and the metric are in the units of the data. Outputs for classes are unchanged.
@@ -181,7 +181,7 @@ class Recurrent(nn.Module):
         cell: rnn (Elman's, with tanh), lstm or gru.
         hidden: units of a layer.
         dropout: the probability after each layer but the last, and before the linear layer.
-        standardise: as for the MLP, by the mean and deviation of each feature over all steps.
+        standardize: as for the MLP, by the mean and deviation of each feature over all steps.
 
     Raises:
         ValueError: an argument is out of its range, or the inputs have no steps.
@@ -195,7 +195,7 @@ class Recurrent(nn.Module):
         hidden: int = 64,
         layers: int = 1,
         dropout: float = 0.0,
-        standardise: bool = False,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         _at_least_one("model.hidden", hidden)
@@ -205,11 +205,11 @@ class Recurrent(nn.Module):
         _, features = steps_of(shape)
         # PyTorch warns of dropout between the layers where there is only one.
         between = dropout if layers > 1 else 0.0
-        self.before = StandardiseSteps(features) if standardise else nn.Identity()
+        self.before = StandardizeSteps(features) if standardize else nn.Identity()
         self.cells = CELLS[cell](features, hidden, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(hidden, outputs)
-        self.after = Restore(outputs) if standardise else nn.Identity()
+        self.after = Restore(outputs) if standardize else nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
         states, _ = self.cells(self.before(as_steps(inputs)))
@@ -288,7 +288,7 @@ def as_steps(inputs: Tensor) -> Tensor:
     return inputs if inputs.ndim == 3 else inputs.transpose(1, 2).flatten(2)
 
 
-def initialise(model: nn.Module, init: str) -> None:
+def initialize(model: nn.Module, init: str) -> None:
     """Draws the weights of linear and convolutional layers, and sets their biases to zero.
 
     Args:

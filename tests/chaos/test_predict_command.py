@@ -59,7 +59,7 @@ def mine(tmp_path_factory):
     return folder
 
 
-def test_images_are_read_as_load_normalised_them_once_the_source_says_how(mine):
+def test_images_are_read_as_load_normalized_them_once_the_source_says_how(mine):
     images = sorted(path.name for path in mine.glob("*.png"))
     where = {"cwd": mine, "PYTHONPATH": str(mine)}
     ask = ("predict", "runs/mine", *images, "--trust", "studies")

@@ -119,7 +119,7 @@ def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again
     job.check(undisturbed)
 
 
-def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes_on(
+def test_a_job_that_is_canceled_hands_its_trials_back_and_the_same_command_goes_on(
     job, undisturbed
 ):
     job.at_work(meanwhile=lambda: ask("scancel", job.number))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.chaos
 
 
 def read(terminal, words=None):
-    """Reads until these words are there, or to the end; without codes that move and colour."""
+    """Reads until these words are there, or to the end; without codes that move and color."""
     text = ""
     while words is None or words not in text:
         assert select.select([terminal], [], [], 120)[0], text

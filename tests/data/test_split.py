@@ -8,12 +8,12 @@ from studyloom.data.split import make_folds
 # Folds
 
 # Classes of unequal size, and numbers.
-LABELLED = torch.randint(0, 7, (1009,), generator=torch.Generator().manual_seed(1)) ** 2 // 6
+LABELED = torch.randint(0, 7, (1009,), generator=torch.Generator().manual_seed(1)) ** 2 // 6
 NUMBERS = torch.randn(103, 1, generator=torch.Generator().manual_seed(2))
 
 
 def test_folds_partition_the_examples_with_classes_in_proportion():
-    for targets in (LABELLED, NUMBERS):
+    for targets in (LABELED, NUMBERS):
         total = len(targets)
         for count, validation in ((1, 1), (1, total - 1), (10, 0), (total, 0)):
             parts = make_folds(targets, count, validation, seed=3)
@@ -21,7 +21,7 @@ def test_folds_partition_the_examples_with_classes_in_proportion():
             for train, valid in parts:
                 assert train.dtype == valid.dtype == torch.int64
                 assert torch.cat([train, valid]).sort().values.tolist() == [*range(total)]
-                if targets is LABELLED:
+                if targets is LABELED:
                     share = validation / total if count == 1 else 1 / count
                     expected = targets.bincount() * share
                     found = targets[valid].bincount(minlength=len(expected))
@@ -36,7 +36,7 @@ def test_folds_partition_the_examples_with_classes_in_proportion():
 
 
 def test_the_seed_alone_decides_the_folds():
-    for targets in (LABELLED, NUMBERS):
+    for targets in (LABELED, NUMBERS):
         for count in (1, 3):
             once, again, other = (make_folds(targets, count, 20, seed) for seed in (3, 3, 4))
             assert [part.tolist() for fold in once for part in fold] == [

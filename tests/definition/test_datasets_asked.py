@@ -52,7 +52,7 @@ def test_what_cannot_be_trained_is_said_before_the_first_trial():
         ((), {"train": {"_target_": "drawn.Odd"}}, "default_collate raised RuntimeError"),
         (bare, {}, "network and loss, on 2 examples: IndexError: Target 2 is out of bounds"),
         (("objective.metric=rmse",), {}, "rmse: is for numbers, and the targets of the data are c"),
-        (("model.standardise=true",), {}, "normalize them in the Dataset"),
+        (("model.standardize=true",), {}, "normalize them in the Dataset"),
         ((), {"outputs": None, "targets": [0] * 61}, "data.targets must be as long as the 60"),
         ((), {"test": None}, "data.test must be the Dataset of the test set"),
     ):

@@ -35,7 +35,7 @@ def stored_as(dtype, scale=50):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_a_network_that_needs_floats_is_trained_as_on_floats_bit_for_bit(dtype):
     whole, floats = stored_as(dtype)
-    job = toy_job(model=partial(MLP, hidden=(8,), standardise=True))
+    job = toy_job(model=partial(MLP, hidden=(8,), standardize=True))
     assert curve(job, whole) == curve(job, floats)
     network = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
     outputs = evaluate_network(job, network, whole)[0]

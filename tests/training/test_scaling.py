@@ -297,7 +297,7 @@ def test_a_network_that_does_not_grow_and_optimizers_and_schedules_without_a_rul
 # The check
 
 SHIPPED = {
-    "mlp": lambda k: partial(MLP, hidden=(32 * k,) * 3, standardise=True),
+    "mlp": lambda k: partial(MLP, hidden=(32 * k,) * 3, standardize=True),
     "xavier": lambda k: partial(MLP, hidden=(32 * k,) * 3, init="xavier", dropout=0.2),
     "cnn": lambda k: partial(CNN, channels=8 * k, norm="group"),
     "gru": lambda k: partial(Recurrent, hidden=16 * k, layers=2),

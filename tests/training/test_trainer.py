@@ -454,7 +454,7 @@ def test_a_training_uses_its_threads_and_gives_the_others_back(threads, expected
 
 
 def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else():
-    model, loss = partial(MLP, standardise=True), CrossEntropy("balanced")
+    model, loss = partial(MLP, standardize=True), CrossEntropy("balanced")
     folds = make_folds(SPLIT.targets, 3, 0, 0)
     jobs = [toy_job(model=model, loss=loss, train=train, valid=valid) for train, valid in folds]
     for job, run in zip(jobs, Training(jobs, SPLIT)._runs, strict=True):

@@ -64,7 +64,7 @@ def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
     assert line[0][0] == 2
     heights = [y for _, y in line]
     assert heights == sorted(heights)
-    assert len({mark.colour for mark in chart.marks}) == 2
+    assert len({mark.color for mark in chart.marks}) == 2
 
 
 def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran):

@@ -63,7 +63,7 @@ def test_each_part_of_the_answer_has_its_section():
     assert table.rows == [("age", "0.1000", "0.0500 to 0.1500")]
 
 
-def test_a_word_is_marked_by_more_than_its_colour_and_a_hostile_one_is_not_obeyed():
+def test_a_word_is_marked_by_more_than_its_color_and_a_hostile_one_is_not_obeyed():
     words = ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "and", "bad"]
     text = WINNER["texts"][0] | {"words": words, "changes": [1.0, 1.0, 1.0, 0.1, -0.5]}
     sections = explained_sections(answer_of(**WINNER | {"texts": [text]}))

@@ -205,14 +205,14 @@ def test_pruned_and_paused_trials_are_squares_at_their_last_value_or_strokes_at_
     trials.append(a_trial(6, TrialState.RUNNING, 0.89, 1, {"lr": (0.6, rate), "x": (0.3, rate)}))
     trials[6].number, trials[6].user_attrs[PAUSED] = 6, 2
     chart = slices(trials, ["lr"], trials[1], AXIS).charts["lr"]
-    shapes = {(m.colour, m.shape): [*m.trials] for m in chart.marks if "ramp" not in m.colour}
+    shapes = {(m.color, m.shape): [*m.trials] for m in chart.marks if "ramp" not in m.color}
     assert shapes == {
         ("best", "ring"): [1],
         ("pruned", "square"): [2],
         ("pruned", "rug"): [3],
         ("paused", "square"): [6],
     }
-    square = next(mark for mark in chart.marks if mark.colour == "pruned")
+    square = next(mark for mark in chart.marks if mark.color == "pruned")
     assert points_of(square) == [(0.2, AXIS.height(0.88))]
     heights = [y for mark in chart.marks for _, y in points_of(mark)]
     assert all(chart.y.low <= height <= chart.y.high for height in heights)
@@ -242,7 +242,7 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
         "recall": [(1, 0.1), (2, 0.2), (3, 0.3)],
         "validation loss": [(1, 2), (2, 1), (3, 1)],
     }
-    assert len({mark.colour for mark in figure.marks}) == 3
+    assert len({mark.color for mark in figure.marks}) == 3
     assert figure.table.rows[1] == (2, "1.0000", "", "0.2000")
     assert section(losses_section(trial), [], which="").title == "Further quantities"
     as_we_do.user_attrs[EPOCHS] = told | {"train_loss": [3, 2, 1], "valid_loss": [3, 2, 4]}

@@ -117,7 +117,7 @@ def test_what_a_network_looks_at_is_what_it_owes_its_answer_to_and_is_drawn_red(
     assert pixels.shape == (28, 28, 3)
     red, _, blue = pixels[1, 1]
     assert red > blue + 50
-    assert abs(pixels[-1, -1] - pixels[-1, -1].mean()).max() < 2  # grey
+    assert abs(pixels[-1, -1] - pixels[-1, -1].mean()).max() < 2  # gray
 
 
 class Images(Dataset):

@@ -142,10 +142,10 @@ def test_a_folder_whose_files_never_end_is_refused_at_once(name, tmp_path, capsy
 @pytest.fixture
 def tabular(tmp_path):
     """A run directory, of a network that predicts two named classes from two named columns."""
-    model = MLP((2,), 2, hidden=[], standardise=True)
+    model = MLP((2,), 2, hidden=[], standardize=True)
     weights = {"2.weight": torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), "2.bias": torch.zeros(2)}
     state = model.state_dict() | weights | {"0.mean": torch.tensor([10.0, 0.0])}
-    section = {"_target_": MODEL, "hidden": [], "standardise": True}
+    section = {"_target_": MODEL, "hidden": [], "standardize": True}
     facts = {"shape": [2], "outputs": 2, "names": ["large", "small"], "columns": ["size", "age"]}
     return write_winner(tmp_path / "tabular", section, state, **facts)
 
@@ -157,8 +157,8 @@ def test_a_table_is_read_by_the_names_of_its_columns_and_an_array_by_their_order
     asked = [tmp_path / name for name in ("rows.csv", "one.npy", "several.npy")]
     answers = list(predict(load_network(tabular), asked))
     assert [answer.word for answer in answers] == ["large", "small", "large", "large", "small"]
-    standardised = f"{1 / (1 + math.exp(-4)):.4f}"
-    assert str(answers[0]).split("\t")[1:] == ["large", standardised], "as in training"
+    standardized = f"{1 / (1 + math.exp(-4)):.4f}"
+    assert str(answers[0]).split("\t")[1:] == ["large", standardized], "as in training"
 
 
 def test_in_a_run_directory_of_ones_own_nothing_has_to_be_trusted(own, tmp_path):
@@ -285,11 +285,11 @@ def test_an_input_is_what_its_type_and_the_winner_say_and_never_what_is_beside_i
 ):
     """An image alone was scaled, and beside one with a number below 0 it was not."""
     images = torch.from_numpy(digits[:2].copy())[:, None]
-    normalised = (images / 255 - 0.1307) / 0.3081
-    positive = normalised[0].abs()
+    normalized = (images / 255 - 0.1307) / 0.3081
+    positive = normalized[0].abs()
     loads = Predictor(load_network(own(IMAGE | {"mean": 0.1307, "std": 0.3081})))
     alone = loads.predict(positive).probabilities[0]
-    beside = loads.predict(torch.stack([positive, normalised[1]])).probabilities[0]
+    beside = loads.predict(torch.stack([positive, normalized[1]])).probabilities[0]
     assert torch.allclose(alone, beside, atol=1e-6)
     expected = loads.network(positive[None]).softmax(1)[0]
     assert torch.allclose(alone, expected, atol=1e-6)
@@ -298,7 +298,7 @@ def test_an_input_is_what_its_type_and_the_winner_say_and_never_what_is_beside_i
     both = makes.predict(torch.cat([pages[:1], images[1:]])).probabilities[0]
     assert torch.allclose(makes.predict(pages[0]).probabilities[0], both, atol=1e-6)
     with pytest.raises(PredictError, match=r"pixels from 0 to 1, .* got -0.42"):
-        makes.predict(normalised)
+        makes.predict(normalized)
 
 
 def test_what_is_unlike_the_training_data_is_said_beside_its_answer(reader, digits, tmp_path):

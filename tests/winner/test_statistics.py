@@ -7,7 +7,7 @@ from scipy import stats
 
 from studyloom.metrics import METRICS, example_scores
 from studyloom.winner.result import Covered, Summary
-from studyloom.winner.statistics import Outputs, compare, difference, resample, summarise
+from studyloom.winner.statistics import Outputs, compare, difference, resample, summarize
 
 EXAMPLES = 400
 
@@ -39,7 +39,7 @@ def intervals(judged, name="accuracy"):
 def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
     one = judge(1, 0.9)[0]
     values, test = intervals({4: [one] * 3, 0: judge(3, 0.8, 1)})
-    assert summarise(values[4]).interval is None
+    assert summarize(values[4]).interval is None
     binomial = 2 * 1.96 * np.sqrt(values[4][0] * (1 - values[4][0]) / EXAMPLES)
     assert width(test.winner.interval) == pytest.approx(binomial, rel=0.15)
     assert test.interval == Covered("examples", 1999)
@@ -48,7 +48,7 @@ def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
 def test_without_a_spread_over_examples_an_interval_is_students():
     values = {4: [0.9, 0.92, 0.95, 0.91, 0.93]}
     same = {4: np.tile(values[4], (100_000, 1))}
-    seeds = summarise(values[4]).interval
+    seeds = summarize(values[4]).interval
     both = compare(values, 4, None, same).winner.interval
     assert width(both) == pytest.approx(width(seeds), rel=0.1)
 
@@ -64,7 +64,7 @@ def test_without_values_of_examples_an_interval_covers_the_seeds_alone_and_says_
     assert resample(METRICS["accuracy"], {4: judge(1, 0.9)}, EXAMPLES // 2, 0) is None
     test = compare({4: [0.9, 0.8, 0.7], 0: [0.7, 0.6, 0.5]}, 4, 0)
     assert test.interval == Covered("seeds", None)
-    assert test.winner.interval == summarise([0.9, 0.8, 0.7]).interval
+    assert test.winner.interval == summarize([0.9, 0.8, 0.7]).interval
     assert test.difference.mean == pytest.approx(0.2)
     assert test.difference.std == pytest.approx(0.0, abs=1e-12)
     assert compare({4: [0.9, 0.8]}, 4, baseline=None).difference is None
@@ -75,7 +75,7 @@ def test_an_interval_over_seeds_is_that_of_scipy():
         values = np.random.default_rng(0).normal(0.9, 0.01, count)
         error = stats.sem(values)
         expected = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=error)
-        assert summarise(values.tolist()).interval == pytest.approx(expected, rel=1e-9)
+        assert summarize(values.tolist()).interval == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
@@ -102,9 +102,9 @@ def test_the_scores_of_examples_have_the_metric_as_their_mean():
 
 
 def test_a_spread_takes_three_seeds_that_differ():
-    assert summarise([0.9]) == Summary(0.9, values=(0.9,))
-    assert summarise([0.9, 0.8]) == Summary(pytest.approx(0.85), values=(0.9, 0.8))
-    fixed = summarise([0.635] * 3)
+    assert summarize([0.9]) == Summary(0.9, values=(0.9,))
+    assert summarize([0.9, 0.8]) == Summary(pytest.approx(0.85), values=(0.9, 0.8))
+    fixed = summarize([0.635] * 3)
     assert (fixed.std, fixed.interval, fixed.same) == (0.0, None, True)
     one, two, others = judge(1, 0.9), judge(2, 0.9), judge(3, 0.8, 1)
     for winner, baseline in ((two, others[:2]), (one * 3, others)):
@@ -118,13 +118,13 @@ def test_values_that_only_rounding_tells_apart_have_no_difference():
 
 
 def test_an_interval_ends_at_the_bounds_of_the_metric_unless_the_mean_is_beyond():
-    near = summarise([0.97, 1.0, 0.99], METRICS["accuracy"].bounds)
+    near = summarize([0.97, 1.0, 0.99], METRICS["accuracy"].bounds)
     assert near.interval[1] == 1.0
-    assert near.interval[0] == summarise([0.97, 1.0, 0.99]).interval[0]
+    assert near.interval[0] == summarize([0.97, 1.0, 0.99]).interval[0]
     _, test = intervals({4: judge(3, 0.996), 0: judge(3, 0.5, 1)})
     assert test.winner.interval[1] <= 1.0
     assert test.difference.interval[1] <= 1.0
     percent = [97.0, 99.0, 98.0]
-    assert summarise(percent, (0.0, 1.0)).interval == summarise(percent).interval
+    assert summarize(percent, (0.0, 1.0)).interval == summarize(percent).interval
     right = Outputs(torch.eye(2).repeat(EXAMPLES // 2, 1), torch.arange(EXAMPLES) % 2)
     assert intervals({4: [right] * 3, 0: judge(3, 0.5)})[1].winner.interval is None

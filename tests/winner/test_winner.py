@@ -286,7 +286,7 @@ def forecast(tmp_path_factory):
     path.write_text("value\n" + "".join(wave))
     source = Series(str(path), "value", window=6, test_size=20, validation=20)
     definition = ask(
-        *("model=mlp", "model.hidden=[8]", "model.standardise=true", "optimizer=adam"),
+        *("model=mlp", "model.hidden=[8]", "model.standardize=true", "optimizer=adam"),
         *("train.epochs=4", "objective.metric=mae", "loss=mae", "space=lr"),
         *("sampler=random", "study.seed=3"),
     )

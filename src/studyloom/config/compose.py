@@ -376,12 +376,12 @@ def beside_configs(run_dir: Path) -> Iterator[None]:
     if not is_own(run_dir):
         yield
         return
-    with initialised_as(read_written(run_dir, "hydra.yaml").get("hydra")):
+    with initialized_as(read_written(run_dir, "hydra.yaml").get("hydra")):
         yield
 
 
 @contextmanager
-def initialised_as(former: Any) -> Iterator[dict[str, str]]:
+def initialized_as(former: Any) -> Iterator[dict[str, str]]:
     """Initializes Hydra as a former command did, and yields that command's config folders."""
     folders = config_folders(former)
     GlobalHydra.instance().clear()
@@ -412,7 +412,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     place = str(run_dir).replace("'", r"\'")
     register()
     try:
-        with initialised_as(former) as folders:
+        with initialized_as(former) as folders:
             more = folders.get("command-line")
             search = [] if more is None else [f"hydra.searchpath=[file://{more}]"]
             cfg = hydra.compose(

@@ -226,7 +226,7 @@ class Examples:
         if part == "network" or self.targets is None:
             raise DataError(
                 f"the {part} learns from all inputs or targets before the first step (its method "
-                "adapt, as in model.standardise=true and loss.weights=balanced), and a Dataset "
+                "adapt, as in model.standardize=true and loss.weights=balanced), and a Dataset "
                 "loads them one by one; normalize them in the Dataset, or give data.targets"
             )
         inputs, targets = torch.empty(len(train), 0), self.targets[train.cpu()].to(self.device)

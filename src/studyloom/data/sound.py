@@ -95,7 +95,7 @@ class Sound:
         levels, heard = self.levels(samples)
         if whole - heard > 0.1:
             done.append(f"{heard:.2f} of {whole:.2f} s heard, the rest quiet and cut off")
-        return self.normalise(torch.from_numpy(levels)[None])[0], done
+        return self.normalize(torch.from_numpy(levels)[None])[0], done
 
     def levels(self, samples: Samples) -> tuple[NDArray[np.uint8], float]:
         """Computes the levels of a sound.
@@ -125,7 +125,7 @@ class Sound:
         levels = _stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor
         return np.round(levels)[::-1].astype(np.uint8), seconds
 
-    def normalise(self, levels: Tensor) -> Tensor:
+    def normalize(self, levels: Tensor) -> Tensor:
         """Normalizes each spectrogram by its own mean and standard deviation.
 
         Args:
@@ -135,8 +135,8 @@ class Sound:
             Inputs, float32 (n, 1, bands, frames).
         """
         rows = levels.float()
-        centred = rows - rows.mean((1, 2), keepdim=True)
-        return (centred / centred.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
+        centered = rows - rows.mean((1, 2), keepdim=True)
+        return (centered / centered.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
 
     def _power(self, samples: Samples) -> Samples:
         """Returns the power in each band of each frame, (bands, n)."""

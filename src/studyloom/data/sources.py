@@ -87,7 +87,7 @@ class Embedded(_Images):
     def _split(self, part: str) -> Split:
         with asset(ASSET.name) as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-        return _normalised(images, labels, SOURCES["mnist"])
+        return _normalized(images, labels, SOURCES["mnist"])
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,10 @@ class Idx(_Images):
                 f"{folder}: {names[0]} and {names[1]} must hold as many images as labels from 0 to "
                 f"{CLASSES - 1}; got images {format_shape(images.shape)} and {len(labels)} labels"
             )
-        return _normalised(images, labels, source)
+        return _normalized(images, labels, source)
 
 
-def _normalised(images: Bytes, labels: Bytes, source: Source) -> Split:
+def _normalized(images: Bytes, labels: Bytes, source: Source) -> Split:
     """Returns a split of normalized images (n, height, width) with labels (n,)."""
     digest = hashlib.sha256(f"{images.shape} {labels.shape}".encode())
     digest.update(np.ascontiguousarray(images).data)

@@ -172,8 +172,8 @@ class Image:
         """
         if self.background is None:
             return False
-        grey = pixels.mean(0)
-        far, span = grey - _border(grey[None]), float(grey.max() - grey.min())
+        gray = pixels.mean(0)
+        far, span = gray - _border(gray[None]), float(gray.max() - gray.min())
         drawn = far.abs() > span / 4
         side = float((far * drawn).sum() / drawn.sum().clamp(min=1))
         if self.background == "white":
@@ -189,8 +189,8 @@ class Image:
             return True
         rows, columns = _box(ink)
         longest = max((rows.stop - rows.start) / size[0], (columns.stop - columns.start) / size[1])
-        middles = zip(_centre(ink), size, strict=True)
-        off = max(abs(centre - length / 2 - 0.5) for centre, length in middles)
+        middles = zip(_center(ink), size, strict=True)
+        off = max(abs(center - length / 2 - 0.5) for center, length in middles)
         return abs(longest - INK) < 3.5 / 28 and off <= 1 + min(size) / 28
 
     def _fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -199,7 +199,7 @@ class Image:
         if self.fit == "stretch":
             return _resize(pixels, size)
         if self.fit == "ink" and bool((ink := self._ink(pixels)).any()):
-            return self._centred(ink, size)
+            return self._centered(ink, size)
         pick = max if self.fit == "crop" else min
         factor = pick(size[0] / height, size[1] / width)
         scaled = _resize(pixels, (max(1, round(height * factor)), max(1, round(width * factor))))
@@ -219,7 +219,7 @@ class Image:
         ink = (-ink if self.background == "white" else ink).clamp_(min=0)
         return ink / ink.max().clamp(min=1e-12)
 
-    def _centred(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
+    def _centered(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
         """Scales ink to the share of an image that MNIST's digits fill, its mass in the middle."""
         rows, columns = _box(ink)
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -230,8 +230,8 @@ class Image:
         whole = torch.zeros(len(ink), *size)
         top, left = (
             # MNIST's centers of mass lie up to one pixel behind the middle, and never before it.
-            min(max(0, math.ceil(length / 2 - centre)), length - part)
-            for centre, length, part in zip(_centre(drawn), size, small, strict=True)
+            min(max(0, math.ceil(length / 2 - center)), length - part)
+            for center, length, part in zip(_center(drawn), size, small, strict=True)
         )
         whole[:, top : top + small[0], left : left + small[1]] = drawn
         return 1 - whole if self.background == "white" else whole
@@ -257,7 +257,7 @@ def _box(ink: Tensor) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _centre(ink: Tensor) -> tuple[float, float]:
+def _center(ink: Tensor) -> tuple[float, float]:
     """Returns the center of mass, from the upper left corner, in pixels."""
     mass = ink.sum(0)
     row, column = (

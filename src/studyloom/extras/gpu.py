@@ -47,7 +47,7 @@ STAND_IN = (
 )
 STUDY = (
     *("run", "mnist", "model._target_=studyloom.extras.gpu.Probe", "~model.hidden"),
-    *("~model.activation", "~model.dropout", "~model.init", "~model.standardise", "space=lr"),
+    *("~model.activation", "~model.dropout", "~model.init", "~model.standardize", "space=lr"),
     *("sampler=random", "pruner=none", "study.trials=2", "train.epochs=2"),
     *("data.validation=100", "train.samples_per_epoch=64", "train.batch_size=32"),
 )

@@ -119,7 +119,7 @@ class Mark:
     """
 
     name: str
-    colour: str
+    color: str
     shape: str
     parts: Sequence[Part]
     trials: Sequence[int | None] = ()
@@ -129,18 +129,18 @@ class Mark:
 
 def points(
     name: str,
-    colour: str,
+    color: str,
     places: Mapping[int, Point],
     width: float = 8,
     style: Sequence[str] = (),
     shape: str = "dot",
 ) -> Mark:
     """Returns a dot for each trial, by the trial's number."""
-    return Mark(name, colour, shape, [[at] for at in places.values()], [*places], width, style)
+    return Mark(name, color, shape, [[at] for at in places.values()], [*places], width, style)
 
 
-def dotted(name: str, colour: str, ends: Part, width: float = 1) -> Mark:
-    return Mark(name, colour, "line", [ends], width=width, style=("dotted",))
+def dotted(name: str, color: str, ends: Part, width: float = 1) -> Mark:
+    return Mark(name, color, "line", [ends], width=width, style=("dotted",))
 
 
 @dataclass(frozen=True)
@@ -390,16 +390,16 @@ ENOUGH = 3  # complete trials that must have a hyperparameter before it is drawn
 NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} complete trials yet."
 NOTHING_COMPLETE = "No trial is complete yet."
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
-LINES = ("complete", "baseline", "running", "failed", "pruned")  # colours of further quantities
+LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of further quantities
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
-STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colours
+STUDIES = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")  # colors
 MOST_STUDIES = len(STUDIES)  # more lines cannot be distinguished
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
 MOST_AXES = 8  # parallel ones; more cannot be distinguished
-MOST_CHOICES = 5  # of a number, that are labelled each
-SHADES = 5  # of a ramp from grey to blue
+MOST_CHOICES = 5  # of a number, that are labeled each
+SHADES = 5  # of a ramp from gray to blue
 SMALL, PAIR_HEIGHT = 170, 360  # pixels
 PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
 LETTERS = 24  # in the labels of all choices together, on a small chart
@@ -635,11 +635,11 @@ def losses(trial: FrozenTrial) -> Chart | str:
         return f"Trial {trial.number} stored no losses."
     marks, notes = [], []
     for position, (name, column) in enumerate(columns.items()):
-        colour = "best" if name in LOSSES else LINES[position % len(LINES)]
+        color = "best" if name in LOSSES else LINES[position % len(LINES)]
         style = ("dotted",) if name == "train_loss" else ()
         shape, width = ("line", 2.5) if len(column) > 1 else ("dot", 8)
         parts = [column] if column else []
-        marks.append(Mark(LOSSES.get(name, name), colour, shape, parts, (), width, style))
+        marks.append(Mark(LOSSES.get(name, name), color, shape, parts, (), width, style))
     y = plain_scale([0.0, *told], upright=True, height=height)
     title = "loss" if {*names} <= {*LOSSES} else ""
     y = replace(y, low=min(0.0, y.low if min(told) < 0 else 0.0), title=title)

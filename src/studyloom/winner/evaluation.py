@@ -20,7 +20,7 @@ from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
 from studyloom.winner.result import CARD, Candidate, Result, Transfer
 from studyloom.winner.stages import ResultStages
-from studyloom.winner.statistics import difference, rank_correlation, summarise
+from studyloom.winner.statistics import difference, rank_correlation, summarize
 
 
 def evaluate_winner(
@@ -107,7 +107,7 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
             factor=origin.factor,
         )
         if origin in fresh:
-            known = summarise(fresh[origin], bounds)
+            known = summarize(fresh[origin], bounds)
             gap = difference(search.sign * value, search.sign * known.mean)
             row = replace(row, **vars(known), gap=gap)
         rows[origin] = row

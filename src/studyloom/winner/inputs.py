@@ -32,7 +32,7 @@ SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no wo
 ORIENTATION = 0x0112  # EXIF's tag
 SPARE = 16  # times the size of inputs: a larger image is reduced before it becomes floats
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
-NORMALISED = f"for inputs as in training {IN_PYTHON}"
+NORMALIZED = f"for inputs as in training {IN_PYTHON}"
 NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
 SILENT = (
     "the data source of this winner does not say how an image becomes an input; name it as "
@@ -115,8 +115,8 @@ class InputFormat:
             if not numbers.ndim or not len(numbers):
                 raise PredictError("it must hold an input for each entry of its first dimension")
             return self._finish(numbers)
-        grey = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
-        if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
+        gray = is_image(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+        if gray and numbers.ndim < 4 and tuple(numbers.shape) != shape:
             numbers = numbers.unsqueeze(-3)
         rows = numbers[None] if tuple(numbers.shape) == shape else numbers
         if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
@@ -137,7 +137,7 @@ class InputFormat:
             wanted = f"its integers must be pixels from 0 to {most}, or to 65535 as uint16"
             if not whole:
                 wanted = (
-                    f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALISED}"
+                    f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALIZED}"
                 )
             raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
         return self._from_pixels(rows / most)

@@ -55,7 +55,7 @@ def compare(
     """
 
     def summary(series: Sequence[float], on: Resampled | None, ends: Interval) -> Summary:
-        known = summarise(series, ends)
+        known = summarize(series, ends)
         if on is None:
             return known
         low, high = _interval(series, on, seed)
@@ -87,7 +87,7 @@ def difference(one: float, other: float) -> float:
     return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
 
 
-def summarise(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
+def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
     """Summarizes values that differ only by their seed; the interval is Student's.
 
     Fewer than three have no spread, and equal values have no interval.

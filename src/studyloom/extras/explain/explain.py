@@ -267,12 +267,12 @@ def overlay(image: Tensor, change: Tensor) -> Tensor:
     Returns:
         (3, height, width), from 0 to 1.
     """
-    grey = image.mean(0)
-    low, high = grey.min(), grey.max()
-    grey = 0.25 + 0.5 * (grey - low) / (high - low).clamp(min=1e-12)
+    gray = image.mean(0)
+    low, high = gray.min(), gray.max()
+    gray = 0.25 + 0.5 * (gray - low) / (high - low).clamp(min=1e-12)
     red, blue = change.clamp(min=0), (-change).clamp(min=0)
     weight = 0.75 * (red + blue)
-    tinted = [grey * (1 - weight) + 0.75 * part for part in (red, torch.zeros_like(red), blue)]
+    tinted = [gray * (1 - weight) + 0.75 * part for part in (red, torch.zeros_like(red), blue)]
     return torch.stack(tinted)
 
 

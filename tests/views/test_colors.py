@@ -1,4 +1,4 @@
-"""The colours of the pages: told from each other and from the paper, whoever looks at them."""
+"""The colors of the pages: told from each other and from the paper, whoever looks at them."""
 
 import itertools
 import re
@@ -43,7 +43,7 @@ LAB = [
 
 
 def palettes():
-    """The colours of the style sheet by name, light and dark, as linear RGB."""
+    """The colors of the style sheet by name, light and dark, as linear RGB."""
     style = (ASSETS / "report" / "page.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     for text in (light, dark):
@@ -60,13 +60,13 @@ def linear(rgb):
 
 
 def contrast(one, other):
-    """The contrast of two colours by WCAG 2.2."""
+    """The contrast of two colors by WCAG 2.2."""
     light, dark = sorted((c @ [0.2126, 0.7152, 0.0722] for c in (one, other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
 def difference(one, other, seen):
-    """How far two colours are apart in OKLab, for whom a matrix leaves so much of them."""
+    """How far two colors are apart in OKLab, for whom a matrix leaves so much of them."""
     labs = (
         np.array(LAB) @ np.cbrt(np.array(CONES) @ np.clip(seen @ c, 0, 1)) for c in (one, other)
     )
