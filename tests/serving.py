@@ -27,7 +27,7 @@ def ask(port: int, path: str, method: str = "GET", body: str | None = None, **he
     try:
         own = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, {"Content-Type": "application/json"} | own)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read().decode()
+        result = connection.getresponse()
+        return result.status, result.headers, result.read().decode()
     finally:
         connection.close()

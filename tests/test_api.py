@@ -21,10 +21,10 @@ import pandas
 import pytest
 import torch
 import yaml
-from answers import answer_of
 from commands import QUICK, ROOT, environment, study, studyloom
 from hydra.core.global_hydra import GlobalHydra
 from live_processes import until
+from results import result_of
 
 import studyloom as api
 from studyloom.cli import main
@@ -510,7 +510,7 @@ def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tm
     def load(params, **options):
         whole = {"objective": {"_target_": "mine.train"}, "params": params}
         files = {"winner.yaml": yaml.safe_dump(whole).encode()}
-        answer_of(note="not tested").write(tmp_path, files)
+        result_of(note="not tested").write(tmp_path, files)
         return api.load_winner(tmp_path, **options)
 
     assert load({"lr": 0.1}).config.params == {"lr": 0.1}

@@ -78,7 +78,7 @@ class Restored:
         found = "SELECT value_json FROM trial_user_attributes WHERE key = 'rungs'"
         return [json.loads(value) for (value,) in self.query(found)]
 
-    def answer(self) -> dict:
+    def result(self) -> dict:
         return json.loads((self.run_dir / "winner.json").read_text())
 
 
@@ -125,10 +125,10 @@ def test_the_same_command_changes_no_row_and_more_trials_are_added_to_what_is_st
     restore, title
 ):
     old = restore(title)
-    before, answer = old.stored(), (old.run_dir / "winner.json").read_bytes()
+    before, result = old.stored(), (old.run_dir / "winner.json").read_bytes()
     assert "the budget of 6 trials is spent" in old.run()
     assert old.stored() == before
-    assert (old.run_dir / "winner.json").read_bytes() == answer
+    assert (old.run_dir / "winner.json").read_bytes() == result
 
     search = ("winner.enabled=false", "compress=false")
     assert "resumes: 2 trials to do" in old.run("study.trials=8", *search)
@@ -157,10 +157,10 @@ def test_a_study_is_shown_its_trials_are_trained_again_and_its_winner_predicts_t
 
 def test_the_winner_of_a_loop_is_the_same_when_it_is_judged_again(restore):
     old = restore("looped.sqlite")
-    before = old.answer()
+    before = old.result()
     (old.run_dir / "winner.json").unlink()
     old.ask("winner", "--trust-config")  # from an archive, and so from elsewhere
-    after = old.answer()
+    after = old.result()
     assert (after["winner"]["trial"], after["seeds"]) == (
         before["winner"]["trial"],
         before["seeds"],

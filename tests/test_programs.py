@@ -51,8 +51,8 @@ def test_twenty_lines_drive_a_study_by_its_events_alone_and_read_its_winner(driv
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines[:6]] == [f"trial {n}" for n in range(6)]
-    answer = json.loads((run_dir / "winner.json").read_text())
-    winner, test = answer["winner"]["trial"], answer["test"]["winner"]["mean"]
+    result = json.loads((run_dir / "winner.json").read_text())
+    winner, test = result["winner"]["trial"], result["test"]["winner"]["mean"]
     assert lines[6:] == [f"winner {winner}: {test}"]
 
 
@@ -69,7 +69,7 @@ def test_commands_print_one_json_document_that_keeps_to_its_schema(driven, capsy
         document = valid(capsys.readouterr().out, command)
         if command in ("status", "winner"):
             mean = written["test"]["winner"]["mean"]
-            assert document["answer"]["test"]["mean"] == pytest.approx(mean)
+            assert document["result"]["test"]["mean"] == pytest.approx(mean)
 
 
 def test_what_needs_no_study_prints_json_too(tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_predict_answers_in_json_and_names_files_that_hold_no_input(driven, tmp_
     Image.new("L", (28, 28), 255).save(tmp_path / "blank.png")
     (tmp_path / "text.png").write_text("no image")
     done = studyloom("predict", run_dir, tmp_path / "blank.png", "--json")
-    assert len(valid(done.stdout, "predict")["answers"]) == 1
+    assert len(valid(done.stdout, "predict")["predictions"]) == 1
     done = studyloom("predict", run_dir, tmp_path / "text.png", "--json")
     assert done.returncode == 2
     assert len(valid(done.stdout, "predict")["errors"]) == 1

@@ -1,4 +1,4 @@
-"""Real commands: a study from question to stored answer, and every bad input."""
+"""Real commands: a study from question to stored result, and every bad input."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_another_question_under_the_same_name_is_refused_with_was_and_is(finishe
 @pytest.mark.chaos
 def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
     """The server trusts everybody, so the canary opens the study as any other password would."""
-    judged = ("winner.enabled=true", "winner.top=1", "winner.seeds=2")  # nor in the answer's files
+    judged = ("winner.enabled=true", "winner.top=1", "winner.seeds=2")  # nor in the result's files
     where = (f"run_dir={tmp_path}", "storage=postgres")
     overrides = (*QUICK, *judged, "study.trials=2", "launcher.workers=2", *where)
     done = study(*overrides, STUDYLOOM_STORAGE=postgres_url)
@@ -214,7 +214,7 @@ def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_show
     assert now["seeds"] != was["seeds"]
     assert "belongs to another study; it was moved to" in second.stdout
     assert f"{now['test']['winner']['mean']:.4f}" in second.stdout
-    moved = tmp_path / "earlier" / "answer-1"
+    moved = tmp_path / "earlier" / "result-1"
     assert json.loads((moved / "winner.json").read_text()) == was
     assert {"winner.yaml", "winner.pt"} <= {path.name for path in moved.iterdir()}
 

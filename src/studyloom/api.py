@@ -171,18 +171,18 @@ class Study:
     @property
     def winner(self) -> Winner | None:
         """The winner of the re-evaluation, with its test where there is one; None before."""
-        return self._winner_of(self._answer())
+        return self._winner_of(self._result())
 
-    def _answer(self) -> Result | None:
+    def _result(self) -> Result | None:
         """Returns the result in the run directory, if it belongs to this study."""
         return None if self.run_dir is None else Result.read(self.run_dir, self._stored)
 
-    def _winner_of(self, answer: Result | None) -> Winner | None:
-        if answer is None or self.run_dir is None:
+    def _winner_of(self, result: Result | None) -> Winner | None:
+        if result is None or self.run_dir is None:
             return None
-        row, test = answer.winner, answer.test
+        row, test = result.winner, result.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
-        config, carried = None if frozen is None else TrialRecord(frozen).config, answer.transfer
+        config, carried = None if frozen is None else TrialRecord(frozen).config, result.transfer
         if carried is not None and config is not None:
             config = carried.carry(config)
         return Winner(
@@ -192,7 +192,7 @@ class Study:
             config=config,
             test=None if test is None else test.winner.mean,
             baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
-            details=answer.document(),
+            details=result.document(),
             run_dir=self.run_dir,
         )
 
@@ -260,8 +260,8 @@ class Study:
 
         Strings from the database or a file are escaped.
         """
-        snapshot, answer = self._snapshot(), self._answer()
-        winner = self._winner_of(answer)
+        snapshot, result = self._snapshot(), self._result()
+        winner = self._winner_of(result)
         lines = list[tuple[str, int, str, Mapping[str, Any]]]()
         for what, frozen in (("best", snapshot.best), ("baseline", snapshot.baseline)):
             if (trial := self._trial(frozen)) is not None:
@@ -274,7 +274,7 @@ class Study:
         cells = [(what, f"trial {n}", said, format_parameters(p)) for what, n, said, p in lines]
         rows = ["".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in cells]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        sentence = escape(snapshot.quotable(self._stored, answer))
+        sentence = escape(snapshot.quotable(self._stored, result))
         return f"<p><b>{sentence}.</b></p><p>{escape(snapshot.headline)}</p><table>{body}</table>"
 
     def _snapshot(self) -> Snapshot:

@@ -32,7 +32,7 @@ from studyloom.study.opening import FORMAT_NUMBER
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PROJECT = Path("/tmp/studyloom-archive")  # the answer's files name it, and are known by digests
+PROJECT = Path("/tmp/studyloom-archive")  # the result's files name it, and are known by digests
 AGE = "UPDATE studyloom_slots SET expires = expires - 1e8"
 SERVE = """
 import sys

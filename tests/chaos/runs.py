@@ -98,7 +98,7 @@ class Run:
         return printed
 
     def check_success(self, printed: str) -> None:
-        """Checks the law of every command that ends with 0: N of N, and an answer or a reason."""
+        """Checks the law of every command that ends with 0: N of N, and a result or a reason."""
         if "scancel" in printed or "the time is up" in printed:  # a job goes on; a time limit
             return
         stored = open_study(self.url, self.name, deadline=30.0)  # knows of no trial deleted since
@@ -110,9 +110,9 @@ class Run:
         assert counts["free"] == counts["held"] == 0, f"I9: {counts}"
         assert all(trial.state.is_finished() for trial in trials), "I9: a trial runs for ever"
         assert len(trials) == counts["done"], f"I9: {len(trials)} trials in {counts}"
-        answer = "best.yaml" if "winner.enabled=false" in self.overrides else "winner.yaml"
+        result = "best.yaml" if "winner.enabled=false" in self.overrides else "winner.yaml"
         reasons = ("no trial satisfies winner.rule",)
-        assert (self.folder / answer).exists() or any(map(printed.__contains__, reasons)), "I9"
+        assert (self.folder / result).exists() or any(map(printed.__contains__, reasons)), "I9"
 
     def finish(self, clean: set | None) -> str:
         """Runs the command undisturbed to its end, with one worker, and checks the study."""

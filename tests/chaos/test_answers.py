@@ -1,4 +1,4 @@
-"""Real commands that are killed while they write the answer of a study."""
+"""Real commands that are killed while they write the result of a study."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from studyloom.study.opening import open_study
 pytestmark = pytest.mark.chaos
 
 FILES = ("winner.yaml", "winner.json", "report.html")
-# Weights of one activation in a network of another answer as neither.
+# Weights of one activation in a network of another result as neither.
 OVERRIDES = (
     *(*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1"),
     *("+space.model.activation.choice=[relu,tanh,sigmoid]", "study.seed=2"),
@@ -47,7 +47,7 @@ class Commands:
         assert done.returncode == (2 if done.stderr else 0)
         return done.stderr or done.stdout.replace(str(self.digits), "")
 
-    def answer(self):
+    def result(self):
         return json.loads((self.run_dir / "winner.json").read_text())
 
     def openings(self) -> int:
@@ -66,13 +66,13 @@ def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_
         commands.run_killed(6, file)
         told.append(commands.predict())
     commands.run(6)
-    large, answer = commands.predict(), commands.answer()
-    assert answer["trials"] == 6
+    large, result = commands.predict(), commands.result()
+    assert result["trials"] == 6
     assert small != large
     for file, words in zip(FILES, told, strict=True):
         mended = "is incomplete" in words and "run the study again" in words
         assert words in (small, large) or mended, file
     page = (commands.run_dir / "report.html").read_text()
-    assert f"trial {answer['winner']['trial']}" in page
-    assert commands.openings() == 2, "one of each answer"
+    assert f"trial {result['winner']['trial']}" in page
+    assert commands.openings() == 2, "one of each result"
     assert "used 2 times" in (commands.run_dir / "model_card.md").read_text()

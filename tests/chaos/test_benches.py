@@ -19,7 +19,7 @@ pytestmark = pytest.mark.nightly
 PRINTED = {
     "example": [r"^  ratio [\d.]+; best, mean: plain 0\.\d+, ours 0\.\d+$"],
     "tutorial": [r"^  ratio [\d.]+; accuracy, mean: plain 0\.\d+, ours 0\.\d+$"],
-    "answer": [
+    "result": [
         r"^  seed 0: (plain|ours) +[\d.]+ s, +[\d.]+ s of processor time, \d+ epochs, tested 0",
         r"^    ratio 1\.00; ours has 1\.00 of the processor time; epochs",
     ],

@@ -121,7 +121,7 @@ def test_a_study_makes_its_winner_small_once_also_after_kills(tmp_path):
     assert "Compression" in (folder / "report.html").read_text()
     record = (folder / "compress.json").read_bytes()
     said = json.loads(study(*words, STAGE, "--json").stdout)
-    assert said["answer"]["compressed"]["bytes"] == (folder / "winner.onnx").stat().st_size
+    assert said["result"]["compressed"]["bytes"] == (folder / "winner.onnx").stat().st_size
     assert (said["stage"], said["exit_code"]) == ("done", 0)
     assert (folder / "compress.json").read_bytes() == record
     other = study(*words, STAGE.replace("}", ", threads: 2}"))

@@ -17,7 +17,7 @@ TRUST = ("--trust", "studies")
 
 
 def answered(tmp_path, page, *overrides):
-    """Runs a reduced study to its end, and returns its answer."""
+    """Runs a reduced study to its end, and returns its result."""
     done = study(*FEW, *overrides, f"run_dir={tmp_path / page}", page=page)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / page / "winner.json").read_text())["test"], done.stdout

@@ -185,7 +185,7 @@ def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_
 
 def check_winner(own, library, run):
     """Checks the test of the winner against the weights that are stored."""
-    answer = json.loads((run.folder / "winner.json").read_text())
+    result = json.loads((run.folder / "winner.json").read_text())
     winner = load_winner(run.folder)
     assert set(winner.states) == {LIBRARIES[library]}
 
@@ -196,7 +196,7 @@ def check_winner(own, library, run):
             winner.restore(**parts)
 
     assert own.test(winner.config, Stored(), None)["loss"] == pytest.approx(
-        answer["test"]["winner"]["mean"], abs=1e-6
+        result["test"]["winner"]["mean"], abs=1e-6
     )
 
 
@@ -219,5 +219,5 @@ def check_predictions(own, library, run, folder):
     np.save(folder / "some.npy", inputs.numpy())
     asked = ("predict", run.folder, folder / "some.npy", "--code", TRAINERS, "--json")
     done = studyloom(*asked, **run.environment)
-    values = [answer["values"] for answer in json.loads(done.stdout)["answers"]]
+    values = [result["values"] for result in json.loads(done.stdout)["predictions"]]
     assert np.allclose(values, expected, atol=1e-5), done.stderr

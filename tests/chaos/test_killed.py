@@ -121,16 +121,16 @@ def test_a_study_killed_in_the_midst_comes_to_the_same_values_winner_and_test(
 @pytest.mark.nightly
 def test_the_best_epoch_counts_as_chosen_and_is_retrained_for_and_replayed(undisturbed):
     run = undisturbed("everything at once")
-    answer = json.loads((run.folder / "winner.json").read_text())
+    result = json.loads((run.folder / "winner.json").read_text())
     train = yaml.safe_load((run.folder / "winner.yaml").read_text())["train"]
-    trial = run.stored().trials()[answer["winner"]["trial"]]
+    trial = run.stored().trials()[result["winner"]["trial"]]
     curve = trial.user_attrs["epochs"]["value"]
     best = 1 + curve.index(max(curve))
-    assert answer["epochs"] == best
+    assert result["epochs"] == best
     wanted = {"until": best, "keep": "last", "patience": None, "epochs": 12}
     assert train.items() >= wanted.items()
     assert trial.value >= max(curve), "the mean of each fold's best"
-    stage = open_study(run.url, answer["stage"])
+    stage = open_study(run.url, result["stage"])
     assert {len(t.user_attrs["epochs"]["value"]) for t in stage.trials()} <= {
         1 + value.index(max(value)) for value, *_ in curves(run)
     }

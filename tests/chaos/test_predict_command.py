@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from answers import write_winner
 from commands import ROOT, environment, study, studyloom
 from PIL import Image
+from results import write_winner
 
 from studyloom.config.scaffold import write_study
 from studyloom.data import Embedded

@@ -69,11 +69,11 @@ def calm(tmp_path_factory):
 def left_behind(run, opened):
     """What a run has left that must always be the same, after checks of all that must hold."""
     studies, openings = read_studies(run.url)
-    answer = json.loads((run.folder / "winner.json").read_text())
+    result = json.loads((run.folder / "winner.json").read_text())
     noted = len(opened.read_text().splitlines())
     # More were counted than made if a signal came between the two.
-    assert 1 <= noted <= openings == answer["test"]["openings"]
-    return studies, answer["winner"], answer["test"] | {"openings": None}
+    assert 1 <= noted <= openings == result["test"]["openings"]
+    return studies, result["winner"], result["test"] | {"openings": None}
 
 
 def read_studies(url):

@@ -80,8 +80,8 @@ def test_the_answer_becomes_artifacts_and_a_model_that_mlflow_loads_once(tmp_pat
     import mlflow
 
     ways = (way for way in QUICK if not way.startswith("winner.enabled"))
-    answer = ("winner.top=1", "winner.seeds=2", "launcher.workers=1")
-    run, name = tracked(tmp_path / "answer", server.uri, (*ways, *answer), trials=3)
+    result = ("winner.top=1", "winner.seeds=2", "launcher.workers=1")
+    run, name = tracked(tmp_path / "result", server.uri, (*ways, *result), trials=3)
     run.overrides += (f"track.mlflow.register={name}",)
     for _ in range(2):
         run.end(run.start(), 0)

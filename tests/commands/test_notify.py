@@ -54,12 +54,12 @@ def service():
     got = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        answer = 200
+        result = 200
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             got.append(json.loads(body))
-            self.send_response(self.answer)
+            self.send_response(self.result)
             self.end_headers()
 
         def log_message(self, *_):
@@ -100,10 +100,10 @@ def test_a_command_is_told_a_new_best_a_halt_and_the_end(program, monkeypatch):
 def test_a_service_of_apprise_is_sent_the_answer_as_text(service):
     pytest.importorskip("apprise")
     url, got, _ = service
-    answer = {"metric": "accuracy", "trial": 3, "test": {"mean": 0.97, "std": None}}
+    result = {"metric": "accuracy", "trial": 3, "test": {"mean": 0.97, "std": None}}
     for target, code, reason in ((url, 0, None), (f"{url}?format=html", 1, "<img src=x> \x1b[2J")):
         sender = Notices([target])
-        sender(progress_of(0.9, answer=answer))
+        sender(progress_of(0.9, result=result))
         sender.finish(code, reason)
     found, failed = got
     assert found["title"] == "toy: test accuracy 0.9700, trial 3"
@@ -115,7 +115,7 @@ def test_a_service_of_apprise_is_sent_the_answer_as_text(service):
 def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp_path):
     pytest.importorskip("apprise")
     url, _, handler = service
-    handler.answer = 500
+    handler.result = 500
     failing = tmp_path / "fail"
     failing.write_text("#!/bin/sh\nexit 7\n")
     failing.chmod(0o755)

@@ -148,7 +148,7 @@ def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(tmp_path):
         assert check(progress_of(**given), tmp_path) == code, given
     assert not is_beating(tmp_path)
     Heartbeat(tmp_path)(progress_of(title="test"))
-    assert check(progress_of(title="test"), tmp_path) == 0  # somebody makes the answer
+    assert check(progress_of(title="test"), tmp_path) == 0  # somebody makes the result
     hour_ago = time.time() - 3600
     os.utime(tmp_path / "heartbeat.json", (hour_ago, hour_ago))
     assert not is_beating(tmp_path)

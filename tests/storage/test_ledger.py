@@ -109,7 +109,7 @@ def test_a_claim_and_its_trial_are_made_and_ended_together_or_not_at_all(either)
         either.claim("a", 2, LEASE, die)
     assert either.counts()["free"] == 2
     assert either.storage.get_all_trials(either.study_id) == []
-    claims = [either.claim(owner, 2, LEASE, make) for owner in "aba"]  # a lost its first answer
+    claims = [either.claim(owner, 2, LEASE, make) for owner in "aba"]  # a lost its first result
     trials = either.storage.get_all_trials(either.study_id)
     assert [(t.number, t.user_attrs) for t in trials] == [(0, {"slot": 0}), (1, {"slot": 1})]
     assert [claim.trial_id for claim in claims] == [trials[n]._trial_id for n in (0, 1, 0)]

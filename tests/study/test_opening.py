@@ -30,7 +30,7 @@ def test_another_question_under_the_same_name_is_refused_with_the_differences(ur
     assert "data.digest: toy → other" in str(caught.value)
     assert "study.name=" in str(caught.value)
     other_way = ask(*RANDOM, "sampler=tpe", "pruner=median", "study.trials=9")
-    fresh(url, other_way, 9)  # to the same answer
+    fresh(url, other_way, 9)  # to the same result
 
 
 def test_an_edit_of_the_users_code_is_said_by_the_name_of_its_file(tmp_path, monkeypatch):

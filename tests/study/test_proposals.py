@@ -15,10 +15,10 @@ import jsonschema
 import optuna
 import pytest
 import sqlalchemy
-from answers import answer_of
 from commands import FORKS
 from earlier import run_of
 from optuna.trial import TrialState
+from results import result_of
 from toy_worker import RANDOM, fresh, work, work_side_by_side
 from toys import ask as asked
 
@@ -225,15 +225,15 @@ def test_a_grid_and_a_study_of_before_take_no_proposals(sqlite_url):
 
 
 def write_tested(stored, run_dir):
-    """Leaves an answer whose test is a secret, as of an earlier and smaller budget."""
+    """Leaves a result whose test is a secret, as of an earlier and smaller budget."""
     trial = stored.trials()[1]
     chosen = {"trial": 1, "params": trial.params, "search_value": trial.value}
     test = {"winner": {"mean": SECRET, "values": [SECRET]}}
-    answer = answer_of(study="s", winner=chosen, test=test)
-    answer.write(run_dir, {})
-    store_result(stored, answer.in_short())
+    result = result_of(study="s", winner=chosen, test=test)
+    result.write(run_dir, {})
+    store_result(stored, result.in_short())
     begin_command(stored, CommandRecord(10, judged=True, tested=True, top=1, seeds=1), 0.0)
-    store_stage(stored, RETRAINING, answer.stage)
+    store_stage(stored, RETRAINING, result.stage)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_asking_tells_the_trials_and_no_value_of_the_test_part(tmp_path, hill, c
         out = capsys.readouterr().out
         assert not SHOWN.search(out)
     told = json.loads(out)
-    assert told["question"]["metric"] == "accuracy"
-    assert told["question"]["direction"] == "maximize"
-    assert told["question"]["baseline"] == stored.trials()[0].value
+    assert told["definition"]["metric"] == "accuracy"
+    assert told["definition"]["direction"] == "maximize"
+    assert told["definition"]["baseline"] == stored.trials()[0].value
     assert (told["budget"], told["left"], told["proposals_left"]) == (10, 7, 2)
     rows = told["trials"]
     assert [(row["number"], row["state"]) for row in rows[1:]] == [(1, "complete"), (2, "waiting")]
@@ -315,7 +315,7 @@ def test_from_the_command_line_a_point_is_text_and_its_trial_a_number(tmp_path, 
 
 
 def talk(run_dirs, *calls):
-    """The tools of a server and what they answer, by the package's own client over stdio."""
+    """The tools of a server and what they result, by the package's own client over stdio."""
     mcp = pytest.importorskip("mcp") if "CI" not in os.environ else __import__("mcp")
     command = ["-m", "studyloom", "mcp", *map(str, run_dirs), "--by", "claude"]
     server = mcp.StdioServerParameters(command=sys.executable, args=command)

@@ -24,7 +24,7 @@ from studyloom.study.worker import Worker
 
 
 @pytest.mark.parametrize("number", Stop.SIGNALS)
-def test_a_signal_is_a_wish_to_stop_and_a_second_one_stops_at_once(number):
+def test_a_signal_is_a_request_to_stop_and_a_second_one_stops_at_once(number):
     before = signal.getsignal(number)
     with Stop() as stop:
         assert not stop()

@@ -3,8 +3,8 @@ import re
 
 import jsonschema
 import pytest
-from answers import document_of
 from made_trials import a_trial, forty
+from results import document_of
 from toys import fill
 
 from studyloom.cli import main
@@ -20,7 +20,7 @@ from studyloom.views.comparison import best_so_far, curves, differing, page, rea
 def ran(tmp_path):
     """Returns a function that stores a study in a folder of its own, as a command leaves it."""
 
-    def make(folder, trials, sampler="tpe", goals=(ACCURACY,), answer=None):
+    def make(folder, trials, sampler="tpe", goals=(ACCURACY,), result=None):
         run_dir = tmp_path / folder
         (run_dir / ".hydra").mkdir(parents=True)
         config = {
@@ -31,8 +31,8 @@ def ran(tmp_path):
         url = f"sqlite:///{run_dir / 'study.db'}"
         stored = create_study(url, "toy", {"asks": "nothing"}, 40, goals=goals)
         fill(stored, *trials)
-        if answer is not None:
-            (run_dir / "winner.json").write_text(json.dumps(answer))
+        if result is not None:
+            (run_dir / "winner.json").write_text(json.dumps(result))
         return run_dir, stored
 
     return make
@@ -86,8 +86,8 @@ def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_sam
     trial = a_trial(0)
     row = {"params": trial.params, "search_value": trial.value, "mean": 0.9, "std": 0.01}
     test = {"winner": {"mean": 0.88, "std": 0.02}, "difference": {"mean": 0.1}}
-    answer = document_of(winner=row, test=test)
-    folders = [ran("a", values(0.9, 0.8), answer=answer)[0], ran("b", [*forty()][:5], "random")[0]]
+    result = document_of(winner=row, test=test)
+    folders = [ran("a", values(0.9, 0.8), result=result)[0], ran("b", [*forty()][:5], "random")[0]]
     command = ["compare", *map(str, folders), "--trust-config"]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

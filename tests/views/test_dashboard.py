@@ -6,11 +6,11 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
-from answers import document_of
 from commands import environment
 from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
+from results import document_of
 from serving import ask, served
 from toys import fill
 
@@ -118,8 +118,8 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     assert "search 4/8, 1 pruned" in now["parts"]["progress"]
     trial = half_done.trials()[0]
     row = {"trial": 0, "params": trial.params, "search_value": trial.value, "mean": 0.5, "std": 0.1}
-    answer = document_of(winner=row | {"values": [0.5]})
-    (tmp_path / "winner.json").write_text(json.dumps(answer))
+    result = document_of(winner=row | {"values": [0.5]})
+    (tmp_path / "winner.json").write_text(json.dumps(result))
     page.look()
     after = page.since(now["version"])
     assert "50.0% ± 10.0 on 1 new seed," in after["parts"]["head"]

@@ -1,6 +1,6 @@
 """The sections that explain the winner, from whatever winner.json holds."""
 
-from answers import answer_of
+from results import result_of
 
 from studyloom.views.page import section_html
 from studyloom.views.report import explained_sections
@@ -40,7 +40,7 @@ WINNER = {
 
 
 def test_each_part_of_the_answer_has_its_section():
-    sections = {section.key: section for section in explained_sections(answer_of(**WINNER))}
+    sections = {section.key: section for section in explained_sections(result_of(**WINNER))}
     assert [*sections] == ["misled", "words", "calibration", "groups", "columns"]
     (images,) = sections["misled"].blocks
     (image,) = images.items
@@ -66,7 +66,7 @@ def test_each_part_of_the_answer_has_its_section():
 def test_a_word_is_marked_by_more_than_its_color_and_a_hostile_one_is_not_obeyed():
     words = ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "and", "bad"]
     text = WINNER["texts"][0] | {"words": words, "changes": [1.0, 1.0, 1.0, 0.1, -0.5]}
-    sections = explained_sections(answer_of(**WINNER | {"texts": [text]}))
+    sections = explained_sections(result_of(**WINNER | {"texts": [text]}))
     page = str(section_html(next(each for each in sections if each.key == "words")))
     assert '<mark class="off" style="--s:1.00">&lt;img src=x&gt;</mark>' in page
     assert '<mark class="right" style="--s:0.50">bad</mark>' in page

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from answers import answer_of as make_result
 from optuna.trial import TrialState
+from results import result_of as make_result
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, MADE, TIMES
@@ -28,7 +28,7 @@ RECORD = CommandRecord(trials=4, judged=True, tested=True, top=1, seeds=2)
 MEAN = {"mean": 0.9725, "std": 0.004}
 
 
-def answer_of(stage):
+def result_of(stage):
     test = {"winner": MEAN, "baseline": {"mean": 0.93}, "difference": MEAN, "examples": 1000}
     row = {"trial": 1, "params": {"lr": 0.5}, "search_value": 0.9, **MEAN}
     return make_result(stage=stage, winner=row, test=test).in_short()
@@ -102,9 +102,9 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     work(judging, 1)
     final = later(RETRAINING, 1)
     work(final, 1)
-    store_result(stored, answer_of("of another stage"))
+    store_result(stored, result_of("of another stage"))
     assert (reader.read().title, reader.read().ended) == ("test", False)
-    store_result(stored, answer_of(final.name))
+    store_result(stored, result_of(final.name))
     progress = reader.read()
     assert (progress.title, progress.ended, progress.eta) == ("compress", False, None)
     assert "compression" in progress.line
@@ -115,7 +115,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     progress = reader.read()
     assert (progress.title, progress.ended) == ("done", True)
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
-    assert short_words(progress.answer) == words
+    assert short_words(progress.result) == words
     assert "test accuracy 0.9725" in progress.line
 
 

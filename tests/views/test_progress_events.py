@@ -89,7 +89,7 @@ def strip(line):
     return {key: value for key, value in json.loads(line).items() if key != "at"}
 
 
-def test_a_halt_a_wish_and_a_reason_are_told(stored):
+def test_a_halt_a_request_and_a_reason_are_told(stored):
     history = History()
     trial = begin(stored)
     claim = stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)

@@ -5,11 +5,11 @@ import re
 from copy import deepcopy
 
 import pytest
-from answers import answer_of, document_of
 from commands import CANARY
 from made_trials import a_trial, branching
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from results import document_of, result_of
 from toys import two_sided
 
 from studyloom.errors import UndrawnReport
@@ -57,8 +57,8 @@ WINNER = {
 
 
 def render(stored, winner, text):
-    """The page of a study with an answer, or without one."""
-    return render_page(stored, RunFiles(winner and answer_of(**winner), configs=text))
+    """The page of a study with a result, or without one."""
+    return render_page(stored, RunFiles(winner and result_of(**winner), configs=text))
 
 
 def text_of(page):
@@ -91,16 +91,16 @@ def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched
         (row(4, 0.9, 0.9), [row(0, 0.8, 0.8), {"trial": 1}], "it had the best mean of 3"),
         (row(4, 0.9, 0.9), [row(0, 0.95, 0.95), row(1, 0.8, 0.8)], rule),
     ):
-        answer = {"winner": won, "candidates": [won, *others], "rule": "min image", "test": None}
-        text = " ".join(decided(searched, answer_of(**WINNER | answer), 40))
+        result = {"winner": won, "candidates": [won, *others], "rule": "min image", "test": None}
+        text = " ".join(decided(searched, result_of(**WINNER | result), 40))
         assert said in text
         assert "The next best has 0.8000" in text
 
 
 def test_the_selection_gap_names_the_stage_whose_mean_it_takes():
-    cards = {card.title: card.note for card in test_cards(answer_of(**WINNER), 1)}
+    cards = {card.title: card.note for card in test_cards(result_of(**WINNER), 1)}
     assert cards["Selection gap"] == "search value minus mean of the re-evaluation"
-    cards = {card.title: card.note for card in test_cards(answer_of(**WINNER), -1)}
+    cards = {card.title: card.note for card in test_cards(result_of(**WINNER), -1)}
     assert cards["Selection gap"] == "mean of the re-evaluation minus search value"
 
 

@@ -1,9 +1,9 @@
 from copy import deepcopy
 
 import pytest
-from answers import answer_of
 from made_trials import a_trial
 from optuna.distributions import FloatDistribution, IntDistribution
+from results import result_of
 from toys import fill
 
 from studyloom.metrics import Goal
@@ -44,11 +44,11 @@ def stored(study_of):
 
 
 def changed(**keys):
-    answer = deepcopy(ANSWER)
+    result = deepcopy(ANSWER)
     for path, value in keys.items():
         above, _, last = path.rpartition("__")
-        (answer[above] if above else answer)[last] = value
-    return answer_of(**answer)
+        (result[above] if above else result)[last] = value
+    return result_of(**result)
 
 
 def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known(stored):
@@ -57,7 +57,7 @@ def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known
         "4.4 points over the baseline"
     )
     precise = changed(test__winner={"mean": 0.977, "std": 0.00021})
-    for answer, words in (
+    for result, words in (
         (changed(data={"columns": ["a"]}), "on 1,000 unseen rows"),
         (changed(data=None, test__examples=None), "on unseen examples"),
         (changed(test__difference={"mean": -0.012}), "1.2 points under the baseline"),
@@ -69,7 +69,7 @@ def test_it_is_the_answer_that_a_person_can_quote_and_says_no_more_than_is_known
         ),
         (changed(test=None), ": 97.0% ± 0.2 on 5 new seeds, untested"),
     ):
-        assert words in result_sentence(answer, stored)
+        assert words in result_sentence(result, stored)
 
 
 def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
@@ -88,21 +88,21 @@ def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
     made = [{MADE: {"config": {"model": model, "optimizer": sgd}}} for model, *_ in told]
     stored = study_of([a_trial(number, **one) for number, one in enumerate(made)])
     for number, (_, params, words) in enumerate(told):
-        answer = changed(winner__trial=number, winner__params=params)
-        assert result_sentence(answer, stored).startswith(f"{words}, SGD at 0.1: ")
+        result = changed(winner__trial=number, winner__params=params)
+        assert result_sentence(result, stored).startswith(f"{words}, SGD at 0.1: ")
 
 
 def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
     goals = (Goal("perplexity", "minimize"),)
     stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, 3, goals=goals)
     fill(stored, a_trial(0, accuracy=12.5, params={}))
-    answer = changed(
+    result = changed(
         winner__params={"params.lr": 0.00123, "params.width": 64},
         winner__trial=0,
         test__winner={"mean": 12.5, "std": 0.25},
         test__difference={"mean": 0.5},
     )
-    assert result_sentence(answer, stored).startswith(
+    assert result_sentence(result, stored).startswith(
         "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1,000 unseen images, 0.5000 over"
     )
 

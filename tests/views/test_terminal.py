@@ -1,7 +1,7 @@
 from datetime import datetime, timedelta
 
-from answers import answer_of
 from optuna.trial import create_trial
+from results import result_of
 from snapshots import MARKUP, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
@@ -47,7 +47,7 @@ def lines_of(examples, covers, values):
     summary = {"mean": 0.17, "values": values, "interval": (0.159, 0.181)}
     test = {"winner": summary, "examples": examples, "interval": {"covers": covers}}
     winner = {"mean": 0.16, "values": [0.15, 0.17], "gap": 0.0}
-    return "\n".join(winner_lines(answer_of(test=test, winner=winner, seeds=[1, 2])))
+    return "\n".join(winner_lines(result_of(test=test, winner=winner, seeds=[1, 2])))
 
 
 def test_an_interval_over_examples_says_of_how_many_seeds_it_has_the_mean():

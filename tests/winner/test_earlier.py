@@ -54,13 +54,13 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     definition, sqlite_url, tmp_path, trained
 ):
     """Values, curves and weights, and the test; only what is new is trained."""
-    small, answer, opened = judged(definition, sqlite_url, tmp_path, 4)
+    small, result, opened = judged(definition, sqlite_url, tmp_path, 4)
     # A command that was killed after the test reads its result, which was stored at once.
     (tmp_path / "winner.json").unlink()
     again = evaluate_winner(small, pytest.fail, ["x"])
-    assert (again.test, again.confusion) == (answer.test, answer.confusion)
+    assert (again.test, again.confusion) == (result.test, result.confusion)
     assert opened == 1
-    assert answer.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
+    assert result.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     weights = load_weights(tmp_path / "winner.pt")
     before = {*small.candidates}
     trained.clear()
@@ -69,7 +69,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     assert len(trained) == 1, "the fifth trial of the search"
     assert grown.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
     assert opened == 0
-    assert grown.test == replace(answer.test, earlier=True)
+    assert grown.test == replace(result.test, earlier=True)
     for stage, was in (
         (large.reevaluation, small.reevaluation),
         (large.retraining, small.retraining),
@@ -84,7 +84,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     lines = "\n".join(winner_lines(grown))
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
     anew = evaluate_winner(large, CountedTest(), ["x"], anew=True)  # if one asks for it
-    assert anew.test == replace(answer.test, openings=2)
+    assert anew.test == replace(result.test, openings=2)
 
 
 def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
@@ -99,9 +99,9 @@ def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
     assert [trainings.repeats, *repeats] == [False, True, True]
     monkeypatch.setattr(CandidateTrainings, "repeats", True)
     work(stages)
-    answer = evaluate_winner(stages, CountedTest(), ["x"])
+    result = evaluate_winner(stages, CountedTest(), ["x"])
     assert len(trained) == 8, "four in the search, and two candidates on two seeds"
-    assert answer.reused["retraining"] == (4, 4)
+    assert result.reused["retraining"] == (4, 4)
     assert stages.retraining.values() == stages.reevaluation.values()
 
 
@@ -114,8 +114,8 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
     if not keeps:
         monkeypatch.setattr(toys.Run, "keep", lambda self, **parts: None)
     definition = ask(*SPACE, *(override for override in LOOP if "test" not in override))
-    small, answer, opened = judged(definition, sqlite_url, tmp_path, 4)
-    assert (answer.test, opened) == (None, 0)
+    small, result, opened = judged(definition, sqlite_url, tmp_path, 4)
+    assert (result.test, opened) == (None, 0)
     trained.clear()
     _, grown, _ = judged(definition, sqlite_url, tmp_path, 5)
     assert grown.reused == {"re-evaluation": (4, 4)}
@@ -137,13 +137,13 @@ def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_k
 ):
     judged(definition, sqlite_url, tmp_path, 4)
     trained.clear()
-    stages, answer, opened = judged(definition, sqlite_url, tmp_path, 4, seeds=3)
-    assert answer.reused == {"re-evaluation": (4, 6), "retraining": (4, 6)}
+    stages, result, opened = judged(definition, sqlite_url, tmp_path, 4, seeds=3)
+    assert result.reused == {"re-evaluation": (4, 6), "retraining": (4, 6)}
     assert len(trained) == 4, "the third seed of each"
     assert opened == 1, "it has not been seen by these"
     trained.clear()
-    stages, answer, _ = judged(definition, sqlite_url, tmp_path, 4, top=3)
-    assert answer.reused["re-evaluation"] == (4, 2 * len(stages.candidates))
+    stages, result, _ = judged(definition, sqlite_url, tmp_path, 4, top=3)
+    assert result.reused["re-evaluation"] == (4, 2 * len(stages.candidates))
     assert len(stages.candidates) > 2
 
 
@@ -158,13 +158,13 @@ def test_what_other_code_has_trained_is_trained_again(definition, sqlite_url, tm
         create_study(sqlite_url, "s", identity, 4, goals=goals, accept_code_change=True).close()
         return asked
 
-    _, answer, _ = judged(of_code("a"), sqlite_url, tmp_path, 4)
+    _, result, _ = judged(of_code("a"), sqlite_url, tmp_path, 4)
     trained.clear()
     _, anew, opened = judged(of_code("b"), sqlite_url, tmp_path, 4)
     assert anew.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     assert opened == 1
     assert len(trained) == 8
-    assert anew.stage != answer.stage
+    assert anew.stage != result.stage
     _, back, opened = judged(of_code("a"), sqlite_url, tmp_path, 4)
     assert back.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
     assert opened == 0

@@ -79,16 +79,16 @@ def test_the_column_that_decides_matters_and_the_others_do_not():
     targets = (inputs[:, 1] > 0).long()
     part = split_of(inputs, targets, 2, columns=("a", "b", "c"))
 
-    def answer(given):
+    def result(given):
         return torch.stack([-given.inputs[:, 1], given.inputs[:, 1]], 1)
 
-    found = Outputs(answer(part), targets)
-    first, *others = permute_columns(ACCURACY, answer, found, part, 0)
+    found = Outputs(result(part), targets)
+    first, *others = permute_columns(ACCURACY, result, found, part, 0)
     assert first.name == "b"
     assert first.worse == pytest.approx(0.5, abs=0.1)
     assert first.interval[0] <= first.worse <= first.interval[1]
     assert [row.worse for row in others] == [0.0, 0.0]
-    again = permute_columns(ACCURACY, answer, found, part, 0)
+    again = permute_columns(ACCURACY, result, found, part, 0)
     assert again[0] == first
     assert torch.equal(part.inputs, inputs)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import toys
 import yaml
-from answers import answer_of, write_winner
 from judged import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
+from results import result_of, write_winner
 from torch import nn
 from toys import LOOP, ask
 
@@ -56,7 +56,7 @@ def test_its_classes_are_those_of_its_network_in_python_and_on_the_command_line(
     np.savetxt(tmp_path / "bad.csv", np.ones((2, 3)), delimiter=",")
     asked = ("predict", str(folder), str(tmp_path / "some.npy"), "--trust", "toys", "--json")
     assert main([*asked, "--code", "tests"]) == 0
-    answers = json.loads(capsys.readouterr().out)["answers"]
+    answers = json.loads(capsys.readouterr().out)["predictions"]
     assert [answer["label"] for answer in answers] == told.classes[:5].tolist()
 
 
@@ -97,7 +97,7 @@ def written(folder, states, network=None, metric="accuracy", **params):
     files = {"winner.yaml": yaml.safe_dump(config).encode(), "winner.pt": pack_weights(states)}
     folder.mkdir(exist_ok=True)
     metric = {"name": metric, "direction": "maximize"}
-    answer_of(note="not tested", metric=metric).write(folder, files)
+    result_of(note="not tested", metric=metric).write(folder, files)
     mark_own(folder)
     return folder
 
@@ -118,7 +118,7 @@ def test_arrays_and_lines_of_numbers_are_taken_as_they_are(tmp_path, capsys):
     files = [str(tmp_path / name) for name in ("rows.csv", "rows.npy", "wide.npy")]
     assert main(["predict", str(folder), *files, "--json"]) == 2
     told = json.loads(capsys.readouterr().out)
-    assert [row["label"] for row in told["answers"]] == 2 * expected.argmax(1).tolist()
+    assert [row["label"] for row in told["predictions"]] == 2 * expected.argmax(1).tolist()
     assert "wide.npy: " in told["errors"][0]
     assert "mat1 and mat2 shapes cannot be multiplied" in told["errors"][0]
     words = written(tmp_path / "words", {"net": embedded().state_dict()}, metric="loss")

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from answers import write_winner
 from PIL import Image, ImageDraw
+from results import write_winner
 
 from studyloom.cli import main
 from studyloom.data import Reader

@@ -1,9 +1,9 @@
-"""The files of an answer belong together, and its numbers say what they are."""
+"""The files of a result belong together, and its numbers say what they are."""
 
 import json
 
 import pytest
-from answers import answer_of, document_of
+from results import document_of, result_of
 
 from studyloom.errors import PredictError
 from studyloom.winner.result import Result
@@ -13,9 +13,9 @@ TEST = {"winner": {"mean": 0.5}, "difference": {"mean": 0.02, "interval": [0.01,
 
 
 def test_what_is_written_is_read_back_and_nothing_of_another_shape(tmp_path):
-    answer = answer_of(test=TEST, data={"shape": [2]}).write(tmp_path, FILES)
-    assert Result.read(tmp_path) == answer
-    assert answer.document()["test"]["difference"]["interval"] == [0.01, 0.03]
+    result = result_of(test=TEST, data={"shape": [2]}).write(tmp_path, FILES)
+    assert Result.read(tmp_path) == result
+    assert result.document()["test"]["difference"]["interval"] == [0.01, 0.03]
     for content in ("", "{", "[]", '{"study": 7}'):
         (tmp_path / "winner.json").write_text(content)
         assert Result.read(tmp_path) is None
@@ -25,23 +25,23 @@ def test_what_an_earlier_studyloom_held_beside_it_is_passed_over(tmp_path):
     left = [{"trial": 3, "seeds": 1, "cause": "behind", "reason": "only the better half went on"}]
     race = {"entrants": 4, "trainings": 8, "budget": 9, "seeds": 3, "last": [0, 1], "left": left}
     (tmp_path / "winner.json").write_text(json.dumps(document_of(race=race)))
-    assert Result.read(tmp_path) == answer_of()
+    assert Result.read(tmp_path) == result_of()
 
 
 def test_an_answer_with_a_file_of_another_one_or_without_it_is_none(tmp_path):
     for name in FILES:
-        answer = answer_of().write(tmp_path, FILES)
+        result = result_of().write(tmp_path, FILES)
         for content in (b"another", None):
             (tmp_path / name).unlink()
             if content is not None:
                 (tmp_path / name).write_bytes(content)
             assert Result.read(tmp_path) is None
             with pytest.raises(PredictError, match=f"{name} did not come with winner.json"):
-                answer.check_whole(tmp_path, name)
+                result.check_whole(tmp_path, name)
 
 
 def test_a_write_that_is_cut_short_over_another_answer_is_noticed(tmp_path, monkeypatch):
-    answer_of(study="before").write(tmp_path, FILES)
+    result_of(study="before").write(tmp_path, FILES)
 
     def killed(path, *rest, **options):
         if path.name != "winner.json":
@@ -51,23 +51,23 @@ def test_a_write_that_is_cut_short_over_another_answer_is_noticed(tmp_path, monk
     monkeypatch.setattr("studyloom.winner.result.write_whole", killed)
     changed = {name: content + b" anew" for name, content in FILES.items()}
     with pytest.raises(KeyboardInterrupt):
-        answer_of().write(tmp_path, changed)
+        result_of().write(tmp_path, changed)
     assert Result.read(tmp_path) is None
 
 
 def test_numbers_say_what_they_are():
-    assert answer_of(trials=40).choice_words() == "chosen from 40 trials"
+    assert result_of(trials=40).choice_words() == "chosen from 40 trials"
     first = "chosen from the first 40 of 60 trials"
-    assert answer_of(trials=40, study_trials=60).choice_words() == first
+    assert result_of(trials=40, study_trials=60).choice_words() == first
     reused = {"re-evaluation": [20, 20], "retraining": [0, 10]}
-    assert answer_of(reused=reused).reuse_words.endswith(": 20 of 20 re-evaluations")
-    assert answer_of().reuse_words == ""
-    test = answer_of(test=TEST).test
+    assert result_of(reused=reused).reuse_words.endswith(": 20 of 20 re-evaluations")
+    assert result_of().reuse_words == ""
+    test = result_of(test=TEST).test
     assert test.difference_words.endswith("+0.0100 to +0.0300 over seeds only")
-    even = answer_of(test=TEST | {"difference": {"mean": 0.0, "interval": [-0.01, 0.01]}}).test
+    even = result_of(test=TEST | {"difference": {"mean": 0.0, "interval": [-0.01, 0.01]}}).test
     assert even.difference_words.endswith("+0.0100 over seeds only: no difference shown")
     assert test.tested_words == "used once, after the winner was chosen"
-    earlier = answer_of(test=TEST | {"earlier": True}).test
+    earlier = result_of(test=TEST | {"earlier": True}).test
     assert earlier.tested_words.startswith("used once, for these networks")
     facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
-    assert answer_of(data=facts).data.accepted_files == "files that mine.Letters reads"
+    assert result_of(data=facts).data.accepted_files == "files that mine.Letters reads"

@@ -37,19 +37,19 @@ def evaluated(tmp_path_factory):
 
 
 def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):
-    stages, answer = evaluated
+    stages, result = evaluated
     jobs = [stages.reevaluation.source.job(origin, 0) for origin in stages.candidates]
     assert all(job.scaling is not None for job in jobs)
     for job in jobs:
         network = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
         assert {p.shape[0] for p in network.parameters()} == {32, 10}
-    assert is_result_of(answer, stages)
+    assert is_result_of(result, stages)
 
 
 def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate(evaluated):
-    stages, answer = evaluated
+    stages, result = evaluated
     best = stages.search.stored.ranked(stages.rule)[0].number
-    rows = {row.factor: row for row in answer.candidates if row.trial == best}
+    rows = {row.factor: row for row in result.candidates if row.trial == best}
     assert {*rows} == {0.5, 1.0, 2.0}
     rates = {
         factor: stages.definition.at(stages.candidates[Origin(best, factor)].point).optimizer.lr
@@ -61,23 +61,23 @@ def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate
 
 
 def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated):
-    _, answer = evaluated
-    found = answer.transfer
-    judged = [row for row in answer.candidates if row.factor == 1]
+    _, result = evaluated
+    found = result.transfer
+    judged = [row for row in result.candidates if row.factor == 1]
     assert (found.small, found.target) == ({"model.hidden": [8]}, {"model.hidden": [32]})
     assert (found.rule, found.candidates) == ("mup", len(judged))
     assert found.values["model.hidden"] == [32]
     carried = found.carry({"model": {"hidden": [8], "init": "default"}})
     assert carried["model"] == {"hidden": [32], "init": "default"}
-    assert found.promised == answer.winner.search_value
-    assert found.reached == answer.winner.mean
-    assert found.neighbour == (answer.winner.factor != 1)
+    assert found.promised == result.winner.search_value
+    assert found.reached == result.winner.mean
+    assert found.neighbour == (result.winner.factor != 1)
     assert 0 < found.share < 1
-    lines = "\n".join(winner_lines(answer))
+    lines = "\n".join(winner_lines(result))
     assert (
         "searched with model.hidden [8], and scaled to model.hidden [32] by the rule mup" in lines
     )
-    renamed = replace(answer, transfer=replace(found, small={"params.Width": 8}))
+    renamed = replace(result, transfer=replace(found, small={"params.Width": 8}))
     sentence = renamed.transfer_sentence
     assert sentence.startswith("Searched with params.Width 8, and scaled")
     assert "selection gap" not in lines, "two sizes have no gap by selection"

@@ -112,18 +112,18 @@ def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_th
 
 
 def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluated):
-    stages, answer, _ = evaluated
+    stages, result, _ = evaluated
     assert [stage.title for stage in stages] == ["search", "re-evaluation", "retraining"]
     assert (stages.is_done(), stages.todo()) == (True, 0)
     found = stages.reevaluated
     for candidate, values in found.values.items():
         for seed, value in enumerate(values):
             assert train_plainly(stages.reevaluation, candidate, seed)[0] == value
-    means = {row.trial: np.mean(row.values) for row in answer.candidates}
+    means = {row.trial: np.mean(row.values) for row in result.candidates}
     winner = found.winner.trial
     assert means[winner] == max(means.values())
-    assert answer.winner.trial == winner
-    assert answer.winner.gap == pytest.approx(answer.winner.search_value - means[winner])
+    assert result.winner.trial == winner
+    assert result.winner.gap == pytest.approx(result.winner.search_value - means[winner])
 
 
 def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
@@ -149,10 +149,10 @@ def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_n
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(stages)
     assert [stage.title for stage in stages] == ["search", "retraining"]
-    answer = evaluate_winner(stages, CountedTest(), ["x"])
-    assert answer.winner.trial == 0
-    assert answer.winner.gap is None
-    assert len(answer.test.winner.values) == 2
+    result = evaluate_winner(stages, CountedTest(), ["x"])
+    assert result.winner.trial == 0
+    assert result.winner.gap is None
+    assert len(result.test.winner.values) == 2
     diverging = ask(*TINY[:-1], "space=none", "pruner=none", "optimizer=sgd", "optimizer.lr=1e30")
     (tmp_path / "diverging").mkdir()
     url = f"sqlite:///{tmp_path}/diverging/study.db"
@@ -165,7 +165,7 @@ def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_n
 
 
 def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(definition, tmp_path):
-    """Also one that a killed command did not come back from; and the answer says how many."""
+    """Also one that a killed command did not come back from; and the result says how many."""
     stages = stages_of(
         definition, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, top=1, seeds=2
     )
@@ -177,15 +177,15 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(defi
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_winner(stages, killed, ["x"])
-    answer = evaluate_winner(stages, CountedTest(), ["x"])
+    result = evaluate_winner(stages, CountedTest(), ["x"])
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
-    assert answer.test.openings == reopened.test_openings() == 2
-    assert "the test set was used 2 times" in "\n".join(winner_lines(answer))
+    assert result.test.openings == reopened.test_openings() == 2
+    assert "the test set was used 2 times" in "\n".join(winner_lines(result))
     assert "used 2 times" in (tmp_path / "model_card.md").read_text()
     for file in stages.retraining.weights.iterdir():  # which another host keeps
         file.unlink()
     again = evaluate_winner(stages, CountedTest(), ["x"])
-    assert again.test == answer.test, "they are trained again to the same"
+    assert again.test == result.test, "they are trained again to the same"
 
 
 @pytest.mark.chaos
@@ -221,25 +221,25 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definitio
 
 
 def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
-    stages, answer, openings = evaluated
+    stages, result, openings = evaluated
     assert openings == 1
     winner = stages.definition.at(stages.candidates[stages.reevaluated.winner].point)
     images, model = test_part(), toys.build(winner, SPLIT.part())
     model.load_state_dict(flat(train_plainly(stages.retraining, stages.reevaluated.winner, 0)[1]))
     predicted = model.eval()(images.inputs).argmax(1)
     accuracy = float((predicted == images.targets).double().mean())
-    assert answer.test.winner.values[0] == pytest.approx(accuracy, abs=1e-7)
-    assert answer.test.examples == len(images.targets)
-    if answer.confusion is None:  # a loop's test returns its values itself
-        assert answer.test.further[0].keys() == {"accuracy", "loss"}
+    assert result.test.winner.values[0] == pytest.approx(accuracy, abs=1e-7)
+    assert result.test.examples == len(images.targets)
+    if result.confusion is None:  # a loop's test returns its values itself
+        assert result.test.further[0].keys() == {"accuracy", "loss"}
         return
-    confusion = np.array(answer.confusion)
-    assert confusion.sum() == answer.test.examples == len(images.targets)
+    confusion = np.array(result.confusion)
+    assert confusion.sum() == result.test.examples == len(images.targets)
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
     assert confusion.sum(axis=1).tolist() == torch.bincount(images.targets).tolist()
-    sure = [item.confidence for item in answer.wrong]
+    sure = [item.confidence for item in result.wrong]
     assert sure == sorted(sure, reverse=True)
-    for item in answer.wrong:
+    for item in result.wrong:
         assert item.label == int(images.targets[item.index]) != item.predicted
         head, _, content = item.image.partition(",")
         assert head == "data:image/png;base64"
@@ -251,20 +251,20 @@ def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(eval
 
 def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluated):
     """winner.yaml composes to the winner's configuration, with nothing to search."""
-    stages, answer, _ = evaluated
+    stages, result, _ = evaluated
     files = {path.name for path in stages.run_dir.iterdir()}
     assert files >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md"}
-    card, lines = (stages.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(answer))
-    mean, both = answer.test.winner.mean, map(format_value, answer.test.winner.values)
+    card, lines = (stages.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(result))
+    mean, both = result.test.winner.mean, map(format_value, result.test.winner.values)
     shown = f"{mean:.4f} ({' and '.join(both)})"
     assert shown in card
     assert shown in lines
     winner = stages.reevaluated.winner
     assert f"trial {winner.trial}" in lines
-    assert is_result_of(answer, stages)
-    json.dumps(answer.document(), allow_nan=False)
+    assert is_result_of(result, stages)
+    json.dumps(result.document(), allow_nan=False)
     written = yaml.safe_load((stages.run_dir / "winner.yaml").read_text())
-    assert written["optimizer"]["lr"] == answer.winner.params["optimizer.lr"]
+    assert written["optimizer"]["lr"] == result.winner.params["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=stages.run_dir)
     again = type(stages.definition).from_config(cfg, composer)
     assert Strategy(again).trials == 1
@@ -299,15 +299,15 @@ def forecast(tmp_path_factory):
 
 def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins(forecast):
     """In the order of time: all of them on the last part."""
-    stages, answer, _ = forecast
+    stages, result, _ = forecast
     trials = stages.search.stored.trials()
     values = {trial.number: trial.value for trial in trials if trial.value is not None}
     best = sorted(values, key=values.get)[:2]
     assert {*stages.candidates} == {*map(Origin, best), Origin(0)}
-    means = {row.trial: row.mean for row in answer.candidates}
+    means = {row.trial: row.mean for row in result.candidates}
     assert means[stages.reevaluated.winner.trial] == min(means.values())
     assert [*means.values()] == sorted(means.values())
-    row = answer.winner
+    row = result.winner
     assert row.gap == pytest.approx(row.mean - row.search_value), "above 0 where it had flattered"
     for seed in range(2):
         training, valid = stages.reevaluation.source.fold(seed)
@@ -317,19 +317,19 @@ def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins
 
 def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
     """`predict` answers as the winner did."""
-    stages, answer, source = forecast
-    test, predictions = source.test(), answer.predictions
-    assert answer.confusion is None
+    stages, result, source = forecast
+    test, predictions = source.test(), result.predictions
+    assert result.confusion is None
     assert torch.tensor(predictions.came).tolist() == test.targets.tolist()
     distance = (torch.tensor(predictions.told) - test.targets).abs().mean()
-    assert answer.test.winner.values[0] == pytest.approx(float(distance), rel=1e-5)
+    assert result.test.winner.values[0] == pytest.approx(float(distance), rel=1e-5)
     rule = float((test.inputs[:, -1] - test.targets).abs().mean())
-    assert answer.test.references == {"persistence": pytest.approx(rule)}
-    assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(answer))
+    assert result.test.references == {"persistence": pytest.approx(rule)}
+    assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(result))
     assert "CSV files with 6 numbers in a line" in (stages.run_dir / "model_card.md").read_text()
     np.save(stages.run_dir / "windows.npy", test.inputs.numpy())
     answers = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
-    told = [answer.values[0] for answer in answers]
+    told = [result.values[0] for result in answers]
     assert told == pytest.approx([pair[0] for pair in predictions.told], rel=1e-5)
 
 
@@ -377,15 +377,15 @@ def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(tw
     assert numbers == {*keeping[:2], 0}, "it is judged to be compared with"
     winner = stages.reevaluated.winner.trial
     assert winner in keeping
-    answer = evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.pareto"])
-    means = {row.trial: row.mean for row in answer.candidates}
+    result = evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.pareto"])
+    means = {row.trial: row.mean for row in result.candidates}
     assert means[winner] == max(means[number] for number in keeping[:2])
-    assert (answer.rule, answer.keeps) == ("max accuracy where parameters < 400", True)
-    assert answer.winner.costs == {"parameters": costs[winner]}
-    assert answer.test.difference is not None
-    first, *_ = winner_lines(answer)
+    assert (result.rule, result.keeps) == ("max accuracy where parameters < 400", True)
+    assert result.winner.costs == {"parameters": costs[winner]}
+    assert result.test.difference is not None
+    first, *_ = winner_lines(result)
     assert first.endswith(f", parameters {costs[winner]:.0f}")
-    *_, last = winner_lines(replace(answer, keeps=False))
+    *_, last = winner_lines(replace(result, keeps=False))
     assert "on new seeds no candidate satisfies max accuracy where parameters < 400" in last
     card = (tmp_path / "model_card.md").read_text()
     assert "Chosen by `max accuracy where parameters < 400`" in card

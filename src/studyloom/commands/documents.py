@@ -8,7 +8,7 @@ Hyperparameters are named by their path, such as optimizer.lr. Times are in seco
 from typing import Any, Literal, NotRequired, TypedDict
 
 from studyloom.commands.outputs import HeartbeatDocument, RunDocument
-from studyloom.study.stopping import Wish
+from studyloom.study.stopping import Request
 from studyloom.views.comparison import Comparison
 from studyloom.views.progress import Event, StatusDocument
 from studyloom.winner.result import InputPrediction, ShortResult
@@ -45,14 +45,14 @@ class Control(TypedDict):
     """
 
     study: str
-    before: Wish | None
-    control: Wish | None
+    before: Request | None
+    control: Request | None
     worked_on: bool
     workers: list[str]
 
 
 class ProposalContext(TypedDict):
-    """What a proposer needs: `question` (the study definition: metric, direction, rule, baseline,
+    """What a proposer needs: `definition` (of the study: metric, direction, rule, baseline,
     about), `space` (a JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended`
     (why it takes no more proposals, or null) and `trials`.
     """
@@ -76,7 +76,7 @@ class EvaluatedWinner(TypedDict):
 
     study: str
     run_dir: str
-    answer: ShortResult | None
+    result: ShortResult | None
 
 
 class Variants(TypedDict):
@@ -86,7 +86,7 @@ class Variants(TypedDict):
 class Predicted(TypedDict):
     """The predictions of the winner, and a line for each file without an input."""
 
-    answers: list[InputPrediction]
+    predictions: list[InputPrediction]
     errors: list[str]
 
 

@@ -31,7 +31,7 @@ from studyloom.processes import collect_as_usual
 from studyloom.text import one_line, printable
 
 if TYPE_CHECKING:
-    from studyloom.study.stopping import Wish
+    from studyloom.study.stopping import Request
     from studyloom.views.progress import JobReader, Progress
 
 PAGE = "compare.html"
@@ -262,7 +262,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
 # stop, pause and resume
 
 
-def control(arguments: argparse.Namespace, wish: "Wish | None") -> int:
+def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     """Stores the request to stop or pause, or None to resume; waits for workers to release trials.
 
     Returns:
@@ -274,28 +274,28 @@ def control(arguments: argparse.Namespace, wish: "Wish | None") -> int:
     stored = open_run(arguments, DEADLINE)
     reader, before = JobReader(stored), read_control(stored)
     progress = reader.read()
-    if wish is not None and progress.ended:
-        words, wish = f"has ended already; there is nothing to {wish}", before
+    if request is not None and progress.ended:
+        words, request = f"has ended already; there is nothing to {request}", before
     else:
-        set_control(stored, wish)
-        if wish is not None:
-            words = wait(reader, wish, say=not arguments.json)
+        set_control(stored, request)
+        if request is not None:
+            words = wait(reader, request, say=not arguments.json)
         elif before == "stop":
             words = "was stopped; the command that runs it resumes it"
         else:
             words = "continues" if before else "was neither stopped nor paused"
-    left = holders(reader.read()) if wish is not None else []
+    left = holders(reader.read()) if request is not None else []
     if arguments.json:
-        found = {"study": stored.name, "before": before, "control": wish}
+        found = {"study": stored.name, "before": before, "control": request}
         print_json(found | {"worked_on": bool(holders(progress)), "workers": left})
     else:
         print(f"{one_line(stored.name)} {words}")
     return int(bool(left) and not progress.ended)
 
 
-def wait(reader: "JobReader", wish: "Wish", *, say: bool) -> str:
+def wait(reader: "JobReader", request: "Request", *, say: bool) -> str:
     """Waits until the workers have released their trials; returns the outcome in words."""
-    done = {"stop": "is stopped", "pause": "is paused"}[wish]
+    done = {"stop": "is stopped", "pause": "is paused"}[request]
     end, told = time.monotonic() + LONGEST, not say
     while held := holders(reader.read()):
         if not told:
@@ -306,7 +306,7 @@ def wait(reader: "JobReader", wish: "Wish", *, say: bool) -> str:
             return f"{done}, but {', '.join(map(one_line, held))} still train"
         time.sleep(LOOK)
     how = {"stop": "the command that runs it", "pause": "studyloom resume"}
-    return f"{done}; {how[wish]} resumes it"
+    return f"{done}; {how[request]} resumes it"
 
 
 def holders(progress: "Progress") -> list[str]:

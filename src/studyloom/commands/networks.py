@@ -53,9 +53,9 @@ def winner(arguments: argparse.Namespace) -> None:
         recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
     ):
         out = sys.stderr if arguments.json else sys.stdout
-        study, answer = judge(cfg, make_console(out))
+        study, result = judge(cfg, make_console(out))
         if arguments.json:
-            print_json({"study": study, "run_dir": str(arguments.run_dir), "answer": answer})
+            print_json({"study": study, "run_dir": str(arguments.run_dir), "result": result})
 
 
 @command(
@@ -123,21 +123,21 @@ def predict(arguments: argparse.Namespace) -> int:
         network = load_network(arguments.run_dir, arguments.trust)
     if arguments.json:
         return print_results(predict(network, arguments.files))
-    for answer in predict(network, arguments.files):
-        print(indented(str(answer)))
+    for prediction in predict(network, arguments.files):
+        print(indented(str(prediction)))
     return 0
 
 
-def print_results(answers: "Iterator[InputPrediction]") -> int:
+def print_results(predictions: "Iterator[InputPrediction]") -> int:
     """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
-    told, mistakes = list[Any](), list[str]()
+    documents, mistakes = list[Any](), list[str]()
     try:
-        for answer in answers:
-            told.append(asdict(answer))
+        for prediction in predictions:
+            documents.append(asdict(prediction))
     except PredictError as error:
         mistakes = error.mistakes
         print_errors(error)
-    print_json({"answers": told, "errors": mistakes})
+    print_json({"predictions": documents, "errors": mistakes})
     return 2 if mistakes else 0
 
 

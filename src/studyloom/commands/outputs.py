@@ -25,7 +25,7 @@ from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
 from studyloom.processes import host_id
-from studyloom.study.stopping import Wish
+from studyloom.study.stopping import Request
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.progress import (
@@ -154,7 +154,7 @@ class RunDocument(TypedDict):
     done: NotRequired[int | None]
     budget: NotRequired[int | None]
     best: NotRequired[BestTrial | None]
-    answer: NotRequired[ShortResult | None]
+    result: NotRequired[ShortResult | None]
 
 
 def run_document(
@@ -172,7 +172,7 @@ def run_document(
         "done": progress and progress.done,
         "budget": progress and progress.budget,
         "best": told,
-        "answer": progress and progress.answer,
+        "result": progress and progress.result,
     }
 
 
@@ -192,7 +192,7 @@ class HeartbeatDocument(TypedDict):
     stage: StageTitle
     done: int
     budget: int
-    control: Wish | None
+    control: Request | None
     eta: float | None
     exit_code: int | None
 

@@ -102,7 +102,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         """Returns how far the search is: trials by state, the best one, workers, the time left."""
         with opened(own) as [stored]:
             shown = asdict(JobReader(stored).status().document())
-            return plain(shown | ({"answer": None} if is_sealed(stored) else {}))
+            return plain(shown | ({"result": None} if is_sealed(stored) else {}))
 
     @server.tool(annotations=reading)
     def compare() -> dict[str, Any]:

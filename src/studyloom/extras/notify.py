@@ -75,10 +75,10 @@ class Notices:
         """
         progress = self._before
         if progress is not None:
-            answer = progress.answer
-            words = progress.stage_words if answer is None else short_words(answer)
+            result = progress.result
+            words = progress.stage_words if result is None else short_words(result)
             subject = words if code == 0 else f"ended with exit code {code}"
-            told = {"exit_code": code, "reason": reason, "answer": answer}
+            told = {"exit_code": code, "reason": reason, "result": result}
             self._put(progress, subject, reason or words, **told)
         self._feed.close(LAST)
 

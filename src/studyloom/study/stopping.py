@@ -190,20 +190,20 @@ os.register_at_fork(
 )
 
 
-Wish = Literal["stop", "pause"]
+Request = Literal["stop", "pause"]
 POLL = 1.0  # seconds between looks, one short read each
 
 
-def read_control(stored: StoredStudy) -> Wish | None:
+def read_control(stored: StoredStudy) -> Request | None:
     """Returns the request of another terminal; None without one."""
-    (wish,) = stored.attributes(CONTROL)
-    return wish if wish in ("stop", "pause") else None
+    (request,) = stored.attributes(CONTROL)
+    return request if request in ("stop", "pause") else None
 
 
-def set_control(stored: StoredStudy, wish: Wish | None) -> None:
+def set_control(stored: StoredStudy, request: Request | None) -> None:
     """Requests all workers of a study to stop or to pause; None withdraws the request."""
-    if read_control(stored) != wish:
-        stored.optuna.set_user_attr(CONTROL, wish)
+    if read_control(stored) != request:
+        stored.optuna.set_user_attr(CONTROL, request)
 
 
 def begin_again(stored: StoredStudy) -> None:
@@ -223,9 +223,9 @@ def following(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterato
     def follow(end: threading.Event) -> None:
         while True:
             with contextlib.suppress(StudyloomError):
-                wish = read_control(stored)
-                stop.paused = wish == "pause"
-                if wish == "stop" and stops:
+                request = read_control(stored)
+                stop.paused = request == "pause"
+                if request == "stop" and stops:
                     stop.request("studyloom stop")
                     return
             if end.wait(POLL):

@@ -32,7 +32,7 @@ R = TypeVar("R")
 Recipe = Callable[..., Any]  # makes an objective of a definition and `data=`, in any process
 
 CALL, GO, END = "call", "go", "end"  # what rank 0 says
-ANSWER, RAISED = "answer", "raised"  # what all say where they agree
+REPLY, RAISED = "reply", "raised"  # what all say where they agree
 FAILED = "failed"  # what another rank says before it ends
 NOTED = 8  # lines of the traceback of another rank
 PATIENCE = 2.0  # seconds that rank 0 waits to learn how another rank has failed
@@ -189,26 +189,26 @@ class Ranks:
         """
         if self.alone:
             return judge([work()])
-        answer: tuple[str, Any]
+        reply: tuple[str, Any]
         try:
-            answer = ANSWER, work()
+            reply = REPLY, work()
         except BaseException as error:  # SystemExit too, which the user's code may raise
-            answer = RAISED, _unless_ours(error)
+            reply = RAISED, _unless_ours(error)
         if self.rank:
-            self._send(self.lines[0], *answer)
+            self._send(self.lines[0], *reply)
             kind, verdict = self._hear(self.lines[0])
         else:
-            answers: list[tuple[str, Any]] = [answer, *map(self._hear, self.lines)]
-            kind, verdict = next((each for each in answers if each[0] == RAISED), (ANSWER, None))
-            if kind == ANSWER:
+            replies: list[tuple[str, Any]] = [reply, *map(self._hear, self.lines)]
+            kind, verdict = next((each for each in replies if each[0] == RAISED), (REPLY, None))
+            if kind == REPLY:
                 try:
-                    verdict = judge([result for _, result in answers])
+                    verdict = judge([result for _, result in replies])
                 except Exception as error:
                     kind, verdict = RAISED, error
             self._tell(kind, verdict)
         if kind == RAISED:
             self.within = False
-            raised = answer[1] if answer[0] == RAISED else verdict
+            raised = reply[1] if reply[0] == RAISED else verdict
             assert isinstance(raised, BaseException)
             raise raised
         result: R = verdict

@@ -39,7 +39,7 @@ class Compared:
     run_dir: Path
     stored: StoredStudy
     snapshot: Snapshot
-    answer: Result | None
+    result: Result | None
     parts: Sequence[StudyPart]
     settings: Mapping[str, Any]
 
@@ -61,10 +61,10 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):
-        answer = RunFiles.read(stored, folder).winner
+        result = RunFiles.read(stored, folder).winner
         parts, settings = read_parts(stored), _settings(folder, stored)
         snapshot = take_snapshot(stored)
-        compared.append(Compared(label, folder, stored, snapshot, answer, parts, settings))
+        compared.append(Compared(label, folder, stored, snapshot, result, parts, settings))
     return compared
 
 
@@ -143,7 +143,7 @@ class Comparison:
 def facts(study: Compared) -> ComparedFacts:
     """Returns the results of a study and their cost."""
     snapshot, trials = study.snapshot, study.stored.trials()
-    test = study.answer.test if study.answer else None
+    test = study.result.test if study.result else None
     return ComparedFacts(
         name=study.stored.name,
         run_dir=str(study.run_dir),
@@ -246,7 +246,7 @@ def page(studies: Sequence[Compared]) -> str:
 
 
 def _sentence(study: Compared) -> str:
-    return f"{study.snapshot.quotable(study.stored, study.answer)}."
+    return f"{study.snapshot.quotable(study.stored, study.result)}."
 
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:

@@ -56,7 +56,7 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
     request that could change something.
     """
 
-    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             return start_response(status, [*headers, *SAFETY], *exc_info)
 
@@ -67,16 +67,16 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
             known = False
         if not known:
             why = "this dashboard accepts requests only to localhost\n"
-            return _answer(start, "403 Forbidden", "text/plain", why)
+            return _respond(start, "403 Forbidden", "text/plain", why)
         if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
             why = "this request comes from another website\n"
-            return _answer(start, "403 Forbidden", "text/plain", why)
+            return _respond(start, "403 Forbidden", "text/plain", why)
         return app(environ, start)
 
-    return answer
+    return respond
 
 
-def _answer(start_response: "StartResponse", status: str, kind: str, text: str) -> Iterable[bytes]:
+def _respond(start_response: "StartResponse", status: str, kind: str, text: str) -> Iterable[bytes]:
     content = text.encode(errors="replace")
     start_response(
         status,
@@ -123,7 +123,7 @@ class LivePage:
                 content, kind = json.dumps(self.since(given)), "application/json"
             else:
                 content, kind = self._page(), "text/html"
-        return _answer(start_response, "200 OK", kind, content)
+        return _respond(start_response, "200 OK", kind, content)
 
     def since(self, given: str) -> dict[str, Any]:
         """Returns the changes since a version; everything if another server made the version."""

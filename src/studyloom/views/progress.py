@@ -22,7 +22,7 @@ from studyloom.errors import StorageError
 from studyloom.study.command_record import CommandRecord, StoredCommand
 from studyloom.study.early_end import Hours, hours_of
 from studyloom.study.failures import FailureCount, count_failures
-from studyloom.study.stopping import Wish, read_control
+from studyloom.study.stopping import Request, read_control
 from studyloom.study.stored_study import (
     REEVALUATION,
     RETRAINING,
@@ -166,7 +166,7 @@ class Progress:
         stages: the search, and the stages after it that are still expected or have run.
         halted: why the study was aborted, if it was.
         control: stop or pause, if another terminal has requested it.
-        answer: a summary of the winner and its test; None before there is one.
+        result: a summary of the winner and its test; None before there is one.
         exit_code: the exit code of the command that ended the job; None while work is left.
         elapsed: seconds from the start of the command until now, or until its end.
         eta: seconds until the end of the whole job; None if no worker runs or too little is known.
@@ -179,8 +179,8 @@ class Progress:
     stages: tuple[StageProgress, ...]
     title: str
     halted: str | None = None
-    control: Wish | None = None
-    answer: Mapping[str, Any] | None = None
+    control: Request | None = None
+    result: Mapping[str, Any] | None = None
     exit_code: int | None = None
     elapsed: float | None = field(default=None, compare=False)
     eta: float | None = field(default=None, compare=False)
@@ -236,8 +236,8 @@ class Progress:
     @property
     def best_words(self) -> str:
         """The result, or else the best trial so far."""
-        if self.answer is not None:
-            return short_words(self.answer)
+        if self.result is not None:
+            return short_words(self.result)
         best = self.search.best
         if best is None:
             return "no result yet"
@@ -362,7 +362,7 @@ class JobReader:
             StorageError: the database cannot be read.
         """
         command = StoredCommand.read(self.stored)
-        record, names, answered = command.record, command.stages, command.result
+        record, names, result = command.record, command.stages, command.result
         search = take_snapshot(self.stored)
         begun = dict(self._begun(record, names))
         snapshots = {title: take_snapshot(stored) for title, stored in begun.items()}
@@ -371,8 +371,8 @@ class JobReader:
             left = min(left, self.stored.ledger.todo(record.trials))
         feasible = bool(self.stored.feasible())
         stages = tuple(expected_stages(record, search, left, snapshots, feasible))
-        if answered is not None and answered.get("stage") != names.get(stages[-1].title):
-            answered = None  # it belongs to another budget or rule
+        if result is not None and result.get("stage") != names.get(stages[-1].title):
+            result = None  # it belongs to another budget or rule
         studies = {SEARCH: self.stored, **begun}
         trials = {title: stored.trials() for title, stored in studies.items()}
         compresses = record is not None and record.compresses and record.ended is None
@@ -383,10 +383,10 @@ class JobReader:
         progress = Progress(
             search=search,
             stages=stages,
-            title=present_title(stages, answered is not None, compresses=compresses),
+            title=present_title(stages, result is not None, compresses=compresses),
             halted=self.stored.halted(),
             control=read_control(self.stored),
-            answer=answered,
+            result=result,
             exit_code=None if record is None or goes_on else record.ended,
             elapsed=elapsed_of(record),
             hours=hours,
@@ -438,13 +438,13 @@ def expected_stages(
 
 
 def present_title(
-    stages: Sequence[StageProgress], answered: bool, *, compresses: bool = False
+    stages: Sequence[StageProgress], has_result: bool, *, compresses: bool = False
 ) -> str:
     """Returns the title of the running stage."""
     for stage in stages:
         if stage.left:
             return stage.title
-    if not answered:
+    if not has_result:
         return DONE if len(stages) == 1 else TEST
     return COMPRESS if compresses else DONE
 
@@ -536,7 +536,7 @@ class Event(TypedDict):
     """
 
     event: Literal[
-        "began", "reported", "resumed", "ended", "best", "control", "halted", "answer", "exit"
+        "began", "reported", "resumed", "ended", "best", "control", "halted", "result", "exit"
     ]
     at: str
     study: str
@@ -552,14 +552,14 @@ class Event(TypedDict):
     value: NotRequired[float | None]
     values: NotRequired[list[float | None] | None]
     seconds: NotRequired[float | None]
-    wish: NotRequired[Wish | None]
+    request: NotRequired[Request | None]
     reason: NotRequired[str | None]
-    answer: NotRequired[ShortResult]
+    result: NotRequired[ShortResult]
     code: NotRequired[int]
 
 
 # The fields of each event of the job; when they change, the event is reported again.
-TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answer"}
+TOLD = {"best": "trial", "control": "request", "halted": "reason", "result": "result"}
 
 
 @dataclass
@@ -639,11 +639,11 @@ def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     if best is not None and best.number != last.get("best"):
         yield {"event": "best", "stage": "search", **_ended(best)}
     if progress.control != last.get("control"):
-        yield {"event": "control", "wish": progress.control}
+        yield {"event": "control", "request": progress.control}
     if progress.halted is not None and progress.halted != last.get("halted"):
         yield {"event": "halted", "reason": progress.halted}
-    if progress.answer is not None and progress.answer != last.get("answer"):
-        yield {"event": "answer", "answer": dict(progress.answer)}
+    if progress.result is not None and progress.result != last.get("result"):
+        yield {"event": "result", "result": dict(progress.result)}
 
 
 def _ended(trial: FrozenTrial) -> dict[str, Any]:
@@ -762,8 +762,8 @@ class StatusDocument:
     elapsed: float | None
     hours: Hours
     cost: float | None
-    control: Wish | None
-    answer: ShortResult | None
+    control: Request | None
+    result: ShortResult | None
     exit_code: int | None
 
 
@@ -795,7 +795,7 @@ class Status:
     def document(self) -> StatusDocument:
         """Makes the document of the status."""
         progress, snapshot = self.progress, self.progress.search
-        answer: Any = progress.answer
+        result: Any = progress.result
         ended, outcomes = snapshot.outlook.ending, snapshot.outcomes
         return StatusDocument(
             study=snapshot.name,
@@ -822,6 +822,6 @@ class Status:
             hours=progress.hours,
             cost=progress.cost,
             control=progress.control,
-            answer=answer,
+            result=result,
             exit_code=progress.exit_code,
         )

@@ -262,16 +262,16 @@ def format_parameters(params: Mapping[str, Any]) -> str:
     return "  ".join(pairs) or "default configuration"
 
 
-def result_sentence(answer: Result, stored: StoredStudy) -> str | None:
+def result_sentence(result: Result, stored: StoredStudy) -> str | None:
     """Returns the result in one sentence; None if its winner has only the value of the search."""
-    winner, test, carried = answer.winner, answer.test, answer.transfer
+    winner, test, carried = result.winner, result.test, result.transfer
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
     who = describe(trial, winner.params, carried)
     if carried is not None:
         warning = "" if carried.held else "The order of the search did not hold at the target: "
         who = f"{warning}{who}, searched with {carried.small_words}"
     if test is not None:
-        words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
+        words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(result, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"
     if winner.fresh is None:
         return None
@@ -384,9 +384,9 @@ def _spread(values: Summary, metric: str) -> str:
     return f"{format_metric(mean, metric)} ± {format_error(error, format_value(mean))}"
 
 
-def _examples(answer: Result, test: Scores) -> str:
+def _examples(result: Result, test: Scores) -> str:
     """Describes the test set, such as 1,000 unseen images."""
-    data = answer.data
+    data = result.data
     noun = NOUNS.get(_class_of((data and data.transform) or {}), "examples")
     if data and data.columns:
         noun = "rows"

@@ -104,13 +104,13 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
     """Renders the baseline and the best trial: values, standard error, hyperparameters."""
-    answers = {"baseline": snapshot.baseline, "best": snapshot.best}
+    named = {"baseline": snapshot.baseline, "best": snapshot.best}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in ("what", "value", "trial"):
         table.add_column(name, no_wrap=True)
     table.add_column("hyperparameters", overflow="fold")
     lines: list[RenderableType] = []
-    for name, trial in answers.items():
+    for name, trial in named.items():
         if trial is None:
             continue
         values, style = _named_values(snapshot, trial), "bold" if name == "best" else ""
@@ -124,7 +124,7 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
         else:
             value = Text("\n".join(values), style=style)
             table.add_row(name, value, number, format_parameters(trial.params) + by)
-    if any(trial and TrialRecord(trial).standard_error is not None for trial in answers.values()):
+    if any(trial and TrialRecord(trial).standard_error is not None for trial in named.values()):
         legend = f"{'':10}± is the standard error of the mean over folds and seeds"
         lines.append(Text(legend, style="dim"))
     return Group(*lines) if width < WIDE else Group(table, *lines)
@@ -350,8 +350,8 @@ def render_status(status: Status, width: int) -> RenderableType:
             parts.append(Text(words, style=style, overflow="fold"))
 
     line(snapshot.headline)
-    if progress.answer is not None:
-        line(short_words(progress.answer), "bold green")
+    if progress.result is not None:
+        line(short_words(progress.result), "bold green")
     if ended is not None:
         line(ended.words)
     else:

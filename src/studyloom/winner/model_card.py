@@ -14,7 +14,7 @@ SMALL_HEADING = "## Compression"
 
 
 def model_card(
-    answer: Result, run_dir: Path, data: "Part | None", sources: Mapping[str, str]
+    result: Result, run_dir: Path, data: "Part | None", sources: Mapping[str, str]
 ) -> str:
     """Writes the model card of a tested winner in Markdown.
 
@@ -22,43 +22,43 @@ def model_card(
         data: the training set; None if a loop has its own.
         sources: the source code that a notebook or script defined, by name.
     """
-    winner, test = answer.winner, answer.test
+    winner, test = result.winner, result.test
     assert test is not None
     on = f", on {test.examples} examples" if test.examples else ""
     spread = "".join(f"; {note}" for note in test.uncertainty)
     lines = [
-        f"# {in_markdown(answer.study)}: trial {winner.trial}",
-        f"Test {in_markdown(answer.metric.name)} {test.winner.words} over "
-        f"{len(answer.seeds)} seeds{on}{spread}.",
+        f"# {in_markdown(result.study)}: trial {winner.trial}",
+        f"Test {in_markdown(result.metric.name)} {test.winner.words} over "
+        f"{len(result.seeds)} seeds{on}{spread}.",
     ]
     if test.baseline and test.difference:
         difference = test.difference_words
         lines.append(f"The baseline has {test.baseline.words}; the difference is {difference}.")
-    if winner.fresh and winner.gap is not None and answer.transfer is None:
+    if winner.fresh and winner.gap is not None and result.transfer is None:
         lines.append(
-            f"{answer.choice_words().capitalize()}. Its value in the search was "
+            f"{result.choice_words().capitalize()}. Its value in the search was "
             f"{format_value(winner.search_value)}, and {test.fresh_words} "
             f"{winner.fresh.words}. The selection gap is {format_value(winner.gap, '+')}; "
             "above 0 the search had flattered it."
         )
-    if carried := answer.transfer_sentence:
+    if carried := result.transfer_sentence:
         lines.append(in_markdown(carried))
     if winner.costs:
         costs = in_markdown(winner.costs_words)
-        lines.append(f"Chosen by {code_in_markdown(answer.rule)}{costs}.")
-    if reused := answer.reuse_words:
+        lines.append(f"Chosen by {code_in_markdown(result.rule)}{costs}.")
+    if reused := result.reuse_words:
         lines.append(f"{reused.capitalize()}.")
     params = [
         f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
         for name, value in winner.params.items()
     ]
     lines.append("\n".join(["## Hyperparameters\n\n| | |\n|-|-|", *(params or ["| default | |"])]))
-    if answer.data is None:
+    if result.data is None:
         use = f"{code_in_markdown(f'studyloom.load_winner({str(run_dir)!r})')} loads it."
     else:
         command = code_in_markdown(f"studyloom predict {run_dir} FILE…")
-        use = f"{command} takes {in_markdown(answer.data.accepted_files)}."
-    kept = "what the loop kept" if answer.is_of_loop else "the weights"
+        use = f"{command} takes {in_markdown(result.data.accepted_files)}."
+    kept = "what the loop kept" if result.is_of_loop else "the weights"
     lines.append(
         f"## Use\n\n`winner.pt` holds {kept} of "
         "the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` the configuration, "
@@ -66,7 +66,7 @@ def model_card(
     )
     trained = ""
     if data is not None:
-        epochs = "" if answer.is_of_loop else f", for {answer.epochs} epochs"
+        epochs = "" if result.is_of_loop else f", for {result.epochs} epochs"
         trained = f"Trained on {len(data)} examples, sha256 `{data.digest}`{epochs}. "
     lines.append(f"## Data\n\n{trained}The test set was {test.tested_words}.")
     for name, source in sources.items():

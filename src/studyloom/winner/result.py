@@ -942,7 +942,7 @@ def move_aside(run_dir: Path) -> Path | None:
         return None
     earlier = run_dir / "earlier"
     numbers = itertools.count(1)
-    folder = next(path for n in numbers if not (path := earlier / f"answer-{n}").exists())
+    folder = next(path for n in numbers if not (path := earlier / f"result-{n}").exists())
     folder.mkdir(parents=True)
     for file in files:
         file.rename(folder / file.name)

@@ -227,7 +227,7 @@ def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, ma
     noted = StoredCommand.read(stages.search.stored).result
     assert noted["compressed"]["bytes"] == (stages.run_dir / "winner.onnx").stat().st_size
     store_result(stages.search.stored, Result.load(stages.run_dir).in_short())
-    assert StoredCommand.read(stages.search.stored).result == noted, "the answer is the same"
+    assert StoredCommand.read(stages.search.stored).result == noted, "the result is the same"
 
 
 def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, asked, monkeypatch):

@@ -26,8 +26,8 @@ class Memory:
         self.trials[trial.number] = seen_of(trial)
         self.told.release()
 
-    def write_result(self, answer):
-        self.answers.append(answer)
+    def write_result(self, result):
+        self.answers.append(result)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,11 @@ def stored(url):
 
 def test_a_command_writes_every_ended_trial_with_its_curves_and_the_answer(stored, tmp_path):
     memory = Memory()
-    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     for _ in range(2):
-        project(stored, {"mine": memory}, tmp_path, answer)
+        project(stored, {"mine": memory}, tmp_path, result)
         assert memory.trials == in_database(stored)
-    assert memory.answers == [answer, answer]
+    assert memory.answers == [result, result]
 
 
 def test_one_that_lists_its_trials_is_given_those_that_are_missing_alone(stored, tmp_path):
@@ -83,33 +83,33 @@ def test_a_tracker_that_is_away_costs_a_line_and_is_told_in_time(stored, tmp_pat
 def test_a_command_waits_for_a_slow_one_and_says_for_what_and_how_long(
     stored, tmp_path, monkeypatch, caplog
 ):
-    memory, answer = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    memory, result = Memory(), TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     write = memory.write_trial
     with first_line() as line:
         monkeypatch.setattr(projection, "UNSEEN", 0.01)
         monkeypatch.setattr(memory, "write_trial", lambda t: line.wait(30) and write(t))
-        project(stored, {"mine": memory}, tmp_path, answer)
+        project(stored, {"mine": memory}, tmp_path, result)
     assert caplog.messages == [
         "track.mine: waiting 300 s at most (track.mine.patience), since it may lack "
         "3 of 3 trials and the result"
     ]
     assert memory.trials == in_database(stored)
-    assert memory.answers == [answer]
+    assert memory.answers == [result]
 
 
 def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writes_it(
     stored, tmp_path, monkeypatch, caplog
 ):
     hangs, memory = threading.Event(), Memory()
-    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
     with monkeypatch.context() as slow:
         slow.setattr(memory, "patience", 0.01, raising=False)
         slow.setattr(memory, "write_trial", lambda _: hangs.wait())
-        project(stored, {"mine": memory}, tmp_path, answer)
+        project(stored, {"mine": memory}, tmp_path, result)
     missing = "may lack 3 of 3 trials and the result"
     assert caplog.messages[1:] == [f"track.mine: {missing}; the same command writes it"]
-    project(stored, {"mine": memory}, tmp_path, answer)
-    assert (memory.trials, memory.answers) == (in_database(stored), [answer])
+    project(stored, {"mine": memory}, tmp_path, result)
+    assert (memory.trials, memory.answers) == (in_database(stored), [result])
     assert len(caplog.messages) == 2
     hangs.set()
 
@@ -117,8 +117,8 @@ def test_after_its_patience_a_command_says_what_is_missing_and_the_same_one_writ
 def test_of_what_one_refuses_nothing_else_is_called_missing(stored, tmp_path, caplog):
     memory = Memory()
     memory.away = True
-    answer = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
-    project(stored, {"mine": memory}, tmp_path, answer)
+    result = TrackedResult(track_study(stored, tmp_path), 1, {}, {}, {})
+    project(stored, {"mine": memory}, tmp_path, result)
     assert caplog.messages == [
         "track.mine: no answer from ␛[31mhost",
         "track.mine: may lack 3 of 3 trials; the same command writes it",

@@ -176,7 +176,7 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
     stored = create_study(url, "s", definition.identity("toy"), 1, goals=definition.goals)
     (tmp_path / "winner.json").write_text("{}")
     files = {"winner.json": tmp_path / "winner.json"}
-    answer = TrackedResult(track_study(stored, tmp_path), 0, {}, {}, files)
+    result = TrackedResult(track_study(stored, tmp_path), 0, {}, {}, files)
     tracker = MLflow(f"sqlite:///{tmp_path}/mlflow.db", "e")
 
     def log(client, run, path, log=MlflowClient.log_artifact):
@@ -185,7 +185,7 @@ def test_a_run_of_mlflow_is_finished_with_its_files_also_on_a_slow_server(
 
     with first_line() as line:
         monkeypatch.setattr(MlflowClient, "log_artifact", log)
-        project(stored, {"mlflow": tracker}, tmp_path, answer)
+        project(stored, {"mlflow": tracker}, tmp_path, result)
     most = "waiting 300 s at most (track.mlflow.patience)"
     told = [message for message in caplog.messages if message.startswith("track")]
     assert told == [f"track.mlflow: {most}, since it may lack the result"]
@@ -224,9 +224,9 @@ def test_a_foreign_database_of_mlflow_has_nothing_written_outside_the_run_direct
     run_dir.mkdir()
     uri = f"sqlite:///{run_dir}/mlflow.db"
     MlflowClient(uri).create_experiment("e", (tmp_path / "elsewhere").as_uri())
-    answer = TrackedResult(TrackedStudy("s", UUID, {}, run_dir), None, {}, {}, {})
+    result = TrackedResult(TrackedStudy("s", UUID, {}, run_dir), None, {}, {}, {})
     with pytest.raises(FileError, match="outside of this run directory"):
-        MLflow(uri, "e").write_result(answer)
+        MLflow(uri, "e").write_result(result)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -252,7 +252,7 @@ class Hasty(Half):
     def __init__(self, patience):
         self.patience = patience
 
-    def write_result(self, answer): ...
+    def write_result(self, result): ...
 
 
 def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):

@@ -137,8 +137,8 @@ function said(words, away = false) {
 async function follow() {
   if (!document.hidden) {
     try {
-      const answer = await fetch(`changes?since=${encodeURIComponent(version)}`);
-      const message = await answer.json();
+      const response = await fetch(`changes?since=${encodeURIComponent(version)}`);
+      const message = await response.json();
       if (message.version !== version) update(message);
       if (message.trouble) said(message.trouble, true);
       else said(`live, ${new Date().toLocaleTimeString()}`);

@@ -33,7 +33,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     params = {trial.number: trial.params for trial in stored.trials()}
     return {
         "study": stored.name,
-        "question": {
+        "definition": {
             "metric": goal.name,
             "direction": "maximize" if goal.sign > 0 else "minimize",
             "rule": snapshot.rule,
@@ -70,7 +70,7 @@ def print_asked(arguments: Any) -> None:
     if arguments.json:
         print_json(facts)
         return
-    asked, left, of = facts["question"], facts["left"], facts["budget"]
+    asked, left, of = facts["definition"], facts["left"], facts["budget"]
     begun = f"{left} of {of} trials have not begun" if left else f"all {of} trials have begun"
     for line in (
         f"{facts['study']}: {asked['direction']} {asked['metric']}; {asked['about']}",

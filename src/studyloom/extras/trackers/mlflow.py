@@ -29,8 +29,8 @@ from studyloom.text import one_line, shorten
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STUDY, TRIAL, KIND, STATE, ANSWER, WINNER = (
-    f"studyloom.{name}" for name in ("study", "trial", "kind", "state", "answer", "winner")
+STUDY, TRIAL, KIND, STATE, RESULT, WINNER = (
+    f"studyloom.{name}" for name in ("study", "trial", "kind", "state", "result", "winner")
 )
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 MOST_BYTES = 100 * 2**20  # of a response; a listing of a thousand runs has some MB
@@ -91,22 +91,24 @@ class MLflow:
         client.log_batch(run, tags=[RunTag(name, _text(text)) for name, text in facts.items()])
         client.set_terminated(run, STATUS[trial.state], at)
 
-    def write_result(self, answer: TrackedResult) -> None:
+    def write_result(self, result: TrackedResult) -> None:
         from mlflow.entities import Metric, RunTag
 
-        client, _ = self._connect(answer.study)
-        parent = self._run(answer.study, answer.study.name, {KIND: "study"}, time.time())
-        self._check_artifacts(answer.study, client.get_run(parent).info.artifact_uri)
+        client, _ = self._connect(result.study)
+        parent = self._run(result.study, result.study.name, {KIND: "study"}, time.time())
+        self._check_artifacts(result.study, client.get_run(parent).info.artifact_uri)
         now = int(time.time() * 1000)
-        metrics = [Metric(key_of(name), value, now, 0) for name, value in answer.values.items()]
-        winner = "none" if answer.trial is None else str(answer.trial)
-        goals = {f"studyloom.goal.{key_of(n)}": way for n, way in answer.study.goals.items()}
-        tags = [RunTag(name, text) for name, text in {WINNER: winner, **goals}.items()]
+        metrics = [Metric(key_of(name), value, now, 0) for name, value in result.values.items()]
+        winner = "none" if result.trial is None else str(result.trial)
+        directions = {
+            f"studyloom.direction.{key_of(n)}": way for n, way in result.study.goals.items()
+        }
+        tags = [RunTag(name, text) for name, text in {WINNER: winner, **directions}.items()]
         client.log_batch(parent, metrics, tags=tags)
-        for path in answer.files.values():
+        for path in result.files.values():
             client.log_artifact(parent, str(path))
-        if self.register and "winner.json" in answer.files:
-            self._register(self.register, parent, answer)
+        if self.register and "winner.json" in result.files:
+            self._register(self.register, parent, result)
         client.set_terminated(parent, "FINISHED", now)
 
     def written(self, study: TrackedStudy) -> set[int]:
@@ -174,30 +176,30 @@ class MLflow:
                     "one, with all that the study has"
                 )
 
-    def _register(self, name: str, parent: str, answer: TrackedResult) -> None:
+    def _register(self, name: str, parent: str, result: TrackedResult) -> None:
         """Registers the winner for `mlflow.pyfunc.load_model`, once for each result."""
         from mlflow.exceptions import MlflowException
 
-        client, _ = self._connect(answer.study)
-        digest = hashlib.sha256(answer.files["winner.json"].read_bytes()).hexdigest()
+        client, _ = self._connect(result.study)
+        digest = hashlib.sha256(result.files["winner.json"].read_bytes()).hexdigest()
         with contextlib.suppress(MlflowException):  # it is there, or the next call says why not
             client.create_registered_model(name)
         versions = client.search_model_versions(f"name = '{name}'")
-        if any(version.tags.get(ANSWER) == digest for version in versions):
+        if any(version.tags.get(RESULT) == digest for version in versions):
             return
         folder = f"model-{digest[:8]}"
         with TemporaryDirectory() as made:
             data = Path(made) / "data"
             data.mkdir()
             for file in ("winner.json", "winner.yaml", "winner.pt", "model_card.md"):
-                if file in answer.files:
-                    shutil.copyfile(answer.files[file], data / file)
+                if file in result.files:
+                    shutil.copyfile(result.files[file], data / file)
             flavor = {"loader_module": LOADER, "data": "data"}
             model = {"run_id": parent, "flavors": {"python_function": flavor}}
             (Path(made) / "MLmodel").write_text(yaml.safe_dump(model))
             client.log_artifacts(parent, made, folder)
         source = f"{client.get_run(parent).info.artifact_uri}/{folder}"
-        tags = {STUDY: answer.study.uuid, WINNER: str(answer.trial), ANSWER: digest}
+        tags = {STUDY: result.study.uuid, WINNER: str(result.trial), RESULT: digest}
         client.create_model_version(name, source, parent, tags)
 
 

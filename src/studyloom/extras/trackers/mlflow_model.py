@@ -34,9 +34,9 @@ class Served:
         if hasattr(model_input, "columns"):
             numbers = numbers.reshape(-1, *self.predictor.shape)
         prediction = self.predictor.predict(numbers)
-        answer = prediction.values if prediction.classes is None else prediction.classes
-        assert answer is not None
-        return answer.numpy()
+        values = prediction.values if prediction.classes is None else prediction.classes
+        assert values is not None
+        return values.numpy()
 
 
 def _load_pyfunc(path: str) -> Served:

@@ -104,7 +104,7 @@ class TrackedResult:
 
     Attributes:
         trial: the number of the winner, or of the best trial without one; None if none is complete.
-        values: by name: `trials.complete`, `search.accuracy`, `fresh.mean`, `test.mean`, …
+        values: by name: `trials.complete`, `search.accuracy`, `re_evaluation.mean`, `test.mean`, …
         files: of the result and its report, by name: winner.yaml, winner.pt, report.html, …
     """
 
@@ -126,7 +126,7 @@ class Tracker(Protocol):
         """Writes the run of a trial; written again it comes to the same content."""
         ...
 
-    def write_result(self, answer: TrackedResult) -> None:
+    def write_result(self, result: TrackedResult) -> None:
         """Writes the result of a study, instead of an earlier one."""
         ...
 
@@ -237,7 +237,7 @@ def project(
     stored: StoredStudy,
     trackers: Mapping[str, Tracker],
     run_dir: Path,
-    answer: TrackedResult | None = None,
+    result: TrackedResult | None = None,
 ) -> None:
     """Writes to each tracker every ended trial that it lacks, and the result.
 
@@ -247,7 +247,7 @@ def project(
     trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
     began, feeds = time.monotonic(), []
     for name, tracker in trackers.items():
-        missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [answer])]
+        missing: list[TrackedTrial | TrackedResult] = [*trials, *filter(None, [result])]
         feed = Feed(f"track.{name}", "")
         feed.put(partial(_write, tracker, study, missing))
         feeds.append((feed, missing, getattr(tracker, "patience", PATIENCE)))
@@ -355,7 +355,7 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     if written is not None:
         number, test = written.winner.trial, written.test
         found = {
-            "fresh.mean": written.winner.mean,
+            "re_evaluation.mean": written.winner.mean,
             "test.mean": test.winner.mean if test else None,
             "test.baseline": test.baseline.mean if test and test.baseline else None,
         }

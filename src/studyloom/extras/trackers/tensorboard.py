@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Writes DIR/STUDY-UUID/trial-N for each trial, and DIR/STUDY-UUID/answer.
+    """Writes DIR/STUDY-UUID/trial-N for each trial, and DIR/STUDY-UUID/result.
 
     Args:
         dir: the folder for `tensorboard --logdir`.
@@ -36,11 +36,11 @@ class TensorBoard:
             finals = {f"final/{printable(name)}": value for name, value in trial.values.items()}
             writer.add_hparams(plain, finals, run_name=".", global_step=0)
 
-    def write_result(self, answer: TrackedResult) -> None:
-        said = {**answer.values, **answer.params}
-        words = [f"trial {answer.trial}", *(f"{name}: {value}" for name, value in said.items())]
-        with self._writer(answer.study, "answer") as writer:
-            writer.add_text("answer", _as_code(words), 0)
+    def write_result(self, result: TrackedResult) -> None:
+        said = {**result.values, **result.params}
+        words = [f"trial {result.trial}", *(f"{name}: {value}" for name, value in said.items())]
+        with self._writer(result.study, "result") as writer:
+            writer.add_text("result", _as_code(words), 0)
 
     def written(self, study: TrackedStudy) -> set[int]:
         names = (path.name.removeprefix("trial-") for path in self._folder(study).glob("trial-*"))

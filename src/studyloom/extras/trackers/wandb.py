@@ -66,20 +66,20 @@ class WandB:
 
         self._write(write, trial.study, run_id, name, "trial", trial.state == "failed")
 
-    def write_result(self, answer: TrackedResult) -> None:
+    def write_result(self, result: TrackedResult) -> None:
         import wandb
 
         def write(run: Any) -> None:
-            params = {name: _plain(value) for name, value in answer.params.items()}
+            params = {name: _plain(value) for name, value in result.params.items()}
             run.config.update(params, allow_val_change=True)
-            run.summary.update({"winner": answer.trial, **answer.values})
-            if answer.files and self.mode != "disabled":
-                artifact = wandb.Artifact(f"winner-{answer.study.uuid[:8]}", type="model")
-                for name, path in answer.files.items():
+            run.summary.update({"winner": result.trial, **result.values})
+            if result.files and self.mode != "disabled":
+                artifact = wandb.Artifact(f"winner-{result.study.uuid[:8]}", type="model")
+                for name, path in result.files.items():
                     artifact.add_file(str(path), name, policy="immutable")
                 run.log_artifact(artifact)
 
-        self._write(write, answer.study, f"{answer.study.uuid}-study", answer.study.name, "study")
+        self._write(write, result.study, f"{result.study.uuid}-study", result.study.name, "study")
 
     def written(self, study: TrackedStudy) -> set[int]:
         folders = (self.dir / "wandb").glob(f"*run-*-{study.uuid}-*")

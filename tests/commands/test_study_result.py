@@ -1,4 +1,4 @@
-"""From the search to the answer: what a study says and how it ends if there is none."""
+"""From the search to the result: what a study says and how it ends if there is none."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def done(tmp_path_factory):
 
 @pytest.fixture
 def searched(done, tmp_path):
-    """A copy of it, with the answer of an earlier budget in the database."""
+    """A copy of it, with the result of an earlier budget in the database."""
     run_dir = shutil.copytree(done, tmp_path / "run")
     mark_own(run_dir)
     with api.open_study(run_dir) as study:
@@ -124,7 +124,7 @@ def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
     assert ended(searched, capsys) is None
     monkeypatch.undo()
     assert main(["winner", str(searched), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["answer"]["trial"] != 7
+    assert json.loads(capsys.readouterr().out)["result"]["trial"] != 7
     assert ended(searched, capsys) == 0
 
 

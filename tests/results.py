@@ -33,8 +33,8 @@ def document_of(**given: Any) -> dict[str, Any]:
     return whole
 
 
-def answer_of(**given: Any) -> Result:
-    """The answer of `document_of`."""
+def result_of(**given: Any) -> Result:
+    """The result of `document_of`."""
     return from_document(document_of(**given), Result)
 
 
@@ -45,5 +45,5 @@ def write_winner(folder: Path, model: Any, state: dict[str, Any], **facts: Any) 
         "winner.yaml": yaml.safe_dump({"model": model}).encode(),
         "winner.pt": pack_weights(state),
     }
-    answer_of(data=facts).write(folder, files)
+    result_of(data=facts).write(folder, files)
     return folder
