@@ -10,6 +10,6 @@ from studyloom.data.split import Split
 @dataclass(frozen=True)
 class Digits(Embedded):
     def test(self) -> Split:
-        with open(os.environ["STUDYLOOM_TEST_OPENINGS"], "a") as file:
+        with open(os.environ["STUDYLOOM_TEST_USES"], "a") as file:
             file.write(f"{os.getpid()}\n")
         return super().test()

@@ -50,11 +50,11 @@ class Commands:
     def result(self):
         return json.loads((self.run_dir / "winner.json").read_text())
 
-    def openings(self) -> int:
+    def uses(self) -> int:
         stored = open_study(f"sqlite:///{self.run_dir}/study.db", "mnist")
-        openings = stored.test_openings()
+        uses = stored.test_uses()
         stored.close()
-        return openings
+        return uses
 
 
 def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_path):
@@ -74,5 +74,5 @@ def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_
         assert words in (small, large) or mended, file
     page = (commands.run_dir / "report.html").read_text()
     assert f"trial {result['winner']['trial']}" in page
-    assert commands.openings() == 2, "one of each result"
+    assert commands.uses() == 2, "one of each result"
     assert "used 2 times" in (commands.run_dir / "model_card.md").read_text()

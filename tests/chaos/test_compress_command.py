@@ -55,9 +55,9 @@ def run_dir(tmp_path_factory):
     return folder, done.stdout
 
 
-def openings(folder):
+def uses(folder):
     stored = open_study(f"sqlite:///{folder / 'study.db'}", "mnist")
-    count = stored.test_openings()
+    count = stored.test_uses()
     stored.close()
     return count
 
@@ -72,7 +72,7 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     assert 3 < sizes["as it is, fp32"] / sizes["as it is, int8"] < 4
     assert record["chosen"]["bytes"] == (folder / "winner.onnx").stat().st_size
     assert record["chosen"]["name"] == min(sizes, key=sizes.get)
-    assert openings(folder) == record["test"]["openings"] == 2
+    assert uses(folder) == record["test"]["uses"] == 2
     assert re.search(r"chosen .* by min bytes", printed)
     card = (folder / "model_card.md").read_text()
     assert card.count("## Compression") == 1
@@ -130,4 +130,4 @@ def test_a_study_makes_its_winner_small_once_also_after_kills(tmp_path):
     # What the study says holds for the other command too.
     done = studyloom("compress", folder, "--json")
     assert json.loads(done.stdout)["settings"]["threads"] == 2
-    assert openings(folder) == 2, "of the winner, and of the file"
+    assert uses(folder) == 2, "of the winner, and of the file"

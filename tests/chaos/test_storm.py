@@ -53,7 +53,7 @@ def storm_run(folder):
     run = Run(folder, f"sqlite:///{folder}/study.db", WINNER)
     folder.parent.mkdir(exist_ok=True)
     opened = folder.with_name("opened")
-    run.environment["STUDYLOOM_TEST_OPENINGS"] = str(opened)
+    run.environment["STUDYLOOM_TEST_USES"] = str(opened)
     run.environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
     return run, opened
 
@@ -68,12 +68,12 @@ def calm(tmp_path_factory):
 
 def left_behind(run, opened):
     """What a run has left that must always be the same, after checks of all that must hold."""
-    studies, openings = read_studies(run.url)
+    studies, uses = read_studies(run.url)
     result = json.loads((run.folder / "winner.json").read_text())
     noted = len(opened.read_text().splitlines())
     # More were counted than made if a signal came between the two.
-    assert 1 <= noted <= openings == result["test"]["openings"]
-    return studies, result["winner"], result["test"] | {"openings": None}
+    assert 1 <= noted <= uses == result["test"]["uses"]
+    return studies, result["winner"], result["test"] | {"uses": None}
 
 
 def read_studies(url):
@@ -89,9 +89,9 @@ def read_studies(url):
         assert stage.ledger.counts() == {"free": 0, "held": 0, "done": len(trials)}, name
         outcomes[name] = harness.outcomes(stage)
         stage.close()
-    openings = stored.test_openings()
+    uses = stored.test_uses()
     stored.close()
-    return outcomes, openings
+    return outcomes, uses
 
 
 class Storm:

@@ -262,10 +262,10 @@ def test_standings_say_what_each_trial_had_reported_at_each_rung_and_what_it_cos
     assert done == Standing(0, "done", 4, reports, costs={"parameters": 7.0})
     assert handed_back == Standing(1, "open", 1, costs={"parameters": 8.0})
     assert other == Standing(2, "held", 2, {2: RungReport(2, 0.2)}, costs={"parameters": 9.0})
-    assert fresh == Standing(3, "fresh")
+    assert fresh == Standing(3, "unclaimed")
     either.storage.set_trial_intermediate_value(either.held()[0].trial_id, 5, 0.5)
     again = either.standings("b", 4, order)
-    assert [standing.state for standing in again] == ["done", "open", "own", "fresh"]
+    assert [standing.state for standing in again] == ["done", "open", "own", "unclaimed"]
     assert again[2].reports == {2: RungReport(2, 0.2), 4: RungReport(5, 0.5)}
     anew = Ledger(either.storage, either.study_id, either.uuid)
     assert again == anew.standings("b", 4, order)

@@ -375,5 +375,5 @@ def test_the_test_set_is_used_once_though_the_server_restarts_while_another_comm
             assert not again.wait(3)
             goes_on.set()
     stored = open_study(server.url, "s")
-    assert stored.test_openings() == Result.read(tmp_path).test.openings == 1
+    assert stored.test_uses() == Result.read(tmp_path).test.uses == 1
     stored.close()

@@ -3,7 +3,7 @@
 import random
 
 from studyloom.metrics import ACCURACY
-from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, RungReport, Standing
+from studyloom.storage.ledger import DONE, HELD, OPEN, UNCLAIMED, RungReport, Standing
 from studyloom.study.promotion import Promotion
 
 EPOCHS = 27
@@ -31,7 +31,7 @@ class Search:
     def __init__(self, curves, order, workers=1, seed=0):
         self.curves, self.order, self.fate = curves, order, random.Random(seed)
         self.epochs = dict.fromkeys(range(len(curves)), 0)
-        self.state = dict.fromkeys(range(len(curves)), FRESH)
+        self.state = dict.fromkeys(range(len(curves)), UNCLAIMED)
         self.workers, self.log, self.pruned = workers, [], []
 
     def standings(self):

@@ -13,7 +13,7 @@ from studyloom.study.command_record import (
 )
 from studyloom.study.opening import create_study
 
-RECORD = CommandRecord(8, judged=True, tested=True, top=3, seeds=5, per_hour=0.5)
+RECORD = CommandRecord(8, reevaluated=True, tested=True, top=3, seeds=5, per_hour=0.5)
 
 
 @pytest.fixture
@@ -25,7 +25,12 @@ def test_a_record_is_read_as_it_was_stored_and_ends_once(stored):
     assert StoredCommand.read(stored) == StoredCommand(None, {}, None)
     begin_command(stored, RECORD, 5.0)
     record = StoredCommand.read(stored).record
-    assert (record.trials, record.judged, record.tested, record.per_hour) == (8, True, True, 0.5)
+    assert (record.trials, record.reevaluated, record.tested, record.per_hour) == (
+        8,
+        True,
+        True,
+        0.5,
+    )
     assert (record.ended, record.at) == (None, None)
     end_command(stored, 1)
     end_command(stored, 0)

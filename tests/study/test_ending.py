@@ -9,7 +9,7 @@ from promoting import EPOCHS, Search, order_of
 
 from studyloom.metrics import ACCURACY, METRICS, Goal, ideal_of
 from studyloom.storage.attributes import parse
-from studyloom.storage.ledger import FRESH, OPEN
+from studyloom.storage.ledger import OPEN, UNCLAIMED
 from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of, gains
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
@@ -166,10 +166,10 @@ class Promoted(Search):
         self.best, self.expected = [], []
 
     def claim(self, at_work):
-        fresh = [*self.state.values()].count(FRESH)
+        fresh = [*self.state.values()].count(UNCLAIMED)
         found, best = gain_of(self.bounds, self.outcomes()), self.best_so_far()
         claimed = super().claim(at_work)
-        if [*self.state.values()].count(FRESH) < fresh:
+        if [*self.state.values()].count(UNCLAIMED) < fresh:
             self.expected.append(found)
             self.best.append(best)
         return claimed

@@ -10,7 +10,7 @@ from promoting import EPOCHS, Search, order_of, standing
 from toys import TINY, ask
 
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.storage.ledger import DONE, FRESH, HELD, OPEN, OWN, Next
+from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Next
 from studyloom.study.promotion import Promotion
 from studyloom.study.strategy import Strategy
 
@@ -128,7 +128,7 @@ def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first
     low = [standing(slot, OPEN, 0.1 * slot) for slot in range(6)]
     high = [standing(6 + k, OPEN, 0.0, 0.9, 0.1 * k) for k in range(3)]
     assert order.promotable([*low, *high]) == [8, 5, 4, 3]
-    fresh = [standing(9 + k, FRESH) for k in range(18)]
+    fresh = [standing(9 + k, UNCLAIMED) for k in range(18)]
     assert order.choose([*low, *high, *fresh]) == Next(8)
     assert order.is_next([*low, *high], 8)
     assert not order.is_next([*low, *high], 5)
@@ -172,7 +172,7 @@ def test_after_the_end_of_a_search_none_begins_and_none_is_promoted():
     order = order_of()
     slots = [standing(slot, OPEN, 0.1 * slot) for slot in range(3)]
     released = standing(3, OPEN, 0.5, 0.5)
-    every = [*slots, released, standing(4, FRESH)]
+    every = [*slots, released, standing(4, UNCLAIMED)]
     told = []
     while (chosen := order.choose(every, closed=True)) is not None and chosen.ends_pruned:
         told.append(chosen.slot)

@@ -8,7 +8,7 @@ import pytest
 from test_promotion import TWO, order_of, standing
 
 from studyloom.metrics import ACCURACY
-from studyloom.storage.ledger import FRESH, HELD, OPEN, Next
+from studyloom.storage.ledger import HELD, OPEN, UNCLAIMED, Next
 from studyloom.study.promotion import dominance, rank_points
 
 
@@ -65,7 +65,7 @@ def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
     ]
     order = order_of(*TWO)
     assert order.promotable(slots) == [2, 3]
-    fresh = [standing(6 + k, FRESH) for k in range(30)]
+    fresh = [standing(6 + k, UNCLAIMED) for k in range(30)]
     assert order.unpromotable([*slots, *fresh]) == {0, 1}
 
 
@@ -79,7 +79,7 @@ def test_nobody_is_told_who_could_still_be_promoted_whatever_came(goals, factor)
         pairs = [(fate.randrange(4), fate.choice((0.5, 1.5, 2.5, 3.5))) for _ in range(6)]
         coming = fate.choice((1, 2))
         hopeless = order.unpromotable(
-            [*waiting(*pairs), *(standing(6 + k, FRESH) for k in range(coming))]
+            [*waiting(*pairs), *(standing(6 + k, UNCLAIMED) for k in range(coming))]
         )
         able = set()
         for count in range(coming + 1):

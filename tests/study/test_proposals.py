@@ -32,7 +32,7 @@ from studyloom.study.command_record import CommandRecord, begin_command, store_r
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import open_study
 from studyloom.study.placement import place_point
-from studyloom.study.stored_study import RETRAINING
+from studyloom.study.stored_study import FINAL_TRAINING
 from studyloom.study.trial_record import TrialRecord
 from studyloom.study.warm_start import find_warm_starts, store_space
 
@@ -203,7 +203,7 @@ def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_t
     assert main(["ask", str(run_dir)]) == 0
     assert "all 2 trials have begun; 0 may be proposed now" in capsys.readouterr().out
     with stored.ledger.testing() as store:
-        stored.count_test_opening(store)
+        stored.count_test_use(store)
     set_bounds(stored, Bounds(None, None, 10))
     stored.ledger.extend(10)
     why = "the test set of s has been used, and a proposal could be chosen by it"
@@ -232,8 +232,8 @@ def write_tested(stored, run_dir):
     result = result_of(study="s", winner=chosen, test=test)
     result.write(run_dir, {})
     store_result(stored, result.in_short())
-    begin_command(stored, CommandRecord(10, judged=True, tested=True, top=1, seeds=1), 0.0)
-    store_stage(stored, RETRAINING, result.stage)
+    begin_command(stored, CommandRecord(10, reevaluated=True, tested=True, top=1, seeds=1), 0.0)
+    store_stage(stored, FINAL_TRAINING, result.stage)
 
 
 @pytest.mark.parametrize(

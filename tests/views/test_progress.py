@@ -17,14 +17,14 @@ from studyloom.study.command_record import (
 )
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import set_control
-from studyloom.study.stored_study import REEVALUATION, RETRAINING
+from studyloom.study.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.progress import (
     JobReader,
 )
 from studyloom.views.report import head
 from studyloom.winner.result import short_words
 
-RECORD = CommandRecord(trials=4, judged=True, tested=True, top=1, seeds=2)
+RECORD = CommandRecord(trials=4, reevaluated=True, tested=True, top=1, seeds=2)
 MEAN = {"mean": 0.9725, "std": 0.004}
 
 
@@ -100,7 +100,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     assert (progress.title, progress.current.name) == (REEVALUATION, judging.name)
     assert progress.all_stages == "search 4/4, re-evaluation 1/2, final training 0/4"
     work(judging, 1)
-    final = later(RETRAINING, 1)
+    final = later(FINAL_TRAINING, 1)
     work(final, 1)
     store_result(stored, result_of("of another stage"))
     assert (reader.read().title, reader.read().ended) == ("test", False)

@@ -60,19 +60,19 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     again = evaluate_winner(small, pytest.fail, ["x"])
     assert (again.test, again.confusion) == (result.test, result.confusion)
     assert opened == 1
-    assert result.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
+    assert result.reused == {"re-evaluation": (0, 4), "final-training": (0, 4)}
     weights = load_weights(tmp_path / "winner.pt")
     before = {*small.candidates}
     trained.clear()
     large, grown, opened = judged(definition, sqlite_url, tmp_path, 5)
     assert {*large.candidates} == before, "the fifth is not among the best"
     assert len(trained) == 1, "the fifth trial of the search"
-    assert grown.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
+    assert grown.reused == {"re-evaluation": (4, 4), "final-training": (4, 4)}
     assert opened == 0
     assert grown.test == replace(result.test, earlier=True)
     for stage, was in (
         (large.reevaluation, small.reevaluation),
-        (large.retraining, small.retraining),
+        (large.final_training, small.final_training),
     ):
         for training, trial in stage.trained.items():
             same = was.trained[training]
@@ -84,7 +84,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     lines = "\n".join(winner_lines(grown))
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
     anew = evaluate_winner(large, CountedTest(), ["x"], anew=True)  # if one asks for it
-    assert anew.test == replace(result.test, openings=2)
+    assert anew.test == replace(result.test, uses=2)
 
 
 def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
@@ -101,8 +101,8 @@ def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
     work(stages)
     result = evaluate_winner(stages, CountedTest(), ["x"])
     assert len(trained) == 8, "four in the search, and two candidates on two seeds"
-    assert result.reused["retraining"] == (4, 4)
-    assert stages.retraining.values() == stages.reevaluation.values()
+    assert result.reused["final-training"] == (4, 4)
+    assert stages.final_training.values() == stages.reevaluation.values()
 
 
 @pytest.mark.chaos
@@ -138,7 +138,7 @@ def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_k
     judged(definition, sqlite_url, tmp_path, 4)
     trained.clear()
     stages, result, opened = judged(definition, sqlite_url, tmp_path, 4, seeds=3)
-    assert result.reused == {"re-evaluation": (4, 6), "retraining": (4, 6)}
+    assert result.reused == {"re-evaluation": (4, 6), "final-training": (4, 6)}
     assert len(trained) == 4, "the third seed of each"
     assert opened == 1, "it has not been seen by these"
     trained.clear()
@@ -161,10 +161,10 @@ def test_what_other_code_has_trained_is_trained_again(definition, sqlite_url, tm
     _, result, _ = judged(of_code("a"), sqlite_url, tmp_path, 4)
     trained.clear()
     _, anew, opened = judged(of_code("b"), sqlite_url, tmp_path, 4)
-    assert anew.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
+    assert anew.reused == {"re-evaluation": (0, 4), "final-training": (0, 4)}
     assert opened == 1
     assert len(trained) == 8
     assert anew.stage != result.stage
     _, back, opened = judged(of_code("a"), sqlite_url, tmp_path, 4)
-    assert back.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
+    assert back.reused == {"re-evaluation": (4, 4), "final-training": (4, 4)}
     assert opened == 0

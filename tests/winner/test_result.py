@@ -59,7 +59,7 @@ def test_numbers_say_what_they_are():
     assert result_of(trials=40).choice_words() == "chosen from 40 trials"
     first = "chosen from the first 40 of 60 trials"
     assert result_of(trials=40, study_trials=60).choice_words() == first
-    reused = {"re-evaluation": [20, 20], "retraining": [0, 10]}
+    reused = {"re-evaluation": [20, 20], "final-training": [0, 10]}
     assert result_of(reused=reused).reuse_words.endswith(": 20 of 20 re-evaluations")
     assert result_of().reuse_words == ""
     test = result_of(test=TEST).test

@@ -96,7 +96,7 @@ def test_winner_yaml_trains_the_network_of_the_target_by_the_same_rule(evaluated
         *compose(f"hydra.searchpath=[file://{CONF}]", name="again", folder=folder)
     )
     (job,) = again.jobs(again.baseline, [SPLIT.whole()], 0)
-    wanted = stages.retraining.source.job(winner, 0)
+    wanted = stages.final_training.source.job(winner, 0)
     same, other = (
         [group["lr"] for group in each.optimizer([torch.zeros(1, requires_grad=True)]).param_groups]
         for each in (job, wanted)

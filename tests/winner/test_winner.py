@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     assert not stages.is_done()
     assert [stage.title for stage in stages] == ["search", "re-evaluation"]
     names = [study.study_name for study in stages.search.stored.storage.get_all_studies()]
-    assert not any("retraining" in name for name in names)
+    assert not any("final-training" in name for name in names)
     work(stages)
     assert stages.is_done()
     found, before = stages.reevaluated, evaluated[0].reevaluated
@@ -113,7 +113,7 @@ def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_th
 
 def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluated):
     stages, result, _ = evaluated
-    assert [stage.title for stage in stages] == ["search", "re-evaluation", "retraining"]
+    assert [stage.title for stage in stages] == ["search", "re-evaluation", "final-training"]
     assert (stages.is_done(), stages.todo()) == (True, 0)
     found = stages.reevaluated
     for candidate, values in found.values.items():
@@ -128,9 +128,9 @@ def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluate
 
 def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
     stages, _, _ = evaluated
-    assert stages.retraining.source.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
+    assert stages.final_training.source.fold(0)[0].tolist() == [*range(len(SPLIT.targets))]
     stored = flat(load_weights(stages.run_dir / "winner.pt"))
-    again = flat(train_plainly(stages.retraining, stages.reevaluated.winner, 0)[1])
+    again = flat(train_plainly(stages.final_training, stages.reevaluated.winner, 0)[1])
     assert stored.keys() == again.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in again.items())
 
@@ -148,7 +148,7 @@ def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_n
     definition = ask(*TINY[:-1], "space=none", "pruner=none")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(stages)
-    assert [stage.title for stage in stages] == ["search", "retraining"]
+    assert [stage.title for stage in stages] == ["search", "final-training"]
     result = evaluate_winner(stages, CountedTest(), ["x"])
     assert result.winner.trial == 0
     assert result.winner.gap is None
@@ -172,17 +172,17 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(defi
     work(stages)
 
     def killed():
-        assert stages.search.stored.test_openings() == 1
+        assert stages.search.stored.test_uses() == 1
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_winner(stages, killed, ["x"])
     result = evaluate_winner(stages, CountedTest(), ["x"])
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
-    assert result.test.openings == reopened.test_openings() == 2
+    assert result.test.uses == reopened.test_uses() == 2
     assert "the test set was used 2 times" in "\n".join(winner_lines(result))
     assert "used 2 times" in (tmp_path / "model_card.md").read_text()
-    for file in stages.retraining.weights.iterdir():  # which another host keeps
+    for file in stages.final_training.weights.iterdir():  # which another host keeps
         file.unlink()
     again = evaluate_winner(stages, CountedTest(), ["x"])
     assert again.test == result.test, "they are trained again to the same"
@@ -205,7 +205,7 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(definition, tmp_pa
             wrong.setattr(toys, "test", test)
             with pytest.raises(NoWinner, match=words):
                 evaluate_winner(stages, CountedTest(), ["x"])
-    assert evaluate_winner(stages, CountedTest(), ["x"]).test.openings == 4
+    assert evaluate_winner(stages, CountedTest(), ["x"]).test.uses == 4
 
 
 @pytest.mark.chaos  # scikit-learn takes seconds to import
@@ -221,11 +221,13 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(definitio
 
 
 def test_the_test_numbers_and_wrong_images_are_those_of_the_stored_networks(evaluated):
-    stages, result, openings = evaluated
-    assert openings == 1
+    stages, result, uses = evaluated
+    assert uses == 1
     winner = stages.definition.at(stages.candidates[stages.reevaluated.winner].point)
     images, model = test_part(), toys.build(winner, SPLIT.part())
-    model.load_state_dict(flat(train_plainly(stages.retraining, stages.reevaluated.winner, 0)[1]))
+    model.load_state_dict(
+        flat(train_plainly(stages.final_training, stages.reevaluated.winner, 0)[1])
+    )
     predicted = model.eval()(images.inputs).argmax(1)
     accuracy = float((predicted == images.targets).double().mean())
     assert result.test.winner.values[0] == pytest.approx(accuracy, abs=1e-7)
@@ -402,7 +404,7 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(two
         winners.append(stages.reevaluated.winner.trial)
     costs = costs_of(stages)
     assert costs[winners[1]] == min(costs.values())
-    assert [test.openings for test in tests] == [1, 2, 2]
+    assert [test.uses for test in tests] == [1, 2, 2]
     assert tests[0].winner == tests[2].winner != tests[1].winner
 
 

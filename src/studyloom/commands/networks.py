@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 # Run in this process, whatever launcher the study's command had.
-JUDGED = ("winner.enabled=true", "launcher=join")
+EVALUATE = ("winner.enabled=true", "launcher=join")
 
 
 @command(
@@ -43,17 +43,17 @@ def winner(arguments: argparse.Namespace) -> None:
     """Chooses the winner of a search that has ended, trains it, and tests it. Stored trainings are
     reused.
     """
-    from studyloom.commands.search import judge
+    from studyloom.commands.search import reevaluate
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.views.terminal import make_console
 
     with (
         code_of_study(arguments.run_dir, arguments.code),
-        recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
+        recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as cfg,
     ):
         out = sys.stderr if arguments.json else sys.stdout
-        study, result = judge(cfg, make_console(out))
+        study, result = reevaluate(cfg, make_console(out))
         if arguments.json:
             print_json({"study": study, "run_dir": str(arguments.run_dir), "result": result})
 
@@ -86,7 +86,7 @@ def compress(arguments: argparse.Namespace) -> None:
         locate_study(arguments)
     with (
         code_of_study(arguments.run_dir, arguments.code),
-        recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
+        recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as cfg,
         ExitStack() as opened,
     ):
         with Stop() as stop:  # afterwards Ctrl-C ends it at once: there is nothing to hand over

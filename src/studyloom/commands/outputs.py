@@ -31,8 +31,8 @@ from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.progress import (
     BestTrial,
     History,
-    JobReader,
     Progress,
+    ProgressReader,
     StageTitle,
     to_json,
     write_event,
@@ -43,7 +43,7 @@ from studyloom.worker_log import LINE
 
 HEARTBEAT = "heartbeat.json"
 INTERVAL = 10.0  # seconds between two heartbeats
-FRESH = 60.0  # seconds after which a heartbeat is no sign of life
+RECENT = 60.0  # seconds after which a heartbeat is no sign of life
 LAST = 5.0  # seconds that the reader of a pipe has to take what is left when the command ends
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Outputs:
         self.events: EventFile | None = None
         self.listeners: list[Any] = []
         self._progress: Progress | None = None
-        self._reader: JobReader | None = None
+        self._reader: ProgressReader | None = None
         self._run_dir: Path | None = None
 
     def open(self) -> None:
@@ -110,7 +110,7 @@ class Outputs:
 
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:
         """Begins to report on a study."""
-        self._reader, self._run_dir = JobReader(stored), run_dir
+        self._reader, self._run_dir = ProgressReader(stored), run_dir
         self.listeners.insert(0, Heartbeat(run_dir))  # the first, since others may wait
         if self.events is not None:
             self.events.attach(stored)
@@ -246,7 +246,7 @@ def is_beating(run_dir: Path) -> bool:
     Uses the file's modification time, so that nothing is read from an untrusted folder.
     """
     try:
-        return time.time() - (run_dir / HEARTBEAT).stat().st_mtime < FRESH
+        return time.time() - (run_dir / HEARTBEAT).stat().st_mtime < RECENT
     except OSError:
         return False
 

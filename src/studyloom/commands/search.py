@@ -190,7 +190,7 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultSt
         yield prepared, plan
 
 
-def judge(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
+def reevaluate(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
     """Chooses and tests the winner of a search that has ended, even if it was tested before.
 
     Returns:

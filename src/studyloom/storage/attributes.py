@@ -23,9 +23,9 @@ BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is s
 ENDED = "ended"  # dict[str, Any] | None: why it has ended so, decided once
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first configurations
-TEST_OPENINGS = "test_openings"  # int: how often the test set was opened
+TEST_USES = "test_uses"  # int: how often the test set was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
-TESTED = "tested"  # dict[str, Any], of a retraining: what the test set gave, as in winner.json
+TESTED = "tested"  # dict[str, Any], of a final training: what the test set gave, as in winner.json
 COMPRESSED = "compressed"  # dict[str, Any]: what the test set gave, by the digest of winner.onnx
 JOB = "job"  # dict[str, Any]: what the last command does, when it began and ended
 STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
@@ -86,7 +86,7 @@ class Resumed(TypedDict):
 TYPES: dict[str, Any] = {
     **dict.fromkeys((QUESTION, STAGES, ANSWERED, MADE), dict[str, Any]),
     **dict.fromkeys((HALTED, RULE, FAILURE, REASON), str | None),
-    **dict.fromkeys((TEST_OPENINGS, PLANNED_EPOCHS), int),
+    **dict.fromkeys((TEST_USES, PLANNED_EPOCHS), int),
     EPOCHS: dict[str, list[float | int | None]],
     TIMES: dict[str, float | int],
     STANDARD_ERROR: float | int,

@@ -258,7 +258,7 @@ class HeldClaim(NamedTuple):
     token: int
 
 
-FRESH, OPEN, OWN, HELD, DONE = "fresh", "open", "own", "held", "done"
+UNCLAIMED, OPEN, OWN, HELD, DONE = "unclaimed", "open", "own", "held", "done"
 
 
 class RungReport(NamedTuple):
@@ -273,8 +273,8 @@ class Standing:
     """How far the trial of a slot has come, and whether a worker holds it.
 
     Attributes:
-        state: FRESH without a trial; OPEN with one that no living worker holds; OWN if the worker
-            that reads it holds it; HELD by another; DONE.
+        state: UNCLAIMED without a trial; OPEN with one that no living worker holds; OWN if the
+            worker that reads it holds it; HELD by another; DONE.
     """
 
     slot: int
@@ -321,7 +321,7 @@ STATES = (
         sa.case(
             (SLOTS.c.state == "done", DONE),
             (HELD_BY_ME, OWN),
-            (sa.and_(READY, HAS_NONE), FRESH),
+            (sa.and_(READY, HAS_NONE), UNCLAIMED),
             (READY, OPEN),
             else_=HELD,
         ),
@@ -368,7 +368,7 @@ def _read_standings(
             for rung in (order.rungs(last) if last is not None else ())
         }
         costs = {name: float(of_trial[name]) for name in order.costs if name in of_trial}
-        found[slot] = Standing(slot, FRESH, last, at_rungs, BASELINE in of_trial, costs)
+        found[slot] = Standing(slot, UNCLAIMED, last, at_rungs, BASELINE in of_trial, costs)
     return found
 
 
@@ -611,13 +611,13 @@ class Ledger:
     def todo(self, trials: int, *, begun: bool = False) -> int:
         """Counts how many of the first `trials` slots are not done; or only those with a trial."""
         # Two counts, each by an index.
-        begun_slots, fresh_slots = (
+        begun_slots, unclaimed_slots = (
             sa.select(sa.func.count())
             .where(self._mine, SLOTS.c.slot < trials, IS_OPEN, condition)
             .scalar_subquery()
             for condition in (HAS_TRIAL, HAS_NONE)
         )
-        query = sa.select(begun_slots if begun else begun_slots + fresh_slots, sql.IS_STUDY)
+        query = sa.select(begun_slots if begun else begun_slots + unclaimed_slots, sql.IS_STUDY)
         ((number, found),) = self._rows(query)
         if not found:
             raise sql.study_deleted()

@@ -22,7 +22,7 @@ class CommandRecord:
     """The settings of a command that the study definition does not have.
 
     Args:
-        judged: whether re-evaluation with new seeds chooses the winner.
+        reevaluated: whether re-evaluation with new seeds chooses the winner.
         tested: whether final training and test follow, of winner and baseline.
         top: how many trials, and neighbors of the best one, are re-evaluated with the baseline.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
@@ -31,7 +31,7 @@ class CommandRecord:
     """
 
     trials: int
-    judged: bool = False
+    reevaluated: bool = False
     tested: bool = False
     top: int = 0
     seeds: int = 0

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial
 from studyloom.definition.definition import Definition
 from studyloom.metrics import Goal
 from studyloom.seeds import derive
-from studyloom.storage.ledger import DONE, FRESH, OPEN, OWN, Next, Standing
+from studyloom.storage.ledger import DONE, OPEN, OWN, UNCLAIMED, Next, Standing
 
 
 def dominance(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
@@ -262,7 +262,7 @@ class PromotionOrder:
             return Next(min(over), ends_pruned=True)
         if promotable := [] if closed else self.promotable(standings):
             return Next(promotable[0])
-        for state in (OPEN,) if closed else (OPEN, FRESH):
+        for state in (OPEN,) if closed else (OPEN, UNCLAIMED):
             ready = (s.slot for s in standings if s.state == state and self._waits_at(s) is None)
             if (slot := min(ready, default=None)) is not None:
                 return Next(slot)
@@ -324,7 +324,7 @@ class PromotionOrder:
 
     def _going(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
         """Returns how many trials of each bracket still run or wait, or may yet begin."""
-        ended = (DONE, FRESH) if closed else (DONE,)
+        ended = (DONE, UNCLAIMED) if closed else (DONE,)
         return Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
 
     @staticmethod

@@ -30,7 +30,7 @@ from studyloom.storage.attributes import (
     HALTED,
     QUESTION,
     RULE,
-    TEST_OPENINGS,
+    TEST_USES,
 )
 from studyloom.storage.database import Connection, Retry
 from studyloom.storage.ledger import Ledger, Store
@@ -40,7 +40,7 @@ from studyloom.study.trial_record import TrialRecord
 from studyloom.text import mask_passwords, one_line, printable, without_formula
 
 CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
-SEARCH, REEVALUATION, RETRAINING = "search", "re-evaluation", "retraining"
+SEARCH, REEVALUATION, FINAL_TRAINING = "search", "re-evaluation", "final-training"
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 SHOWN = 100  # rows in a notebook
 STAGE_NAME = re.compile(
@@ -264,13 +264,13 @@ class StoredStudy:
             if owner_of(study.study_name) == self.name:
                 yield study, StageName.parse(study.study_name)
 
-    def test_openings(self) -> int:
+    def test_uses(self) -> int:
         """Returns how often the test set was used."""
-        return int(self.attributes(TEST_OPENINGS)[0] or 0)
+        return int(self.attributes(TEST_USES)[0] or 0)
 
-    def count_test_opening(self, store: Store) -> None:
+    def count_test_use(self, store: Store) -> None:
         """Counts a use of the test set before it is used, as only the holder of the lease may."""
-        store(self.ledger.study_id, TEST_OPENINGS, self.test_openings() + 1)
+        store(self.ledger.study_id, TEST_USES, self.test_uses() + 1)
 
     def code(self) -> dict[str, Any]:
         """Returns the digests of the user's code with which the study now runs."""

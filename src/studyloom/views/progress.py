@@ -24,8 +24,8 @@ from studyloom.study.early_end import Hours, hours_of
 from studyloom.study.failures import FailureCount, count_failures
 from studyloom.study.stopping import Request, read_control
 from studyloom.study.stored_study import (
+    FINAL_TRAINING,
     REEVALUATION,
-    RETRAINING,
     SEARCH,
     StoredStudy,
     open_beside,
@@ -131,7 +131,7 @@ TEST, COMPRESS, DONE = "test", "compress", "done"
 WORDS = {
     SEARCH: "search",
     REEVALUATION: "re-evaluation",
-    RETRAINING: "final training",
+    FINAL_TRAINING: "final training",
     TEST: "test",
     COMPRESS: "compression",
     DONE: "done",
@@ -399,7 +399,7 @@ class JobReader:
         self, record: CommandRecord | None, names: Mapping[str, str]
     ) -> Iterator[tuple[str, StoredStudy]]:
         """Yields the studies of the later stages that have begun, by title."""
-        for title in (REEVALUATION, RETRAINING):
+        for title in (REEVALUATION, FINAL_TRAINING):
             name = names.get(title, "")
             if record is None or not name.startswith(record.stage_of(self.stored.name, title)):
                 continue  # it belongs to another budget
@@ -422,13 +422,15 @@ def expected_stages(
         left: how many trials of the search are still to be done.
     """
     yield StageProgress(SEARCH, search.done, left, search)
-    if record is None or not record.judged or (not left and not feasible):
+    if record is None or not record.reevaluated or (not left and not feasible):
         return  # nothing can be re-evaluated
     alone = not left and search.outcomes.get("complete", 0) == 1
     needed = not record.tested or not alone
     expected = {
-        REEVALUATION: (record.top + 1) * record.seeds if needed and RETRAINING not in begun else 0,
-        RETRAINING: 2 * record.seeds if record.tested else 0,
+        REEVALUATION: (record.top + 1) * record.seeds
+        if needed and FINAL_TRAINING not in begun
+        else 0,
+        FINAL_TRAINING: 2 * record.seeds if record.tested else 0,
     }
     for title, trials in expected.items():
         if (own := begun.get(title)) is not None:
@@ -541,7 +543,7 @@ class Event(TypedDict):
     at: str
     study: str
     id: str | None
-    stage: NotRequired[Literal["search", "re-evaluation", "retraining"]]
+    stage: NotRequired[Literal["search", "re-evaluation", "final-training"]]
     trial: NotRequired[int]
     params: NotRequired[dict[str, Any]]
     worker: NotRequired[str | None]

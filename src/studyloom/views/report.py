@@ -44,7 +44,7 @@ from studyloom.winner.result import (
     Result,
     RunFiles,
     Wrong,
-    format_openings,
+    format_uses,
     plural,
 )
 from studyloom.worker_log import read_end
@@ -87,7 +87,7 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
 
 PLAIN = {
     "re-evaluation": "re-evaluation of the best",
-    "retraining": "final training of winner and baseline",
+    "final-training": "final training of winner and baseline",
 }
 
 
@@ -193,14 +193,14 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
         yield f"{chosen}."
     else:
         # With a rule or another metric, the winner need not have the best mean.
-        fresh = len(won.values)
+        seeds = len(won.values)
         others = [row.mean for row in winner.candidates if row != won and row.mean is not None]
         worse = [other for other in others if stored.sign * (mean - other) >= 0]
         of = f"of {len(winner.candidates)} candidates"
         if len(worse) == len(others):
-            yield f"{chosen}: it had the best mean {of} on {fresh} new seeds."
+            yield f"{chosen}: it had the best mean {of} on {seeds} new seeds."
         else:
-            yield f"{chosen}: it is the best {of} by {winner.rule}, on {fresh} new seeds."
+            yield f"{chosen}: it is the best {of} by {winner.rule}, on {seeds} new seeds."
         if worse:
             next_best = max(worse, key=lambda other: stored.sign * other)
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
@@ -283,8 +283,8 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
         return
     runs = test.winner.seeds_words or plural(len(test.winner.values), "seed")
     note = f"trial {winner.winner.trial}; {runs}"
-    opened = format_openings(test.openings)
-    part = f"{test.examples} test examples, {opened}" if test.examples else opened
+    uses = format_uses(test.uses)
+    part = f"{test.examples} test examples, {uses}" if test.examples else uses
     if test.baseline is None or test.difference is None:  # no baseline, or it has won
         yield Card("Winner, test", *spread(test.winner), f"{note}; {part}")
     else:
@@ -340,7 +340,7 @@ def candidates(winner: Result) -> figures.PageTable:
         costs = [f"{name} {number(cost)}" for name, cost in row.costs.items()]
         changed = [] if row.factor == 1 else [f"learning rate × {row.factor:g}"]
         parameters = "  ".join([*costs, *changed, format_parameters(row.params)])
-        again = " ".join(spread(row.fresh))
+        again = " ".join(spread(row.reevaluation))
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
     return figures.PageTable(
@@ -720,7 +720,7 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
         if (by := record.proposer()) or not record.is_given:
             own[by].append(trial.number)
     searched = {trial.number: trial.values[0] for trial in stored.ranked()}
-    judged = {row.trial: row.mean for row in (winner.candidates if winner else ())}
+    means = {row.trial: row.mean for row in (winner.candidates if winner else ())}
 
     def best(values: Mapping[int, float | None], numbers: Iterable[int]) -> float | None:
         known = [value for n in numbers if (value := values.get(n)) is not None]
@@ -730,8 +730,8 @@ def proposer_sections(stored: StoredStudy, winner: Result | None) -> Iterator[Se
     for by, numbers in own.items():
         found, who = best(searched, numbers), f"proposed by {by}" if by else "sampler"
         gain = None if found is None or first is None else stored.sign * (found - first)
-        fresh = number(best(judged, numbers))
-        rows.append((who, len(numbers), number(found), number(gain, "+"), fresh))
+        reevaluation = number(best(means, numbers))
+        rows.append((who, len(numbers), number(found), number(gain, "+"), reevaluation))
     head = ("", "trials", "best, search", "better than the sampler's by", "best re-evaluation mean")
     if len(own) > 1:
         yield section("proposers", [figures.PageTable(head, rows, words=(0,))])

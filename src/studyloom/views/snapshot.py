@@ -273,10 +273,10 @@ def result_sentence(result: Result, stored: StoredStudy) -> str | None:
     if test is not None:
         words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(result, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"
-    if winner.fresh is None:
+    if winner.reevaluation is None:
         return None
     seeds = plural(len(winner.values), "new seed")
-    return f"{who}: {_spread(winner.fresh, stored.metric)} on {seeds}, untested"
+    return f"{who}: {_spread(winner.reevaluation, stored.metric)} on {seeds}, untested"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -212,13 +212,13 @@ class CandidateTrainings:
     def trainings(self) -> Sequence[Training]:
         return [*itertools.product(self.candidates, range(self.seeds))]
 
-    def fresh_seed(self, seed: int) -> int:
+    def new_seed(self, seed: int) -> int:
         """Derives a seed that the search has not used: no other path has its length."""
         return derive(self.seed, seed, 0, 0)
 
     @property
-    def fresh_seeds(self) -> tuple[int, ...]:
-        return tuple(map(self.fresh_seed, range(self.seeds)))
+    def new_seeds(self) -> tuple[int, ...]:
+        return tuple(map(self.new_seed, range(self.seeds)))
 
     def fold(self, seed: int) -> Fold | None:
         """Returns the examples of a training; None where a loop loads its data itself.
@@ -238,8 +238,8 @@ class CandidateTrainings:
         """
         if self.data.split is None:
             return None
-        count, fresh = self.definition.config.objective.folds, derive(self.seed, seed, 0, 1)
-        return self.data.split.folds(count, self.data.source.validation, fresh)[-1]
+        count, seed_of_split = self.definition.config.objective.folds, derive(self.seed, seed, 0, 1)
+        return self.data.split.folds(count, self.data.source.validation, seed_of_split)[-1]
 
     @property
     def repeats(self) -> bool:
@@ -254,7 +254,7 @@ class CandidateTrainings:
         """Builds the training of a candidate with a seed, by its number."""
         fold = self.fold(seed)
         assert fold is not None
-        return self.definition.job(self.candidates[candidate], fold, self.fresh_seed(seed))
+        return self.definition.job(self.candidates[candidate], fold, self.new_seed(seed))
 
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
@@ -281,7 +281,7 @@ class CandidateTrainings:
             number,
             self.data,
             attempt,
-            seed=self.fresh_seed(seed),
+            seed=self.new_seed(seed),
             fold=self.fold(seed),
         )
 
@@ -354,8 +354,8 @@ class Reevaluated:
         The mean on new seeds, if there is one, replaces the value in the search.
         """
         values = self.search.values_by_name(self.candidates[origin].trial)
-        fresh = (self.values or {}).get(origin)
-        return values | ({} if fresh is None else {self.search.metric: fmean(fresh)})
+        values_again = (self.values or {}).get(origin)
+        return values | ({} if values_again is None else {self.search.metric: fmean(values_again)})
 
     @property
     def keeps_to_rule(self) -> bool:

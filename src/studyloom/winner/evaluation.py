@@ -95,7 +95,7 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
         bounds: the lowest and the highest value of the metric.
     """
     search, rows = found.search, dict[Origin, Candidate]()
-    names, fresh = [goal.name for goal in search.goals[1:]], found.values or {}
+    names, reevaluated = [goal.name for goal in search.goals[1:]], found.values or {}
     for origin, source in found.candidates.items():
         value, *costs = source.trial.values
         row = Candidate(
@@ -106,8 +106,8 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
             baseline=source.is_baseline,
             factor=origin.factor,
         )
-        if origin in fresh:
-            known = summarize(fresh[origin], bounds)
+        if origin in reevaluated:
+            known = summarize(reevaluated[origin], bounds)
             gap = difference(search.sign * value, search.sign * known.mean)
             row = replace(row, **vars(known), gap=gap)
         rows[origin] = row

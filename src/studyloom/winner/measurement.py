@@ -56,7 +56,7 @@ def measure_winner(
         kept: Kept = {}
         for candidate, seed in stage.source.trainings:
             kept.setdefault(candidate, []).append(stage.load_or_train(candidate, seed) or {})
-        found.search.count_test_opening(store)  # before it, should this be killed
+        found.search.count_test_use(store)  # before it, should this be killed
         measure = _measure if stage.source.definition.trains_networks else _call_test
         try:
             tested = measure(stage.source, found, kept)
@@ -65,7 +65,7 @@ def measure_winner(
         stage.store_test(tested, store)
         earlier, first = False, kept[found.winner][0]
     assert tested.test is not None
-    scores = replace(tested.test, openings=found.search.test_openings(), earlier=earlier)
+    scores = replace(tested.test, uses=found.search.test_uses(), earlier=earlier)
     return replace(tested, test=scores), first
 
 
@@ -74,7 +74,7 @@ def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
     note = getattr(getattr(trainings.definition, "adapter", None), "untested", NO_TEST)
     data = _describe_data(trainings, winner, None) if _predicts(trainings) else None
     environment = current_environment(CPU)
-    return Tested(seeds=trainings.fresh_seeds, note=note, environment=environment, data=data)
+    return Tested(seeds=trainings.new_seeds, note=note, environment=environment, data=data)
 
 
 def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> Tested:
@@ -83,7 +83,7 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
     """
-    definition, winner, seeds = trainings.definition, found.winner, trainings.fresh_seeds
+    definition, winner, seeds = trainings.definition, found.winner, trainings.new_seeds
     metric = definition.metric
     test = None if trainings.data.split is None else trainings.data.test()
 
@@ -128,7 +128,7 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
     Raises:
         UndefinedMetric: the metric has no value there.
     """
-    metric, winner, seed = trainings.definition.metric, found.winner, trainings.fresh_seed(0)
+    metric, winner, seed = trainings.definition.metric, found.winner, trainings.new_seed(0)
     test = trainings.data.test().to(trainings.data.device)
     jobs = {candidate: trainings.job(candidate, 0) for candidate in kept}
     outputs = {

@@ -34,11 +34,11 @@ def model_card(
     if test.baseline and test.difference:
         difference = test.difference_words
         lines.append(f"The baseline has {test.baseline.words}; the difference is {difference}.")
-    if winner.fresh and winner.gap is not None and result.transfer is None:
+    if winner.reevaluation and winner.gap is not None and result.transfer is None:
         lines.append(
             f"{result.choice_words().capitalize()}. Its value in the search was "
-            f"{format_value(winner.search_value)}, and {test.fresh_words} "
-            f"{winner.fresh.words}. The selection gap is {format_value(winner.gap, '+')}; "
+            f"{format_value(winner.search_value)}, and {test.reevaluation_words} "
+            f"{winner.reevaluation.words}. The selection gap is {format_value(winner.gap, '+')}; "
             "above 0 the search had flattered it."
         )
     if carried := result.transfer_sentence:

@@ -45,7 +45,7 @@ FOLLOW_SEED = (
     "in a command, objective.seed of a Hydra application"
 )
 NO_INTERVAL = "no interval: it takes three seeds that differ"
-STAGES = {"re-evaluation": "re-evaluations", "retraining": "final trainings"}
+STAGES = {"re-evaluation": "re-evaluations", "final-training": "final trainings"}
 
 
 def plural(count: int, noun: str) -> str:
@@ -138,7 +138,7 @@ class Candidate:
         return f"trial {self.trial}{rate}"
 
     @property
-    def fresh(self) -> Summary | None:
+    def reevaluation(self) -> Summary | None:
         """The values on new seeds; None without a re-evaluation."""
         if self.mean is None:
             return None
@@ -227,7 +227,7 @@ class Scores:
     examples: int | None = None
     references: dict[str, float] = field(default_factory=dict)
     further: tuple[dict[str, float], ...] = ()
-    openings: int = 1
+    uses: int = 1
     earlier: bool = False
 
     @property
@@ -252,7 +252,7 @@ class Scores:
         return f"{mean}, 95% interval {ends} {self.cover}{verdict}"
 
     @property
-    def fresh_words(self) -> str:
+    def reevaluation_words(self) -> str:
         """What is new in the re-evaluation; a loop that loads its data itself has no new splits."""
         return f"on new seeds{'' if self.examples is None else ' and validation splits'}"
 
@@ -271,11 +271,11 @@ class Scores:
         when = "after the winner was chosen"
         if self.earlier:
             when = "for these networks when an earlier result had the same winner"
-        return f"{format_openings(self.openings)}, {when}"
+        return f"{format_uses(self.uses)}, {when}"
 
 
-def format_openings(openings: int) -> str:
-    return "used once" if openings == 1 else f"used {openings} times"
+def format_uses(uses: int) -> str:
+    return "used once" if uses == 1 else f"used {uses} times"
 
 
 @dataclass(frozen=True)
@@ -608,22 +608,22 @@ class Result(Tested):
 
         The winner's explanation says what its value is based on.
         """
-        test, chosen, fresh = self.test, self.winner, self.winner.fresh
+        test, chosen, reevaluation = self.test, self.winner, self.winner.reevaluation
         metric, gap = self.metric.name, format_value(chosen.gap or 0.0, "+")
         notes = [self.reuse_words]
-        values = fresh if test is None else test.winner
+        values = reevaluation if test is None else test.winner
         if self.is_of_loop and values is not None and values.same:
             notes.insert(0, FOLLOW_SEED)
         if test is None:
-            assert fresh is not None  # a winner without a test was re-evaluated
+            assert reevaluation is not None  # a winner without a test was re-evaluated
             basis = f"trial {chosen.trial}, {plural(len(self.seeds), 'new seed')}"
-            yield Fact("winner", f"{metric} {fresh.words}", basis)
+            yield Fact("winner", f"{metric} {reevaluation.words}", basis)
             for row in self.candidates:
-                if row.baseline and row.fresh and row != chosen:
-                    yield Fact("baseline", row.fresh.words)
+                if row.baseline and row.reevaluation and row != chosen:
+                    yield Fact("baseline", row.reevaluation.words)
             if self.transfer is None:
                 yield Fact("selection gap", gap)
-            notes = [fresh.seeds_words, *notes, *self.transfer_lines(), str(self.note)]
+            notes = [reevaluation.seeds_words, *notes, *self.transfer_lines(), str(self.note)]
         else:
             basis = f"{chosen.name}, {plural(len(self.seeds), 'seed')}"
             basis += f", {test.examples} examples" if test.examples is not None else ""
@@ -633,12 +633,12 @@ class Result(Tested):
                 yield Fact("difference", test.difference_words)
             for rule, value in test.references.items():
                 yield Fact(rule, format_value(value))
-            if fresh is not None and self.transfer is None:
-                yield Fact("selection gap", gap, f"{fresh.words} {test.fresh_words}")
+            if reevaluation is not None and self.transfer is None:
+                yield Fact("selection gap", gap, f"{reevaluation.words} {test.reevaluation_words}")
             notes = [*test.uncertainty, *notes, *self.transfer_lines()]
-            if test.openings > 1:
-                opened = format_openings(test.openings)
-                notes.append(f"the test set was {opened}, and each use proves less")
+            if test.uses > 1:
+                uses = format_uses(test.uses)
+                notes.append(f"the test set was {uses}, and each use proves less")
             if not self.keeps:
                 notes.append(f"on new seeds no candidate satisfies {self.rule}; this is the best")
         yield from (Fact("", note) for note in notes if note)
@@ -666,9 +666,9 @@ class Result(Tested):
         rule = "" if found.rule == "none" else f" by the rule {found.rule}"
         target = _sizes(found.target)
         yield f"searched with {found.small_words}, and scaled to {target}{rule}"
-        fresh = plural(len(self.winner.values), "new seed")
+        seeds = plural(len(self.winner.values), "new seed")
         promised, reached = format_value(found.promised), format_value(found.reached)
-        yield f"transfer gap: {promised} in the search, {reached} at the target on {fresh}"
+        yield f"transfer gap: {promised} in the search, {reached} at the target on {seeds}"
         if found.order is not None:
             between = ""
             if found.interval is not None:
@@ -700,7 +700,7 @@ class Result(Tested):
             "trial": chosen.trial,
             "params": chosen.params,
             "search_value": chosen.search_value,
-            "fresh": short(chosen.fresh),
+            "reevaluation": short(chosen.reevaluation),
             "test": None if test is None else short(test.winner),
             "baseline_test": test.baseline.mean if test and test.baseline else None,
             "examples": None if test is None else test.examples,
@@ -737,7 +737,7 @@ class ShortResult(TypedDict):
     trial: int
     params: dict[str, Any]
     search_value: float
-    fresh: Spread | None
+    reevaluation: Spread | None
     test: Spread | None
     baseline_test: float | None
     examples: int | None
@@ -752,8 +752,8 @@ def short_words(short: Mapping[str, Any]) -> str:
         baseline = short.get("baseline_test")
         beside = f", baseline {format_value(baseline)}" if isinstance(baseline, float) else ""
         return f"test {metric} {test}{beside}, {trial}"
-    if fresh := _short_mean(short.get("fresh")):
-        return f"winner {metric} {fresh} on new seeds, {trial}"
+    if reevaluation := _short_mean(short.get("reevaluation")):
+        return f"winner {metric} {reevaluation} on new seeds, {trial}"
     return f"winner {trial}"
 
 
@@ -817,7 +817,7 @@ class SmallScores:
     covers: bool
     examples: int
     within: bool = False
-    openings: int = 1
+    uses: int = 1
     earlier: bool = False
 
 
@@ -886,7 +886,7 @@ class Compressed:
             f"{format_value(test.original)}, on {test.examples} examples",
             f"difference {format_value(test.difference, '+')}{interval}: "
             f"{verdict} the margin of {format_value(self.margin)}",
-            f"the test set was {format_openings(test.openings)} in this study"
+            f"the test set was {format_uses(test.uses)} in this study"
             f"{', for this very file by an earlier command' if test.earlier else ''}",
         ]
 

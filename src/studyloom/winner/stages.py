@@ -28,7 +28,7 @@ from studyloom.study.command_record import CommandRecord, store_stage
 from studyloom.study.early_end import ending
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
-from studyloom.study.stored_study import REEVALUATION, RETRAINING, StageName
+from studyloom.study.stored_study import FINAL_TRAINING, REEVALUATION, StageName
 from studyloom.winner.candidates import (
     Candidates,
     CandidateTrainings,
@@ -66,7 +66,7 @@ class ResultStages:
             if self.reevaluation.todo() or not self.reevaluated.eligible:
                 return
         if self.definition.tested:
-            yield self.retraining
+            yield self.final_training
 
     @property
     def later(self) -> list[CandidateStage]:
@@ -98,7 +98,7 @@ class ResultStages:
 
         By the title: `last` needs the winner, which is chosen once all are re-evaluated.
         """
-        return stage.title == (RETRAINING if self.definition.tested else REEVALUATION)
+        return stage.title == (FINAL_TRAINING if self.definition.tested else REEVALUATION)
 
     def reconcile(self) -> bool:
         """Corrects what another program changed in ledgers or trials; returns whether it did.
@@ -112,7 +112,7 @@ class ResultStages:
             return False
         for stage in stages:
             stage.stored.storage.forget(stage.stored.ledger.study_id)
-        for name in ("rule", "candidates", "reevaluation", "retraining"):
+        for name in ("rule", "candidates", "reevaluation", "final_training"):
             self.__dict__.pop(name, None)  # they were computed from the trials before
         return True
 
@@ -127,7 +127,7 @@ class ResultStages:
         per_hour = definition.config.cost.per_hour
         return CommandRecord(
             trials=self.search.trials,
-            judged=settings.enabled,
+            reevaluated=settings.enabled,
             tested=bool(definition.tested),
             top=settings.top + (len(FACTORS) if definition.scale else 0),
             seeds=settings.seeds,
@@ -170,7 +170,7 @@ class ResultStages:
     @property
     def last(self) -> CandidateStage:
         """The stage after which there is a winner."""
-        return self.retraining if self.definition.tested else self.reevaluation
+        return self.final_training if self.definition.tested else self.reevaluation
 
     @cached_property
     def reevaluation(self) -> CandidateStage:
@@ -178,15 +178,15 @@ class ResultStages:
         return self._open(REEVALUATION, self.candidates)
 
     @cached_property
-    def retraining(self) -> CandidateStage:
+    def final_training(self) -> CandidateStage:
         """The final training: winner and baseline on all training data."""
         found = self.reevaluated
         last = (found.winner, found.baseline)
-        return self._open(RETRAINING, [origin for origin in self.candidates if origin in last])
+        return self._open(FINAL_TRAINING, [origin for origin in self.candidates if origin in last])
 
     def _open(self, title: str, candidates: Iterable[Origin]) -> CandidateStage:
         """Opens the study of a stage, or makes it; settings that change its trainings name it."""
-        search, settings, final = self.search.stored, self.settings, title == RETRAINING
+        search, settings, final = self.search.stored, self.settings, title == FINAL_TRAINING
         points = {origin: self.candidates[origin].point for origin in candidates}
         name = StageName(search.name, title, self.search.trials, settings.top, settings.seeds)
         if self.rule != Rule(search.goals[0]):

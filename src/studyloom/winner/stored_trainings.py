@@ -20,8 +20,8 @@ from studyloom.storage.ledger import Store
 from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import (
+    FINAL_TRAINING,
     REEVALUATION,
-    RETRAINING,
     StageName,
     StoredStudy,
     open_beside,
@@ -136,7 +136,7 @@ def earlier_trainings(
             record = TrialRecord(trial)
             source = record.reused or f"{stage.name}, trial {trial.number}"
             # A loop may have kept nothing; and the networks of older studies are not marked.
-            kept = name.title == RETRAINING or record.is_kept
+            kept = name.title == FINAL_TRAINING or record.is_kept
             file = weights / f"trial-{trial.number}.pt" if weights and kept else None
             known.setdefault(training, EarlierTraining(trial, source, file))
     return known

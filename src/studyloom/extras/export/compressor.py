@@ -128,7 +128,7 @@ class Compressor:
         if key in before:
             scores = replace(from_document(before[key], SmallScores), earlier=True)
         else:
-            search.count_test_opening(store)  # before it, should this be killed
+            search.count_test_use(store)  # before it, should this be killed
             test = self.stages.data.test()
             ours, theirs = (
                 evaluate(winner, each, test) for each in (winner.network, OnnxNetwork(content))
@@ -144,7 +144,7 @@ class Compressor:
             )
             store(search.ledger.study_id, COMPRESSED, {**before, key: to_document(scores)})
         within = min(metric.sign * end for end in scores.interval) >= -judge.margin - EXACT
-        return replace(scores, within=within, openings=search.test_openings())
+        return replace(scores, within=within, uses=search.test_uses())
 
     @contextmanager
     def lock(self) -> Iterator[None]:

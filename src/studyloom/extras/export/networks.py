@@ -23,7 +23,7 @@ from studyloom.definition.objective import Attempt
 from studyloom.definition.user_functions import kept_name, weights_of
 from studyloom.errors import CompressError
 from studyloom.seeds import derive
-from studyloom.study.stored_study import RETRAINING
+from studyloom.study.stored_study import FINAL_TRAINING
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
@@ -62,14 +62,14 @@ class Original:
         data, definition, winner = stages.data, stages.definition, stages.reevaluated.winner
         point = stages.candidates[winner].point
         assert data.split is not None
-        # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
+        # No other path of a study has this length and end; see CandidateTrainings.new_seed.
         seed, count = derive(definition.seed, 0, 0, 2), definition.config.objective.folds
         fold = data.split.folds(count, data.source.validation, seed)[-1]
         job = definition.job(point, fold, seed)
         if definition.trains_networks:
             network = train_network(job, data.split)
         else:
-            attempt = Attempt(stage=RETRAINING)
+            attempt = Attempt(stage=FINAL_TRAINING)
             made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
             made.run(lambda step: None, Unstopped())
             network = _network_of(made.weights() or {}, job, stages)
@@ -83,7 +83,7 @@ class Original:
         assert part is not None
         job, config = trainings.job(winner, 0), stages.definition.at(trainings.candidates[winner])
         network = _network_of(load_weights(stages.run_dir / "winner.pt"), job, stages)
-        seed = trainings.fresh_seed(0)
+        seed = trainings.new_seed(0)
         return cls(network, job, part, config.get("model"), seed, calibration)
 
     @cached_property

@@ -75,7 +75,7 @@ def why_closed(stored: StoredStudy) -> str | None:
 
     A proposer may have seen the result of the test, also before the budget was raised.
     """
-    if stored.test_openings():
+    if stored.test_uses():
         return (
             f"the test set of {stored.name} has been used, and a proposal could be chosen by it; "
             "only the sampler fills further trials"
