@@ -131,7 +131,7 @@ def made(number: int, generator: random.Random) -> FrozenTrial:
         attributes.EPOCHS: curve,
         attributes.TIMES: dict.fromkeys(KINDS, 0.0123) | {"training": float(len(values))},
         attributes.PLANNED_EPOCHS: EPOCHS,
-        attributes.MADE: {"config": {}},
+        attributes.PROVENANCE: {"config": {}},
     } | ({attributes.BASELINE: True} if number == 0 else {})
     trial = create_trial(
         state=TrialState.PRUNED if pruned else TrialState.COMPLETE,

@@ -29,7 +29,7 @@ def check_promoted(stored, whole, checkpoints):
         curve, other = (t.user_attrs["epochs"] for t in (trial, undisturbed))
         for name in ("number", "value", "train_loss", "valid_loss"):
             assert curve[name] == other[name][: len(reports)], (trial.number, name)
-        assert "made" in trial.user_attrs
+        assert "provenance" in trial.user_attrs
     assert trials[0].state is TrialState.COMPLETE, "the baseline"
     for rung in (1, 3):
         there = [trial for trial in trials if rung in trial.intermediate_values]

@@ -34,7 +34,7 @@ def test_two_ranks_come_to_the_values_of_one_process(tmp_path, undisturbed):
     for alone, together in zip(losses(one.stored()), losses(undisturbed), strict=True):
         assert together == pytest.approx(alone, rel=1e-4)
         assert len(together) == EPOCHS
-    environments = [trial.user_attrs["made"]["environment"] for trial in undisturbed.trials()]
+    environments = [trial.user_attrs["provenance"]["environment"] for trial in undisturbed.trials()]
     assert {environment["ranks"] for environment in environments} == {2}
 
 
@@ -48,7 +48,7 @@ def test_a_command_and_then_a_rank_that_are_killed_cost_nothing(run, undisturbed
     assert "rank 1 of a worker ended with signal SIGKILL; its log: " in printed
     assert outcomes(run.stored()) == outcomes(undisturbed)
     assert losses(run.stored()) == losses(undisturbed)
-    claims = [trial.user_attrs["made"]["claims"] for trial in run.stored().trials()]
+    claims = [trial.user_attrs["provenance"]["claims"] for trial in run.stored().trials()]
     assert claims == [3, 1, 1], "its trial was adopted twice, and resumed"
 
 

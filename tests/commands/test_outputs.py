@@ -17,7 +17,7 @@ from studyloom.commands.looking import check
 from studyloom.commands.outputs import EventFile, Heartbeat, is_beating
 from studyloom.errors import ConfigError
 from studyloom.study.opening import create_study
-from studyloom.views.progress import JobReader, Progress, StageProgress
+from studyloom.views.progress import Progress, ProgressReader, StageProgress
 from studyloom.views.snapshot import WorkerStatus
 
 
@@ -45,7 +45,7 @@ def test_a_file_of_events_is_continued_and_tells_nothing_twice(tmp_path, stored)
         tell(stored, value)
         file = EventFile(path)
         file.attach(stored)
-        file(JobReader(stored).read())
+        file(ProgressReader(stored).read())
         file.finish(code, None)
     half, *lines = path.read_text().splitlines()
     assert half == '{"event": "beg'
@@ -95,7 +95,7 @@ def test_an_error_of_writing_is_a_line_in_the_log(tmp_path, stored, monkeypatch,
     monkeypatch.setattr(outputs.os, "write", fail)
     tell(stored)
     for _ in range(3):
-        file(JobReader(stored).read())
+        file(ProgressReader(stored).read())
     file.finish(0, None)
     assert len(caplog.records) == 1
     assert "No space left" in caplog.text

@@ -13,7 +13,7 @@ from studyloom.cli import main
 from studyloom.commands import result
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
-from studyloom.storage.attributes import ANSWERED
+from studyloom.storage.attributes import RESULT
 from studyloom.study.early_end import look_ahead
 from studyloom.views import report
 from studyloom.winner.candidates import CandidateTrainings
@@ -43,7 +43,7 @@ def searched(done, tmp_path):
     run_dir = shutil.copytree(done, tmp_path / "run")
     mark_own(run_dir)
     with api.open_study(run_dir) as study:
-        study.optuna.set_user_attr(ANSWERED, {"trial": 7})
+        study.optuna.set_user_attr(RESULT, {"trial": 7})
     return run_dir
 
 

@@ -184,10 +184,10 @@ def test_what_has_a_state_and_is_not_kept_is_named():
 
     objective = objective_of(careless)
     run_of(objective)
-    assert objective.forgotten() == ["schedule"]
+    assert objective.not_kept() == ["schedule"]
     whole = objective_of(walk)
     run_of(whole)
-    assert whole.forgotten() == []
+    assert whole.not_kept() == []
 
 
 # What ends a loop

@@ -16,7 +16,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.validation import check_ranks
 from studyloom.errors import ConfigError, Halted, Interrupted
-from studyloom.storage.attributes import MADE, TIMES
+from studyloom.storage.attributes import PROVENANCE, TIMES
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import trial_rows
 from studyloom.study.trial_record import TrialRecord
@@ -70,7 +70,7 @@ def test_a_trial_has_the_parameters_that_it_suggests_and_they_follow_from_seed_a
     for trial in stored.trials():
         assert trial.params.keys() == {"layers", *(f"width.{n}" for n in trial.intermediate_values)}
         assert trial.distributions["layers"] == IntDistribution(1, 3)
-        assert trial.user_attrs[MADE]["config"]["params"] == trial.params
+        assert trial.user_attrs[PROVENANCE]["config"]["params"] == trial.params
     assert len({len(trial.params) for trial in stored.trials()}) > 1
 
 

@@ -20,7 +20,7 @@ from studyloom.errors import ConfigError
 from studyloom.extras.replay import replay
 from studyloom.extras.replay.stored_trial import load_data
 from studyloom.seeds import derive
-from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
+from studyloom.storage.attributes import EPOCHS, FAILURE, PROVENANCE, REASON
 from studyloom.study.opening import open_study
 from studyloom.study.provenance import Provenance
 
@@ -77,7 +77,7 @@ def tampered(stored, number=0, **attributes):
 
 
 def stored_provenance(stored, number=0):
-    return json.loads(json.dumps(stored.trials()[number].user_attrs[MADE]))
+    return json.loads(json.dumps(stored.trials()[number].user_attrs[PROVENANCE]))
 
 
 def curve_of(stored, number=0):
@@ -139,7 +139,7 @@ def test_another_environment_has_a_tolerance_and_is_named(work, again):
     made, curve = stored_provenance(stored), curve_of(stored)
     made["environment"] |= {"torch": "1.0", "commit": "abc", "ranks": 2}
     curve["train_loss"][0] *= 1.01
-    code, text = again(tampered(stored, **{MADE: made, EPOCHS: curve}))
+    code, text = again(tampered(stored, **{PROVENANCE: made, EPOCHS: curve}))
     assert code == 0
     words = "equal within tolerance: losses within 5%, accuracies within 1 of 40 validation"
     for line in (words, f"torch: 1.0 → {torch.__version__}", "commit: abc →", "ranks: 2 → 1"):
@@ -173,15 +173,15 @@ def test_a_trial_that_somebody_has_changed_is_reported_and_calls_nothing(work, a
         ({"config": interpolated}, "interpolation"),
     ):
         with pytest.raises(ValueError, match=words):
-            again(tampered(stored, **{MADE: made | change}))
+            again(tampered(stored, **{PROVENANCE: made | change}))
     evil = {"_target_": "os.system", "command": f"touch {canary}", "_partial_": False}
     for section in ("model", "optimizer", "scheduler", "data", "objective", "loss"):
         config = json.loads(json.dumps(made["config"]))
         (config["train"] if section == "loss" else config)[section] = evil
         with pytest.raises(ConfigError, match=r"os\.system .*--trust os"):
-            again(tampered(stored, **{MADE: made | {"config": config}}))
+            again(tampered(stored, **{PROVENANCE: made | {"config": config}}))
     assert not canary.exists()
-    tampered(stored, **{MADE: made})
+    tampered(stored, **{PROVENANCE: made})
     with pytest.raises(ValueError, match="trial 0 cannot be replayed"):
         again(tampered(stored, **{EPOCHS: {"value": [0.1]}}))
     for wrong in (curve | {"value": ["a", "b"]}, [1, 2], {"value": 3}):  # its reports are left

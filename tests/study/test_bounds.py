@@ -71,12 +71,12 @@ def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(url, 
     stored, more = fresh(url, definition, TRIALS), TRIALS + 6
     done(stored, 10)
     stored.ledger.extend(more)
-    for regret, end in ((REGRET, 10), (1e-9, 11), (REGRET, 11), (None, 12)):
-        set_bounds(stored, Bounds(regret, None, more))
+    for min_improvement, end in ((REGRET, 10), (1e-9, 11), (REGRET, 11), (None, 12)):
+        set_bounds(stored, Bounds(min_improvement, None, more))
         work(definition, stored, end)
         assert stored.ledger.counts()["done"] == end
         found = ending(stored, more)
-        assert (found and found.begun) == (end if regret == REGRET else None)
+        assert (found and found.begun) == (end if min_improvement == REGRET else None)
 
 
 def test_what_was_decided_stays_until_other_bounds_are_set(url, definition):

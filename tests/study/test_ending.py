@@ -13,7 +13,7 @@ from studyloom.storage.ledger import OPEN, UNCLAIMED
 from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of, gains
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
-BOUNDS = Bounds(regret=0.01, trials=40)
+BOUNDS = Bounds(min_improvement=0.01, trials=40)
 
 
 def outcomes(values, ended=True, epochs=3):
@@ -64,13 +64,16 @@ def test_a_decision_is_about_its_regret_and_no_larger_budget():
     assert find_ending(BOUNDS, spread, decided).gain == decided["gain"]
     assert find_ending(replace(BOUNDS, trials=30), spread, decided) is not None
     assert find_ending(replace(BOUNDS, trials=41), spread, decided) is None
-    assert find_ending(replace(BOUNDS, regret=0.009), spread, decided) is None
+    assert find_ending(replace(BOUNDS, min_improvement=0.009), spread, decided) is None
 
 
 def test_what_another_program_stores_is_no_bound_and_decides_nothing():
-    assert parse({"regret": "x", "epochs": True, "trials": None, "further": 1}, Bounds) is None
-    assert parse({"regret": 1, "epochs": 5, "trials": 8}, Bounds) == Bounds(1, 5, 8)
-    for stored in (None, 1, "x", {}, {"gain": "x"}, {"gain": 0.1, "regret": 0.01}):
+    assert (
+        parse({"min_improvement": "x", "epochs": True, "trials": None, "further": 1}, Bounds)
+        is None
+    )
+    assert parse({"min_improvement": 1, "epochs": 5, "trials": 8}, Bounds) == Bounds(1, 5, 8)
+    for stored in (None, 1, "x", {}, {"gain": "x"}, {"gain": 0.1, "min_improvement": 0.01}):
         assert find_ending(BOUNDS, outcomes(VALUES[:11]), stored) is None
     assert find_ending(BOUNDS, outcomes(VALUES)) is None, "nor does a budget that is spent"
 
@@ -162,7 +165,7 @@ class Promoted(Search):
 
     def __init__(self, curves):
         super().__init__(curves, order_of(epochs=EPOCHS))
-        self.bounds = Bounds(regret=0.005, trials=len(curves), ideal=1.0)
+        self.bounds = Bounds(min_improvement=0.005, trials=len(curves), ideal=1.0)
         self.best, self.expected = [], []
 
     def claim(self, at_work):

@@ -10,11 +10,11 @@ from toys import TINY, TWO, Signal, ask
 
 from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import Halted
-from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, TIMES
+from studyloom.storage.attributes import EPOCHS, PAUSED, PROVENANCE, REASON, RUNGS, TIMES
 from studyloom.study.opening import open_study
 from studyloom.study.promotion import rank_points
 from studyloom.study.trial_record import TrialRecord
-from studyloom.views.progress import JobReader
+from studyloom.views.progress import ProgressReader
 
 pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_promotion.py
 
@@ -55,7 +55,7 @@ def check(stored, undisturbed, checkpoints):
         curve = trial.user_attrs[EPOCHS]
         for name in curve.keys() - {"seconds", "samples_per_second"}:
             assert curve[name] == whole.user_attrs[EPOCHS][name][: len(steps)], name
-        assert trial.user_attrs[MADE]["seed"] == whole.user_attrs[MADE]["seed"]
+        assert trial.user_attrs[PROVENANCE]["seed"] == whole.user_attrs[PROVENANCE]["seed"]
         assert TIMES in trial.user_attrs
         assert TrialRecord(trial).outcome in ("complete", "pruned")
     assert trials[0].last_step == 5, "the baseline"
@@ -77,7 +77,7 @@ def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed,
     assert len(paused.user_attrs[EPOCHS]["number"]) == 1
     assert stored.ledger.counts() == {"free": 8, "held": 0, "done": 1}
     assert (checkpoints / "trial-1.pt").exists()
-    assert '"paused": 1' in JobReader(stored).status().as_json()
+    assert '"paused": 1' in ProgressReader(stored).status().as_json()
     work(promoted, open_study(url, "s"), TRIALS)
     check(stored, undisturbed, checkpoints)
     assert stored.trials()[0].user_attrs.get(RUNGS) is None, "the baseline is never paused"

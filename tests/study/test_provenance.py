@@ -8,7 +8,7 @@ from toy_worker import RANDOM, fresh, work
 from toys import ask
 
 from studyloom.seeds import derive
-from studyloom.storage.attributes import MADE
+from studyloom.storage.attributes import PROVENANCE
 from studyloom.study import provenance
 from studyloom.study.provenance import Provenance
 
@@ -18,7 +18,7 @@ def test_a_trial_stores_what_it_was_made_of_and_with(sqlite_url):
     stored = fresh(sqlite_url, definition, 2)
     work(definition, stored, 2)
     for trial in stored.trials():
-        made = Provenance.read(trial.user_attrs[MADE])
+        made = Provenance.read(trial.user_attrs[PROVENANCE])
         assert (made.seed, made.study_seed) == (derive(3, trial.number), 3)
         assert (made.data, made.device, made.claims) == ("toy", "cpu", 1)
         assert made.config["train"]["batch_size"] == trial.params["train.batch_size"]
@@ -28,8 +28,8 @@ def test_a_trial_stores_what_it_was_made_of_and_with(sqlite_url):
         assert "root" not in made.config["data"]
         assert made.environment["torch"] == torch.__version__
         assert made.environment["threads"] == 1  # its steps are small
-        assert made.as_json() == trial.user_attrs[MADE]
-        assert len(json.dumps(trial.user_attrs[MADE])) < 2000
+        assert made.as_json() == trial.user_attrs[PROVENANCE]
+        assert len(json.dumps(trial.user_attrs[PROVENANCE])) < 2000
 
 
 def test_the_commit_is_that_of_the_folder_and_says_when_it_is_dirty(tmp_path, monkeypatch):

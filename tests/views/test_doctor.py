@@ -9,7 +9,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from studyloom.errors import StorageError
-from studyloom.storage.attributes import QUESTION
+from studyloom.storage.attributes import DEFINITION
 from studyloom.storage.database import connect, plain_engine
 from studyloom.storage.ledger import create_table
 from studyloom.storage.urls import parse_url
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_a_line_and_stays_as_it_is(tmp_path):
 
 
 def test_a_study_of_another_format_is_to_do_and_is_not_repaired(study):
-    connect(study).set_study_user_attr(1, QUESTION, {})
+    connect(study).set_study_user_attr(1, DEFINITION, {})
     finding = findings_of(study)["database"]
     assert finding.state == doctor.TODO
     assert "'s' is stored in another format" in finding.words

@@ -7,7 +7,7 @@ from snapshots import LONG, joined, shown, snapshot_of, trial_of
 
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal as live
-from studyloom.views.progress import JobReader, Progress, StageProgress
+from studyloom.views.progress import Progress, ProgressReader, StageProgress
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import Display
 
@@ -46,7 +46,7 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, kind):
     monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
     terminal = kind != "pipe"
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
-    read, answers = JobReader(half_done).read, iter([RuntimeError("database is locked")])
+    read, answers = ProgressReader(half_done).read, iter([RuntimeError("database is locked")])
 
     def busy():
         if (error := next(answers, None)) is not None:
@@ -87,7 +87,7 @@ def test_what_a_signal_says_is_told_also_just_before_the_end(half_done, monkeypa
     monkeypatch.setattr(live, "TICK", max(interval, live.TICK))
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     stop, words = Stop(), "stopping; once more stops at once\n"
-    with Display(JobReader(half_done).read, console, stop):
+    with Display(ProgressReader(half_done).read, console, stop):
         until(lambda: stop.telling)  # so that the handler prints nothing into the drawing
         stop.signal = 2
         if interval < 1:

@@ -14,8 +14,8 @@ from toys import fill
 from studyloom.storage.attributes import (
     BASELINE,
     FAILURE,
-    MADE,
     PLANNED_EPOCHS,
+    PROVENANCE,
     REASON,
     RESUMED,
     RUNGS,
@@ -131,7 +131,7 @@ def settings(number):
 
 def study_with_a_log(sqlite_url, tmp_path):
     stored = create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=12)
-    times = {TIMES: {"training": 8.0, "storage": 2.0}, MADE: {"config": {}}}
+    times = {TIMES: {"training": 8.0, "storage": 2.0}, PROVENANCE: {"config": {}}}
     trials = [
         a_trial(0, accuracy=0.8, params=settings(0), **times, **{BASELINE: True}),
         *(a_trial(n, accuracy=0.8 + n / 100, params=settings(n), **times) for n in range(1, 8)),

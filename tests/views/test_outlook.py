@@ -10,7 +10,7 @@ from toys import fill, two_sided
 
 from studyloom.study.early_end import Bounds, ending, look_ahead, set_bounds
 from studyloom.views.figures import outlook
-from studyloom.views.progress import JobReader
+from studyloom.views.progress import ProgressReader
 from studyloom.views.report import head
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import render_status
@@ -37,7 +37,7 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
     gain = snapshot.outlook.gain
     assert (snapshot.left, snapshot.outlook.ending) == (28, None)
     assert 0.0005 < gain < 0.02
-    status = JobReader(twelve).status()
+    status = ProgressReader(twelve).status()
     printed = shown(render_status(status, 100), width=100)
     assert "budget left: 28 trials" in printed
     assert f"further trials: {gain:.4f} accuracy; the search ends below 0.0005" in printed
@@ -71,12 +71,12 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     ending(twelve, 40)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)
-    status = JobReader(twelve).status()
+    status = ProgressReader(twelve).status()
     assert status.progress.eta == 0.0
     assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
     assert status.progress.line.endswith(WORDS)
     assert json.loads(status.as_json())["ended"] == WORDS
-    assert len([*JobReader(twelve).statuses()]) == 1  # it waits for nothing
+    assert len([*ProgressReader(twelve).statuses()]) == 1  # it waits for nothing
     said = [getattr(block, "text", "") for block in head(twelve, status.progress, None, []).blocks]
     assert f"The search {WORDS}." in said
     assert status.progress.title == "done"
@@ -98,4 +98,4 @@ def test_what_cannot_be_drawn_is_said(study_of, sqlite_url):
         "No trial has been better than another one yet.",
         "With several objectives, no single number says what trials gain.",
     ]
-    assert "further trials" not in shown(render_status(JobReader(two).status(), 80))
+    assert "further trials" not in shown(render_status(ProgressReader(two).status(), 80))

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 from results import result_of as make_result
 from toys import begin
 
-from studyloom.storage.attributes import HALTED, MADE, TIMES
+from studyloom.storage.attributes import HALTED, PROVENANCE, TIMES
 from studyloom.study.command_record import (
     CommandRecord,
     begin_command,
@@ -19,7 +19,7 @@ from studyloom.study.opening import create_study
 from studyloom.study.stopping import set_control
 from studyloom.study.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.progress import (
-    JobReader,
+    ProgressReader,
 )
 from studyloom.views.report import head
 from studyloom.winner.result import short_words
@@ -67,7 +67,7 @@ def later(sqlite_url, stored):
 def test_search_judging_and_final_training_are_one_progress(stored):
     """Page and note say what is worked on, and nothing when nobody works."""
     begin_command(stored, RECORD, 12.0)
-    reader = JobReader(stored)
+    reader = ProgressReader(stored)
     assert reader.read().working_words == ""
     work(stored, 2, running=1)
     progress = reader.read()
@@ -91,7 +91,7 @@ def test_search_judging_and_final_training_are_one_progress(stored):
 
 def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):
     begin_command(stored, replace(RECORD, compresses=True), 0.0)
-    reader = JobReader(stored)
+    reader = ProgressReader(stored)
     work(stored, 4)
     assert (reader.read().title, reader.read().ended) == (REEVALUATION, False)
     judging = later(REEVALUATION, 2)
@@ -121,7 +121,7 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
 
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     begin_command(stored, RECORD, 0.0)
-    reader = JobReader(stored)
+    reader = ProgressReader(stored)
     work(stored, 3)
     work(stored, 1, value=None)
     assert reader.read().stage_words == "re-evaluation 0/4", "it has not begun"
@@ -136,10 +136,10 @@ def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(sto
     begin_command(stored, RECORD, 0.0)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     end_command(stored, 1)
-    progress = JobReader(stored).read()
+    progress = ProgressReader(stored).read()
     assert (progress.ended, progress.exit_code, progress.halted) == (True, 1, "ValueError: no")
     work(stored, 0, running=1)
-    assert not JobReader(stored).read().ended
+    assert not ProgressReader(stored).read().ended
 
 
 def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
@@ -148,9 +148,9 @@ def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
     for device, environment in ran.items():
         trial = begin(stored)
         trial.set_user_attr(TIMES, {"training": 1800.0, "start-up": 1800.0})
-        trial.set_user_attr(MADE, {"device": device, "environment": environment})
+        trial.set_user_attr(PROVENANCE, {"device": device, "environment": environment})
         stored.optuna.tell(trial, 0.5)
-    progress = JobReader(stored).read()
+    progress = ProgressReader(stored).read()
     assert (progress.hours.cores, progress.hours.gpus) == (8.0, 2.0)
     assert progress.cost == 4.0  # of the GPUs, since there are some
     assert {"8.00 core-hours", "cost 4.00"} <= {*progress.time_words()}

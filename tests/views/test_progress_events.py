@@ -11,14 +11,14 @@ from toys import begin
 from studyloom.commands.documents import json_schema
 from studyloom.storage.attributes import HALTED, REASON, RESUMED
 from studyloom.study.stopping import set_control
-from studyloom.views.progress import History, JobReader, write_event
+from studyloom.views.progress import History, ProgressReader, write_event
 from studyloom.views.terminal import Resumptions
 
 SCHEMA = jsonschema.Draft202012Validator(json_schema("event"))
 
 
 def look(stored, history):
-    events = [*history.new(JobReader(stored).read())]
+    events = [*history.new(ProgressReader(stored).read())]
     for event in events:
         SCHEMA.validate(json.loads(write_event(event, "toy", "1f")))
     return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
@@ -50,18 +50,18 @@ def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_termi
     trial.suggest_float("lr", 0.0, 1.0)
     trial.report(0.1, 1)
     kinds, console = look(stored, history), Console(record=True)
-    tell = Resumptions(JobReader(stored).read(), console)
+    tell = Resumptions(ProgressReader(stored).read(), console)
     for deaths in (1, 2):
         resumed = {"epoch": 1, "deaths": deaths, "death": f"it was killed, {deaths}"}
         trial.set_user_attr(RESUMED, resumed)
         kinds += look(stored, history)
         for _ in range(2):
-            tell(JobReader(stored).read())
+            tell(ProgressReader(stored).read())
     assert kinds == [("began", 0, None), ("reported", 0, 1), *2 * [("resumed", 0, 1)]]
     words = "trial 0 resumes after epoch 1, since its worker died: it was killed, "
     assert console.export_text().splitlines() == [f"{words}1", f"{words}2"]
-    lines = [write_event(e, "t", "1f") for e in History().new(JobReader(stored).read())]
-    assert not [*History.read(lines, "1f").new(JobReader(stored).read())]
+    lines = [write_event(e, "t", "1f") for e in History().new(ProgressReader(stored).read())]
+    assert not [*History.read(lines, "1f").new(ProgressReader(stored).read())]
 
 
 def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_done):
@@ -75,7 +75,7 @@ def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_d
 
     # A history that is read back tells the rest alone.
     history = History()
-    progress = JobReader(half_done).read()
+    progress = ProgressReader(half_done).read()
     lines = [write_event(event, "toy", "1f") for event in history.new(progress)]
     for cut in range(len(lines)):
         read = History.read([*lines[:cut], "half a li", "[]", '{"event": "began"}'], "1f")
@@ -98,7 +98,7 @@ def test_a_halt_a_request_and_a_reason_are_told(stored):
     stored.ledger.finish(claim)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     set_control(stored, "pause")
-    told = [*History().new(JobReader(stored).read())]
+    told = [*History().new(ProgressReader(stored).read())]
     assert "hunter2" not in str(told)
     kinds = [kind for kind, *_ in look(stored, history)]
     assert kinds == ["began", "ended", "control", "halted"]

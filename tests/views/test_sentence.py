@@ -7,7 +7,7 @@ from results import result_of
 from toys import fill
 
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import BASELINE, MADE
+from studyloom.storage.attributes import BASELINE, PROVENANCE
 from studyloom.study.opening import create_study
 from studyloom.views.snapshot import result_sentence, take_snapshot
 
@@ -38,7 +38,7 @@ def stored(study_of):
     return study_of(
         [
             a_trial(0, accuracy=0.9, **{BASELINE: True}),
-            a_trial(1, accuracy=0.95, **{MADE: {"config": CNN}}),
+            a_trial(1, accuracy=0.95, **{PROVENANCE: {"config": CNN}}),
         ]
     )
 
@@ -85,7 +85,7 @@ def test_a_network_is_told_by_its_class_and_what_was_searched(study_of):
         ({"_target_": "a.\x1b[31mNet\nwinner"}, {}, "A ␛[31mNet winner"),
     )
     sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
-    made = [{MADE: {"config": {"model": model, "optimizer": sgd}}} for model, *_ in told]
+    made = [{PROVENANCE: {"config": {"model": model, "optimizer": sgd}}} for model, *_ in told]
     stored = study_of([a_trial(number, **one) for number, one in enumerate(made)])
     for number, (_, params, words) in enumerate(told):
         result = changed(winner__trial=number, winner__params=params)

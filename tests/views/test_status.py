@@ -16,7 +16,7 @@ from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PROPOSED
-from studyloom.views.progress import JobReader, Progress, StageProgress, Status
+from studyloom.views.progress import Progress, ProgressReader, StageProgress, Status
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import render_status, watch, watch_json
 
@@ -28,7 +28,7 @@ def shown(stands, width=80):
 
 
 def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
-    text = shown(JobReader(half_done).status())
+    text = shown(ProgressReader(half_done).status())
     for words in (
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
         "budget left: 2 trials\nETA 22 s, at ",
@@ -42,7 +42,7 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
 
 
 def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):
-    stands = JobReader(half_done).status()
+    stands = ProgressReader(half_done).status()
     stands.progress.search.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": "a guess"}
     for width in (40, 80):
         assert ", proposed by an␛[2J na: a guess" in " ".join(shown(stands, width).split())
@@ -55,7 +55,7 @@ def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done
 def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
     half_done.optuna.set_user_attr(HALTED, "RuntimeError: " + "because " * 20)
     shares = {"optimizer.adamw.weight_decay": 0.625, "x" * 30: 0.375}
-    stands = replace(JobReader(half_done).status(), importances=shares)
+    stands = replace(ProgressReader(half_done).status(), importances=shares)
     params = {f"model.some_network.a_parameter_{n}": f"value-number-{n}" for n in range(12)}
     stands.progress.search.best.params = params | {"x": "y" * 300}
     for width in (40, 80):
@@ -77,15 +77,15 @@ def test_importances_are_told_once_they_mean_something(stored):
             trial.suggest_float("sgd.momentum", 0.0, 1.0)
         stored.optuna.tell(trial, lr + 0.01 * width)
         if number == 8:
-            assert JobReader(stored).status().importances == {}
-    shares = JobReader(stored).status().importances
+            assert ProgressReader(stored).status().importances == {}
+    shares = ProgressReader(stored).status().importances
     assert {"lr", "width"} <= {*shares} <= {"lr", "width", "sgd.momentum"}
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
-    document = json.loads(JobReader(half_done).status().as_json())
+    document = json.loads(ProgressReader(half_done).status().as_json())
     jsonschema.validate(document, json_schema("status"))
     assert document["slots"] == {"free": 2, "held": 2, "done": 4}
     counts = {"complete": 2, "pruned": 1, "failed": 1, "paused": 0, "running": 1, "waiting": 0}
@@ -124,20 +124,20 @@ def watched(stored, monkeypatch, *steps, terminal=False, write=None, errors=()):
 
     The first looks raise `errors`; the last step spends the budget.
     """
-    left, wrong, seen = list(steps), iter(errors), JobReader.status
+    left, wrong, seen = list(steps), iter(errors), ProgressReader.status
 
     def look(reader):
         if (error := next(wrong, None)) is not None:
             raise error
         return seen(reader)
 
-    monkeypatch.setattr(JobReader, "status", look)
+    monkeypatch.setattr(ProgressReader, "status", look)
     monkeypatch.setattr(time, "sleep", lambda _: left.pop(0)())
     console = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
     if write is None:
-        watch(JobReader(stored), console)
+        watch(ProgressReader(stored), console)
     else:
-        watch_json(JobReader(stored), write)
+        watch_json(ProgressReader(stored), write)
     assert not left
     return console.file.getvalue()
 
@@ -202,7 +202,7 @@ def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):
 
 def test_of_two_objectives_the_front_is_shown_with_best_baseline_and_rule(sqlite_url):
     stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
-    stands = JobReader(stored).status()
+    stands = ProgressReader(stored).status()
     text = shown(stands, 80)
     assert re.findall(r"^ +([\d.]+ +[\d_]+ +\d+.*?) *$", text, re.MULTILINE) == [
         "0.8000         100      2",

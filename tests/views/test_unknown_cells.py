@@ -11,9 +11,9 @@ from optuna.trial import create_trial
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import (
     EPOCHS,
-    FORGOTTEN,
-    MADE,
+    NOT_KEPT,
     PLANNED_EPOCHS,
+    PROVENANCE,
     RESUMED,
     RUNGS,
     STANDARD_ERROR,
@@ -25,7 +25,7 @@ from studyloom.study.stored_study import as_csv, trial_rows
 from studyloom.views import doctor
 from studyloom.views.comparison import page, read_studies
 from studyloom.views.doctor import agreement, database
-from studyloom.views.progress import JobReader
+from studyloom.views.progress import ProgressReader
 from studyloom.views.report import write_report
 from studyloom.views.terminal import make_console, print_trials, render_status
 
@@ -44,7 +44,7 @@ CELLS = {
     "report": ("UPDATE trial_intermediate_values SET intermediate_value_type = 'ODD'", "ODD"),
     "attribute": ("UPDATE trial_user_attributes SET value_json = :deep", "recursion"),
     "slot": ("UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'slot'", "property"),
-    "question": ("UPDATE study_user_attributes SET value_json = :deep", "recursion"),
+    "definition": ("UPDATE study_user_attributes SET value_json = :deep", "recursion"),
     "distribution": ("UPDATE trial_params SET distribution_json = :deep", "recursion"),
     "kind": (
         """UPDATE trial_params SET distribution_json = '{"name": "Odd", "attributes": {}}'""",
@@ -55,14 +55,14 @@ CELLS = {
 
 # Of attributes that studyloom reads, what it has not written.
 WRONG = (7, ["abc"], {"value": ["abc"]})
-READ = (EPOCHS, TIMES, MADE, RUNGS, STANDARD_ERROR, RESUMED, PLANNED_EPOCHS, FORGOTTEN)
+READ = (EPOCHS, TIMES, PROVENANCE, RUNGS, STANDARD_ERROR, RESUMED, PLANNED_EPOCHS, NOT_KEPT)
 
 
 def looks_at(run_dir):
     """All that is shown of a study."""
     return (
         lambda stored: make_console(io.StringIO()).print(
-            render_status(JobReader(stored).status(), 80)
+            render_status(ProgressReader(stored).status(), 80)
         ),
         lambda stored: print_trials(stored, make_console(io.StringIO())),
         lambda stored: as_csv(trial_rows(stored)),
@@ -117,5 +117,5 @@ def test_a_cell_that_optuna_does_not_know_is_one_line(kind, half_done, sqlite_ur
     reached, ledgers = database(sqlite_url)
     findings = reached, agreement(ledgers)
     assert all("\n" not in finding.words for finding in findings)
-    if kind in ("state", "slot", "question"):  # what the ledger needs
+    if kind in ("state", "slot", "definition"):  # what the ledger needs
         assert doctor.TODO in {finding.state for finding in findings}

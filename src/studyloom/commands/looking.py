@@ -32,7 +32,7 @@ from studyloom.text import one_line, printable
 
 if TYPE_CHECKING:
     from studyloom.study.stopping import Request
-    from studyloom.views.progress import JobReader, Progress
+    from studyloom.views.progress import Progress, ProgressReader
 
 PAGE = "compare.html"
 STATUS_DEADLINE = 2.0  # seconds that a look waits for a busy database
@@ -57,13 +57,13 @@ def status(arguments: argparse.Namespace) -> int:
     important hyperparameters, and the time left. Runs at any time, in any terminal.
     """
     from studyloom.views import terminal
-    from studyloom.views.progress import JobReader
+    from studyloom.views.progress import ProgressReader
 
     # A shell makes commands that it starts with & ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # A look that waits for a busy database is not worth a warning.
     logging.getLogger("studyloom").setLevel(logging.ERROR)
-    reader, console = JobReader(open_run(arguments, STATUS_DEADLINE)), terminal.make_console()
+    reader, console = ProgressReader(open_run(arguments, STATUS_DEADLINE)), terminal.make_console()
     if arguments.watch and arguments.json:
         terminal.watch_json(reader, lambda text: print(text, end="", flush=True))
     elif arguments.watch:
@@ -236,7 +236,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     """
     from studyloom.study.opening import open_only_study
     from studyloom.views.dashboard import DEADLINE, serve
-    from studyloom.views.progress import JobReader
+    from studyloom.views.progress import ProgressReader
     from studyloom.views.terminal import make_console
 
     url, name = arguments.storage or STORAGE.get(), arguments.study
@@ -247,7 +247,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     collect_as_usual()
     stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
-    progress = JobReader(stored).read()
+    progress = ProgressReader(stored).read()
     title = "; ".join(filter(None, (progress.search.headline, progress.working_words)))
 
     def tell(address: str) -> None:
@@ -269,10 +269,10 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
     from studyloom.study.stopping import read_control, set_control
-    from studyloom.views.progress import JobReader
+    from studyloom.views.progress import ProgressReader
 
     stored = open_run(arguments, DEADLINE)
-    reader, before = JobReader(stored), read_control(stored)
+    reader, before = ProgressReader(stored), read_control(stored)
     progress = reader.read()
     if request is not None and progress.ended:
         words, request = f"has ended already; there is nothing to {request}", before
@@ -293,7 +293,7 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     return int(bool(left) and not progress.ended)
 
 
-def wait(reader: "JobReader", request: "Request", *, say: bool) -> str:
+def wait(reader: "ProgressReader", request: "Request", *, say: bool) -> str:
     """Waits until the workers have released their trials; returns the outcome in words."""
     done = {"stop": "is stopped", "pause": "is paused"}[request]
     end, told = time.monotonic() + LONGEST, not say

@@ -443,7 +443,7 @@ class LoopObjective(Objective):
                     raise run.unfit from None
                 raise
             finally:
-                self._forgotten = run.forgotten
+                self._not_kept = run.not_kept
                 run.close()
             loop.check_kept(run)
             if position == 0:
@@ -460,8 +460,8 @@ class LoopObjective(Objective):
         told = [[costs[name] for costs in self._costs if name in costs] for name in names]
         return [replace(each[0], value=fmean(c.value for c in each)) for each in told if each]
 
-    def forgotten(self) -> list[str]:
-        return self._forgotten
+    def not_kept(self) -> list[str]:
+        return self._not_kept
 
     def steps(self) -> list[Report]:
         steps = []

@@ -156,7 +156,7 @@ class Objective:
         """Returns the costs that the training has reported, for limits and further objectives."""
         return []
 
-    def forgotten(self) -> list[str]:
+    def not_kept(self) -> list[str]:
         """Returns the names of objects whose state `state` lacks, so that a resumed run differs."""
         return []
 

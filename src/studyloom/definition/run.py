@@ -147,7 +147,7 @@ class Run:
         world_size: the number of these processes. Each calls the loop with the same config and
             seed, and must finish the same number of epochs or make the same number of reports.
         costs: the costs that the loop has reported, by quantity.
-        forgotten: names of objects in the loop with a state that `keep` was not given.
+        not_kept: names of objects in the loop with a state that `keep` was not given.
         count: the number of epochs; None until `epochs` is called.
     """
 
@@ -168,7 +168,7 @@ class Run:
         self.rank, self.world_size = ranks.rank, ranks.world_size
         self.generator = torch.Generator().manual_seed(job.seed)
         self.costs: dict[str, Cost] = {}
-        self.forgotten: list[str] = []
+        self.not_kept: list[str] = []
         self.count: int | None = None
         self.most = most
         self.unfit: UnfitState | None = None
@@ -326,7 +326,7 @@ class Run:
                 self._epoch = epoch
                 yield epoch
                 if self._kept and epoch == begun + 1:
-                    self.forgotten = [*_forgotten(sys._getframe(1), [*self._kept.values()])]
+                    self.not_kept = [*_not_kept(sys._getframe(1), [*self._kept.values()])]
                 with self._ranks.deciding():
                     self._between = True
                     self.flush()
@@ -542,7 +542,7 @@ def _check_part(method: str, name: str, part: Any) -> None:
         )
 
 
-def _forgotten(frame: FrameType | None, kept: Sequence[Any]) -> Iterator[str]:
+def _not_kept(frame: FrameType | None, kept: Sequence[Any]) -> Iterator[str]:
     """Yields the names of a loop's objects whose state a resumed trial would lack.
 
     It skips objects without a state, networks that are not trained, and parts of what is kept.

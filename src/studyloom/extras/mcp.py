@@ -23,7 +23,7 @@ from studyloom.text import mask_passwords, one_line, printable, shorten_end
 from studyloom.views import page
 from studyloom.views.comparison import document, read_studies
 from studyloom.views.figures import Block, Chart, Multiples, PageTable
-from studyloom.views.progress import JobReader, to_json
+from studyloom.views.progress import ProgressReader, to_json
 from studyloom.views.report import read_report
 from studyloom.views.terminal import aligned
 from studyloom.winner.result import RunFiles
@@ -101,7 +101,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
     def status() -> dict[str, Any]:
         """Returns how far the search is: trials by state, the best one, workers, the time left."""
         with opened(own) as [stored]:
-            shown = asdict(JobReader(stored).status().document())
+            shown = asdict(ProgressReader(stored).status().document())
             return plain(shown | ({"result": None} if is_sealed(stored) else {}))
 
     @server.tool(annotations=reading)
@@ -137,7 +137,7 @@ def plain(found: dict[str, Any]) -> dict[str, Any]:
 
 def is_sealed(stored: StoredStudy) -> bool:
     """Whether trials of the search are still to come, so that no test value may be shown."""
-    return JobReader(stored).read().stages[0].left > 0
+    return ProgressReader(stored).read().stages[0].left > 0
 
 
 def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:

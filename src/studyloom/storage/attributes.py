@@ -17,19 +17,19 @@ LARGEST = 2**31 - 1  # of an integer in Optuna's tables and ours on PostgreSQL
 # Of a study
 FORMAT = "format"  # int: of all that is stored with a study and its trials
 VERSION = "studyloom"  # str: the version of studyloom that made the study
-QUESTION = "question"  # dict[str, Any]: the study definition, by config key
+DEFINITION = "definition"  # dict[str, Any]: the study definition, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
 BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is spent
-ENDED = "ended"  # dict[str, Any] | None: why it has ended so, decided once
+EARLY_END = "early_end"  # dict[str, Any] | None: why it has ended so, decided once
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
-SOURCES = "from"  # list[str]: the earlier studies from which it took its first configurations
-TEST_USES = "test_uses"  # int: how often the test set was opened
+WARM_START = "warm_start"  # list[str]: the earlier studies that gave its first configurations
+TEST_USES = "test_uses"  # int: how often the test set was used
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a final training: what the test set gave, as in winner.json
 COMPRESSED = "compressed"  # dict[str, Any]: what the test set gave, by the digest of winner.onnx
-JOB = "job"  # dict[str, Any]: what the last command does, when it began and ended
+COMMAND = "command"  # dict[str, Any]: what the last command does, when it began and ended
 STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
-ANSWERED = "answered"  # dict[str, Any]: the winner and its test, in short, and by which stage
+RESULT = "result"  # dict[str, Any]: the winner and its test, in short, and by which stage
 CONTROL = "control"  # str | None: stop or pause, as another terminal requested
 SPACE = "space"  # dict[str, Any]: the space and its default values, for proposals
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
@@ -51,12 +51,12 @@ STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCH
 # What a column of EPOCHS is called: these, and the quantities that were measured.
 COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ERROR)
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
-MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
+PROVENANCE = "provenance"  # dict[str, Any]: from which the trial can be trained again
 PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
 PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless something ends it before
 RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused, or went on
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
-FORGOTTEN = "forgotten"  # list[str]: what of a loop has a state that run.keep was not given
+NOT_KEPT = "not_kept"  # list[str]: what of a loop has a state that run.keep was not given
 RESUMED = "resumed"  # dict[str, Any]: the epoch of its checkpoint, and the number of deaths
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
@@ -69,11 +69,11 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # loop reports, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
-    *(MADE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, FORGOTTEN, RESUMED, REUSED),
+    *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, NOT_KEPT, RESUMED, REUSED),
     *(FAILURE, REASON, TRACEBACK),
 )
 # Those that no sampler and no pruner reads; they are most of a trial.
-HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
+HEAVY = (EPOCHS, PROVENANCE, TIMES, TRACEBACK)
 
 
 # The types of what is read by name; another program may have stored something else.
@@ -84,7 +84,7 @@ class Resumed(TypedDict):
 
 
 TYPES: dict[str, Any] = {
-    **dict.fromkeys((QUESTION, STAGES, ANSWERED, MADE), dict[str, Any]),
+    **dict.fromkeys((DEFINITION, STAGES, RESULT, PROVENANCE), dict[str, Any]),
     **dict.fromkeys((HALTED, RULE, FAILURE, REASON), str | None),
     **dict.fromkeys((TEST_USES, PLANNED_EPOCHS), int),
     EPOCHS: dict[str, list[float | int | None]],
@@ -92,7 +92,7 @@ TYPES: dict[str, Any] = {
     STANDARD_ERROR: float | int,
     RUNGS: list[int],
     RESUMED: Resumed,
-    FORGOTTEN: list[str],
+    NOT_KEPT: list[str],
 }
 
 
@@ -143,8 +143,8 @@ class TrialAttributes:
     resumed = Stored[Resumed | None](RESUMED, None)
     reused = Stored[str | None](REUSED, None)
     is_kept = Stored[bool](KEPT, False)
-    forgotten = Stored[Sequence[str]](FORGOTTEN, ())
-    made = Stored[Mapping[str, Any]](MADE, {})
+    not_kept = Stored[Sequence[str]](NOT_KEPT, ())
+    provenance = Stored[Mapping[str, Any]](PROVENANCE, {})
     traceback = Stored[str | None](TRACEBACK, None)
     proposed = Stored[Any](PROPOSED, None)
     columns = Stored[dict[str, list[Any]]](EPOCHS, {})  # of its epochs, once it ended

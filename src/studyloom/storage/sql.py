@@ -26,12 +26,12 @@ from sqlalchemy.sql.functions import FunctionElement
 from studyloom.errors import StorageError, StorageLost, TrialDeleted
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import (
+    DEFINITION,
     FORMER_SLOT,
     HEAVY,
     LARGEST,
     OF_TRIALS,
     PICKLED,
-    QUESTION,
     SLOT,
     UUID,
     fits,
@@ -174,7 +174,7 @@ def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[An
 # Trials, read. The statements are built once: building one takes longer than running a small one.
 
 OF_OURS = sa.exists().where(
-    STUDY_ATTRIBUTES.c.study_id == TRIALS.c.study_id, STUDY_ATTRIBUTES.c.key == QUESTION
+    STUDY_ATTRIBUTES.c.study_id == TRIALS.c.study_id, STUDY_ATTRIBUTES.c.key == DEFINITION
 )
 HEADS = sa.select(
     *(TRIALS.c[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete")),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from studyloom.errors import CompressError, Halted, NoWinner, StorageLost, UserError
-from studyloom.storage.attributes import ANSWERED, JOB, STAGES, parse
+from studyloom.storage.attributes import COMMAND, RESULT, STAGES, parse
 from studyloom.study.stored_study import StageName, StoredStudy
 
 SMALL = "compressed"  # in the result in short: the compressed winner
@@ -62,7 +62,7 @@ class StoredCommand:
     @classmethod
     def read(cls, stored: StoredStudy) -> "StoredCommand":
         """Reads what a study currently stores of its last command."""
-        record, stages, result = stored.attributes(JOB, STAGES, ANSWERED)
+        record, stages, result = stored.attributes(COMMAND, STAGES, RESULT)
         titles = {title: str(name) for title, name in (stages or {}).items()}
         return cls(parse(record, CommandRecord), titles, result)
 
@@ -71,7 +71,7 @@ def begin_command(stored: StoredStudy, record: CommandRecord, age: float) -> Non
     """Stores the record of a command that began `age` seconds ago."""
     began = datetime.now(UTC) - timedelta(seconds=age)
     record = replace(record, began=began.isoformat(timespec="seconds"))
-    stored.optuna.set_user_attr(JOB, asdict(record))
+    stored.optuna.set_user_attr(COMMAND, asdict(record))
 
 
 def end_command(stored: StoredStudy, code: int) -> None:
@@ -79,7 +79,7 @@ def end_command(stored: StoredStudy, code: int) -> None:
     record = StoredCommand.read(stored).record
     if record is not None and record.ended is None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        stored.optuna.set_user_attr(JOB, asdict(replace(record, ended=code, at=at)))
+        stored.optuna.set_user_attr(COMMAND, asdict(replace(record, ended=code, at=at)))
 
 
 @contextmanager
@@ -110,11 +110,11 @@ def store_result(stored: StoredStudy, short: Mapping[str, Any]) -> None:
     before = StoredCommand.read(stored).result or {}
     # Of the same winner, what is known of its compression stays.
     if {key: value for key, value in before.items() if key != SMALL} != short:
-        stored.optuna.set_user_attr(ANSWERED, short)
+        stored.optuna.set_user_attr(RESULT, short)
 
 
 def store_compressed(stored: StoredStudy, short: Mapping[str, Any]) -> None:
     """Stores what `Compressed.in_short` says of the winner, with the stored result."""
     before = StoredCommand.read(stored).result
     if before is not None and before.get(SMALL) != short:
-        stored.optuna.set_user_attr(ANSWERED, {**before, SMALL: short})
+        stored.optuna.set_user_attr(RESULT, {**before, SMALL: short})

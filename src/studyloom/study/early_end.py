@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import ideal_of
-from studyloom.storage.attributes import BOUNDS, ENDED, parse
+from studyloom.storage.attributes import BOUNDS, EARLY_END, parse
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_value
@@ -94,11 +94,11 @@ def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
     """
     cores = gpus = 0.0
     for trial in trials:
-        hours, made = _worked(trial), TrialRecord(trial).made
-        environment = made.get("environment") or {}
+        hours, provenance = _worked(trial), TrialRecord(trial).provenance
+        environment = provenance.get("environment") or {}
         ranks = environment.get("ranks") or 1
         cores += hours * ranks * (environment.get("threads") or 1)
-        if made.get("device") in ("cuda", "mps"):
+        if provenance.get("device") in ("cuda", "mps"):
             gpus += hours * ranks
     return Hours(cores, gpus)
 
@@ -113,13 +113,13 @@ class Bounds:
     """The bounds that end a search before its budget is spent.
 
     Args:
-        regret: the smallest gain expected of further trials, in units of the metric.
+        min_improvement: the smallest gain expected of further trials, in units of the metric.
         epochs: the most epochs that all trials together may report.
         cost: the most that the hours of all trials may cost, at a price of `per_hour`.
         ideal: the best value that the metric can have, times its sign; not stored, see `ideal_of`.
     """
 
-    regret: float | None = None
+    min_improvement: float | None = None
     epochs: int | None = None
     trials: int = 0
     cost: float | None = None
@@ -164,12 +164,13 @@ class Ending:
             return f"{after}: {self.epochs} epochs of study.epochs={self.bounds.epochs} are spent"
         left = trials - self.begun
         further = "a further trial is" if left == 1 else f"the {left} further trials are"
-        least = f"study.min_improvement={self.bounds.regret:g}"
+        least = f"study.min_improvement={self.bounds.min_improvement:g}"
         return f"{after}: {further} expected to gain less than {least}"
 
     def decision(self) -> dict[str, Any]:
         """Returns the stored decision, for `find_ending`."""
-        return {"regret": self.bounds.regret, "trials": self.bounds.trials, "gain": self.gain}
+        least = self.bounds.min_improvement
+        return {"min_improvement": least, "trials": self.bounds.trials, "gain": self.gain}
 
 
 def find_ending(
@@ -191,22 +192,22 @@ def find_ending(
     spent = hours.cost(bounds.per_hour)
     if bounds.cost is not None and spent is not None and spent >= bounds.cost:
         return Ending(begun, bounds, epochs, spent=spent)
-    if bounds.regret is None:
+    if bounds.min_improvement is None:
         return None
     if _holds(decided, bounds):
         return Ending(begun, bounds, epochs, float(decided["gain"]))
     gain = gain_of(bounds, first) if decide else None
-    if gain is None or gain >= bounds.regret:
+    if gain is None or gain >= bounds.min_improvement:
         return None
     return Ending(begun, bounds, epochs, gain)
 
 
 def _holds(decided: Any, bounds: Bounds) -> bool:
-    """Whether a stored decision is about this regret, and about this budget or a larger one."""
+    """Whether a stored decision is about this improvement, and this budget or a larger one."""
     if not isinstance(decided, Mapping) or not isinstance(decided.get("gain"), int | float):
         return False
     trials = decided.get("trials")
-    return decided.get("regret") == bounds.regret and (
+    return decided.get("min_improvement") == bounds.min_improvement and (
         isinstance(trials, int) and trials >= bounds.trials
     )
 
@@ -237,8 +238,8 @@ class Outlook:
         """Formats what further trials are expected to gain; empty without any, or after too few."""
         if not self.gain or self.ending is not None:
             return ""
-        regret = self.bounds.regret
-        below = "" if regret is None else f"; the search ends below {regret:g}"
+        least = self.bounds.min_improvement
+        below = "" if least is None else f"; the search ends below {least:g}"
         return f"expected gain of further trials: {format_value(self.gain)} {metric}{below}"
 
 
@@ -251,7 +252,7 @@ def read_bounds(stored: StoredStudy) -> Bounds:
 def set_bounds(stored: StoredStudy, bounds: Bounds) -> None:
     """Stores the bounds that end the search from now on; new ones discard a decision."""
     if bounds != replace(read_bounds(stored), ideal=None):
-        stored.optuna.set_user_attr(ENDED, None)
+        stored.optuna.set_user_attr(EARLY_END, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
 
 
@@ -262,12 +263,12 @@ def ending(stored: StoredStudy, trials: int) -> Ending | None:
     before, the next one decides the same.
     """
     bounds = replace(read_bounds(stored), trials=trials)
-    if bounds.regret is None and bounds.epochs is None and bounds.cost is None:
+    if bounds.min_improvement is None and bounds.epochs is None and bounds.cost is None:
         return None  # without a look at the trials
-    (decided,) = stored.attributes(ENDED)
+    (decided,) = stored.attributes(EARLY_END)
     found = find_ending(bounds, read_outcomes(stored), decided)
     if found is not None and found.gain is not None and found.decision() != decided:
-        stored.optuna.set_user_attr(ENDED, found.decision())
+        stored.optuna.set_user_attr(EARLY_END, found.decision())
     return found
 
 
@@ -282,7 +283,7 @@ def look_ahead(stored: StoredStudy) -> Outlook:
     if not bounds.trials:  # another program has made the study
         bounds = replace(bounds, trials=sum(stored.ledger.counts().values()))
     outcomes = read_outcomes(stored)
-    ended = find_ending(bounds, outcomes, *stored.attributes(ENDED), decide=False)
+    ended = find_ending(bounds, outcomes, *stored.attributes(EARLY_END), decide=False)
     under_way = 0 if ended is None else stored.ledger.todo(bounds.trials, begun=True)
     return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds)
 

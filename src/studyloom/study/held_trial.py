@@ -18,9 +18,9 @@ from studyloom.processes import Stopwatch
 from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,
-    FORGOTTEN,
     HALTED,
-    MADE,
+    NOT_KEPT,
+    PROVENANCE,
     REUSED,
     STANDARD_ERROR,
     TIMES,
@@ -113,8 +113,8 @@ class HeldTrial:
             self.trial.set_user_attr(REUSED, objective.source)
         if objective is not None:
             self._store_costs(objective.costs())
-            if forgotten := objective.forgotten():
-                self.trial.set_user_attr(FORGOTTEN, forgotten)
+            if not_kept := objective.not_kept():
+                self.trial.set_user_attr(NOT_KEPT, not_kept)
             if columns := objective.curves():
                 if (error := objective.standard_error()) is not None:
                     self.trial.set_user_attr(STANDARD_ERROR, error)
@@ -122,7 +122,7 @@ class HeldTrial:
         if (provenance := self.provenance) is not None:
             if isinstance(objective, NetworkObjective):
                 provenance = provenance.on_threads(objective.training.threads)
-            self.trial.set_user_attr(MADE, provenance.as_json())
+            self.trial.set_user_attr(PROVENANCE, provenance.as_json())
         times = Counter(self.trial.user_attrs.get(TIMES, {}))  # until it was paused
         times.update(self.watch.take())
         rounded = {kind: round(seconds, 4) for kind, seconds in times.items()}

@@ -18,7 +18,15 @@ from studyloom.definition.sources import CODE, code_of, name_of_source
 from studyloom.errors import DefinitionError, StorageError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.moved import MOVED
-from studyloom.storage.attributes import CODE_CHANGES, FORMAT, HALTED, QUESTION, RUNG, UUID, VERSION
+from studyloom.storage.attributes import (
+    CODE_CHANGES,
+    DEFINITION,
+    FORMAT,
+    HALTED,
+    RUNG,
+    UUID,
+    VERSION,
+)
 from studyloom.storage.database import (
     RetryingStorage,
     closed_on_error,
@@ -133,14 +141,14 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
             f"it holds {names}"
         ) from None
     _check_format(name, study.user_attrs)
-    ledger = Ledger if QUESTION in study.user_attrs else NoLedger
+    ledger = Ledger if DEFINITION in study.user_attrs else NoLedger
     return StoredStudy(name, storage, study, ledger.of(backend, study._study_id, study.user_attrs))
 
 
 def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
     """Raises StorageError if another version of studyloom has stored a study in another format."""
     version = attributes.get(VERSION)
-    if QUESTION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
+    if DEFINITION in attributes and attributes.get(FORMAT) != FORMAT_NUMBER:
         made = f"studyloom {version}" if version else "a studyloom from before the first release"
         raise StorageError(
             f"study.name: the study {name!r} is stored in another format, by {made}; this version, "
@@ -186,7 +194,7 @@ def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
             raise
         return {}
     check_table(backend)
-    studies = [study for study in backend.get_all_studies() if QUESTION in study.user_attrs]
+    studies = [study for study in backend.get_all_studies() if DEFINITION in study.user_attrs]
     for study in studies:
         _check_format(study.study_name, study.user_attrs)
     return {
@@ -216,7 +224,7 @@ def create_study(
     lock = exclusive(url, deadline=deadline if wait else 0.0)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         if name not in {study.study_name for study in backend.get_all_studies()}:
-            attributes: dict[str, Any] = {QUESTION: dict(definition), UUID: uuid.uuid4().hex}
+            attributes: dict[str, Any] = {DEFINITION: dict(definition), UUID: uuid.uuid4().hex}
             attributes |= {FORMAT: FORMAT_NUMBER, VERSION: __version__, RUNG: rung}
             directions = [StudyDirection[goal.direction.upper()] for goal in goals]
             add_study(backend, name, directions, attributes)
@@ -233,7 +241,7 @@ def create_study(
             changed = sorted({key for key, _ in change})
             changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
             stored.optuna.set_user_attr(CODE_CHANGES, changes)
-            stored.optuna.set_user_attr(QUESTION, dict(accepted))
+            stored.optuna.set_user_attr(DEFINITION, dict(accepted))
         if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)
     return stored

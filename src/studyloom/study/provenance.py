@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from studyloom._version import __version__
 from studyloom.processes import cpu_name
-from studyloom.storage.attributes import MADE
+from studyloom.storage.attributes import PROVENANCE
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Provenance:
         try:
             return msgspec.convert(stored, cls)
         except msgspec.ValidationError as error:
-            raise ValueError(f"its attribute `{MADE}` cannot be used: {error}") from None
+            raise ValueError(f"its attribute `{PROVENANCE}` cannot be used: {error}") from None
 
 
 def current_environment(device: torch.device) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, tri
         stored.optuna.set_user_attr(DEFINED, sources)
     study, cost = definition.config.study, definition.config.cost
     bounds = Bounds(
-        regret=study.min_improvement if study.stop == "improvement" else None,
+        min_improvement=study.min_improvement if study.stop == "improvement" else None,
         epochs=study.epochs,
         trials=trials,
         cost=cost.limit,

@@ -26,9 +26,9 @@ from studyloom.storage import sql
 from studyloom.storage.attributes import (
     CODE_CHANGES,
     COLUMNS,
+    DEFINITION,
     FORMER_SLOT,
     HALTED,
-    QUESTION,
     RULE,
     TEST_USES,
 )
@@ -278,7 +278,7 @@ class StoredStudy:
 
     def definition(self) -> dict[str, Any] | None:
         """Returns the study definition, by config key; None for a study of another program."""
-        return self.attributes(QUESTION)[0]  # type: ignore[no-any-return]
+        return self.attributes(DEFINITION)[0]  # type: ignore[no-any-return]
 
     def code_changes(self) -> list[dict[str, Any]]:
         """Returns the accepted changes of code: what is `changed`, `from` which trial on."""

@@ -42,7 +42,7 @@ class TrialRecord(TrialAttributes):
     @property
     def config(self) -> dict[str, Any] | None:
         """The configuration that it was made of; None if it stored none."""
-        config = self.made.get("config")
+        config = self.provenance.get("config")
         return config if isinstance(config, dict) else None
 
     @property

@@ -23,7 +23,7 @@ from studyloom.config.values import value_at
 from studyloom.errors import refuse
 from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, SLOT, SOURCES, SPACE
+from studyloom.storage.attributes import BASELINE, ENQUEUED, SLOT, SPACE, WARM_START
 from studyloom.storage.database import Connection
 from studyloom.study.earlier_studies import EarlierStudies, EarlierStudy, offer_earlier, read_named
 from studyloom.study.failures import TEACHES, count_failures
@@ -213,7 +213,7 @@ AS_COMPOSED = {BASELINE: True, ENQUEUED: "the default configuration"}
 
 def sources_of(stored: StoredStudy) -> list[str]:
     """Returns the earlier studies of which a study has trials."""
-    return list(stored.optuna.user_attrs.get(SOURCES, []))
+    return list(stored.optuna.user_attrs.get(WARM_START, []))
 
 
 def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: Point | None) -> int:
@@ -231,7 +231,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     def queue(connection: Connection) -> int:
         before = stored.lock_trials(connection)
         tried = [trial.system_attrs.get(sql.GIVEN, trial.params) for trial in before]
-        known = sql.study_attrs(connection, study_id, SOURCES)[0] or []
+        known = sql.study_attrs(connection, study_id, WARM_START)[0] or []
         again = bool(before) if AUTO in starts.sources else {*starts.sources} <= {*known}
         points = [start for start in starts.points if not (start.earlier and again)]
         waiting: list[tuple[Point, dict[str, Any]]] = []
@@ -247,7 +247,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         for slot, (point, attributes) in zip(slots, waiting, strict=False):
             stored.ledger.queue(connection, slot, point, attributes)
         if sources := [*dict.fromkeys([*known, *(() if again else starts.sources)])]:
-            sql.set_study_attr(connection, study_id, SOURCES, sources)
+            sql.set_study_attr(connection, study_id, WARM_START, sources)
         return max(0, len(waiting) - len(slots))
 
     return stored.ledger.storage.execute(queue) if starts.points or starts.sources else 0

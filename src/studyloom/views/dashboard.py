@@ -28,7 +28,7 @@ from studyloom.errors import StudyloomError
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
-from studyloom.views.progress import JobReader
+from studyloom.views.progress import ProgressReader
 from studyloom.views.report import read_report
 from studyloom.winner.result import RunFiles
 
@@ -100,7 +100,7 @@ class LivePage:
 
     def __init__(self, stored: StoredStudy, run_dir: Path | None, app: "WSGIApplication") -> None:
         self.stored, self.run_dir, self.app = stored, run_dir, app
-        self.job = JobReader(stored)
+        self.reader = ProgressReader(stored)
         self.boot = secrets.token_hex(4)  # versions of an earlier server mean nothing
         self.version = 0  # how often anything has changed
         self.parts: dict[str, tuple[str, int]] = {}  # HTML, and since which version
@@ -166,7 +166,7 @@ class LivePage:
 
     def _read(self) -> tuple[dict[str, str], list[Section]]:
         """Returns the parts of the report by key, and its sections without the table's rows."""
-        folder, progress = self.run_dir, self.job.read()
+        folder, progress = self.run_dir, self.reader.read()
         files = RunFiles() if folder is None else RunFiles.read(self.stored, folder)
         head, sections = read_report(self.stored, files, progress, folder)
         rows: dict[str, str] = {}

@@ -1050,9 +1050,9 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
     x = whole_scale(known[0][0], known[-1][0], "trials that have ended")
     heights = [at for _, at in curve]
     (*_, (count, gain)), below = known, ""
-    if (regret := now.bounds.regret) is not None:
-        below = f"; the search ends below {regret:g}"
-        heights.append(math.log10(max(regret, least)))
+    if (least_gain := now.bounds.min_improvement) is not None:
+        below = f"; the search ends below {least_gain:g}"
+        heights.append(math.log10(max(least_gain, least)))
         ends = [(x.low, heights[-1]), (x.high, heights[-1])]
         marks.append(dotted("study.min_improvement", "best", ends, 1.5))
     margin = 0.06 * (max(heights) - min(heights)) or 0.1

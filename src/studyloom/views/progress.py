@@ -1,7 +1,7 @@
 """The progress of a whole job: search, re-evaluation and final training.
 
-`JobReader` reads all stages as one `Progress`: what has ended, what was spent, and how long the
-rest will take. `Status` adds hyperparameter importances and failures. Both format themselves as
+`ProgressReader` reads all stages as one `Progress`: what has ended, what was spent, and how long
+the rest will take. `Status` adds hyperparameter importances and failures. Both format themselves as
 words and as JSON: the document of a status, and an object for each event.
 """
 
@@ -310,7 +310,7 @@ class Progress:
         return "  ".join(filter(None, parts))
 
 
-class JobReader:
+class ProgressReader:
     """Reads a job repeatedly.
 
     Opens the studies of later stages once, and recomputes the importances of hyperparameters only

@@ -36,7 +36,7 @@ from studyloom.text import (
 )
 from studyloom.views import figures, page
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
-from studyloom.views.progress import JobReader, Progress
+from studyloom.views.progress import Progress, ProgressReader
 from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
 from studyloom.winner.result import (
     NO_INTERVAL,
@@ -630,7 +630,7 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
         "traceback": str(record.traceback or ""),
         "log": log,
         "curve": [(epoch, float(f"{value:.4g}")) for epoch, value in thinned],
-        "made": bool(record.made),
+        "replayable": bool(record.provenance),
     }
     return {name: value for name, value in told.items() if value}
 
@@ -812,7 +812,7 @@ def read_report(
         progress: the progress of the whole job, for a live report.
         run_dir: where the logs are, if known.
     """
-    live, progress = progress is not None, progress or JobReader(stored).read()
+    live, progress = progress is not None, progress or ProgressReader(stored).read()
     snapshot, parts, winner = progress.search, read_parts(stored), files.winner
 
     def sections() -> Iterator[Section]:

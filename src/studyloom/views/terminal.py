@@ -40,7 +40,7 @@ from studyloom.text import (
     printable,
     shorten_end,
 )
-from studyloom.views.progress import WORDS, History, JobReader, Progress, Status, wrap
+from studyloom.views.progress import WORDS, History, Progress, ProgressReader, Status, wrap
 from studyloom.views.snapshot import Snapshot, format_parameters, format_trial_values, trial_values
 from studyloom.winner.result import CHOSEN, Compressed, Result, short_words
 
@@ -229,7 +229,7 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
 
 def print_forgotten(stored: StoredStudy, console: Console) -> None:
     """Warns about state of the user's loop that a trial resumed after a crash would lack."""
-    known = (TrialRecord(trial).forgotten for trial in stored.trials())
+    known = (TrialRecord(trial).not_kept for trial in stored.trials())
     if names := next(filter(None, known), None):
         missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
         words = f"run.keep lacks {missing}: after a crash, a trial comes to another value"
@@ -411,7 +411,7 @@ class LinePrinter:
             self.console.print(Text(shown), soft_wrap=True)
 
 
-def watch(reader: JobReader, console: Console) -> None:
+def watch(reader: ProgressReader, console: Console) -> None:
     """Shows a job until it has ended: live on a terminal, otherwise a line for each change."""
     if is_plain(console):
         lines = LinePrinter(console, 0.0)
@@ -430,7 +430,7 @@ def watch(reader: JobReader, console: Console) -> None:
                 live.update(Group(view, error), refresh=True)
 
 
-def watch_json(reader: JobReader, write: Callable[[str], object]) -> None:
+def watch_json(reader: ProgressReader, write: Callable[[str], object]) -> None:
     """Writes a line of JSON, with its line break, for each change until a job has ended."""
     last = None
     for status in reader.statuses():

@@ -413,9 +413,9 @@ function fillView(row) {
   for (const [title, text] of [["Traceback", more.traceback], ["The last lines of its log", more.log]]) {
     if (text) shown.push(make("h3", title), make("pre", text));
   }
-  const again = more.made ? view.dataset.replay && `${view.dataset.replay} ${trial}` : "";
+  const again = more.replayable ? view.dataset.replay && `${view.dataset.replay} ${trial}` : "";
   if (again) shown.push(make("h3", "To train it again, and compare"), make("pre", again));
-  if (!more.made) shown.push(make("p.quiet", "It cannot be replayed: it has not stored how it was made."));
+  if (!more.replayable) shown.push(make("p.quiet", "It cannot be replayed: it has not stored how it was made."));
   shown[1].className = "facts";
   document.getElementById("trial-body").replaceChildren(...shown);
 }

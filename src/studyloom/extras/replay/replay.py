@@ -45,7 +45,7 @@ def replay(
     trial = find_trial(stored.trials(), number)
     record = TrialRecord(trial)
     try:
-        provenance = Provenance.read(record.made)
+        provenance = Provenance.read(record.provenance)
         cfg = rebuild(provenance, run_dir, trusted)
         loop, objective = is_loop(cfg), cfg.objective
         expected = Course.read(trial, stored.metric, loop=loop)

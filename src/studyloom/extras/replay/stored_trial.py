@@ -27,7 +27,7 @@ from studyloom.text import format_ranges
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     """Returns a trial; raises ValueError with those that can be replayed if it cannot."""
-    replayable = {trial.number: trial for trial in trials if TrialRecord(trial).made}
+    replayable = {trial.number: trial for trial in trials if TrialRecord(trial).provenance}
     if number in replayable:
         return replayable[number]
     known = number in (trial.number for trial in trials)
