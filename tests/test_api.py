@@ -208,7 +208,7 @@ def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(sqlite_url, tmp_p
 def test_all_mistakes_of_a_configuration_come_in_one_exception(tmp_path):
     with pytest.raises(api.ConfigError, match=r"did you mean trials\?") as caught:
         search(tmp_path / "run", "study.trails=3", "optimizer=adan", "model.hiden=[3]")
-    assert len(caught.value.mistakes) == 3
+    assert len(caught.value.errors) == 3
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from studyloom.commands.options import replace_unencodable
 from studyloom.commands.parser import make_parser
 from studyloom.error_display import print_errors
-from studyloom.errors import StudyloomError
+from studyloom.errors import StudyloomError, messages_of
 from studyloom.processes import collect_as_usual, collect_rarely, open_streams
 from studyloom.text import PrintableFormatter, mask_passwords
 
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, StudyloomError) and not isinstance(error, ValueError):
             code = error.exit_code
         if getattr(arguments, "json", False):
-            mistakes = getattr(error, "mistakes", None) or [str(error)]
-            document = {"errors": [*map(mask_passwords, mistakes)], "exit_code": code}
+            errors = messages_of(error, str(error))
+            document = {"errors": [*map(mask_passwords, errors)], "exit_code": code}
             with suppress(OSError):
                 print(json.dumps(document), flush=True)
         print_errors(error)

@@ -50,24 +50,29 @@ class UserError(StudyloomError, ValueError):
     """An error that the user can fix: in a configuration, a file, or an argument.
 
     Attributes:
-        mistakes: every error found, one line each.
+        errors: every error found, one line each.
     """
 
     exit_code = 2
 
-    def __init__(self, mistakes: str | Sequence[str]) -> None:
-        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
-        super().__init__("\n".join(self.mistakes))
+    def __init__(self, errors: str | Sequence[str]) -> None:
+        self.errors = [errors] if isinstance(errors, str) else list(errors)
+        super().__init__("\n".join(self.errors))
 
 
 class ConfigError(UserError):
     """All errors found in a configuration or a search space."""
 
 
-def refuse(mistakes: Sequence[str]) -> None:
+def messages_of(error: BaseException, otherwise: str) -> list[str]:
+    """Returns the messages of an error that the user can fix; of another one, only `otherwise`."""
+    return error.errors if isinstance(error, UserError) else [otherwise]
+
+
+def refuse(errors: Sequence[str]) -> None:
     """Raises ConfigError with the messages, each of them once, if there are any."""
-    if mistakes:
-        raise ConfigError(list(dict.fromkeys(mistakes)))
+    if errors:
+        raise ConfigError(list(dict.fromkeys(errors)))
 
 
 class DataError(UserError):
@@ -77,8 +82,8 @@ class DataError(UserError):
 class UnfitData(DataError):
     """Data has shapes or types that networks are not trained on; the message says how to fix it."""
 
-    def __init__(self, mistake: str) -> None:
-        super().__init__(or_train_it_yourself(mistake))
+    def __init__(self, message: str) -> None:
+        super().__init__(or_train_it_yourself(message))
 
 
 class FileError(UserError):
@@ -236,6 +241,6 @@ class Interrupted(KeyboardInterrupt):
     """
 
 
-def or_train_it_yourself(mistake: str) -> str:
+def or_train_it_yourself(message: str) -> str:
     """Adds to a message that any training can be a custom loop, if it does not say so."""
-    return mistake if TRAIN_IT_YOURSELF in mistake else f"{mistake}; {TRAIN_IT_YOURSELF}"
+    return message if TRAIN_IT_YOURSELF in message else f"{message}; {TRAIN_IT_YOURSELF}"

@@ -12,7 +12,7 @@ from typing import Any
 PLUGINS = {
     "ask": ("proposals.asking", "print_asked"),
     "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
-    "compress_mistakes": ("export.settings", "find_mistakes"),
+    "compress_errors": ("export.settings", "find_errors"),
     "compress_winner": ("export.compression", "compress_winner"),
     "embedded_server": ("embedded_server", "serve"),
     "explain": ("explain", "explain"),

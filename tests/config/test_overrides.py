@@ -1,7 +1,7 @@
 import pytest
 
 from studies import CONF
-from studyloom.config.overrides import Override, find_override_mistakes
+from studyloom.config.overrides import Override, find_override_errors
 from studyloom.config.scaffold import write_study
 
 WRONG = {
@@ -42,19 +42,19 @@ def test_an_override_has_a_prefix_a_key_and_a_value(prefix, typed, key, value):
 
 
 def test_all_overrides_that_do_not_compose_are_told_at_once_each_on_a_line_with_its_neighbour():
-    mistakes = find_override_mistakes(CONF, "mnist", [*WRONG, "train.epochs=3", "model=mlp"])
-    assert len(mistakes) == len(WRONG)
+    errors = find_override_errors(CONF, "mnist", [*WRONG, "train.epochs=3", "model=mlp"])
+    assert len(errors) == len(WRONG)
     for parts in WRONG.values():
-        assert any(all(part in line for part in parts) for line in mistakes), parts
+        assert any(all(part in line for part in parts) for line in errors), parts
     assert not [
-        line for line in mistakes if "\n" in line or "hydra" in line.lower() or "struct" in line
+        line for line in errors if "\n" in line or "hydra" in line.lower() or "struct" in line
     ]
 
 
 def test_a_key_that_params_of_ones_own_file_lacks_is_told_with_that_file_and_the_line(tmp_path):
     write_study("mine", tmp_path, kind="loop")
     folder = tmp_path / "conf"
-    (line,) = find_override_mistakes(str(folder), "mine", ["params.depth=2"])
+    (line,) = find_override_errors(str(folder), "mine", ["params.depth=2"])
     assert line.startswith("params.depth: no such key; params has epochs")
     assert f"; to have it, add `depth: 2` to params in {folder}/mine.yaml, with" in line
 
@@ -64,6 +64,6 @@ def test_a_key_is_judged_in_the_option_that_was_chosen_wherever_both_stand(tmp_p
     (tmp_path / "space" / "mine.yaml").write_text("train:\n  batch_size: {choice: [32, 64]}\n")
     right = ["model.blocks=1", "model=cnn", "hydra.verbose=true"]
     argv = ["space=mine", "-cd", str(tmp_path), *right, "model.hidden=[3]"]
-    (line,) = find_override_mistakes(CONF, "mnist", argv)
+    (line,) = find_override_errors(CONF, "mnist", argv)
     assert line.startswith("model.hidden: no such key; model has")
     assert "channels" in line

@@ -46,6 +46,6 @@ def test_a_number_outside_of_its_range_is_told_with_the_range(name, low, high):
     for value in (*inside, *outside):
         config = SCHEMA.copy()
         config[section][key] = value if is_whole else float(value)
-        mistakes = [*out_of_range(config)]
-        assert len(mistakes) == (value in outside), (value, mistakes)
-        assert all(line.startswith(f"{name} must be ") for line in mistakes)
+        errors = [*out_of_range(config)]
+        assert len(errors) == (value in outside), (value, errors)
+        assert all(line.startswith(f"{name} must be ") for line in errors)

@@ -17,7 +17,7 @@ from studyloom.config.compose import Composer
 from studyloom.config.schema import SCHEMA
 from studyloom.config.trust import (
     check_targets,
-    content_mistakes,
+    content_errors,
     packages_to_trust,
     read_yaml,
 )
@@ -30,10 +30,10 @@ GROUPS = ("model", "optimizer", "scheduler", "loss", "data", "sampler", "pruner"
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}
 
 
-def mistakes_of(config, *trusted) -> list[str]:
+def errors_of(config, *trusted) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         check_targets(config, trusted)
-    return caught.value.mistakes
+    return caught.value.errors
 
 
 # Which code a config may name
@@ -78,8 +78,8 @@ def test_parts_of_torch_and_optuna_are_trusted_and_nothing_else_is():
     for target in TRUSTED:
         check_targets({"model": {"_target_": target, "_partial_": True}})
     for target in STRANGE:
-        mistakes = mistakes_of({"model": {"_target_": target}})
-        assert mistakes[0].startswith(f"model._target_: {target} "), target
+        errors = errors_of({"model": {"_target_": target}})
+        assert errors[0].startswith(f"model._target_: {target} "), target
 
 
 def test_a_target_is_found_wherever_it_is(tmp_path):
@@ -94,10 +94,10 @@ def test_a_target_is_found_wherever_it_is(tmp_path):
     }
     for place, config in places.items():
         for wrapped in (config, OmegaConf.create(config)):
-            (mistake,) = mistakes_of(wrapped)
+            (mistake,) = errors_of(wrapped)
             assert mistake.startswith(f"{place}._target_: os.system is not among")
             assert "trust=[os]" in mistake
-    (mistake,) = mistakes_of({"all": [OmegaConf.create(bad)]})
+    (mistake,) = errors_of({"all": [OmegaConf.create(bad)]})
     assert mistake.startswith("all[0]._target_: ")
     assert list(tmp_path.iterdir()) == []
 
@@ -114,7 +114,7 @@ def test_an_interpolation_is_a_mistake_and_never_resolved(monkeypatch):
     try:
         for key, config in cases.items():
             for made in (config, OmegaConf.create(config)):
-                (mistake,) = mistakes_of(made)
+                (mistake,) = errors_of(made)
                 assert mistake.startswith(f"{key}: ")
                 assert "an interpolation" in mistake
     finally:
@@ -139,7 +139,7 @@ def package(tmp_path, monkeypatch):
 
 def test_a_package_that_the_user_trusts_is_no_way_to_what_it_imports(package):
     config = {"model": {"_target_": "mypackage.Net"}, "loss": {"_target_": "mypackage.make"}}
-    assert len(mistakes_of(config)) == 2
+    assert len(errors_of(config)) == 2
     assert packages_to_trust(config) == ["mypackage"]
     check_targets(config, [package])
     check_targets({"_target_": "mypackage.make"}, ["mypackage.make"])
@@ -151,16 +151,16 @@ def test_a_package_that_the_user_trusts_is_no_way_to_what_it_imports(package):
         "mypackage.V": "is not a class or function of a module",
         "mypackage.Nett": "has no attribute 'Nett'",
     }.items():
-        (mistake,) = mistakes_of({"model": {"_target_": target}}, package)
+        (mistake,) = errors_of({"model": {"_target_": target}}, package)
         assert words in mistake
     for prefix in ("", ".", "mypack", "mypackage."):
-        mistakes_of({"model": {"_target_": "mypackage.Net"}}, prefix)
+        errors_of({"model": {"_target_": "mypackage.Net"}}, prefix)
 
 
 def test_what_is_not_trusted_is_not_imported(package):
-    mistakes_of({"model": {"_target_": "broken.Net"}})
+    errors_of({"model": {"_target_": "broken.Net"}})
     assert "broken" not in sys.modules
-    (mistake,) = mistakes_of({"model": {"_target_": "broken.Net"}}, "broken")
+    (mistake,) = errors_of({"model": {"_target_": "broken.Net"}}, "broken")
     assert mistake == "model._target_: broken.Net cannot be imported: OSError: no such device"
 
 
@@ -467,7 +467,7 @@ def test_a_new_section_reaches_out_until_somebody_has_looked_at_it():
     for key in REACHES_OUT:
         config = OmegaConf.create()
         OmegaConf.update(config, key, "x")
-        assert [*content_mistakes(OmegaConf.to_container(config), ["hydra"])], key
+        assert [*content_errors(OmegaConf.to_container(config), ["hydra"])], key
 
 
 def test_a_file_or_folder_that_data_are_read_from_is_refused_whatever_package_reads_it():
@@ -485,5 +485,5 @@ def test_a_file_or_folder_that_data_are_read_from_is_refused_whatever_package_re
         "data.load.path": {"load": table | {"path": "x.csv"}},
     }
     for key, section in cases.items():
-        (words,) = content_mistakes({"data": section}, ["torchvision", "torch", key])
+        (words,) = content_errors({"data": section}, ["torchvision", "torch", key])
         assert words.startswith(f"{key} reaches out of the study")

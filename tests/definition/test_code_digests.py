@@ -104,7 +104,7 @@ def test_a_process_does_not_go_on_with_another_code_than_it_says(own, tmp_path, 
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"own_net\.py has changed since .*reload") as caught:
             code_digests(sections)
-        assert [mistake.split()[0] for mistake in caught.value.mistakes] == [base.name, source.name]
+        assert [mistake.split()[0] for mistake in caught.value.errors] == [base.name, source.name]
     importlib.reload(sys.modules["own_base"])
     importlib.reload(sys.modules["own_net"])
     assert sys.modules["own_net"].half == 0.0625

@@ -39,7 +39,7 @@ def test_all_that_is_no_limit_is_told_at_once():
     given = {"parameter": "<= 3", "flops": "__import__('os')", "latency_ms": 2, "parameters": "< 5"}
     with pytest.raises(ConfigError) as caught:
         parse_limits(given, MEASURES)
-    first, *others = caught.value.mistakes
+    first, *others = caught.value.errors
     assert "did you mean parameters?" in first
     limit = "must be a limit such as '<= 100_000' or '>= 1'"
     assert others == [
@@ -110,4 +110,4 @@ def test_memory_that_cannot_be_predicted_is_refused_before_the_first_trial():
     validate_search(ask(*own, "+objective.constraints.flops='<= 1e9'"), data)
     with pytest.raises(ConfigError, match=r"needs numbers \(.*\); take memory_gib out") as caught:
         validate_search(ask(*own, "+objective.constraints.memory_gib='<= 1'"), data)
-    assert len(caught.value.mistakes) == 1
+    assert len(caught.value.errors) == 1

@@ -25,7 +25,7 @@ def definition(*overrides, **data):
     return type(asked)(asked.config, asked.composer, asked.space)
 
 
-def mistakes(*overrides, **data):
+def errors(*overrides, **data):
     asked = definition(*overrides, **data)
     try:
         validate_search(asked, load_data(asked.config))
@@ -38,8 +38,8 @@ COLLATE = {"_target_": "drawn.three", "_partial_": True}
 
 
 def test_a_question_about_datasets_has_no_mistakes():
-    assert mistakes("objective.folds=3", "loss.weights=balanced", validation=None) == ""
-    assert mistakes(*NORMED, collate=COLLATE) == ""
+    assert errors("objective.folds=3", "loss.weights=balanced", validation=None) == ""
+    assert errors(*NORMED, collate=COLLATE) == ""
 
 
 def test_what_cannot_be_trained_is_said_before_the_first_trial():
@@ -56,7 +56,7 @@ def test_what_cannot_be_trained_is_said_before_the_first_trial():
         ((), {"outputs": None, "targets": [0] * 61}, "data.targets must be as long as the 60"),
         ((), {"test": None}, "data.test must be the Dataset of the test set"),
     ):
-        assert words in mistakes(*overrides, **data)
+        assert words in errors(*overrides, **data)
 
 
 def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():

@@ -308,10 +308,10 @@ def test_settings_of_networks_that_a_loop_gets_no_config_to_read_them_from_are_r
     given = "++train.epochs=77", "train.clip=null", "+optimizer=sgd", "+model.width=4"
     with pytest.raises(ConfigError) as caught:
         validate_search(ask(function, *given), TrainingData())
-    refused = [mistake.partition(":")[0] for mistake in caught.value.mistakes]
+    refused = [mistake.partition(":")[0] for mistake in caught.value.errors]
     assert refused == ["train.epochs=77", "train.clip=null", "model", "optimizer"]
     words = "train.epochs=77: the loop reads nothing of the section train; its settings are in para"
-    assert words in caught.value.mistakes[0]
+    assert words in caught.value.errors[0]
 
 
 def keeps(run, *, steps=2):
@@ -366,7 +366,7 @@ def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):
             "+space={params: {l: {int: [1, 2]}}, train: {epochs: {int: [1, 2]}}}",
         )
     who = "objective._target_=test_optuna_objective.called"
-    assert caught.value.mistakes == [
+    assert caught.value.errors == [
         f"params.width must be given: {who} has no default for it",
         f"params.widht: {who} has no parameter widht; it has width, lr; did you mean width?",
         f"space.params.l: {who} has no parameter l; it has width, lr; did you mean lr?",

@@ -1,4 +1,4 @@
-"""The parts that a config names: losses, schedules, steps and groups; mistakes before trial 0."""
+"""The parts that a config names: losses, schedules, steps and groups; errors before trial 0."""
 
 import pytest
 import torch
@@ -25,10 +25,10 @@ def check(*overrides, split=SPLIT, folds=None):
     validate_search(definition_of(*overrides), TrainingData(None, split, folds or toy_folds(split)))
 
 
-def mistakes_of(*overrides, **data):
+def errors_of(*overrides, **data):
     with pytest.raises(ConfigError) as caught:
         check(*overrides, **data)
-    return caught.value.mistakes
+    return caught.value.errors
 
 
 def job_of(*overrides):
@@ -72,7 +72,7 @@ def test_a_loss_that_does_not_fit_is_named_with_the_way_out():
         ("CrossEntropyLoss", "+loss.reduction=sum"): "loss.reduction must be mean",
         ("CTCLoss",): "train.step",
     }.items():
-        (line,) = mistakes_of(f"loss._target_=torch.nn.{loss[0]}", *loss[1:])
+        (line,) = errors_of(f"loss._target_=torch.nn.{loss[0]}", *loss[1:])
         assert words in line
 
 
@@ -114,7 +114,7 @@ def test_what_is_no_schedule_is_named_with_what_is_one():
         ((OWN[0], OWN[1] % ", _partial_: true"), "scheduler: got 'fast' for progress 0"),
         ((OWN[0], OWN[1] % ", epoch: 1"), "or a class of torch.optim.lr_scheduler"),
     ):
-        (line,) = mistakes_of(*overrides)
+        (line,) = errors_of(*overrides)
         assert words in line
 
 
@@ -175,7 +175,7 @@ def test_a_step_that_cannot_be_used_is_named_before_trial_0():
             "train.step.teacher: FileNotFoundError: [Errno 2] No such file or directory: 't.pt'"
         ),
     }.items():
-        (line,) = mistakes_of(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
+        (line,) = errors_of(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
         assert words in line
 
 
@@ -198,5 +198,5 @@ def test_groups_are_searched_by_their_names_and_part_of_the_question():
 
 
 def test_every_mistake_in_groups_is_named_before_trial_0():
-    lines = mistakes_of("+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: '*'}}")
+    lines = errors_of("+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: '*'}}")
     assert [line.partition(":")[0] for line in lines] == [f"optimizer.groups.{n}" for n in "ab"]

@@ -293,8 +293,8 @@ def test_all_arguments_of_wrong_kinds_are_told_at_once():
     with pytest.raises(sl.ConfigError) as caught:
         sl.search(Net, data=pair(1), loss=nn.MSELoss(), train=3, space=["lr"], epochs=3)
     starts = ("loss: ", "train must", "space must", "epochs: no such keyword", "data has too few")
-    assert len(caught.value.mistakes) == len(starts)
-    assert all(any(m.startswith(s) for m in caught.value.mistakes) for s in starts)
+    assert len(caught.value.errors) == len(starts)
+    assert all(any(m.startswith(s) for m in caught.value.errors) for s in starts)
     assert "did you mean train={'epochs': …}?" in str(caught.value)
 
 
@@ -317,7 +317,7 @@ def test_all_arguments_of_wrong_kinds_are_told_at_once():
 def test_a_flat_space_of_a_network_is_refused_with_the_nested_one(space, words):
     with pytest.raises(sl.ConfigError) as caught:
         sl.search(Net, data=pair(9), space=space)
-    assert len(caught.value.mistakes) == 1
+    assert len(caught.value.errors) == 1
     assert all(each in str(caught.value) for each in words.split(".*")), caught.value
 
 
@@ -405,5 +405,5 @@ space: {params: {lr: {float: [0, 1]}, rl: {float: [0, 1]}, depth: {int: [1, 3], 
     definition = toys.ask(name="loop", folder=tmp_path)
     with pytest.raises(sl.ConfigError, match=r"params\.rl: no such key") as caught:
         toys.validate_search(definition, TrainingData())
-    assert len(caught.value.mistakes) == 1
+    assert len(caught.value.errors) == 1
     assert "loss" not in definition.composer.choices, "a loop has no groups of networks"

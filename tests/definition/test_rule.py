@@ -12,10 +12,10 @@ PARAMETERS = Goal("parameters", "minimize")
 KNOWN = (ACCURACY, PARAMETERS, Goal("latency_ms", "minimize"))
 
 
-def mistakes_of(text, known=KNOWN):
+def errors_of(text, known=KNOWN):
     with pytest.raises(ConfigError) as caught:
         Rule.parse(text, known)
-    return caught.value.mistakes
+    return caught.value.errors
 
 
 def test_a_rule_is_read_and_written_so_that_it_is_read_the_same():
@@ -40,12 +40,12 @@ def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
 
 
 def test_names_that_are_not_known_and_a_wrong_direction_are_told_together():
-    mistakes = mistakes_of("min accuracy where parameter < 5 and size > 1 and parameter > 3")
-    assert len(mistakes) == 3
-    assert "there are accuracy, parameters, latency_ms; did you mean parameters?" in mistakes[0]
-    assert "objective.metric or objective.constraints names it" in mistakes[0]
-    assert "size is not known" in mistakes[1]
-    assert mistakes[2].endswith("more accuracy is better; write max accuracy")
+    errors = errors_of("min accuracy where parameter < 5 and size > 1 and parameter > 3")
+    assert len(errors) == 3
+    assert "there are accuracy, parameters, latency_ms; did you mean parameters?" in errors[0]
+    assert "objective.metric or objective.constraints names it" in errors[0]
+    assert "size is not known" in errors[1]
+    assert errors[2].endswith("more accuracy is better; write max accuracy")
 
 
 def test_what_is_no_rule_is_told_with_an_example():
@@ -54,14 +54,14 @@ def test_what_is_no_rule_is_told_with_an_example():
         *("max accuracy where parameters = 5", "max accuracy where parameters < nan"),
         "max accuracy where parameters < 5 or accuracy > 9",
     ):
-        (mistake,) = mistakes_of(text)
+        (mistake,) = errors_of(text)
         example = "write such as 'max accuracy where parameters < 50_000'"
         no_rule = f"winner.rule: {text!r} is not a rule of at most {LONGEST} characters"
         assert mistake.startswith(f"{no_rule}; {example}")
 
 
 def test_a_rule_of_a_million_words_is_refused_at_once_and_not_repeated():
-    (mistake,) = mistakes_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
+    (mistake,) = errors_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
     assert f"is not a rule of at most {LONGEST} characters" in mistake
     assert len(mistake) < 300
 
@@ -103,7 +103,7 @@ def test_all_that_is_wrong_with_relations_is_told_at_once_and_nothing_is_run():
     ]
     with pytest.raises(ConfigError) as caught:
         parse_relations([*wrong, "model.widht < 3 and c < b", "model.act < 3"], RELATED)
-    *syntax, width, c, act = caught.value.mistakes
+    *syntax, width, c, act = caught.value.errors
     assert len(syntax) == len(wrong)
     assert all("is not a relation of at most 200 characters; write" in line for line in syntax)
     assert "\x1b" not in "".join(syntax)

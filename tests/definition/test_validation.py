@@ -45,15 +45,15 @@ class Needy(RandomSampler):
         raise ImportError("Tried to import 'nowhere' but failed.")
 
 
-def mistakes_of(definition: Definition, folds, split: Split | None = None) -> list[str]:
+def errors_of(definition: Definition, folds, split: Split | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         validate_search(definition, TrainingData(None, IMAGES if split is None else split, folds))
-    assert all("\n" not in line for line in caught.value.mistakes)
-    return caught.value.mistakes
+    assert all("\n" not in line for line in caught.value.errors)
+    return caught.value.errors
 
 
-def only_mistake(definition: Definition, folds) -> str:
-    (line,) = mistakes_of(definition, folds)
+def only_error(definition: Definition, folds) -> str:
+    (line,) = errors_of(definition, folds)
     return line
 
 
@@ -78,7 +78,7 @@ SEARCHES = {
 
 def test_a_search_that_does_not_fit_the_config_is_named_with_the_way_out(asking, folds):
     for search, words in SEARCHES.items():
-        line = only_mistake(asking(search), folds)
+        line = only_error(asking(search), folds)
         assert line.startswith("space.")
         assert words in line
         if ": the default " in line:
@@ -87,7 +87,7 @@ def test_a_search_that_does_not_fit_the_config_is_named_with_the_way_out(asking,
 
 def test_an_option_of_the_baseline_that_the_space_does_not_hold_is_named(folds):
     search = (*NONE, "+space.optimizer={adamw:null,sgd:{momentum:{float:[0,0.95]}}}")
-    line = only_mistake(ask(*search, "optimizer=adam"), folds)
+    line = only_error(ask(*search, "optimizer=adam"), folds)
     assert "optimizer=adam, and the space holds adamw, sgd" in line
     assert "add adam to space.optimizer, or set study.baseline=false" in line
     validate_search(
@@ -104,11 +104,11 @@ def test_a_value_of_the_space_that_its_part_refuses_is_named(asking, folds):
         "scheduler.warmup.float=[0, 2]": "scheduler.warmup=2.0: ",
         "loss.label_smoothing.float=[0, 2]": "loss.label_smoothing=2.0: ",
     }.items():
-        assert any(line.startswith(words) for line in mistakes_of(asking(search), folds))
+        assert any(line.startswith(words) for line in errors_of(asking(search), folds))
 
 
 def test_one_mistake_is_told_once_however_many_branches_meet_it(folds):
-    line = only_mistake(ask("train.samples_per_epoch=5000"), folds)
+    line = only_error(ask("train.samples_per_epoch=5000"), folds)
     assert line.startswith("train.samples_per_epoch must be from 1 to 400, ")
 
 
@@ -116,9 +116,9 @@ def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
     own = ("~model", "+model={_target_:test_validation.Own,width:16}")
     width = "+space.model.width.int=[1,32]"
     validate_search(ask(*NONE, *own, width), TrainingData(None, IMAGES, folds))
-    line = only_mistake(ask(*NONE, *own, width, "+space.model.depth.int=[1,2]"), folds)
+    line = only_error(ask(*NONE, *own, width, "+space.model.depth.int=[1,2]"), folds)
     assert "space.model.depth: model.depth: no such key; model has _target_, width" in line
-    line = only_mistake(ask(*NONE, *own, "++model.ends=3"), folds)
+    line = only_error(ask(*NONE, *own, "++model.ends=3"), folds)
     assert line == (
         "the outputs of the network must be (2, 10) for 2 examples; got (2, 3); change the "
         "network, or train it yourself: studyloom new NAME --kind loop"
@@ -138,7 +138,7 @@ def test_a_key_that_a_file_of_ones_own_lacks_is_told_with_that_file_and_the_line
         ("spun", "params.depth.int=[1,4]", f"; {to_add} start from"),
         ("mine", "optimizer.beta.float=[0,1]", "fused"),  # a file of ours
     ):
-        line = only_mistake(ask(f"+space.{search}", name=name, folder=folder), folds)
+        line = only_error(ask(f"+space.{search}", name=name, folder=folder), folds)
         assert line.endswith(way_out), line
 
 
@@ -158,7 +158,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path)
     assert cfg.model.block == {"kind": "residual", "depth": 3}
     assert definition.identity("x")["model/block=residual.depth"] == 2
     outside = ask(*NONE, search.replace("[1,3]", "[3,4]"), folder=folder)
-    assert "model.block.depth=2 is outside its range [3, 4]" in only_mistake(outside, folds)
+    assert "model.block.depth=2 is outside its range [3, 4]" in only_error(outside, folds)
 
 
 def test_what_cannot_be_built_is_named(folds):
@@ -170,9 +170,9 @@ def test_what_cannot_be_built_is_named(folds):
         "+sampler.seeed=3": "sampler=tpe: TypeError",
         "+pruner.n_startup_trials=-1": "pruner=auto: TypeError",
     }.items():
-        assert words in only_mistake(ask(*NONE, override), folds)
+        assert words in only_error(ask(*NONE, override), folds)
     needy = ask(*NONE, "sampler=random", "sampler._target_=test_validation.Needy")
-    assert f"is missing ({pip_install('samplers')})" in only_mistake(needy, folds)
+    assert f"is missing ({pip_install('samplers')})" in only_error(needy, folds)
 
 
 def test_mistakes_of_all_sections_are_told_at_once(folds):
@@ -184,7 +184,7 @@ def test_mistakes_of_all_sections_are_told_at_once(folds):
         "optimizer.lr=5": "optimizer.lr=5",
         "+space.model.mlp.hiden.int=[1,2]": "space.model.mlp.hiden",
     }
-    lines = mistakes_of(ask(*NONE, *wrong), folds)
+    lines = errors_of(ask(*NONE, *wrong), folds)
     for words in wrong.values():
         assert any(words in line for line in lines), words
 
@@ -196,9 +196,9 @@ def test_what_are_no_two_objectives_and_parts_for_one_are_told_with_the_way_out(
         ("pruner=median", "winner.rule='max acuracy'"): ["did you mean accuracy?", "pruner=median"],
         ("sampler=cmaes",): ["sampler=cmaes"],
     }.items():
-        mistakes = mistakes_of(ask(*TWO, *overrides), toy_folds(split), split)
-        assert len(mistakes) == len(found)
-        assert all(words in mistake for words, mistake in zip(found, mistakes, strict=True))
+        errors = errors_of(ask(*TWO, *overrides), toy_folds(split), split)
+        assert len(errors) == len(found)
+        assert all(words in mistake for words, mistake in zip(found, errors, strict=True))
 
 
 def test_a_batch_that_cannot_be_divided_among_the_ranks_is_named():
@@ -226,7 +226,7 @@ class Heads(Own):
 
 
 def test_what_a_relation_keeps_out_is_not_built_and_the_rest_is(folds):
-    high, four = mistakes_of(ask(*HEADS), folds)
+    high, four = errors_of(ask(*HEADS), folds)
     assert "14 % 4" in high
     assert four.startswith("model.heads=4: ")
     related = ask(*HEADS, "+space.where=['model.width % model.heads == 0']")
@@ -238,24 +238,24 @@ def test_what_a_relation_keeps_out_is_not_built_and_the_rest_is(folds):
 def test_relations_that_cannot_be_are_told_before_trial_0_each_with_the_way_out(folds):
     with pytest.raises(ConfigError) as caught:
         ask(*HEADS, "+space.where=['model.widht > 2', 'model.width >', 3]")
-    assert len(caught.value.mistakes) == 3
-    assert "did you mean model.width?" in caught.value.mistakes[0]
+    assert len(caught.value.errors) == 3
+    assert "did you mean model.width?" in caught.value.errors[0]
     for relation, words in {
         "model.width > 8": "baseline breaks space.where 'model.width > 8' with model.width=6; chan",
         "model.width > 16": "study.baseline: the baseline breaks",
     }.items():
         relations = f"+space.where=['{relation} and model.width % model.heads == 0']"
-        assert words in only_mistake(ask(*HEADS, relations), folds)
+        assert words in only_error(ask(*HEADS, relations), folds)
     never = ask(*HEADS, relations, "study.baseline=false")
-    assert "no configurations satisfy model.width > 16 and" in only_mistake(never, folds)
-    seed, words = mistakes_of(ask(*HEADS, relations, "study.seed=-1"), folds)
+    assert "no configurations satisfy model.width > 16 and" in only_error(never, folds)
+    seed, words = errors_of(ask(*HEADS, relations, "study.seed=-1"), folds)
     assert seed.startswith("study.seed")
     assert words.startswith("study.baseline")
     wide = ("space=none", "+space.optimizer.lr.float=[0.0001,1]", "study.baseline=false")
     never = ask(*wide, "+space.where=['optimizer.lr > 1']")
-    assert "none of 10,000 random configurations satisfy" in only_mistake(never, folds)
+    assert "none of 10,000 random configurations satisfy" in only_error(never, folds)
     endless = ask(*wide, "study.repeats=false")
-    assert "space of finitely many configurations; give its floats" in only_mistake(endless, folds)
+    assert "space of finitely many configurations; give its floats" in only_error(endless, folds)
 
 
 def test_a_parameter_may_be_called_where():
@@ -301,7 +301,7 @@ BOUNDED = (
 )
 
 
-def section_mistakes(overrides):
+def section_errors(overrides):
     """Those of a config; plain keys are set on a copy, since composing takes 0.1 s."""
     sections = ("study.", "storage.", "train.", "checkpoints.", "pruner.")
     plain = [override for override in overrides if override.startswith(sections)]
@@ -312,10 +312,10 @@ def section_mistakes(overrides):
 
 def test_a_bound_that_cannot_be_is_named_with_the_way_out_and_no_other_is():
     for overrides, words in BOUNDS.items():
-        (mistake,) = section_mistakes(overrides)
+        (mistake,) = section_errors(overrides)
         assert words in mistake
     for overrides in BOUNDED:
-        assert section_mistakes(overrides) == []
+        assert section_errors(overrides) == []
 
 
 # Trials that are paused
@@ -338,9 +338,9 @@ def test_what_cannot_be_paused_is_refused_with_its_way_out_and_no_other_is():
         (*LOOP, "objective.folds=2"): "objective.folds or objective.seeds",
         (*COMMAND, "objective.direction=maximize"): "which this objective lacks",
     }.items():
-        (mistake,) = section_mistakes((*promotion, *overrides))
+        (mistake,) = section_errors((*promotion, *overrides))
         assert words in mistake
     for overrides in ((), LOOP, ("objective.folds=3",)):
-        assert section_mistakes((*promotion, *overrides)) == []
+        assert section_errors((*promotion, *overrides)) == []
     # By default, where trials cannot be paused, none is pruned by several values.
-    assert section_mistakes((*TWO, "pruner=auto", "train.epochs=2")) == []
+    assert section_errors((*TWO, "pruner=auto", "train.epochs=2")) == []

@@ -91,13 +91,13 @@ def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
     )
     with pytest.raises(ConfigError) as caught:
         GridSampler(space)
-    mistakes = caught.value.mistakes
-    assert [line.partition(":")[0] for line in mistakes] == [
+    errors = caught.value.errors
+    assert [line.partition(":")[0] for line in errors] == [
         "space.optimizer.lr",
         "space.train.weights",
         "space.model.cnn.dropout",
     ]
-    assert all("give it a step, or a choice" in line for line in mistakes)
+    assert all("give it a step, or a choice" in line for line in errors)
 
 
 def test_a_space_of_too_many_points_is_refused_without_going_through_them():

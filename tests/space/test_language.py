@@ -7,11 +7,11 @@ from spaces import LR, space_of
 from studyloom.errors import ConfigError
 
 
-def mistakes_of(tree: dict) -> list[str]:
+def errors_of(tree: dict) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         space_of(tree)
-    assert str(caught.value) == "\n".join(caught.value.mistakes)
-    return caught.value.mistakes
+    assert str(caught.value) == "\n".join(caught.value.errors)
+    return caught.value.errors
 
 
 LIST = {"int": [1, 5]}
@@ -49,7 +49,7 @@ WRONG = [
 
 def test_each_mistake_is_told_with_its_path_its_value_and_the_way_out():
     for tree, parts in WRONG:
-        (line,) = mistakes_of(tree)
+        (line,) = errors_of(tree)
         assert all(part in line for part in parts), line
         assert "\n" not in line
 
@@ -60,14 +60,14 @@ def test_all_mistakes_are_told_at_once():
         for i, (tree, _) in enumerate(WRONG)
         if not {"model", "optimizer"} & {*tree}
     }
-    mistakes = mistakes_of(merged)
-    assert len(mistakes) == len(merged) > 12
+    errors = errors_of(merged)
+    assert len(errors) == len(merged) > 12
     for i in (int(name.removeprefix("part")) for name in merged):
-        assert any(line.startswith(f"space.part{i}.") for line in mistakes)
+        assert any(line.startswith(f"space.part{i}.") for line in errors)
 
 
 def test_several_mistakes_of_one_leaf_are_told_at_once():
-    assert len(mistakes_of({"a": {"int": [1.5, "b"]}})) == 2
+    assert len(errors_of({"a": {"int": [1.5, "b"]}})) == 2
 
 
 def test_a_section_whose_last_range_was_taken_out_opens_nothing():

@@ -257,7 +257,7 @@ def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
     definition = ask(*RANDOM, listed)
     with pytest.raises(ConfigError) as caught:
         find_warm_starts(definition, ())
-    text = "\n".join(caught.value.mistakes)
+    text = "\n".join(caught.value.errors)
     for words in (
         "study.warm_start: nowhere: no study has run there",
         "study.warm_start: must be run directories or URLs of databases, or only auto",

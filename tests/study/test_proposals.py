@@ -83,7 +83,7 @@ def refused(stored, point, words, by="anna", why=""):
     with pytest.raises(ConfigError) as caught:
         propose(stored, point, by, why)
     assert words in str(caught.value)
-    return caught.value.mistakes
+    return caught.value.errors
 
 
 # One proposer
@@ -134,7 +134,7 @@ def test_what_study_enqueue_refuses_is_refused_with_its_words(stored):
         definition.config.study.enqueue = [point]
         with pytest.raises(ConfigError) as caught:
             find_warm_starts(definition, ())
-        words = [line.removeprefix("study.enqueue[0]: ") for line in caught.value.mistakes]
+        words = [line.removeprefix("study.enqueue[0]: ") for line in caught.value.errors]
         assert refused(stored, point, words[0]) == words
 
 

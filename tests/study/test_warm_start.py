@@ -44,10 +44,10 @@ def begun(url, definition, trials):
     return stored
 
 
-def mistakes_of(*overrides):
+def errors_of(*overrides):
     with pytest.raises(ConfigError) as caught:
         find_warm_starts(ask(*RANDOM, *overrides), ())
-    return caught.value.mistakes
+    return caught.value.errors
 
 
 # Placing given parameters
@@ -80,7 +80,7 @@ def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(definiti
 
 
 def test_all_that_is_wrong_with_points_is_told_at_once():
-    mistakes = mistakes_of(
+    errors = errors_of(
         "study.enqueue=[{model:rnn,train.batch_size:17},{optimizer.sgd.lr:0.1,model.mlp.hiden:[3]},"
         "{model.mlp.hidden:[8,8,8,8],optimizer.adamw.lr:fast},{model:cnn,model.mlp.dropout:0.1}]"
     )
@@ -95,7 +95,7 @@ def test_all_that_is_wrong_with_points_is_told_at_once():
         "study.enqueue[2]: optimizer.adamw.lr=fast is a string",
         "study.enqueue[3]: model.mlp.dropout=0.1 is not a hyperparameter of this configuration",
     ):
-        assert any(line.startswith(words) for line in mistakes), (words, mistakes)
+        assert any(line.startswith(words) for line in errors), (words, errors)
 
 
 def test_a_start_that_cannot_be_is_refused():
@@ -104,7 +104,7 @@ def test_a_start_that_cannot_be_is_refused():
         (["study.enqueue=[1]"], "study.enqueue must be a list of configurations, such as"),
         ([points, "study.trials=2"], "1 of 2 configurations do not fit into study.trials=2; raise"),
     ):
-        assert any(words in line for line in mistakes_of(*overrides))
+        assert any(words in line for line in errors_of(*overrides))
 
 
 # Trials of the points

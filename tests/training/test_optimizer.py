@@ -60,7 +60,7 @@ def test_every_mistake_in_groups_is_named():
     ):
         with pytest.raises(ConfigError) as caught:
             make_optimizer(ADAM, network(), groups)
-        text = "\n".join(caught.value.mistakes)
+        text = "\n".join(caught.value.errors)
         assert all(word in text for word in words), text
 
 

@@ -231,7 +231,7 @@ class Bare(nn.Module):
 
 
 class Joined(nn.Module):
-    """Several mistakes."""
+    """Several errors."""
 
     def __init__(self, width):
         super().__init__()
@@ -275,8 +275,8 @@ def test_what_the_rule_does_not_cover_is_refused_by_name(name):
     make, base, target, words = REFUSED[name]
     with pytest.raises(ConfigError) as caught:
         rule(make, *base).growths(make(*target), SHAPE, 10)
-    assert all(any(word in mistake for mistake in caught.value.mistakes) for word in words)
-    assert all("scale.rule=none" in mistake for mistake in caught.value.mistakes)
+    assert all(any(word in mistake for mistake in caught.value.errors) for word in words)
+    assert all("scale.rule=none" in mistake for mistake in caught.value.errors)
 
 
 def test_a_network_that_does_not_grow_and_optimizers_and_schedules_without_a_rule_are_refused():

@@ -17,7 +17,7 @@ from studyloom.extras.explain import explain
 from studyloom.extras.explain.explain import (
     by_group,
     calibrate,
-    explain_mistakes,
+    explain_errors,
     occlude,
     permute_columns,
 )
@@ -108,7 +108,7 @@ def test_what_a_network_looks_at_is_what_it_owes_its_answer_to_and_is_drawn_red(
         assert change[0, 0] == change.max() > 0
         assert change[-1, -1] == pytest.approx(0.0, abs=1e-6)
     part = split_of(image[None], torch.tensor([0]), 2)
-    (told,) = explain_mistakes(lambda given: bright_corner(given.inputs), part, [0])
+    (told,) = explain_errors(lambda given: bright_corner(given.inputs), part, [0])
     assert told.index == 0
     assert 0 < told.most <= 1
     kind, _, content = told.image.partition(",")

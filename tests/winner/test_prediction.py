@@ -87,7 +87,7 @@ def test_files_that_hold_no_image_are_named_after_the_answers_to_the_others(
     with pytest.raises(PredictError) as caught:
         next(answers)
     said = [words for _, words in contents.values()] + ["No such file or directory"]
-    for path, words, mistake in zip(asked[1:-1], said, caught.value.mistakes, strict=True):
+    for path, words, mistake in zip(asked[1:-1], said, caught.value.errors, strict=True):
         assert mistake.startswith(f"{path}: ")
         assert words in mistake
 
@@ -200,7 +200,7 @@ def test_a_file_without_such_numbers_is_refused_in_a_line(tabular, tmp_path, mon
     monkeypatch.setattr(inputs, "MOST_BYTES", 2**20)
     with pytest.raises(PredictError) as caught:
         list(predict(load_network(tabular), [tmp_path / name for name in words]))
-    for (name, said), mistake in zip(words.items(), caught.value.mistakes, strict=True):
+    for (name, said), mistake in zip(words.items(), caught.value.errors, strict=True):
         assert mistake.startswith(f"{tmp_path / name}: ")
         assert said in mistake
         assert len(mistake.splitlines()) == 1

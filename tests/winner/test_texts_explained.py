@@ -72,10 +72,10 @@ def part_of(form):
     return Datasets(dataset, test=dataset, validation=1, outputs=2, num_workers=1).test()
 
 
-def texts_of(part, mistakes=(0, 1, 2)):
+def texts_of(part, errors=(0, 1, 2)):
     labels = torch.zeros(len(part), dtype=torch.int64)
     return explain_texts(
-        lambda some: evaluate_network(job(), Judge(), some)[0], part, part.tokens, labels, mistakes
+        lambda some: evaluate_network(job(), Judge(), some)[0], part, part.tokens, labels, errors
     )
 
 

@@ -130,15 +130,15 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def print_results(predictions: "Iterator[InputPrediction]") -> int:
     """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
-    documents, mistakes = list[Any](), list[str]()
+    documents, errors = list[Any](), list[str]()
     try:
         for prediction in predictions:
             documents.append(asdict(prediction))
     except PredictError as error:
-        mistakes = error.mistakes
+        errors = error.errors
         print_errors(error)
-    print_json({"predictions": documents, "errors": mistakes})
-    return 2 if mistakes else 0
+    print_json({"predictions": documents, "errors": errors})
+    return 2 if errors else 0
 
 
 @command(

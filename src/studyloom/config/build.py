@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from studyloom.config.trust import check_section
 from studyloom.config.values import describe_error
 from studyloom.error_display import wants_tracebacks
-from studyloom.errors import ConfigError, Interrupted, refuse
+from studyloom.errors import ConfigError, Interrupted, messages_of, refuse
 from studyloom.pickled import MAIN
 from studyloom.text import nearest
 from studyloom.user_code import ELSEWHERE, find_member
@@ -130,10 +130,10 @@ def _build_within(value: Any, key: str) -> Any:
 
 
 @dataclass
-class MistakeCollector:
+class ErrorCollector:
     """Collects the errors of several steps, to report them together."""
 
-    mistakes: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def __call__(self, make: Callable[[], Any]) -> Any:
         """Returns what `make` returns, or None if it fails.
@@ -148,8 +148,8 @@ class MistakeCollector:
         except BaseException as error:  # SystemExit too: the user's code may end its process
             if wants_tracebacks() and not isinstance(error, ValueError):
                 raise
-            self.mistakes += getattr(error, "mistakes", [describe_error(error)])
+            self.errors += messages_of(error, describe_error(error))
 
     def check(self) -> None:
         """Raises ConfigError with the errors collected so far, each once."""
-        refuse(self.mistakes)
+        refuse(self.errors)

@@ -183,8 +183,8 @@ def register() -> None:
 
 def _run_dir(name: str, run_dir: str, dry_run: bool) -> str:
     # The name is checked here, since Hydra makes the run directory before any code of ours runs.
-    if mistake := check_name(str(name)):
-        raise ConfigError(mistake)
+    if error := check_name(str(name)):
+        raise ConfigError(error)
     if {"?", "%"} & {*str(run_dir)}:  # the URL of a SQLite file means something else by them
         raise ConfigError(f"run_dir={run_dir}: must not have ? or %; name another folder")
     return "." if dry_run else run_dir  # a dry run leaves nothing behind

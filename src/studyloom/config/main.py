@@ -38,7 +38,7 @@ from studyloom.config.overrides import (
     VERSION_BASE,
     Override,
     describe_compose_error,
-    find_override_mistakes,
+    find_override_errors,
     study_help,
 )
 from studyloom.config.schema import Config, unknown_keys
@@ -81,8 +81,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         def main(cfg: DictConfig) -> None:
             if not tracebacks:
                 TRACEBACKS.take()
-            if mistakes := mistakes_in(cfg):
-                exit_with_mistakes(*mistakes)
+            if errors := errors_in(cfg):
+                exit_with_errors(*errors)
             task(cfg)
 
         @functools.wraps(task)
@@ -95,7 +95,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
             try:
                 argv = sys.argv[1:] = arguments(sys.argv[1:])
             except ConfigError as error:
-                exit_with_mistakes(*error.mistakes)
+                exit_with_errors(*error.errors)
             answer_at_once(task, folder, config_name, argv)
             with in_force(rules_of(argv, Path(folder))), composing_once():
                 if not tracebacks:
@@ -106,7 +106,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
                 except Exception as error:  # of composing; Hydra reports what the task raises
                     if tracebacks:
                         raise
-                    exit_with_mistakes(*compose_mistakes(error, folder, config_name, argv))
+                    exit_with_errors(*compose_errors(error, folder, config_name, argv))
 
         vars(run).update(config_path=folder, config_name=config_name)  # for `studyloom.run`
         return run
@@ -114,13 +114,13 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
     return decorate
 
 
-def mistakes_in(cfg: DictConfig) -> list[str]:
+def errors_in(cfg: DictConfig) -> list[str]:
     """Returns unknown keys, and a setting that puts files of the study outside of run_dir."""
-    mistakes = unknown_keys(cfg)
+    errors = unknown_keys(cfg)
     if HydraConfig.get().job.chdir:
         words = "leave it out; run_dir=… says where the files of a study are"
-        mistakes.append(f"hydra.job.chdir=true: {words}")
-    return mistakes
+        errors.append(f"hydra.job.chdir=true: {words}")
+    return errors
 
 
 def folder_of_configs(task: Task, config_path: str) -> str:
@@ -129,13 +129,13 @@ def folder_of_configs(task: Task, config_path: str) -> str:
     `python studies/mine.py` lets Python look for modules only in studies/; those that configs name,
     such as studies.mine, lie in the folder above.
     """
-    page = Path(task.__code__.co_filename).resolve()
+    module = Path(task.__code__.co_filename).resolve()
     main = sys.modules["__main__"]
     if task.__module__ == "__main__" and getattr(main, "__spec__", None) is None:
-        root = _above_packages(page)
-        if root != page.parent and str(root) not in sys.path:
+        root = _above_packages(module)
+        if root != module.parent and str(root) not in sys.path:
             sys.path.insert(0, str(root))
-    return str((page.parent / config_path).resolve())
+    return str((module.parent / config_path).resolve())
 
 
 def _above_packages(module: Path) -> Path:
@@ -154,7 +154,7 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
         print(study_help(about, config_path, config_name, shown))
         sys.exit()
     if sweeps := [argument for argument in argv if SWEEP.fullmatch(argument)]:
-        exit_with_mistakes(
+        exit_with_errors(
             f"{sweeps[0]}: a study is a search already; write what it searches into a space, such "
             "as conf/space/mine.yaml, and choose that with space=mine"
         )
@@ -165,23 +165,23 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
         print(f"{config_name}: starting", flush=True)
 
 
-def compose_mistakes(
+def compose_errors(
     error: Exception, config_path: str, config_name: str, argv: Sequence[str]
 ) -> list[str]:
     """Explains, in lines, why Hydra could not compose the config or create run_dir."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
     if isinstance(error, ConfigError):  # of an untrusted file
-        return list(error.mistakes)
-    mistakes = find_override_mistakes(config_path, config_name, argv)
-    return mistakes or [describe_compose_error(error)]
+        return list(error.errors)
+    errors = find_override_errors(config_path, config_name, argv)
+    return errors or [describe_compose_error(error)]
 
 
-def exit_with_mistakes(*mistakes: str) -> NoReturn:
+def exit_with_errors(*errors: str) -> NoReturn:
     """Prints the errors of a configuration without a traceback, and exits with code 2."""
-    print_errors(ConfigError(mistakes))
+    print_errors(ConfigError(errors))
     if JSON.get():
-        reason = mask_passwords("\n".join(mistakes))
+        reason = mask_passwords("\n".join(errors))
         print(json.dumps({"exit_code": 2, "reason": reason}), flush=True)
     sys.exit(2)
 
@@ -302,15 +302,15 @@ class Invocation:
                 "start this one in another process"
             )
         results: list[T] = []
-        errors: list[BaseException] = []
+        raised: list[BaseException] = []
 
         def job(cfg: DictConfig) -> None:
             try:
-                if mistakes := mistakes_in(cfg):
-                    raise ConfigError(mistakes)
+                if errors := errors_in(cfg):
+                    raise ConfigError(errors)
                 results.append(task(cfg, tuple(argv)))
             except BaseException as error:  # past Hydra, which would print it
-                errors.append(error)
+                raised.append(error)
 
         variables = restored_environment(EVENTS.name, NOTIFY.name, JSON.name, "PYTHONPATH")
         try:
@@ -325,12 +325,12 @@ class Invocation:
                     app.run(self.config_name, job, argv, with_log_configuration=False)
                 except Exception as error:  # of composing
                     folder, name = str(self.config_dir), self.config_name
-                    mistakes = compose_mistakes(error, folder, name, argv)
-                    raise ConfigError(mistakes) from (error if wants_tracebacks() else None)
+                    errors = compose_errors(error, folder, name, argv)
+                    raise ConfigError(errors) from (error if wants_tracebacks() else None)
         finally:
             _running.release()
-        if errors:
-            raise errors[0]
+        if raised:
+            raise raised[0]
         return results[0]
 
 
@@ -380,17 +380,17 @@ def _of_study_module(path: Path) -> Invocation:
     root, name = _module_of(path.resolve())
     with module_path(root), importing_module(name):
         module = _import_study_module(path, name)
-    pages = [
+    functions = [
         value
         for value in vars(module).values()
         if hasattr(value, "config_path") and value.__module__ == module.__name__
     ]
-    if len(pages) != 1:
+    if len(functions) != 1:
         raise ConfigError(
             f"{path}: must have one function decorated with studyloom.config.hydra_main, such as "
-            f"`main`; it has {len(pages)}"
+            f"`main`; it has {len(functions)}"
         )
-    return Invocation(Path(pages[0].config_path), pages[0].config_name, ("-m", name), root)
+    return Invocation(Path(functions[0].config_path), functions[0].config_name, ("-m", name), root)
 
 
 def _import_study_module(path: Path, name: str) -> ModuleType:
@@ -456,7 +456,7 @@ def of_sections(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, text)
         except OSError as error:
-            raise ConfigError(compose_mistakes(error, "", GIVEN, ())) from None
+            raise ConfigError(compose_errors(error, "", GIVEN, ())) from None
     return _of_file(folder / f"{GIVEN}.yaml")
 
 

@@ -91,7 +91,7 @@ def parse_command_line(
     return parser.parse_known_intermixed_args(list(argv))[0]
 
 
-def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
+def find_override_errors(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
     """Explains every override of a command line that cannot be applied, on a line each.
 
     The list is empty if the error is in the config itself.
@@ -100,7 +100,7 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
     folders = [str(Path(folder).absolute()) for folder in (options.config_dir, options.config_path)]
     # The primary config must lie in the first folder.
     folders.sort(key=lambda folder: not (Path(folder) / f"{options.config_name}.yaml").exists())
-    mistakes: list[str] = []
+    errors: list[str] = []
     accepted = [f"hydra.searchpath=[file://{folders[1]}]"]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folders[0], **VERSION_BASE):
@@ -114,17 +114,17 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
         for override in sorted(overrides, key=lambda each: "." in each.text.partition("=")[0]):
             try:
                 if unknown := unknown_keys(compose([*accepted, override.text])):
-                    mistakes += unknown
+                    errors += unknown
                 else:
                     accepted.append(override.text)
             except Exception as error:  # of Hydra, of OmegaConf, and what they failed to wrap
-                mistake = explain_override(override, error, functools.partial(compose, accepted))
+                message = explain_override(override, error, functools.partial(compose, accepted))
                 section, _, name = override.key.partition(".")
-                if section == "params" and "no such key" in mistake and "." not in name:
+                if section == "params" and "no such key" in message and "." not in name:
                     file = Path(folders[0]) / f"{options.config_name}.yaml"
-                    mistake += line_to_add(name, override.value or "", file, section)
-                mistakes.append(mistake)
-    return mistakes
+                    message += line_to_add(name, override.value or "", file, section)
+                errors.append(message)
+    return errors
 
 
 def explain_override(

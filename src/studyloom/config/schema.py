@@ -244,7 +244,7 @@ def unknown_keys(config: DictConfig) -> list[str]:
             "defaults must be a list that begins with `studyloom`, which adds the sections of "
             "studyloom to a primary config"
         ]
-    mistakes: list[str] = []
+    errors: list[str] = []
     for section in fields(Config):
         kind: Any = section.default_factory
         if is_dataclass(kind):
@@ -252,5 +252,5 @@ def unknown_keys(config: DictConfig) -> list[str]:
             unknown = [str(name) for name in config[section.name] if name not in known]
             if section.name == "objective" and config.objective["_target_"] is not None:
                 continue
-            mistakes += [no_such_key(f"{section.name}.{name}", known) for name in unknown]
-    return mistakes
+            errors += [no_such_key(f"{section.name}.{name}", known) for name in unknown]
+    return errors

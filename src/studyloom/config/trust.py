@@ -95,13 +95,13 @@ class TrustRules:
         plain: Any = OmegaConf.to_container(config, resolve=False)
         if not isinstance(plain, dict):
             raise ConfigError(f"{folder / name}.yaml: must be a mapping of sections")
-        found = [*_default_mistakes(plain.pop("defaults", []))]
+        found = [*_default_errors(plain.pop("defaults", []))]
         if package not in (None, "_global_", "_group_"):
             found.append("the header must be `# @package _global_`, or none")
         if package != "_global_":
             for group in reversed(name.split("/")[:-1]):
                 plain = {group: plain}
-        found += content_mistakes(plain, self.trusted)
+        found += content_errors(plain, self.trusted)
         if found:
             raise ConfigError([f"{folder / name}.yaml: {words}" for words in found])
 
@@ -174,8 +174,8 @@ def check_targets(config: Any, trusted: Sequence[str] | None = ()) -> None:
     """
     if trusted is None:
         return
-    if mistakes := [words for words, _ in _find(config, "", trusted, references=False)]:
-        raise ConfigError(mistakes)
+    if errors := [words for words, _ in _find(config, "", trusted, references=False)]:
+        raise ConfigError(errors)
 
 
 def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
@@ -196,7 +196,7 @@ def packages_to_trust(config: Any) -> list[str]:
     return sorted({need for _, need in found if need is not None})
 
 
-def content_mistakes(config: Any, trusted: Sequence[str]) -> Iterator[str]:
+def content_errors(config: Any, trusted: Sequence[str]) -> Iterator[str]:
     """Finds forbidden settings in sections of an untrusted config, as plain values."""
     for section, content in config.items():
         if section in NEVER:
@@ -206,11 +206,11 @@ def content_mistakes(config: Any, trusted: Sequence[str]) -> Iterator[str]:
         elif section not in OPEN and content is not None:
             yield f"{section} {REACHES_OUT}"
         elif isinstance(content, Mapping):
-            yield from _section_mistakes(section, content, trusted)
+            yield from _section_errors(section, content, trusted)
     yield from (words for words, _ in _find(config, "", trusted, references=True))
 
 
-def _section_mistakes(
+def _section_errors(
     section: str, content: Mapping[str, Any], trusted: Sequence[str]
 ) -> Iterator[str]:
     """Finds keys of a section that access resources outside the study."""
@@ -223,14 +223,14 @@ def _section_mistakes(
         if value is None or key == "space.where":
             continue
         if section == "data" and (not theirs or isinstance(value, Mapping)):
-            yield from _path_mistakes(value, key)
+            yield from _path_errors(value, key)
         elif section == "objective" and name not in known and not theirs:
             yield f"{key} {REACHES_OUT}{nearest(name, known)}"
         elif (section == "space" and str(name).split(".")[0] not in SEARCHED) or key in CLOSED:
             yield f"{key} {REACHES_OUT}"
 
 
-def _path_mistakes(value: Any, key: str) -> Iterator[str]:
+def _path_errors(value: Any, key: str) -> Iterator[str]:
     """Finds settings below a data source that name a file or folder."""
     name = key.rpartition(".")[2]
     if name == "_target_" or value in (None, []):
@@ -240,13 +240,13 @@ def _path_mistakes(value: Any, key: str) -> Iterator[str]:
         yield f"{key} {REACHES_OUT}"
     elif isinstance(value, Mapping):
         for inner, below in value.items():
-            yield from _path_mistakes(below, f"{key}.{inner}")
+            yield from _path_errors(below, f"{key}.{inner}")
     elif isinstance(value, list):
         for below in value:
-            yield from _path_mistakes(below, key)
+            yield from _path_errors(below, key)
 
 
-def _default_mistakes(defaults: Any) -> Iterator[str]:
+def _default_errors(defaults: Any) -> Iterator[str]:
     """Finds the entries of a defaults list that override Hydra's options, or move an option.
 
     Files that other entries name are read as data, or are the user's own.
@@ -345,12 +345,12 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
         with script_as_main(run_dir, given):
             yield
     except ConfigError as error:
-        missing = any("No module named" in mistake for mistake in error.mistakes)
+        missing = any("No module named" in line for line in error.errors)
         if not missing or folder is not None or recorded is None:
             raise
         way_out = f"if you trust the code there, go there, or add --code {quote(str(recorded))}"
         hint = f"{run_dir}: the study was run in {recorded}; {way_out}"
-        raise ConfigError([*error.mistakes, hint]) from None
+        raise ConfigError([*error.errors, hint]) from None
     finally:
         if folder is not None:
             sys.path.remove(str(folder.absolute()))

@@ -106,7 +106,7 @@ class LoopDefinition(Definition):
         definition.composer.keep(definition.config)
         leaves = (node.key for _, nodes in definition.space.branches() for node in nodes)
         searched = [*leaves, *(group.key for group in definition.space.groups())]
-        mistakes = [
+        errors = [
             f"params.{name} must be given: {who} has no default for it"
             for name, default in named.items()
             if default is inspect.Parameter.empty and name not in params
@@ -115,13 +115,13 @@ class LoopDefinition(Definition):
         for key in (*(f"{PARAMS}.{name}" for name in given), *(f"space.{s}" for s in searched)):
             section, name, *_ = f"{key.removeprefix('space.')}.".split(".")
             if section != PARAMS:
-                mistakes.append(f"{key}: {who} gets only the values of params")
+                errors.append(f"{key}: {who} gets only the values of params")
             elif name not in named and not takes_any:
-                mistakes.append(
+                errors.append(
                     f"{key}: {who} has no parameter {name}; it has "
                     f"{', '.join(named) or 'none'}{nearest(name, [*named])}"
                 )
-        refuse(mistakes)
+        refuse(errors)
         return definition
 
     def notes(self, data: TrainingData) -> list[str]:
@@ -251,7 +251,7 @@ class LoopDefinition(Definition):
                 with torch.random.fork_rng(devices=[]):
                     build_loop_network(self.config, **data.network_kwargs)
         except ConfigError as error:
-            yield from error.mistakes
+            yield from error.errors
         if self.scale and self.scale.rule_sizes and objective.network is None:
             yield (
                 "scale.rule=mup compares the network of a loop with the small one: name what makes "

@@ -102,7 +102,7 @@ class Definition:
         space = read_space(value_at(cfg, "space"), composer.options)
         typed = {override.key for override in composer.overrides}
         scale = Scale.parse(cfg)
-        refuse([*(scale.mistakes(space, typed, cfg) if scale else ())])
+        refuse([*(scale.errors(space, typed, cfg) if scale else ())])
         sizes = scale.searched if scale else {}
         complete = functools.partial(with_starts, space, typed, sizes)
         composer, cfg = replace(composer, complete=complete), complete(cfg, composer.choices)
@@ -337,20 +337,20 @@ class Definition:
         at its low end, since its default may be out of range.
         """
         branches: list[Branch] = []
-        mistakes: list[str] = []
+        errors: list[str] = []
         for choices, nodes in self.space.branches():
             chosen = {**self.composer.choices, **choices}
             point = self.space.stand_in(chosen)
             try:
                 branch = self.composer.compose(point.choices)
             except ConfigError as error:
-                mistakes += error.mistakes
+                errors += error.errors
                 continue
             if not self.config.study.baseline:
                 values = {key: each for key, each in point.values.items() if has_key(branch, key)}
                 branch = with_values(branch, values)
             branches.append(Branch(choices, nodes, branch, point.choices))
-        refuse(mistakes)
+        refuse(errors)
         return branches
 
 

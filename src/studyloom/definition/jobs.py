@@ -114,18 +114,18 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
     without_effect = {key for key, value in NEUTRAL.items() if section.get(key) == value}
     accepted = inspect.signature(target).parameters
     settings = {k: v for k, v in section.items() if k in accepted or k not in without_effect}
-    mistakes = [
+    errors = [
         f"loss.{name}: {section['_target_']} has no parameter {name}; it has "
         f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with '~loss.{name}'"
         for name in settings
         if name not in accepted and not name.startswith("_")
     ]
     if settings.get("reduction", "mean") != "mean":
-        mistakes.append(
+        errors.append(
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
             f"got {settings['reduction']}"
         )
-    refuse(mistakes)
+    refuse(errors)
     lists = {key: value for key, value in settings.items() if isinstance(value, list)}
     tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in lists.items()}
     made = build(settings | tensors, "loss")
@@ -178,7 +178,7 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
         raise ConfigError(
             f"optimizer.groups must be a mapping of groups, such as {example}; got {groups!r}"
         )
-    mistakes, built = [], []
+    errors, built = [], []
     for name, group in groups.items():
         settings = dict(group) if isinstance(group, Mapping) else {}
         match, frozen = settings.pop("match", None), bool(settings.pop("frozen", False))
@@ -186,11 +186,11 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
         if all(isinstance(pattern, str) for pattern in patterns):
             built.append(ParameterGroup(str(name), tuple(patterns), frozen, settings))
         else:
-            mistakes.append(
+            errors.append(
                 f"optimizer.groups.{name}: must have match, a pattern of parameter names or a "
                 f"list, as in {example}; got {group!r}"
             )
-    refuse(mistakes)
+    refuse(errors)
     return tuple(built)
 
 

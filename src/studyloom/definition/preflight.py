@@ -22,6 +22,7 @@ from studyloom.errors import (
     ConfigError,
     DataError,
     UndefinedMetric,
+    messages_of,
     or_train_it_yourself,
 )
 from studyloom.metrics import MEMORY, METRICS, Metric
@@ -59,16 +60,16 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                     predict_memory(jobs[0], split)
                 continue
             except Exception as error:  # of a user's class: better now than in trial 17
-                mistakes = getattr(error, "mistakes", [describe_error(error)])
+                errors = messages_of(error, describe_error(error))
             values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
             where = ", ".join(filter(None, [str(branch), *values]))
-            for mistake in mistakes:
+            for line in errors:
                 if not any(
-                    mistake == known and outer.items() <= branch.choices.items()
+                    line == known and outer.items() <= branch.choices.items()
                     for outer, known in reported
                 ):
-                    reported.append((branch.choices, mistake))
-                    yield f"{where}: {mistake}" if where else mistake
+                    reported.append((branch.choices, line))
+                    yield f"{where}: {line}" if where else line
     if not reported:
         yield from _try_target(definition, data, split)
     if not reported and definition.config.train.evaluate is None:  # which gives its own targets
@@ -90,8 +91,8 @@ def _try_target(definition: Definition, data: TrainingData, split: Part) -> Iter
             try_out(job, split)
         except Exception as error:
             where = ", ".join(f"{key}={as_yaml(size)}" for key, size in sizes.items())
-            for mistake in getattr(error, "mistakes", [describe_error(error)]):
-                yield f"scale: at {where}{f', {branch}' if str(branch) else ''}: {mistake}"
+            for line in messages_of(error, describe_error(error)):
+                yield f"scale: at {where}{f', {branch}' if str(branch) else ''}: {line}"
 
 
 def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:

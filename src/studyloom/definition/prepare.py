@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from studyloom.config.build import MistakeCollector, build
+from studyloom.config.build import ErrorCollector, build
 from studyloom.config.compose import Composer
 from studyloom.config.values import plain_sections
 from studyloom.data.datasets import NO_TEST, drawn_anew
@@ -66,7 +66,7 @@ def names_data(cfg: DictConfig) -> bool:
 
 
 def preflight(
-    attempt: MistakeCollector,
+    attempt: ErrorCollector,
     definition: Definition,
     strategy: CheckedStrategy,
     data: TrainingData | None,
@@ -78,7 +78,7 @@ def preflight(
         launcher: whose workers share what the definition makes; None if it could not be built.
     """
     if data is None:
-        attempt(lambda: attempt.mistakes.extend(check_sections(definition, strategy)))
+        attempt(lambda: attempt.errors.extend(check_sections(definition, strategy)))
     else:
         attempt(lambda: validate(definition, data, strategy))
         if key := attempt(lambda: drawn_anew(data.split)):
@@ -88,12 +88,12 @@ def preflight(
                 key,
                 "data.evaluate" if key == "data.train" else key,
             )
-        words = None if attempt.mistakes else attempt(lambda: breach_of_rule(definition, data))
+        words = None if attempt.errors else attempt(lambda: breach_of_rule(definition, data))
         if words:
             log.warning("%s; only the trainings at the target show what is best there", words)
     if definition.compresses:
-        find = load_plugin("compress_mistakes")
-        attempt(lambda: attempt.mistakes.extend(find(definition, data)))
-    if launcher is not None and not attempt.mistakes:
-        attempt.mistakes += check_ranks(definition, getattr(launcher, "ranks", 1))
-        attempt.mistakes += strategy.check_workers(launcher.count(strategy.trials))
+        find = load_plugin("compress_errors")
+        attempt(lambda: attempt.errors.extend(find(definition, data)))
+    if launcher is not None and not attempt.errors:
+        attempt.errors += check_ranks(definition, getattr(launcher, "ranks", 1))
+        attempt.errors += strategy.check_workers(launcher.count(strategy.trials))

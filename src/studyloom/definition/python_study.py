@@ -106,7 +106,7 @@ def ask(
     name = getattr(subject, "__qualname__", type(subject).__name__)
     target = f"{getattr(subject, '__module__', '')}.{name}"
     given: Any = OmegaConf.create({"study": {"name": name.rpartition(".")[2].lower()}})
-    mistakes, options = _why_not_found(target, subject), dict[str, str | None]()
+    errors, options = _why_not_found(target, subject), dict[str, str | None]()
     try:
         parameters = {*inspect.signature(subject).parameters}
     except (TypeError, ValueError):  # it cannot be called, or is written in C
@@ -119,7 +119,7 @@ def ask(
     trains = issubclass(base, nn.Module) or bool(OF_NETWORK & parameters)
     trains = trains or (has_model and not OF_LOOP & parameters)
     if is_tree and trains and (flat := [str(key) for key in space if _is_flat(key, space[key])]):
-        mistakes.append(_nested(flat, parameters))
+        errors.append(_nested(flat, parameters))
         space = {key: space[key] for key in space if key not in flat}
     if space or not is_tree:
         settings = {"space": {"params": space} if is_tree and not trains else space, **settings}
@@ -129,9 +129,9 @@ def ask(
         top, (kind, words) = key.partition(".")[0], KINDS.get(key, (object, ""))
         if top not in SECTIONS or top == "hydra":
             words = "no such keyword, which must be a section or key of a config"
-            mistakes.append(f"{key}: {words}{_near_keyword(key, keywords)}")
+            errors.append(f"{key}: {words}{_near_keyword(key, keywords)}")
         elif not isinstance(value, kind):
-            mistakes.append(f"{key} must be {words}; got {value!r}")
+            errors.append(f"{key} must be {words}; got {value!r}")
         elif key in STUDY_GROUPS and isinstance(value, str):
             options[key] = value
         else:
@@ -139,12 +139,12 @@ def ask(
             if key in STUDY_GROUPS and callable(chosen):
                 options[key] = None  # no option's settings are for it
             try:
-                OmegaConf.update(given, key, _plain(key, value, mistakes))
+                OmegaConf.update(given, key, _plain(key, value, errors))
             except OmegaConfBaseException as error:
-                mistakes.append(f"{key}: {describe_compose_error(error)}")
+                errors.append(f"{key}: {describe_compose_error(error)}")
     sections: Any = OmegaConf.to_container(given)
     study = PythonStudy(sections)
-    mistakes += filter(None, [check_name(str(sections["study"]["name"]))])
+    errors += filter(None, [check_name(str(sections["study"]["name"]))])
     section = sections.setdefault("model" if trains else "objective", {})
     section["_target_"] = target
     if not trains and "direction" not in section:
@@ -152,7 +152,7 @@ def ask(
             section |= {"metric": section.get("metric", "value"), "direction": "minimize"}
         else:
             words = "; one that returns a network takes shape, outputs or classes"
-            mistakes.append(f"maximize or minimize must name the value that it reports{words}")
+            errors.append(f"maximize or minimize must name the value that it reports{words}")
     # An option to begin with, where the space chooses among some.
     for group, branches in space.items() if is_tree and trains else ():
         within = branches if isinstance(branches, Mapping) else ()
@@ -163,8 +163,8 @@ def ask(
         if data is not None or (trains and "data" not in settings):
             _add_data(study, options, data, trains=trains)
     except ConfigError as error:
-        mistakes += error.mistakes
-    refuse(mistakes)
+        errors += error.errors
+    refuse(errors)
     listed: list[Any] = [{group: option} for group, option in options.items()]
     if isinstance(sections.get("track"), list):
         listed += ["_self_", {"override /track": sections.pop("track")}]
@@ -207,33 +207,33 @@ def _nested(flat: Sequence[str], parameters: Collection[str]) -> str:
     )
 
 
-def _plain(key: str, value: Any, mistakes: list[str]) -> Any:
+def _plain(key: str, value: Any, errors: list[str]) -> Any:
     """Returns a setting as a config holds it: classes and functions by name, Datasets as given.
 
     Args:
-        mistakes: gets a line for each value within it that no config can hold.
+        errors: gets a line for each value within it that no config can hold.
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if is_scalar(value) or isinstance(value, Path):
         return value
     if isinstance(value, Mapping):
-        inner = {name: _plain(f"{key}.{name}", each, mistakes) for name, each in value.items()}
+        inner = {name: _plain(f"{key}.{name}", each, errors) for name, each in value.items()}
         target = inner.get("_target_")
         return inner | target if isinstance(target, dict) else inner
     if key.startswith("data.") and (part := _as_dataset(value)) is not None:
         return register_object(key, part)
     if isinstance(value, Sequence):
-        return [_plain(f"{key}[{place}]", each, mistakes) for place, each in enumerate(value)]
+        return [_plain(f"{key}[{place}]", each, errors) for place, each in enumerate(value)]
     is_function = inspect.isroutine(value)
     if not (is_function or isinstance(value, type)) or key.startswith(("params", "space")):
         way = "numbers, strings, lists, mappings, or its class and arguments as a _target_"
         way = "a range by Int, Float, Choice or List" if key.startswith("space") else way
         kind = type(value).__name__
-        mistakes.append(f"{key}: a config cannot hold an object of type {kind}; give {way}")
+        errors.append(f"{key}: a config cannot hold an object of type {kind}; give {way}")
         return None
     named = f"{value.__module__}.{value.__qualname__}"
-    mistakes += [f"{key}: {mistake}" for mistake in _why_not_found(named, value)]
+    errors += [f"{key}: {line}" for line in _why_not_found(named, value)]
     # An optimizer waits for the parameters, and a network makes its own layers.
     waits = is_function or key.startswith(("optimizer", "model."))
     return {"_target_": named} | ({"_partial_": True} if waits else {})
@@ -246,7 +246,7 @@ def _why_not_found(target: str, subject: Any) -> list[str]:
             check_readable(subject)
             return []
     except ConfigError as error:
-        return error.mistakes
+        return error.errors
     except (AttributeError, ImportError, ValueError):
         pass
     return [
@@ -361,19 +361,19 @@ def write_definition(run_dir: Path, folder: Path) -> Path:
     path = Path(config_folders(former)["main"]) / f"{GIVEN}.yaml"
     sections: Any = OmegaConf.to_container(read_yaml(path, own=True), resolve=False)
     noted = noted_script(run_dir)
-    text, mistakes = OmegaConf.to_yaml(OmegaConf.create(sections)), list[str]()
+    text, errors = OmegaConf.to_yaml(OmegaConf.create(sections)), list[str]()
     if names := ", ".join(dict.fromkeys(re.findall(rf"\b{MAIN}(\w+)", text))):
-        mistakes.append(
+        errors.append(
             f"a config cannot name what {noted[1] if noted else 'a notebook'} defines: move "
             f"{names} into a module next to it, such as parts.py, import it by `from parts import "
             f"{names}`, and search again"
         )
     if OWN[1] in text:
-        mistakes.append(
+        errors.append(
             "a config cannot hold the Datasets that were given as objects: give tensors or arrays, "
             "or name classes of a module as data.train._target_ and data.test._target_"
         )
-    refuse(mistakes)
+    refuse(errors)
     name = sections["study"]["name"]
     load = sections.get("data", {}).get("load", {})
     if isinstance(load, dict) and load.get("_target_") == READ_ARRAYS:

@@ -147,7 +147,7 @@ class Rule:
                 "number, and `and` stands between two"
             )
         goals, name = {goal.name: goal for goal in known}, rule[2]
-        mistakes = [
+        errors = [
             f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
             f"{nearest(unknown, [*goals])}{hint}"
             for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
@@ -155,8 +155,8 @@ class Rule:
         ]
         if name in goals and (word := "max" if goals[name].sign > 0 else "min") != rule[1]:
             better = "more" if word == "max" else "less"
-            mistakes.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
-        refuse(mistakes)
+            errors.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
+        refuse(errors)
         return cls(goals[name], tuple(conditions))
 
     def holds(self, known: Mapping[str, float]) -> bool:
@@ -187,20 +187,20 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
             "objective.constraints must be a mapping of quantities to limits, such as "
             f"{{parameters: '<= 100_000'}}; got {section!r}"
         )
-    mistakes, limits = [], []
+    errors, limits = [], []
     for quantity, expression in (section or {}).items():
         where = f"objective.constraints.{quantity}"
         if known is not None and quantity not in known:
             near = nearest(quantity, known)
-            mistakes.append(f"{where}: unknown quantity; there are {', '.join(known)}{near}")
+            errors.append(f"{where}: unknown quantity; there are {', '.join(known)}{near}")
             continue
         if match := LIMIT.fullmatch(str(expression)):
             limits.append(Condition(str(quantity), match[1], float(match[2])))
         else:
-            mistakes.append(
+            errors.append(
                 f"{where} must be a limit such as '<= 100_000' or '>= 1'; got {expression!r}"
             )
-    refuse(mistakes)
+    refuse(errors)
     return limits
 
 
@@ -225,13 +225,13 @@ def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
     Raises:
         ConfigError: every invalid relation, and every unknown name.
     """
-    mistakes, relations = [], list[Relation]()
+    errors, relations = [], list[Relation]()
     for text in map(str, section if isinstance(section, list) else [section]):
         where = f"space.where: {text[:LONGEST]!r}"
         try:
             found = _parse_conditions(text)
         except (ValueError, LookupError):
-            mistakes.append(
+            errors.append(
                 f"{where} is not a relation of at most {LONGEST} characters; write names, numbers, "
                 f"+ - * / % ( ), and between two {', '.join(OPERATIONS[0])}, as in 'p.a * p.b < 9'"
             )
@@ -239,8 +239,8 @@ def parse_relations(section: Any, known: Sequence[str]) -> tuple[Relation, ...]:
         relations += found
         for name in sorted({name for each in found for name in each.names}.difference(known)):
             near = nearest(name, known) or f"; there are {', '.join(known) or 'none'}"
-            mistakes.append(f"{where}: {name} is not a numeric hyperparameter{near}")
-    refuse(mistakes)
+            errors.append(f"{where}: {name} is not a numeric hyperparameter{near}")
+    refuse(errors)
     return tuple(relations)
 
 

@@ -69,18 +69,18 @@ class Scale:
             raise ConfigError(
                 f"scale must map keys to two sizes, {example}; got {as_yaml(section)}"
             )
-        mistakes = [
+        errors = [
             f"scale.{name} must be {' or '.join(options)}; got {as_yaml(section[name])}"
             for name, options in OWN.items()
             if name in section and section[name] not in options
         ]
         sizes = {key: size for key, size in section.items() if key not in OWN}
         if not sizes:
-            mistakes.append(f"scale must name a size, {example}")
+            errors.append(f"scale must name a size, {example}")
         for key, size in sizes.items():
-            mistakes += _wrong_sizes(config, key, size)
-        if mistakes:
-            raise ConfigError(mistakes)
+            errors += _wrong_sizes(config, key, size)
+        if errors:
+            raise ConfigError(errors)
         # A list is two sizes, or the single one of a network whose sizes are a list.
         pairs = {key: size for key, size in sizes.items() if _is_pair(size, value_at(config, key))}
         small = {key: pairs[key][0] if key in pairs else size for key, size in sizes.items()}
@@ -115,7 +115,7 @@ class Scale:
         """Returns the sizes whose keys a config has: another network may lack some."""
         return {key: size for key, size in sizes.items() if has_key(config, key)}
 
-    def mistakes(self, space: Space, typed: Collection[str], cfg: DictConfig) -> Iterator[str]:
+    def errors(self, space: Space, typed: Collection[str], cfg: DictConfig) -> Iterator[str]:
         """Yields why the sizes cannot be those of the search.
 
         Args:

@@ -240,12 +240,12 @@ def compose_adapter(cfg: DictConfig) -> tuple[DictConfig, Space] | None:
     params: Any = value_at(cfg, PARAMS) or {}
     searched = [leaf.name for _, nodes in space.branches() for leaf in nodes]
     named = [(PARAMS, key) for key, _ in flatten(params)] if params else []
-    mistakes = [
+    errors = [
         f"{section}.{name}: {problem}"
         for section, name in named + [("space", name) for name in searched]
         if (problem := explain_key(name, own))
     ]
-    refuse(mistakes)
+    refuse(errors)
     own.merge_with(params)
     values = OmegaConf.create(params)
     for name in searched:

@@ -48,20 +48,20 @@ def validate(definition: Definition, data: TrainingData, strategy: CheckedStrate
         ConfigError: all errors. Nothing is built if keys or ranges are wrong, since that would
             only repeat the errors.
     """
-    mistakes = [*_check_groups(definition)]
+    errors = [*_check_groups(definition)]
     try:
         for branch in definition.branches:
-            mistakes += _check_leaves(definition, branch)
+            errors += _check_leaves(definition, branch)
     except ConfigError as error:
-        mistakes += error.mistakes
-    if not mistakes:
-        mistakes += _check_relations(definition)
-    mistakes = [*check_sections(definition, strategy), *mistakes]
-    if not mistakes:
-        mistakes += definition.try_out(data)
-    if not mistakes:
-        mistakes += strategy.try_out()
-    refuse(mistakes)
+        errors += error.errors
+    if not errors:
+        errors += _check_relations(definition)
+    errors = [*check_sections(definition, strategy), *errors]
+    if not errors:
+        errors += definition.try_out(data)
+    if not errors:
+        errors += strategy.try_out()
+    refuse(errors)
 
 
 # The values of studyloom's sections
@@ -143,7 +143,7 @@ def _check_goals(definition: Definition) -> Iterator[str]:
     try:
         goals = definition.goals
     except ConfigError as error:
-        yield from error.mistakes
+        yield from error.errors
     except Exception as error:  # of a custom class
         yield f"objective.metric: {describe_error(error)}"
     try:
@@ -151,7 +151,7 @@ def _check_goals(definition: Definition) -> Iterator[str]:
         # With a wrong objective, a rule may name what is not known for that reason.
         rule = definition.rule if goals else None
     except ConfigError as error:
-        yield from error.mistakes
+        yield from error.errors
     stop = definition.config.study.stop
     if stop and rule is not None and rule.goal.name != goals[0].name:
         chooses = f"winner.rule chooses by {rule.goal.name}, and not by {goals[0].name}"
@@ -207,8 +207,8 @@ def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
     chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
     ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
     for node in branch.nodes:
-        if mistakes := [*_not_searched(node.name, node.key)]:
-            yield from mistakes
+        if errors := [*_not_searched(node.name, node.key)]:
+            yield from errors
         elif unknown := explain_key(node.key, branch.config):
             section, _, below = node.key.partition(".")
             option = nearest(below.partition(".")[0], definition.composer.options(section))

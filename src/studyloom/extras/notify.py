@@ -42,7 +42,7 @@ class Notices:
     """
 
     def __init__(self, targets: Sequence[str]) -> None:
-        refuse([words for target in targets if (words := mistake_in(target))])
+        refuse([words for target in targets if (words := error_in(target))])
         self._targets = list(targets)
         self._told_at = -BEST_INTERVAL  # when a new best was reported
         self._best: int | None = None  # the number of the best trial that was reported last
@@ -107,7 +107,7 @@ def name_of(target: str) -> str:
     return one_line(first)
 
 
-def mistake_in(target: str) -> str | None:
+def error_in(target: str) -> str | None:
     """Returns why a target cannot be used."""
     if not is_url(target):
         try:

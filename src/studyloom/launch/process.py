@@ -118,7 +118,7 @@ def run_process(
         launcher, server = launcher_class(cfg), None
         if worker is not None and not cfg.study.dry_run:
             server = fork_workers(launcher, worker, ending)
-        with reporting_mistakes(stop, finish):
+        with reporting_errors(stop, finish):
             receive()
             peers = start_ranks(cfg, command, line, partial(follow_rank, cfg), launcher)
             ending.enter_context(peers)
@@ -175,7 +175,7 @@ def exit_code(code: int, stop: Stop) -> int:
 
 
 @contextmanager
-def reporting_mistakes(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
+def reporting_errors(stop: Stop, finish: Callable[[int, str | None], None]) -> Iterator[None]:
     """Ends the process with an exit code if the body, which opens a study, raises an error."""
     try:
         yield

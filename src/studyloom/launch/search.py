@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from studyloom.config.build import MistakeCollector, build
+from studyloom.config.build import ErrorCollector, build
 from studyloom.definition.prepare import define, load_data, preflight
 from studyloom.launch.local import Join
 from studyloom.launch.task import Prepared
@@ -38,7 +38,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     Raises:
         ConfigError: lists every error.
     """
-    attempt = MistakeCollector()
+    attempt = ErrorCollector()
     definition = attempt(lambda: define(cfg))
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
     attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
@@ -50,11 +50,11 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     if definition is not None and not joins:
         preflight(attempt, definition, Strategy(definition), data, launcher)
         # Not after an error: configurations of a wrong space would be wrong too.
-        if url is not None and not attempt.mistakes:
+        if url is not None and not attempt.errors:
             starts = attempt(lambda: find_starts(definition, data.digest, url))
     if url is not None and launcher is not None:
         away = launcher.leaves_host
-        attempt.mistakes += check_database_reach(url, several=several, leaves_host=away)
+        attempt.errors += check_database_reach(url, several=several, leaves_host=away)
     attempt.check()
     # A custom training loop gets its data on the CPU, where the processes of a DataLoader can
     # read it.

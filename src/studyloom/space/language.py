@@ -46,7 +46,7 @@ def parse_space(
         for node in nodes
         if len(node.name) > LONGEST_NAME
     ]
-    refuse([*parser.mistakes, *long_names, *_find_conflicts(space)])
+    refuse([*parser.errors, *long_names, *_find_conflicts(space)])
     return space
 
 
@@ -58,7 +58,7 @@ class _Parser:
 
     def __init__(self, options: Callable[[str], Sequence[str]]) -> None:
         self.options = options
-        self.mistakes: list[str] = []
+        self.errors: list[str] = []
 
     def parse_nodes(self, tree: Mapping[Any, Any], name: str, key: str) -> list[Node]:
         """Parses a mapping: the options of a group, leaves, and mappings nested in it."""
@@ -75,7 +75,7 @@ class _Parser:
             elif not isinstance(spec, Mapping) or (group_options and not spec):
                 opens = f", or what an option of {key} opens: {', '.join(group_options)}"
                 near = "" if child in group_options else nearest(child, group_options)
-                self.mistakes.append(
+                self.errors.append(
                     f"space.{child_name} must be a range: {{int: [low, high]}}, {{float: [low, "
                     "high]}, {choice: [a, b]} or {list: …, length: …}"
                     f"{opens if group_options else ''}; got {spec!r}{near}"
@@ -94,7 +94,7 @@ class _Parser:
         try:
             return parse(*arguments)
         except ConfigError as error:
-            self.mistakes += error.mistakes
+            self.errors += error.errors
             return None
 
     def _parse_leaf(
@@ -173,14 +173,14 @@ def _parse_distribution(spec: Mapping[str, Any], name: str, *more: str) -> Distr
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:
         raise ConfigError(f"{where} must be a range [low, high]; got {bounds!r}")
     types, numbers = ((int,), "integers") if kind == "int" else ((int, float), "numbers")
-    mistakes = [
+    errors = [
         f"{where}: its ends and step must be finite {numbers}; got {value!r}"
         for value in (*bounds, *([] if step is None else [step]))
         if type(value) not in types or not abs(value) <= LARGEST
     ]
     if type(log) is not bool:
-        mistakes.append(f"space.{name}.log must be true or false; got {log!r}")
-    refuse(mistakes)
+        errors.append(f"space.{name}.log must be true or false; got {log!r}")
+    refuse(errors)
     low, high = bounds
     if step is not None and step > 0:
         # As written: 0.3 - 0.1 is 0.2.

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.config.runs import read_run
 from studyloom.config.schema import AUTO
 from studyloom.config.values import describe_error
-from studyloom.errors import StorageError, StorageLost
+from studyloom.errors import StorageError, StorageLost, messages_of
 from studyloom.files import is_own
 from studyloom.storage import sql
 from studyloom.storage.database import untrusted
@@ -213,7 +213,7 @@ def offer_earlier(run_dir: Path) -> list[str]:
 
 
 def read_named(
-    wanted: Any, begun: Sequence[str], mistakes: list[str], notes: list[str]
+    wanted: Any, begun: Sequence[str], errors: list[str], notes: list[str]
 ) -> tuple[list[str], list[EarlierStudy]]:
     """Reads the earlier studies that `study.warm_start` names, each once.
 
@@ -234,9 +234,7 @@ def read_named(
                 continue
             earlier = read_earlier(source)
         except ValueError as error:
-            mistakes += [
-                f"study.warm_start: {line}" for line in getattr(error, "mistakes", [str(error)])
-            ]
+            errors += [f"study.warm_start: {line}" for line in messages_of(error, str(error))]
             continue
         if earlier.open:
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")

@@ -37,7 +37,7 @@ UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended 
 # complete and pruned trials, so these end as pruned with a broken constraint: from trials in the
 # state FAIL the sampler would learn nothing.
 TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
-MISTAKES = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
+CODE_ERRORS = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
 
 
 @dataclass(frozen=True)

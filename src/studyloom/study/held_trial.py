@@ -146,7 +146,7 @@ class HeldTrial:
 
         A first trial that crashed its workers does not count by itself: the host may be the cause.
         """
-        if failure.kind not in (*failures.MISTAKES, failures.CRASHED):
+        if failure.kind not in (*failures.CODE_ERRORS, failures.CRASHED):
             return False
         # Its slot, and not its number: another program may have added a trial before it.
         first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
@@ -154,7 +154,7 @@ class HeldTrial:
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         last = ended[-self.limits.max_failures :]
         same = [trial for trial in last if TrialRecord(trial).reason == failure.reason]
-        mistaken = first and failure.kind in failures.MISTAKES
+        mistaken = first and failure.kind in failures.CODE_ERRORS
         return mistaken or len(same) == self.limits.max_failures
 
     def tell(self, value: float | None, state: TrialState) -> None:

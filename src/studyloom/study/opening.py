@@ -164,17 +164,17 @@ def study_names(url: str, deadline: float) -> list[str]:
     return [name for name in names if owner_of(name) is None]
 
 
-def open_only_study(url: str, name: str | None, deadline: float, mistake: str) -> StoredStudy:
+def open_only_study(url: str, name: str | None, deadline: float, message: str) -> StoredStudy:
     """Opens the study of a name, or without one the only study of a database.
 
     Args:
-        mistake: the error message if there is no study, or several.
+        message: the error message if there is no study, or several.
     """
     if not name:
         names = study_names(url, deadline)
         if len(names) != 1:
             held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
-            raise StorageError(f"{mistake}; the database holds {held}")
+            raise StorageError(f"{message}; the database holds {held}")
         name = names[0]
     return open_study(url, name, deadline)
 

@@ -134,10 +134,10 @@ class Promotion(BasePruner):
 
     def check(self, definition: Definition) -> list[str]:
         """Returns every reason why the trials of a definition cannot be paused."""
-        config, mistakes = definition.config, []
+        config, errors = definition.config, []
         ways = "or choose another pruner, such as pruner=successive_halving"
         if config.checkpoints.dir is None:
-            mistakes.append(
+            errors.append(
                 "checkpoints.dir=null: pruner=asha pauses trials, which resume from their "
                 f"checkpoints; name a folder, {ways}"
             )
@@ -146,25 +146,25 @@ class Promotion(BasePruner):
             what = (
                 "pruner.steps=jobs" if definition.in_turn else "objective.folds or objective.seeds"
             )
-            mistakes.append(
+            errors.append(
                 f"{what}: pruner=asha compares trials epoch by epoch, and these train their "
                 f"folds and seeds one after the other; take one of each, {ways}"
             )
         if not definition.resumes:
-            mistakes.append(
+            errors.append(
                 f"objective._target_={config.objective['_target_']}: pruner=asha resumes "
                 "trials from checkpoints, which this objective lacks; call run.keep(net=…) and "
                 f"loop over run.epochs(…), {ways}"
             )
         needed = self.min_resource * self.reduction_factor**self.brackets
         if definition.trains_networks and (epochs := config.train.epochs) < needed:
-            mistakes.append(
+            errors.append(
                 f"train.epochs must be at least {needed} with pruner=asha, which is "
                 f"pruner.min_resource={self.min_resource} × pruner.reduction_factor="
                 f"{self.reduction_factor}, once for each of pruner.brackets={self.brackets}; got "
                 f"{epochs}; lower these, {ways}"
             )
-        return mistakes
+        return errors
 
 
 def first_rung(epochs: int | None) -> int:

@@ -141,7 +141,7 @@ class Strategy:
             try:
                 attempt()
             except ConfigError as error:
-                yield from error.mistakes
+                yield from error.errors
             except ImportError as error:
                 extra = pip_install("samplers")
                 yield f"{chosen} needs a library that is missing ({extra}): {describe_error(error)}"

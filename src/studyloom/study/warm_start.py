@@ -133,32 +133,32 @@ def find_warm_starts(
     fixed = listed or definition.suggests
     if wanted == AUTO and (begun is not None or fixed):
         wanted = None
-    mistakes: list[str] = []
+    errors: list[str] = []
     notes: list[str] = []
     if study.warm_start is None and strategy.trials > LOOKED and not fixed:
         notes += offer_earlier(Path(definition.config.run_dir))
     if not enqueued and not wanted:
         return WarmStarts(notes=notes)
-    points = list(_enqueued_points(definition, enqueued, mistakes, notes))
+    points = list(_enqueued_points(definition, enqueued, errors, notes))
     if listed:
-        mistakes.append(
+        errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
         )
     room = strategy.trials - (definition.baseline is not None) - len(points)
     if room < 0:
-        mistakes.append(
+        errors.append(
             f"study.enqueue: {-room} of {len(points)} configurations do not fit into "
             f"study.trials={study.trials}; raise study.trials, or remove some"
         )
     looked, found = wanted == AUTO, EarlierStudies()
     sources, studies = list[str](), found.studies
     if not looked:
-        sources, studies = read_named(wanted or [], begun or (), mistakes, notes)
-    elif (room := room // LOOKED) > 0 and not mistakes:
+        sources, studies = read_named(wanted or [], begun or (), errors, notes)
+    elif (room := room // LOOKED) > 0 and not errors:
         found = look()
         studies = found.studies
-    refuse(mistakes)
+    refuse(errors)
     taken = take_points(definition, studies, min(study.warm_start_top, room), notes, looked=looked)
     if looked and taken:
         sources, notes = [AUTO], [*found.notes, *notes]
@@ -168,10 +168,10 @@ def find_warm_starts(
 
 
 def _enqueued_points(
-    definition: "Definition", enqueued: Any, mistakes: list[str], notes: list[str]
+    definition: "Definition", enqueued: Any, errors: list[str], notes: list[str]
 ) -> Iterator[WarmStart]:
     if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
-        mistakes.append(
+        errors.append(
             "study.enqueue must be a list of configurations, such as [{model: cnn, …}, …]; "
             f"got {as_yaml(enqueued)}"
         )
@@ -183,7 +183,7 @@ def _enqueued_points(
         if placed.breaks:
             notes.append(f"{source}: is left out, since it {placed.wrong.pop()}")
         problems = (*placed.wrong, *placed.unasked.values())
-        mistakes += [f"{source}: {problem}" for problem in problems]
+        errors += [f"{source}: {problem}" for problem in problems]
         if not placed.breaks:
             yield WarmStart(placed.point, source)
 

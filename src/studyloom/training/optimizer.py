@@ -87,16 +87,16 @@ def _make(
         return make(network.parameters())
     freeze(network, groups)
     parameters = dict(network.named_parameters())
-    mistakes = [*_wrong_patterns([*parameters], groups)]
+    errors = [*_wrong_patterns([*parameters], groups)]
     others = [p for name, p in parameters.items() if not any(g.matches(name) for g in groups)]
     sections = [
         {"params": [p for name, p in parameters.items() if group.matches(name)], **group.settings}
         for group in groups
         if not group.frozen
     ]
-    if not mistakes and not others and not sections:
-        mistakes.append("optimizer.groups freezes all parameters of the network: nothing is left")
-    refuse(mistakes)
+    if not errors and not others and not sections:
+        errors.append("optimizer.groups freezes all parameters of the network: nothing is left")
+    refuse(errors)
     # PyTorch refuses an empty list of parameters, and takes unknown settings without a word.
     optimizer = make([*([{"params": others}] if others else []), *sections])
     refuse(

@@ -112,12 +112,12 @@ def _compare(base: nn.Module, network: nn.Module) -> dict[str, Growth]:
             "scale.rule=none"
         )
     before, after = (dict(each.named_modules(remove_duplicate=False)) for each in (base, network))
-    mistakes = []
+    errors = []
     for name, module in after.items():
         if isinstance(module, nn.MultiheadAttention):
             was = getattr(before.get(name), "head_dim", None)
             if was != module.head_dim:
-                mistakes.append(
+                errors.append(
                     f"scale.rule=mup: a head of {name} is {was} wide at one size and "
                     f"{module.head_dim} at the other, and its scores would grow; let the number of "
                     f"heads grow with the width, {OTHERWISE}"
@@ -128,15 +128,15 @@ def _compare(base: nn.Module, network: nn.Module) -> dict[str, Growth]:
         try:
             growth = _growth(before[path], small[name], after[path], parameter)
         except ValueError as error:
-            mistakes.append(f"scale.rule=mup: the parameter {name} {error}, {OTHERWISE}")
+            errors.append(f"scale.rule=mup: the parameter {name} {error}, {OTHERWISE}")
             continue
         first, known = growths.setdefault(id(parameter), (name, growth))
         if known != growth:
-            mistakes.append(
+            errors.append(
                 f"scale.rule=mup: {first} and {name} are one tied weight, whose two layers need "
                 f"different rates; give each its own, {OTHERWISE}"
             )
-    refuse(mistakes)
+    refuse(errors)
     return dict(growths.values())
 
 

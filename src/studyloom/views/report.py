@@ -348,10 +348,10 @@ def candidates(winner: Result) -> figures.PageTable:
     )
 
 
-def image(source: str, label: str, mistake: Wrong, remark: float) -> page.CaptionedImage:
+def image(source: str, label: str, error: Wrong, remark: float) -> page.CaptionedImage:
     """Renders an image that the winner misclassifies."""
-    predicted = str(mistake.predicted)
-    return page.CaptionedImage(source, label, f"{mistake.label} → ", predicted, number(remark))
+    predicted = str(error.predicted)
+    return page.CaptionedImage(source, label, f"{error.label} → ", predicted, number(remark))
 
 
 STRONGEST = 6  # words listed for each class
@@ -359,12 +359,12 @@ STRONGEST = 6  # words listed for each class
 
 def explained_sections(winner: Result) -> Iterator[Section]:
     """Renders explanations of the winner's predictions."""
-    mistakes = {mistake.index: mistake for mistake in winner.wrong or ()}
+    errors = {error.index: error for error in winner.wrong or ()}
     label = "what misled the winner on test image"
     images = [
-        image(item.image, f"{label} {item.index}", mistakes[item.index], item.most)
+        image(item.image, f"{label} {item.index}", errors[item.index], item.most)
         for item in winner.occlusions or ()
-        if page.is_embedded(item.image) and item.index in mistakes
+        if page.is_embedded(item.image) and item.index in errors
     ]
     if images:
         yield section("misled", [page.Images(images)])
@@ -400,17 +400,17 @@ def _texts(winner: Result) -> Iterator[page.Part]:
         most = max((abs(change) for _, change in pairs), default=0.0)
         if not most:
             continue
-        truth, mistake = (classes.get(n, str(n)) for n in (item.label, item.predicted))
+        truth, predicted = (classes.get(n, str(n)) for n in (item.label, item.predicted))
         sure = " and ".join(map(number, item.probabilities))
         remark = f"test text {item.index}, probabilities {sure}, in all {number(item.margin, '+')}"
         lines = [
             f"for {name}: {', '.join(said)}"
-            for name, said in ((mistake, _strongest(pairs, 1)), (truth, _strongest(pairs, -1)))
+            for name, said in ((predicted, _strongest(pairs, 1)), (truth, _strongest(pairs, -1)))
             if said
         ]
         lines += [f"{item.left} further words are not looked at"] if item.left else []
         shaded = page.Shaded([(word, change / most) for word, change in pairs])
-        yield page.Part(f"{truth} → {mistake}", [shaded, page.Lines(lines)], remark)
+        yield page.Part(f"{truth} → {predicted}", [shaded, page.Lines(lines)], remark)
 
 
 def _strongest(pairs: Sequence[tuple[str, float]], sign: int) -> list[str]:

@@ -39,9 +39,9 @@ def show(
 ) -> dict[str, Any]:
     """Returns what a report shows of a network on the test set, as fields of `Tested`."""
     shown = _show_predictions(found, test)
-    mistakes = [each.index for each in shown.get("wrong", ())]
+    errors = [each.index for each in shown.get("wrong", ())]
     network = make_network(job, weights, test)
-    shown |= load_plugin("explain")(job, network, metric, found, test, mistakes)
+    shown |= load_plugin("explain")(job, network, metric, found, test, errors)
     return shown
 
 
@@ -52,7 +52,7 @@ def _show_predictions(found: Outputs, test: Part) -> dict[str, Any]:
     """
     outputs, targets = found.outputs, found.targets
     if test.classifies and outputs.ndim == 2 and targets.ndim == 1:
-        return _show_mistakes(outputs.softmax(1), targets, test)
+        return _show_errors(outputs.softmax(1), targets, test)
     if test.classifies or outputs.ndim != 2 or targets.shape != outputs.shape:
         return {}
     every = math.ceil(len(test) / POINTS)
@@ -60,20 +60,20 @@ def _show_predictions(found: Outputs, test: Part) -> dict[str, Any]:
     return {"predictions": Predictions(predicted, actual, test.ordered)}
 
 
-def _show_mistakes(probabilities: Tensor, labels: Tensor, test: Part) -> dict[str, Any]:
+def _show_errors(probabilities: Tensor, labels: Tensor, test: Part) -> dict[str, Any]:
     classes = probabilities.shape[1]
     confidence, predicted = probabilities.max(1)
     counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
     wrong = (predicted != labels).nonzero().flatten()
-    mistakes = []
+    errors = []
     for index in wrong[confidence[wrong].argsort(descending=True)][:WRONG].tolist():
         label, taken = int(labels[index]), int(predicted[index])
         image = _image(test.input_at(index))
-        mistakes.append(Wrong(index, label, taken, float(confidence[index]), image))
+        errors.append(Wrong(index, label, taken, float(confidence[index]), image))
     return {
         "confusion": tuple(map(tuple, counts.reshape(classes, classes).tolist())),
         "classes": tuple(test.names) or tuple(map(str, range(classes))),
-        "wrong": tuple(mistakes),
+        "wrong": tuple(errors),
     }
 
 

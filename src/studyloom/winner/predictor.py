@@ -237,7 +237,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
     Raises:
         PredictError: after all predictions; some files cannot be read, or do not fit the network.
     """
-    mistakes = []
+    errors = []
     for path in paths:
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
@@ -250,7 +250,7 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
         # OSError: of the file; RuntimeError: torch's, also of memory; TypeError: of the network.
         except (OSError, ValueError, MemoryError, RuntimeError, TypeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            mistakes.append(f"{name}: {one_line(reason)[:200]}")
+            errors.append(f"{name}: {one_line(reason)[:200]}")
             continue
         names = network.form.facts.names
         for position, (row, note) in enumerate(zip(rows, notes, strict=True)):
@@ -261,8 +261,8 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
                 yield InputPrediction(own, label, float(row[label]), word=word, note=note)
             else:
                 yield InputPrediction(own, values=tuple(row.tolist()), note=note)
-    if mistakes:
-        raise PredictError(mistakes)
+    if errors:
+        raise PredictError(errors)
 
 
 @dataclass(frozen=True)

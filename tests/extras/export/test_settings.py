@@ -18,7 +18,7 @@ def test_all_mistakes_are_told_at_once():
     words = ["margn=1", "ratios=[1.5]", "threads=0", "margin=-1", "small", "rule=3", "widths=0.5"]
     with pytest.raises(ConfigError) as caught:
         Settings.parse(words)
-    said = caught.value.mistakes
+    said = caught.value.errors
     assert len(said) == len(words)
     assert any("did you mean margin?" in line for line in said)
     assert any(line.startswith("ratios must be a list of numbers above 0") for line in said)
@@ -34,5 +34,5 @@ def test_a_config_says_the_same_as_a_command_line():
     assert Settings.of(section) == settings == Settings.of(settings.document())
     with pytest.raises(ConfigError) as caught:
         Settings.of({"margn": 1, "margin": True, "widths": 0.5})
-    keys = [line.partition(" ")[0].rstrip(":") for line in caught.value.mistakes]
+    keys = [line.partition(" ")[0].rstrip(":") for line in caught.value.errors]
     assert keys == ["compress.margn", "compress.margin", "compress.widths"]

@@ -20,7 +20,7 @@ from studyloom.extras.export import compressor, networks, onnx, variants
 from studyloom.extras.export.compression import compress, compress_winner
 from studyloom.extras.export.compressor import LOCK
 from studyloom.extras.export.networks import Original
-from studyloom.extras.export.settings import Settings, find_mistakes
+from studyloom.extras.export.settings import Settings, find_errors
 from studyloom.study.command_record import StoredCommand, store_result
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
@@ -49,15 +49,15 @@ def ended(tmp_path_factory):
 # At start
 
 
-def mistakes(*overrides, split=SPLIT):
-    return [*find_mistakes(ask(*overrides), TrainingData(None, split))]
+def errors(*overrides, split=SPLIT):
+    return [*find_errors(ask(*overrides), TrainingData(None, split))]
 
 
 def test_all_mistakes_are_found_before_trial_0(monkeypatch):
     monkeypatch.setattr(onnx, "PACKAGES", ("onnx_of_nobody",))
     wrong = "compress={margn: 1, ratios: [2], rule: min bytes}"
     package, enabled = "needs onnx_of_nobody", "winner.enabled=false chooses no winner"
-    found = mistakes(wrong, "winner.enabled=false")
+    found = errors(wrong, "winner.enabled=false")
     for words in ("compress.margn: no such key", "did you mean margin?", package, enabled):
         assert any(words in line for line in found), words
     assert any(line.startswith("compress.ratios must be a list") for line in found)
@@ -68,10 +68,10 @@ def test_all_mistakes_are_found_before_trial_0(monkeypatch):
         (("compress={rule: min byts}",), "compress.rule: 'min byts': byts is not known"),
         (("compress=true", *LOOP), "toys.train; name what makes its network as objective.netw"),
     ):
-        (line,) = mistakes(*overrides)
+        (line,) = errors(*overrides)
         assert words in line
     several = SimpleNamespace(shape=None, input_at=lambda index: None)
-    (line,) = mistakes("compress=true", split=several)
+    (line,) = errors("compress=true", split=several)
     assert "an input of the data is not one tensor" in line
 
 

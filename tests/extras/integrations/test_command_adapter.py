@@ -52,11 +52,11 @@ def says(text, value=r"v=(\S+)", step=None):
     return Command(f"{sys.executable} -c '{text}'", value, step)
 
 
-def mistakes_of(definition):
+def errors_of(definition):
     try:
         validate_search(definition, load_data(definition.config))
     except ConfigError as error:
-        return error.mistakes
+        return error.errors
     return []
 
 
@@ -187,10 +187,10 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
 
 def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_and_script(ask):
     definition = ask()
-    assert mistakes_of(definition) == []
-    (mistake,) = mistakes_of(ask("launcher.ranks=2"))
+    assert errors_of(definition) == []
+    (mistake,) = errors_of(ask("launcher.ranks=2"))
     assert "launcher.ranks=2: each rank would run the command" in mistake
-    (mistake,) = mistakes_of(ask("objective.test=posixpath.join"))
+    (mistake,) = errors_of(ask("objective.test=posixpath.join"))
     assert mistake.startswith("objective.test: a command gives nothing back that could be tested")
     identity = definition.identity("")
     assert identity["objective.run"] == "python main.py --lr {lr} --seed {seed}"
@@ -202,7 +202,7 @@ def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_an
 
 
 GOOD = {"run": "python main.py --lr {lr}", "value": r"v=(\S+)", "step": r"e=(\d+)"}
-MISTAKES = {
+MOST_ERRORS = {
     "a placeholder that is misspelt": (
         {"run": "python main.py --lr {lt}"},
         ["nothing is called lt", "did you mean lr?", "no place for it; write {lr} there"],
@@ -227,7 +227,7 @@ MISTAKES = {
 
 def test_a_mistake_is_said_before_trial_0(project, config):
     usual = {"params": {"lr": 0.1}, "space": {"params": {"lr": {"float": [0, 1]}}}} | GOOD
-    for wrong, words in MISTAKES.values():
+    for wrong, words in MOST_ERRORS.values():
         given = usual | wrong
         space, params = parse_space(given.pop("space"), lambda group: []), given.pop("params")
         told = "\n".join(Command(**given).check(config(**params), space))

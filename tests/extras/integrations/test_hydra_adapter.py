@@ -50,12 +50,12 @@ def ask(project):
     return ask
 
 
-def mistakes_of(ask, *overrides):
+def errors_of(ask, *overrides):
     try:
         definition = ask(*overrides)
         validate_search(definition, TrainingData())
     except ConfigError as error:
-        return error.mistakes
+        return error.errors
     return []
 
 
@@ -81,7 +81,7 @@ def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_ru
 
 def test_a_function_that_hydra_decorates_gets_the_config_and_a_folder_of_the_trial(ask, make_run):
     definition, run = ask("objective.call=src.train.main", "objective.value=null"), make_run()
-    assert mistakes_of(lambda: definition) == []
+    assert errors_of(lambda: definition) == []
     point = {"optimizer.lr": 0.5, "model.width": 16}
     assert call(definition, run, **point) == 1.0
     assert (run.dir / "result.txt").read_text() == str(run.dir)
@@ -95,7 +95,7 @@ def test_a_key_of_the_application_gets_the_seed_of_the_trial(ask, project, make_
     assert call(ask(*given), make_run()) == 12345
     run = make_run()
     assert call(ask(*given, "objective.seed=seed"), run) == run.seed
-    (mistake,) = mistakes_of(ask, *given, "objective.seed=sed")
+    (mistake,) = errors_of(ask, *given, "objective.seed=sed")
     assert mistake.startswith("objective.seed=sed: sed: no such key")
 
 
@@ -117,7 +117,7 @@ def test_a_parameter_run_gets_the_run_and_another_second_parameter_does_not(ask,
     point, run = {"optimizer.lr": 0.5, "model.width": 16}, make_run()
     for number, name in enumerate(("one", "two"), 1):
         definition = ask(f"objective.call=src.other.{name}", "objective.value=null")
-        assert mistakes_of(lambda definition=definition: definition) == []
+        assert errors_of(lambda definition=definition: definition) == []
         assert call(definition, run, **point) == number
     assert run.reports == [(1, 0.5)]
 
@@ -132,7 +132,7 @@ def test_the_applications_config_and_function_are_part_of_the_question(ask, proj
     assert ask().identity("")["objective.config.model.activation"] == "tanh"
 
 
-MISTAKES = {
+MOST_ERRORS = {
     ("+space.optimizer.lrr.float=[0,1]", "+space.modle.width.int=[1,2]", "params={epoch: 3}"): (
         "params.epoch: epoch: no such key; there ",
         "space.optimizer.lrr: optimizer.lrr: no such key; optimizer has name, lr; did you",
@@ -147,11 +147,11 @@ MISTAKES = {
 
 
 def test_a_mistake_is_said_before_trial_0(ask, project):
-    for overrides, words in MISTAKES.items():
-        told = "\n".join(mistakes_of(ask, *overrides))
+    for overrides, words in MOST_ERRORS.items():
+        told = "\n".join(errors_of(ask, *overrides))
         assert [word for word in words if word not in told] == [], told
     (project / "configs/train.yaml").write_text("defaults: [model: large]\n")
-    (mistake,) = mistakes_of(ask)  # it does not compose
+    (mistake,) = errors_of(ask)  # it does not compose
     assert mistake.startswith(f"{project}/configs/train.yaml: ")
     assert "model/large" in mistake
 

@@ -265,7 +265,7 @@ def test_mistakes_are_told_all_at_once_with_the_way_out(monkeypatch):
     }
     with pytest.raises(ConfigError) as caught:
         build_trackers(OmegaConf.create(section))
-    told = "\n".join(caught.value.mistakes)
+    told = "\n".join(caught.value.errors)
     for words in (
         pip_install("tensorboard"),
         "track.a must be a section with a _target_, not 3",

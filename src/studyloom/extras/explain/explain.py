@@ -32,7 +32,7 @@ from studyloom.winner.result import (
 )
 from studyloom.winner.statistics import NORMAL, Outputs
 
-MISTAKES = 8  # explained predictions: 169 evaluations for an image, at most 121 for a text
+MOST_ERRORS = 8  # explained predictions: 169 evaluations for an image, at most 121 for a text
 BINS = 10  # of confidence, equally wide
 GROUPS = 30  # that are kept, those with most examples
 DRAWS = 999  # resamples of a group's examples
@@ -50,7 +50,7 @@ def explain(
     metric: Metric,
     found: Outputs,
     test: Part,
-    mistakes: list[int],
+    errors: list[int],
 ) -> dict[str, Any]:
     """Explains what a network predicts on the test set.
 
@@ -58,7 +58,7 @@ def explain(
         job: whose network it is, evaluated as studyloom does.
         network: with the weights of the winner.
         found: the outputs of the network on the test set.
-        mistakes: the indices of the most confident wrong predictions, the most confident first.
+        errors: the indices of the most confident wrong predictions, the most confident first.
 
     Returns:
         fields of `winner.result.Tested`: calibration and groups of classes, columns of a table,
@@ -68,7 +68,7 @@ def explain(
     told: dict[str, Any] = {}
     outputs, targets = found.outputs, found.targets
     classifies = test.classifies and outputs.ndim == 2 and targets.ndim == 1
-    some = mistakes[:MISTAKES]
+    some = errors[:MOST_ERRORS]
 
     def ask(part: Part) -> Tensor:
         return evaluate_network(job, network, part)[0].cpu()
@@ -88,7 +88,7 @@ def explain(
     if isinstance(test, Split) and test.columns and test.inputs.ndim == 2:
         add("columns", lambda: permute_columns(metric, ask, found, test, job.seed))
     if classifies and test.shape is not None and is_image(test.shape):
-        add("occlusions", lambda: explain_mistakes(ask, test, some))
+        add("occlusions", lambda: explain_errors(ask, test, some))
     if classifies and (tokens := test.tokens) is not None:
         add("texts", lambda: explain_texts(ask, test, tokens, targets, some))
     return told
@@ -197,7 +197,7 @@ def permute_columns(
     return tuple(sorted(columns, key=lambda column: (-column.worse, column.name)))
 
 
-def explain_mistakes(ask: Ask, test: Part, mistakes: Sequence[int]) -> tuple[Occlusion, ...]:
+def explain_errors(ask: Ask, test: Part, errors: Sequence[int]) -> tuple[Occlusion, ...]:
     """Covers one patch after the other, and measures the confidence left in a wrong prediction.
 
     Occlusion sensitivity (Zeiler and Fergus, ECCV 2014), with patches of the image's own mean.
@@ -205,10 +205,10 @@ def explain_mistakes(ask: Ask, test: Part, mistakes: Sequence[int]) -> tuple[Occ
 
     Args:
         test: the test set, of images (channels, height, width).
-        mistakes: the indices of wrong predictions.
+        errors: the indices of wrong predictions.
     """
     told = []
-    for index in mistakes:
+    for index in errors:
         image = test.input_at(index)
         if image is None:
             continue
@@ -277,7 +277,7 @@ def overlay(image: Tensor, change: Tensor) -> Tensor:
 
 
 def explain_texts(
-    ask: Ask, test: Part, tokens: Tokens, labels: Tensor, mistakes: Sequence[int]
+    ask: Ask, test: Part, tokens: Tokens, labels: Tensor, errors: Sequence[int]
 ) -> tuple[ExplainedText, ...]:
     """Leaves out one word after the other, and measures the confidence left in a wrong prediction.
 
@@ -289,13 +289,13 @@ def explain_texts(
     Args:
         tokens: the words of the texts.
         labels: the classes of the test set, int64 (n,), on the CPU.
-        mistakes: the indices of wrong predictions.
+        errors: the indices of wrong predictions.
 
     Returns:
         the texts, except those of one word and those in which no word changes the confidence.
     """
     told = []
-    for index in mistakes:
+    for index in errors:
         if isinstance(test, Split):
             row: Tensor | None = test.inputs[index]
         else:

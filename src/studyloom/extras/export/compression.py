@@ -17,7 +17,7 @@ from studyloom.config.values import value_at
 from studyloom.errors import CompressError, Stopped, StorageError, StudyloomError
 from studyloom.extras.export.compressor import Compressor
 from studyloom.extras.export.onnx import check_installed
-from studyloom.extras.export.settings import SECTION, Settings, loop_mistakes, metric_of
+from studyloom.extras.export.settings import SECTION, Settings, loop_errors, metric_of
 from studyloom.extras.export.variants import Say
 from studyloom.files import is_newer
 from studyloom.study.command_record import store_compressed
@@ -148,11 +148,11 @@ def check_result(stages: ResultStages, result: Result) -> None:
         PredictError: its files are not whole.
     """
     run_dir, part = stages.run_dir, stages.data.split
-    mistakes = [*loop_mistakes(stages.definition)]
+    errors = [*loop_errors(stages.definition)]
     if part is None or result.data is None:
-        mistakes.append("the winner's data are its loop's own; name them in the section data")
-    if mistakes:
-        raise CompressError(f"{run_dir}: {'; '.join(mistakes)}")
+        errors.append("the winner's data are its loop's own; name them in the section data")
+    if errors:
+        raise CompressError(f"{run_dir}: {'; '.join(errors)}")
     result.check_whole(run_dir)
     if not stages.is_done() or not is_result_of(result, stages):
         raise CompressError(

@@ -76,27 +76,27 @@ class Settings:
             ConfigError: all errors found.
         """
         given: dict[str, object] = {}
-        mistakes = []
+        errors = []
         for word in words:
             key, equals, text = word.partition("=")
             if not equals:
-                mistakes.append(f"{word}: must be KEY=VALUE, such as margin=0.01")
+                errors.append(f"{word}: must be KEY=VALUE, such as margin=0.01")
                 continue
             try:
                 given[key] = yaml.safe_load(text)
             except yaml.YAMLError:
-                mistakes.append(f"{key}={text}: cannot be read as a YAML value")
-        return (cls.of(section) or cls())._changed(given, mistakes, "")
+                errors.append(f"{key}={text}: cannot be read as a YAML value")
+        return (cls.of(section) or cls())._changed(given, errors, "")
 
-    def _changed(self, given: Mapping[str, object], mistakes: list[str], prefix: str) -> "Settings":
+    def _changed(self, given: Mapping[str, object], errors: list[str], prefix: str) -> "Settings":
         known = [field.name for field in fields(self)]
         for key, value in given.items():
             if key not in known:
-                mistakes.append(no_such_key(f"{prefix}{key}", known))
-            elif (mistake := _mistake(key, value)) is not None:
-                mistakes.append(f"{prefix}{key} must be {mistake}; got {value!r}")
-        if mistakes:
-            raise ConfigError(mistakes)
+                errors.append(no_such_key(f"{prefix}{key}", known))
+            elif (wanted := _wanted(key, value)) is not None:
+                errors.append(f"{prefix}{key} must be {wanted}; got {value!r}")
+        if errors:
+            raise ConfigError(errors)
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         return replace(self, **plain)  # type: ignore[arg-type]
 
@@ -122,7 +122,7 @@ class Settings:
         }
 
 
-def _mistake(key: str, value: Any) -> str | None:
+def _wanted(key: str, value: Any) -> str | None:
     """Returns the requirement that the value of a key misses; None if it is right."""
 
     def is_number(value: object) -> bool:
@@ -146,7 +146,7 @@ def metric_of(definition: Definition) -> Metric:
     return METRICS.get(definition.metric.name, definition.metric)
 
 
-def loop_mistakes(definition: Definition) -> Iterator[str]:
+def loop_errors(definition: Definition) -> Iterator[str]:
     """Yields why the network of a loop cannot be compressed."""
     if definition.trains_networks:
         return
@@ -163,7 +163,7 @@ def loop_mistakes(definition: Definition) -> Iterator[str]:
         )
 
 
-def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator[str]:
+def find_errors(definition: Definition, data: TrainingData | None) -> Iterator[str]:
     """Yields the errors in how a config compresses the winner, before trial 0.
 
     Args:
@@ -173,7 +173,7 @@ def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator
     try:
         settings = Settings.of(value_at(config, SECTION)) or settings
     except ConfigError as error:
-        yield from error.mistakes
+        yield from error.errors
     try:
         check_installed()
     except CompressError as error:
@@ -183,7 +183,7 @@ def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator
             f"{SECTION} compresses the winner, and winner.enabled=false chooses no winner; set "
             f"winner.enabled=true, or leave {SECTION} out"
         )
-    yield from (f"{SECTION}: {mistake}" for mistake in loop_mistakes(definition))
+    yield from (f"{SECTION}: {line}" for line in loop_errors(definition))
     if not definition.trains_networks and data is not None and data.split is None:
         yield f"{SECTION}: the data are the loop's own; name them in the section data"
     metric = None
@@ -193,7 +193,7 @@ def find_mistakes(definition: Definition, data: TrainingData | None) -> Iterator
         if metric is not None:
             settings.parse_rule(metric, f"{SECTION}.rule")
     except ConfigError as error:
-        yield from error.mistakes
+        yield from error.errors
     split = None if data is None else data.split
     if split is not None and (split.shape is None or split.input_at(0) is None):
         yield (

@@ -64,26 +64,26 @@ class Command:
     def check(self, config: DictConfig, space: Space) -> list[str]:
         """Returns every error that can be found before the command is run."""
         params = _params(config)
-        mistakes = [*_word_mistakes(self.run, [*params, *OURS]), *_space_mistakes(self.run, space)]
+        errors = [*_word_errors(self.run, [*params, *OURS]), *_space_errors(self.run, space)]
         ours = [name for name in OURS if name in params]
-        mistakes += [f"params.{name}: {{{name}}} is the trial's own; rename it" for name in ours]
+        errors += [f"params.{name}: {{{name}}} is the trial's own; rename it" for name in ours]
         ranks = OmegaConf.select(config, "launcher.ranks", default=1)
         if isinstance(ranks, int) and ranks > 1:
-            mistakes.append(
+            errors.append(
                 f"launcher.ranks={ranks}: each rank would run the command; leave it out, and start "
                 "the processes of a trial in the command, such as run: 'torchrun main.py'"
             )
         if OmegaConf.select(config, "objective.test") is not None:
-            mistakes.append(f"objective.test: {self.untested}; leave it out")
-        mistakes += _pattern_mistakes("value", self.value)
+            errors.append(f"objective.test: {self.untested}; leave it out")
+        errors += _pattern_errors("value", self.value)
         if self.step is not None:
-            mistakes += _pattern_mistakes("step", self.step)
+            errors += _pattern_errors("step", self.step)
         elif "checkpoint_dir" in _names_in(str(self.run)):
-            mistakes.append(
+            errors.append(
                 "objective.step must be set, since the command uses {checkpoint_dir}: when it "
                 "resumes there, the values that it prints cannot be counted from 1"
             )
-        return mistakes
+        return errors
 
     def code(self) -> dict[str, str]:
         """Returns the digests of the project's source files that the command names.
@@ -167,7 +167,7 @@ def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
     return [PLACE.sub(put, word) for word in shlex.split(run)]
 
 
-def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
+def _word_errors(run: Any, known: Sequence[str]) -> Iterator[str]:
     """Yields the errors of a command that may have placeholders for the `known` names."""
     if not isinstance(run, str) or not run.strip():
         yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
@@ -187,7 +187,7 @@ def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
         yield f"objective.run: the program {program} cannot be run; name one on PATH, or its path"
 
 
-def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
+def _space_errors(run: Any, space: Space) -> Iterator[str]:
     """Yields the hyperparameters of a space that a command does not use."""
     named = _names_in(str(run))
     for node in (*space.groups(), *(leaf for _, leaves in space.branches() for leaf in leaves)):
@@ -207,7 +207,7 @@ def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
 # What a command prints
 
 
-def _pattern_mistakes(group: str, pattern: Any) -> Iterator[str]:
+def _pattern_errors(group: str, pattern: Any) -> Iterator[str]:
     """Yields the errors of the pattern of objective.value or objective.step."""
     try:
         compiled = re.compile(pattern)

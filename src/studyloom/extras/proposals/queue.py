@@ -19,7 +19,7 @@ from studyloom.study.warm_start import AS_COMPOSED
 from studyloom.text import format_value, kind_of, one_line, shorten_end
 
 LONGEST = {"by": 40, "why": 500, "point": 100_000}  # characters
-MOST_MISTAKES = 20  # of a proposal that are printed
+MOST_ERRORS = 20  # of a proposal that are printed
 
 
 def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: str = "") -> int:
@@ -35,7 +35,7 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
     Raises:
         ConfigError: all that is wrong with it; or a trial has it already, or no slot is free.
     """
-    mistakes = [
+    errors = [
         f"{name} must be a line of at most {LONGEST[name]} printable characters; "
         f"got {shorten_end(text, 80)!r}"
         for name, text in (("by", by), ("why", why))
@@ -51,11 +51,9 @@ def propose(stored: StoredStudy, point: str | Mapping[str, Any], by: str, why: s
         placed, start = place_point(known, parameters), place_point(known, {}).point
     except (LookupError, RecursionError, ValueError) as error:  # also a name that no key can have
         words = 'the configuration must be an object in JSON, such as {"lr": 0.01}'
-        raise ConfigError(
-            [*mistakes, f"{words}: {shorten_end(one_line(str(error)), 200)}"]
-        ) from None
-    if mistakes := [*mistakes, *placed.wrong, *placed.unasked.values()]:
-        raise ConfigError([shorten_end(one_line(line), 300) for line in mistakes[:MOST_MISTAKES]])
+        raise ConfigError([*errors, f"{words}: {shorten_end(one_line(str(error)), 200)}"]) from None
+    if errors := [*errors, *placed.wrong, *placed.unasked.values()]:
+        raise ConfigError([shorten_end(one_line(line), 300) for line in errors[:MOST_ERRORS]])
     mark = {"by": by, "why": why, "id": uuid.uuid4().hex}
     most = known.most(read_bounds(stored).trials)
     baseline = start if known.baseline else None

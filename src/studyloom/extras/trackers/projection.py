@@ -152,28 +152,28 @@ def build_trackers(section: Any) -> dict[str, Tracker]:
             "among the defaults, they are chosen by a list: track=[tensorboard,mlflow]"
         )
     trackers: dict[str, Tracker] = {}
-    mistakes: list[str] = []
+    errors: list[str] = []
     for name, settings in section.items():
         if settings is None or not hasattr(settings, "items"):
-            mistakes.append(f"track.{name} must be a section with a _target_, not {settings!r}")
+            errors.append(f"track.{name} must be a section with a _target_, not {settings!r}")
             continue
         try:
             tracker = build(settings)
         except ConfigError as error:
-            mistakes += error.mistakes
+            errors += error.errors
             continue
         if not isinstance(tracker, Tracker):
-            mistakes.append(
+            errors.append(
                 f"track.{name}: a tracker has write_trial(trial) and write_result(result); "
                 f"{type(tracker).__name__} has not"
             )
         seconds = getattr(tracker, "patience", PATIENCE)
         if not (isinstance(seconds, int | float) and 0 < seconds < threading.TIMEOUT_MAX):
-            mistakes.append(
+            errors.append(
                 f"track.{name}.patience must be a positive number of seconds, not {seconds!r}"
             )
         trackers[str(name)] = tracker
-    refuse(mistakes)
+    refuse(errors)
     return trackers
 
 
