@@ -19,7 +19,7 @@ from studies.words import UNKNOWN, Vocabulary, cut, words_of
 from studyloom.data import Reader, Tokens, asset
 
 COUNT = 22_634  # reviews
-SEALED = 0.2  # of all reviews, in whole kinds of clothes
+TEST_SHARE = 0.2  # of all reviews, in whole kinds of clothes
 LONGEST = 116  # words that are read; the longest review has as many
 PAIRS = 30_000  # buckets into which pairs of neighboring words are hashed
 NAMED = ("division", "class")  # columns of words
@@ -42,7 +42,7 @@ def reviews() -> list[Row]:
 
 
 @functools.cache
-def sealed() -> frozenset[str]:
+def clothes_of_test() -> frozenset[str]:
     """Returns the numbers of the clothes whose reviews are the test set.
 
     They are drawn by a hash until they have a fifth of the reviews, which no release changes.
@@ -50,13 +50,13 @@ def sealed() -> frozenset[str]:
     clothes = [row["clothing"] for row in reviews()]
     drawn = sorted({*clothes}, key=lambda name: hashlib.sha256(f"reviews {name}".encode()).digest())
     counts = np.cumsum([clothes.count(name) for name in drawn])
-    return frozenset(drawn[: int(np.searchsorted(counts, SEALED * len(clothes)))])
+    return frozenset(drawn[: int(np.searchsorted(counts, TEST_SHARE * len(clothes)))])
 
 
 @functools.cache
 def known() -> tuple[Vocabulary, dict[str, list[str]]]:
     """Returns the words of the training set, and the options of its columns of words."""
-    rows = [row for row in reviews() if row["clothing"] not in sealed()]
+    rows = [row for row in reviews() if row["clothing"] not in clothes_of_test()]
     options = {name: sorted({row[name] for row in rows} - {""}) for name in NAMED}
     return Vocabulary(words_of(row["review"]) for row in rows), options
 
@@ -120,7 +120,9 @@ class Reviews(Dataset[tuple[Tensor, int]]):
     classes = ("not recommended", "recommended")
 
     def __init__(self, part: str) -> None:
-        rows = [row for row in reviews() if (row["clothing"] in sealed()) == (part == "test")]
+        rows = [
+            row for row in reviews() if (row["clothing"] in clothes_of_test()) == (part == "test")
+        ]
         self.clothing = [row["clothing"] for row in rows]
         self.targets = np.array([int(row["recommended"]) for row in rows])
         self.inputs = torch.tensor([encode(row)[0] for row in rows])

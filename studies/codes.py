@@ -49,8 +49,8 @@ def train(config: DictConfig, run: Run) -> dict[str, float]:
             of_probe.zero_grad()
             cross_entropy(probe(codes.detach()), classes).backward()
             of_probe.step()
-        run.report(**judge(net, probe, run.valid))
-    return judge(net, probe, run.valid)
+        run.report(**evaluate(net, probe, run.valid))
+    return evaluate(net, probe, run.valid)
 
 
 def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
@@ -58,11 +58,11 @@ def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
     net = Autoencoder(config.params.width).to(run.device)
     probe = nn.Linear(CODE, DIGITS).to(run.device)
     run.keep(net=net, probe=probe)
-    return judge(net, probe, part)
+    return evaluate(net, probe, part)
 
 
 @torch.no_grad()
-def judge(net: Autoencoder, probe: nn.Linear, part: TensorDataset) -> dict[str, float]:
+def evaluate(net: Autoencoder, probe: nn.Linear, part: TensorDataset) -> dict[str, float]:
     """Returns the accuracy of the probe, and the error of the pixels that come back."""
     digits, classes = (tensor.to(probe.weight.device) for tensor in part.tensors)
     codes = net.encoder(digits)

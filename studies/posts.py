@@ -78,9 +78,9 @@ def training(folder: Path) -> tuple[list[tuple[str, list[str]]], Vocabulary]:
     read = {part: [] for part in POSTS}
     for part, rows in read.items():
         rows += [(group, words_of(text)) for group, text in posts(folder, part)]
-    sealed = {tuple(words[:LONGEST]) for _, words in read["test"]}
+    test_words = {tuple(words[:LONGEST]) for _, words in read["test"]}
     kept = {tuple(words[:LONGEST]): (group, words) for group, words in read["train"]}
-    rows = [row for words, row in kept.items() if words not in sealed]
+    rows = [row for words, row in kept.items() if words not in test_words]
     sizes, place = Counter(group for group, _ in rows), Counter[str]()
     order = []
     for number, (group, _) in enumerate(rows):

@@ -26,10 +26,10 @@ def parts():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clothes, "reviews", lambda: rows)
         patch.setattr(clothes, "PAIRS", 1000)
-        for cached in (clothes.sealed, clothes.known):
+        for cached in (clothes.clothes_of_test, clothes.known):
             cached.cache_clear()
         yield Reviews("train"), Reviews("test")
-    for cached in (clothes.sealed, clothes.known):
+    for cached in (clothes.clothes_of_test, clothes.known):
         cached.cache_clear()
 
 
@@ -38,7 +38,7 @@ def test_the_embedded_reviews_and_their_parts_never_change():
     assert hashlib.sha256(content).hexdigest().startswith("c6ffb3f7658212dd")
     rows = clothes.reviews()
     assert len({row["review"] for row in rows}) == len(rows)
-    assert sum(row["clothing"] in clothes.sealed() for row in rows) == 4432
+    assert sum(row["clothing"] in clothes.clothes_of_test() for row in rows) == 4432
 
 
 def test_no_piece_of_clothing_is_in_two_parts(parts):
@@ -59,7 +59,7 @@ def test_no_fold_divides_a_piece_of_clothing(parts):
 
 def test_words_and_columns_are_known_by_the_training_part_alone(parts):
     vocabulary, options = clothes.known()
-    train = [row for row in clothes.reviews() if row["clothing"] not in clothes.sealed()]
+    train = [row for row in clothes.reviews() if row["clothing"] not in clothes.clothes_of_test()]
     seen = {word for row in train for word in clothes.words_of(row["review"])}
     assert {*vocabulary.numbers} <= seen
     assert options["class"] == sorted({row["class"] for row in train} - {""})

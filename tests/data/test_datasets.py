@@ -165,7 +165,7 @@ def test_ones_own_digest_is_taken_and_how_items_are_loaded_is_no_part_of_any():
 # Bad input
 
 
-MOST_ERRORS = [
+WRONG = [
     ({"train": Stream()}, r"data\.train must be a map-style.*--kind loop; got Stream"),
     ({"train": Nothing()}, r"data\.train must have at least one item; Nothing is empty"),
     ({"train": None}, r"data\.train must be a Dataset by its _target_, or data\.load"),
@@ -180,7 +180,7 @@ MOST_ERRORS = [
 
 
 def test_what_does_not_fit_is_named_with_what_must_be():
-    for settings, words in MOST_ERRORS:
+    for settings, words in WRONG:
         with pytest.raises(DataError, match=words):
             Datasets(**GIVEN | settings).train()
 

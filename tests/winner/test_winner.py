@@ -322,8 +322,8 @@ def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecas
     stages, result, source = forecast
     test, predictions = source.test(), result.predictions
     assert result.confusion is None
-    assert torch.tensor(predictions.came).tolist() == test.targets.tolist()
-    distance = (torch.tensor(predictions.told) - test.targets).abs().mean()
+    assert torch.tensor(predictions.targets).tolist() == test.targets.tolist()
+    distance = (torch.tensor(predictions.predicted) - test.targets).abs().mean()
     assert result.test.winner.values[0] == pytest.approx(float(distance), rel=1e-5)
     rule = float((test.inputs[:, -1] - test.targets).abs().mean())
     assert result.test.references == {"persistence": pytest.approx(rule)}
@@ -332,7 +332,7 @@ def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecas
     np.save(stages.run_dir / "windows.npy", test.inputs.numpy())
     answers = predict(load_network(stages.run_dir), [stages.run_dir / "windows.npy"])
     told = [result.values[0] for result in answers]
-    assert told == pytest.approx([pair[0] for pair in predictions.told], rel=1e-5)
+    assert told == pytest.approx([pair[0] for pair in predictions.predicted], rel=1e-5)
 
 
 # Two objectives

@@ -296,10 +296,10 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
 def wait(reader: "ProgressReader", request: "Request", *, say: bool) -> str:
     """Waits until the workers have released their trials; returns the outcome in words."""
     done = {"stop": "is stopped", "pause": "is paused"}[request]
-    end, told = time.monotonic() + LONGEST, not say
+    end, said = time.monotonic() + LONGEST, not say
     while held := holders(reader.read()):
-        if not told:
-            told = True
+        if not said:
+            said = True
             many = "a trial is" if len(held) == 1 else f"{len(held)} trials are"
             print(f"{many} released at the end of the epoch", flush=True)
         if time.monotonic() > end:

@@ -162,7 +162,7 @@ def run_document(
 ) -> dict[str, Any]:
     """Returns a `RunDocument`; unknown values are null."""
     best = None if progress is None else progress.search.best
-    told = best and {"trial": best.number, "value": value_of(best), "params": best.params}
+    shown = best and {"trial": best.number, "value": value_of(best), "params": best.params}
     return {
         "exit_code": code,
         "reason": reason,
@@ -171,7 +171,7 @@ def run_document(
         "stage": progress and progress.title,
         "done": progress and progress.done,
         "budget": progress and progress.budget,
-        "best": told,
+        "best": shown,
         "result": progress and progress.result,
     }
 
@@ -204,7 +204,7 @@ class Heartbeat:
         self.path = run_dir / HEARTBEAT
         self._last = -INTERVAL
         self._progress: Progress | None = None
-        self._told = False  # whether a failure to write was reported
+        self._reported = False  # whether a failure to write was reported
 
     def __call__(self, progress: Progress) -> None:
         """Writes the file at a new stage, and if the last time is long enough ago."""
@@ -235,8 +235,8 @@ class Heartbeat:
         try:
             write_whole(self.path, f"{to_json(beat)}\n")
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._reported:
+                self._reported = True
                 log.warning("%s: %s", self.path, error.strerror or error)
 
 
@@ -268,7 +268,7 @@ class EventFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._pending = b""
-        self._told: History | None = None  # the events of the study so far, once it is known
+        self._history: History | None = None  # the events of the study so far, once it is known
         self._study = ""
         self._study_id: str | None = None
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
@@ -283,7 +283,7 @@ class EventFile:
     def attach(self, stored: StoredStudy) -> None:
         """Begins to write events of a study; first reads those that the file has already."""
         self._study, self._study_id = stored.name, stored.ledger.uuid or None
-        self._told = History.read(self._lines(), self._study_id)
+        self._history = History.read(self._lines(), self._study_id)
 
     def _lines(self) -> Iterator[str]:
         if self._file is None or not stat.S_ISREG(os.fstat(self._file).st_mode):
@@ -297,8 +297,8 @@ class EventFile:
 
     def __call__(self, progress: Progress) -> None:
         """Writes the events since the last call."""
-        if self._told is not None:
-            lines = [self._line(event) for event in self._told.new(progress)]
+        if self._history is not None:
+            lines = [self._line(event) for event in self._history.new(progress)]
             self._write("".join(lines).encode())
 
     def finish(self, code: int, reason: str | None) -> None:

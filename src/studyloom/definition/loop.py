@@ -232,11 +232,11 @@ class Loop:
         names = [self.metric, *self.further]
         if isinstance(returned, tuple | list) and len(returned) == len(names) > 1:
             returned = dict(zip(names, returned, strict=True))
-        told = returned if isinstance(returned, Mapping) else {self.metric: returned}
-        run.cost(**{name: value for name, value in told.items() if name in self.quantities})
-        if self.metric not in told:
+        values = returned if isinstance(returned, Mapping) else {self.metric: returned}
+        run.cost(**{name: value for name, value in values.items() if name in self.quantities})
+        if self.metric not in values:
             raise UndefinedMetric(
-                f"the objective returned {', '.join(map(str, told)) or 'nothing'}: expected "
+                f"the objective returned {', '.join(map(str, values)) or 'nothing'}: expected "
                 f"objective.metric={self.metric} among the names"
             )
         if missing := [name for name in self.quantities if name not in run.costs]:
@@ -244,7 +244,7 @@ class Loop:
                 f"the objective reported no {missing[0]}, which objective.constraints or "
                 f"objective.metric names: expected run.cost({missing[0]}=…), or a dict with it"
             )
-        value = told[self.metric]
+        value = values[self.metric]
         shown = "None, and not run.value" if value is None else repr(value)
         return finite(value, f"returned {shown}")
 
@@ -457,8 +457,8 @@ class LoopObjective(Objective):
     def costs(self) -> list[Cost]:
         """Returns the costs that the loop has reported, as means over jobs."""
         names = dict.fromkeys([self.loop.metric, *self.loop.quantities])
-        told = [[costs[name] for costs in self._costs if name in costs] for name in names]
-        return [replace(each[0], value=fmean(c.value for c in each)) for each in told if each]
+        by_name = [[costs[name] for costs in self._costs if name in costs] for name in names]
+        return [replace(each[0], value=fmean(c.value for c in each)) for each in by_name if each]
 
     def not_kept(self) -> list[str]:
         return self._not_kept
@@ -485,8 +485,10 @@ class LoopObjective(Objective):
         }
         names = (name for row in rows for report in row for name in report.further)
         for name in dict.fromkeys(names):
-            told = [[each.further[name] for each in row if name in each.further] for row in rows]
-            columns[name] = [fmean(values) if values else None for values in told]
+            by_epoch = [
+                [each.further[name] for each in row if name in each.further] for row in rows
+            ]
+            columns[name] = [fmean(values) if values else None for values in by_epoch]
         return columns | spread_over_jobs(rows) if rows else {}
 
     def standard_error(self) -> float | None:
@@ -501,7 +503,7 @@ class LoopObjective(Objective):
             "seeds": [job.seed for job in self.jobs],
             "reports": [[asdict(report) for report in of_job] for of_job in self._reports],
             "values": self._values,
-            "costs": [{name: cost.value for name, cost in told.items()} for told in self._costs],
+            "costs": [{name: cost.value for name, cost in costs.items()} for costs in self._costs],
             "states": self._states,
             "now": now,
         }
@@ -516,8 +518,8 @@ class LoopObjective(Objective):
             if saved is not None:
                 saved = {**saved, "value": reports[-1][-1].value}
             costs = [
-                {name: Cost(name, value, limits.get(name)) for name, value in told.items()}
-                for told in state["costs"]
+                {name: Cost(name, value, limits.get(name)) for name, value in costs.items()}
+                for costs in state["costs"]
             ]
             self._values, self._states = [*state["values"]], state["states"]
         except (ValueError, LookupError, TypeError, AttributeError) as error:

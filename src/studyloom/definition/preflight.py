@@ -154,17 +154,17 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
                 steps.train(model.train(), batch).backward()  # type: ignore[no-untyped-call]
         with _explained("evaluate", job.evaluate, max(sizes)), torch.inference_mode():
             batch, count = next(iter(batches.part(job.valid[: max(sizes)])))
-            judged = steps.evaluate(model.eval(), batch, count)[1:]
+            evaluated = steps.evaluate(model.eval(), batch, count)[1:]
     if isinstance(split, Split) and job.evaluate is None:
         return  # the metric is tried on whole folds
     if job.evaluate is None:
-        _check_kind(job.metric, classifies=not judged[1].is_floating_point())
+        _check_kind(job.metric, classifies=not evaluated[1].is_floating_point())
     try:
-        job.metric(*judged)
+        job.metric(*evaluated)
     except UndefinedMetric:
         pass  # there are so few examples
     except Exception as error:
-        shapes = " and ".join(str(tuple(part.shape)) for part in judged)
+        shapes = " and ".join(str(tuple(part.shape)) for part in evaluated)
         raise ValueError(
             f"objective.metric={job.metric.name}: {describe_error(error)}; the outputs and targets "
             f"of the evaluation are {shapes}"

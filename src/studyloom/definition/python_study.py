@@ -296,11 +296,11 @@ def _divided(study: PythonStudy, data: Any) -> tuple[Any, Any]:
         return train, test
     _check_size("data", whole, 3)
     count, seed = len(whole), study.sections["study"].get("seed", 0)
-    sealed = max(1, count // SHARE)
+    tested = max(1, count // SHARE)
     words = f"drawn by study.seed={seed}, are the test set"
-    study.notes.append(f"data: {sealed} of {count} examples, {words}")
+    study.notes.append(f"data: {tested} of {count} examples, {words}")
     targets = whole.tensors[-1] if isinstance(whole, TensorDataset) else torch.zeros(count)
-    first, second = make_folds(targets, 1, sealed, seed)[0]
+    first, second = make_folds(targets, 1, tested, seed)[0]
     if isinstance(whole, TensorDataset):
         return TensorDataset(*whole[first]), TensorDataset(*whole[second])
     return Subset(whole, first.tolist()), Subset(whole, second.tolist())

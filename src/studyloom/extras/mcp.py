@@ -41,7 +41,7 @@ A hyperparameter search. `ask` returns the objective, the search space and the t
 proposed, and none once the test set has been used. The winner is chosen on new seeds, and tested
 once after the search."""
 LONGEST = 100_000  # characters of a report
-SEALED = ("test", "std", "difference")  # what of a comparison is measured on the test set
+TEST_FIELDS = ("test", "std", "difference")  # what of a comparison is measured on the test set
 
 
 def serve(arguments: Any) -> None:
@@ -102,7 +102,7 @@ def make_server(arguments: Any) -> MCPServer[Any]:
         """Returns how far the search is: trials by state, the best one, workers, the time left."""
         with opened(own) as [stored]:
             shown = asdict(ProgressReader(stored).status().document())
-            return plain(shown | ({"result": None} if is_sealed(stored) else {}))
+            return plain(shown | ({"result": None} if hides_test(stored) else {}))
 
     @server.tool(annotations=reading)
     def compare() -> dict[str, Any]:
@@ -116,8 +116,8 @@ def make_server(arguments: Any) -> MCPServer[Any]:
             )
         with opened(*arguments.run_dirs) as studies:
             compared = document(read_studies([*zip(arguments.run_dirs, studies, strict=True)]))
-            for each in compared["studies"] if is_sealed(studies[0]) else ():
-                each |= dict.fromkeys(SEALED)
+            for each in compared["studies"] if hides_test(studies[0]) else ():
+                each |= dict.fromkeys(TEST_FIELDS)
             return plain(compared)
 
     @server.tool(annotations=reading)
@@ -135,14 +135,14 @@ def plain(found: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def is_sealed(stored: StoredStudy) -> bool:
+def hides_test(stored: StoredStudy) -> bool:
     """Whether trials of the search are still to come, so that no test value may be shown."""
     return ProgressReader(stored).read().stages[0].left > 0
 
 
 def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     """Yields the report as lines of text, without the trials, which `ask` returns."""
-    files = RunFiles() if is_sealed(stored) else RunFiles.read(stored, run_dir)
+    files = RunFiles() if hides_test(stored) else RunFiles.read(stored, run_dir)
     head, sections = read_report(stored, replace(files, configs=""))
     yield from (head.name, head.sentence)
     for block in head.blocks:

@@ -44,7 +44,7 @@ class Notices:
     def __init__(self, targets: Sequence[str]) -> None:
         refuse([words for target in targets if (words := error_in(target))])
         self._targets = list(targets)
-        self._told_at = -BEST_INTERVAL  # when a new best was reported
+        self._sent_at = -BEST_INTERVAL  # when a new best was reported
         self._best: int | None = None  # the number of the best trial that was reported last
         self._before: Progress | None = None
         self._feed = Feed("notify")
@@ -58,9 +58,9 @@ class Notices:
             return
         if progress.halted is not None and progress.halted != before.halted:
             self._put(progress, "halted", progress.halted, reason=progress.halted)
-        late = time.monotonic() - self._told_at >= BEST_INTERVAL
+        late = time.monotonic() - self._sent_at >= BEST_INTERVAL
         if best is not None and best.number != self._best and late:
-            self._best, self._told_at = best.number, time.monotonic()
+            self._best, self._sent_at = best.number, time.monotonic()
             subject = f"best {progress.search.metric} {format_trial_values(best)}"
             found = f"trial {best.number}: {format_parameters(best.params)}"
             body = f"{found}\n{progress.stage_words}, {progress.eta_words}"
@@ -78,12 +78,12 @@ class Notices:
             result = progress.result
             words = progress.stage_words if result is None else short_words(result)
             subject = words if code == 0 else f"ended with exit code {code}"
-            told = {"exit_code": code, "reason": reason, "result": result}
-            self._put(progress, subject, reason or words, **told)
+            fields = {"exit_code": code, "reason": reason, "result": result}
+            self._put(progress, subject, reason or words, **fields)
         self._feed.close(LAST)
 
-    def _put(self, progress: Progress, subject: str, body: str, **told: Any) -> None:
-        notice = {"study": progress.search.name, "subject": subject, "body": body, **told}
+    def _put(self, progress: Progress, subject: str, body: str, **fields: Any) -> None:
+        notice = {"study": progress.search.name, "subject": subject, "body": body, **fields}
         self._feed.put(partial(self._send, notice))
 
     def _send(self, notice: dict[str, Any]) -> None:

@@ -164,9 +164,9 @@ class HeldTrial:
         goals = self.stored.goals[1:] if value is not None else ()
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
-        told = self.stored.storage.get_trial(self.trial._trial_id)
+        ended = self.stored.storage.get_trial(self.trial._trial_id)
         self._end_claim(self.stored.ledger.finish)
-        self.on_end(told)
+        self.on_end(ended)
         log.info(end_message(self.trial.number, state.name, value))
 
     def _mark_worse_than_complete(self) -> None:

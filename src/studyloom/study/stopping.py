@@ -51,7 +51,7 @@ class Stop:
         self._is_asked = is_asked
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._interruptible = False
-        self._told = False  # whether the signal of `request` has come
+        self._signaled = False  # whether the signal of `request` has come
         self._handlers: dict[int, Any] = {}  # those before
 
     def __call__(self) -> bool:
@@ -113,8 +113,8 @@ class Stop:
             self._interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None and not self._told and number == signal.SIGTERM:
-            self._told = True  # the one that `request` has sent
+        if self.requested is not None and not self._signaled and number == signal.SIGTERM:
+            self._signaled = True  # the one that `request` has sent
             self._tell(f"stopping, as {self.requested} says")
             self._interrupt(frame)
             return

@@ -83,12 +83,12 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
     adapt_to_data(None, loss, split, batches.train)
     train = split.to_rehearse(batches.train)[: job.batch_size]
     valid = batches.valid[: batches.evaluation_size]
-    batch, judged = (move(batches.at(part), CPU) for part in (train, valid))
+    batch, valid_batch = (move(batches.at(part), CPU) for part in (train, valid))
     live, fake = Live(), FakeTensorMode()
     try:
         with FakeCopyMode(fake):
-            network, loss, step, evaluate, batch, judged = deepcopy(
-                (network, move(loss, CPU), job.step, job.evaluate, batch, judged)
+            network, loss, step, evaluate, batch, valid_batch = deepcopy(
+                (network, move(loss, CPU), job.step, job.evaluate, batch, valid_batch)
             )
         with fake, live:
             live.add((batch, [*network.parameters()], [*network.buffers()]))
@@ -102,9 +102,9 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
                 for _ in range(min(2, job.accumulate)):
                     steps.train(network.train(), batch).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            live.add(judged)
+            live.add(valid_batch)
             with torch.no_grad():
-                steps.evaluate(network.eval(), judged, len(valid))
+                steps.evaluate(network.eval(), valid_batch, len(valid))
         weights = size_of(network.state_dict())
         copies = weights * ((job.ema is not None) + (job.weights == "best"))
         saved = weights + copies + size_of(optimizer.state_dict())
@@ -114,7 +114,8 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
             f"({name_error(error, 300)}); take memory_gib out of objective.constraints and "
             "objective.metric"
         ) from error
-    rest = live.now - size_of((batch, judged))  # with gradients, which stay until the next step
+    # With gradients, which stay until the next step.
+    rest = live.now - size_of((batch, valid_batch))
     once = max(live.peak - rest, 2 * size_of(batch))  # one is loaded while the last is still there
     return (together * (rest + copies) + max(once, together * saved)) / 2**30
 

@@ -181,14 +181,14 @@ class Ranks:
         """Calls a function in each rank; an exception in one is raised in all."""
         self.agree(lambda: bool(work()), lambda _: None)
 
-    def agree(self, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
-        """Calls `work` in each rank; rank 0 merges the results with `judge`; each rank gets that.
+    def agree(self, work: Callable[[], T], merge: Callable[[list[T]], R]) -> R:
+        """Calls `work` in each rank; rank 0 merges the results with `merge`; each rank gets that.
 
-        What `judge` raises, or `work` in the first rank where it fails, all ranks raise. `judge`
+        What `merge` raises, or `work` in the first rank where it fails, all ranks raise. `merge`
         gets what the ranks returned, in their order.
         """
         if self.alone:
-            return judge([work()])
+            return merge([work()])
         reply: tuple[str, Any]
         try:
             reply = REPLY, work()
@@ -202,7 +202,7 @@ class Ranks:
             kind, verdict = next((each for each in replies if each[0] == RAISED), (REPLY, None))
             if kind == REPLY:
                 try:
-                    verdict = judge([result for _, result in replies])
+                    verdict = merge([result for _, result in replies])
                 except Exception as error:
                     kind, verdict = RAISED, error
             self._tell(kind, verdict)

@@ -313,9 +313,9 @@ class JobRun:
             self.average.take_buffers()
         share = self.ranks.share(indices)
         work = partial(evaluate_part, self.evaluated, self.steps, self.batches, share)
-        return self.ranks.agree(lambda: work() if len(share) else None, self._judge)
+        return self.ranks.agree(lambda: work() if len(share) else None, self._merge)
 
-    def _judge(self, parts: Sequence[tuple[float, Tensor, Tensor] | None]) -> tuple[float, float]:
+    def _merge(self, parts: Sequence[tuple[float, Tensor, Tensor] | None]) -> tuple[float, float]:
         losses, outputs, targets = zip(*filter(None, parts), strict=True)
         loss = losses[0] if len(losses) == 1 else fmean(losses, map(len, targets))
         if not math.isfinite(loss):

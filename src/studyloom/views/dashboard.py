@@ -191,9 +191,9 @@ class LivePage:
             "interval": str(round(1000 * self.interval)),
             "more": f"/dashboard/studies/{self.stored.ledger.study_id}",
         }
-        head, told = (Markup(parts.get(key, "")) for key in ("head", "progress"))
+        head, progress = (Markup(parts.get(key, "")) for key in ("head", "progress"))
         sections = [(section, Markup(parts[section.key])) for section in self.sections]
-        return document(self.stored.name, head, sections, live, told, self.run_dir)
+        return document(self.stored.name, head, sections, live, progress, self.run_dir)
 
 
 def _without_rows(section: Section, rows: dict[str, str]) -> Section:

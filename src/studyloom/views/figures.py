@@ -605,8 +605,8 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
     for number in ranked[:CURVE_ROWS]:
         values = [value for _, value in every[number]]
         top = max(values, key=lambda value: axis.sign * value)
-        told = (format_value(value) for value in (values[0], top, values[-1]))
-        rows.append((number, kinds[number], len(values), *told))
+        shown = (format_value(value) for value in (values[0], top, values[-1]))
+        rows.append((number, kinds[number], len(values), *shown))
     head = ("trial", "state", "epochs", "first", "best", "last")
     table = PageTable(head, rows, words=(1,), note=_left_out(rows, len(ranked), "trials"))
     label = f"{axis.metric} after each epoch, of {len(known)} of {len(every)} trials"
@@ -630,8 +630,8 @@ def losses(trial: FrozenTrial) -> Chart | str:
         name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if _is_finite(v)]
         for name in names
     }
-    told = [value for column in columns.values() for _, value in column]
-    if not told or any(len(epochs[name]) != len(numbers) for name in names):
+    values = [value for column in columns.values() for _, value in column]
+    if not values or any(len(epochs[name]) != len(numbers) for name in names):
         return f"Trial {trial.number} stored no losses."
     marks, notes = [], []
     for position, (name, column) in enumerate(columns.items()):
@@ -640,9 +640,9 @@ def losses(trial: FrozenTrial) -> Chart | str:
         shape, width = ("line", 2.5) if len(column) > 1 else ("dot", 8)
         parts = [column] if column else []
         marks.append(Mark(LOSSES.get(name, name), color, shape, parts, (), width, style))
-    y = plain_scale([0.0, *told], upright=True, height=height)
+    y = plain_scale([0.0, *values], upright=True, height=height)
     title = "loss" if {*names} <= {*LOSSES} else ""
-    y = replace(y, low=min(0.0, y.low if min(told) < 0 else 0.0), title=title)
+    y = replace(y, low=min(0.0, y.low if min(values) < 0 else 0.0), title=title)
     x = whole_scale(numbers[0], numbers[-1], "epoch")
     if {*names} == {*LOSSES} and len(columns["valid_loss"]) > 1:
         epoch, _ = min(columns["valid_loss"], key=lambda pair: pair[1])
@@ -1074,18 +1074,20 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
 
 def predictions(stored: Predictions) -> Chart | str:
     """Draws predicted and true numbers: over time if they are in that order, else as pairs."""
-    told, came = ([each[0] for each in series] for series in (stored.told, stored.came))
-    if not told:
+    predicted, targets = (
+        [each[0] for each in series] for series in (stored.predicted, stored.targets)
+    )
+    if not predicted:
         return "winner.json holds no predictions."
-    pairs, numbers = [*zip(came, told, strict=True)], [*came, *told]
+    pairs, numbers = [*zip(targets, predicted, strict=True)], [*targets, *predicted]
     rows = [(n, *map(format_value, pair)) for n, pair in enumerate(pairs[:EXAMPLE_ROWS])]
     note = _left_out(rows, len(pairs), "examples")
     table = PageTable(("example", "true value", "prediction"), rows, note=note)
     if stored.ordered:
         height = 280
         marks = [
-            Mark("true value", "pruned", "line", [[*enumerate(came)]], width=2),
-            Mark("prediction", "best", "line", [[*enumerate(told)]], width=2),
+            Mark("true value", "pruned", "line", [[*enumerate(targets)]], width=2),
+            Mark("prediction", "best", "line", [[*enumerate(predicted)]], width=2),
         ]
         x, title = whole_scale(0, max(1, len(pairs) - 1), "example"), ""
         label = f"predictions and true values of {len(pairs)} examples in the order of time"

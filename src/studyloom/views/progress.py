@@ -495,8 +495,8 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
     The time of an epoch is the mean over ended trials, or, before one has ended, what the trial
     itself has taken since its worker claimed it.
     """
-    told = [TrialRecord(trial).curve.get("seconds") for trial in trials]
-    paces = [fmean(seconds) for seconds in told if seconds]
+    seconds_of = [TrialRecord(trial).curve.get("seconds") for trial in trials]
+    paces = [fmean(seconds) for seconds in seconds_of if seconds]
     for worker in snapshot.workers if snapshot is not None else ():
         if not worker.alive:
             continue
@@ -561,7 +561,7 @@ class Event(TypedDict):
 
 
 # The fields of each event of the job; when they change, the event is reported again.
-TOLD = {"best": "trial", "control": "request", "halted": "reason", "result": "result"}
+OF_STUDY = {"best": "trial", "control": "request", "halted": "reason", "result": "result"}
 
 
 @dataclass
@@ -569,7 +569,7 @@ class History:
     """The events so far: for each trial the last epoch, and how often its worker died.
 
     The epoch is -1 before the first, and infinity after the end. Also holds the last event of each
-    kind of TOLD.
+    kind of OF_STUDY.
     """
 
     epochs: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -578,8 +578,8 @@ class History:
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Records an event."""
-        if (kind := event["event"]) in TOLD:
-            self.last[kind] = event[TOLD[kind]]
+        if (kind := event["event"]) in OF_STUDY:
+            self.last[kind] = event[OF_STUDY[kind]]
         elif kind != "exit":
             key = str(event["stage"]), int(event["trial"])
             if kind == "resumed":
@@ -607,35 +607,35 @@ class History:
 
     def new(self, progress: Progress) -> Iterator[dict[str, Any]]:
         """Yields the new events since the last call, and records them."""
-        for event in [*_of_trials(self, progress), *_of_job(self, progress)]:
+        for event in [*_of_trials(self, progress), *_of_study(self, progress)]:
             self.take(event)
             yield event
 
 
 def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     for title, trial in ((title, t) for title, own in progress.trials.items() for t in own):
-        told = history.epochs.get((title, trial.number))
+        known_epoch = history.epochs.get((title, trial.number))
         ended, record = trial.state.is_finished(), TrialRecord(trial)
         # Between its claim and its first commit a trial has no parameters yet.
         known = trial.params or trial.intermediate_values or ended
-        if told == math.inf or trial.datetime_start is None or not known:
+        if known_epoch == math.inf or trial.datetime_start is None or not known:
             continue
         same = {"stage": title, "trial": trial.number}
-        if told is None:
+        if known_epoch is None:
             yield {"event": "began", **same, "params": trial.params, "worker": record.worker}
         resumed = record.resumed
         if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
-            told_of = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
-            yield {"event": "resumed", **same, **told_of, "reason": resumed["death"]}
+            resumption = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
+            yield {"event": "resumed", **same, **resumption, "reason": resumed["death"]}
         for epoch, value in sorted(trial.intermediate_values.items()):
-            if told is None or epoch > told:
+            if known_epoch is None or epoch > known_epoch:
                 said = {"epoch": epoch, "value": value, "epochs": record.planned_epochs}
                 yield {"event": "reported", **same, **said}
         if ended:
             yield {"event": "ended", **same, **_ended(trial)}
 
 
-def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
+def _of_study(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     """Yields the changes of the job; of values that vanish, only a request to stop or pause."""
     last, best = history.last, progress.search.best
     if best is not None and best.number != last.get("best"):

@@ -238,23 +238,23 @@ def facts(
 def data_words(stored: StoredStudy, winner: Result | None) -> str:
     """Says what the networks were trained and tested on."""
     definition = stored.definition() or {}
-    told = []
+    parts = []
     data, test = (winner.data, winner.test) if winner else (None, None)
     if isinstance(source := definition.get("data._target_"), str):
-        told.append(source.rpartition(".")[2])
+        parts.append(source.rpartition(".")[2])
     if data is not None and data.shape:
-        told.append(f"inputs of {format_shape(data.shape)}")
+        parts.append(f"inputs of {format_shape(data.shape)}")
     if data is not None and data.outputs is not None:
-        told.append(f"{data.outputs} {'classes' if data.classifies else 'outputs'}")
+        parts.append(f"{data.outputs} {'classes' if data.classifies else 'outputs'}")
     validation = definition.get("data.validation")
     if isinstance(validation, int) and definition.get("objective.folds") in (None, 1):
-        told.append(f"{validation} examples to validate")
+        parts.append(f"{validation} examples to validate")
     if test is not None and test.examples is not None:
-        told.append(f"{test.examples} to test")
+        parts.append(f"{test.examples} to test")
     digest = data.digest if data else definition.get("data.digest")
     if isinstance(digest, str) and digest:
-        told.append(f"SHA-256 {digest[:12]}…")
-    return ", ".join(told)
+        parts.append(f"SHA-256 {digest[:12]}…")
+    return ", ".join(parts)
 
 
 def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
@@ -371,8 +371,8 @@ def explained_sections(winner: Result) -> Iterator[Section]:
     if texts := [*_texts(winner)]:
         yield section("words", texts)
     if known := winner.calibration:
-        told = {key: number(getattr(known, key)) for key in ("confidence", "accuracy", "error")}
-        yield section("calibration", [drawn(figures.calibration, known.bins)], **told)
+        numbers = {key: number(getattr(known, key)) for key in ("confidence", "accuracy", "error")}
+        yield section("calibration", [drawn(figures.calibration, known.bins)], **numbers)
     if groups := winner.groups:
         kind = groups.of
         head: tuple[str, ...] = (kind, "examples", winner.metric.name, "95% interval")
@@ -620,7 +620,7 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
     record, began = TrialRecord(trial), trial.datetime_start
     spent = {kind: s for kind, s in record.times.items() if 0 < s < math.inf}
     thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last value
-    told = {
+    details = {
         "end": ending(trial),
         "facts": {
             "began": "" if began is None else f"{began:%Y-%m-%d %H:%M:%S}",
@@ -632,7 +632,7 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
         "curve": [(epoch, float(f"{value:.4g}")) for epoch, value in thinned],
         "replayable": bool(record.provenance),
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in details.items() if value}
 
 
 def ending(trial: FrozenTrial) -> str:

@@ -309,16 +309,16 @@ def describe(
 
 def _settings(params: Mapping[str, Any]) -> dict[str, str]:
     """Formats each hyperparameter; the items of a list are joined."""
-    told: dict[str, str] = {}
+    words: dict[str, str] = {}
     for key, value in params.items():
         above, _, last = key.rpartition(".")
         if f"{above}.0" in params and (last == "length" or last.isdecimal()):
             places = (f"{above}.{place}" for place in itertools.count())
             items = itertools.takewhile(params.__contains__, places)
-            told[above] = "-".join(_short(params[item]) for item in items)
+            words[above] = "-".join(_short(params[item]) for item in items)
         else:
-            told[key] = _short(value)
-    return told
+            words[key] = _short(value)
+    return words
 
 
 def _class_of(section: Mapping[str, Any]) -> str:
@@ -336,8 +336,8 @@ def _network(name: str, network: Mapping[str, Any], params: Mapping[str, Any]) -
     }
     keys = [key for key in network if key in searched] or [key for key in TELLING if key in network]
     keys.sort(key=lambda key: key not in TELLING)
-    told = [_detail(key, network[key]) for key in keys]
-    details = [detail for detail in told if detail][:MOST_DETAILS]
+    details = [_detail(key, network[key]) for key in keys]
+    details = [detail for detail in details if detail][:MOST_DETAILS]
     have = f" with {' and '.join(details)}" if details else ""
     return f"{'An' if vowel else 'A'} {name}{have}"
 

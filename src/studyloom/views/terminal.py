@@ -443,11 +443,11 @@ class Resumptions:
     """Prints a line for each trial that is resumed after its worker has died, from now on."""
 
     def __init__(self, progress: Progress, console: Console) -> None:
-        self.console, self._told = console, History()
-        list(self._told.new(progress))  # past events are not printed
+        self.console, self._history = console, History()
+        list(self._history.new(progress))  # past events are not printed
 
     def __call__(self, progress: Progress) -> None:
-        for event in self._told.new(progress):
+        for event in self._history.new(progress):
             if event["event"] == "resumed":
                 title, resumed = event["stage"], event | {"death": event["reason"]}
                 stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
@@ -473,7 +473,7 @@ class Display:
         self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
         self._cell: Any = None  # the display handle of a notebook's cell
         self._lines = LinePrinter(console, LINE_INTERVAL)
-        self._told = False  # whether it was shown that the process is stopping
+        self._stop_shown = False  # whether it was shown that the process is stopping
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -512,8 +512,8 @@ class Display:
 
     def _tell(self) -> None:
         """Prints once that the process is stopping."""
-        if not self._told and self.stop is not None and self.stop():
-            self._told = True
+        if not self._stop_shown and self.stop is not None and self.stop():
+            self._stop_shown = True
             self.console.print(Text(stopping_words(self.stop.ended_by)), soft_wrap=True)
 
     def _look(

@@ -354,10 +354,10 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a network, in `told`, and the targets; `ordered` if in time order."""
+    """The predictions of a network, and the targets; `ordered` if in time order."""
 
-    told: tuple[tuple[float, ...], ...]
-    came: tuple[tuple[float, ...], ...]
+    predicted: tuple[tuple[float, ...], ...]
+    targets: tuple[tuple[float, ...], ...]
     ordered: bool = False
 
 

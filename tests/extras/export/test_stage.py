@@ -108,8 +108,8 @@ class File(nn.Module):
 @pytest.fixture
 def made(monkeypatch):
     """Counts how often variants are made."""
-    calls, make = [], variants.Judge.make
-    monkeypatch.setattr(variants.Judge, "make", lambda *args: calls.append(args) or make(*args))
+    calls, make = [], variants.Evaluator.make
+    monkeypatch.setattr(variants.Evaluator, "make", lambda *args: calls.append(args) or make(*args))
     monkeypatch.setattr(onnx, "PACKAGES", ())
     for module in (compressor, variants):
         monkeypatch.setattr(module, "OnnxNetwork", File)

@@ -202,7 +202,7 @@ def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_an
 
 
 GOOD = {"run": "python main.py --lr {lr}", "value": r"v=(\S+)", "step": r"e=(\d+)"}
-MOST_ERRORS = {
+WRONG = {
     "a placeholder that is misspelt": (
         {"run": "python main.py --lr {lt}"},
         ["nothing is called lt", "did you mean lr?", "no place for it; write {lr} there"],
@@ -227,7 +227,7 @@ MOST_ERRORS = {
 
 def test_a_mistake_is_said_before_trial_0(project, config):
     usual = {"params": {"lr": 0.1}, "space": {"params": {"lr": {"float": [0, 1]}}}} | GOOD
-    for wrong, words in MOST_ERRORS.values():
+    for wrong, words in WRONG.values():
         given = usual | wrong
         space, params = parse_space(given.pop("space"), lambda group: []), given.pop("params")
         told = "\n".join(Command(**given).check(config(**params), space))

@@ -132,7 +132,7 @@ def test_the_applications_config_and_function_are_part_of_the_question(ask, proj
     assert ask().identity("")["objective.config.model.activation"] == "tanh"
 
 
-MOST_ERRORS = {
+WRONG = {
     ("+space.optimizer.lrr.float=[0,1]", "+space.modle.width.int=[1,2]", "params={epoch: 3}"): (
         "params.epoch: epoch: no such key; there ",
         "space.optimizer.lrr: optimizer.lrr: no such key; optimizer has name, lr; did you",
@@ -147,7 +147,7 @@ MOST_ERRORS = {
 
 
 def test_a_mistake_is_said_before_trial_0(ask, project):
-    for overrides, words in MOST_ERRORS.items():
+    for overrides, words in WRONG.items():
         told = "\n".join(errors_of(ask, *overrides))
         assert [word for word in words if word not in told] == [], told
     (project / "configs/train.yaml").write_text("defaults: [model: large]\n")

@@ -216,9 +216,9 @@ function filter() {
     if (!hidden) numbers.add(number);
   }
   const some = within || wanted.length;
-  const told = some ? `${numbers.size} of ${rows.length} trials` : `${rows.length} trials`;
-  document.getElementById("count").textContent = told;
-  document.getElementById("told").textContent = told;
+  const matching = some ? `${numbers.size} of ${rows.length} trials` : `${rows.length} trials`;
+  document.getElementById("count").textContent = matching;
+  document.getElementById("matching").textContent = matching;
   document.getElementById("chosen").hidden = !some;
   if (some || chosen) {
     chosen = some ? numbers : null;

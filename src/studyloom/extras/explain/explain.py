@@ -65,7 +65,7 @@ def explain(
         occlusions of images, and texts with their words, where they apply. What fails
         is left out with a warning.
     """
-    told: dict[str, Any] = {}
+    explanations: dict[str, Any] = {}
     outputs, targets = found.outputs, found.targets
     classifies = test.classifies and outputs.ndim == 2 and targets.ndim == 1
     some = errors[:MOST_ERRORS]
@@ -80,7 +80,7 @@ def explain(
             log.warning("the report lacks the winner's %s: %s", name, describe_error(error))
             return
         if explained:
-            told[name] = explained
+            explanations[name] = explained
 
     if classifies:
         add("calibration", lambda: calibrate(outputs.softmax(1), targets))
@@ -91,7 +91,7 @@ def explain(
         add("occlusions", lambda: explain_errors(ask, test, some))
     if classifies and (tokens := test.tokens) is not None:
         add("texts", lambda: explain_texts(ask, test, tokens, targets, some))
-    return told
+    return explanations
 
 
 def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
@@ -207,7 +207,7 @@ def explain_errors(ask: Ask, test: Part, errors: Sequence[int]) -> tuple[Occlusi
         test: the test set, of images (channels, height, width).
         errors: the indices of wrong predictions.
     """
-    told = []
+    explained = []
     for index in errors:
         image = test.input_at(index)
         if image is None:
@@ -219,8 +219,8 @@ def explain_errors(ask: Ask, test: Part, errors: Sequence[int]) -> tuple[Occlusi
         change = occlude(ask_in_place, image)
         most = float(change.abs().max())
         drawn = overlay(image.float().cpu(), change / most if most else change)
-        told.append(Occlusion(index, png(drawn), most))
-    return tuple(told)
+        explained.append(Occlusion(index, png(drawn), most))
+    return tuple(explained)
 
 
 def occlude(ask: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ def explain_texts(
     Returns:
         the texts, except those of one word and those in which no word changes the confidence.
     """
-    told = []
+    explained = []
     for index in errors:
         if isinstance(test, Split):
             row: Tensor | None = test.inputs[index]
@@ -324,8 +324,8 @@ def explain_texts(
                 changes,
                 len(numbers) - len(read),
             )
-            told.append(text)
-    return tuple(told)
+            explained.append(text)
+    return tuple(explained)
 
 
 def with_inputs(

@@ -15,7 +15,7 @@ from studyloom.extras.export.networks import (
 from studyloom.extras.export.onnx import OnnxNetwork
 from studyloom.extras.export.settings import Settings, metric_of
 from studyloom.extras.export.variants import (
-    Judge,
+    Evaluator,
     Say,
     differ,
     evaluate,
@@ -68,21 +68,21 @@ class Compressor:
         self._begin("training the winner's configuration without a validation set")
         with self.stop.interruptible():  # meanwhile nothing polls the database
             original = Original.retrained(self.stages, settings.calibration)
-        judge = Judge(metric_of(definition), settings, original, facts)
-        tried = judge.recipes()
+        evaluator = Evaluator(metric_of(definition), settings, original, facts)
+        tried = evaluator.recipes()
         if not definition.trains_networks:
             tried = tried[:1]
             self._begin(OWN_LOOP)
-        variants, failed = judge.make(tried, self._begin, self.stop)
-        rule = rule or judge.default_rule()
-        chosen = judge.choose(rule, variants)
+        variants, failed = evaluator.make(tried, self._begin, self.stop)
+        rule = rule or evaluator.default_rule()
+        chosen = evaluator.choose(rule, variants)
         self._begin(f"making {chosen.facts.name} of the winner, with all training data")
         with self.stop.interruptible():
             winner = Original.of_winner(self.stages, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
         with self.writing(result) as (current, store):
-            theirs = judge.original_facts.latency
+            theirs = evaluator.original_facts.latency
             record = Compressed(
                 winner=result.files["winner.pt"],
                 digest=digest_of(content),
@@ -90,8 +90,8 @@ class Compressor:
                 metric=result.metric,
                 threads=settings.threads,
                 rule=str(rule),
-                margin=judge.margin,
-                original=judge.original_facts,
+                margin=evaluator.margin,
+                original=evaluator.original_facts,
                 variants=(*(each.facts for each in variants), *failed),
                 bytes_of_winner=(run_dir / "winner.pt").stat().st_size,
                 chosen=Chosen(
@@ -103,7 +103,7 @@ class Compressor:
                         for batch, each in chosen.facts.latency.items()
                     },
                 ),
-                test=self._test(judge, winner, content, store),
+                test=self._test(evaluator, winner, content, store),
             )
             # The record has the digest of the network, so that what a killed command has left is
             # not taken for whole; `complete_card` writes what it has not come to.
@@ -118,12 +118,14 @@ class Compressor:
             raise Stopped
         self.say(words)
 
-    def _test(self, judge: Judge, winner: Original, content: bytes, store: Store) -> SmallScores:
+    def _test(
+        self, evaluator: Evaluator, winner: Original, content: bytes, store: Store
+    ) -> SmallScores:
         """Measures a file and the winner on the test set, which is used once for this file.
 
         The result is stored in the database at once.
         """
-        key, search, metric = digest_of(content), self.stages.search.stored, judge.metric
+        key, search, metric = digest_of(content), self.stages.search.stored, evaluator.metric
         before = search.optuna.user_attrs.get(COMPRESSED) or {}
         if key in before:
             scores = replace(from_document(before[key], SmallScores), earlier=True)
@@ -143,7 +145,7 @@ class Compressor:
                 examples=len(test),
             )
             store(search.ledger.study_id, COMPRESSED, {**before, key: to_document(scores)})
-        within = min(metric.sign * end for end in scores.interval) >= -judge.margin - EXACT
+        within = min(metric.sign * end for end in scores.interval) >= -evaluator.margin - EXACT
         return replace(scores, within=within, uses=search.test_uses())
 
     @contextmanager

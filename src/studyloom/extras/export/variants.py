@@ -90,7 +90,7 @@ def differ(metric: Metric, original: Original, before: Outputs, after: Outputs) 
     return difference
 
 
-class Judge:
+class Evaluator:
     """Evaluates variants and their original on the original's validation set.
 
     Args:
@@ -187,11 +187,11 @@ class Judge:
         """Returns the variants of a recipe, in fp32 and in int8."""
         network = recipe.make(self.original)
         content = export(self.original, network, self.facts, quantized=False)
-        made = [self._judge(recipe, network, content, quantized=False)]
+        made = [self._evaluate(recipe, network, content, quantized=False)]
         content = quantize(content, self.original.inputs)
-        return [*made, self._judge(recipe, network, content, quantized=True)]
+        return [*made, self._evaluate(recipe, network, content, quantized=True)]
 
-    def _judge(
+    def _evaluate(
         self, recipe: Recipe, network: nn.Module, content: bytes, *, quantized: bool
     ) -> Variant:
         session = OnnxNetwork(content)

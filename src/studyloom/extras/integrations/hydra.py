@@ -45,7 +45,7 @@ class Hydra:
         """Returns the errors in the function: it does not exist, or takes other arguments."""
         try:
             function = self._function()
-            inspect.signature(function).bind(None, **self._told(function, None))
+            inspect.signature(function).bind(None, **self._arguments(function, None))
         except Exception as error:  # whatever the application raises when it is imported
             near = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
             return [f"objective.call={self.call}: {describe_error(error)}{near}"]
@@ -73,7 +73,7 @@ class Hydra:
         if self.seed is not None:
             OmegaConf.update(values, self.seed, run.seed)
         with application(self.path, values, run.dir) as own:
-            result = function(own, **self._told(function, run))
+            result = function(own, **self._arguments(function, run))
         return pick(result, self.value, self.call)
 
     def _function(self) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ class Hydra:
         return function.__wrapped__ if decorated else function  # type: ignore[no-any-return]
 
     @staticmethod
-    def _told(function: Callable[..., Any], run: Any) -> dict[str, Any]:
+    def _arguments(function: Callable[..., Any], run: Any) -> dict[str, Any]:
         return {"run": run} if "run" in inspect.signature(function).parameters else {}
 
 
