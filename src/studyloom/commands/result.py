@@ -53,22 +53,22 @@ def write_best(plan: ResultStages, best: FrozenTrial) -> None:
 
 
 def print_winner(
-    plan: ResultStages, page: Sequence[str], console: Console, *, anew: bool = False
+    plan: ResultStages, command: Sequence[str], console: Console, *, anew: bool = False
 ) -> None:
     """Prints the winner with its test.
 
     Tests it first, unless winner.json has the result already.
 
     Args:
-        page: the command line of the study, without its arguments.
+        command: the command line of the study, without its arguments.
         anew: whether to test again; the result keeps the command line that winner.json has.
     """
     with plan.search.stored.ledger.testing() as store:
         result = Result.read(plan.run_dir)
         known = result is not None and is_result_of(result, plan)
         if result is None or not known or anew:
-            page = result.command if result is not None and anew else page
-            result = evaluate_winner(plan, page, store, anew=known)
+            command = result.command if result is not None and anew else command
+            result = evaluate_winner(plan, command, store, anew=known)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
     store_result(plan.search.stored, result.in_short())

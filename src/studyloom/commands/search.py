@@ -91,7 +91,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         console.print(terminal.front_table(snapshot, console.width))
     failure: CompressError | NoWinner | None = None
     if plan.is_done():
-        print_winner(plan, task.command.page, console)
+        print_winner(plan, task.command.as_typed, console)
         failure = compress_winner(plan, stop, outputs)
     else:  # stopped, or without a winner
         if snapshot.done:
@@ -216,7 +216,7 @@ def reevaluate(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any
                 stop_here(plan, "winner", stop, console)
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
-            print_winner(plan, command.page, console, anew=True)
+            print_winner(plan, command.as_typed, console, anew=True)
             failure = compress_winner(plan, stop, outputs)
             if stop() and plan.definition.compresses:  # the next command finds the winner tested
                 stop_here(plan, "compress", stop, console)

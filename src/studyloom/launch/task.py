@@ -61,7 +61,7 @@ class Command:
         return cls(program, tuple(sys.argv[1:]))
 
     @property
-    def page(self) -> list[str]:
+    def as_typed(self) -> list[str]:
         """The command line without its arguments, as the user types it."""
         return ["python", *self.program]
 

@@ -302,7 +302,7 @@ def print_next_steps(
     nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
     if plan.definition.space.size() > 1 and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
-        again = shlex.join([*command.page, *command.without(key), more])
+        again = shlex.join([*command.as_typed, *command.without(key), more])
         called = f"the same call with {more.removeprefix('study.')}"
         nexts.insert(0, called if command.is_call else again)
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
