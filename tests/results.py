@@ -18,7 +18,7 @@ def document_of(**given: Any) -> dict[str, Any]:
     rows = [ROW | row for row in given.pop("candidates", [won])]
     whole = {
         "study": "toy",
-        "stage": "toy/retraining",
+        "stage": "toy/final-training",
         "trials": 1,
         "metric": {"name": "accuracy", "direction": "maximize"},
         "rule": "max accuracy",

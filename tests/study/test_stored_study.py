@@ -79,7 +79,7 @@ def test_a_study_beside_another_is_opened_on_its_connections(url):
     create_study(url, "toy/re-evaluation 8-3-5", {"asks": "less"}, trials=2)
     beside = open_beside(stored, "toy/re-evaluation 8-3-5")
     assert beside.ledger.counts() == {"free": 2, "held": 0, "done": 0}
-    assert open_beside(stored, "toy/retraining 8-3-5") is None
+    assert open_beside(stored, "toy/final-training 8-3-5") is None
 
 
 def test_a_curve_is_what_was_reported_until_its_epochs_are_stored():

@@ -15,7 +15,7 @@ CNN = {
     "model": {"_target_": "studyloom.models.CNN", "channels": 16, "blocks": 2, "dropout": 0.0},
     "optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.0033, "weight_decay": 0.01},
 }
-ANSWER = {
+RESULT = {
     "winner": {
         "trial": 1,
         "params": {"model.cnn.channels": 16},
@@ -44,7 +44,7 @@ def stored(study_of):
 
 
 def changed(**keys):
-    result = deepcopy(ANSWER)
+    result = deepcopy(RESULT)
     for path, value in keys.items():
         above, _, last = path.rpartition("__")
         (result[above] if above else result)[last] = value

@@ -110,7 +110,7 @@ def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
 def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_there(
     sqlite_url, tmp_path, trained, monkeypatch, keeps
 ):
-    """There is no retraining; what another host keeps is trained again."""
+    """There is no final training; what another host keeps is trained again."""
     if not keeps:
         monkeypatch.setattr(toys.Run, "keep", lambda self, **parts: None)
     definition = ask(*SPACE, *(override for override in LOOP if "test" not in override))

@@ -104,7 +104,7 @@ class TrackedResult:
 
     Attributes:
         trial: the number of the winner, or of the best trial without one; None if none is complete.
-        values: by name: `trials.complete`, `search.accuracy`, `re_evaluation.mean`, `test.mean`, …
+        values: by name: `trials.complete`, `search.accuracy`, `reevaluation.mean`, `test.mean`, …
         files: of the result and its report, by name: winner.yaml, winner.pt, report.html, …
     """
 
@@ -355,7 +355,7 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
     if written is not None:
         number, test = written.winner.trial, written.test
         found = {
-            "re_evaluation.mean": written.winner.mean,
+            "reevaluation.mean": written.winner.mean,
             "test.mean": test.winner.mean if test else None,
             "test.baseline": test.baseline.mean if test and test.baseline else None,
         }
