@@ -35,6 +35,9 @@ REPLACED = {
 }
 # What stands for something else: names in the code, what a program prints, and former names.
 EXCEPT = {
+    "new seeds": r"`fresh` in a result is",
+    "image": r"`studyloom\.data\.Picture` is",
+    "error": r"`mistakes` of an error are",
     "warm start": r"`study\.from` and\n`study\.top` are",
     "improvement": r"`study\.stop=regret` and\n`study\.regret` are",
     "ASHA": r"`pruner=promotion` is `asha`",
