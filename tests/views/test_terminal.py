@@ -7,7 +7,7 @@ from snapshots import MARKUP, shown, snapshot_of, trial_of
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import (
-    answers_table,
+    compare_with_baseline,
     format_times,
     make_console,
     winner_lines,
@@ -17,7 +17,7 @@ from studyloom.views.terminal import (
 
 def test_a_cross_validated_value_is_shown_with_its_standard_error():
     best = trial_of(0.97254, **{STANDARD_ERROR: 0.00312})
-    text = shown(answers_table(snapshot_of(best=best, baseline=trial_of(0.5)), 80))
+    text = shown(compare_with_baseline(snapshot_of(best=best, baseline=trial_of(0.5)), 80))
     assert "best      value 0.9725 ± 0.0031  trial" in text
     assert text.count("±") == 2
     assert "± is the standard error of the mean over folds and seeds" in text

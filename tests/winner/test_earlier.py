@@ -83,7 +83,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     lines = "\n".join(winner_lines(grown))
     assert "reused, as trained before: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
-    anew = evaluate_winner(large, CountedTest(), ["x"], anew=True)  # if one asks for it
+    anew = evaluate_winner(large, CountedTest(), ["x"], repeat=True)  # if one asks for it
     assert anew.test == replace(result.test, uses=2)
 
 

@@ -53,7 +53,7 @@ def write_best(plan: ResultStages, best: FrozenTrial) -> None:
 
 
 def print_winner(
-    plan: ResultStages, command: Sequence[str], console: Console, *, anew: bool = False
+    plan: ResultStages, command: Sequence[str], console: Console, *, repeat: bool = False
 ) -> None:
     """Prints the winner with its test.
 
@@ -61,14 +61,14 @@ def print_winner(
 
     Args:
         command: the command line of the study, without its arguments.
-        anew: whether to test again; the result keeps the command line that winner.json has.
+        repeat: whether to test again; the result keeps the command line that winner.json has.
     """
     with plan.search.stored.ledger.testing() as store:
         result = Result.read(plan.run_dir)
         known = result is not None and is_result_of(result, plan)
-        if result is None or not known or anew:
-            command = result.command if result is not None and anew else command
-            result = evaluate_winner(plan, command, store, anew=known)
+        if result is None or not known or repeat:
+            command = result.command if result is not None and repeat else command
+            result = evaluate_winner(plan, command, store, repeat=known)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
     store_result(plan.search.stored, result.in_short())

@@ -86,7 +86,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         write_best(plan, snapshot.best)
     elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
     console.print(f"\n{snapshot.headline}{elapsed}", soft_wrap=True)
-    console.print(terminal.answers_table(snapshot, console.width))
+    console.print(terminal.compare_with_baseline(snapshot, console.width))
     if snapshot.rule is not None:
         console.print(terminal.front_table(snapshot, console.width))
     failure: CompressError | NoWinner | None = None
@@ -216,7 +216,7 @@ def reevaluate(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any
                 stop_here(plan, "winner", stop, console)
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
-            print_winner(plan, command.as_typed, console, anew=True)
+            print_winner(plan, command.as_typed, console, repeat=True)
             failure = compress_winner(plan, stop, outputs)
             if stop() and plan.definition.compresses:  # the next command finds the winner tested
                 stop_here(plan, "compress", stop, console)

@@ -96,7 +96,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
                 argv = sys.argv[1:] = arguments(sys.argv[1:])
             except ConfigError as error:
                 exit_with_errors(*error.errors)
-            answer_at_once(task, folder, config_name, argv)
+            handle_early_options(task, folder, config_name, argv)
             with in_force(rules_of(argv, Path(folder))), composing_once():
                 if not tracebacks:
                     # Hydra's own report exits with 1, so Hydra raises until the config is complete.
@@ -143,7 +143,9 @@ def _above_packages(module: Path) -> Path:
     return next(each for each in module.parents if not (each / "__init__.py").is_file())
 
 
-def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequence[str]) -> None:
+def handle_early_options(
+    task: Task, config_path: str, config_name: str, argv: Sequence[str]
+) -> None:
     """Handles `--version` and the like before torch is imported, or prints that a study begins."""
     if "--version" in argv:
         print(f"studyloom {__version__}")

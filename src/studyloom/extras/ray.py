@@ -284,7 +284,7 @@ class RayWorker:
         self.worker_id: str | None = None
         self._ray, self._remote = ray, remote
         self._actor: Any = None
-        self._answer: Any = None  # the reference to the actor's pending reply
+        self._pending: Any = None  # the reference to the actor's pending reply
         environment = {k: value for k, value in os.environ.items() if k.startswith(INHERITED)}
         environment[WORKER.name] = "1"
         here, package = Path.cwd(), PACKAGE.parent
@@ -299,28 +299,28 @@ class RayWorker:
 
     @property
     def active(self) -> bool:
-        return self._answer is not None
+        return self._pending is not None
 
     def start(self) -> None:
         """Has the actor start a worker; creates the actor first if needed."""
         self.log.touch()  # by this file a node knows that it shares the disk
         if self._actor is None:
             self._actor = self._remote.remote()
-        self._answer = self._actor.start.remote(**self._call)
+        self._pending = self._actor.start.remote(**self._call)
         self.said = {}
 
     def poll(self) -> WorkerExit | None:
         """Returns how the worker ended, and None if it has not; appends its output to the log."""
-        if self._answer is None or not self._ray.wait([self._answer], timeout=0)[0]:
+        if self._pending is None or not self._ray.wait([self._pending], timeout=0)[0]:
             return None
         try:
-            self.worker_id, code, output, self.said = self._ray.get(self._answer)
+            self.worker_id, code, output, self.said = self._ray.get(self._pending)
         except self._ray.exceptions.RayError as error:
             return self._handle_lost_actor(error)
         if output:
             with self.log.open("ab") as log:
                 log.write(output)
-        self._answer = self._actor.poll.remote()
+        self._pending = self._actor.poll.remote()
         return None if code is None else WorkerExit(code)
 
     def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
@@ -348,7 +348,7 @@ class RayWorker:
 
     def kill(self) -> str | None:
         """Ends the worker's process group, and returns the id that the worker had in the ledger."""
-        ended, self.worker_id, self._answer = self.worker_id, None, None
+        ended, self.worker_id, self._pending = self.worker_id, None, None
         if ended is not None and self._actor is not None:
             with suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.kill.remote(), timeout=KILL_DEADLINE)

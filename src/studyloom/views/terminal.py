@@ -102,7 +102,7 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     return [f"{kind} {100 * part / total:.1f}%" for kind, part in kinds.most_common() if part]
 
 
-def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
+def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
     """Renders the baseline and the best trial: values, standard error, hyperparameters."""
     named = {"baseline": snapshot.baseline, "best": snapshot.best}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -374,7 +374,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         longest = max(map(len, status.importances))
         for name, share in status.importances.items():
             line(f"  {one_line(name):{longest}}  {share:3.0%}")
-    parts.append(answers_table(snapshot, width))
+    parts.append(compare_with_baseline(snapshot, width))
     if snapshot.rule is not None:
         parts.append(front_table(snapshot, width))
     return Group(*parts)

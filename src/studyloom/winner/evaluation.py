@@ -28,18 +28,18 @@ def evaluate_winner(
     command: Sequence[str],
     store: Store,
     *,
-    anew: bool = False,
+    repeat: bool = False,
 ) -> Result:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
     A stored test of the same networks is reused, and the test set not used again, except with
-    `anew`. A loop without `objective.test` is not tested: winner.pt then holds what the loop kept
+    `repeat`. A loop without `objective.test` is not tested: winner.pt then holds what the loop kept
     in the re-evaluation.
 
     Args:
         stages: the stages, all of which have ended.
         store: the connection of the command that holds the lease, see `Ledger.testing`.
-        anew: whether to test again.
+        repeat: whether to test again.
 
     Raises:
         NoWinner: a final training or the test has failed.
@@ -49,7 +49,7 @@ def evaluate_winner(
     definition, search = stages.definition, stages.search.stored
     found, last, split = stages.reevaluated, stages.last, stages.data.split
     if definition.tested:
-        tested, kept = measure_winner(last, found, store, anew=anew)
+        tested, kept = measure_winner(last, found, store, repeat=repeat)
     else:
         kept = last.load_or_train(found.winner, 0)
         tested = describe_untested(last.source, found.winner)

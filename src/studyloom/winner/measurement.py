@@ -32,7 +32,7 @@ Kept = dict[Origin, list[dict[str, Any]]]
 
 
 def measure_winner(
-    stage: CandidateStage, found: Reevaluated, store: Store, *, anew: bool
+    stage: CandidateStage, found: Reevaluated, store: Store, *, repeat: bool
 ) -> tuple[Tested, dict[str, Any] | None]:
     """Measures winner and baseline, unless the same networks were tested before.
 
@@ -40,7 +40,7 @@ def measure_winner(
 
     Args:
         stage: the final training.
-        anew: whether to test networks again that were tested before.
+        repeat: whether to test networks again that were tested before.
 
     Returns:
         The findings, and what the winner's first training kept.
@@ -48,7 +48,7 @@ def measure_winner(
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test set.
     """
-    known = None if anew else stage.earlier_test(found.search)
+    known = None if repeat else stage.earlier_test(found.search)
     if known is not None:
         tested, earlier = known
         first = stage.load_or_train(found.winner, 0)

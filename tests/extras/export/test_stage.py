@@ -163,7 +163,7 @@ def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatc
 
 def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it(ended, made):
     stages, test = ended
-    small(ended, anew=False)
+    small(ended, repeat=False)
     record, loaded, steps = (stages.run_dir / "compress.json").read_bytes(), test.loaded, []
     for step in (0, 2):
         with Stop() as stop:
@@ -175,7 +175,7 @@ def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it
 
             steps.clear()
             with pytest.raises(Stopped):
-                compress(stages, replace(SMALL, calibration=9), say, stop, anew=False)
+                compress(stages, replace(SMALL, calibration=9), say, stop, repeat=False)
         assert len(steps) == step + 1
         assert (stages.run_dir / "compress.json").read_bytes() == record
     assert test.loaded == loaded
@@ -190,7 +190,7 @@ def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended,
             assert "waiting for it" in words
             waits.set()
 
-        results.append(compress(stages, settings, say, Stop(), anew=False))
+        results.append(compress(stages, settings, say, Stop(), repeat=False))
 
     thread = threading.Thread(target=second)
     with FileLock(stages.run_dir / LOCK):
@@ -198,7 +198,7 @@ def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended,
         assert waits.wait(30)
         with pytest.MonkeyPatch.context() as patch:  # this one has the lock
             patch.setattr(compressor, "LOCK", "another.lock")
-            first = compress(stages, settings, lambda words: None, Stop(), anew=False)
+            first = compress(stages, settings, lambda words: None, Stop(), repeat=False)
     thread.join()
     assert results == [first]
     assert len(made) == 1

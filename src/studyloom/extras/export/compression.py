@@ -50,7 +50,7 @@ def compress_winner(
     if settings is None or stop():
         return None
     try:
-        record = compress_and_report(stages, settings, stop, console, look, anew=False)
+        record = compress_and_report(stages, settings, stop, console, look, repeat=False)
     except Stopped:
         return None
     except StorageError:
@@ -76,7 +76,7 @@ def compress_and_report(
     console: Console,
     look: Callable[[], None] = lambda: None,
     *,
-    anew: bool = True,
+    repeat: bool = True,
 ) -> Compressed:
     """Compresses the winner, stores that in the database, and writes the report.
 
@@ -92,7 +92,7 @@ def compress_and_report(
         look()
 
     try:
-        record = compress(stages, settings, say, stop, anew=anew)
+        record = compress(stages, settings, say, stop, repeat=repeat)
     except StudyloomError:
         raise
     except (RuntimeError, ValueError) as error:  # of PyTorch and the user's code, as out of memory
@@ -105,7 +105,7 @@ def compress_and_report(
 
 
 def compress(
-    stages: ResultStages, settings: Settings, say: Say, stop: Stop, *, anew: bool = True
+    stages: ResultStages, settings: Settings, say: Say, stop: Stop, *, repeat: bool = True
 ) -> Compressed:
     """Compresses the winner of a run, tests it, and writes winner.onnx and compress.json.
 
@@ -114,7 +114,7 @@ def compress(
     Args:
         say: called with a description of each step.
         stop: whether to stop; what is trained by then is lost, and nothing is written.
-        anew: whether to repeat it even if compress.json is of this winner and these settings.
+        repeat: whether to repeat it even if compress.json is of this winner and these settings.
 
     Raises:
         CompressError: there is no winner that studyloom trained, or it cannot be exported.
@@ -131,7 +131,7 @@ def compress(
     compressor = Compressor(stages, settings, say, stop)
     with compressor.lock():
         result = Result.load(run_dir)
-        record = None if anew else Compressed.read(run_dir, result)
+        record = None if repeat else Compressed.read(run_dir, result)
         if record is not None and record.settings == settings.document():
             with compressor.writing(result) as (current, _):  # a command was killed before
                 compressor.complete_card(record, current)

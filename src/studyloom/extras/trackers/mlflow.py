@@ -123,7 +123,7 @@ class MLflow:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
 
-            bound_answers()
+            limit_responses()
             client = MlflowClient(tracking_uri=self.uri)
             # Without a server the client writes artifacts itself, by default where it was started.
             local = re.match(r"sqlite:|postgresql|mysql", self.uri)
@@ -204,7 +204,7 @@ class MLflow:
 
 
 @cache
-def bound_answers() -> None:
+def limit_responses() -> None:
     """Makes MLflow's client in this process refuse responses of more than MOST_BYTES.
 
     It reads a response as a whole, and takes several times its size to parse it.
