@@ -169,7 +169,7 @@ class ReviewFile(Reader):
 
 
 class ReviewNet(nn.Module):
-    """Tells whether a piece of clothing is recommended, by words, by a table, or by both.
+    """Predicts whether a piece of clothing is recommended, from words, a table, or both.
 
     Args:
         outputs: how many classes there are.

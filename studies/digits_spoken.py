@@ -2,9 +2,9 @@
 
     python -m studies.digits_spoken
     python -m studies.digits_spoken data.train.test_speaker=george study.name=george
-    studyloom predict runs/digits_spoken seven.wav
+    studyloom predict runs/digits_spoken studies/samples/seven.wav
 
-The data are 3 000 recordings of six speakers as log-mel spectrograms. One speaker is the test set;
+The data are 3,000 recordings of six speakers as log-mel spectrograms. One speaker is the test set;
 each of the others validates in turn what was trained on the remaining four. How recordings are
 varied in training (time, pitch, microphone, SpecAugment) is searched. It takes 6 trials of 12
 epochs.

@@ -4,7 +4,7 @@
     python -m studies.fashion study.trials=20 pruner=hyperband study.name=hyperband
 
 The space is 1 to 3 hidden layers of 4 to 128 units with dropout, and Adam, RMSprop or SGD. It takes
-100 trials of 10 epochs of 3 840 images.
+100 trials of 10 epochs of 3,840 images.
 """
 
 from omegaconf import DictConfig

@@ -101,7 +101,7 @@ def genres_of(kinds: Sequence[int]) -> list[int]:
 
 
 def inputs_of(data: Tables, test_size: int, known: bool = True) -> tuple[Tensor, Past]:
-    """Makes the inputs of all ratings, float32 (100 000, columns), from what was before each.
+    """Makes the inputs of all ratings, float32 (100,000, columns), from what was before each.
 
     No rating of the same second or later is in an input.
 

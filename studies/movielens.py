@@ -27,7 +27,7 @@ class Tables(NamedTuple):
     """MovieLens 100k.
 
     Attributes:
-        ratings: user, film, rating and second of each, int64 (100 000, 4), by time.
+        ratings: user, film, rating and second of each, int64 (100,000, 4), by time.
         users: age, whether a woman, and occupation of each, by number.
         films: year, and genres of each, by number.
     """

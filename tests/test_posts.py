@@ -120,5 +120,5 @@ def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp
         Posts(10).train()
     network = Network(PostNet(3).eval(), InputFormat(FACTS, PostFile()))
     (tmp_path / "post").write_text("sail and wind")
-    with pytest.raises(PredictError, match=rf"post: 20 Newsgroups are not here.*{said}"):
+    with pytest.raises(PredictError, match=rf"post: 20 Newsgroups are missing.*{said}"):
         list(predict(network, [tmp_path / "post"]))

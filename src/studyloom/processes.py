@@ -171,7 +171,7 @@ def running_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def collect_rarely() -> None:
-    """Collects garbage after 100 000 objects, while there is much to import and compose.
+    """Collects garbage after 100,000 objects, while there is much to import and compose.
 
     That makes half a million objects which stay. By default Python looks through them 580 times, as
     long as they become more: 0.4 of the 2.0 s that the imports of a command take.

@@ -66,7 +66,7 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     folder, printed = run_dir
     record = json.loads((folder / "compress.json").read_text())
     assert [row["name"].split(",")[0] for row in record["variants"][::2]] == [
-        *("as it is", "pruned by 0.5", "student of 0.5")
+        *("unchanged", "pruned by 0.5", "student of 0.5")
     ]
     sizes = {row["name"]: row["bytes"] for row in record["variants"]}
     assert 3 < sizes["as it is, fp32"] / sizes["as it is, int8"] < 4

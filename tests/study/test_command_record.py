@@ -43,7 +43,7 @@ def test_a_record_is_read_as_it_was_stored_and_ends_once(stored):
 
 def test_what_is_stored_of_a_compressed_winner_stays_with_that_winner(stored):
     result = result_of(winner={"trial": 2}).in_short()
-    compressed = {"name": "as it is", "bytes": 3, "interval": [-1, 1]}
+    compressed = {"name": "unchanged", "bytes": 3, "interval": [-1, 1]}
     store_compressed(stored, compressed)
     assert StoredCommand.read(stored).result is None, "of no answer"
     store_result(stored, result)

@@ -95,7 +95,7 @@ def make_parser() -> Parser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")
-    parser._positionals.title = argparse.SUPPRESS  # the groups have headings of their own
+    parser._positionals.title = argparse.SUPPRESS  # each group has its heading
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     parser.commands = commands.choices
     for entry in COMMANDS:

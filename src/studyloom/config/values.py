@@ -94,7 +94,7 @@ def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of nested mappings with their paths; an empty mapping is a leaf."""
+    """Yields the innermost values of nested mappings with their paths; {} counts as a value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flatten(inner, f"{path}.{key}" if path else str(key))

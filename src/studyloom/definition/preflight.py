@@ -52,7 +52,7 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                 if definition.space.breach(point.params) is not None:
                     continue
                 jobs = build_jobs(config, data.folds, seed=0)
-                # The final training of the winner is on all examples.
+                # The final training is on all examples.
                 everything = replace(jobs[0], train=torch.arange(len(split)))
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
                 limited = MEMORY in [limit.name for limit in definition.limits]

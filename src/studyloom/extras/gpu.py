@@ -312,7 +312,7 @@ def kill_9_in_a_trial(cards: Gpus) -> str:
     one = ("launcher.workers=1", f"study.trial_timeout={LONGEST:g}", NO_WINNER)
     run_dir, _ = cards.study(*one, visible=cards.names[:1], count=2, meanwhile=kill)
     states = [row["state"] for row in trials_of(run_dir)]
-    return must(states == ["complete"] * 2, f"went on; trials are {', '.join(states)}")
+    return must(states == ["complete"] * 2, f"resumed; trials are {', '.join(states)}")
 
 
 CHECKS: tuple[Callable[[Gpus], str], ...] = (

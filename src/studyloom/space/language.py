@@ -13,7 +13,7 @@ from studyloom.space.tree import Distribution, Group, Leaf, ListLeaf, Node, Spac
 from studyloom.text import is_scalar, nearest, shorten
 
 T = TypeVar("T")
-# The kinds of leaves, with the keys that each may have in addition to its own and `default`.
+# The kinds of hyperparameters, and the keys that each may have besides its own and `default`.
 KEYS: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
     "float": ("log", "step"),
@@ -61,7 +61,7 @@ class _Parser:
         self.errors: list[str] = []
 
     def parse_nodes(self, tree: Mapping[Any, Any], name: str, key: str) -> list[Node]:
-        """Parses a mapping: the options of a group, leaves, and mappings nested in it."""
+        """Parses a mapping: the options of a group, hyperparameters, and nested mappings."""
         tree = {str(child): spec for child, spec in tree.items()}
         group_options = self.options(group_of(key)) if key else []
         opened: dict[str, tuple[Node, ...]] = {}
@@ -150,7 +150,7 @@ def _parse_length(length: Any, name: str, lists: Mapping[str, Any]) -> IntDistri
 
 
 def _check_keys(spec: Mapping[str, Any], name: str, *more: str) -> None:
-    """Raises ConfigError if a leaf has other keys than those of its kind and `more`."""
+    """Raises ConfigError if a hyperparameter has other keys than those of its kind and `more`."""
     kind, *others = [kind for kind in KEYS if kind in spec]
     allowed = (kind, *KEYS[kind], *more)
     refuse(
@@ -220,7 +220,7 @@ def _parse_choice(choices: Any, where: str) -> CategoricalDistribution:
 
 
 def _find_conflicts(space: Space) -> Iterator[str]:
-    """Finds leaves whose config key another leaf, in or outside their option, sets too."""
+    """Finds hyperparameters whose config key another one, in or outside their option, sets too."""
     branches = [*space.branches()]
     for choices, leaves in branches:
         above = [others for chosen, others in branches if chosen.items() < choices.items()]

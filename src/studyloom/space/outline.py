@@ -11,7 +11,7 @@ from studyloom.space.tree import LARGEST_GRID, Group, Leaf, ListLeaf, Node, Open
 
 
 def outline(space: Space) -> Tree:
-    """Draws a space as a tree: its size, groups with their options, leaves with their ranges."""
+    """Draws a space as a tree: its size, groups with options, hyperparameters with ranges."""
     size = space.size()
     if isinstance(space, Open):
         title = "space: what the objective suggests"

@@ -27,7 +27,7 @@ class GridSampler(BaseSampler):
     at the storage.
 
     Raises:
-        ConfigError: the space has continuous ranges, or more than 100 000 configurations.
+        ConfigError: the space has continuous ranges, or more than 100,000 configurations.
     """
 
     def __init__(self, space: Space, seed: int = 0, baseline: Point | None = None) -> None:

@@ -39,7 +39,7 @@ LARGEST_GRID = 100_000  # configurations that are enumerated
 class Leaf:
     """A node with one value, which is written to the config at `key`.
 
-    `optimizer: {sgd: {momentum: {float: [0.0, 0.99]}}}` has one leaf: the hyperparameter
+    `optimizer: {sgd: {momentum: {float: [0.0, 0.99]}}}` has one hyperparameter:
     `optimizer.sgd.momentum` with the key `optimizer.momentum`.
 
     `name` is the path in the tree; `key` is the path without the options.
@@ -172,7 +172,7 @@ class Space:
     """A search space: the nodes at the root of its tree.
 
     Attributes:
-        nodes: a group comes before the leaves next to its options.
+        nodes: a group comes before the hyperparameters next to its options.
         relations: rules that exclude combinations of values.
     """
 
@@ -249,7 +249,7 @@ class Space:
         return self.walk(lambda parameter: parameter.stand_in(choices, end))
 
     def leaves(self, choices: Mapping[str, str]) -> Iterator[Leaf | ListLeaf]:
-        """Yields the leaves that certain choices open, in the order of the tree."""
+        """Yields the hyperparameters that certain choices open, in the order of the tree."""
         for chosen, nodes in self.branches():
             if chosen.items() <= choices.items():
                 yield from nodes
@@ -296,13 +296,13 @@ class Space:
                 return
             trail[-1] += 1
 
-    @functools.cached_property  # each trial makes a sampler, and 10 000 take 0.2 s
+    @functools.cached_property  # each trial makes a sampler, and 10,000 take 0.2 s
     def grid(self) -> tuple[Point, ...]:
         """All configurations of a finite space."""
         return tuple(self.points())
 
     def branches(self) -> Iterator[tuple[dict[str, str], tuple[Leaf | ListLeaf, ...]]]:
-        """Yields each branch, from the root on: the choices that lead there, and its leaves."""
+        """Yields each branch, from the root on: its choices, and its hyperparameters."""
         yield {}, tuple(node for node in self.nodes if not isinstance(node, Group))
         for node in self.nodes:
             if isinstance(node, Group):

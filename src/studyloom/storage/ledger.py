@@ -66,7 +66,7 @@ SLOTS = sa.Table(
     sa.Column("since", sa.Float(53)),  # start of the claim: seconds on the database's clock
     sa.Column("expires", sa.Float(53)),  # end of its lease, on the same clock
 )
-# As the indexes say it, without a parameter: of 100 000 slots nearly all are done, and without the
+# As the indexes say it, without a parameter: of 100,000 slots nearly all are done, and without the
 # indexes a claim goes through all of them.
 IS_OPEN = SLOTS.c.state != sa.literal_column("'done'")
 IS_HELD = SLOTS.c.state == sa.literal_column("'held'")
@@ -393,7 +393,7 @@ class Ledger:
     storage: RetryingStorage
     study_id: int
     uuid: str
-    # What was last read of each slot, and the token that it had; -1 if a worker held it. Of 1 000
+    # What was last read of each slot, and the token that it had; -1 if a worker held it. Of 1,000
     # slots this saves nine tenths of the time.
     _cached_standings: dict[int, tuple[int, Standing]] = field(
         default_factory=dict, init=False, repr=False, compare=False

@@ -1,7 +1,7 @@
 """Optuna's tables, read and written many rows in a statement.
 
 Optuna's own methods take each row through SQLAlchemy's objects and commit each. The functions
-here read and write the same; the tests compare. 5 000 trials are read in a sixth of the time, and a
+here read and write the same; the tests compare. 5,000 trials are read in a sixth of the time, and a
 trial of 6 hyperparameters and 10 reports is 13 commits instead of 34.
 """
 

@@ -234,7 +234,7 @@ class OtherTrials:
             parts = [self._ended[state] for state in ENDED if states is None or state in states]
             moving = [own] if settled else [*(self._running or ()), own]
             parts.append([t for t in moving if states is None or t.state in states])
-        # Sorting takes 0.1 ms for 5 000: they are some ascending runs.
+        # Sorting takes 0.1 ms for 5,000: they are some ascending runs.
         return sorted((trial for part in parts for trial in part), key=attrgetter("number"))
 
     def _look(self, own: int, *, running: bool) -> None:

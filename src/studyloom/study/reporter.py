@@ -207,7 +207,7 @@ class Reporter:
         if report.at_rung:
             trial.set_user_attr(RUNGS, [*trial.user_attrs.get(RUNGS, []), step.number])
             trial.set_user_attr(PAUSED, step.number)
-            held.store(self.objective)  # who tells it that it goes no further has not trained it
+            held.store(self.objective)  # another worker may end it here, which has no weights
         # Of jobs that are trained in turn the end of each is reported. (`Trial.report` refuses
         # several objectives, whose curves are kept all the same.)
         number, rest = divmod(step.number, stride)

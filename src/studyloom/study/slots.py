@@ -151,7 +151,7 @@ class SlotQueue:
         if "sampler" not in self.stage.strategy.keeps_state:
             self.stored.optuna.sampler = self.stage.strategy.sampler(number)
         # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
-        # them until a trial is told how it ended, and one that is paused is not told.
+        # them until `tell` ends a trial, and a paused one is not ended.
         return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
 
     def _give(self, trial_id: int, point: Point) -> None:

@@ -27,7 +27,7 @@ from studyloom.study.stage import Stage, TrialFiles
 from studyloom.study.stored_study import StoredStudy
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
-# the end of a search 1 000 workers that looked twice a second would keep their server busy.
+# the end of a search 1,000 workers that looked twice a second would keep their server busy.
 WAIT, LONGEST_WAIT = 0.25, 5.0
 NO_POINT = "space.where: no configuration was found that satisfies it; loosen it"
 log = logging.getLogger(__name__)

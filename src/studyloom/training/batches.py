@@ -30,7 +30,7 @@ from studyloom.training.job import Job
 from studyloom.training.ranks import ALONE, Ranks
 from studyloom.user_code import importing_module
 
-# On a CPU a convolution's outputs should stay in the cache: 2 000 images a call take up to twice as
+# On a CPU a convolution's outputs should stay in the cache: 2,000 images a call take up to twice as
 # long as 256.
 EVALUATION_BATCH = {"cpu": 256, "cuda": 4096, "mps": 4096}
 
@@ -89,7 +89,7 @@ class TensorBatches:
             yield self.at(part), len(part)
 
     def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        # index_select, a batch at a time: 54 000 images take 29 ms an epoch, [] 45 ms, one gather
+        # index_select, a batch at a time: 54,000 images take 29 ms an epoch, [] 45 ms, one gather
         # per epoch 119 ms.
         split = self._split
         inputs = split.inputs.index_select(0, indices)

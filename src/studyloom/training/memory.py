@@ -63,7 +63,7 @@ def predict_memory(job: Job, split: Part, together: int = 1) -> float:
 
     It does not count the data set, CUDA's context (some 0.5 GiB a process), what kernels take for
     themselves, and the blocks that CUDA's allocator keeps. Against the allocator on a CPU it was
-    within 3 % for perceptrons, convolutions, recurrent layers, transformers and ResNet-18, and 23 %
+    within 3% for perceptrons, convolutions, recurrent layers, transformers and ResNet-18, and 23%
     too low for convolutions in bf16, which are copied on their way. `studyloom doctor --gpu`
     compares it on a GPU, where kernels may save less.
 

@@ -81,7 +81,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def leading(self, call: object, broken: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Runs the body in rank 0 with the other ranks in lockstep; `call` tells them what to join.
+        """Runs the body in rank 0 with the other ranks in lockstep; `call` names what they join.
 
         `broken` is called if the lockstep is lost. If another rank's exception caused the body's,
         it is raised instead.

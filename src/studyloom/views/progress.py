@@ -530,7 +530,7 @@ def wrap(parts: Iterable[str], width: int) -> list[str]:
 
 
 class Event(TypedDict):
-    """The fields of each line of --events FILE; `id` tells studies of one name apart.
+    """The fields of each line of --events FILE; `id` differs between studies of one name.
 
     A trial has begun, has reported an epoch, is resumed after its worker died, has ended, or is
     the new best; another terminal has requested to stop, pause or resume; the study was aborted;
@@ -569,7 +569,7 @@ class History:
     """The events so far: for each trial the last epoch, and how often its worker died.
 
     The epoch is -1 before the first, and infinity after the end. Also holds the last event of each
-    kind of OF_STUDY.
+    kind that is in OF_STUDY.
     """
 
     epochs: dict[tuple[str, int], float] = field(default_factory=dict)

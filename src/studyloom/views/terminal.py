@@ -459,7 +459,7 @@ class Display:
     """Shows a job while the body of a `with` runs it: live, in a notebook, or as plain lines.
 
     Args:
-        stop: tells whether the process is stopping, to show it; None if nothing stops it.
+        stop: whether the process is stopping, which is shown; None if nothing stops it.
         listeners: called with each progress that is read, and with the last one after the body.
     """
 

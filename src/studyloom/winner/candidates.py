@@ -233,8 +233,8 @@ class CandidateTrainings:
     def new_fold(self, seed: int) -> Fold | None:
         """Returns a new training and validation split, as large as those of the search.
 
-        In time order the validation set is always the last part, which alone has only earlier data
-        before it.
+        In time order the validation set is always the last part: only there is all training data
+        earlier.
         """
         if self.data.split is None:
             return None

@@ -10,8 +10,8 @@ four steps, each computed from what the ones before have stored:
 3. Trained: winner and baseline, on the full training set.
 4. Tested: both, once, on the test set.
 
-The trainings of each stage are a study of their own in the same database. Workers share them, and
-they survive crashes as the search does.
+The trainings of each stage are stored as another study in the same database. Workers share them,
+and they survive crashes as the search does.
 """
 
 import hashlib

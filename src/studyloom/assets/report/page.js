@@ -3,7 +3,7 @@
 // figures, by that filter or a rectangle in one figure; and the view of one trial.
 "use strict";
 
-const readings = new WeakMap(); // of each figure, its points as they are needed
+const readings = new WeakMap(); // the points of each figure, once it needs them
 
 function number(text) {
   return Number.parseFloat(text);
@@ -18,7 +18,7 @@ function trialsOf(path) {
   return path.dataset.trials?.split(" ") ?? [];
 }
 
-// Where the points of a path lie. Half of each line to a neighbour, or of its bar, belongs to a point.
+// Where the points of a path lie. Half of each line to a neighbor, or of its bar, belongs to a point.
 function pointsOf(path) {
   const kind = path.classList[0];
   const trials = trialsOf(path);

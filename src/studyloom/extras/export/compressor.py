@@ -43,7 +43,7 @@ from studyloom.winner.stages import ResultStages
 
 LOCK = "compress.lock"  # below the run directory
 OWN_LOOP = "its loop is your own, so that no smaller network is trained: it is tried unchanged"
-EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
+EXACT = 1e-9  # rounding of means of shares such as 5 of 1,000
 
 
 @dataclass(frozen=True)

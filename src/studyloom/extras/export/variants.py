@@ -130,7 +130,7 @@ class Evaluator:
             Recipe(f"student of {width:g}", partial(Original.student, width=width))
             for width in settings.widths
         ]
-        return [Recipe("as it is", lambda original: original.network), *pruned, *students]
+        return [Recipe("unchanged", lambda original: original.network), *pruned, *students]
 
     def make(
         self, wanted: Sequence[Recipe], say: Say, stop: Stop

@@ -26,7 +26,7 @@ class StoredSpace:
         tree: the space as configs write it.
         options: which options of each group are searched.
         choices: the default option of each group.
-        starts: the default value of each leaf, by its name.
+        starts: the default value of each hyperparameter, by its name.
         baseline: whether trial 0 is the default configuration.
         share: the share of the budget that may be proposed.
     """
@@ -47,7 +47,7 @@ class StoredSpace:
         return self
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
-        """Returns the default values of the leaves that some choices open."""
+        """Returns the default values of the hyperparameters that some choices open."""
         config = OmegaConf.create()
         for leaf in self.space.leaves(choices):
             OmegaConf.update(config, leaf.key, self.starts[leaf.name], merge=False)

@@ -13,7 +13,7 @@ from studyloom.study.trial_record import TrialRecord
 
 QUANTITIES = ("value", "train_loss", "valid_loss")
 # Another number of threads, processor or release adds in another order. Between one and two
-# threads, six epochs on MNIST-5k were at most 0.9 % apart in their losses and 1 of 800 images.
+# threads, six epochs on MNIST-5k were at most 0.9% apart in their losses and 1 of 800 images.
 # Near divergence the same rounding is amplified without bound (150 images at a rate of 0.3): that
 # is reported as different, since no tolerance would mean anything there.
 LOSS = 0.05  # relative
