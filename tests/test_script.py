@@ -105,7 +105,7 @@ def test_a_change_of_it_is_said_or_refused_and_its_loss_too(searched, tmp_path, 
     assert main([*predict, "--code", str(moved)]) == 0
     (run_dir / ".hydra" / "script.sha256").unlink()
     assert main(predict) == 2
-    assert "a script or notebook defines, which this program is not" in capsys.readouterr().err
+    assert "is defined in a script or notebook that is not this program" in capsys.readouterr().err
 
 
 def test_a_script_searches_on_with_more_trials_since_its_definitions_are_the_same(

@@ -501,7 +501,9 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     from studyloom.winner.stages import ResultStages
 
     if cfg.study.dry_run:
-        raise ConfigError("study.dry_run begins no study; use the command: --dry-run")
+        raise ConfigError(
+            "study.dry_run is for a shell: python -m studies.NAME --dry-run; leave it out"
+        )
     error: Exception | None = None
     with Stop(cfg.study.timeout) as stop, ExitStack() as passing:
         passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
@@ -560,8 +562,8 @@ def _to_pass_on(
         return [], {}, []
     if launcher.leaves_host:
         raise ConfigError(
-            f"{', '.join(named)}: is known only to this program, and the launcher starts workers "
-            "on other hosts; move it into a module that those have"
+            f"{', '.join(named)}: is defined only in this program, and the launcher starts workers "
+            "on other hosts, which cannot import it; move it into a module that they have"
         )
     digests = {key.removeprefix(CODE): each for key, each in prepared.definition.code.items()}
     digests = {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}

@@ -28,7 +28,7 @@ BELOW_GUARD = 'put that below `if __name__ == "__main__":`'
 NOTE = "script.sha256"  # in `.hydra` of a run directory, as sha256sum writes it
 NAME = "__mp_main__"  # of the imported script, as multiprocessing has it
 ELSEWHERE = (
-    "is what a script or notebook defines, which this program is not; give it in Python: "
+    "is defined in a script or notebook that is not this program; pass it in Python: "
     "studyloom.load_winner(RUN_DIR, network=Net); or move it into a module, and search again"
 )
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ def test_an_edit_of_one_s_own_code_is_another_question(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 of 3 trials" in done.stdout
     assert (done := run("study.trials=3")).returncode == 0, done.stderr
-    assert "trials 0 to 1 were made with other code: studies.mine has changed" in done.stdout
+    assert "trials 0 to 1 ran other code: studies.mine has changed" in done.stdout
 
 
 def test_a_worker_that_starts_after_an_edit_does_not_join(tmp_path):

@@ -57,7 +57,7 @@ def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(made, tm
     done = studyloom("winner", run_dir)
     assert not canary.exists()
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"error: .*no command of yours.*--trust-config\n", done.stderr)
+    assert re.fullmatch(r"error: .*no record here.*--trust-config\n", done.stderr)
     done = studyloom("winner", run_dir, "--trust-config", XDG_STATE_HOME=str(tmp_path / "state"))
     assert canary.exists(), done.stderr
 

@@ -125,7 +125,7 @@ def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp
         sender.finish(0, None)
     told = [record.getMessage() for record in caplog.records if record.name.startswith("studyloom")]
     assert told == [
-        "notify: json://…: the service has not taken the notice",
+        "notify: json://…: the service did not accept the notice",
         f"notify: {failing}: the command has ended with exit code 7",
     ]
     assert SECRET not in "\n".join(told)

@@ -89,11 +89,11 @@ def test_a_study_that_comes_to_no_answer_says_why_and_has_ended_its_job(
     searched, monkeypatch, capsys
 ):
     def contradict(stages):
-        raise StorageError("ledger and trials contradict each other")
+        raise StorageError("the database is inconsistent")
 
     with monkeypatch.context() as patch:
         patch.setattr(ResultStages, "reconcile", contradict)
-        with pytest.raises(StorageError, match="contradict"):
+        with pytest.raises(StorageError, match="inconsistent"):
             search(searched)
     assert ended(searched, capsys) == 2
     # A smaller budget has only trials that failed; a later one of the study is complete.

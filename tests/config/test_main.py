@@ -100,7 +100,7 @@ def test_a_password_on_the_command_line_is_refused_with_the_way_out(command, cap
     ):
         assert command(typed, "run_dir=run") == 2
         printed = capsys.readouterr()
-        assert "STUDYLOOM_STORAGE, in the environment" in printed.err
+        assert "the environment variable STUDYLOOM_STORAGE" in printed.err
         assert "hunter2" not in printed.out + printed.err
     assert list(tmp_path.iterdir()) == []
 

@@ -368,7 +368,9 @@ def test_what_reaches_out_is_refused_until_the_user_says_that_the_folder_is_thei
             named = ("--config-dir", str(folder), "--config-name", "theirs", f"trust=[{trusted}]")
             assert command(*named) == 2
             words = capsys.readouterr().err
-            assert words.startswith(f"error: {folder}/theirs.yaml: {name} reaches out of the study")
+            assert words.startswith(
+                f"error: {folder}/theirs.yaml: {name} reaches outside the study"
+            )
             assert "copy it next to your own configs" in words
             assert "--trust-config" in words
         mark_own(folder)  # as --trust-config does
@@ -387,7 +389,7 @@ def test_an_objective_that_runs_what_the_config_names_is_refused(command, foreig
     for trusted in ("", "studyloom.extras.integrations", "studyloom", "objective", "objective.run"):
         assert command(*named, f"trust=[{trusted}]") == 2
         told = capsys.readouterr().err
-        assert "theirs.yaml: objective.run reaches out of the study" in told
+        assert "theirs.yaml: objective.run reaches outside the study" in told
     mark_own(folder)
     cfg, _ = command(*named, task=lambda cfg: find_target(cfg.objective))
     assert cfg.objective["_target_"] == target
@@ -410,7 +412,9 @@ def test_all_mistakes_of_a_file_come_at_once_and_no_consent_allows_hydra(command
     for agreed in ("[os]", "[hydra,trust]"):
         assert command(*named, f"trust={agreed}") == 2
         lines = capsys.readouterr().err.replace(f"error: {folder}/theirs.yaml: ", "").splitlines()
-        assert "defaults: hydra/x must not choose for Hydra, or another place with @" in lines
+        assert (
+            "defaults: hydra/x must neither set options of Hydra nor move an option with @" in lines
+        )
         assert "hydra: must not be set by an untrusted config" in lines
         assert any(line.startswith("run_dir reaches out") for line in lines)
         assert any(line.endswith("did you mean model?") for line in lines)
@@ -436,7 +440,7 @@ def test_a_folder_that_the_command_line_names_is_data_however_it_names_it(comman
     folder = str(foreign({"storage/theirs": "url: sqlite:///OUT/x.db\n"}))
     for way in (f"--config-dir={folder}", f"hydra.searchpath=[file://{folder}]"):
         assert command(way, "storage=theirs") == 2
-        assert "storage reaches out of the study" in capsys.readouterr().err
+        assert "storage reaches outside the study" in capsys.readouterr().err
     primary = Path(CONF, "mnist.yaml").read_text()
     folder = foreign({"mnist": primary, "model/mlp": "_target_: os.mkdir\npath: OUT/x\n"})
     assert command("--config-path", str(folder)) == 2
@@ -486,4 +490,4 @@ def test_a_file_or_folder_that_data_are_read_from_is_refused_whatever_package_re
     }
     for key, section in cases.items():
         (words,) = content_errors({"data": section}, ["torchvision", "torch", key])
-        assert words.startswith(f"{key} reaches out of the study")
+        assert words.startswith(f"{key} reaches outside the study")

@@ -119,7 +119,7 @@ def test_what_cannot_be_shared_is_left_as_it_is(monkeypatch, caplog):
     split = make_split()
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
     assert share(split, "key") is split
-    assert "is not shared between workers, which load it each: " in caplog.text
+    assert "is not shared between workers; each loads it: " in caplog.text
     monkeypatch.undo()
     assert share(split, "key") is split  # below 64 MB
     assert shared_variables() == {}

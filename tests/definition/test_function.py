@@ -165,7 +165,7 @@ def test_a_question_of_a_function_is_checked_before_the_first_trial(ask):
         "objective.metric=[height,epochs]": "objective.direction must be maximize or minimize, for",
         "objective.constraints={failure: '<= 1'}": "failure is reserved; choose another name",
         "objective._target_=test_function.no_function": "it is called as (config, run) -> value",
-        "objective.folds=2": "objective.folds=2: the data are the function's own",
+        "objective.folds=2": "objective.folds=2: the function loads its data itself",
         "objective.network=test_function.gives": "objective.network: TypeError: gives() missing 1",
         "objective.network=test_function.curved": "must give a torch.nn.Module; got float",
         "objective.network=test_function.nowhere": "nowhere",

@@ -250,7 +250,7 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
         "sampler=grid": "narrow its ranges, or set sampler=tpe",
         "pruner=asha": "which this objective lacks; call run.keep",
         "+space={params: {x: {int: [1, 3]}}}": "suggests its own values; leave space out",
-        "objective.folds=2": "objective.folds=2: the data are the function's own",
+        "objective.folds=2": "objective.folds=2: the function loads its data itself",
     }.items():
         with pytest.raises(ConfigError) as caught:
             validate_search(ask(hills, override), TrainingData())
@@ -258,7 +258,7 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
     definition = ask(hills)
     assert "launcher.ranks must be 1" in next(check_ranks(definition, 2))
     (note,) = definition.notes(TrainingData())
-    assert "keeps no state: a trial whose worker dies starts again" in note
+    assert "is an Optuna objective: a trial whose worker dies starts again" in note
 
 
 def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, sqlite_url):

@@ -274,7 +274,7 @@ BY_COST = (
     "winner.rule='min parameters where accuracy > 0.9'",
 )
 BOUNDS = {
-    ("study.min_improvement=0.005",): "go together; set both or none",
+    ("study.min_improvement=0.005",): "set both or neither",
     ("study.stop=regrets",): "study.stop must be improvement, or null; got regrets",
     (
         STOP[0],
@@ -283,7 +283,7 @@ BOUNDS = {
     (*STOP, "sampler=grid"): "sampler=grid tries each configuration of a list; set study.stop=null",
     (*TWO, *STOP): "in one value, and objective.metric names more than one; set study.stop=null",
     (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
-    ("objective.network=toys.make_network",): "objective.network is of a loop; what studyloom",
+    ("objective.network=toys.make_network",): "objective.network is for a custom loop",
     ("cost.limit=5",): "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null",
     ("study.max_attempts=0",): "study.max_attempts must be at least 1; got 0",
     ("study.max_failures=0",): "study.max_failures must be at least 1; got 0",

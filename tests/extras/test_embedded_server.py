@@ -173,7 +173,7 @@ def test_damaged_files_are_told_with_how_to_go_on(folder, use):
     with pytest.raises(ServerError) as caught:
         serve(f"embedded_postgres:///{folder}", own=True)
     assert "did not start: " in str(caught.value)
-    assert f"put a copy of {folder} back, or delete it" in str(caught.value)
+    assert f"restore a copy of {folder}, or delete it" in str(caught.value)
 
 
 @pytest.mark.chaos

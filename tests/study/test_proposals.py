@@ -206,7 +206,7 @@ def test_a_study_whose_test_set_has_been_used_takes_no_proposal_also_with_more_t
         stored.count_test_use(store)
     set_bounds(stored, Bounds(None, None, 10))
     stored.ledger.extend(10)
-    why = "the test set of s has been used, and a proposal could be chosen by it"
+    why = "the test set of s has been used, and its result could bias a proposal"
     refused(stored, {"params.x": 0.7}, why)
     told = ask(stored)
     assert (told["left"], told["proposals_left"]) == (8, 0)

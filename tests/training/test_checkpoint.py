@@ -25,7 +25,7 @@ from studyloom.training.checkpoint import (
 )
 
 BOTH = {"trial-1.pt", "trial-1.pt.previous"}
-DAMAGED = "is damaged: its content is another than was saved"
+DAMAGED = "is damaged: its content differs from what was saved"
 
 
 def state(number: int) -> dict:

@@ -53,7 +53,7 @@ def test_each_part_of_the_answer_has_its_section():
     assert listed.items == [
         "for praise: good +2.00",
         "for blame: not −0.40",
-        "4 further words are not looked at",
+        "4 further words were not tested",
     ]
     assert "expected calibration error 0.0700" in sections["calibration"].caption
     (table,) = sections["groups"].blocks

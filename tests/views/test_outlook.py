@@ -94,7 +94,7 @@ def test_what_cannot_be_drawn_is_said(study_of, sqlite_url):
     two = two_sided(sqlite_url, *[(0.9, n) for n in range(3)])
     said += [outlook(stored, look_ahead(stored)) for stored in (few, two)]
     assert said == [
-        "Too few trials have a value to tell what further ones gain.",
+        "Too few trials have a value to estimate the gain of more.",
         "No trial has been better than another one yet.",
         "With several objectives, no single number says what trials gain.",
     ]

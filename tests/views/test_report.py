@@ -94,7 +94,7 @@ def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched
         result = {"winner": won, "candidates": [won, *others], "rule": "min image", "test": None}
         text = " ".join(decided(searched, result_of(**WINNER | result), 40))
         assert said in text
-        assert "The next best has 0.8000" in text
+        assert "that of the runner-up 0.8000" in text
 
 
 def test_the_selection_gap_names_the_stage_whose_mean_it_takes():
@@ -163,7 +163,7 @@ def test_failures_only_are_told_by_class_with_their_messages(study_of):
         "diverged 3 × loss is nan trial 2, 3, 4 error 2 × ValueError: one trial 0, 1",
         "unexplained 1 × no reason is stored",
         "line 1 line 2",
-        "The study has stopped, since its trials fail with this: ValueError: one",
+        "The study stopped itself, since its trials fail with this: ValueError: one",
     ):
         assert words in text
 

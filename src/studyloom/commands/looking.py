@@ -180,7 +180,7 @@ PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs=
         required=True,
     ),
     *CONSENT,
-    flag("--repair", "show how the ledger differs from the trials, and fix it once you agree"),
+    flag("--repair", "show where budget and trials contradict each other; fix it once you agree"),
     flag("--yes", "with --repair: fix without asking, as where there is no terminal"),
     JSON,
     examples=["studyloom doctor runs/mnist", "studyloom doctor --repair runs/mnist"],
@@ -192,7 +192,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     from studyloom.views.doctor import repair, show
 
     if (arguments.gpu and arguments.repair) or (arguments.yes and not arguments.repair):
-        raise ValueError("--repair is of a database, --gpu of this machine, and --yes of --repair")
+        raise ValueError("--gpu and --repair cannot be combined, and --yes needs --repair")
     url, name = (arguments.storage, None)
     if arguments.run_dir is not None:
         url, name = locate_study(arguments)

@@ -103,15 +103,15 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     terminal.print_forgotten(stored, console)
     terminal.print_next_steps(plan, task.command, snapshot, console, began)
     for stage in plan:
-        stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
+        stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
     if stop():
         why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
         say(console, f"{why}; the same {task.command.kind} resumes here")
     elif words := end_of_search(snapshot, trials, todo):
         say(console, words)
     if trials < snapshot.budget:
-        line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
-        say(console, f"{line}, as study.trials={trials} says")
+        line = f"study.trials={trials}: the winner is chosen from the first {trials} trials"
+        say(console, f"{line}; the study has {snapshot.budget}")
     if prepared.trackers:
         update = load_plugin("update_trackers")
         update(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())

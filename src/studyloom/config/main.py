@@ -210,8 +210,8 @@ def refuse_passwords(argv: Sequence[str]) -> None:
         if "://" in shown and mask_passwords(shown).replace("***", "") != shown:
             raise ConfigError(
                 f"{Override.parse(argument).key}: must not have a password on a command line, "
-                "from where it gets into files; put the URL into STUDYLOOM_STORAGE, in the "
-                "environment, with storage=postgres, or the password into ~/.pgpass"
+                "which is stored in files; set storage=postgres and the environment variable "
+                "STUDYLOOM_STORAGE to the URL, or put the password into ~/.pgpass"
             )
 
 

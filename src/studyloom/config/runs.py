@@ -130,7 +130,7 @@ def sibling_runs(run_dir: Path) -> list[str]:
 def untrusted_run(run_dir: Path, why: str) -> ConfigError:
     """Returns the error for an untrusted run directory whose `.hydra/` needs consent."""
     return ConfigError(
-        f"{run_dir}: no command of yours is known here to have run there, and its .hydra/ "
+        f"{run_dir}: there is no record here that you ran a command in it, and its .hydra/ "
         f"{why}; if you trust it with your machine, add --trust-config"
     )
 

@@ -58,8 +58,8 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")
 MOST_EVENTS = 20_000  # of the parser, in an untrusted file: a run writes some hundreds
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 REACHES_OUT = (
-    "reaches out of the study, and this config is untrusted; take it out, or review the file and "
-    "then copy it next to your own configs (if it is in a run directory, `studyloom status RUN_DIR "
+    "reaches outside the study, which an untrusted config must not; remove it, or review the file "
+    "and copy it next to your own configs (in a run directory, `studyloom status RUN_DIR "
     "--trust-config` is enough)"
 )
 # An error in words, and the package that `trust=[…]` must name to allow it; None if nothing helps.
@@ -256,7 +256,7 @@ def _default_errors(defaults: Any) -> Iterator[str]:
         shown = str(item).strip("{}").replace("'", "")
         is_hydras = re.search(r"(^|[\s/])hydra/", shown) and not SILENT.fullmatch(shown)
         if is_hydras or "@" in shown:
-            yield f"defaults: {shown} must not choose for Hydra, or another place with @"
+            yield f"defaults: {shown} must neither set options of Hydra nor move an option with @"
 
 
 def _find(node: Any, key: str, trusted: Sequence[str], *, references: bool) -> Iterator[Mistake]:

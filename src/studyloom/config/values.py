@@ -75,8 +75,8 @@ def keys_explained() -> Iterator[None]:
             raise
         words = no_such_key(error.full_key, [str(name) for name in error.parent_node])
         raise ConfigError(
-            f"{words}; your function reads it: its config is that of the study, with the "
-            "values of the trial; add a key of yours to the section params of its YAML file"
+            f"{words}; your function reads this key from its config, which is the study's "
+            "with the values of the trial; add your own keys to the section params"
         ) from error
 
 

@@ -205,8 +205,8 @@ class Examples:
         if validation is None:
             if count == 1:
                 raise DataError(
-                    "data.validation must be how many training examples are held out to choose "
-                    "by; or name a Dataset for them as data.valid"
+                    "data.validation must be the number of training examples to hold out as the "
+                    "validation set; or name its Dataset as data.valid"
                 )
             validation = 0
         known = self.targets if self.targets is not None else torch.zeros(len(self))
@@ -241,9 +241,9 @@ class Examples:
                 made = structure(items.at(index))
                 if made != first and items.collate is None:
                     raise DataError(
-                        f"{items.parts[0][0]}: all items must be made of the same; item 0 is "
-                        f"{first}, and item {index} is {made}; a data.collate of yours may make "
-                        f"batches of them, {TRAIN_IT_YOURSELF}"
+                        f"{items.parts[0][0]}: all items must have the same structure; item 0 is "
+                        f"{first}, and item {index} is {made}; make batches of them with your "
+                        f"own data.collate, {TRAIN_IT_YOURSELF}"
                     )
 
     def for_preflight(self) -> "Examples":

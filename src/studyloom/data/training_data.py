@@ -87,7 +87,7 @@ def share(split: Part, key: str) -> Part:
             descriptor = os.dup(file.fileno())
     except FAILURES as error:
         log.warning(
-            "the training set (%.1f GB) is not shared between workers, which load it each: %s",
+            "the training set (%.1f GB) is not shared between workers; each loads it: %s",
             size / 1e9,
             error,
         )

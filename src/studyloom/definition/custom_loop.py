@@ -135,8 +135,9 @@ class LoopDefinition(Definition):
         name = self.config.objective["_target_"]
         if self.suggests:
             yield (
-                f"{name}(trial) keeps no state: a trial whose worker dies starts again from the "
-                "beginning, and the winner is not tested; a loop has run.keep and objective.test"
+                f"{name}(trial) is an Optuna objective: a trial whose worker dies starts again, "
+                "and the winner is not tested; a custom training loop can resume (run.keep) and be "
+                "tested (objective.test)"
             )
             return
         source, _ = sources_of(self.config.objective)
@@ -268,8 +269,8 @@ class LoopDefinition(Definition):
             yield from self._check_suggesting(data)
         if data.split is None and objective.folds > 1:
             yield (
-                f"objective.folds={objective.folds}: the data are the function's own; divide them "
-                "there, or name them in the section data, whose folds run.train and run.valid are"
+                f"objective.folds={objective.folds}: the function loads its data itself; divide "
+                "it there, or name it in the section data: then run.train and run.valid are a fold"
             )
 
     def _unread(self) -> Iterator[str]:

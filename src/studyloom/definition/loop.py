@@ -429,7 +429,9 @@ class LoopObjective(Objective):
                     returned = UserFunction(loop.function).call(config, run, make_trial)
                 with self.ranks.deciding():
                     if ended_by or run.unfit is not None:
-                        raise RuntimeError("the loop has caught what ends it")
+                        raise RuntimeError(
+                            "the loop must not catch the exception that ends its trial"
+                        )
                     run.flush()
                     first = self.ranks.rank == 0  # the others need not return anything
                     value = loop.values_of(returned, run) if first else 0.0

@@ -83,7 +83,7 @@ def preflight(
         attempt(lambda: validate(definition, data, strategy))
         if key := attempt(lambda: drawn_anew(data.split)):
             log.warning(
-                "%s gives another first item at each look, as augmentation does, and trials are "
+                "%s returns another first item each time, as augmentation does, and trials are "
                 "validated on it; name the same examples without random changes as %s",
                 key,
                 "data.evaluate" if key == "data.train" else key,

@@ -87,11 +87,11 @@ def _rules(definition: Definition) -> Iterator[str]:
         yield f"study.stop must be improvement, or null; got {study.stop}"
     elif (study.stop is None) != (study.min_improvement is None):
         yield (
-            "study.stop=improvement and study.min_improvement, such as 0.005, the gain that "
-            "further trials are not worth in units of the metric, go together; set both or none"
+            "study.stop=improvement ends the search when further trials would gain less than "
+            "study.min_improvement, such as 0.005 in units of the metric; set both or neither"
         )
     if objective.network is not None and definition.trains_networks:
-        yield "objective.network is of a loop; what studyloom trains is in the section model"
+        yield "objective.network is for a custom loop; name the network in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
     single, limited = objective.folds == objective.seeds == 1, bool(definition.limits)
@@ -161,7 +161,7 @@ def _check_goals(definition: Definition) -> Iterator[str]:
 def check_ranks(definition: Definition, ranks: int) -> Iterator[str]:
     """Yields why the ranks cannot share a trial, as when a batch has too few examples."""
     if ranks > 1 and definition.suggests:
-        yield f"launcher.ranks must be 1 for an objective(trial), which suggests; got {ranks}"
+        yield f"launcher.ranks must be 1 for an Optuna objective(trial); got {ranks}"
     if ranks == 1 or not definition.trains_networks:
         return
     smallest = min(

@@ -61,9 +61,9 @@ def serve(folder: Path, *, own: bool) -> str:
             mark_own(folder)
         elif not is_own(folder):
             raise ServerError(
-                f"storage={SCHEME}: the server in {folder} is not started: a server runs what its "
-                "folder says, and no command of yours is known here to have made this one; if you "
-                "trust it with your machine, type: "
+                f"storage={SCHEME}: the server in {folder} is not started: its files can execute "
+                "code, and there is no record here that you made them; if you trust them with your "
+                "machine, type: "
                 f"studyloom status {shlex.quote(str(folder.parent))} --trust-server"
             )
         with FileLock(folder / "start.lock"):  # waits while a keeper stops its server
@@ -125,7 +125,7 @@ def _why_not_started(folder: Path, log: Path) -> str:
     """Explains from a keeper's log why its server does not run, and how to continue."""
     text = log.read_text(errors="replace")
     reason = re.search(r"(?:FATAL|PANIC|[Ee]rror): *(.+)", text)
-    way_out = f"if its files are damaged, put a copy of {folder} back, or delete it with its trials"
+    way_out = f"if its files are damaged, restore a copy of {folder}, or delete it with its trials"
     if re.search("No space left|free disk space", text):
         way_out = "free some space on its disk"
     why = reason[1] if reason else "it gave no reason"

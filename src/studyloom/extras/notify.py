@@ -147,7 +147,7 @@ def send(target: str, notice: dict[str, Any]) -> str | None:
         # As plain text, or a service that shows HTML or Markdown would render it.
         body, plain = printable(notice["body"]), apprise.NotifyFormat.TEXT
         taken = service.notify(title=subject, body=body, body_format=plain)
-        return None if taken else "the service has not taken the notice"
+        return None if taken else "the service did not accept the notice"
     done = subprocess.run(
         [*shlex.split(target), subject],
         input=to_json(notice).encode(),

@@ -436,7 +436,7 @@ def why_not(distribution: Distribution, value: Any) -> str | None:
         ):
             whole = isinstance(distribution, IntDistribution)
             if type(value) is not int and (whole or type(value) is not float):
-                return f"is {kind_of(value)}, but must be a {'whole ' * whole}number"
+                return f"is {kind_of(value)}, but must be {'an integer' if whole else 'a number'}"
             if not low <= value <= high:
                 return f"is outside its range [{low:.15g}, {high:.15g}]"
             steps = (value - low) / step if step else 0.0

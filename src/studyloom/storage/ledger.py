@@ -801,7 +801,7 @@ def _by_slot(trials: Sequence[sql.TrialHead]) -> dict[int, sql.TrialHead]:
     for what, counts in (("slot", slots), ("number", numbers)):
         if twice := sorted(value for value, count in counts.items() if count > 1):
             raise StorageError(
-                "study.name: ledger and trials contradict each other: several trials have the "
-                f"{what} {format_ranges(twice)}; delete all but one of each, as in optuna-dashboard"
+                f"study.name: the database is inconsistent: several trials have the {what} "
+                f"{format_ranges(twice)}; delete all but one of each, as in optuna-dashboard"
             )
     return {trial.slot: trial for trial in trials if trial.slot is not None}

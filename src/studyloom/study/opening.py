@@ -124,7 +124,7 @@ def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
         stored = _load(backend, name)
         if stored.ours and not check_table(backend):
             raise StorageError(
-                f"study.name: the ledger of {name!r}, the table studyloom_slots, is gone; the "
+                f"study.name: the table studyloom_slots, the budget of {name!r}, is gone; the "
                 "command that runs the study makes it again"
             )
     return stored

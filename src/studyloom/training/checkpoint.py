@@ -113,7 +113,7 @@ class Checkpoint:
     def _read(self, path: Path) -> dict[str, Any]:
         header, _, payload = path.read_bytes().partition(b"\n")
         if header != _header(payload):
-            raise ValueError("is damaged: its content is another than was saved")
+            raise ValueError("is damaged: its content differs from what was saved")
         try:
             content = _unpack(io.BytesIO(payload))
         # torch's own message advises to do without weights_only.

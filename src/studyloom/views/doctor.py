@@ -128,7 +128,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> tuple[lis
     for _, ledger, _ in found if mended else ():
         ledger.compare(mend=True)
     left = "nothing was changed; --yes fixes this"
-    print("fixed" if mended else left if found else "the ledger agrees with the trials")
+    print("fixed" if mended else left if found else "the budget agrees with the trials")
     return differences, mended
 
 

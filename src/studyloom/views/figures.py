@@ -700,7 +700,7 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
         (t.number, format_value(t.values[0]), format_cost(t.values[1]))
         for t in sorted(members, key=lambda trial: trial.values[1])
     ]
-    note = f"The front; {len(beaten)} further trials are beaten."
+    note = f"The front; {len(beaten)} further trials are dominated."
     y = axis.scale_of([trial.values[0] for trial in trials], height)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
     table = PageTable(("trial", axis.metric, cost.name), rows, note=note)
@@ -1038,7 +1038,7 @@ def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
     expected = enumerate(gains(ended, now.bounds), 1)
     known = [(count, gain) for count, gain in expected if gain is not None]
     if not known:
-        return "Too few trials have a value to tell what further ones gain."
+        return "Too few trials have a value to estimate the gain of more."
     largest = max(gain for _, gain in known)
     if not largest:
         return "No trial has been better than another one yet."

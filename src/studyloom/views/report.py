@@ -165,7 +165,7 @@ def head(
     """Renders the top of the report; a `live` one shows the progress in a separate line."""
     snapshot, blocks = progress.search, list[figures.Block]()
     if (halted := stored.halted()) is not None:
-        why = f"The study has stopped, since its trials fail with this: {halted}"
+        why = f"The study stopped itself, since its trials fail with this: {halted}"
         blocks.append(Words(why, "bad"))
     if (ended := snapshot.outlook.ending) is not None:
         blocks.append(Words(f"The search {ended.words}."))
@@ -203,7 +203,7 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
             yield f"{chosen}: it is the best {of} by {winner.rule}, on {seeds} new seeds."
         if worse:
             next_best = max(worse, key=lambda other: stored.sign * other)
-            yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
+            yield f"Its mean is {number(mean)}, that of the runner-up {number(next_best)}."
     if test := winner.test:
         if test.difference:
             yield f"The difference to the baseline is {test.difference_words}."
@@ -270,7 +270,7 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
     yield Card("Baseline, search", number(start), "", note)
     gain = None if value is None or start is None else stored.sign * (value - start)
     difference = "best minus baseline" if stored.sign > 0 else "baseline minus best"
-    yield Card("Gain, search", number(gain, "+"), "", f"{difference}; flatters the best")
+    yield Card("Gain, search", number(gain, "+"), "", f"{difference}; overrates the best")
     for position, name in enumerate(snapshot.costs, 1):
         costs = [None if trial is None else value_of(trial, position) for trial in (best, baseline)]
         ours, theirs = ("–" if cost is None else format_cost(cost) for cost in costs)
@@ -299,7 +299,7 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
     if winner.transfer is None:  # values of two sizes cannot be compared
         yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
     for rule, value in test.references.items():
-        yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
+        yield Card(f"{rule.capitalize()}, test", number(value), "", "a rule without a network")
 
 
 def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Section]:
@@ -408,7 +408,7 @@ def _texts(winner: Result) -> Iterator[page.Part]:
             for name, said in ((predicted, _strongest(pairs, 1)), (truth, _strongest(pairs, -1)))
             if said
         ]
-        lines += [f"{item.left} further words are not looked at"] if item.left else []
+        lines += [f"{item.left} further words were not tested"] if item.left else []
         shaded = page.Shaded([(word, change / most) for word, change in pairs])
         yield page.Part(f"{truth} → {predicted}", [shaded, page.Lines(lines)], remark)
 
@@ -422,7 +422,7 @@ def _strongest(pairs: Sequence[tuple[str, float]], sign: int) -> list[str]:
 
 
 STRETCHED = {
-    "unit": " The axis is stretched towards 1: equal steps divide the error by equal factors.",
+    "unit": " The axis is stretched toward 1: equal steps divide the error by equal factors.",
     "factors": " The axis is logarithmic: equal steps are equal factors.",
     "plain": "",
 }

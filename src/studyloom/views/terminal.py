@@ -232,7 +232,7 @@ def print_forgotten(stored: StoredStudy, console: Console) -> None:
     known = (TrialRecord(trial).not_kept for trial in stored.trials())
     if names := next(filter(None, known), None):
         missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
-        words = f"run.keep lacks {missing}: after a crash, a trial comes to another value"
+        words = f"run.keep lacks {missing}: a trial resumed after a crash gets another value"
         console.print(Text(words), soft_wrap=True)
 
 
@@ -272,7 +272,7 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
     """Prints for each accepted change of the user's code which trials ran before it."""
     for change in stored.code_changes():
         names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
-        before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
+        before = f"trials 0 to {change['from'] - 1} ran other code: {names} has changed"
         console.print(Text(before), soft_wrap=True)
 
 
@@ -364,7 +364,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         line(snapshot.outlook.words(snapshot.metric) or "")
     if progress.halted is not None:
         why = one_line(progress.halted)
-        line(f"the study has stopped, since its trials fail with this: {why}", "bold red")
+        line(f"the study stopped itself, since its trials fail with this: {why}", "bold red")
     if progress.current.workers:
         parts.append(workers_table(progress.current, width))
     for words in failure_lines(status.failures):

@@ -136,9 +136,7 @@ class InputFormat:
         if low < 0 or high > most:
             wanted = f"its integers must be pixels from 0 to {most}, or to 65535 as uint16"
             if not whole:
-                wanted = (
-                    f"its numbers must be pixels from 0 to 1, or whole ones to 255; {NORMALIZED}"
-                )
+                wanted = f"its numbers must be pixels from 0 to 1, or integers to 255; {NORMALIZED}"
             raise PredictError(f"{wanted}; got {low:.6g} to {high:.6g}")
         return self._from_pixels(rows / most)
 
@@ -275,7 +273,7 @@ def _decode(image: PIL.Image.Image, channels: int, size: Sequence[int]) -> tuple
         levels = torch.from_numpy(np.asarray(drawn).astype(np.float32))[None]
         most = next((most for most in (1, 255, 65535) if float(levels.max()) <= most), 0)
         if not most or not bool(torch.isfinite(levels).all()) or float(levels.min()) < 0:
-            raise PredictError("its pixels must be from 0 to 1, or whole and from 0 to 65535")
+            raise PredictError("its pixels must be from 0 to 1, or integers from 0 to 65535")
         levels /= most if drawn.mode == "F" else 65535
         return levels.expand(channels, -1, -1).clone(), done
     if drawn.has_transparency_data:

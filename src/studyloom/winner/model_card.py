@@ -39,7 +39,7 @@ def model_card(
             f"{result.choice_words().capitalize()}. Its value in the search was "
             f"{format_value(winner.search_value)}, and {test.reevaluation_words} "
             f"{winner.reevaluation.words}. The selection gap is {format_value(winner.gap, '+')}; "
-            "above 0 the search had flattered it."
+            "above 0, the search overrated it."
         )
     if carried := result.transfer_sentence:
         lines.append(in_markdown(carried))

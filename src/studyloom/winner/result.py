@@ -44,7 +44,7 @@ FOLLOW_SEED = (
     "if the training sets its seed itself, let it use the trial's: run.seed in a loop, {seed} "
     "in a command, objective.seed of a Hydra application"
 )
-NO_INTERVAL = "no interval: it takes three seeds that differ"
+NO_INTERVAL = "no interval: it needs three seeds that differ"
 STAGES = {"re-evaluation": "re-evaluations", "final-training": "final trainings"}
 
 

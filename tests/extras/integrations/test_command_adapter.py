@@ -191,7 +191,7 @@ def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_an
     (mistake,) = errors_of(ask("launcher.ranks=2"))
     assert "launcher.ranks=2: each rank would run the command" in mistake
     (mistake,) = errors_of(ask("objective.test=posixpath.join"))
-    assert mistake.startswith("objective.test: a command gives nothing back that could be tested")
+    assert mistake.startswith("objective.test: a command returns no network to test")
     identity = definition.identity("")
     assert identity["objective.run"] == "python main.py --lr {lr} --seed {seed}"
     assert {"objective.value", "objective.step", "code.main.py"} <= {*identity}
@@ -205,7 +205,7 @@ GOOD = {"run": "python main.py --lr {lr}", "value": r"v=(\S+)", "step": r"e=(\d+
 WRONG = {
     "a placeholder that is misspelt": (
         {"run": "python main.py --lr {lt}"},
-        ["nothing is called lt", "did you mean lr?", "no place for it; write {lr} there"],
+        ["there is no value for {lt}", "did you mean lr?", "no place for it; write {lr} there"],
     ),
     "a program that is not there": ({"run": "pyhton x.py {lr}"}, ["program pyhton cannot be run"]),
     "no command": ({"run": 3}, ["objective.run must be a command", "got 3"]),
@@ -221,7 +221,7 @@ WRONG = {
         {"params": {"lr": 0.1, "depth": 2}, "space": {"params": {"depth": {"int": [1, 3]}}}},
         ["space.params.depth: it would change nothing", "write {depth} there"],
     ),
-    "a name of ours": ({"params": {"seed": 1, "lr": 1}}, ["params.seed: {seed} is the trial's"]),
+    "a name of ours": ({"params": {"seed": 1, "lr": 1}}, ["params.seed: {seed} is reserved"]),
 }
 
 

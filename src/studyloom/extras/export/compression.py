@@ -150,7 +150,7 @@ def check_result(stages: ResultStages, result: Result) -> None:
     run_dir, part = stages.run_dir, stages.data.split
     errors = [*loop_errors(stages.definition)]
     if part is None or result.data is None:
-        errors.append("the winner's data are its loop's own; name them in the section data")
+        errors.append("the winner's loop loads its data itself; name it in the section data")
     if errors:
         raise CompressError(f"{run_dir}: {'; '.join(errors)}")
     result.check_whole(run_dir)
@@ -161,6 +161,6 @@ def check_result(stages: ResultStages, result: Result) -> None:
         )
     if part is None or part.shape is None or part.input_at(0) is None:
         raise CompressError(
-            "the inputs of the winner are not one tensor, and its ONNX file would not know them; "
-            "deploy winner.pt"
+            "the inputs of the winner are not one tensor, as an ONNX file needs it; deploy "
+            "winner.pt"
         )

@@ -42,7 +42,7 @@ from studyloom.winner.result import (
 from studyloom.winner.stages import ResultStages
 
 LOCK = "compress.lock"  # below the run directory
-OWN_LOOP = "its loop is your own, so that no smaller network is trained: it is tried unchanged"
+OWN_LOOP = "a custom loop trains it, so no smaller network can be trained: it is tried unchanged"
 EXACT = 1e-9  # rounding of means of shares such as 5 of 1,000
 
 
@@ -159,7 +159,7 @@ class Compressor:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            self.say("another command makes the winner small; waiting for it")
+            self.say("another command compresses the winner; waiting for it")
         while not lock.is_locked:
             if self.stop():
                 raise Stopped

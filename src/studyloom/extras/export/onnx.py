@@ -186,8 +186,8 @@ def check_equal(ours: Tensor, theirs: Tensor) -> float:
     distance = float((ours - theirs).abs().max()) / scale
     if not distance <= TOLERANCE:  # or NaN
         raise CompressError(
-            f"the ONNX file predicts otherwise than PyTorch: outputs differ by {distance:.2g} of "
-            f"the largest one, and may by {TOLERANCE:g}"
+            f"the ONNX file and PyTorch predict differently: outputs differ by {distance:.2g} of "
+            f"the largest one; at most {TOLERANCE:g} is allowed"
         )
     return distance
 

@@ -153,13 +153,13 @@ def loop_errors(definition: Definition) -> Iterator[str]:
     objective = definition.config.objective
     if objective.network is None:
         yield (
-            f"the winner is a custom loop, objective._target_={objective['_target_']}; name "
+            f"a custom loop trains the winner, objective._target_={objective['_target_']}; name "
             "what makes its network as objective.network"
         )
     if str(objective.metric) not in METRICS:
         yield (
-            f"objective.metric={objective.metric} is the loop's own, so that nothing says what a "
-            f"smaller network loses; name one of {', '.join(METRICS)}"
+            f"objective.metric={objective.metric} is known only to the loop, so that a smaller "
+            f"network cannot be measured; name one of {', '.join(METRICS)}"
         )
 
 
@@ -185,7 +185,7 @@ def find_errors(definition: Definition, data: TrainingData | None) -> Iterator[s
         )
     yield from (f"{SECTION}: {line}" for line in loop_errors(definition))
     if not definition.trains_networks and data is not None and data.split is None:
-        yield f"{SECTION}: the data are the loop's own; name them in the section data"
+        yield f"{SECTION}: the loop loads its data itself; name the data in the section data"
     metric = None
     with suppress(UserError, ImportError, AttributeError):  # which is reported with the objective
         metric = metric_of(definition)

@@ -58,7 +58,7 @@ class Command:
 
     resumes: ClassVar[bool] = False  # what it keeps is its own affair
     untested: ClassVar[str] = (
-        "a command gives nothing back that could be tested: what it printed on new seeds holds"
+        "a command returns no network to test; what it printed on new seeds is the result"
     )
 
     def check(self, config: DictConfig, space: Space) -> list[str]:
@@ -66,7 +66,7 @@ class Command:
         params = _params(config)
         errors = [*_word_errors(self.run, [*params, *OURS]), *_space_errors(self.run, space)]
         ours = [name for name in OURS if name in params]
-        errors += [f"params.{name}: {{{name}}} is the trial's own; rename it" for name in ours]
+        errors += [f"params.{name}: {{{name}}} is reserved; rename it" for name in ours]
         ranks = OmegaConf.select(config, "launcher.ranks", default=1)
         if isinstance(ranks, int) and ranks > 1:
             errors.append(
@@ -175,7 +175,7 @@ def _word_errors(run: Any, known: Sequence[str]) -> Iterator[str]:
     for name in dict.fromkeys(_names_in(run)):
         if name not in known:
             yield (
-                f"objective.run: nothing is called {name}, and {{{name}}} stands there; there are "
+                f"objective.run: there is no value for {{{name}}}; there are "
                 f"{', '.join(known)}; write {{{{{name}}}}} for the text{nearest(name, known)}"
             )
     try:

@@ -75,8 +75,8 @@ def why_closed(stored: StoredStudy) -> str | None:
     """
     if stored.test_uses():
         return (
-            f"the test set of {stored.name} has been used, and a proposal could be chosen by it; "
-            "only the sampler fills further trials"
+            f"the test set of {stored.name} has been used, and its result could bias a proposal; "
+            "only the sampler chooses further trials"
         )
     if (ended := look_ahead(stored).ending) is None:
         return None

@@ -51,9 +51,7 @@ def replay(
         expected = Course.read(trial, stored.metric, loop=loop)
         in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)
         if in_turn and not record.columns:
-            raise ValueError(
-                "its workers died, and of jobs in turn had reported only how each ended"
-            )
+            raise ValueError("its workers died, and it reported only the end of each fold or seed")
     except ConfigError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:

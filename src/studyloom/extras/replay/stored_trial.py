@@ -31,7 +31,7 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     if number in replayable:
         return replayable[number]
     known = number in (trial.number for trial in trials)
-    why = "stored nothing that it could be replayed from" if known else "does not exist"
+    why = "has not stored how it was made" if known else "does not exist"
     numbers = format_ranges([*replayable]) or "none"
     raise ValueError(f"--trial: trial {number} {why}; those that can be replayed: {numbers}")
 
