@@ -76,7 +76,7 @@ def refuse(errors: Sequence[str]) -> None:
 
 
 class DataError(UserError):
-    """A data set is missing, damaged, or not what it is said to be."""
+    """A data set is missing or damaged, or differs from its description."""
 
 
 class UnfitData(DataError):
@@ -95,7 +95,7 @@ class ScaffoldError(UserError):
 
 
 class PredictError(UserError):
-    """There is no winner, or files hold no input for it."""
+    """There is no winner, or a file holds no input for it."""
 
 
 class CompressError(UserError):
@@ -123,7 +123,7 @@ class StorageLost(StorageError):
 
     Attributes:
         passing: whether another try may succeed; False for all that reaches a caller of a storage.
-        broken: whether a connection broke that had been made before, and not for its transaction.
+        broken: whether an open connection broke, for a reason other than its transaction.
         waited: the seconds spent on retries.
     """
 
@@ -228,7 +228,7 @@ class Stopped(BaseException):
 
 
 class Paused(BaseException):
-    """A trial has come to a rung and waits there, its state saved, until it is promoted.
+    """A trial has reached a rung and waits there, its state saved, until it is promoted.
 
     As `Stopped` it passes `except Exception` in a user's code.
     """

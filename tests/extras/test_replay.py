@@ -157,7 +157,7 @@ def test_another_environment_has_a_tolerance_and_is_named(work, again):
 def test_a_trial_that_is_not_there_or_stored_nothing_is_named_with_those_that_did(work, again):
     stored = work(*RATES, trials=3)
     begin(stored)
-    for number, words in ((17, "17 does not exist"), (3, "3 stored nothing")):
+    for number, words in ((17, "17 does not exist"), (3, "3 has not stored")):
         with pytest.raises(ValueError, match=f"trial {words}.*; those that can be replayed: 0-2$"):
             again(stored, number)
 

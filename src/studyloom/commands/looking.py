@@ -48,7 +48,7 @@ LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
     flag(
         "--watch", "refresh until the study ends: search, re-evaluation, final training; or Ctrl-C"
     ),
-    flag("--json", "one JSON object; with --watch a line for each change"),
+    flag("--json", "print one JSON object; with --watch, a line for each change"),
     flag("--check", "for cron: exit code 1: failed, 3: no worker runs, 4: stopped or paused"),
     examples=["studyloom status runs/mnist --watch", "studyloom status runs/mnist --json"],
 )
@@ -98,8 +98,8 @@ def check(progress: "Progress", run_dir: Path) -> int:
     RUN_DIR,
     *CONSENT,
     either(
-        flag("--csv", "with all columns, as in a DataFrame"),
-        flag("--json", "a list with an object for each trial"),
+        flag("--csv", "print all columns as CSV"),
+        flag("--json", "print a JSON list with an object for each trial"),
     ),
     examples=["studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"],
 )
@@ -135,12 +135,12 @@ def report(arguments: argparse.Namespace) -> None:
 
 @command(
     "compare studies: definitions, best values, costs",
-    argument("run_dirs", "RUN_DIR", "where a study runs; up to seven", type=Path, nargs="+"),
+    argument("run_dirs", "RUN_DIR", "the folders of up to seven studies", type=Path, nargs="+"),
     *CONSENT,
     either(
         argument(
             *("--page", "FILE"),
-            f"where to write the HTML (default: {PAGE} in the first RUN_DIR; none with --json)",
+            f"the HTML file to write (default: {PAGE} in the first RUN_DIR; none with --json)",
             type=Path,
         ),
         JSON,
@@ -168,7 +168,7 @@ def compare(arguments: argparse.Namespace) -> None:
     print(f"\n{printable(str(path))}")
 
 
-PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs="?")
+PLACE = argument("run_dir", "RUN_DIR", "the folder of the study", type=Path, nargs="?")
 
 
 @command(
@@ -176,7 +176,7 @@ PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs=
     either(
         PLACE,
         argument("--storage", "URL", "a database, such as postgresql://user@host/name"),
-        flag("--gpu", "the GPUs here, in minutes: prints a table to paste into an issue"),
+        flag("--gpu", "check the GPUs here for minutes; print a table to paste into an issue"),
         required=True,
     ),
     *CONSENT,
@@ -225,8 +225,8 @@ def doctor(arguments: argparse.Namespace) -> int:
         argument("--storage", "URL", "a database (default: that of STUDYLOOM_STORAGE)"),
     ),
     *CONSENT,
-    argument("--study", "NAME", "which one, if the database holds several"),
-    argument("--port", None, "or the next free one (default: 8080)", type=int, default=8080),
+    argument("--study", "NAME", "the name of the study, if the database holds several"),
+    argument("--port", None, "the first port to try (default: 8080)", type=int, default=8080),
     JSON,
     examples=["studyloom dashboard runs/mnist", "studyloom dashboard --study mnist"],
 )
@@ -371,14 +371,14 @@ BY = argument("--by", "NAME", "who proposes it", default=os.environ.get("USER", 
 @command(
     "propose a configuration for the next free trial",
     RUN_DIR,
-    argument("point", "POINT", "in JSON; hyperparameters left out have their default values"),
+    argument("point", "CONFIGURATION", "in JSON; hyperparameters left out have their defaults"),
     BY,
     argument("--why", "TEXT", "a line that is stored with it", default=""),
     *(*CONSENT, JSON),
     examples=["studyloom propose runs/mnist '{\"optimizer.lr\":0.01}' --why larger"],
 )
 def propose(arguments: argparse.Namespace) -> None:
-    """Queues a configuration as the next free trial of a search. It counts towards the budget; at
+    """Queues a configuration as the next free trial of a search. It counts toward the budget; at
     most study.proposals trials may be proposed. No configuration is trained twice.
     """
     load_plugin("propose")(arguments)
@@ -386,7 +386,7 @@ def propose(arguments: argparse.Namespace) -> None:
 
 @command(
     "let an agent look at a study and propose configurations",
-    argument("run_dirs", "RUN_DIR", "the study; then others to compare", type=Path, nargs="+"),
+    argument("run_dirs", "RUN_DIR", "the folder of the study, then others", type=Path, nargs="+"),
     *(BY, *CONSENT),
     examples=["studyloom mcp runs/mnist --by claude"],
 )

@@ -63,7 +63,7 @@ def winner(arguments: argparse.Namespace) -> None:
     RUN_DIR,
     argument(
         *("settings", "KEY=VALUE"),
-        "such as margin=0.01 ratios=[0.5] 'rule=min latency_ms where bytes < 50_000'",
+        "settings such as margin=0.01 ratios=[0.5] 'rule=min latency_ms where bytes < 50_000'",
         nargs="*",
     ),
     *(*CONSENT, CODE, JSON),
@@ -102,10 +102,10 @@ def compress(arguments: argparse.Namespace) -> None:
 
 @command(
     "predict with the winner: images, arrays or numbers",
-    argument("run_dir", "RUN_DIR", "with winner.json, winner.yaml and winner.pt", type=Path),
+    argument("run_dir", "RUN_DIR", "a folder with winner.json, .yaml and .pt", type=Path),
     argument(
         *("files", "FILE"),
-        "an image of any size, a .npy file, or a CSV file of a line for each input",
+        "an image of any size, a .npy file, or a CSV file with a line for each input",
         type=Path,
         nargs="+",
     ),

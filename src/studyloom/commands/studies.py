@@ -37,7 +37,7 @@ def kind(parser: argparse.ArgumentParser) -> None:
 
 @command(
     "create a study from a template that runs as written",
-    argument("name", "NAME", "of the study and its module, as in python -m studies.NAME"),
+    argument("name", "NAME", "the name of the study and its module, as in python -m studies.NAME"),
     argument(
         *("folder", "FOLDER"),
         "where to write it (default: the current folder)",
@@ -50,7 +50,7 @@ def kind(parser: argparse.ArgumentParser) -> None:
 )
 def new(arguments: argparse.Namespace) -> None:
     """Writes a new study: a module, its configs, and a test. It runs unchanged, and its comments
-    say what to replace by your data and network.
+    say what to replace with your data and network.
     """
     from studyloom.config.scaffold import write_study
 
@@ -71,12 +71,12 @@ def new(arguments: argparse.Namespace) -> None:
     "run a study by its module or primary config",
     argument(
         *("source", "FILE"),
-        "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is; or one "
-        "of studyloom's, such as mnist",
+        "your study module or config, which is run as code, such as studies/mine.py or "
+        "conf/mine.yaml; or one of studyloom's, such as mnist",
     ),
     argument(
         *("overrides", "OVERRIDE"),
-        "of Hydra, such as study.trials=50; or --dry-run, --json, --events FILE, notify=URL",
+        "Hydra's, such as study.trials=50; or --dry-run, --json, --events FILE, notify=URL",
         nargs=argparse.REMAINDER,
     ),
     examples=[
@@ -146,8 +146,8 @@ def keys(arguments: argparse.Namespace) -> None:
     ],
 )
 def completion(arguments: argparse.Namespace) -> None:
-    """Prints the script by which bash, zsh or fish completes commands, options and files. A
-    study's module has Hydra's own, which completes overrides: its --help says how.
+    """Prints a script with which bash, zsh or fish completes commands, options and files. For the
+    overrides of a study module, use Hydra's completion: see the --help of the module.
     """
     import shtab
 
@@ -166,7 +166,7 @@ def completion(arguments: argparse.Namespace) -> None:
     "print the JSON Schemas of --json and --events",
     argument(
         *("name", "NAME"),
-        "a command, or event, heartbeat, notice, errors (default: all of them)",
+        "the name of a command, or event, heartbeat, notice, errors (default: all of them)",
         nargs="?",
     ),
     flag("--json", "the same; a schema is JSON"),

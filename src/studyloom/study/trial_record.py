@@ -49,7 +49,7 @@ class TrialRecord(TrialAttributes):
     def curve(self) -> dict[str, list[Any]]:
         """The learning curve by column, of which `number` and `value` are two.
 
-        Until the trial has ended or come to a rung these are the steps that it reported, and that
+        Until the trial has ended or reached a rung these are the steps that it reported, and that
         Optuna's pruners and dashboard read; then those of each epoch, of whatever jobs in turn.
         Empty if it has reported nothing.
         """

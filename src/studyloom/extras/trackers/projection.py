@@ -3,7 +3,7 @@
 A trial that has ended is written to each tracker as a run of a fixed id, from what is stored. The
 worker that ran it does this in a thread, so training never waits; the command does it at its end
 for every trial that a tracker lacks, since a worker may have been killed or the tracker away. A
-trial is written at least once, and written again it comes to the same run.
+trial is written at least once; a second write reaches the same run.
 """
 
 import importlib.util
@@ -123,7 +123,7 @@ class Tracker(Protocol):
     """
 
     def write_trial(self, trial: TrackedTrial) -> None:
-        """Writes the run of a trial; written again it comes to the same content."""
+        """Writes the run of a trial; a second write leaves the same content."""
         ...
 
     def write_result(self, result: TrackedResult) -> None:
