@@ -100,7 +100,7 @@ def test_a_command_is_tuned_as_it_is_up_to_the_winner(make):
         assert trial.value == trial.intermediate_values[6]
     assert "winner" in printed
     assert "objective.test" not in printed
-    assert "what it printed on new seeds holds" in printed
+    assert "what it printed on new seeds is the result" in printed
     assert (project.folder / "winner.yaml").exists()
     assert re.search(r"^\$ python main.py --lr 0.1 --seed \d+", project.log("trial-0.log"))
     assert "equal bit for bit: 6 epochs" in project.replay()

@@ -69,7 +69,7 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
         *("unchanged", "pruned by 0.5", "student of 0.5")
     ]
     sizes = {row["name"]: row["bytes"] for row in record["variants"]}
-    assert 3 < sizes["as it is, fp32"] / sizes["as it is, int8"] < 4
+    assert 3 < sizes["unchanged, fp32"] / sizes["unchanged, int8"] < 4
     assert record["chosen"]["bytes"] == (folder / "winner.onnx").stat().st_size
     assert record["chosen"]["name"] == min(sizes, key=sizes.get)
     assert uses(folder) == record["test"]["uses"] == 2

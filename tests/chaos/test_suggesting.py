@@ -40,7 +40,7 @@ def test_a_study_killed_in_the_midst_goes_on_with_what_was_suggested_to_one_winn
         run.at_work(meanwhile=kill_it).communicate()
         run.until_gone(10)
         printed = run.end(run.start(), 0)
-        assert "from the beginning, and the winner is not tested" in printed
+        assert "starts again, and the winner is not tested" in printed
         trials = run.stored().trials()
         assert len(begun) == 2
         assert [(t.number, t.params) for t in trials if t.number in dict(begun)] == begun

@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_named_with_what_must_be():
 
 
 def test_no_validation_part_no_test_part_and_one_group_are_named_with_the_way_out():
-    with pytest.raises(DataError, match=r"data\.validation must be how many.*data\.valid"):
+    with pytest.raises(DataError, match=r"data\.validation must be the number.*data\.valid"):
         Datasets(train=Drawn()).train().folds(1, None, 0)
     with pytest.raises(DataError, match=r"data\.test must be.*winner\.enabled=false"):
         Datasets(**GIVEN).test()

@@ -140,7 +140,7 @@ def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_mea
     notes = {row.name: row.note for row in record.variants if row.note is not None}
     assert [*notes] == ["student of 0.25"]
     assert "onnxruntime cannot run the network" in notes["student of 0.25"]
-    assert {row.name for row in record.variants} > {"as it is, fp32", "as it is, int8"}
+    assert {row.name for row in record.variants} > {"unchanged, fp32", "unchanged, int8"}
 
 
 def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatch):
@@ -149,8 +149,8 @@ def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatc
     work(stages)
     evaluate_winner(stages, test := CountedTest(), PAGE)
     record, told = small((stages, test), replace(SMALL, ratios=(0.5,)))
-    assert [row.name for row in record.variants] == ["as it is, fp32", "as it is, int8"]
-    assert any("no smaller network is trained" in words for words in told)
+    assert [row.name for row in record.variants] == ["unchanged, fp32", "unchanged, int8"]
+    assert any("no smaller network can be trained" in words for words in told)
     assert record.test.difference == 0
     assert record.test.value == record.test.original > 0.5
     made.clear()
@@ -221,7 +221,7 @@ def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, ma
     asked("{rule: min bytes, ratios: [], widths: [], repeats: 2}")
     assert compress_winner(stages, Stop(), console, print) is None
     printed = capsys.readouterr().out
-    assert "as it is, int8" in printed
+    assert "unchanged, int8" in printed
     assert "by min bytes" in printed
     assert "Compression" in (stages.run_dir / "report.html").read_text()
     noted = StoredCommand.read(stages.search.stored).result
