@@ -133,6 +133,14 @@ def test_an_untrusted_directory_has_no_script_executed(searched, tmp_path, capsy
     assert not (tmp_path / "hacked").exists()
 
 
+def test_winner_yaml_names_no_command_that_cannot_import_it(searched):
+    _, run_dir = searched
+    first, second, *_ = (run_dir / "winner.yaml").read_text().splitlines()
+    assert first.startswith("# The winner of ")
+    assert first.endswith(".")
+    assert not second.startswith("#")
+
+
 def test_a_config_of_it_is_refused_with_what_to_move_where(searched, tmp_path):
     script, run_dir = searched
     names = {"mine": "Net", "looped": "layer, loop"}[run_dir.name]

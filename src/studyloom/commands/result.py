@@ -69,13 +69,13 @@ def print_winner(
         if result is None or not known or repeat:
             command = result.command if result is not None and repeat else command
             result = evaluate_winner(plan, command, store, repeat=known)
-        if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
-            write_report(plan)  # unless the command was killed here
     store_result(plan.search.stored, result.in_short())
     lines = [result_sentence(result, plan.search.stored), *terminal.winner_lines(result)]
     for number, line in enumerate(filter(None, lines)):  # the first has the result of the test
         style = "" if number or result.test is None else "bold green"
         console.print(Text(line, style=style), soft_wrap=True)
+    if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
+        write_report(plan)
 
 
 def compress_winner(plan: ResultStages, stop: Stop, outputs: Outputs) -> CompressError | None:

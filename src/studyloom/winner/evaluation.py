@@ -73,17 +73,19 @@ def evaluate_winner(
         command=tuple(command),
     )
     again = (*command, "--config-dir", str(stages.run_dir), "--config-name", "winner")
-    title = f"The winner of {search.name}, {winner.name}, and this does all of it once more:"
-    # On another machine it is read as an untrusted config, and names the packages to trust.
-    head = "".join(f"# {one_line(line)}\n" for line in (title, shlex.join(again)))
+    (defined,) = search.attributes(DEFINED)
+    sources = {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
+    title = f"The winner of {search.name}, {winner.name}"
+    # No command can import what a script or notebook defines. On another machine the file is read
+    # as an untrusted config, and names the packages to trust.
+    lines = (
+        [f"{title}."] if sources else [f"{title}; this command trains it again:", shlex.join(again)]
+    )
+    head = "".join(f"# {one_line(line)}\n" for line in lines)
     files = {"winner.yaml": (head + as_yaml(winner_config(definition, point))).encode()}
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
     if result.test is not None:
-        (defined,) = search.attributes(DEFINED)
-        sources = (
-            {name: str(defined[name]) for name in defined} if isinstance(defined, dict) else {}
-        )
         files[CARD] = model_card(result, stages.run_dir, split, sources).encode()
     return result.write(stages.run_dir, files)
 
