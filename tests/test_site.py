@@ -1,8 +1,13 @@
 """The site has a place for each page, and each generated part has all that the code has."""
 
+import http.server
 import importlib.util
 import re
+import subprocess
+import sys
+import threading
 import tomllib
+from functools import partial
 
 import pytest
 from commands import ROOT
@@ -13,6 +18,8 @@ import studyloom.data
 from studyloom import environment
 from studyloom.commands.parser import COMMANDS
 from studyloom.config.schema import describe_keys
+
+HTML = ROOT / "build/site/html"
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +70,72 @@ def test_a_page_from_elsewhere_keeps_its_links(site, tmp_path, monkeypatch):
     assert (tmp_path / "docs/images/mnist.png").is_file()
     assert "](benchmarks.md)" in gallery
     assert "notebook.ipynb" not in gallery  # it is no page of the site
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def served_site():
+    """The address of the site, built strictly from nothing."""
+    pytest.importorskip("zensical")
+    subprocess.run([sys.executable, "scripts/site.py"], cwd=ROOT, check=True, capture_output=True)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = partial(Handler, directory=str(HTML))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that collects its errors, warnings and requests to other hosts in `page.seen`."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.seen = []
+    page.on("console", lambda m: m.type in ("error", "warning") and page.seen.append(m.text))
+    page.on("pageerror", lambda error: page.seen.append(str(error)))
+    elsewhere = re.compile(r"https?://(?!127\.0\.0\.1:)")
+    page.on("request", lambda r: elsewhere.match(r.url) and page.seen.append(r.url))
+    yield page
+    context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_fits_its_window_without_errors(served_site, page, width, scheme):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    paths = sorted(path.relative_to(HTML) for path in HTML.rglob("index.html"))
+    assert len(paths) > 30
+    for path in paths:
+        page.goto(f"{served_site}{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        dark = page.evaluate("document.body.dataset.mdColorScheme") == "slate"
+        assert (dark, page.seen) == (scheme == "dark", []), path
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        ("study.warm_start", "guides/search/#warm-starts"),
+        ("studyloom replay", "reference/command-line/#studyloom-replay"),
+        ("already exists with a different definition", "troubleshooting/#frequent-errors"),
+    ],
+)
+def test_the_search_box_finds_a_key_a_command_and_an_error(served_site, page, words, target):
+    page.goto(served_site)
+    page.locator(".md-search__button").click()
+    page.keyboard.type(words)
+    path, anchor = target.split("#")
+    ends = f"[href*='{served_site}{path}?'][href$='#{anchor}']"
+    page.locator(f"a:is([aria-posinset='1'], [aria-posinset='2']){ends}").click()
+    page.locator(f"[id='{anchor}']").wait_for()
+    assert page.seen == []
