@@ -9,8 +9,11 @@ import re
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Condition
 
+import optuna
 import pytest
 import yaml
 from commands import ROOT, environment, study_here
@@ -118,6 +121,39 @@ def test_mistakes_are_reported_as_the_example_shows():
     assert done.returncode == 2
     _, *lines = example.splitlines()  # the command, then what it prints
     assert done.stderr.split() == " ".join(lines).split()
+
+
+def test_no_document_names_a_commit():
+    for name, text in PAPERS.items():
+        hexadecimal = re.findall(r"\b[0-9a-f]{7,40}\b", text)
+        assert not [word for word in hexadecimal if re.search(r"\d[a-f]|[a-f]\d", word)], name
+
+
+def test_plain_optuna_does_what_the_readme_says():
+    text = PAPERS["README.md"]
+    storage, begun, change = optuna.storages.InMemoryStorage(), [], Condition()
+    study = optuna.create_study(storage=storage, study_name="s", direction="minimize")
+
+    def objective(trial):  # ends when four run, or no other begins
+        with change:
+            begun.append(trial.number)
+            change.notify_all()
+            change.wait_for(lambda: len(begun) > trial.number + 3, timeout=0.5)
+        return trial.suggest_float("x", 0, 1)
+
+    def work(_):
+        study = optuna.load_study(study_name="s", storage=storage)
+        study.optimize(objective, callbacks=[optuna.study.MaxTrialsCallback(10)])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert f"`MaxTrialsCallback(10)` in 4 workers ran {len(study.trials)} trials" in text
+    other = optuna.create_study(
+        storage=storage, study_name="s", direction="maximize", load_if_exists=True
+    )
+    other.optimize(lambda trial: trial.suggest_float("x", 5, 9), n_trials=1)
+    assert (other.direction, other.trials[-1].params["x"] >= 5) == (study.direction, True)
+    assert "`load_if_exists=True` accepts other ranges, ignores another direction" in text
 
 
 def test_every_guarantee_has_its_test():

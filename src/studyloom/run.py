@@ -26,7 +26,8 @@ def run(
 
     It does what the command `python -m studies.NAME OVERRIDES` does, with the same trials for the
     same seed and the same output. It imports the study module and calls what the config names.
-    Several workers are separate processes, which cannot import a network defined in `__main__`.
+    Several workers are separate processes, which cannot import a network defined in `__main__`;
+    `search` passes such a network to them.
 
     In a study module that calls `run(cfg)` inside `hydra_main`, it prints the result and ends the
     process. The exit code is 0 if everything is done; 2 if nothing started, because of an error in
