@@ -8,6 +8,7 @@ import shlex
 import subprocess
 
 import pytest
+from commands import study_here
 from test_how_do_i import ANSWERS, pieces_of
 from test_readme import COMMANDS, PAPERS, SITE, blocks
 from toys import compose
@@ -24,6 +25,8 @@ RECORD = "".join(
 HEAD = RECORD + 'nohup() { "$@"; }\nexec 3>words\n'
 SHELLS = {"bash": ("bash", "--norc", "-c"), "zsh": ("zsh", "-f", "-c")}
 STUDY = re.compile(r"studies\.(?!mine|films|pairs)(\w+)")
+# Commands that need a server, a run directory, data or an extra, or show an error.
+ELSEWHERE = re.compile(r"postgres|launcher=|--config-dir|cnnn|newsgroups|ratings|track=")
 OF_A_STUDY = re.compile(r"'?~?[a-z_]+\.[\w.]+(=.*)?|launcher=.*|storage=.*")  # an override in a row
 
 
@@ -100,3 +103,17 @@ def test_a_command_of_the_site_needs_no_comment_behind_it():
             assert not [line for line in lines if re.search(r"\S\s+#", line)], name
             comments = [line for line in lines if line.startswith("#")]
             assert not [line for line in comments if re.search(r"['\"`*?\[{~(]", line)], name
+
+
+@pytest.mark.chaos
+def test_every_command_of_a_study_passes_its_dry_run(tmp_path, monkeypatch):
+    (mixup,) = blocks(PAPERS[f"{SITE}/guides/training.md"], "python")
+    (tmp_path / "mixup.py").write_text(mixup)
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = [line for line in COMMANDS if STUDY.search(line) and not ELSEWHERE.search(line)]
+    assert len(lines) > 20
+    for line in lines:
+        words = shlex.split(line)
+        name, *overrides = words[words.index("-m") + 1 :]
+        done = study_here(*overrides, "--dry-run", page=name.removeprefix("studies."))
+        assert done.returncode == 0, f"{line}: {done.stderr}"
