@@ -231,6 +231,12 @@ def test_the_help_of_a_module_shows_keys_that_are_null():
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_the_help_of_run_is_that_of_the_study_it_names():
+    done = study_here("--help", "study.trials=7")
+    assert done.stdout.startswith("Runs the study conf/mnist.yaml: studyloom run conf/mnist.yaml")
+    assert "    trials: 7\n" in done.stdout
+
+
 def test_shells_take_the_script_of_completion_which_names_every_command(capsys, tmp_path):
     for shell in SHELLS:
         assert main(["completion", shell]) == 0

@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
         # The arguments as hydra_main left them.
         run_study(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))
 
+    source = arguments.source
+    task.__doc__ = f"Runs the study {source}: studyloom run {source} [OVERRIDES]"
     with module_path(invocation.root):
         hydra_main(str(invocation.config_dir), invocation.config_name)(task)()
 

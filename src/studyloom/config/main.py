@@ -151,7 +151,7 @@ def handle_early_options(
         print(f"studyloom {__version__}")
         sys.exit()
     if {"--help", "-h"} & {*argv}:
-        about = inspect.getdoc(inspect.getmodule(task)) or ""
+        about = task.__doc__ or inspect.getdoc(inspect.getmodule(task)) or ""
         shown = [argument for argument in argv if argument not in ("--help", "-h")]
         print(study_help(about, config_path, config_name, shown))
         sys.exit()
