@@ -191,6 +191,9 @@ def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monk
             r"trails: no such keyword.*did you mean trials\?",
             "data must be a pair.*got generator",
         ],
+        lambda: sl.search(Net, data=pair(9), space={"width": sl.Int(4, 8)}): [
+            r"space: width: .*did you mean space=\{'model': \{'width': …\}\}\?"
+        ],
         lambda: sl.search(Net, data=None): ["data must be a pair"],
         lambda: sl.search(Net, data=(pair(9)[0], pair(8)[1])): ["9 inputs have 8 targets"],
         lambda: sl.search(Net, data=(pair(9), 3)): ["data must be a pair .*got tuple"],
