@@ -33,8 +33,8 @@ options:
   --dry-run       show the search space, and exit
   --events FILE   write a line of JSON for each event
   --json          print one JSON object at the end, all else to standard error
-  notify=URL      apprise URL or command to notify when the study ends, aborts or
-                  finds a new best trial
+  notify=URL      apprise URL or command to notify when the study ends, aborts
+                  or finds a new best trial
   --help          this help, with the keys as the other overrides set them
   --version       the version of studyloom
   --hydra-help    the options of Hydra, such as --config-dir
