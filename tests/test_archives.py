@@ -155,7 +155,7 @@ def test_a_study_is_shown_its_trials_are_trained_again_and_its_winner_predicts_t
         assert float(sure) == pytest.approx(float(was), rel=0.02, abs=0.01)
 
 
-def test_the_winner_of_a_loop_is_the_same_when_it_is_judged_again(restore):
+def test_the_winner_of_a_loop_is_the_same_when_it_is_reevaluated(restore):
     old = restore("looped.sqlite")
     before = old.result()
     (old.run_dir / "winner.json").unlink()

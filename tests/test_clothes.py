@@ -52,9 +52,9 @@ def test_no_fold_divides_a_piece_of_clothing(parts):
     split = source.train()
     what = np.array(parts[0].clothing)
     for count, seed in ((1, 5), (4, 0)):
-        for learnt, judged in split.folds(count, source.validation, seed):
-            assert not {*what[learnt]} & {*what[judged]}
-            assert len(judged) > 250
+        for learnt, validated in split.folds(count, source.validation, seed):
+            assert not {*what[learnt]} & {*what[validated]}
+            assert len(validated) > 250
 
 
 def test_words_and_columns_are_known_by_the_training_part_alone(parts):

@@ -75,8 +75,8 @@ def test_folds_move_forward_in_time(folder):
     split = source.train()
     assert (len(split), len(source.test()), split.ordered) == (500, 100, True)
     for count in (1, 3):
-        for learnt, judged in split.folds(count, source.validation, 0):
-            assert int(learnt.max()) < int(judged.min())
+        for learnt, validated in split.folds(count, source.validation, 0):
+            assert int(learnt.max()) < int(validated.min())
 
 
 def test_who_is_not_in_training_has_no_number(folder):

@@ -28,8 +28,8 @@ def test_no_speaker_is_in_two_parts(parts):
     assert "theo" not in who
     assert {*tested} == {"theo"}
     for count, seed in ((5, 0), (1, 3)):
-        for learnt, judged in split.folds(count, source.validation, seed):
-            assert not {*who[learnt]} & {*who[judged]}
+        for learnt, validated in split.folds(count, source.validation, seed):
+            assert not {*who[learnt]} & {*who[validated]}
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

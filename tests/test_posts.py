@@ -60,9 +60,9 @@ def test_the_last_posts_of_each_group_validate_what_was_trained_on_those_before(
     split = source.train()
     order = {" ".join(words): place for place, (_, words) in enumerate(posts.training(folder)[0])}
     for count in (1, 4):
-        for learnt, judged in split.folds(count, source.validation, 0):
-            assert int(learnt.max()) < int(judged.min())
-            assert {*split.targets[judged].tolist()} == {0, 1, 2}, "each group has its last ones"
+        for learnt, validated in split.folds(count, source.validation, 0):
+            assert int(learnt.max()) < int(validated.min())
+            assert {*split.targets[validated].tolist()} == {0, 1, 2}, "each group has its last ones"
     for topic in TOPICS:
         own = [text for group, text in posts.posts(folder, "train")[:58] if group == topic]
         places = [order[text] for text in own if text in order]

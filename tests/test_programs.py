@@ -20,7 +20,7 @@ from studyloom.commands.studies import SHELLS
 from studyloom.config.overrides import study_help
 from studyloom.environment import variables_help
 
-JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
+REEVALUATED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
 SECRET = "canary-secret"
 
 
@@ -32,7 +32,7 @@ def driven(tmp_path_factory):
     assert len(program.splitlines()) <= 20
     (folder / "drive.py").write_text(program)
     run_dir = folder / "run"
-    command = [sys.executable, folder / "drive.py", *QUICK, *JUDGED, f"run_dir={run_dir}"]
+    command = [sys.executable, folder / "drive.py", *QUICK, *REEVALUATED, f"run_dir={run_dir}"]
     env = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src")]))
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     return run_dir, done

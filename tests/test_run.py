@@ -102,9 +102,13 @@ def test_another_question_under_the_same_name_is_refused_with_was_and_is(finishe
 @pytest.mark.chaos
 def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
     """The server trusts everybody, so the canary opens the study as any other password would."""
-    judged = ("winner.enabled=true", "winner.top=1", "winner.seeds=2")  # nor in the result's files
+    reevaluated = (
+        "winner.enabled=true",
+        "winner.top=1",
+        "winner.seeds=2",
+    )  # nor in the result's files
     where = (f"run_dir={tmp_path}", "storage=postgres")
-    overrides = (*QUICK, *judged, "study.trials=2", "launcher.workers=2", *where)
+    overrides = (*QUICK, *reevaluated, "study.trials=2", "launcher.workers=2", *where)
     done = study(*overrides, STUDYLOOM_STORAGE=postgres_url)
     assert done.returncode == 0, done.stderr
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
@@ -154,15 +158,15 @@ def test_a_dry_run_shows_the_space_and_a_configuration_and_leaves_nothing(tmp_pa
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
+def reevaluated(tmp_path_factory):
     """A small study with a winner, and what the command printed."""
-    run_dir = tmp_path_factory.mktemp("judged")
+    run_dir = tmp_path_factory.mktemp("reevaluated")
     overrides = (*QUICK, "winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=3")
     return run_dir, overrides, study(*overrides, "launcher.workers=2", f"run_dir={run_dir}")
 
 
-def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(judged):
-    run_dir, _, done = judged
+def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(reevaluated):
+    run_dir, _, done = reevaluated
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
         *("test      winner accuracy 0.", "2 seeds, 1000 examples", "selection gap"),
@@ -173,8 +177,8 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(judged):
     assert names >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"}
 
 
-def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_images(judged):
-    run_dir, overrides, first = judged
+def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_images(reevaluated):
+    run_dir, overrides, first = reevaluated
     written = (run_dir / "winner.json").read_bytes()
     done = study_here(*overrides, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
@@ -200,8 +204,8 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
 @pytest.mark.chaos
 def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_shown(tmp_path):
     """Name, stage and budget are the same; the database was deleted and the seed changed."""
-    judged = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
-    overrides = (*QUICK, *judged, "launcher.workers=1", f"run_dir={tmp_path}")
+    reevaluated = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
+    overrides = (*QUICK, *reevaluated, "launcher.workers=1", f"run_dir={tmp_path}")
     first = study_here(*overrides)
     assert first.returncode == 0, first.stderr
     was = json.loads((tmp_path / "winner.json").read_text())
@@ -220,8 +224,8 @@ def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_show
 
 
 @pytest.mark.chaos
-def test_winner_yaml_gives_the_same_weights_again(judged, tmp_path):
-    run_dir, _, _ = judged
+def test_winner_yaml_gives_the_same_weights_again(reevaluated, tmp_path):
+    run_dir, _, _ = reevaluated
     again = ("winner.seeds=2", "launcher.workers=2", "data.validation=100", f"run_dir={tmp_path}")
     done = study("--config-dir", str(run_dir), "--config-name", "winner", *again)
     assert done.returncode == 0, done.stderr

@@ -28,8 +28,8 @@ def test_no_speaker_is_in_two_parts():
     assert {*who} == {*SPEAKERS} - {tested}
     for count, seed in ((5, 0), (1, 7)):
         folds = train.folds(count, source.validation, seed)
-        heard = [({*who[learnt]}, {*who[judged]}) for learnt, judged in folds]
-        assert all(not learnt & judged and judged for learnt, judged in heard)
-    validated = [judged for _, judged in train.folds(5, source.validation, 0)]
+        heard = [({*who[learnt]}, {*who[validated]}) for learnt, validated in folds]
+        assert all(not learnt & validated and validated for learnt, validated in heard)
+    validated = [validated for _, validated in train.folds(5, source.validation, 0)]
     assert sorted(torch.cat(validated).tolist()) == [*range(2500)]
-    assert all(len({*who[judged]}) == 1 for judged in validated)
+    assert all(len({*who[validated]}) == 1 for validated in validated)

@@ -2,7 +2,7 @@
 
 Each hits the processes of a whole run at random: commands, fork servers, workers and their guards.
 A command that has ended is started again at once. What is left must be what an undisturbed run
-leaves: exactly N trials with the same values, the same judgings, the same test of the winner.
+leaves: exactly N trials with the same values, the same re-evaluations, the same test of the winner.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""An objective of Optuna's in real commands: killed in the midst, judged again and replayed."""
+"""An objective of Optuna's in real commands: killed in the midst, reevaluated and replayed."""
 
 import json
 

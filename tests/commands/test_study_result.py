@@ -20,18 +20,18 @@ from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.stages import ResultStages
 
 CONF = Path(__file__).parents[2] / "conf"
-JUDGED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
+REEVALUATED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
 
 
 def search(run_dir, *overrides):
     """Runs a small study in this process."""
-    every = [*QUICK, *JUDGED, "launcher.workers=1", f"run_dir={run_dir}", *overrides]
+    every = [*QUICK, *REEVALUATED, "launcher.workers=1", f"run_dir={run_dir}", *overrides]
     return api.run(CONF / "mnist.yaml", every, quiet=True)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A folder whose study has ended its search, and was not judged."""
+    """A folder whose study has ended its search, and was not reevaluated."""
     folder = tmp_path_factory.mktemp("done") / "run"
     with search(folder, "winner.enabled=false"):
         return folder

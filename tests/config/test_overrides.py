@@ -59,7 +59,7 @@ def test_a_key_that_params_of_ones_own_file_lacks_is_told_with_that_file_and_the
     assert f"; to have it, add `depth: 2` to params in {folder}/mine.yaml, with" in line
 
 
-def test_a_key_is_judged_in_the_option_that_was_chosen_wherever_both_stand(tmp_path):
+def test_a_key_is_checked_in_the_option_that_was_chosen_wherever_both_stand(tmp_path):
     (tmp_path / "space").mkdir()
     (tmp_path / "space" / "mine.yaml").write_text("train:\n  batch_size: {choice: [32, 64]}\n")
     right = ["model.blocks=1", "model=cnn", "hydra.verbose=true"]

@@ -9,9 +9,9 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from judged import SPLIT
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
+from reevaluated import SPLIT
 from toys import Never, Signal, compose, validate_search
 
 from studyloom.data.training_data import TrainingData

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from failures import WRITES, check_shown, contents, in_background, ledger_of, make_study
-from judged import SPACE, stages_of, test_part, work
+from reevaluated import SPACE, stages_of, test_part, work
 from servers import Server
 from toys import ask
 

@@ -93,7 +93,7 @@ def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_basel
     [
         (2, 0, TrialState.PRUNED, [1, 2]),
         (4, 0, TrialState.COMPLETE, [1, 2, 3]),  # not after the last
-        (2, 2, TrialState.PRUNED, [1, 2, 2]),  # again, where its worker died before it was judged
+        (2, 2, TrialState.PRUNED, [1, 2, 2]),  # again, where its worker died before it was pruned
     ],
 )
 def test_a_pruner_ends_a_trial_at_a_report(sqlite_url, monkeypatch, prunes, dies, state, shown):

@@ -107,8 +107,8 @@ def test_an_epoch_is_evaluated_by_the_processes_that_loaded_it(loading, kinds):
         trained = {
             float(own) for _, step in batches.steps() for batch, _ in step for own in batch[0]
         }
-        judged = {float(own) for batch, _ in batches.part(batches.valid) for own in batch[0]}
-        assert judged <= trained
+        reevaluated = {float(own) for batch, _ in batches.part(batches.valid) for own in batch[0]}
+        assert reevaluated <= trained
         assert (loaders() == []) == (loading is WORKERS)
         seen += trained
     batches.close()

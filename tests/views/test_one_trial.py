@@ -85,9 +85,13 @@ def test_a_trial_has_its_own_lines_of_the_logs_the_last_ones_and_of_all_not_many
     trials = numbered(*(a_trial(n) for n in range(4)), a_trial(4, TrialState.FAIL))
     noise = [f"line {n}" for n in range(60)]
     worker = ["hello", ended_line(trials[0]), ended_line(trials[1]), *noise, ended_line(trials[2])]
-    judged = ["of a judging", ended_line(trials[1], 500)]
+    reevaluated = ["of a re-evaluation", ended_line(trials[1], 500)]
     write_log(
-        tmp_path, "host-1-worker1.log", *worker, *judged, "9999-99-99 99:99:99,999 trial 0: fail"
+        tmp_path,
+        "host-1-worker1.log",
+        *worker,
+        *reevaluated,
+        "9999-99-99 99:99:99,999 trial 0: fail",
     )
     write_log(tmp_path, "trial-3.log", "$ python main.py", "x" * 1000)
     write_log(tmp_path, "trial-99.log", "of no trial")

@@ -64,7 +64,7 @@ def later(sqlite_url, stored):
     return make
 
 
-def test_search_judging_and_final_training_are_one_progress(stored):
+def test_search_reevaluation_and_final_training_are_one_progress(stored):
     """Page and note say what is worked on, and nothing when nobody works."""
     begin_command(stored, RECORD, 12.0)
     reader = ProgressReader(stored)
@@ -94,12 +94,12 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     reader = ProgressReader(stored)
     work(stored, 4)
     assert (reader.read().title, reader.read().ended) == (REEVALUATION, False)
-    judging = later(REEVALUATION, 2)
-    work(judging, 1)
+    reevaluation = later(REEVALUATION, 2)
+    work(reevaluation, 1)
     progress = reader.read()
-    assert (progress.title, progress.current.name) == (REEVALUATION, judging.name)
+    assert (progress.title, progress.current.name) == (REEVALUATION, reevaluation.name)
     assert progress.all_stages == "search 4/4, re-evaluation 1/2, final training 0/4"
-    work(judging, 1)
+    work(reevaluation, 1)
     final = later(FINAL_TRAINING, 1)
     work(final, 1)
     store_result(stored, result_of("of another stage"))
@@ -125,10 +125,10 @@ def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     work(stored, 3)
     work(stored, 1, value=None)
     assert reader.read().stage_words == "re-evaluation 0/4", "it has not begun"
-    judging = later(REEVALUATION, 3)
-    work(judging, 1)
+    reevaluation = later(REEVALUATION, 3)
+    work(reevaluation, 1)
     assert reader.read().stage_words == "re-evaluation 1/3"
-    work(judging, 1, value=None)
+    work(reevaluation, 1, value=None)
     assert reader.read().stage_words == "re-evaluation 2/3, 1 pruned"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import toys
 from drawn import Drawn
-from judged import SPACE, CountedTest, evaluate_winner, flat, stages_of, work
+from reevaluated import SPACE, CountedTest, evaluate_winner, flat, stages_of, work
 from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.data import Datasets
@@ -43,7 +43,7 @@ def trained(monkeypatch):
     return seeds
 
 
-def judged(definition, url, run_dir, trials, **settings):
+def reevaluated(definition, url, run_dir, trials, **settings):
     """Works through the stages of a budget, and returns them, the result and uses of the test."""
     stages, test = stages_of(definition, url, run_dir, trials, **SETTINGS | settings), CountedTest()
     work(stages)
@@ -54,7 +54,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     definition, sqlite_url, tmp_path, trained
 ):
     """Values, curves and weights, and the test; only what is new is trained."""
-    small, result, opened = judged(definition, sqlite_url, tmp_path, 4)
+    small, result, opened = reevaluated(definition, sqlite_url, tmp_path, 4)
     # A command that was killed after the test reads its result, which was stored at once.
     (tmp_path / "winner.json").unlink()
     again = evaluate_winner(small, pytest.fail, ["x"])
@@ -64,7 +64,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     weights = load_weights(tmp_path / "winner.pt")
     before = {*small.candidates}
     trained.clear()
-    large, grown, opened = judged(definition, sqlite_url, tmp_path, 5)
+    large, grown, opened = reevaluated(definition, sqlite_url, tmp_path, 5)
     assert {*large.candidates} == before, "the fifth is not among the best"
     assert len(trained) == 1, "the fifth trial of the search"
     assert grown.reused == {"re-evaluation": (4, 4), "final-training": (4, 4)}
@@ -87,7 +87,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     assert anew.test == replace(result.test, uses=2)
 
 
-def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
+def test_a_final_training_that_would_repeat_the_reevaluation_is_not_trained(
     definition, sqlite_url, tmp_path, trained, monkeypatch
 ):
     stages = stages_of(definition, sqlite_url, tmp_path, 4, **SETTINGS)
@@ -107,17 +107,17 @@ def test_a_final_training_that_would_repeat_the_judging_is_not_trained(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("keeps", [True, False], ids=["keeps", "keeps nothing"])
-def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_there(
+def test_a_loop_without_a_test_is_reevaluated_once_and_its_answer_has_what_it_kept_there(
     sqlite_url, tmp_path, trained, monkeypatch, keeps
 ):
     """There is no final training; what another host keeps is trained again."""
     if not keeps:
         monkeypatch.setattr(toys.Run, "keep", lambda self, **parts: None)
     definition = ask(*SPACE, *(override for override in LOOP if "test" not in override))
-    small, result, opened = judged(definition, sqlite_url, tmp_path, 4)
+    small, result, opened = reevaluated(definition, sqlite_url, tmp_path, 4)
     assert (result.test, opened) == (None, 0)
     trained.clear()
-    _, grown, _ = judged(definition, sqlite_url, tmp_path, 5)
+    _, grown, _ = reevaluated(definition, sqlite_url, tmp_path, 5)
     assert grown.reused == {"re-evaluation": (4, 4)}
     assert len(trained) == 1, "the fifth trial of the search"
     assert (tmp_path / "winner.pt").exists() == keeps
@@ -135,14 +135,14 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
 def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_known(
     definition, sqlite_url, tmp_path, trained
 ):
-    judged(definition, sqlite_url, tmp_path, 4)
+    reevaluated(definition, sqlite_url, tmp_path, 4)
     trained.clear()
-    stages, result, opened = judged(definition, sqlite_url, tmp_path, 4, seeds=3)
+    stages, result, opened = reevaluated(definition, sqlite_url, tmp_path, 4, seeds=3)
     assert result.reused == {"re-evaluation": (4, 6), "final-training": (4, 6)}
     assert len(trained) == 4, "the third seed of each"
     assert opened == 1, "it has not been seen by these"
     trained.clear()
-    stages, result, _ = judged(definition, sqlite_url, tmp_path, 4, top=3)
+    stages, result, _ = reevaluated(definition, sqlite_url, tmp_path, 4, top=3)
     assert result.reused["re-evaluation"] == (4, 2 * len(stages.candidates))
     assert len(stages.candidates) > 2
 
@@ -158,13 +158,13 @@ def test_what_other_code_has_trained_is_trained_again(definition, sqlite_url, tm
         create_study(sqlite_url, "s", identity, 4, goals=goals, accept_code_change=True).close()
         return asked
 
-    _, result, _ = judged(of_code("a"), sqlite_url, tmp_path, 4)
+    _, result, _ = reevaluated(of_code("a"), sqlite_url, tmp_path, 4)
     trained.clear()
-    _, anew, opened = judged(of_code("b"), sqlite_url, tmp_path, 4)
+    _, anew, opened = reevaluated(of_code("b"), sqlite_url, tmp_path, 4)
     assert anew.reused == {"re-evaluation": (0, 4), "final-training": (0, 4)}
     assert opened == 1
     assert len(trained) == 8
     assert anew.stage != result.stage
-    _, back, opened = judged(of_code("a"), sqlite_url, tmp_path, 4)
+    _, back, opened = reevaluated(of_code("a"), sqlite_url, tmp_path, 4)
     assert back.reused == {"re-evaluation": (4, 4), "final-training": (4, 4)}
     assert opened == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 import toys
 import yaml
-from judged import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
+from reevaluated import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
 from results import result_of, write_winner
 from torch import nn
 from toys import LOOP, ask

@@ -12,7 +12,7 @@ from studyloom.winner.statistics import Outputs, compare, difference, resample, 
 EXAMPLES = 400
 
 
-def judge(seeds, right, draw=0):
+def evaluate(seeds, right, draw=0):
     """Returns outputs and targets of networks of two classes that are right on a share."""
     generator = torch.Generator().manual_seed(draw)
     targets = torch.arange(EXAMPLES) % 2
@@ -28,17 +28,17 @@ def width(interval):
     return interval[1] - interval[0]
 
 
-def intervals(judged, name="accuracy"):
+def intervals(evaluated, name="accuracy"):
     metric = METRICS[name]
-    values = {n: [found.score(metric) for found in each] for n, each in judged.items()}
+    values = {n: [found.score(metric) for found in each] for n, each in evaluated.items()}
     return values, compare(
-        values, 4, 0, resample(metric, judged, EXAMPLES, 0), bounds=metric.bounds
+        values, 4, 0, resample(metric, evaluated, EXAMPLES, 0), bounds=metric.bounds
     )
 
 
 def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
-    one = judge(1, 0.9)[0]
-    values, test = intervals({4: [one] * 3, 0: judge(3, 0.8, 1)})
+    one = evaluate(1, 0.9)[0]
+    values, test = intervals({4: [one] * 3, 0: evaluate(3, 0.8, 1)})
     assert summarize(values[4]).interval is None
     binomial = 2 * 1.96 * np.sqrt(values[4][0] * (1 - values[4][0]) / EXAMPLES)
     assert width(test.winner.interval) == pytest.approx(binomial, rel=0.15)
@@ -54,14 +54,14 @@ def test_without_a_spread_over_examples_an_interval_is_students():
 
 
 def test_a_single_seed_has_an_interval_over_the_examples():
-    _, test = intervals({4: judge(1, 0.9), 0: judge(1, 0.5, 1)})
+    _, test = intervals({4: evaluate(1, 0.9), 0: evaluate(1, 0.5, 1)})
     assert test.interval.covers == "examples"
     assert test.difference.interval[0] > 0
 
 
 def test_without_values_of_examples_an_interval_covers_the_seeds_alone_and_says_so():
     """The difference is that of each seed with itself."""
-    assert resample(METRICS["accuracy"], {4: judge(1, 0.9)}, EXAMPLES // 2, 0) is None
+    assert resample(METRICS["accuracy"], {4: evaluate(1, 0.9)}, EXAMPLES // 2, 0) is None
     test = compare({4: [0.9, 0.8, 0.7], 0: [0.7, 0.6, 0.5]}, 4, 0)
     assert test.interval == Covered("seeds", None)
     assert test.winner.interval == summarize([0.9, 0.8, 0.7]).interval
@@ -81,11 +81,11 @@ def test_an_interval_over_seeds_is_that_of_scipy():
 def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
     """The root of a mean is none."""
     numbers = torch.randn(EXAMPLES, 1, generator=torch.Generator().manual_seed(0))
-    judged = {
+    evaluated = {
         n: [Outputs(numbers + error * torch.cos(seed + 7 * numbers), numbers) for seed in range(3)]
         for n, error in ((4, 0.1), (0, 0.5))
     }
-    _, test = intervals(judged, "rmse")
+    _, test = intervals(evaluated, "rmse")
     assert test.interval == Covered("seeds and examples", 99)
     assert test.difference.interval[1] < 0
 
@@ -106,7 +106,7 @@ def test_a_spread_takes_three_seeds_that_differ():
     assert summarize([0.9, 0.8]) == Summary(pytest.approx(0.85), values=(0.9, 0.8))
     fixed = summarize([0.635] * 3)
     assert (fixed.std, fixed.interval, fixed.same) == (0.0, None, True)
-    one, two, others = judge(1, 0.9), judge(2, 0.9), judge(3, 0.8, 1)
+    one, two, others = evaluate(1, 0.9), evaluate(2, 0.9), evaluate(3, 0.8, 1)
     for winner, baseline in ((two, others[:2]), (one * 3, others)):
         assert intervals({4: winner, 0: baseline})[1].interval.covers == "examples"
 
@@ -121,10 +121,10 @@ def test_an_interval_ends_at_the_bounds_of_the_metric_unless_the_mean_is_beyond(
     near = summarize([0.97, 1.0, 0.99], METRICS["accuracy"].bounds)
     assert near.interval[1] == 1.0
     assert near.interval[0] == summarize([0.97, 1.0, 0.99]).interval[0]
-    _, test = intervals({4: judge(3, 0.996), 0: judge(3, 0.5, 1)})
+    _, test = intervals({4: evaluate(3, 0.996), 0: evaluate(3, 0.5, 1)})
     assert test.winner.interval[1] <= 1.0
     assert test.difference.interval[1] <= 1.0
     percent = [97.0, 99.0, 98.0]
     assert summarize(percent, (0.0, 1.0)).interval == summarize(percent).interval
     right = Outputs(torch.eye(2).repeat(EXAMPLES // 2, 1), torch.arange(EXAMPLES) % 2)
-    assert intervals({4: [right] * 3, 0: judge(3, 0.5)})[1].winner.interval is None
+    assert intervals({4: [right] * 3, 0: evaluate(3, 0.5)})[1].winner.interval is None

@@ -1,10 +1,10 @@
-"""A search at a small size whose winner is judged, trained and tested at another."""
+"""A search at a small size whose winner is reevaluated, trained and tested at another."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from judged import SPLIT, CountedTest, evaluate_winner, stages_of, work
+from reevaluated import SPLIT, CountedTest, evaluate_winner, stages_of, work
 from toys import CONF, TINY, compose
 
 import studyloom as sl
@@ -36,7 +36,7 @@ def evaluated(tmp_path_factory):
     return stages, Result.read(run_dir)
 
 
-def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):
+def test_candidates_are_reevaluated_at_the_target_with_their_rule(evaluated):
     stages, result = evaluated
     jobs = [stages.reevaluation.source.job(origin, 0) for origin in stages.candidates]
     assert all(job.scaling is not None for job in jobs)
@@ -46,7 +46,7 @@ def test_candidates_are_judged_at_the_target_with_their_rule(evaluated):
     assert is_result_of(result, stages)
 
 
-def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate(evaluated):
+def test_the_best_is_reevaluated_beside_itself_at_half_and_at_twice_its_learning_rate(evaluated):
     stages, result = evaluated
     best = stages.search.stored.ranked(stages.rule)[0].number
     rows = {row.factor: row for row in result.candidates if row.trial == best}
@@ -63,9 +63,9 @@ def test_the_best_is_judged_beside_itself_at_half_and_at_twice_its_learning_rate
 def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated):
     _, result = evaluated
     found = result.transfer
-    judged = [row for row in result.candidates if row.factor == 1]
+    reevaluated = [row for row in result.candidates if row.factor == 1]
     assert (found.small, found.target) == ({"model.hidden": [8]}, {"model.hidden": [32]})
-    assert (found.rule, found.candidates) == ("mup", len(judged))
+    assert (found.rule, found.candidates) == ("mup", len(reevaluated))
     assert found.values["model.hidden"] == [32]
     carried = found.carry({"model": {"hidden": [8], "init": "default"}})
     assert carried["model"] == {"hidden": [32], "init": "default"}

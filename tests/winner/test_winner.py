@@ -12,7 +12,8 @@ import pytest
 import torch
 import toys
 import yaml
-from judged import (
+from PIL import Image
+from reevaluated import (
     SPACE,
     SPLIT,
     CountedTest,
@@ -25,7 +26,6 @@ from judged import (
     train_plainly,
     work,
 )
-from PIL import Image
 from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 
 from studyloom.data.sources import Series
@@ -76,7 +76,7 @@ def evaluated(definition, tmp_path_factory):
 def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     definition, evaluated, tmp_path
 ):
-    """Before all have been judged, nobody asks for the winner."""
+    """Before all have been reevaluated, nobody asks for the winner."""
     ended = 3
     url = f"sqlite:///{tmp_path}/study.db"
     first = stages_of(definition, url, tmp_path, TRIALS, top=2, seeds=2)
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     assert (found.winner, found.values) == (before.winner, before.values)
 
 
-def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_the_same_for_all(
+def test_the_best_trials_and_the_baseline_are_reevaluated_on_fresh_seeds_and_parts_the_same_for_all(
     evaluated,
 ):
     stages, _, _ = evaluated
@@ -144,7 +144,7 @@ def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():
     assert kept_epoch({}, "best", ACCURACY.sign) is None
 
 
-def test_a_single_candidate_wins_without_being_judged_and_one_that_failed_does_not(tmp_path):
+def test_a_single_candidate_wins_without_being_reevaluated_and_one_that_failed_does_not(tmp_path):
     definition = ask(*TINY[:-1], "space=none", "pruner=none")
     stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(stages)
@@ -299,7 +299,7 @@ def forecast(tmp_path_factory):
     return stages, evaluate_winner(stages, source.test, ["python", "-m", "studies.wave"]), source
 
 
-def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins(forecast):
+def test_where_less_is_better_the_least_are_reevaluated_and_the_least_mean_wins(forecast):
     """In the order of time: all of them on the last part."""
     stages, result, _ = forecast
     trials = stages.search.stored.trials()
@@ -369,14 +369,14 @@ def costs_of(stages):
     return {trial.number: trial.values[1] for trial in stages.search.stored.trials()}
 
 
-def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(two, tmp_path):
+def test_the_best_that_keep_to_the_rule_are_reevaluated_and_one_of_them_wins(two, tmp_path):
     stages = two("winner.rule='max accuracy where parameters < 400'")
     work(stages)
     costs, values = costs_of(stages), {t.number: t.values[0] for t in stages.search.stored.trials()}
     keeping = sorted((n for n in costs if costs[n] < 400), key=lambda n: (-values[n], costs[n], n))
     assert 0 not in keeping, "the baseline has 442"
     numbers = {origin.trial for origin in stages.candidates}
-    assert numbers == {*keeping[:2], 0}, "it is judged to be compared with"
+    assert numbers == {*keeping[:2], 0}, "it is reevaluated to be compared with"
     winner = stages.reevaluated.winner.trial
     assert winner in keeping
     result = evaluate_winner(stages, CountedTest(), ["python", "-m", "studies.pareto"])

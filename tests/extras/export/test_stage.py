@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from filelock import FileLock
-from judged import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
+from reevaluated import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
 from torch import nn
 from toys import LOOP, ask
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, 
 # Who teaches
 
 
-def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_judged(
+def test_original_and_student_have_not_seen_the_examples_by_which_variants_are_compared(
     ended, monkeypatch
 ):
     stages, _ = ended

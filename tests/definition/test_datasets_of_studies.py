@@ -82,10 +82,10 @@ def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates
         return [round(float(p[-1] - p[0]) * 60) for p in items], [p.tolist() for p in items]
 
     def look(config, run):
-        trained, judged = numbers(run.train), numbers(run.valid)
+        trained, validated = numbers(run.train), numbers(run.valid)
         assert numbers(run.train)[1] != trained[1], "drawn anew"
-        assert numbers(run.valid) == judged, "without noise"
-        seen.append((run.fold, sorted(trained[0]), judged[0]))
+        assert numbers(run.valid) == validated, "without noise"
+        seen.append((run.fold, sorted(trained[0]), validated[0]))
         return 0.0
 
     monkeypatch.setattr(toys, "train", look)
@@ -99,6 +99,6 @@ def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates
     made = asked.make_objective(asked.baseline, 0, load_data(asked.config))
     made.run(lambda step: None, Never())
     assert [fold for fold, *_ in seen] == [0, 1, 2]
-    assert sorted(number for *_, judged in seen for number in judged) == [*range(60)]
-    for _, trained, judged in seen:
-        assert trained == sorted({*range(60)} - {*judged})
+    assert sorted(number for *_, validated in seen for number in validated) == [*range(60)]
+    for _, trained, validated in seen:
+        assert trained == sorted({*range(60)} - {*validated})
