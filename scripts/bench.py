@@ -4,18 +4,19 @@
     python scripts/bench.py example --processes 2    # the same in two processes on SQLite
     python scripts/bench.py tutorial         # 784-128-10 on all of MNIST; 5 minutes
     python scripts/bench.py answer           # studies.mnist to its tested winner; 15 minutes
-    python scripts/bench.py answer --page fashion --trials 100    # the same of studies.fashion
+    python scripts/bench.py answer --study fashion --trials 100    # or studies.fashion
     python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
     python scripts/bench.py cluster          # 64, 256 and 1 000 workers that sleep; 25 minutes
     python scripts/bench.py growth           # 100 000 finished trials; 15 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
-    python scripts/bench.py start            # commands until they begin, and looks; 2 minutes
+    python scripts/bench.py start            # commands until they begin or print; 2 minutes
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py profile          # where the time of a trial goes; 2 minutes
     python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
-    python scripts/bench.py search           # methods of search, replayed on curves; 10 minutes
-    python scripts/bench.py pareto           # two objectives with promotion, replayed; 5 minutes
+    python scripts/bench.py search           # methods of search, replayed; 20 minutes
+    python scripts/bench.py search --on lcbench --only methods --peers smac optuna    # and others
+    python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
     python scripts/bench.py record           # makes those curves; an hour
     python scripts/bench.py scale_up         # the best learning rate at three widths; 17 minutes
     python scripts/bench.py transfer         # a small search for a large network; 10 minutes
@@ -24,9 +25,13 @@ Both ways run in turn, as whole processes on the same data. `example` and `tutor
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
 and `scale` need the extra `embedded`. `--repeats` is the number of times that each way runs.
 The documentation has the results, under Benchmarks. `search` trains nothing: it replays each method
-with 10 seeds (`--repeats`) on surrogates of LCBench in `STUDYLOOM_DATA`, and on recorded curves,
-under the real worker loop in simulated time; then ways to an answer and
-`study.stop=improvement` on the tables that the extra `dev` brings (`--only` for some of it).
+with 10 seeds (`--seeds`) on surrogates of LCBench in `STUDYLOOM_DATA`, on recorded curves, and on
+the tables that the extra `dev` brings, under the real worker loop in simulated time; then ways to
+choose a winner and `study.stop=improvement` on the tables (`--only` for some of it). It prints how
+much lower the regret of each method is than that of `--against`, in pairs of seeds. `--peers` are
+other optimizers, which it installs into environments of their own. With `--results FOLDER` a run
+that was interrupted continues, and a later one runs only what is new: files of the product are
+valid for one state of src/ and conf/.
 """
 
 import argparse
@@ -45,8 +50,11 @@ from database.kills import kills
 from database.overhead import overhead
 from database.workers import scale
 from profiling import profile_benches
+from search.comparison import Setting
 from search.fronts import compare_fronts
-from search.measuring import NAMES, PARTS, measure
+from search.measuring import PARTS, measure
+from search.methods import FORMER, METHODS, USUAL
+from search.peers import REQUIRED
 from search.recording import record
 from search.tables import FAMILIES
 from starting import measure_start
@@ -85,7 +93,7 @@ BENCHES = {
     ),
     "tutorial": Bench(lambda a: tutorial(a.repeats or 3, a.epochs), {"epochs": 1}),
     "answer": Bench(
-        lambda a: answer(a.repeats or 3, a.trials or 40, a.before or None, a.page),
+        lambda a: answer(a.repeats or 3, a.trials or 40, a.before or None, a.study),
         {"trials": 2, "before": ""},
     ),
     "overhead": Bench(
@@ -108,7 +116,17 @@ BENCHES = {
     "profile": Bench(lambda a: profile_benches(a.trials or 100), {"trials": 2}),
     "memory": Bench(lambda a: memory(*(a.sizes or (10**9,))), {"sizes": [10**8]}),
     "search": Bench(
-        lambda a: measure(a.only, a.on, a.methods, a.repeats or 10, a.workers, a.training_epochs),
+        lambda a: measure(
+            a.only,
+            a.on,
+            a.methods,
+            a.seeds or a.repeats or 10,
+            Setting(a.workers, a.trials, a.training_epochs, a.tasks),
+            a.peers,
+            a.against,
+            a.results,
+            a.environments.resolve(),
+        ),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
     "scale_up": Bench(lambda a: scale_up(a.repeats or 5, a.picture)),
@@ -129,21 +147,31 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, help="of a study")
     parser.add_argument("--epochs", type=int, default=10, help="of the tutorial")
-    parser.add_argument("--page", choices=("mnist", "fashion"), default="mnist", help="of answer")
+    parser.add_argument("--study", choices=("mnist", "fashion"), default="mnist", help="of answer")
     parser.add_argument("--before", help="a commit to compare with, of answer and start")
     parser.add_argument("--on", nargs="+", choices=FAMILIES, help="families of tasks of search")
+    parser.add_argument("--tasks", choices=("test", "tune"), default="test", help="of LCBench")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="some parts of search"
     )
-    parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, help="of search")
-    parser.add_argument("--workers", type=int, default=1, help="simulated, of search: schedules")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=USUAL, help="of search")
+    parser.add_argument(
+        "--peers", nargs="*", choices=REQUIRED, default=["optuna"], help="other optimizers"
+    )
+    parser.add_argument("--against", default=FORMER, help="the method that others are compared to")
+    parser.add_argument("--seeds", type=int, help="of search: searches of each method and task")
+    parser.add_argument("--results", type=Path, help="a folder that keeps what searches find")
+    parser.add_argument(
+        "--environments", type=Path, default=Path("build/peers"), help="a folder for those of peers"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="simulated, of search: methods")
     parser.add_argument("--training-epochs", type=int, help="of a trial on LCBench, not 27")
     parser.add_argument(
         "--sizes",
         nargs="+",
         type=int,
         help="workers of cluster; finished trials of overhead and growth, and for growth those of "
-        "one worker; sleepers of scale; pictures of loader; bytes of memory",
+        "one worker; sleepers of scale; images of loader; bytes of memory",
     )
     parser.add_argument("--picture", type=Path, help="a PNG that scale_up draws, by Chromium")
     parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")

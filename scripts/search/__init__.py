@@ -1,5 +1,6 @@
-"""The search, judged: methods are replayed on recorded learning curves and tables, in minutes.
+"""Methods of search, replayed in minutes on surrogates, recorded learning curves and tables.
 
-`tables` holds what there is to replay, `recording` makes the curves of our own, `simulator` runs
-the worker loop on them, `methods` names what is compared, and `comparison` prints it.
+`tables` and `surrogates` hold what there is to replay, `recording` makes our own curves,
+`simulator` runs the worker loop on them, `peers` other optimizers, `methods` names what is
+compared, and `comparison` prints it.
 """

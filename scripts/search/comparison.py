@@ -1,127 +1,226 @@
-"""Compares the methods on all tasks, with seeds in pairs, and prints what it finds."""
+"""Compares methods on all tasks, with seeds in pairs, and prints what it finds."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
 
-from .methods import BEFORE, METHODS, Method, Run
-from .simulator import folder, replay
-from .statistics import Floats, interval, until
-from .surrogates import TASKS
+import studyloom
+
+from . import peer_process, peers
+from .methods import METHODS, Run
+from .simulator import CONF, folder, replay
+from .statistics import Floats, describe
 from .tables import load, names
 
 MARKS = (2, 4, 8, 16)  # budgets, in whole trainings
-BLOCK = 5  # seeds that share a database
+ON_TABLES = 100  # trials, where each has one epoch
+FACTS = ("epochs", "trials", "seconds")  # of a search; the last of processor time, nan of a peer
+EDITION = 1  # of tasks and simulator; the results of another one are not read
 
 
 @dataclass(frozen=True)
-class Job:
-    """Searches that a process runs one after the other.
+class Setting:
+    """What all searches of a comparison share.
 
     Args:
-        family: of the task.
-        task: its name.
-        method: with which it is searched.
-        epochs: of a whole training; None for those that were recorded.
-        seeds: of the studies.
         workers: simulated.
-        place: a folder for databases.
+        trials: of a study, which ends with them; None for as many as `MARKS` have epochs.
+        epochs: of a training on LCBench; None for 27.
+        split: test or tune, of LCBench's tasks.
+    """
+
+    workers: int = 1
+    trials: int | None = None
+    epochs: int | None = None
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search, which a process runs.
+
+    Args:
+        method: of `METHODS`, or a peer.
+        python: the interpreter of a peer; None for the product.
+        place: a folder for its files.
     """
 
     family: str
     task: str
-    method: Method
-    epochs: int | None
-    seeds: tuple[int, ...]
-    workers: int
-    place: Path
+    method: str
+    seed: int
+    setting: Setting
+    python: Path | None = None
+    place: Path | None = None
+
+    def path(self, results: Path) -> Path:
+        """Returns the file of its result, whose name has all that the result depends on."""
+        setting, code = self.setting, digest(self.method)
+        words = f"{self.method} {self.family} {self.task} {self.seed}"
+        more = f"{setting.workers} {setting.trials} {setting.epochs}"
+        return results / code / f"{words} {more}.npy".replace(" ", "@")
+
+    @property
+    def budget(self) -> int:
+        epochs = load(self.family, self.task, self.setting.epochs).epochs
+        trials = self.setting.trials or (ON_TABLES if epochs == 1 else MARKS[-1])
+        return trials * epochs
 
 
-def work(job: Job) -> tuple[Job, Floats]:
-    """Returns the regrets of a job after each epoch, (seeds, budget), in a process of its own.
+@cache
+def digest(method: str) -> str:
+    """Returns a digest of the code that a method runs: a peer's driver, or source and configs."""
+    files = [Path(peer_process.__file__)]
+    if method in METHODS:
+        files = [*Path(studyloom.__path__[0]).rglob("*.py"), *CONF.rglob("*.yaml")]
+    found = hashlib.sha256(f"{EDITION} {peers.REQUIRED.get(method)}".encode())
+    for path in sorted(files):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
-    They are of the configuration whose last value is the best.
+
+def work(job: Search) -> tuple[Search, Floats | str]:
+    """Runs a search in a process of the pool.
+
+    Returns:
+        It; its `FACTS`, and the regrets after each epoch of the configuration whose last value is
+        the best; or why a peer has failed.
     """
-    task = load(job.family, job.task, job.epochs)
-    budget = MARKS[-1] * task.epochs
-    regrets = np.empty((len(job.seeds), budget))
-    with folder(job.place) as place:
-        for row, seed in enumerate(job.seeds):
-            results, first = task.begin(seed), job.method.first
-            begin = () if first is None else first(seed)
-            given = (job.method.overrides, seed, budget, job.workers, place, begin)
-            run = Run(results, replay(results, *given))
-            answers = run.answers()[:budget]  # other workers end the epochs they have begun
-            named = [results.regret(one) for one in answers]
-            regrets[row] = named + [named[-1]] * (budget - len(named))  # it ended before
-    return job, regrets
+    task, began = load(job.family, job.task, job.setting.epochs), time.process_time()
+    results, setting, budget = task.begin(job.seed), job.setting, job.budget
+    if job.python is None:
+        method = METHODS[job.method]
+        first = () if method.first is None else method.first(job.seed)
+        tape = replay(
+            *(results, method.overrides, job.seed, budget, setting.workers, setting.trials),
+            within=job.place,
+            first=first,
+        )
+    else:
+        with folder(job.place) as place, peers.Peer(job.method, job.python, place) as peer:
+            given = (peer, results, job.seed, budget, setting.workers, setting.trials)
+            try:
+                tape = peers.search(*given)
+            except RuntimeError as error:
+                return job, str(error)
+    seconds = time.process_time() - began if job.python is None else np.nan
+    best = Run(results, tape).best()[:budget]  # other workers end the epochs they have begun
+    regrets = [results.regret(one) for one in best]
+    facts = [len(best), len(set(tape.trials)), seconds]
+    return job, np.array([*facts, *regrets, *regrets[-1:] * (budget - len(best))])
+
+
+def run_searches(pool: Pool, searches: Sequence[Search], results: Path) -> dict[Search, Floats]:
+    """Returns what searches find, from their files or by running them in the order given.
+
+    Args:
+        pool: of processes.
+        searches: of which those of a peer that fails are left out.
+        results: a folder for their files.
+    """
+    failed = set[str]()
+    missing = [search for search in searches if not search.path(results).exists()]
+    for search, found in pool.imap(work, missing):
+        if isinstance(found, str):
+            if found not in failed:
+                print(found, flush=True)
+            failed.add(found)
+            continue
+        path = search.path(results)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(temporary := path.with_suffix(".part.npy"), found)
+        temporary.replace(path)
+    there = [search for search in searches if search.path(results).exists()]
+    return {search: np.load(search.path(results), allow_pickle=False) for search in there}
 
 
 def compare(
     pool: Pool,
-    place: Path,
     families: Sequence[str],
-    methods: Sequence[str],
+    methods: Mapping[str, Path | None],
     seeds: int,
-    workers: int,
-    epochs: int | None,
+    setting: Setting,
+    against: str,
+    results: Path,
+    place: Path,
 ) -> None:
-    """Runs methods on all tasks of some families, and prints a table for each family.
+    """Runs methods on all tasks of some families, and prints two tables for each family.
 
     Args:
         pool: of processes.
-        place: a folder for their databases.
         families: of tasks.
-        methods: their names.
-        seeds: of each method on each task.
-        workers: simulated.
-        epochs: of a whole training; None for those that were recorded.
+        methods: by name the interpreter of a peer; None of the product.
+        seeds: of each method on each task, which are the outermost loop.
+        setting: of all searches.
+        against: the method that the others are compared with.
+        results: the folder of their files.
+        place: a folder for what searches write.
     """
-    blocks = [tuple(range(first, min(seeds, first + BLOCK))) for first in range(0, seeds, BLOCK)]
-    jobs = [
-        Job(family, task, method, epochs, block, workers, place)
-        for block in blocks
+    searches = [
+        Search(family, task, method, seed, setting, python, place)
+        for seed in range(seeds)
         for family in families
-        for method in METHODS
-        if method.name in methods and (method.first is None or family in TASKS)
-        for task in names(family)
+        for task in names(family, setting.split)
+        for method, python in methods.items()
+        if suits(method, family)
     ]
-    found = defaultdict[tuple[str, str, str], list[Floats]](list)
-    for job, regrets in pool.imap(work, jobs):
-        found[job.family, job.method.name, job.task].append(regrets)
+    found = run_searches(pool, searches, results)
     for family in families:
-        curves = {
-            method: np.stack(
-                [np.concatenate(found[family, method, task]) for task in names(family)]
-            )
-            for method in dict.fromkeys(job.method.name for job in jobs if job.family == family)
-        }
-        print(f"\n{family}: {', '.join(names(family))}; {seeds} seeds, {workers} simulated workers")
-        show(curves)
+        tasks = names(family, setting.split)
+        print(f"\n{family}: {', '.join(tasks)}; {setting.workers} simulated workers")
+        size = len(FACTS) + next(one.budget for one in searches if one.family == family)
+        tables = {m: np.full((len(tasks), seeds, size), np.nan) for m in methods}
+        for search, values in found.items():
+            if search.family == family:
+                tables[search.method][tasks.index(search.task), search.seed] = values
+        show(tables, against)
 
 
-def show(curves: dict[str, Floats]) -> None:
-    """Prints the table of a family.
+def suits(method: str, family: str) -> bool:
+    """Whether a method can search the tasks of a family.
+
+    Peers have no space of a study module, and warm starts are of single data sets.
+    """
+    if method in METHODS:
+        return METHODS[method].first is None or family == "lcbench"
+    return family in ("lcbench", "joined") or (method == "optuna" and family != "curves")
+
+
+def show(tables: Mapping[str, Floats], against: str) -> None:
+    """Prints regrets by method, and how much lower they are than those of one, seeds in pairs.
 
     Args:
-        curves: by method: regrets after each epoch, (tasks, seeds, budget).
+        tables: by method (tasks, seeds, facts and regrets); nan for what is missing. A seed counts
+            if all tasks have it.
+        against: the method that the others are compared with.
     """
-    before = curves[BEFORE]
-    budget = before.shape[-1]
+    there = {name: seeds for name, table in tables.items() if (seeds := whole_seeds(table))}
+    budget = next(iter(tables.values())).shape[-1] - len(FACTS)
     marks = [budget * mark // MARKS[-1] for mark in MARKS]
-    columns = "".join(f"{mark:>8}" for mark in marks)
-    print(f"mean regret after epochs{columns}   less than {BEFORE} by    epochs until its last")
-    for name, regrets in curves.items():
-        means = "".join(f"{regrets[..., mark - 1].mean():8.4f}" for mark in marks)
-        gain = before[..., -1] - regrets[..., -1]
-        low, high = interval(gain)
-        reached = [f">{budget}" if one > budget else f"{one:.0f}" for one in until(regrets, before)]
-        print(
-            f"{name:24}{means}   {gain.mean():+.4f} [{low:+.4f}, {high:+.4f}]    "
-            f"{reached[0]} [{reached[1]}, {reached[2]}]",
-            flush=True,
-        )
+    columns = [len(FACTS) + mark - 1 for mark in marks]
+    head = "".join(f"{mark:>8}" for mark in marks) + "".join(f"{fact:>9}" for fact in FACTS)
+    print(f"regret after epochs {head}   seeds")
+    for name, seeds in there.items():
+        means = tables[name][:, seeds].mean((0, 1))
+        words = "".join(f"{means[column]:8.3f}" for column in columns)
+        words += "{:9.0f}{:9.0f}{:9.1f}".format(*means[: len(FACTS)])
+        print(f"{name:20}{words}{len(seeds):8}")
+    print(f"less than {against}, seeds in pairs, with 95% intervals")
+    for name, seeds in there.items():
+        pairs = [seed for seed in seeds if seed in there.get(against, ())]
+        if pairs and name != against:
+            gains = (tables[against] - tables[name])[:, pairs]
+            words = "".join(f"{describe(gains[..., column]):>25}" for column in columns)
+            print(f"{name:12}{words}", flush=True)
+
+
+def whole_seeds(table: Floats) -> list[int]:
+    """Returns the seeds that all tasks of a table have."""
+    missing = np.isnan(table[..., -1]).any(0)
+    return [int(seed) for seed in np.flatnonzero(~missing)]

@@ -1,19 +1,21 @@
-"""Replays `studies.pareto` with and without promotion: the hypervolume and the epochs of each.
+"""Replays `studies.pareto` with and without ASHA: the hypervolume and the epochs of each.
 
     python scripts/bench.py pareto           # 20 seeds; 5 minutes
 
-The curves are of 200 random trials of the page, 5 epochs each, recorded by
+The curves are of 200 random trials of the study, 5 epochs each, recorded by
 
     python -m studies.pareto sampler=random pruner=none winner.enabled=false study.trials=200 \\
         study.seed=0 study.name=pareto5 run_dir=runs/curves/pareto
 
-and `write(Path("runs/curves/pareto"), "pareto5")`. A point that a sampler gives has the curve and
-the parameters of the nearest that was recorded.
+and `write(Path("runs/curves/pareto"), "pareto5")`. A configuration that a sampler draws has the
+curve and the size of the nearest that was recorded.
 """
 
 import json
 import math
 from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -23,24 +25,21 @@ from optuna.trial import TrialState
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.rule import Cost
 from studyloom.space.tree import Point
-from studyloom.study.opening import create_study, open_study
-from studyloom.study.stage import Stage
-from studyloom.study.strategy import Strategy
-from studyloom.study.worker import Worker
+from studyloom.study.opening import open_study
 
-from .simulator import LIMITS, Clock, ReplayedDefinition, Stop, Tape, ask, folder, simulated
-from .statistics import interval
+from .simulator import Clock, ReplayedDefinition, Tape, define, folder, run_workers
+from .statistics import describe
 from .tables import CURVES, Task
 
-TRIALS = 48  # of the page
+TRIALS = 48  # of the study
 NONE, PROMOTION = ("pruner=none",), ("pruner=asha",)
 SAMPLERS = ("nsga2", "tpe", "random")
-FEWEST, MOST = 2_000.0, 250_000.0  # about what networks of the page's space have
+FEWEST, MOST = 2_000.0, 250_000.0  # about what networks of its space have
 WORST = (0.1, 0.8)  # reference accuracies: chance, and one that any recorded network exceeds
 
 
 def write(run_dir: Path, name: str) -> None:
-    """Writes the complete trials of a study of two goals as curves with costs."""
+    """Writes the complete trials of a study of two objectives as curves with costs."""
     stored = open_study(f"sqlite:///{run_dir}/study.db", name)
     trials = [trial for trial in stored.trials() if trial.state == TrialState.COMPLETE]
     stored.close()
@@ -56,11 +55,11 @@ def write(run_dir: Path, name: str) -> None:
 
 
 def load() -> tuple[Task, list[float]]:
-    """Returns the recorded question, and the parameters of each configuration."""
+    """Returns the recorded study, and the size of the network of each configuration."""
     with np.load(CURVES / "pareto.npz", allow_pickle=False) as file:
-        points = tuple(json.loads(text) for text in file["params"])
+        configurations = tuple(json.loads(text) for text in file["params"])
         values, costs = file["values"][:, None, :], file["costs"].tolist()
-    return Task("pareto", "curves", "pareto", (), None, points, values), costs
+    return Task("pareto", "curves", "pareto", (), None, configurations, values), costs
 
 
 def hypervolume(points: Iterable[tuple[float, float]], worst: float) -> float:
@@ -78,8 +77,9 @@ def hypervolume(points: Iterable[tuple[float, float]], worst: float) -> float:
     return (area + (1.0 - end) * (height - worst)) / (1.0 - worst)
 
 
+@dataclass(frozen=True)
 class Sized(ReplayedDefinition):
-    """A question whose networks cost what was recorded."""
+    """A study definition whose networks cost what was recorded."""
 
     costs: list[float]
 
@@ -87,39 +87,22 @@ class Sized(ReplayedDefinition):
         return [Cost("parameters", self.costs[self.results.find(point)])]
 
 
-def replay(overrides: tuple[str, ...], seed: int, place: Path) -> tuple[int, list[float]]:
-    """Searches the page's question with one simulated worker until its trials are done.
+def replay(overrides: tuple[str, ...], seed: int) -> tuple[int, list[float]]:
+    """Searches with one simulated worker until the trials are done.
 
     Args:
-        overrides: of the page.
+        overrides: of the study.
         seed: of the study.
-        place: an empty folder for the database and checkpoints.
 
     Returns:
         the epochs that were trained, and the hypervolume for each of WORST.
     """
     task, costs = load()
-    clock, tape = Clock(1), Tape(10**6)
-    definition = Sized(ask(task, overrides, seed), task.begin(seed), tape, clock)
-    object.__setattr__(definition, "costs", costs)
-    url, goals = f"sqlite:///{place}/study.db", definition.definition.goals
-    create_study(url, "pareto", {"asks": "replay"}, TRIALS, goals=goals).close()
-    stop = Stop(tape, clock)
-
-    def work() -> None:
-        stored = open_study(url, "pareto")
-        try:
-            stage = Stage("search", stored, definition, Strategy(definition.definition), TRIALS)
-            Worker(stage, TrainingData(), stop, place / "kept", LIMITS).run()
-        finally:
-            stored.close()
-
-    with simulated(clock):
-        clock.run(work)
-    stored = open_study(url, "pareto")
-    points = [(trial.values[0], trial.values[1]) for trial in stored.front()]
-    stored.close()
-    return len(tape.epochs), [hypervolume(points, worst) for worst in WORST]
+    defined, results = define(task, overrides, seed), task.begin(seed)
+    definition = Sized(defined, results, Tape(10**6), Clock(1), costs)
+    with folder() as place, closing(run_workers(definition, TRIALS, place)) as stored:
+        points = [(trial.values[0], trial.values[1]) for trial in stored.front()]
+    return len(definition.tape.epochs), [hypervolume(points, worst) for worst in WORST]
 
 
 def compare_fronts(seeds: int) -> None:
@@ -133,17 +116,12 @@ def compare_fronts(seeds: int) -> None:
         rows = []
         for overrides in (NONE, PROMOTION):
             for seed in range(seeds):
-                with folder() as place:
-                    rows.append(replay((f"sampler={sampler}", *overrides), seed, place))
+                rows.append(replay((f"sampler={sampler}", *overrides), seed))
         plain, promoted = rows[:seeds], rows[seeds:]
         spent = [fmean(epochs for epochs, _ in part) for part in (plain, promoted)]
         words = [f"{sampler:8} {spent[0]:6.0f} {spent[1]:7.0f} {spent[1] / spent[0]:6.2f}"]
         for k in range(len(WORST)):
             before, after = ([volumes[k] for _, volumes in part] for part in (plain, promoted))
             change = 100 * (np.array(after) / np.array(before) - 1)
-            low, high = interval(change[None])
-            words.append(
-                f"{fmean(before):.4f} {fmean(after):.4f} {change.mean():+.2f} % "
-                f"({low:+.2f} to {high:+.2f})"
-            )
+            words.append(f"{fmean(before):.4f} {fmean(after):.4f} {describe(change[None], 2)} %")
         print("  ".join(words), flush=True)

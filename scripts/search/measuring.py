@@ -14,18 +14,15 @@ import numpy as np
 import optuna
 import torch
 
-from .answers import SEVERAL_SEEDS, judge_answers, plan_answers, show_answers
-from .comparison import BLOCK, compare
-from .early_end import show_early_ends
-from .methods import METHODS, Run
-from .searches import TRIALS, Searches, as_run, run_searches
+from . import peers
+from .comparison import Setting, compare
+from .early_end import TRIALS, as_run, search_table, show_early_ends
+from .methods import Run
 from .simulator import folder
 from .tables import FAMILIES, load, names
 
-SCHEDULES = ("lcbench", "curves")  # the second for tuning
-TABLES = ("hpobench", "nasbench201")  # HPOLib is for tuning
-PARTS = ("schedules", "answers", "ends")
-NAMES = tuple(method.name for method in METHODS)
+USUAL = ("lcbench", "curves", "hpobench", "nasbench201")  # HPOLib is for tuning
+PARTS = ("methods", "ends")
 
 Runs = list[list[Run]]  # of a family: for each task, for each seed
 
@@ -35,49 +32,56 @@ def measure(
     families: Sequence[str] | None,
     methods: Sequence[str],
     seeds: int,
-    workers: int,
-    epochs: int | None = None,
+    setting: Setting,
+    others: Sequence[str],
+    against: str,
+    results: Path | None,
+    environments: Path,
 ) -> None:
     """Measures some parts on some families of tasks, and prints what it finds.
 
     Args:
         parts: of `PARTS`.
-        families: of tasks; None for those on which no choice was made, and our own curves.
-        methods: of the schedules, by name.
+        families: of tasks; None for `USUAL`.
+        methods: of the product, by name.
         seeds: searches of each task, in pairs.
-        workers: simulated, of the schedules.
-        epochs: of a training of LCBench; None for 27.
+        setting: of the comparison of methods.
+        others: peers, by name.
+        against: the method that the others are compared with.
+        results: a folder that keeps what searches find; None for none.
+        environments: the folder of those of peers.
     """
     began = time.monotonic()
-    wanted = families or (*SCHEDULES, *TABLES)
+    wanted = families or USUAL
     there = [family for family in wanted if names(family)]
     for family in wanted:
         if family not in there:
-            print(f"{family}: skipped, as {FAMILIES[family]}")
+            print(f"{family}: skipped, because {FAMILIES[family]}")
+    compared: dict[str, Path | None] = dict.fromkeys(methods)
+    for peer in others if "methods" in parts else ():
+        python, reason = peers.prepare(peer, environments)
+        if python is None:
+            print(f"{peer}: skipped, because it does not install: {reason}")
+        else:
+            compared[peer] = python
     with processes() as (pool, place):
-        if "schedules" in parts:
-            scheduled = [family for family in there if load(family, names(family)[0]).epochs > 1]
-            compare(pool, place, scheduled, methods, seeds, workers, epochs)
+        if "methods" in parts:
+            kept = results or place / "results"
+            compare(pool, there, compared, seeds, setting, against, kept, place)
         tables = [family for family in there if load(family, names(family)[0]).epochs == 1]
-        runs = search_tables(pool, tables, seeds) if {*parts} & {"answers", "ends"} else {}
-        if "answers" in parts:
-            judged = [family for family in runs if family in SEVERAL_SEEDS]
-            show_answers(list(pool.imap(judge_answers, plan_answers(runs, judged))))
         if "ends" in parts:
             recorded = {"curves": at_random(seeds)} if "curves" in there else {}
-            show_early_ends(recorded | runs)
+            show_early_ends(recorded | search_tables(pool, tables, seeds))
     print(f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
 
 
 def search_tables(pool: Pool, families: Sequence[str], seeds: int) -> dict[str, Runs]:
     """Searches all tasks of families with TPE as shipped; in the order of tasks and seeds."""
-    blocks = [tuple(range(begin, min(seeds, begin + BLOCK))) for begin in range(0, seeds, BLOCK)]
-    jobs = [Searches(f, name, block) for f in families for name in names(f) for block in blocks]
     runs: dict[str, Runs] = {family: [[] for _ in names(family)] for family in families}
-    for job, searches in pool.imap(run_searches, jobs):
-        task, place = load(job.family, job.task), names(job.family).index(job.task)
-        for seed, tried in zip(job.seeds, searches, strict=True):
-            runs[job.family][place].append(as_run(task.begin(seed), tried))
+    jobs = [(f, name, seed) for f in families for name in names(f) for seed in range(seeds)]
+    for (family, name, seed), tried in zip(jobs, pool.imap(search_table, jobs), strict=True):
+        results = load(family, name).begin(seed)
+        runs[family][names(family).index(name)].append(as_run(results, tried))
     return runs
 
 
@@ -92,7 +96,7 @@ def at_random(seeds: int) -> Runs:
 
 @contextmanager
 def processes() -> Iterator[tuple[Pool, Path]]:
-    """Starts processes that end with the block, also when this one is told to by SIGTERM.
+    """Starts processes that end with the block, also if SIGTERM ends this one.
 
     Returns:
         them, and a folder for what they write, which this process removes.

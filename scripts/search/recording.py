@@ -2,9 +2,9 @@
 
     python scripts/bench.py record            # needs: STUDYLOOM_DATA, an hour of two quiet cores
 
-There are 27 epochs. A trial of `fashion` sees as many examples as one of its page as shipped,
-38 016 beside 38 400; one of `rows` about half as many, 10 800 beside 19 200; and one of `digits`
-4.5 times as many, 86 400 beside 19 200. `fashion` needs `STUDYLOOM_DATA`, the folder with
+There are 27 epochs. A trial of `fashion` sees as many examples as one of its study as shipped,
+38,016 and 38,400; one of `rows` about half as many, 10,800 and 19,200; and one of `digits`
+4.5 times as many, 86,400 and 19,200. `fashion` needs `STUDYLOOM_DATA`, the folder with
 `fashion-mnist/`.
 """
 
@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from studyloom.study.opening import open_study
 
-from .tables import CURVES, QUESTIONS
+from .tables import CURVES, RECORDED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EPOCHS = 27
@@ -29,26 +29,26 @@ SIZES["rows"] = ("train.samples_per_epoch=400",)
 
 
 def record(
-    run_dir: Path, trials: int | None = None, names: tuple[str, ...] = tuple(QUESTIONS)
+    run_dir: Path, trials: int | None = None, names: tuple[str, ...] = tuple(RECORDED)
 ) -> None:
-    """Trains the trials of each question, and writes its file of curves.
+    """Trains the trials of each study, and writes its file of curves.
 
     Args:
-        run_dir: the folder for the studies; those that are there are gone on with.
-        trials: of each question; None for as many as are recorded, which alone are written where
+        run_dir: the folder for the studies; those that are there resume.
+        trials: of each study; None for as many as are recorded, and only these are written where
             `search` reads them.
-        names: of the questions.
+        names: of the studies.
     """
     for name in names:
-        page, overrides = QUESTIONS[name]
+        module, overrides = RECORDED[name]
         given = (*overrides, *RANDOM, *SIZES[name], f"study.trials={trials or TRIALS[name]}")
         given += (f"study.name={name}", f"run_dir={run_dir / name}", "launcher.workers=2")
-        subprocess.run([sys.executable, "-m", f"studies.{page}", *given], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", f"studies.{module}", *given], cwd=ROOT, check=True)
         write_curves(run_dir / name, name, run_dir if trials else CURVES)
 
 
 def write_curves(run_dir: Path, name: str, folder: Path = CURVES) -> Path:
-    """Writes the parameters and curves of a study's complete trials, and returns the file.
+    """Writes the hyperparameters and curves of a study's complete trials, and returns the file.
 
     Args:
         run_dir: of the study.

@@ -1,14 +1,13 @@
-"""Replays a search: the real question, space, sampler, pruner, worker loop and ledger, no training.
+"""Replays a search: real definition, space, sampler, pruner, worker loop and ledger, no training.
 
 A trial's epochs are read from a task of `tables`, and each takes simulated time. Simulated workers
 are threads of which one runs at a time: the one that is furthest behind. So a search is the same
-at each replay, whatever the machine does meanwhile. The database is a SQLite file in memory.
+at each replay, whatever else the machine does. The database is a SQLite file in memory.
 """
 
 import functools
 import os
 import random
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,11 +38,12 @@ from studyloom.study.failures import Limits
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.placement import place_point
 from studyloom.study.stage import Stage
+from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
 from studyloom.study.worker import Worker
 
-from .surrogates import Surrogate
+from .surrogates import BRANCHES, Surrogate
 from .tables import Results, Task
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -125,11 +125,16 @@ class Tape:
     configurations: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
-    seen: dict[tuple[Any, ...], int] = field(default_factory=dict)  # epochs of each point
 
     @property
     def full(self) -> bool:
         return len(self.epochs) >= self.budget
+
+    def add(self, trial: int, configuration: int, epoch: int, value: float) -> None:
+        self.trials.append(trial)
+        self.configurations.append(configuration)
+        self.epochs.append(epoch)
+        self.values.append(value)
 
 
 @dataclass
@@ -148,7 +153,7 @@ class Stop:
         return nullcontext()
 
     def give_way(self) -> None:
-        raise AssertionError("no other process goes on")
+        raise AssertionError("no other process resumes its trials")
 
 
 @dataclass(frozen=True)
@@ -164,13 +169,10 @@ class Replayed:
 class ReplayedObjective(Objective):
     """An objective that reads its learning curve; see `Objective`.
 
-    A point that was at some epoch already continues from there, as it would from a checkpoint.
-
     Args:
         curve: the value after each epoch.
         trial: the number of the trial.
         configuration: whose curve it is.
-        key: of the point.
         cost: simulated seconds that an epoch takes.
         tape: of the search.
         clock: of the workers.
@@ -179,7 +181,6 @@ class ReplayedObjective(Objective):
     curve: list[float]
     trial: int
     configuration: int
-    key: tuple[Any, ...]
     cost: float
     tape: Tape
     clock: Clock
@@ -192,13 +193,8 @@ class ReplayedObjective(Objective):
     def run(self, report: Callable[[Step], None], stopping: Callable[[], bool]) -> float:
         while self.done < len(self.curve):
             self.done += 1
-            if self.done > self.tape.seen.get(self.key, 0):
-                self.clock.sleep(self.cost)
-                self.tape.seen[self.key] = self.done
-                self.tape.trials.append(self.trial)
-                self.tape.configurations.append(self.configuration)
-                self.tape.epochs.append(self.done)
-                self.tape.values.append(self.curve[self.done - 1])
+            self.clock.sleep(self.cost)
+            self.tape.add(self.trial, self.configuration, self.done, self.curve[self.done - 1])
             report(self.step(self.done))
         return self.curve[-1]
 
@@ -220,10 +216,10 @@ class ReplayedObjective(Objective):
 
 @dataclass(frozen=True)
 class ReplayedDefinition:
-    """A real question whose objectives are replayed; all else is the question's own.
+    """A real study definition whose objectives are replayed; all else is its own.
 
     Args:
-        question: as its page asks it.
+        definition: of the study module.
         results: what is replayed.
         tape: of the search.
         clock: of the workers.
@@ -256,39 +252,45 @@ class ReplayedDefinition:
     ) -> ReplayedObjective:
         at = self.results.find(point)
         curve = self.results.curve(at).tolist()
-        cost = 0.5 + random.Random(at).random()  # networks differ, so that workers drift apart
-        key = tuple(sorted(point.params.items()))
-        return ReplayedObjective(curve, number, at, key, cost, self.tape, self.clock)
+        return ReplayedObjective(curve, number, at, cost_of(at), self.tape, self.clock)
+
+
+def cost_of(configuration: int) -> float:
+    """Returns the simulated seconds of an epoch: networks differ, so that workers drift apart."""
+    return 0.5 + random.Random(configuration).random()
 
 
 @functools.lru_cache(maxsize=32)
-def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
-    """Returns the config of a page with overrides, and its composer."""
+def compose(module: str, overrides: tuple[str, ...]) -> tuple[Definition, Composer]:
+    """Returns the definition of a study module with overrides, and its composer."""
     register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base=None):
-        cfg = hydra.compose(page, list(overrides), return_hydra_config=True)
+        cfg = hydra.compose(module, list(overrides), return_hydra_config=True)
         choices = {str(g): str(o) for g, o in cfg.hydra.runtime.choices.items()}
         with open_dict(cfg):
             del cfg["hydra"]
-        composer = Composer(page, tuple(map(Override.parse, overrides)), choices)
+        composer = Composer(module, tuple(map(Override.parse, overrides)), choices)
         definition = kind_of(cfg).from_config(cfg, composer)
     return definition, composer
 
 
-def ask(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Definition:
-    """Returns the question of a task.
+def define(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Definition:
+    """Returns the study definition of a task.
 
     Args:
-        task: whose page asks.
+        task: which names the study module.
         overrides: further ones, of a method.
         seed: of the study.
     """
     given = (*task.overrides, f"train.epochs={task.epochs}", "study.baseline=false", *overrides)
-    definition, composer = compose(task.page, given)
+    definition, composer = compose(task.module, given)
     space = definition.space
     if task.space is not None:
-        space = parse_space({"params": dict(task.space)}, lambda group: ())
+        space = parse_space(
+            {"params": dict(task.space)},
+            lambda group: BRANCHES if group == "params/network" else (),
+        )
     cfg = definition.config.copy()
     cfg.study.seed = seed
     return NetworkDefinition(cfg, composer, space)
@@ -296,7 +298,7 @@ def ask(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Definiti
 
 @contextmanager
 def simulated(clock: Clock) -> Iterator[None]:
-    """Gives workers of this process simulated time, and each an id of its own."""
+    """Gives the workers of this process simulated time, and an id each."""
     with ExitStack() as stack:
         # A host that is not this one: nobody looks for the process of such a worker.
         stack.enter_context(
@@ -325,11 +327,13 @@ def replay(
     overrides: Sequence[str],
     seed: int,
     budget: int,
-    workers: int,
-    place: Path,
+    workers: int = 1,
+    trials: int | None = None,
+    *,
+    within: Path | None = None,
     first: Sequence[Mapping[str, Any]] = (),
 ) -> Tape:
-    """Searches with a method until a budget is spent.
+    """Searches with the product until a budget is spent.
 
     Args:
         results: what is searched.
@@ -337,28 +341,46 @@ def replay(
         seed: of the study.
         budget: epochs, of which a trial of a table has one.
         workers: simulated.
-        place: a folder for the database, which may hold one already, and for checkpoints.
-        first: points to begin with.
+        trials: of the study; None for more than any method begins.
+        within: a folder in which database and checkpoints have theirs; None for one of the host's.
+        first: configurations to begin with.
     """
-    clock, tape, task = Clock(workers), Tape(budget), results.task
-    definition = ReplayedDefinition(ask(task, overrides, seed), results, tape, clock)
-    url, name = f"sqlite:///{place}/study.db", f"replay-{len(list(place.glob('*.done')))}"
-    Path(place, f"{name}.done").touch()
-    trials = budget if task.epochs == 1 else budget // 2 + 1  # more than any method begins
-    with closing(create_study(url, name, {"asks": "replay"}, trials)) as stored:
-        begin = [
-            WarmStart(place_point(definition.definition, each).point, "first") for each in first
-        ]
+    task = results.task
+    trials = trials or (budget if task.epochs == 1 else budget // 2 + 1)
+    defined = define(task, (*overrides, f"study.trials={trials}"), seed)
+    definition = ReplayedDefinition(defined, results, Tape(budget), Clock(workers))
+    with folder(within) as place:
+        run_workers(definition, trials, place, first).close()
+    return definition.tape
+
+
+def run_workers(
+    definition: ReplayedDefinition,
+    trials: int,
+    place: Path,
+    first: Sequence[Mapping[str, Any]] = (),
+) -> StoredStudy:
+    """Runs the workers of a definition's clock until its tape is full or all trials have ended.
+
+    Args:
+        definition: of the search.
+        trials: of the study.
+        place: an empty folder for database and checkpoints.
+        first: configurations to begin with.
+    """
+    defined, clock = definition.definition, definition.clock
+    url, stop = f"sqlite:///{place}/study.db", Stop(definition.tape, clock)
+    with closing(
+        create_study(url, "replay", {"of": "a task"}, trials, goals=defined.goals)
+    ) as stored:
+        begin = [WarmStart(place_point(defined, each).point, "first") for each in first]
         enqueue(stored, WarmStarts(begin), trials, baseline=None)
-    checkpoints = place / "checkpoints"
-    stop = Stop(tape, clock)
 
     def work() -> None:
-        with closing(open_study(url, name)) as stored:
-            stage = Stage("search", stored, definition, Strategy(definition.definition), trials)
-            Worker(stage, TrainingData(), stop, checkpoints, LIMITS).run()
+        with closing(open_study(url, "replay")) as stored:
+            stage = Stage("search", stored, definition, Strategy(defined), trials)
+            Worker(stage, TrainingData(), stop, place / "checkpoints", LIMITS).run()
 
     with simulated(clock):
         clock.run(work)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return tape
+    return open_study(url, "replay")

@@ -1,9 +1,12 @@
-"""Tasks without an end: surrogates of LCBench, which give a curve at every point of a space.
+"""Surrogates of LCBench, which give a learning curve for every configuration of a space.
 
 LCBench are trainings of networks on 35 data sets of OpenML (Zimmer, Lindauer and Hutter 2021,
 arXiv:2006.13799); YAHPO Gym (Pfisterer et al. 2022, arXiv:2109.03670) fits a network to them that
-tells the validation accuracy of a configuration after an epoch. It is read, as ONNX, from the
-folder `hpo/lcbench` of `STUDYLOOM_DATA`, and is no part of this project.
+predicts the validation accuracy of a configuration after an epoch. It is read, as ONNX, from the
+folder `hpo/lcbench` of `STUDYLOOM_DATA`, and is not part of this project.
+
+A joined task is conditional: `network` chooses one of two data sets, each with all hyperparameters
+for itself. Its values are standardized (1 is the best of the first, 0 its median).
 """
 
 import functools
@@ -21,8 +24,9 @@ from studyloom.space.tree import Point
 from studyloom.study.placement import CANDIDATES, RankedPoints, choose_points, rank_scores
 
 TEST = (34539, 126029, 146212, 167104, 167161, 167190, 189862, 189906)  # no choice was made on them
-TUNING = (3945, 167152, 167184, 168330)
-TASKS = {"lcbench": TEST, "lcbench-tuning": TUNING}  # by family
+TUNE = (3945, 167152, 167184, 168330, 7593, 126025, 167149, 167181, 168335, 168868, 189354, 189909)
+TASKS = {"test": TEST, "tune": TUNE}
+FAMILIES = ("lcbench", "joined")
 
 SPACE: dict[str, dict[str, Any]] = {  # in the order of the surrogate's inputs, after the epoch
     "batch_size": {"int": [16, 512], "log": True},
@@ -33,55 +37,64 @@ SPACE: dict[str, dict[str, Any]] = {  # in the order of the surrogate's inputs, 
     "max_units": {"int": [64, 1024], "log": True},
     "max_dropout": {"float": [0.0, 1.0]},
 }
-LAST = 52  # epochs of a training of LCBench
+FIRST, LAST = 3, 52  # epochs of LCBench at the first and the last epoch of ours
+BRANCHES = ("first", "second")
+BEHIND = 0.1  # what the best of the second branch is worse than that of the first
 SEED_NOISE = EPOCH_NOISE = 0.004  # standard deviations of accuracy
 
-EARLIER, EARLIER_TRIALS, POINTS = 10, 40, 5  # of a memory: studies, their trials, points taken
+EARLIER, EARLIER_TRIALS, TAKEN = 10, 40, 5  # warm starts: studies, their trials, configurations
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A data set of LCBench.
+    """A data set of LCBench, or two that are joined.
 
     Args:
-        number: of the task in OpenML.
-        family: lcbench or lcbench-tuning.
-        epochs: of a training, which always covers all of LCBench's 52.
+        numbers: of the tasks in OpenML.
+        epochs: of a training, which always covers LCBench's from `FIRST` to `LAST`.
     """
 
-    number: int
-    family: str
+    numbers: tuple[int, ...]
     epochs: int = 27
 
-    page = "mnist"
+    module = "mnist"
     overrides = ("space=none", "model=mlp")
-    space = SPACE
 
     @property
     def name(self) -> str:
-        return str(self.number)
+        return "+".join(map(str, self.numbers))
 
-    @functools.cached_property
-    def ends(self) -> tuple[float, float]:
-        """The final accuracy of the best configuration, and of the median."""
-        best, median, *_ = np.load(folder() / f"best{self.number}.npy", allow_pickle=False)
-        return float(best), float(median)
+    @property
+    def joined(self) -> bool:
+        return len(self.numbers) > 1
 
-    def means(self, rows: Floats, epochs: Sequence[float] | Floats = (LAST,)) -> Floats:
+    @property
+    def space(self) -> dict[str, Any]:
+        return {"network": dict.fromkeys(BRANCHES, SPACE)} if self.joined else SPACE
+
+    def standardize(self, accuracies: Floats, branch: int) -> Floats:
+        """Returns the values of a branch on the scale that both share."""
+        best, median = ends(self.numbers[branch])
+        return np.asarray((accuracies - median) / (best - median) - BEHIND * branch)
+
+    def means(
+        self, rows: Floats, epochs: Sequence[float] | Floats = (LAST,), branch: int = 0
+    ) -> Floats:
         """Returns accuracies without noise, (configurations, epochs).
 
         Args:
-            rows: values of the parameters in the order of SPACE, (configurations, parameters).
-            epochs: of LCBench's 52.
+            rows: values of the hyperparameters in the order of SPACE, (configurations, values).
+            epochs: of LCBench.
+            branch: the data set, from 0.
         """
         session, encoding = model()
         count = len(rows) * len(epochs)
         inputs = np.empty((count, 1 + len(SPACE)), np.float32)
         inputs[:, 0] = np.tile(np.asarray(epochs), len(rows))
         inputs[:, 1:] = np.repeat(rows, len(epochs), 0)
-        task = np.full((count, 1), encoding[self.name], np.int32)
+        task = np.full((count, 1), encoding[str(self.numbers[branch])], np.int32)
         (found,) = session.run(None, {"x_cat": task, "x_cont": inputs})
         accuracies = found[:, 1].astype(np.float64) / 100.0  # the second of five metrics
         return np.asarray(accuracies.reshape(len(rows), len(epochs)))
@@ -97,32 +110,50 @@ class Drawn:
 
     task: Surrogate
     seed: int
-    _points: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    _means: list[Floats] = field(default_factory=list)
+    _configurations: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _means: list[tuple[int, Floats]] = field(default_factory=list)  # branch, accuracies
 
     def find(self, point: Point) -> int:
-        values = tuple(point.params[f"params.{name}"] for name in SPACE)
-        if values not in self._points:
-            self._points[values] = len(self._points)
-            epochs = LAST * np.arange(1, self.task.epochs + 1) / self.task.epochs
-            self._means.append(self.task.means(np.array([values], float), epochs)[0])
-        return self._points[values]
+        network = point.params.get("params.network")
+        branch = 0 if network is None else BRANCHES.index(network)
+        above = "params" if network is None else f"params.network.{network}"
+        values = tuple(point.params[f"{above}.{name}"] for name in SPACE)
+        if (branch, *values) not in self._configurations:
+            self._configurations[branch, *values] = len(self._means)
+            epochs = np.linspace(FIRST, LAST, self.task.epochs).round()
+            means = self.task.means(np.array([values], float), epochs, branch)[0]
+            self._means.append((branch, means))
+        return self._configurations[branch, *values]
 
     def curve(self, configuration: int) -> Floats:
         generator = np.random.default_rng([self.seed, configuration])
         noise = SEED_NOISE * generator.normal() + EPOCH_NOISE * generator.normal(
             size=self.task.epochs
         )
-        return np.asarray(self._means[configuration] + noise)
+        branch, means = self._means[configuration]
+        found = np.asarray(means + noise)
+        return self.task.standardize(found, branch) if self.task.joined else found
 
     def regret(self, configuration: int) -> float:
-        best, median = self.task.ends
-        return float(best - self._means[configuration][-1]) / (best - median)
+        branch, means = self._means[configuration]
+        return 1.0 - float(self.task.standardize(means[-1:], branch)[0])
+
+
+def joined(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns the pairs of data sets that are joined."""
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def folder() -> Path:
     """Returns the folder of the surrogate, which may not be there."""
     return Path(os.environ.get("STUDYLOOM_DATA", "data"), "hpo", "lcbench")
+
+
+@functools.cache
+def ends(number: int) -> tuple[float, float]:
+    """Returns the final accuracy of the best configuration of a data set, and of the median."""
+    best, median, *_ = np.load(folder() / f"best{number}.npy", allow_pickle=False)
+    return float(best), float(median)
 
 
 @functools.cache
@@ -137,7 +168,7 @@ def model() -> tuple[Any, dict[str, int]]:
 
 
 def at(places: Floats) -> Floats:
-    """Returns the values of parameters at places from 0 to 1, (points, parameters)."""
+    """Returns the values of hyperparameters at places from 0 to 1, (configurations, values)."""
     values = np.empty_like(places)
     for column, (node, place) in enumerate(zip(SPACE.values(), places.T, strict=True)):
         (kind, (low, high)), *log = node.items()
@@ -147,10 +178,10 @@ def at(places: Floats) -> Floats:
 
 
 @functools.lru_cache(64)
-def remembered(seed: int) -> list[dict[str, Any]]:
-    """Returns the points that `study.warm_start=auto` takes of earlier studies on other data sets.
+def warm_starts(seed: int) -> list[dict[str, Any]]:
+    """Returns what `study.warm_start=auto` takes of earlier studies on other data sets.
 
-    Of ten data sets that are not in TEST, drawn for each seed, there is a study of 40 random
+    Of ten data sets that are not for tests, drawn for each seed, there is a study of 40 random
     trials with noise.
     """
     generator = np.random.default_rng([seed, 1])
@@ -160,19 +191,15 @@ def remembered(seed: int) -> list[dict[str, Any]]:
     studies = []
     for number in generator.choice(sorted(others), EARLIER, replace=False).tolist():
         places = generator.random((EARLIER_TRIALS, len(SPACE)))
-        finals = Surrogate(number, "").means(at(places))[:, 0]
+        finals = Surrogate((number,)).means(at(places))[:, 0]
         finals = finals + noise * generator.normal(size=EARLIER_TRIALS)
         ranked = np.argsort(-finals)
         eligible = np.arange(EARLIER_TRIALS) < CANDIDATES
         studies.append(RankedPoints(places[ranked], rank_scores(EARLIER_TRIALS, 0), eligible))
-    taken = choose_points(studies, np.zeros(len(SPACE), bool), POINTS)
-    return points(np.stack([studies[study].points[trial] for study, trial in taken]))
-
-
-def points(places: Floats) -> list[dict[str, Any]]:
-    """Returns points at places from 0 to 1, as `study.enqueue` lists them."""
+    taken = choose_points(studies, np.zeros(len(SPACE), bool), TAKEN)
+    rows = at(np.stack([studies[study].points[trial] for study, trial in taken]))
     kinds = [int if "int" in node else float for node in SPACE.values()]
     return [
         {f"params.{name}": kind(value) for name, kind, value in zip(SPACE, kinds, row, strict=True)}
-        for row in at(places).tolist()
+        for row in rows.tolist()
     ]

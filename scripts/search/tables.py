@@ -31,8 +31,8 @@ from optuna.distributions import (
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 
-from .surrogates import TASKS, Surrogate
-from .surrogates import folder as surrogate_folder
+from . import surrogates
+from .surrogates import Surrogate
 
 CURVES = Path(__file__).parent / "curves"
 CACHE = Path(__file__).parent / "tables"  # git ignores it
@@ -65,13 +65,13 @@ WITHOUT_CURVES = "bench.py record makes the curves"
 WITHOUT_SURROGATE = "STUDYLOOM_DATA has no folder hpo/lcbench with the surrogate of YAHPO Gym"
 FAMILIES = {  # and why one may not be there
     "curves": WITHOUT_CURVES,
-    **dict.fromkeys(TASKS, WITHOUT_SURROGATE),
+    **dict.fromkeys(surrogates.FAMILIES, WITHOUT_SURROGATE),
     **dict.fromkeys(SPACES, ABSENT),
 }
 METRICS = {"hpobench": "val_acc", "hpolib": "val_loss", "nasbench201": "val_acc"}
 
-# The question that each file of curves was recorded of: a page, and what it was told.
-QUESTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+# The study that each file of curves was recorded of: its module, and overrides.
+RECORDED: dict[str, tuple[str, tuple[str, ...]]] = {
     "digits": ("mnist", ("model=mlp", "space=mlp")),
     "fashion": ("fashion", ()),
     "rows": ("rows", ()),
@@ -80,15 +80,15 @@ QUESTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A question whose answers are known.
+    """A study whose trainings are recorded.
 
     Args:
         name: of the task.
         family: curves, hpobench, hpolib or nasbench201.
-        page: the primary config that asks the question.
+        module: the study module.
         overrides: of its command line.
-        space: what is searched in place of the page's space; None for that.
-        points: the parameters of each configuration, in the order of the values.
+        space: what is searched instead of the module's space; None for that.
+        configurations: the hyperparameters of each, in the order of the values.
         values: float32 (configurations, seeds, epochs), of which more is better.
         scale: what a regret of 1 is: 1 for curves, and for tables the distance between the best and
             the median configuration, since their metrics differ.
@@ -96,10 +96,10 @@ class Task:
 
     name: str
     family: str
-    page: str
+    module: str
     overrides: tuple[str, ...]
     space: Mapping[str, Any] | None
-    points: tuple[Mapping[str, Any], ...]
+    configurations: tuple[Mapping[str, Any], ...]
     values: NDArray[np.float32]
     scale: float = 1.0
     _groups: dict[tuple[tuple[str, Any], ...], list[int]] = field(default_factory=dict)
@@ -123,11 +123,11 @@ class Task:
         return float(self.finals.max())
 
     def find(self, point: Point) -> int:
-        """Returns the configuration at a point: the same one, or the nearest that was recorded.
+        """Returns the number of a configuration, or of the nearest that was recorded.
 
-        Near is near on the scale of each parameter, and only among those with the same choices.
+        Near is near on the scale of each hyperparameter, among those with the same choices.
         """
-        if self.space is not None:  # a table has all points
+        if self.space is not None:  # a table has all configurations
             sizes = [size(node) for node in self.space.values()]
             digits = [point.params[f"params.{name}"] for name in self.space]
             return int(np.ravel_multi_index(digits, sizes))
@@ -136,10 +136,10 @@ class Task:
             for name, distribution in point.distributions.items()
             if isinstance(distribution, CategoricalDistribution) or name.endswith(".length")
         }
-        alike = self._alike(tuple(choices.items())) or range(len(self.points))
+        alike = self._alike(tuple(choices.items())) or range(len(self.configurations))
 
         def away(index: int) -> float:
-            other = self.points[index]
+            other = self.configurations[index]
             return sum(
                 (place(point.params[name], distribution) - place(other[name], distribution)) ** 2
                 for name, distribution in point.distributions.items()
@@ -149,11 +149,11 @@ class Task:
         return min(alike, key=away)
 
     def _alike(self, choices: tuple[tuple[str, Any], ...]) -> list[int]:
-        """Returns the configurations with some choices, which have the same parameters."""
+        """Returns the configurations with some choices, which have the same hyperparameters."""
         if choices not in self._groups:
             self._groups[choices] = [
                 index
-                for index, params in enumerate(self.points)
+                for index, params in enumerate(self.configurations)
                 if all(params.get(name) == value for name, value in choices)
             ]
         return self._groups[choices]
@@ -170,7 +170,7 @@ class Results(Protocol):
     def task(self) -> Any: ...
 
     def find(self, point: Point) -> int:
-        """Returns the configuration at a point."""
+        """Returns the number of a configuration."""
 
     def curve(self, configuration: int) -> NDArray[Any]:
         """Returns what the trial of a configuration reports, (epochs,)."""
@@ -224,7 +224,7 @@ def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
 
 
 def size(node: Mapping[str, Any]) -> int:
-    """Returns how many values a parameter of a table has."""
+    """Returns how many values a hyperparameter of a table has."""
     return int(node["int"][1]) + 1 if "int" in node else len(node["choice"])
 
 
@@ -243,30 +243,35 @@ def load(family: str, name: str, epochs: int | None = None) -> Task | Surrogate:
     Args:
         epochs: of a training of LCBench; None for 27, as those that are recorded.
     """
-    if family in TASKS:
-        return Surrogate(int(name), family, epochs or 27)
+    if family in surrogates.FAMILIES:
+        return Surrogate(tuple(map(int, name.split("+"))), epochs or 27)
     task = load_curves(name) if family == "curves" else load_table(family, name)
     assert task is not None
     return task
 
 
-def names(family: str) -> list[str]:
-    """Returns the names of the tasks of a family that are there."""
-    if family in TASKS:
-        there = (surrogate_folder() / "model.onnx").exists()
-        return [str(number) for number in TASKS[family]] if there else []
+def names(family: str, split: str = "test") -> list[str]:
+    """Returns the names of the tasks of a family that are there.
+
+    Args:
+        split: test or tune, of those of LCBench.
+    """
+    if family in surrogates.FAMILIES:
+        there = (surrogates.folder() / "model.onnx").exists()
+        numbers = surrogates.TASKS[split] if there else ()
+        pairs = surrogates.joined(numbers) if family == "joined" else [(one,) for one in numbers]
+        return [Surrogate(pair).name for pair in pairs]
     if family != "curves":
         return table_names(family)
-    return [name for name in QUESTIONS if (CURVES / f"{name}.npz").exists()]
+    return [name for name in RECORDED if (CURVES / f"{name}.npz").exists()]
 
 
 def load_curves(name: str, folder: Path = CURVES) -> Task:
-    """Returns a recorded question."""
+    """Returns a recorded study."""
     with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-        points = tuple(json.loads(text) for text in file["params"])
+        configurations = tuple(json.loads(text) for text in file["params"])
         values = file["values"][:, None, :].astype(np.float32)
-    page, overrides = QUESTIONS[name]
-    return Task(name, "curves", page, overrides, None, points, values)
+    return Task(name, "curves", *RECORDED[name], None, configurations, values)
 
 
 def load_table(family: str, name: str) -> Task | None:
@@ -279,8 +284,8 @@ def load_table(family: str, name: str) -> Task | None:
         values = -np.log(values)
     truth = values.mean(1)
     scale = float(truth.max() - np.median(truth))
-    page = ("mnist", ("space=none", "model=mlp"))
-    return Task(name, family, *page, SPACES[family], (), values[:, :, None], scale)
+    module = ("mnist", ("space=none", "model=mlp"))
+    return Task(name, family, *module, SPACES[family], (), values[:, :, None], scale)
 
 
 def table_names(family: str) -> list[str]:

@@ -1,0 +1,271 @@
+"""Another optimizer, in a process of its environment, which needs nothing of this project.
+
+    python -P peer_process.py NAME
+
+Each line of its input is a call as a JSON list, each of its output the reply:
+
+    ["begin", space, epochs, seed]    null; space lists [name, kind, range, log, option it needs]
+    ["propose", worker]               [trial, hyperparameters, epoch to train to], or null to wait
+    ["tell", worker, value]           null; the value at that epoch, of which more is better
+
+Each optimizer is used as its authors recommend for several fidelities, with epochs from 1.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+Hyperparameter = tuple[str, str, list[Any], bool, str | None]
+Space = list[Hyperparameter]
+
+
+class Optimizer:
+    """What all have in common.
+
+    Args:
+        space: in which an option comes before what it opens.
+        epochs: of a whole training.
+        seed: of the search.
+    """
+
+    def __init__(self, space: Space, epochs: int, seed: int) -> None:
+        self.space, self.epochs, self.seed = space, epochs, seed
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes the optimizer."""
+
+    def plain(self, values: Any) -> dict[str, Any]:
+        """Returns hyperparameters as plain values within their ranges."""
+        found: dict[str, Any] = {}
+        for name, kind, ends, *_ in self.space:
+            if (value := dict(values).get(name)) is None:
+                continue
+            if kind == "choice":
+                found[name] = next(one for one in ends if str(one) == str(value))
+            else:
+                value = min(max(float(value), ends[0]), ends[1])
+                found[name] = round(value) if kind == "int" else value
+        return found
+
+    def flat(self) -> list[tuple[str, str, list[Any], bool]]:
+        """Returns the space without conditions; ValueError if it has any."""
+        if any(option is not None for *_, option in self.space):
+            raise ValueError("takes no conditional space")
+        return [(name, kind, ends, log) for name, kind, ends, log, _ in self.space]
+
+
+class EpochByEpoch(Optimizer):
+    """An optimizer that decides after each epoch of a trial whether the trial continues.
+
+    Its `start` returns the hyperparameters of a new trial; its `continues` gets trial, epoch and
+    value.
+    """
+
+    start: Any
+    continues: Any
+
+    def __init__(self, *given: Any) -> None:
+        self.running: dict[int, tuple[int, dict[str, Any], int]] = {}  # by worker
+        self.trials: list[Any] = []
+        super().__init__(*given)
+
+    def propose(self, worker: int) -> tuple[int, dict[str, Any], int]:
+        if worker not in self.running:
+            values = self.plain(self.start())
+            self.running[worker] = (len(self.trials) - 1, values, 0)
+        trial, values, epoch = self.running[worker]
+        self.running[worker] = (trial, values, epoch + 1)
+        return self.running[worker]
+
+    def tell(self, worker: int, value: float) -> None:
+        trial, _, epoch = self.running[worker]
+        if not self.continues(trial, epoch, value):
+            del self.running[worker]
+
+
+class Optuna(EpochByEpoch):
+    """`optuna.create_study()`, used as in its tutorial: TPE, and the median pruner."""
+
+    def prepare(self) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(seed=self.seed * 1009 + 17)
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self.pruned = optuna.trial.TrialState.PRUNED
+
+    def start(self) -> dict[str, Any]:
+        self.trials.append(drawn := self.study.ask())
+        found: dict[str, Any] = {}
+        for name, kind, ends, log, option in self.space:
+            if option is None or option in found.values():
+                if kind == "choice":
+                    found[name] = drawn.suggest_categorical(name, ends)
+                else:
+                    found[name] = getattr(drawn, f"suggest_{kind}")(name, *ends, log=log)
+        return found
+
+    def continues(self, trial: int, epoch: int, value: float) -> bool:
+        drawn = self.trials[trial]
+        drawn.report(value, epoch)
+        if epoch < self.epochs and not drawn.should_prune():
+            return True
+        ended = {"state": self.pruned} if epoch < self.epochs else {"values": value}
+        self.study.tell(drawn, **ended)
+        return False
+
+
+class Syne(EpochByEpoch):
+    """Syne Tune: ASHA with conformalized quantile regression."""
+
+    def prepare(self) -> None:
+        import numpy as np
+        from syne_tune import config_space as kinds
+        from syne_tune.optimizer.baselines import ASHACQR
+
+        np.random.seed(self.seed)
+        makers = {"int": "randint", "float": "uniform"}
+        ranges = {
+            name: kinds.choice(ends)
+            if kind == "choice"
+            else getattr(kinds, "log" * log + makers[kind])(*ends)
+            for name, kind, ends, log in self.flat()
+        }
+        named = {"metric": "y", "time_attr": "epoch", "do_minimize": False}
+        self.scheduler = ASHACQR(ranges, max_t=self.epochs, random_seed=self.seed, **named)
+
+    def start(self) -> dict[str, Any]:
+        values = dict(self.scheduler.suggest().config)
+        # All that the scheduler reads of a `Trial`:
+        self.trials.append(SimpleNamespace(trial_id=len(self.trials), config=values))
+        self.scheduler.on_trial_add(self.trials[-1])
+        return values
+
+    def continues(self, trial: int, epoch: int, value: float) -> bool:
+        result = {"y": value, "epoch": epoch}
+        goes = self.scheduler.on_trial_result(self.trials[trial], result) == "CONTINUE"
+        if epoch == self.epochs:
+            self.scheduler.on_trial_complete(self.trials[trial], result)
+        elif not goes:
+            self.scheduler.on_trial_remove(self.trials[trial])
+        return goes and epoch < self.epochs
+
+
+class ByFidelity(Optimizer):
+    """An optimizer that requests a configuration at a fidelity.
+
+    A configuration that it has had at a lower one is the same trial, which continues from there.
+    Its `request` returns a request, hyperparameters and fidelity; its `complete` gets the request
+    and the value.
+    """
+
+    request: Any
+    complete: Any
+
+    def __init__(self, *given: Any) -> None:
+        self.known: dict[tuple[Any, ...], int] = {}  # trials by configuration
+        self.requests: dict[int, Any] = {}  # by worker
+        super().__init__(*given)
+
+    def propose(self, worker: int) -> tuple[int, dict[str, Any], int]:
+        self.requests[worker], values, fidelity = self.request()
+        values = self.plain(values)
+        trial = self.known.setdefault(tuple(values.items()), len(self.known))
+        return trial, values, max(1, min(self.epochs, round(fidelity)))
+
+    def tell(self, worker: int, value: float) -> None:
+        self.complete(self.requests.pop(worker), value)
+
+
+class Smac(ByFidelity):
+    """SMAC3's multi-fidelity facade: Hyperband with a random forest."""
+
+    def prepare(self) -> None:
+        import ConfigSpace as cs
+        from smac import MultiFidelityFacade, Scenario
+        from smac.runhistory.dataclasses import TrialValue
+
+        space = cs.ConfigurationSpace(seed=self.seed)
+        makers = {"int": cs.Integer, "float": cs.Float}
+        for name, kind, ends, log, option in self.space:
+            choice = kind == "choice"
+            made = cs.Categorical(name, ends) if choice else makers[kind](name, ends, log=log)
+            space.add(made)
+            if option is not None:
+                space.add(cs.EqualsCondition(made, space[name.split(".")[0]], option))
+        fidelities = {"min_budget": 1, "max_budget": self.epochs, "n_trials": 100_000}
+        place = tempfile.mkdtemp()
+        scenario = Scenario(
+            space, seed=self.seed, deterministic=True, output_directory=place, **fidelities
+        )
+        self.facade = MultiFidelityFacade(
+            scenario, lambda config, seed=0, budget=0: 0.0, logging_level=50, overwrite=True
+        )
+        self.value_of = TrialValue
+
+    def request(self) -> tuple[Any, Any, float]:
+        info = self.facade.ask()
+        return info, info.config, info.budget or self.epochs
+
+    def complete(self, request: Any, value: float) -> None:
+        self.facade.tell(request, self.value_of(cost=-value, time=1.0), save=False)
+
+
+class Neps(ByFidelity):
+    """NePS: its default without priors, Hyperband."""
+
+    def prepare(self) -> None:
+        import random
+
+        import neps
+        import numpy as np
+        import torch
+        from neps.optimizers.algorithms import hyperband
+        from neps.space import SearchSpace
+
+        for seed in (np.random.seed, random.seed, torch.manual_seed):
+            seed(self.seed)
+        makers = {"int": neps.HPOInteger, "float": neps.HPOFloat}
+        ranges = {
+            name: neps.HPOCategorical(ends) if kind == "choice" else makers[kind](*ends, log=log)
+            for name, kind, ends, log in self.flat()
+        }
+        ranges["epochs"] = neps.HPOInteger(1, self.epochs, is_fidelity=True)
+        self.neps = neps.AskAndTell(hyperband(SearchSpace(ranges)))
+
+    def request(self) -> tuple[Any, Any, float]:
+        trial = self.neps.ask()
+        return trial, trial.config, trial.config.get("epochs", self.epochs)
+
+    def complete(self, request: Any, value: float) -> None:
+        self.neps.tell(request, -value)
+
+
+PEERS: dict[str, Any] = {"optuna": Optuna, "smac": Smac, "neps": Neps, "syne": Syne}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # an optimizer may print
+    peer: Any = None
+    for line in sys.stdin:
+        call, *given = json.loads(line)
+        reply: Any = None
+        try:
+            if call == "begin":
+                peer = PEERS[sys.argv[1]](*given)
+            else:
+                reply = getattr(peer, call)(*given)
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
