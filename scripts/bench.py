@@ -13,7 +13,7 @@
     python scripts/bench.py start            # commands until they begin or print; 2 minutes
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py profile          # where the time of a trial goes; 2 minutes
-    python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
+    python scripts/bench.py memory           # of 4 workers that share a training set; 2 minutes
     python scripts/bench.py search           # methods of search, replayed; 20 minutes
     python scripts/bench.py search --on lcbench --only methods --peers smac optuna    # and others
     python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
@@ -26,12 +26,12 @@ Both ways run in turn, as whole processes on the same data. `example` and `tutor
 and `scale` need the extra `embedded`. `--repeats` is the number of times that each way runs.
 The documentation has the results, under Benchmarks. `search` trains nothing: it replays each method
 with 10 seeds (`--seeds`) on surrogates of LCBench in `STUDYLOOM_DATA`, on recorded curves, and on
-the tables that the extra `dev` brings, under the real worker loop in simulated time; then ways to
-choose a winner and `study.stop=improvement` on the tables (`--only` for some of it). It prints how
-much lower the regret of each method is than that of `--against`, in pairs of seeds. `--peers` are
-other optimizers, which it installs into environments of their own. With `--results FOLDER` a run
-that was interrupted continues, and a later one runs only what is new: files of the product are
-valid for one state of src/ and conf/.
+the tables that the extra `dev` brings, under the real worker loop in simulated time; then
+`study.stop=improvement` on the tables (`--only` for some of it). It prints how much lower the
+regret of each method is than that of `--against`, in pairs of seeds. `--peers` are other
+optimizers, which it installs into separate environments. With `--results FOLDER` an interrupted
+run continues, and a later one runs only what is new: results of the product are kept for each
+state of src/ and conf/.
 """
 
 import argparse
@@ -129,7 +129,7 @@ BENCHES = {
         ),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
-    "scale_up": Bench(lambda a: scale_up(a.repeats or 5, a.picture)),
+    "scale_up": Bench(lambda a: scale_up(a.repeats or 5, a.image)),
     "transfer": Bench(lambda a: transfer(a.repeats or 3, a.trials or 40), {"trials": 2}),
     "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
 }
@@ -173,7 +173,7 @@ def main() -> None:
         help="workers of cluster; finished trials of overhead and growth, and for growth those of "
         "one worker; sleepers of scale; images of loader; bytes of memory",
     )
-    parser.add_argument("--picture", type=Path, help="a PNG that scale_up draws, by Chromium")
+    parser.add_argument("--image", type=Path, help="a PNG that scale_up draws, by Chromium")
     parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Chromium, for pictures and for measurements of pages."""
+"""Chromium, for images and for measurements of pages."""
 
 import shutil
 import sys

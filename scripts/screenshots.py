@@ -1,11 +1,11 @@
-"""Takes the pictures of the README: a terminal, and the page of the main study as it is served.
+"""Takes the images of the README: a terminal, and the live page of the main study.
 
     python scripts/screenshots.py            # into a temporary folder, and prints their paths
-    python scripts/screenshots.py --write    # replaces the tracked pictures in .github
+    python scripts/screenshots.py --write    # replaces the tracked images in .github
     python scripts/screenshots.py gallery runs --write    # those of the gallery, in .github/gallery
 
-The first two run the study, if runs/mnist does not have its answer yet: a few minutes. `gallery`
-runs nothing: it takes the answer and one figure of each report that is in runs/STUDY, in seconds,
+The first two run the study, if runs/mnist does not have its result yet: a few minutes. `gallery`
+runs nothing: it takes the result and one figure of each report that is in runs/STUDY, in seconds,
 and ends with 1 if a study has none. Needs the test extra and Chromium.
 """
 
@@ -31,7 +31,7 @@ TRACKED = ROOT / ".github"
 TERMINAL = """<body style="margin:0;background:#16181d"><pre style="margin:0;padding:16px 20px;\
 display:inline-block;color:#d8dbe2;font:14px/1.45 'DejaVu Sans Mono',monospace">{text}</pre></body>
 """
-# The section of each study's report that says most of it, shown below its answer.
+# The section of each study's report that says most of it, shown below its result.
 GALLERY = {
     "mnist": "misled",
     "rows": "curves",
@@ -49,7 +49,7 @@ GALLERY = {
     "cartpole": "search",
     "fashion": "search",
 }
-# What such a picture shows of the page: the answer, four of its numbers, one section, and of a
+# What such an image shows of the page: the result, four of its numbers, one section, and of a
 # section with several parts the first two, of a long table the first rows.
 ALONE = """
 nav, footer, .skip, .behind, main > section:not(#{key}), header > .lines, header > .facts,
@@ -57,25 +57,25 @@ header > .parameters, header > .numbers > :nth-child(n+5), section > h3:nth-of-t
 section > h3:nth-of-type(n+3) ~ *, tbody > tr:nth-child(n+13) {{ display: none }}
 body {{ padding: 20px }} section {{ margin-top: 16px }}
 """
-WIDTH, TALLEST = 800, 1000  # pixels of a picture of the gallery
+WIDTH, TALLEST = 800, 1000  # pixels of an image of the gallery
 MOST = 60_000  # bytes of one
 COLOURS = (256, 128, 64, 32, 16)  # as many as its size allows
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Takes the pictures of the README.")
-    about = "replace the tracked pictures in .github"
+    parser = argparse.ArgumentParser(description="Takes the images of the README.")
+    about = "replace the tracked images in .github"
     parser.add_argument("--write", action="store_true", help=about)
     about = "takes those of the gallery, of the run directories below RUNS"
     parser.add_argument("gallery", nargs="*", metavar="gallery RUNS", help=about)
-    asked = parser.parse_args()
-    if asked.gallery and (len(asked.gallery) != 2 or asked.gallery[0] != "gallery"):
-        parser.error(f"must be nothing, or gallery RUNS; got {' '.join(asked.gallery)}")
-    folder = TRACKED if asked.write else Path(tempfile.mkdtemp(prefix="studyloom-screenshots-"))
-    text = "" if asked.gallery else run_study()
+    options = parser.parse_args()
+    if options.gallery and (len(options.gallery) != 2 or options.gallery[0] != "gallery"):
+        parser.error(f"must be nothing, or gallery RUNS; got {' '.join(options.gallery)}")
+    folder = TRACKED if options.write else Path(tempfile.mkdtemp(prefix="studyloom-screenshots-"))
+    text = "" if options.gallery else run_study()
     with start_chromium() as browser:
-        if asked.gallery:
-            missing = shoot_gallery(browser, Path(asked.gallery[1]), folder / "gallery")
+        if options.gallery:
+            missing = shoot_gallery(browser, Path(options.gallery[1]), folder / "gallery")
         else:
             missing = []
             shoot_terminal(browser, text, folder / "terminal.png")
@@ -86,12 +86,12 @@ def main() -> int:
 
 
 def shoot_gallery(browser: Browser, runs: Path, folder: Path) -> list[str]:
-    """Takes a picture of each study that has a report.
+    """Takes a screenshot of each study that has a report.
 
     Args:
         browser: Chromium.
         runs: a run directory of each study is below it, with the name of the study.
-        folder: for the pictures.
+        folder: for the images.
 
     Returns:
         a line for each study that has none.
@@ -120,11 +120,11 @@ def shoot_gallery(browser: Browser, runs: Path, folder: Path) -> list[str]:
 
 
 def small(content: bytes) -> bytes:
-    """Returns a picture in as many colours as it may have within MOST bytes."""
+    """Returns an image in as many colors as it may have within MOST bytes."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
-    for colours in COLOURS:
+    for colors in COLOURS:
         file = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        image.quantize(colors, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
         if file.tell() <= MOST:
             break
     return file.getvalue()

@@ -1,6 +1,6 @@
 """Measures the start of commands, and of looking ones: now, and at an earlier commit.
 
-`import torch`, which every training needs, is measured beside them in the same turns: the machine
+`import torch`, which every training needs, is measured next to them in the same turns: the machine
 differs from one minute to the next, and the ratio to it much less. Each command is a new process.
 """
 
@@ -66,7 +66,7 @@ def measure(root: Path, run_dir: Path, cache: Path) -> Iterator[tuple[str, tuple
 
     Args:
         root: a checkout.
-        run_dir: of the study, which is made anew.
+        run_dir: of the study, which is made again.
         cache: of compiled modules, as an installed package has them.
 
     Yields:
@@ -76,10 +76,10 @@ def measure(root: Path, run_dir: Path, cache: Path) -> Iterator[tuple[str, tuple
     env |= {"PYTHONPATH": str(root / "src"), "PYTHONPYCACHEPREFIX": str(cache / root.name)}
     shutil.rmtree(run_dir, ignore_errors=True)
     yield TORCH, run(("-c", "import torch"), root, env)
-    page = ("-m", "studies.mnist")
-    yield "--dry-run", run((*page, "--dry-run"), root, env)
+    module = ("-m", "studies.mnist")
+    yield "--dry-run", run((*module, "--dry-run"), root, env)
     began = time.time()
-    seconds, processor = run((*page, *QUICK, f"run_dir={run_dir}"), root, env)
+    seconds, processor = run((*module, *QUICK, f"run_dir={run_dir}"), root, env)
     with closing(sqlite3.connect(run_dir / "study.db")) as connection:
         (started,) = connection.execute("SELECT min(datetime_start) FROM trials").fetchone()
     yield FIRST, (datetime.fromisoformat(started).timestamp() - began, processor)

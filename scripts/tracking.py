@@ -78,7 +78,7 @@ class Server:
         self._process.wait()
 
     def be_away(self) -> None:
-        """Answers nothing for a while, in the midst of a command."""
+        """Does not reply for a while, in the middle of a command."""
         time.sleep(AFTER)
         os.killpg(self._process.pid, signal.SIGSTOP)
         time.sleep(AWAY)
@@ -86,7 +86,7 @@ class Server:
 
 
 def run(folder: Path, *overrides: str) -> tuple[float, float]:
-    """Runs the study anew; returns its seconds, and those of the processors."""
+    """Runs the study from its start; returns its seconds, and those of the processors."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "studies.mnist", *STUDY, *overrides, f"run_dir={folder}"]
     env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -101,7 +101,7 @@ def used() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def points(uri: str, name: str) -> int:
+def count_numbers(uri: str, name: str) -> int:
     """Counts the numbers of all learning curves in an experiment."""
     from mlflow import MlflowClient
 
@@ -134,8 +134,10 @@ def main() -> None:
             took["away"].append(run(folder, *tracked, f"track.mlflow.experiment=a{number}"))
             away.join()
             print({kind: times[-1] for kind, times in took.items()})
-            told = {name: points(server.uri, name) for name in (f"t{number}", f"a{number}")}
-            print("numbers in MLflow:", told, flush=True)
+            counts = {
+                name: count_numbers(server.uri, name) for name in (f"t{number}", f"a{number}")
+            }
+            print("numbers in MLflow:", counts, flush=True)
     first = [median(times) for times in zip(*took["plain"], strict=True)]
     for kind, times in took.items():
         wall, processors = (median(each) for each in zip(*times, strict=True))

@@ -2,10 +2,10 @@
 
 A trial of 60 s has 10 epochs. So that a bench ends in minutes, its seconds are divided by a factor,
 which is printed: the largest at which no more trials end in a second than 1 000 workers end of
-60 s. A worker is a thread with connections, ledger, buffer and reporter of its own, under
+60 s. A worker is a thread with connections, its ledger, buffer and reporter, under
 `study.worker.Worker`; some processes hold all threads. Threads of a process share its interpreter
 lock, so a call waits for those of others where hosts of their own would not: the processor time
-that is printed beside the waits does not know that.
+that is printed next to the waits does not know that.
 """
 
 import collections
@@ -64,7 +64,7 @@ class Sleep(Objective):
     """An objective that sleeps, and whose value comes to what its parameters say.
 
     Args:
-        point: Its parameters.
+        point: Its configuration.
         nap: Seconds of an epoch.
     """
 
@@ -96,7 +96,7 @@ class Sleep(Objective):
 
 
 class Asleep(Bare):
-    """The question of six numbers with trials that sleep.
+    """The definition of six numbers with trials that sleep.
 
     Args:
         sampler: random, or tpe, which goes with the median.
@@ -129,7 +129,7 @@ class Log:
             report, and tell.
         slept: Seconds that its trials have slept.
         claimed: When it was given its last claim; 0 if none.
-        first, last: When its first claim was asked for, and its last trial told.
+        first, last: When its first claim was requested, and its last trial told.
     """
 
     def __init__(self) -> None:
@@ -159,14 +159,14 @@ def timed(kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
         began = time.perf_counter()
         own.first = own.first or began
         try:
-            answer = method(self, *arguments, **named)
+            result = method(self, *arguments, **named)
         finally:
             now = time.perf_counter()
-        if kind != "claim" or answer is not None:
+        if kind != "claim" or result is not None:
             own.took[kind].append(now - began)
             own.claimed = now if kind == "claim" else own.claimed
             own.last = now if kind == "tell" else own.last
-        return answer
+        return result
 
     return measured
 
@@ -192,7 +192,7 @@ class Never:
 
 
 def hold(
-    url: str, kind: str, factor: float, trials: int, delays: list[float], ready: Any, answers: Any
+    url: str, kind: str, factor: float, trials: int, delays: list[float], ready: Any, replies: Any
 ) -> None:
     """Runs workers as the threads of this process, each from its delay on.
 
@@ -201,9 +201,9 @@ def hold(
         kind: The sampler.
         factor: By which seconds are divided.
         trials: The budget of the study.
-        delays: Seconds after which each worker asks for its first trial.
+        delays: Seconds after which each worker requests its first trial.
         ready: A barrier for all processes.
-        answers: Where the logs go.
+        replies: Where the logs go.
     """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -231,7 +231,7 @@ def hold(
     for thread in threads:
         thread.join()
     now = os.times()
-    answers.put((logs, now.user + now.system - worked.user - worked.system))
+    replies.put((logs, now.user + now.system - worked.user - worked.system))
 
 
 DATA = TrainingData(None, None, [])  # type: ignore[arg-type]
@@ -308,10 +308,10 @@ def measure(
     context.set_forkserver_preload([__name__])
     fate, count = random.Random(0), min(PROCESSES, workers)
     delays = [fate.uniform(0, SECONDS / factor) for _ in range(workers)]
-    ready, answers = context.Barrier(count + 1), context.SimpleQueue()
+    ready, replies = context.Barrier(count + 1), context.SimpleQueue()
     shares = [delays[n::count] for n in range(count)]
     processes = [
-        context.Process(target=hold, args=(entry, kind, factor, trials, share, ready, answers))
+        context.Process(target=hold, args=(entry, kind, factor, trials, share, ready, replies))
         for share in shares
     ]
     for process in processes:
@@ -320,10 +320,10 @@ def measure(
     before, began, most = spent(), time.perf_counter(), 0
     looks = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
     with looks.connect() as connection:
-        while answers.empty() and all(process.exitcode in (None, 0) for process in processes):
+        while replies.empty() and all(process.exitcode in (None, 0) for process in processes):
             most = max(most, connections(connection))
             time.sleep(0.5)
-        found = [answers.get() for _ in processes]
+        found = [replies.get() for _ in processes]
     seconds, server_time = time.perf_counter() - began, spent() - before
     for process in processes:
         process.join()
@@ -368,14 +368,14 @@ def duplicates(url: str, trials: int) -> int:
 
 def print_result(result: Result, logs: Sequence[Log], twice: int) -> None:
     """Prints the figures of a study."""
-    told = [len(own.took["tell"]) for own in logs]
+    counts = [len(own.took["tell"]) for own in logs]
     used = [own.slept / (own.last - own.first) for own in logs if own.last > own.first]
     print(
         f"{result.workers} workers, sampler={result.kind}, {result.trials} trials of "
         f"{SECONDS / result.factor:g} s (60 s / {result.factor:g}) in {result.seconds:.0f} s\n"
         f"  {result.trials / result.seconds:.1f} trials/s, utilisation {np.mean(used):.3f}, "
         f"{result.connections} connections, {twice} duplicates, "
-        f"{min(told)} to {max(told)} trials a worker\n"
+        f"{min(counts)} to {max(counts)} trials a worker\n"
         f"  processor time a trial: server {1000 * result.server_time / result.trials:.1f} ms, "
         f"workers {1000 * result.worker_time / result.trials:.1f} ms; "
         f"{(result.server_time + result.worker_time) / result.seconds:.2f} cores in use"

@@ -37,7 +37,7 @@ print(time.perf_counter() - began)
 
 
 class AtRandom(Bare):
-    """The question of six numbers without what a sampler and a pruner make of other trials."""
+    """The definition of six numbers without what a sampler and a pruner make of other trials."""
 
     def sampler(self, number: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=number)
@@ -119,7 +119,7 @@ def calls(clock: Clock, url: str, folder: str, done: int) -> dict[str, list[floa
 
 
 def in_process(look: str, url: str, folder: str) -> float:
-    """Returns the seconds that a view takes in a process of its own, imports included."""
+    """Returns the seconds that a view takes in a separate process, imports included."""
     command = [sys.executable, "-c", LOOK.format(look=look), url, folder]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout)

@@ -24,7 +24,7 @@ auth_file = {users}
 pool_mode = transaction
 default_pool_size = {size}
 max_client_conn = 20000
-# Of the settings that studyloom asks for when it connects, a pool cannot keep one for each client.
+# Of the settings that studyloom requests when it connects, a pool cannot keep one for each client.
 ignore_startup_parameters = options
 max_prepared_statements = 200
 """
@@ -76,7 +76,7 @@ def pooled(url: str, folder: str, size: int = 32, entry: str | None = None) -> I
             time.sleep(0.02)
         yield ours.render_as_string(hide_password=False)
     finally:
-        process.kill()  # told to end, it would wait for its clients
+        process.kill()  # after SIGTERM it would wait for its clients
         process.wait()
 
 

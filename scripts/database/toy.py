@@ -1,4 +1,4 @@
-"""A question that costs next to nothing to train, so that the database is what is measured."""
+"""A study definition that costs next to nothing to train, so that the database is measured."""
 
 import functools
 import random
@@ -44,7 +44,7 @@ class Tiny(nn.Sequential):
 
 
 class Bare:
-    """A question of six numbers, whose training is ten epochs of one batch of four numbers."""
+    """A study definition of six numbers, whose training is ten epochs of a batch of four."""
 
     space = parse_space({f"x{k}": {"float": [0.0, 1.0]} for k in range(6)}, lambda group: ())
     baseline, seed, in_turn, keeps_state = None, 0, False, ()
@@ -90,9 +90,7 @@ def fill(stored: StoredStudy, trials: int) -> None:
         for slot in range(trials):
             trial = sql.insert(connection, study_id, {SLOT: slot})._trial_id
             state, steps = (COMPLETE, 10) if slot % 3 == 0 else (PRUNED, 3)
-            writes += [
-                sql.param(trial, name, fate.random(), asked) for name, asked in distributions
-            ]
+            writes += [sql.param(trial, name, fate.random(), each) for name, each in distributions]
             writes += [sql.report(trial, step, fate.random()) for step in range(1, steps + 1)]
             writes += sql.end(trial, state, [fate.random()])
         sql.write(connection, sorted(writes, key=lambda write: id(write[0])))

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import torch
 from torch import nn
-from training.commands import page
+from training.commands import run_search
 
 from database.toy import Bare, Tiny, postgres, show, work
 from studyloom.data.training_data import TrainingData
@@ -37,7 +37,7 @@ def scale(repeats: int, trials: int, sleepers: int) -> None:
         for _ in range(repeats):
             for workers, took in times.items():
                 number = f"launcher.workers={workers}"
-                _, stored = page("mnist", folder, *search, number, OMP_NUM_THREADS="1")
+                _, stored = run_search("mnist", folder, *search, number, OMP_NUM_THREADS="1")
                 took.append(spans(stored))
                 stored.close()
         for workers, took in times.items():

@@ -48,7 +48,9 @@ from .tables import Results, Task
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 LIMITS = Limits(lease=86400.0)  # a simulated worker may have to wait for its turn for long
-FOREVER = 86400.0  # seconds; a report is posted before the worker goes on, however slow the machine
+FOREVER = (
+    86400.0  # seconds; a report is posted before the worker continues, however slow the machine
+)
 IN_MEMORY = "/dev/shm"
 
 

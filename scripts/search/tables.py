@@ -213,7 +213,7 @@ def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
     """Returns the order in which the seeds of each configuration are used.
 
     A study seeds each trial by its own seed and the number of the trial, so trainings of different
-    configurations have nothing in common, and each configuration has an order of its own.
+    configurations have nothing in common, and each configuration has its own order.
 
     Args:
         task: a table has several seeds of each configuration.

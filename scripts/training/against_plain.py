@@ -1,4 +1,4 @@
-"""Studies against the plain way of scripts/plain.py: a search, an answer, the tutorial."""
+"""Studies against the plain way of scripts/plain.py: a search, a tested winner, the tutorial."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from statistics import fmean, median
 import numpy as np
 import optuna
 from database.toy import show
-from search.statistics import interval
+from search.statistics import describe, interval
 from starting import checkout
 
-from training.commands import ROOT, page, run, unpacked
+from training.commands import ROOT, run, run_search, unpacked
 
 PLAIN = ROOT / "scripts" / "plain.py"
 
@@ -36,7 +36,9 @@ def example(repeats: int, processes: int, trials: int) -> None:
             plain.append(seconds)
             plain_best.append(value)
             overrides = (f"study.seed={seed}", f"study.trials={trials}")
-            seconds, stored = page("fashion", folder, *overrides, f"launcher.workers={processes}")
+            seconds, stored = run_search(
+                "fashion", folder, *overrides, f"launcher.workers={processes}"
+            )
             ours.append(seconds)
             our_best.append(stored.optuna.best_value)
             stored.close()
@@ -72,36 +74,43 @@ def plain_processes(
     return time.monotonic() - began, optuna.load_study(study_name="plain", storage=url).best_value
 
 
-def answer(repeats: int, trials: int, before: str | None, page: str) -> None:
-    """A page to its answer, beside an earlier commit, or the plain loop of studies.mnist."""
+def answer(repeats: int, trials: int, before: str | None, study: str) -> None:
+    """A study to its tested winner, next to an earlier commit, or the plain loop of mnist."""
     with tempfile.TemporaryDirectory() as folder, checkout(before, Path(folder)) as earlier:
         ways = {"plain": ROOT} if earlier is None else {f"ours at {before}": earlier}
         ways["ours"] = ROOT
-        took: dict[str, list[Answered]] = {way: [] for way in ways}
+        took: dict[str, list[Tested]] = {way: [] for way in ways}
         for seed in range(repeats):
             for way, root in ways.items():
                 run_dir = Path(folder, "run")
-                took[way].append(answered(way == "plain", root, run_dir, page, seed, trials))
+                took[way].append(run_to_test(way == "plain", root, run_dir, study, seed, trials))
                 print(f"  seed {seed}: {way:18} {took[way][-1]}", flush=True)
     ours = took["ours"]
     for way, all_of in took.items():
         seconds = [each.seconds for each in all_of]
         show(way, seconds)
-        faster = median(seconds) / median(each.seconds for each in ours)
-        less = fmean(a.worked / b.worked for a, b in zip(ours, all_of, strict=True))
-        gains = np.array([[a.tested - b.tested for a, b in zip(ours, all_of, strict=True)]])
-        low, high = interval(gains)
+        pairs = [*zip(ours, all_of, strict=True)]
+        share = describe_ratio([a.seconds / b.seconds for a, b in pairs])
+        worked = describe_ratio([a.worked / b.worked for a, b in pairs])
+        gains = np.array([[a.tested - b.tested for a, b in pairs]])
         print(
-            f"    ratio {faster:.2f}; ours has {less:.2f} of the processor time; "
+            f"    ours takes {share} of its time, {worked} of its processor time; "
             f"epochs of the search {fmean(a.epochs for a in all_of):.0f}; "
             f"tested, mean {fmean(a.tested for a in all_of):.4f}; "
-            f"ours less this, paired {gains.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+            f"ours less this, paired {describe(gains, 4)}"
         )
 
 
+def describe_ratio(ratios: list[float]) -> str:
+    """Returns the geometric mean of ratios in pairs, and its interval."""
+    logarithms = np.log([ratios])
+    mean, low, high = np.exp([logarithms.mean(), *interval(logarithms)])
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
 @dataclass(frozen=True)
-class Answered:
-    """A run to its answer.
+class Tested:
+    """A run to its tested winner.
 
     Args:
         worked: the seconds of processor time, which other work on the machine changes little.
@@ -119,21 +128,23 @@ class Answered:
         return f"{took}, {self.epochs} epochs, tested {self.tested:.4f}"
 
 
-def answered(plain: bool, root: Path, run_dir: Path, page: str, seed: int, trials: int) -> Answered:
-    """Runs one way to its answer."""
+def run_to_test(
+    plain: bool, root: Path, run_dir: Path, study: str, seed: int, trials: int
+) -> Tested:
+    """Runs one way to its tested winner."""
     began = processor_time()
     if plain:
         seconds, printed = run(str(PLAIN), "answer", "-", str(seed), str(trials))
-        return Answered(seconds, processor_time() - began, float(printed))
+        return Tested(seconds, processor_time() - began, float(printed))
     shutil.rmtree(run_dir, ignore_errors=True)
-    command = ("-m", f"studies.{page}", f"run_dir={run_dir}", f"study.seed={seed}")
+    command = ("-m", f"studies.{study}", f"run_dir={run_dir}", f"study.seed={seed}")
     command += (f"study.trials={trials}",)
     seconds, _ = run(*command, cwd=root, PYTHONPATH=str(root / "src"))
     written = json.loads((run_dir / "winner.json").read_text())
-    study = optuna.load_study(study_name=page, storage=f"sqlite:///{run_dir}/study.db")
-    epochs = sum(len(trial.intermediate_values) for trial in study.trials)
+    stored = optuna.load_study(study_name=study, storage=f"sqlite:///{run_dir}/study.db")
+    epochs = sum(len(trial.intermediate_values) for trial in stored.trials)
     worked = processor_time() - began
-    return Answered(seconds, worked, written["test"]["winner"]["mean"], epochs)
+    return Tested(seconds, worked, written["test"]["winner"]["mean"], epochs)
 
 
 def processor_time() -> float:
@@ -143,7 +154,7 @@ def processor_time() -> float:
 
 
 def tutorial(repeats: int, epochs: int) -> None:
-    """The tutorial network: the same 55 000 images to train on, and 5 000 to validate."""
+    """The tutorial network: the same 55,000 images to train on, and 5,000 to validate."""
     plain, ours, plain_accuracy, our_accuracy = [], [], [], []
     overrides = ("study.name=plain", "data=mnist", "space=none", "model.hidden=[128]")
     overrides += ("optimizer=adam", "scheduler=constant", "train.batch_size=100")
@@ -153,7 +164,7 @@ def tutorial(repeats: int, epochs: int) -> None:
             seconds, printed = run(str(PLAIN), "tutorial", root, str(seed), str(epochs))
             plain.append(seconds)
             plain_accuracy.append(float(printed))
-            seconds, stored = page("mnist", folder, *overrides, f"study.seed={seed}")
+            seconds, stored = run_search("mnist", folder, *overrides, f"study.seed={seed}")
             ours.append(seconds)
             our_accuracy.append(stored.optuna.best_value)
             stored.close()

@@ -43,8 +43,10 @@ def unpacked(name: str) -> Iterator[str]:
         yield folder
 
 
-def page(name: str, folder: str, *overrides: str, **environment: str) -> tuple[float, StoredStudy]:
-    """Runs the page of a study without its winner; returns the seconds it took, and the study."""
+def run_search(
+    name: str, folder: str, *overrides: str, **environment: str
+) -> tuple[float, StoredStudy]:
+    """Runs a study module without its winner; returns the seconds it took, and the study."""
     path = Path(folder, "run")
     shutil.rmtree(path, ignore_errors=True)
     arguments = (f"run_dir={path}", "winner.enabled=false", *overrides)

@@ -31,10 +31,10 @@ class Sweep:
 
     Args:
         widths: the base first, as values of `key`.
-        measured: by which a training is judged.
+        measured: what it is compared by.
     """
 
-    page: str
+    module: str
     overrides: tuple[str, ...]
     key: str
     widths: tuple[object, ...]
@@ -84,7 +84,7 @@ class Row:
 
     def losses(self, seed: int) -> list[float]:
         """Returns for each rate the last loss, or what a loop reports; infinite if it diverges."""
-        definition, data = ask(self.name, self.rule)
+        definition, data = define(self.name, self.rule)
         plan = SWEEPS[self.name]
         losses = []
         for power in plan.powers:
@@ -99,10 +99,10 @@ class Row:
 
 
 @cache
-def ask(name: str, rule: str) -> tuple[Definition, TrainingData]:
+def define(name: str, rule: str) -> tuple[Definition, TrainingData]:
     plan = SWEEPS[name]
     scale = f"scale={{{plan.key}:{plan.widths[0]},rule:{rule}}}"
-    definition = compose(plan.page, (*plan.overrides, scale))[0]
+    definition = compose(plan.module, (*plan.overrides, scale))[0]
     return definition, load_data(definition.config)
 
 
@@ -111,7 +111,7 @@ def start_worker() -> None:
     sys.path.append(str(ROOT))  # where studies.characters is
 
 
-def scale_up(seeds: int, picture: Path | None) -> None:
+def scale_up(seeds: int, image: Path | None) -> None:
     """Prints the loss of each width and rate, and where each width has its best; and draws them."""
     rows = [
         Row(name, rule, at)
@@ -132,11 +132,11 @@ def scale_up(seeds: int, picture: Path | None) -> None:
             each = ", ".join(str(plan.powers[int(at)]) for at in values.argmin(1))
             label = f"{row.name:22} {row.rule:5} {np.ravel(plan.widths[row.at])[0]:5}"
             print(f"  {label} {losses}  best 2^{best}; by seed {each}", flush=True)
-    if picture is not None:
-        draw(found, picture)
+    if image is not None:
+        draw(found, image)
 
 
-def draw(found: Mapping[Row, np.ndarray], picture: Path) -> None:
+def draw(found: Mapping[Row, np.ndarray], image: Path) -> None:
     """Draws a panel for each network and rule, with a line for each width, as a PNG."""
     from browsers import start_chromium  # imported here, for no other bench needs a browser
     from plotly.graph_objects import Scatter
@@ -165,4 +165,4 @@ def draw(found: Mapping[Row, np.ndarray], picture: Path) -> None:
         page = browser.new_page(viewport=size)
         page.set_content(figure.to_html(config={"staticPlot": True}))
         page.locator(".main-svg").first.wait_for()
-        page.screenshot(path=picture)
+        page.screenshot(path=image)

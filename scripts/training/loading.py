@@ -17,7 +17,7 @@ from studyloom.training.job import Job
 from studyloom.training.trainer import Training
 
 
-class Pictures(torch.utils.data.Dataset[Any]):
+class Images(torch.utils.data.Dataset[Any]):
     """An image folder: PNG files of 64 × 64 pixels, decoded and shifted when they are loaded.
 
     Args:
@@ -48,14 +48,14 @@ def convolutions(**_: Any) -> nn.Module:
     )
 
 
-def loader(repeats: int, pictures: int) -> None:
-    """Three epochs on pictures in a folder: the plain loop with DataLoaders, and Datasets."""
+def loader(repeats: int, images: int) -> None:
+    """Three epochs on images in a folder: the plain loop with DataLoaders, and Datasets."""
     torch.set_num_threads(1)
     ways = {"plain, a DataLoader": plain_loader, "ours, Datasets": our_loader}
     took: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
     with tempfile.TemporaryDirectory() as folder:
         random_pixels = np.random.default_rng(0)
-        for number in range(pictures):
+        for number in range(images):
             path = Path(folder, str(number % 10), f"{number}.png")
             path.parent.mkdir(exist_ok=True)
             small = random_pixels.integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -64,7 +64,7 @@ def loader(repeats: int, pictures: int) -> None:
             # Each goes first in turn: it runs in what the other has left.
             for label in sorted(ways, reverse=bool(repeat % 2)):
                 began, worked = time.perf_counter(), processor_time()
-                ways[label](folder, pictures * 4 // 5)
+                ways[label](folder, images * 4 // 5)
                 if repeat:
                     seconds = time.perf_counter() - began
                     took[label].append((seconds, processor_time() - worked))
@@ -85,9 +85,9 @@ def processor_time() -> float:
 
 
 def plain_loader(folder: str, count: int) -> None:
-    """The plain loop: a DataLoader to train on the first pictures, and one to evaluate."""
+    """The plain loop: a DataLoader to train on the first images, and one to evaluate."""
     train, valid = (
-        torch.utils.data.Subset(Pictures(folder, shift), part)
+        torch.utils.data.Subset(Images(folder, shift), part)
         for shift, part in ((True, range(count)), (False, range(count, count * 5 // 4)))
     )
     loaders = [
@@ -111,7 +111,7 @@ def plain_loader(folder: str, count: int) -> None:
 
 def our_loader(folder: str, count: int) -> None:
     """The same by Training, with as many processes."""
-    data = {"train": Pictures(folder, True), "evaluate": Pictures(folder, False)}
+    data = {"train": Images(folder, True), "evaluate": Images(folder, False)}
     examples = Datasets(**data, validation=count // 4, num_workers=2).train()
     train, valid = torch.arange(count), torch.arange(count, count * 5 // 4)
     loss = nn.CrossEntropyLoss()

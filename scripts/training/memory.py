@@ -1,4 +1,4 @@
-"""Measures the memory of workers on one host that share a training part."""
+"""Measures the memory of workers on one host that share a training set."""
 
 import math
 import os

