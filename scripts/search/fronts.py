@@ -7,8 +7,8 @@ The curves are of 200 random trials of the study, 5 epochs each, recorded by
     python -m studies.pareto sampler=random pruner=none winner.enabled=false study.trials=200 \\
         study.seed=0 study.name=pareto5 run_dir=runs/curves/pareto
 
-and `write(Path("runs/curves/pareto"), "pareto5")`. A configuration that a sampler draws has the
-curve and the size of the nearest that was recorded.
+and `write_curves(Path("runs/curves/pareto"), "pareto5", CURVES / "pareto.npz")`. A configuration
+that a sampler draws has the curve and the size of the nearest that was recorded.
 """
 
 import json
@@ -16,16 +16,13 @@ import math
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.rule import Cost
 from studyloom.space.tree import Point
-from studyloom.study.opening import open_study
 
 from .simulator import Clock, ReplayedDefinition, Tape, define, folder, run_workers
 from .statistics import describe
@@ -36,22 +33,6 @@ NONE, PROMOTION = ("pruner=none",), ("pruner=asha",)
 SAMPLERS = ("nsga2", "tpe", "random")
 FEWEST, MOST = 2_000.0, 250_000.0  # about what networks of its space have
 WORST = (0.1, 0.8)  # reference accuracies: chance, and one that any recorded network exceeds
-
-
-def write(run_dir: Path, name: str) -> None:
-    """Writes the complete trials of a study of two objectives as curves with costs."""
-    stored = open_study(f"sqlite:///{run_dir}/study.db", name)
-    trials = [trial for trial in stored.trials() if trial.state == TrialState.COMPLETE]
-    stored.close()
-    curves = [
-        [t.intermediate_values[step] for step in sorted(t.intermediate_values)] for t in trials
-    ]
-    np.savez_compressed(
-        CURVES / "pareto.npz",
-        params=np.array([json.dumps(trial.params) for trial in trials]),
-        values=np.array(curves, np.float32),
-        costs=np.array([trial.values[1] for trial in trials]),
-    )
 
 
 def load() -> tuple[Task, list[float]]:

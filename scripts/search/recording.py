@@ -44,16 +44,16 @@ def record(
         given = (*overrides, *RANDOM, *SIZES[name], f"study.trials={trials or TRIALS[name]}")
         given += (f"study.name={name}", f"run_dir={run_dir / name}", "launcher.workers=2")
         subprocess.run([sys.executable, "-m", f"studies.{module}", *given], cwd=ROOT, check=True)
-        write_curves(run_dir / name, name, run_dir if trials else CURVES)
+        write_curves(run_dir / name, name, (run_dir if trials else CURVES) / f"{name}.npz")
 
 
-def write_curves(run_dir: Path, name: str, folder: Path = CURVES) -> Path:
-    """Writes the hyperparameters and curves of a study's complete trials, and returns the file.
+def write_curves(run_dir: Path, name: str, path: Path) -> None:
+    """Writes the hyperparameters and curves of a study's complete trials, and their costs if any.
 
     Args:
         run_dir: of the study.
-        name: of the study, and of the file.
-        folder: where the file goes.
+        name: of the study.
+        path: of the file.
     """
     stored = open_study(f"sqlite:///{run_dir}/study.db", name)
     trials = [trial for trial in stored.trials() if trial.state == TrialState.COMPLETE]
@@ -62,8 +62,11 @@ def write_curves(run_dir: Path, name: str, folder: Path = CURVES) -> Path:
         for trial in trials
     ]
     stored.close()
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}.npz"
-    params = np.array([json.dumps(trial.params) for trial in trials])
-    np.savez_compressed(path, params=params, values=np.array(curves, np.float32))
-    return path
+    path.parent.mkdir(exist_ok=True)
+    found = {
+        "params": np.array([json.dumps(trial.params) for trial in trials]),
+        "values": np.array(curves, np.float32),
+    }
+    if len(trials[0].values) > 1:
+        found["costs"] = np.array([trial.values[1] for trial in trials])
+    np.savez_compressed(path, **found)
