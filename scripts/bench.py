@@ -31,7 +31,7 @@ the tables that the extra `dev` brings, under the real worker loop in simulated 
 regret of each method is than that of `--against`, in pairs of seeds. `--peers` are other
 optimizers, which it installs into separate environments. With `--results FOLDER` an interrupted
 run continues, and a later one runs only what is new: results of the product are kept for each
-state of src/ and conf/.
+state of src/ and conf/, and PYTHONPATH=CHECKOUT/src measures another checkout.
 """
 
 import argparse

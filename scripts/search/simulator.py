@@ -23,6 +23,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
 
+import studyloom
 from studyloom.config.compose import Composer, register
 from studyloom.config.overrides import Override
 from studyloom.data.training_data import TrainingData
@@ -46,7 +47,8 @@ from studyloom.study.worker import Worker
 from .surrogates import BRANCHES, Surrogate
 from .tables import Results, Task
 
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+CONF = Path(studyloom.__file__).parents[2] / "conf"  # of the checkout whose source is imported
+TRAINING = 27.0  # simulated seconds of a whole training, on average
 LIMITS = Limits(lease=86400.0)  # a simulated worker may have to wait for its turn for long
 FOREVER = (
     86400.0  # seconds; a report is posted before the worker continues, however slow the machine
@@ -145,11 +147,12 @@ class Stop:
 
     tape: Tape
     clock: Clock
+    epoch: float  # seconds
     alone: None = None
 
     def __call__(self) -> bool:
-        # An epoch takes at most 1.5 s. A search that only waits would never end.
-        return self.tape.full or self.clock.now() > 2.0 * self.tape.budget
+        # An epoch takes at most half as long again. A search that only waits would never end.
+        return self.tape.full or self.clock.now() > 2.0 * self.epoch * self.tape.budget
 
     def interruptible(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -236,6 +239,11 @@ class ReplayedDefinition:
         return getattr(self.definition, name)
 
     @property
+    def epoch(self) -> float:
+        """The simulated seconds of an epoch, on average."""
+        return TRAINING / int(self.results.task.epochs)
+
+    @property
     def baseline(self) -> None:
         """None: with a good default there is little left to find."""
         return None
@@ -254,11 +262,12 @@ class ReplayedDefinition:
     ) -> ReplayedObjective:
         at = self.results.find(point)
         curve = self.results.curve(at).tolist()
-        return ReplayedObjective(curve, number, at, cost_of(at), self.tape, self.clock)
+        seconds = cost_of(at) * self.epoch
+        return ReplayedObjective(curve, number, at, seconds, self.tape, self.clock)
 
 
 def cost_of(configuration: int) -> float:
-    """Returns the simulated seconds of an epoch: networks differ, so that workers drift apart."""
+    """Returns how long an epoch takes: networks differ, so that workers drift apart."""
     return 0.5 + random.Random(configuration).random()
 
 
@@ -371,7 +380,7 @@ def run_workers(
         first: configurations to begin with.
     """
     defined, clock = definition.definition, definition.clock
-    url, stop = f"sqlite:///{place}/study.db", Stop(definition.tape, clock)
+    url, stop = f"sqlite:///{place}/study.db", Stop(definition.tape, clock, definition.epoch)
     with closing(
         create_study(url, "replay", {"of": "a task"}, trials, goals=defined.goals)
     ) as stored:
