@@ -1,6 +1,7 @@
 """`bench.py search`: its statistics, its files, its replays, and the peers next to them."""
 
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from scripts.search.statistics import describe, interval
 from scripts.search.surrogates import SPACE, Surrogate
 from scripts.search.tables import Task
 from studyloom.metrics import Goal
-from studyloom.storage.ledger import DONE, FRESH, OPEN, RungReport, Standing
+from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED, RungReport, Standing
 from studyloom.study.promotion import PromotionOrder
 
 EPOCHS, TRIALS = 9, 12
@@ -117,7 +118,7 @@ def test_a_replay_trains_what_the_order_of_promotion_chooses():
 def standing(slot: int, reached: dict[int, dict[int, float]], rungs: list[int]) -> Standing:
     """Returns how far a trial has come; its epoch 0 marks that it has ended."""
     if not (values := reached.get(slot)):
-        return Standing(slot, FRESH)
+        return Standing(slot, UNCLAIMED)
     last = max(values)
     reports = {rung: RungReport(rung, values[rung]) for rung in rungs if rung <= last}
     return Standing(slot, DONE if 0 in values or last == EPOCHS else OPEN, last, reports)
@@ -167,6 +168,17 @@ def test_optuna_runs_in_its_process_the_same_each_time(tmp_path):
     ]
     assert EPOCHS in ends
     assert any(end < EPOCHS for end in ends[:-2]), "the median pruner has stopped some"
+
+
+def test_a_peer_whose_library_is_missing_says_so(tmp_path):
+    with peers.Peer("none", Path(sys.executable), tmp_path) as peer:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"^none: KeyError: .none"):
+                peer.call("begin", [], 9, 0)
+        peer._process.kill()
+        peer._process.wait()
+        with pytest.raises(RuntimeError, match=r"^none: its process ended$"):
+            peer.call("propose", 0)
 
 
 def test_a_peer_that_fails_or_does_not_install_is_one_line(tmp_path, monkeypatch, capsys):

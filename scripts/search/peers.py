@@ -4,6 +4,7 @@ Each runs in an environment of its own, since their requirements exclude each ot
 this one.
 """
 
+import contextlib
 import heapq
 import json
 import os
@@ -81,8 +82,9 @@ class Peer:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(arguments) + "\n")
-        process.stdin.flush()
+        with contextlib.suppress(OSError):  # of a process that has ended
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
         line = process.stdout.readline()
         reply = json.loads(line) if line else {"error": "its process ended"}
         if isinstance(reply, dict):
