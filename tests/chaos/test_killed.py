@@ -127,7 +127,7 @@ def test_the_best_epoch_counts_as_chosen_and_is_retrained_for_and_replayed(undis
     curve = trial.user_attrs["epochs"]["value"]
     best = 1 + curve.index(max(curve))
     assert result["epochs"] == best
-    wanted = {"until": best, "keep": "last", "patience": None, "epochs": 12}
+    wanted = {"until": best, "weights": "last", "patience": None, "epochs": 12}
     assert train.items() >= wanted.items()
     assert trial.value >= max(curve), "the mean of each fold's best"
     stage = open_study(run.url, result["stage"])
