@@ -8,6 +8,7 @@ __all__ = [
     "command_record",
     "earlier_studies",
     "early_end",
+    "extrapolation",
     "failures",
     "held_trial",
     "opening",

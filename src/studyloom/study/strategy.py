@@ -23,6 +23,7 @@ from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
+from studyloom.study.extrapolation import Extrapolating
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
@@ -31,6 +32,11 @@ STEPS = "steps"  # our own key in the section of the pruner: what it is shown of
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
 # Each of their trials has a place in one sequence, which one seed makes for all of them.
 ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
+# These learn only from complete trials, of which a pruner leaves few.
+FROM_COMPLETE = (
+    *(optuna.samplers.GPSampler, optuna.samplers.CmaEsSampler),
+    *(optuna.samplers.NSGAIISampler, optuna.samplers.NSGAIIISampler),
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Strategy:
             section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
         offered = {"seed": seed, "space": definition.space, "baseline": definition.baseline}
         sampler: BaseSampler = _build(section, "sampler", **offered)
+        if isinstance(sampler, FROM_COMPLETE):
+            sampler = Extrapolating(sampler)
         if definition.suggests and (given := value_at(definition.config, "params")):
             section = {"_target_": "optuna.samplers.PartialFixedSampler", "fixed_params": given}
             sampler = _build(section, "sampler", base_sampler=sampler)
