@@ -13,6 +13,7 @@ __all__ = [
     "held_trial",
     "opening",
     "placement",
+    "process",
     "promotion",
     "provenance",
     "reporter",

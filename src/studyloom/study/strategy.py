@@ -45,10 +45,12 @@ class Strategy:
 
     Args:
         began: the epoch of the lowest rung as the study began, 0 without rungs; None of a new one.
+        chosen: what `sampler=auto` stands for in the study; None before that is decided.
     """
 
     definition: "Definition"
     began: int | None = None
+    chosen: str | None = None
 
     def sampler(self, number: int) -> BaseSampler:
         """Makes the sampler of a trial, seeded for it.
@@ -70,6 +72,7 @@ class Strategy:
             # Replaced by ours, which reads no pickles from the database.
             section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
         offered = {"seed": seed, "space": definition.space, "baseline": definition.baseline}
+        offered |= {"objectives": len(definition.goals), "chosen": self.chosen}
         sampler: BaseSampler = _build(section, "sampler", **offered)
         if isinstance(sampler, FROM_COMPLETE):
             sampler = Extrapolating(sampler)
@@ -114,9 +117,9 @@ class Strategy:
         return int(min(config.study.trials, size) if ends else config.study.trials)
 
     def notes(self) -> list[str]:
-        """Returns notes of the pruner that are printed before the first trial."""
-        note: str | None = getattr(self.pruner(), "note", None)
-        return [] if note is None else [note]
+        """Returns notes of the sampler and the pruner that are printed before the first trial."""
+        notes = (getattr(part, "note", None) for part in (self.sampler(0), self.pruner()))
+        return [note for note in notes if note is not None]
 
     def check(self) -> Iterator[str]:
         """Yields errors if the pruner does not suit the definition; needs no data and no space."""
