@@ -9,7 +9,7 @@ from toy_worker import fresh, work
 from toys import TINY, TWO, Signal, ask
 
 from studyloom.space.language import parse_space
-from studyloom.space.tree import Open
+from studyloom.space.tree import Open, middle_of
 from studyloom.storage.attributes import SAMPLER, TIMES
 from studyloom.study import process
 from studyloom.study.opening import open_study
@@ -66,8 +66,9 @@ def proposals(monkeypatch):
     made = []
     before = Process.propose
 
-    def propose(self, study, results, running, space):
-        made.append((before(self, study, results, running, space), space, results))
+    def propose(self, study, results, running, space, branches):
+        found = before(self, study, results, running, space, branches)
+        made.append((found, space, results))
         return made[-1][0]
 
     monkeypatch.setattr(Process, "propose", propose)
@@ -124,23 +125,33 @@ def test_a_narrow_or_smooth_one_stays(distribution):
     assert process._smooth(distribution) is distribution
 
 
-def test_tpe_chooses_options_and_lengths_and_the_process_what_they_open(proposals):
-    study = search(TREE, lambda seed: ProcessSampler(TREE, seed, n_startup_trials=5), 40)
-    assert proposals
-    for made, space, results in proposals:
-        assert made.keys() == space.keys()
-        assert not made.keys() & {"model", "model.mlp.hidden.length"}
-        assert len(results) >= 5
-        branches = {frozenset(trial.params) for trial in results}
-        assert len(branches) == 1
-        assert len({trial.params["model"] for trial in results}) == 1
-    assert {frozenset(TREE.at(each).params) for each in params(study)} <= {
-        frozenset({"model", "lr", "model.cnn.channels"}),
-        frozenset({"model", "lr", "model.mlp.hidden.length", "model.mlp.hidden.0"}),
-        frozenset(
-            {"model", "lr", "model.mlp.hidden.length", *(f"model.mlp.hidden.{n}" for n in "01")}
-        ),
+def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(proposals):
+    study = search(TREE, lambda seed: ProcessSampler(TREE, seed), 24)
+    names = {"model", "lr", "model.cnn.channels", "model.mlp.hidden.length"}
+    names |= {"model.mlp.hidden.0", "model.mlp.hidden.1"}
+    for made, space, results in proposals[5:]:
+        assert made.keys() == space.keys() == names
+        assert {trial.params["model"] for trial in results} == {"mlp", "cnn"}
+    for made, _, _ in proposals:
+        lacking = space.keys() - TREE.at(made).params.keys()
+        assert all(made[name] == middle_of(space[name]) for name in lacking)
+    later = [each["model"] for each in params(study)[12:]]
+    assert later.count("cnn") > 8, "it is better by .5"
+    assert {frozenset(TREE.at(each).params) for each in params(study)} == {
+        *map(frozenset, params(study))
     }
+
+
+def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
+    study = search(TREE, lambda seed: ProcessSampler(TREE, seed), 10)
+    other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.stand_in({}).distributions}
+    lacking = {name: ranges[name] for name in other}
+    wider = lacking | {"lr": FloatDistribution(0.0, 9.0)}
+    for distributions in (lacking, wider):
+        study.add_trial(create_trial(value=9.0, params=other, distributions=distributions))
+    search(TREE, lambda seed: ProcessSampler(TREE, seed), 1, study)
+    ((_, _, results),) = proposals
+    assert {trial.number for trial in results} == {*range(10)}
 
 
 def test_an_objective_that_suggests_has_what_all_trials_share(proposals):
