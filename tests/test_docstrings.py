@@ -123,4 +123,4 @@ def test_help_of_search_names_the_defaults_that_the_config_has():
     assert f"{name} (learning rate {optimizer.lr:.0e}".replace("e-0", "e-") in text
     assert f"{OF_NETWORKS['scheduler']} decay" in text
     assert f'None: "{OF_ALL["sampler"]}"' in text
-    assert OF_ALL == {"sampler": "tpe", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
+    assert OF_ALL == {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}

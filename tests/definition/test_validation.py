@@ -65,7 +65,7 @@ SEARCHES = {
     "model.mlpp.hidden.int=[1,2]": "did you mean mlp?",
     "model.hidden.deep.int=[1,2]": "model.hidden.deep: no such key",
     "data.validation.int=[100,800]": "data is the same for all trials; what can be searched",
-    "sampler={tpe: null, random: null}": "sampler is the same for all trials",
+    "sampler={auto: null, random: null}": "sampler is the same for all trials",
     "optimizer.lr.float=[0.1, 1]": "optimizer.lr=0.001 is outside its range [0.1, 1]",
     "train.batch_size.choice=[32, 65]": "[32, 65]; did you mean 65?",
     "train.clip.float=[0.1, 1]": "train.clip=null is null",
@@ -167,7 +167,7 @@ def test_what_cannot_be_built_is_named(folds):
         "~model._target_": "model must have a _target_",
         "+model.hiden=3": "unexpected keyword argument 'hiden'",
         "train.loss=mse": "train.loss: 'mse' cannot be set here; choose it with loss=mse",
-        "+sampler.seeed=3": "sampler=tpe: TypeError",
+        "+sampler.seeed=3": "sampler=auto: TypeError",
         "+pruner.n_startup_trials=-1": "pruner=auto: TypeError",
     }.items():
         assert words in only_error(ask(*NONE, override), folds)

@@ -60,7 +60,7 @@ class OwnGroups(SearchPathPlugin):
 
 
 # The options of the groups that a primary config does not name; those of networks last.
-OF_ALL = {"sampler": "tpe", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
+OF_ALL = {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
 OF_NETWORKS = {"optimizer": "adamw", "scheduler": "cosine", "loss": "cross_entropy"}
 QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
 

@@ -30,7 +30,7 @@ from studyloom.user_code import ELSEWHERE, find_member, script_as_main
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
-    "studyloom.study.promotion",
+    *("studyloom.study.process", "studyloom.study.promotion"),
     # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),
     *("studyloom.launch.Local", "studyloom.launch.local.Local"),

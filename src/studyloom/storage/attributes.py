@@ -33,6 +33,7 @@ RESULT = "result"  # dict[str, Any]: the winner and its test, in short, and by w
 CONTROL = "control"  # str | None: stop or pause, as another terminal requested
 SPACE = "space"  # dict[str, Any]: the space and its default values, for proposals
 DEFINED = "defined"  # dict[str, str]: the sources of what a notebook or script defines, by name
+SAMPLER = "sampler"  # str: what sampler=auto stands for in it, gp or tpe, decided once
 RUNG = "rung"  # int: the epoch of its lowest rung as it began, 0 without rungs
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
@@ -73,7 +74,7 @@ OF_TRIALS = (
     *(FAILURE, REASON, TRACEBACK),
 )
 # Those that no sampler and no pruner reads; they are most of a trial.
-HEAVY = (EPOCHS, PROVENANCE, TIMES, TRACEBACK)
+HEAVY = (EPOCHS, PROVENANCE, TRACEBACK)
 
 
 # The types of what is read by name; another program may have stored something else.

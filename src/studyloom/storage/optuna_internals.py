@@ -17,6 +17,7 @@ from optuna.storages._rdb.models import (
     TrialValueModel,
     VersionInfoModel,
 )
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY as CONSTRAINT
 from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALEMBIC",
+    "CONSTRAINT",
     "MIGRATIONS",
     "SCHEMA_VERSION",
     "TABLES",

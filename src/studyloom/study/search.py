@@ -7,7 +7,7 @@ from pathlib import Path
 from studyloom.config.compose import note_run
 from studyloom.definition.definition import Definition
 from studyloom.errors import StorageError
-from studyloom.storage.attributes import DEFINED, RUNG
+from studyloom.storage.attributes import DEFINED, RUNG, SAMPLER
 from studyloom.storage.database import closed_on_error
 from studyloom.storage.urls import folder_of, serve
 from studyloom.study.earlier_studies import EarlierStudies, find_earlier
@@ -102,9 +102,10 @@ def join_search(definition: Definition, url: str, stop: Stop) -> StoredStudy:
 
 
 def as_begun(strategy: Strategy, stored: StoredStudy) -> Strategy:
-    """Returns a strategy with the lowest rung that its study began with."""
+    """Returns a strategy with the lowest rung and the sampler that its study began with."""
     # A study of before this was stored has begun without rungs, or at epoch 1.
-    return replace(strategy, began=stored.optuna.user_attrs.get(RUNG, 0))
+    known = stored.optuna.user_attrs
+    return replace(strategy, began=known.get(RUNG, 0), chosen=known.get(SAMPLER))
 
 
 def _settle(stored: StoredStudy, definition: Definition, starts: WarmStarts, trials: int) -> None:

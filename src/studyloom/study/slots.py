@@ -144,12 +144,14 @@ class SlotQueue:
                     if (found := any_point(source.space, seed, taken)) is None:
                         return None
                     self._give(trial_id, found)
-                held.trial = self._ask(trial_id, derive(number, again))
+                held.trial = self._ask(trial_id, derive(number, again), again=True)
 
-    def _ask(self, trial_id: int, number: int) -> optuna.Trial:
+    def _ask(self, trial_id: int, number: int, *, again: bool = False) -> optuna.Trial:
         """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
         if "sampler" not in self.stage.strategy.keeps_state:
-            self.stored.optuna.sampler = self.stage.strategy.sampler(number)
+            sampler = self.stage.strategy.sampler(number)
+            sampler = getattr(sampler, "fallback", sampler) if again else sampler
+            self.stored.optuna.sampler = sampler
         # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
         # them until `tell` ends a trial, and a paused one is not ended.
         return optuna.Trial(copy.copy(self.stored.optuna), trial_id)

@@ -23,6 +23,7 @@ from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
+from studyloom.study.extrapolation import Extrapolating
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
@@ -31,6 +32,11 @@ STEPS = "steps"  # our own key in the section of the pruner: what it is shown of
 KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
 # Each of their trials has a place in one sequence, which one seed makes for all of them.
 ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
+# These learn only from complete trials, of which a pruner leaves few.
+FROM_COMPLETE = (
+    *(optuna.samplers.GPSampler, optuna.samplers.CmaEsSampler),
+    *(optuna.samplers.NSGAIISampler, optuna.samplers.NSGAIIISampler),
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,12 @@ class Strategy:
 
     Args:
         began: the epoch of the lowest rung as the study began, 0 without rungs; None of a new one.
+        chosen: what `sampler=auto` stands for in the study; None before that is decided.
     """
 
     definition: "Definition"
     began: int | None = None
+    chosen: str | None = None
 
     def sampler(self, number: int) -> BaseSampler:
         """Makes the sampler of a trial, seeded for it.
@@ -64,7 +72,10 @@ class Strategy:
             # Replaced by ours, which reads no pickles from the database.
             section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
         offered = {"seed": seed, "space": definition.space, "baseline": definition.baseline}
+        offered |= {"objectives": len(definition.goals), "chosen": self.chosen}
         sampler: BaseSampler = _build(section, "sampler", **offered)
+        if isinstance(sampler, FROM_COMPLETE):
+            sampler = Extrapolating(sampler)
         if definition.suggests and (given := value_at(definition.config, "params")):
             section = {"_target_": "optuna.samplers.PartialFixedSampler", "fixed_params": given}
             sampler = _build(section, "sampler", base_sampler=sampler)
@@ -106,9 +117,9 @@ class Strategy:
         return int(min(config.study.trials, size) if ends else config.study.trials)
 
     def notes(self) -> list[str]:
-        """Returns notes of the pruner that are printed before the first trial."""
-        note: str | None = getattr(self.pruner(), "note", None)
-        return [] if note is None else [note]
+        """Returns notes of the sampler and the pruner that are printed before the first trial."""
+        notes = (getattr(part, "note", None) for part in (self.sampler(0), self.pruner()))
+        return [note for note in notes if note is not None]
 
     def check(self) -> Iterator[str]:
         """Yields errors if the pruner does not suit the definition; needs no data and no space."""
