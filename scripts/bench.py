@@ -6,8 +6,8 @@
     python scripts/bench.py answer           # studies.mnist to its tested winner; 15 minutes
     python scripts/bench.py answer --study fashion --trials 100    # or studies.fashion
     python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
-    python scripts/bench.py cluster          # 64, 256 and 1 000 workers that sleep; 25 minutes
-    python scripts/bench.py growth           # 100 000 finished trials; 15 minutes
+    python scripts/bench.py cluster          # 64, 256 and 1,000 workers that sleep; 25 minutes
+    python scripts/bench.py growth           # 100,000 finished trials; 15 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
     python scripts/bench.py start            # commands until they begin or print; 2 minutes

@@ -1,4 +1,4 @@
-"""Chromium, for images and for measurements of pages."""
+"""Chromium, for images and for measurements of reports."""
 
 import shutil
 import sys

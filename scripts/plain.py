@@ -59,7 +59,7 @@ def network(trial: optuna.Trial) -> nn.Module:
 
 
 def example(root: str, seed: int, trials: int = 100, storage: str | None = None) -> None:
-    """Trains for ten epochs of 30 batches of 128, and validates each on 1 280 held-out images."""
+    """Trains for ten epochs of 30 batches of 128, and validates each on 1,280 held-out images."""
     dataset = datasets.FashionMNIST(root, transform=transforms.ToTensor())
     train, valid = loaders(dataset, 1280, seed, 128)
     torch.manual_seed(seed)
@@ -90,7 +90,7 @@ def example(root: str, seed: int, trials: int = 100, storage: str | None = None)
 
 
 def tutorial(root: str, seed: int, epochs: int = EPOCHS) -> None:
-    """Trains on MNIST less 5 000 held-out images, in batches of 100 that two processes load."""
+    """Trains on MNIST less 5,000 held-out images, in batches of 100 that two processes load."""
     dataset = datasets.MNIST(root, transform=transforms.ToTensor())
     train, valid = loaders(dataset, 5000, seed, 100, workers=2)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Takes the images of the README: a terminal, and the live page of the main study.
+"""Takes the images of the README: a terminal, and the live report of the main study.
 
     python scripts/screenshots.py            # into a temporary folder, and prints their paths
     python scripts/screenshots.py --write    # replaces the tracked images in .github
@@ -49,7 +49,7 @@ GALLERY = {
     "cartpole": "search",
     "fashion": "search",
 }
-# What such an image shows of the page: the result, four of its numbers, one section, and of a
+# What such an image shows of the report: the result, four of its numbers, one section, and of a
 # section with several parts the first two, of a long table the first rows.
 ALONE = """
 nav, footer, .skip, .behind, main > section:not(#{key}), header > .lines, header > .facts,

@@ -3,7 +3,7 @@
     python scripts/site.py                   # writes build/site/html; a broken link is an error
     python scripts/site.py --serve           # and shows it on http://localhost:8000
 
-The sources are in .github/site. They are copied to build/site/docs, together with the pages that
+The sources are in .github/site. They are copied to build/site/docs, together with documents that
 are generated from the code (keys, commands, Python API, environment variables, JSON documents) and
 those that the repository has elsewhere (the example studies, the changelog).
 """
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / ".github" / "site"
 DOCS = ".github/site/docs"
 BUILD = ROOT / "build" / "site"
-# Pages of the site that the repository has elsewhere, for GitHub.
+# Documents of the site that the repository has elsewhere, for GitHub.
 ELSEWHERE = {
     "README.md": "index.md",
     "studies/README.md": "examples.md",
@@ -143,7 +143,7 @@ def place_of(name: str) -> str | None:
 
 
 def moved(source: str) -> str:
-    """Returns a page with its links rewritten from the repository, as on GitHub, to the site.
+    """Returns a document with its links rewritten from the repository, as on GitHub, to the site.
 
     Images are copied. A link to a file that is not on the site becomes its text.
     """
@@ -168,7 +168,7 @@ def moved(source: str) -> str:
 
 
 def copy_sources() -> None:
-    """Fills build/site with the sources, the generated parts and the pages from elsewhere."""
+    """Fills build/site with the sources, the generated parts and other documents of the repository."""
     shutil.rmtree(BUILD, ignore_errors=True)
     shutil.copytree(SOURCES, BUILD)
     pages = [str(path.relative_to(ROOT)) for path in (SOURCES / "docs").rglob("*.md")]

@@ -21,7 +21,7 @@ from test_readme import PAPERS
 from studyloom.commands.parser import make_parser
 from studyloom.config.overrides import study_help
 
-FOLDERS = ("src", "studies", "conf")
+FOLDERS = ("src", "studies", "conf", "scripts")
 # Each word that was replaced, by the one that stands for it now.
 REPLACED = {
     "hyperparameter": r"\bleaf\b|\bleaves (?:of|with|that|next)\b",
@@ -67,7 +67,7 @@ REPLACED = {
 }
 # What stands for something else, by the reason.
 EXCEPT = {
-    "pages that are no study": r"\b(?:documentation|memory) pages?\b|--page\b|/pages\.py",
+    "pages that are no study": r"\b(?:documentation|memory) pages?\b|\bpage cache\b|--page\b|/pages\.py",
     "shapes, multiplications": r"\d+(?: × \d+)+|\d × (?=\d\.)|\d × such as|<[^>\n]+>",
     "former names, in the changelog": r"\n(?:Renamed|Also renamed): [^#]*?\n\n",
 }

@@ -1,10 +1,10 @@
 """Many workers on one PostgreSQL server: sleeping trials under the real worker loop.
 
 A trial of 60 s has 10 epochs. So that a bench ends in minutes, its seconds are divided by a factor,
-which is printed: the largest at which no more trials end in a second than 1 000 workers end of
+which is printed: the largest at which no more trials end in a second than 1,000 workers end of
 60 s. A worker is a thread with connections, its ledger, buffer and reporter, under
 `study.worker.Worker`; some processes hold all threads. Threads of a process share its interpreter
-lock, so a call waits for those of others where hosts of their own would not: the processor time
+lock, so a call waits for those of others where separate hosts would not: the processor time
 that is printed next to the waits does not know that.
 """
 
@@ -129,7 +129,7 @@ class Log:
             report, and tell.
         slept: Seconds that its trials have slept.
         claimed: When it was given its last claim; 0 if none.
-        first, last: When its first claim was requested, and its last trial told.
+        first, last: When its first claim was requested, and its last trial ended.
     """
 
     def __init__(self) -> None:
@@ -373,7 +373,7 @@ def print_result(result: Result, logs: Sequence[Log], twice: int) -> None:
     print(
         f"{result.workers} workers, sampler={result.kind}, {result.trials} trials of "
         f"{SECONDS / result.factor:g} s (60 s / {result.factor:g}) in {result.seconds:.0f} s\n"
-        f"  {result.trials / result.seconds:.1f} trials/s, utilisation {np.mean(used):.3f}, "
+        f"  {result.trials / result.seconds:.1f} trials/s, utilization {np.mean(used):.3f}, "
         f"{result.connections} connections, {twice} duplicates, "
         f"{min(counts)} to {max(counts)} trials a worker\n"
         f"  processor time a trial: server {1000 * result.server_time / result.trials:.1f} ms, "

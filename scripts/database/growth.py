@@ -1,4 +1,4 @@
-"""A study of 100 000 finished trials: its calls and views, a new worker, a worker's memory."""
+"""A study of 100,000 finished trials: its calls and views, a new worker, a worker's memory."""
 
 import os
 import subprocess

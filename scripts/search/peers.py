@@ -1,6 +1,6 @@
 """Other optimizers, in the same simulated time on the same tasks; see `peer_process`.
 
-Each runs in an environment of its own, since their requirements exclude each other. Optuna runs in
+Each runs in a separate environment, since their requirements exclude each other. Optuna runs in
 this one.
 """
 

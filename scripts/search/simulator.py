@@ -311,7 +311,7 @@ def define(task: Task | Surrogate, overrides: Sequence[str], seed: int) -> Defin
 def simulated(clock: Clock) -> Iterator[None]:
     """Gives the workers of this process simulated time, and an id each."""
     with ExitStack() as stack:
-        # A host that is not this one: nobody looks for the process of such a worker.
+        # A host that is not this one: no process looks for the process of such a worker.
         stack.enter_context(
             patch.object(worker, "worker_id", lambda pid: f"simulated:{clock.worker}")
         )

@@ -106,7 +106,7 @@ class ProcessSampler(TPESampler):
 
     @property
     def fallback(self) -> "ProcessSampler":
-        """TPE alone, which draws again what was not accepted: the process would repeat it."""
+        """Only TPE, which draws again what was not accepted: the process would repeat it."""
         alone = copy.copy(self)
         alone._enough = sys.maxsize
         return alone
