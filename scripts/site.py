@@ -168,7 +168,7 @@ def moved(source: str) -> str:
 
 
 def copy_sources() -> None:
-    """Fills build/site with the sources, the generated parts and other documents of the repository."""
+    """Fills build/site with the sources, the generated parts and further documents."""
     shutil.rmtree(BUILD, ignore_errors=True)
     shutil.copytree(SOURCES, BUILD)
     pages = [str(path.relative_to(ROOT)) for path in (SOURCES / "docs").rglob("*.md")]

@@ -67,7 +67,8 @@ REPLACED = {
 }
 # What stands for something else, by the reason.
 EXCEPT = {
-    "pages that are no study": r"\b(?:documentation|memory) pages?\b|\bpage cache\b|--page\b|/pages\.py",
+    "pages that are no study": r"\b(?:documentation|memory) pages?\b|\bpage cache\b"
+    r"|--page\b|/pages\.py",
     "shapes, multiplications": r"\d+(?: × \d+)+|\d × (?=\d\.)|\d × such as|<[^>\n]+>",
     "former names, in the changelog": r"\n(?:Renamed|Also renamed): [^#]*?\n\n",
 }
