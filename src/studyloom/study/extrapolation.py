@@ -33,8 +33,8 @@ def extrapolate(
     A stop is the last step of a trial that is complete, pruned or paused: a rung, or the end. To
     the value at a stop is added the median gain from each stop to the next, of the trials that
     have reached both, if there are two. A trial that failed because of its configuration, such as
-    one that diverged, has the worst values of all. Others are not changed: running trials
-    before their first stop, and those of which nothing is known.
+    one that diverged, has the worst values of all. Others stay unchanged: running trials before
+    their first stop, and those of which nothing is known.
 
     Args:
         directions: of the study.

@@ -106,10 +106,10 @@ class ProcessSampler(TPESampler):
 
     @property
     def fallback(self) -> "ProcessSampler":
-        """Only TPE, which draws again what was not accepted: the process would repeat it."""
-        alone = copy.copy(self)
-        alone._enough = sys.maxsize
-        return alone
+        """Only TPE, to draw again what was not accepted: the process would repeat it."""
+        plain = copy.copy(self)
+        plain._enough = sys.maxsize
+        return plain
 
     def _serves(self, study: Study) -> bool:
         """Whether the process serves the study at all."""
