@@ -238,6 +238,7 @@ def test_what_auto_stands_for_is_said_at_the_start(chosen, words):
 
 # With workers
 
+DECAY = "optimizer.weight_decay.choice=[0.01,0.1,0.5,1.0]"
 SEARCHED = (*TINY[:-1], "space=lr", "train.epochs=5", "study.trials=14", "study.baseline=false")
 
 
@@ -278,3 +279,15 @@ def test_a_search_by_the_process_that_is_interrupted_is_the_same(url, checkpoint
         again = open_study(url, "again")
     work(definition, again, 14)
     assert [(t.params, t.intermediate_values) for t in again.trials()] == whole
+
+
+@pytest.mark.chaos
+def test_what_the_process_repeats_is_drawn_again_by_tpe(url, checkpoints, proposals):
+    choices = [f"+space.{name}" for name in ("train.batch_size.choice=[16,32,64]", DECAY)]
+    definition = ask(
+        *TINY[:-1], "space=none", *choices, "sampler=gp", "pruner=none", "study.trials=12"
+    )
+    stored = fresh(url, definition, 12)
+    work(definition, stored, 12, repeats=False)
+    assert proposals
+    assert len({tuple(trial.params.items()) for trial in stored.trials()}) == 12
