@@ -17,7 +17,7 @@ from scripts.search.surrogates import SPACE, Surrogate
 from scripts.search.tables import Task
 from studyloom.metrics import Goal
 from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED, RungReport, Standing
-from studyloom.study.promotion import PromotionOrder
+from studyloom.study.asha import AshaOrder
 
 EPOCHS, TRIALS = 9, 12
 VALUES = np.random.default_rng(0).random((100, 1, EPOCHS)).cumsum(2).astype(np.float32)
@@ -99,7 +99,7 @@ def test_the_digest_of_the_product_is_that_of_its_files(monkeypatch, tmp_path):
 
 def test_a_replay_trains_what_the_order_of_promotion_chooses():
     tape = replay(TOY.begin(0), RANDOM, 0, 60, trials=TRIALS)
-    order = PromotionOrder(1, 3, 1, (Goal("accuracy", "maximize"),))
+    order = AshaOrder(1, 3, 1, (Goal("accuracy", "maximize"),))
     rungs, reached = order.rungs(EPOCHS), dict[int, dict[int, float]]()
     for trial, epoch, value in zip(tape.trials, tape.epochs, tape.values, strict=True):
         before = reached.setdefault(trial, {})

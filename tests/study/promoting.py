@@ -4,13 +4,13 @@ import random
 
 from studyloom.metrics import ACCURACY
 from studyloom.storage.ledger import DONE, HELD, OPEN, UNCLAIMED, RungReport, Standing
-from studyloom.study.promotion import Promotion
+from studyloom.study.asha import AshaPruner
 
 EPOCHS = 27
 
 
 def order_of(*goals, **arguments):
-    return Promotion(**arguments).order(goals or [ACCURACY])
+    return AshaPruner(**arguments).order(goals or [ACCURACY])
 
 
 def standing(slot, state, *values, order=None, exempt=False, stride=1, **costs):

@@ -30,7 +30,7 @@ from studyloom.user_code import ELSEWHERE, find_member, script_as_main
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
-    *("studyloom.study.process", "studyloom.study.promotion"),
+    *("studyloom.study.gaussian_process", "studyloom.study.asha"),
     # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),
     *("studyloom.launch.Local", "studyloom.launch.local.Local"),
@@ -38,7 +38,7 @@ CLASSES = (
 )
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = (
-    *("studyloom.schedules", "studyloom.study.promotion.default_pruner"),
+    *("studyloom.schedules", "studyloom.study.asha.default_pruner"),
     *("torch.nn.functional", "torch.nn.init"),
 )
 # To be trusted as a package, since its classes are defined in modules of it.

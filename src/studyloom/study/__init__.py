@@ -5,16 +5,16 @@ claim. Decisions (promotion, the early end) are functions of what is stored.
 """
 
 __all__ = [
+    "asha",
     "command_record",
     "earlier_studies",
     "early_end",
     "extrapolation",
     "failures",
+    "gaussian_process",
     "held_trial",
     "opening",
     "placement",
-    "process",
-    "promotion",
     "provenance",
     "reporter",
     "search",

@@ -10,10 +10,10 @@ from studyloom.errors import StorageError
 from studyloom.storage.attributes import DEFINED, RUNG, SAMPLER
 from studyloom.storage.database import closed_on_error
 from studyloom.storage.urls import folder_of, serve
+from studyloom.study.asha import AshaPruner
 from studyloom.study.earlier_studies import EarlierStudies, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import check_definition, create_study, open_study, study_names
-from studyloom.study.promotion import Promotion
 from studyloom.study.stopping import Stop, begin_again
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
@@ -74,7 +74,7 @@ def begin_search(
         trials,
         config.storage.deadline,
         goals=definition.goals,
-        rung=pruner.min_resource if isinstance(pruner, Promotion) else 0,
+        rung=pruner.min_resource if isinstance(pruner, AshaPruner) else 0,
         accept_code_change=config.study.accept_code_change,
     )
     with closed_on_error(stored):

@@ -13,8 +13,8 @@ from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, PAUSED, SLOT, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
+from studyloom.study.asha import AshaPruner
 from studyloom.study.held_trial import HeldTrial
-from studyloom.study.promotion import Promotion
 from studyloom.study.stage import Stage
 from studyloom.study.strategy import KEEPS_STATE
 from studyloom.study.trial_record import TrialRecord
@@ -36,7 +36,7 @@ class SlotQueue:
         self.stage, self.stored, self.owner = stage, stage.stored, owner
         self.baseline = stage.source.baseline
         pruner = self.stored.optuna.pruner
-        self.order = pruner.order(self.stored.goals) if isinstance(pruner, Promotion) else None
+        self.order = pruner.order(self.stored.goals) if isinstance(pruner, AshaPruner) else None
 
     def claim(self, lease: float, *, ended: bool) -> Claim | None:
         """Claims a slot, and makes a running trial for a new one; None if no slot is free."""
@@ -54,7 +54,7 @@ class SlotQueue:
         return self.baseline is None or not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
-        """Whether a trial has reached a rung with a step; see `PromotionOrder.pauses_at`."""
+        """Whether a trial has reached a rung with a step; see `AshaOrder.pauses_at`."""
         return self.order is not None and self.order.pauses_at(slot, before, step)
 
     def promotes(self, slot: int) -> bool:

@@ -83,7 +83,7 @@ def _spread(places: NDArray[np.float64], first: int) -> list[int]:
     return order
 
 
-class Promotion(BasePruner):
+class AshaPruner(BasePruner):
     """Pauses trials at rungs and promotes the best; see the module.
 
     The rungs of bracket b are at the steps min_resource × reduction_factor^(b + i), i = 0, 1, ….
@@ -128,9 +128,9 @@ class Promotion(BasePruner):
         """Returns False: the order ends a trial once it can certainly not be promoted."""
         return False
 
-    def order(self, goals: Sequence[Goal]) -> "PromotionOrder":
+    def order(self, goals: Sequence[Goal]) -> "AshaOrder":
         """Returns the order in which slots are claimed in a study with these objectives."""
-        return PromotionOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
+        return AshaOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
 
     def check(self, definition: Definition) -> list[str]:
         """Returns every reason why the trials of a definition cannot be paused."""
@@ -180,15 +180,15 @@ def first_rung(epochs: int | None) -> int:
 
 
 def default_pruner(definition: Definition, epochs: int | None, began: int | None) -> BasePruner:
-    """Returns what `pruner=auto` stands for; see `Promotion` for the arguments.
+    """Returns what `pruner=auto` stands for; see `AshaPruner` for the arguments.
 
-    It is `Promotion` for networks whose trials can pause. Otherwise, for loops (which show only
+    It is `AshaPruner` for networks whose trials can pause. Otherwise, for loops (which show only
     when they run whether they can), and in a study that began without rungs, it is Optuna's median
     pruner, which compares one value; with several objectives no trial is pruned.
     """
-    promotion = Promotion(epochs=epochs, began=began)
-    if began != 0 and definition.trains_networks and not promotion.check(definition):
-        return promotion
+    asha = AshaPruner(epochs=epochs, began=began)
+    if began != 0 and definition.trains_networks and not asha.check(definition):
+        return asha
     median = MedianPruner(n_startup_trials=5, n_warmup_steps=1)
     return median if len(definition.goals) == 1 else Unpruned()
 
@@ -203,7 +203,7 @@ class Unpruned(NopPruner):
 
 
 @dataclass(frozen=True)
-class PromotionOrder:
+class AshaOrder:
     """The order in which slots are claimed, from what the stored trials have reported.
 
     First comes a trial that can no longer be promoted, to be ended; then the best to promote, the

@@ -11,12 +11,12 @@ from toys import TINY, TWO, Signal, ask
 from studyloom.definition.network import NetworkDefinition
 from studyloom.errors import Halted
 from studyloom.storage.attributes import EPOCHS, PAUSED, PROVENANCE, REASON, RUNGS, TIMES
+from studyloom.study.asha import rank_points
 from studyloom.study.opening import open_study
-from studyloom.study.promotion import rank_points
 from studyloom.study.trial_record import TrialRecord
 from studyloom.views.progress import ProgressReader
 
-pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_promotion.py
+pytestmark = pytest.mark.chaos  # what decides is tested by itself in test_asha.py
 
 TRIALS = 9
 PROMOTED = (*TINY, "sampler=random", "pruner=asha", "train.epochs=5")
@@ -185,7 +185,7 @@ def tells_late(config, run):
     ],
 )
 def test_a_loop_that_cannot_be_paused_ends_the_study_in_trial_0(sqlite_url, loop, goals, words):
-    target = f"objective._target_=test_promotion_worker.{loop}"
+    target = f"objective._target_=test_asha_worker.{loop}"
     definition = ask(*PROMOTED, target, *goals)
     stored = fresh(sqlite_url, definition, 3)
     with pytest.raises(Halted):

@@ -11,9 +11,9 @@ from toys import TINY, TWO, Signal, ask
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Open, middle_of
 from studyloom.storage.attributes import SAMPLER, TIMES
-from studyloom.study import process
+from studyloom.study import gaussian_process
+from studyloom.study.gaussian_process import AutoSampler, GaussianProcess, GaussianProcessSampler
 from studyloom.study.opening import open_study
-from studyloom.study.process import AutoSampler, Process, ProcessSampler
 from studyloom.study.strategy import Strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -64,14 +64,14 @@ def search(space, make, trials, study=None, **attributes):
 def proposals(monkeypatch):
     """What the process has proposed, and the spaces that it was given."""
     made = []
-    before = Process.propose
+    before = GaussianProcess.propose
 
     def propose(self, study, results, running, space, branches):
         found = before(self, study, results, running, space, branches)
         made.append((found, space, results))
         return made[-1][0]
 
-    monkeypatch.setattr(Process, "propose", propose)
+    monkeypatch.setattr(GaussianProcess, "propose", propose)
     return made
 
 
@@ -80,8 +80,8 @@ def params(study):
 
 
 def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_process(proposals):
-    study = search(FLAT, lambda seed: ProcessSampler(FLAT, seed), 14)
-    plain = search(FLAT, lambda seed: ProcessSampler(FLAT, seed).fallback, 14)
+    study = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 14)
+    plain = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed).fallback, 14)
     assert params(study)[:10] == params(plain)[:10]
     assert params(study)[10] != params(plain)[10]
     assert len(proposals) == 4
@@ -93,7 +93,7 @@ def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_proce
 
 
 def test_every_value_is_one_of_its_range(proposals):
-    search(FLAT, lambda seed: ProcessSampler(FLAT, seed, n_startup_trials=2), 12)
+    search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed, n_startup_trials=2), 12)
     for made, space, _ in proposals:
         for name, value in made.items():
             stored = space[name].to_internal_repr(value)
@@ -126,7 +126,7 @@ def test_a_narrow_or_smooth_one_stays(distribution):
 
 
 def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(proposals):
-    study = search(TREE, lambda seed: ProcessSampler(TREE, seed), 24)
+    study = search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 24)
     names = {"model", "lr", "model.cnn.channels", "model.mlp.hidden.length"}
     names |= {"model.mlp.hidden.0", "model.mlp.hidden.1"}
     for made, space, results in proposals[5:]:
@@ -143,13 +143,13 @@ def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(pr
 
 
 def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
-    study = search(TREE, lambda seed: ProcessSampler(TREE, seed), 10)
+    study = search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 10)
     other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.stand_in({}).distributions}
     lacking = {name: ranges[name] for name in other}
     wider = lacking | {"lr": FloatDistribution(0.0, 9.0)}
     for distributions in (lacking, wider):
         study.add_trial(create_trial(value=9.0, params=other, distributions=distributions))
-    search(TREE, lambda seed: ProcessSampler(TREE, seed), 1, study)
+    search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 1, study)
     ((_, _, results),) = proposals
     assert {trial.number for trial in results} == {*range(10)}
 
@@ -157,7 +157,7 @@ def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
 def test_an_objective_that_suggests_has_what_all_trials_share(proposals):
     study = optuna.create_study(direction="maximize")
     for number in range(13):
-        study.sampler = ProcessSampler(Open(), number)
+        study.sampler = GaussianProcessSampler(Open(), number)
         trial = study.ask()
         x = trial.suggest_float("x", 0, 1)
         y = trial.suggest_float("y", 0, 1) if number % 2 else 0.0
@@ -169,19 +169,19 @@ def test_the_same_seed_proposes_the_same_whatever_the_threads(proposals):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        first = params(search(FLAT, lambda seed: ProcessSampler(FLAT, seed), 13))
+        first = params(search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 13))
         torch.set_num_threads(2)
-        assert params(search(FLAT, lambda seed: ProcessSampler(FLAT, seed), 13)) == first
+        assert params(search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 13)) == first
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 
 
 def test_running_trials_of_other_workers_are_known(proposals):
-    study = search(FLAT, lambda seed: ProcessSampler(FLAT, seed), 10)
-    study.sampler = ProcessSampler(FLAT, 10)
+    study = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 10)
+    study.sampler = GaussianProcessSampler(FLAT, 10)
     alone = FLAT.suggest(study.ask()).params  # and stays running
-    study.sampler = ProcessSampler(FLAT, 10)
+    study.sampler = GaussianProcessSampler(FLAT, 10)
     assert FLAT.suggest(study.ask()).params != alone
 
 
@@ -191,7 +191,7 @@ def test_a_constant_and_repeated_configurations_do_no_harm():
     for number in range(12):
         point = FLAT.stand_in({}, -(number % 2)).params
         study.add_trial(create_trial(value=1.0, params=point, distributions=distributions))
-    study.sampler = ProcessSampler(FLAT, 1)
+    study.sampler = GaussianProcessSampler(FLAT, 1)
     FLAT.suggest(study.ask())
 
 
@@ -213,10 +213,10 @@ def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, c
 
 def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, monkeypatch):
     times = {TIMES: {"training": 9.0}}
-    monkeypatch.setattr(process, "MOST_RESULTS", 11)
+    monkeypatch.setattr(gaussian_process, "MOST_RESULTS", 11)
     search(FLAT, lambda seed: AutoSampler(FLAT, seed), 14, **times)
     assert len(proposals) == 2
-    monkeypatch.setattr(process, "MOST_DIMENSIONS", 6)
+    monkeypatch.setattr(gaussian_process, "MOST_DIMENSIONS", 6)
     search(FLAT, lambda seed: AutoSampler(FLAT, seed), 11, **times)
     assert len(proposals) == 2
     several = search(FLAT, lambda seed: AutoSampler(FLAT, seed, objectives=2), 11, **times)

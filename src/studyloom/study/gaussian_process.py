@@ -2,7 +2,7 @@
 
 Optuna's Gaussian process (`GPSampler`) models hyperparameters that all trials share. Here it models
 all: one that a trial lacks, since its branch of the space does not have it, counts as the middle of
-its range. The process chooses a branch that trials have had, and the values in it. The first trials
+its range. The model chooses a branch that trials have had, and the values in it. The first trials
 are TPE's.
 """
 
@@ -28,21 +28,21 @@ from studyloom.study.extrapolation import extrapolated
 from studyloom.study.trial_record import TrialRecord
 
 FEW = 16  # values of a number up to which Optuna tries each; of more it searches one by one
-PAYS = 2.0  # seconds of training, of which a process takes a twentieth
+PAYS = 2.0  # seconds of training, of which the model takes a twentieth
 MOST_RESULTS, MOST_DIMENSIONS = 200, 20  # beyond which it takes longer than that
-MOST_BRANCHES = 6  # that the process tries: those with the most results
+MOST_BRANCHES = 6  # that the model tries: those with the most results
 TRAINING = ("training", "evaluation", "other")  # kinds of a worker's time
 GP, TPE = "gp", "tpe"
 log = logging.getLogger(__name__)
 
 
-class ProcessSampler(TPESampler):
+class GaussianProcessSampler(TPESampler):
     """Chooses by a Gaussian process once there are results, and before by TPE.
 
     Args:
         space: the search space.
         seed: of both.
-        n_startup_trials: how many results the process needs.
+        n_startup_trials: how many results the model needs.
     """
 
     def __init__(self, space: Space, seed: int | None = None, n_startup_trials: int = 10) -> None:
@@ -77,7 +77,7 @@ class ProcessSampler(TPESampler):
         others = [dict(branch) for branch, _ in had.most_common(MOST_BRANCHES)]
         branches = [own, *(branch for branch in others if branch != own)]
         running = [each for each in alike if each.state == TrialState.RUNNING]
-        process = Process(seed=self._seed, n_startup_trials=1)
+        process = GaussianProcess(seed=self._seed, n_startup_trials=1)
         return chosen | process.propose(study, results, running, known, branches)
 
     def _branch(self, params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -105,26 +105,26 @@ class ProcessSampler(TPESampler):
         return given
 
     @property
-    def fallback(self) -> "ProcessSampler":
-        """Only TPE, to draw again what was not accepted: the process would repeat it."""
+    def fallback(self) -> "GaussianProcessSampler":
+        """Only TPE, to draw again what was not accepted: the model would repeat it."""
         plain = copy.copy(self)
         plain._enough = sys.maxsize
         return plain
 
     def _serves(self, study: Study) -> bool:
-        """Whether the process serves the study at all."""
+        """Whether the model serves the study at all."""
         return True
 
     def _takes(self, results: int, dimensions: int) -> bool:
-        """Whether the process takes so many results and hyperparameters."""
+        """Whether the model takes so many results and hyperparameters."""
         return True
 
 
-class AutoSampler(ProcessSampler):
+class AutoSampler(GaussianProcessSampler):
     """What `sampler=auto` stands for: a Gaussian process where it pays, and TPE elsewhere.
 
     It pays with one objective if trials have trained for two seconds on average, twenty times what
-    the process takes, and with up to 200 results and 20 hyperparameters. Whether trials train so
+    the model takes, and with up to 200 results and 20 hyperparameters. Whether trials train so
     long is decided after the first results, and stored with the study, which continues so.
 
     Args:
@@ -186,7 +186,7 @@ def _fits(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
     return all(own[name] == each for name, each in space.items() if name in own)
 
 
-class Process(GPSampler):
+class GaussianProcess(GPSampler):
     """Optuna's Gaussian process, which is given its results, and optimizes within branches."""
 
     _branches: list[tuple[NDArray[np.bool_], dict[str, Any]]]

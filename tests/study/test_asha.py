@@ -11,17 +11,17 @@ from toys import TINY, ask
 
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Next
-from studyloom.study.promotion import Promotion
+from studyloom.study.asha import AshaPruner
 from studyloom.study.strategy import Strategy
 
 TWO = (ACCURACY, Goal("parameters", "minimize"))
 
 
 def test_the_lowest_rung_is_a_thirteenth_of_all_epochs_or_that_of_the_study_as_it_began():
-    lowest = {epochs: Promotion(epochs=epochs).min_resource for epochs in (None, 3, 12, 27, 50)}
+    lowest = {epochs: AshaPruner(epochs=epochs).min_resource for epochs in (None, 3, 12, 27, 50)}
     assert lowest == {None: 1, 3: 1, 12: 1, 27: 2, 50: 4}
-    assert [Promotion(epochs=50, began=began).min_resource for began in (0, 1, 3)] == [1, 1, 3]
-    assert Promotion(5, epochs=50, began=3).min_resource == 5, "what the config says counts"
+    assert [AshaPruner(epochs=50, began=began).min_resource for began in (0, 1, 3)] == [1, 1, 3]
+    assert AshaPruner(5, epochs=50, began=3).min_resource == 5, "what the config says counts"
 
 
 def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_median_or_none():
@@ -29,7 +29,7 @@ def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_med
         return Strategy(ask(*TINY, "train.epochs=4", "pruner=auto", *overrides), **began).pruner()
 
     for promoted in (pruner_of(), pruner_of("train.epochs=50"), pruner_of(began=1)):
-        assert isinstance(promoted, Promotion)
+        assert isinstance(promoted, AshaPruner)
     assert pruner_of("train.epochs=50").min_resource == 4
     for other in (
         pruner_of("checkpoints.dir=null"),
@@ -39,7 +39,7 @@ def test_networks_that_can_pause_are_promoted_by_default_and_others_meet_the_med
     ):
         assert isinstance(other, MedianPruner)
     several = "objective.metric=[accuracy,parameters]"
-    assert isinstance(pruner_of(several), Promotion)
+    assert isinstance(pruner_of(several), AshaPruner)
     for neither in (pruner_of(several, "train.epochs=2"), pruner_of(several, began=0)):
         assert isinstance(neither, NopPruner)
         assert "no trial is pruned" in neither.note

@@ -5,11 +5,11 @@ import math
 import random
 
 import pytest
-from test_promotion import TWO, order_of, standing
+from test_asha import TWO, order_of, standing
 
 from studyloom.metrics import ACCURACY
 from studyloom.storage.ledger import HELD, OPEN, UNCLAIMED, Next
-from studyloom.study.promotion import dominance, rank_points
+from studyloom.study.asha import dominance, rank_points
 
 
 def fronts_of(points):
