@@ -89,7 +89,7 @@ class Bench:
 
 BENCHES = {
     "example": Bench(
-        lambda a: example(a.repeats or 3, a.processes, a.trials or 100), {"trials": 2}
+        lambda a: example(a.repeats or 3, a.processes or 1, a.trials or 100), {"trials": 2}
     ),
     "tutorial": Bench(lambda a: tutorial(a.repeats or 3, a.epochs), {"epochs": 1}),
     "answer": Bench(
@@ -126,6 +126,7 @@ BENCHES = {
             a.against,
             a.results,
             a.environments.resolve(),
+            a.processes,
         ),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
@@ -144,7 +145,7 @@ def main() -> None:
         "--smallest", action="store_true", help="see that it runs: the figures mean nothing"
     )
     parser.add_argument("--repeats", type=int, help="3; of search 10 seeds, of pareto 20")
-    parser.add_argument("--processes", type=int, default=1, help="of the example")
+    parser.add_argument("--processes", type=int, help="of example 1; of search one a core")
     parser.add_argument("--trials", type=int, help="of a study")
     parser.add_argument("--epochs", type=int, default=10, help="of the tutorial")
     parser.add_argument("--study", choices=("mnist", "fashion"), default="mnist", help="of answer")

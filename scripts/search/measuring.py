@@ -1,4 +1,4 @@
-"""Runs the parts of `bench.py search`, in as many processes as there are cores."""
+"""Runs the parts of `bench.py search`, in several processes."""
 
 import multiprocessing
 import os
@@ -37,6 +37,7 @@ def measure(
     against: str,
     results: Path | None,
     environments: Path,
+    count: int | None = None,
 ) -> None:
     """Measures some parts on some families of tasks, and prints what it finds.
 
@@ -50,6 +51,7 @@ def measure(
         against: the method that the others are compared with.
         results: a folder that keeps what searches find; None for none.
         environments: the folder of those of peers.
+        count: of processes; None for one a core.
     """
     began = time.monotonic()
     wanted = families or USUAL
@@ -64,7 +66,7 @@ def measure(
             print(f"{peer}: skipped, because it does not install: {reason}")
         else:
             compared[peer] = python
-    with processes() as (pool, place):
+    with processes(count or os.cpu_count()) as (pool, place):
         if "methods" in parts:
             kept = results or place / "results"
             compare(pool, there, compared, seeds, setting, against, kept, place)
@@ -95,7 +97,7 @@ def at_random(seeds: int) -> Runs:
 
 
 @contextmanager
-def processes() -> Iterator[tuple[Pool, Path]]:
+def processes(count: int | None) -> Iterator[tuple[Pool, Path]]:
     """Starts processes that end with the block, also if SIGTERM ends this one.
 
     Returns:
@@ -106,7 +108,7 @@ def processes() -> Iterator[tuple[Pool, Path]]:
     try:
         with (
             folder() as place,
-            multiprocessing.get_context("spawn").Pool(os.cpu_count(), _begin) as pool,
+            multiprocessing.get_context("spawn").Pool(count, _begin) as pool,
         ):
             yield pool, place
             pool.close()
