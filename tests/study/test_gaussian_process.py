@@ -94,6 +94,7 @@ def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_proce
 
 def test_every_value_is_one_of_its_range(proposals):
     search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed, n_startup_trials=2), 12)
+    assert len(proposals) == 10
     for made, space, _ in proposals:
         for name, value in made.items():
             stored = space[name].to_internal_repr(value)

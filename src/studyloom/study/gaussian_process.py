@@ -46,7 +46,13 @@ class GaussianProcessSampler(TPESampler):
     """
 
     def __init__(self, space: Space, seed: int | None = None, n_startup_trials: int = 10) -> None:
-        super().__init__(seed=seed, multivariate=True, group=True, constant_liar=True)
+        super().__init__(
+            seed=seed,
+            n_startup_trials=n_startup_trials,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+        )
         self._space, self._enough, self._seed = space, n_startup_trials, seed
 
     def sample_relative(
