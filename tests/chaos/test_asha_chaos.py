@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from harness import EPOCHS, NAME, check, kill_at, prepare, run, start
+from harness import EPOCHS, NAME, check, kill_at, outcomes, prepare, run, start
 from live_processes import until
 from optuna.trial import TrialState
 
@@ -47,6 +47,19 @@ def test_workers_killed_at_any_phase_of_promotion_cost_nothing(sqlite_url, tmp_p
         kill_at(phase, sqlite_url, trials, folder, PROMOTION)
     run(sqlite_url, trials, folder, overrides=PROMOTION)
     check_promoted(stored, whole(trials), folder)
+
+
+@pytest.mark.nightly
+def test_kills_change_nothing_of_a_search_by_a_gaussian_process(url, tmp_path):
+    trials, overrides = 14, (*PROMOTION, "sampler=gp", "+sampler.n_startup_trials=4")
+    undisturbed = f"sqlite:///{tmp_path}/undisturbed.db"
+    expected = prepare(undisturbed, trials, 0, *overrides)
+    run(undisturbed, trials, tmp_path / "undisturbed", overrides=overrides)
+    stored, folder = prepare(url, trials, 0, *overrides), tmp_path / "checkpoints"
+    for phase in PHASES:
+        kill_at(phase, url, trials, folder, overrides)
+    run(url, trials, folder, overrides=overrides)
+    assert outcomes(stored) == outcomes(expected)
 
 
 @pytest.mark.nightly
