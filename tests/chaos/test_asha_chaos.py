@@ -12,7 +12,7 @@ from studyloom.study.opening import open_study
 from studyloom.study.trial_record import TrialRecord
 
 pytestmark = pytest.mark.chaos
-PROMOTION = ("pruner=asha",)
+ASHA = ("pruner=asha",)
 PHASES = ("between report and prune", "at a rung", "before pause", "after pause")
 
 
@@ -42,16 +42,16 @@ def check_promoted(stored, whole, checkpoints):
 
 def test_workers_killed_at_any_phase_of_promotion_cost_nothing(sqlite_url, tmp_path, whole):
     trials, folder = 9, tmp_path / "checkpoints"
-    stored = prepare(sqlite_url, trials, 0, *PROMOTION)
+    stored = prepare(sqlite_url, trials, 0, *ASHA)
     for phase in PHASES:
-        kill_at(phase, sqlite_url, trials, folder, PROMOTION)
-    run(sqlite_url, trials, folder, overrides=PROMOTION)
+        kill_at(phase, sqlite_url, trials, folder, ASHA)
+    run(sqlite_url, trials, folder, overrides=ASHA)
     check_promoted(stored, whole(trials), folder)
 
 
 @pytest.mark.nightly
 def test_kills_change_nothing_of_a_search_by_a_gaussian_process(url, tmp_path):
-    trials, overrides = 14, (*PROMOTION, "sampler=gp", "+sampler.n_startup_trials=4")
+    trials, overrides = 14, (*ASHA, "sampler=gp", "+sampler.n_startup_trials=4")
     undisturbed = f"sqlite:///{tmp_path}/undisturbed.db"
     expected = prepare(undisturbed, trials, 0, *overrides)
     run(undisturbed, trials, tmp_path / "undisturbed", overrides=overrides)
@@ -66,10 +66,10 @@ def test_kills_change_nothing_of_a_search_by_a_gaussian_process(url, tmp_path):
 def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(sqlite_url, tmp_path, whole):
     kills, trials, seed = 15, 45, 3
     url, folder, lives = sqlite_url, tmp_path / "checkpoints", random.Random(seed)
-    stored = prepare(url, trials, seed, *PROMOTION)
+    stored = prepare(url, trials, seed, *ASHA)
 
     def worker():
-        return start(url, trials, folder, seed, overrides=PROMOTION)
+        return start(url, trials, folder, seed, overrides=ASHA)
 
     workers = [worker() for _ in range(3)]
     looks = open_study(url, NAME, deadline=30.0)
