@@ -169,7 +169,7 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(reevaluated):
     run_dir, _, done = reevaluated
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
-        *("test      winner accuracy 0.", "2 seeds, 1000 examples", "selection gap"),
+        *("test      winner accuracy 0.", "2 seeds, 1,000 examples", "selection gap"),
         *(" and 0.", "winner.yaml", "report.html"),
     ):
         assert words in done.stdout

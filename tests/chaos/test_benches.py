@@ -19,7 +19,7 @@ pytestmark = pytest.mark.nightly
 PRINTED = {
     "example": [r"^  ratio [\d.]+; best, mean: plain 0\.\d+, ours 0\.\d+$"],
     "tutorial": [r"^  ratio [\d.]+; accuracy, mean: plain 0\.\d+, ours 0\.\d+$"],
-    "result": [
+    "answer": [
         r"^  seed 0: (plain|ours) +[\d.]+ s, +[\d.]+ s of processor time, \d+ epochs, tested 0",
         r"^    ours takes 1\.00 \[1\.00, 1\.00\] of its time, 1\.00 .*; epochs of the search \d",
     ],

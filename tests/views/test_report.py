@@ -72,7 +72,7 @@ def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_fig
     page = render(searched, WINNER, "")
     for words in (
         *("0.9370", "0.9000", "+0.0370", "0.9612 ± 0.0034", "0.9012 ± 0.0045"),
-        *("+0.0600", "+0.0456 to +0.0789", "+0.0056", "trial 4; ± is the", "1000 test examples"),
+        *("+0.0600", "+0.0456 to +0.0789", "+0.0056", "trial 4; ± is the", "1,000 test examples"),
         *("24 complete · 8 pruned · 7 failed", "Winner: lr=0.1", "commit c0ffee"),
     ):
         assert words in text_of(page)

@@ -248,9 +248,9 @@ def data_words(stored: StoredStudy, winner: Result | None) -> str:
         parts.append(f"{data.outputs} {'classes' if data.classifies else 'outputs'}")
     validation = definition.get("data.validation")
     if isinstance(validation, int) and definition.get("objective.folds") in (None, 1):
-        parts.append(f"{validation} examples to validate")
+        parts.append(f"{validation:,} examples to validate")
     if test is not None and test.examples is not None:
-        parts.append(f"{test.examples} to test")
+        parts.append(f"{test.examples:,} to test")
     digest = data.digest if data else definition.get("data.digest")
     if isinstance(digest, str) and digest:
         parts.append(f"SHA-256 {digest[:12]}…")
@@ -284,7 +284,7 @@ def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
     runs = test.winner.seeds_words or plural(len(test.winner.values), "seed")
     note = f"trial {winner.winner.trial}; {runs}"
     uses = format_uses(test.uses)
-    part = f"{test.examples} test examples, {uses}" if test.examples else uses
+    part = f"{test.examples:,} test examples, {uses}" if test.examples else uses
     if test.baseline is None or test.difference is None:  # no baseline, or it has won
         yield Card("Winner, test", *spread(test.winner), f"{note}; {part}")
     else:

@@ -626,7 +626,7 @@ class Result(Tested):
             notes = [reevaluation.seeds_words, *notes, *self.transfer_lines(), str(self.note)]
         else:
             basis = f"{chosen.name}, {plural(len(self.seeds), 'seed')}"
-            basis += f", {test.examples} examples" if test.examples is not None else ""
+            basis += f", {test.examples:,} examples" if test.examples is not None else ""
             yield Fact("winner", f"{metric} {test.winner.words}", f"{basis}{chosen.costs_words}")
             if test.baseline and test.difference:
                 yield Fact("baseline", test.baseline.words)
@@ -883,7 +883,7 @@ class Compressed:
             f"winner.pt has {self.bytes_of_winner:_}",
             f"{faster}, against PyTorch eager on {plural(self.threads, 'thread')}: medians",
             f"test {self.metric.name} {format_value(test.value)}, the original has "
-            f"{format_value(test.original)}, on {test.examples} examples",
+            f"{format_value(test.original)}, on {test.examples:,} examples",
             f"difference {format_value(test.difference, '+')}{interval}: "
             f"{verdict} the margin of {format_value(self.margin)}",
             f"the test set was {format_uses(test.uses)} in this study"
