@@ -100,7 +100,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
             failure = find_no_winner(plan)
     for stage in plan:
         terminal.print_failures(stage.stored, console)
-    terminal.print_forgotten(stored, console)
+    terminal.print_not_kept(stored, console)
     terminal.print_next_steps(plan, task.command, snapshot, console, began)
     for stage in plan:
         stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")

@@ -318,7 +318,7 @@ class LoopObjective(Objective):
     _states: dict[str, Any] | None = None  # what the first job has kept at its end
     _saved: dict[str, Any] | None = None  # the state from which the running job resumes
     _run: Run | None = None
-    _forgotten: list[str] = field(default_factory=list)
+    _not_kept: list[str] = field(default_factory=list)
     _restored: dict[str, Any] | None = None  # for the other ranks
 
     @property

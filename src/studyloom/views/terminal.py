@@ -227,7 +227,7 @@ def print_failures(stored: StoredStudy, console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def print_forgotten(stored: StoredStudy, console: Console) -> None:
+def print_not_kept(stored: StoredStudy, console: Console) -> None:
     """Warns about state of the user's loop that a trial resumed after a crash would lack."""
     known = (TrialRecord(trial).not_kept for trial in stored.trials())
     if names := next(filter(None, known), None):
