@@ -76,10 +76,10 @@ class TrialBuffer(CachedStorage):
             except KeyError:
                 raise sql.trial_deleted() from None
         # TPE raises an exception at a pruned trial of several objectives.
-        judging = len(self.get_study_directions(study_id)) == 1
+        as_pruned = len(self.get_study_directions(study_id)) == 1
         with self._lock:
             if self._others is None or self._study_id != study_id:
-                self._others = OtherTrials(self._backend, study_id, judging=judging)
+                self._others = OtherTrials(self._backend, study_id, as_pruned=as_pruned)
             self._own, self._study_id = own, study_id
         self.refresh(study_id)
         return _copied(own)
@@ -208,11 +208,11 @@ class OtherTrials:
     1,000 workers the median pruner would otherwise read 1,000 running trials after each epoch, and
     use none of them.
 
-    With `judging`, paused trials are returned as pruned ones; see `as_judged`.
+    With `as_pruned`, paused trials are returned as pruned ones; see `paused_as_pruned`.
     """
 
-    def __init__(self, storage: RetryingStorage, study_id: int, *, judging: bool) -> None:
-        self._storage, self._study_id, self._judging = storage, study_id, judging
+    def __init__(self, storage: RetryingStorage, study_id: int, *, as_pruned: bool) -> None:
+        self._storage, self._study_id, self._as_pruned = storage, study_id, as_pruned
         self._lock = threading.RLock()
         self._latest = -1  # id of the latest trial that was seen
         self._open: set[int] = set()  # ids of those that had not ended
@@ -265,10 +265,10 @@ class OtherTrials:
         if running:
             # One may have ended between the two statements; it counts so the next time.
             counted = [t for t in moving if sql.fills_slot(t) and t.state in sql.UNFINISHED]
-            self._running = [as_judged(trial) for trial in counted] if self._judging else counted
+            self._running = [paused_as_pruned(t) for t in counted] if self._as_pruned else counted
 
 
-def as_judged(trial: FrozenTrial) -> FrozenTrial:
+def paused_as_pruned(trial: FrozenTrial) -> FrozenTrial:
     """Returns a trial as samplers and pruners see it: a paused one as pruned at its rung.
 
     Optuna knows no paused trials. TPE would learn nothing from a running one: it models ended
@@ -276,9 +276,9 @@ def as_judged(trial: FrozenTrial) -> FrozenTrial:
     """
     if trial.state != TrialState.RUNNING or trial.user_attrs.get(PAUSED) is None:
         return trial
-    judged = copy.copy(trial)
-    judged.state = TrialState.PRUNED
+    shown = copy.copy(trial)
+    shown.state = TrialState.PRUNED
     last = None if trial.last_step is None else trial.intermediate_values[trial.last_step]
     # As Optuna ends a pruned trial: with its last report, unless that is not a number.
-    judged.values = None if last is None or math.isnan(last) else [last]
-    return judged
+    shown.values = None if last is None or math.isnan(last) else [last]
+    return shown

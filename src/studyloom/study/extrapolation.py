@@ -45,14 +45,14 @@ def extrapolate(
     gains = _gains([curves[t.number] for t in trials if _has_stopped(t)], [*curves.values()])
     values: dict[int, list[float]] = {}
     for trial in trials:
-        stops = [stop for stop in gains if _at(curves[trial.number], stop) is not None]
+        reached = ((_at(curves[trial.number], stop), gain) for stop, gain in gains.items())
+        ends = [value + gain for value, gain in reached if value is not None]  # the last stop first
         known = [trial.user_attrs.get(name) for name in costs]
+        is_known = all(isinstance(cost, int | float) for cost in known)
         if trial.state == TrialState.COMPLETE:
             values[trial.number] = trial.values
-        elif trial.state in (TrialState.PRUNED, TrialState.RUNNING) and stops:
-            end = (_at(curves[trial.number], max(stops)) or 0.0) + gains[max(stops)]
-            if all(isinstance(cost, int | float) for cost in known):
-                values[trial.number] = [end, *known]  # type: ignore[list-item]
+        elif trial.state in (TrialState.PRUNED, TrialState.RUNNING) and ends and is_known:
+            values[trial.number] = [ends[0], *known]  # type: ignore[list-item]
     if values:
         sides = zip(directions, zip(*values.values(), strict=True), strict=True)
         worst = [max(each) if way == StudyDirection.MINIMIZE else min(each) for way, each in sides]
@@ -86,7 +86,7 @@ def _at(curve: Curve, stop: int) -> float | None:
 
 
 def _gains(stopped: Sequence[Curve], curves: Sequence[Curve]) -> dict[int, float]:
-    """Returns the median gain from each stop to the last one."""
+    """Returns the median gain from each stop to the last one, by stop, the last first."""
     stops = sorted({curve[-1][0] for curve in stopped if curve}, reverse=True)
     gains = dict.fromkeys(stops[:1], 0.0)
     for later, stop in pairwise(stops):

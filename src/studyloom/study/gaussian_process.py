@@ -83,8 +83,8 @@ class GaussianProcessSampler(TPESampler):
         others = [dict(branch) for branch, _ in had.most_common(MOST_BRANCHES)]
         branches = [own, *(branch for branch in others if branch != own)]
         running = [each for each in alike if each.state == TrialState.RUNNING]
-        process = GaussianProcess(seed=self._seed, n_startup_trials=1)
-        return chosen | process.propose(study, results, running, known, branches)
+        model = GaussianProcess(seed=self._seed, n_startup_trials=1)
+        return chosen | model.propose(study, results, running, known, branches)
 
     def _branch(self, params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns what is given in the branch of a configuration: options, lengths, what it lacks.
@@ -164,7 +164,7 @@ class AutoSampler(GaussianProcessSampler):
     def _serves(self, study: Study) -> bool:
         if self._several:
             return False
-        self._chosen = study.user_attrs.get(SAMPLER)
+        self._chosen = self._chosen or study.user_attrs.get(SAMPLER)
         if self._chosen is None:
             times = training_times(study)
             if len(times) < self._enough:

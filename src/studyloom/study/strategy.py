@@ -71,8 +71,13 @@ class Strategy:
         if re.fullmatch(r"optuna\..*CmaEsSampler", section["_target_"]):
             # Replaced by ours, which reads no pickles from the database.
             section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
-        offered = {"seed": seed, "space": definition.space, "baseline": definition.baseline}
-        offered |= {"objectives": len(definition.goals), "chosen": self.chosen}
+        offered = {
+            "seed": seed,
+            "space": definition.space,
+            "baseline": definition.baseline,
+            "objectives": len(definition.goals),
+            "chosen": self.chosen,
+        }
         sampler: BaseSampler = _build(section, "sampler", **offered)
         if isinstance(sampler, FROM_COMPLETE):
             sampler = Extrapolating(sampler)
