@@ -1,5 +1,7 @@
 """The samplers gp and auto: where a Gaussian process chooses, and where TPE does."""
 
+import math
+
 import optuna
 import pytest
 import torch
@@ -79,17 +81,31 @@ def params(study):
     return [trial.params for trial in study.trials]
 
 
-def test_the_first_ten_trials_are_those_of_tpe_and_the_others_those_of_the_process(proposals):
+def test_the_first_eight_trials_are_spread_the_next_two_are_tpes_and_the_others_the_models(
+    proposals,
+):
     study = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed), 14)
-    plain = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed).fallback, 14)
-    assert params(study)[:10] == params(plain)[:10]
-    assert params(study)[10] != params(plain)[10]
+    other = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, 100 + seed), 10)
+    again = search(FLAT, lambda seed: GaussianProcessSampler(FLAT, seed, spread=None), 10)
+    assert params(study)[:8] == params(other)[:8], "they depend on the study's seed alone"
+    assert params(study)[8:10] == params(again)[8:10] != params(other)[8:10]
     assert len(proposals) == 4
     for chosen, (made, space, results) in zip(params(study)[10:], proposals, strict=True):
         assert {name: chosen[name] for name in made} == made
         assert space.keys() == FLAT.at(chosen).params.keys() - {"fixed"}
         assert len(results) >= 10
     assert min(abs(chosen["x"] - 0.3) for chosen in params(study)[10:]) < 0.1
+
+
+def test_each_eighth_of_each_range_has_one_of_the_first_eight_trials():
+    for seed in range(20):
+        study = search(FLAT, lambda n: GaussianProcessSampler(FLAT, n, spread=seed), 8)  # noqa: B023
+        assert sorted(int(8 * each["x"]) for each in params(study)) == [*range(8)]
+        assert sorted(int(2 * math.log10(1e4 * each["rate"])) for each in params(study)) == [
+            *range(8)
+        ]
+        assert {each["few"] for each in params(study)} == {1, 2, 3}
+        assert {each["kind"] for each in params(study)} == {*"abc"}
 
 
 def test_every_value_is_one_of_its_range(proposals):
@@ -214,10 +230,10 @@ def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, c
 
 def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, monkeypatch):
     times = {TIMES: {"training": 9.0}}
-    monkeypatch.setattr(gaussian_process, "MOST_RESULTS", 11)
+    monkeypatch.setattr(AutoSampler, "most_results", 11)
     search(FLAT, lambda seed: AutoSampler(FLAT, seed), 14, **times)
     assert len(proposals) == 2
-    monkeypatch.setattr(gaussian_process, "MOST_DIMENSIONS", 6)
+    monkeypatch.setattr(AutoSampler, "most_dimensions", 6)
     search(FLAT, lambda seed: AutoSampler(FLAT, seed), 11, **times)
     assert len(proposals) == 2
     several = search(FLAT, lambda seed: AutoSampler(FLAT, seed, objectives=2), 11, **times)

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna._transform import _SearchSpaceTransform as SearchSpaceTransform
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.models import (
@@ -31,6 +32,7 @@ __all__ = [
     "TABLES",
     "BaseModel",
     "CachedStorage",
+    "SearchSpaceTransform",
     "TrialIntermediateValueModel",
     "TrialValueModel",
     "VersionInfoModel",

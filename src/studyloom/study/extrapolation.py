@@ -15,7 +15,7 @@ from typing import Any
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -138,47 +138,28 @@ class _Extrapolated:
         return [trial for trial in shown if states is None or trial.state in states]
 
 
-class Extrapolating(BaseSampler):
-    """A sampler that sees all trials at the end of their training.
+class Extrapolating(PartialFixedSampler):
+    """A sampler that sees all trials at the end of their training; it fixes no hyperparameter.
 
     Args:
         sampler: one that learns only from complete trials.
     """
 
     def __init__(self, sampler: BaseSampler) -> None:
-        self.sampler = sampler
+        super().__init__({}, sampler)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self.sampler.infer_relative_search_space(extrapolated(study), trial)
+        return super().infer_relative_search_space(extrapolated(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.sampler.sample_relative(extrapolated(study), trial, dict(search_space))
+        return super().sample_relative(extrapolated(study), trial, dict(search_space))
 
     def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         seen = extrapolated(study)
-        return self.sampler.sample_independent(seen, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.sampler.before_trial(study, trial)
-
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        self.sampler.after_trial(study, trial, state, values)
-
-    def reseed_rng(self) -> None:
-        self.sampler.reseed_rng()
+        return super().sample_independent(seen, trial, param_name, param_distribution)

@@ -2,34 +2,42 @@
 
 Optuna's Gaussian process (`GPSampler`) models hyperparameters that all trials share. Here it models
 all: one that a trial lacks, since its branch of the space does not have it, counts as the middle of
-its range. The model chooses a branch that trials have had, and the values in it. The first trials
-are TPE's.
+its range. The model chooses a branch that trials have had, and the values in it. The first eight
+trials are spread evenly over the space, and the next ones are TPE's.
 """
 
 import copy
 import logging
-import sys
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import GPSampler, TPESampler
 from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.space.tree import Parameter, Space, count_values, middle_of
 from studyloom.storage.attributes import SAMPLER, TIMES
+from studyloom.storage.optuna_internals import SearchSpaceTransform
 from studyloom.study.extrapolation import extrapolated
 from studyloom.study.trial_record import TrialRecord
 
+SPREAD = 8  # first trials, whose configurations are a Sobol sequence
+MOST_SPREAD = 64  # hyperparameters of it
 FEW = 16  # values of a number up to which Optuna tries each; of more it searches one by one
 PAYS = 2.0  # seconds of training, of which the model takes a twentieth
-MOST_RESULTS, MOST_DIMENSIONS = 200, 20  # beyond which it takes longer than that
 MOST_BRANCHES = 6  # that the model tries: those with the most results
 TRAINING = ("training", "evaluation", "other")  # kinds of a worker's time
 GP, TPE = "gp", "tpe"
@@ -43,9 +51,19 @@ class GaussianProcessSampler(TPESampler):
         space: the search space.
         seed: of both.
         n_startup_trials: how many results the model needs.
+        spread: the seed of the evenly spread first trials, the same for all trials; None to choose
+            only by TPE, as after a configuration that was not accepted: the model repeats it.
     """
 
-    def __init__(self, space: Space, seed: int | None = None, n_startup_trials: int = 10) -> None:
+    most_results = most_dimensions = math.inf  # that the model takes
+
+    def __init__(
+        self,
+        space: Space,
+        seed: int | None = None,
+        n_startup_trials: int = 10,
+        spread: int | None = 0,
+    ) -> None:
         super().__init__(
             seed=seed,
             n_startup_trials=n_startup_trials,
@@ -54,17 +72,16 @@ class GaussianProcessSampler(TPESampler):
             constant_liar=True,
         )
         self._space, self._enough, self._seed = space, n_startup_trials, seed
+        self._spread, self._drawn = spread, 0
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         chosen = super().sample_relative(study, trial, search_space)
-        if not self._serves(study):
+        if self._spread is None or not self._serves(study):
             return chosen
         trials = extrapolated(study).get_trials(deepcopy=False)
         results = [each for each in trials if each.state == TrialState.COMPLETE]
-        if len(results) < self._enough:
-            return chosen
         known: dict[str, Any] = {}
         for result in results:
             known = result.distributions | known
@@ -76,8 +93,9 @@ class GaussianProcessSampler(TPESampler):
         placed = [(each, self._branch(each.params, known)) for each in trials if _fits(each, known)]
         alike = [each for each, branch in placed if branch is not None]
         results = [each for each in alike if each.state == TrialState.COMPLETE]
-        enough = self._enough <= len(results) and self._takes(len(results), len(known))
-        if own is None or not known or not enough:  # own is None if no trial has had this branch
+        enough = self._enough <= len(results) <= self.most_results
+        fits = 0 < len(known) <= self.most_dimensions
+        if own is None or not fits or not enough:  # own is None if no trial has had this branch
             return chosen
         had = Counter(tuple(branch.items()) for _, branch in placed if branch is not None)
         others = [dict(branch) for branch, _ in had.most_common(MOST_BRANCHES)]
@@ -110,19 +128,20 @@ class GaussianProcessSampler(TPESampler):
             return None
         return given
 
-    @property
-    def fallback(self) -> "GaussianProcessSampler":
-        """Only TPE, to draw again what was not accepted: the model would repeat it."""
-        plain = copy.copy(self)
-        plain._enough = sys.maxsize
-        return plain
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        place, self._drawn = self._drawn, self._drawn + 1
+        if self._spread is None or trial.number >= SPREAD or place >= MOST_SPREAD:
+            return super().sample_independent(study, trial, param_name, param_distribution)
+        share = spread_evenly(self._spread)[trial.number, place]
+        if isinstance(param_distribution, CategoricalDistribution):
+            return param_distribution.choices[int(share * len(param_distribution.choices))]
+        scale = SearchSpaceTransform({param_name: param_distribution}, transform_0_1=True)
+        return scale.untransform(np.array([share]))[param_name]
 
     def _serves(self, study: Study) -> bool:
         """Whether the model serves the study at all."""
-        return True
-
-    def _takes(self, results: int, dimensions: int) -> bool:
-        """Whether the model takes so many results and hyperparameters."""
         return True
 
 
@@ -138,7 +157,10 @@ class AutoSampler(GaussianProcessSampler):
         seed: of both.
         objectives: how many the study has.
         chosen: what is stored; None before that.
+        spread: see `GaussianProcessSampler`.
     """
+
+    most_results, most_dimensions = 200, 20  # beyond them it takes more than a twentieth
 
     def __init__(
         self,
@@ -146,9 +168,10 @@ class AutoSampler(GaussianProcessSampler):
         seed: int | None = None,
         objectives: int = 1,
         chosen: str | None = None,
+        spread: int | None = 0,
     ) -> None:
-        super().__init__(space, seed)
-        self._several, self._chosen = objectives > 1, chosen
+        super().__init__(space, seed, spread=spread)
+        self._several, self._chosen = objectives > 1, TPE if objectives > 1 else chosen
 
     @property
     def note(self) -> str:
@@ -162,8 +185,6 @@ class AutoSampler(GaussianProcessSampler):
         return f"sampler=auto: {several if self._several else words.get(str(self._chosen), later)}"
 
     def _serves(self, study: Study) -> bool:
-        if self._several:
-            return False
         self._chosen = self._chosen or study.user_attrs.get(SAMPLER)
         if self._chosen is None:
             times = training_times(study)
@@ -175,8 +196,15 @@ class AutoSampler(GaussianProcessSampler):
             log.info(self.note)
         return self._chosen == GP
 
-    def _takes(self, results: int, dimensions: int) -> bool:
-        return results <= MOST_RESULTS and dimensions <= MOST_DIMENSIONS
+
+@cache
+def spread_evenly(seed: int) -> NDArray[np.float64]:
+    """Returns the first trials' configurations, a row each, as shares of all ranges."""
+    import torch  # not before it is needed
+
+    sobol: Any = torch.quasirandom.SobolEngine
+    engine = sobol(MOST_SPREAD, scramble=True, seed=seed)
+    return np.asarray(engine.draw(SPREAD, dtype=torch.float64))
 
 
 def training_times(study: Study) -> list[float]:
@@ -217,7 +245,7 @@ class GaussianProcess(GPSampler):
             space: all hyperparameters.
             branches: what is given in each branch; it chooses one, and all else.
         """
-        import torch  # its users have imported it; importing this module must not
+        import torch  # not before it is needed
 
         middle = {name: middle_of(each) for name, each in space.items()}
 
@@ -283,21 +311,19 @@ class _Branch:
 
 def _smooth(distribution: BaseDistribution) -> BaseDistribution:
     match distribution:
-        case IntDistribution(low=low, high=high, step=step, log=log) if (
-            count_values(distribution) > FEW
-        ):
+        case (
+            IntDistribution(low=low, high=high, step=step, log=log)
+            | FloatDistribution(low=low, high=high, step=float(step), log=log)
+        ) if count_values(distribution) > FEW:
             return FloatDistribution(low - step / 2, high + step / 2, log=log)
-        case FloatDistribution(low=low, high=high, step=float(step)) if (
-            count_values(distribution) > FEW
-        ):
-            return FloatDistribution(low - step / 2, high + step / 2)
     return distribution
 
 
 def _rounded(distribution: BaseDistribution, value: Any) -> Any:
     match distribution:
-        case IntDistribution(low=low, high=high, step=step):
-            return min(max(low, low + round((value - low) / step) * step), high)
-        case FloatDistribution(low=low, high=high, step=float(step)):
+        case (
+            IntDistribution(low=low, high=high, step=step)
+            | FloatDistribution(low=low, high=high, step=float(step))
+        ):
             return min(max(low, low + round((value - low) / step) * step), high)
     return value

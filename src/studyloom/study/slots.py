@@ -149,9 +149,7 @@ class SlotQueue:
     def _ask(self, trial_id: int, number: int, *, again: bool = False) -> optuna.Trial:
         """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
         if "sampler" not in self.stage.strategy.keeps_state:
-            sampler = self.stage.strategy.sampler(number)
-            sampler = getattr(sampler, "fallback", sampler) if again else sampler
-            self.stored.optuna.sampler = sampler
+            self.stored.optuna.sampler = self.stage.strategy.sampler(number, again=again)
         # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
         # them until `tell` ends a trial, and a paused one is not ended.
         return optuna.Trial(copy.copy(self.stored.optuna), trial_id)

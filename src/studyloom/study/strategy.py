@@ -23,7 +23,6 @@ from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
 from studyloom.seeds import derive
 from studyloom.space.samplers import GridSampler
-from studyloom.study.extrapolation import Extrapolating
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
@@ -52,8 +51,8 @@ class Strategy:
     began: int | None = None
     chosen: str | None = None
 
-    def sampler(self, number: int) -> BaseSampler:
-        """Makes the sampler of a trial, seeded for it.
+    def sampler(self, number: int, *, again: bool = False) -> BaseSampler:
+        """Makes the sampler of a trial, seeded for it; `again` if its configuration is redrawn.
 
         A `seed` in its section replaces the study's. Either is combined with the trial's number:
         with one seed for all trials each would draw what the first drew, and workers drew only 4
@@ -63,7 +62,7 @@ class Strategy:
         section = plain(definition.config.sampler)
         section.pop(KEEPS_STATE, None)
         target, given = find_target(section, "sampler"), section.get("seed")
-        seed = definition.seed if given is None else given
+        study_seed = seed = definition.seed if given is None else given
         if not (isinstance(target, type) and issubclass(target, ONE_SEQUENCE)):
             seed = derive(seed, number, 1)
         if "seed" in section:
@@ -77,10 +76,12 @@ class Strategy:
             "baseline": definition.baseline,
             "objectives": len(definition.goals),
             "chosen": self.chosen,
+            "spread": None if again else study_seed,
         }
         sampler: BaseSampler = _build(section, "sampler", **offered)
         if isinstance(sampler, FROM_COMPLETE):
-            sampler = Extrapolating(sampler)
+            section = {"_target_": "studyloom.study.extrapolation.Extrapolating"}
+            sampler = _build(section, "sampler", sampler=sampler)
         if definition.suggests and (given := value_at(definition.config, "params")):
             section = {"_target_": "optuna.samplers.PartialFixedSampler", "fixed_params": given}
             sampler = _build(section, "sampler", base_sampler=sampler)

@@ -300,7 +300,7 @@ class CandidateTrainings:
         """Returns nothing: the grid is the same in every process."""
         return ()
 
-    def sampler(self, number: int) -> GridSampler:
+    def sampler(self, number: int, *, again: bool = False) -> GridSampler:
         return GridSampler(self.space)
 
     def pruner(self) -> BasePruner:
