@@ -17,6 +17,7 @@
     python scripts/bench.py search           # methods of search, replayed; 20 minutes
     python scripts/bench.py search --on lcbench --only methods --peers smac optuna    # and others
     python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
+    python scripts/bench.py honesty          # results against the truth, 440 studies; 15 minutes
     python scripts/bench.py record           # makes those curves; an hour
     python scripts/bench.py scale_up         # the best learning rate at three widths; 17 minutes
     python scripts/bench.py transfer         # a small search for a large network; 10 minutes
@@ -49,6 +50,7 @@ from database.growth import growth
 from database.kills import kills
 from database.overhead import overhead
 from database.workers import scale
+from honesty.measuring import honesty
 from profiling import profile_benches
 from search.comparison import Setting
 from search.fronts import compare_fronts
@@ -131,6 +133,7 @@ BENCHES = {
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
     "scale_up": Bench(lambda a: scale_up(a.repeats or 5, a.image)),
+    "honesty": Bench(lambda a: honesty(a.sizes, a.results), {"sizes": [1, 1, 2]}),
     "transfer": Bench(lambda a: transfer(a.repeats or 3, a.trials or 40), {"trials": 2}),
     "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
 }
@@ -161,7 +164,7 @@ def main() -> None:
     )
     parser.add_argument("--against", default=FORMER, help="the method that others are compared to")
     parser.add_argument("--seeds", type=int, help="of search: searches of each method and task")
-    parser.add_argument("--results", type=Path, help="a folder that keeps what searches find")
+    parser.add_argument("--results", type=Path, help="a folder that keeps what is found")
     parser.add_argument(
         "--environments", type=Path, default=Path("build/peers"), help="a folder for those of peers"
     )
@@ -172,7 +175,8 @@ def main() -> None:
         nargs="+",
         type=int,
         help="workers of cluster; finished trials of overhead and growth, and for growth those of "
-        "one worker; sleepers of scale; images of loader; bytes of memory",
+        "one worker; sleepers of scale; images of loader; bytes of memory; studies of each kind of "
+        "honesty",
     )
     parser.add_argument("--image", type=Path, help="a PNG that scale_up draws, by Chromium")
     parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")

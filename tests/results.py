@@ -27,7 +27,7 @@ def document_of(**given: Any) -> dict[str, Any]:
         "candidates": rows,
     }
     if whole.get("test"):
-        whole["test"] = {"interval": {"covers": "seeds"}, **whole["test"]}
+        whole["test"] = {"covers": "seeds", **whole["test"]}
     if whole.get("data") is not None:
         whole["data"] = DATA | whole["data"]
     return whole

@@ -45,7 +45,7 @@ def test_a_worker_shows_its_trial_epoch_and_value():
 def lines_of(examples, covers, values):
     """The lines of a tested winner."""
     summary = {"mean": 0.17, "values": values, "interval": (0.159, 0.181)}
-    test = {"winner": summary, "examples": examples, "interval": {"covers": covers}}
+    test = {"winner": summary, "examples": examples, "covers": covers}
     winner = {"mean": 0.16, "values": [0.15, 0.17], "gap": 0.0}
     return "\n".join(winner_lines(result_of(test=test, winner=winner, seeds=[1, 2])))
 

@@ -137,15 +137,15 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
     }
     values = {candidate: [each.score(metric) for each in by] for candidate, by in outputs.items()}
     job, first = jobs[winner], outputs[winner][0]
-    resampled, references, shown = None, {}, {}
+    sampled, references, shown = None, {}, {}
     if job.evaluate is None:  # with the user's function, outputs and targets may mean anything
-        resampled = resample(metric, outputs, len(test), seed)
+        sampled = resample(metric, outputs, len(test), seed)
         references = {
             rule: metric(predicted.cpu(), first.targets)
             for rule, predicted in test.references.items()
         }
         shown = show(job, kept[winner][0], metric, first, test)
-    scores = compare(values, winner, found.baseline, resampled, seed, metric.bounds)
+    scores = compare(values, winner, found.baseline, sampled, metric.bounds)
     return Tested(
         test=replace(scores, examples=len(test), references=references),
         data=_describe_data(trainings, winner, test),

@@ -202,18 +202,11 @@ def _sizes(sizes: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Covered:
-    """What the intervals of a test cover: seeds, examples, or seeds and examples."""
-
-    covers: str
-    resamples: int | None = None
-
-
-@dataclass(frozen=True)
 class Scores:
     """The results on the test set.
 
     Attributes:
+        covers: what the intervals cover: seeds, examples, or seeds and examples.
         baseline: None if it is missing or has won, as is `difference`.
         references: the values of rules without a network, such as the most frequent class.
         further: the further results of the user's test function, for each seed.
@@ -221,7 +214,7 @@ class Scores:
     """
 
     winner: Summary
-    interval: Covered
+    covers: str
     baseline: Summary | None = None
     difference: Summary | None = None
     examples: int | None = None
@@ -233,7 +226,7 @@ class Scores:
     @property
     def cover(self) -> str:
         """What the intervals cover."""
-        covers, seeds = self.interval.covers, len(self.winner.values)
+        covers, seeds = self.covers, len(self.winner.values)
         if covers == "examples" and seeds > 1:  # each of which may lie outside
             return f"over examples, for the mean of these {seeds} seeds only"
         return "over seeds only" if covers == "seeds" else f"over {covers}"

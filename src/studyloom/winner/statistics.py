@@ -1,9 +1,9 @@
 """Means over seeds, their intervals, and differences."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import ANYTHING, Metric, example_scores
-from studyloom.winner.result import Covered, Interval, Scores, Summary
+from studyloom.winner.result import Interval, Scores, Summary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Key = TypeVar("Key")  # of a network or candidate
-Resampled = NDArray[np.float64]  # the value of each seed on each resample, (resamples, seeds)
-# Resamples for a mean over examples, and for a metric that is recomputed on each. A metric of
-# scikit-learn takes some milliseconds for each network, and there are ten.
-MEANS, OTHERS = 1999, 99
+# Rows of values by seed, (rows, seeds), whose covariance over rows is that of the values over test
+# examples: the values on resamples, or those of single examples over the root of their number.
+Sampled = NDArray[np.float64]
+# A metric of scikit-learn takes some milliseconds for each network and resample.
+RESAMPLES = 99
 ENOUGH = 3  # seeds for a spread: of two, Student's interval is 13 standard errors to each side
-TAILS = (2.5, 97.5)  # percentiles of a 95% interval
-NORMAL = 1.959964  # their distance from the mean, in standard deviations
+NORMAL = 1.959964  # standard deviations from the mean to the ends of a 95% interval
 BOTH, SEEDS, EXAMPLES = "seeds and examples", "seeds", "examples"  # what an interval covers
 
 
@@ -42,43 +42,38 @@ def compare(
     values: Mapping[Key, Sequence[float]],
     winner: Key,
     baseline: Key | None,
-    resampled: Mapping[Key, Resampled] | None = None,
-    seed: int = 0,
+    sampled: Mapping[Key, Sampled] | None = None,
     bounds: Interval = ANYTHING,
 ) -> Scores:
-    """Summarizes winner and baseline, and the difference between them seed by seed.
+    """Summarizes winner and baseline, and the difference between them.
 
     Args:
-        resampled: the values on the same resamples of the test examples; None if intervals shall
-            cover only seeds.
+        sampled: by which the variance over test examples is known, see `resample`; None if
+            intervals shall cover only seeds, and the difference is that of each seed with itself.
         bounds: the lowest and the highest value of the metric.
     """
 
-    def summary(series: Sequence[float], on: Resampled | None, ends: Interval) -> Summary:
+    def summary(series: Sequence[float], ends: Interval, one: Key, other: Key | None) -> Summary:
         known = summarize(series, ends)
-        if on is None:
+        if sampled is None:
             return known
-        low, high = _interval(series, on, seed)
-        if low == high:  # of examples that are all right, no resample has another value
-            return replace(known, interval=None)
-        return replace(known, interval=_within((low, high), known.mean, ends))
+        keys = [key for key in (one, other) if key is not None]
+        by_seed, on = [values[key] for key in keys], [sampled[key] for key in keys]
+        return replace(known, interval=_interval(known.mean, by_seed, on, ends))
 
-    on = resampled or {}
     won = values[winner]
     spread = len(won) >= ENOUGH and len({*won}) > 1
-    covers = SEEDS if not on else BOTH if spread else EXAMPLES
-    covered = Covered(covers, len(on[winner]) if on else None)
-    scores = Scores(summary(won, on.get(winner), bounds), covered)
+    covers = SEEDS if sampled is None else BOTH if spread else EXAMPLES
+    scores = Scores(summary(won, bounds, winner, None), covers)
     if baseline is None or baseline == winner:
         return scores
     other = values[baseline]
     differences = [difference(*pair) for pair in zip(won, other, strict=True)]
-    both = on[winner] - on[baseline] if on else None
     low, high = bounds
     return replace(
         scores,
-        baseline=summary(other, on.get(baseline), bounds),
-        difference=summary(differences, both, (low - high, high - low)),
+        baseline=summary(other, bounds, baseline, None),
+        difference=summary(differences, (low - high, high - low), winner, baseline),
     )
 
 
@@ -100,7 +95,7 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
         return Summary(mean, values=known)
     if (spread := stdev(values)) == 0:
         return Summary(mean, spread, values=known)
-    half = _student(len(values)) * spread / math.sqrt(len(values))
+    half = _student(len(values) - 1) * spread / math.sqrt(len(values))
     return Summary(mean, spread, _within((mean - half, mean + half), mean, bounds), known)
 
 
@@ -136,32 +131,56 @@ def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
     return max(low, interval[0]), min(high, interval[1])
 
 
-def _student(count: int) -> float:
-    """Returns Student's quantile for a 95% interval of the mean of so many values."""
+def _student(freedom: float) -> float:
+    """Returns Student's quantile for a 95% interval, by the degrees of freedom."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # 0.4 s to import
 
-    return float(stdtrit(count - 1, 0.975))
+    return float(stdtrit(min(freedom, 1e9), 0.975))
 
 
-def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> Interval:
-    """Returns a 95% interval of the mean that covers seeds and examples.
+def _interval(
+    mean: float,
+    values: Sequence[Sequence[float]],
+    sampled: Sequence[Sampled],
+    bounds: Interval,
+) -> Interval | None:
+    """Returns a 95% interval of a mean, or of the difference of two, over seeds and examples.
 
-    Seeds and examples are resampled independently, since each seed was measured on each example
-    (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1). The variance over five
-    seeds drawn from five is four fifths of the true one, and percentiles ignore Student's
-    correction: the contribution of the seeds is stretched by both factors. Without spread over
-    examples the interval is Student's; with one or two seeds it covers only the examples. SciPy's
-    bootstrap resamples along one axis only.
+    Each network was measured on each example. The variance over examples is the covariance of
+    networks with different seeds on the same examples, so that the chance of single networks
+    counts once, as part of the variance over seeds (Obuchowski & Rockette 1995, Communications in
+    Statistics 24; degrees of freedom: Hillis 2007, Statistics in Medicine 26). Between two bounds
+    the interval is symmetric in the logarithm of the odds. With one or two seeds it covers only the
+    examples. It is None if all values are equal, or the mean is at a bound.
+
+    Args:
+        values: by seed, of a candidate, or of the two that differ.
+        sampled: their rows, see `resample`.
     """
-    count = len(values)
-    drawn = np.random.default_rng(seed).integers(0, count, resampled.shape)
-    means = resampled.mean(axis=1)
-    stretch = 0.0
-    if count >= ENOUGH:
-        stretch = _student(count) / NORMAL * math.sqrt(count / (count - 1))
-    picked = np.take_along_axis(resampled, drawn, axis=1).mean(axis=1)
-    low, high = np.percentile(means + stretch * (picked - means), TAILS)
-    return float(low), float(high)
+    count, examples, seeds = len(values[0]), 0.0, [0.0]
+    several = count >= ENOUGH
+    for n, one in enumerate(sampled):
+        for m, other in enumerate(sampled):
+            shared = np.cov(one.T, other.T)[:count, count:]
+            own = several and n == m  # then without the covariance of a network with itself
+            total = shared.sum() - own * np.trace(shared)
+            examples += (1 if n == m else -1) * total / (count * (count - own))
+    if several:
+        seeds = [variance(each) / count for each in values]
+    whole = sum(seeds) + max(0.0, float(examples))
+    low, high = bounds
+    if whole == 0 or mean in bounds:  # as of examples that are all right
+        return None
+    squares = sum(each**2 for each in seeds) / max(1, count - 1)
+    half = _student(whole**2 / squares if squares else math.inf) * math.sqrt(whole)
+    if not (math.isfinite(high - low) and low < mean < high):
+        return mean - half, mean + half
+    from scipy.special import expit
+
+    place = math.log((mean - low) / (high - mean))
+    step = half * (high - low) / ((mean - low) * (high - mean))
+    first, last = low + (high - low) * expit(np.array([place - step, place + step]))
+    return float(first), float(last)
 
 
 def resample(
@@ -169,41 +188,38 @@ def resample(
     found: Mapping[Key, Sequence[Outputs]],
     examples: int,
     seed: int,
-) -> dict[Key, Resampled] | None:
+) -> dict[Key, Sampled] | None:
     """Measures networks on resamples of the test examples, the same for all of them.
 
     Each resample has as many examples of each class as the test set, so that metrics over classes
-    are defined. A metric that is a mean over examples is not computed again.
+    are defined. A metric that is a mean over examples needs none: its rows are the examples.
 
     Returns:
-        The values by candidate; None if outputs do not belong to single examples, as with several
+        The rows by candidate; None if outputs do not belong to single examples, as with several
         predicted steps of a sequence, or if the metric is undefined on a resample.
     """
     networks = [each for by_seed in found.values() for each in by_seed]
     if any(len(each.outputs) != examples or len(each.targets) != examples for each in networks):
         return None
-    measures = {n: [_measure(metric, each) for each in by_seed] for n, by_seed in found.items()}
-    means = all(example_scores(metric, e.outputs, e.targets) is not None for e in networks)
+    scores = {n: [_scores(metric, each) for each in by] for n, by in found.items()}
+    if all(each is not None for by_seed in scores.values() for each in by_seed):
+        return {n: np.array(by).T / math.sqrt(examples) for n, by in scores.items()}
     targets, generator = networks[0].targets.cpu().numpy(), np.random.default_rng(seed)
     labels = targets if targets.ndim == 1 and targets.dtype.kind in "iu" else np.zeros(examples)
     strata = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    resampled = {n: np.zeros((MEANS if means else OTHERS, len(each))) for n, each in found.items()}
-    for row in range(MEANS if means else OTHERS):
+    resampled = {n: np.zeros((RESAMPLES, len(each))) for n, each in found.items()}
+    for row in range(RESAMPLES):
         # As `generator.choice` draws, in half of its time.
         drawn = np.concatenate([s[generator.integers(0, len(s), len(s))] for s in strata])
-        for n, each in measures.items():
+        for n, by_seed in found.items():
             try:
-                resampled[n][row] = [measure(drawn) for measure in each]
+                values = [metric(each.outputs[drawn], each.targets[drawn]) for each in by_seed]
             except UndefinedMetric:
                 return None
+            resampled[n][row] = values
     return resampled
 
 
-def _measure(metric: Metric, found: Outputs) -> Callable[[NDArray[np.int64]], float]:
-    """Returns a function that computes the metric on the examples with the given indices."""
-    outputs, targets = found.outputs, found.targets
-    scores = example_scores(metric, outputs, targets)
-    if scores is None:
-        return lambda drawn: metric(outputs[drawn], targets[drawn])
-    known = scores.cpu().numpy()
-    return lambda drawn: float(known[drawn].mean())
+def _scores(metric: Metric, found: Outputs) -> NDArray[np.float64] | None:
+    scores = example_scores(metric, found.outputs, found.targets)
+    return None if scores is None else scores.cpu().numpy()

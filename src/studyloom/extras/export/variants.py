@@ -81,11 +81,11 @@ def differ(metric: Metric, original: Original, before: Outputs, after: Outputs) 
         the difference, after minus before; without an interval if it is not known over examples.
     """
     values = {"before": [before.score(metric)], "after": [after.score(metric)]}
-    resampled = None
+    sampled = None
     if original.job.evaluate is None:  # outputs of a custom one may mean anything
         outputs = {"before": [before], "after": [after]}
-        resampled = resample(metric, outputs, len(before.targets), original.seed)
-    difference = compare(values, "after", "before", resampled, original.seed).difference
+        sampled = resample(metric, outputs, len(before.targets), original.seed)
+    difference = compare(values, "after", "before", sampled).difference
     assert difference is not None
     return difference
 

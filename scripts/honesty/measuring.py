@@ -1,0 +1,97 @@
+"""Measures how often a result is right, over many small studies whose truth is known."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from json import dumps, loads
+from pathlib import Path
+from statistics import NormalDist, fmean, stdev
+from typing import Any
+
+from .studies import KINDS, Outcome, run_study
+
+NORMAL = NormalDist().inv_cdf(0.975)
+
+
+def honesty(sizes: Sequence[int] | None, results: Path | None) -> None:
+    """Runs the studies in one process a core, and prints what is true of them.
+
+    Args:
+        sizes: how many studies of each kind; None for those of `KINDS`.
+        results: a folder that keeps what each study found; None for none.
+    """
+    counts = dict(zip(KINDS, sizes or KINDS.values(), strict=True))
+    tasks = [(kind, n) for kind, count in counts.items() for n in range(count)]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        outcomes = pool.starmap(run_or_read, [(*task, results) for task in tasks], chunksize=1)
+    for kind in (*KINDS, None):
+        show(kind or "all", [each for each in outcomes if kind in (each.kind, None)])
+
+
+def run_or_read(kind: str, seed: int, results: Path | None) -> Outcome:
+    """Runs a study, unless its outcome is kept."""
+    path = None if results is None else results / f"{kind}-{seed}.json"
+    if path is not None and path.exists():
+        return Outcome(**loads(path.read_text()))
+    outcome = run_study(kind, seed)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dumps(asdict(outcome)))
+    return Outcome(**loads(dumps(asdict(outcome))))
+
+
+def show(name: str, found: Sequence[Outcome]) -> None:
+    """Prints what is true of some studies.
+
+    The width of an exact interval is that of the errors of the differences themselves.
+    """
+    won = [each for each in found if each.difference is not None]
+    errors = [each.difference["mean"] - (each.truth - each.baseline) for each in won]
+    widths = [high - low for low, high in intervals(each.difference for each in won)]
+    worse = [each.truth < each.baseline - 1e-9 for each in found]
+    print(
+        f"\n{name}: {len(found)} studies, in {len(won)} of them another trial won than the baseline"
+    )
+    print(f"  the winner's interval has the truth: {covered(found, 'test', lambda o: o.truth)}")
+    said = covered(won, "difference", lambda o: o.truth - o.baseline)
+    print(f"  that of the difference: {said}")
+    if len(errors) > 1 and widths:
+        print(f"  its width: {fmean(widths) / (2 * NORMAL * stdev(errors)):.2f} of an exact one")
+    print(f"  the winner is worse than the baseline: {share(worse)}")
+    promised = [each.searched - each.best for each in found]
+    tested = [each.test["mean"] - each.truth for each in found]
+    print(f"  the best trial's value in the search minus the truth: {mean(promised)}")
+    print(f"  the winner's mean on the test set minus the truth: {mean(tested)}")
+    print(f"  the true gain by the re-evaluation: {mean([e.truth - e.best for e in found])}")
+    ratios = [after / search for search, after in (each.epochs for each in found)]
+    print(f"  epochs after the search, of those of the search: {fmean(ratios):.2f}")
+
+
+def intervals(summaries: Iterable[Any]) -> list[Sequence[float]]:
+    """Returns the intervals of those that have one."""
+    return [each["interval"] for each in summaries if each["interval"] is not None]
+
+
+def covered(found: Sequence[Outcome], name: str, truth: Callable[[Outcome], float]) -> str:
+    """Says how many intervals contain the truth, of those that there are."""
+    known = [each for each in found if getattr(each, name)["interval"] is not None]
+    ends = [(getattr(each, name)["interval"], truth(each)) for each in known]
+    return share([low <= true <= high for (low, high), true in ends])
+
+
+def share(holds: Sequence[bool]) -> str:
+    """Formats a share with its 95% interval (Wilson 1927)."""
+    count, part = len(holds), sum(holds)
+    if not count:
+        return "–"
+    middle = (part + NORMAL**2 / 2) / (count + NORMAL**2)
+    spread = part * (count - part) / count + NORMAL**2 / 4
+    half = NORMAL * spread**0.5 / (count + NORMAL**2)
+    return f"{part / count:.1%} [{middle - half:.1%}, {middle + half:.1%}] of {count}"
+
+
+def mean(values: Sequence[float]) -> str:
+    """Formats a mean with its 95% interval."""
+    half = NORMAL * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{fmean(values):+.4f} [{fmean(values) - half:+.4f}, {fmean(values) + half:+.4f}]"

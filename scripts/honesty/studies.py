@@ -1,0 +1,268 @@
+"""Small studies whose truth is known: what a result says, and what many more seeds say.
+
+* `synthetic`: networks on examples that a random teacher labels, of which any number can be drawn.
+* `tables`: custom training loops that read a configuration's values from HPOBench
+  (Eggensperger et al. 2021, arXiv:2109.06716): each seed draws from the normal distribution that
+  the table's five seeds suggest.
+* `real`: networks on breast cancer and handwritten digits of scikit-learn; a small part of the
+  examples is the study's, and the rest gives the truth.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from search.tables import SPACES, Task, load, names, size
+from torch import nn
+
+import studyloom
+from studyloom import Float, Int
+from studyloom.commands import search as command
+from studyloom.definition.objective import Attempt
+from studyloom.launch.task import StudyTask
+from studyloom.study.stopping import Stop
+from studyloom.winner.candidates import CandidateTrainings, Origin
+from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.predictions import network_outputs
+from studyloom.winner.result import Candidate, Result
+
+KINDS = {"synthetic": 260, "tables": 140, "real": 40}  # studies of each
+TRIALS, EPOCHS, FRESH, SEEDS = 12, 8, 20_000, 10
+DIGITS, TEACHERS, CLASSES = 20, 12, 4  # inputs, hidden units of the teacher, and classes
+
+
+class Net(nn.Sequential):
+    """A network of one hidden layer."""
+
+    def __init__(
+        self, *, shape: Sequence[int], outputs: int, width: int = 32, dropout: float = 0.1
+    ) -> None:
+        super().__init__(
+            nn.Linear(*shape, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, outputs)
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study said, next to the truth; of all values more is better.
+
+    Args:
+        kind: of the study.
+        test: the winner's mean on the test set, and its interval.
+        difference: of winner and baseline on the test set, and its interval; None if it has won.
+        truth: the winner's value in the mean of many seeds and examples.
+        baseline: that of the baseline.
+        searched: the value of the best trial in the search.
+        best: the true value of that trial.
+        reevaluated: the values of winner and baseline in the re-evaluation, by seed.
+        epochs: trained by the search, and by what came after it.
+    """
+
+    kind: str
+    test: Any
+    difference: Any
+    truth: float
+    baseline: float
+    searched: float
+    best: float
+    reevaluated: tuple[Sequence[float], Sequence[float]]
+    epochs: tuple[int, int]
+
+
+def run_study(kind: str, seed: int) -> Outcome:
+    """Runs a study of a kind, and finds out the truth."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    return {"synthetic": synthetic, "real": real, "tables": table}[kind](seed)
+
+
+def synthetic(seed: int) -> Outcome:
+    """Searches for a network where a teacher labels examples; half of the defaults are poor."""
+    generator = np.random.default_rng(seed)
+    first, second = (generator.normal(size=s) for s in ((DIGITS, TEACHERS), (TEACHERS, CLASSES)))
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = generator.normal(size=(count, DIGITS)).astype("float32")
+        chance = generator.gumbel(size=(count, CLASSES))
+        answers = np.tanh(inputs @ first * 0.5) @ second * 1.2 + chance
+        return torch.from_numpy(inputs), torch.from_numpy(answers.argmax(1))
+
+    rate = 0.01 if seed % 2 else 0.001
+    return of_network("synthetic", seed, (draw(600), draw(300)), draw(FRESH), rate)
+
+
+def real(seed: int) -> Outcome:
+    """Searches for a network on a small part of a data set of scikit-learn."""
+    from sklearn import datasets
+
+    loader, train, test = (
+        (datasets.load_breast_cancer, 150, 120) if seed % 2 else (datasets.load_digits, 400, 200)
+    )
+    inputs, targets = loader(return_X_y=True)
+    inputs = ((inputs - inputs.mean(0)) / (inputs.std(0) + 1e-9)).astype("float32")
+    order = np.random.default_rng(seed).permutation(len(inputs))
+    parts = np.split(order, [train, train + test])
+    sets = [(torch.from_numpy(inputs[p]), torch.from_numpy(targets[p])) for p in parts]
+    return of_network("real", seed, (sets[0], sets[1]), sets[2], 0.003)
+
+
+def of_network(kind: str, seed: int, data: Any, fresh: Any, rate: float) -> Outcome:
+    """Runs a study of networks.
+
+    Args:
+        data: training and test set.
+        fresh: the examples that give the truth.
+        rate: the default learning rate.
+    """
+    space = {
+        "model": {
+            "width": Int(2, 128, log=True, default=32),
+            "dropout": Float(0.0, 0.6, default=0.1),
+        },
+        "optimizer": {"lr": Float(1e-4, 1e-1, log=True, default=rate)},
+    }
+
+    def value(trainings: CandidateTrainings, origin: Origin) -> float:
+        test = trainings.data.test()
+        part = replace(test, inputs=fresh[0], targets=fresh[1])
+        values = []
+        for number in range(trainings.seeds, trainings.seeds + SEEDS):
+            objective = trainings.train_again(origin, number, 0, Attempt())
+            objective.run(lambda step: None, Stop())
+            job = trainings.job(origin, number)
+            found = network_outputs(job, objective.weights(), part)
+            values.append(found.score(trainings.definition.metric))
+        return float(np.mean(values))
+
+    settings = {"space": space, "data": data, "train": {"epochs": EPOCHS}}
+    return conduct(kind, seed, Net, settings, value)
+
+
+def table(seed: int) -> Outcome:
+    """Searches a table, whose middle configuration is the baseline."""
+    number = seed % len(names("hpobench"))
+    counts = {name: size(node) for name, node in SPACES["hpobench"].items()}
+    middles = {name: (count - 1) // 2 for name, count in counts.items()}
+    space = {name: Int(0, n - 1, default=middles[name]) for name, n in counts.items()}
+
+    def value(trainings: CandidateTrainings, origin: Origin) -> float:
+        values = trainings.candidates[origin].values
+        params = {name: values[f"params.{name}"] for name in space}
+        return float(row(params, number)[1].mean())
+
+    settings = {
+        "space": space,
+        "maximize": "accuracy",
+        "params": {"table": number},
+        "objective": {"test": test_on_table},
+    }
+    return conduct("tables", seed, train_on_table, settings, value)
+
+
+def train_on_table(config: Any, run: Any) -> float:
+    """Draws the value of a configuration."""
+    run.keep(network=nn.Identity())  # a loop that is tested keeps something
+    return draw(config.params, run.seed, 0)
+
+
+def test_on_table(config: Any, run: Any, part: Any) -> dict[str, float]:
+    """Draws another value of a configuration."""
+    return {"accuracy": draw(config.params, run.seed, 1)}
+
+
+def draw(params: Any, *seed: int) -> float:
+    """Draws from the normal distribution of the values of a configuration."""
+    place, values = row(params, params.table)
+    return float(np.random.default_rng([*seed, place]).normal(values.mean(), values.std(ddof=1)))
+
+
+def row(params: Any, number: int) -> tuple[int, NDArray[Any]]:
+    """Returns the place of a configuration in a table, and its values by seed."""
+    task = load("hpobench", names("hpobench")[number])
+    assert isinstance(task, Task)
+    sizes = [size(node) for node in SPACES["hpobench"].values()]
+    place = int(np.ravel_multi_index([int(params[name]) for name in SPACES["hpobench"]], sizes))
+    return place, np.asarray(task.values[place, :, -1])
+
+
+def conduct(
+    kind: str,
+    seed: int,
+    subject: Any,
+    settings: dict[str, Any],
+    value: Callable[[CandidateTrainings, Origin], float],
+) -> Outcome:
+    """Runs a study to its tested winner in this process.
+
+    Args:
+        value: returns the true value of a candidate.
+    """
+    outcomes: list[Outcome] = []
+
+    def measure(task: StudyTask, stop: Stop, outputs: Any) -> int:
+        task.prepared.launcher.launch(task, stop)
+        stages = task.stages
+        with stages.search.stored.ledger.testing() as store:
+            result = evaluate_winner(stages, (), store)
+        trials = [stage.stored.trials() for stage in stages]
+        lengths = [sum(len(t.intermediate_values) or 1 for t in each) for each in trials]
+        last: CandidateTrainings = stages.last.source
+        sources = {o: source.point for o, source in stages.candidates.items()}
+        trainings = replace(last, candidates=sources, seeds=last.seeds)
+
+        @cache
+        def truth(number: int) -> float:
+            return value(trainings, Origin(number))
+
+        searched = stages.search.stored.ranked()[0]
+        outcomes.append(
+            describe(kind, result, truth, searched.number, (lengths[0], sum(lengths[1:])))
+        )
+        return 0
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(command, "search_and_report", measure),
+    ):
+        studyloom.search(
+            subject,
+            name=f"{kind}{seed}",
+            trials=TRIALS,
+            seed=seed,
+            workers=1,
+            quiet=True,
+            run_dir=folder,
+            **settings,
+        ).close()
+    return outcomes[0]
+
+
+def describe(
+    kind: str,
+    result: Result,
+    truth: Callable[[int], float],
+    searched: int,
+    epochs: tuple[int, int],
+) -> Outcome:
+    """Returns what a result says, next to the truth."""
+    assert result.test is not None
+    rows: dict[int, Candidate] = {row.trial: row for row in result.candidates}
+    baseline = next(number for number, row in rows.items() if row.baseline)
+    return Outcome(
+        kind,
+        result.test.winner,
+        result.test.difference,
+        truth(result.winner.trial),
+        truth(baseline),
+        rows[searched].search_value,
+        truth(searched),
+        (result.winner.values, rows[baseline].values),
+        epochs,
+    )
