@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,14 +31,15 @@ from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 
 from studyloom.data.sources import Series
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.rule import Rule
 from studyloom.errors import NoWinner
-from studyloom.metrics import ACCURACY
+from studyloom.metrics import ACCURACY, Goal
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.strategy import Strategy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.candidates import Origin, Reevaluated, kept_epoch
+from studyloom.winner.candidates import CandidateSource, Origin, Reevaluated, kept_epoch
 from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.result import Result
@@ -431,3 +433,29 @@ def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(two):
     found = Reevaluated(stages.search.stored, stages.rule, stages.candidates, means)
     assert found.winner == large
     assert not found.keeps_to_rule
+
+
+@pytest.mark.parametrize(
+    ("values", "baseline", "wins"),
+    [
+        ([0.94, 0.95, 0.96], [0.90, 0.91, 0.92], True),
+        ([0.94, 0.95, 0.96], [0.93, 0.94, 0.95], False),  # 1.2 standard errors
+        ([0.9501] * 3, [0.95] * 3, True),  # no seed makes a difference
+        ([0.96], [0.95], True),  # of one seed nobody knows
+    ],
+)
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_baseline_wins_unless_another_is_better_by_one_and_a_half_standard_errors(
+    values, baseline, wins, direction
+):
+    goal = Goal("value", direction)
+    search = SimpleNamespace(
+        metric="value", sign=goal.sign, goals=[goal], values_by_name=lambda trial: {}
+    )
+    means = {Origin(3): values, Origin(0): baseline}
+    means = {origin: [goal.sign * each for each in by] for origin, by in means.items()}
+    candidates = {
+        Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 3)
+    }
+    found = Reevaluated(search, Rule(goal), candidates, means)
+    assert found.winner == Origin(3 if wins else 0)

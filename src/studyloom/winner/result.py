@@ -634,7 +634,16 @@ class Result(Tested):
                 notes.append(f"the test set was {uses}, and each use proves less")
             if not self.keeps:
                 notes.append(f"on new seeds no candidate satisfies {self.rule}; this is the best")
+        if self.keeps_baseline:
+            notes.append("no trial is better than the baseline by more than chance explains")
         yield from (Fact("", note) for note in notes if note)
+
+    @property
+    def keeps_baseline(self) -> bool:
+        """Whether the baseline has won although another candidate has a better mean."""
+        means = [self.metric.sign * row.mean for row in self.candidates if row.mean is not None]
+        won = self.winner
+        return bool(won.baseline and means and self.metric.sign * (won.mean or 0.0) < max(means))
 
     def choice_words(self, budget: int | None = None) -> str:
         """Says which trials the winner was chosen from: all of the study, or its first ones."""
