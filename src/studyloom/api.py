@@ -421,9 +421,8 @@ def search(
             than trials that are left.
         seed: seeds each trial together with its number, and the splits of the data. None: 0.
         sampler: an option ("tpe", "gp", "cmaes", "random", "grid", …), a sampler class of Optuna,
-            or a mapping of settings. None: "auto", a Sobol sequence for the first eight trials,
-            then Optuna's TPE (multivariate, grouped), and after ten results "gp", a Gaussian
-            process, if trials train for 2 s or more on average.
+            or a mapping of settings. None: "auto", Optuna's TPE (multivariate, grouped), and after
+            ten results "gp", a Gaussian process, if trials train for 2 s or more on average.
         pruner: an option ("asha", "median", "hyperband", "none", …), a pruner class of Optuna, or a
             mapping of settings. None: ASHA with promotion for a network; the median for a loop or
             Optuna objective; no pruner there for several objectives.

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import optuna
-from optuna._transform import _SearchSpaceTransform as SearchSpaceTransform
 from optuna.storages import _CachedStorage as CachedStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.models import (
@@ -32,7 +31,6 @@ __all__ = [
     "TABLES",
     "BaseModel",
     "CachedStorage",
-    "SearchSpaceTransform",
     "TrialIntermediateValueModel",
     "TrialValueModel",
     "VersionInfoModel",

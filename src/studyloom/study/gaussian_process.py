@@ -2,8 +2,8 @@
 
 Optuna's Gaussian process (`GPSampler`) models hyperparameters that all trials share. Here it models
 all: one that a trial lacks, since its branch of the space does not have it, counts as the middle of
-its range. The model chooses a branch that trials have had, and the values in it. The first eight
-trials are spread evenly over the space, and the next ones are TPE's.
+its range. The model chooses a branch that trials have had, and the values in it. The first trials
+are TPE's.
 """
 
 import copy
@@ -12,30 +12,21 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna import Study
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import GPSampler, TPESampler
 from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.space.tree import Parameter, Space, count_values, middle_of
 from studyloom.storage.attributes import SAMPLER, TIMES
-from studyloom.storage.optuna_internals import SearchSpaceTransform
 from studyloom.study.extrapolation import extrapolated
 from studyloom.study.trial_record import TrialRecord
 
-SPREAD = 8  # first trials, whose configurations are a Sobol sequence
-MOST_SPREAD = 64  # hyperparameters of it
 FEW = 16  # values of a number up to which Optuna tries each; of more it searches one by one
 PAYS = 2.0  # seconds of training, of which the model takes a twentieth
 MOST_BRANCHES = 6  # that the model tries: those with the most results
@@ -51,8 +42,8 @@ class GaussianProcessSampler(TPESampler):
         space: the search space.
         seed: of both.
         n_startup_trials: how many results the model needs.
-        spread: the seed of the evenly spread first trials, the same for all trials; None to choose
-            only by TPE, as after a configuration that was not accepted: the model repeats it.
+        again: whether a configuration was not accepted. TPE then draws another one: the model would
+            repeat it.
     """
 
     most_results = most_dimensions = math.inf  # that the model takes
@@ -62,7 +53,7 @@ class GaussianProcessSampler(TPESampler):
         space: Space,
         seed: int | None = None,
         n_startup_trials: int = 10,
-        spread: int | None = 0,
+        again: bool = False,
     ) -> None:
         super().__init__(
             seed=seed,
@@ -72,13 +63,13 @@ class GaussianProcessSampler(TPESampler):
             constant_liar=True,
         )
         self._space, self._enough, self._seed = space, n_startup_trials, seed
-        self._spread, self._drawn = spread, 0
+        self._again = again
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         chosen = super().sample_relative(study, trial, search_space)
-        if self._spread is None or not self._serves(study):
+        if self._again or not self._serves(study):
             return chosen
         trials = extrapolated(study).get_trials(deepcopy=False)
         results = [each for each in trials if each.state == TrialState.COMPLETE]
@@ -128,18 +119,6 @@ class GaussianProcessSampler(TPESampler):
             return None
         return given
 
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        place, self._drawn = self._drawn, self._drawn + 1
-        if self._spread is None or trial.number >= SPREAD or place >= MOST_SPREAD:
-            return super().sample_independent(study, trial, param_name, param_distribution)
-        share = spread_evenly(self._spread)[trial.number, place]
-        if isinstance(param_distribution, CategoricalDistribution):
-            return param_distribution.choices[int(share * len(param_distribution.choices))]
-        scale = SearchSpaceTransform({param_name: param_distribution}, transform_0_1=True)
-        return scale.untransform(np.array([share]))[param_name]
-
     def _serves(self, study: Study) -> bool:
         """Whether the model serves the study at all."""
         return True
@@ -157,7 +136,7 @@ class AutoSampler(GaussianProcessSampler):
         seed: of both.
         objectives: how many the study has.
         chosen: what is stored; None before that.
-        spread: see `GaussianProcessSampler`.
+        again: whether a configuration was not accepted.
     """
 
     most_results, most_dimensions = 200, 20  # beyond them it takes more than a twentieth
@@ -168,9 +147,9 @@ class AutoSampler(GaussianProcessSampler):
         seed: int | None = None,
         objectives: int = 1,
         chosen: str | None = None,
-        spread: int | None = 0,
+        again: bool = False,
     ) -> None:
-        super().__init__(space, seed, spread=spread)
+        super().__init__(space, seed, again=again)
         self._several, self._chosen = objectives > 1, TPE if objectives > 1 else chosen
 
     @property
@@ -195,16 +174,6 @@ class AutoSampler(GaussianProcessSampler):
             study._storage.set_study_user_attr(study._study_id, SAMPLER, self._chosen)
             log.info(self.note)
         return self._chosen == GP
-
-
-@cache
-def spread_evenly(seed: int) -> NDArray[np.float64]:
-    """Returns the first trials' configurations, a row each, as shares of all ranges."""
-    import torch  # not before it is needed
-
-    sobol: Any = torch.quasirandom.SobolEngine
-    engine = sobol(MOST_SPREAD, scramble=True, seed=seed)
-    return np.asarray(engine.draw(SPREAD, dtype=torch.float64))
 
 
 def training_times(study: Study) -> list[float]:

@@ -62,7 +62,7 @@ class Strategy:
         section = plain(definition.config.sampler)
         section.pop(KEEPS_STATE, None)
         target, given = find_target(section, "sampler"), section.get("seed")
-        study_seed = seed = definition.seed if given is None else given
+        seed = definition.seed if given is None else given
         if not (isinstance(target, type) and issubclass(target, ONE_SEQUENCE)):
             seed = derive(seed, number, 1)
         if "seed" in section:
@@ -76,7 +76,7 @@ class Strategy:
             "baseline": definition.baseline,
             "objectives": len(definition.goals),
             "chosen": self.chosen,
-            "spread": None if again else study_seed,
+            "again": again,
         }
         sampler: BaseSampler = _build(section, "sampler", **offered)
         if isinstance(sampler, FROM_COMPLETE):
