@@ -2,8 +2,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from json import dumps, loads
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
@@ -44,7 +44,8 @@ def run_or_read(kind: str, seed: int, results: Path | None) -> Outcome:
 def show(name: str, found: Sequence[Outcome]) -> None:
     """Prints what is true of some studies.
 
-    The width of an exact interval is that of the errors of the differences themselves.
+    The width of an exact interval is that of the errors of the differences themselves, without the
+    error of the truth.
     """
     won = [each for each in found if each.difference is not None]
     errors = [each.difference["mean"] - (each.truth - each.baseline) for each in won]
@@ -53,19 +54,39 @@ def show(name: str, found: Sequence[Outcome]) -> None:
     print(
         f"\n{name}: {len(found)} studies, in {len(won)} of them another trial won than the baseline"
     )
-    print(f"  the winner's interval has the truth: {covered(found, 'test', lambda o: o.truth)}")
-    said = covered(won, "difference", lambda o: o.truth - o.baseline)
-    print(f"  that of the difference: {said}")
+    tests = [Said(each.test, each.truth, each.errors[0]) for each in found]
+    print(f"  the winner's interval has the truth: {covered(tests)}")
+    gains = [Said(each.difference, each.truth - each.baseline, each.errors[1]) for each in won]
+    print(f"  that of the difference: {covered(gains)}")
     if len(errors) > 1 and widths:
-        print(f"  its width: {fmean(widths) / (2 * NORMAL * stdev(errors)):.2f} of an exact one")
+        chance = fmean(each**2 for each in errors) - fmean(each.errors[1] ** 2 for each in won)
+        print(f"  its width: {fmean(widths) / (2 * NORMAL * chance**0.5):.2f} of an exact one")
     print(f"  the winner is worse than the baseline: {share(worse)}")
     promised = [each.searched - each.best for each in found]
     tested = [each.test["mean"] - each.truth for each in found]
     print(f"  the best trial's value in the search minus the truth: {mean(promised)}")
     print(f"  the winner's mean on the test set minus the truth: {mean(tested)}")
-    print(f"  the true gain by the re-evaluation: {mean([e.truth - e.best for e in found])}")
+    print(f"  winner minus best trial, in truth: {mean([e.truth - e.best for e in found])}")
+    print(f"  winner minus baseline, in truth: {mean([e.truth - e.baseline for e in found])}")
     ratios = [after / search for search, after in (each.epochs for each in found)]
     print(f"  epochs after the search, of those of the search: {fmean(ratios):.2f}")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A summary as a result has it, and the truth with its standard error."""
+
+    summary: Any
+    truth: float
+    error: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the interval contains the truth, but for the error of the latter."""
+        low, high = self.summary["interval"]
+        away = self.truth - self.summary["mean"]
+        side = high - self.summary["mean"] if away > 0 else self.summary["mean"] - low
+        return away**2 <= side**2 + (NORMAL * self.error) ** 2
 
 
 def intervals(summaries: Iterable[Any]) -> list[Sequence[float]]:
@@ -73,11 +94,9 @@ def intervals(summaries: Iterable[Any]) -> list[Sequence[float]]:
     return [each["interval"] for each in summaries if each["interval"] is not None]
 
 
-def covered(found: Sequence[Outcome], name: str, truth: Callable[[Outcome], float]) -> str:
-    """Says how many intervals contain the truth, of those that there are."""
-    known = [each for each in found if getattr(each, name)["interval"] is not None]
-    ends = [(getattr(each, name)["interval"], truth(each)) for each in known]
-    return share([low <= true <= high for (low, high), true in ends])
+def covered(said: Sequence[Said]) -> str:
+    """Formats how many intervals contain the truth, of those that there are."""
+    return share([each.is_right for each in said if each.summary["interval"] is not None])
 
 
 def share(holds: Sequence[bool]) -> str:

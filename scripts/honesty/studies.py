@@ -50,6 +50,30 @@ class Net(nn.Sequential):
 
 
 @dataclass(frozen=True)
+class Truth:
+    """The true value of a candidate, as far as many seeds and examples show it.
+
+    Args:
+        values: by seed.
+        examples: the mean score of each example over the seeds; empty without examples.
+    """
+
+    values: NDArray[Any]
+    examples: NDArray[Any]
+
+    @property
+    def value(self) -> float:
+        return float(self.values.mean())
+
+    def error(self, other: "Truth | None" = None) -> float:
+        """Returns the standard error of the value, or of the difference to another one."""
+        parts = [self] if other is None else [self, other]
+        seeds = sum(each.values.var(ddof=1) / len(each.values) for each in parts)
+        scores = self.examples - (0.0 if other is None else other.examples)
+        return float(np.sqrt(seeds + (scores.var() / len(scores) if len(scores) else 0.0)))
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a study said, next to the truth; of all values more is better.
 
@@ -59,9 +83,9 @@ class Outcome:
         difference: of winner and baseline on the test set, and its interval; None if it has won.
         truth: the winner's value in the mean of many seeds and examples.
         baseline: that of the baseline.
+        errors: the standard errors of the winner's true value, and of the true difference.
         searched: the value of the best trial in the search.
         best: the true value of that trial.
-        reevaluated: the values of winner and baseline in the re-evaluation, by seed.
         epochs: trained by the search, and by what came after it.
     """
 
@@ -70,9 +94,9 @@ class Outcome:
     difference: Any
     truth: float
     baseline: float
+    errors: tuple[float, float]
     searched: float
     best: float
-    reevaluated: tuple[Sequence[float], Sequence[float]]
     epochs: tuple[int, int]
 
 
@@ -129,17 +153,16 @@ def of_network(kind: str, seed: int, data: Any, fresh: Any, rate: float) -> Outc
         "optimizer": {"lr": Float(1e-4, 1e-1, log=True, default=rate)},
     }
 
-    def value(trainings: CandidateTrainings, origin: Origin) -> float:
+    def value(trainings: CandidateTrainings, origin: Origin) -> Truth:
         test = trainings.data.test()
-        part = replace(test, inputs=fresh[0], targets=fresh[1])
-        values = []
+        part, right = replace(test, inputs=fresh[0], targets=fresh[1]), []
         for number in range(trainings.seeds, trainings.seeds + SEEDS):
             objective = trainings.train_again(origin, number, 0, Attempt())
             objective.run(lambda step: None, Stop())
             job = trainings.job(origin, number)
             found = network_outputs(job, objective.weights(), part)
-            values.append(found.score(trainings.definition.metric))
-        return float(np.mean(values))
+            right.append((found.outputs.argmax(1) == found.targets).numpy())
+        return Truth(np.mean(right, axis=1), np.mean(right, axis=0))
 
     settings = {"space": space, "data": data, "train": {"epochs": EPOCHS}}
     return conduct(kind, seed, Net, settings, value)
@@ -152,10 +175,10 @@ def table(seed: int) -> Outcome:
     middles = {name: (count - 1) // 2 for name, count in counts.items()}
     space = {name: Int(0, n - 1, default=middles[name]) for name, n in counts.items()}
 
-    def value(trainings: CandidateTrainings, origin: Origin) -> float:
+    def value(trainings: CandidateTrainings, origin: Origin) -> Truth:
         values = trainings.candidates[origin].values
-        params = {name: values[f"params.{name}"] for name in space}
-        return float(row(params, number)[1].mean())
+        _, known = row({name: values[f"params.{name}"] for name in space}, number)
+        return Truth(np.full(2, known.mean()), np.array([]))
 
     settings = {
         "space": space,
@@ -197,7 +220,7 @@ def conduct(
     seed: int,
     subject: Any,
     settings: dict[str, Any],
-    value: Callable[[CandidateTrainings, Origin], float],
+    value: Callable[[CandidateTrainings, Origin], Truth],
 ) -> Outcome:
     """Runs a study to its tested winner in this process.
 
@@ -218,7 +241,7 @@ def conduct(
         trainings = replace(last, candidates=sources, seeds=last.seeds)
 
         @cache
-        def truth(number: int) -> float:
+        def truth(number: int) -> Truth:
             return value(trainings, Origin(number))
 
         searched = stages.search.stored.ranked()[0]
@@ -247,22 +270,23 @@ def conduct(
 def describe(
     kind: str,
     result: Result,
-    truth: Callable[[int], float],
+    truth: Callable[[int], Truth],
     searched: int,
     epochs: tuple[int, int],
 ) -> Outcome:
     """Returns what a result says, next to the truth."""
     assert result.test is not None
     rows: dict[int, Candidate] = {row.trial: row for row in result.candidates}
-    baseline = next(number for number, row in rows.items() if row.baseline)
+    baseline = truth(next(number for number, row in rows.items() if row.baseline))
+    winner = truth(result.winner.trial)
     return Outcome(
         kind,
         result.test.winner,
         result.test.difference,
-        truth(result.winner.trial),
-        truth(baseline),
+        winner.value,
+        baseline.value,
+        (winner.error(), winner.error(baseline)),
         rows[searched].search_value,
-        truth(searched),
-        (result.winner.values, rows[baseline].values),
+        truth(searched).value,
         epochs,
     )
