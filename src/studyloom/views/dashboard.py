@@ -202,7 +202,7 @@ def _without_rows(section: Section, rows: dict[str, str]) -> Section:
     for block in section.blocks:
         if isinstance(block, Trials):
             for row in block.rows:
-                rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, words=block.words))
+                rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, columns=block.columns))
             block = replace(block, rows=())
         blocks.append(block)
     return replace(section, blocks=blocks)

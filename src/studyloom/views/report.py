@@ -33,6 +33,7 @@ from studyloom.text import (
     format_value,
     shorten,
     shorten_end,
+    shorten_names,
 )
 from studyloom.views import figures, page
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
@@ -463,12 +464,15 @@ MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
 def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] | str]]:
     """Returns the varied hyperparameters, the most important first, and importances by objective.
 
-    An objective without importances has a sentence that says why.
+    Without importances, those that most trials have come first. An objective without importances
+    has a sentence that says why.
     """
-    names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
+    trials = stored.trials()
+    names = varied_parameters(figures.complete_trials(trials), figures.ENOUGH)
+    having = Counter(name for trial in trials for name in trial.params)
     found = [importances(stored, position) for position, _ in enumerate(stored.goals)]
     shares = found[0] if isinstance(found[0], dict) else {}
-    return sorted(names, key=lambda name: -shares.get(name, 0.0)), found
+    return sorted(names, key=lambda name: (-shares.get(name, 0.0), -having[name])), found
 
 
 def parameter_sections(
@@ -522,13 +526,14 @@ def _choices(
 
 
 SHOWN = {
+    "number": "trial",
+    "state": "state",
+    "epochs": "epochs",
     "standard_error": "± error",
     "proposed_by": "proposed by",
     "seconds": "time",
     "reason": "why",
 }  # by its column
-# In the table for people; `studyloom trials --csv` prints all columns.
-LEFT_OUT = ("started", "worker", "baseline", "failure", "state", "number")
 LONGEST = 60  # characters of a cell
 
 
@@ -539,7 +544,7 @@ def trials_section(
     names: Sequence[str],
     run_dir: Path | None,
 ) -> Section:
-    """Renders the table of all trials, without empty columns.
+    """Renders the table of all trials, without empty columns; `studyloom trials --csv` has all.
 
     Args:
         names: the varied hyperparameters, the most important first; of very many, only the first
@@ -551,13 +556,12 @@ def trials_section(
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
     asked = [name for name in columns if name.startswith("params.")]
-    left = {*asked} - {*map(column_of, names[:MOST_COLUMNS])}
-    left = left if len(asked) > MOST_COLUMNS else set()
-    shown = {
-        name: column
-        for name, column in columns.items()
-        if name not in {*LEFT_OUT, *left} and any(cell is not None for cell in column)
-    }
+    places = {column_of(name): place for place, name in enumerate(names)}
+    ranked = sorted(asked, key=lambda n: (places.get(n, len(places)), columns[n].count(None)))
+    ranked = ranked[:MOST_COLUMNS]
+    values = [name for name in columns if name.partition(".")[0] in ("value", "values")]
+    order = [*values, "standard_error", "epochs", *ranked, "proposed_by", "seconds", "reason"]
+    shown = {n: columns[n] for n in order if any(cell is not None for cell in columns[n])}
     best = None if snapshot.best is None else snapshot.best.number
     trials = {trial.number: trial for trial in stored.trials()}
     logs = {} if run_dir is None else read_logs(run_dir, [*trials.values()])
@@ -572,23 +576,24 @@ def trials_section(
         cells = [_cell(name, column[row]) for name, column in shown.items()]
         more = trial_details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
         table.append(page.Row(trial, columns["state"][row], cells, mark, more))
-    words = [
-        place
-        for place, column in enumerate(shown.values())
-        if any(isinstance(cell, str | bool | list) for cell in column)
-    ]
-    params = [place for place, name in enumerate(shown) if name in asked]
-    titles = SHOWN | {"value": snapshot.metric}
+    full = {name: name.removeprefix("params.") for name in asked}
+    titles = SHOWN | {name: name.removeprefix("values.") for name in values}
+    titles |= {"value": snapshot.metric}
+    short = shorten_names(full.values(), titles.values())
     head = [
-        titles.get(name, name.removeprefix("params.").removeprefix("values.")) for name in shown
+        page.Column(
+            short[full[name]] if name in full else titles[name],
+            words=any(isinstance(cell, str | bool | list) for cell in column),
+            parameter=full.get(name, ""),
+        )
+        for name, column in shown.items()
     ]
-    block = page.Trials(head, words, table, params)
-    made = section("trials", [block])
+    made = section("trials", [page.Trials(head, table)])
     few = (
-        f"Of {len(asked)} hyperparameters the {len(asked) - len(left)} most important are shown; "
+        f"Of {len(asked)} hyperparameters the {len(ranked)} most important are shown; "
         "studyloom trials --csv has all."
     )
-    return replace(made, caption=f"{made.caption} {few}") if left else made
+    return replace(made, caption=f"{made.caption} {few}") if len(ranked) < len(asked) else made
 
 
 def _cell(name: str, value: Any) -> page.Cell:
