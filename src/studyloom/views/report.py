@@ -5,20 +5,16 @@ add a section, yield it in `read_report`, and add its words to assets/report/sec
 """
 
 import math
-import platform
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE
@@ -464,15 +460,12 @@ MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
 def what_matters(stored: StoredStudy) -> tuple[list[str], list[dict[str, float] | str]]:
     """Returns the varied hyperparameters, the most important first, and importances by objective.
 
-    Without importances, those that most trials have come first. An objective without importances
-    has a sentence that says why.
+    An objective without importances has a sentence that says why.
     """
-    trials = stored.trials()
-    names = varied_parameters(figures.complete_trials(trials), figures.ENOUGH)
-    having = Counter(name for trial in trials for name in trial.params)
+    names = varied_parameters(figures.complete_trials(stored.trials()), figures.ENOUGH)
     found = [importances(stored, position) for position, _ in enumerate(stored.goals)]
     shares = found[0] if isinstance(found[0], dict) else {}
-    return sorted(names, key=lambda name: (-shares.get(name, 0.0), -having[name])), found
+    return sorted(names, key=lambda name: -shares.get(name, 0.0)), found
 
 
 def parameter_sections(
@@ -526,9 +519,6 @@ def _choices(
 
 
 SHOWN = {
-    "number": "trial",
-    "state": "state",
-    "epochs": "epochs",
     "standard_error": "± error",
     "proposed_by": "proposed by",
     "seconds": "time",
@@ -541,14 +531,16 @@ def trials_section(
     stored: StoredStudy,
     snapshot: Snapshot,
     won: int | None,
-    names: Sequence[str],
+    found: dict[str, float] | str,
     run_dir: Path | None,
 ) -> Section:
     """Renders the table of all trials, without empty columns; `studyloom trials --csv` has all.
 
+    The most important hyperparameters come first, then those that most trials have; of very many,
+    only the first are shown.
+
     Args:
-        names: the varied hyperparameters, the most important first; of very many, only the first
-            are shown.
+        found: the importances, or a sentence that says why there are none.
         run_dir: where the trials' logs are, if known.
     """
     rows = trial_rows(stored)
@@ -556,9 +548,10 @@ def trials_section(
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
     asked = [name for name in columns if name.startswith("params.")]
-    places = {column_of(name): place for place, name in enumerate(names)}
-    ranked = sorted(asked, key=lambda n: (places.get(n, len(places)), columns[n].count(None)))
-    ranked = ranked[:MOST_COLUMNS]
+    shares = found if isinstance(found, dict) else {}
+    known = {column_of(name): -share for name, share in shares.items()}
+    asked.sort(key=lambda name: (known.get(name, 0.0), columns[name].count(None)))
+    ranked = asked[:MOST_COLUMNS]
     values = [name for name in columns if name.partition(".")[0] in ("value", "values")]
     order = [*values, "standard_error", "epochs", *ranked, "proposed_by", "seconds", "reason"]
     shown = {n: columns[n] for n in order if any(cell is not None for cell in columns[n])}
@@ -579,10 +572,10 @@ def trials_section(
     full = {name: name.removeprefix("params.") for name in asked}
     titles = SHOWN | {name: name.removeprefix("values.") for name in values}
     titles |= {"value": snapshot.metric}
-    short = shorten_names(full.values(), titles.values())
+    short = shorten_names(full.values(), ["trial", "state", "epochs", *titles.values()])
     head = [
         page.Column(
-            short[full[name]] if name in full else titles[name],
+            short[full[name]] if name in full else titles.get(name, name),
             words=any(isinstance(cell, str | bool | list) for cell in column),
             parameter=full.get(name, ""),
         )
@@ -786,23 +779,21 @@ def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
         yield page.Part(failure.kind, blocks, f"{failure.count} ×")
 
 
-def environment_section(winner: Result | None, config_text: str) -> Section:
-    """Renders the environment in which the winner was trained, or else that of this process."""
-    facts: dict[str, Any] = {} if winner is None else {**winner.environment}
-    if not facts:
-        packages = {name: version(name) for name in ("torch", "optuna")}
-        facts = {"python": platform.python_version(), **packages, "studyloom": __version__}
-        if (torch := sys.modules.get("torch")) is not None:  # to import it takes a second
-            on_gpu = torch.cuda.is_available()
-            facts["device"] = torch.cuda.get_device_name() if on_gpu else "cpu"
+def environment_section(
+    trials: Iterable[FrozenTrial], winner: Result | None, config_text: str
+) -> Section:
+    """Renders the environment in which the winner was trained, or else the first trial."""
+    known = (TrialRecord(trial).provenance.get("environment") for trial in trials)
+    first: dict[str, Any] = next((each for each in known if isinstance(each, dict)), {})
+    facts = {**((winner and winner.environment) or first)}
     if winner is not None:
         facts["data"] = winner.data.digest if winner.data else None
         facts["seeds"] = [*winner.seeds] or None
-    known = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
+    block = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
     config: figures.Block = Absent("No configuration was found.")
     if config_text.strip():
         config = page.Folded("configuration", config_text)
-    return section("environment", [known, config])
+    return section("environment", [block, config])
 
 
 def read_report(
@@ -834,13 +825,13 @@ def read_report(
         yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
         yield from proposer_sections(stored, winner)
         names, shares = what_matters(shown)
-        yield from noted([trials_section(shown, snapshot, won, names, run_dir)], note)
+        yield from noted([trials_section(shown, snapshot, won, shares[0], run_dir)], note)
         yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
         yield from worker_sections(stored, snapshot)
         if winner is None:
             yield section("winner", [Absent("There is no winner.json yet.")])
         yield parts_section(parts)
-        yield environment_section(winner, files.configs)
+        yield environment_section(stored.trials(), winner, files.configs)
 
     return head(stored, progress, winner, parts, live=live), sections()
 

@@ -42,10 +42,7 @@ TOO_FEW = (
     f"No importances yet: of fewer than {ENOUGH} complete trials, the best tenth is less than one. "
     "optuna-dashboard shows some from 2 on."
 )
-ALL_ALIKE = (
-    "No hyperparameter sets the best complete trials apart from the others, whatever "
-    "optuna-dashboard shows."
-)
+ALL_ALIKE = "No hyperparameter sets the best trials apart; optuna-dashboard shows equal shares."
 
 
 @dataclass(frozen=True)
