@@ -14,6 +14,7 @@ from studyloom.text import (
     mask_passwords,
     one_line,
     printable,
+    shorten_names,
     without_formula,
 )
 
@@ -82,3 +83,19 @@ def test_what_is_a_text_in_markdown_stays_one():
             assert plain.removeprefix("name: ").replace("\\", "") == " ".join(text.split())
             assert "\n" not in made
         assert re.search(r"(?<!\\)\|", in_markdown(text) + code_in_markdown(text)) is None
+
+
+def test_a_shortened_name_is_told_from_all_others_and_says_which_list_an_item_is_of():
+    names = ["optimizer.adamw.lr", "optimizer.adamw.weight_decay", "model", "model.hidden.0"]
+    assert [*shorten_names(names).values()] == ["lr", "weight_decay", "model", "hidden.0"]
+    assert shorten_names(["a.sgd.lr", "a.adamw.lr", "lr"]) == {
+        "a.sgd.lr": "sgd.lr",
+        "a.adamw.lr": "adamw.lr",
+        "lr": "lr",
+    }
+    assert shorten_names(["train.epochs", "a.hidden.length"], ["epochs"]) == {
+        "train.epochs": "train.epochs",
+        "a.hidden.length": "hidden.length",
+    }
+    deep = ".".join("abcdefgh")
+    assert shorten_names([f"x.{deep}", f"y.{deep}"]) == {n: n for n in (f"x.{deep}", f"y.{deep}")}

@@ -7,9 +7,11 @@ written. They are shown through `printable`, `one_line` or `indented`, and are s
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from html import escape
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ UNPRINTABLE = re.compile(
 )
 # What is shown instead, by character code; of all others U+FFFD.
 SHOWN = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
+
+ITEM = re.compile(r"(\d+|length)(\.|\Z)")  # of a list, with which a shortened name does not begin
 
 # What begins a formula, where a cell of a spreadsheet begins.
 FORMULA = re.compile(r"(\A|[;\t\r\n])([=+\-@]|\A[\t\r])")
@@ -226,3 +230,23 @@ def shorten(text: str, length: int) -> str:
     """Replaces the middle of a text by … if it has more than `length` characters."""
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
+
+
+def shorten_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Shortens dotted names to as few of their last parts as tell them apart.
+
+    Of optimizer.adamw.lr remains lr, or adamw.lr if there is an optimizer.sgd.lr too. An item of a
+    list, such as hidden.0 or hidden.length, keeps the name of the list.
+
+    Args:
+        taken: titles with which no name may be confused.
+    """
+    ends = {
+        name: [*accumulate(reversed(name.rsplit(".", 3)), lambda end, part: f"{part}.{end}")]
+        for name in names
+    }
+    count = Counter([*chain.from_iterable(ends.values()), *taken])
+    return {
+        name: next((end for end in own if count[end] == 1 and not ITEM.match(end)), name)
+        for name, own in ends.items()
+    }

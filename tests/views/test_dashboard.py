@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import signal
@@ -14,9 +15,13 @@ from results import document_of
 from serving import ask, served
 from toys import fill
 
+from studyloom.files import mark_own
 from studyloom.storage.attributes import FAILURE, REASON
 from studyloom.study.opening import create_study
+from studyloom.study.stopping import read_control, set_control
 from studyloom.views.dashboard import LivePage, application, bind, guarded
+from studyloom.views.progress import Progress
+from studyloom.views.report import write_report
 
 EVIL = "<img src=x onerror=alert(1)>\u2028</script>"
 QUICK = 0.05  # seconds between two looks
@@ -144,6 +149,83 @@ def test_the_first_address_is_the_page_and_optuna_dashboard_is_behind_it(study_o
         assert ask(port, "/api/studies")[0] == 200
 
 
+BUTTONS = ("pause", "resume", "stop")
+
+
+def own(stored, folder):
+    """The live report of a study that has run in one's own folder."""
+    mark_own(folder)
+    return live(stored, folder)
+
+
+def test_the_report_of_ones_own_study_stores_what_the_commands_store(half_done, tmp_path):
+    token = (own_page := own(half_done, tmp_path)).token
+    with served(guarded(own_page)) as server:
+        port = server.server_port
+        page = ask(port, "/")[2]
+        assert f'data-token="{token}"' in page
+        assert re.findall(r'data-request="(\w+)"( disabled)?', page) == [
+            ("pause", ""),
+            ("resume", " disabled"),
+            ("stop", ""),
+        ]
+        known = {"X_Report_Token": token, "Origin": f"http://127.0.0.1:{port}"}
+        for name, stored, useful in (
+            *(("pause", "pause", ["resume", "stop"]), ("resume", None, ["pause", "stop"])),
+            ("stop", "stop", []),
+        ):
+            found = ask(port, f"/{name}", method="POST", **known)
+            assert (found[0], found[2]) == (200, f"{name} requested")
+            assert read_control(half_done) == stored
+            assert re.findall(r'data-request="(\w+)">', ask(port, "/")[2]) == useful
+
+
+def test_without_token_or_from_another_page_nothing_is_stored(half_done, tmp_path):
+    page = own(half_done, tmp_path)
+    token = page.token
+    elsewhere = {"REQUEST_METHOD": "POST", "REMOTE_ADDR": "192.0.2.1"}
+    assert page.control("stop", {**elsewhere, "HTTP_X_REPORT_TOKEN": token})[0][:3] == "403"
+    with served(guarded(page)) as server:
+        port = server.server_port
+        sent = {"X_Report_Token": token, "Origin": f"http://127.0.0.1:{port}"}
+        refused = [
+            {"X_Report_Token": ""},
+            {"X_Report_Token": token[:-1]},
+            {"X_Report_Token": "\u00e9"},
+            {"Host": "evil.example"},
+            {"Host": "evil.example", "Origin": "http://evil.example"},
+            {"Origin": "http://evil.example"},
+            {"Origin": "null"},
+            *({"method": method} for method in ("GET", "HEAD", "PUT", "OPTIONS")),
+        ]
+        for asked, different in itertools.product(BUTTONS, refused):
+            before = "pause" if asked == "resume" else None
+            set_control(half_done, before)
+            status, _, _ = ask(port, f"/{asked}", **{"method": "POST", **sent, **different})
+            assert (status, read_control(half_done)) == (403, before), (asked, different)
+        del sent["X_Report_Token"]
+        assert ask(port, "/stop", method="POST", **sent)[0] == 403
+        assert ask(port, f"/stop?token={token}", "POST", token, **sent)[0] == 403
+
+
+def test_no_report_but_that_of_ones_own_running_study_has_buttons(half_done, tmp_path, monkeypatch):
+    """Neither without a folder, nor in an untrusted one, in report.html, or after the end."""
+    for folder in (None, tmp_path):
+        page = live(half_done, folder)
+        with served(guarded(page)) as server:
+            for token in ("", page.token):
+                assert ask(server.server_port, "/stop", "POST", X_Report_Token=token)[0] == 403
+            assert "data-request=" not in ask(server.server_port, "/")[2]
+    assert "data-request" not in write_report(half_done, tmp_path).read_text()
+    monkeypatch.setattr(Progress, "ended", True)
+    page = own(half_done, tmp_path)
+    with served(guarded(page)) as server:
+        assert "data-request=" not in ask(server.server_port, "/")[2]
+        found = ask(server.server_port, "/stop", "POST", X_Report_Token=page.token)
+        assert (found[0], found[2]) == (409, "the study has ended")
+    assert read_control(half_done) is None
+
+
 @pytest.mark.chaos
 def test_the_command_serves_a_run_and_ends_quietly(study_of, tmp_path):
     study_of([a_trial(0)])
@@ -208,6 +290,23 @@ def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of)
         assert page.locator("img").count() == 0
         page.get_by_role("link", name="optuna-dashboard").click()
         page.get_by_text("optuna").first.wait_for()
+    assert page.seen == []
+
+
+@pytest.mark.browser
+def test_a_click_pauses_the_study_and_another_resumes_it(page, half_done, tmp_path):
+    with served(guarded(own(half_done, tmp_path))) as server:
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        for name, stored, said in (("pause", "pause", "pausing: 2 trials"), ("resume", None, "")):
+            page.get_by_role("button", name=name, exact=True).click()
+            page.get_by_text(f"{name} requested").wait_for()
+            assert read_control(half_done) == stored
+            if said:
+                page.locator("#progress").get_by_text(said).wait_for()
+        page.get_by_role("button", name="stop", exact=True).click()  # the fixture dismisses it
+        assert page.seen == ["Stop the study? The command that runs it resumes it."]
+        assert read_control(half_done) is None
+        page.seen.clear()
     assert page.seen == []
 
 

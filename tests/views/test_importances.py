@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -5,11 +6,15 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import create_trial
-from optuna_dashboard._importance import get_param_importance_from_trials_cache
-from optuna_dashboard._inmemory_cache import InMemoryCache
+from optuna_dashboard import wsgi
+from optuna_dashboard._importance import param_importance_cache
+from serving import ask, served
 from toys import two_sided
 
+from studyloom.views.progress import MOST_IMPORTANT, ProgressReader
+from studyloom.views.report import read_report
 from studyloom.views.snapshot import ALL_ALIKE, TOO_FEW, importances, varied_parameters
+from studyloom.winner.result import RunFiles
 
 FRACTION = FloatDistribution(0.0, 1.0)
 CHOICE = CategoricalDistribution(["mlp", "cnn"])
@@ -30,10 +35,11 @@ def made(study_of):
 
 
 def shown_by_the_dashboard(stored, position=0):
-    found = get_param_importance_from_trials_cache(
-        InMemoryCache(), stored.storage, stored.ledger.study_id, position, stored.trials()
-    )
-    return {each["name"]: each["importance"] for each in found}
+    param_importance_cache.clear()  # which knows a study only by its id, in all databases
+    with served(wsgi(stored.storage)) as server:
+        path = f"/api/studies/{stored.ledger.study_id}/param_importances"
+        found = json.loads(ask(server.server_port, path)[2])["param_importances"]
+    return {each["name"]: each["importance"] for each in found[position]}
 
 
 def branching(params):
@@ -63,6 +69,16 @@ def test_importances_are_those_of_optuna_and_of_its_dashboard(made, study_of):
         assert sum(found.values()) == pytest.approx(1)
         assert found == pytest.approx(optuna.importance.get_param_importances(stored.optuna))
         assert found == pytest.approx(shown_by_the_dashboard(stored))
+
+
+def test_page_status_and_dashboard_show_the_same_next_to_pruned_and_failed_trials(searched):
+    theirs = shown_by_the_dashboard(searched)
+    _, sections = read_report(searched, RunFiles())
+    (block,) = next(each.blocks for each in sections if each.key == "importances")
+    assert dict(block.items) == pytest.approx(theirs)
+    status = ProgressReader(searched).status().importances
+    assert [*status] == sorted(theirs, key=lambda name: -theirs[name])[:MOST_IMPORTANT]
+    assert status == pytest.approx({name: theirs[name] for name in status})
 
 
 def test_each_objective_has_importances_of_its_own(sqlite_url):
@@ -108,8 +124,6 @@ def test_without_importances_a_sentence_says_why(study_of):
     assert importances(study("constant", [0.5] * 20, **varied)) == ALL_ALIKE
     assert importances(study("one value", range(20), lr=(0.1,))) == ALL_ALIKE
     assert importances(study("no hyperparameter", range(20))) == ALL_ALIKE
-    found = importances(study("another", range(20), fixed=(0.1,), **varied))
-    assert [*found] == ["lr"]
 
 
 def test_a_hyperparameter_has_varied_if_enough_trials_have_two_values_of_it(made):

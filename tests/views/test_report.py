@@ -19,7 +19,7 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.views import report
 from studyloom.views.report import decided, test_cards, write_report
 from studyloom.views.report import render as render_page
-from studyloom.views.snapshot import take_snapshot
+from studyloom.views.snapshot import importances, take_snapshot
 from studyloom.winner.result import RunFiles
 
 test_cards.__test__ = False
@@ -208,18 +208,49 @@ def test_of_very_many_parameters_the_most_important_are_shown(study_of, monkeypa
     monkeypatch.setattr(report, "MOST_SLICES", 3)
     space = {f"p{n}": FloatDistribution(0.0, 1.0) for n in range(6)}
     at = [{f"p{n}": (7 * number + 3 * n) % 10 / 10 for n in range(6)} for number in range(12)]
-    page = render(
-        study_of(
-            create_trial(value=params["p1"] + params["p4"] / 3, params=params, distributions=space)
-            for params in at
-        ),
-        None,
-        "",
+    stored = study_of(
+        create_trial(value=params["p1"] + params["p4"] / 3, params=params, distributions=space)
+        for params in at
     )
+    page = render(stored, None, "")
     said = "Of 6 hyperparameters the 2 most important are shown; studyloom trials --csv has all."
     assert said in text_of(page)
-    table = re.search(r'<table id="all-trials">.*?</thead>', page, re.DOTALL)[0]
-    assert len(re.findall(r">p\d<", table)) == 2
+    assert [name for name in heads(page) if name in space] == [*importances(stored)][:2]
+
+
+def heads(page):
+    """The titles of the columns of the table of trials."""
+    head = re.search(r'<table id="all-trials">.*?</thead>', page, re.DOTALL)[0]
+    return re.findall(r"<th[^>]*>([^<]*)</th>", head)
+
+
+def test_the_table_begins_with_what_matters_under_names_as_short_as_tells_them_apart(study_of):
+    unit, group = FloatDistribution(0.0, 1.0), CategoricalDistribution(["sgd", "adamw"])
+
+    def settings(number):
+        kind = ["sgd", "adamw"][number % 2]
+        return {
+            "optimizer": (kind, group),
+            f"optimizer.{kind}.lr": (number / 40, unit),
+            "optimizer.adamw.weight_decay": (number * 7 % 40 / 40, unit),
+            "train.epochs": (number * 3 % 4, IntDistribution(0, 4)),
+        }
+
+    trials = [a_trial(n, accuracy=n * 7 % 40 / 40, params=settings(n)) for n in range(40)]
+    stored = study_of(trials)
+    page = render(stored, None, "")
+    shares = importances(stored)
+    assert next(iter(shares)) == "optimizer.adamw.weight_decay"
+    short = {
+        "optimizer": "optimizer",
+        "optimizer.sgd.lr": "sgd.lr",
+        "optimizer.adamw.lr": "adamw.lr",
+        "optimizer.adamw.weight_decay": "weight_decay",
+        "train.epochs": "train.epochs",
+    }
+    first = ["trial", "state", "accuracy", "epochs"]
+    assert heads(page) == [*first, *(short[name] for name in shares), "time"]
+    assert 'title="optimizer.adamw.weight_decay">weight_decay</th>' in page
 
 
 def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, tmp_path):
@@ -398,9 +429,33 @@ def test_the_table_is_sorted_filtered_and_saved_without_formulas(study_of, open_
         page.locator("#csv").click()
     saved.value.save_as(tmp_path / "trials.csv")
     head, *rows = csv.reader((tmp_path / "trials.csv").read_text().splitlines())
-    assert head[:4] == ["trial", "state", "accuracy", "'=p"]
-    assert {row[3] for row in rows} == {"'=1+1", '\'@a,"b"', "-2", "plain"}
+    assert head[:5] == ["trial", "state", "accuracy", "epochs", "'=p"]
+    assert {row[4] for row in rows} == {"'=1+1", '\'@a,"b"', "-2", "plain"}
     assert {row[2] for row in rows} == {"0.5", "0.6", "0.7", "0.8"}
+
+
+@pytest.mark.browser
+def test_a_filter_hides_empty_columns_and_finds_hyperparameters_by_whole_names(
+    searched, open_page, tmp_path
+):
+    page = open_page(render(searched, None, ""))
+    shown = """[...document.querySelectorAll("#all-trials th[scope=col]")]
+        .filter((cell) => cell.offsetWidth).map((cell) => cell.textContent)"""
+    everything = page.evaluate(shown)
+    assert {"channels", "momentum", "why"} <= {*everything}
+    page.locator("#filter").fill("cnn complete")
+    assert {*everything} - {*page.evaluate(shown)} == {"momentum", "why"}
+    page.locator("#filter").fill("mlp.momentum<0.3")
+    assert page.locator("#count").inner_text().startswith("15 of 40")
+    assert "channels" not in page.evaluate(shown)
+    with page.expect_download() as saved:
+        page.locator("#csv").click()
+    saved.value.save_as(tmp_path / "trials.csv")
+    head, *rows = csv.reader((tmp_path / "trials.csv").read_text().splitlines())
+    assert {"mlp.momentum", "cnn.channels"} <= {*head}
+    assert len(rows) == 15
+    page.locator("#filter").fill("")
+    assert page.evaluate(shown) == everything
 
 
 @pytest.mark.browser

@@ -232,7 +232,8 @@ def doctor(arguments: argparse.Namespace) -> int:
 )
 def dashboard(arguments: argparse.Namespace) -> None:
     """Serves a live report of a study, with a link to optuna-dashboard, to browsers on this
-    machine; other machines reach it through an SSH tunnel.
+    machine; other machines reach it through an SSH tunnel. That of your run directory has
+    buttons to pause, resume and stop the study.
     """
     from studyloom.study.opening import open_only_study
     from studyloom.views.dashboard import DEADLINE, serve

@@ -25,6 +25,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from markupsafe import Markup
 
 from studyloom.errors import StudyloomError
+from studyloom.files import is_own
+from studyloom.study.stopping import Request, set_control
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, name_error, one_line
 from studyloom.views.page import Section, Trials, document, fill, section_html
@@ -40,6 +42,7 @@ PORTS = 100  # ports to try, from the requested one upwards
 DEADLINE = 10.0  # seconds that a request waits for a database that is away
 INTERVAL = 3.0  # seconds between two reads of the study, while a browser is connected
 ROW = "trial-"  # the prefix of the id of a row of the table of trials
+REQUESTS: dict[str, Request | None] = {"pause": "pause", "resume": None, "stop": "stop"}  # by path
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -65,13 +68,10 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
             known = urlsplit(f"//{host}").hostname in LOOPBACK
         except ValueError:
             known = False
-        if not known:
-            why = "this dashboard accepts requests only to localhost\n"
-            return _respond(start, "403 Forbidden", "text/plain", why)
-        if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
-            why = "this request comes from another website\n"
-            return _respond(start, "403 Forbidden", "text/plain", why)
-        return app(environ, start)
+        if known and origin in (None, f"http://{host}", f"https://{host}"):
+            return app(environ, start)
+        why = "this dashboard accepts requests only to localhost, none from other websites\n"
+        return _respond(start, "403 Forbidden", "text/plain", why)
 
     return respond
 
@@ -93,7 +93,8 @@ class LivePage:
     """A WSGI application: the live report at /, its changes at /changes, and another app.
 
     The report has parts: its head, its sections, and the rows of the table of trials. The browser
-    polls for the parts that have changed since its version.
+    polls for the parts that have changed since its version. The report of your run directory
+    has buttons to pause, resume and stop the study; their requests hold the report's token.
     """
 
     interval = INTERVAL
@@ -101,6 +102,8 @@ class LivePage:
     def __init__(self, stored: StoredStudy, run_dir: Path | None, app: "WSGIApplication") -> None:
         self.stored, self.run_dir, self.app = stored, run_dir, app
         self.reader = ProgressReader(stored)
+        own = run_dir is not None and is_own(run_dir) and stored.ours
+        self.token = secrets.token_urlsafe() if own else ""
         self.boot = secrets.token_hex(4)  # versions of an earlier server mean nothing
         self.version = 0  # how often anything has changed
         self.parts: dict[str, tuple[str, int]] = {}  # HTML, and since which version
@@ -113,6 +116,9 @@ class LivePage:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
+        if path[1:] in REQUESTS:
+            status, words = self.control(path[1:], environ)
+            return _respond(start_response, status, "text/plain", words)
         if path not in ("", "/", "/changes") or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return self.app(environ, start_response)
         with self.looking:
@@ -124,6 +130,30 @@ class LivePage:
             else:
                 content, kind = self._page(), "text/html"
         return _respond(start_response, "200 OK", kind, content)
+
+    def control(self, name: str, environ: "WSGIEnvironment") -> tuple[str, str]:
+        """Stores a request to pause, resume or stop, as the command of this name does.
+
+        Only the report that this server has sent to this machine may send it: other websites
+        neither know its token nor may set a header of this name.
+
+        Returns:
+            The status of the response, and what the report shows.
+        """
+        sent = environ.get("HTTP_X_REPORT_TOKEN", "").encode()
+        known = self.token and secrets.compare_digest(sent, self.token.encode())
+        posted = environ["REQUEST_METHOD"] == "POST" and environ.get("REMOTE_ADDR") in LOOPBACK
+        if not known or not posted:
+            return "403 Forbidden", "refused: only the report may ask for this; load it again"
+        try:
+            with self.looking:
+                if self.reader.read().ended:
+                    return "409 Conflict", "the study has ended"
+                set_control(self.stored, REQUESTS[name])
+        except (StudyloomError, OSError) as error:
+            return "503 Service Unavailable", mask_passwords(one_line(f"not stored: {error}"))
+        self.due = 0.0
+        return "200 OK", f"{name} requested"
 
     def since(self, given: str) -> dict[str, Any]:
         """Returns the changes since a version; everything if another server made the version."""
@@ -172,10 +202,13 @@ class LivePage:
         rows: dict[str, str] = {}
         bare = [_without_rows(section, rows) for section in sections]
         done = {"done": progress.done, "budget": progress.budget, "words": progress.now_words()}
+        asked = progress.control
+        useful = {"pause": asked is None, "resume": asked == "pause", "stop": True}
+        buttons = useful if self.token and asked != "stop" and not progress.ended else {}
         parts = {
             "head": fill("head.html", head=head),
             "nav": fill("nav.html", sections=[(section, "") for section in bare]),
-            "progress": fill("progress.html", **done),
+            "progress": fill("progress.html", **done, buttons=buttons),
             **{section.key: section_html(section) for section in bare},
         }
         return {key: str(html) for key, html in parts.items()} | rows, bare
@@ -188,6 +221,7 @@ class LivePage:
             parts["trials"] = parts["trials"].replace("<tbody>", f"<tbody>{rows}")
         live = {
             "version": f"{self.boot}-{self.version}",
+            "token": self.token,
             "interval": str(round(1000 * self.interval)),
             "more": f"/dashboard/studies/{self.stored.ledger.study_id}",
         }
@@ -202,7 +236,7 @@ def _without_rows(section: Section, rows: dict[str, str]) -> Section:
     for block in section.blocks:
         if isinstance(block, Trials):
             for row in block.rows:
-                rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, words=block.words))
+                rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, columns=block.columns))
             block = replace(block, rows=())
         blocks.append(block)
     return replace(section, blocks=blocks)

@@ -194,18 +194,25 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Trials(Block):
-    """The table of all trials, which can be sorted, filtered and saved as CSV.
+class Column:
+    """A column of the table of the trials.
 
     Args:
-        words: the columns of words.
-        parameters: the columns of hyperparameters.
+        words: whether it holds words, not numbers.
+        parameter: the full name of a hyperparameter, which the title may shorten; else "".
     """
 
-    head: Sequence[str]
-    words: Sequence[int]
+    title: str
+    words: bool
+    parameter: str = ""
+
+
+@dataclass(frozen=True)
+class Trials(Block):
+    """The table of all trials, which can be sorted, filtered and saved as CSV."""
+
+    columns: Sequence[Column]
     rows: Sequence[Row]
-    parameters: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

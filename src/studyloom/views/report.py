@@ -5,20 +5,16 @@ add a section, yield it in `read_report`, and add its words to assets/report/sec
 """
 
 import math
-import platform
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom._version import __version__
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE
@@ -33,6 +29,7 @@ from studyloom.text import (
     format_value,
     shorten,
     shorten_end,
+    shorten_names,
 )
 from studyloom.views import figures, page
 from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
@@ -527,8 +524,6 @@ SHOWN = {
     "seconds": "time",
     "reason": "why",
 }  # by its column
-# In the table for people; `studyloom trials --csv` prints all columns.
-LEFT_OUT = ("started", "worker", "baseline", "failure", "state", "number")
 LONGEST = 60  # characters of a cell
 
 
@@ -536,14 +531,16 @@ def trials_section(
     stored: StoredStudy,
     snapshot: Snapshot,
     won: int | None,
-    names: Sequence[str],
+    found: dict[str, float] | str,
     run_dir: Path | None,
 ) -> Section:
-    """Renders the table of all trials, without empty columns.
+    """Renders the table of all trials, without empty columns; `studyloom trials --csv` has all.
+
+    The most important hyperparameters come first, then those that most trials have; of very many,
+    only the first are shown.
 
     Args:
-        names: the varied hyperparameters, the most important first; of very many, only the first
-            are shown.
+        found: the importances, or a sentence that says why there are none.
         run_dir: where the trials' logs are, if known.
     """
     rows = trial_rows(stored)
@@ -551,13 +548,13 @@ def trials_section(
         return section("trials", [Absent("No trial has begun yet.")])
     columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
     asked = [name for name in columns if name.startswith("params.")]
-    left = {*asked} - {*map(column_of, names[:MOST_COLUMNS])}
-    left = left if len(asked) > MOST_COLUMNS else set()
-    shown = {
-        name: column
-        for name, column in columns.items()
-        if name not in {*LEFT_OUT, *left} and any(cell is not None for cell in column)
-    }
+    shares = found if isinstance(found, dict) else {}
+    known = {column_of(name): -share for name, share in shares.items()}
+    asked.sort(key=lambda name: (known.get(name, 0.0), columns[name].count(None)))
+    ranked = asked[:MOST_COLUMNS]
+    values = [name for name in columns if name.partition(".")[0] in ("value", "values")]
+    order = [*values, "standard_error", "epochs", *ranked, "proposed_by", "seconds", "reason"]
+    shown = {n: columns[n] for n in order if any(cell is not None for cell in columns[n])}
     best = None if snapshot.best is None else snapshot.best.number
     trials = {trial.number: trial for trial in stored.trials()}
     logs = {} if run_dir is None else read_logs(run_dir, [*trials.values()])
@@ -572,23 +569,24 @@ def trials_section(
         cells = [_cell(name, column[row]) for name, column in shown.items()]
         more = trial_details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
         table.append(page.Row(trial, columns["state"][row], cells, mark, more))
-    words = [
-        place
-        for place, column in enumerate(shown.values())
-        if any(isinstance(cell, str | bool | list) for cell in column)
-    ]
-    params = [place for place, name in enumerate(shown) if name in asked]
-    titles = SHOWN | {"value": snapshot.metric}
+    full = {name: name.removeprefix("params.") for name in asked}
+    titles = SHOWN | {name: name.removeprefix("values.") for name in values}
+    titles |= {"value": snapshot.metric}
+    short = shorten_names(full.values(), ["trial", "state", "epochs", *titles.values()])
     head = [
-        titles.get(name, name.removeprefix("params.").removeprefix("values.")) for name in shown
+        page.Column(
+            short[full[name]] if name in full else titles.get(name, name),
+            words=any(isinstance(cell, str | bool | list) for cell in column),
+            parameter=full.get(name, ""),
+        )
+        for name, column in shown.items()
     ]
-    block = page.Trials(head, words, table, params)
-    made = section("trials", [block])
+    made = section("trials", [page.Trials(head, table)])
     few = (
-        f"Of {len(asked)} hyperparameters the {len(asked) - len(left)} most important are shown; "
+        f"Of {len(asked)} hyperparameters the {len(ranked)} most important are shown; "
         "studyloom trials --csv has all."
     )
-    return replace(made, caption=f"{made.caption} {few}") if left else made
+    return replace(made, caption=f"{made.caption} {few}") if len(ranked) < len(asked) else made
 
 
 def _cell(name: str, value: Any) -> page.Cell:
@@ -781,23 +779,21 @@ def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
         yield page.Part(failure.kind, blocks, f"{failure.count} ×")
 
 
-def environment_section(winner: Result | None, config_text: str) -> Section:
-    """Renders the environment in which the winner was trained, or else that of this process."""
-    facts: dict[str, Any] = {} if winner is None else {**winner.environment}
-    if not facts:
-        packages = {name: version(name) for name in ("torch", "optuna")}
-        facts = {"python": platform.python_version(), **packages, "studyloom": __version__}
-        if (torch := sys.modules.get("torch")) is not None:  # to import it takes a second
-            on_gpu = torch.cuda.is_available()
-            facts["device"] = torch.cuda.get_device_name() if on_gpu else "cpu"
+def environment_section(
+    trials: Iterable[FrozenTrial], winner: Result | None, config_text: str
+) -> Section:
+    """Renders the environment in which the winner was trained, or else the first trial."""
+    known = (TrialRecord(trial).provenance.get("environment") for trial in trials)
+    first: dict[str, Any] = next((each for each in known if isinstance(each, dict)), {})
+    facts = {**((winner and winner.environment) or first)}
     if winner is not None:
         facts["data"] = winner.data.digest if winner.data else None
         facts["seeds"] = [*winner.seeds] or None
-    known = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
+    block = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
     config: figures.Block = Absent("No configuration was found.")
     if config_text.strip():
         config = page.Folded("configuration", config_text)
-    return section("environment", [known, config])
+    return section("environment", [block, config])
 
 
 def read_report(
@@ -829,13 +825,13 @@ def read_report(
         yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
         yield from proposer_sections(stored, winner)
         names, shares = what_matters(shown)
-        yield from noted([trials_section(shown, snapshot, won, names, run_dir)], note)
+        yield from noted([trials_section(shown, snapshot, won, shares[0], run_dir)], note)
         yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
         yield from worker_sections(stored, snapshot)
         if winner is None:
             yield section("winner", [Absent("There is no winner.json yet.")])
         yield parts_section(parts)
-        yield environment_section(winner, files.configs)
+        yield environment_section(stored.trials(), winner, files.configs)
 
     return head(stored, progress, winner, parts, live=live), sections()
 

@@ -38,8 +38,11 @@ SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
 VOWEL = r"[aeio]|u(?!-?net|ni)"  # with which a name begins that takes "an": not a U-Net
 NOUNS = {"Image": "images", "Sound": "recordings"}  # by what makes a file an input
 ENOUGH = 10  # complete trials, of which the best tenth is one
-TOO_FEW = f"With fewer than {ENOUGH} complete trials no hyperparameter has an importance yet."
-ALL_ALIKE = "No hyperparameter sets the best complete trials apart from the others."
+TOO_FEW = (
+    f"No importances yet: of fewer than {ENOUGH} complete trials, the best tenth is less than one. "
+    "optuna-dashboard shows some from 2 on."
+)
+ALL_ALIKE = "No hyperparameter sets the best trials apart; optuna-dashboard shows equal shares."
 
 
 @dataclass(frozen=True)
@@ -427,8 +430,9 @@ def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | st
         position: the position of the objective.
 
     Returns:
-        The share of each varied hyperparameter, the largest first; all shares that Optuna computes
-        sum to 1. Or a sentence that says why there are no importances.
+        The share of each hyperparameter, the largest first, with a sum of 1. Even one that never
+        varied may have a share if it is conditional, since it may matter whether a trial has it.
+        Or a sentence that says why there are no importances.
     """
     trials = [
         trial
@@ -443,7 +447,9 @@ def importances(stored: StoredStudy, position: int = 0) -> dict[str, float] | st
         found = ped_anova().evaluate(
             stored.optuna, target=lambda trial: -sign * trial.values[position]
         )
-    total = sum(found.values())
-    shares = {name: found[name] / total for name in varied_parameters(trials) if total}
+    varied, total = varied_parameters(trials), sum(found.values())
+    if not varied or not total:
+        return ALL_ALIKE
     # Optuna's order of equal importances is random.
-    return dict(sorted(shares.items(), key=lambda item: -item[1])) or ALL_ALIKE
+    order = sorted(found, key=lambda name: (-found[name], name))
+    return {name: found[name] / total for name in order if found[name] or name in varied}

@@ -149,6 +149,22 @@ async function follow() {
   setTimeout(follow, Number(document.body.dataset.interval));
 }
 
+// Pauses, resumes or stops the study: the token shows that the server sent this report.
+document.addEventListener("click", async (event) => {
+  const name = event.target.dataset?.request;
+  if (!name || (name === "stop" && !confirm("Stop the study? The command that runs it resumes it."))) return;
+  event.target.disabled = true;
+  try {
+    const headers = { "X-Report-Token": document.body.dataset.token };
+    const response = await fetch(name, { method: "POST", headers });
+    said(await response.text(), !response.ok);
+    event.target.disabled = response.ok;
+  } catch {
+    event.target.disabled = false;
+    said("the server does not answer", true);
+  }
+});
+
 window.addEventListener("beforeprint", () => bring([...waiting.keys()]));
 
 document.querySelectorAll("main > section").forEach(observed);

@@ -70,8 +70,7 @@ function words(point, axes) {
     }
   }
   if (row) {
-    const titles = [...row.closest("table").tHead.rows[0].cells].map((cell) => cell.textContent);
-    const cells = [...row.cells].slice(2).map((cell, n) => [titles[n + 2], cell.textContent]);
+    const cells = titles().slice(2).map((title, n) => [title.textContent, row.cells[n + 2].textContent]);
     lines.push(...cells.filter(([, value]) => value).map(([title, value]) => `${title}: ${value}`));
   }
   return lines.join("\n");
@@ -161,7 +160,16 @@ document.addEventListener("keydown", (event) => {
 // The table of trials.
 
 const table = () => document.getElementById("all-trials");
-let sorted = null; // the column and direction that were chosen
+let sorted = null; // the column's name and the direction that were chosen
+
+// The cells of the head. One whose text is a shortened name has the whole name as its title.
+function titles() {
+  return [...table().tHead.rows[0].cells];
+}
+
+function nameOf(cell) {
+  return cell.title || cell.textContent;
+}
 
 function stored(cell) {
   return cell.dataset.v ?? cell.textContent;
@@ -177,22 +185,24 @@ function compare(a, b) {
 
 function sort() {
   if (!sorted || !table()) return;
-  const [column, direction] = sorted;
+  const [name, direction] = sorted;
+  const column = titles().findIndex((cell) => nameOf(cell) === name);
+  if (column < 0) return;
   const body = table().tBodies[0];
   const rows = [...body.rows].map((row) => [stored(row.cells[column]), row]);
   // What has no value comes last in both directions.
   rows.sort(([a], [b]) => (a === "" || b === "" ? compare(a, b) : direction * compare(a, b)));
   body.append(...rows.map(([, row]) => row));
-  [...table().tHead.rows[0].cells].forEach((cell, n) => {
+  titles().forEach((cell, n) => {
     if (n === column) cell.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
     else cell.removeAttribute("aria-sort");
   });
 }
 
 // The condition of a word of the filter: a row contains it, or a cell satisfies it, as in lr<0.01.
-function asked(word, titles) {
+function asked(word, names) {
   const [, name, sign, value] = /^([^<>=]+)([<>]=?|=)([^<>=]+)$/.exec(word) ?? [];
-  const columns = titles.flatMap((title, n) => (title === name || title.endsWith(`.${name}`) ? [n] : []));
+  const columns = names.flatMap((full, n) => (full === name || full.endsWith(`.${name}`) ? [n] : []));
   if (!columns.length) return (row) => [...row.cells].some((cell) => cell.textContent.toLowerCase().includes(word));
   return (row) => columns.some((n) => {
     const cell = stored(row.cells[n]).toLowerCase();
@@ -201,21 +211,33 @@ function asked(word, titles) {
   });
 }
 
+const hiding = document.head.appendChild(document.createElement("style"));
+
+function hideColumns(columns) {
+  const places = columns.map((n) => `:nth-child(${n + 1})`);
+  const style = columns.length ? `#all-trials tr > :is(${places}) { display: none }` : "";
+  if (hiding.textContent !== style) hiding.textContent = style;
+}
+
 function filter() {
   if (!table()) return;
   const began = performance.now();
   const wanted = document.getElementById("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const rows = [...table().tBodies[0].rows];
-  const titles = [...table().tHead.rows[0].cells].map((cell) => cell.textContent.toLowerCase());
-  const tests = wanted.map((word) => asked(word, titles));
+  const names = titles().map((cell) => nameOf(cell).toLowerCase());
+  const tests = wanted.map((word) => asked(word, names));
   const numbers = new Set();
+  let empty = names.map((_, n) => n);
   for (const row of rows) {
     const number = row.id.slice("trial-".length);
     const hidden = Boolean(within && !within.has(number)) || !tests.every((test) => test(row));
     if (row.hidden !== hidden) row.hidden = hidden;
-    if (!hidden) numbers.add(number);
+    if (hidden) continue;
+    numbers.add(number);
+    empty = empty.filter((n) => !row.cells[n].textContent);
   }
   const some = within || wanted.length;
+  hideColumns(numbers.size ? empty : []);
   const matching = some ? `${numbers.size} of ${rows.length} trials` : `${rows.length} trials`;
   document.getElementById("count").textContent = matching;
   document.getElementById("matching").textContent = matching;
@@ -306,8 +328,9 @@ function field(text) {
 }
 
 function csv() {
-  const rows = [table().tHead.rows[0], ...[...table().tBodies[0].rows].filter((row) => !row.hidden)];
-  return rows.map((row) => `${[...row.cells].map((cell) => field(stored(cell))).join(",")}\n`).join("");
+  const rows = [...table().tBodies[0].rows].filter((row) => !row.hidden);
+  const lines = [titles().map(nameOf), ...rows.map((row) => [...row.cells].map(stored))];
+  return lines.map((line) => `${line.map(field).join(",")}\n`).join("");
 }
 
 function save() {
@@ -321,13 +344,13 @@ function save() {
 function prepareTable() {
   if (!table()) return;
   document.querySelector(".tools").hidden = false;
-  for (const [column, cell] of [...table().tHead.rows[0].cells].entries()) {
+  for (const cell of titles()) {
     if (cell.querySelector("button")) continue;
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = cell.textContent;
     button.addEventListener("click", () => {
-      sorted = [column, sorted?.[0] === column ? -sorted[1] : 1];
+      sorted = [nameOf(cell), sorted?.[0] === nameOf(cell) ? -sorted[1] : 1];
       sort();
     });
     cell.replaceChildren(button);
@@ -396,8 +419,7 @@ function tableOf(head, rows) {
 function fillView(row) {
   const trial = row.id.slice("trial-".length);
   const more = JSON.parse(row.dataset.more);
-  const titles = [...table().tHead.rows[0].cells];
-  const cells = titles.map((title, n) => [title.textContent, row.cells[n].textContent, "parameter" in title.dataset, n]);
+  const cells = titles().map((title, n) => [nameOf(title), row.cells[n].textContent, Boolean(title.title), n]);
   const facts = cells.slice(2).filter(([title, text, parameter]) => text && !parameter && title !== "why");
   document.getElementById("trial-title").textContent = `Trial ${trial}: ${row.cells[1].textContent}`;
   for (const button of view.querySelectorAll("[data-step]")) {
