@@ -186,20 +186,22 @@ class Chart(Block):
         still = {"dotted", "stepped"}
         return bool(mark.trials or (mark.name and not still & {*mark.style}))
 
-    def path(self, mark: Mark) -> str:
-        """Returns a mark as the data of an SVG path."""
-        return "".join(self._part(mark, part) for part in mark.parts)
+    def path(self, mark: Mark, wide: float = SIZE, high: float = SIZE) -> str:
+        """Returns a mark as the data of an SVG path, in an area so wide and high."""
+        return "".join(self._part(mark, part, wide, high) for part in mark.parts)
 
-    def _part(self, mark: Mark, part: Part) -> str:
-        places = [(self.x.place(x), SIZE - self.y.place(y)) for x, y in part]
+    def _part(self, mark: Mark, part: Part, wide: float, high: float) -> str:
+        places = [
+            (wide * self.x.place(x) / SIZE, high * (1 - self.y.place(y) / SIZE)) for x, y in part
+        ]
         (x, y), *others = places
         start = f"M{_digits(x)} {_digits(y)}"
         if mark.shape == "bar":
-            wide = _digits(max(others[0][0] - x, 0.6))  # a bar of no duration is visible too
-            height = _digits(mark.width * SIZE / (self.y.high - self.y.low))
-            return f"{start}h{wide}v-{height}h-{wide}z"
+            length = _digits(max(others[0][0] - x, 0.6))  # a bar of no duration is visible too
+            height = _digits(mark.width * high / (self.y.high - self.y.low))
+            return f"{start}h{length}v-{height}h-{length}z"
         if mark.shape == "rug":
-            return f"M{_digits(x)} {_digits(y - 16)}v32"
+            return f"M{_digits(x)} {_digits(y - 0.016 * high)}v{_digits(0.032 * high)}"
         if mark.shape != "line" or not others:  # a curve of one epoch is a dot
             return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
         corner = "H{}V{}" if "stepped" in mark.style else "L{} {}"
