@@ -1,13 +1,16 @@
 import itertools
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 from made_trials import AXIS, BEGAN, a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from results import result_of
 from toys import fill, two_sided
 
+from studyloom.metrics import Goal
 from studyloom.storage.attributes import EPOCHS, PAUSED
 from studyloom.views import figures
 from studyloom.views.figures import (
@@ -115,20 +118,20 @@ def test_an_unknown_metric_to_minimize_has_a_logarithmic_axis_where_its_values_d
 
 
 @pytest.mark.parametrize("least", [1.0, -0.1])
-def test_a_few_trials_far_worse_than_the_others_do_not_flatten_the_history(least):
-    """Their marks are below the others, as those of trials without a value."""
+def test_a_few_trials_far_worse_than_the_others_are_strokes_at_the_edge_of_the_history(least):
     values = [57.0, *(least + 0.3 - n / 100 for n in range(30))]
-    trials = numbered(*(a_trial(n, accuracy=value) for n, value in enumerate(values)))
-    figure = history(trials, marked(trials[-1], trials[0]), Axis.of("distance", -1, values))
-    (line,) = mark_of(figure, "best so far").parts
-    places = [figure.y.place(y) for _, y in line]
-    assert max(places) - min(places) > SIZE / 2
-    far = mark_of(figure, "far worse")
-    assert (far.shape, far.trials) == ("rug", [0])
-    assert "baseline" not in figure.names()
-    assert figure.table.note == "The baseline has 57.0000."
-    better = history(trials, marked(trials[0]), Axis.of("distance", 1, values))
-    assert "far worse" not in better.names(), "the best is always drawn"
+    for sign in (-1, 1):
+        trials = numbered(*(a_trial(n, accuracy=-sign * v) for n, v in enumerate(values)))
+        axis = Axis.of("distance", sign, [trial.value for trial in trials])
+        figure = history(trials, marked(trials[-1], trials[0]), axis)
+        (line,) = mark_of(figure, "best so far").parts
+        places = [figure.y.place(y) for _, y in line]
+        assert max(places) - min(places) > SIZE / 2
+        (far,) = (mark for mark in figure.marks if mark.shape == "rug")
+        assert (far.color, far.trials) == ("complete", [0])
+        assert points_of(far) == [(0, figure.y.high if sign < 0 else figure.y.low)]
+        assert "baseline" not in figure.names()
+        assert figure.table.note == f"The baseline has {-sign * 57:.4f}."
 
 
 def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
@@ -158,11 +161,24 @@ def test_a_curve_of_one_epoch_is_a_point_within_its_axis_also_if_a_loop_counts_f
         assert figure.x.low < min(steps) <= max(steps) < figure.x.high
 
 
-def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
-    trials = searched.trials()
+def test_the_history_marks_each_trial_once_at_its_last_value_and_the_best_so_far(searched):
+    valueless = create_trial(state=TrialState.FAIL)
+    unbounded = create_trial(value=float("inf"))
+    diverged = a_trial(0, TrialState.PRUNED, 0.85, 2)
+    diverged.user_attrs[EPOCHS]["value"][-1] = float("nan")
+    waiting = create_trial(state=TrialState.WAITING)
+    trials = numbered(*searched.trials(), valueless, unbounded, diverged, waiting)
     figure = history(trials, marked(trials[37], trials[0]), AXIS)
-    drawn = sorted(n for mark in figure.marks if mark.name != "best" for n in mark.trials)
-    assert drawn == [*range(40)]
+    drawn = [mark for mark in figure.marks if mark.name != "best" and mark.trials]
+    assert sorted(n for mark in drawn for n in mark.trials) == [*range(43)]
+    at = {n: y for mark in drawn for n, (_, y) in zip(mark.trials, points_of(mark), strict=True)}
+    assert at[37] == AXIS.height(0.937)
+    assert [at[number] for number in (3, 39)] == [AXIS.height(value) for value in (0.7, 0.8)]
+    assert at[42] == pytest.approx(AXIS.height(0.8)), "its last finite value"
+    strokes = {n for mark in drawn if mark.shape == "rug" for n in mark.trials}
+    assert strokes == {40, 41} == {n for n, y in at.items() if y < min(at[n] for n in range(40))}
+    shapes = {mark.name: mark.shape for mark in figure.marks if mark.name in ("pruned", "running")}
+    assert shapes == {"pruned": "square", "running": "dot"}
     (steps,) = mark_of(figure, "best so far").parts
     assert [x for x, _ in steps][:3] == [0, 1, 2]
     assert [y for _, y in steps] == sorted(y for _, y in steps)
@@ -170,6 +186,24 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(searched):
     paths = "".join(figure.path(mark) for mark in figure.marks)
     places = [float(number) for number in re.findall(r"-?[\d.]+", paths)]
     assert all(-20 <= place <= 1020 for place in places), "they stay within it"
+    assert isinstance(history([valueless], marked(), AXIS), str)
+    assert history([trials[39]], marked(), AXIS).names() == ["running"], "before one is complete"
+
+
+def test_the_history_rings_the_winner_and_has_its_later_values_if_they_can_be_compared(searched):
+    won = {"trial": 36, "values": (0.92, 0.93, 0.94), "mean": 0.93, "std": 0.012}
+    result = result_of(winner=won, test={"winner": {"values": [0.91], "mean": 0.91}})
+    best = searched.trials()[37]
+    figure = history(searched.trials(), marked(best), AXIS, result)
+    assert mark_of(figure, "winner").trials == [36]
+    (again,), (test,) = (points_of(mark_of(figure, name)) for name in ("re-evaluation", "test"))
+    assert (again[1], test[1]) == (AXIS.height(0.93), AXIS.height(0.91))
+    assert 39 < again[0] < test[0] < figure.x.high, "to the right of all trials"
+    bars = [m for m in figure.marks if (m.color, m.shape) == ("winner", "line")]
+    ends = [0.93 - 0.012 / 3**0.5, 0.93 + 0.012 / 3**0.5]
+    assert [y for _, y in points_of(bars[0])] == pytest.approx([*map(AXIS.height, ends)])
+    other = replace(result, metric=Goal("loss", "minimize"))
+    assert not {"re-evaluation", "test"} & {*history([best], marked(), AXIS, other).names()}
 
 
 def test_ticks_stand_where_choices_are_and_an_axis_has_two_or_more():

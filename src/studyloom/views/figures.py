@@ -28,7 +28,7 @@ from studyloom.text import (
     one_line,
     shorten,
 )
-from studyloom.winner.result import Bin, Predictions
+from studyloom.winner.result import Bin, Predictions, Result
 
 SIZE = 1000  # units of the drawing along each axis
 NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
@@ -355,14 +355,13 @@ class Axis:
         return -tens if self.scale == "unit" else tens
 
     def near(self, values: Collection[float]) -> list[float]:
-        """Returns the values, without those of a minimized metric far above the best nine tenths.
+        """Returns the values, without those far worse than the best nine tenths.
 
         The best nine tenths then take at least a third of the axis.
         """
-        ordered = sorted(values)
+        ordered = sorted(values, key=lambda value: -self.sign * value)
         best, last = (self.height(ordered[n]) for n in (0, math.ceil(0.9 * len(ordered)) - 1))
-        most = best + 3 * (last - best) if self.sign < 0 else math.inf
-        return [value for value in ordered if self.height(value) <= most]
+        return [n for n in ordered if abs(self.height(n) - best) <= 3 * abs(last - best)]
 
     def marks(self, low: float, high: float) -> list[float]:
         """Returns some round values between `low` and `high`, or only `low` without any."""
@@ -391,6 +390,11 @@ class Axis:
 ENOUGH = 3  # complete trials that must have a hyperparameter before it is drawn
 NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} complete trials yet."
 NOTHING_COMPLETE = "No trial is complete yet."
+NO_VALUE = "No trial has a value yet."
+# The width of a trial's mark in the history, by its outcome. The last ones are on top.
+HISTORY = {"failed": 4, "pruned": 4, "paused": 5, "complete": 8, "running": 9}
+FAINT = ("failed", "pruned", "paused")  # squares of the history
+MANY = 400  # trials, whose marks are smaller
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of further quantities
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
@@ -423,13 +427,22 @@ def complete_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     ]
 
 
+def last_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
+    """Returns the value of each complete trial, and the last finite one that others reported."""
+    known = {trial.number: _value(trial) for trial in complete_trials(trials)}
+    for trial in trials:
+        values = [value for _, value in learning_curve(trial) if _is_finite(value)]
+        if values and trial.state != TrialState.COMPLETE:
+            known[trial.number] = values[-1]
+    return known
+
+
 def ended_early(trials: Sequence[FrozenTrial]) -> dict[str, dict[int, float]]:
     """Returns the last value of each trial that was pruned or is paused, by outcome and number."""
-    known: dict[str, dict[int, float]] = {"pruned": {}, "paused": {}}
+    values, known = last_values(trials), dict[str, dict[int, float]](pruned={}, paused={})
     for trial in trials:
-        curve, kind = learning_curve(trial), TrialRecord(trial).outcome
-        if kind in known and curve and math.isfinite(curve[-1][1]):
-            known[kind][trial.number] = curve[-1][1]
+        if trial.number in values and (kind := TrialRecord(trial).outcome) in known:
+            known[kind][trial.number] = values[trial.number]
     return known
 
 
@@ -513,48 +526,79 @@ def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> PageTable:
     return PageTable((name, "complete trials", "best", "median"), rows, words=(0,))
 
 
-def history(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
-    """Draws complete trials and the best so far; at the bottom the other and far worse trials."""
-    complete, height = complete_trials(trials), 320
-    best, baseline = marked["best"], marked["baseline"]
-    if not complete:
-        return NOTHING_COMPLETE
-    y = axis.scale_of(axis.near([*map(_value, complete)]), height)
-    low, span = y.low, y.high - y.low
-    rug = low - 0.05 * span
-    y = replace(y, low=rug - 0.05 * span)
-    last = max(trial.number for trial in trials)
+def history(
+    trials: Sequence[FrozenTrial], marked: Marked, axis: Axis, winner: Result | None = None
+) -> Chart | str:
+    """Draws each trial at its last value, the best so far, and the winner's values on new seeds.
+
+    A stroke at the edge is a trial far worse than the others, one at the bottom has no value.
+    """
+    values, height = last_values(trials), 320
+    if not values:
+        return NO_VALUE
+    kinds = {trial.number: TrialRecord(trial).outcome for trial in trials}
+    later = _later_values(winner, axis)
+    ends = [end for mean, error in later.values() for end in (mean - error, mean + error)]
+    y = axis.scale_of([*axis.near(values.values()), *ends], height)
+    heights = {n: min(max(axis.height(value), y.low), y.high) for n, value in values.items()}
+    near = {n for n, value in values.items() if heights[n] == axis.height(value)}
+    bottom, last = y.low - 0.05 * (y.high - y.low), max(kinds)
+    if any(number not in values and kind in HISTORY for number, kind in kinds.items()):
+        y = replace(y, low=2 * bottom - y.low)
     x = whole_scale(0, last, "trial")
 
-    every = {trial.number: (trial.number, axis.height(_value(trial))) for trial in complete}
-    places = {number: at for number, at in every.items() if low <= at[1] <= y.high}
-    broken = {trial.number for trial in complete if TrialRecord(trial).outcome == "failed"}
-    steps = best_so_far(complete, axis.sign)
-    line = [places[trial.number] for trial in steps if trial.number in places]
+    marks = []
+    for kind, width in HISTORY.items():
+        size = width if len(kinds) <= MANY else 0.6 * width
+        shape, style = ("square", ["faint"]) if kind in FAINT else ("dot", [])
+        own = {n: (n, heights.get(n, bottom)) for n, its in kinds.items() if its == kind}
+        shown = {n: place for n, place in own.items() if n in near}
+        strokes = {n: place for n, place in own.items() if n not in near}
+        marks.append(points(kind, kind, shown, size, style, shape))
+        marks.append(points("" if shown else kind, kind, strokes, 2, shape="rug"))
+    steps = best_so_far(complete_trials(trials), axis.sign)
+    line = [(trial.number, heights[trial.number]) for trial in steps if trial.number in near]
     ended = [[*line, (last, line[-1][1])]] if line else []
-    marks = [
-        points("complete", "complete", {n: at for n, at in places.items() if n not in broken}),
-        points("infeasible", "failed", {n: at for n, at in places.items() if n in broken}),
-        Mark("best so far", "best", "line", ended, width=2, style=("stepped",)),
-    ]
-    for kind in ("complete", "pruned", "failed", "paused", "running"):
-        of_kind = [t.number for t in trials if TrialRecord(t).outcome == kind]
-        own = [number for number in of_kind if number not in places]
-        name = "far worse" if kind == "complete" else kind
-        marks.append(points(name, kind, {number: (number, rug) for number in own}, 2, shape="rug"))
-    start, note = value_of(baseline), ""
-    if baseline is not None:
-        note = f"The baseline has {format_value(start or 0.0)}."
-    if start is not None and low <= axis.height(start) <= y.high:
-        ends = [(at, axis.height(start)) for at in (x.low, x.high)]
-        marks.append(dotted("baseline", "baseline", ends, 1.5))
-    if best is not None and best.number in places:
-        at = {best.number: places[best.number]}
-        marks.append(points("best", "best", at, 13, shape="ring"))
+    marks.append(Mark("best so far", "best", "line", ended, width=2, style=("stepped",)))
+    start = value_of(marked["baseline"])
+    if start is not None and y.low <= axis.height(start) <= y.high:
+        across = [(at, axis.height(start)) for at in (x.low, x.high)]
+        marks.append(dotted("baseline", "baseline", across, 1.5))
+    name, best = "best", marked["best"]
+    ringed = None if best is None else best.number
+    if winner is not None:
+        name, ringed = "winner", winner.winner.trial
+    if ringed is not None and ringed in near:
+        marks.append(points(name, name, {ringed: (ringed, heights[ringed])}, 13, shape="ring"))
+    for place, (name, (mean, error)) in enumerate(later.items(), 1):  # to the right of the trials
+        at = x.high + 0.035 * place * (x.high - x.low)
+        bar = [(at, axis.height(end)) for end in (mean - error, mean + error)]
+        marks.append(Mark("", "winner", "line", [bar], width=2))
+        shape = "square" if name == "test" else "dot"
+        marks.append(Mark(name, "winner", shape, [[(at, axis.height(mean))]], width=9))
+    if later:
+        x = replace(x, high=x.high + 0.035 * (len(later) + 0.6) * (x.high - x.low))
     rows = [(trial.number, format_value(_value(trial))) for trial in steps]
+    note = "" if start is None else f"The baseline has {format_value(start)}."
     table = PageTable(("from trial", f"best {axis.metric} so far"), rows, note=note)
-    label = f"{axis.metric} of {len(complete)} complete trials, in the order in which they began"
+    label = f"{axis.metric} of {len(values)} trials, in the order in which they began"
     return Chart(label, height, x, y, _drawn(marks), table)
+
+
+def _later_values(winner: Result | None, axis: Axis) -> dict[str, tuple[float, float]]:
+    """Returns the mean of re-evaluation and test, and its standard error, 0 if it is unknown.
+
+    Values of another metric or network size cannot be compared with those of the search.
+    """
+    if winner is None or winner.transfer is not None or winner.metric.name != axis.metric:
+        return {}
+    test = None if winner.test is None else winner.test.winner
+    found = {"re-evaluation": winner.winner.reevaluation, "test": test}
+    return {
+        name: (known.mean, (known.std or 0.0) / math.sqrt(len(known.values) or 1))
+        for name, known in found.items()
+        if known is not None
+    }
 
 
 def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:

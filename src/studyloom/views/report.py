@@ -425,6 +425,9 @@ STRETCHED = {
 }
 
 
+LATER = " At the right are the winner's values on new seeds, with the standard error of the mean."
+
+
 def search_sections(
     stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: figures.Axis
 ) -> Iterator[Section]:
@@ -440,8 +443,9 @@ def search_sections(
             blocks.append(figures.PageTable(heads, rows, words=(len(heads) - 1,)))
         yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
-    figure = drawn(figures.history, trials, marked, axis)
-    yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
+    figure = drawn(figures.history, trials, marked, axis, winner)
+    later = "" if winner is None or winner.transfer else LATER
+    yield section("search", [figure], axis=STRETCHED[axis.scale], better=better, later=later)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     yield section("curves", [drawn(figures.curves, trials, marked, axis)], **most)
     losses: figures.Block = Absent(f"{snapshot.why_no_best}.")
