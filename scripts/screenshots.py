@@ -49,11 +49,10 @@ GALLERY = {
     "cartpole": "search",
     "fashion": "search",
 }
-# What such an image shows of the report: the result, four of its numbers, one section, and of a
-# section with several parts the first two, of a long table the first rows.
+# What such an image shows of the report: the result, four facts, one section, and of a section with
+# several parts the first two, of a long table the first rows.
 ALONE = """
-nav, footer, .skip, .behind, main > section:not(#{key}), header > .lines, header > .facts,
-header > .parameters, header > .numbers > :nth-child(n+5), section > h3:nth-of-type(n+3),
+nav, footer, #image, .skip, .behind, main > section:not(#{key}), section > h3:nth-of-type(n+3),
 section > h3:nth-of-type(n+3) ~ *, tbody > tr:nth-child(n+13) {{ display: none }}
 body {{ padding: 20px }} section {{ margin-top: 16px }}
 """

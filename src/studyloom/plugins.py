@@ -14,6 +14,7 @@ PLUGINS = {
     "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
     "compress_errors": ("export.settings", "find_errors"),
     "compress_winner": ("export.compression", "compress_winner"),
+    "draw_png": ("image", "draw_png"),
     "embedded_server": ("embedded_server", "serve"),
     "explain": ("explain", "explain"),
     "gpu_checks": ("gpu", "show"),

@@ -117,7 +117,7 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     page = live(half_done, tmp_path)
     page.look()
     now = page.since("")
-    assert now["order"][0] == "running"
+    assert now["order"][:2] == ["search", "running"]
     assert "host:4" in now["parts"]["running"]
     assert '<progress value="4" max="8"' in now["parts"]["progress"]
     assert "search 4/8, 1 pruned" in now["parts"]["progress"]
@@ -128,7 +128,7 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     page.look()
     after = page.since(now["version"])
     assert "50.0% ± 10.0 on 1 new seed," in after["parts"]["head"]
-    assert after["order"][:2] == ["running", "candidates"]
+    assert after["order"][:4] == ["search", "running", "details", "candidates"]
 
 
 def test_the_first_address_is_the_page_and_optuna_dashboard_is_behind_it(study_of, tmp_path):
@@ -314,7 +314,7 @@ def test_a_click_pauses_the_study_and_another_resumes_it(page, half_done, tmp_pa
 def test_what_is_said_of_a_mark_is_seen_beyond_the_end_of_its_section(page, study_of):
     params = {f"p{n}": (0.5, FloatDistribution(0, 1)) for n in range(12)}
     stored = study_of(a_trial(n, accuracy=0.5 + n / 100, params=params) for n in range(4))
-    fill(stored, a_trial(4, TrialState.PRUNED, params=params))
+    fill(stored, a_trial(4, TrialState.PRUNED, 0.1, params=params))
     with served(live(stored)) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         page.locator("#trial-4").wait_for(state="attached")

@@ -1,14 +1,21 @@
 """Figures as standalone SVG: whole, and of nothing but text and shapes."""
 
+import io
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
 from made_trials import AXIS
+from PIL import Image
 
-from studyloom.views.drawing import svg
+from studyloom.errors import ConfigError
+from studyloom.extras.image import draw_png
+from studyloom.views.drawing import share, svg
 from studyloom.views.figures import history
-from studyloom.views.page import FOLDER
+from studyloom.views.page import FOLDER, Absent, Head
+from studyloom.views.report import write_report
+from studyloom.winner.result import Fact
 
 SVG = "{http://www.w3.org/2000/svg}"
 SHAPES = {"svg", "title", "rect", "g", "path", "circle", "text"}
@@ -49,3 +56,28 @@ def test_all_colors_of_marks_are_in_the_style_sheet(chart):
     style = (FOLDER / "page.css").read_text()
     for mark in chart.marks:
         assert f"--{mark.color}: #" in style
+
+
+def test_the_image_to_share_has_name_sentence_facts_and_figure_and_is_1200_by_630(chart):
+    facts = [Fact(HOSTILE, HOSTILE, HOSTILE)] * 4
+    for figure, said in ((chart, "accuracy"), (Absent("No trial has a value yet."), "No trial")):
+        image = share(Head(HOSTILE, f"{HOSTILE} {'very ' * 60}long.", [], facts), figure)
+        root = ET.fromstring(image)
+        assert {element.tag.removeprefix(SVG) for element in root.iter()} <= SHAPES
+        assert any(text.startswith(said) for text in texts_of(root))
+        assert sum("alert" in text for text in texts_of(root)) >= 2 + 4 * 3
+        drawn = Image.open(io.BytesIO(draw_png(image)))
+        assert (drawn.format, drawn.size) == ("PNG", (1200, 630))
+        assert len(drawn.convert("L").crop((56, 180, 300, 280)).getcolors()) > 9, "text is drawn"
+
+
+def test_a_report_is_also_an_image_where_resvg_is_installed(searched, tmp_path, monkeypatch):
+    write_report(searched, tmp_path, image=True)
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.size == (1200, 630)
+    (tmp_path / "report.png").unlink()
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ConfigError, match=r"report --png: .*resvg_py.*; pip install .*\[image\]"):
+        write_report(searched, tmp_path, image=True)
+    write_report(searched, tmp_path)
+    assert not (tmp_path / "report.png").exists()

@@ -11,9 +11,10 @@ from toys import fill, two_sided
 from studyloom.study.early_end import Bounds, ending, look_ahead, set_bounds
 from studyloom.views.figures import outlook
 from studyloom.views.progress import ProgressReader
-from studyloom.views.report import head
+from studyloom.views.report import read_report
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import render_status
+from studyloom.winner.result import RunFiles
 
 VALUES = [0.9 + 0.001 * (7 * n % 12) for n in range(12)]
 WORDS = (
@@ -77,8 +78,8 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     assert status.progress.line.endswith(WORDS)
     assert json.loads(status.as_json())["ended"] == WORDS
     assert len([*ProgressReader(twelve).statuses()]) == 1  # it waits for nothing
-    said = [getattr(block, "text", "") for block in head(twelve, status.progress, None, []).blocks]
-    assert f"The search {WORDS}." in said
+    top, _ = read_report(twelve, RunFiles())
+    assert f"The search {WORDS}." in [block.text for block in top.blocks]
     assert status.progress.title == "done"
     fill(twelve, a_trial(12, TrialState.RUNNING))
     twelve.ledger.compare(mend=True)

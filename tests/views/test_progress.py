@@ -21,7 +21,7 @@ from studyloom.study.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.progress import (
     ProgressReader,
 )
-from studyloom.views.report import head
+from studyloom.views.report import time_fact, winner_fact
 from studyloom.winner.result import short_words
 
 RECORD = CommandRecord(trials=4, reevaluated=True, tested=True, top=1, seeds=2)
@@ -79,11 +79,12 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     assert progress.eta == pytest.approx(100, abs=5)
     words = f"At work: search 2/4; in all {stages}; ETA "
     assert progress.working_words.startswith(words)
-    said = [getattr(block, "text", "") for block in head(stored, progress, None, []).blocks]
-    assert any(text.startswith("At work: search 2/4") for text in said)
+    assert time_fact(progress, [], live=False).explanation.startswith("search 2/4; ETA ")
+    assert winner_fact(progress, None).explanation == (
+        "not yet: re-evaluation 0/4, final training 0/4"
+    )
     assert progress.now_words()[:2] == ["search 2/4", "then re-evaluation 4, final training 4"]
-    said = [getattr(b, "text", "") for b in head(stored, progress, None, [], live=True).blocks]
-    assert not any("search 2/4" in text for text in said), "one line says it"
+    assert time_fact(progress, [], live=True).explanation == "search 2/4", "a line has the rest"
     set_control(stored, "pause")
     assert "released at their last epoch" in reader.read().working_words
     assert any("released" in words for words in reader.read().now_words())

@@ -9,6 +9,7 @@ from commands import CANARY
 from made_trials import a_trial, branching
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from PIL import Image
 from results import document_of, result_of
 from toys import two_sided
 
@@ -16,13 +17,12 @@ from studyloom.errors import UndrawnReport
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
 from studyloom.study.stored_study import StoredStudy
+from studyloom.views import page as pages
 from studyloom.views import report
-from studyloom.views.report import decided, test_cards, write_report
-from studyloom.views.report import render as render_page
+from studyloom.views.report import decided, read_report, write_report
 from studyloom.views.snapshot import importances, take_snapshot
 from studyloom.winner.result import RunFiles
 
-test_cards.__test__ = False
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>alert(2)</script>"
 COMMENT = "<!--<script>"
@@ -58,7 +58,8 @@ WINNER = {
 
 def render(stored, winner, text):
     """The page of a study with a result, or without one."""
-    return render_page(stored, RunFiles(winner and result_of(**winner), configs=text))
+    top, sections = read_report(stored, RunFiles(winner and result_of(**winner), configs=text))
+    return pages.report_page(top, sections)
 
 
 def text_of(page):
@@ -71,9 +72,9 @@ def text_of(page):
 def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_figure(searched):
     page = render(searched, WINNER, "")
     for words in (
-        *("0.9370", "0.9000", "+0.0370", "0.9612 ± 0.0034", "0.9012 ± 0.0045"),
-        *("+0.0600", "+0.0456 to +0.0789", "+0.0056", "trial 4; ± is the", "1,000 test examples"),
-        *("24 complete · 8 pruned · 7 failed", "Winner: lr=0.1", "commit c0ffee"),
+        *("0.9370", "0.9000", "0.9612 ± 0.0034", "0.9012 ± 0.0045", "1,000 examples", "used once"),
+        *("+0.0600", "+0.0456 to +0.0789", "+0.0056", "± is the standard deviation over 2 seeds"),
+        *("24 complete, 8 pruned, 7 failed", "Winner: lr=0.1", "commit c0ffee"),
     ):
         assert words in text_of(page)
     rows = re.findall(r'<tr id="trial-(\d+)" data-state="(\w+)"[^>]*>(.*?)</tr>', page, re.DOTALL)
@@ -97,11 +98,29 @@ def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched
         assert "that of the runner-up 0.8000" in text
 
 
-def test_the_selection_gap_names_the_stage_whose_mean_it_takes():
-    cards = {card.title: card.note for card in test_cards(result_of(**WINNER), 1)}
-    assert cards["Selection gap"] == "search value minus mean of the re-evaluation"
-    cards = {card.title: card.note for card in test_cards(result_of(**WINNER), -1)}
-    assert cards["Selection gap"] == "mean of the re-evaluation minus search value"
+def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_comes_below(searched):
+    for winner, facts in (
+        (WINNER, ("0.9612 ± 0.0034", "trial 4; difference to the baseline +0.0600, 95% interval")),
+        (WINNER | {"test": None, "note": "no"}, ("0.9600", "trial 4; 1 new seed, untested")),
+        (None, ("–", "not yet: ")),
+    ):
+        result = winner and result_of(**winner)
+        top, sections = read_report(searched, RunFiles(result))
+        assert len(top.facts) == 4
+        tried, best, won, took = top.facts
+        assert tried.value == "0 of 40", "no slot is done: their trials were only stored"
+        assert tried.explanation.startswith("4 hyperparameters; 24 complete, 8 pruned, 7 failed")
+        assert (best.value, best.explanation) == ("0.9370", "trial 37; the baseline has 0.9000")
+        assert won.value == facts[0]
+        assert won.explanation.startswith(facts[1])
+        assert (took.label, took.value) == ("Took", "7 min 8 s")
+        first, details, *_ = sections
+        assert (first.key, details.key) == ("search", "details")
+        rows = dict(next(block.items for block in details.blocks if isinstance(block, pages.Facts)))
+        assert rows["values"] == "accuracy, more is better"
+        assert ("selection gap" in rows) == bool(winner)
+        if winner:
+            assert rows["data"].endswith("SHA-256 sha…")
 
 
 def test_a_study_says_what_is_not_there_yet(study_of):
@@ -174,7 +193,7 @@ def test_a_page_of_two_objectives_has_the_front_and_what_matters_for_each(sqlite
     words = text_of(page)
     for said in (
         *("Pareto front", "The best trial is chosen by max accuracy where parameters <= 100"),
-        *("What matters for accuracy", "What matters for parameters", "parameters, best"),
+        *("What matters for accuracy", "What matters for parameters", "trial 0, parameters 100"),
     ):
         assert said in words
     rows = re.findall(r'<tr><td class="number">([^<]*)</td><td class="number">([^<]*)</td>', page)
@@ -262,7 +281,7 @@ def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, 
     assert "It cannot be drawn: OverflowError" in text
     assert "Hyperparameter importance" in text
     assert "All trials" in text
-    monkeypatch.setattr(report, "facts", lambda *_: 1 / 0)
+    monkeypatch.setattr(report, "trials_fact", lambda *_: 1 / 0)
     with pytest.raises(UndrawnReport, match=r"report\.html is not written: .* ZeroDivisionError"):
         write_report(study, tmp_path)
     assert UndrawnReport.exit_code == 0
@@ -461,6 +480,26 @@ def test_a_filter_hides_empty_columns_and_finds_hyperparameters_by_whole_names(
     assert len(rows) == 15
     page.locator("#filter").fill("")
     assert page.evaluate(shown) == everything
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_first_screen_holds_the_figure_and_is_saved_as_an_image(
+    searched, open_page, tmp_path, width, height
+):
+    page = open_page(render(searched, WINNER, ""), width=width)
+    page.set_viewport_size({"width": width, "height": height})
+    assert page.locator(".numbers > div").count() == 4
+    for shown in (".result", ".numbers", "#search h2", "#search .plot"):
+        box = page.locator(shown).bounding_box()
+        assert box["y"] + box["height"] <= height, shown
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as image").click()
+    saved.value.save_as(tmp_path / "saved.png")
+    image = Image.open(tmp_path / "saved.png").convert("L")
+    assert image.size == (1200, 630)
+    assert image.getextrema()[0] < 64
+    assert image.getextrema()[1] == 255
 
 
 @pytest.mark.browser

@@ -120,17 +120,21 @@ def trials(arguments: argparse.Namespace) -> None:
 @command(
     "write report.html with all results",
     *(RUN_DIR, *CONSENT, JSON),
-    examples=["studyloom report runs/mnist"],
+    flag("--png", "also write report.png, the top of the report as an image to share"),
+    examples=["studyloom report runs/mnist", "studyloom report runs/mnist --png"],
 )
 def report(arguments: argparse.Namespace) -> None:
-    """Writes report.html with all results so far into RUN_DIR, and prints its path."""
+    """Writes report.html with all results so far into RUN_DIR, and prints its path. report.png has
+    1,200 × 630 pixels."""
     from studyloom.views.report import write_report
 
-    path = write_report(open_run(arguments), arguments.run_dir)
+    path = write_report(open_run(arguments), arguments.run_dir, image=arguments.png)
     if arguments.json:
         print_json({"report": str(path)})
     else:
         print(printable(str(path)))
+        if arguments.png:
+            print(printable(str(path.with_suffix(".png"))))
 
 
 @command(

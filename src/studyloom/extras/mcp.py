@@ -144,7 +144,7 @@ def report_lines(stored: StoredStudy, run_dir: Path) -> Iterator[str]:
     """Yields the report as lines of text, without the trials, which `ask` returns."""
     files = RunFiles() if hides_test(stored) else RunFiles.read(stored, run_dir)
     head, sections = read_report(stored, replace(files, configs=""))
-    yield from (head.name, head.sentence)
+    yield from (head.name, head.sentence, *map(str, head.facts))
     for block in head.blocks:
         yield from _lines(block)
     for section in (each for each in sections if each.key != "trials"):
@@ -162,8 +162,6 @@ def _lines(block: Block) -> Iterator[str]:
             yield from lines
         case page.Facts(rows):
             yield from (f"{name}: {value}" for name, value in rows)
-        case page.NumberCards(cards):
-            yield from (f"{each.title}: {each.value} {each.aside} ({each.note})" for each in cards)
         case page.Bars(shares):
             yield from (f"{name}: {share:.0%}" for name, share in shares)
         case page.Part(title, blocks, remark):

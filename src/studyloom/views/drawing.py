@@ -4,76 +4,16 @@ They have the light colors of the report's style sheet, and need neither it nor 
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
-from studyloom.views.figures import LETTER, SIZE, Chart, Mark, Tick
-from studyloom.views.page import FOLDER, fill
+from studyloom.views.figures import LETTER, Block, Chart, Mark, spaced
+from studyloom.views.page import FOLDER, Head, fill
 
 LIGHT, _ = re.findall(r":root \{(.*?)\}", (FOLDER / "page.css").read_text("utf-8"), re.DOTALL)
 COLORS = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", LIGHT))
+FONTS = "system-ui, 'DejaVu Sans', sans-serif"
 ROW = 20  # pixels of a row of the legend
 UNDER = 38  # pixels below the axes, for labels and title
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A chart with the sizes of its SVG in pixels."""
-
-    chart: Chart
-    width: int
-    height: int
-
-    @staticmethod
-    def color(name: str) -> str:
-        """Returns a color of the style sheet; that of complete trials for a shade of the ramp."""
-        return str(COLORS.get(name, COLORS["complete"]))
-
-    @cached_property
-    def legend(self) -> Sequence[tuple[int, int, Mark]]:
-        """The marks with a name, each with its place in the legend."""
-        return [*self._legend()]
-
-    def _legend(self) -> Iterator[tuple[int, int, Mark]]:
-        at, row = 0, ROW - 8
-        for mark in self.chart.marks:
-            if mark.name:
-                wide = round(22 + LETTER * len(mark.name) + 14)
-                if at and at + wide > self.width:
-                    at, row = 0, row + ROW
-                yield at, row, mark
-                at += wide
-
-    @property
-    def top(self) -> int:
-        """Where the axes begin, below legend and title."""
-        rows = self.legend[-1][1] + 8 if self.legend else 0
-        return rows + (ROW + 10 if self.chart.y.title else 10)
-
-    @property
-    def wide(self) -> int:
-        """The length of the horizontal axis."""
-        return self.width - self.chart.gutter
-
-    @property
-    def high(self) -> int:
-        """The length of the vertical axis."""
-        return self.height - self.top - UNDER
-
-    @property
-    def across(self) -> Sequence[Tick]:
-        """The labels of the horizontal axis: those for a phone on a narrow one."""
-        left_out = "narrow" if self.width >= 600 else "roomy"
-        return [tick for tick in self.chart.x.ticks if tick.when != left_out]
-
-    def right(self, at: float) -> float:
-        """Returns where a coordinate of the horizontal axis is drawn."""
-        return round(self.chart.x.place(at) * self.wide / SIZE, 1)
-
-    def up(self, at: float) -> float:
-        """Returns where a coordinate of the vertical axis is drawn, from the top."""
-        return round((1 - self.chart.y.place(at) / SIZE) * self.high, 1)
 
 
 def svg(chart: Chart, *, width: int = 720, height: int = 320) -> str:
@@ -83,4 +23,33 @@ def svg(chart: Chart, *, width: int = 720, height: int = 320) -> str:
         chart: what it draws.
         width: of the image in pixels, and `height` likewise.
     """
-    return str(fill("figure.svg", drawing=Drawing(chart, width, height)))
+    return fill("figure.svg", **layout(chart, width, height))
+
+
+def share(head: Head, figure: Block) -> str:
+    """Returns the top of a report as an SVG image of 1,200 × 630 pixels, to share.
+
+    Args:
+        figure: a chart, or a sentence that says why there is none.
+    """
+    drawn = {"chart": None, "why": getattr(figure, "why", ""), "color": COLORS, "fonts": FONTS}
+    drawn |= layout(figure, 837, 248) if isinstance(figure, Chart) else {}
+    return fill("share.svg", name=head.name, sentence=head.sentence, facts=head.facts, **drawn)
+
+
+def layout(chart: Chart, width: int, height: int) -> dict[str, Any]:
+    """Returns the values of a chart's template: its sizes in pixels, and the labels that fit."""
+    legend, x, y = list[tuple[float, int, Mark]](), 0.0, 12
+    for mark in (mark for mark in chart.marks if mark.name):
+        length = 36 + LETTER * len(mark.name)
+        x, y = (x, y) if x + length <= width else (0.0, y + ROW)
+        legend.append((x, y, mark))
+        x += length
+    top = y + (38 if chart.y.title else 18)
+    sizes = {"width": width, "height": height, "wide": width - chart.gutter, "top": top}
+    sizes["high"] = high = height - top - UNDER
+    up = spaced(chart.y.ticks, chart.y.low, chart.y.high, high, upright=True)
+    other = "narrow" if width >= 600 else "roomy"
+    across = [tick for tick in chart.x.ticks if tick.when != other]
+    labels = {"legend": legend, "up": up, "across": across}
+    return {"chart": chart, "color": COLORS, "fonts": FONTS, **sizes, **labels}

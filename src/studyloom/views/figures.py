@@ -391,9 +391,9 @@ ENOUGH = 3  # complete trials that must have a hyperparameter before it is drawn
 NO_PARAMETERS = f"No hyperparameter has had different values in {ENOUGH} complete trials yet."
 NOTHING_COMPLETE = "No trial is complete yet."
 NO_VALUE = "No trial has a value yet."
-# The width of a trial's mark in the history, by its outcome. The last ones are on top.
+# The width of a trial's mark in the history, by its outcome: small ones are squares, of trials that
+# ended early or are paused. The last are on top.
 HISTORY = {"failed": 4, "pruned": 4, "paused": 5, "complete": 8, "running": 9}
-FAINT = ("failed", "pruned", "paused")  # squares of the history
 MANY = 400  # trials, whose marks are smaller
 BINS = 4  # of a hyperparameter's settings, in the table behind its figure
 LINES = ("complete", "baseline", "running", "failed", "pruned")  # colors of further quantities
@@ -537,8 +537,8 @@ def history(
     if not values:
         return NO_VALUE
     kinds = {trial.number: TrialRecord(trial).outcome for trial in trials}
-    later = _later_values(winner, axis)
-    ends = [end for mean, error in later.values() for end in (mean - error, mean + error)]
+    later = {} if winner is None else winner.new_values(axis.metric)
+    ends = [end for found in later.values() for end in found.mean_and_error]
     y = axis.scale_of([*axis.near(values.values()), *ends], height)
     heights = {n: min(max(axis.height(value), y.low), y.high) for n, value in values.items()}
     near = {n for n, value in values.items() if heights[n] == axis.height(value)}
@@ -550,7 +550,7 @@ def history(
     marks = []
     for kind, width in HISTORY.items():
         size = width if len(kinds) <= MANY else 0.6 * width
-        shape, style = ("square", ["faint"]) if kind in FAINT else ("dot", [])
+        shape, style = ("square", ["faint"]) if width < 8 else ("dot", [])
         own = {n: (n, heights.get(n, bottom)) for n, its in kinds.items() if its == kind}
         shown = {n: place for n, place in own.items() if n in near}
         strokes = {n: place for n, place in own.items() if n not in near}
@@ -570,35 +570,17 @@ def history(
         name, ringed = "winner", winner.winner.trial
     if ringed is not None and ringed in near:
         marks.append(points(name, name, {ringed: (ringed, heights[ringed])}, 13, shape="ring"))
-    for place, (name, (mean, error)) in enumerate(later.items(), 1):  # to the right of the trials
-        at = x.high + 0.035 * place * (x.high - x.low)
-        bar = [(at, axis.height(end)) for end in (mean - error, mean + error)]
+    for name, found in later.items():  # to the right of the trials
+        at, x = x.high, replace(x, high=x.high + 0.035 * (x.high - x.low))
+        bar = [(at, axis.height(end)) for end in found.mean_and_error]
         marks.append(Mark("", "winner", "line", [bar], width=2))
         shape = "square" if name == "test" else "dot"
-        marks.append(Mark(name, "winner", shape, [[(at, axis.height(mean))]], width=9))
-    if later:
-        x = replace(x, high=x.high + 0.035 * (len(later) + 0.6) * (x.high - x.low))
+        marks.append(Mark(name, "winner", shape, [[(at, axis.height(found.mean))]]))
     rows = [(trial.number, format_value(_value(trial))) for trial in steps]
     note = "" if start is None else f"The baseline has {format_value(start)}."
     table = PageTable(("from trial", f"best {axis.metric} so far"), rows, note=note)
     label = f"{axis.metric} of {len(values)} trials, in the order in which they began"
     return Chart(label, height, x, y, _drawn(marks), table)
-
-
-def _later_values(winner: Result | None, axis: Axis) -> dict[str, tuple[float, float]]:
-    """Returns the mean of re-evaluation and test, and its standard error, 0 if it is unknown.
-
-    Values of another metric or network size cannot be compared with those of the search.
-    """
-    if winner is None or winner.transfer is not None or winner.metric.name != axis.metric:
-        return {}
-    test = None if winner.test is None else winner.test.winner
-    found = {"re-evaluation": winner.winner.reevaluation, "test": test}
-    return {
-        name: (known.mean, (known.std or 0.0) / math.sqrt(len(known.values) or 1))
-        for name, known in found.items()
-        if known is not None
-    }
 
 
 def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
@@ -704,8 +686,12 @@ def losses(trial: FrozenTrial) -> Chart | str:
     return Chart(label, height, x, y, _drawn(marks), PageTable(("epoch", *called), rows), notes)
 
 
-def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
-    """Draws each complete trial by cost and value, including those that violate a constraint."""
+def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> Chart | str:
+    """Draws each complete trial by cost and value, including those that violate a constraint.
+
+    Args:
+        table: of the trials on the front.
+    """
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return NOTHING_COMPLETE
@@ -729,8 +715,7 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
     ahead = {trial.number for trial in stored.front()}
     beaten = {n: place for n, place in places.items() if n in feasible - ahead}
     infeasible = {n: place for n, place in places.items() if n not in feasible}
-    members = [trial for trial in trials if trial.number in ahead]
-    front = {trial.number: places[trial.number] for trial in members}
+    front = {n: place for n, place in places.items() if n in ahead}
     steps = [sorted(front.values())]
     marks = [
         Mark("staircase", "best", "line", steps, width=1.5, style=("stepped", "quiet")),
@@ -742,14 +727,8 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis) -> Chart | str:
         if trial is not None and trial.values:
             size = 20 if name == "winner" else 14  # the winner may be the best: around its ring
             marks.append(points(name, name, {trial.number: at(trial)}, size, shape="ring"))
-    rows = [
-        (t.number, format_value(t.values[0]), format_cost(t.values[1]))
-        for t in sorted(members, key=lambda trial: trial.values[1])
-    ]
-    note = f"The front; {len(beaten)} further trials are dominated."
     y = axis.scale_of([trial.values[0] for trial in trials], height)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
-    table = PageTable(("trial", axis.metric, cost.name), rows, note=note)
     return Chart(label, height, x, y, _drawn(marks), table)
 
 

@@ -22,9 +22,9 @@ from markupsafe import Markup, escape
 from studyloom._version import __version__
 from studyloom.errors import StudyloomError
 from studyloom.files import ASSETS
-from studyloom.text import format_error, format_value, mask_passwords, name_error, printable
+from studyloom.text import format_value, mask_passwords, name_error, printable
 from studyloom.views.figures import Block
-from studyloom.winner.result import Summary
+from studyloom.winner.result import Fact
 
 IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
@@ -63,25 +63,6 @@ class Lines(ItemsBlock[str]):
 
 class Facts(ItemsBlock[tuple[str, object]]):
     """Names with their values, a row each."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """A number to read at a glance.
-
-    Args:
-        aside: what follows it in small print, such as ± its deviation.
-        note: where it comes from.
-    """
-
-    title: str
-    value: str
-    aside: str = ""
-    note: str = ""
-
-
-class NumberCards(ItemsBlock[Card]):
-    """Cards side by side."""
 
 
 @dataclass(frozen=True)
@@ -244,11 +225,17 @@ def section(name: str, blocks: Sequence[Block], **words: object) -> Section:
 
 @dataclass(frozen=True)
 class Head:
-    """The top of a report: the result in a sentence, and what it is based on."""
+    """The top of a report: the result in a sentence, what stands out, and facts in short.
+
+    Args:
+        image: all of it with the first figure, as SVG, to share.
+    """
 
     name: str
     sentence: str
-    blocks: list[Block]
+    blocks: Sequence[Block]
+    facts: Sequence[Fact] = ()
+    image: str = ""
 
 
 def undrawn(error: Exception) -> str:
@@ -272,15 +259,6 @@ def number(value: object, sign: str = "") -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
     return format_value(value, sign).replace("-", "−")
-
-
-def spread(values: Summary | None) -> tuple[str, str]:
-    """Formats a mean, and ± its standard deviation, "" if that is unknown."""
-    if values is None:
-        return "–", ""
-    mean = number(values.mean)
-    known = values.std is not None and not values.same
-    return mean, f"± {format_error(values.std or 0.0, mean)}" if known else ""
 
 
 def is_embedded(source: object) -> TypeGuard[str]:

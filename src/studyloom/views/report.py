@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
+from studyloom.plugins import load_plugin
 from studyloom.storage.attributes import BASELINE
 from studyloom.study.failures import NO_REASON, count_failures, resumed_words
 from studyloom.study.stored_study import StoredStudy, column_of, trial_rows, value_of
@@ -31,19 +32,11 @@ from studyloom.text import (
     shorten_end,
     shorten_names,
 )
-from studyloom.views import figures, page
-from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
-from studyloom.views.progress import Progress, ProgressReader
+from studyloom.views import drawing, figures, page
+from studyloom.views.page import Absent, Section, Words, drawn, number, section
+from studyloom.views.progress import WORDS, Progress, ProgressReader
 from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
-from studyloom.winner.result import (
-    NO_INTERVAL,
-    Compressed,
-    Result,
-    RunFiles,
-    Wrong,
-    format_uses,
-    plural,
-)
+from studyloom.winner.result import Compressed, Fact, Result, RunFiles, Wrong, plural
 from studyloom.worker_log import read_end
 
 MOST = 2000  # trials shown, besides the notable ones; at 100,000, all of them took 22 GB
@@ -82,12 +75,6 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
     return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, shown), note
 
 
-PLAIN = {
-    "re-evaluation": "re-evaluation of the best",
-    "final-training": "final training of winner and baseline",
-}
-
-
 @dataclass(frozen=True)
 class StudyPart:
     """A stage of a study: the stored study, its title in plain words, and details."""
@@ -115,7 +102,7 @@ def read_parts(stored: StoredStudy) -> list[StudyPart]:
             about = f"of the first {stage.trials} trials, on {stage.seeds} new seeds each"
             about += f", {stage.details}" if stage.details else ""
         trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
-        later.append(StudyPart(study.study_name, PLAIN.get(title, title), about, trials))
+        later.append(StudyPart(study.study_name, WORDS.get(title, title), about, trials))
     later.sort(key=lambda part: span(part.trials) or (datetime.max, datetime.max))
     return [StudyPart(stored.name, "the search", "", stored.trials()), *later]
 
@@ -156,30 +143,107 @@ def head(
     progress: Progress,
     winner: Result | None,
     parts: list[StudyPart],
+    figure: figures.Block,
     *,
     live: bool = False,
 ) -> page.Head:
-    """Renders the top of the report; a `live` one shows the progress in a separate line."""
+    """Renders the top of the report; a `live` one shows the times in a separate line."""
     snapshot, blocks = progress.search, list[figures.Block]()
     if (halted := stored.halted()) is not None:
         why = f"The study stopped itself, since its trials fail with this: {halted}"
         blocks.append(Words(why, "bad"))
     if (ended := snapshot.outlook.ending) is not None:
         blocks.append(Words(f"The search {ended.words}."))
-    if not live and (words := progress.working_words):
-        blocks.append(Words(words))
-    if winner is not None:
-        blocks.append(page.Lines([*decided(stored, winner, snapshot.budget)]))
-    blocks.append(page.Facts([*facts(stored, snapshot, winner, parts)]))
-    blocks.append(
-        page.NumberCards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)])
+    facts = (
+        trials_fact(stored, snapshot),
+        best_fact(snapshot),
+        winner_fact(progress, winner),
+        time_fact(progress, parts, live=live),
     )
+    sentence = f"{snapshot.quotable(stored, winner)}."
+    top = page.Head(stored.name, sentence, blocks, facts)
+    return replace(top, image=drawing.share(top, figure))
+
+
+def trials_fact(stored: StoredStudy, snapshot: Snapshot) -> Fact:
+    """Says what was searched: how many trials of how many hyperparameters."""
+    names = {name for trial in stored.trials() for name in trial.params}
+    counts = f"{plural(len(names), 'hyperparameter')}; {', '.join(snapshot.counts_words)}"
+    return Fact("Trials", f"{snapshot.done:,} of {snapshot.budget:,}", counts)
+
+
+def best_fact(snapshot: Snapshot) -> Fact:
+    """Says what is best in the search, and what the baseline has there."""
+    best, baseline = snapshot.best, snapshot.baseline
+    words = snapshot.why_no_best.replace("No", "no", 1)
+    if best is not None:
+        words = ", ".join([f"trial {best.number}", *_costs(snapshot, best)])
+    if baseline is not None:
+        known = [number(value_of(baseline)), *_costs(snapshot, baseline)]
+        words += f"; the baseline has {', '.join(known)}"
+    return Fact("Best, search", number(value_of(best)), words)
+
+
+def _costs(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
+    values = zip(snapshot.costs, trial.values[1:], strict=False)
+    return [f"{name} {format_cost(cost)}" for name, cost in values]
+
+
+def winner_fact(progress: Progress, winner: Result | None) -> Fact:
+    """Says whether the best is real: the value of the winner on the test set, or on new seeds."""
+    if winner is None:
+        later = [f"{WORDS[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
+        return Fact("Winner", "–", f"not yet: {', '.join(later[1:]) or 'no re-evaluation'}")
+    won, test, found = winner.winner, winner.test, winner.winner.reevaluation
+    if test is None:
+        value = format_value(won.search_value) if found is None else found.words
+        again = "not re-evaluated" if found is None else plural(len(found.values), "new seed")
+        return Fact("Winner, re-evaluation", value, f"{won.name}; {again}, untested")
+    beside = "the baseline"
+    if test.difference:
+        words = test.difference_words.replace(f" {test.cover}", "")
+        beside = f"difference to the baseline {words}"
+    return Fact("Winner, test", test.winner.words, f"{won.name}; {beside}")
+
+
+def time_fact(progress: Progress, parts: Sequence[StudyPart], *, live: bool) -> Fact:
+    """Says how long the trainings took, and what runs now."""
+    trials = [trial for part in parts for trial in part.trials]
+    took, words = "–", list[str]()
+    if (ends := span(trials)) is not None:
+        took = format_duration((ends[1] - ends[0]).total_seconds())
+        words.append(f"from {ends[0]:%Y-%m-%d %H:%M}")
+    if progress.working_words:
+        now = [
+            progress.stage_words,
+            *(() if live else (progress.eta_words, progress.control_words)),
+        ]
+        return Fact("Time so far", took, "; ".join(filter(None, now)))
+    if worked := seconds_worked(trials):
+        words.append(f"workers trained for {format_duration(worked)}")
+    words += [] if progress.ended else ["no worker runs"]
+    return Fact("Took", took, "; ".join(words))
+
+
+def details_section(stored: StoredStudy, snapshot: Snapshot, winner: Result | None) -> Section:
+    """Renders the reasons for the result, what it is based on, and the best hyperparameters."""
+    lines, rows, known = list[str](), list[tuple[str, object]](), list[Fact]()
+    if winner is not None:
+        lines = [*decided(stored, winner, snapshot.budget)]
+        known = [*winner.facts()] if winner.test or winner.winner.reevaluation else []
+    lines += [f"{fact.value[:1].upper()}{fact.value[1:]}." for fact in known if not fact.label]
+    rows += [(fact.label, str(replace(fact, label=""))) for fact in known if fact.label]
+    goals = (f"{g.name}, {'more' if g.sign > 0 else 'less'} is better" for g in stored.goals)
+    rows.append(("values", ", and ".join(goals)))
+    if snapshot.rule is not None:
+        rows.append(("the best by", snapshot.rule))
+    if data := data_words(stored, winner):
+        rows.append(("data", data))
     params = {"Best": snapshot.best.params} if snapshot.best else {}
     if winner is not None and winner.winner.params != params.get("Best"):
         params["Winner"] = winner.winner.params
-    blocks += [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
-    sentence = snapshot.quotable(stored, winner)
-    return page.Head(stored.name, f"{sentence}.", blocks)
+    words = [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
+    return section("details", [*[page.Lines(lines)] * bool(lines), page.Facts(rows), *words])
 
 
 def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
@@ -202,34 +266,7 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
             next_best = max(worse, key=lambda other: stored.sign * other)
             yield f"Its mean is {number(mean)}, that of the runner-up {number(next_best)}."
     if test := winner.test:
-        if test.difference:
-            yield f"The difference to the baseline is {test.difference_words}."
         yield f"The test set was {test.tested_words}."
-    if carried := winner.transfer_sentence:
-        yield carried
-
-
-def facts(
-    stored: StoredStudy, snapshot: Snapshot, winner: Result | None, parts: list[StudyPart]
-) -> Iterator[tuple[str, object]]:
-    """Yields facts about durations, data and objectives."""
-    trials = [trial for part in parts for trial in part.trials]
-    if (ends := span(trials)) is not None:
-        worked = seconds_worked(trials)
-        wall = format_duration((ends[1] - ends[0]).total_seconds())
-        spent = f"{wall}, from {ends[0]:%Y-%m-%d %H:%M}"
-        yield (
-            "trainings took",
-            spent + (f"; workers trained for {format_duration(worked)}" if worked else ""),
-        )
-    if data := data_words(stored, winner):
-        yield "data", data
-    goals = ", and ".join(
-        f"{goal.name}, {'more' if goal.sign > 0 else 'less'} is better" for goal in stored.goals
-    )
-    yield "values", goals
-    if snapshot.rule is not None:
-        yield "the best by", snapshot.rule
 
 
 def data_words(stored: StoredStudy, winner: Result | None) -> str:
@@ -252,51 +289,6 @@ def data_words(stored: StoredStudy, winner: Result | None) -> str:
     if isinstance(digest, str) and digest:
         parts.append(f"SHA-256 {digest[:12]}…")
     return ", ".join(parts)
-
-
-def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
-    """Returns the numbers of the search."""
-    counts = " · ".join(snapshot.counts_words)
-    yield Card("Trials", str(snapshot.done), f"of {snapshot.budget}", counts)
-    best, baseline = snapshot.best, snapshot.baseline
-    value, start = value_of(best), value_of(baseline)
-    missing = snapshot.why_no_best.replace("No", "no", 1)
-    note = missing if best is None else f"trial {best.number}"
-    yield Card("Best, search", number(value), "", note)
-    note = "the default configuration" if baseline else "none"
-    yield Card("Baseline, search", number(start), "", note)
-    gain = None if value is None or start is None else stored.sign * (value - start)
-    difference = "best minus baseline" if stored.sign > 0 else "baseline minus best"
-    yield Card("Gain, search", number(gain, "+"), "", f"{difference}; overrates the best")
-    for position, name in enumerate(snapshot.costs, 1):
-        costs = [None if trial is None else value_of(trial, position) for trial in (best, baseline)]
-        ours, theirs = ("–" if cost is None else format_cost(cost) for cost in costs)
-        yield Card(f"{name}, best", ours, "", f"baseline: {theirs}")
-
-
-def test_cards(winner: Result | None, sign: int) -> Iterator[Card]:
-    """Returns the numbers of the test; empty without a test."""
-    if winner is None or (test := winner.test) is None:
-        return
-    runs = test.winner.seeds_words or plural(len(test.winner.values), "seed")
-    note = f"trial {winner.winner.trial}; {runs}"
-    uses = format_uses(test.uses)
-    part = f"{test.examples:,} test examples, {uses}" if test.examples else uses
-    if test.baseline is None or test.difference is None:  # no baseline, or it has won
-        yield Card("Winner, test", *spread(test.winner), f"{note}; {part}")
-    else:
-        yield Card("Winner, test", *spread(test.winner), note)
-        yield Card("Baseline, test", *spread(test.baseline), part)
-        note = NO_INTERVAL
-        if (ends := test.difference.interval) is not None:
-            interval = f"95% interval {number(ends[0], '+')} to {number(ends[1], '+')}"
-            note = f"{interval} {test.cover}"
-        yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
-    note = " minus ".join(("search value", "mean of the re-evaluation")[::sign])
-    if winner.transfer is None:  # values of two sizes cannot be compared
-        yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
-    for rule, value in test.references.items():
-        yield Card(f"{rule.capitalize()}, test", number(value), "", "a rule without a network")
 
 
 def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Section]:
@@ -337,7 +329,7 @@ def candidates(winner: Result) -> figures.PageTable:
         costs = [f"{name} {number(cost)}" for name, cost in row.costs.items()]
         changed = [] if row.factor == 1 else [f"learning rate × {row.factor:g}"]
         parameters = "  ".join([*costs, *changed, format_parameters(row.params)])
-        again = " ".join(spread(row.reevaluation))
+        again = row.reevaluation.words if row.reevaluation else "–"
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
     return figures.PageTable(
@@ -425,9 +417,6 @@ STRETCHED = {
 }
 
 
-LATER = " At the right are the winner's values on new seeds, with the standard error of the mean."
-
-
 def search_sections(
     stored: StoredStudy, snapshot: Snapshot, winner: Result | None, axis: figures.Axis
 ) -> Iterator[Section]:
@@ -437,15 +426,13 @@ def search_sections(
     chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
-        blocks: list[figures.Block] = [drawn(figures.front, stored, marked | {"winner": won}, axis)]
-        if snapshot.front:
-            heads, *rows = snapshot.front_rows()
-            blocks.append(figures.PageTable(heads, rows, words=(len(heads) - 1,)))
-        yield section("front", blocks, rule=snapshot.rule)
+        heads, *rows = snapshot.front_rows()
+        table = figures.PageTable(heads, rows, words=(len(heads) - 1,))
+        figure = drawn(figures.front, stored, marked | {"winner": won}, axis, table)
+        yield section("front", [figure], rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
     figure = drawn(figures.history, trials, marked, axis, winner)
-    later = "" if winner is None or winner.transfer else LATER
-    yield section("search", [figure], axis=STRETCHED[axis.scale], better=better, later=later)
+    yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
     most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
     yield section("curves", [drawn(figures.curves, trials, marked, axis)], **most)
     losses: figures.Block = Absent(f"{snapshot.why_no_best}.")
@@ -814,17 +801,21 @@ def read_report(
     """
     live, progress = progress is not None, progress or ProgressReader(stored).read()
     snapshot, parts, winner = progress.search, read_parts(stored), files.winner
+    values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
+    axis = figures.Axis.of(stored.metric, stored.sign, values)
+    won = None if winner is None else winner.winner.trial
+    shown, note = sample(stored, snapshot, won)
+    search = [*noted(search_sections(shown, snapshot, winner, axis), note)]
+    first = 2 if snapshot.costs else 1  # figures on the first screen, or directly below
 
     def sections() -> Iterator[Section]:
+        yield from search[:first]
         yield from running_sections(progress.current)
-        values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
-        axis = figures.Axis.of(stored.metric, stored.sign, values)
-        won = None if winner is None else winner.winner.trial
+        yield details_section(stored, snapshot, winner)
         if winner is not None:
             yield from winner_sections(winner, files.compressed)
             yield from explained_sections(winner)
-        shown, note = sample(stored, snapshot, won)
-        yield from noted(search_sections(shown, snapshot, winner, axis), note)
+        yield from search[first:]
         figure = drawn(figures.outlook, stored, snapshot.outlook)
         yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
         yield from proposer_sections(stored, winner)
@@ -837,7 +828,7 @@ def read_report(
         yield parts_section(parts)
         yield environment_section(stored.trials(), winner, files.configs)
 
-    return head(stored, progress, winner, parts, live=live), sections()
+    return head(stored, progress, winner, parts, search[0].blocks[0], live=live), sections()
 
 
 def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
@@ -846,29 +837,30 @@ def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
         yield replace(each, caption=f"{each.caption} {note}".strip())
 
 
-def write_report(stored: StoredStudy, run_dir: Path, folder: Path | None = None) -> Path:
+def write_report(
+    stored: StoredStudy, run_dir: Path, folder: Path | None = None, *, image: bool = False
+) -> Path:
     """Writes report.html of the study that runs in a folder.
 
     Args:
         folder: where to write it; None for `run_dir`, which holds the winner and the logs.
+        image: whether to write the top of the report as report.png too.
 
     Raises:
+        ConfigError: what draws the image is not installed.
         OSError: it cannot be written.
         UndrawnReport: it cannot be drawn, for any reason.
     """
     path = (folder or run_dir) / "report.html"
     files = RunFiles.read(stored, run_dir)
     try:
-        html = render(stored, files, run_dir)
+        top, sections = read_report(stored, files, run_dir=run_dir)
+        html = page.report_page(top, sections, run_dir if files.configs else None)
+        if image:
+            write_whole(path.with_suffix(".png"), load_plugin("draw_png")(top.image))
     except (StudyloomError, OSError):
         raise
     except Exception as error:  # a study that has ended does not fail because of its report
         raise UndrawnReport(f"{path} is not written: {page.undrawn(error)}") from error
     write_whole(path, html.encode(errors="replace"))
     return path
-
-
-def render(stored: StoredStudy, files: RunFiles, run_dir: Path | None = None) -> str:
-    """Renders the report as HTML."""
-    top, sections = read_report(stored, files, run_dir=run_dir)
-    return page.report_page(top, sections, run_dir if files.configs else None)

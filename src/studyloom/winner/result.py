@@ -100,6 +100,12 @@ class Summary:
         return f"{mean} ± {format_error(self.std, mean)}"
 
     @property
+    def mean_and_error(self) -> Interval:
+        """The mean minus and plus its standard error; only the mean if that is unknown."""
+        error = (self.std or 0.0) / math.sqrt(len(self.values) or 1)
+        return self.mean - error, self.mean + error
+
+    @property
     def seeds_words(self) -> str:
         """Explains the `±` of `words`, or why it is missing; empty for one seed."""
         seeds = len(self.values)
@@ -595,6 +601,17 @@ class Result(Tested):
         """Returns winner.json."""
         document: dict[str, Any] = json.loads(json.dumps(to_document(self)))
         return document
+
+    def new_values(self, metric: str) -> dict[str, Summary]:
+        """Returns the re-evaluation and the test of the winner, by name.
+
+        Without those that cannot be compared with the search: of another metric or network size.
+        """
+        if self.transfer is not None or metric != self.metric.name:
+            return {}
+        test = None if self.test is None else self.test.winner
+        found = {"re-evaluation": self.winner.reevaluation, "test": test}
+        return {name: values for name, values in found.items() if values is not None}
 
     def facts(self) -> Iterator[Fact]:
         """Yields the winner, then what it is compared with, and notes.

@@ -333,12 +333,23 @@ function csv() {
   return lines.map((line) => `${line.map(field).join(",")}\n`).join("");
 }
 
-function save() {
+function save(blob, name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
-  link.download = "trials.csv";
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
   link.click();
   URL.revokeObjectURL(link.href);
+}
+
+// The image to share is in the report as SVG.
+async function saveImage() {
+  const svg = new XMLSerializer().serializeToString(document.getElementById("shared").content.firstElementChild);
+  const image = new Image(1200, 630);
+  image.src = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+  await image.decode();
+  const canvas = Object.assign(document.createElement("canvas"), { width: 1200, height: 630 });
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  canvas.toBlob((blob) => save(blob, "report.png"));
 }
 
 function prepareTable() {
@@ -356,7 +367,7 @@ function prepareTable() {
     cell.replaceChildren(button);
   }
   document.getElementById("filter").addEventListener("input", filter);
-  document.getElementById("csv").addEventListener("click", save);
+  document.getElementById("csv").addEventListener("click", () => save(new Blob([csv()], { type: "text/csv" }), "trials.csv"));
   filter();
 }
 
@@ -534,5 +545,7 @@ document.addEventListener("click", (event) => {
 });
 
 document.getElementById("clear").addEventListener("click", clear);
+document.getElementById("image").addEventListener("click", saveImage);
+document.getElementById("image").hidden = !document.getElementById("shared");
 prepareTable();
 visit();
