@@ -1,7 +1,7 @@
 """Measures the report of a study in Chromium, and the live report that follows a search.
 
     python scripts/pages.py                  # 1,000 trials that were never trained
-    python scripts/pages.py --trials 2000    # as many as a report shows; 40 have another limit
+    python scripts/pages.py --trials 2000    # as many as a report shows; 60 have another limit
     python scripts/pages.py --shots FOLDER   # and images, at 1280 and 390 pixels, light and dark
 
 Prints a line for each figure, with its limit, and ends with 1 if one is beyond it. Needs the extra
@@ -79,7 +79,7 @@ def main() -> None:
             if arguments.shots is not None:
                 shoot(browser, address, arguments.shots)
         report = write_report(stored, folder)
-        size = 0.25 if arguments.trials <= 40 else 3.0
+        size = 0.25 if arguments.trials <= 60 else 3.0
         figures.append(("report.html", report.stat().st_size / 1e6, size, "MB"))
         figures += look(browser, report.as_uri(), arguments.shots)
     late = False
@@ -180,7 +180,7 @@ def look(browser: Browser, address: str, shots: Path | None) -> list[tuple[str, 
         first.append(1000 * _scripting(devtools))
         wrong += page.evaluate("document.documentElement.scrollWidth") > width
         wrong += page.evaluate(OVERLAPPING)
-        plot = page.locator("#together .plot")
+        plot = page.locator("#search .plot")
         plot.scroll_into_view_if_needed()
         box = plot.bounding_box()
         assert box is not None
@@ -203,7 +203,7 @@ def look(browser: Browser, address: str, shots: Path | None) -> list[tuple[str, 
         page.close()
     return [
         ("the report's first paint: scripting", max(first), 100, "ms"),
-        ("a rectangle in a figure: scripting", max(brush), 100, "ms"),
+        ("a rectangle in the history: scripting", max(brush), 100, "ms"),
         ("one trial: scripting and layout", max(opened), 100, "ms"),
         ("its console lines, and requests to outside", len(seen), 0, ""),
         ("its overlapping labels, or a report too wide", wrong, 0, ""),
