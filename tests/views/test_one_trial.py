@@ -259,6 +259,7 @@ def test_every_point_line_and_row_leads_to_its_trial(opened):
     page.keyboard.press("Escape")
     for figure in ("#search", "#curves", "#slices", "#together", "#workers", "#parallel"):
         plot = page.locator(f"{figure} .plot").first
+        page.mouse.move(0, 0)  # what scrolls below a pointer is told too
         plot.focus()
         page.keyboard.press("Home")
         told = int(re.match(r"trial (\d+)", page.locator(".tip").inner_text())[1])

@@ -194,16 +194,16 @@ def winner_fact(progress: Progress, winner: Result | None) -> Fact:
     if winner is None:
         later = [f"{WORDS[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
         return Fact("Winner", "–", f"not yet: {', '.join(later[1:]) or 'no re-evaluation'}")
-    won, test, found = winner.winner, winner.test, winner.winner.reevaluation
+    won, test, beside = winner.winner, winner.test, "the baseline"
+    values = won.reevaluation if test is None else test.winner
     if test is None:
-        value = format_value(won.search_value) if found is None else found.words
-        again = "not re-evaluated" if found is None else plural(len(found.values), "new seed")
-        return Fact("Winner, re-evaluation", value, f"{won.name}; {again}, untested")
-    beside = "the baseline"
-    if test.difference:
+        beside = f"{plural(len(won.values), 'new seed')}, untested"
+    elif test.difference:
         words = test.difference_words.replace(f" {test.cover}", "")
         beside = f"difference to the baseline {words}"
-    return Fact("Winner, test", test.winner.words, f"{won.name}; {beside}")
+    value = number(won.search_value) if values is None else values.words
+    label = "Winner, re-evaluation" if test is None else "Winner, test"
+    return Fact(label, value, f"{won.name}; {beside}")
 
 
 def time_fact(progress: Progress, parts: Sequence[StudyPart], *, live: bool) -> Fact:
