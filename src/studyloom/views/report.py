@@ -253,13 +253,15 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
     if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
-        # With a rule or another metric, the winner need not have the best mean.
+        # By a rule, another metric or a margin, the winner need not have the best mean.
         seeds = len(won.values)
         others = [row.mean for row in winner.candidates if row != won and row.mean is not None]
         worse = [other for other in others if stored.sign * (mean - other) >= 0]
         of = f"of {len(winner.candidates)} candidates"
         if len(worse) == len(others):
             yield f"{chosen}: it had the best mean {of} on {seeds} new seeds."
+        elif winner.keeps_baseline:
+            yield f"{chosen}: {winner.baseline_words}."
         else:
             yield f"{chosen}: it is the best {of} by {winner.rule}, on {seeds} new seeds."
         if worse:

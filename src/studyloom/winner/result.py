@@ -652,8 +652,13 @@ class Result(Tested):
             if not self.keeps:
                 notes.append(f"on new seeds no candidate satisfies {self.rule}; this is the best")
         if self.keeps_baseline:
-            notes.append("no trial is better than the baseline by more than chance explains")
+            notes.append(self.baseline_words)
         yield from (Fact("", note) for note in notes if note)
+
+    @property
+    def baseline_words(self) -> str:
+        """Why the baseline has won although another candidate has a better mean."""
+        return f"none of {len(self.candidates) - 1} is better by more than chance explains"
 
     @property
     def keeps_baseline(self) -> bool:
