@@ -61,7 +61,7 @@ async def execute(client, folder):
         cells.append(cell := new_code_cell(LONG))
         running = asyncio.create_task(client.async_execute_cell(cell, len(cells) - 1))
         end = time.monotonic() + 120
-        while "no result yet" not in (before := html_of(cell)) and not running.done():
+        while "search: 0 of" not in (before := html_of(cell)) and not running.done():
             assert time.monotonic() < end, before
             await asyncio.sleep(0.1)
         await client.km.interrupt_kernel()
@@ -100,6 +100,6 @@ def test_a_notebook_shows_its_study_trials_plots_and_predictions(executed):
 def test_a_cell_shows_progress_and_an_interrupt_releases_its_trial(executed):
     _, (name, before, after, held) = executed
     assert name == "KeyboardInterrupt"
-    assert "no result yet" in before
-    assert "no result yet" not in after
+    assert "search: 0 of" in before
+    assert "search: 0 of" not in after
     assert held == 0

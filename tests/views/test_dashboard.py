@@ -120,7 +120,7 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     assert now["order"][:2] == ["search", "running"]
     assert "host:4" in now["parts"]["running"]
     assert '<progress value="4" max="8"' in now["parts"]["progress"]
-    assert "search 4/8, 1 pruned" in now["parts"]["progress"]
+    assert "search: 4 of 8 trials, 1 pruned" in now["parts"]["progress"]
     trial = half_done.trials()[0]
     row = {"trial": 0, "params": trial.params, "search_value": trial.value, "mean": 0.5, "std": 0.1}
     result = document_of(winner=row | {"values": [0.5]})

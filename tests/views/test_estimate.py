@@ -1,24 +1,107 @@
-"""How long the rest of a job takes."""
+"""How far a stage has come in epochs, and how long the rest of a job takes."""
 
-from studyloom.views.progress import Running, Work, estimate
+import random
+from datetime import datetime
 
+import pytest
+from optuna.trial import TrialState, create_trial
+from promoting import EPOCHS, Search, order_of
+from snapshots import snapshot_of
 
-def seconds(works, workers=1):
-    found = estimate(works, workers)
-    return None if found is None else round(found, 6)
-
-
-def test_a_trial_takes_what_those_took_that_have_ended_also_in_later_stages():
-    took = [10.0] * 4
-    assert seconds([Work(took, [Running(0.0)], 4)]) == 50.0
-    assert seconds([Work(took, [Running(5.0)], 4)]) == 45.0
-    assert seconds([Work(took, [Running(12.0)], 0)]) == 0.0
-    assert seconds([Work(took, [Running(0.0)], 0), Work(left=4), Work([20.0] * 2, left=2)]) == 90.0
-    longer = Running(30.0, 3, 10, 10.0)  # than all others: its own curve counts
-    assert seconds([Work([5.0, 6.0], [longer], 0)]) == 70.0
+from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, RUNGS, TIMES
+from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED
+from studyloom.views.progress import StageProgress, Work, estimate, work_of
+from studyloom.views.snapshot import WorkerStatus
 
 
-def test_before_a_trial_has_ended_its_curve_says_how_long_it_takes():
-    assert seconds([Work([], [Running(4.0, 2, 10, 2.0)], 3)]) == 16 + 3 * 20
-    assert seconds([Work([], [Running(5.0)], 4)]) is None, "nothing is known"
-    assert seconds([Work([10.0] * 4, [], 4)], 0) is None, "nobody works"
+def a_trial(number, epochs, state=TrialState.RUNNING, seconds=0.0, **attributes):
+    trial = create_trial(
+        state=state,
+        value=0.5 if state == TrialState.COMPLETE else None,
+        intermediate_values=dict.fromkeys(range(1, epochs + 1), 0.5),
+        user_attrs={TIMES: {"training": seconds}, **attributes},
+    )
+    trial.number, trial.datetime_start = number, datetime(2026, 1, 1)
+    return trial
+
+
+def work(trials, left, workers=(), before=None):
+    done = sum(trial.state.is_finished() for trial in trials)
+    stage = StageProgress("search", done, left, snapshot_of(workers=workers))
+    return work_of(stage, trials, before or Work())
+
+
+def test_stages_take_the_epochs_that_are_left_at_the_pace_of_those_done():
+    search = Work(done=40, rests=[5.0], new=3, each=10.0, whole=10.0, pace=2.0)
+    assert estimate([search], 1) == 70.0
+    assert estimate([search], 3) == pytest.approx(70 / 3 + 20 / 2 * 2 / 3)  # the last ends later
+    assert estimate([search, Work(new=2, each=10.0)], 1) == 110.0, "at the pace of the search"
+    assert estimate([Work(rests=[30.0], pace=1.0)], 4) == 30.0, "one trial is on one worker"
+    assert estimate([Work(new=4)], 1) is None, "nothing is known"
+    assert estimate([search], 0) is None, "no worker runs"
+
+
+def test_a_trial_that_reports_nothing_is_one_epoch_and_its_age_counts():
+    ended = [a_trial(n, 0, TrialState.COMPLETE, seconds=10.0) for n in range(4)]
+    half = work([*ended, a_trial(4, 0)], 5, [WorkerStatus("a:1", 4, held=5.0)])
+    assert (half.pace, half.done, half.rests, half.new) == (10.0, 4.5, [0.5], 4)
+    assert half.share == 0.5
+    over = work([*ended, a_trial(4, 0)], 1, [WorkerStatus("a:1", 4, held=99.0)])
+    assert (over.rests, over.share) == ([0.0], 1.0)
+
+
+def test_before_a_trial_has_ended_those_that_run_say_how_long_it_takes():
+    running = a_trial(0, 2, **{PLANNED_EPOCHS: 10})
+    found = work([running], 4, [WorkerStatus("a:1", 0, 2, held=4.0)])
+    assert (found.pace, found.rests, found.new, found.each) == (2.0, [8.0], 3, 10.0)
+    later = work([], 6, before=found)
+    assert (later.each, later.share, later.pace) == (10.0, 0.0, None)
+
+
+def test_without_rungs_ended_trials_say_how_early_others_end():
+    pruned = [a_trial(n, 2, TrialState.PRUNED) for n in range(3)]
+    whole = a_trial(3, 10, TrialState.COMPLETE)
+    found = work([*pruned, whole, a_trial(4, 1), a_trial(5, 4)], 12)
+    assert (found.rests, found.each) == ([4.0 - 1, 10.0 - 4], 4.0)
+
+
+class Watched(Search):
+    """A search whose share is looked at after each epoch, next to the epochs so far."""
+
+    def look(self):
+        trials = []
+        for slot, epochs in self.epochs.items():
+            if (state := self.state[slot]) == UNCLAIMED:
+                continue
+            ended = TrialState.COMPLETE if epochs == EPOCHS else TrialState.PRUNED
+            waits = {PAUSED: epochs} if state == OPEN else {}
+            rungs = {PLANNED_EPOCHS: EPOCHS, RUNGS: self.order.rungs(epochs)}
+            state = ended if state == DONE else TrialState.RUNNING
+            trials.append(a_trial(slot, epochs, state, **rungs, **waits))
+        found = work(trials, len(self.state) - sum(t.state.is_finished() for t in trials))
+        return sum(self.epochs.values()), found.share
+
+    def train(self, slot):
+        goes_on = super().train(slot)
+        self.shares.append(self.look())
+        return goes_on
+
+
+@pytest.mark.parametrize(("trials", "workers", "rung"), [(36, 2, 2), (20, 4, 2), (30, 1, 1)])
+def test_paused_trials_count_by_their_epochs_so_that_the_share_neither_stands_nor_leaps(
+    trials, workers, rung
+):
+    """By trials alone it would stand at 0 for a third of the epochs."""
+    fate = random.Random(trials)
+    ends = [(fate.random(), fate.uniform(0.2, 1)) for _ in range(trials)]
+    curves = [[end * (1 - 2.7 ** (-rate * n)) for n in range(1, EPOCHS + 1)] for end, rate in ends]
+    search = Watched(curves, order_of(min_resource=rung), workers=workers)
+    search.shares = []
+    search.run()
+    total, last = search.look()
+    assert last == 1.0
+    shares = [share for _, share in search.shares]
+    steps = [after - before for before, after in zip(shares, [*shares[1:], last], strict=True)]
+    assert min(steps) > -0.05, "a promotion brings more to do"
+    assert max(steps) < 0.12
+    assert max(abs(share - epochs / total) for epochs, share in search.shares) < 0.25

@@ -71,20 +71,19 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     assert reader.read().working_words == ""
     work(stored, 2, running=1)
     progress = reader.read()
-    stages = "search 2/4, re-evaluation 0/4, final training 0/4"
-    assert progress.all_stages == stages
+    then = "then re-evaluation 4, final training 4"
     assert (progress.done, progress.budget) == (2, 12)
     assert progress.elapsed >= 12
     # One worker: two trials, then four trainings, then four.
     assert progress.eta == pytest.approx(100, abs=5)
-    words = f"At work: search 2/4; in all {stages}; ETA "
+    words = f"At work: search: 2 of 4 trials; {then}; elapsed 1"
     assert progress.working_words.startswith(words)
-    assert time_fact(progress, [], live=False).explanation.startswith("search 2/4; ETA ")
+    assert time_fact(progress, [], live=False).explanation.startswith("search: 2 of 4 trials; ")
     assert winner_fact(progress, None).explanation == (
         "not yet: re-evaluation 0/4, final training 0/4"
     )
-    assert progress.now_words()[:2] == ["search 2/4", "then re-evaluation 4, final training 4"]
-    assert time_fact(progress, [], live=True).explanation == "search 2/4", "a line has the rest"
+    assert progress.now_words()[:2] == ["search: 2 of 4 trials", then]
+    assert time_fact(progress, [], live=True).explanation == "search: 2 of 4 trials"
     set_control(stored, "pause")
     assert "released at their last epoch" in reader.read().working_words
     assert any("released" in words for words in reader.read().now_words())
@@ -99,7 +98,8 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     work(reevaluation, 1)
     progress = reader.read()
     assert (progress.title, progress.current.name) == (REEVALUATION, reevaluation.name)
-    assert progress.all_stages == "search 4/4, re-evaluation 1/2, final training 0/4"
+    assert progress.now_words()[:2] == ["re-evaluation: 1 of 2 trainings", "then final training 4"]
+    assert progress.share == 0.5
     work(reevaluation, 1)
     final = later(FINAL_TRAINING, 1)
     work(final, 1)
@@ -125,12 +125,12 @@ def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     reader = ProgressReader(stored)
     work(stored, 3)
     work(stored, 1, value=None)
-    assert reader.read().stage_words == "re-evaluation 0/4", "it has not begun"
+    assert reader.read().stage_words == "re-evaluation: 0 of 4 trainings", "it has not begun"
     reevaluation = later(REEVALUATION, 3)
     work(reevaluation, 1)
-    assert reader.read().stage_words == "re-evaluation 1/3"
+    assert reader.read().stage_words == "re-evaluation: 1 of 3 trainings"
     work(reevaluation, 1, value=None)
-    assert reader.read().stage_words == "re-evaluation 2/3, 1 pruned"
+    assert reader.read().stage_words == "re-evaluation: 2 of 3 trainings, 1 pruned"
 
 
 def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):

@@ -87,15 +87,13 @@ def test_a_page_has_the_headline_numbers_every_trial_and_a_table_behind_each_fig
 
 
 def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched):
-    rule = "it is the best of 3 candidates by min image, on 2 new seeds"
     for won, others, said in (
-        (row(4, 0.9, 0.9), [row(0, 0.8, 0.8), {"trial": 1}], "it had the best mean of 3"),
-        (row(4, 0.9, 0.9), [row(0, 0.95, 0.95), row(1, 0.8, 0.8)], rule),
+        (row(4, 0.9, 0.9), [row(0, 0.8, 0.8), {"trial": 1}], "since it had the best mean on 2"),
+        (row(4, 0.9, 0.9), [row(0, 0.95, 0.95), row(1, 0.8, 0.8)], "by min image, on 2 new seeds"),
     ):
         result = {"winner": won, "candidates": [won, *others], "rule": "min image", "test": None}
         text = " ".join(decided(searched, result_of(**WINNER | result), 40))
         assert said in text
-        assert "that of the runner-up 0.8000" in text
 
 
 def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_comes_below(searched):

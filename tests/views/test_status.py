@@ -31,11 +31,12 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
     text = shown(ProgressReader(half_done).status())
     for words in (
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
-        "budget left: 2 trials\nETA 22 s, at ",
+        "budget left: 2 trials\nETA 18 s, at ",
         "baseline  accuracy 0.8000  trial 0",
         "best      accuracy 0.9000  trial 1",
-        "host:4      4      2  0.2000  0 s  expires in 1 min 0 s",
-        "host:9",
+        "worker host:4: trial 4 for 0 s, expires in 1 min 0 s",
+        "      4      running   2       0.2000",
+        "worker host:9: trial – for ",
         "diverged  1 × such as: train loss is nan at epoch 1 of 2",
     ):
         assert words in text, text
@@ -161,8 +162,8 @@ def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monk
     assert "storage.url: cannot use it" in first
     assert all(re.match(r"\d\d:\d\d:\d\d  toy  .*  ETA ", line) for line in lines)
     assert [line[10:].rpartition("  ETA")[0] for line in lines] == [
-        "toy  search 4/8, 1 pruned  best 0.9000 (trial 1)  2 running",
-        "toy  search 4/8, 1 pruned  best 0.9500 (trial 4)  2 running",
+        "toy  search: 4 of 8 trials, 1 pruned  best 0.9000 (trial 1)  2 running",
+        "toy  search: 4 of 8 trials, 1 pruned  best 0.9500 (trial 4)  2 running",
         "toy  done  best 0.9500 (trial 4)",
     ]
 
@@ -197,7 +198,7 @@ def test_ctrl_c_ends_a_watch_quietly(half_done, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(time, "sleep", interrupt)
     assert main(["status", str(tmp_path), "--watch"]) == 0
     out, err = capsys.readouterr()
-    assert ("toy  search 4/8" in out, err) == (True, "")
+    assert ("toy  search: 4 of 8" in out, err) == (True, "")
 
 
 def test_of_two_objectives_the_front_is_shown_with_best_baseline_and_rule(sqlite_url):

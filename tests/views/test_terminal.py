@@ -1,17 +1,20 @@
+import io
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from optuna.trial import create_trial
 from results import result_of
+from rich.text import Text
 from snapshots import MARKUP, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
-from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import (
+    LiveLines,
     compare_with_baseline,
     format_times,
     make_console,
+    say,
     winner_lines,
-    workers_table,
 )
 
 
@@ -21,25 +24,6 @@ def test_a_cross_validated_value_is_shown_with_its_standard_error():
     assert "best      value 0.9725 ± 0.0031  trial" in text
     assert text.count("±") == 2
     assert "± is the standard error of the mean over folds and seeds" in text
-
-
-def test_a_worker_shows_its_trial_epoch_and_value():
-    workers = [
-        WorkerStatus("a:1", 0, 0, value=0.0, lease=48.2, held=200.0),
-        WorkerStatus("b:2", 17, lease=-3.0, held=63.0),
-    ]
-    snapshot = snapshot_of(workers=workers)
-    lines = shown(workers_table(snapshot, 80)).splitlines()
-    assert [" ".join(line.split()) for line in lines] == [
-        "worker trial epoch value for",
-        "a:1 0 0 0.0000 3 min 20 s expires in 48 s",
-        "b:2 17 – – 1 min 3 s expired",
-    ]
-    assert shown(workers_table(snapshot, 40), width=40).splitlines()[3:] == [
-        "trial 17  epoch –  –",
-        "  b:2",
-        "  for 1 min 3 s, expired",
-    ]
 
 
 def lines_of(examples, covers, values):
@@ -71,6 +55,45 @@ def test_the_console_of_studies_takes_no_text_for_markup(capsys):
     for name in MARKUP:
         make_console().print(name, soft_wrap=True)
         assert capsys.readouterr().out == f"{name}\n"
+
+
+def test_the_best_of_the_search_and_the_winner_stand_together_and_why_they_differ():
+    two = [{"trial": 1, "search_value": 0.98, "mean": 0.95, "values": [0.95] * 3}]
+    two += [{"trial": 2, "search_value": 0.97, "mean": 0.96, "values": [0.96] * 3}]
+    won = result_of(winner=two[1], candidates=two, seeds=[1, 2, 3])
+    why = "since it had the best mean on 3 new seeds"
+    assert next(winner_lines(won, 1)) == f"best of the search: trial 1; winner: trial 2, {why}"
+    ruled = replace(
+        result_of(winner=two[0], candidates=two, seeds=[1]), rule="max accuracy where …"
+    )
+    assert next(winner_lines(ruled)) == "winner: trial 1, by max accuracy where …, on 3 new seeds"
+    kept = result_of(winner=two[0] | {"baseline": True}, candidates=two, seeds=[1])
+    assert "no trial is better than the baseline by more than chance" in next(winner_lines(kept))
+    alone = result_of(test={"winner": {"mean": 0.5}}, seeds=[1])
+    assert next(winner_lines(alone)) == "winner: trial 0, the only candidate"
+
+
+def test_a_terminal_gets_whole_words_and_a_pipe_whole_lines():
+    words = "a study of several words in /a/path/that/is/longer/than/the/lines/are, and more"
+    for terminal in (True, False):
+        console = make_console(io.StringIO(), width=30, force_terminal=terminal)
+        say(console, f"{words}\n\nlast", indent=4)
+        lines = console.file.getvalue().splitlines()
+        assert " ".join(console.file.getvalue().split()) == f"{words} last"
+        assert lines[-2:] == ["", "last"]
+        assert lines[:2] == (
+            ["a study of several words in", f"    {words.split()[6]}"] if terminal else [words, ""]
+        )
+
+
+def test_lines_that_a_narrower_terminal_has_wrapped_are_cleared_with_all_their_rows():
+    console = make_console(io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with LiveLines(console=console, auto_refresh=False) as live:
+        for width, drawn in ((80, [80, 70, 10]), (40, [40]), (80, [1])):
+            console.width, before = width, len(console.file.getvalue())
+            live.update(Text("\n".join("x" * cells for cells in drawn)), refresh=True)
+            ups = console.file.getvalue()[before:].count("\x1b[1A")
+            assert ups == {80: {3: 0, 1: 1}, 40: {1: 2 + 2 + 1}}[width][len(drawn)]
 
 
 def test_where_the_time_went_is_told_in_percent_with_the_wait_for_the_last_trial():

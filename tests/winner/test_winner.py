@@ -387,8 +387,9 @@ def test_the_best_that_keep_to_the_rule_are_reevaluated_and_one_of_them_wins(two
     assert (result.rule, result.keeps) == ("max accuracy where parameters < 400", True)
     assert result.winner.costs == {"parameters": costs[winner]}
     assert result.test.difference is not None
-    first, *_ = winner_lines(result)
-    assert first.endswith(f", parameters {costs[winner]:.0f}")
+    reason, tested, *_ = winner_lines(result)
+    assert reason.startswith(f"winner: trial {winner}, ")
+    assert tested.endswith(f", parameters {costs[winner]:.0f}")
     *_, last = winner_lines(replace(result, keeps=False))
     assert "on new seeds no candidate satisfies max accuracy where parameters < 400" in last
     card = (tmp_path / "model_card.md").read_text()

@@ -316,8 +316,7 @@ def wait(reader: "ProgressReader", request: "Request", *, say: bool) -> str:
 
 def holders(progress: "Progress") -> list[str]:
     """Returns the ids of the workers that hold trials of a job now."""
-    snapshots = [stage.snapshot for stage in progress.stages if stage.snapshot is not None]
-    return [w.owner for snapshot in snapshots for w in snapshot.workers if w.alive]
+    return [w.owner for stage in progress.stages for w in stage.workers if w.alive]
 
 
 @command(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.text import Text
 
 from studyloom.commands.outputs import Outputs
 from studyloom.config.values import as_yaml, without_transform
@@ -16,13 +15,10 @@ from studyloom.study.command_record import store_result
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal
 from studyloom.views.snapshot import result_sentence
+from studyloom.views.terminal import say
 from studyloom.winner.evaluation import evaluate_winner, is_result_of
 from studyloom.winner.result import Result, move_aside
 from studyloom.winner.stages import ResultStages
-
-
-def say(console: Console, words: str) -> None:
-    console.print(Text(words), soft_wrap=True)
 
 
 def move_foreign_result(plan: ResultStages, console: Console) -> None:
@@ -70,10 +66,12 @@ def print_winner(
             command = result.command if result is not None and repeat else command
             result = evaluate_winner(plan, command, store, repeat=known)
     store_result(plan.search.stored, result.in_short())
-    lines = [result_sentence(result, plan.search.stored), *terminal.winner_lines(result)]
-    for number, line in enumerate(filter(None, lines)):  # the first has the result of the test
-        style = "" if number or result.test is None else "bold green"
-        console.print(Text(line, style=style), soft_wrap=True)
+    stored = plan.search.stored
+    best = next((trial.number for trial in stored.ranked(plan.rule)), None)
+    style = "" if result.test is None else "bold green"
+    say(console, result_sentence(result, stored) or "", style)
+    for line in terminal.winner_lines(result, best):
+        say(console, line, indent=10)
     if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
         write_report(plan)
 

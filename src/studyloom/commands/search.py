@@ -15,7 +15,6 @@ from studyloom.commands.result import (
     compress_winner,
     move_foreign_result,
     print_winner,
-    say,
     write_best,
     write_report,
 )
@@ -30,6 +29,7 @@ from studyloom.study.stopping import Stop, read_control
 from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.terminal import say
 from studyloom.winner.stages import ResultStages
 
 
@@ -85,10 +85,10 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     if snapshot.best is not None:
         write_best(plan, snapshot.best)
     elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
-    console.print(f"\n{snapshot.headline}{elapsed}", soft_wrap=True)
+    say(console, f"\n{snapshot.headline}{elapsed}")
     console.print(terminal.compare_with_baseline(snapshot, console.width))
     if snapshot.rule is not None:
-        console.print(terminal.front_table(snapshot, console.width))
+        console.print(terminal.front_table(snapshot))
     failure: CompressError | NoWinner | None = None
     if plan.is_done():
         print_winner(plan, task.command.as_typed, console)

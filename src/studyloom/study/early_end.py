@@ -310,10 +310,10 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
         ended = trial.state.is_finished() or kind == "paused"
         return Outcome(slot, ended, value, len(reports), hours_of([trial]), kind == "complete")
 
-    return [outcome(trial) for trial in sorted(stored.trials(), key=_ended_at)]
+    return [outcome(trial) for trial in sorted(stored.trials(), key=ended_at)]
 
 
-def _ended_at(trial: FrozenTrial) -> datetime:
+def ended_at(trial: FrozenTrial) -> datetime:
     """Returns when a trial ended; of one that is not complete, without the time that it waited."""
     start, end = trial.datetime_start, trial.datetime_complete or datetime.max
     if start is None or trial.state == TrialState.COMPLETE:

@@ -5,6 +5,7 @@ the rest will take. `Status` adds hyperparameter importances and failures. Both 
 words and as JSON: the document of a status, and an object for each event.
 """
 
+import itertools
 import json
 import math
 import textwrap
@@ -16,7 +17,7 @@ from statistics import fmean
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from studyloom.errors import StorageError
 from studyloom.study.command_record import CommandRecord, StoredCommand
@@ -44,39 +45,44 @@ from studyloom.winner.result import ShortResult, short_words
 
 WATCH_INTERVAL = 1.0  # seconds between looks at a job of other processes
 MOST_IMPORTANT = 5  # hyperparameters whose importance a status has
-
-
-@dataclass(frozen=True)
-class Running:
-    """A running trial: for how many seconds, and how many of its epochs have ended.
-
-    Args:
-        pace: seconds per epoch; None before the first.
-    """
-
-    age: float = 0.0
-    epoch: int = 0
-    epochs: int | None = None
-    pace: float | None = None
+FACTOR = 3  # one of so many paused trials is expected to be promoted, as `AshaPruner` does
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one stage: the seconds of each ended trial, and the trials to come.
+    """The work of one stage in epochs; a trial that reports none counts as one epoch.
 
     Args:
-        left: how many more trials will begin.
+        done: the epochs that its trials have trained.
+        rests: how many more each trial that has begun is expected to train.
+        new: how many trials have not begun.
+        each: how many epochs each of these is expected to train.
+        whole: the epochs of a trial that nothing ends early.
+        pace: a worker's seconds per epoch; None if unknown.
     """
 
-    ended: Sequence[float] = ()
-    running: Sequence[Running] = ()
-    left: int = 0
+    done: float = 0.0
+    rests: Sequence[float] = ()
+    new: int = 0
+    each: float = 1.0
+    whole: float = 1.0
+    pace: float | None = None
+
+    @property
+    def left(self) -> float:
+        """The epochs that are expected to come."""
+        return sum(self.rests) + self.new * self.each
+
+    @property
+    def share(self) -> float:
+        """The share of its epochs that is done, from 0 to 1."""
+        return self.done / (self.done + self.left) if self.left else 1.0
 
 
 def estimate(works: Iterable[Work], workers: int) -> float | None:
-    """Estimates the seconds that successive unfinished stages will take.
+    """Estimates the seconds that successive stages will take.
 
-    A stage without an ended trial is estimated from the durations of the one before.
+    A stage that has not begun is estimated by the pace of the one before.
 
     Returns:
         The seconds; None if no worker runs, or too little is known.
@@ -84,46 +90,67 @@ def estimate(works: Iterable[Work], workers: int) -> float | None:
     if workers < 1:
         return None
     seconds = 0.0
-    each: float | None = None
+    pace: float | None = None
     for work in works:
-        own = typical(work)
-        each = each if own is None else own
-        if not work.running and not work.left:
+        pace = pace if work.pace is None else work.pace
+        if not work.left:
             continue
-        if each is None:
+        if pace is None:
             return None
-        rests = [rest(trial, work.ended, each) for trial in work.running]
-        at_once = max(1, min(workers, work.left + len(rests)))
+        at_once = max(1, min(workers, work.new + len(work.rests)))
         # The last trial runs on one worker, and ends later than all others on average.
-        last = each / 2 * (1 - 1 / at_once) if work.left else 0.0
-        total = sum(rests) + work.left * each
-        seconds += max(total / at_once + last, *rests, 0.0)
+        last = work.each / 2 * (1 - 1 / at_once) if work.new else 0.0
+        seconds += pace * max(work.left / at_once + last, *work.rests, 0.0)
     return seconds
 
 
-def typical(work: Work) -> float | None:
-    """Returns the mean seconds of a trial of a stage; None if unknown.
+def work_of(stage: "StageProgress", trials: Sequence[FrozenTrial], before: Work) -> Work:
+    """Returns the work of a stage, as its trials so far show it.
 
-    Uses the ended trials; before one has ended, the epochs of running ones, which may end early.
+    Args:
+        before: the work of the stage before it, whose whole trials are as long.
     """
-    whole = [trial.pace * trial.epochs for trial in work.running if trial.pace and trial.epochs]
-    known = [*work.ended] if len(work.ended) > 1 else [*work.ended, *whole]
-    return fmean(known) if known else None
+    records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
+    lengths = [max(1, each.epoch_count) for each in records if each.trial.state.is_finished()]
+    known = [each.planned_epochs or each.epoch_count for each in records]
+    whole = max(known, default=0) or before.whole
+    first = min((rung for each in records for rung in each.rungs if rung > 0), default=whole)
+    steps = (first * FACTOR**n for n in itertools.count())
+    rungs = [*itertools.takewhile(lambda step: step < whole, steps)]
+
+    def rest(trained: float, *, waits: bool = False) -> float:
+        """Returns how many more epochs a trial is expected to train; few pass a rung."""
+        longer = [length for length in lengths if length > trained]
+        until = whole if rungs or not longer else fmean(longer)
+        chance, epochs = 1.0, 0.0
+        for step in [*(r for r in rungs if r > trained or (waits and r == trained)), until]:
+            epochs += chance * max(0.0, step - trained)
+            chance, trained = chance / FACTOR, step
+        return epochs
+
+    pace, done, rests = pace_of(stage, records), float(sum(lengths)), list[float]()
+    ages = {worker.trial: worker.held or 0.0 for worker in stage.workers}
+    for each in records:
+        if not each.trial.state.is_finished():
+            age = ages.get(each.trial.number, 0.0)
+            trained = each.epoch_count or min(1.0, age / pace if pace else 0.0)
+            rests.append(rest(trained, waits=each.paused is not None))
+            done += trained
+    return Work(done, rests, max(0, stage.left - len(rests)), rest(0), whole, pace)
 
 
-def rest(trial: Running, ended: Sequence[float], each: float) -> float:
-    """Returns the expected remaining seconds of a running trial.
+def pace_of(stage: "StageProgress", records: Sequence[TrialRecord]) -> float | None:
+    """Returns a worker's seconds per epoch; before a trial has paused or ended, of those running.
 
-    Its own pace gives the time of all its epochs; ended trials that took longer than it has run so
-    far show how early it may end.
+    Reused trainings took no time.
     """
-    later = [seconds - trial.age for seconds in ended if seconds > trial.age]
-    expected = fmean(later) if later else max(0.0, each - trial.age)
-    if trial.pace is not None and trial.epochs is not None:
-        most = trial.pace * max(0, trial.epochs - trial.epoch)
-        if not later or most < expected:
-            expected = most
-    return expected
+    known = [each for each in records if each.outcome != "running" and each.reused is None]
+    epochs = sum(max(1, each.epoch_count) for each in known)
+    seconds = sum(each.seconds or each.times.get("training", 0.0) for each in known)
+    if not epochs:
+        epochs = sum(worker.epoch or 0 for worker in stage.workers)
+        seconds = sum(worker.held or 0.0 for worker in stage.workers if worker.epoch)
+    return seconds / epochs if epochs else None
 
 
 TEST, COMPRESS, DONE = "test", "compress", "done"
@@ -157,6 +184,11 @@ class StageProgress:
         """The number of its trials; for a search that ended early, of those that it ran."""
         return self.done + self.left
 
+    @property
+    def workers(self) -> Sequence[WorkerStatus]:
+        """The workers that hold its trials."""
+        return () if self.snapshot is None else self.snapshot.workers
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -173,6 +205,8 @@ class Progress:
         hours: the hours that all stages have spent.
         cost: the cost of these hours; None if no price is known.
         trials: the trials of each stage that has begun, by its title.
+        works: the work of each of `stages`.
+        importances: those of the hyperparameters, to order them; may lag behind.
     """
 
     search: Snapshot
@@ -189,6 +223,8 @@ class Progress:
     trials: Mapping[str, Sequence[FrozenTrial]] = field(
         default_factory=dict, compare=False, repr=False
     )
+    works: Sequence[Work] = field(default=(), compare=False, repr=False)
+    importances: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def current(self) -> Snapshot:
@@ -216,22 +252,30 @@ class Progress:
         return self.exit_code is not None or self.title == DONE
 
     @property
+    def share(self) -> float:
+        """The share of the epochs of the current stage that is done, from 0 to 1."""
+        shares = {s.title: w.share for s, w in zip(self.stages, self.works, strict=False)}
+        return shares.get(self.title, 1.0)
+
+    @property
     def stage_words(self) -> str:
         """The progress of the current stage, and how many of its trials were pruned."""
         if self.title == DONE or self.stage.title != self.title:
             return WORDS[self.title]
-        stage, counts = self.stage, [f"{self.stage.done}/{self.stage.budget}"]
+        stage, noun = self.stage, "trials" if self.title == SEARCH else "trainings"
+        counts = [f"{stage.done} of {stage.budget} {noun}"]
         if (own := stage.snapshot) is not None:
             pruned = own.outcomes.get("pruned")
             counts += [*[f"{pruned} pruned"] * bool(pruned), *own.uncounted_words]
-        return f"{WORDS[self.title]} {', '.join(counts)}"
+        return f"{WORDS[self.title]}: {', '.join(counts)}"
 
     @property
-    def all_stages(self) -> str:
-        """The progress of each stage, in order; empty if there is only one."""
-        if len(self.stages) == 1:
-            return ""
-        return ", ".join(f"{WORDS[s.title]} {s.done}/{s.budget}" for s in self.stages)
+    def later_words(self) -> str:
+        """The stages to come, with the number of their trainings; empty without one."""
+        titles = [stage.title for stage in self.stages]
+        present = titles.index(self.title) if self.title in titles else len(titles)
+        later = [f"{WORDS[s.title]} {s.budget}" for s in self.stages[present + 1 :]]
+        return f"then {', '.join(later)}" if later else ""
 
     @property
     def best_words(self) -> str:
@@ -260,22 +304,16 @@ class Progress:
 
     def now_words(self) -> list[str]:
         """The stage, those to come, a request to stop or pause, and the times, for a report."""
-        titles = [stage.title for stage in self.stages]
-        present = titles.index(self.title) if self.title in titles else len(titles)
-        later = [f"{WORDS[s.title]} {s.budget}" for s in self.stages[present + 1 :]]
-        then = f"then {', '.join(later)}" if later else ""
-        words = (self.stage_words, then, self.control_words, *self.time_words())
+        words = (self.stage_words, self.later_words, self.control_words, *self.time_words())
         return [*filter(None, words)]
 
     @property
     def working_words(self) -> str:
-        """The stage, the time left and a request to stop or pause; empty if no worker runs."""
-        asked = self.control_words
-        if self.ended or not (asked or any(worker.alive for worker in self.current.workers)):
+        """The progress of the job; empty if no worker runs and no pause is requested."""
+        held = any(worker.alive for worker in self.current.workers)
+        if self.ended or not (held or self.control_words):
             return ""
-        stages = self.all_stages or self.stage_words
-        parts = (f"At work: {self.stage_words}", f"in all {stages}", self.eta_words, asked)
-        return "; ".join(filter(None, parts if len(self.stages) > 1 else (*parts[:1], *parts[2:])))
+        return f"At work: {'; '.join(self.now_words())}"
 
     @property
     def eta_words(self) -> str:
@@ -330,13 +368,18 @@ class ProgressReader:
             StorageError: the database cannot be read.
         """
         progress = self.read()
-        complete = progress.search.outcomes.get("complete", 0)
-        if complete != self._complete:
+        shares = self._weigh(progress.search)
+        few = dict([*shares.items()][:MOST_IMPORTANT])
+        return Status(progress, few, count_failures(self.stored.trials()))
+
+    def _weigh(self, search: Snapshot, growth: float = 1.0) -> Mapping[str, float]:
+        """Returns the importances, from at least `1 / growth` of the complete trials."""
+        complete = search.outcomes.get("complete", 0)
+        if self._complete is None or not self._complete <= complete <= growth * self._complete:
             found = importances(self.stored)
-            shares = {} if isinstance(found, str) else found
-            self._importances = dict([*shares.items()][:MOST_IMPORTANT])
+            self._importances = {} if isinstance(found, str) else found
             self._complete = complete
-        return Status(progress, self._importances, count_failures(self.stored.trials()))
+        return self._importances
 
     def statuses(self) -> Iterator["Status | StorageError"]:
         """Reads the job every second until it has ended.
@@ -363,23 +406,23 @@ class ProgressReader:
         """
         command = StoredCommand.read(self.stored)
         record, names, result = command.record, command.stages, command.result
-        search = take_snapshot(self.stored)
-        begun = dict(self._begun(record, names))
-        snapshots = {title: take_snapshot(stored) for title, stored in begun.items()}
-        left = search.left
+        studies = {SEARCH: self.stored, **dict(self._begun(record, names))}
+        snapshots = {title: take_snapshot(stored) for title, stored in studies.items()}
+        trials = {title: stored.trials() for title, stored in studies.items()}
+        search, left = snapshots[SEARCH], snapshots[SEARCH].left
         if record is not None and record.trials < search.budget:  # another command raised it
             left = min(left, self.stored.ledger.todo(record.trials))
         feasible = bool(self.stored.feasible())
-        stages = tuple(expected_stages(record, search, left, snapshots, feasible))
+        stages = tuple(expected_stages(record, left, snapshots, feasible))
         if result is not None and result.get("stage") != names.get(stages[-1].title):
             result = None  # it belongs to another budget or rule
-        studies = {SEARCH: self.stored, **begun}
-        trials = {title: stored.trials() for title, stored in studies.items()}
         compresses = record is not None and record.compresses and record.ended is None
         hours = hours_of(trial for own in trials.values() for trial in own)
+        works = [Work()]
+        for stage in stages:
+            works.append(work_of(stage, trials.get(stage.title, ()), works[-1]))
         # Workers may run although a command has ended the job.
-        workers = (w for snapshot in (search, *snapshots.values()) for w in snapshot.workers)
-        goes_on = any(worker.alive for worker in workers)
+        goes_on = any(w.alive for snapshot in snapshots.values() for w in snapshot.workers)
         progress = Progress(
             search=search,
             stages=stages,
@@ -392,6 +435,8 @@ class ProgressReader:
             hours=hours,
             cost=hours.cost(None if record is None else record.per_hour),
             trials=trials,
+            works=works[1:],
+            importances=self._weigh(search, growth=1.5),
         )
         return replace(progress, eta=time_left(progress))
 
@@ -410,17 +455,16 @@ class ProgressReader:
 
 
 def expected_stages(
-    record: CommandRecord | None,
-    search: Snapshot,
-    left: int,
-    begun: Mapping[str, Snapshot],
-    feasible: bool,
+    record: CommandRecord | None, left: int, begun: Mapping[str, Snapshot], feasible: bool
 ) -> Iterator[StageProgress]:
     """Yields the search, and the stages that are expected after it.
 
     Args:
         left: how many trials of the search are still to be done.
+        begun: the snapshots of the stages that have begun, by title.
+        feasible: whether the search has a trial that can be re-evaluated.
     """
+    search = begun[SEARCH]
     yield StageProgress(SEARCH, search.done, left, search)
     if record is None or not record.reevaluated or (not left and not feasible):
         return  # nothing can be re-evaluated
@@ -468,42 +512,11 @@ def elapsed_of(record: CommandRecord | None) -> float | None:
 
 def time_left(progress: Progress) -> float | None:
     """Estimates the seconds until the whole job has ended."""
-    trials = progress.trials
     if progress.ended:
         return 0.0
     if progress.title in (TEST, COMPRESS):
         return None
-    workers = sum(worker.alive for worker in progress.current.workers)
-    works = []
-    # The best trials have all epochs: pruned ones are not re-evaluated.
-    like = [trial for trial in trials.get(SEARCH, ()) if trial.state == TrialState.COMPLETE]
-    for stage in progress.stages:
-        if not stage.left and stage.title != SEARCH:
-            continue
-        own = trials.get(stage.title, like)
-        running = list(running_trials(stage.snapshot, own)) if stage.title == progress.title else []
-        to_come = max(0, stage.left - len(running))
-        # Reused trainings took no time.
-        took = [each.seconds for each in map(TrialRecord, own) if each.reused is None]
-        works.append(Work([spent for spent in took if spent is not None], running, to_come))
-    return estimate(works, workers)
-
-
-def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> Iterator[Running]:
-    """Yields the running trials, with their epochs and values.
-
-    The time of an epoch is the mean over ended trials, or, before one has ended, what the trial
-    itself has taken since its worker claimed it.
-    """
-    seconds_of = [TrialRecord(trial).curve.get("seconds") for trial in trials]
-    paces = [fmean(seconds) for seconds in seconds_of if seconds]
-    for worker in snapshot.workers if snapshot is not None else ():
-        if not worker.alive:
-            continue
-        epoch, age = worker.epoch or 0, worker.held or 0.0
-        known = [age / epoch] if epoch else []
-        pace = max([*known, *([fmean(paces)] if paces else [])], default=None)
-        yield Running(age, epoch, worker.epochs, pace)
+    return estimate(progress.works, sum(worker.alive for worker in progress.current.workers))
 
 
 DAY = timedelta(days=1)
@@ -517,10 +530,19 @@ def clock_words(moment: datetime) -> str:
     return f"{moment:%a %H:%M}" if moment - now < 6 * DAY else f"{moment:%Y-%m-%d %H:%M}"
 
 
-def wrap(parts: Iterable[str], width: int) -> list[str]:
-    """Joins parts to lines of at most `width`; breaks a part only if it is longer."""
-    held = (part.replace(" ", "\xa0") if len(part) < width else part for part in parts)
-    lines = textwrap.wrap(", ".join(held), width, break_on_hyphens=False)
+def wrap(
+    parts: Iterable[str], width: int, by: str = ", ", *, indent: int = 0, fold: bool = True
+) -> list[str]:
+    """Joins parts to lines of at most `width` columns; breaks a part only if it is longer.
+
+    Args:
+        by: what stands between two parts.
+        indent: how many spaces each line but the first begins with.
+        fold: whether a word that is longer than a line is broken.
+    """
+    held = (part.replace(" ", "\xa0") if len(part) < width - indent else part for part in parts)
+    ways: Any = {"break_long_words": fold, "break_on_hyphens": False}
+    lines = textwrap.wrap(by.join(held), width, subsequent_indent=" " * indent, **ways)
     return [line.replace("\xa0", " ") for line in lines]
 
 

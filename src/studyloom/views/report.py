@@ -250,23 +250,11 @@ def decided(stored: StoredStudy, winner: Result, budget: int) -> Iterator[str]:
     """Yields the reasons for the result, a line each."""
     won = winner.winner
     chosen = f"{won.name.capitalize()} was {winner.choice_words(budget)}"
-    if (mean := won.mean) is None:
-        yield f"{chosen}."
-    else:
-        # By a rule, another metric or a margin, the winner need not have the best mean.
-        seeds = len(won.values)
-        others = [row.mean for row in winner.candidates if row != won and row.mean is not None]
-        worse = [other for other in others if stored.sign * (mean - other) >= 0]
-        of = f"of {len(winner.candidates)} candidates"
-        if len(worse) == len(others):
-            yield f"{chosen}: it had the best mean {of} on {seeds} new seeds."
-        elif winner.keeps_baseline:
-            yield f"{chosen}: {winner.baseline_words}."
-        else:
-            yield f"{chosen}: it is the best {of} by {winner.rule}, on {seeds} new seeds."
-        if worse:
-            next_best = max(worse, key=lambda other: stored.sign * other)
-            yield f"Its mean is {number(mean)}, that of the runner-up {number(next_best)}."
+    yield f"{chosen}, {winner.reason_words}."
+    means = [row.mean for row in winner.candidates if row != won and row.mean is not None]
+    if means and won.mean is not None:
+        best = max(means, key=lambda mean: stored.sign * mean)
+        yield f"Its mean is {number(won.mean)}, the best of the others {number(best)}."
     if test := winner.test:
         yield f"The test set was {test.tested_words}."
 

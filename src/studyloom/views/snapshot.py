@@ -305,12 +305,12 @@ def describe(
         rate = optimizer.get("lr")
         parts.append(name + (f" at {_short(rate)}" if isinstance(rate, int | float) else ""))
     if not parts:
-        few = [f"{key.rpartition('.')[2]} {value}" for key, value in _settings(params).items()]
+        few = [f"{key.rpartition('.')[2]} {value}" for key, value in join_lists(params).items()]
         parts = few[:MOST_SETTINGS] or ["The default configuration"]
     return one_line(", ".join(parts))
 
 
-def _settings(params: Mapping[str, Any]) -> dict[str, str]:
+def join_lists(params: Mapping[str, Any]) -> dict[str, str]:
     """Formats each hyperparameter; the items of a list are joined."""
     words: dict[str, str] = {}
     for key, value in params.items():

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.control import Control
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.segment import Segment
+from rich.segment import ControlType, Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -35,11 +36,10 @@ from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
     format_duration,
     format_error,
-    format_parameter,
     one_line,
     printable,
-    shorten_end,
 )
+from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import WORDS, History, Progress, ProgressReader, Status, wrap
 from studyloom.views.snapshot import Snapshot, format_parameters, format_trial_values, trial_values
 from studyloom.winner.result import CHOSEN, Compressed, Result, short_words
@@ -49,38 +49,51 @@ if TYPE_CHECKING:
     from studyloom.launch.task import Command
     from studyloom.winner.stages import ResultStages
 
-# The least columns for a worker and its lease, or a trial and its hyperparameters, side by side.
-WIDE = 72
 WHOLE = 130  # columns of the table of variants with the percentiles of their latencies
 
 
-def winner_lines(result: Result) -> Iterator[str]:
-    """Formats a result for a terminal, line by line."""
+def say(console: Console, words: str, style: str = "", indent: int = 0) -> None:
+    """Prints lines; a terminal gets them broken between words, a pipe or a file gets them whole.
+
+    Args:
+        indent: how many spaces stand after a break.
+    """
+    for line in words.splitlines():
+        parts = wrap([line], room_of(console), indent=indent, fold=False)
+        console.print(Text("\n".join(parts), style), soft_wrap=True)
+
+
+def room_of(console: Console) -> int:
+    """Returns how many columns a line may have: any number in a pipe or a file."""
+    return console.width if console.is_terminal else sys.maxsize
+
+
+def winner_lines(result: Result, best: int | None = None) -> Iterator[str]:
+    """Formats a result for a terminal, line by line.
+
+    Args:
+        best: the best trial of the search; None if it is not to be named.
+    """
+    of_search = "" if best is None else f"best of the search: trial {best}; "
+    yield f"{of_search}winner: {result.winner.name}, {result.reason_words}"
     first, *others = result.facts()
     name = "winner   " if result.test is None else "test      winner"
     yield f"{name} {first.value}  {first.explanation}"
     yield from (f"{'':10}{fact}" for fact in others)
 
 
-def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """Renders each worker with its trial, epoch and value, and its times."""
-    lines: list[RenderableType] = []
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("  worker", overflow="fold")
-    for name in ("trial", "epoch", "value", "for", ""):
-        table.add_column(name, justify="right", no_wrap=True)
-    for worker in snapshot.workers:
-        number, epoch, value, age, left = cells = worker.cells
-        owner = Text(f"{one_line(worker.owner)}", overflow="fold")
-        table.add_row(Padding(owner, (0, 0, 0, 2)), *cells)
-        if width < WIDE:
-            lines.append(Text(f"trial {number}  epoch {epoch}  {value}"))
-            lines.append(Text(f"  {one_line(worker.owner)}", overflow="fold"))
-            lines.append(Text(f"  for {age}, {left}", style="dim"))
-        elif worker.params:  # truncated at the width of the terminal
-            line = f"  trial {worker.trial}: {format_parameters(worker.params)}"
-            lines.append(Text(shorten_end(line, width), style="dim", no_wrap=True))
-    return Group(*lines) if width < WIDE else Group(table, *lines)
+def render_rows(
+    rows: Sequence[Sequence[str]], words: Sequence[int], best: str = "best"
+) -> RenderableType:
+    """Renders rows in columns, their header dim.
+
+    Args:
+        words: the columns to align left.
+        best: a word that a row of the best has in its first or last column, which is bold.
+    """
+    marks = ({row[0], *row[-1].split(", ")} for row in rows[1:])
+    styles = ["dim", *("bold" if best in each else "" for each in marks)]
+    return Group(*map(Text, aligned(rows, words), styles))
 
 
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
@@ -104,30 +117,17 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
 
 def compare_with_baseline(snapshot: Snapshot, width: int) -> RenderableType:
     """Renders the baseline and the best trial: values, standard error, hyperparameters."""
-    named = {"baseline": snapshot.baseline, "best": snapshot.best}
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name in ("what", "value", "trial"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("hyperparameters", overflow="fold")
-    lines: list[RenderableType] = []
-    for name, trial in named.items():
-        if trial is None:
-            continue
-        values, style = _named_values(snapshot, trial), "bold" if name == "best" else ""
-        number, by = f"trial {trial.number}", proposer_words(trial)
-        if width < WIDE:
-            value = Text(", ".join(values), style=style)
-            lines.append(Text.assemble(f"{name:8}  ", value, f"  {number}{by}"))
-            for parameter, setting in trial.params.items():
-                line = f"  {one_line(parameter)}={format_parameter(setting)}"
-                lines.append(Text(line, overflow="fold"))
-        else:
-            value = Text("\n".join(values), style=style)
-            table.add_row(name, value, number, format_parameters(trial.params) + by)
-    if any(trial and TrialRecord(trial).standard_error is not None for trial in named.values()):
-        legend = f"{'':10}± is the standard error of the mean over folds and seeds"
-        lines.append(Text(legend, style="dim"))
-    return Group(*lines) if width < WIDE else Group(table, *lines)
+    lines, spread = list[str](), False
+    for name, trial in (("baseline", snapshot.baseline), ("best", snapshot.best)):
+        if trial is not None:
+            values = ", ".join(_named_values(snapshot, trial))
+            number = f"trial {trial.number}{proposer_words(trial)}"
+            parts = [f"{name:8}", values, number, *format_parameters(trial.params).split("  ")]
+            lines += wrap(parts, width, "  ", indent=10)
+            spread |= TrialRecord(trial).standard_error is not None
+    if spread:
+        lines.append(f"{'':10}± is the standard error of the mean over folds and seeds")
+    return Text("\n".join(lines))
 
 
 def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
@@ -139,23 +139,14 @@ def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
     return [f"{snapshot.metric} {value}{spread}", *named_costs]
 
 
-def front_table(snapshot: Snapshot, width: int) -> RenderableType:
+def front_table(snapshot: Snapshot) -> RenderableType:
     """Renders the Pareto front, the cheapest trial first, and the rule that chooses the best."""
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
     heads, *rows = snapshot.front_rows()
-    indent = ["front   "] if width >= WIDE else []
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in indent:
-        table.add_column(name, header_style="")
-    for head in heads[:-1]:
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column()
-    for *cells, mark in rows:
-        style = "bold" if "best" in mark.split(", ") else ""
-        table.add_row(*("" for _ in indent), *cells, mark, style=style)
-    return Group(table, rule)
+    rows = [["front", *heads], *(["", *row] for row in rows)]
+    return Group(render_rows(rows, (0, len(heads))), rule)
 
 
 def proposer_words(trial: FrozenTrial) -> str:
@@ -207,24 +198,16 @@ def make_console(file: Any = None, **options: Any) -> SafeConsole:
 
 def print_compressed(record: Compressed, console: Console) -> None:
     """Prints the variants of a compressed winner, and the chosen one."""
-    heads, *rows = record.rows()
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(heads[0], min_width=len("PyTorch,"))
-    for head in heads[1:-1]:
-        table.add_column(head, justify="right", min_width=len("+0.0000"))
-    table.add_column(heads[-1], no_wrap=True, min_width=len(CHOSEN))
-    for name, *cells in rows:
-        # A narrow terminal shows only medians; the report has percentiles too.
-        kept = cells if console.width >= WHOLE else [cell.partition(" (")[0] for cell in cells]
-        table.add_row(name, *kept, style="bold green" if cells[-1] == CHOSEN else "")
-    console.print(table)
-    console.print(Text("\n".join(record.lines())), soft_wrap=True)
+    # A narrow terminal shows only medians; the report has percentiles too.
+    whole = console.width >= WHOLE
+    rows = [[cell if whole else cell.partition(" (")[0] for cell in row] for row in record.rows()]
+    console.print(render_rows(rows, (0, len(rows[0]) - 1), CHOSEN), soft_wrap=True)
+    say(console, "\n".join(record.lines()))
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:
     """Prints why trials failed, the most frequent kind of failure first."""
-    for line in failure_lines(count_failures(stored.trials())):
-        console.print(Text(line), soft_wrap=True)
+    say(console, "\n".join(failure_lines(count_failures(stored.trials()))))
 
 
 def print_not_kept(stored: StoredStudy, console: Console) -> None:
@@ -232,8 +215,7 @@ def print_not_kept(stored: StoredStudy, console: Console) -> None:
     known = (TrialRecord(trial).not_kept for trial in stored.trials())
     if names := next(filter(None, known), None):
         missing = ", ".join(f"{name}={name}" for name in map(one_line, names))
-        words = f"run.keep lacks {missing}: a trial resumed after a crash gets another value"
-        console.print(Text(words), soft_wrap=True)
+        say(console, f"run.keep lacks {missing}: a trial resumed after a crash gets another value")
 
 
 def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
@@ -248,13 +230,10 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
     rows = [head]
     for trial in stored.trials():
         record = TrialRecord(trial)
-        seconds = record.seconds
-        spent = "" if seconds is None else format_duration(seconds)
-        about = one_line(record.reason or format_parameters(trial.params))
-        about += proposer_words(trial)
+        spent = "" if record.seconds is None else format_duration(record.seconds)
+        about = one_line(record.reason or format_parameters(trial.params)) + proposer_words(trial)
         rows.append((str(trial.number), record.outcome, format_trial_values(trial), spent, about))
-    for line in aligned(rows, words=(1, 4)):
-        console.print(Text(line), soft_wrap=True)
+    say(console, "\n".join(aligned(rows, words=(1, 4))))
 
 
 def aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> Iterator[str]:
@@ -272,8 +251,7 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
     """Prints for each accepted change of the user's code which trials ran before it."""
     for change in stored.code_changes():
         names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
-        before = f"trials 0 to {change['from'] - 1} ran other code: {names} has changed"
-        console.print(Text(before), soft_wrap=True)
+        say(console, f"trials 0 to {change['from'] - 1} ran other code: {names} has changed")
 
 
 def print_next_steps(
@@ -289,8 +267,7 @@ def print_next_steps(
     if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]
-    for line in wrap(format_times(trials, began), console.width):
-        console.print(line)
+    say(console, ", ".join(format_times(trials, began)))
     lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
@@ -298,15 +275,17 @@ def print_next_steps(
         for what, name in files.items()
         if (plan.run_dir / name).exists()
     ]
-    folder = shlex.quote(str(plan.run_dir))
-    nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
+    console.print(Text("\n".join(lines)), soft_wrap=True)
+    nexts = [["studyloom", verb, str(plan.run_dir)] for verb in ("status", "dashboard")]
     if plan.definition.space.size() > 1 and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
-        again = shlex.join([*command.as_typed, *command.without(key), more])
-        called = f"the same call with {more.removeprefix('study.')}"
+        called = f"the same call with {more.removeprefix('study.')}".split()
+        again = [*command.as_typed, *command.without(key), more]
         nexts.insert(0, called if command.is_call else again)
-    lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
-    console.print(Text("\n".join(lines)), soft_wrap=True)
+    for n, words in enumerate(nexts):  # in lines that a shell continues
+        parts = [f"{'' if n else 'next':6}", *map(shlex.quote, words)]
+        lines = wrap(parts, room_of(console) - 2, " ", indent=7, fold=False)
+        console.print(Text(" \\\n".join(lines)), soft_wrap=True)
 
 
 # The printed sections of the sampled configuration.
@@ -357,18 +336,18 @@ def render_status(status: Status, width: int) -> RenderableType:
     else:
         left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
         line(f"budget left: {left} trial{'' if left == 1 else 's'}")
-    for words in job_lines(progress, width):
-        line(words)
-    line(progress.control_words, "bold")
+    now = progress.now_words()  # the headline has the progress of the search
+    line("\n".join(wrap(now[1:] if progress.title == SEARCH else now, width)))
     if ended is None:
         line(snapshot.outlook.words(snapshot.metric) or "")
     if progress.halted is not None:
-        why = one_line(progress.halted)
-        line(f"the study stopped itself, since its trials fail with this: {why}", "bold red")
-    if progress.current.workers:
-        parts.append(workers_table(progress.current, width))
-    for words in failure_lines(status.failures):
-        line(words)
+        why = "the study stopped itself, since its trials fail with this"
+        line(f"{why}: {one_line(progress.halted)}", "bold red")
+    for worker in progress.current.workers:
+        trial, _, _, age, lease = worker.cells
+        line(f"worker {one_line(worker.owner)}: trial {trial} for {age}, {lease}")
+    parts.append(render_rows(last_trials(progress, width), range(width)))
+    line("\n".join(failure_lines(status.failures)))
     if status.importances:
         line("what matters", "dim")
         longest = max(map(len, status.importances))
@@ -376,18 +355,31 @@ def render_status(status: Status, width: int) -> RenderableType:
             line(f"  {one_line(name):{longest}}  {share:3.0%}")
     parts.append(compare_with_baseline(snapshot, width))
     if snapshot.rule is not None:
-        parts.append(front_table(snapshot, width))
+        parts.append(front_table(snapshot))
     return Group(*parts)
 
 
-def job_lines(progress: Progress, width: int) -> list[str]:
-    """Formats the stages of a job and its time in lines of at most `width` columns."""
-    return [*wrap([progress.all_stages], width), *wrap(progress.time_words(), width)]
+class LiveLines(Live):
+    """Lines that are drawn again in their place, also after a resize.
 
+    A terminal that has become narrower has wrapped them, so that they take more rows than lines.
+    """
 
-def is_plain(console: Console) -> bool:
-    """Whether a console gets plain lines, since it cannot redraw."""
-    return not console.is_terminal or console.is_dumb_terminal
+    cells: Sequence[int] = ()  # how many columns each line took when it was drawn
+
+    def process_renderables(self, renderables: list[Any]) -> list[Any]:
+        """Clears the rows that the last lines take now; then prints, and draws the lines."""
+        console = self.console
+        wrapped = sum(max(0, cells - 1) // console.width for cells in self.cells)
+        clear = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)] * wrapped
+        lines = console.render_lines(self.get_renderable(), pad=False)[: console.height]
+        self.cells = [sum(segment.cell_length for segment in line) for line in lines]
+        first, *others = super().process_renderables(renderables)
+        return [first, Control(*clear), *others]
+
+    def get_renderable(self) -> RenderableType:
+        """Returns the lines, and an empty one, where the cursor stays at any width."""
+        return Group(super().get_renderable(), "")
 
 
 class LinePrinter:
@@ -407,20 +399,19 @@ class LinePrinter:
         if now - self._at >= (self.interval if line != self._last else QUIET_INTERVAL):
             self._last, self._at = line, now
             eta = f"  {progress.eta_words}" if progress is not None else ""
-            shown = f"{datetime.now():%H:%M:%S}  {line}{eta}"
-            self.console.print(Text(shown), soft_wrap=True)
+            say(self.console, f"{datetime.now():%H:%M:%S}  {line}{eta}")
 
 
 def watch(reader: ProgressReader, console: Console) -> None:
     """Shows a job until it has ended: live on a terminal, otherwise a line for each change."""
-    if is_plain(console):
+    if not console.is_interactive:
         lines = LinePrinter(console, 0.0)
         for status in reader.statuses():
             progress = status.progress if isinstance(status, Status) else None
             lines.show(progress.line if progress else str(status), progress)
         return
     view: RenderableType = ""
-    with Live(console=console, auto_refresh=False) as live:
+    with LiveLines(console=console, auto_refresh=False) as live:
         for status in reader.statuses():
             if isinstance(status, Status):
                 view = render_status(status, console.width)
@@ -452,7 +443,7 @@ class Resumptions:
                 title, resumed = event["stage"], event | {"death": event["reason"]}
                 stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
                 words = f"{stage}{resumed_words(event['trial'], resumed)}"
-                self.console.print(Text(words), soft_wrap=True)
+                say(self.console, words)
 
 
 class Display:
@@ -495,16 +486,17 @@ class Display:
 
     def _watch(self) -> None:
         """Redraws the job repeatedly; messages of signals are printed above and stay."""
-        if self._cell is not None or is_plain(self.console):
+        if self._cell is not None or not self.console.is_interactive:
             self._look(self._show)
             return
         if self.stop is not None:
             self.stop.telling = True
         try:
-            with Live(console=self.console, auto_refresh=False, transient=True) as live:
+            with LiveLines(console=self.console, auto_refresh=False, transient=True) as live:
                 self._look(
                     lambda progress: live.update(self.render(progress), refresh=True), self._tell
                 )
+                live.update("", refresh=True)
         finally:
             if self.stop is not None:
                 self.stop.telling = False
@@ -514,7 +506,7 @@ class Display:
         """Prints once that the process is stopping."""
         if not self._stop_shown and self.stop is not None and self.stop():
             self._stop_shown = True
-            self.console.print(Text(stopping_words(self.stop.ended_by)), soft_wrap=True)
+            say(self.console, stopping_words(self.stop.ended_by))
 
     def _look(
         self, draw: Callable[[Progress], None], tell: Callable[[], None] = lambda: None
@@ -553,14 +545,16 @@ class Display:
 
     def render(self, progress: Progress) -> RenderableType:
         """Renders a job for a terminal, as wide as the console."""
-        width = self.console.width
-        lines = [Text(line, style="dim") for line in job_lines(progress, width)]
-        words = progress.control_words
+        width, share, words = self.console.width, progress.share, progress.control_words
         if self.stop is not None and self.stop():
             words = stopping_words(self.stop.ended_by)
-        said = [Text(words, style="bold", overflow="fold")] if words else []
-        head, workers = live_head(progress, width), workers_table(progress.current, width)
-        return Group(head, *lines, *said, workers)
+        head = wrap([one_line(progress.search.name), progress.stage_words], width, "  ")
+        bar, times = Table.grid(padding=(0, 2)), [*progress.time_words()]
+        drawn = ProgressBar(1.0, share, width=BAR_WIDTH)
+        bar.add_row(drawn, f"{share:4.0%}", Text(", ".join(times[:2])))
+        more = wrap(filter(None, [progress.later_words, *times[2:], words]), width)
+        table = render_rows(last_trials(progress, width), range(width))
+        return Group(Text("\n".join(head), "bold"), bar, *map(Text, more), table)
 
 
 def stopping_words(ended_by: str) -> str:
@@ -568,18 +562,3 @@ def stopping_words(ended_by: str) -> str:
     if ended_by == "stopped":
         return "stopping; once more stops at once"
     return f"stopping: {ended_by}"
-
-
-def live_head(progress: Progress, width: int) -> RenderableType:
-    """Renders name, bar, stage and best, in one line if it fits."""
-    style = "" if progress.search.best is not None else "dim"
-    best, done = Text(progress.best_words, style=style), Text(progress.stage_words)
-    name = Text(one_line(progress.search.name), style="bold")
-    bar = ProgressBar(max(1, progress.budget), progress.done, width=BAR_WIDTH)
-
-    table = Table.grid(padding=(0, 2))
-    if name.cell_len + done.cell_len + best.cell_len + BAR_WIDTH + 6 <= width:
-        table.add_row(name, bar, done, best)
-        return table
-    table.add_row(bar, done)
-    return Group(name, table, best)

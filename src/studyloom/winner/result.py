@@ -626,7 +626,7 @@ class Result(Tested):
             notes.insert(0, FOLLOW_SEED)
         if test is None:
             assert reevaluation is not None  # a winner without a test was re-evaluated
-            basis = f"trial {chosen.trial}, {plural(len(self.seeds), 'new seed')}"
+            basis = plural(len(self.seeds), "new seed")
             yield Fact("winner", f"{metric} {reevaluation.words}", basis)
             for row in self.candidates:
                 if row.baseline and row.reevaluation and row != chosen:
@@ -635,7 +635,7 @@ class Result(Tested):
                 yield Fact("selection gap", gap)
             notes = [reevaluation.seeds_words, *notes, *self.transfer_lines(), str(self.note)]
         else:
-            basis = f"{chosen.name}, {plural(len(self.seeds), 'seed')}"
+            basis = plural(len(self.seeds), "seed")
             basis += f", {test.examples:,} examples" if test.examples is not None else ""
             yield Fact("winner", f"{metric} {test.winner.words}", f"{basis}{chosen.costs_words}")
             if test.baseline and test.difference:
@@ -651,21 +651,22 @@ class Result(Tested):
                 notes.append(f"the test set was {uses}, and each use proves less")
             if not self.keeps:
                 notes.append(f"on new seeds no candidate satisfies {self.rule}; this is the best")
-        if self.keeps_baseline:
-            notes.append(self.baseline_words)
         yield from (Fact("", note) for note in notes if note)
 
     @property
-    def baseline_words(self) -> str:
-        """Why the baseline has won although another candidate has a better mean."""
-        return f"none of {len(self.candidates) - 1} is better by more than chance explains"
-
-    @property
-    def keeps_baseline(self) -> bool:
-        """Whether the baseline has won although another candidate has a better mean."""
-        means = [self.metric.sign * row.mean for row in self.candidates if row.mean is not None]
-        won = self.winner
-        return bool(won.baseline and means and self.metric.sign * (won.mean or 0.0) < max(means))
+    def reason_words(self) -> str:
+        """Why the winner is not another candidate."""
+        winner, sign = self.winner, self.metric.sign
+        if winner.mean is None:
+            return "the only candidate"
+        others = (row.mean for row in self.candidates if row.mean is not None)
+        if all(sign * winner.mean >= sign * mean for mean in others):
+            why = "since it had the best mean"
+        elif winner.baseline and self.rule == f"{'max' if sign > 0 else 'min'} {self.metric.name}":
+            why = "since no trial is better than the baseline by more than chance explains,"
+        else:
+            why = f"by {self.rule},"
+        return f"{why} on {plural(len(winner.values), 'new seed')}"
 
     def choice_words(self, budget: int | None = None) -> str:
         """Says which trials the winner was chosen from: all of the study, or its first ones."""
