@@ -322,18 +322,21 @@ def test_an_error_is_shown_where_the_user_calls_and_with_nothing_else(tmp_path, 
     assert "read_run" in frames_of(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "kernel"), [("call", False), ("cell", True)])
+@pytest.mark.parametrize(
+    ("resumes", "kernel"),
+    [("the same call resumes", False), ("run the cell again to resume", True)],
+)
 def test_an_interrupt_ends_a_call_or_a_cell_with_a_sentence(
-    kind, kernel, tmp_path, monkeypatch, capsys
+    resumes, kernel, tmp_path, monkeypatch, capsys
 ):
     if kernel:
         monkeypatch.setitem(sys.modules, "ipykernel", sys)
     options = {"trials": 2, "workers": 1, "sampler": "random", "run_dir": tmp_path / "run"}
-    words = f"^the study was stopped; the same {kind} resumes it$"
+    words = f"^the study was stopped; {resumes} it$"
     with pytest.raises(KeyboardInterrupt, match=words) as caught:
         api.search(ended_by_itself, **options)
     assert frames_of(caught.value)[1:] == ["call"]
-    assert f"stopped; the same {kind} resumes here" in capsys.readouterr().out
+    assert f"stopped; {resumes} here" in capsys.readouterr().out
 
 
 # A study of one's own

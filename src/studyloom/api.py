@@ -334,11 +334,16 @@ def run_from_python(
     """Runs a study for `studyloom.run` outside of a study module."""
     from studyloom.config.main import invocation_of
 
-    return _run(invocation_of(source, overrides), overrides, quiet=quiet)
+    return _run(invocation_of(source, overrides), overrides, quiet)
 
 
 def _run(
-    invocation: "Invocation", overrides: Sequence[str], *, quiet: bool, is_call: bool = False
+    invocation: "Invocation",
+    overrides: Sequence[str],
+    quiet: bool,
+    *,
+    is_call: bool = False,
+    notes: Sequence[str] = (),
 ) -> Study:
     from studyloom.launch.task import Command
 
@@ -349,7 +354,7 @@ def _run(
         program = invocation.program
         kind = "cell" if "ipykernel" in sys.modules else "call"
         command = Command(program, arguments, lambda: time.monotonic() - began, is_call, kind)
-        return _conduct(cfg, command, quiet=quiet)
+        return _conduct(cfg, command, quiet, notes)
 
     return invocation.call(overrides, conduct)
 
@@ -483,16 +488,14 @@ def search(
     asked = ask(subject, {} if space is None else space, data, given | settings, keywords)
     invocation = of_sections(asked.sections, asked.run_dir)
     asked.write()
-    for words in () if quiet else asked.notes:
-        print(words)
-    return _run(invocation, (), quiet=quiet, is_call=True)
+    return _run(invocation, (), quiet, is_call=True, notes=asked.notes)
 
 
 def _names(value: Any) -> list[Any]:
     return [*value] if isinstance(value, list | tuple) else [value] * (value is not None)
 
 
-def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
+def _conduct(cfg: DictConfig, command: "Command", quiet: bool, notes: Sequence[str]) -> Study:
     """Runs the study of a config in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
     from studyloom.commands.search import search_and_report
@@ -511,7 +514,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
         passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         outputs = Outputs(take_environment())
-        outputs.console.quiet, outputs.console.lasting = quiet, False
+        outputs.console.quiet, outputs.console.lasting, outputs.notes = quiet, False, notes
         code, reason = 2, None  # until the study is open, as of the command
         try:
             outputs.open()
@@ -537,7 +540,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     if stop.signal is not None:
         with suppress(KeyboardInterrupt):  # of Python's own handler, which has no words
             signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
-        words = f"the study was stopped; the same {command.kind} resumes it"
+        words = f"the study was stopped; {command.resumes} it"
         raise KeyboardInterrupt(words) from error
     stored = opening.open_study(prepared.url, str(cfg.study.name), DEADLINE)
     return Study(stored, prepared.run_dir.absolute())

@@ -53,7 +53,11 @@ def write_best(plan: ResultStages, best: FrozenTrial) -> None:
 
 
 def print_winner(
-    plan: ResultStages, command: Sequence[str], console: Console, *, repeat: bool = False
+    plan: ResultStages,
+    command: Sequence[str],
+    console: terminal.SafeConsole,
+    *,
+    repeat: bool = False,
 ) -> None:
     """Prints the winner with its test.
 
@@ -70,7 +74,8 @@ def print_winner(
             command = result.command if result is not None and repeat else command
             result = evaluate_winner(plan, command, store, repeat=known)
     store_result(plan.search.stored, result.in_short())
-    lines = [result_sentence(result, plan.search.stored), *terminal.winner_lines(result)]
+    sentence = result_sentence(result, plan.search.stored)
+    lines = [sentence, *terminal.winner_lines(result, brief=console.brief)]
     for number, line in enumerate(filter(None, lines)):  # the first has the result of the test
         style = "" if number or result.test is None else "bold green"
         console.print(Text(line, style=style), soft_wrap=True)

@@ -54,9 +54,10 @@ WIDE = 72
 WHOLE = 130  # columns of the table of variants with the percentiles of their latencies
 
 
-def winner_lines(result: Result) -> Iterator[str]:
-    """Formats a result for a terminal, line by line."""
-    first, *others = result.facts()
+def winner_lines(result: Result, *, brief: bool = False) -> Iterator[str]:
+    """Formats a result for a terminal, line by line; if `brief`, without explaining its `±`."""
+    explained = result.test.uncertainty if brief and result.test is not None else ()
+    first, *others = (fact for fact in result.facts() if fact.value not in explained)
     name = "winner   " if result.test is None else "test      winner"
     yield f"{name} {first.value}  {first.explanation}"
     yield from (f"{'':10}{fact}" for fact in others)
@@ -191,6 +192,7 @@ class SafeConsole(Console):
                 yield Segment(printable(segment.text), segment.style)
 
     lasting = False  # whether the program continues if the reader of its output closes it
+    brief = False  # whether the result is printed in about eight lines
 
     def on_broken_pipe(self) -> None:
         if not self.lasting:
@@ -200,9 +202,42 @@ class SafeConsole(Console):
 
 def make_console(file: Any = None, **options: Any) -> SafeConsole:
     """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`."""
-    return SafeConsole(
-        file=file or sys.stdout, highlight=False, markup=False, emoji=False, **options
-    )
+    options |= {"file": file or sys.stdout, "highlight": False, "markup": False, "emoji": False}
+    console = SafeConsole(**options)
+    return CellConsole(**options) if console.is_jupyter else console
+
+
+class CellConsole(SafeConsole):
+    """A console that prints into one output of a notebook's cell."""
+
+    brief = True  # `study` and `study.winner` show the rest
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._printed: list[tuple[Any, Any]] = []
+        self._output: Any = None  # the display handle
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints as any other console, below what it has printed before."""
+        self._printed.append((objects, options))
+        self.show()
+
+    def show(self, *block: RenderableType) -> None:
+        """Shows everything printed so far, and a block below it until the next call."""
+        if self.quiet:
+            return
+        lines = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
+        for objects, options in [*self._printed, (block, {})]:
+            lines.print(*objects, **options)
+        style = "white-space:pre-wrap;line-height:normal;font-family:monospace"
+        code = lines.export_html(inline_styles=True, code_format="{code}", clear=False).strip()
+        content = {"text/html": f'<pre style="{style}">{code}</pre>'}
+        content["text/plain"] = lines.export_text().strip()
+        if self._output is not None:
+            self._output.update(content, raw=True)
+        else:  # the first call is in the main thread, so that it belongs to the running cell
+            display = import_module("IPython.display").display
+            self._output = display(content, raw=True, display_id=True)
 
 
 def print_compressed(record: Compressed, console: Console) -> None:
@@ -280,30 +315,33 @@ def print_next_steps(
     plan: "ResultStages",
     command: "Command",
     snapshot: Snapshot,
-    console: Console,
+    console: SafeConsole,
     began: datetime,
 ) -> None:
     """Prints the paths of the results, and the next commands."""
-    stored = plan.search.stored
-    curves = (TrialRecord(trial).curve for trial in stored.trials())
-    if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
-        console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
-    trials = [trial for stage in plan for trial in stage.stored.trials()]
-    for line in wrap(format_times(trials, began), console.width):
-        console.print(line)
-    lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
-    files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
+    stored, lines, nexts = plan.search.stored, list[str](), list[str]()
+    files = {"report": "report.html"}
+    if not console.brief:
+        curves = (TrialRecord(trial).curve for trial in stored.trials())
+        if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
+            console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
+        trials = [trial for stage in plan for trial in stage.stored.trials()]
+        for line in wrap(format_times(trials, began), console.width):
+            console.print(line)
+        lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
+        files = {"best": "best.yaml", "winner": "winner.yaml", **files}
+        folder = shlex.quote(str(plan.run_dir))
+        nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
     lines += [
         f"{what:6} {plan.run_dir / name}"
         for what, name in files.items()
         if (plan.run_dir / name).exists()
     ]
-    folder = shlex.quote(str(plan.run_dir))
-    nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
     if plan.definition.space.size() > 1 and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
         again = shlex.join([*command.as_typed, *command.without(key), more])
-        called = f"the same call with {more.removeprefix('study.')}"
+        whole = "run the cell again" if command.kind == "cell" else "the same call"
+        called = f"{whole} with {more.removeprefix('study.')}"
         nexts.insert(0, called if command.is_call else again)
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
     console.print(Text("\n".join(lines)), soft_wrap=True)
@@ -461,6 +499,7 @@ class Display:
     Args:
         stop: whether the process is stopping, which is shown; None if nothing stops it.
         listeners: called with each progress that is read, and with the last one after the body.
+        notes: lines that are printed first; a cell shows them only until the body ends.
     """
 
     def __init__(
@@ -469,38 +508,43 @@ class Display:
         console: Console,
         stop: Stop | None = None,
         listeners: Sequence[Callable[[Progress], None]] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
-        self._cell: Any = None  # the display handle of a notebook's cell
+        self._notes = Text("\n".join(notes))
         self._lines = LinePrinter(console, LINE_INTERVAL)
         self._stop_shown = False  # whether it was shown that the process is stopping
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Display":
-        if self.console.is_jupyter and not self.console.quiet:
-            # In this thread, so that it belongs to the output of the running cell.
-            html = import_module("IPython.display")
-            self._cell = html.display(html.HTML(""), display_id=True)
+        if isinstance(self.console, CellConsole):
+            self.console.show(self._notes)
+        elif self._notes:
+            self.console.print(self._notes, soft_wrap=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        if self._cell is not None:
-            self._cell.update(import_module("IPython.display").HTML(""))
+        if isinstance(self.console, CellConsole):
+            self.console.show()
         if self.listeners:
             self._take()
 
     def _watch(self) -> None:
         """Redraws the job repeatedly; messages of signals are printed above and stay."""
-        if self._cell is not None or is_plain(self.console):
-            self._look(self._show)
+        cell = self.console if isinstance(self.console, CellConsole) else None
+        if cell is None and is_plain(self.console):
+            self._look(lambda progress: self._lines.show(progress.line, progress))
             return
         if self.stop is not None:
             self.stop.telling = True
         try:
+            if cell is not None:
+                self._look(lambda progress: cell.show(self._notes, self.render(progress)))
+                return
             with Live(console=self.console, auto_refresh=False, transient=True) as live:
                 self._look(
                     lambda progress: live.update(self.render(progress), refresh=True), self._tell
@@ -508,6 +552,7 @@ class Display:
         finally:
             if self.stop is not None:
                 self.stop.telling = False
+            if cell is None:
                 self._tell()  # a signal since the last look, which the process has not reported
 
     def _tell(self) -> None:
@@ -537,19 +582,6 @@ class Display:
         for listener in self.listeners:
             listener(progress)
         return progress
-
-    def _show(self, progress: Progress) -> None:
-        """Shows the job in a notebook as on a terminal, with text escaped; else prints a line."""
-        if self._cell is None:
-            self._lines.show(progress.line, progress)
-            return
-        width = self.console.width
-        console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
-        console.print(self.render(progress))
-        style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
-        page = f'<pre style="{style}">{{code}}</pre>'
-        html = console.export_html(inline_styles=True, code_format=page)
-        self._cell.update(import_module("IPython.display").HTML(html))
 
     def render(self, progress: Progress) -> RenderableType:
         """Renders a job for a terminal, as wide as the console."""
