@@ -46,7 +46,7 @@ class Cell(list):
     def lines(self):
         """The lines that stay in the only output."""
         (output,) = self
-        return output[-1]["text/plain"].splitlines()
+        return output[-1]["text/plain"].strip().splitlines()
 
     def has_shown(self, words):
         return any(words in content["text/html"] for output in self for content in output)

@@ -53,11 +53,7 @@ def write_best(plan: ResultStages, best: FrozenTrial) -> None:
 
 
 def print_winner(
-    plan: ResultStages,
-    command: Sequence[str],
-    console: terminal.SafeConsole,
-    *,
-    repeat: bool = False,
+    plan: ResultStages, command: Sequence[str], console: Console, *, repeat: bool = False
 ) -> None:
     """Prints the winner with its test.
 
@@ -74,10 +70,11 @@ def print_winner(
             command = result.command if result is not None and repeat else command
             result = evaluate_winner(plan, command, store, repeat=known)
     store_result(plan.search.stored, result.in_short())
+    brief, strong = (True, "bold") if console.is_jupyter else (False, "bold green")
     sentence = result_sentence(result, plan.search.stored)
-    lines = [sentence, *terminal.winner_lines(result, brief=console.brief)]
+    lines = [sentence, *terminal.winner_lines(result, brief=brief)]
     for number, line in enumerate(filter(None, lines)):  # the first has the result of the test
-        style = "" if number or result.test is None else "bold green"
+        style = "" if number or result.test is None else strong
         console.print(Text(line, style=style), soft_wrap=True)
     if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
         write_report(plan)

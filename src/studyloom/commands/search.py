@@ -85,7 +85,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         write_best(plan, snapshot.best)
     elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
     console.print(f"\n{snapshot.headline}{elapsed}", soft_wrap=True)
-    if not console.brief:
+    if not console.is_jupyter:
         console.print(terminal.compare_with_baseline(snapshot, console.width))
         if snapshot.rule is not None:
             console.print(terminal.front_table(snapshot, console.width))

@@ -66,13 +66,14 @@ class Command:
         return ["python", *self.program]
 
     @property
+    def again(self) -> str:
+        """Says what a user does to run the study again."""
+        return "run the cell again" if self.kind == "cell" else f"the same {self.kind}"
+
+    @property
     def resumes(self) -> str:
         """Says what resumes the study."""
-        return (
-            "run the cell again to resume"
-            if self.kind == "cell"
-            else f"the same {self.kind} resumes"
-        )
+        return f"{self.again} {'to resume' if self.kind == 'cell' else 'resumes'}"
 
     def without(self, *keys: str) -> list[str]:
         """Returns the arguments without the overrides of some keys, and of all below them."""

@@ -192,7 +192,6 @@ class SafeConsole(Console):
                 yield Segment(printable(segment.text), segment.style)
 
     lasting = False  # whether the program continues if the reader of its output closes it
-    brief = False  # whether the result is printed in about eight lines
 
     def on_broken_pipe(self) -> None:
         if not self.lasting:
@@ -210,32 +209,26 @@ def make_console(file: Any = None, **options: Any) -> SafeConsole:
 class CellConsole(SafeConsole):
     """A console that prints into one output of a notebook's cell."""
 
-    brief = True  # `study` and `study.winner` show the rest
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._printed: list[tuple[Any, Any]] = []
-        self._output: Any = None  # the display handle
+    _printed: tuple[Any, ...] = ()
+    _output: Any = None  # the display handle
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Prints as any other console, below what it has printed before."""
-        self._printed.append((objects, options))
+        self._printed += ((objects, options),)
         self.show()
 
     def show(self, *block: RenderableType) -> None:
         """Shows everything printed so far, and a block below it until the next call."""
-        if self.quiet:
-            return
         lines = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
-        for objects, options in [*self._printed, (block, {})]:
+        for objects, options in [*self._printed, *[(block, {})] * bool(block)]:
             lines.print(*objects, **options)
-        style = "white-space:pre-wrap;line-height:normal;font-family:monospace"
-        code = lines.export_html(inline_styles=True, code_format="{code}", clear=False).strip()
-        content = {"text/html": f'<pre style="{style}">{code}</pre>'}
-        content["text/plain"] = lines.export_text().strip()
+        style = "white-space:pre-wrap;word-break:normal;line-height:normal;font-family:monospace"
+        page = f'<pre style="{style}">{{code}}</pre>'
+        html = lines.export_html(inline_styles=True, code_format=page, clear=False)
+        content = {"text/html": html, "text/plain": lines.export_text()}
         if self._output is not None:
             self._output.update(content, raw=True)
-        else:  # the first call is in the main thread, so that it belongs to the running cell
+        elif not self.quiet:  # in the main thread, so that it belongs to the running cell
             display = import_module("IPython.display").display
             self._output = display(content, raw=True, display_id=True)
 
@@ -315,35 +308,35 @@ def print_next_steps(
     plan: "ResultStages",
     command: "Command",
     snapshot: Snapshot,
-    console: SafeConsole,
+    console: Console,
     began: datetime,
 ) -> None:
     """Prints the paths of the results, and the next commands."""
-    stored, lines, nexts = plan.search.stored, list[str](), list[str]()
-    files = {"report": "report.html"}
-    if not console.brief:
+    stored = plan.search.stored
+    if not console.is_jupyter:
         curves = (TrialRecord(trial).curve for trial in stored.trials())
         if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
             console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
         trials = [trial for stage in plan for trial in stage.stored.trials()]
         for line in wrap(format_times(trials, began), console.width):
             console.print(line)
-        lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
-        files = {"best": "best.yaml", "winner": "winner.yaml", **files}
-        folder = shlex.quote(str(plan.run_dir))
-        nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
+    lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
+    files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
         f"{what:6} {plan.run_dir / name}"
         for what, name in files.items()
         if (plan.run_dir / name).exists()
     ]
+    folder = shlex.quote(str(plan.run_dir))
+    nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
     if plan.definition.space.size() > 1 and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
         again = shlex.join([*command.as_typed, *command.without(key), more])
-        whole = "run the cell again" if command.kind == "cell" else "the same call"
-        called = f"{whole} with {more.removeprefix('study.')}"
+        called = f"{command.again} with {more.removeprefix('study.')}"
         nexts.insert(0, called if command.is_call else again)
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
+    if console.is_jupyter:  # `study` and `study.winner` show the rest
+        lines = [line for line in lines if line.startswith(("report", "next"))]
     console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
