@@ -139,7 +139,7 @@ def shoot_notebook(browser: Browser, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(notebook, resources={"metadata": {"path": folder}}).execute()
         html, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
-    page = browser.new_page(viewport={"width": 900, "height": 400}, color_scheme="light")
+    page = browser.new_page(viewport={"width": 1000, "height": 400}, color_scheme="light")
     page.route("**/*", lambda route: route.abort())  # scripts that it does not need
     page.set_content(html)
     path.write_bytes(small(page.locator("main").screenshot(), MOST_OF_NOTEBOOK))

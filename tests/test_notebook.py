@@ -183,8 +183,13 @@ def outputs(cells, source):
 @pytest.mark.chaos
 @pytest.mark.nightly
 def test_a_notebook_shows_its_study_trials_plots_and_predictions(executed):
-    shown = outputs(executed[0], "study = studyloom.run")
-    assert "spirals: 4 of 4 trials" in shown[-1]["text/html"]
+    searched, shown = filter(None, outputs(executed[0], "study = studyloom.run"))
+    lines = searched["text/plain"].strip().splitlines()
+    assert lines[0].startswith("spirals: 4 of 4 trials")
+    assert len(lines) <= 9, lines
+    assert "<svg " in shown["text/html"]
+    (winner,) = outputs(executed[0], "study.winner")
+    assert "selection gap</td>" in winner["text/html"]
     (frame,) = outputs(executed[0], "study.trials")
     assert 'class="dataframe"' in frame["text/html"]
     assert "params.model.width" in frame["text/html"]
@@ -202,4 +207,6 @@ def test_a_cell_shows_progress_and_an_interrupt_releases_its_trial(executed):
     assert name == "KeyboardInterrupt"
     assert "no result yet" in before
     assert "no result yet" not in after
+    assert "stopped; run the cell again to resume here" in after
+    assert "command" not in after
     assert held == 0

@@ -175,6 +175,9 @@ def line_to_add(name: str, value: str, file: Path, section: str = "") -> str:
     return f"; to have it, add `{name}: {value}` {where}, with the value to start from"
 
 
+PLUS = "\xa0±\xa0"  # a value and its error stay in one line
+
+
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns a table for a notebook, without columns that are empty.
 
@@ -183,7 +186,7 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         rows: their cells, which are shown as text and never as HTML; None for an empty one.
     """
     cells = [
-        ["" if cell is None else escape(printable(str(cell))) for cell in row]
+        ["" if cell is None else escape(printable(str(cell))).replace(" ± ", PLUS) for cell in row]
         for row in (columns, *rows)
     ]
     kept = [column for column in zip(*cells, strict=True) if any(column[1:])]
