@@ -1,12 +1,14 @@
-"""Takes the images of the README: a terminal, and the live report of the main study.
+"""Takes the images of README and guides: a terminal, the live report, a notebook, and reports.
 
     python scripts/screenshots.py            # into a temporary folder, and prints their paths
     python scripts/screenshots.py --write    # replaces the tracked images in .github
     python scripts/screenshots.py gallery runs --write    # those of the gallery, in .github/gallery
+    python scripts/screenshots.py notebook --write    # that of the guides, in .github/site/docs
 
 The first two run the study, if runs/mnist does not have its result yet: a few minutes. `gallery`
 runs nothing: it takes the result and one figure of each report that is in runs/STUDY, in seconds,
-and ends with 1 if a study has none. Needs the test extra and Chromium.
+and ends with 1 if a study has none. `notebook` executes the example of the README in a notebook, in
+half a minute, and needs nbconvert too. Needs the test extra and Chromium.
 """
 
 import argparse
@@ -58,6 +60,7 @@ body {{ padding: 20px }} section {{ margin-top: 16px }}
 """
 WIDTH, TALLEST = 800, 1000  # pixels of an image of the gallery
 MOST = 60_000  # bytes of one
+MOST_OF_NOTEBOOK = 120_000  # bytes of its image
 COLOURS = (256, 128, 64, 32, 16)  # as many as its size allows
 
 
@@ -65,18 +68,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Takes the images of the README.")
     about = "replace the tracked images in .github"
     parser.add_argument("--write", action="store_true", help=about)
-    about = "takes those of the gallery, of the run directories below RUNS"
-    parser.add_argument("gallery", nargs="*", metavar="gallery RUNS", help=about)
+    about = "gallery: those of the run directories below RUNS; notebook: that of a notebook"
+    parser.add_argument("what", nargs="*", metavar="gallery RUNS | notebook", help=about)
     options = parser.parse_args()
-    if options.gallery and (len(options.gallery) != 2 or options.gallery[0] != "gallery"):
-        parser.error(f"must be nothing, or gallery RUNS; got {' '.join(options.gallery)}")
+    what, *runs = options.what or [""]
+    if len(runs) != {"": 0, "notebook": 0, "gallery": 1}.get(what):
+        parser.error(f"must be nothing, notebook, or gallery RUNS; got {' '.join(options.what)}")
     folder = TRACKED if options.write else Path(tempfile.mkdtemp(prefix="studyloom-screenshots-"))
-    text = "" if options.gallery else run_study()
+    text = "" if what else run_study()
+    missing = list[str]()
     with start_chromium() as browser:
-        if options.gallery:
-            missing = shoot_gallery(browser, Path(options.gallery[1]), folder / "gallery")
+        if what == "gallery":
+            missing = shoot_gallery(browser, Path(runs[0]), folder / "gallery")
+        elif what:
+            docs = folder / "site" / "docs"
+            docs.mkdir(parents=True, exist_ok=True)
+            shoot_notebook(browser, docs / "notebook.png")
         else:
-            missing = []
             shoot_terminal(browser, text, folder / "terminal.png")
             shoot_page(browser, folder / "report.png")
     for line in missing:
@@ -118,13 +126,34 @@ def shoot_gallery(browser: Browser, runs: Path, folder: Path) -> list[str]:
     return missing
 
 
-def small(content: bytes) -> bytes:
-    """Returns an image in as many colors as it may have within MOST bytes."""
+def shoot_notebook(browser: Browser, path: Path) -> None:
+    """Takes a screenshot of a notebook that has executed the first example of the README."""
+    from nbclient import NotebookClient
+    from nbconvert import HTMLExporter
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    example = (ROOT / "README.md").read_text().split("```python\n")[1].split("print(")[0].strip()
+    sources = [example, "study", "study.winner", "study.winner.predict(inputs[0])"]
+    notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of the kernel: tqdm misses a widget
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(notebook, resources={"metadata": {"path": folder}}).execute()
+        html, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    page = browser.new_page(viewport={"width": 1000, "height": 400}, color_scheme="light")
+    page.route("**/*", lambda route: route.abort())  # scripts that it does not need
+    page.set_content(html)
+    path.write_bytes(small(page.locator("main").screenshot(), MOST_OF_NOTEBOOK))
+    page.close()
+    print(path)
+
+
+def small(content: bytes, most: int = MOST) -> bytes:
+    """Returns an image in as many colors as it may have within `most` bytes."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     for colors in COLOURS:
         file = io.BytesIO()
         image.quantize(colors, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-        if file.tell() <= MOST:
+        if file.tell() <= most:
             break
     return file.getvalue()
 

@@ -85,7 +85,7 @@ def test_a_search_from_python_gives_the_trials_of_the_command(by_command, tmp_pa
     with search(tmp_path) as study:
         line = "mnist: 3 of 3 trials"
         assert line in repr(study)
-        assert f"trial {study.best.number}" in study._repr_html_()
+        assert f">{study.best.number}</td>" in study._repr_html_()
     assert facts(tmp_path) == by_command
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     written = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "best.yaml"}
@@ -322,18 +322,21 @@ def test_an_error_is_shown_where_the_user_calls_and_with_nothing_else(tmp_path, 
     assert "read_run" in frames_of(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "kernel"), [("call", False), ("cell", True)])
+@pytest.mark.parametrize(
+    ("resumes", "kernel"),
+    [("the same call resumes", False), ("run the cell again to resume", True)],
+)
 def test_an_interrupt_ends_a_call_or_a_cell_with_a_sentence(
-    kind, kernel, tmp_path, monkeypatch, capsys
+    resumes, kernel, tmp_path, monkeypatch, capsys
 ):
     if kernel:
         monkeypatch.setitem(sys.modules, "ipykernel", sys)
     options = {"trials": 2, "workers": 1, "sampler": "random", "run_dir": tmp_path / "run"}
-    words = f"^the study was stopped; the same {kind} resumes it$"
+    words = f"^the study was stopped; {resumes} it$"
     with pytest.raises(KeyboardInterrupt, match=words) as caught:
         api.search(ended_by_itself, **options)
     assert frames_of(caught.value)[1:] == ["call"]
-    assert f"stopped; the same {kind} resumes here" in capsys.readouterr().out
+    assert f"stopped; {resumes} here" in capsys.readouterr().out
 
 
 # A study of one's own
@@ -413,7 +416,7 @@ def test_without_pandas_trials_are_rows(finished, monkeypatch):
     assert rows.to_dicts() == finished.to_dicts() == [*rows]
     assert list(rows[0]) == list(expected.columns)
     assert rows[1:][0]["number"] == 1
-    assert "<th>params.optimizer.lr</th>" in rows._repr_html_()
+    assert ">params.optimizer.lr</th>" in rows._repr_html_()
 
 
 def test_the_winner_is_what_winner_json_holds(finished):
@@ -421,8 +424,8 @@ def test_the_winner_is_what_winner_json_holds(finished):
     written = json.loads((finished.run_dir / "winner.json").read_text())
     assert (winner.details, winner.number) == (written, written["winner"]["trial"])
     assert winner.value == written["winner"]["search_value"]  # no other trial competed
-    shown = finished._repr_html_()
-    assert f"<td>winner</td><td>trial {winner.number}</td><td>test {winner.test:.6g}" in shown
+    assert "winner</td>" in finished._repr_html_()
+    assert f">{winner.number}<" in winner._repr_html_()
     assert winner.test == written["test"]["winner"]["mean"]
     assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
 
@@ -439,15 +442,6 @@ def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
         with pytest.raises(api.ConfigError, match="folder must be given"):
             study.report()
         assert study.report(tmp_path) == tmp_path / "report.html"
-
-
-def test_what_a_notebook_shows_is_escaped(sqlite_url):
-    create_study(sqlite_url, "<img src=x>", {}, 1).close()
-    with api.open_study(sqlite_url) as study:
-        assert "&lt;img src=x&gt;: 0 of 1 trials" in study._repr_html_()
-        assert "<img" not in study._repr_html_()
-    shown = Rows(("<b>", "a\u202e"), (("<script>", "b\u202e"),))._repr_html_()
-    assert not any(words in shown for words in ("<script>", "<b>", "\u202e"))
 
 
 def test_a_study_that_does_not_exist_is_named(tmp_path, finished):

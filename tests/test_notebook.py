@@ -1,17 +1,21 @@
-"""The notebook beside this file, cell by cell, as Jupyter executes it."""
+"""What a cell of a notebook shows; and the notebook beside this file, as Jupyter executes it."""
 
 import asyncio
 import os
+import signal
+import sys
 import time
 import warnings
 from pathlib import Path
 
 import pytest
 from commands import environment
+from live_processes import until
 
+import studyloom
 from studyloom.study.opening import open_study
+from studyloom.views import terminal
 
-pytestmark = [pytest.mark.chaos, pytest.mark.nightly]  # Jupyter takes half a minute
 NOTEBOOK = Path(__file__).with_name("notebook.ipynb")
 LONG = """\
 import studyloom
@@ -20,6 +24,98 @@ study = studyloom.run(
     overrides=["study.name=long", "train.epochs=100000", "launcher.workers=1"],
 )
 """
+
+
+# A kernel that is this process
+
+
+class ZMQInteractiveShell:
+    """By this name of IPython's shell a console knows that it prints into a notebook."""
+
+
+class Cell(list):
+    """The outputs of a cell: for each what it has shown, one after the other, by MIME type."""
+
+    def display(self, content, *, raw, display_id):
+        assert raw
+        assert display_id
+        self.append(Output([content]))
+        return self[-1]
+
+    @property
+    def lines(self):
+        """The lines that stay in the only output."""
+        (output,) = self
+        return output[-1]["text/plain"].strip().splitlines()
+
+    def has_shown(self, words):
+        return any(words in content["text/html"] for output in self for content in output)
+
+
+class Output(list):
+    def update(self, content, *, raw):
+        assert raw
+        self.append(content)
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """The outputs of a cell that this process runs."""
+    display = pytest.importorskip("IPython.display")
+    outputs = Cell()
+    monkeypatch.setattr(display, "display", outputs.display)
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(terminal, "LIVE_INTERVAL", 0.01)
+    during.clear()
+    return outputs
+
+
+during = []  # what `square` calls before it suggests anything, the first one first
+
+
+def square(trial):
+    if during:
+        during.pop(0)()
+    return trial.suggest_float("x", -1, 1) ** 2
+
+
+def search_in_cell(run_dir, **options):
+    few = {"trials": 3, "workers": 1, "sampler": "random", "winner": {"top": 1, "seeds": 2}}
+    return studyloom.search(square, minimize="y", run_dir=run_dir, **few | options)
+
+
+def test_a_search_in_a_cell_is_one_output_whose_last_lines_are_the_result(cell, tmp_path):
+    during.append(lambda: until(lambda: cell.has_shown("search: 0 of 3")))
+    search_in_cell(tmp_path).close()
+    assert cell.has_shown("square begins: 3 trials to do")
+    first, *others = cell.lines
+    assert first.startswith("square: 3 of 3 trials – 3 complete, 0 pruned, 0 failed, ")
+    assert others[-2:] == [
+        f"report {tmp_path}/report.html",
+        "next   run the cell again with trials=6",
+    ]
+    assert len(others) <= 9, "two lines say that the seed changes nothing"
+    assert "winner" in "".join(others)
+    assert "begins" not in "".join(others)
+    search_in_cell(tmp_path, quiet=True).close()
+    assert len(cell) == 1
+
+
+def test_an_interrupted_cell_resumes_when_it_is_run_again(cell, tmp_path):
+    during[:] = [lambda: None, lambda: signal.raise_signal(signal.SIGINT)]
+    with pytest.raises(KeyboardInterrupt, match="stopped; run the cell again to resume it"):
+        search_in_cell(tmp_path)
+    assert cell.lines[-1] == "stopped; run the cell again to resume here"
+    assert "1 complete" in cell.lines[0]
+    assert not cell.has_shown("command")
+    cell.clear()
+    search_in_cell(tmp_path).close()
+    assert cell.has_shown("square resumes: 2 trials to do")
+    assert "3 of 3 trials" in cell.lines[0]
+
+
+# Jupyter, which takes half a minute
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +180,16 @@ def outputs(cells, source):
     return [output.get("data", {}) for output in cell.outputs]
 
 
+@pytest.mark.chaos
+@pytest.mark.nightly
 def test_a_notebook_shows_its_study_trials_plots_and_predictions(executed):
-    shown = outputs(executed[0], "study = studyloom.run")
-    assert "spirals: 4 of 4 trials" in shown[-1]["text/html"]
+    searched, shown = filter(None, outputs(executed[0], "study = studyloom.run"))
+    lines = searched["text/plain"].strip().splitlines()
+    assert lines[0].startswith("spirals: 4 of 4 trials")
+    assert len(lines) <= 9, lines
+    assert "<svg " in shown["text/html"]
+    (winner,) = outputs(executed[0], "study.winner")
+    assert "selection gap</td>" in winner["text/html"]
     (frame,) = outputs(executed[0], "study.trials")
     assert 'class="dataframe"' in frame["text/html"]
     assert "params.model.width" in frame["text/html"]
@@ -97,9 +200,13 @@ def test_a_notebook_shows_its_study_trials_plots_and_predictions(executed):
     assert 0.3 < float(accuracy["text/plain"]) <= 1.0
 
 
+@pytest.mark.chaos
+@pytest.mark.nightly
 def test_a_cell_shows_progress_and_an_interrupt_releases_its_trial(executed):
     _, (name, before, after, held) = executed
     assert name == "KeyboardInterrupt"
     assert "search: 0 of" in before
     assert "search: 0 of" not in after
+    assert "stopped; run the cell again to resume here" in after
+    assert "command" not in after
     assert held == 0

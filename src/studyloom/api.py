@@ -5,9 +5,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -25,10 +24,10 @@ from studyloom.storage.urls import serve
 from studyloom.study import opening
 from studyloom.study.stored_study import Rows, StoredStudy, curve_rows, trial_rows
 from studyloom.study.trial_record import TrialRecord
-from studyloom.text import error_text, printable
+from studyloom.text import error_text
 from studyloom.user_code import note_script
-from studyloom.views.snapshot import Snapshot, format_parameters, take_snapshot
-from studyloom.winner.result import Result
+from studyloom.views.snapshot import format_parameters, take_snapshot
+from studyloom.winner.result import Result, from_document
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and reading a study does not need it
     from torch.nn import Module
@@ -109,6 +108,13 @@ class Winner:
         """
         return self._loaded.predict(inputs, **options)
 
+    def _repr_html_(self) -> str:
+        """The facts of the result and the hyperparameters, as a table."""
+        facts = from_document(self.details, Result).facts()
+        known = ((fact.label, str(replace(fact, label=""))) for fact in facts)
+        params = "hyperparameters", format_parameters(self.params)
+        return Rows(("", ""), (("trial", self.number), *known, params))._repr_html_()
+
 
 class Study:
     """A study in its database, which may still be running: each access reads the current state.
@@ -161,40 +167,38 @@ class Study:
     @property
     def best(self) -> Trial | None:
         """The best trial of the search by the study's rule; None before a trial is complete."""
-        return self._trial(self._snapshot().best)
+        return self._trial(take_snapshot(self._stored).best)
 
     @property
     def baseline(self) -> Trial | None:
         """The trial of the default configuration; None before it is complete."""
-        return self._trial(self._snapshot().baseline)
+        return self._trial(take_snapshot(self._stored).baseline)
 
     @property
     def winner(self) -> Winner | None:
         """The winner of the re-evaluation, with its test where there is one; None before."""
-        return self._winner_of(self._result())
-
-    def _result(self) -> Result | None:
-        """Returns the result in the run directory, if it belongs to this study."""
-        return None if self.run_dir is None else Result.read(self.run_dir, self._stored)
-
-    def _winner_of(self, result: Result | None) -> Winner | None:
+        result = self._result()
         if result is None or self.run_dir is None:
             return None
         row, test = result.winner, result.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
-        config, carried = None if frozen is None else TrialRecord(frozen).config, result.transfer
-        if carried is not None and config is not None:
-            config = carried.carry(config)
+        config = None if frozen is None else TrialRecord(frozen).config
+        if result.transfer is not None and config is not None:
+            config = result.transfer.carry(config)
         return Winner(
             number=row.trial,
             value=row.search_value if row.mean is None else row.mean,
-            params=row.params if carried is None else {**row.params, **carried.values},
+            params=result.params,
             config=config,
             test=None if test is None else test.winner.mean,
             baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
             details=result.document(),
             run_dir=self.run_dir,
         )
+
+    def _result(self) -> Result | None:
+        """Returns the result in the run directory, if it belongs to this study."""
+        return None if self.run_dir is None else Result.read(self.run_dir, self._stored)
 
     @property
     def optuna(self) -> optuna.Study:
@@ -253,44 +257,22 @@ class Study:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<studyloom.Study {self._snapshot().headline}>"
+        return f"<studyloom.Study {take_snapshot(self._stored).headline}>"
 
     def _repr_html_(self) -> str:
-        """The result in a sentence, counts, best trial, baseline, and the winner with its test.
+        """The result in a sentence, notable trials, optimization history, and the report."""
+        from studyloom.views.notebook import study_html
 
-        Strings from the database or a file are escaped.
-        """
-        snapshot, result = self._snapshot(), self._result()
-        winner = self._winner_of(result)
-        lines = list[tuple[str, int, str, Mapping[str, Any]]]()
-        for what, frozen in (("best", snapshot.best), ("baseline", snapshot.baseline)):
-            if (trial := self._trial(frozen)) is not None:
-                values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
-                lines.append((what, trial.number, values, trial.params))
-        if winner is not None:
-            means = {"test": winner.test, "test of the baseline": winner.baseline_test}
-            tested = (f"{what} {mean:.6g}" for what, mean in means.items() if mean is not None)
-            lines.append(("winner", winner.number, ", ".join(tested), winner.params))
-        cells = [(what, f"trial {n}", said, format_parameters(p)) for what, n, said, p in lines]
-        rows = ["".join(f"<td>{escape(printable(cell))}</td>" for cell in row) for row in cells]
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        sentence = escape(snapshot.quotable(self._stored, result))
-        return f"<p><b>{sentence}.</b></p><p>{escape(snapshot.headline)}</p><table>{body}</table>"
-
-    def _snapshot(self) -> Snapshot:
-        return take_snapshot(self._stored)
+        return study_html(self._stored, self.run_dir, self._result())
 
     def _trial(self, frozen: FrozenTrial | None) -> Trial | None:
         if frozen is None:
             return None
         names = (goal.name for goal in self._stored.goals)
         values = dict(zip(names, frozen.values or (), strict=False))
-        record, value, params = (
-            TrialRecord(frozen),
-            next(iter(values.values()), None),
-            frozen.params,
-        )
-        return Trial(frozen.number, record.outcome, value, values, dict(params), record.config)
+        record, value = TrialRecord(frozen), next(iter(values.values()), None)
+        params = dict(frozen.params)
+        return Trial(frozen.number, record.outcome, value, values, params, record.config)
 
 
 def _frame(rows: Rows) -> Any:
@@ -334,11 +316,16 @@ def run_from_python(
     """Runs a study for `studyloom.run` outside of a study module."""
     from studyloom.config.main import invocation_of
 
-    return _run(invocation_of(source, overrides), overrides, quiet=quiet)
+    return _run(invocation_of(source, overrides), overrides, quiet)
 
 
 def _run(
-    invocation: "Invocation", overrides: Sequence[str], *, quiet: bool, is_call: bool = False
+    invocation: "Invocation",
+    overrides: Sequence[str],
+    quiet: bool,
+    *,
+    is_call: bool = False,
+    notes: Sequence[str] = (),
 ) -> Study:
     from studyloom.launch.task import Command
 
@@ -349,7 +336,7 @@ def _run(
         program = invocation.program
         kind = "cell" if "ipykernel" in sys.modules else "call"
         command = Command(program, arguments, lambda: time.monotonic() - began, is_call, kind)
-        return _conduct(cfg, command, quiet=quiet)
+        return _conduct(cfg, command, quiet, notes)
 
     return invocation.call(overrides, conduct)
 
@@ -483,16 +470,14 @@ def search(
     asked = ask(subject, {} if space is None else space, data, given | settings, keywords)
     invocation = of_sections(asked.sections, asked.run_dir)
     asked.write()
-    for words in () if quiet else asked.notes:
-        print(words)
-    return _run(invocation, (), quiet=quiet, is_call=True)
+    return _run(invocation, (), quiet, is_call=True, notes=asked.notes)
 
 
 def _names(value: Any) -> list[Any]:
     return [*value] if isinstance(value, list | tuple) else [value] * (value is not None)
 
 
-def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
+def _conduct(cfg: DictConfig, command: "Command", quiet: bool, notes: Sequence[str]) -> Study:
     """Runs the study of a config in this process, unless its launcher starts workers."""
     from studyloom.commands.outputs import Outputs, take_environment
     from studyloom.commands.search import search_and_report
@@ -511,7 +496,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
         passing.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         outputs = Outputs(take_environment())
-        outputs.console.quiet, outputs.console.lasting = quiet, False
+        outputs.console.quiet, outputs.console.lasting, outputs.notes = quiet, False, notes
         code, reason = 2, None  # until the study is open, as of the command
         try:
             outputs.open()
@@ -537,7 +522,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     if stop.signal is not None:
         with suppress(KeyboardInterrupt):  # of Python's own handler, which has no words
             signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
-        words = f"the study was stopped; the same {command.kind} resumes it"
+        words = f"the study was stopped; {command.resumes} it"
         raise KeyboardInterrupt(words) from error
     stored = opening.open_study(prepared.url, str(cfg.study.name), DEADLINE)
     return Study(stored, prepared.run_dir.absolute())

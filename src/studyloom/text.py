@@ -175,6 +175,30 @@ def line_to_add(name: str, value: str, file: Path, section: str = "") -> str:
     return f"; to have it, add `{name}: {value}` {where}, with the value to start from"
 
 
+PLUS = "\xa0±\xa0"  # a value and its error stay in one line
+
+
+def html_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table for a notebook, without columns that are empty.
+
+    Args:
+        columns: the heads of the columns; all empty for a table without a head.
+        rows: their cells, which are shown as text and never as HTML; None for an empty one.
+    """
+    cells = [
+        ["" if cell is None else escape(printable(str(cell))).replace(" ± ", PLUS) for cell in row]
+        for row in (columns, *rows)
+    ]
+    kept = [column for column in zip(*cells, strict=True) if any(column[1:])]
+    head, *body = zip(*kept, strict=True) if kept else ((),)
+    lines = [("th", head)] * any(head) + [("td", line) for line in body]
+    html = (
+        "".join(f'<{tag} style="text-align:left">{cell}</{tag}>' for cell in line)
+        for tag, line in lines
+    )
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in html)}</table>"
+
+
 def format_ranges(numbers: Sequence[int]) -> str:
     """Formats ascending integers as ranges: 0-3, 5, 7-8."""
     runs: list[list[int]] = []

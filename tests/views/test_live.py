@@ -8,7 +8,7 @@ from snapshots import LONG, joined, shown, snapshot_of, trial_of
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal as live
 from studyloom.views.progress import Progress, ProgressReader, StageProgress, Work
-from studyloom.views.terminal import Display
+from studyloom.views.terminal import Display, LinePrinter
 
 
 def progress_of(snapshot, **more):
@@ -68,13 +68,13 @@ def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(mo
     clock = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=80)
-    display = Display(lambda: None, console)
-    times = []
+    lines, times = LinePrinter(console, live.LINE_INTERVAL), []
     for second in range(200):
         clock[0] = float(second)
         done = 5 if second < 50 else 6
         before = console.file.getvalue()
-        display._show(progress_of(snapshot_of(done=done), eta=float(second)))
+        progress = progress_of(snapshot_of(done=done), eta=float(second))
+        lines.show(progress.line, progress)
         if console.file.getvalue() != before:
             times.append(second)
     assert times == [5, 50, 110, 170]

@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -83,6 +83,7 @@ class Outputs:
         as_json: whether standard output gets a JSON object at the end, and nothing else.
         console: output for people: standard output, or standard error with --json.
         listeners: called with each progress that is read, and at the end with the exit code.
+        notes: lines that are printed before the first trial.
     """
 
     def __init__(self, taken: Mapping[str, str] | None = None) -> None:
@@ -92,6 +93,7 @@ class Outputs:
         self.console.lasting = True
         self.events: EventFile | None = None
         self.listeners: list[Any] = []
+        self.notes: Sequence[str] = ()
         self._progress: Progress | None = None
         self._reader: ProgressReader | None = None
         self._run_dir: Path | None = None

@@ -68,9 +68,9 @@ def print_winner(
     store_result(plan.search.stored, result.in_short())
     stored = plan.search.stored
     best = next((trial.number for trial in stored.ranked(plan.rule)), None)
-    style = "" if result.test is None else "bold green"
-    say(console, result_sentence(result, stored) or "", style)
-    for line in terminal.winner_lines(result, best):
+    strong = "bold" if console.is_jupyter else "bold green"
+    say(console, result_sentence(result, stored) or "", "" if result.test is None else strong)
+    for line in terminal.winner_lines(result, best, brief=console.is_jupyter):
         say(console, line, indent=10)
     if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
         write_report(plan)

@@ -1,7 +1,7 @@
 """Runs an opened study: launches its workers, shows the progress, and prints the result."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn
@@ -66,16 +66,15 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     terminal.print_code_changes(stored, console)
     move_foreign_result(plan, console)
     if todo := task.todo():
-        notes = [*prepared.strategy.notes(), *prepared.definition.notes(prepared.data)]
-        for note in [*notes, *prepared.starts.notes]:
-            say(console, note)
+        notes = [*outputs.notes, *prepared.strategy.notes(), *prepared.starts.notes]
+        notes += prepared.definition.notes(prepared.data)
         verb = "resumes" if any(trial.datetime_start for trial in stored.trials()) else "begins"
         open_ = plan.search.todo()
         many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
         works_here = getattr(prepared.launcher, "works_here", None)
         where = "" if works_here and works_here(task, todo) else f", logs in {task.logs}"
-        say(console, f"{stored.name} {verb}: {many} to do{where}")
-        follow = launch(task, stop, outputs)
+        notes.append(f"{stored.name} {verb}: {many} to do{where}")
+        follow = launch(task, stop, outputs, notes)
         if stop.alone is not None:  # another process continues
             return 0
         if follow is not None:  # the workers continue without this command
@@ -86,9 +85,12 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         write_best(plan, snapshot.best)
     elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
     say(console, f"\n{snapshot.headline}{elapsed}")
-    console.print(terminal.compare_with_baseline(snapshot, console.width))
-    if snapshot.rule is not None:
-        console.print(terminal.front_table(snapshot))
+    if not console.is_jupyter:
+        console.print(terminal.compare_with_baseline(snapshot, console.width))
+        if snapshot.rule is not None:
+            console.print(terminal.front_table(snapshot))
+    elif not plan.is_done():
+        say(console, snapshot.sentence)
     failure: CompressError | NoWinner | None = None
     if plan.is_done():
         print_winner(plan, task.command.as_typed, console)
@@ -106,7 +108,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
     if stop():
         why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
-        say(console, f"{why}; the same {task.command.kind} resumes here")
+        say(console, f"{why}; {task.command.resumes} here")
     elif words := end_of_search(snapshot, trials, todo):
         say(console, words)
     if trials < snapshot.budget:
@@ -120,22 +122,24 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     if stop():
         return 0
     if left := plan.todo():
-        again = f"the same {task.command.kind} resumes them"
-        say(console, f"{left} trials or trainings are left; {again}")
+        say(console, f"{left} trials or trainings are left; {task.command.resumes} them")
     return 0 if snapshot.best is not None and not left else 1
 
 
-def launch(task: StudyTask, stop: Stop, outputs: Outputs) -> str | None:
+def launch(task: StudyTask, stop: Stop, outputs: Outputs, notes: Sequence[str] = ()) -> str | None:
     """Launches workers for the open trials, again if another program has deleted trials or slots.
+
+    Args:
+        notes: lines that are printed first.
 
     Returns:
         What to print, if the workers continue without this command; else None.
     """
     resumptions = terminal.Resumptions(outputs.read(), outputs.console)
+    listeners = [*outputs.listeners, resumptions]
     while True:
-        with terminal.Display(
-            outputs.read, outputs.console, stop, [*outputs.listeners, resumptions]
-        ):
+        with terminal.Display(outputs.read, outputs.console, stop, listeners, notes):
+            notes = ()
             follow = task.prepared.launcher.launch(task, stop)
         if follow is not None or not task.stages.reconcile() or stop():
             return follow

@@ -42,7 +42,7 @@ class Command:
         program: Python's arguments before the overrides, such as ("-m", "studies.mnist").
         age: returns the seconds for which the command has run.
         is_call: whether the user called a function instead.
-        kind: what the user repeats to resume the study: the same command, call or cell.
+        kind: what the user repeats to resume the study: a command, call or cell.
         is_worker: whether a launcher has started this process as a worker.
     """
 
@@ -64,6 +64,16 @@ class Command:
     def as_typed(self) -> list[str]:
         """The command line without its arguments, as the user types it."""
         return ["python", *self.program]
+
+    @property
+    def again(self) -> str:
+        """Says what a user does to run the study again."""
+        return "run the cell again" if self.kind == "cell" else f"the same {self.kind}"
+
+    @property
+    def resumes(self) -> str:
+        """Says what resumes the study."""
+        return f"{self.again} {'to resume' if self.kind == 'cell' else 'resumes'}"
 
     def without(self, *keys: str) -> list[str]:
         """Returns the arguments without the overrides of some keys, and of all below them."""

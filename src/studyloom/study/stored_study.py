@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from typing import Any, overload
 
 import msgspec
@@ -37,7 +36,7 @@ from studyloom.storage.ledger import Ledger, Store
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
 from studyloom.study.trial_record import TrialRecord
-from studyloom.text import mask_passwords, one_line, printable, without_formula
+from studyloom.text import html_table, mask_passwords, one_line, without_formula
 
 CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
 SEARCH, REEVALUATION, FINAL_TRAINING = "search", "re-evaluation", "final-training"
@@ -366,18 +365,9 @@ class Rows(Sequence[Mapping[str, Any]]):
 
     def _repr_html_(self) -> str:
         """The rows as a table in a notebook; cells are shown as text, never as HTML."""
-        head = "".join(f"<th>{_as_html(name)}</th>" for name in self.columns)
-        lines = [
-            "".join(f"<td>{_as_html(cell)}</td>" for cell in cells) for cells in self.cells[:SHOWN]
-        ]
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
         more = len(self.cells) - SHOWN
         note = f"<p>and {more} more</p>" if more > 0 else ""
-        return f"<table><tr>{head}</tr>{body}</table>{note}"
-
-
-def _as_html(cell: Any) -> str:
-    return "" if cell is None else escape(printable(str(cell)))
+        return html_table(self.columns, self.cells[:SHOWN]) + note
 
 
 def trial_rows(stored: StoredStudy) -> Rows:

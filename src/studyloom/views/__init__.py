@@ -1,7 +1,7 @@
 """Views: a snapshot of a study, and how it is shown.
 
-Live and at the end in the terminal, by `studyloom status`, as report.html with figures, and as a
-live report in the browser, with a link to optuna-dashboard.
+Live and at the end in the terminal, by `studyloom status`, in a notebook, as report.html with
+figures, and as a live report in the browser, with a link to optuna-dashboard.
 """
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "dashboard",
     "doctor",
     "figures",
+    "notebook",
     "page",
     "progress",
     "report",

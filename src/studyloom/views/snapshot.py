@@ -274,12 +274,12 @@ def result_sentence(result: Result, stored: StoredStudy) -> str | None:
         warning = "" if carried.held else "The order of the search did not hold at the target: "
         who = f"{warning}{who}, searched with {carried.small_words}"
     if test is not None:
-        words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(result, test)}"
+        words = f"{who}: {format_summary(test.winner, stored.metric)} on {_examples(result, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"
     if winner.reevaluation is None:
         return None
     seeds = plural(len(winner.values), "new seed")
-    return f"{who}: {_spread(winner.reevaluation, stored.metric)} on {seeds}, untested"
+    return f"{who}: {format_summary(winner.reevaluation, stored.metric)} on {seeds}, untested"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -377,7 +377,7 @@ def format_metric(value: float, metric: str, error: float | None = None) -> str:
     return f"{one_line(metric)} {format_value(value)}"
 
 
-def _spread(values: Summary, metric: str) -> str:
+def format_summary(values: Summary, metric: str) -> str:
     """Formats mean ± standard deviation over the seeds."""
     mean, error = values.mean, values.std
     if error is None or values.same:

@@ -68,15 +68,17 @@ def room_of(console: Console) -> int:
     return console.width if console.is_terminal else sys.maxsize
 
 
-def winner_lines(result: Result, best: int | None = None) -> Iterator[str]:
+def winner_lines(result: Result, best: int | None = None, *, brief: bool = False) -> Iterator[str]:
     """Formats a result for a terminal, line by line.
 
     Args:
         best: the best trial of the search; None if it is not to be named.
+        brief: whether to leave out what `±` means, and the interval of the mean.
     """
     of_search = "" if best is None else f"best of the search: trial {best}; "
     yield f"{of_search}winner: {result.winner.name}, {result.reason_words}"
-    first, *others = result.facts()
+    explained = result.test.uncertainty if brief and result.test is not None else ()
+    first, *others = (fact for fact in result.facts() if fact.value not in explained)
     name = "winner   " if result.test is None else "test      winner"
     yield f"{name} {first.value}  {first.explanation}"
     yield from (f"{'':10}{fact}" for fact in others)
@@ -191,9 +193,36 @@ class SafeConsole(Console):
 
 def make_console(file: Any = None, **options: Any) -> SafeConsole:
     """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`."""
-    return SafeConsole(
-        file=file or sys.stdout, highlight=False, markup=False, emoji=False, **options
-    )
+    options |= {"file": file or sys.stdout, "highlight": False, "markup": False, "emoji": False}
+    console = SafeConsole(**options)
+    return CellConsole(**options) if console.is_jupyter else console
+
+
+class CellConsole(SafeConsole):
+    """A console that prints into one output of a notebook's cell."""
+
+    _printed: tuple[Any, ...] = ()
+    _output: Any = None  # the display handle
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints as any other console, below what it has printed before."""
+        self._printed += ((objects, options),)
+        self.show()
+
+    def show(self, *block: RenderableType) -> None:
+        """Shows everything printed so far, and a block below it until the next call."""
+        lines = make_console(io.StringIO(), record=True, width=self.width, force_jupyter=False)
+        for objects, options in [*self._printed, *[(block, {})] * bool(block)]:
+            lines.print(*objects, **options)
+        style = "white-space:pre-wrap;word-break:normal;line-height:normal;font-family:monospace"
+        page = f'<pre style="{style}">{{code}}</pre>'
+        html = lines.export_html(inline_styles=True, code_format=page, clear=False)
+        content = {"text/html": html, "text/plain": lines.export_text()}
+        if self._output is not None:
+            self._output.update(content, raw=True)
+        elif not self.quiet:  # in the main thread, so that it belongs to the running cell
+            display = import_module("IPython.display").display
+            self._output = display(content, raw=True, display_id=True)
 
 
 def print_compressed(record: Compressed, console: Console) -> None:
@@ -263,11 +292,12 @@ def print_next_steps(
 ) -> None:
     """Prints the paths of the results, and the next commands."""
     stored = plan.search.stored
-    curves = (TrialRecord(trial).curve for trial in stored.trials())
-    if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
-        console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
-    trials = [trial for stage in plan for trial in stage.stored.trials()]
-    say(console, ", ".join(format_times(trials, began)))
+    if not console.is_jupyter:
+        curves = (TrialRecord(trial).curve for trial in stored.trials())
+        if times := [seconds for columns in curves for seconds in columns.get("seconds", ())]:
+            console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
+        trials = [trial for stage in plan for trial in stage.stored.trials()]
+        say(console, ", ".join(format_times(trials, began)))
     lines = [f"study  {without_password(parse_url(plan.prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
@@ -275,17 +305,19 @@ def print_next_steps(
         for what, name in files.items()
         if (plan.run_dir / name).exists()
     ]
-    console.print(Text("\n".join(lines)), soft_wrap=True)
+    if console.is_jupyter:  # `study` and `study.winner` show the rest
+        lines = [line for line in lines if line.startswith("report")]
+    say(console, "\n".join(lines))
     nexts = [["studyloom", verb, str(plan.run_dir)] for verb in ("status", "dashboard")]
     if plan.definition.space.size() > 1 and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
-        called = f"the same call with {more.removeprefix('study.')}".split()
+        called = f"{command.again} with {more.removeprefix('study.')}".split()
         again = [*command.as_typed, *command.without(key), more]
         nexts.insert(0, called if command.is_call else again)
-    for n, words in enumerate(nexts):  # in lines that a shell continues
+    for n, words in enumerate(nexts[:1] if console.is_jupyter else nexts):
         parts = [f"{'' if n else 'next':6}", *map(shlex.quote, words)]
         lines = wrap(parts, room_of(console) - 2, " ", indent=7, fold=False)
-        console.print(Text(" \\\n".join(lines)), soft_wrap=True)
+        console.print(Text(" \\\n".join(lines)), soft_wrap=True)  # a shell continues them
 
 
 # The printed sections of the sampled configuration.
@@ -452,6 +484,7 @@ class Display:
     Args:
         stop: whether the process is stopping, which is shown; None if nothing stops it.
         listeners: called with each progress that is read, and with the last one after the body.
+        notes: lines that are printed first; a cell shows them only until the body ends.
     """
 
     def __init__(
@@ -460,38 +493,43 @@ class Display:
         console: Console,
         stop: Stop | None = None,
         listeners: Sequence[Callable[[Progress], None]] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
-        self._cell: Any = None  # the display handle of a notebook's cell
+        self._notes = Text("\n".join(notes))
         self._lines = LinePrinter(console, LINE_INTERVAL)
         self._stop_shown = False  # whether it was shown that the process is stopping
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Display":
-        if self.console.is_jupyter and not self.console.quiet:
-            # In this thread, so that it belongs to the output of the running cell.
-            html = import_module("IPython.display")
-            self._cell = html.display(html.HTML(""), display_id=True)
+        if isinstance(self.console, CellConsole):
+            self.console.show(self._notes)
+        elif self._notes:
+            self.console.print(self._notes, soft_wrap=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
-        if self._cell is not None:
-            self._cell.update(import_module("IPython.display").HTML(""))
+        if isinstance(self.console, CellConsole):
+            self.console.show()
         if self.listeners:
             self._take()
 
     def _watch(self) -> None:
         """Redraws the job repeatedly; messages of signals are printed above and stay."""
-        if self._cell is not None or not self.console.is_interactive:
-            self._look(self._show)
+        cell = self.console if isinstance(self.console, CellConsole) else None
+        if cell is None and not self.console.is_interactive:
+            self._look(lambda progress: self._lines.show(progress.line, progress))
             return
         if self.stop is not None:
             self.stop.telling = True
         try:
+            if cell is not None:
+                self._look(lambda progress: cell.show(self._notes, self.render(progress)))
+                return
             with LiveLines(console=self.console, auto_refresh=False, transient=True) as live:
                 self._look(
                     lambda progress: live.update(self.render(progress), refresh=True), self._tell
@@ -500,6 +538,7 @@ class Display:
         finally:
             if self.stop is not None:
                 self.stop.telling = False
+            if cell is None:
                 self._tell()  # a signal since the last look, which the process has not reported
 
     def _tell(self) -> None:
@@ -529,19 +568,6 @@ class Display:
         for listener in self.listeners:
             listener(progress)
         return progress
-
-    def _show(self, progress: Progress) -> None:
-        """Shows the job in a notebook as on a terminal, with text escaped; else prints a line."""
-        if self._cell is None:
-            self._lines.show(progress.line, progress)
-            return
-        width = self.console.width
-        console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
-        console.print(self.render(progress))
-        style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
-        page = f'<pre style="{style}">{{code}}</pre>'
-        html = console.export_html(inline_styles=True, code_format=page)
-        self._cell.update(import_module("IPython.display").HTML(html))
 
     def render(self, progress: Progress) -> RenderableType:
         """Renders a job for a terminal, as wide as the console."""

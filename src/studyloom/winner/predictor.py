@@ -6,7 +6,7 @@ study's data source turns the content of a file into an input. Nothing in these 
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from studyloom.definition.user_functions import (
 )
 from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
-from studyloom.text import format_shape, one_line
+from studyloom.text import format_shape, html_table, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.inputs import IN_PYTHON, InputFormat
@@ -37,6 +37,7 @@ from studyloom.winner.result import DataFacts, InputPrediction, Result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
 ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
+SHOWN, MOST_PROBABLE = 20, 5  # inputs in a notebook, and the classes of a single one
 NO_NETWORK = (
     "{}: the winner is of a custom training loop, and nothing says what makes its network; name it "
     "as objective.network and call `studyloom winner` on this study, or give it in Python: "
@@ -276,6 +277,7 @@ class Prediction:
         values: the predicted numbers (n, outputs), float32 or float64; None for classes.
         notes: for each input, how it was converted and how it differs from the training data; ""
             for nothing.
+        class_names: the name of each class, in the order of `probabilities`; empty without names.
     """
 
     classes: Tensor | None = None
@@ -283,6 +285,30 @@ class Prediction:
     names: tuple[str, ...] = ()
     values: Tensor | None = None
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = field(default=(), repr=False)
+
+    def _repr_html_(self) -> str | None:
+        """The most probable classes of one input; of several, the class of each; or numbers.
+
+        None for outputs of other shapes, which a notebook then shows as `print` does.
+        """
+        outputs = self.values if self.probabilities is None else self.probabilities
+        if outputs is None or outputs.ndim != 2:
+            return None
+        several = len(outputs) > 1
+        rows = list[tuple[Any, ...]]()
+        for place, row in enumerate(outputs[:SHOWN]):
+            key, note = place if several else None, self.notes[place] if self.notes else None
+            if self.probabilities is None:
+                rows.append((key, " ".join(f"{value:.5g}" for value in row.tolist()), None, note))
+                continue
+            best = row.topk(min(1 if several else MOST_PROBABLE, len(row)))
+            for label, share in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                name = self.class_names[label] if self.class_names else label
+                rows.append((key, name, f"{share:.4f}", note))
+        found = "numbers" if self.probabilities is None else "class"
+        table = html_table(("input", found, "probability", "note"), rows)
+        return f"{table}<p>and {len(outputs) - SHOWN} more</p>" if len(outputs) > SHOWN else table
 
 
 class Predictor:
@@ -360,7 +386,7 @@ class Predictor:
             return Prediction(values=outputs, notes=notes)
         classes, words = outputs.argmax(1), self._network.form.facts.names
         names = tuple(words[k] for k in classes.tolist()) if words and classes.ndim == 1 else ()
-        return Prediction(classes, outputs, names, notes=notes)
+        return Prediction(classes, outputs, names, notes=notes, class_names=words)
 
     def __repr__(self) -> str:
         task = "classes" if self._network.form.facts.classifies else "numbers"

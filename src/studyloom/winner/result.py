@@ -593,6 +593,11 @@ class Result(Tested):
         )
 
     @property
+    def params(self) -> dict[str, Any]:
+        """The winner's hyperparameters by path, at the target size."""
+        return self.winner.params | ({} if self.transfer is None else self.transfer.values)
+
+    @property
     def is_of_loop(self) -> bool:
         """Whether the winner is a custom training loop, whose epochs are unknown."""
         return self.epochs is None
