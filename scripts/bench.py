@@ -10,6 +10,7 @@
     python scripts/bench.py growth           # 100,000 finished trials; 15 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
+    python scripts/bench.py small            # 30 small trials, 2,000 trivial ones; 10 minutes
     python scripts/bench.py start            # commands until they begin or print; 2 minutes
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py profile          # where the time of a trial goes; 2 minutes
@@ -59,6 +60,7 @@ from search.methods import FORMER, METHODS, USUAL
 from search.peers import REQUIRED
 from search.recording import record
 from search.tables import FAMILIES
+from small import small
 from starting import measure_start
 from training.against_plain import answer, example, tutorial
 from training.learning_rates import scale_up
@@ -113,6 +115,9 @@ BENCHES = {
         {"trials": 2, "sizes": [2]},
     ),
     "loader": Bench(lambda a: loader(a.repeats or 3, *(a.sizes or (4000,))), {"sizes": [100]}),
+    "small": Bench(
+        lambda a: small(a.repeats or 3, min(a.trials or 30, 30), a.trials or 2000), {"trials": 8}
+    ),
     "start": Bench(lambda a: measure_start(a.repeats or 3, a.before or None), {"before": ""}),
     "kills": Bench(lambda a: kills(a.trials or 60), {"trials": 3}),
     "profile": Bench(lambda a: profile_benches(a.trials or 100), {"trials": 2}),

@@ -114,7 +114,7 @@ class Workshop:
         if example.new:
             self.python("-c", STUDYLOOM, "new", name, *example.new)
             self.environment["PYTHONPATH"] = str(self.project)
-        given = [f"study.name={name}", "launcher.workers=1"]
+        given = [f"study.name={name}", "launcher.workers=1", "checkpoints.interval=0"]
         command = ["-m", f"studies.{example.page}", *given, *example.overrides.split()]
         if example.killed:
             self.kill_at(command, run / example.killed)

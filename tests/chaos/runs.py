@@ -182,7 +182,8 @@ class Run:
         They waited there for a file, and go on then; `meanwhile` is called while they wait.
         """
         gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
-        process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate), **environment)
+        own = (*overrides, "checkpoints.interval=0")  # of epochs of milliseconds, all are looked at
+        process = (starter or self.start)(*own, STUDYLOOM_TEST_GATE=str(gate), **environment)
 
         def at_work(stored):
             held = {slot.trial_id for slot in stored.ledger.held() if is_alive(holder(slot))}

@@ -114,6 +114,7 @@ class CheckpointsSection:
     """Where trials save their state."""
 
     dir: str | None = key("${run_dir}/checkpoints", "on a disk that all hosts share; null: none")
+    interval: float = key(1.0, "least seconds between two of a trial; 0: one after each epoch")
 
 
 @dataclass
@@ -197,7 +198,10 @@ RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
         *("objective.folds", "objective.seeds", "winner.top", "winner.seeds"),
         "study.lease",  # which is renewed four times in that time, by a write each
     ),
-    ("at least 0", 0, math.inf): ("study.seed", "storage.deadline", "cost.per_hour"),
+    ("at least 0", 0, math.inf): (
+        *("study.seed", "storage.deadline", "cost.per_hour"),
+        "checkpoints.interval",
+    ),
     ("from 0 to 1", 0, 1): ("study.proposals",),
     ("a positive number", math.ulp(0.0), math.inf): (
         *("study.timeout", "study.trial_timeout", "study.min_improvement", "cost.limit"),

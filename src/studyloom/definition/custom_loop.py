@@ -153,8 +153,19 @@ class LoopDefinition(Definition):
             return super().at(point)
         if "${" in str([*point.params.values()]):  # of others, who write to the database
             raise ConfigError(f"hyperparameters must not hold '${{'; got {point.params!r}")
+        if not point.params:  # copies would take most of a fast trial's time
+            return self.config
         params = {**(value_at(self.config, PARAMS) or {}), **point.params}
         return with_values(self.config, {PARAMS: params})
+
+    @functools.cached_property
+    def _sections(self) -> dict[str, Any]:
+        return super().provenance_sections(Point())
+
+    def provenance_sections(self, point: Point) -> dict[str, Any]:
+        if not self.suggests:
+            return super().provenance_sections(point)
+        return {**self._sections, PARAMS: {**self._sections.get(PARAMS, {}), **point.params}}
 
     @functools.cached_property
     def adapter(self) -> Any:
@@ -216,12 +227,12 @@ class LoopDefinition(Definition):
         seed: int | None = None,
         fold: Fold | None = None,
     ) -> LoopObjective:
-        single = None if seed is None else (seed, fold)
+        single, loop = None if seed is None else (seed, fold), self.loop(point)
         return LoopObjective(
             loop=replace(
-                self.loop(point),
+                loop,
                 resumes=attempt.pauses,
-                scaling=loop_scaling(self.at(point), data.network_kwargs),
+                scaling=loop_scaling(loop.config, data.network_kwargs),
             ),
             jobs=loop_jobs(self.config, data, self.trial_seed(number), single),
             trial=number,

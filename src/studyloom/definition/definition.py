@@ -224,7 +224,7 @@ class Definition:
         """The sizes of the search and of its winner; None if they are the same."""
         return Scale.parse(self.config)
 
-    @property
+    @functools.cached_property
     def seed(self) -> int:
         """The seed of the study, from which all others descend."""
         return int(self.config.study.seed)
@@ -279,7 +279,7 @@ class Definition:
         self.ranks.together(prepare)
         made[0].follow()
 
-    @property
+    @functools.cached_property
     def steps(self) -> str:
         """The steps of a trial that the pruner sees.
 

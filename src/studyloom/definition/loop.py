@@ -16,13 +16,13 @@ from statistics import fmean
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from optuna import TrialPruned
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import BaseTrial
 
 from studyloom.config.compose import isolated_hydra
-from studyloom.config.values import describe_error, keys_explained
+from studyloom.config.values import describe_error, keys_explained, with_values
 from studyloom.definition.objective import (
     Attempt,
     Objective,
@@ -221,9 +221,7 @@ class Loop:
 
     def config_of(self, seed: int) -> DictConfig:
         """Returns the config that a call with a seed gets."""
-        config = self.config.copy()
-        with open_dict(config):
-            config["seed"] = seed
+        config = with_values(self.config, {"seed": seed})
         OmegaConf.set_readonly(config, True)
         return config
 
@@ -331,6 +329,10 @@ class LoopObjective(Objective):
             return len(self.jobs) * STRIDE
         return None if self._run is None else self._run.count
 
+    @property
+    def keeps_files(self) -> bool:
+        return self._run is not None and self._run.keeps_files
+
     def run(self, report: Tell, stopping: Stopping) -> float:
         """Calls the loop; between its reports a signal may end it at any moment.
 
@@ -424,9 +426,11 @@ class LoopObjective(Objective):
                     uncut=uncut,
                     store=tell,
                 )
+                function = UserFunction(loop.function)
+                config = loop.config if function.takes_trial else loop.config_of(job.seed)
                 with isolated_hydra(), keys_explained():
-                    config, began = loop.config_of(job.seed), time.perf_counter()
-                    returned = UserFunction(loop.function).call(config, run, make_trial)
+                    began = time.perf_counter()
+                    returned = function.call(config, run, make_trial)
                 with self.ranks.deciding():
                     if ended_by or run.unfit is not None:
                         raise RuntimeError(

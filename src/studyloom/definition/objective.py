@@ -113,6 +113,11 @@ class Objective:
         """Seconds spent on evaluation by this object so far; a part of the seconds of its steps."""
         return 0.0
 
+    @property
+    def keeps_files(self) -> bool:
+        """Whether `state` names files that a library's trainer keeps for a few steps only."""
+        return False
+
     def run(self, report: Tell, stopping: Stopping) -> float:
         """Runs to the end, from the start or from the restored step, and returns a finite number.
 

@@ -205,6 +205,11 @@ class Run:
         return bool(self._kept or self._kept_at_end)
 
     @property
+    def keeps_files(self) -> bool:
+        """Whether `keep_files` was called in this epoch."""
+        return self._files is not None
+
+    @property
     def resumable(self) -> bool:
         """Whether another process can resume the trial from its last epoch."""
         return self._begun and self.keeps
@@ -294,8 +299,9 @@ class Run:
     def epochs(self, count: int | None) -> Iterator[int]:
         """Yields the numbers of the epochs from 1; after a resume only those that are left.
 
-        At the end of each epoch it reports the values, saves a checkpoint, and may end the trial.
-        An epoch without a report, or a loop without `run.keep`, saves no checkpoint.
+        At the end of each epoch it reports the values, saves a checkpoint if the last one is older
+        than `checkpoints.interval`, and may end the trial. An epoch without a report, or a loop
+        without `run.keep`, saves no checkpoint.
 
         Args:
             count: the number of epochs in all; None if it is not known.

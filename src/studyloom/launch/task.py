@@ -176,6 +176,7 @@ def make_task(
                     on_claim=on_claim,
                     pausing=lambda: stop.paused,
                     on_end=on_end,
+                    interval=config.checkpoints.interval,
                 )
                 worker.run()
             if stop():

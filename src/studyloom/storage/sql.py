@@ -158,10 +158,16 @@ def lock_study(connection: sa.Connection, study_id: int, uuid: str) -> None:
         raise study_deleted()
 
 
-OF_STUDY = sa.select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
-    STUDY_ATTRIBUTES.c.study_id == sa.bindparam("study"),
-    STUDY_ATTRIBUTES.c.key.in_(sa.bindparam("keys", expanding=True)),
+ALL_OF_STUDY = sa.select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
+    STUDY_ATTRIBUTES.c.study_id == sa.bindparam("study")
 )
+OF_STUDY = ALL_OF_STUDY.where(STUDY_ATTRIBUTES.c.key.in_(sa.bindparam("keys", expanding=True)))
+
+
+def all_study_attrs(connection: sa.Connection, study_id: int) -> dict[str, Any]:
+    """Reads the user attributes of a study."""
+    rows = connection.execute(ALL_OF_STUDY, {"study": study_id})
+    return {key: json.loads(value) for key, value in rows}
 
 
 def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[Any]:

@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import threading
-from collections import defaultdict
+from bisect import insort
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
@@ -28,6 +28,7 @@ from studyloom.storage.sql import Write
 ENDED = tuple(state for state in TrialState if state.is_finished())
 # A query for only these is about trials that have ended; a paused trial may count as pruned.
 SETTLED = (TrialState.COMPLETE, TrialState.FAIL)
+NUMBER = attrgetter("number")
 
 
 class TrialBuffer(CachedStorage):
@@ -216,7 +217,8 @@ class OtherTrials:
         self._lock = threading.RLock()
         self._latest = -1  # id of the latest trial that was seen
         self._open: set[int] = set()  # ids of those that had not ended
-        self._ended = defaultdict[TrialState, list[FrozenTrial]](list)  # by number
+        # Those that have ended, in some states, by number: without a sort for each call.
+        self._ended: dict[tuple[TrialState, ...], list[FrozenTrial]] = {ENDED: []}
         self._running: list[FrozenTrial] | None = None  # those that have not ended
         self._fresh = False
 
@@ -231,11 +233,14 @@ class OtherTrials:
         )
         with self._lock:
             self._look(own._trial_id, running=not settled)
-            parts = [self._ended[state] for state in ENDED if states is None or state in states]
-            moving = [own] if settled else [*(self._running or ()), own]
-            parts.append([t for t in moving if states is None or t.state in states])
-        # Sorting takes 0.1 ms for 5,000: they are some ascending runs.
-        return sorted((trial for part in parts for trial in part), key=attrgetter("number"))
+            wanted = tuple(state for state in ENDED if states is None or state in states)
+            if wanted not in self._ended:
+                self._ended[wanted] = [t for t in self._ended[ENDED] if t.state in wanted]
+            trials = [*self._ended[wanted]]
+            for trial in [own] if settled else [*(self._running or ()), own]:
+                if states is None or trial.state in states:
+                    insort(trials, trial, key=NUMBER)
+        return trials
 
     def _look(self, own: int, *, running: bool) -> None:
         """Reads how the other trials have changed since `forget_changes`."""
@@ -257,10 +262,9 @@ class OtherTrials:
         self._open, ended, moving = self._storage.read(look)
         self._latest = max(self._latest, *self._open, *(trial._trial_id for trial in ended))
         for trial in filter(sql.fills_slot, ended):
-            self._ended[trial.state].append(trial)
-        if ended:
-            for trials in self._ended.values():
-                trials.sort(key=attrgetter("number"))
+            for states, trials in self._ended.items():
+                if trial.state in states:
+                    insort(trials, trial, key=NUMBER)
         self._fresh = True
         if running:
             # One may have ended between the two statements; it counts so the next time.

@@ -53,6 +53,7 @@ class Reporter:
         releasing: returns whether the worker should release the trial.
         comparable: whether the study's pruner may end the trial.
         slots: decide at which rungs the trial is paused; None if it never is.
+        interval: the least seconds between two checkpoints, unless the trial pauses or stops.
     """
 
     held: HeldTrial
@@ -62,8 +63,10 @@ class Reporter:
     releasing: Callable[[], bool]
     comparable: bool = True
     slots: SlotQueue | None = None
+    interval: float = 0.0
 
     def __post_init__(self) -> None:
+        self._saved = time.monotonic()  # when the last checkpoint was
         self._evaluated = 0.0  # seconds of evaluation at the last step
         # The last step that is stored, and the last that has come.
         self._stored = self._latest = -1 if self.reported is None else self.reported
@@ -151,9 +154,10 @@ class Reporter:
                 self._save()
             with watch("storage"):
                 self._outbox.send(PendingReport(step, at_rung))
-            if not last and not at_rung:
+            stops = self.releasing() and not last
+            if not last and not at_rung and (stops or self._is_due()):
                 self._save()
-            if self.releasing() and not last:
+            if stops:
                 raise Stopped
             with watch("storage"):
                 self._pause_at_rung(at_rung)
@@ -181,6 +185,10 @@ class Reporter:
             return False
         return self.slots.pauses_at(self.held.claim.slot, before, step.number)
 
+    def _is_due(self) -> bool:
+        """Whether the state is saved now; each one that names files, which are soon removed."""
+        return self.objective.keeps_files or time.monotonic() - self._saved >= self.interval
+
     def _save(self) -> None:
         """Saves the state; an error of the disk does not end the trial."""
         if self.checkpoint is None:
@@ -192,6 +200,7 @@ class Reporter:
                 self.checkpoint.save(state)
             except OSError as error:
                 log.warning("%s; a crash would now cost this trial's epochs so far", error)
+        self._saved = time.monotonic()
 
     def post(self, report: PendingReport) -> None:
         """Stores a step and renews the lease, in one commit; then consults the pruner.

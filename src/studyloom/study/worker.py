@@ -39,6 +39,7 @@ class Worker:
 
     Args:
         checkpoints: the folder for the states of running trials; None for none.
+        interval: the least seconds between two states of a trial that neither pauses nor stops.
         pausing: returns whether to release the trial and to claim none for now.
     """
 
@@ -51,6 +52,7 @@ class Worker:
     on_claim: Callable[[], None] = lambda: None
     pausing: Callable[[], bool] = lambda: False
     on_end: Callable[[FrozenTrial], None] = lambda trial: None
+    interval: float = 0.0
 
     @property
     def stored(self) -> StoredStudy:
@@ -174,11 +176,12 @@ class Worker:
 
     def train(self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: SlotQueue) -> None:
         """Evaluates a configuration, and records its value, or why it has no value."""
-        state, value = TrialState.COMPLETE, None
+        state, value, suggests = TrialState.COMPLETE, None, point.trial is not None
         failure: failures.Failure | None = None
         objective: Objective | None = None
         try:
-            self.describe(held, point)
+            if not suggests:  # else once the hyperparameters are known
+                self.describe(held, point)
             held.constrain(self.stage.source.measure_costs(point, self.data))
             checkpoint = self.files.checkpoint(frozen.number, point)
             folder = None if checkpoint is None else self.files.folder_of(checkpoint)
@@ -196,6 +199,7 @@ class Worker:
                 releasing=lambda: self.stopping() or self.pausing(),
                 comparable=prunable and len(self.stored.goals) == 1,
                 slots=slots if prunable else None,
+                interval=self.interval,
             )
             value = reporter.run(self.stopping)
             with self.watch("checkpoints"):
@@ -217,7 +221,7 @@ class Worker:
                 if objective is not None and ours:
                     # Later epochs ran while the database was away.
                     objective.cut(error.args[0].number)
-        if held.provenance is not None and point.trial is not None:
+        if suggests:
             self.describe(held, self.stage.source.space.at(held.trial.params))
         held.store(objective)
         if failure is not None:

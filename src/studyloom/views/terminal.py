@@ -344,7 +344,8 @@ def print_dry_run(definition: "Definition", console: Console) -> None:
 # The status of a study: printed once, watched until the job has ended, or live during its work.
 
 TICK = 0.1  # seconds between looks at whether to stop
-LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on
+LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on, at least
+LOOKING = 0.05  # the share of time that these looks may take: trials run in this process
 LINE_INTERVAL = 5.0  # seconds between plain lines if something has changed
 QUIET_INTERVAL = 60.0  # seconds between plain lines if nothing has
 BAR_WIDTH = 20  # columns
@@ -551,13 +552,14 @@ class Display:
         self, draw: Callable[[Progress], None], tell: Callable[[], None] = lambda: None
     ) -> None:
         """Looks at the job until the body ends; `tell` is called at each tick."""
-        looked = 0.0
+        due = 0.0
         while not self._end.wait(min(TICK, LIVE_INTERVAL)):
             tell()
-            if time.monotonic() - looked >= LIVE_INTERVAL:
-                looked = time.monotonic()
+            if (began := time.monotonic()) >= due:
                 if (progress := self._take()) is not None:
                     draw(progress)
+                took = time.monotonic() - began
+                due = began + max(LIVE_INTERVAL, took / LOOKING)
 
     def _take(self) -> Progress | None:
         try:
