@@ -41,6 +41,7 @@ from studyloom.text import mask_passwords, one_line, printable, without_formula
 
 CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
 SEARCH, REEVALUATION, FINAL_TRAINING = "search", "re-evaluation", "final-training"
+ABLATION = "ablation"
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 SHOWN = 100  # rows in a notebook
 STAGE_NAME = re.compile(
@@ -76,7 +77,7 @@ class StageName:
         return f"{self.study}/{self.title} {numbers} {self.details}".rstrip()
 
     def with_detail(self, detail: str) -> "StageName":
-        return replace(self, details=f"{self.details} {detail}".lstrip())
+        return replace(self, details=f"{self.details} {detail}".strip())
 
     @classmethod
     def parse(cls, name: str) -> "StageName | None":
