@@ -10,6 +10,8 @@ import toys
 import yaml
 from commands import QUICK, studyloom
 from harness import outcomes
+from live_processes import until
+from optuna.trial import TrialState
 from runs import Run, holder, kill
 from test_readme import PAPERS, SITE, blocks
 
@@ -116,6 +118,43 @@ def test_a_study_killed_in_the_midst_comes_to_the_same_values_winner_and_test(
         assert answers[0].get(key) == answers[1].get(key)
     weights = [torch.load(r.folder / "winner.pt", weights_only=True) for r in (run, expected)]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+ABLATED = (
+    *(*SMALL, "train.epochs=30", "winner.seeds=2", "winner.ablation=true"),
+    *("space=none", "study.baseline=false"),
+    *("+space.optimizer.lr.float=[0.0005,0.1]", "+space.model.dropout.float=[0.0,0.4]"),
+)
+
+
+def test_an_ablation_whose_processes_are_all_killed_comes_to_the_same_table(tmp_path):
+    tables = {}
+    for name in ("calm", "killed"):
+        folder = tmp_path / name / "run"
+        folder.parent.mkdir()
+        run = Run(folder, f"sqlite:///{folder}/study.db", ABLATED, trials=TRIALS)
+        process = run.start(f"study.trials={TRIALS}")
+        if name == "killed":
+            run.until_done(TRIALS)
+            until(lambda run=run: trains(run, "ablation"), 180, pause=0.05)
+            kill(run.processes())
+            process.communicate()
+            assert trains(run, "ablation")
+            process = run.start(f"study.trials={TRIALS}")
+        run.end(process, 0)
+        tables[name] = json.loads((folder / "winner.json").read_text())
+        run.stored().close()
+    for key in ("ablation", "test"):
+        assert tables["calm"][key] == tables["killed"][key]
+    assert tables["calm"]["ablation"]["rows"]
+
+
+def trains(run, title):
+    """Whether a trial of a later stage is in the midst of its training."""
+    stages = run.stored().later_stages()
+    ids = [study._study_id for study, name in stages if name and name.title == title]
+    trials = (t for each in ids for t in run.stored().storage.get_all_trials(each, False))
+    return any(t.state == TrialState.RUNNING and t.intermediate_values for t in trials)
 
 
 @pytest.mark.nightly

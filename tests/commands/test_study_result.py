@@ -17,6 +17,7 @@ from studyloom.storage.attributes import RESULT
 from studyloom.study.early_end import look_ahead
 from studyloom.views import report
 from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.result import Result
 from studyloom.winner.stages import ResultStages
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -188,3 +189,22 @@ def test_a_report_that_cannot_be_drawn_costs_a_line_and_no_exit_code(searched, m
     assert "Traceback" not in said
     assert main(["report", str(searched)]) == 0
     assert "report.html is not written" in capsys.readouterr().err
+
+
+# `studyloom ablate`
+
+
+@pytest.mark.chaos
+def test_ablate_prints_its_table_as_json_and_uses_the_test_set_at_most_once(searched, capsys):
+    for _ in range(2):  # the second has nothing to train
+        assert main(["ablate", str(searched), "--json"]) == 0
+        printed = capsys.readouterr()
+        found = json.loads(printed.out)
+        assert found == Result.load(searched).document()["ablation"]
+        assert "changes to the default configuration" in printed.err
+    with api.open_study(searched) as study:
+        assert study._stored.test_uses() == 1
+    assert all(row["values"] for row in found["rows"])
+    assert ("Ablation of the winner" in (searched / "report.html").read_text()) == bool(
+        found["rows"]
+    )

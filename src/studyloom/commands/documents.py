@@ -11,7 +11,7 @@ from studyloom.commands.outputs import HeartbeatDocument, RunDocument
 from studyloom.study.stopping import Request
 from studyloom.views.comparison import Comparison
 from studyloom.views.progress import Event, StatusDocument
-from studyloom.winner.result import InputPrediction, ShortResult
+from studyloom.winner.result import Ablation, InputPrediction, ShortResult
 
 
 class New(TypedDict):
@@ -163,6 +163,7 @@ DOCUMENTS: dict[str, Any] = {
     "report": WrittenReport,
     "compare": Comparison,
     "winner": EvaluatedWinner,
+    "ablate": Ablation,
     "compress": Variants,
     "predict": Predicted,
     "replay": Replayed,

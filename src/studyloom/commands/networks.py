@@ -1,4 +1,4 @@
-"""`studyloom winner`, `compress`, `predict` and `replay`: networks that a study has trained."""
+"""`studyloom winner`, `ablate`, `compress`, `predict`, `replay`: what a study has trained."""
 
 import argparse
 import sys
@@ -34,6 +34,21 @@ if TYPE_CHECKING:
 EVALUATE = ("winner.enabled=true", "launcher=join")
 
 
+def reevaluate(arguments: argparse.Namespace, *more: str, repeat: bool) -> tuple[str, Any]:
+    """Runs the stages after the search; see `commands.search.reevaluate`."""
+    from studyloom.commands.search import reevaluate
+    from studyloom.config.compose import recompose
+    from studyloom.config.trust import code_of_study
+    from studyloom.views.terminal import make_console
+
+    with (
+        code_of_study(arguments.run_dir, arguments.code),
+        recompose(arguments.run_dir, *EVALUATE, *more, trusted=arguments.trust_config) as cfg,
+    ):
+        out = sys.stderr if arguments.json else sys.stdout
+        return reevaluate(cfg, make_console(out), repeat=repeat)
+
+
 @command(
     "choose and test the winner of a finished search again",
     *(RUN_DIR, *CONSENT, CODE, JSON),
@@ -43,19 +58,26 @@ def winner(arguments: argparse.Namespace) -> None:
     """Chooses the winner of a search that has ended, trains it, and tests it. Stored trainings are
     reused.
     """
-    from studyloom.commands.search import reevaluate
-    from studyloom.config.compose import recompose
-    from studyloom.config.trust import code_of_study
-    from studyloom.views.terminal import make_console
+    study, result = reevaluate(arguments, repeat=True)
+    if arguments.json:
+        print_json({"study": study, "run_dir": str(arguments.run_dir), "result": result})
 
-    with (
-        code_of_study(arguments.run_dir, arguments.code),
-        recompose(arguments.run_dir, *EVALUATE, trusted=arguments.trust_config) as cfg,
-    ):
-        out = sys.stderr if arguments.json else sys.stdout
-        study, result = reevaluate(cfg, make_console(out))
-        if arguments.json:
-            print_json({"study": study, "run_dir": str(arguments.run_dir), "result": result})
+
+@command(
+    "train the winner without each of its changes",
+    *(RUN_DIR, *CONSENT, CODE, JSON),
+    examples=["studyloom ablate runs/mnist"],
+)
+def ablate(arguments: argparse.Namespace) -> None:
+    """Puts each hyperparameter of the winner back to its default, trains that with the seeds of the
+    re-evaluation, and prints how much worse it is. Writes winner.simple.yaml, the configuration
+    with the fewest changes that is about as good. Stored trainings are reused.
+    """
+    from studyloom.winner.result import Result, to_document
+
+    reevaluate(arguments, "winner.ablation=true", repeat=False)
+    if arguments.json:
+        print_json(to_document(Result.load(arguments.run_dir).ablation))
 
 
 @command(

@@ -194,8 +194,13 @@ def open_ended(cfg: DictConfig, stop: Stop) -> Iterator[tuple[Prepared, ResultSt
         yield prepared, plan
 
 
-def reevaluate(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any]:
-    """Chooses and tests the winner of a search that has ended, even if it was tested before.
+def reevaluate(
+    cfg: DictConfig, console: terminal.SafeConsole, *, repeat: bool = True
+) -> tuple[str, Any]:
+    """Chooses and tests the winner of a search that has ended.
+
+    Args:
+        repeat: whether to test it again if it was tested before.
 
     Returns:
         The name of the study, and a summary of its result.
@@ -217,10 +222,10 @@ def reevaluate(cfg: DictConfig, console: terminal.SafeConsole) -> tuple[str, Any
             with terminal.Display(outputs.read, console, stop):
                 prepared.launcher.launch(make_task(prepared, plan, command), stop)
             if stop() and not plan.is_done():
-                stop_here(plan, "winner", stop, console)
+                stop_here(plan, "winner" if repeat else "ablate", stop, console)
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
-            print_winner(plan, command.as_typed, console, repeat=True)
+            print_winner(plan, command.as_typed, console, repeat=repeat)
             failure = compress_winner(plan, stop, outputs)
             if stop() and plan.definition.compresses:  # the next command finds the winner tested
                 stop_here(plan, "compress", stop, console)

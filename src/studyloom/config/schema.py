@@ -125,6 +125,8 @@ class WinnerSection:
     top: int = key(3, "how many of the best trials are re-evaluated")
     seeds: int = key(3, "number of new seeds in re-evaluation and final training")
     rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
+    ablation: bool = key(False, "true: trains the winner without each of its changes, see `ablate`")
+    margin: float | None = key(None, "the loss winner.simple.yaml may have; null: its error")
 
 
 @dataclass
@@ -205,6 +207,7 @@ RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
     ("from 0 to 1", 0, 1): ("study.proposals",),
     ("a positive number", math.ulp(0.0), math.inf): (
         *("study.timeout", "study.trial_timeout", "study.min_improvement", "cost.limit"),
+        "winner.margin",
     ),
 }
 

@@ -69,7 +69,7 @@ class Attempt:
     """The attempt of a worker at a trial, with its number from 1.
 
     Args:
-        stage: search, re-evaluation or final-training.
+        stage: search, re-evaluation, ablation or final-training.
         folder: for files of this trial; made when needed, removed when the trial has ended.
         pauses: whether the pruner pauses trials, so that each must be able to resume.
     """

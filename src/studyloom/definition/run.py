@@ -63,7 +63,7 @@ class RunContext:
     """The trial and job that a loop runs for, and the processes that it runs in.
 
     Args:
-        trial: its number in its stage: search, re-evaluation, final-training or test.
+        trial: its number in its stage: search, re-evaluation, ablation, final-training or test.
         attempt: the attempt at the trial; its folder belongs to this job, None: a temporary one.
     """
 
@@ -133,7 +133,7 @@ class Run:
 
     Attributes:
         trial: the number of the trial in its stage, an integer from 0.
-        stage: search, re-evaluation, final-training or test.
+        stage: search, re-evaluation, ablation, final-training or test.
         attempt: the number of the attempt at this trial.
         fold: the number of the fold, an integer from 0.
         seed: the seed of this training; Python, NumPy and PyTorch are seeded with it already.

@@ -40,6 +40,7 @@ from studyloom.text import html_table, mask_passwords, one_line, without_formula
 
 CONSTRAINTS = "objective.constraints."  # the keys of limits of costs begin so
 SEARCH, REEVALUATION, FINAL_TRAINING = "search", "re-evaluation", "final-training"
+ABLATION = "ablation"
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 SHOWN = 100  # rows in a notebook
 STAGE_NAME = re.compile(
@@ -75,7 +76,7 @@ class StageName:
         return f"{self.study}/{self.title} {numbers} {self.details}".rstrip()
 
     def with_detail(self, detail: str) -> "StageName":
-        return replace(self, details=f"{self.details} {detail}".lstrip())
+        return replace(self, details=f"{self.details} {detail}".strip())
 
     @classmethod
     def parse(cls, name: str) -> "StageName | None":

@@ -28,7 +28,7 @@ from studyloom.text import (
     one_line,
     shorten,
 )
-from studyloom.winner.result import Bin, Predictions, Result
+from studyloom.winner.result import Ablation, Bin, Predictions, Result
 
 SIZE = 1000  # units of the drawing along each axis
 NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
@@ -1126,6 +1126,32 @@ def predictions(stored: Predictions) -> Chart | str:
         label = f"predictions over true values of {len(pairs)} examples"
     y = plain_scale(numbers, title, upright=True, height=height)
     return Chart(label, height, x, y, marks, table)
+
+
+MOST_ABLATED = 40  # rows of the figure; its table has all
+
+
+def ablation(found: Ablation) -> Chart | str:
+    """Draws how much worse the winner is without each of its changes, with intervals."""
+    known = [(row, row.loss) for row in found.rows if row.loss is not None][MOST_ABLATED - 1 :: -1]
+    error = found.error or 0.0
+    ends = [loss + way * error for _, loss in known for way in (-1, 1)]
+    if not known or not all(map(math.isfinite, ends)):
+        return "winner.json holds no losses."
+    x = plain_scale([0.0, *ends], "worse by")
+    y = ChartScale(-0.5, len(known) - 0.3, reads="none")  # rows are drawn from the bottom up
+    marks = [dotted("", "pruned", [(0, -0.5), (0, len(known) - 0.5)])]
+    for needed, name, color in ((True, "needed", "best"), (False, "not needed", "complete")):
+        dots = [(loss, at) for at, (row, loss) in enumerate(known) if row.needed is needed]
+        lines = [[(loss - error, at), (loss + error, at)] for loss, at in dots]
+        marks.append(Mark("", color, "line", lines, width=2))
+        marks.append(Mark(name, color, "dot", [[dot] for dot in dots], width=9))
+    names = [shorten(row.name, 32) for row, _ in known]
+    notes = [Note(x.low, at + 0.2, name, "above") for at, name in enumerate(names)]
+    head = ("hyperparameter", "winner", "default", "worse by", "", "winner.simple.yaml")
+    behind = PageTable(head, [*found.cells()], words=(0, 4, 5))
+    label = "how much worse the winner is without each change"
+    return Chart(label, ROW * len(known) + 30, x, y, _drawn(marks), behind, notes)
 
 
 def calibration(bins: Sequence[Bin]) -> Chart | str:

@@ -25,6 +25,7 @@ from studyloom.study.early_end import Hours, hours_of
 from studyloom.study.failures import FailureCount, count_failures
 from studyloom.study.stopping import Request, read_control
 from studyloom.study.stored_study import (
+    ABLATION,
     FINAL_TRAINING,
     REEVALUATION,
     SEARCH,
@@ -158,6 +159,7 @@ TEST, COMPRESS, DONE = "test", "compress", "done"
 WORDS = {
     SEARCH: "search",
     REEVALUATION: "re-evaluation",
+    ABLATION: "ablation",
     FINAL_TRAINING: "final training",
     TEST: "test",
     COMPRESS: "compression",
@@ -444,7 +446,7 @@ class ProgressReader:
         self, record: CommandRecord | None, names: Mapping[str, str]
     ) -> Iterator[tuple[str, StoredStudy]]:
         """Yields the studies of the later stages that have begun, by title."""
-        for title in (REEVALUATION, FINAL_TRAINING):
+        for title in (REEVALUATION, ABLATION, FINAL_TRAINING):
             name = names.get(title, "")
             if record is None or not name.startswith(record.stage_of(self.stored.name, title)):
                 continue  # it belongs to another budget
@@ -474,6 +476,7 @@ def expected_stages(
         REEVALUATION: (record.top + 1) * record.seeds
         if needed and FINAL_TRAINING not in begun
         else 0,
+        ABLATION: 0,  # unknown until the winner is
         FINAL_TRAINING: 2 * record.seeds if record.tested else 0,
     }
     for title, trials in expected.items():
@@ -565,7 +568,7 @@ class Event(TypedDict):
     at: str
     study: str
     id: str | None
-    stage: NotRequired[Literal["search", "re-evaluation", "final-training"]]
+    stage: NotRequired[Literal["search", "re-evaluation", "ablation", "final-training"]]
     trial: NotRequired[int]
     params: NotRequired[dict[str, Any]]
     worker: NotRequired[str | None]

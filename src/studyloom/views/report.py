@@ -289,6 +289,12 @@ def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Sectio
         lines = page.Lines(small.lines())
         yield section("compressed", [table, lines])
     yield section("candidates", [candidates(winner)])
+    if (ablation := winner.ablation) is not None and ablation.rows:
+        simple = (
+            [Words(f"winner.simple.yaml is {words}.")] if (words := winner.simple_words) else []
+        )
+        blocks = [drawn(figures.ablation, ablation), *simple]
+        yield section("ablation", blocks, metric=winner.metric.name)
     if winner.note is not None:
         yield section("winner", [Absent(winner.note)])
     elif winner.predictions is not None:

@@ -82,6 +82,7 @@ def winner_lines(result: Result, best: int | None = None, *, brief: bool = False
     name = "winner   " if result.test is None else "test      winner"
     yield f"{name} {first.value}  {first.explanation}"
     yield from (f"{'':10}{fact}" for fact in others)
+    yield from (f"{'':12}{line}" for line in result.ablation_lines())
 
 
 def render_rows(

@@ -4,6 +4,7 @@ Every choice is a pure function of the stored trials, so that each process comes
 """
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,21 +35,35 @@ from studyloom.training.job import Job
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """The trial that a candidate comes from, and the factor on its learning rate."""
+    """The trial that a candidate comes from, and what is changed.
+
+    Args:
+        factor: multiplies its learning rate.
+        defaults: the names of hyperparameters that are put back to their defaults.
+    """
 
     trial: int
     factor: float = 1.0
+    defaults: tuple[str, ...] = ()
 
     @property
-    def number(self) -> int:
-        """The candidate in stored rows: its trial, or below 0 at another learning rate."""
+    def number(self) -> int | str:
+        """The candidate in stored rows: its trial, or below 0 at another learning rate.
+
+        With hyperparameters at their defaults it is a JSON list of that number and their names.
+        """
+        if self.defaults:
+            return json.dumps([replace(self, defaults=()).number, *self.defaults])
         if self.factor == 1:
             return self.trial
         return -1 - len(FACTORS) * self.trial - FACTORS.index(self.factor)
 
     @classmethod
-    def of(cls, number: int) -> "Origin":
+    def of(cls, number: int | str) -> "Origin":
         """Reads the number of a candidate in stored rows."""
+        if isinstance(number, str):
+            number, *names = json.loads(number)
+            return replace(cls.of(number), defaults=tuple(names))
         if number >= 0:
             return cls(number)
         trial, place = divmod(-number - 1, len(FACTORS))
@@ -349,7 +364,7 @@ class Reevaluated:
         def rank(origin: Origin) -> tuple[float, ...]:
             values = known[origin]
             by_rule = self.rule.rank(values) if satisfying else 0.0
-            return by_rule, -sign * values[metric], origin.number
+            return by_rule, -sign * values[metric], int(origin.number)
 
         chosen, baseline = min(satisfying or known, key=rank), self.baseline
         is_kept = baseline in known and self._is_no_better(chosen, baseline)

@@ -18,7 +18,7 @@ from studyloom.training.checkpoint import pack_weights
 from studyloom.winner.candidates import Origin, Reevaluated, at_target
 from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
-from studyloom.winner.result import CARD, Candidate, Result, Transfer
+from studyloom.winner.result import CARD, SIMPLE, STAGES, Candidate, Result, Transfer
 from studyloom.winner.stages import ResultStages
 from studyloom.winner.statistics import difference, rank_correlation, summarize
 
@@ -62,7 +62,7 @@ def evaluate_winner(
         stage=last.stored.name,
         trials=stages.trials,
         study_trials=sum(search.ledger.counts().values()),
-        reused={stage.title: stage.reused() for stage in stages.later},
+        reused={stage.title: stage.reused() for stage in stages.later if stage.title in STAGES},
         written=datetime.now(UTC).isoformat(timespec="seconds"),
         winner=winner,
         candidates=rows,
@@ -70,6 +70,7 @@ def evaluate_winner(
         rule=str(stages.rule),
         keeps=found.keeps_to_rule,
         transfer=describe_transfer(stages, rows, winner, point),
+        ablation=stages.ablation,
         command=tuple(command),
     )
     again = (*command, "--config-dir", str(stages.run_dir), "--config-name", "winner")
@@ -83,6 +84,10 @@ def evaluate_winner(
     )
     head = "".join(f"# {one_line(line)}\n" for line in lines)
     files = {"winner.yaml": (head + as_yaml(winner_config(definition, point))).encode()}
+    if result.ablation is not None and (names := result.ablation.simple) is not None:
+        simple = winner_config(definition, stages.defaults.put_back(names))
+        about = one_line(f"{title}, with the defaults of {', '.join(names)}: {result.simple_words}")
+        files[SIMPLE] = f"# {about}\n{as_yaml(simple)}".encode()
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
     if result.test is not None:
@@ -181,10 +186,10 @@ def _share_of_operations(stages: ResultStages) -> float | None:
         small += run * each
         each, full = operations(at_target(definition, point))
         target += run * full / last * each
-    trained = (origin for stage in stages.later for origin, _ in stage.trained)
-    for origin in trained:
-        each, full = operations(stages.candidates[origin].point)
-        later += full * each
+    for stage in stages.later:
+        for origin, _ in stage.trained:
+            each, full = operations(stage.source.candidates[origin])
+            later += full * each
     return (small + later) / (target + later) if target else None
 
 
@@ -199,6 +204,7 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
         result.stage == stages.last.stored.name
         and result.belongs_to(stages.search.stored)
         and result.trials == stages.trials  # else the search had ended, and was extended since
+        and (result.ablation is not None or not stages.ablates)
         and all(
             [*row.values] == values.get(Origin(row.trial, row.factor), [])
             for row in result.candidates

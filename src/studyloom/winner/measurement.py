@@ -1,6 +1,7 @@
 """Measures winner and baseline on the test set, which is used once for the same networks."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from studyloom.study.provenance import current_environment
 from studyloom.training.batches import batch_dtype
 from studyloom.winner.candidates import CandidateTrainings, Origin, Reevaluated
 from studyloom.winner.predictions import network_outputs, show
-from studyloom.winner.result import DataFacts, RangeFacts, Tested
+from studyloom.winner.result import DataFacts, RangeFacts, Scores, Tested
 from studyloom.winner.statistics import compare, resample
 from studyloom.winner.stored_trainings import CandidateStage
 
@@ -96,7 +97,7 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
 
     measured = {candidate: measure(candidate) for candidate in kept}
     values = {candidate: [each[metric.name] for each in by] for candidate, by in measured.items()}
-    scores = compare(values, winner, found.baseline, bounds=metric.bounds)
+    scores = _compare(found, values, bounds=metric.bounds)
     shown: dict[str, Any] = {"note": OWN_TEST}
     if test is not None and _predicts(trainings):
         try:
@@ -114,6 +115,18 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
         environment=current_environment(CPU),
         **shown,
     )
+
+
+def _compare(found: Reevaluated, values: Mapping[Origin, list[float]], **how: Any) -> Scores:
+    """Compares the winner with the baseline, and with the simple configuration if it was trained.
+
+    Args:
+        how: further arguments of `compare`.
+    """
+    scores = compare(values, found.winner, found.baseline, **how)
+    simple = next((o for o in values if o not in (found.winner, found.baseline)), None)
+    compared = None if simple is None else compare(values, found.winner, simple, **how).baseline
+    return replace(scores, simple=compared)
 
 
 def _predicts(trainings: CandidateTrainings) -> bool:
@@ -145,7 +158,7 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
             for rule, predicted in test.references.items()
         }
         shown = show(job, kept[winner][0], metric, first, test)
-    scores = compare(values, winner, found.baseline, sampled, metric.bounds)
+    scores = _compare(found, values, sampled=sampled, bounds=metric.bounds)
     return Tested(
         test=replace(scores, examples=len(test), references=references),
         data=_describe_data(trainings, winner, test),

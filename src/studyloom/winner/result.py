@@ -32,8 +32,9 @@ CARD = "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 # Moved aside in this order: without winner.json the others are not a result.
+SIMPLE = "winner.simple.yaml"
 RESULT_FILES = (
-    *("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", RECORD, NETWORK),
+    *("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", RECORD, NETWORK, SIMPLE),
     "winner",  # the folder of the networks
 )
 Interval = tuple[float, float]
@@ -215,6 +216,7 @@ class Scores:
         covers: what the intervals cover: seeds, examples, or seeds and examples.
         baseline: None if it is missing or has won, as is `difference`.
         references: the values of rules without a network, such as the most frequent class.
+        simple: the values of the simple configuration; None if it is not tested, or not another.
         further: the further results of the user's test function, for each seed.
         earlier: whether an earlier result had tested these networks.
     """
@@ -228,6 +230,7 @@ class Scores:
     further: tuple[dict[str, float], ...] = ()
     uses: int = 1
     earlier: bool = False
+    simple: Summary | None = None
 
     @property
     def cover(self) -> str:
@@ -460,6 +463,63 @@ class ExplainedText:
     left: int = 0
 
 
+@dataclass(frozen=True)
+class AblationRow:
+    """A hyperparameter of the winner that was put back to its default.
+
+    Attributes:
+        value: that of the winner.
+        values: the metric for each seed with the default; empty if a training failed.
+        loss: how much worse their mean is than the winner's.
+    """
+
+    name: str
+    value: Any
+    default: Any
+    values: tuple[float, ...] = ()
+    loss: float | None = None
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The winner compared with itself without each of its changes to the default configuration.
+
+    Attributes:
+        rows: the changes, the most needed one first.
+        error: half of the 95% interval of each loss; None if it is unknown.
+        simple: the hyperparameters at their defaults in winner.simple.yaml; None without one.
+        simple_loss: its loss on the seeds of the re-evaluation.
+    """
+
+    rows: tuple[AblationRow, ...]
+    error: float | None = None
+    simple: tuple[str, ...] | None = None
+    simple_loss: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """Says which changes are needed."""
+        names = [one_line(row.name) for row in self.rows if row.needed]
+        of = f"{plural(len(self.rows), 'change')} to the default configuration"
+        if self.error is None:
+            return of + "; one seed does not show which are needed" * bool(self.rows)
+        return f"{len(names)} of {of} needed{': ' if names else ''}{', '.join(names)}"
+
+    def cells(self) -> Iterator[tuple[str, ...]]:
+        """Yields a row for each change: both values, how much worse, and whether it is needed."""
+        error, simple = self.error or 0.0, self.simple or ()
+        digits = max(0, 1 - math.floor(math.log10(min(1e9, error)))) if error > 0 else 4
+        for row in self.rows:
+            values = (one_line(format_parameter(value)) for value in (row.value, row.default))
+            loss = "no value: a training failed"
+            if row.loss is not None:
+                loss = f"{row.loss:+.{digits}f} ± {error:.{digits}f}"
+            verdict = "needed" if row.needed else "not needed"
+            in_simple = "default" if row.name in simple else ""
+            yield one_line(row.name), *values, loss, verdict, in_simple
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tested:
     """The findings on the test set, which the study stores.
@@ -492,6 +552,7 @@ class Result(Tested):
 
     Attributes:
         transfer: None if the winner has the size of the search.
+        ablation: None if it was not requested.
         trials: how many trials the winner was chosen from; `study_trials` is the study's total.
         reused: for each stage, how many trainings came from earlier results, and its total.
         keeps: whether the winner satisfies the rule on new seeds.
@@ -510,6 +571,7 @@ class Result(Tested):
     written: str = ""
     keeps: bool = True
     transfer: Transfer | None = None
+    ablation: Ablation | None = None
     command: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
 
@@ -656,6 +718,8 @@ class Result(Tested):
                 notes.append(f"the test set was {uses}, and each use proves less")
             if not self.keeps:
                 notes.append(f"on new seeds no candidate satisfies {self.rule}; this is the best")
+        if self.ablation is not None:
+            yield Fact("ablation", self.ablation.words)
         yield from (Fact("", note) for note in notes if note)
 
     @property
@@ -688,6 +752,30 @@ class Result(Tested):
             if count
         ]
         return f"reused, as trained before: {', '.join(reused)}" if reused else ""
+
+    @property
+    def simple_words(self) -> str:
+        """Says how well winner.simple.yaml does on new seeds and on the test set."""
+        ablation, test = self.ablation, self.test
+        if ablation is None or ablation.simple is None:
+            return ""
+        words = f"worse by {format_value(ablation.simple_loss)} on new seeds"
+        if test is None or test.simple is None:
+            return f"{words}; not tested"
+        lost = format_value(self.metric.sign * (test.winner.mean - test.simple.mean))
+        return f"{words}, by {lost} on the test set: {test.simple.words}"
+
+    def ablation_lines(self) -> Iterator[str]:
+        """Yields a line for each change of the ablation, and what winner.simple.yaml has."""
+        if self.ablation is None:
+            return
+        for name, value, default, loss, verdict, _ in self.ablation.cells():
+            yield f"{name} {value} → {default}: {loss}, {verdict}"
+        if self.ablation.rows:
+            yield "how much worse the winner is without the change, ± half of the 95% interval"
+        if self.ablation.simple is not None:
+            names = ", ".join(map(one_line, self.ablation.simple))
+            yield f"{SIMPLE} has the defaults of {names}: {self.simple_words}"
 
     def transfer_lines(self) -> Iterator[str]:
         """Yields lines on how well the trials of the search predicted the winner's size."""

@@ -6,7 +6,8 @@ four steps, each computed from what the ones before have stored:
 1. Candidates: the best few trials of the search, and the baseline to compare with.
 2. Re-evaluated: each candidate is trained on the same new seeds and validation sets. The drop from
    the value in the search to the mean on new seeds is the selection gap. The candidate with the
-   best mean wins; if there is a rule, among those that satisfy it.
+   best mean wins; if there is a rule, among those that satisfy it. With `winner.ablation` the
+   winner is trained there without each of its changes to the default configuration as well.
 3. Trained: winner and baseline, on the full training set.
 4. Tested: both, once, on the test set.
 
@@ -24,11 +25,13 @@ from studyloom.definition.rule import Rule
 from studyloom.definition.scale import FACTORS
 from studyloom.errors import DefinitionError
 from studyloom.launch.task import Prepared
-from studyloom.study.command_record import CommandRecord, store_stage
+from studyloom.space.tree import Point
+from studyloom.study.command_record import CommandRecord, StoredCommand, store_stage
 from studyloom.study.early_end import ending
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
-from studyloom.study.stored_study import FINAL_TRAINING, REEVALUATION, StageName
+from studyloom.study.stored_study import ABLATION, FINAL_TRAINING, REEVALUATION, StageName
+from studyloom.winner.ablation import Defaults, Losses, Names
 from studyloom.winner.candidates import (
     Candidates,
     CandidateTrainings,
@@ -36,7 +39,10 @@ from studyloom.winner.candidates import (
     Reevaluated,
     choose_candidates,
 )
+from studyloom.winner.result import Ablation
 from studyloom.winner.stored_trainings import CandidateStage, earlier_trainings, networks_folder
+
+WITH_SIMPLE = "with the simple configuration"  # in the name of a final training
 
 
 @dataclass
@@ -50,6 +56,7 @@ class ResultStages:
     prepared: Prepared
     search: Stage
     _opened: list[CandidateStage] = field(default_factory=list)  # after the search
+    _ablations: dict[Names, CandidateStage] = field(default_factory=dict)  # by what is put back
 
     def __post_init__(self) -> None:
         self.definition, self.data = self.prepared.definition, self.prepared.data
@@ -65,6 +72,11 @@ class ResultStages:
             yield self.reevaluation
             if self.reevaluation.todo() or not self.reevaluated.eligible:
                 return
+        if self.ablates:
+            for stage in self.ablations():
+                yield stage
+                if stage.todo():
+                    return
         if self.definition.tested:
             yield self.final_training
 
@@ -98,7 +110,7 @@ class ResultStages:
 
         By the title: `last` needs the winner, which is chosen once all are re-evaluated.
         """
-        return stage.title == (FINAL_TRAINING if self.definition.tested else REEVALUATION)
+        return stage.title == FINAL_TRAINING if self.definition.tested else not stage.is_search
 
     def reconcile(self) -> bool:
         """Corrects what another program changed in ledgers or trials; returns whether it did.
@@ -112,8 +124,9 @@ class ResultStages:
             return False
         for stage in stages:
             stage.stored.storage.forget(stage.stored.ledger.study_id)
-        for name in ("rule", "candidates", "reevaluation", "final_training"):
+        for name in ("rule", "candidates", "reevaluation", "defaults", "ablates", "final_training"):
             self.__dict__.pop(name, None)  # they were computed from the trials before
+        self._ablations.clear()
         return True
 
     def close(self) -> None:
@@ -157,13 +170,78 @@ class ResultStages:
     @property
     def reevaluates(self) -> bool:
         """Whether there is a re-evaluation; not for a single candidate that will be tested."""
-        return not self.definition.tested or len(self.candidates) > 1
+        return not self.definition.tested or len(self.candidates) > 1 or self.ablates
 
     @property
     def reevaluated(self) -> Reevaluated:
         """The candidates with their values on new seeds."""
         values = self.reevaluation.values() if self.reevaluates else None
         return Reevaluated(self.search.stored, self.rule, self.candidates, values)
+
+    # The ablation
+
+    @cached_property
+    def ablates(self) -> bool:
+        """Whether there is an ablation: also if the stored final training includes its outcome."""
+        return self.settings.ablation or bool(self._begun_with_simple)
+
+    @cached_property
+    def defaults(self) -> Defaults:
+        """Puts hyperparameters of the winner back to their defaults."""
+        point = self.candidates[self.reevaluated.winner].point
+        return Defaults(self.definition, point, self.search.stored.trials())
+
+    def ablations(self) -> Iterator[CandidateStage]:
+        """Yields the stages of the ablation: each change put back, then several together."""
+        if self.defaults.changed:
+            yield self._ablation()
+            for names in self._attempts():
+                yield self._ablation(names)
+                if self._losses.is_within_margin(names):
+                    return
+
+    @property
+    def ablation(self) -> Ablation | None:
+        """The finished ablation; None if there is none."""
+        return self._losses.describe(self.defaults, self.simple) if self.ablates else None
+
+    @property
+    def simple(self) -> Names | None:
+        """What the simple configuration puts back, after the ablation; None without one."""
+        tuple(self.ablations())  # opens the stages, if this process has not
+        return next(filter(self._losses.is_within_margin, self._attempts()), None)
+
+    def _attempts(self) -> Iterator[Names]:
+        """Yields what a simple configuration may put back: all that is not needed, then fewer.
+
+        There is none with limits of costs, which are known only of trials of the search.
+        """
+        if not self.rule.conditions and not self.definition.limits:
+            yield from filter(self.defaults.is_possible, self._losses.attempts())
+
+    @property
+    def _losses(self) -> Losses:
+        """The losses that are known so far."""
+        found, known = self.reevaluated, dict[Origin, list[float]]()
+        for stage in self._ablations.values():
+            known |= stage.values()
+        values = {origin.defaults: each for origin, each in known.items()}
+        winner = (found.values or {}).get(found.winner, ())
+        return Losses(winner, values, self.search.stored.sign, self.settings.margin)
+
+    def _point(self, origin: Origin) -> Point:
+        known = self.candidates.get(origin)
+        return known.point if known else self.defaults.put_back(origin.defaults)
+
+    def _ablation(self, names: Names = ()) -> CandidateStage:
+        """Opens the stage in which hyperparameters are put back together; () for one by one."""
+        names = names if len(names) > 1 else ()
+        if names not in self._ablations:
+            winner, put_back = self.reevaluated.winner, [names] if names else self.defaults.changed
+            origins = [replace(winner, defaults=each) for each in put_back]
+            detail = f"{len(names)} together" if names else ""
+            self._ablations[names] = self._open(ABLATION, origins, detail)
+        return self._ablations[names]
 
     # The studies of the later stages
 
@@ -179,24 +257,42 @@ class ResultStages:
 
     @cached_property
     def final_training(self) -> CandidateStage:
-        """The final training: winner and baseline on all training data."""
-        found = self.reevaluated
-        last = (found.winner, found.baseline)
-        return self._open(FINAL_TRAINING, [origin for origin in self.candidates if origin in last])
+        """The final training: winner and baseline on all training data.
 
-    def _open(self, title: str, candidates: Iterable[Origin]) -> CandidateStage:
-        """Opens the study of a stage, or makes it; settings that change its trainings name it."""
-        search, settings, final = self.search.stored, self.settings, title == FINAL_TRAINING
-        points = {origin: self.candidates[origin].point for origin in candidates}
+        With the simple configuration, unless the winner was trained for its test before.
+        """
+        found = self.reevaluated
+        last = [origin for origin in self.candidates if origin in (found.winner, found.baseline)]
+        if self.ablates and self._begun_with_simple is not False and (names := self.simple):
+            simple = replace(found.winner, defaults=names)
+            return self._open(FINAL_TRAINING, [*last, simple], WITH_SIMPLE)
+        return self._open(FINAL_TRAINING, last)
+
+    @property
+    def _begun_with_simple(self) -> bool | None:
+        """Whether the stored final training has the simple configuration; None without one."""
+        begun = StoredCommand.read(self.search.stored).stages.get(FINAL_TRAINING, "")
+        is_ours = f"{begun} ".startswith(f"{self._name(FINAL_TRAINING)} ")
+        return WITH_SIMPLE in begun if is_ours else None
+
+    def _name(self, title: str) -> StageName:
+        """Names a stage by the settings that change its trainings."""
+        search, settings = self.search.stored, self.settings
         name = StageName(search.name, title, self.search.trials, settings.top, settings.seeds)
         if self.rule != Rule(search.goals[0]):
             name = name.with_detail(str(self.rule))  # other candidates, other trainings
         if self.definition.scale is not None:
             name = name.with_detail(str(self.definition.scale))
-        code = search.code()
         if search.code_changes():  # other code, other trainings
-            digest = hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()
+            digest = hashlib.sha256(repr(sorted(search.code().items())).encode()).hexdigest()
             name = name.with_detail(f"code {digest[:8]}")
+        return name
+
+    def _open(self, title: str, candidates: Iterable[Origin], detail: str = "") -> CandidateStage:
+        """Opens the study of a stage, or makes it."""
+        search, settings, final = self.search.stored, self.settings, title == FINAL_TRAINING
+        points = {origin: self._point(origin) for origin in candidates}
+        name, code = self._name(title).with_detail(detail), search.code()
         trainings = CandidateTrainings(
             self.definition, self.data, points, settings.seeds, whole=final
         )
@@ -219,7 +315,7 @@ class ResultStages:
         try:
             stored = make(str(name))
         except DefinitionError:  # it has other candidates: a trial was deleted, or trial 0 redone
-            name = name.with_detail(f"of {', '.join(map(str, numbers))}")
+            name = name.with_detail(hashlib.sha256(repr(numbers).encode()).hexdigest()[:8])
             stored = make(str(name))
         stored.retry.stopping = search.retry.stopping
         store_stage(search, title, stored.name)

@@ -77,6 +77,25 @@ def compare(
     )
 
 
+def errors_of_differences(series: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Returns the error of the difference between the means of the first series and any other.
+
+    Each series has a value for each seed. The noise is what neither series nor seed explains,
+    pooled over all series: three seeds of a single one are too few to estimate it.
+
+    Returns:
+        The standard error; and half of the 95% interval, which holds for all differences at once
+        (Student's, with Bonferroni's correction). None for a single seed.
+    """
+    values = np.array(series)
+    others, seeds = values.shape[0] - 1, values.shape[1]
+    if not (freedom := others * (seeds - 1)):
+        return None
+    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    error = math.sqrt(2 * float((rest**2).sum()) / freedom / seeds)
+    return error, error * _student(freedom, 0.025 / others)
+
+
 def difference(one: float, other: float) -> float:
     """Returns one minus the other; 0 if they differ only by rounding."""
     return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
@@ -131,11 +150,11 @@ def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
     return max(low, interval[0]), min(high, interval[1])
 
 
-def _student(freedom: float) -> float:
-    """Returns Student's quantile for a 95% interval, by the degrees of freedom."""
+def _student(freedom: float, tail: float = 0.025) -> float:
+    """Returns Student's quantile for an interval that misses by `tail` on each side."""
     from scipy.special import stdtrit  # type: ignore[import-untyped]  # 0.4 s to import
 
-    return float(stdtrit(min(freedom, 1e9), 0.975))
+    return float(stdtrit(min(freedom, 1e9), 1 - tail))
 
 
 def _interval(

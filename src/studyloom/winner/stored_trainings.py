@@ -20,6 +20,7 @@ from studyloom.storage.ledger import Store
 from studyloom.study.stage import Stage
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import (
+    ABLATION,
     FINAL_TRAINING,
     REEVALUATION,
     StageName,
@@ -125,10 +126,10 @@ def earlier_trainings(
 
     Args:
         folder: the folder of the networks of all stages; None if they are not needed.
-        repeats: whether the stage would repeat the trainings of a re-evaluation.
+        repeats: whether the stage would repeat the trainings of a re-evaluation or ablation.
     """
     known: dict[Training, EarlierTraining] = {}
-    titles = (name.title, REEVALUATION) if repeats else (name.title,)
+    titles = dict.fromkeys((name.title, *((REEVALUATION, ABLATION) if repeats else ())))
     for stage in (each for title in titles for each in earlier_stages(search, title, str(name))):
         weights = None if folder is None else networks_folder(folder, stage.name)
         complete = (trial for trial in stage.trials() if trial.state == TrialState.COMPLETE)

@@ -70,7 +70,7 @@ class Original:
             network = train_network(job, data.split)
         else:
             attempt = Attempt(stage=FINAL_TRAINING)
-            made = definition.make_objective(point, winner.number, data, attempt, seed, fold)
+            made = definition.make_objective(point, int(winner.number), data, attempt, seed, fold)
             made.run(lambda step: None, Unstopped())
             network = _network_of(made.weights() or {}, job, stages)
         section = definition.at(point).get("model")

@@ -1,0 +1,320 @@
+"""The winner without each of its changes: what is put back, trained, compared, and tested."""
+
+import math
+import random
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from reevaluated import (
+    SPLIT,
+    CountedTest,
+    evaluate_winner,
+    stages_of,
+    train,
+    train_plainly,
+    work,
+)
+from toys import KINDS, TINY, ask, compose
+
+import studyloom as sl
+from studyloom.definition.custom_loop import LoopDefinition
+from studyloom.errors import PredictError
+from studyloom.views import figures
+from studyloom.views.terminal import winner_lines
+from studyloom.winner.ablation import Defaults, Losses
+from studyloom.winner.candidates import Origin
+from studyloom.winner.evaluation import is_result_of
+from studyloom.winner.result import SIMPLE, Ablation, AblationRow, Result, write_json
+from studyloom.winner.statistics import errors_of_differences
+
+SPACE = (
+    *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.baseline=false"),
+    "+space.optimizer.lr={float:[0.003,0.1],log:true}",
+    "+space.train.batch_size.choice=[16,32,64]",
+    "+space.model.dropout.float=[0,0.3]",
+)
+TRIALS, SEEDS = 3, 2
+
+
+# What is put back
+
+
+def defaults_of(params, *overrides):
+    definition = ask(*TINY[:1], *overrides)
+    return Defaults(definition, definition.space.at(params), [])
+
+
+CNN = {
+    "model": "cnn",
+    "model.cnn.channels": 32,
+    "optimizer": "sgd",
+    "optimizer.sgd.lr": 0.3,
+    "optimizer.sgd.momentum": 0.5,
+    "train.batch_size": 64,
+}
+
+
+def test_an_option_that_is_put_back_brings_the_defaults_of_its_branch_and_keeps_all_else():
+    defaults = defaults_of(CNN)
+    back = defaults.put_back(("model",))
+    assert back.params == {name: CNN[name] for name in CNN if not name.startswith("model")} | {
+        "model": "mlp",
+        "model.mlp.hidden.length": 1,
+        "model.mlp.hidden.0": 16,  # as the command says
+        "model.mlp.activation": "relu",
+        "model.mlp.dropout": 0.0,
+    }
+    assert defaults.definition.at(back).model.hidden == [16]
+    channels = defaults.put_back(("model.cnn.channels",))
+    assert channels.params == CNN | {"model.cnn.channels": 16}
+
+
+def test_what_is_at_its_default_is_not_put_back_and_all_changes_together_are_the_baseline():
+    defaults = defaults_of(CNN)
+    changed = [name for (name,) in defaults.changed]
+    assert {*changed} == {*CNN} - {"train.batch_size"}
+    assert defaults.put_back(changed) == defaults.definition.baseline
+    at = defaults_of(defaults.definition.baseline.params)
+    assert not at.changed
+
+
+# The default, the middle of the range, is about 0.017.
+def test_a_change_without_which_a_relation_breaks_is_not_put_back():
+    where = "space.where=['optimizer.lr < 0.015']"
+    definition = ask(*SPACE, f"+{where}")
+    point = definition.space.at(
+        {"optimizer.lr": 0.01, "train.batch_size": 16, "model.dropout": 0.1}
+    )
+    changed = Defaults(definition, point, []).changed
+    assert {*changed} == {("train.batch_size",), ("model.dropout",)}
+
+
+def hills(trial):
+    """An objective of Optuna's, whose layers say which widths there are."""
+    layers = trial.suggest_int("layers", 1, 5)
+    return sum(trial.suggest_float(f"width.{layer}", 0, 1) for layer in range(layers))
+
+
+def test_the_defaults_of_an_optuna_objective_are_the_middles_of_its_ranges(tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text(
+        "defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, "
+        "_self_]\nstudy: {name: own, trials: 6}\n"
+        "objective: {_target_: test_ablation.hills, metric: height, direction: maximize}\n"
+    )
+    definition = LoopDefinition.from_config(*compose(name="own", folder=tmp_path))
+    url = f"sqlite:///{tmp_path}/study.db"
+    stages = stages_of(definition, url, tmp_path, 6, top=1, seeds=1, ablation=True)
+    work(stages)
+    result = evaluate_winner(stages, None, ["x"])
+    rows = {row.name: row for row in result.ablation.rows}
+    assert rows["layers"].default == 3
+    kept = result.winner.params
+    widths = [kept.get(f"width.{layer}", 0.5) for layer in range(3)]
+    assert rows["layers"].values == (pytest.approx(sum(widths)),)
+    assert {row.default for name, row in rows.items() if name != "layers"} == {0.5}
+    assert all(row.needed for row in rows.values()), "of one seed no noise is known"
+
+
+# What is shown of it
+
+
+def test_a_loss_is_needed_if_its_interval_lies_above_zero_and_the_least_are_left_first():
+    winner = [0.9, 0.92, 0.94]
+    values = {
+        ("a",): [0.5, 0.52, 0.55],
+        ("b",): [0.9, 0.91, 0.95],
+        ("c",): [0.91, 0.93, 0.95],
+    }
+    losses = Losses(winner, values, sign=1)
+    assert [losses.is_needed(name) for name in "abcd"] == [True, False, False, True]
+    assert [*losses.attempts()] == [("b", "c"), ("c",)]
+    assert losses.loss("a") == pytest.approx(0.92 - np.mean(values["a",]))
+    error, half = losses.errors
+    assert 0 < error < half
+    for sign in (1, -1):
+        mirrored = {names: [-sign * value for value in each] for names, each in values.items()}
+        found = Losses([-sign * value for value in winner], mirrored, sign=-sign)
+        assert found.loss("a") == pytest.approx(losses.loss("a"))
+
+
+def test_the_interval_holds_for_all_differences_at_once_whatever_the_seeds_share():
+    draw = np.random.default_rng(0)
+    covered, runs = 0, 1000
+    for _ in range(runs):
+        truth = draw.normal(0, 3, (6, 1))
+        series = truth + draw.normal(0, 5, 3) + draw.normal(size=(6, 3))
+        _, half = errors_of_differences(series)
+        found, true = series.mean(1), truth[:, 0]
+        covered += bool((np.abs((found[1:] - found[0]) - (true[1:] - true[0])) <= half).all())
+    assert 0.95 <= covered / runs < 0.985
+    assert errors_of_differences([[0.5], [0.6]]) is None
+    assert errors_of_differences([[0.5, 0.6], [0.1, 0.2]]) == pytest.approx((0, 0))
+
+
+# From the search to the test
+
+
+@pytest.fixture(scope="module", params=["network", pytest.param("loop", marks=pytest.mark.chaos)])
+def definition(request):
+    return ask(*SPACE, *KINDS[request.param])
+
+
+def open_stages(definition, folder, **settings):
+    url = f"sqlite:///{folder}/study.db"
+    return stages_of(definition, url, folder, TRIALS, top=1, seeds=SEEDS, **settings)
+
+
+@pytest.fixture(scope="module")
+def ablated(definition, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("ablated")
+    stages = open_stages(definition, run_dir, ablation=True, margin=0.5)
+    work(stages)
+    test = CountedTest()
+    return stages, evaluate_winner(stages, test, ["x"]), test.loaded
+
+
+def test_each_value_is_that_of_a_plain_training_on_the_seeds_of_the_re_evaluation(ablated):
+    stages, result, _ = ablated
+    titles = dict.fromkeys(stage.title for stage in stages)
+    assert [*titles] == ["search", "re-evaluation", "ablation", "final-training"]
+    assert stages.is_done()
+    first = next(stages.ablations())
+    assert first.source.new_seeds == stages.reevaluation.source.new_seeds
+    for row in result.ablation.rows:
+        origin = Origin(result.winner.trial, defaults=(row.name,))
+        assert Origin.of(origin.number) == origin
+        for seed, value in enumerate(row.values):
+            assert train_plainly(first, origin, seed)[0] == value
+        assert len(row.values) == SEEDS
+        means = np.mean(result.winner.values) - np.mean(row.values)
+        assert row.loss == pytest.approx(means)
+    assert len(result.ablation.rows) >= 2
+    assert Result.read(stages.run_dir) == result
+    assert is_result_of(result, stages)
+
+
+def test_the_simple_configuration_is_tested_in_the_same_single_use_of_the_test_set(ablated):
+    stages, result, loaded = ablated
+    assert loaded == result.test.uses == stages.search.stored.test_uses() == 1
+    ablation = result.ablation
+    assert {*ablation.simple} == {row.name for row in ablation.rows if not row.needed}
+    assert ablation.simple_loss <= 0.5
+    assert (stages.run_dir / SIMPLE).exists()
+    assert len(result.test.simple.values) == SEEDS
+    assert "on the test set: " in result.simple_words
+    lines = "\n".join(winner_lines(result))
+    assert all(line in lines for line in result.ablation_lines())
+
+
+@pytest.mark.chaos
+def test_a_killed_ablation_comes_to_the_same_table(definition, ablated, tmp_path):
+    stages = open_stages(definition, tmp_path, ablation=True, margin=0.5)
+    for stage in stages:
+        if stage.title == "ablation":
+            train(stage, SPLIT, 2)
+            break
+        train(stage, SPLIT, stage.trials)
+    assert stages.todo()
+    stages.close()
+    stages = open_stages(definition, tmp_path, ablation=True, margin=0.5)
+    work(stages)
+    assert evaluate_winner(stages, CountedTest(), ["x"]).ablation == ablated[1].ablation
+
+
+@pytest.mark.chaos
+def test_an_ablation_of_a_tested_winner_uses_no_test_set_and_says_so(definition, ablated, tmp_path):
+    plain = open_stages(definition, tmp_path)
+    work(plain)
+    before = evaluate_winner(plain, CountedTest(), ["x"])
+    plain.close()
+    for ablation in (True, True, False):  # again; and the study's own command afterwards
+        stages = open_stages(definition, tmp_path, ablation=ablation, margin=0.5)
+        work(stages)
+        test = CountedTest()
+        result = evaluate_winner(stages, test, ["x"])
+        assert test.loaded == 0
+        assert result.test == before.test
+        stages.close()
+        if ablation:
+            assert result.ablation == ablated[1].ablation
+            assert "not tested" in result.simple_words
+
+
+@pytest.mark.chaos
+def test_a_command_without_the_key_keeps_what_was_tested_with_it(definition, tmp_path):
+    first = open_stages(definition, tmp_path, ablation=True, margin=0.5)
+    work(first)
+    result = evaluate_winner(first, CountedTest(), ["x"])
+    first.close()
+    stages = open_stages(definition, tmp_path, margin=0.5)
+    assert is_result_of(result, stages)
+    assert stages.final_training.stored.name == result.stage
+
+
+def test_a_result_whose_ablation_is_something_else_is_not_read(ablated, tmp_path):
+    _, result, _ = ablated
+    write_json(tmp_path / "winner.json", result)
+    assert Result.load(tmp_path).ablation == result.ablation
+    document = result.document()
+    document["ablation"]["rows"] = "<script>"
+    write_json(tmp_path / "winner.json", document)
+    with pytest.raises(PredictError, match="cannot be used"):
+        Result.load(tmp_path)
+
+
+def test_the_figure_has_a_dot_for_each_known_loss_and_its_table_every_change():
+    rows = (
+        AblationRow("a", 1, 0, (0.5, 0.6), 0.3, needed=True),
+        AblationRow("b", "x", "y", (0.8, 0.9), -0.01, needed=False),
+        AblationRow("c", 2, 0),
+    )
+    found = Ablation(rows, error=0.0213, simple=("b",), simple_loss=-0.01)
+    chart = figures.ablation(found)
+    assert chart.names() == ["needed", "not needed"]
+    dots = {mark.name: mark.parts for mark in chart.marks if mark.name}
+    assert dots == {"needed": [[(0.3, 1)]], "not needed": [[(-0.01, 0)]]}
+    assert chart.table.rows == [
+        ("a", "1", "0", "+0.300 ± 0.021", "needed", ""),
+        ("b", "x", "y", "-0.010 ± 0.021", "not needed", "default"),
+        ("c", "2", "0", "no value: a training failed", "needed", ""),
+    ]
+    for hostile in (math.inf, math.nan):
+        assert figures.ablation(replace(found, error=hostile)) == "winner.json holds no losses."
+    assert figures.ablation(Ablation(())) == "winner.json holds no losses."
+
+
+NOISE = 0.02  # the standard deviation of a value
+
+
+def six(run, *, a=0.0, b=0.0, c=0.0, d=0.0, e=0.0, f=0.0):
+    """A loop of which two hyperparameters matter, by six and by five times the noise."""
+    noise = random.Random(f"{run.seed} {a} {b} {c} {d} {e} {f}").gauss(0, NOISE)
+    run.report(height=0.8 - 0.2 * (a - 0.8) ** 2 - 0.2 * (b - 0.7) ** 2 + noise)
+    return run.value
+
+
+@pytest.mark.nightly
+def test_of_six_hyperparameters_those_two_that_matter_are_needed(tmp_path):
+    found = []
+    for seed in range(20):
+        study = sl.search(
+            six,
+            space={name: sl.Float(0, 1) for name in "abcdef"},
+            maximize="height",
+            trials=30,
+            seed=seed,
+            name="six",
+            run_dir=tmp_path / str(seed),
+            winner={"ablation": True},
+            sampler="random",
+            pruner="none",
+            workers=1,
+            quiet=True,
+        )
+        rows = study.winner.details["ablation"]["rows"]
+        found.append("".join(sorted(row["name"][-1] for row in rows if row["needed"])))
+        study.close()
+    print(found, file=sys.stderr)
+    assert found.count("ab") >= 18, found
