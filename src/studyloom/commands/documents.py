@@ -51,6 +51,13 @@ class Control(TypedDict):
     workers: list[str]
 
 
+class Redone(TypedDict):
+    """The numbers of the failed trials whose slots are open again."""
+
+    study: str
+    trials: list[int]
+
+
 class ProposalContext(TypedDict):
     """What a proposer needs: `definition` (of the study: metric, direction, rule, baseline,
     about), `space` (a JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended`
@@ -158,6 +165,7 @@ DOCUMENTS: dict[str, Any] = {
     "status": StatusDocument,
     "trials": list[TrialRow],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
+    "redo": Redone,
     "ask": ProposalContext,
     "propose": Proposed,
     "report": WrittenReport,

@@ -28,7 +28,7 @@ from studyloom.commands.options import (
 from studyloom.environment import STORAGE
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
-from studyloom.text import one_line, printable
+from studyloom.text import format_ranges, one_line, printable
 
 if TYPE_CHECKING:
     from studyloom.study.stopping import Request
@@ -351,6 +351,30 @@ def pause(arguments: argparse.Namespace) -> int:
 def resume(arguments: argparse.Namespace) -> int:
     """Lets the workers of a paused study continue."""
     return control(arguments, None)
+
+
+@command(
+    "let failed trials be trained again",
+    RUN_DIR,
+    either(flag("--failed", "all failed trials, each in its slot of the budget"), required=True),
+    *(*CONSENT, JSON),
+    examples=["studyloom redo runs/mnist --failed"],
+)
+def redo(arguments: argparse.Namespace) -> None:
+    """Opens the slots of failed trials, once the cause is fixed: the command that runs the study
+    trains their configurations again. The failed trials are kept, but no longer counted.
+    """
+    from studyloom.study.redo import redo_failed
+
+    stored = open_run(arguments, DEADLINE)
+    numbers = redo_failed(stored)
+    if arguments.json:
+        print_json({"study": stored.name, "trials": numbers})
+    elif numbers:
+        words = f"{len(numbers)} failed trials are open again: {format_ranges(numbers)}"
+        print(f"{one_line(stored.name)}: {words}; the command that runs it trains them")
+    else:
+        print(f"{one_line(stored.name)}: no trial has failed")
 
 
 # proposals

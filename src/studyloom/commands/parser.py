@@ -18,6 +18,7 @@ from studyloom.text import nearest, printable
 GROUPS: Mapping[str, tuple[Entry, ...]] = {
     "create and run: write a study, run it, control it, propose configurations": (
         *(studies.new, studies.run, looking.pause, looking.resume, looking.stop),
+        looking.redo,
         *(looking.ask, looking.propose, looking.mcp),
     ),
     "monitor: follow a study while it runs": (looking.status, looking.trials, looking.dashboard),
