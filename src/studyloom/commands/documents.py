@@ -61,7 +61,8 @@ class Redone(TypedDict):
 class ProposalContext(TypedDict):
     """What a proposer needs: `definition` (of the study: metric, direction, rule, baseline,
     about), `space` (a JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended`
-    (why it takes no more proposals, or null) and `trials`.
+    (why it takes no more proposals, or null), `best_region` (of each hyperparameter in the best
+    tenth of the trials, or null) and `trials`, each with `params` and a `curve` of values by epoch.
     """
 
 

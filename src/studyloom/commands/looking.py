@@ -101,16 +101,20 @@ def check(progress: "Progress", run_dir: Path) -> int:
         flag("--csv", "print all columns as CSV"),
         flag("--json", "print a JSON list with an object for each trial"),
     ),
+    flag("--curves", "with --csv: a row for each epoch of each trial"),
     examples=["studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"],
 )
 def trials(arguments: argparse.Namespace) -> None:
     """Lists every trial of a study: its number, state, value, time and hyperparameters."""
-    from studyloom.study.stored_study import as_csv, as_json, trial_rows
+    from studyloom.study.stored_study import as_csv, as_json, curve_rows, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
+    if arguments.curves and not arguments.csv:
+        raise ValueError("--curves needs --csv")
     stored = open_run(arguments)
     if arguments.csv or arguments.json:
-        text = (as_csv if arguments.csv else as_json)(trial_rows(stored))
+        rows = (curve_rows if arguments.curves else trial_rows)(stored)
+        text = (as_csv if arguments.csv else as_json)(rows)
         # Programs get every value as stored.
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     else:
@@ -387,8 +391,9 @@ def redo(arguments: argparse.Namespace) -> None:
 )
 def ask(arguments: argparse.Namespace) -> None:
     """Shows what proposers need: the study definition, the search space (with --json as JSON
-    Schema), the trials so far, and how many configurations may still be proposed. It shows no
-    results on the test set.
+    Schema), and how many configurations may still be proposed. With --json it also shows the
+    trials with their learning curves, and where the best ones are. It shows no results on the test
+    set.
     """
     load_plugin("ask")(arguments)
 
