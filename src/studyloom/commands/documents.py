@@ -79,6 +79,15 @@ class WrittenReport(TypedDict):
     report: str
 
 
+class Adopted(TypedDict):
+    """What a study of another program shows, by title, and the commands that continue it."""
+
+    study: str
+    findings: dict[str, str]
+    next: list[str]
+    page: str
+
+
 class EvaluatedWinner(TypedDict):
     """The winner, chosen and tested again."""
 
@@ -171,6 +180,7 @@ DOCUMENTS: dict[str, Any] = {
     "propose": Proposed,
     "report": WrittenReport,
     "compare": Comparison,
+    "adopt": Adopted,
     "winner": EvaluatedWinner,
     "compress": Variants,
     "predict": Predicted,

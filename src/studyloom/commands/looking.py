@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from studyloom.study.stopping import Request
     from studyloom.views.progress import Progress, ProgressReader
 
-PAGE = "compare.html"
+PAGE, ADOPTED = "compare.html", "adopt.html"
 STATUS_DEADLINE = 2.0  # seconds that a look waits for a busy database
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
 LOOK = 0.5  # seconds between looks at the workers
@@ -174,6 +174,33 @@ def compare(arguments: argparse.Namespace) -> None:
     path = arguments.page or arguments.run_dirs[0] / PAGE
     write_page(studies, path)
     print(f"\n{printable(str(path))}")
+
+
+@command(
+    "show what a study of Optuna, W&B or MLflow holds, and continue it",
+    argument("source", "SOURCE", "a database URL, a SQLite file, or an exported .csv file"),
+    argument("--study", "NAME", "the name of the study, if the database holds several"),
+    argument("--trials", "N", "how many trials were requested", type=int),
+    either(
+        argument("--maximize", "COLUMN", "the metric of a .csv file, if more of it is better"),
+        argument("--minimize", "COLUMN", "the same, if less of it is better"),
+    ),
+    argument("--params", "COLUMNS", "the hyperparameters of a .csv file, with commas between"),
+    argument(
+        *("--rename", "OLD=NEW", "the key of a config for a hyperparameter; may be repeated"),
+        action="append",
+        default=[],
+    ),
+    argument("--page", "FILE", f"the HTML file (default: {ADOPTED})", type=Path, default=ADOPTED),
+    JSON,
+    examples=["studyloom adopt study.db --trials 100 --rename lr=optimizer.lr"],
+)
+def adopt(arguments: argparse.Namespace) -> None:
+    """Reads a study of another program, and changes nothing. Prints stale, surplus, repeated and
+    failed trials, how likely the best value is luck, the epochs that ASHA would have spent, and two
+    commands that continue the study; writes an HTML file with figures.
+    """
+    load_plugin("adopt")(arguments)
 
 
 PLACE = argument("run_dir", "RUN_DIR", "the folder of the study", type=Path, nargs="?")

@@ -23,7 +23,7 @@ GROUPS: Mapping[str, tuple[Entry, ...]] = {
     ),
     "monitor: follow a study while it runs": (looking.status, looking.trials, looking.dashboard),
     "results: look at what a study found, and use its winner": (
-        *(looking.report, looking.compare, networks.winner),
+        *(looking.report, looking.compare, looking.adopt, networks.winner),
         *(networks.predict, networks.compress, networks.replay),
     ),
     "maintenance: check the machine, look up keys and formats, set up the shell": (

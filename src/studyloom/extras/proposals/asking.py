@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
@@ -91,10 +90,9 @@ def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> dict[str, Any
     region: dict[str, Any] = {}
     for name in dict.fromkeys(name for trial in best for name in trial.params):
         values = [trial.params[name] for trial in best if name in trial.params]
-        if any(isinstance(t.distributions.get(name), CategoricalDistribution) for t in best):
-            region[name] = dict(Counter(map(str, values)))
-        else:
-            region[name] = {"low": min(values), "high": max(values)}
+        numbers = all(isinstance(value, int | float) for value in values)
+        ends = {"low": min(values), "high": max(values)} if numbers else None
+        region[name] = ends or dict(Counter(map(str, values)))
     return region
 
 
