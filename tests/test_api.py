@@ -472,6 +472,13 @@ def test_the_command_lists_the_trials(finished, capsys):
     table = [*csv.DictReader(io.StringIO(trials("--csv")))]
     name = "params.optimizer.lr"
     assert [float(row[name]) for row in table] == [row[name] for row in rows]
+    epochs = [*csv.DictReader(io.StringIO(trials("--csv", "--curves")))]
+    curves = finished.curves()
+    assert [(int(row["trial"]), float(row["value"])) for row in epochs] == [
+        *zip(curves["trial"], curves["value"], strict=True)
+    ]
+    assert main(["trials", str(finished.run_dir), "--curves"]) == 2
+    assert "--curves needs --csv" in capsys.readouterr().err
 
 
 def test_json_has_null_for_numbers_that_are_not_finite():

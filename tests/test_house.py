@@ -46,7 +46,8 @@ DOORS = {
 }
 NO_TORCH = ("space", "config", "storage")  # layers that know no torch
 NO_OPTUNA = (GROUND, "data", "training", "config")
-NAMED_BY_CONFIGS = ("models", "losses", "schedules")  # `_target_` names them; nobody imports them
+# `_target_` names them; nobody imports them.
+NAMED_BY_CONFIGS = ("models", "losses", "optimizers", "schedules")
 # Each needs an extra, which takes seconds to import; the user's own code imports them.
 ADAPTERS = {f"extras.integrations.{name}" for name in ("lightning", "transformers", "accelerate")}
 DRAWERS = {

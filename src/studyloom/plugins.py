@@ -10,6 +10,7 @@ from typing import Any
 
 # A name, and where it is below `studyloom.extras`: the module and its member.
 PLUGINS = {
+    "adopt": ("adopt.pages", "adopt"),
     "ask": ("proposals.asking", "print_asked"),
     "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
     "compress_errors": ("export.settings", "find_errors"),

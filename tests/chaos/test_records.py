@@ -21,6 +21,7 @@ from studyloom.storage.database import plain_engine
 from studyloom.storage.ledger import TEST_SLOT
 from studyloom.storage.optuna_internals import TABLES
 from studyloom.storage.urls import parse_url
+from studyloom.study.redo import redo_failed
 
 pytestmark = pytest.mark.chaos
 SMALL = (*QUICK, "sampler=tpe", "pruner=median", "launcher.workers=1")
@@ -223,10 +224,11 @@ def test_a_baseline_that_failed_by_a_bug_is_trained_again_within_the_budget(smal
     assert "RuntimeError: a bug" in done.stderr
     bug.unlink()
     printed = ended(small)
-    assert "study.redo_baseline=true" in printed
+    assert "studyloom redo --failed" in printed
     assert "baseline  " not in printed
     for _ in range(2):
-        printed = ended(small, "study.redo_baseline=true")
+        redo_failed(small.stored())
+        printed = ended(small)
         assert re.search(r"^baseline +accuracy 0\.\d+ +trial 4", printed, re.MULTILINE)
         assert "4 of 4 trials" in printed
         assert "1 set aside" in printed

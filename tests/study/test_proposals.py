@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from toys import ask as asked
 
 from studyloom.cli import main
 from studyloom.errors import ConfigError
-from studyloom.extras.proposals.asking import ask
+from studyloom.extras.proposals.asking import ask, curve_points
 from studyloom.extras.proposals.queue import propose
 from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.storage.attributes import BASELINE, PROPOSED
@@ -295,6 +296,35 @@ def test_asking_tells_the_trials_and_no_value_of_the_test_part(tmp_path, hill, c
     assert [(row["number"], row["state"]) for row in rows[1:]] == [(1, "complete"), (2, "waiting")]
     assert rows[1]["params"] == stored.trials()[1].params
     assert [row["proposed_by"] for row in rows] == [None, None, "anna"]
+
+
+def test_asking_tells_the_curve_of_each_trial(sqlite_url, definition):
+    stored = begun(sqlite_url, definition)
+    work(definition, stored, 2)
+    for row, trial in zip(ask(stored)["trials"], stored.trials(), strict=True):
+        assert row["curve"] == [*zip((1, 2), TrialRecord(trial).curve["value"], strict=True)]
+    long = optuna.trial.create_trial(
+        value=1.0, intermediate_values={n: math.nan if n == 7 else float(n) for n in range(101)}
+    )
+    points = curve_points(long)
+    assert len(points) == 20
+    assert points[-1] == (100, 100.0)
+    assert all(value == at for at, value in points)
+
+
+def test_the_best_region_is_where_the_best_tenth_of_the_trials_is(sqlite_url, hill):
+    stored = begun(sqlite_url, hill, 40)
+    work(hill, stored, 9)
+    assert ask(stored)["best_region"] is None
+    work(hill, stored, 40)
+    best = sorted(stored.trials(), key=lambda trial: -trial.value)[:4]
+    assert ask(stored)["best_region"] == {
+        name: {
+            "low": min(trial.params[name] for trial in best),
+            "high": max(trial.params[name] for trial in best),
+        }
+        for name in best[0].params
+    }
 
 
 def test_from_the_command_line_a_point_is_text_and_its_trial_a_number(tmp_path, definition, capsys):

@@ -8,7 +8,8 @@ from test_trainer import SPLIT, toy_job
 from torch import nn
 
 from studyloom.errors import ConfigError
-from studyloom.models import MLP
+from studyloom.models import CNN, MLP, Recurrent, Transformer
+from studyloom.optimizers import Muon
 from studyloom.training.optimizer import ParameterGroup, freeze, make_optimizer, step_of
 from studyloom.training.trainer import Training
 
@@ -96,3 +97,85 @@ def test_a_step_is_that_of_the_optimizer_bit_for_bit():
         hooked,
     ):
         assert train(make, False) == train(make, True)
+
+
+# Muon
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="it came with torch 2.9")
+
+
+class Tied(nn.Module):
+    """A network whose embedding is its output layer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.inner = nn.Embedding(5, 4), nn.Linear(4, 4)
+        self.last = nn.Linear(4, 5)
+        self.last.weight = self.words.weight
+
+
+@needs_muon
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (network(), ["1.weight"]),
+        (CNN((1, 8, 8), 3), []),
+        (Tied(), ["inner.weight"]),
+        (Recurrent((4, 2), 3), ["cells.weight_ih_l0", "cells.weight_hh_l0"]),
+        (
+            Transformer((4, 2), 3, width=8, layers=1),
+            [
+                "first.weight",
+                *("encoder.layers.0.self_attn.in_proj_weight",),
+                *("encoder.layers.0.self_attn.out_proj.weight",),
+                *("encoder.layers.0.linear1.weight", "encoder.layers.0.linear2.weight"),
+            ],
+        ),
+    ],
+)
+def test_muon_trains_the_matrices_of_hidden_layers_and_adamw_all_else(net, expected):
+    optimizer = make_optimizer(partial(Muon, lr=0.1, adamw_lr=0.2), net, [])
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates.pop(id(parameter)) for name, parameter in net.named_parameters()}
+    assert found == {name: 0.1 if name in expected else 0.2 for name in found}
+    assert not rates
+
+
+@needs_muon
+def test_steps_of_muon_are_those_of_its_two_optimizers_also_after_a_state_is_loaded():
+    def train(steps, saved=False):
+        torch.manual_seed(0)
+        net = network()
+        named, (body, *_) = dict(net.named_parameters()), [*net.parameters()]
+        rest = [parameter for name, parameter in named.items() if name != "1.weight"]
+        one = [
+            torch.optim.Muon([body], 0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, 0.2, weight_decay=0.01),
+        ]
+        if steps == 1:
+            one = [make_optimizer(partial(Muon, lr=0.1, adamw_lr=0.2), net, [])]
+        for _ in range(3):
+            if saved:
+                again = make_optimizer(partial(Muon, lr=9.0, adamw_lr=9.0), net, [])
+                again.load_state_dict(one[0].state_dict())
+                one = [again]
+            net.zero_grad()
+            net(torch.randn(8, 1, 4, 4)).square().mean().backward()
+            for each in one:
+                step_of(each)()
+        return [weight.tolist() for weight in net.parameters()]
+
+    assert train(1) == train(2) == train(1, saved=True)
+
+
+@needs_muon
+def test_groups_of_muon_have_both_learning_rates():
+    group = ParameterGroup("first", ("1",), settings={"lr": 0.3, "adamw_lr": 0.4})
+    optimizer = make_optimizer(Muon, network(), [group])
+    assert [each["lr"] for each in optimizer.param_groups] == [0.3, 1e-3, 0.4]
+
+
+def test_without_muon_in_pytorch_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match=r"needs PyTorch 2\.9 or later.*choose optimizer=adamw"):
+        make_optimizer(Muon, network(), [])

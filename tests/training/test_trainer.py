@@ -18,6 +18,7 @@ from studyloom.data.split import Split, make_folds
 from studyloom.errors import Diverged
 from studyloom.losses import MSE, CrossEntropy
 from studyloom.models import CNN, MLP
+from studyloom.optimizers import Muon
 from studyloom.schedules import constant, cosine, one_cycle
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule
@@ -267,6 +268,8 @@ RESUMABLE |= {
         "groups": (ParameterGroup("first", ("1.bias",), settings={"lr": 0.5}),),
     },
 }
+if hasattr(torch.optim, "Muon"):
+    RESUMABLE["muon"] = {"optimizer": partial(Muon, lr=0.01, fused=True), "schedule": cosine}
 WAYS = ("a step of one's own", "groups", "a plateau", "everything at once")
 ALONE = [name for name in RESUMABLE if name not in LOCKSTEP + WAYS]
 

@@ -51,10 +51,18 @@ class Control(TypedDict):
     workers: list[str]
 
 
+class Redone(TypedDict):
+    """The numbers of the failed trials whose slots are open again."""
+
+    study: str
+    trials: list[int]
+
+
 class ProposalContext(TypedDict):
     """What a proposer needs: `definition` (of the study: metric, direction, rule, baseline,
     about), `space` (a JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended`
-    (why it takes no more proposals, or null) and `trials`.
+    (why it takes no more proposals, or null), `best_region` (of each hyperparameter in the best
+    tenth of the trials, or null) and `trials`, each with `params` and a `curve` of values by epoch.
     """
 
 
@@ -69,6 +77,15 @@ class WrittenReport(TypedDict):
     """The path of the report that was written."""
 
     report: str
+
+
+class Adopted(TypedDict):
+    """What a study of another program shows, by title, and the commands that continue it."""
+
+    study: str
+    findings: dict[str, str]
+    next: list[str]
+    page: str
 
 
 class EvaluatedWinner(TypedDict):
@@ -158,10 +175,12 @@ DOCUMENTS: dict[str, Any] = {
     "status": StatusDocument,
     "trials": list[TrialRow],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
+    "redo": Redone,
     "ask": ProposalContext,
     "propose": Proposed,
     "report": WrittenReport,
     "compare": Comparison,
+    "adopt": Adopted,
     "winner": EvaluatedWinner,
     "ablate": Ablation,
     "compress": Variants,

@@ -28,13 +28,13 @@ from studyloom.commands.options import (
 from studyloom.environment import STORAGE
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
-from studyloom.text import one_line, printable
+from studyloom.text import format_ranges, one_line, printable
 
 if TYPE_CHECKING:
     from studyloom.study.stopping import Request
     from studyloom.views.progress import Progress, ProgressReader
 
-PAGE = "compare.html"
+PAGE, ADOPTED = "compare.html", "adopt.html"
 STATUS_DEADLINE = 2.0  # seconds that a look waits for a busy database
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
 LOOK = 0.5  # seconds between looks at the workers
@@ -101,16 +101,20 @@ def check(progress: "Progress", run_dir: Path) -> int:
         flag("--csv", "print all columns as CSV"),
         flag("--json", "print a JSON list with an object for each trial"),
     ),
+    flag("--curves", "with --csv: a row for each epoch of each trial"),
     examples=["studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"],
 )
 def trials(arguments: argparse.Namespace) -> None:
     """Lists every trial of a study: its number, state, value, time and hyperparameters."""
-    from studyloom.study.stored_study import as_csv, as_json, trial_rows
+    from studyloom.study.stored_study import as_csv, as_json, curve_rows, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
+    if arguments.curves and not arguments.csv:
+        raise ValueError("--curves needs --csv")
     stored = open_run(arguments)
     if arguments.csv or arguments.json:
-        text = (as_csv if arguments.csv else as_json)(trial_rows(stored))
+        rows = (curve_rows if arguments.curves else trial_rows)(stored)
+        text = (as_csv if arguments.csv else as_json)(rows)
         # Programs get every value as stored.
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     else:
@@ -170,6 +174,33 @@ def compare(arguments: argparse.Namespace) -> None:
     path = arguments.page or arguments.run_dirs[0] / PAGE
     write_page(studies, path)
     print(f"\n{printable(str(path))}")
+
+
+@command(
+    "show what a study of Optuna, W&B or MLflow holds, and continue it",
+    argument("source", "SOURCE", "a database URL, a SQLite file, or an exported .csv file"),
+    argument("--study", "NAME", "the name of the study, if the database holds several"),
+    argument("--trials", "N", "how many trials were requested", type=int),
+    either(
+        argument("--maximize", "COLUMN", "the metric of a .csv file, if more of it is better"),
+        argument("--minimize", "COLUMN", "the same, if less of it is better"),
+    ),
+    argument("--params", "COLUMNS", "the hyperparameters of a .csv file, with commas between"),
+    argument(
+        *("--rename", "OLD=NEW", "the key of a config for a hyperparameter; may be repeated"),
+        action="append",
+        default=[],
+    ),
+    argument("--page", "FILE", f"the HTML file (default: {ADOPTED})", type=Path, default=ADOPTED),
+    JSON,
+    examples=["studyloom adopt study.db --trials 100 --rename lr=optimizer.lr"],
+)
+def adopt(arguments: argparse.Namespace) -> None:
+    """Reads a study of another program, and changes nothing. Prints stale, surplus, repeated and
+    failed trials, how likely the best value is luck, the epochs that ASHA would have spent, and two
+    commands that continue the study; writes an HTML file with figures.
+    """
+    load_plugin("adopt")(arguments)
 
 
 PLACE = argument("run_dir", "RUN_DIR", "the folder of the study", type=Path, nargs="?")
@@ -353,6 +384,30 @@ def resume(arguments: argparse.Namespace) -> int:
     return control(arguments, None)
 
 
+@command(
+    "let failed trials be trained again",
+    RUN_DIR,
+    either(flag("--failed", "all failed trials, each in its slot of the budget"), required=True),
+    *(*CONSENT, JSON),
+    examples=["studyloom redo runs/mnist --failed"],
+)
+def redo(arguments: argparse.Namespace) -> None:
+    """Opens the slots of failed trials, once the cause is fixed: the command that runs the study
+    trains their configurations again. The failed trials are kept, but no longer counted.
+    """
+    from studyloom.study.redo import redo_failed
+
+    stored = open_run(arguments, DEADLINE)
+    numbers = redo_failed(stored)
+    if arguments.json:
+        print_json({"study": stored.name, "trials": numbers})
+    elif numbers:
+        words = f"{len(numbers)} failed trials are open again: {format_ranges(numbers)}"
+        print(f"{one_line(stored.name)}: {words}; the command that runs it trains them")
+    else:
+        print(f"{one_line(stored.name)}: no trial has failed")
+
+
 # proposals
 
 
@@ -363,8 +418,9 @@ def resume(arguments: argparse.Namespace) -> int:
 )
 def ask(arguments: argparse.Namespace) -> None:
     """Shows what proposers need: the study definition, the search space (with --json as JSON
-    Schema), the trials so far, and how many configurations may still be proposed. It shows no
-    results on the test set.
+    Schema), and how many configurations may still be proposed. With --json it also shows the
+    trials with their learning curves, and where the best ones are. It shows no results on the test
+    set.
     """
     load_plugin("ask")(arguments)
 

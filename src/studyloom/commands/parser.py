@@ -18,11 +18,12 @@ from studyloom.text import nearest, printable
 GROUPS: Mapping[str, tuple[Entry, ...]] = {
     "create and run: write a study, run it, control it, propose configurations": (
         *(studies.new, studies.run, looking.pause, looking.resume, looking.stop),
+        looking.redo,
         *(looking.ask, looking.propose, looking.mcp),
     ),
     "monitor: follow a study while it runs": (looking.status, looking.trials, looking.dashboard),
     "results: look at what a study found, and use its winner": (
-        *(looking.report, looking.compare, networks.winner, networks.ablate),
+        *(looking.report, looking.compare, looking.adopt, networks.winner, networks.ablate),
         *(networks.predict, networks.compress, networks.replay),
     ),
     "maintenance: check the machine, look up keys and formats, set up the shell": (

@@ -41,7 +41,6 @@ class StudySection:
     )
     epochs: int | None = key(None, "a budget of epochs, over all trials")
     baseline: bool = key(True, "trial 0 is the default configuration")
-    redo_baseline: bool = key(False, "true: trains a failed baseline again, in its slot")
     max_attempts: int = key(3, "attempts of a trial whose workers die, before it counts as failed")
     max_failures: int = key(5, "trials in a row that may fail for one reason before the study ends")
     repeats: bool = key(True, "false: no configuration of a finite search space is trained twice")

@@ -30,7 +30,7 @@ from studyloom.user_code import ELSEWHERE, find_member, script_as_main
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
-    *("studyloom.study.gaussian_process", "studyloom.study.asha"),
+    *("studyloom.study.gaussian_process", "studyloom.study.asha", "studyloom.optimizers"),
     # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),
     *("studyloom.launch.Local", "studyloom.launch.local.Local"),

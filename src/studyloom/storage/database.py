@@ -620,6 +620,23 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
         return Retry(address, deadline).run(attempt)
 
 
+def read_only(url: str) -> RetryingStorage:
+    """Opens a database of any program that uses Optuna to read it; a SQLite file stays unchanged.
+
+    Raises:
+        StorageError: There is no such file.
+    """
+    address = parse_url(url)
+    if not is_sqlite(address):
+        return _open(address, 0.0)
+    if not sqlite_path(address).is_file():
+        raise StorageError(f"there is no database {sqlite_path(address)}")
+    read = existing_file(address).set(query={"mode": "ro", "uri": "true"})
+    storage = RetryingStorage(read.render_as_string(), address, 0.0, {})
+    event.listen(storage.engine, "connect", _limit)
+    return storage
+
+
 def _open(address: URL, deadline: float) -> RetryingStorage:
     if is_sqlite(address):
         return SQLiteStorage(existing_file(address).render_as_string(), address, deadline)

@@ -16,6 +16,7 @@ __all__ = [
     "opening",
     "placement",
     "provenance",
+    "redo",
     "reporter",
     "search",
     "slots",

@@ -16,21 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optuna.trial import FrozenTrial
-
 from studyloom.config.schema import AUTO
 from studyloom.config.values import value_at
 from studyloom.errors import refuse
 from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, SLOT, SPACE, WARM_START
+from studyloom.storage.attributes import BASELINE, ENQUEUED, SPACE, WARM_START
 from studyloom.storage.database import Connection
 from studyloom.study.earlier_studies import EarlierStudies, EarlierStudy, offer_earlier, read_named
-from studyloom.study.failures import TEACHES, count_failures
 from studyloom.study.placement import PlacedPoint, PlacedTrial, choose_trials, place_point
+from studyloom.study.redo import missing_baseline
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
-from studyloom.study.trial_record import TrialRecord
 from studyloom.text import as_yaml
 
 if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
@@ -193,11 +190,8 @@ def store_warm_starts(
 ) -> None:
     """Stores what proposals are checked against, and queues the configurations to try first."""
     store_space(stored, definition)
-    if definition.baseline is not None:
-        if definition.config.study.redo_baseline:
-            redo_baseline(stored)
-        if (missing := missing_baseline(stored)) is not None:
-            log.warning("%s", missing)
+    if definition.baseline is not None and (missing := missing_baseline(stored)) is not None:
+        log.warning("%s", missing)
     if left := enqueue(stored, starts, trials, baseline=definition.baseline):
         log.warning(
             "%d configurations to begin with are left out: all %d trials have begun; "
@@ -251,46 +245,6 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         return max(0, len(waiting) - len(slots))
 
     return stored.ledger.storage.execute(queue) if starts.points or starts.sources else 0
-
-
-def failed_baseline(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """Returns the baseline if it has failed; None if it has not, or is missing."""
-    baselines = [trial for trial in trials if TrialRecord(trial).is_baseline]
-    failed = bool(baselines) and all(TrialRecord(trial).outcome == "failed" for trial in baselines)
-    return baselines[-1] if failed else None
-
-
-def redo_baseline(stored: StoredStudy) -> None:
-    """Opens the slot of a baseline that has failed for a new trial of the same configuration.
-
-    The failed trial is set aside: it is kept, but no longer counted, so that N trials stay N.
-    Nothing changes if the baseline has not failed.
-    """
-    study_id = stored.ledger.study_id
-
-    def redo(connection: Connection) -> None:
-        if (failed := failed_baseline(stored.lock_trials(connection))) is not None:
-            sql.write(connection, [(sql.SET_ASIDE, {"id": failed._trial_id})])
-            stored.ledger.queue(connection, failed.user_attrs[SLOT], Point(), AS_COMPOSED)
-
-    stored.ledger.storage.execute(redo)
-    stored.storage.forget(study_id)
-
-
-def missing_baseline(stored: StoredStudy) -> str | None:
-    """Says how to repeat a baseline that failed by a bug; None if there is nothing to do.
-
-    One whose training diverged, or whose network was too large, would only do so again.
-    """
-    failed = failed_baseline(stored.trials())
-    for failure in count_failures([] if failed is None else [failed]):
-        if failure.kind not in TEACHES:
-            return (
-                f"the baseline, trial {failure.trials[0].number}, has failed "
-                f"({failure.first_reason}), so that nothing is compared with it; once the cause is "
-                "fixed, study.redo_baseline=true trains it again"
-            )
-    return None
 
 
 # Proposals

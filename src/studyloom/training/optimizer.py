@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def make_optimizer(
 ) -> Optimizer:
     """Freezes what groups freeze, and makes the optimizer of the other parameters.
 
-    Its rates are those of a base size; `growths` scales them to the network's size.
+    Its rates are those of a base size; `growths` scales them to the network's size. An optimizer
+    with an argument `network`, such as Muon, gets the network.
 
     Raises:
         ConfigError: all errors: a pattern that matches nothing, a parameter in two groups, a
@@ -74,7 +76,10 @@ def make_optimizer(
             for the growths under this optimizer.
     """
     _avoid_compiler_import()
-    optimizer = _make(make, network, groups)
+    bound: Any = make
+    if "network" in inspect.signature(make).parameters:
+        bound = partial(bound, network=network)
+    optimizer = _make(bound, network, groups)
     if growths is not None:
         scale_rates(optimizer, network, growths)
     return optimizer
@@ -155,7 +160,7 @@ def step_of(optimizer: Optimizer) -> Callable[[], object]:
         *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
         *(module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks),
     ]
-    foreign = not kind.__module__.startswith("torch.optim.")
+    foreign = not kind.__module__.startswith(("torch.optim.", "studyloom.optimizers"))
     if foreign or optimizer.defaults.get("differentiable") or any(hooks):
         return optimizer.step
     unwrapped = inspect.unwrap(kind.step)

@@ -1,7 +1,10 @@
 """What proposers ask of a study: `studyloom ask` and `studyloom propose`."""
 
+import math
+from collections import Counter
 from typing import Any
 
+from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from studyloom.commands.options import open_run, print_json
@@ -9,6 +12,7 @@ from studyloom.extras.proposals.queue import count_free_slots, propose, why_clos
 from studyloom.extras.proposals.stored_space import json_schema, read_space
 from studyloom.space.outline import outline
 from studyloom.study.early_end import read_bounds
+from studyloom.study.extrapolation import extrapolate
 from studyloom.study.stored_study import StoredStudy, trial_rows
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import one_line
@@ -17,11 +21,13 @@ from studyloom.views.snapshot import describe, take_snapshot
 from studyloom.views.terminal import make_console
 
 DEADLINE = 10.0  # seconds to wait for a database that is busy or away
+POINTS = 20  # at most, of a learning curve
+LEAST = 10  # trials with values, before there is a best region
 SHOWN = ("number", "state", "value", "epochs", "seconds", "proposed_by")  # of a trial
 
 
 def ask(stored: StoredStudy) -> dict[str, Any]:
-    """Returns what a proposer needs to know, as `commands.documents.Asked` describes it."""
+    """Returns what a proposer needs to know, as `commands.documents.ProposalContext` describes."""
     known, snapshot, trials = read_space(stored), take_snapshot(stored), stored.trials()
     budget, goal = read_bounds(stored).trials, stored.goals[0]
     left, closed = count_free_slots(stored), why_closed(stored)
@@ -30,7 +36,7 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
     about = [str((stored.definition() or {}).get("objective._target_") or "")]
     about += [describe(trial, trial.params) for trial in trials[:1]]
     baseline, rows = snapshot.baseline, trial_rows(stored).to_dicts()
-    params = {trial.number: trial.params for trial in stored.trials()}
+    more = {t.number: {"params": t.params, "curve": curve_points(t)} for t in trials}
     return {
         "study": stored.name,
         "definition": {
@@ -45,12 +51,49 @@ def ask(stored: StoredStudy) -> dict[str, Any]:
         "left": left,
         "proposals_left": 0 if closed else max(0, min(free, known.most(budget) - proposed)),
         "ended": closed,
+        "best_region": best_region(stored, trials),
         "trials": [
             {name: row[name] for name in row if name in SHOWN or name.startswith("values.")}
-            | {"params": params[row["number"]]}
+            | more[row["number"]]
             for row in rows
         ],
     }
+
+
+def curve_points(trial: FrozenTrial) -> list[tuple[int, float]]:
+    """Returns the epochs and values of a learning curve: at most 20, evenly spaced, with the last.
+
+    Values that are not finite are left out.
+    """
+    curve = TrialRecord(trial).curve
+    pairs = zip(curve.get("number", ()), curve.get("value", ()), strict=False)
+    points = [(at, value) for at, value in pairs if value is not None and math.isfinite(value)]
+    stride = -(-len(points) // POINTS) or 1
+    return points[::-stride][::-1]
+
+
+def best_region(stored: StoredStudy, trials: list[FrozenTrial]) -> dict[str, Any] | None:
+    """Returns where the best trials are; None if fewer than ten have a value.
+
+    These are the best tenth, from which TPE draws, but at least three. A trial that stopped early
+    counts with its value and what others gained from there, as samplers see it.
+
+    Returns:
+        By hyperparameter: `low` and `high` of a number, or how often each choice occurs.
+    """
+    shown = extrapolate(trials, stored.optuna.directions, [goal.name for goal in stored.goals[1:]])
+    ended = [trial for trial in shown if trial.state == TrialState.COMPLETE]
+    if len(ended) < LEAST:
+        return None
+    ended.sort(key=lambda trial: (-stored.sign * trial.values[0], trial.number))
+    best = ended[: max(3, math.ceil(len(ended) / 10))]
+    region: dict[str, Any] = {}
+    for name in dict.fromkeys(name for trial in best for name in trial.params):
+        values = [trial.params[name] for trial in best if name in trial.params]
+        numbers = all(isinstance(value, int | float) for value in values)
+        ends = {"low": min(values), "high": max(values)} if numbers else None
+        region[name] = ends or dict(Counter(map(str, values)))
+    return region
 
 
 def print_proposed(arguments: Any) -> None:

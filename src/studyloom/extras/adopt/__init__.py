@@ -1,0 +1,3 @@
+"""Reads a study that another program has made, and says what its trials show: `studyloom adopt`."""
+
+__all__ = ["findings", "pages", "reading"]

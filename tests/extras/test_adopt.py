@@ -1,0 +1,301 @@
+"""Studies of other programs: what `studyloom adopt` says of them, and that it changes nothing."""
+
+import hashlib
+import json
+import math
+import random
+import shlex
+import sqlite3
+from datetime import datetime, timedelta
+
+import jsonschema
+import optuna
+import pytest
+import torch
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+from toy_worker import FOLDER, fresh, work
+from toys import ask
+
+from studyloom.cli import main
+from studyloom.commands.documents import json_schema
+from studyloom.config.compose import register
+from studyloom.errors import StorageError
+from studyloom.extras.adopt.findings import estimate_luck, repeats, replay_asha, stale_trials
+from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
+from studyloom.study.placement import place_point
+from studyloom.study.trial_record import TrialRecord
+from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
+
+RANGE, EPOCHS = FloatDistribution(0.0, 1.0), 9
+LONG_AGO = datetime(2026, 1, 1, 12)
+
+
+def trial(number, value=None, x=None, state=TrialState.COMPLETE, curve=(), **more):
+    made = create_trial(
+        state=state,
+        value=value,
+        params={} if x is None else {"x": x},
+        distributions={} if x is None else {"x": RANGE},
+        intermediate_values=dict(enumerate(curve)),
+        **more,
+    )
+    made.number = number
+    return made
+
+
+def study_of(trials, sign=1):
+    return AdoptedStudy("s", "accuracy", sign, trials)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def adopted(capsys, *arguments):
+    """What the command prints for programs."""
+    assert main(["adopt", *map(str, arguments), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, json_schema("adopt"))
+    return document
+
+
+# A database
+
+
+def test_the_stale_trial_and_the_surplus_are_named_and_the_file_stays_as_it_is(here, capsys):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db", direction="maximize")
+    for number in range(14):
+        study.add_trial(trial(number, number / 20, number / 20, curve=[0.01 * number] * 9))
+    study.ask()  # by a process that is killed then
+    with sqlite3.connect("s.db") as connection:
+        begun = "datetime_start = '2026-01-01 12:00:00.000000'"
+        ended = "datetime_complete = '2026-01-01 12:01:00.000000'"
+        connection.execute(f"UPDATE trials SET {begun}, {ended} WHERE number < 14")
+        connection.execute(f"UPDATE trials SET {begun} WHERE number = 14")
+    connection.close()
+    before = hashlib.sha256((here / "s.db").read_bytes()).digest()
+    found = adopted(capsys, "s.db", "--trials", 10)["findings"]
+    assert hashlib.sha256((here / "s.db").read_bytes()).digest() == before
+    assert [path.name for path in here.iterdir() if path.name.startswith("s.db")] == ["s.db"]
+    assert found["trials"] == "15: 14 complete (93%), 1 running (7%)"
+    assert found["stale"].startswith("14: running for")
+    assert found["surplus"] == "5 trials beyond 10"
+    assert found["pruner=asha"].endswith("these trials spent 126")
+
+
+def test_the_right_study_of_a_database_is_read_and_what_is_wrong_is_said(here, sqlite_url):
+    path = here / "two.db"
+    for name, way in (("one", "minimize"), ("two", "maximize")):
+        study = optuna.create_study(study_name=name, storage=f"sqlite:///{path}", direction=way)
+        study.add_trial(trial(0, 0.5, 0.1))
+    assert read_database("two.db", "two").sign == 1
+    assert read_database(f"sqlite:///{path}", "one").sign == -1
+    (here / "none.db").write_text("no database at all")
+    for source, name, words in (
+        ("two.db", None, "--study; the database holds: one, two"),
+        ("two.db", "three", "the database holds: one, two"),
+        ("missing.db", None, "there is no database"),
+        ("none.db", None, "cannot|not a database"),
+        ("strange://host/name", None, "cannot be read"),
+    ):
+        with pytest.raises(StorageError, match=words):
+            read_database(source, name)
+
+
+def test_postgresql_is_read_too(postgres_url):
+    study = optuna.create_study(study_name="s", storage=postgres_url, direction="maximize")
+    study.add_trial(trial(0, 0.5, 0.1))
+    assert [each.value for each in read_database(postgres_url, "s").trials] == [0.5]
+
+
+def test_a_hostile_database_does_no_harm(here, capsys):
+    """Names with markup, values that are no numbers, and years far off."""
+    name, markup = "<script>alert(1)</script>", "<b>x</b>\x1b[31m\n$(touch harm)'"
+    study = optuna.create_study(study_name=name, storage="sqlite:///s.db")
+    for number in range(40):
+        study.add_trial(
+            create_trial(
+                value=[1e308, -1e308, math.inf, 0.5][number % 4],
+                params={markup: number / 40},
+                distributions={markup: RANGE},
+                intermediate_values={0: math.nan, 1: -math.inf, 2: 1e308, 7: 0.1},
+                system_attrs={"fail_reason": markup},
+            )
+        )
+    study.add_trial(trial(0, state=TrialState.FAIL, system_attrs={"fail_reason": markup}))
+    with sqlite3.connect("s.db") as connection:
+        for column, year in (("datetime_start", "0001"), ("datetime_complete", "9999")):
+            late = f"{year}-06-01 00:00:00.000000"
+            connection.execute(f"UPDATE trials SET {column} = ? WHERE number % 3 = 0", (late,))
+    connection.close()
+    assert main(["adopt", "s.db", "--rename", "a=b.c"]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    html = (here / "adopt.html").read_text()
+    assert "<script>alert(1)" not in html
+    assert "<b>x" not in html
+    assert "\x1b" not in html
+    steps = [line for line in printed.splitlines() if line.startswith("python -m")]
+    assert all(
+        "touch" not in word or len(shlex.split(line)) == 4 for line in steps for word in line
+    )
+
+
+# Findings
+
+
+def test_a_trial_that_runs_much_longer_than_others_took_is_stale():
+    minute = timedelta(minutes=1)
+    ended = [trial(number, 0.5, 0.1) for number in range(9)]
+    for each in ended:
+        each.datetime_start, each.datetime_complete = LONG_AGO, LONG_AGO + minute
+    old, new = (trial(n, state=TrialState.RUNNING) for n in (20, 21))
+    old.datetime_start, new.datetime_start = datetime.now() - timedelta(days=1), datetime.now()
+    assert [each.number for each in stale_trials([*ended, old, new])] == [20]
+
+
+def test_trials_of_one_configuration_are_grouped():
+    trials = [trial(0, 0.1, 0.5), trial(1, 0.2, 0.6), trial(2, 0.3, 0.5), trial(3, 0.4)]
+    assert [[each.number for each in group] for group in repeats(trials)] == [[0, 2]]
+
+
+def test_noise_is_measured_by_repeated_configurations_or_by_neighbors():
+    draw = random.Random(0)
+    flat = [trial(n, 0.5 + draw.gauss(0, 0.02), draw.random()) for n in range(300)]
+    luck = estimate_luck(study_of(flat), repeats(flat))
+    # The best half is less spread out than all.
+    assert 0.005 < luck.noise < 0.02
+    assert luck.other > 0.5
+    twice = [trial(n, 0.5 + draw.gauss(0, 0.02), n // 2 / 500) for n in range(1000)]
+    luck = estimate_luck(study_of(twice), repeats(twice))
+    assert "repeated" in luck.source
+    assert luck.noise == pytest.approx(0.02, rel=0.15)
+
+
+def test_a_best_value_far_ahead_of_the_noise_is_no_luck():
+    certain = [trial(n, n // 2 / 50, n // 2 / 50) for n in range(80)]
+    for sign in (1, -1):
+        best, *_ = study_of(certain, sign).complete
+        alone = [each for each in certain if each.number // 2 != best.number // 2] + [best]
+        luck = estimate_luck(study_of(alone, sign), repeats(alone))
+        assert (luck.noise, luck.other) == (0.0, 0.0)
+        assert luck.lead == pytest.approx(0.02)
+
+
+def test_asha_spends_what_its_brackets_say_on_curves_that_never_cross():
+    """Of 27 trials each trains to epoch 2, 9 on to 6, 3 on to 18, and 1 to 27."""
+    curves = [[(n + 1) / 28 * epoch for epoch in range(27)] for n in range(27)]
+    trials = [trial(n, curve[-1], 0.1, curve=curve) for n, curve in enumerate(curves)]
+    found = replay_asha(study_of(trials))
+    ideal = 27 * 2 + 9 * 4 + 3 * 12 + 1 * 9
+    assert ideal <= found.low <= found.high < found.spent
+    assert found.high < found.epochs < found.spent  # each trial is better than all before it
+    assert found.spent == 27 * 27
+    assert replay_asha(study_of([trial(0, 0.5, 0.1)])) is None
+
+
+def curve_of(x):
+    """A learning curve with noise that only the configuration decides."""
+    draw = random.Random(x)
+    best = 0.9 - (x - 0.6) ** 2
+    rate = 2 + 6 * draw.random()
+    return [
+        best * (1 - math.exp(-(epoch + 1) / rate)) + draw.gauss(0, 0.01) for epoch in range(EPOCHS)
+    ]
+
+
+def known_curve(config, run):
+    """A loop that reports that curve, and that a rung may pause."""
+    run.keep(net=torch.nn.Linear(1, 1))
+    curve = curve_of(config.params.x)
+    for epoch in run.epochs(EPOCHS):
+        run.report(accuracy=curve[epoch - 1])
+    return run.value
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(5))
+def test_predicted_epochs_are_those_of_a_real_search_by_asha(here, seed, monkeypatch):
+    """In the order of the trials they are the same; in others, within a fifth."""
+    monkeypatch.setitem(FOLDER, "checkpoints", here / "checkpoints")
+    definition = ask(
+        *("space=none", "sampler=random", "pruner=asha", "study.baseline=false"),
+        *("objective._target_=test_adopt.known_curve", "objective.direction=maximize"),
+        *(f"+params={{x: 0.1, epochs: {EPOCHS}}}", "+space.params.x.float=[0,1]"),
+    )
+    draw, count = random.Random(seed), 100
+    settings = [draw.random() for _ in range(count)]
+    trials = [trial(n, curve_of(x)[-1], x, curve=curve_of(x)) for n, x in enumerate(settings)]
+    predicted = replay_asha(study_of(trials))
+    stored = fresh(f"sqlite:///{here}/real.db", definition, count)
+    points = (place_point(definition, {"params.x": x}).point for x in settings)
+    starts = WarmStarts([WarmStart(point, "optuna") for point in points])
+    enqueue(stored, starts, count, baseline=None)
+    work(definition, stored, count)
+    real = sum(TrialRecord(each).epoch_count for each in stored.trials())
+    assert predicted.epochs == real
+    assert 0.8 * real < predicted.low <= predicted.high < 1.3 * real
+
+
+# How it goes on
+
+
+def test_both_commands_continue_with_the_best_configurations(here, capsys, tmp_path):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db", direction="maximize")
+    for number in range(5):
+        study.add_trial(trial(number, number / 10, number / 10))
+    first, second, unfit = adopted(capsys, "s.db")["next"]
+    url = f"sqlite:///{here}/s.db#s"
+    assert shlex.split(first)[-1] == f'study.warm_start=["{url}"]'
+    assert "no key of a config is called x" in unfit
+    call = eval(second, {"sl": type("sl", (), {"search": staticmethod(dict_of)}), "objective": 0})
+    assert call["study"] == {"enqueue": [{"x": 0.4}, {"x": 0.3}, {"x": 0.2}]}
+    assert call["maximize"] == "value"
+    renamed, _ = adopted(capsys, "s.db", "--rename", "x=optimizer.lr")["next"]
+    register()
+    override = shlex.split(renamed)[-1]
+    assert override == "study.enqueue=[{optimizer.lr:0.4},{optimizer.lr:0.3},{optimizer.lr:0.2}]"
+    assert main(["adopt", "s.db", "--rename", "x"]) == 2
+
+
+def dict_of(objective, **settings):
+    return settings
+
+
+# CSV
+
+WANDB = """"Name","State","Notes","Runtime","Sweep","lr","model","val_acc","_step"
+"calm-1","finished","-","10","s1","0.1","cnn","0.9","5"
+"calm-2","finished","-","11","s1","0.2","mlp","0.8","5"
+"calm-3","crashed","-","1","s1","0.3","mlp","","2"
+"""
+MLFLOW = """run_id,status,start_time,metrics.acc,metrics.loss,params.lr,params.depth,tags.x
+a,FINISHED,2026-01-01,0.7,1,0.1,3,y
+b,FAILED,2026-01-01,,2,0.2,,y
+"""
+
+
+def test_exported_runs_of_wandb_and_mlflow_are_trials(here, capsys):
+    (here / "wandb.csv").write_text(WANDB)
+    study = read_csv(here / "wandb.csv", "val_acc", 1)
+    assert [(each.state.name, each.params) for each in study.trials] == [
+        ("COMPLETE", {"lr": 0.1, "model": "cnn"}),
+        ("COMPLETE", {"lr": 0.2, "model": "mlp"}),
+        ("FAIL", {"lr": 0.3, "model": "mlp"}),
+    ]
+    (here / "mlflow.csv").write_text(MLFLOW)
+    study = read_csv(here / "mlflow.csv", "acc", 1)
+    assert [(each.values, each.params) for each in study.trials] == [
+        ([0.7], {"lr": 0.1, "depth": 3.0}),
+        (None, {"lr": 0.2}),
+    ]
+    found = adopted(capsys, "wandb.csv", "--maximize", "val_acc", "--params", "lr")
+    assert found["findings"]["failed"] == "1 × crashed"
+    assert "study.enqueue=[]" in found["next"][0]
+    assert main(["adopt", "wandb.csv"]) == 2
+    assert "--maximize COLUMN" in capsys.readouterr().err
+    assert main(["adopt", "wandb.csv", "--minimize", "val_ac"]) == 2
+    assert "did you mean val_acc?" in capsys.readouterr().err
