@@ -86,8 +86,8 @@ class CandidateSource:
 
 
 Candidates = Mapping[Origin, CandidateSource]
-# Standard errors of the difference. Without a margin 17% of winners are truly worse than the
-# baseline, with it 1%, and a fiftieth of the gain is lost (`bench.py honesty`).
+# Standard errors of the difference. Without a margin 15% of winners are truly worse than the
+# baseline, with it 2%, and a fiftieth of the gain is lost (`bench.py honesty`).
 MARGIN = 1.5
 
 
