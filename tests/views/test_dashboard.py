@@ -16,7 +16,7 @@ from serving import ask, served
 from toys import fill
 
 from studyloom.files import mark_own
-from studyloom.storage.attributes import FAILURE, REASON
+from studyloom.storage.attributes import FAILURE, PROPOSED, REASON
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import read_control, set_control
 from studyloom.views.dashboard import LivePage, application, bind, guarded
@@ -343,16 +343,13 @@ def test_sections_come_and_go_in_their_place_and_a_server_that_ends_is_told(page
     with served(live(stored)) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         order = "[...document.querySelectorAll('main > section')].map((s) => s.id)"
-        assert "choices" not in page.evaluate(order)
-        group = CategoricalDistribution(["a", "b"])
-        params = [
-            {"model": ("ab"[n % 2], group), f"model.{'ab'[n % 2]}": ("a", group)} for n in range(8)
-        ]
-        fill(stored, *(a_trial(n, accuracy=0.5 + n / 50, params=params[n]) for n in range(8)))
-        page.locator("#choices").wait_for(state="attached")
+        assert "proposers" not in page.evaluate(order)
+        proposed = {PROPOSED: {"by": "somebody"}}
+        fill(stored, *(a_trial(n, **proposed if n == 7 else {}) for n in range(8)))
+        page.locator("#proposers").wait_for(state="attached")
         page.locator("#trial-7").wait_for(state="attached")
         sections = page.evaluate(order)
-        assert sections.index("importances") + 1 == sections.index("choices")
+        assert sections.index("proposers") + 1 == sections.index("trials")
         assert page.locator("#all-trials tbody tr").count() == 8
         links = "[...document.querySelectorAll('nav a')].map((a) => a.hash.slice(1))"
         assert page.evaluate(links) == sections

@@ -18,7 +18,6 @@ from studyloom.views.figures import (
     SIZE,
     Axis,
     Tick,
-    best_of,
     complete_trials,
     curves,
     history,
@@ -26,7 +25,6 @@ from studyloom.views.figures import (
     log_marks,
     losses,
     losses_section,
-    parallel,
     plain_scale,
     responsive,
     round_marks,
@@ -65,16 +63,6 @@ def over(distribution, *settings):
     return numbered(
         *(create_trial(value=0.5, params={"p": each}, distributions=asked) for each in settings)
     )
-
-
-def test_of_many_trials_the_best_are_drawn_over_parallel_axes(searched):
-    best = best_of(searched, 5)
-    assert [trial.number for trial in best] == [37, 36, 35, 32, 31]
-    figure = parallel(best, ["model", "nowhere"], AXIS)
-    lines = [mark for mark in figure.marks if mark.trials]
-    assert sorted(number for mark in lines for number in mark.trials) == [31, 32, 35, 36, 37]
-    assert (figure.marks[-1].name, figure.marks[-1].trials) == ("the best", [37])
-    assert figure.marks[-1].parts[0][0][1] == max(line[0][1] for m in lines for line in m.parts)
 
 
 def test_axes_have_some_round_marks_in_their_range_and_equal_values_have_one():

@@ -74,7 +74,7 @@ def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
 
 
 def test_an_infinite_time_is_left_out():
-    told = trial_details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "", ())
+    told = trial_details(a_trial(0, **{TIMES: {"a": float("inf"), "b": 0.0}}), "")
     json.dumps(told, allow_nan=False)
     assert "times" not in told
 
@@ -251,13 +251,16 @@ def test_keys_and_the_back_button_go_through_the_trials_and_out(opened):
     assert shown(page) is None
 
 
+FIGURES = ("#search", "#curves", "#slices", "#together", "#workers")
+
+
 @pytest.mark.browser
 def test_every_point_line_and_row_leads_to_its_trial(opened):
     page = opened()
     page.locator("#all-trials tbody tr").nth(6).locator("td").nth(1).click()
     assert shown(page) == 6
     page.keyboard.press("Escape")
-    for figure in ("#search", "#curves", "#slices", "#together", "#workers", "#parallel"):
+    for figure in FIGURES:
         plot = page.locator(f"{figure} .plot").first
         page.mouse.move(0, 0)  # what scrolls below a pointer is told too
         plot.focus()
@@ -308,9 +311,6 @@ def emphasised(page, figure):
         })""",
         figure,
     )
-
-
-FIGURES = ("#search", "#curves", "#slices", "#together", "#workers")
 
 
 @pytest.mark.browser

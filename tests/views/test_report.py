@@ -285,18 +285,6 @@ def test_what_cannot_be_drawn_costs_a_line_and_no_report(study_of, monkeypatch, 
     assert UndrawnReport.exit_code == 0
 
 
-def test_each_option_of_a_group_is_counted_and_compared(study_of):
-    group, width = CategoricalDistribution(["a", "b"]), IntDistribution(0, 9)
-    trials = []
-    for number in range(8):
-        option = "ab"[number % 2]
-        params = {"model": (option, group), f"model.{option}.width": (number, width)}
-        trials.append(a_trial(number, accuracy=0.8 + number / 100, params=params))
-    text = text_of(render(study_of(trials), None, ""))
-    assert "model chosen: a by 4, b by 4" in text
-    assert "a 4 0.8600 0.8300 b 4 0.8700 0.8400" in text
-
-
 def test_only_embedded_images_are_shown(study_of):
     stored = study_of()
     for image, count in (

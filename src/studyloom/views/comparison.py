@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
@@ -21,7 +22,7 @@ from studyloom.text import format_duration, format_parameter, mask_passwords, on
 from studyloom.views import figures
 from studyloom.views.figures import Block, PageTable
 from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
-from studyloom.views.report import StudyPart, read_parts, seconds_worked, wall_seconds
+from studyloom.views.report import seconds_worked, trials_of_stages, wall_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
 from studyloom.winner.result import Result, RunFiles
@@ -33,14 +34,14 @@ UNLIKE = "These studies measure different things, so that their values have no a
 
 @dataclass(frozen=True)
 class Compared:
-    """A study to compare; its settings are its definition and those of its search."""
+    """A study to compare: trials of all stages; settings of its definition and its search."""
 
     label: str
     run_dir: Path
     stored: StoredStudy
     snapshot: Snapshot
     result: Result | None
-    parts: Sequence[StudyPart]
+    trials: Sequence[FrozenTrial]
     settings: Mapping[str, Any]
 
 
@@ -62,9 +63,9 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):
         result = RunFiles.read(stored, folder).winner
-        parts, settings = read_parts(stored), _settings(folder, stored)
+        trials, settings = trials_of_stages(stored), _settings(folder, stored)
         snapshot = take_snapshot(stored)
-        compared.append(Compared(label, folder, stored, snapshot, result, parts, settings))
+        compared.append(Compared(label, folder, stored, snapshot, result, trials, settings))
     return compared
 
 
@@ -157,8 +158,8 @@ def facts(study: Compared) -> ComparedFacts:
         pruned=snapshot.outcomes.get("pruned", 0),
         failed=snapshot.outcomes.get("failed", 0),
         epochs=sum(TrialRecord(trial).epoch_count for trial in trials),
-        seconds=wall_seconds(study.parts),
-        worker_seconds=seconds_worked(t for part in study.parts for t in part.trials),
+        seconds=wall_seconds(study.trials),
+        worker_seconds=seconds_worked(study.trials),
     )
 
 

@@ -17,7 +17,6 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
-from studyloom.study.early_end import Outlook, gains, read_outcomes
 from studyloom.study.stored_study import StoredStudy, quantities, value_of
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import (
@@ -25,7 +24,6 @@ from studyloom.text import (
     format_duration,
     format_parameter,
     format_value,
-    one_line,
     shorten,
 )
 from studyloom.winner.result import Ablation, Bin, Predictions, Result
@@ -155,11 +153,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Chart(Block):
-    """A chart; its kind is `wide` if it scrolls sideways on a phone.
-
-    Args:
-        caption: what it shows, in words.
-    """
+    """Marks between two axes, and a table of the same values."""
 
     label: str
     height: int
@@ -168,8 +162,6 @@ class Chart(Block):
     marks: Sequence[Mark]
     table: PageTable
     notes: Sequence[Note] = ()
-    kind: str = ""
-    caption: str = ""
 
     def names(self) -> list[str]:
         """Returns the names of its marks."""
@@ -403,15 +395,12 @@ MOST_STUDIES = len(STUDIES)  # more lines cannot be distinguished
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
-MOST_AXES = 8  # parallel ones; more cannot be distinguished
 MOST_CHOICES = 5  # of a number, each has a label
 SHADES = 5  # of a ramp from gray to blue
 SMALL, PAIR_HEIGHT = 170, 360  # pixels
 PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
 LETTERS = 24  # in the labels of all choices together, on a small chart
 ROW, BAR = 44, 0.32  # pixels of a worker's bar with its label above it, and the bar's share of them
-FACTORS = 1000  # between the largest gain and the smallest that is drawn
-POINTS = 2000  # more lie too close to be distinguished
 
 Curve = Sequence[tuple[int, float]]  # epochs, and the value after each; a loop may begin at 0
 Span = tuple[FrozenTrial, datetime, datetime]  # a trial, its start and its end
@@ -450,17 +439,6 @@ def learning_curve(trial: FrozenTrial) -> Curve:
     """Returns the learning curve that a trial stored, or else the values that it reported."""
     columns = TrialRecord(trial).curve
     return list(zip(columns.get("number", ()), columns.get("value", ()), strict=False))
-
-
-def best_of(stored: StoredStudy, count: int) -> list[FrozenTrial]:
-    """Returns the complete trials with the best values, the best first.
-
-    Trials that violate a constraint or the study's rule come after all others.
-    """
-    ranked = stored.ranked()
-    numbers = {trial.number for trial in ranked}
-    rest = [trial for trial in complete_trials(stored.trials()) if trial.number not in numbers]
-    return [*ranked, *sorted(rest, key=stored.costs)][:count]
 
 
 def best_so_far(complete: Sequence[FrozenTrial], sign: int) -> list[FrozenTrial]:
@@ -589,13 +567,6 @@ def finite_curves(trials: Sequence[FrozenTrial]) -> dict[int, Curve]:
     return {n: c for n, c in every.items() if c and all(_is_finite(value) for _, value in c)}
 
 
-def drawn_curves(every: Mapping[int, Curve], marked: Marked, sign: int) -> set[int]:
-    """Returns the trials whose learning curves are drawn: of many, the best and the latest."""
-    special = {trial.number for trial in marked.values() if trial is not None}
-    ranked = sorted(every, key=lambda number: -sign * every[number][-1][1])
-    return {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
-
-
 def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart | str:
     """Draws the learning curves, as one mark for each outcome; of many, the best and the latest."""
     height, every = 360, finite_curves(trials)
@@ -603,7 +574,7 @@ def curves(trials: Sequence[FrozenTrial], marked: Marked, axis: Axis) -> Chart |
         return "No trial has ended an epoch yet."
     special = {trial.number for trial in marked.values() if trial is not None}
     ranked = sorted(every, key=lambda number: -axis.sign * every[number][-1][1])
-    chosen = drawn_curves(every, marked, axis.sign)
+    chosen = {*ranked[:MOST_BEST], *[*every][-MOST_LATEST:], *special}
     known = {number: curve for number, curve in every.items() if number in chosen}
     heights = {n: [(e, axis.height(value)) for e, value in curve] for n, curve in known.items()}
     kinds = {trial.number: TrialRecord(trial).outcome for trial in trials}
@@ -841,64 +812,6 @@ def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float
     return _drawn(marks)
 
 
-def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
-    """Draws a line for each complete trial, best first, over the most important hyperparameters."""
-    known = [name for name in names if any(name in trial.params for trial in trials)]
-    names = sorted(known[:MOST_AXES])
-    if not names:
-        return NO_PARAMETERS
-    values = axis.scale_of([*map(_value, trials)], PAIR_HEIGHT)
-    notes = [Note(0, values.place(tick.at) / SIZE, tick.label) for tick in values.ticks]
-    lines = [[(0.0, values.place(axis.height(_value(trial))) / SIZE)] for trial in trials]
-    for position, name in enumerate(names, 1):
-        own = [trial for trial in trials if name in trial.params]
-        scale, places = setting_scale(own, name)
-        absent = 0.1 if len(own) < len(trials) else 0.0  # trials without it are drawn below
-
-        def height(at: float, scale: ChartScale = scale, absent: float = absent) -> float:
-            return absent + (1 - absent) * scale.place(at) / SIZE
-
-        at = {trial.number: height(place) for trial, place in zip(own, places, strict=True)}
-        for trial, line in zip(trials, lines, strict=True):
-            line.append((position, at.get(trial.number, 0.02)))
-        notes += [
-            Note(position, height(tick.at), shorten(tick.label, 12))
-            for tick in scale.ticks
-            if tick.when != "narrow"
-        ]
-        if absent:
-            notes.append(Note(position, 0.02, "–"))
-    uprights = [[(p, 0.0), (p, 1.0)] for p in range(len(names) + 1)]
-    marks = [Mark("", "pruned", "line", uprights, width=1)]
-    for shade in range(SHADES):  # the worst first: the last is drawn on top
-        lowest, highest = ((SHADES - s) * len(trials) // SHADES for s in (shade + 1, shade))
-        chosen = range(max(1, lowest), highest)
-        numbers = [trials[n].number for n in chosen]
-        marks.append(Mark("", f"ramp-{shade}", "line", [lines[n] for n in chosen], numbers, 1.5))
-    marks.append(Mark("the best", "best", "line", [lines[0]], [trials[0].number], 3))
-    ticks = [Tick(p, _broken(name)) for p, name in enumerate([axis.metric, *names])]
-    rows = [
-        (t.number, format_value(_value(t)), *(_cell(t, name) for name in names))
-        for t in trials[:10]
-    ]
-    note = f"The best {len(rows)} of {len(trials)}; all are in the table of the trials."
-    table = PageTable(
-        ("trial", axis.metric, *names), rows, words=range(2, 2 + len(names)), note=note
-    )
-    x, y = (
-        ChartScale(-0.4, len(names) + 0.75, ticks, "", "none"),
-        ChartScale(-0.02, 1.04, reads="none"),
-    )
-    label = f"the best {len(trials)} trials over {len(names)} hyperparameters"
-    return Chart(label, PAIR_HEIGHT, x, y, _drawn(marks), table, notes, "wide")
-
-
-def _broken(name: str) -> str:
-    """Breaks a name at its last dot into two lines: a parallel axis is a hundred pixels wide."""
-    above, dot, last = one_line(name).rpartition(".")
-    return f"{shorten(above + dot, 15)}\n{shorten(last, 15)}"
-
-
 def _cell(trial: FrozenTrial, name: str) -> str:
     return format_parameter(trial.params[name]) if name in trial.params else "–"
 
@@ -1053,48 +966,6 @@ def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:
         until = max(until, end)
     total = (until - first).total_seconds()
     return 1 - busy / total if total else 0.0
-
-
-def outlook(stored: StoredStudy, now: Outlook) -> Chart | str:
-    """Draws the expected gain of the rest of the budget, after each trial."""
-    if len(stored.goals) > 1:
-        return "With several objectives, no single number says what trials gain."
-    ended, height = [outcome for outcome in read_outcomes(stored) if outcome.ended], 240
-    expected = enumerate(gains(ended, now.bounds), 1)
-    known = [(count, gain) for count, gain in expected if gain is not None]
-    if not known:
-        return "Too few trials have a value to estimate the gain of more."
-    largest = max(gain for _, gain in known)
-    if not largest:
-        return "No trial has been better than another one yet."
-    least = largest / FACTORS
-    thin = known if len(known) <= POINTS else [*known[:: len(known) // POINTS], known[-1]]
-    curve = [(count, math.log10(max(gain, least))) for count, gain in thin]
-    shape, width = ("line", 2.0) if len(curve) > 1 else ("dot", 8.0)
-    marks = [Mark("expected", "complete", shape, [curve], width=width)]
-    x = whole_scale(known[0][0], known[-1][0], "trials that have ended")
-    heights = [at for _, at in curve]
-    (*_, (count, gain)), below = known, ""
-    if (least_gain := now.bounds.min_improvement) is not None:
-        below = f"; the search ends below {least_gain:g}"
-        heights.append(math.log10(max(least_gain, least)))
-        ends = [(x.low, heights[-1]), (x.high, heights[-1])]
-        marks.append(dotted("study.min_improvement", "best", ends, 1.5))
-    margin = 0.06 * (max(heights) - min(heights)) or 0.1
-    low, high = min(heights) - margin, max(heights) + margin
-    ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(10**low, 10**high)]
-    shown = spaced(ticks, low, high, height, upright=True)
-    y = ChartScale(low, high, shown, f"gain in {stored.metric}", "tens")
-    rows = [(count, format_value(gain)) for count, gain in known[-30:]]
-    note = "The last 30 are shown." if len(known) > 30 else ""
-    table = PageTable(("trials that have ended", "expected gain"), rows, note=note)
-    label = f"the gain in {stored.metric} that was expected of the rest of the budget"
-    caption = (
-        f"The expected gain of the rest of the budget of {now.bounds.trials} trials, after each "
-        "trial, estimated by the spread of the best ones. "
-        f"After {count} trials it was {format_value(gain)} {stored.metric}{below}."
-    )
-    return Chart(label, height, x, y, marks, table, caption=caption)
 
 
 def predictions(stored: Predictions) -> Chart | str:

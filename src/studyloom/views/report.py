@@ -4,16 +4,16 @@ It can be written while the search runs; a sentence replaces a figure that canno
 add a section, yield it in `read_report`, and add its words to assets/report/sections.toml.
 """
 
+import itertools
 import math
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from studyloom.errors import StudyloomError, UndrawnReport
 from studyloom.files import write_whole
@@ -75,16 +75,6 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
     return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, shown), note
 
 
-@dataclass(frozen=True)
-class StudyPart:
-    """A stage of a study: the stored study, its title in plain words, and details."""
-
-    name: str
-    title: str
-    about: str
-    trials: Sequence[FrozenTrial]
-
-
 def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
     """Returns when the first trial began and the last one ended; None without one."""
     begun = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
@@ -92,38 +82,16 @@ def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
     return (min(begun), max(ended)) if begun and ended else None
 
 
-def read_parts(stored: StoredStudy) -> list[StudyPart]:
-    """Returns the search and the later stages of a study, in the order of their starts."""
-    later = []
-    for study, stage in stored.later_stages():
-        title, about = study.study_name.removeprefix(f"{stored.name}/"), ""
-        if stage is not None:
-            title = stage.title
-            about = f"of the first {stage.trials} trials, on {stage.seeds} new seeds each"
-            about += f", {stage.details}" if stage.details else ""
-        trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
-        later.append(StudyPart(study.study_name, WORDS.get(title, title), about, trials))
-    later.sort(key=lambda part: span(part.trials) or (datetime.max, datetime.max))
-    return [StudyPart(stored.name, "the search", "", stored.trials()), *later]
+def trials_of_stages(stored: StoredStudy) -> list[FrozenTrial]:
+    """Returns the trials of the search, and the trainings of the later stages."""
+    read = stored.storage.get_all_trials
+    later = (read(study._study_id, deepcopy=False) for study, _ in stored.later_stages())
+    return [*stored.trials(), *itertools.chain.from_iterable(later)]
 
 
-def parts_section(parts: Sequence[StudyPart]) -> Section:
-    """Renders the stages as a table: what each is, its trainings, and its duration."""
-    rows = []
-    for part in parts:
-        complete = sum(trial.state == TrialState.COMPLETE for trial in part.trials)
-        reused = sum(TrialRecord(trial).reused is not None for trial in part.trials)
-        done = f"{complete} of {len(part.trials)}" + (f", {reused} reused" if reused else "")
-        seconds = wall_seconds([part])
-        took = "–" if seconds is None else format_duration(seconds)
-        rows.append((part.title, part.about, done, took, part.name))
-    head = ("stage", "", "trainings complete", "took", "stored as")
-    return section("parts", [figures.PageTable(head, rows, words=(0, 1, 4))])
-
-
-def wall_seconds(parts: Sequence[StudyPart]) -> float | None:
-    """Returns the seconds from the first start to the last end of all stages; None without one."""
-    ends = span([trial for part in parts for trial in part.trials])
+def wall_seconds(trials: Sequence[FrozenTrial]) -> float | None:
+    """Returns the seconds from the first start to the last end of trials; None without one."""
+    ends = span(trials)
     return None if ends is None else (ends[1] - ends[0]).total_seconds()
 
 
@@ -142,12 +110,16 @@ def head(
     stored: StoredStudy,
     progress: Progress,
     winner: Result | None,
-    parts: list[StudyPart],
+    trials: Sequence[FrozenTrial],
     figure: figures.Block,
     *,
     live: bool = False,
 ) -> page.Head:
-    """Renders the top of the report; a `live` one shows the times in a separate line."""
+    """Renders the top of the report; a `live` one shows the times in a separate line.
+
+    Args:
+        trials: of all stages.
+    """
     snapshot, blocks = progress.search, list[figures.Block]()
     if (halted := stored.halted()) is not None:
         why = f"The study stopped itself, since its trials fail with this: {halted}"
@@ -158,7 +130,7 @@ def head(
         trials_fact(stored, snapshot),
         best_fact(snapshot),
         winner_fact(progress, winner),
-        time_fact(progress, parts, live=live),
+        time_fact(progress, trials, live=live),
     )
     sentence = f"{snapshot.quotable(stored, winner)}."
     top = page.Head(stored.name, sentence, blocks, facts)
@@ -206,9 +178,8 @@ def winner_fact(progress: Progress, winner: Result | None) -> Fact:
     return Fact(label, value, f"{won.name}; {beside}")
 
 
-def time_fact(progress: Progress, parts: Sequence[StudyPart], *, live: bool) -> Fact:
+def time_fact(progress: Progress, trials: Sequence[FrozenTrial], *, live: bool) -> Fact:
     """Says how long the trainings took, and what runs now."""
-    trials = [trial for part in parts for trial in part.trials]
     took, words = "–", list[str]()
     if (ends := span(trials)) is not None:
         took = format_duration((ends[1] - ends[0]).total_seconds())
@@ -237,6 +208,9 @@ def details_section(stored: StoredStudy, snapshot: Snapshot, winner: Result | No
     rows.append(("values", ", and ".join(goals)))
     if snapshot.rule is not None:
         rows.append(("the best by", snapshot.rule))
+    label, _, gain = snapshot.outlook.words(snapshot.metric).partition(": ")
+    if gain:
+        rows.append((label, gain))
     if data := data_words(stored, winner):
         rows.append(("data", data))
     params = {"Best": snapshot.best.params} if snapshot.best else {}
@@ -439,7 +413,6 @@ def search_sections(
     yield section(figures.losses_section(shown), [losses], which=which)
 
 
-MOST_PARALLEL = 150  # over parallel axes, of the best trials
 MOST_SLICES = 24  # of the most important hyperparameters
 MOST_COLUMNS = 100  # of the table of trials; 2,000 hyperparameters took 200 MB
 
@@ -468,41 +441,15 @@ def parameter_sections(
         found: the importances for each objective, or a sentence that says why not.
     """
     trials = stored.trials()
-    complete = figures.complete_trials(trials)
     for position, (goal, shares) in enumerate(zip(stored.goals, found, strict=True)):
         block = page.Bars([*shares.items()]) if isinstance(shares, dict) else Absent(shares)
         made = section("importances", [block])
         if len(found) > 1:
             made = replace(made, title=f"What matters for {goal.name}")
         yield replace(made, key=f"importances-{position}") if position else made
-    if choices := [*_choices(trials, complete, axis)]:
-        yield section("choices", choices)
     most = names[:MOST_SLICES]
     yield section("slices", [drawn(figures.slices, trials, most, best, axis)])
-    ranked = figures.best_of(stored, MOST_PARALLEL)
-    yield section("parallel", [drawn(figures.parallel, ranked, names, axis)])
     yield section("together", [drawn(figures.together, trials, most, axis)])
-
-
-def _choices(
-    trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], axis: figures.Axis
-) -> Iterator[page.Part]:
-    """Yields the results of the options of each group that the search chooses from.
-
-    A choice is of a group if it has conditional hyperparameters: their names begin with it.
-    """
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    above = {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
-    for name in filter(above.__contains__, names):
-        tried = Counter(str(trial.params[name]) for trial in trials if name in trial.params)
-        if len(tried) < 2:
-            continue
-        own = [trial for trial in complete if name in trial.params]
-        said = ", ".join(f"{option} by {count}" for option, count in tried.items())
-        block: figures.Block = Absent(figures.NOTHING_COMPLETE)
-        if own:
-            block = figures.summary(own, name, axis.sign)
-        yield page.Part(name, [block], f"chosen: {said}")
 
 
 SHOWN = {
@@ -545,16 +492,12 @@ def trials_section(
     best = None if snapshot.best is None else snapshot.best.number
     trials = {trial.number: trial for trial in stored.trials()}
     logs = {} if run_dir is None else read_logs(run_dir, [*trials.values()])
-    marked = {"baseline": snapshot.baseline, "best": snapshot.best}
-    curves = figures.finite_curves(stored.trials())
-    for trial in figures.drawn_curves(curves, marked, stored.sign):
-        curves.pop(trial, None)
     table = []
     for row, trial in enumerate(columns["number"]):
         marks = {"winner": trial == won, "best": trial == best, BASELINE: columns[BASELINE][row]}
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
-        more = trial_details(trials[trial], logs.get(trial, ""), curves.get(trial, ()))
+        more = trial_details(trials[trial], logs.get(trial, ""))
         table.append(page.Row(trial, columns["state"][row], cells, mark, more))
     full = {name: name.removeprefix("params.") for name in asked}
     titles = SHOWN | {name: name.removeprefix("values.") for name in values}
@@ -592,19 +535,13 @@ def _cell(name: str, value: Any) -> page.Cell:
 LOG_LINES, LOG_LINE = 40, 300  # of a trial's log, and the characters of one
 LOGGED = 60_000  # characters of all logs in a report
 WORKER_LOGS, TAIL = 64, 2**18  # worker logs that are read, and the bytes at the end of each
-CURVE_POINTS = 24  # of a curve that no figure draws
 LATE = timedelta(seconds=10)  # a log may report an end so much later than the database
 
 
-def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[str, Any]:
-    """Returns what a report shows of a trial, without empty values.
-
-    Args:
-        curve: its learning curve, if no figure draws it.
-    """
+def trial_details(trial: FrozenTrial, log: str) -> dict[str, Any]:
+    """Returns what a report shows of a trial, without empty values."""
     record, began = TrialRecord(trial), trial.datetime_start
     spent = {kind: s for kind, s in record.times.items() if 0 < s < math.inf}
-    thinned = curve[:: -math.ceil(len(curve) / CURVE_POINTS) or -1][::-1]  # with the last value
     details = {
         "end": ending(trial),
         "facts": {
@@ -614,7 +551,6 @@ def trial_details(trial: FrozenTrial, log: str, curve: figures.Curve) -> dict[st
         "times": {kind: float(f"{seconds:.3g}") for kind, seconds in spent.items()},
         "traceback": str(record.traceback or ""),
         "log": log,
-        "curve": [(epoch, float(f"{value:.4g}")) for epoch, value in thinned],
         "replayable": bool(record.provenance),
     }
     return {name: value for name, value in details.items() if value}
@@ -796,7 +732,7 @@ def read_report(
         run_dir: where the logs are, if known.
     """
     live, progress = progress is not None, progress or ProgressReader(stored).read()
-    snapshot, parts, winner = progress.search, read_parts(stored), files.winner
+    snapshot, winner = progress.search, files.winner
     values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
     axis = figures.Axis.of(stored.metric, stored.sign, values)
     won = None if winner is None else winner.winner.trial
@@ -812,8 +748,6 @@ def read_report(
             yield from winner_sections(winner, files.compressed)
             yield from explained_sections(winner)
         yield from search[first:]
-        figure = drawn(figures.outlook, stored, snapshot.outlook)
-        yield section("outlook", [figure], caption=getattr(figure, "caption", ""))
         yield from proposer_sections(stored, winner)
         names, shares = what_matters(shown)
         yield from noted([trials_section(shown, snapshot, won, shares[0], run_dir)], note)
@@ -821,10 +755,10 @@ def read_report(
         yield from worker_sections(stored, snapshot)
         if winner is None:
             yield section("winner", [Absent("There is no winner.json yet.")])
-        yield parts_section(parts)
         yield environment_section(stored.trials(), winner, files.configs)
 
-    return head(stored, progress, winner, parts, search[0].blocks[0], live=live), sections()
+    trials, figure = trials_of_stages(stored), search[0].blocks[0]
+    return head(stored, progress, winner, trials, figure, live=live), sections()
 
 
 def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:

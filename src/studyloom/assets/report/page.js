@@ -440,7 +440,7 @@ function fillView(row) {
     make("p", more.end),
     tableOf([], [...facts.map(([title, text]) => [title, text]), ...Object.entries(more.facts).filter(([, text]) => text)]),
     ...configuration(row, cells),
-    ...curveOf(trial, more.curve),
+    ...curveOf(trial),
     ...spent(more.times),
   ];
   for (const [title, text] of [["Traceback", more.traceback], ["The last lines of its log", more.log]]) {
@@ -474,21 +474,14 @@ function pick(path, trials) {
   return parts.length ? `M${parts.join("M")}` : "";
 }
 
-// The figure of all curves, in which one stands out. A curve that is not drawn there is drawn now.
-function curveOf(trial, points = []) {
+// The figure of all curves, in which one stands out.
+function curveOf(trial) {
   const frame = document.querySelector("#curves .frame")?.cloneNode(true);
   if (!frame) return [];
   const svg = frame.querySelector("svg");
   for (const each of frame.querySelectorAll(".spot, .tip, .brush, .chosen")) each.remove();
   const found = [...svg.querySelectorAll("[data-trials]")].map((path) => [path, pick(path, new Set([trial]))]);
   const own = found.filter(([, d]) => d).map(([path, d]) => Object.assign(path.cloneNode(), { drawn: d }));
-  if (!own.length && points.length) {
-    const { x, y } = reading(document.querySelector("#curves .plot"));
-    const path = svg.querySelector("path").cloneNode();
-    const places = points.map(([epoch, value]) => [placeOn(x, epoch), 1000 - placeOn(y, value)].map((at) => at.toFixed(1)).join(" "));
-    own.push(Object.assign(path, { drawn: `M${places.join("L")}${places.length > 1 ? "" : "h.01"}` }));
-    path.setAttribute("class", "line c-pruned");
-  }
   for (const path of own) {
     path.setAttribute("d", path.drawn);
     path.classList.add("own");
@@ -496,11 +489,6 @@ function curveOf(trial, points = []) {
   }
   if (!own.length) return [];
   return [make("h3", "Its learning curve, among the others"), make("figure.chart", "", frame)];
-}
-
-function placeOn(scale, value) {
-  const at = { unit: () => -Math.log10(Math.max(1 - value, 1e-4)), tens: () => Math.log10(Math.max(value, 1e-12)) }[scale.reads]?.() ?? value;
-  return Math.max(0, Math.min(1000, (1000 * (at - scale.low)) / (scale.high - scale.low)));
 }
 
 function spent(times = {}) {
