@@ -13,7 +13,7 @@ from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.attributes import BASELINE, TIMES
 from studyloom.study.opening import create_study
-from studyloom.views.comparison import best_so_far, curves, differing, page, read_studies
+from studyloom.views.comparison import best_so_far, curves, differing, read_studies, render
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
     )
     assert [study.label for study in studies] == ["a", "b"], "their names are the same"
     assert differing(studies) == [("sampler._target_", ["tpe", "random"])]
-    assert "They have the same definition." in page(studies)
+    assert "They have the same definition." in render(studies)
     first, _ = studies
     assert best_so_far(first, over_time=False) == [(1, 0.5), (2, 0.7), (4, 0.8), (4, 0.8)]
     assert best_so_far(first, over_time=True) == [(2, 0.5), (4, 0.7), (8, 0.8), (8, 0.8)]
@@ -72,7 +72,7 @@ def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran
     second = ran("b", values(0.5), goals=(Goal("loss", "minimize"),))
     studies = read_studies([first, second])
     assert isinstance(curves(studies, over_time=False), str)
-    assert "measure different things" in page(studies)
+    assert "measure different things" in render(studies)
     for wrong, why in (
         ([first], "2 to 7 run directories; got 1"),
         ([first] * 8, "2 to 7 run directories; got 8"),

@@ -68,7 +68,7 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     """Page and note say what is worked on, and nothing when nobody works."""
     begin_command(stored, RECORD, 12.0)
     reader = ProgressReader(stored)
-    assert reader.read().working_words == ""
+    assert not reader.read().at_work
     work(stored, 2, running=1)
     progress = reader.read()
     then = "then re-evaluation 4, final training 4"
@@ -76,8 +76,7 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     assert progress.elapsed >= 12
     # One worker: two trials, then four trainings, then four.
     assert progress.eta == pytest.approx(100, abs=5)
-    words = f"At work: search: 2 of 4 trials; {then}; elapsed 1"
-    assert progress.working_words.startswith(words)
+    assert progress.at_work
     assert time_fact(progress, [], live=False).explanation.startswith("search: 2 of 4 trials; ")
     assert winner_fact(progress, None).explanation == (
         "not yet: re-evaluation 0/4, final training 0/4"
@@ -85,8 +84,8 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     assert progress.now_words()[:2] == ["search: 2 of 4 trials", then]
     assert time_fact(progress, [], live=True).explanation == "search: 2 of 4 trials"
     set_control(stored, "pause")
-    assert "released at their last epoch" in reader.read().working_words
-    assert any("released" in words for words in reader.read().now_words())
+    assert reader.read().at_work
+    assert any("released at their last epoch" in words for words in reader.read().now_words())
 
 
 def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):

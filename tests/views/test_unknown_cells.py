@@ -23,7 +23,7 @@ from studyloom.storage.attributes import (
 from studyloom.study.opening import open_study
 from studyloom.study.stored_study import as_csv, trial_rows
 from studyloom.views import doctor
-from studyloom.views.comparison import page, read_studies
+from studyloom.views.comparison import read_studies, render
 from studyloom.views.doctor import agreement, database
 from studyloom.views.progress import ProgressReader
 from studyloom.views.report import write_report
@@ -67,7 +67,7 @@ def looks_at(run_dir):
         lambda stored: print_trials(stored, make_console(io.StringIO())),
         lambda stored: as_csv(trial_rows(stored)),
         lambda stored: write_report(stored, run_dir),
-        lambda stored: page(read_studies([(run_dir / name, stored) for name in "ab"])),
+        lambda stored: render(read_studies([(run_dir / name, stored) for name in "ab"])),
     )
 
 

@@ -7,11 +7,10 @@ Hyperparameters are named by their path, such as optimizer.lr. Times are in seco
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from studyloom.commands.outputs import HeartbeatDocument, RunDocument
+from studyloom.commands import outputs
 from studyloom.study.stopping import Request
-from studyloom.views.comparison import Comparison
-from studyloom.views.progress import Event, StatusDocument
-from studyloom.winner.result import Ablation, InputPrediction, ShortResult
+from studyloom.views import comparison, progress
+from studyloom.winner import result
 
 
 class New(TypedDict):
@@ -93,7 +92,7 @@ class EvaluatedWinner(TypedDict):
 
     study: str
     run_dir: str
-    result: ShortResult | None
+    result: result.ShortResult | None
 
 
 class Variants(TypedDict):
@@ -103,7 +102,7 @@ class Variants(TypedDict):
 class Predicted(TypedDict):
     """The predictions of the winner, and a line for each file without an input."""
 
-    predictions: list[InputPrediction]
+    predictions: list[result.InputPrediction]
     errors: list[str]
 
 
@@ -171,18 +170,18 @@ class Notice(TypedDict):
 
 DOCUMENTS: dict[str, Any] = {
     "new": New,
-    "run": RunDocument,
-    "status": StatusDocument,
+    "run": outputs.RunDocument,
+    "status": progress.StatusDocument,
     "trials": list[TrialRow],
     **dict.fromkeys(("stop", "pause", "resume"), Control),
     "redo": Redone,
     "ask": ProposalContext,
     "propose": Proposed,
     "report": WrittenReport,
-    "compare": Comparison,
+    "compare": comparison.Comparison,
     "adopt": Adopted,
     "winner": EvaluatedWinner,
-    "ablate": Ablation,
+    "ablate": result.Ablation,
     "compress": Variants,
     "predict": Predicted,
     "replay": Replayed,
@@ -192,8 +191,8 @@ DOCUMENTS: dict[str, Any] = {
     "completion": Completion,
     "schema": dict[str, Any],
     "errors": Errors,
-    "event": Event,
-    "heartbeat": HeartbeatDocument,
+    "event": progress.Event,
+    "heartbeat": outputs.HeartbeatDocument,
     "notice": Notice,
 }
 

@@ -283,8 +283,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         raise ValueError("name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     collect_as_usual()
     stored = open_only_study(url, name, DEADLINE, "--study must name the study to show")
-    progress = ProgressReader(stored).read()
-    title = "; ".join(filter(None, (progress.search.headline, progress.working_words)))
+    title = ProgressReader(stored).read().line
 
     def tell(address: str) -> None:
         console = make_console(sys.stderr if arguments.json else sys.stdout)

@@ -15,7 +15,6 @@ from studyloom.study.command_record import store_result
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal
 from studyloom.views.snapshot import result_sentence
-from studyloom.views.terminal import say
 from studyloom.winner.evaluation import evaluate_winner, is_result_of
 from studyloom.winner.result import Result, move_aside
 from studyloom.winner.stages import ResultStages
@@ -31,8 +30,8 @@ def move_foreign_result(plan: ResultStages, console: Console) -> None:
     if is_foreign():  # checked without the lock first, which may need a connection
         with plan.search.stored.ledger.testing():
             if is_foreign():  # no other command was quicker
-                moved = f"it was moved to {move_aside(plan.run_dir)}"
-                say(console, f"the result in {plan.run_dir} belongs to another study; {moved}")
+                moved = f"belongs to another study; it was moved to {move_aside(plan.run_dir)}"
+                terminal.say(console, f"the result in {plan.run_dir} {moved}")
 
 
 def write_best(plan: ResultStages, best: FrozenTrial) -> None:
@@ -69,9 +68,10 @@ def print_winner(
     stored = plan.search.stored
     best = next((trial.number for trial in stored.ranked(plan.rule)), None)
     strong = "bold" if console.is_jupyter else "bold green"
-    say(console, result_sentence(result, stored) or "", "" if result.test is None else strong)
+    sentence = result_sentence(result, stored) or ""
+    terminal.say(console, sentence, "" if result.test is None else strong)
     for line in terminal.winner_lines(result, best, brief=console.is_jupyter):
-        say(console, line, indent=10)
+        terminal.say(console, line, indent=10)
     if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
         write_report(plan)
 

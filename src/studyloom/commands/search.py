@@ -10,14 +10,8 @@ import optuna
 from omegaconf import DictConfig
 from rich.console import Console
 
+from studyloom.commands import result
 from studyloom.commands.outputs import Outputs
-from studyloom.commands.result import (
-    compress_winner,
-    move_foreign_result,
-    print_winner,
-    write_best,
-    write_report,
-)
 from studyloom.errors import CompressError, ConfigError, Interrupted, NoWinner
 from studyloom.launch.search import open_search, prepare
 from studyloom.launch.task import Command, Prepared, StudyTask, make_task
@@ -29,7 +23,6 @@ from studyloom.study.stopping import Stop, read_control
 from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
-from studyloom.views.terminal import say
 from studyloom.winner.stages import ResultStages
 
 
@@ -50,7 +43,8 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     outputs.attach(stored, task.run_dir)
     if read_control(stored) == "pause":
         folder = shlex.quote(str(task.run_dir))
-        say(outputs.console, f"{stored.name} is paused; studyloom resume {folder} resumes it")
+        words = f"{stored.name} is paused; studyloom resume {folder} resumes it"
+        terminal.say(outputs.console, words)
     with recording_end(stored, not_small=1):
         code = _search_and_report(task, stop, outputs)
     if not stop() and not plan.todo():
@@ -64,7 +58,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     began, console = datetime.now(), outputs.console
     stored, trials = plan.search.stored, plan.search.trials
     terminal.print_code_changes(stored, console)
-    move_foreign_result(plan, console)
+    result.move_foreign_result(plan, console)
     if todo := task.todo():
         notes = [*outputs.notes, *prepared.strategy.notes(), *prepared.starts.notes]
         notes += prepared.definition.notes(prepared.data)
@@ -78,26 +72,26 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         if stop.alone is not None:  # another process continues
             return 0
         if follow is not None:  # the workers continue without this command
-            say(console, follow)
+            terminal.say(console, follow)
             return 0
     snapshot = take_snapshot(stored)
     if snapshot.best is not None:
-        write_best(plan, snapshot.best)
+        result.write_best(plan, snapshot.best)
     elapsed = f", {format_duration(task.command.age())}" if todo else ""  # as the progress says
-    say(console, f"\n{snapshot.headline}{elapsed}")
+    terminal.say(console, f"\n{snapshot.headline}{elapsed}")
     if not console.is_jupyter:
         console.print(terminal.compare_with_baseline(snapshot, console.width))
         if snapshot.rule is not None:
             console.print(terminal.front_table(snapshot))
     elif not plan.is_done():
-        say(console, snapshot.sentence)
+        terminal.say(console, snapshot.sentence)
     failure: CompressError | NoWinner | None = None
     if plan.is_done():
-        print_winner(plan, task.command.as_typed, console)
-        failure = compress_winner(plan, stop, outputs)
+        result.print_winner(plan, task.command.as_typed, console)
+        failure = result.compress_winner(plan, stop, outputs)
     else:  # stopped, or without a winner
         if snapshot.done:
-            write_report(plan)
+            result.write_report(plan)
         if snapshot.best is not None and not stop():
             failure = find_no_winner(plan)
     for stage in plan:
@@ -108,12 +102,12 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         stage.stored.check_halted("the study stopped itself, since its trials fail with this: ")
     if stop():
         why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
-        say(console, f"{why}; {task.command.resumes} here")
+        terminal.say(console, f"{why}; {task.command.resumes} here")
     elif words := end_of_search(snapshot, trials, todo):
-        say(console, words)
+        terminal.say(console, words)
     if trials < snapshot.budget:
         line = f"study.trials={trials}: the winner is chosen from the first {trials} trials"
-        say(console, f"{line}; the study has {snapshot.budget}")
+        terminal.say(console, f"{line}; the study has {snapshot.budget}")
     if prepared.trackers:
         update = load_plugin("update_trackers")
         update(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
@@ -122,7 +116,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     if stop():
         return 0
     if left := plan.todo():
-        say(console, f"{left} trials or trainings are left; {task.command.resumes} them")
+        terminal.say(console, f"{left} trials or trainings are left; {task.command.resumes} them")
     return 0 if snapshot.best is not None and not left else 1
 
 
@@ -225,8 +219,8 @@ def reevaluate(
                 stop_here(plan, "winner" if repeat else "ablate", stop, console)
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
-            print_winner(plan, command.as_typed, console, repeat=repeat)
-            failure = compress_winner(plan, stop, outputs)
+            result.print_winner(plan, command.as_typed, console, repeat=repeat)
+            failure = result.compress_winner(plan, stop, outputs)
             if stop() and plan.definition.compresses:  # the next command finds the winner tested
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
@@ -238,5 +232,5 @@ def reevaluate(
 def stop_here(plan: ResultStages, command: str, stop: Stop, console: Console) -> NoReturn:
     """Prints which command of `studyloom` resumes here, and raises Interrupted."""
     folder = shlex.quote(str(plan.run_dir))
-    say(console, f"{stop.ended_by}; studyloom {command} {folder} resumes here")
+    terminal.say(console, f"{stop.ended_by}; studyloom {command} {folder} resumes here")
     raise Interrupted

@@ -19,9 +19,7 @@ from studyloom.files import write_whole
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
-from studyloom.views import figures
-from studyloom.views.figures import Block, PageTable
-from studyloom.views.page import Absent, Head, Lines, Section, drawn, number, report_page, section
+from studyloom.views import figures, page
 from studyloom.views.report import seconds_worked, trials_of_stages, wall_seconds
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import aligned
@@ -168,16 +166,16 @@ def document(studies: Sequence[Compared]) -> dict[str, Any]:
     return asdict(Comparison([*map(facts, studies)], dict(differing(studies))))
 
 
-def table(studies: Sequence[Compared]) -> PageTable:
+def table(studies: Sequence[Compared]) -> figures.PageTable:
     """Returns the studies side by side: a row for each fact, a column for each study."""
     columns = []
     for study in studies:
         known = facts(study)
-        spread = "" if known.std is None else f" ± {number(known.std)}"
+        spread = "" if known.std is None else f" ± {page.number(known.std)}"
         column = {
-            "best, search": number(known.best),
-            "test": f"{number(known.test)}{spread}",
-            "over its baseline, test": number(known.difference, "+"),
+            "best, search": page.number(known.best),
+            "test": f"{page.number(known.test)}{spread}",
+            "over its baseline, test": page.number(known.difference, "+"),
             "trials": f"{known.trials} of {known.of}",
             "pruned, failed": f"{known.pruned}, {known.failed}",
             "epochs of the search": str(known.epochs),
@@ -186,7 +184,7 @@ def table(studies: Sequence[Compared]) -> PageTable:
         }
         columns.append(column)
     rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
-    return PageTable(("", *(study.label for study in studies)), rows, words=(0,))
+    return figures.PageTable(("", *(study.label for study in studies)), rows, words=(0,))
 
 
 def _took(seconds: float | None) -> str:
@@ -218,22 +216,22 @@ def curves(studies: Sequence[Compared], *, over_time: bool) -> figures.Chart | s
     return figures.best_lines(lines, metric, sign, over_time=over_time)
 
 
-def sections(studies: Sequence[Compared]) -> list[Section]:
+def sections(studies: Sequence[Compared]) -> list[page.Section]:
     """Returns the sections of the HTML comparison."""
     rows = [(key, *values) for key, values in differing(studies)]
     head = ("", *(study.label for study in studies))
-    differs: Block = Absent("Definition and search are the same.")
+    differs: figures.Block = page.Absent("Definition and search are the same.")
     if rows:
-        differs = PageTable(head, rows, words=range(len(head)))
+        differs = figures.PageTable(head, rows, words=range(len(head)))
     return [
-        section("found", [table(studies)]),
-        section("differs", [differs]),
-        section("over-trials", [drawn(curves, studies, over_time=False)]),
-        section("over-time", [drawn(curves, studies, over_time=True)]),
+        page.section("found", [table(studies)]),
+        page.section("differs", [differs]),
+        page.section("over-trials", [page.drawn(curves, studies, over_time=False)]),
+        page.section("over-time", [page.drawn(curves, studies, over_time=True)]),
     ]
 
 
-def page(studies: Sequence[Compared]) -> str:
+def render(studies: Sequence[Compared]) -> str:
     """Renders the comparison as self-contained HTML."""
     lines = [f"{study.label}: {_sentence(study)}" for study in studies]
     asked = {
@@ -243,7 +241,7 @@ def page(studies: Sequence[Compared]) -> str:
         "They have the same definition." if len(asked) == 1 else "They have different definitions."
     )
     name = " · ".join(study.label for study in studies)
-    return report_page(Head(name, same, [Lines(lines)]), sections(studies))
+    return page.report_page(page.Head(name, same, [page.Lines(lines)]), sections(studies))
 
 
 def _sentence(study: Compared) -> str:
@@ -252,7 +250,7 @@ def _sentence(study: Compared) -> str:
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:
     """Writes the comparison as HTML; raises OSError if it cannot."""
-    write_whole(path, page(studies).encode(errors="replace"))
+    write_whole(path, render(studies).encode(errors="replace"))
 
 
 def print_comparison(studies: Sequence[Compared], console: Console) -> None:

@@ -310,12 +310,10 @@ class Progress:
         return [*filter(None, words)]
 
     @property
-    def working_words(self) -> str:
-        """The progress of the job; empty if no worker runs and no pause is requested."""
+    def at_work(self) -> bool:
+        """Whether a worker runs, or a pause is requested, before the job has ended."""
         held = any(worker.alive for worker in self.current.workers)
-        if self.ended or not (held or self.control_words):
-            return ""
-        return f"At work: {'; '.join(self.now_words())}"
+        return not self.ended and (held or bool(self.control_words))
 
     @property
     def eta_words(self) -> str:

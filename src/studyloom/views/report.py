@@ -184,7 +184,7 @@ def time_fact(progress: Progress, trials: Sequence[FrozenTrial], *, live: bool) 
     if (ends := span(trials)) is not None:
         took = format_duration((ends[1] - ends[0]).total_seconds())
         words.append(f"from {ends[0]:%Y-%m-%d %H:%M}")
-    if progress.working_words:
+    if progress.at_work:
         now = [
             progress.stage_words,
             *(() if live else (progress.eta_words, progress.control_words)),
