@@ -434,7 +434,6 @@ def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
     assert finished.report() == finished.run_dir / "report.html"
     elsewhere = finished.report(tmp_path).read_text()
     assert "Learning curves" in elsewhere
-    assert "There is no winner.json yet." not in elsewhere
     assert "Winner, test" in elsewhere
     assert "best.yaml" in elsewhere
     with api.open_study(f"sqlite:///{finished.run_dir}/study.db", "mnist") as study:

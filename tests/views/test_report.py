@@ -126,7 +126,7 @@ def test_a_study_says_what_is_not_there_yet(study_of):
     assert 'class="plot"' not in page
     for line in (
         *("No trial is complete yet.", "No trial has begun yet.", "No trial has failed."),
-        "no winner.json yet",
+        "not yet: no re-evaluation",
     ):
         assert line in text_of(page)
     states = (TrialState.WAITING, TrialState.RUNNING, TrialState.PRUNED)

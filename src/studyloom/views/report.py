@@ -753,8 +753,6 @@ def read_report(
         yield from noted([trials_section(shown, snapshot, won, shares[0], run_dir)], note)
         yield from noted(parameter_sections(shown, snapshot.best, axis, names, shares), note)
         yield from worker_sections(stored, snapshot)
-        if winner is None:
-            yield section("winner", [Absent("There is no winner.json yet.")])
         yield environment_section(stored.trials(), winner, files.configs)
 
     trials, figure = trials_of_stages(stored), search[0].blocks[0]
