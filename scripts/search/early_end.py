@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from studyloom.study.early_end import Bounds, Outcome, gains
+from studyloom.study.early_end import Bounds, Outcome, gain_of
 
 from .methods import Run
 from .simulator import Tape, replay
@@ -47,8 +47,11 @@ def as_run(results: Recorded, tried: Sequence[int]) -> Run:
 
 def by_regret(values: list[float], budget: int) -> int:
     outcomes = [Outcome(slot, True, value, 1) for slot, value in enumerate(values)]
-    expected = enumerate(gains(outcomes, Bounds(trials=budget)), 1)
-    return next((count for count, gain in expected if gain is not None and gain < REGRET), budget)
+    for count in range(1, len(outcomes) + 1):
+        gain = gain_of(Bounds(trials=budget), outcomes[:count])
+        if gain is not None and gain < REGRET:
+            return count
+    return budget
 
 
 def by_patience(values: list[float], budget: int, patience: int = 10) -> int:

@@ -10,7 +10,7 @@ from promoting import EPOCHS, Search, order_of
 from studyloom.metrics import ACCURACY, METRICS, Goal, ideal_of
 from studyloom.storage.attributes import parse
 from studyloom.storage.ledger import OPEN, UNCLAIMED
-from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of, gains
+from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
 BOUNDS = Bounds(min_improvement=0.01, trials=40)
@@ -27,7 +27,7 @@ def end_of(bounds, values=VALUES):
 
 
 def test_it_ends_at_the_first_estimate_below_the_regret():
-    asked = gains(outcomes(VALUES), BOUNDS)
+    asked = [gain_of(BOUNDS, outcomes(VALUES[:count])) for count in range(1, 41)]
     end = end_of(BOUNDS)
     assert 10 < end < 40
     assert asked[end - 1] < 0.01
@@ -45,7 +45,7 @@ def test_whatever_trials_under_way_bring_what_was_decided_stays():
         fate.shuffle(known)
         found = find_ending(BOUNDS, known, decided)
         if found is not None and decided is None:
-            assert found.gain == gains([o for o in known if o.ended], BOUNDS)[-1] < 0.01
+            assert found.gain == gain_of(BOUNDS, [o for o in known if o.ended]) < 0.01
             decided = found.decision()
         assert (found is not None) == (decided is not None)
         assert found is None or found.decision() == decided
@@ -132,15 +132,9 @@ def test_a_trial_without_a_value_counts_as_one_that_is_not_among_the_best():
 def test_too_few_values_tell_nothing():
     three = [0.1, 0.2, 0.3] + [None] * 20
     for values in ([], [0.5] * (FIRST - 1), [None] * 30, three):
-        assert gains(outcomes(values), Bounds(trials=100)) == [None] * len(values)
+        assert gain_of(Bounds(trials=100), outcomes(values)) is None
     none_complete = [o._replace(complete=False) for o in outcomes([0.1 * n for n in range(30)])]
     assert gain_of(Bounds(trials=100), none_complete) is None
-
-
-def test_each_estimate_is_that_of_the_trials_until_then():
-    values = [None if n % 7 == 3 else n % 11 / 10 for n in range(40)]
-    found = gains(outcomes(values), Bounds(trials=80))
-    assert found == [last(values[:count], 80) for count in range(1, 41)]
 
 
 def test_no_gain_is_expected_beyond_the_best_value_that_the_metric_can_have():

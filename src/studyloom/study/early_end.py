@@ -17,8 +17,7 @@ costs.
 """
 
 import math
-from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -34,44 +33,6 @@ from studyloom.text import format_value
 SHARE = 0.2  # of the complete trials: the largest that saves 30% on HPOLib with 40 trials
 FEWEST = 3  # of the best, since two may be alike by chance
 FIRST = 10  # trials before any estimate; Optuna's TPE has drawn these at random
-
-
-def gains(outcomes: Iterable["Outcome"], bounds: "Bounds") -> list[float | None]:
-    """Returns the expected gain of the rest of a budget, after each trial that has ended.
-
-    Args:
-        outcomes: of the trials that have ended, in the order in which they ended. One without a
-            value counts as one that is not among the best.
-
-    Returns:
-        For each trial the expected gain of the best value from then on, in units of the values;
-        None where too few trials have a value.
-    """
-    known: list[float] = []
-    complete: list[float] = []
-    found: list[float | None] = []
-    for count, outcome in enumerate(outcomes, 1):
-        if outcome.value is not None:
-            insort(known, outcome.value)
-            if outcome.complete:
-                insort(complete, outcome.value)
-        found.append(_gain(known, complete, count, bounds))
-    return found
-
-
-def _gain(
-    known: Sequence[float], complete: Sequence[float], count: int, bounds: "Bounds"
-) -> float | None:
-    """Returns the expected gain after `count` trials; both lists of values ascend."""
-    best = max(FEWEST, math.ceil(SHARE * len(complete)))
-    if count < FIRST or not complete or len(known) <= best:
-        return None
-    scale = sum(known[-best:]) / best - known[-best - 1]
-    # Not below 0 by rounding; and with equal values nothing is gained.
-    gain = max(0.0, scale) * math.log(max(bounds.trials, count) / count)
-    if bounds.ideal is None or complete[-1] > bounds.ideal:  # another metric has that name
-        return gain
-    return min(gain, bounds.ideal - complete[-1])
 
 
 @dataclass(frozen=True)
@@ -213,11 +174,28 @@ def _holds(decided: Any, bounds: Bounds) -> bool:
 
 
 def gain_of(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
-    """Returns only the last of `gains`, which workers need before each claim."""
+    """Returns what the rest of a budget is expected to gain, in units of the values.
+
+    Args:
+        outcomes: those of the trials so far; one that has ended without a value counts as one that
+            is not among the best.
+
+    Returns:
+        The expected gain of the best value; None if too few trials have a value.
+    """
     ended = [outcome for outcome in outcomes if outcome.ended and outcome.slot < bounds.trials]
     known = sorted((o.value, o.complete) for o in ended if o.value is not None)
+    values = [value for value, _ in known]
     complete = [value for value, is_complete in known if is_complete]
-    return _gain([value for value, _ in known], complete, len(ended), bounds)
+    count, best = len(ended), max(FEWEST, math.ceil(SHARE * len(complete)))
+    if count < FIRST or not complete or len(values) <= best:
+        return None
+    scale = sum(values[-best:]) / best - values[-best - 1]
+    # Not below 0 by rounding; and with equal values nothing is gained.
+    gain = max(0.0, scale) * math.log(max(bounds.trials, count) / count)
+    if bounds.ideal is None or complete[-1] > bounds.ideal:  # another metric has that name
+        return gain
+    return min(gain, bounds.ideal - complete[-1])
 
 
 @dataclass(frozen=True)
