@@ -219,7 +219,7 @@ def known_curve(config, run):
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(5))
 def test_predicted_epochs_are_those_of_a_real_search_by_asha(here, seed, monkeypatch):
-    """In the order of the trials they are the same; in others, within a fifth."""
+    """In the order of the trials they are the same; in others, within 30%."""
     monkeypatch.setitem(FOLDER, "checkpoints", here / "checkpoints")
     definition = ask(
         *("space=none", "sampler=random", "pruner=asha", "study.baseline=false"),
@@ -237,7 +237,7 @@ def test_predicted_epochs_are_those_of_a_real_search_by_asha(here, seed, monkeyp
     work(definition, stored, count)
     real = sum(TrialRecord(each).epoch_count for each in stored.trials())
     assert predicted.epochs == real
-    assert 0.8 * real < predicted.low <= predicted.high < 1.3 * real
+    assert 0.7 * real < predicted.low <= predicted.high < 1.3 * real
 
 
 # How it goes on

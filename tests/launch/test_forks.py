@@ -5,12 +5,15 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from commands import FORKS
 from live_processes import gone, until
 
+from studyloom.launch import forks
 from studyloom.launch.forks import ForkServer, can_fork
 from studyloom.launch.line import Listener
 from studyloom.processes import LINUX
@@ -70,6 +73,20 @@ def serve_until_interrupted(folder):
         os.kill(server._pid, signal.SIGINT)
         _, status = os.waitpid(server._pid, 0)
     os._exit(os.waitstatus_to_exitcode(status) + 100)
+
+
+def start_where_the_parent_of_the_worker_is_killed(folder):
+    killed = SimpleNamespace(Process=lambda **_: os.kill(os.getpid(), signal.SIGKILL))
+    with patch.object(forks, "FORK", killed):
+        server = ForkServer(lambda line: None)
+    signal.alarm(20)  # without an answer it would wait for ever
+    with pytest.raises(ChildProcessError):
+        server.start({"OMP_NUM_THREADS": "1"}, folder / "0", Listener().detach())
+    os._exit(7)
+
+
+def test_a_worker_whose_parent_is_killed_before_it_names_the_worker_is_not_waited_for(tmp_path):
+    assert run_apart(start_where_the_parent_of_the_worker_is_killed, tmp_path) == 7
 
 
 def test_an_interrupt_ends_a_fork_server_without_a_traceback(tmp_path):

@@ -56,7 +56,9 @@ class ForkServer:
             os.waitpid(self._pid, 0)
 
     def start(self, environment: Mapping[str, str], log: Path, line: int) -> "ForkedWorker":
-        """Forks a worker, the leader of a session; raises OSError if the fork server has died.
+        """Forks a worker, the leader of a session; raises OSError if that fails.
+
+        The fork server may have died, or its fork that forks the worker.
 
         Args:
             environment: the variables that are set for the worker; OMP_NUM_THREADS among them.
@@ -65,10 +67,12 @@ class ForkServer:
         try:
             self._calls.send((dict(environment), str(log)))
             send_handle(self._calls, line, self._pid)
-            pid = self._calls.recv()
-            self._calls.recv()  # its parent has ended
+            if (pid := self._calls.recv()) is not None:
+                self._calls.recv()  # its parent has ended
         except EOFError:
             raise BrokenPipeError("the fork server has died") from None
+        if pid is None:
+            raise ChildProcessError("the worker's parent has died before it named the worker")
         return ForkedWorker(pid)
 
 
