@@ -104,7 +104,7 @@ class Run:
         stored = open_study(self.url, self.name, deadline=30.0)  # knows of no trial deleted since
         counts, trials = stored.ledger.counts(), stored.trials()
         stored.close()
-        said = re.search(r": (\d+) of (\d+) trials", printed)
+        said = re.search(r": (\d+) of (\d+) trials –", printed)
         assert said, f"I9: {printed}"
         assert {said[1], said[2]} == {str(counts["done"])}, f"I9: {counts}\n{printed}"
         assert counts["free"] == counts["held"] == 0, f"I9: {counts}"

@@ -172,6 +172,7 @@ def test_a_disk_that_is_full_under_the_checkpoints_costs_no_trial(run, undisturb
     folder = run.folder / "checkpoints"
     folder.mkdir(parents=True)
     script = f'mount -t tmpfs -o size=64k none {folder} && exec "$@"'
-    run.end(run.start(within=["unshare", "--mount", "sh", "-c", script, "sh"]), 0)
+    within = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    run.end(run.start("checkpoints.interval=0", within=within), 0)
     assert "a crash would now cost this trial's epochs so far" in run.logs()
     run.check(undisturbed)
