@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from json import dumps, loads
 from pathlib import Path
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 from typing import Any
 
-from .studies import KINDS, Outcome, run_study
+from studyloom.extras.explain.explain import wilson
+from studyloom.winner.statistics import NORMAL
 
-NORMAL = NormalDist().inv_cdf(0.975)
+from .studies import KINDS, Outcome, run_study
 
 
 def honesty(sizes: Sequence[int] | None, results: Path | None) -> None:
@@ -100,14 +101,12 @@ def covered(said: Sequence[Said]) -> str:
 
 
 def share(holds: Sequence[bool]) -> str:
-    """Formats a share with its 95% interval (Wilson 1927)."""
+    """Formats a share with its 95% interval."""
     count, part = len(holds), sum(holds)
     if not count:
         return "–"
-    middle = (part + NORMAL**2 / 2) / (count + NORMAL**2)
-    spread = part * (count - part) / count + NORMAL**2 / 4
-    half = NORMAL * spread**0.5 / (count + NORMAL**2)
-    return f"{part / count:.1%} [{middle - half:.1%}, {middle + half:.1%}] of {count}"
+    low, high = wilson(part, count)
+    return f"{part / count:.1%} [{low:.1%}, {high:.1%}] of {count}"
 
 
 def mean(values: Sequence[float]) -> str:

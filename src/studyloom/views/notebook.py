@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import html_table
+from studyloom.views import snapshot as snapshots
 from studyloom.views.drawing import svg
 from studyloom.views.figures import Chart
 from studyloom.views.report import read_report
-from studyloom.views.snapshot import format_parameters, format_summary, take_snapshot
 from studyloom.winner.result import Candidate, Result, RunFiles, Summary
 
 COLUMNS = ("", "trial", "in the search", "re-evaluation", "test", "hyperparameters")
@@ -31,14 +31,15 @@ def study_html(stored: StoredStudy, run_dir: Path | None, result: Result | None)
     link = ""
     if run_dir is not None and (report := run_dir / "report.html").exists():
         link = f' – <a href="{quote(os.path.relpath(report))}" target="_blank">report.html</a>'
-    table, figure = html_table(COLUMNS, _rows(stored, result)), svg(chart) if chart else ""
-    sentence, counts = escape(top.sentence), escape(take_snapshot(stored).headline)
+    snapshot, figure = snapshots.take_snapshot(stored), svg(chart) if chart else ""
+    table = html_table(COLUMNS, _rows(snapshot, result))
+    sentence, counts = escape(top.sentence), escape(snapshot.headline)
     return f"<p><b>{sentence}</b></p>{table}{figure}<p>{counts}{link}</p>"
 
 
-def _rows(stored: StoredStudy, result: Result | None) -> Iterator[Sequence[str]]:
+def _rows(snapshot: snapshots.Snapshot, result: Result | None) -> Iterator[Sequence[str]]:
     """Yields winner, best trial and baseline with their values in search, re-evaluation, test."""
-    snapshot, known, rows = take_snapshot(stored), dict[str, Candidate](), dict[str, Candidate]()
+    known, rows = dict[str, Candidate](), dict[str, Candidate]()
     tested = dict[str, Summary | None]()
     if result is not None:
         known = {row.name: row for row in result.candidates}
@@ -52,6 +53,8 @@ def _rows(stored: StoredStudy, result: Result | None) -> Iterator[Sequence[str]]
             rows[role] = known.get(own.name, own)
     for role, row in rows.items():
         values = Summary(row.search_value), row.reevaluation, tested.get(role)
-        search, *later = ("" if v is None else format_summary(v, snapshot.metric) for v in values)
+        search, *later = (
+            "" if v is None else snapshots.format_summary(v, snapshot.metric) for v in values
+        )
         cells = row.name.removeprefix("trial "), search + row.costs_words, *later
-        yield role, *cells, format_parameters(row.params)
+        yield role, *cells, snapshots.format_parameters(row.params)

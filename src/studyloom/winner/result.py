@@ -15,6 +15,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
+from studyloom.definition.rule import Rule
 from studyloom.errors import PredictError
 from studyloom.files import is_own, read_text, write_whole
 from studyloom.metrics import Goal
@@ -731,7 +732,7 @@ class Result(Tested):
         others = (row.mean for row in self.candidates if row.mean is not None)
         if all(sign * winner.mean >= sign * mean for mean in others):
             why = "since it had the best mean"
-        elif winner.baseline and self.rule == f"{'max' if sign > 0 else 'min'} {self.metric.name}":
+        elif winner.baseline and self.rule == str(Rule(self.metric)):
             why = "since no trial is better than the baseline by more than chance explains,"
         else:
             why = f"by {self.rule},"
