@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from studyloom.errors import StorageLost
 from studyloom.storage import database as storage
-from studyloom.storage.database import Retry, RetryingStorage, connect
+from studyloom.storage.database import Retry, RetryingStorage, call_state, connect
 from studyloom.storage.urls import parse_url
 
 
@@ -130,6 +130,42 @@ def test_a_server_that_was_given_up_is_left_alone_for_a_moment(monkeypatch):
     assert lose() == lose()
     time.sleep(0.2)
     assert retry.run(lambda: 3) == retry.run(lambda: 3) == 3
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_call_that_begins_while_another_one_waits_is_given_up_with_it(answered):
+    """A command, whose threads call the database, waits once. An answer begins a new outage."""
+    retry, ends = Retry(parse_url("postgresql://host/name"), 0.2), []
+
+    def away():
+        ends.append(call_state.until)
+        if len(ends) == 2:  # this call waits, and another thread makes one
+            if answered:
+                retry.run(lambda: None)
+            time.sleep(0.15)
+            retry.run(away)
+        raise StorageLost("away", passing=True)
+
+    with pytest.raises(StorageLost):
+        retry.run(away)
+    assert (max(ends) > ends[1]) == answered
+
+
+def test_a_wait_that_a_signal_ends_shortens_no_later_one():
+    retry, tries = Retry(parse_url("postgresql://host/name"), 0.1), []
+
+    def away():
+        tries.append(retry)
+        if len(tries) == 2:
+            raise KeyboardInterrupt
+        raise StorageLost("away", passing=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        retry.run(away)
+    time.sleep(0.1)
+    with pytest.raises(StorageLost):
+        retry.run(away)
+    assert len(tries) > 3
 
 
 def test_every_method_that_asks_the_database_is_retried():

@@ -59,6 +59,7 @@ from studyloom.text import one_line, shorten
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
 SILENCE = 40.0  # seconds after which a connection of a server that is silent is lost, at most
+LEAST_TRY = 2  # seconds that libpq waits for a host, at least
 STOP_DEADLINE = 2.0  # seconds that a call waits for a database once its process is to stop
 DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling up to the longest
 READ_ONLY = "25006"  # SQLSTATE of a write on a standby, such as one that is about to be promoted
@@ -159,9 +160,10 @@ def longest_silence(deadline: float) -> float:
 class Retry:
     """Repeats calls after transient failures, with growing pauses.
 
-    Once a call was given up, later ones are tried once, until one succeeds, so that a command that
-    ends waits only once. A server, which takes seconds to fail, is not called for 2 s. The
-    log says when the database goes away and when it is back.
+    A call that begins while another thread's waits is given up with it. Once a call was given up,
+    later ones are tried once, until one succeeds. So a command that ends waits only once. A server,
+    which takes seconds to fail, is not called for 2 s. The log says when the database goes away and
+    when it is back.
     """
 
     def __init__(self, address: URL, deadline: float) -> None:
@@ -170,6 +172,7 @@ class Retry:
         # Once it returns True, STOP_DEADLINE takes the place of a longer deadline.
         self.stopping: Callable[[], bool] = lambda: False
         self.away = False  # a call waits for the database
+        self._away_since: float | None = None  # when the first of those began to, as time.monotonic
         # The error of a call that has waited in vain, if none has succeeded since.
         self._given_up: StorageLost | None = None
         self._next_try = 0.0  # when such a call may be tried, as time.monotonic
@@ -193,7 +196,8 @@ class Retry:
         if self._given_up and called < self._next_try:
             raise StorageLost(str(self._given_up), waited=self._given_up.waited)
         silent = longest_silence(self.deadline)
-        first = 0.0 if self._given_up else silent
+        left = (self._away_since or called) + self.deadline - called
+        first = 0.0 if self._given_up else min(silent, left)
         call_state.until = called + first if self.deadline > 0 else None
         try:
             while True:
@@ -206,7 +210,9 @@ class Retry:
                     )
                     # A cut network is silent before the first failure. It does not count from the
                     # call, since a process may be stopped for long.
-                    failed_at = failed_at or max(called, time.monotonic() - silent)
+                    if failed_at is None:
+                        failed_at = self._away_since or max(called, time.monotonic() - silent)
+                        self._away_since = failed_at
                     if pooled and lost.broken and lost.passing and not call_state.committing:
                         pooled = False
                         continue
@@ -221,7 +227,7 @@ class Retry:
                 delay = min(2 * delay, longest)
         finally:
             if failed_at is not None:  # also if a signal has ended the wait
-                self.away = False
+                self.away, self._away_since = False, None
             call_state.committing, call_state.uncertain, call_state.until = outer
 
     def _time_left(self, lost: StorageLost, failed_at: float) -> float:
@@ -243,7 +249,7 @@ class Retry:
 
     def _report_return(self, failed_at: float | None, called: float) -> None:
         """Logs that the database is back, if the call had to wait for it."""
-        self._given_up = None
+        self._given_up = self._away_since = None
         if failed_at is not None and self.away:
             shown, seconds = without_password(self.address), time.monotonic() - called
             log.warning("storage: %s is back after %.1f s", shown, seconds)
@@ -771,7 +777,7 @@ def _keep_to_deadline(_: Any, __: Any, words: list[Any], arguments: dict[str, An
     """Limits a try to connect to a server to the time that is left of the deadline."""
     if "connect_timeout" in arguments and call_state.until is not None:  # not SQLite
         hosts = str(arguments.get("host", "")).count(",") + 1
-        left = max(2, math.ceil((call_state.until - time.monotonic()) / hosts))
+        left = max(LEAST_TRY, math.ceil((call_state.until - time.monotonic()) / hosts))
         arguments["connect_timeout"] = min(int(arguments["connect_timeout"]) or left, left)
 
 
