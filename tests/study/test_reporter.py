@@ -172,18 +172,6 @@ def test_a_sender_goes_on_when_there_is_no_answer_for_a_while(database, monkeypa
         assert database.posted == [0]
 
 
-def test_a_sender_that_puts_does_not_wait_and_learns_of_a_failure_with_its_next_item(database):
-    with Outbox(database.post, lambda: False) as box:
-        database.here.clear()
-        box.put(KeyError("first"))
-        assert database.posted == []
-        database.here.set()
-        with pytest.raises(KeyError):
-            box.flush()
-        with pytest.raises(KeyError):
-            box.put(1)
-
-
 def test_a_failure_is_raised_once_and_for_all_and_what_came_after_it_is_dropped(database):
     with Outbox(database.post, database.is_away) as box:
         database.here.clear()

@@ -97,11 +97,6 @@ class TrialBuffer(CachedStorage):
             writes = self._writes[: self._sent]
         sql.write(connection, writes)
 
-    @property
-    def is_changed(self) -> bool:
-        """Whether the worker's own trial has changes that are not written."""
-        return bool(self._writes)
-
     def mark_written(self) -> None:
         """Drops the pending changes that the last `write` has stored."""
         with self._lock:

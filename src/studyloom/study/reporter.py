@@ -130,7 +130,7 @@ class Reporter:
     def report(self, step: Step | None) -> None:
         """Reports a step that has ended, and saves the state of the objective.
 
-        Without a step it only stores what is new of the trial, and does not wait until it has.
+        Without a step it only stores what is new of the trial.
 
         Raises:
             Stopped: the worker is to stop; the trial is released.
@@ -141,7 +141,8 @@ class Reporter:
         watch = self.held.watch
         with self._recording_raised():
             if step is None:
-                self._outbox.put(PendingReport())
+                with watch("storage"):
+                    self._outbox.send(PendingReport())
                 return
             evaluating = self.objective.evaluating
             evaluation, self._evaluated = evaluating - self._evaluated, evaluating
@@ -208,8 +209,7 @@ class Reporter:
         """
         held, step, stride = self.held, report.step, self.objective.stride
         if step is None:
-            if held.stored.storage.is_changed:
-                held.commit()
+            held.commit()
             return
         trial, buffer, trial_id = held.trial, held.stored.storage, held.trial._trial_id
         held.longest = max(held.longest, step.seconds)
@@ -273,15 +273,9 @@ class Outbox(Generic[T]):
         if not hangs:
             self._thread.join()
 
-    def put(self, item: T) -> None:
-        """Adds an item, which the thread posts; raises the failure of an earlier one."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put(item)
-
     def send(self, item: T) -> None:
         """Adds an item, and waits until it is posted or the database turns out to be away."""
-        self.put(item)
+        self._queue.put(item)
         end = time.monotonic() + SEND_TIMEOUT
         self._wait(lambda: self._is_away() or time.monotonic() > end)
 
