@@ -120,7 +120,8 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     assert now["order"][:2] == ["search", "running"]
     assert "host:4" in now["parts"]["running"]
     assert '<progress value="4" max="8"' in now["parts"]["progress"]
-    assert "search: 4 of 8 trials, 1 pruned" in now["parts"]["progress"]
+    said = '<span class="roomy">search: 4 of 8 trials, 1 pruned · </span>ETA '
+    assert said in now["parts"]["progress"], "of which the facts below suffice on a phone"
     trial = half_done.trials()[0]
     row = {"trial": 0, "params": trial.params, "search_value": trial.value, "mean": 0.5, "std": 0.1}
     result = document_of(winner=row | {"values": [0.5]})
@@ -288,6 +289,7 @@ def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of)
         page.locator("#failures").scroll_into_view_if_needed()
         page.locator("#failures").get_by_text(EVIL[:28]).first.wait_for()
         assert page.locator("img").count() == 0
+        assert re.fullmatch(r"live, \d\d:\d\d:\d\d", page.locator("#live").inner_text())
         page.get_by_role("link", name="optuna-dashboard").click()
         page.get_by_text("optuna").first.wait_for()
     assert page.seen == []

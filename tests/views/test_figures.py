@@ -17,6 +17,7 @@ from studyloom.views.figures import (
     LETTER,
     SIZE,
     Axis,
+    ChartScale,
     Tick,
     complete_trials,
     curves,
@@ -75,6 +76,8 @@ def test_axes_have_some_round_marks_in_their_range_and_equal_values_have_one():
         marks = log_marks(low, high)
         assert 1 <= len(marks) <= 4
         assert all(low <= value <= high for value in marks)
+    edges = [ChartScale(0, 1).edge(Tick(at, "00:48")) for at in (0, 0.5, 1)]
+    assert edges == [" first", "", " last"], "a time does not stick out of its figure"
     for scale in (plain_scale([0.5]), AXIS.scale_of([1.0], 300), whole_scale(3, 3)):
         assert scale.low < scale.high
         assert scale.ticks
@@ -167,6 +170,7 @@ def test_the_history_marks_each_trial_once_at_its_last_value_and_the_best_so_far
     assert strokes == {40, 41} == {n for n, y in at.items() if y < min(at[n] for n in range(40))}
     shapes = {mark.name: mark.shape for mark in figure.marks if mark.name in ("pruned", "running")}
     assert shapes == {"pruned": "square", "running": "dot"}
+    assert not any("faint" in mark.style for mark in figure.marks), "small ones are pale enough"
     (steps,) = mark_of(figure, "best so far").parts
     assert [x for x, _ in steps][:3] == [0, 1, 2]
     assert [y for _, y in steps] == sorted(y for _, y in steps)
@@ -187,6 +191,9 @@ def test_the_history_rings_the_winner_and_has_its_later_values_if_they_can_be_co
     (again,), (test,) = (points_of(mark_of(figure, name)) for name in ("re-evaluation", "test"))
     assert (again[1], test[1]) == (AXIS.height(0.93), AXIS.height(0.91))
     assert 39 < again[0] < test[0] < figure.x.high, "to the right of all trials"
+    across = history(searched.trials(), marked(best, best), AXIS, result)
+    ends = [x for x, _ in points_of(mark_of(across, "baseline"))]
+    assert ends == [across.x.low, across.x.high]
     bars = [m for m in figure.marks if (m.color, m.shape) == ("winner", "line")]
     ends = [0.93 - 0.012 / 3**0.5, 0.93 + 0.012 / 3**0.5]
     assert [y for _, y in points_of(bars[0])] == pytest.approx([*map(AXIS.height, ends)])

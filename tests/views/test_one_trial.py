@@ -313,22 +313,27 @@ def emphasised(page, figure):
     )
 
 
-@pytest.mark.browser
-def test_a_brush_over_two_parameters_and_the_filter_choose_in_table_and_all_figures(opened):
-    page = opened()
-    plot = page.locator("#together .plot")
+def brush(page, plot, *shares):
+    """Draws a rectangle in a figure, from one place over others to the last."""
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
-    upright = json.loads(plot.get_attribute("data-y"))["title"] == "lr"
-    ends = [(0.01, 0.01), (0.1, 0.5), (0.25, 0.99)]
-    if upright:
-        ends = [(0.01, 0.75), (0.5, 0.8), (0.99, 0.99)]
-    corners = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in ends]
+    corners = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in shares]
     page.mouse.move(*corners[0])
     page.mouse.down()
     for corner in corners[1:]:
         page.mouse.move(*corner)
     page.mouse.up()
+
+
+@pytest.mark.browser
+def test_a_brush_over_two_parameters_and_the_filter_choose_in_table_and_all_figures(opened):
+    page = opened()
+    plot = page.locator("#together .plot")
+    upright = json.loads(plot.get_attribute("data-y"))["title"] == "lr"
+    ends = [(0.01, 0.01), (0.1, 0.5), (0.25, 0.99)]
+    if upright:
+        ends = [(0.01, 0.75), (0.5, 0.8), (0.99, 0.99)]
+    brush(page, plot, *ends)
     assert shown(page) is None, "the end of a rectangle is no click"
     assert visible(page) == [2, 5, 8], "the smallest of three rates"
     assert page.locator("#chosen").inner_text().startswith("3 of 10 trials")
@@ -350,6 +355,8 @@ def test_a_brush_over_two_parameters_and_the_filter_choose_in_table_and_all_figu
     assert sorted(visible(page)) == [0, 3, 6, 9]
     page.get_by_role("button", name="show all").click()
     assert len(visible(page)) == 10
+    brush(page, page.locator("#workers .plot"), (0.995, 0.01), (0.98, 0.5), (0.97, 0.99))
+    assert visible(page) == [9], "a rectangle over the end of its bar"
 
 
 @pytest.mark.browser

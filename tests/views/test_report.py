@@ -11,11 +11,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 from results import document_of, result_of
-from toys import two_sided
+from toys import fill, two_sided
 
 from studyloom.errors import UndrawnReport
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, PROPOSED, REASON, TRACEBACK
+from studyloom.study.opening import create_study
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views import page as pages
 from studyloom.views import report
@@ -119,6 +120,35 @@ def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_com
         assert ("selection gap" in rows) == bool(winner)
         if winner:
             assert rows["data"].endswith("SHA-256 sha…")
+
+
+def first_chart(stored, winner=None):
+    """The figure at the top of a report."""
+    _, sections = read_report(stored, RunFiles(winner))
+    return next(sections).blocks[0]
+
+
+def test_the_axis_of_a_loss_is_logarithmic_if_only_trials_that_ended_early_differ_by_factors(
+    sqlite_url,
+):
+    least = [Goal("distance", "minimize")]
+    stored = create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=4, goals=least)
+    fill(stored, a_trial(0, accuracy=0.2), a_trial(1, accuracy=0.5))
+    assert first_chart(stored).y.reads == "plain"
+    fill(stored, a_trial(2, TrialState.PRUNED, 3.0))
+    assert first_chart(stored).y.reads == "tens"
+
+
+def test_the_ring_of_the_best_trial_lies_on_that_of_the_winner_with_its_costs(sqlite_url):
+    stored = two_sided(sqlite_url, (0.5, 100), (0.75, 90))
+    won = {"trial": 1, "search_value": 0.75, "costs": {"parameters": 90.0}}
+    result = result_of(winner=won)
+    rings = [(m.name, m.width) for m in first_chart(stored, result).marks if m.shape == "ring"]
+    assert {name for name, _ in rings} == {"winner", "best", "baseline"}
+    widths = [width for _, width in rings]
+    assert widths == sorted(widths, reverse=True), "a hole in a larger one would hide it"
+    top, _ = read_report(stored, RunFiles(result))
+    assert top.facts[2].explanation.startswith("trial 1, parameters 90; ")
 
 
 def test_a_study_says_what_is_not_there_yet(study_of):
@@ -412,6 +442,11 @@ def test_a_phone_scrolls_down_only(searched, open_page):
         assert page.evaluate("document.documentElement.scrollWidth") == width
         table = page.locator("#candidates .scroll")
         assert table.evaluate("(box) => box.scrollWidth <= box.clientWidth"), "nor the candidates"
+        page.locator("#slices .plot").first.focus()
+        page.keyboard.press("End")
+        tip = page.locator(".tip").bounding_box()
+        assert tip["width"] > 100, "wider than what is left of a small figure"
+        assert tip["x"] + tip["width"] <= width
 
 
 @pytest.mark.browser

@@ -42,6 +42,14 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
         assert words in text, text
 
 
+def test_counts_have_a_comma_from_a_thousand_on():
+    search = snapshot_of(free=900, done=1100, best=trial_of(0.5), complete=1047, paused=1200)
+    assert search.headline.startswith("toy: 1,100 of 2,000 trials – 1,047 complete, 0 pruned")
+    assert "the best after 1,100 of 2,000 trials" in search.sentence
+    progress = Progress(search, (StageProgress("search", 1100, 900, search),), "search")
+    assert progress.stage_words == "search: 1,100 of 2,000 trials, 1,200 paused"
+
+
 def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done):
     stands = ProgressReader(half_done).status()
     stands.progress.search.best.user_attrs[PROPOSED] = {"by": "an\x1b[2J\nna", "why": "a guess"}

@@ -208,7 +208,9 @@ class LivePage:
         parts = {
             "head": fill("head.html", head=head),
             "nav": fill("nav.html", sections=[(section, "") for section in bare]),
-            "progress": fill("progress.html", **done, buttons=buttons),
+            "progress": fill(
+                "progress.html", **done, said=1 + bool(progress.later_words), buttons=buttons
+            ),
             **{section.key: section_html(section) for section in bare},
         }
         return {key: str(html) for key, html in parts.items()} | rows, bare

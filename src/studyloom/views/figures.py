@@ -93,7 +93,7 @@ class ChartScale:
     def edge(self, tick: Tick) -> str:
         """Returns the class of a long label at an end of the axis, which must not stick out."""
         place = self.place(tick.at) / SIZE
-        if len(tick.label) < 7 or 0.04 < place < 0.96:
+        if len(tick.label) < 5 or 0.04 < place < 0.96:
             return ""
         return " first" if place < 0.5 else " last"
 
@@ -126,15 +126,10 @@ class Mark:
 
 
 def points(
-    name: str,
-    color: str,
-    places: Mapping[int, Point],
-    width: float = 8,
-    style: Sequence[str] = (),
-    shape: str = "dot",
+    name: str, color: str, places: Mapping[int, Point], width: float = 8, shape: str = "dot"
 ) -> Mark:
     """Returns a dot for each trial, by the trial's number."""
-    return Mark(name, color, shape, [[at] for at in places.values()], [*places], width, style)
+    return Mark(name, color, shape, [[at] for at in places.values()], [*places], width)
 
 
 def dotted(name: str, color: str, ends: Part, width: float = 1) -> Mark:
@@ -524,15 +519,17 @@ def history(
     if any(number not in values and kind in HISTORY for number, kind in kinds.items()):
         y = replace(y, low=2 * bottom - y.low)
     x = whole_scale(0, last, "trial")
+    edge, step = x.high, 0.035 * (x.high - x.low)
+    x = replace(x, high=edge + step * len(later))
 
     marks = []
     for kind, width in HISTORY.items():
         size = width if len(kinds) <= MANY else 0.6 * width
-        shape, style = ("square", ["faint"]) if width < 8 else ("dot", [])
+        shape = "square" if width < 8 else "dot"
         own = {n: (n, heights.get(n, bottom)) for n, its in kinds.items() if its == kind}
         shown = {n: place for n, place in own.items() if n in near}
         strokes = {n: place for n, place in own.items() if n not in near}
-        marks.append(points(kind, kind, shown, size, style, shape))
+        marks.append(points(kind, kind, shown, size, shape=shape))
         marks.append(points("" if shown else kind, kind, strokes, 2, shape="rug"))
     steps = best_so_far(complete_trials(trials), axis.sign)
     line = [(trial.number, heights[trial.number]) for trial in steps if trial.number in near]
@@ -548,8 +545,8 @@ def history(
         name, ringed = "winner", winner.winner.trial
     if ringed is not None and ringed in near:
         marks.append(points(name, name, {ringed: (ringed, heights[ringed])}, 13, shape="ring"))
-    for name, found in later.items():  # to the right of the trials
-        at, x = x.high, replace(x, high=x.high + 0.035 * (x.high - x.low))
+    for place, (name, found) in enumerate(later.items()):  # to the right of the trials
+        at = edge + step * place
         bar = [(at, axis.height(end)) for end in found.mean_and_error]
         marks.append(Mark("", "winner", "line", [bar], width=2))
         shape = "square" if name == "test" else "dot"
@@ -666,7 +663,7 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return NOTHING_COMPLETE
-    cost, height, costs = stored.goals[1], 400, [trial.values[1] for trial in trials]
+    cost, height, costs = stored.goals[1], 340, [trial.values[1] for trial in trials]
     title = f"{cost.name}, {'more' if cost.sign > 0 else 'less'} is better"
     logarithmic = 0 < SPREAD * min(costs) < max(costs)
     x = (log_scale if logarithmic else plain_scale)(costs, title)
@@ -687,17 +684,17 @@ def front(stored: StoredStudy, marked: Marked, axis: Axis, table: PageTable) -> 
     beaten = {n: place for n, place in places.items() if n in feasible - ahead}
     infeasible = {n: place for n, place in places.items() if n not in feasible}
     front = {n: place for n, place in places.items() if n in ahead}
-    steps = [sorted(front.values())]
+    steps, size = [sorted(front.values())], 8 if len(trials) <= MANY else 4.8
     marks = [
         Mark("staircase", "best", "line", steps, width=1.5, style=("stepped", "quiet")),
         points("infeasible", "failed", infeasible, shape="square"),
-        points("beaten", "complete", beaten, style=("faint",)),
+        points("beaten", "complete", beaten, size),
         points("front", "best", front),
     ]
     for name, trial in marked.items():
         if trial is not None and trial.values:
-            size = 20 if name == "winner" else 14  # the winner may be the best: around its ring
-            marks.append(points(name, name, {trial.number: at(trial)}, size, shape="ring"))
+            wide = 20 if name == "winner" else 14  # the winner may be the best: around its ring
+            marks.append(points(name, name, {trial.number: at(trial)}, wide, shape="ring"))
     y = axis.scale_of([trial.values[0] for trial in trials], height)
     label = f"{axis.metric} over {cost.name}, of {len(trials)} complete trials"
     return Chart(label, height, x, y, _drawn(marks), table)
@@ -798,7 +795,7 @@ def _early_marks(
         squares, strokes = (
             {n: p for n, p in own.items() if (n in near) is so} for so in (True, False)
         )
-        marks.append(points("", kind, squares, 5, ("faint",), shape="square"))
+        marks.append(points("", kind, squares, 5, shape="square"))
         marks.append(points("", kind, strokes, 2, shape="rug"))
     return _drawn(marks)
 

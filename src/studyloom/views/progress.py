@@ -265,10 +265,10 @@ class Progress:
         if self.title == DONE or self.stage.title != self.title:
             return WORDS[self.title]
         stage, noun = self.stage, "trials" if self.title == SEARCH else "trainings"
-        counts = [f"{stage.done} of {stage.budget} {noun}"]
+        counts = [f"{stage.done:,} of {stage.budget:,} {noun}"]
         if (own := stage.snapshot) is not None:
-            pruned = own.outcomes.get("pruned")
-            counts += [*[f"{pruned} pruned"] * bool(pruned), *own.uncounted_words]
+            pruned = own.outcomes.get("pruned", 0)
+            counts += [*[f"{pruned:,} pruned"] * bool(pruned), *own.uncounted_words]
         return f"{WORDS[self.title]}: {', '.join(counts)}"
 
     @property

@@ -175,7 +175,7 @@ def winner_fact(progress: Progress, winner: Result | None) -> Fact:
         beside = f"difference to the baseline {words}"
     value = number(won.search_value) if values is None else values.words
     label = "Winner, re-evaluation" if test is None else "Winner, test"
-    return Fact(label, value, f"{won.name}; {beside}")
+    return Fact(label, value, f"{won.name}{won.costs_words}; {beside}")
 
 
 def time_fact(progress: Progress, trials: Sequence[FrozenTrial], *, live: bool) -> Fact:
@@ -398,7 +398,7 @@ def search_sections(
     if snapshot.costs:
         heads, *rows = snapshot.front_rows()
         table = figures.PageTable(heads, rows, words=(len(heads) - 1,))
-        figure = drawn(figures.front, stored, marked | {"winner": won}, axis, table)
+        figure = drawn(figures.front, stored, {"winner": won} | marked, axis, table)
         yield section("front", [figure], rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
     figure = drawn(figures.history, trials, marked, axis, winner)
@@ -733,7 +733,7 @@ def read_report(
     """
     live, progress = progress is not None, progress or ProgressReader(stored).read()
     snapshot, winner = progress.search, files.winner
-    values = [trial.values[0] for trial in figures.complete_trials(stored.trials())]
+    values = figures.last_values(stored.trials()).values()
     axis = figures.Axis.of(stored.metric, stored.sign, values)
     won = None if winner is None else winner.winner.trial
     shown, note = sample(stored, snapshot, won)

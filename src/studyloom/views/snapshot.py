@@ -143,13 +143,13 @@ class Snapshot:
             "foreign": self.foreign,
             "set aside": self.aside,
         }
-        return [f"{count} {kind}" for kind, count in counts.items() if count]
+        return [f"{count:,} {kind}" for kind, count in counts.items() if count]
 
     @property
     def counts_words(self) -> list[str]:
         """How many trials are complete, pruned, failed, running or not counted."""
         outcomes = self.outcomes
-        counts = [f"{outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")]
+        counts = [f"{outcomes.get(kind, 0):,} {kind}" for kind in ("complete", "pruned", "failed")]
         running = [f"{len(self.workers)} running"] if self.workers else []
         return [*counts, *running, *self.uncounted_words]
 
@@ -157,13 +157,13 @@ class Snapshot:
     def headline(self) -> str:
         """The name of the study, its slots and its trials in one line."""
         counts = ", ".join(self.counts_words)
-        done = f"{self.done} of {self.budget} trials"
+        done = f"{self.done:,} of {self.budget:,} trials"
         return f"{one_line(self.name)}: {done} – {counts}"
 
     @property
     def sentence(self) -> str:
         """The progress of the search in one sentence: its best trial so far."""
-        trials = f"{self.done} of {self.budget} trials"
+        trials = f"{self.done:,} of {self.budget:,} trials"
         if (best := self.best) is None or (value := value_of(best)) is None:
             return f"{self.why_no_best}, after {trials}"
         who = describe(best, best.params)

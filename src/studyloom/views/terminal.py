@@ -369,7 +369,7 @@ def render_status(status: Status, width: int) -> RenderableType:
         line(ended.words)
     else:
         left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
-        line(f"budget left: {left} trial{'' if left == 1 else 's'}")
+        line(f"budget left: {left:,} trial{'' if left == 1 else 's'}")
     now = progress.now_words()  # the headline has the progress of the search
     line("\n".join(wrap(now[1:] if progress.title == SEARCH else now, width)))
     if ended is None:

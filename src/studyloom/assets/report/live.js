@@ -141,7 +141,7 @@ async function follow() {
       const message = await response.json();
       if (message.version !== version) update(message);
       if (message.trouble) said(message.trouble, true);
-      else said(`live, ${new Date().toLocaleTimeString()}`);
+      else said(`live, ${new Date().toTimeString().slice(0, 8)}`);
     } catch {
       said("the server does not answer; trying again", true);
     }

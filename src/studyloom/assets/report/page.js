@@ -31,7 +31,7 @@ function pointsOf(path) {
         const beside = [places[k - 1], places[k + 1]].filter(Boolean);
         point.ends = [...point.ends, ...beside.map(([a, b]) => [(a + x) / 2, (b + y) / 2])];
       } else if (kind === "bar") {
-        [point.x, point.y] = [x + wide / 2, y + high / 2];
+        Object.assign(point, { x: x + wide / 2, y: y + high / 2, wide: wide / 2 });
         point.ends = [[x, point.y], [x + wide, point.y]];
       }
       return point;
@@ -307,7 +307,7 @@ function draw(event) {
 document.addEventListener("pointerup", () => {
   if (drag?.rectangle) {
     const [left, right, top, bottom] = drag.ends;
-    const inside = ({ x, y }) => left <= x && x <= right && top <= y && y <= bottom;
+    const inside = ({ x, y, wide = 0 }) => left <= x + wide && x - wide <= right && top <= y && y <= bottom;
     within = new Set(reading(drag.plot).points.filter((point) => point.trial && inside(point)).map((point) => point.trial));
     filter();
     drawn = true;
