@@ -36,6 +36,15 @@ def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(
     assert roots[0].identity("digest") == roots[1].identity("digest")
 
 
+def test_whether_and_in_which_rounds_a_search_is_deterministic_is_part_of_the_question(asked):
+    rounds = [
+        ask(*NONE, "study.deterministic=true", f"study.round={width}").identity("digest")
+        for width in (4, 5)
+    ]
+    assert rounds[0] == asked | {"study.deterministic": True, "study.round": 4}
+    assert rounds[1] == rounds[0] | {"study.round": 5}
+
+
 def test_a_default_of_a_network_that_only_the_space_chooses_is_part_of_the_question(tmp_path, main):
     """The trials of a study whose CNN has another number of blocks cannot be compared either."""
     folder = tmp_path / "conf"

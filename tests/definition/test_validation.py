@@ -6,12 +6,13 @@ import pytest
 import torch
 from optuna.samplers import RandomSampler
 from torch import nn
-from toys import LOOP, TINY, TWO, ask, toy_folds, toy_split, validate_search
+from toys import LOOP, TINY, TWO, ask, compose, toy_folds, toy_split, validate_search
 
 from studies import CONF
 from studyloom.config.scaffold import write_study
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.validation import check_ranks, check_sections
 from studyloom.errors import ConfigError
@@ -316,6 +317,38 @@ def test_a_bound_that_cannot_be_is_named_with_the_way_out_and_no_other_is():
         assert words in mistake
     for overrides in BOUNDED:
         assert section_errors(overrides) == []
+
+
+# What depends on time, where the trials may not
+
+TIMED = {
+    ("study.timeout=60",): "study.timeout=60.0 depends on when trials run; set study.timeout=null",
+    ("study.trial_timeout=60",): "study.trial_timeout=60.0 depends on when trials run",
+    ("study.epochs=40",): "study.epochs=40 depends on when trials run",
+    ("cost.limit=5", "cost.per_hour=0.5"): "cost.limit=5.0 depends on when trials run",
+    ("pruner=median",): "pruner=median compares by MedianPruner with what has been reported until",
+    ("pruner=auto", *LOOP): "pruner=auto compares by MedianPruner",
+    ("+sampler.keeps_state=true",): "the sampler keeps its state in one process, which may die",
+    ("objective.constraints={latency_ms: '<= 2'}",): "latency_ms is never the same twice",
+}
+DETERMINISTIC = "study.deterministic=true"
+
+
+def test_a_deterministic_search_names_all_that_depends_on_time_with_the_way_out():
+    for overrides, words in TIMED.items():
+        (mistake,) = section_errors((DETERMINISTIC, *overrides))
+        assert mistake.startswith(f"{DETERMINISTIC}: ")
+        assert words in mistake
+    together = ("study.epochs=40", "cost.limit=5", "cost.per_hour=1", "pruner=median", *STOP)
+    assert len(section_errors((DETERMINISTIC, *together))) == 5
+    (mistake,) = section_errors((DETERMINISTIC, "study.round=0"))
+    assert "study.round must be at least 1" in mistake
+    suggests = ("pruner=none", "~space", "objective._target_=suggesting.objective")
+    definition = LoopDefinition.from_config(*compose(DETERMINISTIC, *suggests, *LOOP[2:]))
+    (mistake,) = Strategy(definition).check()
+    assert "an Optuna objective(trial) suggests while it runs; write a loop" in mistake
+    for overrides in ((), ("pruner=none", *LOOP), ("objective.metric=[accuracy,flops]",)):
+        assert section_errors((DETERMINISTIC, *overrides)) == []
 
 
 # Trials that are paused

@@ -210,3 +210,22 @@ def test_what_only_people_ask_of_other_trials_is_left_in_the_database(buffer, st
     assert study.get_trials()[0].user_attrs == {SLOT: 0, "kept": {}}
     buffer.clear()
     assert study.get_trials()[0].user_attrs.keys() == {SLOT, "kept", *sql.HEAVY}
+
+
+def test_of_trials_that_are_read_as_of_one_moment_none_is_missing_that_ends_meanwhile(url):
+    backend, elsewhere = connect(url, create=True), connect(url, create=True)
+    backend.create_new_study([StudyDirection.MAXIMIZE], "s")
+    own, *left = begin(backend), begin(backend, 1)
+    buffer = TrialBuffer(backend)
+    buffer.whole = True
+    buffer.load(1, own)
+
+    @event.listens_for(backend.engine, "after_cursor_execute")
+    def end(*_):
+        if left:
+            elsewhere.set_trial_state_values(left.pop(), TrialState.COMPLETE, [1.0])
+
+    assert [trial.number for trial in buffer.get_all_trials(1)] == [0, 1]
+    assert left == []
+    for each in (backend, elsewhere):
+        each.close()

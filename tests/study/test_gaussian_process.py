@@ -212,6 +212,16 @@ def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, c
     assert len(proposals) == 4 * (chosen == "gp")
 
 
+def test_auto_is_the_process_in_a_deterministic_search_however_long_trials_train(proposals):
+    times = {TIMES: {"training": 0.001}}
+    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed, deterministic=True), 12, **times)
+    assert study.user_attrs[SAMPLER] == "gp"
+    assert len(proposals) == 2
+    deterministic = ask(*TINY, "sampler=auto", "pruner=none", "study.deterministic=true")
+    (note,) = Strategy(deterministic).notes()
+    assert note.endswith("then a Gaussian process, since study.deterministic=true ignores times")
+
+
 def test_auto_leaves_large_branches_and_several_objectives_to_tpe(proposals, monkeypatch):
     times = {TIMES: {"training": 9.0}}
     monkeypatch.setattr(AutoSampler, "most_results", 11)

@@ -44,6 +44,10 @@ class StudySection:
     max_attempts: int = key(3, "attempts of a trial whose workers die, before it counts as failed")
     max_failures: int = key(5, "trials in a row that may fail for one reason before the study ends")
     repeats: bool = key(True, "false: no configuration of a finite search space is trained twice")
+    deterministic: bool = key(
+        False, "true: the same trials with any number of workers, and through kills"
+    )
+    round: int = key(4, "segments of trainings, each to a rung, in a round of study.deterministic")
     lease: float = key(60.0, "seconds after which a silent worker loses its trial")
     enqueue: Any = key(
         [], "configurations to try first, such as `[{model:cnn,model.cnn.channels:16}]`"
@@ -195,6 +199,7 @@ RANGES: dict[tuple[str, float, float], tuple[str, ...]] = {
             "study.warm_start_top",
             "study.max_attempts",
             "study.max_failures",
+            "study.round",
         ),
         *("objective.folds", "objective.seeds", "winner.top", "winner.seeds"),
         "study.lease",  # which is renewed four times in that time, by a write each

@@ -312,6 +312,8 @@ class Definition:
             # A pruner cannot compare trials whose reports mean different things.
             "pruner.steps": self.steps,
         }
+        if (study := self.config.study).deterministic:
+            flat |= {"study.deterministic": True, "study.round": study.round}
         return {
             key: value
             for key, value in sorted(flat.items())

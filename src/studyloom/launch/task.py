@@ -25,6 +25,7 @@ from studyloom.study.stopping import Stop
 from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStarts
 from studyloom.study.worker import Worker
+from studyloom.training.steps import on_threads
 
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
@@ -178,7 +179,9 @@ def make_task(
                     on_end=on_end,
                     interval=config.checkpoints.interval,
                 )
-                worker.run()
+                # The number of threads, which decides the last bits, is that of any workers.
+                with on_threads(1) if config.study.deterministic else nullcontext():
+                    worker.run()
             if stop():
                 return
 

@@ -56,6 +56,7 @@ PROVENANCE = "provenance"  # dict[str, Any]: from which the trial can be trained
 PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
 PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless something ends it before
 RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused or promoted
+SEGMENTS = "segments"  # list[tuple[int, int | None]]: of its training, see `ledger.Segment`
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 NOT_KEPT = "not_kept"  # list[str]: what of a loop has a state that run.keep was not given
 RESUMED = "resumed"  # dict[str, Any]: the epoch of its checkpoint, and the number of deaths
@@ -70,7 +71,7 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # loop reports, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
-    *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, NOT_KEPT, RESUMED, REUSED),
+    *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
     *(FAILURE, REASON, TRACEBACK),
 )
 # Those that no sampler and no pruner reads; they are most of a trial.
@@ -92,6 +93,7 @@ TYPES: dict[str, Any] = {
     TIMES: dict[str, float | int],
     STANDARD_ERROR: float | int,
     RUNGS: list[int],
+    SEGMENTS: list[tuple[int, int | None]],
     RESUMED: Resumed,
     NOT_KEPT: list[str],
 }
@@ -139,6 +141,7 @@ class TrialAttributes:
     times = Stored[Mapping[str, float]](TIMES, {})
     paused = Stored[int | None](PAUSED, None)
     rungs = Stored[Sequence[int]](RUNGS, ())
+    segments = Stored[Sequence[tuple[int, int | None]]](SEGMENTS, ())
     planned_epochs = Stored[int | None](PLANNED_EPOCHS, None)
     standard_error = Stored[float | None](STANDARD_ERROR, None)
     resumed = Stored[Resumed | None](RESUMED, None)

@@ -360,6 +360,8 @@ class RetryingStorage(RDBStorage):
         sqlite = self.engine.dialect.name == "sqlite"
         alone = {} if sqlite else {"isolation_level": "AUTOCOMMIT"}
         self.single = self.engine.execution_options(**alone)
+        whole = {} if sqlite else {"isolation_level": "REPEATABLE READ"}
+        self.whole = self.engine.execution_options(**whole)
         event.listen(self.engine, "do_connect", _keep_to_deadline)
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
@@ -431,12 +433,17 @@ class RetryingStorage(RDBStorage):
 
         return self.call(transact, writes=True)
 
-    def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs a reading transaction, as `execute` runs a writing one."""
+    def read(self, work: Callable[[Connection], T], *, whole: bool = False) -> T:
+        """Runs a reading transaction, as `execute` runs a writing one.
+
+        Args:
+            work: Reads.
+            whole: Whether all that it reads is of one moment, which takes PostgreSQL longer.
+        """
 
         def transact() -> T:
             try:
-                with self.single.connect() as connection:
+                with (self.whole if whole else self.single).connect() as connection:
                     return work(connection)
             except StudyloomError:
                 raise

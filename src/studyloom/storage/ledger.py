@@ -33,7 +33,7 @@ from studyloom.errors import ClaimLost, StorageError, StorageLost
 from studyloom.processes import host_id, is_alive, running_beside, worker_id
 from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, LARGEST, SLOT, UUID
+from studyloom.storage.attributes import BASELINE, LARGEST, RUNGS, SEGMENTS, SLOT, UUID
 from studyloom.storage.database import LEASE, RENEWALS, RetryingStorage, call_state
 from studyloom.storage.optuna_internals import TrialIntermediateValueModel
 from studyloom.storage.sql import REPORTS, TRIALS, USER_ATTRIBUTES
@@ -226,6 +226,18 @@ def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
     )
 
 
+class Segment(NamedTuple):
+    """A part of the training of a trial: to its next rung, or to its end; see `study.rounds`.
+
+    Attributes:
+        number: its place in the sequence of all segments of a study.
+        start: the step after which it begins; None until the trial has its configuration.
+    """
+
+    number: int
+    start: int | None
+
+
 @dataclass(frozen=True)
 class Claim:
     """A worker's claim on a slot, and how the previous holders of the slot ended."""
@@ -237,6 +249,7 @@ class Claim:
     death: str | None = None  # how the last of those ended
     fatal: bool = False  # the trial must not be tried again
     ends_pruned: bool = False  # its trial, which is paused, only ends: it goes no further
+    segments: Sequence[Segment] = ()  # of its trial, the one to train now last; see `Next`
 
 
 @dataclass(frozen=True)
@@ -283,6 +296,8 @@ class Standing:
     reports: Mapping[int, RungReport] = field(default_factory=dict)  # at each rung it has come to
     exempt: bool = False  # the baseline, which always runs to its end
     costs: Mapping[str, float] = field(default_factory=dict)  # by the names in the request
+    paused: int | None = None  # the step at which it was paused last
+    segments: Sequence[Segment] = ()  # so far, in a search in rounds
 
 
 class Next(NamedTuple):
@@ -290,6 +305,7 @@ class Next(NamedTuple):
 
     slot: int
     ends_pruned: bool = False  # its trial, which is paused, only ends: it goes no further
+    segments: Sequence[Segment] = ()  # what is stored of its trial then, in a search in rounds
 
 
 class Order(Protocol):
@@ -351,7 +367,7 @@ def _read_standings(
     connection: sa.Connection, order: Order, of: Mapping[str, Any], slots: Sequence[int]
 ) -> dict[int, Standing]:
     """Reads how far the trials of some slots have come, but not the states of the slots."""
-    asked = {**of, "slots": json.dumps(slots), "names": [BASELINE, *order.costs]}
+    asked = {**of, "slots": json.dumps(slots), "names": [BASELINE, RUNGS, SEGMENTS, *order.costs]}
     value_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     reported = defaultdict[int, list[RungReport]](list)
     for slot, step, *value in connection.execute(REPORTED, asked):
@@ -368,7 +384,16 @@ def _read_standings(
             for rung in (order.rungs(last) if last is not None else ())
         }
         costs = {name: float(of_trial[name]) for name in order.costs if name in of_trial}
-        found[slot] = Standing(slot, UNCLAIMED, last, at_rungs, BASELINE in of_trial, costs)
+        found[slot] = Standing(
+            slot=slot,
+            state=UNCLAIMED,
+            last=last,
+            reports=at_rungs,
+            exempt=BASELINE in of_trial,
+            costs=costs,
+            paused=max(of_trial.get(RUNGS, ()), default=None),
+            segments=tuple(Segment(*each) for each in of_trial.get(SEGMENTS, ())),
+        )
     return found
 
 
@@ -458,27 +483,28 @@ class Ledger:
             # Before the slot is chosen, so that slots and trials are in the same order.
             sql.lock_study(connection, self.study_id, self.uuid)
             of = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
-            ends_pruned = False
+            further: Sequence[Any] = ()
             if order is not None:
                 standings = self._standings(connection, owner, trials, order)
                 if (chosen := order.choose(standings, closed=begun)) is None:
                     return None
-                of["chosen"], ends_pruned = chosen
+                of["chosen"], *further = chosen
             row = connection.execute(_claiming(begun, order is not None), of).one_or_none()
             if row is None:
                 return None
             slot, token, trial_id, deaths, death, fatal, filled = row
-            claim = Claim(slot, token, trial_id, deaths, death, bool(fatal), ends_pruned)
-            if make is None or (claim.trial_id and sql.parse_slot(filled) == claim.slot):
-                return claim
-            if claim.trial_id is not None:
-                log.warning("slot %d: its trial is gone; a new one takes its place", claim.slot)
-                # What happened to the other trial does not count.
-                claim = Claim(claim.slot, claim.token, None)
-            claim = replace(claim, trial_id=make(connection, claim.slot))
-            known = {"deaths": claim.deaths, "death": claim.death, "fatal": int(claim.fatal)}
-            linked = sa.update(SLOTS).where(self._mine, SLOTS.c.slot == claim.slot)
-            connection.execute(linked.values(trial_id=claim.trial_id, **known))
+            claim = Claim(slot, token, trial_id, deaths, death, bool(fatal), *further)
+            if make is not None and not (trial_id and sql.parse_slot(filled) == slot):
+                if trial_id is not None:
+                    log.warning("slot %d: its trial is gone; a new one takes its place", slot)
+                    # What happened to the other trial does not count.
+                    claim = Claim(slot, token, None, segments=claim.segments)
+                claim = replace(claim, trial_id=make(connection, slot))
+                known = {"deaths": claim.deaths, "death": claim.death, "fatal": int(claim.fatal)}
+                linked = sa.update(SLOTS).where(self._mine, SLOTS.c.slot == slot)
+                connection.execute(linked.values(trial_id=claim.trial_id, **known))
+            if claim.trial_id is not None and claim.segments:
+                sql.write(connection, [sql.user_attr(claim.trial_id, SEGMENTS, claim.segments)])
             return claim
 
         return self.storage.execute(take)

@@ -48,6 +48,7 @@ class TrialBuffer(CachedStorage):
         self._writes: list[Write] = []
         self._sent = 0  # how many of them the last `write` has written
         self._others: OtherTrials | None = None
+        self.whole = False  # whether other trials are read as of one moment
 
     def close(self) -> None:
         """Closes all connections to the database."""
@@ -80,7 +81,9 @@ class TrialBuffer(CachedStorage):
         as_pruned = len(self.get_study_directions(study_id)) == 1
         with self._lock:
             if self._others is None or self._study_id != study_id:
-                self._others = OtherTrials(self._backend, study_id, as_pruned=as_pruned)
+                self._others = OtherTrials(
+                    self._backend, study_id, as_pruned=as_pruned, whole=self.whole
+                )
             self._own, self._study_id = own, study_id
         self.refresh(study_id)
         return _copied(own)
@@ -209,11 +212,15 @@ class OtherTrials:
     1,000 workers the median pruner would otherwise read 1,000 running trials after each epoch, and
     use none of them.
 
-    With `as_pruned`, paused trials are returned as pruned ones; see `paused_as_pruned`.
+    With `as_pruned`, paused trials are returned as pruned ones; see `paused_as_pruned`. Unless they
+    are read as of one moment (`whole`), one that ends meanwhile may be missing.
     """
 
-    def __init__(self, storage: RetryingStorage, study_id: int, *, as_pruned: bool) -> None:
+    def __init__(
+        self, storage: RetryingStorage, study_id: int, *, as_pruned: bool, whole: bool = False
+    ) -> None:
         self._storage, self._study_id, self._as_pruned = storage, study_id, as_pruned
+        self._whole = whole
         self._lock = threading.RLock()
         self._latest = -1  # id of the latest trial that was seen
         self._open: set[int] = set()  # ids of those that had not ended
@@ -259,7 +266,7 @@ class OtherTrials:
             moving = connection.execute(sql.NAMED, {"ids": ids}).all() if running else []
             return left, sql.read_light(connection, ended), sql.read_light(connection, moving)
 
-        self._open, ended, moving = self._storage.read(look)
+        self._open, ended, moving = self._storage.read(look, whole=self._whole)
         self._latest = max(self._latest, *self._open, *(trial._trial_id for trial in ended))
         for trial in filter(sql.fills_slot, ended):
             for states, trials in self._ended.items():

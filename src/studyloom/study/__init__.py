@@ -18,6 +18,7 @@ __all__ = [
     "provenance",
     "redo",
     "reporter",
+    "rounds",
     "search",
     "slots",
     "stage",

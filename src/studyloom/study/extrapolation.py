@@ -3,12 +3,15 @@
 Under promotion few trials complete: of 70 trials in 432 epochs 4 to 8. Optuna's Gaussian process,
 CMA-ES and NSGA-II would see only these. Here a trial that stopped earlier is shown as complete,
 with its last value and what trials typically gained from there to the end.
+
+In a search in rounds, samplers see of each trial what is known in its round, see `rounds`.
 """
 
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -19,9 +22,10 @@ from optuna.samplers import BaseSampler, PartialFixedSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import FAILURE, PAUSED
+from studyloom.storage.attributes import FAILURE, PAUSED, SEGMENTS
 from studyloom.storage.optuna_internals import CONSTRAINT
 
+PRUNED = "pruned"  # the constraint that a pruned trial of several objectives breaks
 Curve = list[tuple[int, float]]  # step and value, by step
 
 
@@ -101,31 +105,82 @@ def _complete(trial: FrozenTrial, values: list[float], names: Container[str]) ->
 
     Optuna's Gaussian process raises an exception where one trial has other constraints.
     """
-    shown, constraints = copy.copy(trial), trial.constraints or {}
-    attributes = trial.system_attrs.items()
-    shown.system_attrs = {k: each for k, each in attributes if not k.startswith(CONSTRAINT)}
-    for name in constraints:
-        if name in names:
-            shown.set_constraint(name, constraints[name])
+    shown = copy.copy(trial)
+    _keep_constraints(shown, names)
     shown.state, shown.values = TrialState.COMPLETE, values
     return shown
 
 
 def extrapolated(study: Study) -> Study:
     """Returns a study whose trials are read as `extrapolate` shows them."""
+    costs = (study.metric_names or [])[1:]
+    return seen_as(study, partial(extrapolate, directions=study.directions, costs=costs))
+
+
+def seen_as(study: Study, show: Callable[[list[FrozenTrial]], list[FrozenTrial]]) -> Study:
+    """Returns a study whose trials are read as a function shows them."""
     seen = copy.copy(study)
-    storage: Any = _Extrapolated(study._storage, study.directions, (study.metric_names or [])[1:])
+    storage: Any = _Shown(study._storage, show)
     seen._storage = storage
     return seen
 
 
-class _Extrapolated:
+def seen_in_rounds(study: Study, unknown_from: Callable[[Any], int | None]) -> Study:
+    """Returns a study whose trials are read as rounds allow it; see `rounds.RoundOrder`.
+
+    Args:
+        unknown_from: returns the step after which the segments of a trial are unknown, or None.
+    """
+    several = len(study.directions) > 1
+    return seen_as(study, lambda trials: [_as_known(t, unknown_from, several) for t in trials])
+
+
+def _as_known(
+    trial: FrozenTrial, unknown_from: Callable[[Any], int | None], several: bool
+) -> FrozenTrial:
+    """Returns a trial in whose unknown segments nothing has been reported: it runs."""
+    shown, attributes = copy.copy(trial), trial.user_attrs
+    cut, waits = unknown_from(attributes.get(SEGMENTS, ())), attributes.get(PAUSED) is not None
+    if cut is not None:
+        # Its costs, which are attributes too, are known from its first segment on.
+        _keep_constraints(shown, attributes if cut else ())
+        shown.state, shown.values = TrialState.RUNNING, None
+        reports = trial.intermediate_values.items()
+        shown.intermediate_values = {step: value for step, value in reports if step <= cut}
+        shown.user_attrs = {key: each for key, each in attributes.items() if key != PAUSED}
+    elif several and waits and trial.state == TrialState.RUNNING:  # as when it ends there
+        _keep_constraints(shown, trial.constraints or ())
+        shown.state = TrialState.PRUNED
+        mark_worse_than_complete(shown, shown.set_constraint)
+    return shown
+
+
+def mark_worse_than_complete(
+    trial: FrozenTrial, set_constraint: Callable[[str, float], None]
+) -> None:
+    """Puts a pruned trial behind all complete ones for the sampler; who got further is first.
+
+    Optuna's TPE sorts pruned trials by the study's only direction, and raises with several
+    (`_get_pruned_trial_score` of 5.0). Those that break a constraint it sorts by how far.
+    """
+    if not any(excess > 0 for excess in (trial.constraints or {}).values()):
+        set_constraint(PRUNED, 1 / max(trial.last_step or 1, 1))
+
+
+def _keep_constraints(trial: FrozenTrial, names: Container[str]) -> None:
+    """Keeps only some constraints of a copy of a trial."""
+    constraints, attributes = trial.constraints or {}, trial.system_attrs.items()
+    trial.system_attrs = {k: each for k, each in attributes if not k.startswith(CONSTRAINT)}
+    for name in constraints:
+        if name in names:
+            trial.set_constraint(name, constraints[name])
+
+
+class _Shown:
     """A storage of which only the trials of a study are read in another way."""
 
-    def __init__(
-        self, storage: Any, directions: Sequence[StudyDirection], costs: Sequence[str]
-    ) -> None:
-        self._storage, self._directions, self._costs = storage, directions, costs
+    def __init__(self, storage: Any, show: Callable[[list[FrozenTrial]], Any]) -> None:
+        self._storage, self._show = storage, show
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._storage, name)
@@ -133,8 +188,7 @@ class _Extrapolated:
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = self._storage.get_all_trials(study_id, deepcopy=deepcopy)
-        shown = extrapolate(trials, self._directions, self._costs)
+        shown = self._show(self._storage.get_all_trials(study_id, deepcopy=deepcopy))
         return [trial for trial in shown if states is None or trial.state in states]
 
 

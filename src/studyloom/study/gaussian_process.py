@@ -147,6 +147,7 @@ class AutoSampler(GaussianProcessSampler):
         objectives: how many the study has.
         chosen: what is stored; None before that.
         again: whether a configuration was not accepted.
+        deterministic: whether it stands for a Gaussian process, however long trials train.
     """
 
     most_results, most_dimensions = 200, 20  # beyond them it takes more than a twentieth
@@ -158,9 +159,11 @@ class AutoSampler(GaussianProcessSampler):
         objectives: int = 1,
         chosen: str | None = None,
         again: bool = False,
+        deterministic: bool = False,
     ) -> None:
         super().__init__(space, seed, again=again)
         self._several, self._chosen = objectives > 1, TPE if objectives > 1 else chosen
+        self._deterministic = deterministic
 
     @property
     def note(self) -> str:
@@ -170,16 +173,21 @@ class AutoSampler(GaussianProcessSampler):
             TPE: f"TPE, since trials train for less than {PAYS:g} s on average",
         }
         later = f"TPE, then a Gaussian process if trials train for {PAYS:g} s on average"
-        several = "TPE, since objective.metric names several"
-        return f"sampler=auto: {several if self._several else words.get(str(self._chosen), later)}"
+        said = words.get(str(self._chosen), later)
+        if self._several:
+            said = "TPE, since objective.metric names several"
+        elif self._deterministic:
+            said = "TPE, then a Gaussian process, since study.deterministic=true ignores times"
+        return f"sampler=auto: {said}"
 
     def _serves(self, study: Study) -> bool:
         self._chosen = self._chosen or study.user_attrs.get(SAMPLER)
         if self._chosen is None:
             times = training_times(study)
-            if len(times) < self._enough:
+            if len(times) < self._enough and not self._deterministic:
                 return False
-            self._chosen = GP if sum(times) / len(times) >= PAYS else TPE
+            pays = self._deterministic or sum(times) / len(times) >= PAYS
+            self._chosen = GP if pays else TPE
             # Not the method of a study, which a user's objective has, with reserved names.
             study._storage.set_study_user_attr(study._study_id, SAMPLER, self._chosen)
             log.info(self.note)

@@ -27,13 +27,13 @@ from studyloom.storage.attributes import (
 )
 from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.study import failures
+from studyloom.study.extrapolation import mark_worse_than_complete
 from studyloom.study.provenance import Provenance
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
 from studyloom.worker_log import end_message
 
 log = logging.getLogger(__name__)
-PRUNED_CONSTRAINT = "pruned"  # the constraint that a pruned trial of several objectives breaks
 
 
 @dataclass
@@ -160,7 +160,8 @@ class HeldTrial:
     def tell(self, value: float | None, state: TrialState) -> None:
         """Ends the trial, with the value of the metric if it has one, and its claim."""
         if state == TrialState.PRUNED and len(self.stored.goals) > 1:
-            self._mark_worse_than_complete()
+            trial = self.stored.storage.get_trial(self.trial._trial_id)
+            mark_worse_than_complete(trial, self.trial.set_constraint)
         goals = self.stored.goals[1:] if value is not None else ()
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
@@ -168,13 +169,3 @@ class HeldTrial:
         self._end_claim(self.stored.ledger.finish)
         self.on_end(ended)
         log.info(end_message(self.trial.number, state.name, value))
-
-    def _mark_worse_than_complete(self) -> None:
-        """Puts a pruned trial behind all complete ones for the sampler; who got further is first.
-
-        Optuna's TPE sorts pruned trials by the study's only direction, and raises with several
-        (`_get_pruned_trial_score` of 5.0). Those that break a constraint it sorts by how far.
-        """
-        trial = self.stored.storage.get_trial(self.trial._trial_id)
-        if not any(excess > 0 for excess in (trial.constraints or {}).values()):
-            self.trial.set_constraint(PRUNED_CONSTRAINT, 1 / max(trial.last_step or 1, 1))

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -10,11 +11,12 @@ from studyloom.errors import ClaimLost, LaunchError
 from studyloom.seeds import derive
 from studyloom.space.samplers import any_point, identify
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, PAUSED, SLOT, WORKER
+from studyloom.storage.attributes import BASELINE, PAUSED, SEGMENTS, SLOT, WORKER
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study.asha import AshaPruner
 from studyloom.study.held_trial import HeldTrial
+from studyloom.study.rounds import RoundOrder
 from studyloom.study.stage import Stage
 from studyloom.study.strategy import KEEPS_STATE
 from studyloom.study.trial_record import TrialRecord
@@ -36,7 +38,18 @@ class SlotQueue:
         self.stage, self.stored, self.owner = stage, stage.stored, owner
         self.baseline = stage.source.baseline
         pruner = self.stored.optuna.pruner
-        self.order = pruner.order(self.stored.goals) if isinstance(pruner, AshaPruner) else None
+        self.pauses = isinstance(pruner, AshaPruner)
+        width = (self.stored.definition() or {}).get("study.round")
+        if not isinstance(pruner, AshaPruner):
+            pruner = AshaPruner(sys.maxsize)  # without rungs
+        order = pruner.order(self.stored.goals) if self.pauses or width else None
+        self.order = RoundOrder(order, width) if order and width else order
+        self.stored.storage.whole = self.in_rounds
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether the trials do not depend on the number of workers."""
+        return isinstance(self.order, RoundOrder)
 
     def claim(self, lease: float, *, ended: bool) -> Claim | None:
         """Claims a slot, and makes a running trial for a new one; None if no slot is free."""
@@ -50,8 +63,11 @@ class SlotQueue:
         return self.stored.storage.make(connection, self.stored.ledger.study_id, attributes)
 
     def may_stop(self, trial: FrozenTrial) -> bool:
-        """Whether a trial may be pruned or paused; not the baseline, with which all compare."""
-        return self.baseline is None or not TrialRecord(trial).is_baseline
+        """Whether a trial may be pruned or paused; not the baseline, with which all compare.
+
+        In rounds, which wait for each other, it is paused too.
+        """
+        return self.in_rounds or self.baseline is None or not TrialRecord(trial).is_baseline
 
     def pauses_at(self, slot: int, before: int, step: int) -> bool:
         """Whether a trial has reached a rung with a step; see `AshaOrder.pauses_at`."""
@@ -94,7 +110,7 @@ class SlotQueue:
         if "sampler" in strategy.keeps_state:
             stored.optuna.sampler = strategy.sampler(number)
 
-    def begin_trial(self, frozen: FrozenTrial) -> optuna.Trial:
+    def begin_trial(self, frozen: FrozenTrial, claim: Claim) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
         record, buffer, trial_id = TrialRecord(frozen), self.stored.storage, frozen._trial_id
         if frozen.state == TrialState.WAITING:
@@ -104,7 +120,7 @@ class SlotQueue:
             buffer.set_trial_user_attr(trial_id, PAUSED, None)
         if record.is_baseline and self.baseline is not None and not frozen.params:
             self._give(trial_id, self.baseline)
-        return self._ask(trial_id, frozen.number)
+        return self._ask(claim, trial_id, frozen.number)
 
     def draw(self, held: HeldTrial) -> Point | None:
         """Draws a trial's configuration and stores it, unless it is given or stored already.
@@ -130,6 +146,9 @@ class SlotQueue:
             with held.watch("sampling"):
                 point = source.space.suggest(held.trial)
             if given or source.space.breach(point.params) is None:
+                if segments := held.claim.segments:  # now others may decide the next one
+                    begun = [(number, start or 0) for number, start in segments]
+                    stored.storage.set_trial_user_attr(trial_id, SEGMENTS, begun)
                 with held.watch("storage"):
                     if not stored.ledger.renew(held.claim, held.limits.lease, write):
                         raise ClaimLost
@@ -144,15 +163,20 @@ class SlotQueue:
                     if (found := any_point(source.space, seed, taken)) is None:
                         return None
                     self._give(trial_id, found)
-                held.trial = self._ask(trial_id, derive(number, again), again=True)
+                held.trial = self._ask(held.claim, trial_id, derive(number, again), again=True)
 
-    def _ask(self, trial_id: int, number: int, *, again: bool = False) -> optuna.Trial:
+    def _ask(
+        self, claim: Claim, trial_id: int, number: int, *, again: bool = False
+    ) -> optuna.Trial:
         """Returns the Optuna trial of the trial in the buffer, with a sampler that is seeded so."""
         if "sampler" not in self.stage.strategy.keeps_state:
             self.stored.optuna.sampler = self.stage.strategy.sampler(number, again=again)
         # A copy of the study reads the trials again: Optuna's keeps what the last sampler saw of
         # them until `tell` ends a trial, and a paused one is not ended.
-        return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
+        study = copy.copy(self.stored.optuna)
+        if isinstance(self.order, RoundOrder) and claim.segments:
+            study = self.order.seen(study, claim.segments[-1])
+        return optuna.Trial(study, trial_id)
 
     def _give(self, trial_id: int, point: Point) -> None:
         """Gives the trial in the buffer the hyperparameters of a configuration."""

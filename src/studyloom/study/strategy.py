@@ -36,6 +36,12 @@ FROM_COMPLETE = (
     *(optuna.samplers.GPSampler, optuna.samplers.CmaEsSampler),
     *(optuna.samplers.NSGAIISampler, optuna.samplers.NSGAIIISampler),
 )
+# Keys of limits that end trials or the search by what has happened so far, and such a cost.
+TIMED = (
+    *("study.timeout", "study.trial_timeout", "study.stop", "study.min_improvement"),
+    *("study.epochs", "cost.limit"),
+)
+MEASURED = "latency_ms"
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Strategy:
             "objectives": len(definition.goals),
             "chosen": self.chosen,
             "again": again,
+            "deterministic": definition.config.study.deterministic,
         }
         sampler: BaseSampler = _build(section, "sampler", **offered)
         if isinstance(sampler, FROM_COMPLETE):
@@ -141,6 +148,36 @@ class Strategy:
                         "or name one"
                     )
             yield from getattr(pruner, "check", lambda _: ())(definition)
+            if definition.config.study.deterministic:
+                yield from self._check_deterministic(pruner)
+
+    def _check_deterministic(self, pruner: BasePruner) -> Iterator[str]:
+        """Yields an error for each part that depends on time, or on what has run until then."""
+        definition, study = self.definition, "study.deterministic=true"
+        for name in TIMED:
+            if (value := value_at(definition.config, name)) is not None:
+                yield (
+                    f"{study}: {name}={value} depends on when trials run; set {name}=null, and "
+                    "bound the search by study.trials"
+                )
+        if not (isinstance(pruner, NopPruner) or getattr(pruner, "pauses", False)):
+            yield (
+                f"{study}: pruner={definition.composer.choices.get('pruner')} compares by "
+                f"{type(pruner).__name__} with what has been reported until then; set pruner=asha "
+                "or none"
+            )
+        if self.keeps_state:
+            yield (
+                f"{study}: the {' and '.join(self.keeps_state)} keeps its state in one process, "
+                "which may die; derive the state from the trials"
+            )
+        if definition.suggests:
+            yield (
+                f"{study}: an Optuna objective(trial) suggests while it runs; write a loop "
+                "(run, **params), and its search space"
+            )
+        if MEASURED in {*(g.name for g in definition.goals), *(e.name for e in definition.limits)}:
+            yield f"{study}: {MEASURED} is never the same twice; limit flops or parameters instead"
 
     def check_workers(self, workers: int) -> Iterator[str]:
         """Yields an error if several workers are started for a part that keeps its state."""

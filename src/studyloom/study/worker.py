@@ -29,6 +29,7 @@ from studyloom.study.stored_study import StoredStudy
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
 # the end of a search 1,000 workers that looked twice a second would keep their server busy.
 WAIT, LONGEST_WAIT = 0.25, 5.0
+ROUND_WAITS = 0.05, 0.5  # the same in rounds: there are few workers, which often wait briefly
 NO_POINT = "space.where: no configuration was found that satisfies it; loosen it"
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class Worker:
         begins = bool(stage.strategy.keeps_state)
         self.stored.optuna.pruner = stage.strategy.pruner()
         slots = SlotQueue(stage, worker_id(os.getpid()))
-        wait = WAIT
+        first, longest = ROUND_WAITS if slots.in_rounds else (WAIT, LONGEST_WAIT)
+        wait = first
         while not self.stopping():
             with self.watch("storage"):
                 self.stored.check_halted()
@@ -89,10 +91,10 @@ class Worker:
                     slots.begin_state(claim, lease)
                     begins = False
                 self.finish_claim(claim, slots)
-                wait = WAIT
+                wait = first
             elif ledger.todo(stage.trials, begun=ended):
                 self.idle(wait)
-                wait = min(1.5 * wait, LONGEST_WAIT)
+                wait = min(1.5 * wait, longest)
                 ledger.record_gone()
             else:
                 self.files.remove_left()
@@ -133,7 +135,7 @@ class Worker:
             self.stored.ledger.finish(claim)
             return
         with self.watch("sampling"):
-            trial = slots.begin_trial(frozen)
+            trial = slots.begin_trial(frozen, claim)
         held = HeldTrial(self.stored, trial, claim, self.limits, self.watch, self.on_end)
         if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, held)
@@ -185,8 +187,7 @@ class Worker:
             held.constrain(self.stage.source.measure_costs(point, self.data))
             checkpoint = self.files.checkpoint(frozen.number, point)
             folder = None if checkpoint is None else self.files.folder_of(checkpoint)
-            pauses = slots.order is not None
-            attempt = Attempt(held.claim.token, self.stage.title, folder, pauses=pauses)
+            attempt = Attempt(held.claim.token, self.stage.title, folder, pauses=slots.pauses)
             objective = self.stage.source.make_objective(point, frozen.number, self.data, attempt)
             # With several objectives no pruner of Optuna's is used, because those compare one
             # value; trials are paused all the same.
