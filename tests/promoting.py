@@ -22,7 +22,8 @@ def standing(slot, state, *values, order=None, exempt=False, stride=1, **costs):
     for rung in order.rungs(last or 0):
         step = next(step for step in steps if step >= rung)
         reports[rung] = RungReport(step, values[steps.index(step)])
-    return Standing(slot, state, last, reports, exempt, costs)
+    paused = max((report.step for report in reports.values()), default=None)
+    return Standing(slot, state, last, reports, exempt, costs, paused)
 
 
 class Search:

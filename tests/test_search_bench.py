@@ -121,7 +121,8 @@ def standing(slot: int, reached: dict[int, dict[int, float]], rungs: list[int]) 
         return Standing(slot, UNCLAIMED)
     last = max(values)
     reports = {rung: RungReport(rung, values[rung]) for rung in rungs if rung <= last}
-    return Standing(slot, DONE if 0 in values or last == EPOCHS else OPEN, last, reports)
+    state = DONE if 0 in values or last == EPOCHS else OPEN
+    return Standing(slot, state, last, reports, paused=max(reports, default=None))
 
 
 class Halving:

@@ -123,6 +123,12 @@ def test_who_lost_its_worker_after_a_report_is_as_one_that_was_paused():
         assert order_of().promotable([*others, standing(5, state, 0.9)]) == able
 
 
+def test_who_lost_its_worker_after_its_last_epoch_ends_as_usual_though_that_is_at_a_rung():
+    trained = replace(standing(0, OPEN, *[0.1] * 9), paused=3)
+    others = [standing(slot, DONE, *[0.9] * 9) for slot in range(1, 4)]
+    assert order_of().choose([trained, *others]) == Next(0)
+
+
 def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first():
     order = order_of()
     low = [standing(slot, OPEN, 0.1 * slot) for slot in range(6)]

@@ -376,10 +376,10 @@ class AshaOrder:
         return lowest
 
     def _waits_at(self, standing: Standing) -> int | None:
-        """Returns the rung at which a trial waits: its last report is the one there, and no worker
-        has it. None if it does not wait."""
+        """Returns the rung at which a trial waits: it was paused at its last report, and no worker
+        has it. None if it does not wait, as after its last epoch, which may be at a rung too."""
         if standing.exempt or standing.state not in (OPEN, OWN) or not standing.reports:
             return None
         rung = max(standing.reports)
-        at_rung = standing.reports[rung].step == standing.last
+        at_rung = standing.reports[rung].step == standing.last == standing.paused
         return rung if at_rung and rung >= self._lowest(self.bracket(standing.slot)) else None

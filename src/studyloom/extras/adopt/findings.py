@@ -219,7 +219,7 @@ def spend(order: AshaOrder, curves: Sequence[Sequence[float]]) -> int:
             stop = next((rung for rung in order.rungs(len(curve)) if rung > last), len(curve))
             spent += stop - last
             reports = {**reports, stop: RungReport(stop, curve[stop - 1])}
-            standings[slot] = Standing(slot, OWN, stop, reports)
+            standings[slot] = Standing(slot, OWN, stop, reports, paused=stop)
             goes_on = stop < len(curve) and order.is_next(standings, slot)
         ended = chosen.ends_pruned or standings[slot].last == len(curves[slot])
         standings[slot] = replace(standings[slot], state=DONE if ended else OPEN)
