@@ -1,5 +1,6 @@
 """Programs and shells: JSON of every command, events that drive a study, completion."""
 
+import fcntl
 import json
 import os
 import re
@@ -152,6 +153,7 @@ def test_stop_from_another_terminal_releases_the_trial_and_the_same_command_goes
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
     os.mkfifo(events)
     reader = os.open(events, os.O_RDWR)  # also for writing, so that it never ends
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)  # nobody reads while `studyloom stop` runs
     running = start(*command, "train.epochs=100000", "--events", str(events), **env)
     with os.fdopen(reader) as lines:
         wait_for(lines, "reported")
