@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +19,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna import TrialPruned
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
-from optuna.trial import BaseTrial, FrozenTrial
+from optuna.trial import BaseTrial
 
 from studyloom.config.compose import isolated_hydra
 from studyloom.config.values import describe_error, keys_explained, with_values
@@ -160,14 +160,9 @@ class ObjectiveTrial(optuna.Trial):
             trial = self._cached_frozen_trial
             self.study.sampler.sample_independent(self.study, trial, name, distribution)
 
-    @cached_property
-    def _others(self) -> list[FrozenTrial]:
-        """The trials at the first suggestion: to read them again for each would take longer."""
-        return self.study.get_trials(deepcopy=False)
-
     def _check_other_trials(self, name: str, distribution: BaseDistribution) -> None:
         """Raises ValueError, with a fix, for what Optuna's storage refuses."""
-        for other in self._others:
+        for other in self.study.get_trials(deepcopy=False):
             if (known := other.distributions.get(name)) is not None:
                 try:
                     check_distribution_compatibility(known, distribution)

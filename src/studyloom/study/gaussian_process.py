@@ -65,16 +65,6 @@ class GaussianProcessSampler(TPESampler):
         self._space, self._enough, self._seed = space, n_startup_trials, seed
         self._again = again
 
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """As TPE, from the first trial of each set of hyperparameters: Optuna merges each trial."""
-        ended = study._get_trials(False, (TrialState.COMPLETE, TrialState.PRUNED), use_cache=True)
-        first = {frozenset(each.distributions): each for each in reversed(ended)}
-        seen = copy.copy(study)
-        vars(seen)["_get_trials"] = lambda *_, **__: [*reversed(first.values())]
-        return super().infer_relative_search_space(seen, trial)
-
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
