@@ -12,7 +12,12 @@ from studyloom.space.language import parse_space
 from studyloom.space.tree import Open, middle_of
 from studyloom.storage.attributes import SAMPLER, TIMES
 from studyloom.study import gaussian_process
-from studyloom.study.gaussian_process import AutoSampler, GaussianProcess, GaussianProcessSampler
+from studyloom.study.gaussian_process import (
+    LATEST,
+    AutoSampler,
+    GaussianProcess,
+    GaussianProcessSampler,
+)
 from studyloom.study.opening import open_study
 from studyloom.study.strategy import Strategy
 
@@ -199,10 +204,10 @@ def test_a_constant_and_repeated_configurations_do_no_harm():
 # What sampler=auto stands for
 
 
-@pytest.mark.parametrize(("seconds", "chosen"), [(0.5, "tpe"), (3.0, "gp")])
-def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, chosen):
+@pytest.mark.parametrize(("seconds", "results", "chosen"), [(0.5, LATEST, "tpe"), (3.0, 10, "gp")])
+def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, results, chosen):
     times = {TIMES: {"training": seconds, "sampling": 99.0, "start-up": 99.0}}
-    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed), 10, **times)
+    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed), results, **times)
     assert SAMPLER not in study.user_attrs
     search(FLAT, lambda seed: AutoSampler(FLAT, seed), 2, study, **times)
     assert study.user_attrs[SAMPLER] == chosen
@@ -210,6 +215,15 @@ def test_auto_is_decided_by_the_first_results_and_stays_so(proposals, seconds, c
     search(FLAT, lambda seed: AutoSampler(FLAT, seed), 2, study, **slow)
     assert study.user_attrs[SAMPLER] == chosen
     assert len(proposals) == 4 * (chosen == "gp")
+
+
+def test_auto_becomes_the_process_once_trials_train_longer(proposals):
+    """As with many workers, whose first trials have all come to their first rung only."""
+    study = search(FLAT, lambda seed: AutoSampler(FLAT, seed), 12, **{TIMES: {"training": 1.0}})
+    assert SAMPLER not in study.user_attrs
+    search(FLAT, lambda seed: AutoSampler(FLAT, seed), 6, study, **{TIMES: {"training": 9.0}})
+    assert study.user_attrs[SAMPLER] == "gp"
+    assert proposals
 
 
 def test_auto_is_the_process_in_a_deterministic_search_however_long_trials_train(proposals):

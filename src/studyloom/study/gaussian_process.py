@@ -29,6 +29,7 @@ from studyloom.study.trial_record import TrialRecord
 
 FEW = 16  # values of a number up to which Optuna tries each; of more it searches one by one
 PAYS = 2.0  # seconds of training, of which the model takes a twentieth
+LATEST = 50  # results after which TPE is chosen: with many workers all trials are short at first
 MOST_BRANCHES = 6  # that the model tries: those with the most results
 TRAINING = ("training", "evaluation", "other")  # kinds of a worker's time
 GP, TPE = "gp", "tpe"
@@ -129,7 +130,7 @@ class AutoSampler(GaussianProcessSampler):
 
     It pays with one objective if trials have trained for two seconds on average, twenty times what
     the model takes, and with up to 200 results and 20 hyperparameters. Whether trials train so
-    long is decided after the first results, and stored with the study, which continues so.
+    long is decided between the tenth and the fiftieth result, and stored with the study.
 
     Args:
         space: the search space.
@@ -177,6 +178,8 @@ class AutoSampler(GaussianProcessSampler):
             if len(times) < self._enough and not self._deterministic:
                 return False
             pays = self._deterministic or sum(times) / len(times) >= PAYS
+            if not pays and len(times) < LATEST:
+                return False
             self._chosen = GP if pays else TPE
             # Not the method of a study, which a user's objective has, with reserved names.
             study._storage.set_study_user_attr(study._study_id, SAMPLER, self._chosen)
