@@ -141,7 +141,6 @@ class TrialAttributes:
     times = Stored[Mapping[str, float]](TIMES, {})
     paused = Stored[int | None](PAUSED, None)
     rungs = Stored[Sequence[int]](RUNGS, ())
-    segments = Stored[Sequence[tuple[int, int | None]]](SEGMENTS, ())
     planned_epochs = Stored[int | None](PLANNED_EPOCHS, None)
     standard_error = Stored[float | None](STANDARD_ERROR, None)
     resumed = Stored[Resumed | None](RESUMED, None)
