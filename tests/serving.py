@@ -4,13 +4,19 @@ import contextlib
 import http.client
 import threading
 
-from studyloom.views.dashboard import bind
+from studyloom.views.dashboard import Handler, bind
+
+
+class Impatient(Handler):
+    timeout = 1.0  # seconds for a connection that a browser opens without a request
 
 
 @contextlib.contextmanager
 def served(app):
     """Serves an application on a free port, in a thread, and yields the server."""
     with bind(0) as server:
+        server.daemon_threads = False  # when it closes, it waits for its requests
+        server.RequestHandlerClass = Impatient
         server.set_app(app)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
