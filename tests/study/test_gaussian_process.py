@@ -148,6 +148,29 @@ def test_the_process_knows_all_branches_and_proposes_one_that_trials_have_had(pr
     }
 
 
+def test_a_branch_that_only_a_running_trial_has_is_left_to_tpe(proposals):
+    study = optuna.create_study(direction="maximize")
+
+    def add(state, reports, **given):
+        point = TREE.at(given)
+        trial = create_trial(
+            state=state,
+            params=point.params,
+            distributions=point.distributions,
+            intermediate_values=reports,
+        )
+        study.add_trial(trial)
+
+    add(TrialState.RUNNING, {1: 0.9, 2: 0.92}, lr=0.3, model="cnn", **{"model.cnn.channels": 0.5})
+    for n in range(12):
+        hidden = {"model.mlp.hidden.length": 1, "model.mlp.hidden.0": 4 + n}
+        add(TrialState.PRUNED, {1: 0.5 + 0.01 * n}, lr=n / 12, model="mlp", **hidden)
+    for seed in range(4):
+        study.sampler = GaussianProcessSampler(TREE, seed)
+        TREE.suggest(study.ask())
+    assert {made["model"] for made, _, _ in proposals} == {"mlp"}
+
+
 def test_a_trial_that_lacks_a_value_or_has_another_range_is_left_out(proposals):
     study = search(TREE, lambda seed: GaussianProcessSampler(TREE, seed), 10)
     other, ranges = {"model": "cnn", "lr": 0.5}, {**TREE.stand_in({}).distributions}

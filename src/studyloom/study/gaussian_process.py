@@ -78,9 +78,9 @@ class GaussianProcessSampler(TPESampler):
         for result in results:
             known = result.distributions | known
         if not self._space.nodes:  # the objective suggests its hyperparameters itself
-            shared = intersection_search_space(results)
-            known = {name: each for name, each in shared.items() if name in search_space}
-        known = {name: each for name, each in known.items() if not each.single()}
+            known = intersection_search_space(results)
+        # Only what TPE knows may be chosen here. It has not seen the branch of a running trial.
+        known = {n: each for n, each in known.items() if n in search_space and not each.single()}
         own = self._branch(chosen, known)
         placed = [(each, self._branch(each.params, known)) for each in trials if _fits(each, known)]
         alike = [each for each, branch in placed if branch is not None]
@@ -99,7 +99,7 @@ class GaussianProcessSampler(TPESampler):
     def _branch(self, params: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns what is given in the branch of a configuration: options, lengths, what it lacks.
 
-        None if the configuration is not whole.
+        None if the configuration is not whole, or has a hyperparameter that is not known.
         """
         if not self._space.nodes:
             return {} if known.keys() <= params.keys() else None
@@ -107,6 +107,8 @@ class GaussianProcessSampler(TPESampler):
 
         def decide(parameter: Parameter) -> Any:
             name, single = parameter.name, parameter.distribution.single()
+            if not single and name not in known:
+                raise KeyError(name)
             value = parameter.stand_in({}) if single else params[name]
             if parameter.role in ("option", "length") and name in given:
                 given[name] = value
