@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,14 +33,20 @@ from toys import EACH_KIND, KINDS, TINY, TWO, ask, compose, toy_folds
 from studyloom.data.sources import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.rule import Rule
-from studyloom.errors import NoWinner
+from studyloom.errors import Diverged, NoWinner
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.strategy import Strategy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.candidates import CandidateSource, Origin, Reevaluated, kept_epoch
+from studyloom.winner.candidates import (
+    CandidateSource,
+    CandidateTrainings,
+    Origin,
+    Reevaluated,
+    kept_epoch,
+)
 from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.result import Result
@@ -161,6 +168,39 @@ def test_a_single_candidate_wins_without_being_reevaluated_and_one_that_failed_d
     without = stages_of(diverging, url, tmp_path / "diverging", trials=1, seeds=2)
     work(without)
     assert (without.is_done(), without.todo()) == (False, 0), "there is none that could win"
+
+
+@pytest.mark.parametrize("title", ["re-evaluation", "final-training"])
+def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatch, title):
+    plain, failed = CandidateTrainings.train_again, []
+
+    def train_again(self, candidate, seed, number, attempt):
+        objective = plain(self, candidate, seed, number, attempt)
+        if attempt.stage == title and seed == 1 and candidate == max(self.candidates):
+            failed.append(candidate)
+            monkeypatch.setattr(objective, "run", partial(diverge_later, objective.run))
+        return objective
+
+    def diverge_later(run, report, stopping):
+        def report_two(step):
+            if step.number > 2:
+                raise Diverged(0, 3, 4, "train", float("nan"))
+            report(step)
+
+        return run(report_two, stopping)
+
+    monkeypatch.setattr(CandidateTrainings, "train_again", train_again)
+    url = f"sqlite:///{tmp_path}/study.db"
+    stages = stages_of(ask(*SPACE, "train.epochs=4"), url, tmp_path, 3, top=2, seeds=2)
+    work(stages)
+    stage = next(stage for stage in stages if stage.title == title)
+    assert failed
+    assert {*stage.values()} == {*stage.source.candidates} - {*failed}
+    if title == "re-evaluation":
+        assert failed[0] not in stages.reevaluated.eligible
+        return
+    with pytest.raises(NoWinner, match="could not be trained on all data: train loss is nan"):
+        stage.load_or_train(failed[0], 1)
 
 
 # The test

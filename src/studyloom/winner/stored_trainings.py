@@ -41,15 +41,15 @@ class CandidateStage(Stage):
 
     @property
     def trained(self) -> dict[Training, FrozenTrial]:
-        """The ended trials; one without a value has failed."""
+        """The ended trials; one that is not complete has failed, though it may have a value."""
         return by_training(trial for trial in self.stored.trials() if trial.state.is_finished())
 
     def values(self) -> dict[Origin, list[float]]:
         """Returns a value for each seed of each candidate of which no training failed."""
         known: dict[Origin, list[float]] = {}
         for (candidate, _), trial in sorted(self.trained.items()):
-            if trial.value is not None:
-                known.setdefault(candidate, []).append(trial.value)
+            if trial.state == TrialState.COMPLETE:
+                known.setdefault(candidate, []).append(trial.values[0])
         return {o: values for o, values in known.items() if len(values) == self.source.seeds}
 
     def reused(self) -> tuple[int, int]:
@@ -68,7 +68,7 @@ class CandidateStage(Stage):
         """
         assert self.weights is not None
         trial = self.trained[candidate, seed]
-        if trial.value is None:
+        if trial.state != TrialState.COMPLETE:
             reason = TrialRecord(trial).reason or trial.state.name
             raise NoWinner(f"trial {candidate.trial} could not be trained on all data: {reason}")
         try:
