@@ -21,7 +21,7 @@ def errors_of(text, known=KNOWN):
 def test_a_rule_is_read_and_written_so_that_it_is_read_the_same():
     bounds = (Condition("accuracy", ">=", 0.95), Condition("latency_ms", "<=", -25))
     for text, rule in {
-        "max accuracy": Rule(ACCURACY),
+        "max accuracy": Rule(Goal("accuracy", "maximize")),
         "  min parameters where accuracy>=.95 and latency_ms <= -2.5E+1": Rule(PARAMETERS, bounds),
     }.items():
         assert Rule.parse(text, KNOWN) == rule

@@ -146,7 +146,8 @@ class Rule:
                 f"write such as '{example}': each condition has one of {', '.join(SIGNS)} and a "
                 "number, and `and` stands between two"
             )
-        goals, name = {goal.name: goal for goal in known}, rule[2]
+        # Without what a metric has beyond its name and direction: equal rules are equal.
+        goals, name = {goal.name: Goal(goal.name, goal.direction) for goal in known}, rule[2]
         errors = [
             f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
             f"{nearest(unknown, [*goals])}{hint}"
