@@ -6,11 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from promoting import EPOCHS, Search, order_of
+from toy_worker import fresh
+from toys import ask, begin
 
 from studyloom.metrics import ACCURACY, METRICS, Goal, ideal_of
-from studyloom.storage.attributes import parse
+from studyloom.storage.attributes import PROVENANCE, TIMES, parse
 from studyloom.storage.ledger import OPEN, UNCLAIMED
-from studyloom.study.early_end import FIRST, Bounds, Hours, Outcome, find_ending, gain_of
+from studyloom.study.early_end import (
+    FIRST,
+    Bounds,
+    Hours,
+    Outcome,
+    find_ending,
+    gain_of,
+    read_outcomes,
+)
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
 BOUNDS = Bounds(min_improvement=0.01, trials=40)
@@ -109,6 +119,16 @@ def test_it_ends_when_its_trials_have_cost_the_limit_by_their_gpus_or_else_their
 
 def last(values, trials):
     return gain_of(Bounds(trials=trials), outcomes(values))
+
+
+def test_a_worker_that_has_a_trial_knows_the_cores_of_the_others(sqlite_url):
+    stored = fresh(sqlite_url, ask("model=mlp"), 2)
+    other, own = begin(stored), begin(stored)
+    other.set_user_attr(TIMES, {"training": 3600.0})
+    other.set_user_attr(PROVENANCE, {"environment": {"threads": 4, "ranks": 2}})
+    stored.optuna.tell(other, 0.5)
+    stored.storage.load(stored.ledger.study_id, own._trial_id)
+    assert [outcome.hours.cores for outcome in read_outcomes(stored)] == [0.0, 8.0]
 
 
 @pytest.mark.parametrize(("kind", "error"), [("exponential", 0.05), ("uniform", None)])

@@ -93,6 +93,10 @@ class TrialBuffer(CachedStorage):
         if self._others is not None and study_id == self._study_id:
             self._others.forget_changes()
 
+    def read_whole(self, study_id: int) -> list[FrozenTrial]:
+        """Reads all trials with all attributes from the database, also while a trial is loaded."""
+        return super().get_all_trials(study_id, deepcopy=False)
+
     def write(self, connection: Connection) -> None:
         """Writes the changes of the worker's own trial; `mark_written` follows the commit."""
         with self._lock:

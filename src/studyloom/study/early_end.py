@@ -288,7 +288,7 @@ def read_outcomes(stored: StoredStudy) -> list[Outcome]:
         ended = trial.state.is_finished() or kind == "paused"
         return Outcome(slot, ended, value, len(reports), hours_of([trial]), kind == "complete")
 
-    return [outcome(trial) for trial in sorted(stored.trials(), key=ended_at)]
+    return [outcome(trial) for trial in sorted(stored.trials(whole=True), key=ended_at)]
 
 
 def ended_at(trial: FrozenTrial) -> datetime:

@@ -112,12 +112,18 @@ class StoredStudy:
         """What repeats calls while the database is away; `stopping` lets them wait for less."""
         return self.storage.retry
 
-    def trials(self) -> list[FrozenTrial]:
+    def trials(self, whole: bool = False) -> list[FrozenTrial]:
         """Returns the trials that fill slots, by number; they must not be changed.
 
         Of an Optuna study these are all trials, without attributes that look like studyloom's.
+
+        Args:
+            whole: whether each has all its attributes, also while this worker has a trial.
         """
-        trials = self.optuna.get_trials(deepcopy=False)
+        if whole:
+            trials = self.storage.read_whole(self.ledger.study_id)
+        else:
+            trials = self.optuna.get_trials(deepcopy=False)
         return (
             [*filter(self._counts, trials)] if self.ours else [*map(sql.without_reserved, trials)]
         )

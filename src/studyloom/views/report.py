@@ -49,7 +49,7 @@ class SampledStudy(StoredStudy):
 
     shown: tuple[FrozenTrial, ...] = ()
 
-    def trials(self) -> list[FrozenTrial]:
+    def trials(self, whole: bool = False) -> list[FrozenTrial]:
         return [*self.shown]
 
 
