@@ -355,7 +355,7 @@ class Reevaluated:
         """The eligible candidate that is best on new seeds; the lower number wins a tie.
 
         If no candidate satisfies the rule on new seeds, the one with the best mean wins. The
-        baseline wins if none is better than it by more than `MARGIN`.
+        baseline wins if that one is not better than it by more than `MARGIN`.
         """
         known = {origin: self.known(origin) for origin in self.eligible}
         satisfying = [origin for origin in known if self.rule.holds(known[origin])]

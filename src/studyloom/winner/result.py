@@ -733,7 +733,7 @@ class Result(Tested):
         if all(sign * winner.mean >= sign * mean for mean in others):
             why = "since it had the best mean"
         elif winner.baseline and self.rule == str(Rule(self.metric)):
-            why = "since no trial is better than the baseline by more than chance explains,"
+            why = "since the best mean beats the baseline by no more than chance explains,"
         else:
             why = f"by {self.rule},"
         return f"{why} on {plural(len(winner.values), 'new seed')}"
