@@ -6,7 +6,6 @@ A study's own module runs it too: `python -m studies.mnist`. What each command d
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from studyloom.commands.options import replace_unencodable
 from studyloom.commands.parser import make_parser
 from studyloom.error_display import print_errors
 from studyloom.errors import StudyloomError, messages_of
-from studyloom.processes import collect_as_usual, collect_rarely, open_streams
+from studyloom.processes import collect_as_usual, collect_rarely, discard_output, open_streams
 from studyloom.text import PrintableFormatter, mask_passwords
 
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0 if getattr(arguments, "watch", False) else 130
     except BrokenPipeError:  # the reader of the pipe has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is written at the end
+        discard_output()
         return 0
     except (StudyloomError, ValueError, OSError) as error:
         code = 2

@@ -142,6 +142,19 @@ def open_streams() -> None:
             setattr(sys, name, stream)
 
 
+def discard_output() -> None:
+    """Discards what is still printed, since the reader of the pipe has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def print_at_once(text: str) -> None:
+    """Prints a text; if the reader of the pipe has gone, discards it and what follows."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        discard_output()
+
+
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Imports torch and what needs it in the body: a signal waits, and later collections skip it.

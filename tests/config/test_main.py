@@ -1,8 +1,10 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from commands import ROOT
 from hydra.errors import HydraException
 
 from studies import CONF
@@ -46,6 +48,18 @@ def test_a_command_begins_before_torch_is_imported():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert shown == "mnist: starting\nFalse\n"
+
+
+@pytest.mark.parametrize("options", [["--help"], ["--version"], ["--cfg", "job"], ["model=mpl"]])
+def test_a_command_does_not_fail_when_the_reader_of_its_output_has_gone(options):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        study = [sys.executable, "-m", "studies.mnist", *options]
+        done = subprocess.run(study, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    mistaken = options == ["model=mpl"]  # told on standard error, after the line that is lost
+    assert (done.returncode, done.stderr.startswith("error: model=mpl")) == (2 * mistaken, mistaken)
+    assert mistaken or not done.stderr
 
 
 def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path):

@@ -103,6 +103,9 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
                     os.environ[TRACEBACKS.name] = "1"
                 try:
                     main()
+                    sys.stdout.flush()  # of what Hydra prints, such as --cfg
+                except BrokenPipeError:  # the reader of the pipe has gone
+                    processes.discard_output()
                 except Exception as error:  # of composing; Hydra reports what the task raises
                     if tracebacks:
                         raise
@@ -148,12 +151,12 @@ def handle_early_options(
 ) -> None:
     """Handles `--version` and the like before torch is imported, or prints that a study begins."""
     if "--version" in argv:
-        print(f"studyloom {__version__}")
+        processes.print_at_once(f"studyloom {__version__}")
         sys.exit()
     if {"--help", "-h"} & {*argv}:
         about = task.__doc__ or inspect.getdoc(inspect.getmodule(task)) or ""
         shown = [argument for argument in argv if argument not in ("--help", "-h")]
-        print(study_help(about, config_path, config_name, shown))
+        processes.print_at_once(study_help(about, config_path, config_name, shown))
         sys.exit()
     if sweeps := [argument for argument in argv if SWEEP.fullmatch(argument)]:
         exit_with_errors(
@@ -164,7 +167,7 @@ def handle_early_options(
     quiet = (each for each in argv if each[0:1] == "-" or Override.parse(each).is_within(*QUIET))
     is_read = not JSON.get() and WORKER.get() is None
     if is_read and not any(quiet):
-        print(f"{config_name}: starting", flush=True)
+        processes.print_at_once(f"{config_name}: starting")
 
 
 def compose_errors(
