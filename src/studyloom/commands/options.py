@@ -87,8 +87,8 @@ CONSENT = (
 RUN_DIR = argument("run_dir", "RUN_DIR", "the folder of the study, such as runs/mnist", type=Path)
 CODE = argument(
     *("--code", "FOLDER"),
-    "the folder with the study's own code, which is imported (default: the current folder, if the "
-    "study was run from there)",
+    "the folder with the study's own code, which is imported (default, in your own run directory: "
+    "the folder where the study was run)",
     type=Path,
 )
 JSON = flag("--json", "print JSON, for programs")
