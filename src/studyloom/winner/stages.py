@@ -292,7 +292,10 @@ class ResultStages:
         """Opens the study of a stage, or makes it."""
         search, settings, final = self.search.stored, self.settings, title == FINAL_TRAINING
         points = {origin: self._point(origin) for origin in candidates}
-        name, code = self._name(title).with_detail(detail), search.code()
+        name, numbers = self._name(title).with_detail(detail), [each.number for each in points]
+        definition = {"candidates": numbers, "seeds": settings.seeds, **search.code()}
+        if (scale := self.definition.scale) is not None:
+            definition["scale"] = [scale.small, scale.target, scale.rule]
         trainings = CandidateTrainings(
             self.definition, self.data, points, settings.seeds, whole=final
         )
@@ -300,13 +303,12 @@ class ResultStages:
         # Without a final training, or if it only repeats this, the result has these networks.
         keeps = final or repeats or not self.definition.tested
         folder = self.run_dir / "winner" if keeps else None
-        earlier = earlier_trainings(search, name, folder, repeats=final and repeats)
+        earlier = earlier_trainings(search, name, definition, folder, repeats=final and repeats)
         trainings = replace(trainings, earlier=earlier)
-        numbers = [origin.number for origin in points]
         make = partial(
             create_study,
             self.prepared.url,
-            definition={"candidates": numbers, "seeds": settings.seeds, **code},
+            definition=definition,
             trials=len(trainings.trainings),
             deadline=self.definition.config.storage.deadline,
             goals=[self.definition.metric],

@@ -2,7 +2,7 @@
 
 A training is identified by its candidate, a trial of the search, and the number of its seed. A
 budget raised from 40 to 60 trials makes new stages, often with the same candidates: they reuse
-what earlier stages trained and tested, unless the user's code has changed.
+what earlier stages trained and tested, unless the user's code or `scale` has changed.
 """
 
 import hashlib
@@ -89,9 +89,9 @@ class CandidateStage(Stage):
             before it wrote the result, or the run directory no longer holds the result.
         """
         own = self.stored.definition() or {}
-        for stage in (self.stored, *earlier_stages(search, self.title, self.stored.name)):
-            (tested,), made = stage.attributes(TESTED), stage.definition() or {}
-            if tested and all(made.get(key) == own[key] for key in ("candidates", "seeds")):
+        for stage in (self.stored, *earlier_stages(search, self.title, self.stored.name, own)):
+            (tested,) = stage.attributes(TESTED)
+            if tested and stage.definition() == own:
                 return from_document(tested, Tested), stage is not self.stored
         return None
 
@@ -109,28 +109,47 @@ def by_training(trials: Iterable[FrozenTrial]) -> dict[Training, FrozenTrial]:
     }
 
 
-def earlier_stages(search: StoredStudy, title: str, name: str) -> Iterator[StoredStudy]:
-    """Yields this stage under other budgets and rules, if it was trained with the current code."""
-    code = search.code()
+def earlier_stages(
+    search: StoredStudy, title: str, name: str, definition: Mapping[str, Any]
+) -> Iterator[StoredStudy]:
+    """Yields a stage under other budgets and rules, if it trains the same for a candidate and seed.
+
+    Args:
+        definition: of the stage; all of it must be the same but its candidates and seeds.
+    """
     for study, parsed in search.later_stages():
         if parsed is not None and parsed.title == title and study.study_name != name:
             stage = open_beside(search, study.study_name)
-            if stage is not None and stage.code() == code:
+            if stage is not None and _conditions(stage.definition()) == _conditions(definition):
                 yield stage
 
 
+def _conditions(definition: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what a training depends on in addition to its candidate and seed."""
+    known = (definition or {}).items()
+    return {key: value for key, value in known if key not in ("candidates", "seeds")}
+
+
 def earlier_trainings(
-    search: StoredStudy, name: StageName, folder: Path | None, *, repeats: bool
+    search: StoredStudy,
+    name: StageName,
+    definition: Mapping[str, Any],
+    folder: Path | None,
+    *,
+    repeats: bool,
 ) -> Mapping[Training, EarlierTraining]:
     """Finds the trainings of other stages that a stage reuses.
 
     Args:
+        definition: of the stage.
         folder: the folder of the networks of all stages; None if they are not needed.
         repeats: whether the stage would repeat the trainings of a re-evaluation or ablation.
     """
     known: dict[Training, EarlierTraining] = {}
     titles = dict.fromkeys((name.title, *((REEVALUATION, ABLATION) if repeats else ())))
-    for stage in (each for title in titles for each in earlier_stages(search, title, str(name))):
+    for stage in (
+        each for title in titles for each in earlier_stages(search, title, str(name), definition)
+    ):
         weights = None if folder is None else networks_folder(folder, stage.name)
         complete = (trial for trial in stage.trials() if trial.state == TrialState.COMPLETE)
         for training, trial in by_training(complete).items():
