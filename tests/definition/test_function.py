@@ -222,8 +222,9 @@ def test_the_folder_of_a_trial_is_there_for_the_next_attempt_and_gone_when_it_ha
     objective(function)
     stored = work(ask(), sqlite_url, tmp_path / "c", 1, Signal(2))
     assert stored.ledger.counts()["free"] == 1
+    work(ask(), f"sqlite:///{tmp_path}/another.db", tmp_path / "c", 1)
     work(ask(), sqlite_url, tmp_path / "c", 2)
-    assert seen == [[], ["weights"], []]
+    assert seen == [[], [], ["weights"], []], "each study of this name has its own"
     assert [*(tmp_path / "c").iterdir()] == []
 
 

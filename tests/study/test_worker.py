@@ -17,7 +17,7 @@ from toy_worker import (
     work,
     work_side_by_side,
 )
-from toys import TWO, Never, Signal, ask
+from toys import TWO, Never, Signal, ask, toy_folds
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Halted
@@ -91,6 +91,26 @@ def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
     words = f"trial 0: its reports up to step 1 have no checkpoint in {here}; it starts again from"
     assert words in caplog.text
     assert outcomes(stored) == outcomes_of(undisturbed[:1])
+
+
+def test_a_study_that_begins_again_does_not_resume_from_the_checkpoint_of_a_deleted_one(
+    definition, checkpoints, tmp_path, monkeypatch
+):
+    """Of the same name and seed; its examples, which no checkpoint names, were others."""
+
+    def begun(name, **more):
+        stored = fresh(f"sqlite:///{tmp_path}/{name}.db", definition, 1)
+        work(definition, stored, 1, **more)
+        (trial,) = stored.trials()
+        return trial.user_attrs.get(EPOCHS, {}).get("train_loss")
+
+    begun("deleted", stopping=Signal(2))
+    assert (checkpoints / "trial-0.pt").exists()
+    others = toy_folds(SPLIT, 5)[1:2]
+    anew = begun("anew", folds=others)
+    monkeypatch.setitem(FOLDER, "checkpoints", None)
+    assert anew == begun("elsewhere", folds=others)
+    assert list(checkpoints.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", [True, False])

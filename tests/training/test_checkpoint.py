@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 from collections import OrderedDict
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -136,6 +137,15 @@ def test_another_identity_is_foreign(two, caplog):
     other.save(state(9))
     assert number_of(other.load()) == 9
     assert number_of(two.load()) == 2, "the one before is still the first one's"
+
+
+def test_the_same_training_of_another_study_is_foreign_and_a_file_that_names_none_is_not(two):
+    one, other = (replace(two, study=study) for study in ("one", "other"))
+    assert number_of(one.load()) == 2, "an earlier version saved it"
+    one.save(state(3))
+    assert (other.is_foreign(), one.is_foreign()) == (True, False)
+    assert number_of(other.load()) == 2
+    assert number_of(one.load()) == 3
 
 
 class Evil:

@@ -135,17 +135,20 @@ class TrialFiles:
         """Returns where the state of trial `number` is saved; None if it is not saved."""
         if self.folder is None:
             return None
-        parts = [self.stage.stored.name, number, self.stage.source.seed, point.params]
-        return Checkpoint(self.folder / f"trial-{number}.pt", json.dumps(parts, default=str))
+        stored = self.stage.stored
+        parts = [stored.name, number, self.stage.source.seed, point.params]
+        identity, path = json.dumps(parts, default=str), self.folder / f"trial-{number}.pt"
+        return Checkpoint(path, identity, stored.ledger.uuid)
 
     @staticmethod
     def folder_of(checkpoint: Checkpoint) -> Path:
         """Returns the folder for files that the objective of a trial writes itself.
 
-        Its name has a digest of the identity of the checkpoint, so that a trial of another study
-        does not resume from its files.
+        Its name has a digest of the checkpoint's identity and study, so that a trial of another
+        study does not resume from its files.
         """
-        digest = hashlib.sha256(checkpoint.identity.encode()).hexdigest()[:12]
+        named = checkpoint.identity + checkpoint.study
+        digest = hashlib.sha256(named.encode()).hexdigest()[:12]
         return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
 
     def remove(self, number: int, point: Point) -> None:

@@ -29,11 +29,16 @@ class Checkpoint:
     """The newest state of a training in one file, and the state before it in <name>.previous.
 
     At most one process saves at a time; any may be killed at any moment. A file with another
-    identity belongs to another training, and is not read.
+    identity, or of another study, belongs to another training, and is not read.
+
+    Args:
+        study: the study's uuid; another study of the same name has another. A file without one is
+            read: an earlier version wrote it.
     """
 
     path: Path
     identity: str
+    study: str = ""
 
     @property
     def previous(self) -> Path:
@@ -46,7 +51,7 @@ class Checkpoint:
             OSError: the file, which it names, cannot be written; the states saved before stay.
         """
         buffer = io.BytesIO()
-        torch.save({"identity": self.identity, "state": state}, buffer)
+        torch.save({"identity": self.identity, "study": self.study, "state": state}, buffer)
         payload = buffer.getvalue()
         new, old = (temporary_name(self.path, kind) for kind in ("new", "old"))
         try:
@@ -98,7 +103,7 @@ class Checkpoint:
             content = _unpack(io.BytesIO(self.path.read_bytes().partition(b"\n")[2]))
         except Exception:  # it does not exist, or is damaged
             return False
-        return not isinstance(content, dict) or content.get("identity") != self.identity
+        return self._own_state(content) is None
 
     def remove(self) -> None:
         """Removes all files, if there are any.
@@ -121,10 +126,16 @@ class Checkpoint:
             raise ValueError(
                 f"cannot be read as tensors and plain values ({type(error).__name__})"
             ) from error
+        if (state := self._own_state(content)) is None:
+            raise ValueError(f"belongs to another training, not to {self.identity}")
+        return state
+
+    def _own_state(self, content: Any) -> dict[str, Any] | None:
+        """Returns the state in the content of a file; None if it is of another training."""
         match content:
             case {"identity": self.identity, "state": dict(state)}:
-                return state
-        raise ValueError(f"belongs to another training, not to {self.identity}")
+                return state if content.get("study", "") in ("", self.study) else None
+        return None
 
 
 def snapshot(value: Any, where: str) -> Any:
