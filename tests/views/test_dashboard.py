@@ -297,7 +297,9 @@ def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of)
 
 @pytest.mark.browser
 def test_a_click_pauses_the_study_and_another_resumes_it(page, half_done, tmp_path):
-    with served(guarded(own(half_done, tmp_path))) as server:
+    own_page = own(half_done, tmp_path)
+    own_page.interval = 1.0  # seconds for which the page says that a request has arrived
+    with served(guarded(own_page)) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         for name, stored, said in (("pause", "pause", "pausing: 2 trials"), ("resume", None, "")):
             page.get_by_role("button", name=name, exact=True).click()

@@ -3,6 +3,7 @@
 
 const status_ = document.getElementById("live");
 let version = document.body.dataset.version;
+let requests = 0; // to pause, resume or stop, that were answered
 
 function parsed(html) {
   const template = document.createElement("template");
@@ -136,12 +137,13 @@ function said(words, away = false) {
 // A hidden tab sends no requests, and catches up when it is visible again.
 async function follow() {
   if (!document.hidden) {
+    const before = requests;
     try {
       const response = await fetch(`changes?since=${encodeURIComponent(version)}`);
       const message = await response.json();
       if (message.version !== version) update(message);
       if (message.trouble) said(message.trouble, true);
-      else said(`live, ${new Date().toTimeString().slice(0, 8)}`);
+      else if (requests === before) said(`live, ${new Date().toTimeString().slice(0, 8)}`);
     } catch {
       said("the server does not answer; trying again", true);
     }
@@ -158,6 +160,7 @@ document.addEventListener("click", async (event) => {
     const headers = { "X-Report-Token": document.body.dataset.token };
     const response = await fetch(name, { method: "POST", headers });
     said(await response.text(), !response.ok);
+    requests += 1;
     event.target.disabled = response.ok;
   } catch {
     event.target.disabled = false;
