@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 from spaces import LR, space_of
 
 from studyloom.errors import ConfigError
@@ -75,11 +75,14 @@ def test_a_section_whose_last_range_was_taken_out_opens_nothing():
 
 
 def test_a_step_that_misses_the_high_end_ends_below_it():
-    space = space_of({"a": {"int": [1, 10], "step": 4}, "b": {"float": [0.0, 1.0], "step": 0.3}})
-    ints, floats = (node.distribution for node in space.nodes)
-    assert (ints.low, ints.high) == (1, 9)
-    assert (floats.low, floats.high) == (0.0, 0.9)
-    assert space.size() == 12
+    for written, distribution, size in (
+        ({"int": [1, 10], "step": 4}, IntDistribution(1, 9, step=4), 3),
+        ({"float": [0.0, 1.0], "step": 0.3}, FloatDistribution(0.0, 0.9, step=0.3), 4),
+        ({"float": [0, 1], "step": 0.3}, FloatDistribution(0.0, 0.9, step=0.3), 4),
+        ({"float": [1, 5], "step": 0.3}, FloatDistribution(1.0, 4.9, step=0.3), 14),
+    ):
+        space = space_of({"a": written})
+        assert (space.nodes[0].distribution, space.size()) == (distribution, size)
 
 
 def test_a_step_may_be_as_wide_as_the_range_in_the_numbers_as_written():

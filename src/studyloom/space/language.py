@@ -190,7 +190,7 @@ def _parse_distribution(spec: Mapping[str, Any], name: str, *more: str) -> Distr
                 f"space.{name}.step must not be wider than the range [{low}, {high}]; got {step}"
             )
         # The highest value is the last step that is not above the high end.
-        high = type(high)(first + (last - first) // width * width)
+        high = (int if kind == "int" else float)(first + (last - first) // width * width)
     try:
         if kind == "int":
             return IntDistribution(low, high, log=log, step=1 if step is None else step)
