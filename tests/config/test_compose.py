@@ -28,6 +28,19 @@ def test_what_was_added_to_ones_own_choice_is_not_added_to_another():
     assert "hidden" not in own
 
 
+def test_parameter_groups_are_of_every_optimizer():
+    groups = {"head": {"match": "4.*", "lr": 0.5}}
+    for added, set_after in (
+        ("+optimizer.groups={head: {match: '4.*', lr: 0.5}}", "train.epochs=3"),
+        ("++optimizer.groups.head.match='4.*'", "+optimizer.groups.head.lr=0.5"),
+        ("+optimizer.groups={head: {match: '4.*', lr: 0.01}}", "optimizer.groups.head.lr=0.5"),
+    ):
+        _, composer = compose(added, set_after, "+optimizer.amsgrad=true")
+        for name, amsgrad in (("adamw", True), ("sgd", None)):
+            chosen = composer.compose({"optimizer": name}).optimizer
+            assert (chosen.groups, chosen.get("amsgrad")) == (groups, amsgrad), name
+
+
 def test_a_config_is_composed_once(monkeypatch):
     _, composer = compose("model.hidden=[64]")
     first = composer.compose({"model": "cnn", "optimizer": "sgd"})

@@ -62,6 +62,7 @@ class OwnGroups(SearchPathPlugin):
 # The options of the groups that a primary config does not name; those of networks last.
 OF_ALL = {"sampler": "auto", "pruner": "auto", "storage": "sqlite", "launcher": "local"}
 OF_NETWORKS = {"optimizer": "adamw", "scheduler": "cosine", "loss": "cross_entropy"}
+OF_ALL_OPTIMIZERS = "optimizer.groups"  # our own key: no argument of an optimizer's class
 QUIET = ("override hydra/job_logging", "override hydra/hydra_logging")
 
 
@@ -194,8 +195,9 @@ def _run_dir(name: str, run_dir: str, dry_run: bool) -> str:
 class Composer:
     """Composes the user's own command again with other group choices.
 
-    The user's overrides are kept, except those of a key that the other option does not have:
-    `model.hidden=[8]` is left out when a trial chooses a CNN.
+    The user's overrides are kept, except those of a key that the other option does not have, or
+    that they add: `model.hidden=[8]` is left out when a trial chooses a CNN. `optimizer.groups`,
+    which every optimizer takes, is kept.
 
     Args:
         choices: the user's own option of each group.
@@ -257,7 +259,12 @@ class Composer:
         groups = [f"{group}={option}" for group, option in changed.items()]
         keys = [group.replace("/", ".") for group in changed]
         kept = [override for override in self.overrides if override.key not in keys]
-        inside = [override for override in kept if override.is_within(*keys)]
+        inside = [
+            override
+            for override in kept
+            if override.is_within(*keys)
+            and not ("+" in override.prefix and override.is_within(OF_ALL_OPTIMIZERS))
+        ]
         outside = [override.text for override in kept if override not in inside]
         config = hydra.compose(self.config_name, [*outside, *groups])
         dropped = [
