@@ -20,8 +20,13 @@ def test_a_distribution_is_counted():
 CASES = (
     (
         CategoricalDistribution(("relu", "tanh", 1, None, True)),
-        ["relu", 1, None, True],
+        ["relu", 1, 1.0, None, True],
         {"rely": "not among [relu, tanh, 1, null, true]; did you mean relu?", 1.5: "not among"},
+    ),
+    (
+        CategoricalDistribution((0, 0.2, 1.0)),
+        [0, 0.0, 0.2, 1],
+        {False: "not among [0, 0.2, 1.0]", True: "not among", "0": "not among", None: "not among"},
     ),
     (
         IntDistribution(2, 8, step=3),

@@ -7,7 +7,7 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from spaces import GROUPS, LR, space_of
 
-from studyloom.space.tree import why_not
+from studyloom.space.tree import default_of, why_not
 
 
 def answers(distribution):
@@ -139,6 +139,16 @@ def test_the_default_takes_one_number_for_every_item_of_a_list_as_long_as_anothe
         "model.hidden": [8, 16],
         "model.dropout": [0.3, 0.3],
     }
+
+
+def test_a_default_that_equals_a_choice_is_that_choice():
+    dropout = {"choice": [0, 0.2, 1.0]}
+    space = space_of({"p": {"a": dropout, "b": {"list": dropout, "length": 2}}})
+    point = space.default({}, {"p.a": 0.0, "p.b": [1, 0.2]}.__getitem__)
+    assert str([*point.params.values()]) == "[0, 1.0, 0.2]"
+    leaf, items = space.nodes
+    assert default_of(leaf, 0.0, len) == 0
+    assert default_of(items, [1, 0.0], len) == [1, 0]
 
 
 def random_leaf(draw: random.Random) -> dict:

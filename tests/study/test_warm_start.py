@@ -63,6 +63,13 @@ def test_what_is_not_given_stands_as_composed(definition):
     assert not other.wrong
 
 
+def test_a_given_number_that_equals_a_choice_is_that_choice():
+    asked = ask(*TINY[:-1], "space=none", "+space.model.dropout.choice=[0.5,0]")
+    for given in ({}, {"model.dropout": 0.0}):
+        placed = place_point(asked, given)
+        assert (str(placed.point.values["model.dropout"]), placed.wrong) == ("0", [])
+
+
 def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(definition):
     for parameters in (
         {"model.mlp.hidden": [32, 64]},

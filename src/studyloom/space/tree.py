@@ -129,8 +129,13 @@ class Parameter:
         if self.role == "length" and isinstance(value, list):
             return len(value)
         if self.role == "item" and isinstance(value, list) and value:
-            return value[min(self.index, len(value) - 1)]
-        return value
+            value = value[min(self.index, len(value) - 1)]
+        return self.own(value)
+
+    def own(self, value: Any) -> Any:
+        """Returns the choice that a value is, such as 0 for 0.0; else the value."""
+        choices = getattr(self.distribution, "choices", ())
+        return next((choice for choice in choices if _is_same(choice, value)), value)
 
     def stand_in(self, choices: Mapping[str, str], end: int = 0) -> Any:
         """Returns the value where only groups are chosen, see `Space.stand_in`."""
@@ -423,11 +428,16 @@ def nth_value(distribution: Distribution, index: int) -> Any:
             return low if step is None else float(Decimal(str(low)) + index * Decimal(str(step)))
 
 
+def _is_same(choice: Any, value: Any) -> bool:
+    """Whether a value is a choice: 0.0 is 0, but false is not."""
+    return bool(choice == value) and isinstance(choice, bool) == isinstance(value, bool)
+
+
 def why_not(distribution: Distribution, value: Any) -> str | None:
     """Explains why a distribution cannot give a value: "is outside …"; None if it can."""
     match distribution:
         case CategoricalDistribution(choices=choices):
-            if any(value == choice and type(value) is type(choice) for choice in choices):
+            if any(_is_same(choice, value) for choice in choices):
                 return None
             return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
         case (

@@ -90,7 +90,8 @@ def place_point(definition: Any, parameters: Mapping[str, Any]) -> PlacedPoint:
         if problem := why_not(parameter.distribution, value):
             placed.wrong.append(f"{subject} {problem}")
             return parameter.stand_in({})  # its low end
-        return float(value) if isinstance(parameter.distribution, FloatDistribution) else value
+        is_float = isinstance(parameter.distribution, FloatDistribution)
+        return float(value) if is_float else parameter.own(value)
 
     placed.point = definition.space.walk(decide)
     for name in [name for name in flat if name not in used]:
