@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from studyloom.definition.rule import LONGEST, Condition, Rule, parse_relations
+from studyloom.definition.rule import LONGEST, Condition, Rule, parse_relations, read_space
 from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
 
@@ -35,6 +35,9 @@ def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
     assert not rule.holds(known | {"parameters": 50_000.0})
     assert not rule.holds(known | {"latency_ms": math.nan})
     assert not rule.holds({name: known[name] for name in ("accuracy", "parameters")})
+    for value in (0.1 + 0.2, 0.9722222222222222, 1 / 3):
+        copied = Rule.parse(f"max accuracy where accuracy >= {value}", KNOWN)
+        assert copied.holds({"accuracy": value})
     assert rule.rank({"accuracy": 0.9}) < rule.rank({"accuracy": 0.8})
     assert Rule.parse("min parameters", KNOWN).rank({"parameters": 1.0}) < 2
 
@@ -53,6 +56,8 @@ def test_what_is_no_rule_is_told_with_an_example():
         *("", "max 5", "max accuracy where ", "max accuracy; import os"),
         *("max accuracy where parameters = 5", "max accuracy where parameters < nan"),
         "max accuracy where parameters < 5 or accuracy > 9",
+        *("max accuracy where parameters < 5 / 0", "max accuracy where parameters < 1e999"),
+        "max accuracy where parameters < 1e200 * 1e200",
     ):
         (mistake,) = errors_of(text)
         example = "write such as 'max accuracy where parameters < 50_000'"
@@ -86,6 +91,26 @@ def test_a_relation_is_arithmetic_of_parameters_and_says_nothing_where_one_is_mi
         assert parse_relations([*map(str, relations)], RELATED) == relations
 
 
+def test_relations_are_computed_in_the_numbers_as_written():
+    """In binary 1 - 0.9 - 0.1 is -2.8e-17, and 0.6 % 0.2 is 0.19999999999999996."""
+    tenths = {"float": [0, 1], "step": 0.1}
+    for text, size in {
+        "p.a + p.b == 1": 11,
+        "1 - p.a - p.b == 0": 11,
+        "p.a % 0.2 == 0 and p.b == p.a": 6,
+        "p.a / 3 * 3 - p.b >= 0": 66,
+        "p.a / (p.b - p.b) < 1": 0,
+        "-(p.a % 0) == p.b": 0,
+        "p.a * 1e308 * 1e308 * 1e308 + 1e-320 > 0": 121,
+        "1e308 * 1e308 / p.a > 1e308": 110,
+    }.items():
+        tree = {"p": {"a": tenths, "b": tenths}, "where": text}
+        assert read_space(tree, lambda _: []).size() == size, text
+    (odd,) = parse_relations("a % 2 == 1", RELATED)
+    assert odd.holds({"a": 2**60 + 1})
+    assert not any(odd.holds({"a": value}) for value in (2**60, math.nan, math.inf))
+
+
 def test_all_that_is_wrong_with_relations_is_told_at_once_and_nothing_is_run():
     wrong = [
         *(
@@ -98,6 +123,7 @@ def test_all_that_is_wrong_with_relations_is_told_at_once_and_nothing_is_run():
             "__import__('os') < 1",
             "a = b",
         ),
+        *("a < 1e999", "a / (b - a) < 1 2"),
         *("a < 2x", "a < 1 or b < 2", "a[0] < 1", "a < 1;b < 2", "a < 5 and", "a < \x1b", 5),
         "a" + "+ 1" * 100 + "< 5",
     ]

@@ -14,11 +14,13 @@ name of a value of each trial, the metric or a cost, with a number, and has no `
 `model.width * model.depth <= 4096`.
 """
 
+import functools
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from studyloom.errors import ConfigError, refuse
@@ -42,16 +44,13 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-# The signs between two parts of a condition, the loosest first; nothing holds of what is NaN.
-OPERATIONS: Sequence[Mapping[str, Callable[[float, float], float]]] = (
+# The signs between two parts of a condition, the loosest first.
+OPERATIONS: Sequence[Mapping[str, Callable[[Any, Any], Any]]] = (
     SIGNS | {"==": operator.eq},
     {"+": operator.add, "-": operator.sub},
-    {
-        "*": operator.mul,
-        "/": lambda left, right: left / right if right else math.nan,
-        "%": lambda left, right: left % right if right else math.nan,
-    },
+    {"*": operator.mul, "/": operator.truediv, "%": operator.mod},
 )
+CLOSE = Fraction(1, 10**12)  # values whose difference is such a share are equal
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,9 @@ class Rule:
         try:
             for each in _parse_conditions(rule[3]) if rule and rule[3] is not None else ():
                 name, sign, *bound = each.tokens
-                conditions.append(Condition(name, sign, _compute(bound[::-1], {})))
-        except (ValueError, LookupError):
+                limit: Any = _compute(bound[::-1], {})
+                conditions.append(Condition(name, sign, float(limit)))
+        except (ValueError, LookupError, TypeError, OverflowError):
             rule = None
         if rule is None or not all(each.sign in SIGNS for each in conditions):
             raise ConfigError(
@@ -263,23 +263,45 @@ def _compare(tokens: Sequence[str], known: Mapping[str, Any]) -> bool:
     left, sign, right = _compute(left_over, known), left_over.pop(), _compute(left_over, known)
     if left_over:
         raise ValueError
-    alike = math.isclose(left, right, rel_tol=1e-12)  # as 0.1 + 0.2 and 0.3
-    return bool(OPERATIONS[0][sign](left, left if alike else right))
+    compare = OPERATIONS[0][sign]
+    if left is None or right is None:
+        return False
+    alike = abs(left - right) <= CLOSE * max(abs(left), abs(right))
+    return bool(compare(left, left if alike else right))
 
 
-def _compute(tokens: list[str], known: Mapping[str, Any], level: int = 1) -> float:
-    """Computes one side of a condition, whose tokens it takes from the end of a list."""
+def _compute(tokens: list[str], known: Mapping[str, Any], level: int = 1) -> Fraction | None:
+    """Computes one side of a condition, whose tokens it takes from the end of a list.
+
+    It computes with the numbers as written, not in binary: 1 - 0.9 - 0.1 is 0.
+    The result is None where it divides by 0, or a value is not finite.
+    """
     if level < len(OPERATIONS):
         value = _compute(tokens, known, level + 1)
         while tokens and tokens[-1] in OPERATIONS[level]:
-            value = OPERATIONS[level][tokens.pop()](value, _compute(tokens, known, level + 1))
+            sign, right = tokens.pop(), _compute(tokens, known, level + 1)
+            if value is None or right is None or (sign in "/%" and not right):
+                value = None
+            else:
+                value = OPERATIONS[level][sign](value, right)
         return value
     token = tokens.pop()
     if token in OPERATIONS[1]:  # a sign
-        return OPERATIONS[1][token](0.0, _compute(tokens, known, level))
+        value = _compute(tokens, known, level)
+        return -value if value is not None and token == "-" else value
     if token == "(":
         value = _compute(tokens, known)
         if tokens.pop() != ")":
             raise ValueError
         return value
-    return float(known[token] if re.match(NAME, token) else token)
+    return _read(known[token] if re.match(NAME, token) else token)
+
+
+@functools.lru_cache(4096, typed=True)  # a space that is counted has 100,000 points
+def _read(value: float | str) -> Fraction | None:
+    """Reads a value, or a number that is typed; ValueError if that is beyond all floats."""
+    if isinstance(value, str):
+        return Fraction(str(float(value)))
+    if not math.isfinite(value):
+        return None
+    return Fraction(value if isinstance(value, int) else f"{value:.15g}")
