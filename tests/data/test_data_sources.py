@@ -267,10 +267,16 @@ def test_a_table_of_ones_own_is_read_with_the_target_wherever_it_stands(file):
 
 
 def test_classes_that_are_numbers_stand_in_their_order_or_are_numbers_to_predict(file):
+    for written, ordered in (
+        (map(str, range(12)), [*map(str, range(12))]),
+        (["1", "-1"], ["-1", "1"]),
+        (["1.5", "+1", "-10", "-2.5", "1e1"], ["-10", "-2.5", "+1", "1.5", "1e1"]),
+        (["b", "10", "nan", "9", "inf", "²"], ["9", "10", "b", "inf", "nan", "²"]),
+    ):
+        rows = list(enumerate([*written] * 8))
+        path = file("a,kind\n" + "".join(f"{row},{word}\n" for row, word in rows))
+        assert Table(path, "kind", test_size=6, validation=4).train().names == tuple(ordered)
     path = file("a,kind\n" + "".join(f"{row},{row % 12}\n" for row in range(48)))
-    assert Table(path, "kind", test_size=12, validation=4).train().names == tuple(
-        map(str, range(12))
-    )
     train = Table(path, "kind", test_size=12, validation=4, numbers=True).train()
     assert (train.classifies, train.outputs, train.targets.shape) == (False, 1, (36, 1))
     assert torch.equal(train.targets, train.inputs % 12)

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -403,10 +404,7 @@ class Table:
             targets = _numbers(table, self.path, self.target)[:, None]
             classes = [self.target]
         else:
-            classes = sorted(
-                {*words},
-                key=lambda word: (not word.isdigit(), int(word) if word.isdigit() else 0, word),
-            )
+            classes = sorted({*words}, key=_class_order)
             targets = torch.tensor([classes.index(word) for word in words])
         _check_within("test_size", self.test_size, len(words) - 1, f"{len(words)} rows")
         chosen = make_folds(targets, 1, self.test_size, 0)[0][part]
@@ -415,6 +413,15 @@ class Table:
         return Split(
             inputs, targets, len(classes), digest, names=tuple(classes), columns=tuple(columns)
         )
+
+
+def _class_order(word: str) -> tuple[bool, Decimal, str]:
+    """Returns the key by which classes are sorted: numbers by their value, before other words."""
+    try:
+        number = Decimal(word)
+    except InvalidOperation:
+        number = Decimal("nan")
+    return (False, number, word) if number.is_finite() else (True, Decimal(0), word)
 
 
 @dataclass(frozen=True)
