@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, TensorDataset
 import studyloom as sl
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.python_study import ask
-from studyloom.pickled import passed_on
+from studyloom.pickled import passed_on, registered_object
 from studyloom.space.language import parse_space
 
 
@@ -131,6 +131,22 @@ def test_numbers_are_learnt_by_mse_and_datasets_by_their_items(tmp_path, monkeyp
             sl.ConfigError, match=r"cannot hold the Datasets .* data\.train\._target_"
         ):
             study.to_yaml("conf")
+
+
+class Halved(TensorDataset):
+    def __getitem__(self, index):
+        inputs, target = super().__getitem__(index)
+        return inputs / 2, target
+
+
+def test_tensors_that_a_dataset_changes_are_read_through_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    halved = Halved(*pair(60))
+    for data in ((halved, Halved(*pair(20))), halved):
+        section = ask(Net, {}, data, {}).sections["data"]
+        assert section["_target_"] == "studyloom.data.Datasets"
+        inputs, _ = registered_object(section["train"]["name"])[0]
+        assert inputs.tolist() in (pair(60)[0] / 2).tolist()
 
 
 def test_an_option_that_the_space_lacks_is_no_start(tmp_path, monkeypatch):

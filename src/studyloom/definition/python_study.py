@@ -265,7 +265,7 @@ def _add_data(
     train, test = _divided(study, data)
     made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
     own = study.sections.get("data", {})
-    in_pairs = (isinstance(p, TensorDataset) and len(p.tensors) == 2 for p in (train, test))
+    in_pairs = (type(p) is TensorDataset and len(p.tensors) == 2 for p in (train, test))
     if all(in_pairs) and "evaluate" not in own:
         root = str(_add_arrays(study, train.tensors, test.tensors))
         load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
@@ -299,9 +299,9 @@ def _divided(study: PythonStudy, data: Any) -> tuple[Any, Any]:
     tested = max(1, count // SHARE)
     words = f"drawn by study.seed={seed}, are the test set"
     study.notes.append(f"data: {tested} of {count} examples, {words}")
-    targets = whole.tensors[-1] if isinstance(whole, TensorDataset) else torch.zeros(count)
+    targets = whole.tensors[-1] if type(whole) is TensorDataset else torch.zeros(count)
     first, second = make_folds(targets, 1, tested, seed)[0]
-    if isinstance(whole, TensorDataset):
+    if type(whole) is TensorDataset:
         return TensorDataset(*whole[first]), TensorDataset(*whole[second])
     return Subset(whole, first.tolist()), Subset(whole, second.tolist())
 
@@ -313,7 +313,7 @@ def _check_size(key: str, part: Any, least: int) -> None:
 
 def _as_dataset(part: Any) -> Any:
     """Returns a Dataset unchanged, a pair of tensors or arrays as one, and else None."""
-    if isinstance(part, TensorDataset):
+    if type(part) is TensorDataset:  # a subclass may change what it holds
         list(map(_tensor, part.tensors))  # which refuses what no file can hold
     if isinstance(part, tuple | list):
         if len(part) != 2 or not all(hasattr(each, "dtype") for each in part):
