@@ -149,6 +149,22 @@ def test_tensors_that_a_dataset_changes_are_read_through_it(tmp_path, monkeypatc
         assert inputs.tolist() in (pair(60)[0] / 2).tolist()
 
 
+def test_tensors_with_a_validation_set_of_their_own_hold_out_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = (pair(count, torch.float) for count in (60, 20, 9))
+    *parts, valid = ((inputs, targets[:, None]) for inputs, targets in pairs)
+    asked = ask(Net, {}, parts, {"data.valid": valid})
+    data = asked.sections["data"]
+    assert data.keys() == {"_target_", "train", "valid", "test"}
+    assert (data["_target_"], asked.notes) == ("studyloom.data.Datasets", [])
+    assert {"loss": "mse"} in asked.sections["defaults"]
+    data = ask(Net, {}, parts, {"data.num_workers": 1, "data.validation": 7}).sections["data"]
+    assert (data["_target_"], data["validation"]) == ("studyloom.data.Datasets", 7)
+    few = {**SMALL, "winner": {"enabled": False}, "data.valid": valid}
+    with sl.search(Net, space=SPACE, data=parts, name="own", **few) as study:
+        assert len(study.to_dicts()) == 2
+
+
 def test_an_option_that_the_space_lacks_is_no_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for names, options in ((("sgd", "adam"), [{"optimizer": "sgd"}]), (("sgd", "adamw"), [])):

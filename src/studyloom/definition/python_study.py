@@ -29,6 +29,7 @@ from studyloom.config.overrides import STUDY_GROUPS, describe_compose_error, mea
 from studyloom.config.runs import config_folders, read_written
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.trust import SECTIONS, read_yaml
+from studyloom.data import Datasets, Loaded
 from studyloom.data.split import make_folds
 from studyloom.definition.sources import check_readable
 from studyloom.definition.user_functions import UserFunction
@@ -263,25 +264,28 @@ def _add_data(
 ) -> None:
     """Adds the section of the data; raises ConfigError if they are nothing that we know."""
     train, test = _divided(study, data)
-    made: dict[str, Any] = {"validation": max(1, len(train) // SHARE)}
     own = study.sections.get("data", {})
-    in_pairs = (type(p) is TensorDataset and len(p.tensors) == 2 for p in (train, test))
-    if all(in_pairs) and "evaluate" not in own:
+    in_pairs = all(type(p) is TensorDataset and len(p.tensors) == 2 for p in (train, test))
+    if in_pairs and trains and train.tensors[1].is_floating_point():
+        options.setdefault("loss", "mse")
+        study.sections.setdefault("objective", {}).setdefault("metric", "rmse")
+    keys, of_loaded = (inspect.signature(each).parameters.keys() for each in (Datasets, Loaded))
+    made: dict[str, Any]
+    if in_pairs and not own.keys() & (keys - of_loaded):
         root = str(_add_arrays(study, train.tensors, test.tensors))
         load = {"_target_": READ_ARRAYS, "_partial_": True, "root": root}
-        made |= {"_target_": "studyloom.data.Loaded", "load": load}
-        if trains and train.tensors[1].is_floating_point():
-            options.setdefault("loss", "mse")
-            study.sections.setdefault("objective", {}).setdefault("metric", "rmse")
+        made = {"_target_": "studyloom.data.Loaded", "load": load}
     else:
-        made |= {"_target_": "studyloom.data.Datasets"}
+        made = {"_target_": "studyloom.data.Datasets"}
         made |= {
             "train": register_object("data.train", train),
             "test": register_object("data.test", test),
         }
-    study.sections["data"] = made = {**made, **own}
-    words = "training examples are the validation set (data.validation)"
-    study.notes.append(f"data: {made['validation']} {words}")
+    if own.get("valid") is None:
+        count = made["validation"] = own.get("validation", max(1, len(train) // SHARE))
+        words = "training examples are the validation set (data.validation)"
+        study.notes.append(f"data: {count} {words}")
+    study.sections["data"] = {**made, **own}
 
 
 def _divided(study: PythonStudy, data: Any) -> tuple[Any, Any]:
