@@ -45,7 +45,7 @@ def overflowing(network, batch, loss):
 
 
 # Here each rank has noise of its own, or sees its share alone.
-NOISY = ("batch norm and dropout", "everything at once")
+NOISY = ("batch norm and dropout", "everything at once", "noise of Python and NumPy")
 WAYS = MEASURED | {name: (False, RESUMABLE[name]) for name in NOISY}
 WAYS["fp16 that overflows in one rank"] = (False, {"precision": "fp16", "step": overflowing})
 

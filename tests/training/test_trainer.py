@@ -3,6 +3,7 @@
 import itertools
 import math
 import pickle
+import random
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from functools import partial
@@ -54,6 +55,18 @@ def toy_job(**changes) -> Job:
         seed=1,
     )
     return replace(job, **changes)
+
+
+class Noisy(nn.Linear):
+    """Draws from Python's and NumPy's generators, for its initial weights and in training."""
+
+    def __init__(self, shape, outputs):
+        super().__init__(math.prod(shape), outputs)
+        self.bias.data.fill_(random.random() + np.random.rand())
+
+    def forward(self, inputs):
+        noise = random.gauss(0, 1) + np.random.randn() if self.training else 0.0
+        return super().forward(inputs.flatten(1) + noise)
 
 
 def epochs(jobs, split):
@@ -159,11 +172,12 @@ def test_an_epoch_draws_its_examples_anew_without_replacement():
 # Randomness
 
 
-def test_a_job_alone_is_a_job_among_three_together_or_in_turn():
+def test_a_job_alone_is_a_job_among_others_together_or_in_turn():
     jobs = [
         toy_job(seed=2, model=partial(CNN, channels=4, dropout=0.3)),
         toy_job(),
         toy_job(seed=3, train=torch.arange(15, 60), valid=torch.arange(15)),
+        toy_job(model=Noisy),
     ]
     alone = [curve(job) for job in jobs]
     together = [[numbers_of(epoch) for epoch in each] for each in Training(jobs, SPLIT)]
@@ -171,7 +185,7 @@ def test_a_job_alone_is_a_job_among_three_together_or_in_turn():
     training = Training(jobs, SPLIT, in_turn=True)
     in_turn = [[numbers_of(epoch) for epoch in each] for each in training]
     assert in_turn == [[one] for each in alone for one in each]
-    assert (training.epochs, training.stride, len(training.history)) == (9, 3, 9)
+    assert (training.epochs, training.stride, len(training.history)) == (12, 3, 12)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -180,19 +194,23 @@ def test_the_callers_random_state_neither_changes_nor_matters(device):
     split = SPLIT.to(device)
 
     def draw():
-        return [*torch.rand(4).tolist(), *torch.rand(4, device=device).tolist()]
+        drawn = torch.rand(4), torch.rand(4, device=device), np.random.randn(3)
+        return [random.gauss(0, 1), *(each.tolist() for each in drawn)]
 
-    torch.manual_seed(5)
+    def seed():
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+
+    seed()
     undisturbed = [draw() for _ in range(4)]
-    torch.manual_seed(5)
+    seed()
     disturbed, ours = [], []
-    for (epoch,) in epochs([toy_job()], split):
+    for (epoch,) in epochs([toy_job(model=Noisy)], split):
         disturbed.append(draw())
         ours.append(numbers_of(epoch))
     with pytest.raises(ZeroDivisionError):
         curve(toy_job(loss=lambda outputs, labels: 1 / 0), split)
     assert [*disturbed, draw()] == undisturbed
-    assert ours == curve(toy_job(), split)
+    assert ours == curve(toy_job(model=Noisy), split)
 
 
 # Stopping and resuming
@@ -228,6 +246,7 @@ def mixed(network, batch, loss):
 
 RESUMABLE |= {
     "a step of one's own": {"step": mixed},
+    "noise of Python and NumPy": {"model": Noisy},
     "accumulation without the last batch": {"accumulate": 2, "batch_size": 7, "drop_last": True},
     "the best epoch of an average with batch norm": {
         **RESUMABLE["batch norm and dropout"],
@@ -391,6 +410,14 @@ def test_a_state_of_other_jobs_is_refused_in_one_line_and_training_stays_as_it_w
         assert "\n" not in str(refusal.value)
         assert equal(timeless(training.state()), before)
     assert [numbers_of(epoch) for (epoch,) in training] == curve(toy_job())[1:]
+
+
+def test_a_state_of_an_earlier_version_lacks_the_generators_of_python_and_numpy():
+    state, expected = all_states(Training([toy_job()], SPLIT))[1], curve(toy_job())
+    del state["jobs"][0]["random"][-1]
+    training = Training([toy_job()], SPLIT)
+    training.restore(state)
+    assert [numbers_of(epoch) for (epoch,) in training] == expected[1:]
 
 
 class Interrupt(BaseException):

@@ -11,13 +11,27 @@ import torch
 from studyloom.data import examples
 
 
+def host_state(seed: int | None = None) -> dict[str, Any]:
+    """Returns the state of Python's and NumPy's generators: now, or as a seed sets it."""
+    python: Any = random if seed is None else random.Random(seed)
+    numpy: Any = np.random if seed is None else np.random.RandomState(seed % 2**32)
+    kind, keys, *rest = numpy.get_state(legacy=True)
+    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    return {"python": python.getstate(), "numpy": (kind, words, *rest)}
+
+
+def set_host_state(state: dict[str, Any]) -> None:
+    """Sets Python's and NumPy's generators to a state."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, words, *rest = state["numpy"]
+    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
+
+
 def random_state() -> dict[str, Any]:
     """Returns the state of all generators, as `torch.load(weights_only=True)` can read it."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
     return {
-        "python": random.getstate(),
-        "numpy": (kind, words, *rest),
+        **host_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
@@ -26,10 +40,7 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Sets all generators to a state, but for GPUs that are not here."""
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
+    set_host_state(state)
     torch.set_rng_state(state["torch"])
     for device, of_device in enumerate(state["cuda"]):
         if device < torch.cuda.device_count():

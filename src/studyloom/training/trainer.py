@@ -25,6 +25,7 @@ from studyloom.seeds import derive
 from studyloom.training.batches import Batches, Sized, make_batches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
+from studyloom.training.randomness import host_state, set_host_state
 from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.steps import Steps, call_network, choose_threads, on_threads
 
@@ -97,9 +98,10 @@ class JobRun:
             self.generators.append(torch.cuda.default_generators[self.device.index])
         elif self.device.type == "mps":
             self.generators.append(torch.mps._get_default_mps_generator())
-        self.random = [
+        self.random: list[Any] = [
             torch.Generator(g.device).manual_seed(job.seed).get_state() for g in self.generators
         ]
+        self.random.append(host_state(job.seed))
         with self.own_randomness():
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
@@ -192,13 +194,15 @@ class JobRun:
             number, value, weights = state["best"]
             self.best = int(number), float(value), deepcopy(weights)
         self.epoch, self.step = state["epoch"], state["step"]
-        self.random = deepcopy(state["random"])
+        saved = deepcopy(state["random"])
+        self.random[: len(saved)] = saved  # an earlier version saved only PyTorch's
 
     @contextlib.contextmanager
     def own_randomness(self) -> Iterator[None]:
         """Sets the job's random state for the body, and restores the caller's afterwards.
 
-        Layers draw from the global generators, which is why their state is exchanged.
+        Layers draw from the global generators of PyTorch, NumPy and Python, which is why their
+        state is exchanged.
         """
         callers = self._get_random()
         try:
@@ -208,12 +212,14 @@ class JobRun:
         finally:
             self._set_random(callers)
 
-    def _get_random(self) -> list[Tensor]:
-        return [generator.get_state() for generator in self.generators]
+    def _get_random(self) -> list[Any]:
+        return [*(generator.get_state() for generator in self.generators), host_state()]
 
-    def _set_random(self, states: Sequence[Tensor]) -> None:
-        for generator, state in zip(self.generators, states, strict=True):
+    def _set_random(self, states: Sequence[Any]) -> None:
+        *of_torch, of_host = states
+        for generator, state in zip(self.generators, of_torch, strict=True):
             generator.set_state(state)
+        set_host_state(of_host)
 
     def run_epoch(self) -> Epoch:
         """Trains for one epoch and evaluates the validation set."""
@@ -252,8 +258,10 @@ class JobRun:
             yield
             return
         common = self._get_random()
+        seed = derive(self.job.seed, self.epoch, self.ranks.rank)
         for generator in self.generators:
-            generator.manual_seed(derive(self.job.seed, self.epoch, self.ranks.rank))
+            generator.manual_seed(seed)
+        set_host_state(host_state(seed))
         yield
         self._set_random(common)
 
