@@ -210,6 +210,25 @@ def test_items_that_raise_or_change_are_named_before_the_first_trial():
         Datasets(train=Raising(), validation=5).train()
 
 
+class Binary(Drawn):
+    """Whether an image is of the first class, as by a target_transform."""
+
+    def __getitem__(self, index):
+        pixels, label = super().__getitem__(index)
+        return pixels, int(label == 0)
+
+
+def test_classes_that_the_items_do_not_have_are_named_unless_they_are_given():
+    with pytest.raises(DataError, match=r"data\.train: item 0 is of class 1, but 0 in.*data\.tar"):
+        Datasets(train=Binary(), validation=15).train().check()
+    given = [int(label == 0) for label in Binary().targets]
+    examples = Datasets(train=Binary(), validation=15, targets=given).train()
+    examples.check()
+    assert examples.outputs == 2
+    drawn(targets=given).check()
+    drawn(valid=Binary(9), validation=None).check()  # its items have no known classes
+
+
 class Named(Drawn):
     """Images in classes with names."""
 

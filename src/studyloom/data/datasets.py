@@ -63,7 +63,8 @@ class Datasets:
         outputs: the number of outputs of the network. None: derived from the items.
         shape: the shape of one input. None: that of the first item.
         targets: the class of each training example, n integers from 0, so that held-out sets are
-            stratified. None: the attribute `targets` or `labels` of the Dataset, if it has one.
+            stratified. None: the attribute `targets` or `labels` of the Dataset, if it has one,
+            which must be the classes of its items: a `target_transform` may change them.
         digest: a string that identifies the data. None: for a folder, names, sizes and times of
             its files; else the length of the Dataset and 16 items.
         transform: converts the content of a file to an input, for `studyloom predict`; see
@@ -197,6 +198,7 @@ class Datasets:
             shape=None if shape is None else tuple(shape),
             classifies=classifies,
             targets=classes if classifies else None,
+            targets_found=self._targets is None,
             weights=weights,
             groups=groups,
             ordered=self._ordered,

@@ -145,6 +145,7 @@ class Examples:
         outputs: how many numbers a network returns for each input; None if that is not known.
         shape: of one input; None if it is not one tensor.
         targets: the class of each training example, int64 (n,); None if it is not known.
+        targets_found: whether they are an attribute of the Dataset, and not given as data.targets.
         weights: with which each training example is drawn, (n,); None for each once an epoch.
         groups: of each training example, int64 (n,).
         group_names: the group of each example of a test set, such as its speaker.
@@ -166,6 +167,7 @@ class Examples:
     shape: tuple[int, ...] | None
     classifies: bool
     targets: Tensor | None = None
+    targets_found: bool = False
     weights: Tensor | None = None
     groups: Tensor | None = None
     ordered: bool = False
@@ -238,13 +240,27 @@ class Examples:
         for items in dict.fromkeys((self.training, self.evaluation)):
             first = structure(items.at(0))
             for index in items.some():
-                made = structure(items.at(index))
+                item = items.at(index)
+                made = structure(item)
                 if made != first and items.collate is None:
                     raise DataError(
                         f"{items.parts[0][0]}: all items must have the same structure; item 0 is "
                         f"{first}, and item {index} is {made}; make batches of them with your "
                         f"own data.collate, {TRAIN_IT_YOURSELF}"
                     )
+                self._check_class(items, index, target_of(item))
+
+    def _check_class(self, items: Items, index: int, target: Tensor | None) -> None:
+        """Raises DataError if an item has another class than its Dataset says."""
+        if self.targets is None or not self.targets_found or index >= len(self):
+            return
+        known = int(self.targets[index])
+        if target is not None and not target.ndim and target.item() != known:
+            raise DataError(
+                f"{items.parts[0][0]}: item {index} is of class {target.item()}, but {known} in "
+                "the targets or labels of the Dataset, as by a target_transform; give the classes "
+                "of all items as data.targets, and their number as data.outputs"
+            )
 
     def for_preflight(self) -> "Examples":
         """Returns a copy for tries before the first trial: each item is loaded once, and here."""
