@@ -51,6 +51,18 @@ def test_metrics_are_those_of_scikit_learn():
         assert metric.sign * better > metric.sign * value, name
 
 
+def test_targets_with_one_value_each_and_outputs_may_differ_by_a_dimension_of_one():
+    numbers, right = torch.tensor([1.0, 2.0, 3.0]), torch.eye(3)
+    for name in ("mse", "rmse", "mae"):
+        assert METRICS[name](numbers[:, None], numbers) == 0.0, name
+        assert METRICS[name](numbers, numbers[:, None]) == 0.0, name
+        with pytest.raises(RuntimeError, match="shape"):
+            METRICS[name](right, numbers)
+    assert METRICS["accuracy"](right, torch.tensor([[0], [1], [0]])) == pytest.approx(2 / 3)
+    masks = torch.arange(24).reshape(2, 3, 4) % 3
+    assert METRICS["accuracy"](right[masks].movedim(-1, 1), masks) == 1.0
+
+
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
 def test_a_network_that_is_too_sure_for_probabilities_is_ranked_all_the_same(name):
     """From a margin of 37 on they are all 1, and would be ties."""

@@ -83,8 +83,9 @@ class Metric(Goal):
 
 
 def accuracy(outputs: Tensor, classes: Tensor) -> Tensor:
-    """Returns the share of examples whose largest output is that of their class."""
-    return (outputs.argmax(1) == classes).double().sum() / len(classes)
+    """Returns the share of examples, or of pixels, whose largest output is that of their class."""
+    right = _is_right(outputs, classes)
+    return right.double().sum() / right.numel()
 
 
 def cross_entropy(outputs: Tensor, classes: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def mse(outputs: Tensor, numbers: Tensor) -> Tensor:
     """Returns the mean squared error."""
     from torch.nn import functional
 
-    return functional.mse_loss(outputs, numbers)
+    return functional.mse_loss(outputs.reshape(numbers.shape), numbers)
 
 
 def rmse(outputs: Tensor, numbers: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def mae(outputs: Tensor, numbers: Tensor) -> Tensor:
     """Returns the mean absolute error."""
     from torch.nn import functional
 
-    return functional.l1_loss(outputs, numbers)
+    return functional.l1_loss(outputs.reshape(numbers.shape), numbers)
 
 
 def r2(outputs: Tensor, numbers: Tensor) -> Any:
@@ -155,14 +156,22 @@ def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor |
     from torch.nn import functional
 
     if metric.function is accuracy:
-        return (outputs.argmax(1) == targets).double()
-    if metric.function is cross_entropy:
-        return functional.cross_entropy(outputs, targets, reduction="none").double()
-    if metric.function is mse:
-        return (outputs - targets).double().square().flatten(1).mean(1)
-    if metric.function is mae:
-        return (outputs - targets).double().abs().flatten(1).mean(1)
-    return None
+        each = _is_right(outputs, targets)
+    elif metric.function is cross_entropy:
+        each = functional.cross_entropy(outputs, targets, reduction="none")
+    elif metric.function is mse:
+        each = (outputs.reshape(targets.shape) - targets).double().square()
+    elif metric.function is mae:
+        each = (outputs.reshape(targets.shape) - targets).double().abs()
+    else:
+        return None
+    return each.double().reshape(len(targets), -1).mean(1)
+
+
+def _is_right(outputs: Tensor, classes: Tensor) -> Tensor:
+    """Whether the largest output is that of the class, which may be (n,) or (n, 1)."""
+    guess = outputs.argmax(1)
+    return guess == classes.reshape(guess.shape)
 
 
 def _predictions(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:

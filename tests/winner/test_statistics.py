@@ -99,6 +99,11 @@ def test_the_scores_of_examples_have_the_metric_as_their_mean():
         scores = example_scores(METRICS[name], outputs, targets)
         assert scores.shape == (50,)
         assert float(scores.mean()) == pytest.approx(METRICS[name](outputs, targets), rel=1e-6)
+    for name in ("mse", "mae"):  # targets of one value each may lack a dimension
+        outputs, targets = torch.randn(2, 50, generator=generator)
+        scores = example_scores(METRICS[name], outputs[:, None], targets)
+        assert torch.equal(scores, example_scores(METRICS[name], outputs, targets))
+        assert float(scores.mean()) == pytest.approx(METRICS[name](outputs, targets), rel=1e-6)
 
 
 def test_a_spread_takes_three_seeds_that_differ():
