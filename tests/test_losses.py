@@ -43,6 +43,8 @@ def test_a_weighted_loss_is_a_mean_over_examples_whatever_the_batches():
     loss = CrossEntropy([1.0, 2.0, 3.0, 4.0]).double()
     each = torch.stack([loss(OUTPUTS[i : i + 1], LABELS[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(loss(OUTPUTS, LABELS), each.mean())
+    outputs, masks = OUTPUTS[:, :, None, None].expand(-1, -1, 2, 5), LABELS[:, None, None]
+    torch.testing.assert_close(loss(outputs, masks.expand(-1, 2, 5)), each.mean())
 
 
 def test_weights_that_cannot_be_are_refused():

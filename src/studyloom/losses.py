@@ -11,9 +11,9 @@ from torch.nn import functional
 
 
 class CrossEntropy(nn.CrossEntropyLoss):
-    """Cross entropy of raw outputs (batch, classes) and labels (batch,): a scalar.
+    """Cross entropy of raw outputs (batch, classes, …) and labels (batch, …): a scalar.
 
-    A weight multiplies the loss of an example; the mean is over examples, whatever their weights.
+    A weight multiplies the loss of a label; the mean is over labels, whatever their weights.
 
     Args:
         weights: none; or balanced, which gives each class the same share in the loss of the
@@ -66,7 +66,7 @@ class CrossEntropy(nn.CrossEntropyLoss):
         total = functional.cross_entropy(
             outputs, labels, weight, reduction="sum", label_smoothing=smooth
         )
-        return total / len(labels)
+        return total / labels.numel()  # masks have one for each pixel
 
     def _balance(self, inputs: Tensor, targets: Tensor) -> None:
         """Sets the weights by the classes of the training set, (n,); ignores the inputs."""
