@@ -24,7 +24,7 @@ class Muon(Optimizer):
         network: where the parameters are from; studyloom gives it. None: each two-dimensional
             parameter counts as a matrix of a hidden layer.
         lr: the learning rate of the matrices.
-        adamw_lr: the learning rate of all else.
+        adamw_lr: the learning rate of all else; of a group without it, the group's own `lr`.
         weight_decay: decoupled, as in AdamW.
         momentum: of the matrices.
         fused: whether AdamW is fused.
@@ -49,6 +49,10 @@ class Muon(Optimizer):
                 f"optimizer=muon needs PyTorch 2.9 or later, and this is {torch.__version__}; "
                 "install it, or choose optimizer=adamw"
             )
+        params = [
+            {"adamw_lr": each["lr"], **each} if isinstance(each, dict) and "lr" in each else each
+            for each in params
+        ]
         rates = {"lr": lr, "adamw_lr": adamw_lr}
         super().__init__(params, rates | {"weight_decay": weight_decay, "momentum": momentum})
         hidden = None if network is None else _hidden_matrices(network)

@@ -173,6 +173,9 @@ def test_groups_of_muon_have_both_learning_rates():
     group = ParameterGroup("first", ("1",), settings={"lr": 0.3, "adamw_lr": 0.4})
     optimizer = make_optimizer(Muon, network(), [group])
     assert [each["lr"] for each in optimizer.param_groups] == [0.3, 1e-3, 0.4]
+    group = ParameterGroup("first", ("1",), settings={"lr": 0.3})  # which is of both then
+    optimizer = make_optimizer(Muon, network(), [group])
+    assert [each["lr"] for each in optimizer.param_groups] == [0.3, 1e-3, 0.3]
 
 
 def test_without_muon_in_pytorch_the_error_says_what_to_do(monkeypatch):
