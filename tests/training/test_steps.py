@@ -45,6 +45,9 @@ def test_small_steps_get_one_thread_and_large_ones_all():
             self.calls += 1
             return super().forward(inputs) + torch.rand(1)
 
+    def lazy(width):
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(width))
+
     small, large = Counting(IMAGE, 10, hidden=[16]), MLP(IMAGE, 10, hidden=[512, 512])
     with on_threads(2):
         before = torch.get_rng_state()
@@ -54,6 +57,8 @@ def test_small_steps_get_one_thread_and_large_ones_all():
         assert chosen(large, 64) == 2
         assert chosen(CNN(IMAGE, 10), 64) == 2  # whose weights are few
         assert chosen(small, 64, fail) == 2  # it cannot be told
+        assert chosen(lazy(10), 64) == 1  # its weights have no size yet
+        assert chosen(lazy(512), 4096) == 2
     with on_threads(1):
         assert chosen(large, 64) == 1
     assert (small.calls, small.training) == (0, True), "it is left alone"

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from studyloom.data.examples import name_of
 from studyloom.errors import TRAIN_IT_YOURSELF
@@ -154,7 +155,8 @@ def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int)
     available, weights = torch.get_num_threads(), list(network.parameters())
     if available == 1 or any(weight.device.type != "cpu" for weight in weights):
         return available
-    if 2 * batch_size * sum(weight.numel() for weight in weights) >= WORTH:
+    known = sum(weight.numel() for weight in weights if not is_lazy(weight))
+    if 2 * batch_size * known >= WORTH:
         return available  # without a copy of what may be large
     try:
         with torch.random.fork_rng(devices=[]):
