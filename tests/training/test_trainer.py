@@ -492,3 +492,15 @@ def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else
         assert torch.allclose(run.model.state_dict()["0.mean"], expected, atol=1e-6)
         assert len(run.loss.weight) == 3
     assert loss.weight is None
+
+
+def test_a_layer_that_is_called_adapt_is_no_method_that_adapts():
+    class Adapting(MLP):
+        def __init__(self, shape, outputs):
+            super().__init__(shape, outputs)
+            self.adapt = nn.Linear(outputs, outputs)
+
+        def forward(self, inputs):
+            return self.adapt(super().forward(inputs))
+
+    assert len(curve(toy_job(model=Adapting))) == 3

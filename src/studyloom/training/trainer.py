@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import astuple, replace
 from functools import partial, reduce
+from inspect import isroutine
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -44,7 +45,7 @@ def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
 def _learners(part: Any) -> list[Any]:
     if not isinstance(part, nn.Module):
         return []
-    return [module for module in part.modules() if callable(getattr(module, "adapt", None))]
+    return [module for module in part.modules() if isroutine(getattr(module, "adapt", None))]
 
 
 class Average:
