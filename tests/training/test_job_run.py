@@ -10,10 +10,11 @@ from test_trainer import SPLIT, curve, mixed, toy_job
 from torch import nn
 from torch.optim import lr_scheduler
 
+from studyloom.definition.preflight import try_out
 from studyloom.metrics import METRICS
 from studyloom.models import MLP
 from studyloom.training.optimizer import TorchSchedule
-from studyloom.training.trainer import Training, evaluate_network
+from studyloom.training.trainer import JobRun, Training, evaluate_network
 
 PLAIN = {"model": partial(MLP, hidden=(8,)), "optimizer": partial(torch.optim.SGD, lr=0.1)}
 
@@ -60,6 +61,25 @@ def test_an_evaluation_of_ones_own_is_what_the_metric_judges_also_on_the_test_pa
     with torch.no_grad():
         assert torch.allclose(outputs, -model.eval()(SPLIT.inputs), atol=1e-6)
     assert torch.equal(targets, SPLIT.targets)
+
+
+def test_what_an_evaluation_leaves_behind_can_be_trained_with():
+    """Such as the tables of rotary embeddings, which a network computes once and keeps."""
+    kept = {}
+
+    class Keeping(MLP):
+        def forward(self, inputs):
+            if not self.training:
+                kept["cos"] = torch.cos(torch.arange(3))
+            return super().forward(inputs) * kept["cos"]
+
+    job = toy_job(model=Keeping)
+    try_out(job, SPLIT)  # it evaluates before it trains
+    run = JobRun(job, SPLIT)
+    run.run_epoch()
+    run.run_epoch()
+    evaluate_network(job, run.model, SPLIT)
+    run.run_epoch()
 
 
 def test_a_step_or_evaluation_that_returns_something_else_is_named():

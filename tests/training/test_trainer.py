@@ -447,6 +447,20 @@ def test_a_signal_in_the_midst_of_an_epoch_leaves_no_half_of_it():
         assert equal(states_of(training), expected)
 
 
+def test_a_signal_as_an_evaluation_ends_leaves_gradients_on(monkeypatch):
+    def cut_short(*_):
+        raise Interrupt
+
+    def loss(outputs, targets):
+        if not torch.is_grad_enabled():
+            monkeypatch.setattr(torch.no_grad, "__exit__", cut_short)
+        return nn.functional.cross_entropy(outputs, targets)
+
+    with pytest.raises(Interrupt):
+        curve(toy_job(loss=loss))
+    assert torch.is_grad_enabled()
+
+
 def test_a_job_that_cannot_be_trained_is_refused():
     for changes, message in (
         ({"batch_size": 46}, r"batch_size must be from 1 to 45, an epoch's; got 46"),

@@ -139,7 +139,7 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
             for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
                 batches.at(job.train[:size])
             sizes = {min(2, job.batch_size), *sizes} & {1, 2}
-        with _explained("step", None, 2), torch.inference_mode():
+        with _explained("step", None, 2), torch.no_grad():
             if isinstance(split, Split) and job.evaluate is None:
                 outputs, targets = apply_network(model.eval(), batches.at(job.valid[:2]))
                 if tuple(outputs.shape) != (wanted := (len(targets), split.outputs)):
@@ -152,7 +152,7 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
             with _explained("step", job.step, size, single):
                 batch = batches.at(split.to_rehearse(job.train)[:size])
                 steps.train(model.train(), batch).backward()  # type: ignore[no-untyped-call]
-        with _explained("evaluate", job.evaluate, max(sizes)), torch.inference_mode():
+        with _explained("evaluate", job.evaluate, max(sizes)), torch.no_grad():
             batch, count = next(iter(batches.part(job.valid[: max(sizes)])))
             evaluated = steps.evaluate(model.eval(), batch, count)[1:]
     if isinstance(split, Split) and job.evaluate is None:

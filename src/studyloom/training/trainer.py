@@ -230,7 +230,8 @@ class JobRun:
                 self.ranks.copy_from_first(self.model.state_dict().values())
                 self.aligned = True
             steps, total = self.batches.steps(), torch.zeros((), device=self.device)
-            with self._noise():
+            # If a signal cuts `no_grad` short as it ends, this one turns gradients on again.
+            with self._noise(), torch.enable_grad():
                 self.model.train()
                 for count, batches in steps:
                     total += self.train_step(count, batches)
@@ -315,7 +316,7 @@ class JobRun:
             if weight.ndim > 1 and weight.grad is not None:
                 weight.grad.add_(weight.sign(), alpha=self.job.l1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def evaluate(self, indices: Tensor) -> tuple[float, float]:
         """Returns the mean loss and the metric on examples; NaN if the loss is not finite."""
         if self.average is not None:
@@ -340,8 +341,8 @@ def evaluate_part(
 ) -> tuple[float, Tensor, Tensor]:
     """Evaluates a network in eval mode: returns its mean loss, outputs (n, …) and targets (n, …).
 
-    Its callers are in inference mode. Two guards, one within the other, are undone in the wrong
-    order if a signal cuts them short, and gradients stay off.
+    Its callers turn gradients off, and not by inference mode: a network may keep what it computes
+    here, such as a mask, and train with it.
     """
     total = torch.zeros((), device=indices.device)
     outputs: list[Tensor] = []
@@ -430,7 +431,7 @@ def evaluate_network(
     batches = make_batches(replace(job, valid=everything), split)
     model = model.to(device)
     batches.fit(model)
-    with contextlib.closing(batches), torch.inference_mode():
+    with contextlib.closing(batches), torch.no_grad():
         return evaluate_part(model, steps, batches, everything)[1:]
 
 
