@@ -21,9 +21,10 @@ from studyloom.extras.explain.explain import (
     occlude,
     permute_columns,
 )
-from studyloom.metrics import METRICS
+from studyloom.metrics import METRICS, Metric
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
+from studyloom.winner.predictions import show
 from studyloom.winner.statistics import Outputs
 
 ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
@@ -54,6 +55,15 @@ def test_each_class_has_the_share_that_is_right_of_it():
     assert told.left == 0
     rows = {row.name: (row.count, row.value) for row in told.rows}
     assert rows == {"cat": (3, pytest.approx(2 / 3)), "dog": (1, 1.0)}
+
+
+@pytest.mark.parametrize(("columns", "labels"), [(1, [0, 1]), (2, [0, 2]), (2, [-1, 1])])
+def test_outputs_without_a_column_for_each_label_are_not_shown_as_classes(columns, labels):
+    part = split_of(torch.zeros(2, 1), torch.tensor(labels), 2)
+    found, network = Outputs(torch.randn(2, columns), part.targets), Corner()
+    own = Metric("right", "maximize", lambda outputs, targets: 0.5)
+    assert show(job(), network.state_dict(), own, found, part) == {}
+    assert explain(job(), network, ACCURACY, found, part, []) == {}
 
 
 def test_groups_come_before_classes_and_numbers_have_them_too():

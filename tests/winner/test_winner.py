@@ -40,6 +40,7 @@ from studyloom.study.strategy import Strategy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
+from studyloom.winner import measurement
 from studyloom.winner.candidates import (
     CandidateSource,
     CandidateTrainings,
@@ -228,6 +229,19 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(defi
         file.unlink()
     again = evaluate_winner(stages, CountedTest(), ["x"])
     assert again.test == result.test, "they are trained again to the same"
+
+
+@network
+def test_what_only_the_report_shows_does_not_cost_the_test(
+    definition, tmp_path, monkeypatch, caplog
+):
+    stages = stages_of(definition, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
+    work(stages)
+    monkeypatch.setattr(measurement, "show", lambda *_: {}["gone"])
+    result = evaluate_winner(stages, CountedTest(), ["x"])
+    assert (result.test.uses, result.test.examples, result.confusion) == (1, 200, None)
+    assert "the report lacks the winner's predictions: KeyError: 'gone'" in caplog.text
+    assert evaluate_winner(stages, CountedTest(), ["x"]).test.uses == 1
 
 
 @pytest.mark.chaos

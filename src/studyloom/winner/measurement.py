@@ -1,7 +1,8 @@
 """Measures winner and baseline on the test set, which is used once for the same networks."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -100,13 +101,11 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
     scores = _compare(found, values, bounds=metric.bounds)
     shown: dict[str, Any] = {"note": OWN_TEST}
     if test is not None and _predicts(trainings):
-        try:
+        with _reporting():
             name, job = kept_name(definition.config.objective.network), trainings.job(winner, 0)
             weights = weights_of(kept[winner][0], name)
             outputs = network_outputs(job, weights, test)
             shown = show(job, weights, METRICS.get(metric.name, metric), outputs, test)
-        except Exception as error:  # of the user's code; the test is done
-            log.warning("the report lacks the winner's predictions: %s", describe_error(error))
         shown["data"] = _describe_data(trainings, winner, test)
     examples = None if test is None else len(test)
     return Tested(
@@ -115,6 +114,15 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
         environment=current_environment(CPU),
         **shown,
     )
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Turns an exception of what only the report needs into a warning: the test is done."""
+    try:
+        yield
+    except Exception as error:  # of the user's code
+        log.warning("the report lacks the winner's predictions: %s", describe_error(error))
 
 
 def _compare(found: Reevaluated, values: Mapping[Origin, list[float]], **how: Any) -> Scores:
@@ -157,7 +165,8 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
             rule: metric(predicted.cpu(), first.targets)
             for rule, predicted in test.references.items()
         }
-        shown = show(job, kept[winner][0], metric, first, test)
+        with _reporting():
+            shown = show(job, kept[winner][0], metric, first, test)
     scores = _compare(found, values, sampled=sampled, bounds=metric.bounds)
     return Tested(
         test=replace(scores, examples=len(test), references=references),

@@ -45,13 +45,24 @@ def show(
     return shown
 
 
+def scores_classes(found: Outputs, test: Part) -> bool:
+    """Whether outputs (n, classes) have a column for each label, and at least two columns.
+
+    A softmax over the single logit of a binary network would be 1 for every input.
+    """
+    outputs, labels = found.outputs, found.targets
+    if not test.classifies or outputs.ndim != 2 or labels.ndim != 1 or outputs.shape[1] < 2:
+        return False
+    return bool(((labels >= 0) & (labels < outputs.shape[1])).all())
+
+
 def _show_predictions(found: Outputs, test: Part) -> dict[str, Any]:
     """Returns the wrong predictions, most confident first, or numbers next to their targets.
 
     Other targets, such as a class for each pixel, are not shown.
     """
     outputs, targets = found.outputs, found.targets
-    if test.classifies and outputs.ndim == 2 and targets.ndim == 1:
+    if scores_classes(found, test):
         return _show_errors(outputs.softmax(1), targets, test)
     if test.classifies or outputs.ndim != 2 or targets.shape != outputs.shape:
         return {}

@@ -19,7 +19,7 @@ from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, accuracy, example_scores
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.predictions import png
+from studyloom.winner.predictions import png, scores_classes
 from studyloom.winner.result import (
     Bin,
     Calibration,
@@ -67,7 +67,7 @@ def explain(
     """
     explanations: dict[str, Any] = {}
     outputs, targets = found.outputs, found.targets
-    classifies = test.classifies and outputs.ndim == 2 and targets.ndim == 1
+    classifies = scores_classes(found, test)
     some = errors[:MOST_ERRORS]
 
     def ask(part: Part) -> Tensor:
@@ -130,7 +130,7 @@ def by_group(metric: Metric, found: Outputs, test: Part) -> Groups | None:
         return None
     if len(test.group_names) == len(targets):
         kind, names = "group", list(test.group_names)
-    elif test.classifies and targets.ndim == 1:
+    elif scores_classes(found, test):
         known = test.names or tuple(map(str, range(found.outputs.shape[1])))
         kind, names = "class", [known[label] for label in targets.tolist()]
     else:
