@@ -161,6 +161,18 @@ def test_a_table_is_read_by_the_names_of_its_columns_and_an_array_by_their_order
     assert str(answers[0]).split("\t")[1:] == ["large", standardized], "as in training"
 
 
+def test_a_network_of_one_logit_gives_its_value_and_no_class(tmp_path):
+    """A softmax over one column is 1 for every input."""
+    weights = {"1.weight": torch.tensor([[1.0, -1.0]]), "1.bias": torch.zeros(1)}
+    facts = {"shape": [2], "outputs": 1, "names": ["no", "yes"]}
+    folder = write_winner(tmp_path, {"_target_": MODEL, "hidden": []}, weights, **facts)
+    np.save(tmp_path / "rows.npy", np.array([[3.0, 1.0], [1.0, 3.0]]))
+    answers = [*predict(load_network(folder), [tmp_path / "rows.npy"])]
+    assert [(each.label, each.values) for each in answers] == [(None, (2.0,)), (None, (-2.0,))]
+    told = Predictor(load_network(folder)).predict([[3.0, 1.0]])
+    assert (told.classes, told.values.tolist()) == (None, [[2.0]])
+
+
 def test_in_a_run_directory_of_ones_own_nothing_has_to_be_trusted(own, tmp_path):
     folder = own(HALVE)
     with pytest.raises(ConfigError, match="not among the code"):

@@ -81,6 +81,7 @@ class Network:
             outputs = predict_outputs(self.model, given, size, output)
             # Of three dimensions or more, the second is known to be the classes next to a batch.
             known = outputs.ndim == 2 or (self.batched and outputs.ndim > 2)
+            known = known and outputs.shape[1] > 1  # one logit is the value of no class
             classifies = (self.form.facts.classifies and known) if softmax is None else softmax
             if classifies and (softmax or not _are_probabilities(outputs)):
                 outputs = outputs.softmax(1)
@@ -351,8 +352,8 @@ class Predictor:
                 one call, since a loop that loads its own data may have time or nodes there.
             softmax: True: a softmax over the second dimension turns the outputs (n, classes, …)
                 into probabilities; False: `values` holds the outputs, unchanged. None: the metric
-                decides; rows that sum to 1 get no softmax, nor do outputs of three dimensions or
-                more of a loop that loads its own data.
+                decides; a single column, and rows that sum to 1, get no softmax, nor do outputs of
+                three dimensions or more of a loop that loads its own data.
             output: which one of several outputs, by its name or position; None: the first.
 
         Returns:
