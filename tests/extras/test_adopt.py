@@ -299,3 +299,16 @@ def test_exported_runs_of_wandb_and_mlflow_are_trials(here, capsys):
     assert "--maximize COLUMN" in capsys.readouterr().err
     assert main(["adopt", "wandb.csv", "--minimize", "val_ac"]) == 2
     assert "did you mean val_acc?" in capsys.readouterr().err
+
+
+def test_whole_numbers_and_truth_values_of_a_csv_file_are_those_of_the_config(here, capsys):
+    (here / "runs.csv").write_text(
+        "train.batch_size,optimizer.nesterov,optimizer.lr,loss\n32,true,1,0.5\n64,False,0.1,0.6\n"
+    )
+    first, second = adopted(capsys, "runs.csv", "--minimize", "loss")["next"]
+    points = (
+        "{train.batch_size:32,optimizer.nesterov:true,optimizer.lr:1.0},"
+        "{train.batch_size:64,optimizer.nesterov:false,optimizer.lr:0.1}"
+    )
+    assert shlex.split(first)[-1] == f"study.enqueue=[{points}]"
+    assert "'train.batch_size': 32, 'optimizer.nesterov': True" in second

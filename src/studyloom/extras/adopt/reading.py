@@ -6,14 +6,20 @@ MLflow's exported CSV hold a row for each run, with its hyperparameters and last
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -31,6 +37,7 @@ ABOUT = {
     *("name", "state", "notes", "user", "tags", "created", "runtime", "sweep"),
     *("start time", "duration", "run id", "source type", "source name", "status"),
 }
+Domain = tuple[BaseDistribution, Callable[[str], Any]]  # of a column, and what reads a cell
 BEGUN = ("running", "pending", "scheduled")  # states of a run that has not ended
 
 
@@ -123,40 +130,42 @@ def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> A
     before = columns[: columns.index(value)]
     plain = [c for c in before if c.lower() not in ABOUT and not c.startswith(("_", "tags."))]
     chosen = [*names] or marked or plain
-    ranges = {c: _distribution([row[c] for row in rows if row[c]]) for c in chosen}
-    trials = [_trial(row, number, value, ranges) for number, row in enumerate(rows)]
+    domains = {c: _domain([row[c] for row in rows if row[c]]) for c in chosen}
+    trials = [_trial(row, number, value, domains) for number, row in enumerate(rows)]
     return AdoptedStudy(path.stem, metric, sign, trials)
 
 
 def _trial(
-    row: Mapping[str, Any], number: int, value: str, ranges: Mapping[str, BaseDistribution]
+    row: Mapping[str, Any], number: int, value: str, domains: Mapping[str, Domain]
 ) -> FrozenTrial:
     words = next((row[c] for c in row if c and c.lower() in ("state", "status") and row[c]), "")
     found = _number(row[value])
     ended = words.lower() in ("finished", "") and found is not None and not math.isnan(found)
     state = TrialState.COMPLETE if ended else TrialState.FAIL
     state = TrialState.RUNNING if words.lower() in BEGUN else state
-    params = {
-        name: row[name] if isinstance(domain, CategoricalDistribution) else _number(row[name])
-        for name, domain in ranges.items()
-        if row[name]
-    }
+    known = {name.removeprefix("params."): name for name in domains if row[name]}
     trial = create_trial(
         state=state,
         value=found if state == TrialState.COMPLETE else None,
-        params={name.removeprefix("params."): each for name, each in params.items()},
-        distributions={name.removeprefix("params."): ranges[name] for name in params},
+        params={name: domains[column][1](row[column]) for name, column in known.items()},
+        distributions={name: domains[column][0] for name, column in known.items()},
         system_attrs={"fail_reason": words} if state == TrialState.FAIL and words else {},
     )
     trial.number = number
     return trial
 
 
-def _distribution(cells: Sequence[str]) -> BaseDistribution:
+def _domain(cells: Sequence[str]) -> Domain:
+    """Returns the distribution of a column, and what reads a cell."""
+    if cells and {cell.lower() for cell in cells} <= {"true", "false"}:
+        return CategoricalDistribution([False, True]), lambda cell: cell.lower() == "true"
     numbers = [each for each in map(_number, cells) if each is not None and _is_finite(each)]
     if not cells or len(numbers) < len(cells):
-        return CategoricalDistribution([*dict.fromkeys(cells)] or [""])
-    return FloatDistribution(min(numbers), max(numbers))
+        return CategoricalDistribution([*dict.fromkeys(cells)] or [""]), str
+    if all(re.fullmatch(r"-?\d+", cell) for cell in cells):
+        whole = [*map(int, cells)]
+        return IntDistribution(min(whole), max(whole)), int
+    return FloatDistribution(min(numbers), max(numbers)), float
 
 
 def _number(cell: str | None) -> float | None:
