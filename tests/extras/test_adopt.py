@@ -265,6 +265,24 @@ def dict_of(objective, **settings):
     return settings
 
 
+def test_importances_are_those_for_the_first_objective_whether_or_not_times_are_known(here):
+    study = optuna.create_study(storage="sqlite:///s.db", directions=["maximize", "minimize"])
+    lines = ["x,y,acc"]
+    for number in range(20):
+        x, y = number / 20, number * 7 % 20 / 20
+        ranges = {"x": RANGE, "y": RANGE}
+        values = [x, 1 - y]
+        study.add_trial(create_trial(values=values, params={"x": x, "y": y}, distributions=ranges))
+        lines.append(f"{x},{y},{x}")
+    (here / "s.csv").write_text("\n".join(lines))
+    for source in (["s.db"], ["s.csv", "--maximize", "acc"]):
+        assert main(["adopt", *source]) == 0
+        html = (here / "adopt.html").read_text()
+        _, _, found = html.partition('id="importances"')
+        found, _, _ = found.partition("</section>")
+        assert found.count('class="bar"') == 2
+
+
 # CSV
 
 WANDB = """"Name","State","Notes","Runtime","Sweep","lr","model","val_acc","_step"

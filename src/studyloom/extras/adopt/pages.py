@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from studyloom.commands.options import print_json
 from studyloom.config.trust import SEARCHED
@@ -105,7 +105,9 @@ def _importances(study: AdoptedStudy) -> page.Bars | str:
     """Returns Optuna's importances of the hyperparameters, or a sentence that says why not."""
     goal = Goal(study.metric, "maximize" if study.sign > 0 else "minimize")
     rated = optuna.create_study(direction=goal.direction)
-    rated.add_trials(study.complete[:: 1 + len(study.complete) // SHOWN])
+    for trial in study.complete[:: 1 + len(study.complete) // SHOWN]:
+        named: Any = {"params": trial.params, "distributions": trial.distributions}
+        rated.add_trial(create_trial(value=trial.values[0], **named))
     stored: Any = SimpleNamespace(optuna=rated, goals=(goal,))
     shares = importances(stored)
     return shares if isinstance(shares, str) else page.Bars([*shares.items()])
