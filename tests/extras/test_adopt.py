@@ -330,3 +330,12 @@ def test_whole_numbers_and_truth_values_of_a_csv_file_are_those_of_the_config(he
     )
     assert shlex.split(first)[-1] == f"study.enqueue=[{points}]"
     assert "'train.batch_size': 32, 'optimizer.nesterov': True" in second
+
+
+def test_a_csv_file_has_no_times_and_no_stale_trial(here):
+    done = "".join(f"finished,0.{n},0.5\n" for n in range(9))
+    (here / "runs.csv").write_text(f"State,lr,loss\n{done}running,0.5,\n")
+    trials = read_csv(here / "runs.csv", "loss", -1).trials
+    assert trials[-1].state == TrialState.RUNNING
+    assert {trial.datetime_start for trial in trials} == {None}
+    assert stale_trials(trials) == []

@@ -74,7 +74,7 @@ def find(study: AdoptedStudy, requested: int | None) -> dict[str, str]:
         found["best"] = f"{words}: {format_parameters(trial.params)}"
     stale = format_ranges([trial.number for trial in stale_trials(study.trials)])
     words = f"{stale}: running for over {LONG:g} times as long as others took"
-    found["stale"] = words if stale else "no trial runs for unusually long"
+    found["stale"] = words if stale else "no trial is known to run for unusually long"
     found["surplus"] = f"unknown; --trials N says how many of the {count} were requested"
     if requested is not None:
         found["surplus"] = f"{max(0, count - requested)} trials beyond {requested}"

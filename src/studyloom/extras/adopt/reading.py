@@ -151,7 +151,7 @@ def _trial(
         distributions={name: domains[column][0] for name, column in known.items()},
         system_attrs={"fail_reason": words} if state == TrialState.FAIL and words else {},
     )
-    trial.number = number
+    trial.number, trial.datetime_start, trial.datetime_complete = number, None, None
     return trial
 
 
