@@ -98,8 +98,12 @@ def test_the_winner_had_the_best_mean_only_if_no_other_has_a_better_one(searched
 
 
 def test_the_first_screen_is_sentence_four_facts_and_the_figure_and_the_rest_comes_below(searched):
+    alone = WINNER | {"test": WINNER["test"] | {"baseline": None, "difference": None}}
+    first = alone | {"winner": WON | {"baseline": True}}
     for winner, facts in (
         (WINNER, ("0.9612 ± 0.0034", "trial 4; difference to the baseline +0.0600, 95% interval")),
+        (alone, ("0.9612 ± 0.0034", "trial 4; no baseline to compare with")),
+        (first, ("0.9612 ± 0.0034", "trial 4; the baseline")),
         (WINNER | {"test": None, "note": "no"}, ("0.9600", "trial 4; 1 new seed, untested")),
         (None, ("–", "not yet: ")),
     ):

@@ -166,7 +166,8 @@ def winner_fact(progress: Progress, winner: Result | None) -> Fact:
     if winner is None:
         later = [f"{WORDS[stage.title]} {stage.done}/{stage.budget}" for stage in progress.stages]
         return Fact("Winner", "–", f"not yet: {', '.join(later[1:]) or 'no re-evaluation'}")
-    won, test, beside = winner.winner, winner.test, "the baseline"
+    won, test = winner.winner, winner.test
+    beside = "the baseline" if won.baseline else "no baseline to compare with"
     values = won.reevaluation if test is None else test.winner
     if test is None:
         beside = f"{plural(len(won.values), 'new seed')}, untested"
