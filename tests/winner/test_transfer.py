@@ -9,9 +9,13 @@ from toys import CONF, TINY, compose
 
 import studyloom as sl
 from studyloom.definition.network import NetworkDefinition
+from studyloom.extras.trackers.projection import track_result
+from studyloom.views.report import details_section
+from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.candidates import Origin
 from studyloom.winner.evaluation import is_result_of, winner_config
+from studyloom.winner.model_card import model_card
 from studyloom.winner.predictor import load_network
 from studyloom.winner.result import Result
 from studyloom.winner.statistics import rank_correlation
@@ -81,6 +85,22 @@ def test_the_answer_says_how_far_the_small_trials_told_the_large_ones(evaluated)
     sentence = renamed.transfer_sentence
     assert sentence.startswith("Searched with params.Width 8, and scaled")
     assert "selection gap" not in lines, "two sizes have no gap by selection"
+
+
+def test_every_view_lists_the_hyperparameters_at_the_target_with_the_changed_learning_rate(
+    evaluated,
+):
+    stages, result = evaluated
+    stored = stages.search.stored
+    assert result.params["model.hidden"] == [32]
+    assert result.in_short()["params"] == result.params
+    assert track_result(stored, stages.run_dir).params == result.params
+    *_, shown = details_section(stored, take_snapshot(stored), result).blocks
+    assert "model.hidden=[32]" in shown.text
+    row = replace(result.winner, factor=2.0)
+    card = model_card(replace(result, winner=row), stages.run_dir, None, {})
+    assert card.startswith(f"# s: trial {row.trial} at 2 times its learning rate\n")
+    assert "| `model.hidden` | `[32]` |" in card
 
 
 def test_winner_yaml_trains_the_network_of_the_target_by_the_same_rule(evaluated, tmp_path):

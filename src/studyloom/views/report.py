@@ -215,8 +215,8 @@ def details_section(stored: StoredStudy, snapshot: Snapshot, winner: Result | No
     if data := data_words(stored, winner):
         rows.append(("data", data))
     params = {"Best": snapshot.best.params} if snapshot.best else {}
-    if winner is not None and winner.winner.params != params.get("Best"):
-        params["Winner"] = winner.winner.params
+    if winner is not None and winner.params != params.get("Best"):
+        params["Winner"] = winner.params
     words = [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
     return section("details", [*[page.Lines(lines)] * bool(lines), page.Facts(rows), *words])
 

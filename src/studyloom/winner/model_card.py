@@ -27,7 +27,7 @@ def model_card(
     on = f", on {test.examples} examples" if test.examples else ""
     spread = "".join(f"; {note}" for note in test.uncertainty)
     lines = [
-        f"# {in_markdown(result.study)}: trial {winner.trial}",
+        f"# {in_markdown(result.study)}: {winner.name}",
         f"Test {in_markdown(result.metric.name)} {test.winner.words} over "
         f"{len(result.seeds)} seeds{on}{spread}.",
     ]
@@ -50,7 +50,7 @@ def model_card(
         lines.append(f"{reused.capitalize()}.")
     params = [
         f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
-        for name, value in winner.params.items()
+        for name, value in result.params.items()
     ]
     lines.append("\n".join(["## Hyperparameters\n\n| | |\n|-|-|", *(params or ["| default | |"])]))
     if result.data is None:

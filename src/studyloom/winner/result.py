@@ -817,7 +817,7 @@ class Result(Tested):
             "stage": self.stage,
             "metric": self.metric.name,
             "trial": chosen.trial,
-            "params": chosen.params,
+            "params": self.params,
             "search_value": chosen.search_value,
             "reevaluation": short(chosen.reevaluation),
             "test": None if test is None else short(test.winner),
