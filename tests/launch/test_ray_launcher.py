@@ -33,6 +33,8 @@ def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows():
         ({"num_cpus": 3}, 8, 0, 2),
         ({}, 8, 2, 2),
         ({"num_gpus": 0.3}, 8, 2, 6),  # no worker has a part of two GPUs
+        *(({"num_gpus": 1 / count}, 64, 1, count) for count in range(1, 50)),
+        *(({"num_gpus": share}, 64, 2, 2 * count) for share, count in ((0.2, 5), (0.1, 10))),
         ({"num_gpus": 2}, 8, 3, 1),
         ({"num_gpus": 1}, 8, 0, 0),
         ({"ranks": 2}, 3, 4, 1),

@@ -108,7 +108,8 @@ class Ray:
         fitting = resources.get("CPU", 0.0) / self.cpus
         if share:
             count = resources.get("GPU", 0.0)
-            fitting = min(fitting, count // share if share >= 1 else int(count) * (1 // share))
+            of_one = int(1 / share + 1e-9)  # 1 // 0.2 is 4, since 0.2 is rounded up
+            fitting = min(fitting, count // share if share >= 1 else int(count) * of_one)
         return int(fitting)
 
     def start(self, slots: int, run_dir: Path) -> Any:
