@@ -67,9 +67,11 @@ def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
 
 
 def test_the_end_of_a_search_says_what_its_counts_do_not_say():
-    none_keeps = replace(snapshot_of(), rule="max accuracy where parameters < 9")
+    none_keeps = replace(snapshot_of(complete=2), rule="max accuracy where parameters < 9")
     words = "no trial satisfies winner.rule: max accuracy where parameters < 9; loosen it"
     assert end_of_search(none_keeps, 5, 0).startswith(words)
+    all_failed = replace(snapshot_of(failed=5), rule="max accuracy")  # of two objectives
+    assert end_of_search(all_failed, 5, 0) == "the budget of 5 trials is spent"
     assert end_of_search(snapshot_of(), 5, 0) == "the budget of 5 trials is spent"
     assert end_of_search(snapshot_of(), 5, 3) == ""
 

@@ -141,7 +141,8 @@ def launch(task: StudyTask, stop: Stop, outputs: Outputs, notes: Sequence[str] =
 
 def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
     """Returns why nothing is left to do, if the counts of the trials do not show it."""
-    if snapshot.best is None and snapshot.rule is not None:
+    complete = snapshot.outcomes.get("complete")
+    if complete and snapshot.best is None and snapshot.rule is not None:
         return f"no trial satisfies winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.outlook.ending is not None:
         return f"the search {snapshot.outlook.ending.words}"
