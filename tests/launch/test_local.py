@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -17,6 +18,7 @@ from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
 from studyloom.launch.process import launcher_class
+from studyloom.launch.ranks import rank_variables
 from studyloom.launch.task import Task
 from studyloom.study.failures import Limits
 from studyloom.study.opening import open_study
@@ -273,6 +275,13 @@ def test_a_launcher_is_known_by_its_class_whatever_name_a_config_has_for_it(
     found = launcher_class(OmegaConf.create({"launcher": section}))
     assert getattr(found, "may_fork", False) == may_fork
     assert getattr(found, "starts_ranks", False) == starts_ranks
+
+
+def test_ranks_are_found_on_the_loopback_device_alone():
+    variables = rank_variables(1, 2, 29500)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        assert variables[name] in {device for _, device in socket.if_nameindex()}
+        assert variables[name].startswith("lo")
 
 
 def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):

@@ -66,13 +66,13 @@ def start_ranks(
     # Bound here: any other process could take a port that was only looked up, and PyTorch's store
     # would listen to other hosts too.
     listener = socket.create_server((HOST, 0))
-    os.environ |= _variables(0, count, listener.getsockname()[1])
+    os.environ |= rank_variables(0, count, listener.getsockname()[1])
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     peers = Peers(line, listener)
     for rank in range(1, count):
         ours, theirs = Pipe()
         peers.lines.append(ours)
-        variables = _variables(rank, count, listener.getsockname()[1]) | {
+        variables = rank_variables(rank, count, listener.getsockname()[1]) | {
             RANK.name: f"{count} {theirs.fileno()} {os.getpid()}",
             WORKER.name: f"{command.age():.3f}",
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
@@ -87,7 +87,7 @@ def start_ranks(
     return peers
 
 
-def _variables(rank: int, count: int, port: int) -> dict[str, str]:
+def rank_variables(rank: int, count: int, port: int) -> dict[str, str]:
     """Returns the variables that `torchrun` sets for a process, and this host's network device."""
     return {
         "RANK": str(rank),
@@ -97,6 +97,7 @@ def _variables(rank: int, count: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": HOST,
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "NCCL_SOCKET_IFNAME": LOOPBACK,
     }
 
 
