@@ -6,7 +6,7 @@ import pytest
 from results import document_of, result_of
 
 from studyloom.errors import PredictError
-from studyloom.winner.result import Result
+from studyloom.winner.result import Result, short_words
 
 FILES = {"winner.pt": b"weights", "winner.yaml": b"model: {}\n", "model_card.md": b"# A card\n"}
 TEST = {"winner": {"mean": 0.5}, "difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
@@ -71,3 +71,10 @@ def test_numbers_say_what_they_are():
     assert earlier.tested_words.startswith("used once, for these networks")
     facts = {"shape": [5], "transform": {"_target_": "mine.Letters"}, "reads": True}
     assert result_of(data=facts).data.accepted_files == "files that mine.Letters reads"
+
+
+def test_where_the_training_ignores_the_seed_no_view_shows_a_spread():
+    same = {"winner": {"mean": 0.9, "std": 0.0, "values": [0.9, 0.9, 0.9]}}
+    result = result_of(test=same)
+    assert result.test.winner.words == "0.9000"
+    assert short_words(result.in_short()) == "test accuracy 0.9000, trial 0"

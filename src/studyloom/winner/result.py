@@ -811,7 +811,9 @@ class Result(Tested):
         chosen, test = self.winner, self.test
 
         def short(values: Summary | None) -> Spread | None:
-            return None if values is None else {"mean": values.mean, "std": values.std}
+            if values is None:
+                return None
+            return {"mean": values.mean, "std": None if values.same else values.std}
 
         return {
             "stage": self.stage,
@@ -827,7 +829,7 @@ class Result(Tested):
 
 
 class Spread(TypedDict):
-    """The mean over seeds, and the standard deviation."""
+    """The mean over seeds, and the standard deviation; None if it is unknown."""
 
     mean: float
     std: float | None
