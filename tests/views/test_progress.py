@@ -119,6 +119,22 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     assert "test accuracy 0.9725" in progress.line
 
 
+def test_a_study_that_goes_on_has_no_result_until_its_own_stages_have_one(stored, later):
+    begin_command(stored, RECORD, 0.0)
+    work(stored, 4)
+    work(later(REEVALUATION, 4), 4)
+    final = later(FINAL_TRAINING, 4)
+    work(final, 4)
+    store_result(stored, result_of(final.name))
+    reader = ProgressReader(stored)
+    assert reader.read().result["stage"] == final.name
+    begin_command(stored, replace(RECORD, trials=8), 0.0)
+    stored.reconcile(8)
+    progress = reader.read()
+    assert (progress.title, progress.result) == ("search", None)
+    assert "best 0.5" in progress.line
+
+
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     begin_command(stored, RECORD, 0.0)
     reader = ProgressReader(stored)

@@ -414,7 +414,8 @@ class ProgressReader:
             left = min(left, self.stored.ledger.todo(record.trials))
         feasible = bool(self.stored.feasible())
         stages = tuple(expected_stages(record, left, snapshots, feasible))
-        if result is not None and result.get("stage") != names.get(stages[-1].title):
+        last = stages[-1].snapshot
+        if result is not None and (last is None or result.get("stage") != last.name):
             result = None  # it belongs to another budget or rule
         compresses = record is not None and record.compresses and record.ended is None
         hours = hours_of(trial for own in trials.values() for trial in own)
