@@ -135,6 +135,18 @@ def test_a_study_that_goes_on_has_no_result_until_its_own_stages_have_one(stored
     assert "best 0.5" in progress.line
 
 
+def test_a_stage_of_ten_seeds_is_none_of_one_seed(sqlite_url, stored):
+    """The name for 1 seed is the beginning of that for 10."""
+    work(stored, 4)
+    reevaluation = replace(RECORD, seeds=10).stage_of(stored.name, REEVALUATION)
+    create_study(sqlite_url, reevaluation, {"asks": "less"}, trials=20)
+    store_stage(stored, REEVALUATION, reevaluation)
+    for seeds, trials in ((10, 20), (1, 2)):
+        begin_command(stored, replace(RECORD, seeds=seeds), 0.0)
+        words = ProgressReader(stored).read().stage_words
+        assert words == f"re-evaluation: 0 of {trials} trainings"
+
+
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):
     begin_command(stored, RECORD, 0.0)
     reader = ProgressReader(stored)

@@ -447,7 +447,8 @@ class ProgressReader:
         """Yields the studies of the later stages that have begun, by title."""
         for title in (REEVALUATION, ABLATION, FINAL_TRAINING):
             name = names.get(title, "")
-            if record is None or not name.startswith(record.stage_of(self.stored.name, title)):
+            own = record and record.stage_of(self.stored.name, title)
+            if own is None or not f"{name} ".startswith(f"{own} "):
                 continue  # it belongs to another budget
             if name not in self._beside and (stored := open_beside(self.stored, name)):
                 self._beside[name] = stored
