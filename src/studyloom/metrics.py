@@ -58,6 +58,10 @@ class Metric(Goal):
     scale: str = "plain"
     bounds: tuple[float, float] = ANYTHING
 
+    def can_be(self, value: float) -> bool:
+        """Whether a value is within the bounds."""
+        return self.bounds[0] <= value <= self.bounds[1]
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """Computes the value of outputs (n, k), and of targets (n,) or (n, k) on their device.
 

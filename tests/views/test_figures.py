@@ -106,6 +106,8 @@ def test_an_unknown_metric_to_minimize_has_a_logarithmic_axis_where_its_values_d
         assert scale(*plain) == "plain"
     assert scale(57.0, 1.2, sign=1) == "plain", "there the best are far from 0"
     assert scale(0.5, 0.9, metric="accuracy", sign=1) == "unit"
+    assert scale(0.5, 90.0, metric="accuracy", sign=1) == "plain", "a loop may return percent"
+    assert scale(0.5, -90.0, metric="mse") == "plain"
 
 
 @pytest.mark.parametrize("least", [1.0, -0.1])

@@ -107,6 +107,19 @@ def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
     )
 
 
+def test_an_accuracy_beyond_1_is_told_as_the_loop_returns_it(study_of):
+    """A loop may return percent, of which 97.7 is no share."""
+    stored = study_of([a_trial(0, accuracy=90.0, **{BASELINE: True}), a_trial(1, accuracy=95.0)])
+    sentence = take_snapshot(stored).sentence
+    assert "accuracy 95.0000 in the search" in sentence
+    assert sentence.endswith("the baseline has accuracy 90.0000")
+    difference = {"mean": 4.4, "std": 0.3, "interval": [3.0, 6.0]}
+    test = {"test__winner": {"mean": 97.7, "std": 0.4}, "test__difference": difference}
+    assert result_sentence(changed(**test), stored).endswith(
+        "accuracy 97.7000 ± 0.4000 on 1,000 unseen images, 4.4000 over the baseline"
+    )
+
+
 def test_a_list_of_the_space_is_told_as_one(sqlite_url):
     widths, rates = IntDistribution(1, 512), FloatDistribution(0.0, 1.0)
     params = {

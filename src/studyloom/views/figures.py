@@ -325,10 +325,12 @@ class Axis:
         """Returns the axis of a metric, by its name and finite values.
 
         The scale of an unknown metric is `factors` if less is better and its values, all above 0,
-        differ by more than a factor of ten; otherwise it is `plain`.
+        differ by more than a factor of ten; otherwise it is `plain`. A metric is unknown if the
+        known one of its name cannot have all of its values.
         """
-        known = METRICS.get(metric)
-        scale = known.scale if known is not None and known.sign == sign else "plain"
+        known, scale = METRICS.get(metric), "plain"
+        if known is not None and known.sign == sign and all(map(known.can_be, values)):
+            scale = known.scale
         if scale == "plain" and sign < 0 and 0 < 10 * min(values, default=0) < max(values):
             scale = "factors"
         return cls(metric, scale, sign)

@@ -357,10 +357,13 @@ def _short(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else format_parameter(value)
 
 
-def _is_share(metric: str) -> bool:
-    """Whether a metric is a share of 1, such as the accuracy, and shown in percent."""
+def _is_share(metric: str, value: float) -> bool:
+    """Whether a value of a metric is a share of 1, such as the accuracy, and shown in percent.
+
+    A loop may give the name of a known metric to another quantity.
+    """
     known = METRICS.get(metric)
-    return known is not None and known.scale == "unit"
+    return known is not None and known.scale == "unit" and known.can_be(value)
 
 
 def _decimals(error: float | None) -> int:
@@ -372,7 +375,7 @@ def _decimals(error: float | None) -> int:
 
 def format_metric(value: float, metric: str, error: float | None = None) -> str:
     """Formats a value of a metric, a share of 1 in percent."""
-    if _is_share(metric):
+    if _is_share(metric, value):
         return f"{100 * value:.{_decimals(error)}f}%"
     return f"{one_line(metric)} {format_value(value)}"
 
@@ -382,7 +385,7 @@ def format_summary(values: Summary, metric: str) -> str:
     mean, error = values.mean, values.std
     if error is None or values.same:
         return format_metric(mean, metric)
-    if _is_share(metric):
+    if _is_share(metric, mean):
         return f"{format_metric(mean, metric, error)} ± {100 * error:.{_decimals(error)}f}"
     return f"{format_metric(mean, metric)} ± {format_error(error, format_value(mean))}"
 
@@ -406,7 +409,7 @@ def _over_baseline(test: Scores, metric: str) -> str:
     side = "over" if gain >= 0 else "under"
     size = abs(100 * gain)
     points = f"{size:.{_decimals(difference.std)}f} points"
-    words = points if _is_share(metric) else format_value(abs(gain))
+    words = points if _is_share(metric, test.winner.mean) else format_value(abs(gain))
     open_ = " (the 95% interval includes 0)" if ends and ends[0] <= 0 <= ends[1] else ""
     return f", {words} {side} the baseline{open_}"
 
