@@ -13,9 +13,11 @@ from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import Halted
 from studyloom.storage.attributes import BASELINE
+from studyloom.study.command_record import CommandRecord, begin_command, end_command
 from studyloom.study.opening import open_study
 from studyloom.study.redo import missing_baseline, redo_failed
 from studyloom.study.stored_study import StoredStudy
+from studyloom.views.progress import ProgressReader
 
 LOOP = (
     *("space=none", "sampler=random", "pruner=none", "objective._target_=test_redo.buggy"),
@@ -78,6 +80,18 @@ def test_failed_trials_are_trained_again_in_their_slots_and_n_trials_stay_n(
     assert [trial.number for trial in fresh_study.trials() if trial.number not in failed] == [
         trial.number for trial in stored.trials()
     ]
+
+
+def test_a_study_whose_slots_are_open_again_has_not_ended(sqlite_url, definition, monkeypatch):
+    stored = fresh(sqlite_url, definition, TRIALS)
+    begin_command(stored, CommandRecord(TRIALS), 0.0)
+    work_with_bug(monkeypatch, definition, stored)
+    end_command(stored, 1)
+    reader = ProgressReader(stored)
+    assert reader.read().ended
+    redo_failed(stored)
+    progress = reader.read()
+    assert (progress.title, progress.ended, progress.exit_code) == ("search", False, None)
 
 
 def test_those_that_fail_again_can_be_trained_once_more(sqlite_url, definition, monkeypatch):

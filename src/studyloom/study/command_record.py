@@ -82,6 +82,13 @@ def end_command(stored: StoredStudy, code: int) -> None:
         stored.optuna.set_user_attr(COMMAND, asdict(replace(record, ended=code, at=at)))
 
 
+def reopen_command(stored: StoredStudy) -> None:
+    """Stores that there is work again for a command that has ended; when it ended is kept."""
+    record = StoredCommand.read(stored).record
+    if record is not None and record.ended is not None:
+        stored.optuna.set_user_attr(COMMAND, asdict(replace(record, ended=None)))
+
+
 @contextmanager
 def recording_end(stored: StoredStudy, not_small: int = CompressError.exit_code) -> Iterator[None]:
     """Stores that the command has ended if the body raises an error that says so.

@@ -12,6 +12,7 @@ from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, PROPOSED
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import SlotEntry
+from studyloom.study.command_record import reopen_command
 from studyloom.study.failures import TEACHES, count_failures
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
@@ -45,6 +46,8 @@ def redo_failed(stored: StoredStudy) -> list[int]:
 
     numbers = ledger.storage.execute(redo)
     stored.storage.forget(ledger.study_id)
+    if numbers:
+        reopen_command(stored)
     return numbers
 
 
