@@ -4,6 +4,7 @@ import re
 import jsonschema
 import pytest
 from made_trials import a_trial, forty
+from optuna.trial import TrialState
 from results import document_of
 from toys import fill
 
@@ -11,7 +12,7 @@ from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.storage.attributes import BASELINE, TIMES
+from studyloom.storage.attributes import BASELINE, FORMER_SLOT, TIMES
 from studyloom.study.opening import create_study
 from studyloom.views.comparison import best_so_far, curves, differing, read_studies, render
 
@@ -65,6 +66,16 @@ def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
     heights = [y for _, y in line]
     assert heights == sorted(heights)
     assert len({mark.color for mark in chart.marks}) == 2
+
+
+def test_trials_that_were_replaced_or_are_foreign_take_no_place_on_the_axis_of_trials(ran):
+    folder, stored = ran("a", values(0.5, 0.6))
+    stored.optuna.add_trial(a_trial(2, TrialState.FAIL, **{FORMER_SLOT: 2}))
+    stored.optuna.add_trial(a_trial(3, accuracy=0.9))
+    fill(stored, *values(0.7, 0.8))
+    first, _ = read_studies([(folder, stored), ran("b", values(0.9))])
+    steps = [(1, 0.5), (2, 0.6), (3, 0.7), (4, 0.8), (4, 0.8)]
+    assert best_so_far(first, over_time=False) == steps
 
 
 def test_values_of_other_metrics_share_no_axis_and_one_study_is_not_compared(ran):

@@ -195,13 +195,15 @@ def best_so_far(study: Compared, *, over_time: bool) -> list[tuple[float, float]
     """Returns the best value after each trial that improved it, and at the end."""
     trials = study.stored.trials()
     ended = [trial for trial in trials if trial.state.is_finished()]
+    # Numbers have gaps, of trials that were replaced or are another program's.
+    at = {trial.number: float(place) for place, trial in enumerate(trials, 1)}
+    end = float(len(trials))
     if over_time:
         ended.sort(key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
-    at, spent = dict[int, float](), 0.0
-    for trial in ended:
-        spent += seconds_worked([trial])
-        at[trial.number] = spent if over_time else trial.number + 1.0
-    end = spent if over_time else float(len(trials))
+        end = 0.0
+        for trial in ended:
+            end += seconds_worked([trial])
+            at[trial.number] = end
     steps = figures.best_so_far(figures.complete_trials(ended), study.stored.sign)
     points = [(at[trial.number], trial.values[0]) for trial in steps]
     return [*points, (end, points[-1][1])] if points else []
