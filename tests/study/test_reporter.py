@@ -14,6 +14,7 @@ from studyloom.definition import objective
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study import reporter
 from studyloom.study.reporter import Outbox
+from studyloom.study.trial_record import TrialRecord
 from studyloom.training.job import Epoch
 
 
@@ -86,6 +87,9 @@ def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_basel
     values = sorted(trial.intermediate_values.items())
     assert len(baseline.intermediate_values) == len(values) == reports
     assert Witness.shown == [dict(values[:count]) for count in range(1, reports)]
+    record = TrialRecord(trial)
+    assert (record.steps_done, record.steps_planned) == (reports, reports)
+    assert record.epoch_count == (12 if steps == "jobs" else 4), "in turn, those of all folds"
 
 
 @pytest.mark.parametrize(

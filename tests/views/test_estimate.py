@@ -8,6 +8,7 @@ from optuna.trial import TrialState, create_trial
 from promoting import EPOCHS, Search, order_of
 from snapshots import snapshot_of
 
+from studyloom.storage import attributes
 from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, RUNGS, TIMES
 from studyloom.storage.ledger import DONE, OPEN, UNCLAIMED
 from studyloom.views.progress import StageProgress, Work, estimate, work_of
@@ -56,6 +57,17 @@ def test_before_a_trial_has_ended_those_that_run_say_how_long_it_takes():
     assert (found.pace, found.rests, found.new, found.each) == (2.0, [8.0], 3, 10.0)
     later = work([], 6, before=found)
     assert (later.each, later.share, later.pace) == (10.0, 0.0, None)
+
+
+def test_of_jobs_in_turn_those_that_have_ended_are_counted_and_not_the_epochs_of_their_curve():
+    """Three jobs of twenty epochs take a minute, of which one job is left."""
+    curve = {"number": [*range(20)], "value": [0.5] * 20, attributes.JOBS: [3] * 20}
+    jobs = {attributes.PLANNED_JOBS: 3}
+    ended = a_trial(0, 3, TrialState.COMPLETE, 60.0, **jobs)
+    ended.user_attrs[attributes.EPOCHS] = curve
+    found = work([ended, a_trial(1, 2, **jobs)], 1)
+    assert (found.pace, found.rests, found.new) == (20.0, [1.0], 0)
+    assert estimate([found], 1) == 20.0
 
 
 def test_without_rungs_ended_trials_say_how_early_others_end():

@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from snapshots import snapshot_of
 
-from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS
+from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, PLANNED_JOBS
 from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import Progress, StageProgress
 
@@ -55,9 +55,11 @@ def test_the_best_stands_above_the_last_five_by_number_and_those_that_run_are_am
 def test_one_that_runs_has_its_last_value_and_the_epochs_of_all():
     trials = [a_trial(0, RUNNING, 0.75, epochs=2, **{PLANNED_EPOCHS: 9}), a_trial(1, RUNNING)]
     trials[1].intermediate_values = {}
-    table = last_trials(progress_of(trials), 80)
-    assert column(table, "epochs") == ["3/9", "0"]
-    assert column(table, "value") == ["0.7500", ""]
+    in_turn = a_trial(2, epochs=19, **{PLANNED_JOBS: 2})
+    in_turn.intermediate_values = {1: 0.9, 2: 0.9}
+    table = last_trials(progress_of([*trials, in_turn]), 80)
+    assert column(table, "epochs") == ["3/9", "0", "2/2"]
+    assert column(table, "value") == ["0.7500", "", "0.9000"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -15,6 +15,7 @@ from studyloom.storage.attributes import (
     BASELINE,
     FAILURE,
     PLANNED_EPOCHS,
+    PLANNED_JOBS,
     PROVENANCE,
     REASON,
     RESUMED,
@@ -52,6 +53,10 @@ def test_how_a_trial_ended_is_said_with_its_reason_and_how_far_it_came():
     planned = {PLANNED_EPOCHS: 20}
     for trial, words in (
         (a_trial(0, epochs=19, **planned), "It is complete, after 20 of 20 epochs."),
+        (
+            a_trial(0, TrialState.RUNNING, 0.5, 1, **{PLANNED_JOBS: 3}),
+            "It runs, and has trained 2 of 3 folds and seeds, at 0.5000.",
+        ),
         (a_trial(1, TrialState.PRUNED, 0.5, 2), "It was pruned after 3 epochs, at 0.5000."),
         (
             a_trial(1, TrialState.PRUNED, 0.5, 0, **{RUNGS: [1]}),

@@ -55,6 +55,7 @@ TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 PROVENANCE = "provenance"  # dict[str, Any]: from which the trial can be trained again
 PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
 PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless something ends it before
+PLANNED_JOBS = "planned_jobs"  # int: instead, how many jobs it has, if they are trained in turn
 RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused or promoted
 SEGMENTS = "segments"  # list[tuple[int, int | None]]: of its training, see `ledger.Segment`
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
@@ -72,7 +73,7 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
-    *(FAILURE, REASON, TRACEBACK),
+    *(PLANNED_JOBS, FAILURE, REASON, TRACEBACK),
 )
 # Those that no sampler and no pruner reads; they are most of a trial.
 HEAVY = (EPOCHS, PROVENANCE, TRACEBACK)
@@ -88,7 +89,7 @@ class Resumed(TypedDict):
 TYPES: dict[str, Any] = {
     **dict.fromkeys((DEFINITION, STAGES, RESULT, PROVENANCE), dict[str, Any]),
     **dict.fromkeys((HALTED, RULE, FAILURE, REASON), str | None),
-    **dict.fromkeys((TEST_USES, PLANNED_EPOCHS), int),
+    **dict.fromkeys((TEST_USES, PLANNED_EPOCHS, PLANNED_JOBS), int),
     EPOCHS: dict[str, list[float | int | None]],
     TIMES: dict[str, float | int],
     STANDARD_ERROR: float | int,
@@ -142,6 +143,7 @@ class TrialAttributes:
     paused = Stored[int | None](PAUSED, None)
     rungs = Stored[Sequence[int]](RUNGS, ())
     planned_epochs = Stored[int | None](PLANNED_EPOCHS, None)
+    planned_jobs = Stored[int | None](PLANNED_JOBS, None)
     standard_error = Stored[float | None](STANDARD_ERROR, None)
     resumed = Stored[Resumed | None](RESUMED, None)
     reused = Stored[str | None](REUSED, None)

@@ -19,7 +19,7 @@ from optuna.pruners import NopPruner
 
 from studyloom.definition.objective import Objective, Report, Step, Stopping
 from studyloom.errors import Paused, Stopped, TimedOut
-from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, RESUMED, RUNGS
+from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, PLANNED_JOBS, RESUMED, RUNGS
 from studyloom.study.failures import resumed_words
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.slots import SlotQueue
@@ -78,7 +78,8 @@ class Reporter:
         self._restore()
         self._evaluated = objective.evaluating
         if objective.epochs is not None:  # written with the first report
-            trial.set_user_attr(PLANNED_EPOCHS, objective.epochs // objective.stride)
+            planned = PLANNED_EPOCHS if objective.stride == 1 else PLANNED_JOBS
+            trial.set_user_attr(planned, objective.epochs // objective.stride)
         stored = self._stored * objective.stride
         with self._outbox:
             try:

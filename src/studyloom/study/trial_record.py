@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from studyloom.storage.attributes import TrialAttributes
+from studyloom.storage.attributes import JOBS, TrialAttributes
 from studyloom.text import mask_passwords
 
 
@@ -70,8 +70,22 @@ class TrialRecord(TrialAttributes):
 
     @property
     def epoch_count(self) -> int:
-        """How many epochs it has trained; of folds and seeds in turn, all of each."""
-        return max(len(self.curve.get("value", ())), len(self.trial.intermediate_values))
+        """How many epochs it has trained; of folds and seeds in turn, all of each once it ended."""
+        count = len(self.curve.get("value", ()))
+        if self.planned_jobs is not None:
+            count = sum(jobs or 0 for jobs in self.columns.get(JOBS, [1] * count))
+        return max(count, len(self.trial.intermediate_values))
+
+    @property
+    def steps_done(self) -> int:
+        """How many of its `steps_planned` are done: epochs, or jobs that are trained in turn."""
+        jobs = self.trial.intermediate_values
+        return self.epoch_count if self.planned_jobs is None else len(jobs)
+
+    @property
+    def steps_planned(self) -> int | None:
+        """How many epochs it has, or jobs that are trained in turn; None if unknown."""
+        return self.planned_epochs if self.planned_jobs is None else self.planned_jobs
 
     @property
     def seconds(self) -> float | None:

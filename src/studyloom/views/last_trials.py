@@ -53,10 +53,10 @@ def last_trials(progress: Progress, width: int) -> list[Sequence[str]]:
 def _cells(trial: FrozenTrial) -> tuple[str, ...]:
     """Formats state, epochs and value; of a trial without a value, the last that it reported."""
     record, step = TrialRecord(trial), trial.last_step
-    of = "" if record.planned_epochs is None else f"/{record.planned_epochs}"
+    of = "" if record.steps_planned is None else f"/{record.steps_planned}"
     value = "" if step is None else format_value(trial.intermediate_values[step])
     value = format_trial_values(trial) if trial.values else value
-    return record.outcome, f"{record.epoch_count}{of}", value
+    return record.outcome, f"{record.steps_done}{of}", value
 
 
 def _columns(rows: Sequence[Mapping[str, str]], order: Iterable[str]) -> Iterator[tuple[str, ...]]:

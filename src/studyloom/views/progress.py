@@ -53,6 +53,8 @@ FACTOR = 3  # one of so many paused trials is expected to be promoted, as `AshaP
 class Work:
     """The work of one stage in epochs; a trial that reports none counts as one epoch.
 
+    A job counts as one epoch if the jobs of a trial are trained in turn.
+
     Args:
         done: the epochs that its trials have trained.
         rests: how many more each trial that has begun is expected to train.
@@ -112,8 +114,8 @@ def work_of(stage: "StageProgress", trials: Sequence[FrozenTrial], before: Work)
         before: the work of the stage before it, whose whole trials are as long.
     """
     records = [TrialRecord(trial) for trial in trials if trial.datetime_start is not None]
-    lengths = [max(1, each.epoch_count) for each in records if each.trial.state.is_finished()]
-    known = [each.planned_epochs or each.epoch_count for each in records]
+    lengths = [max(1, each.steps_done) for each in records if each.trial.state.is_finished()]
+    known = [each.steps_planned or each.steps_done for each in records]
     whole = max(known, default=0) or before.whole
     first = min((rung for each in records for rung in each.rungs if rung > 0), default=whole)
     steps = (first * FACTOR**n for n in itertools.count())
@@ -134,7 +136,7 @@ def work_of(stage: "StageProgress", trials: Sequence[FrozenTrial], before: Work)
     for each in records:
         if not each.trial.state.is_finished():
             age = ages.get(each.trial.number, 0.0)
-            trained = each.epoch_count or min(1.0, age / pace if pace else 0.0)
+            trained = each.steps_done or min(1.0, age / pace if pace else 0.0)
             rests.append(rest(trained, waits=each.paused is not None))
             done += trained
     return Work(done, rests, max(0, stage.left - len(rests)), rest(0), whole, pace)
@@ -146,7 +148,7 @@ def pace_of(stage: "StageProgress", records: Sequence[TrialRecord]) -> float | N
     Reused trainings took no time.
     """
     known = [each for each in records if each.outcome != "running" and each.reused is None]
-    epochs = sum(max(1, each.epoch_count) for each in known)
+    epochs = sum(max(1, each.steps_done) for each in known)
     seconds = sum(each.seconds or each.times.get("training", 0.0) for each in known)
     if not epochs:
         epochs = sum(worker.epoch or 0 for worker in stage.workers)
@@ -654,7 +656,7 @@ def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]
             yield {"event": "resumed", **same, **resumption, "reason": resumed["death"]}
         for epoch, value in sorted(trial.intermediate_values.items()):
             if known_epoch is None or epoch > known_epoch:
-                said = {"epoch": epoch, "value": value, "epochs": record.planned_epochs}
+                said = {"epoch": epoch, "value": value, "epochs": record.steps_planned}
                 yield {"event": "reported", **same, **said}
         if ended:
             yield {"event": "ended", **same, **_ended(trial)}

@@ -560,8 +560,10 @@ def trial_details(trial: FrozenTrial, log: str) -> dict[str, Any]:
 def ending(trial: FrozenTrial) -> str:
     """Says how a trial ended and why, or how far it has come."""
     record = TrialRecord(trial)
-    kind, done, planned = record.outcome, record.epoch_count, record.planned_epochs
+    kind, done, planned = record.outcome, record.steps_done, record.steps_planned
     epochs = f"{done} of {plural(planned, 'epoch')}" if planned else plural(done, "epoch")
+    if record.planned_jobs is not None:
+        epochs = f"{done} of {planned} folds and seeds"
     if kind != "complete" and (last := figures.finite_curves([trial]).get(trial.number)):
         epochs += f", at {format_value(last[-1][1])}"
     rung = ": it waited at a rung, and others were promoted" if record.rungs else ""

@@ -52,7 +52,8 @@ class WorkerStatus:
     Args:
         trial: the number of the trial; None before it begins.
         epoch: the last epoch that the trial reported, with its value; None before the first.
-        epochs: the number of epochs of the trial; None if unknown.
+        epochs: the number of epochs of the trial; None if unknown. If jobs are trained in turn,
+            both count jobs.
         held: the seconds since the worker claimed its slot.
         lease: the seconds left of its lease; negative after it has expired.
     """
@@ -240,7 +241,7 @@ def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[Worke
                 worker,
                 trial=trial.number,
                 epoch=step,
-                epochs=TrialRecord(trial).planned_epochs,
+                epochs=TrialRecord(trial).steps_planned,
                 value=None if step is None else trial.intermediate_values[step],
                 params=trial.params,
             )
