@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 from results import result_of as make_result
@@ -15,7 +16,7 @@ from studyloom.study.command_record import (
     store_result,
     store_stage,
 )
-from studyloom.study.opening import create_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.stopping import set_control
 from studyloom.study.stored_study import FINAL_TRAINING, REEVALUATION
 from studyloom.views.progress import (
@@ -145,6 +146,20 @@ def test_a_stage_of_ten_seeds_is_none_of_one_seed(sqlite_url, stored):
         begin_command(stored, replace(RECORD, seeds=seeds), 0.0)
         words = ProgressReader(stored).read().stage_words
         assert words == f"re-evaluation: 0 of {trials} trainings"
+
+
+def test_of_optunas_own_study_trials_are_counted_as_it_has_no_slots(sqlite_url):
+    study = optuna.create_study(study_name="own", storage=sqlite_url)
+    study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=3)
+    trial = study.ask()
+    study.enqueue_trial({"x": 0.5})
+    reader = ProgressReader(open_study(sqlite_url, "own"))
+    progress = reader.read()
+    assert progress.stage_words == "search: 3 of 5 trials"
+    assert (progress.search.slots["free"], progress.ended) == (1, False)
+    study.tell(trial, 0.5)
+    study.optimize(lambda trial: trial.suggest_float("x", 0.0, 1.0), n_trials=1)
+    assert reader.read().search.sentence.endswith("after 5 of 5 trials")
 
 
 def test_a_later_stage_counts_no_pruned_trials_of_the_search(stored, later):

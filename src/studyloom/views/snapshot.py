@@ -90,7 +90,7 @@ class Snapshot:
     """A study at one moment.
 
     Args:
-        slots: the number of slots by state: free, held, done.
+        slots: the number of slots by state: free, held, done; of an Optuna study, of trials.
         outcomes: the number of trials by outcome: complete, pruned, failed, paused,
             running, waiting.
         baseline: the complete trial of the default configuration, if there is one.
@@ -214,7 +214,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     rule, costs = stored.rule(), tuple(goal.name for goal in stored.goals[1:])
     return Snapshot(
         name=stored.name,
-        slots=stored.ledger.counts(),
+        slots=stored.ledger.counts() if stored.ours else _as_slots(trials),
         outcomes=Counter(TrialRecord(trial).outcome for trial in trials),
         best=next(iter(stored.ranked(rule)), None),
         baseline=next((trial for trial in complete if TrialRecord(trial).is_baseline), None),
@@ -227,6 +227,13 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         aside=len(aside),
         outlook=look_ahead(stored),
     )
+
+
+def _as_slots(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """Counts the trials of an Optuna study as slots, of which it has none."""
+    states = Counter(trial.state for trial in trials)
+    free, held = states[TrialState.WAITING], states[TrialState.RUNNING]
+    return {"free": free, "held": held, "done": len(trials) - free - held}
 
 
 def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:
