@@ -18,6 +18,7 @@ from toys import fill
 from studyloom.files import mark_own
 from studyloom.storage.attributes import FAILURE, PROPOSED, REASON
 from studyloom.study.opening import create_study
+from studyloom.study.redo import redo_failed
 from studyloom.study.stopping import read_control, set_control
 from studyloom.views.dashboard import LivePage, application, bind, guarded
 from studyloom.views.progress import Progress
@@ -84,9 +85,19 @@ def test_a_page_is_sent_what_has_changed_and_nothing_else(study_of):
         assert {*message["rows"]} == {"trial-5", "trial-6"}  # trial 5 is the best no longer
         assert {"head", "search", "curves"} <= {*message["parts"]}
         assert {"environment", "failures", "trials", "nav"} & {*message["parts"]} == set()
+        assert message["gone"] == []
+        fill(stored, a_trial(7, TrialState.FAIL))
+        page.due = 0
+        assert {*changes(server.server_port, message["version"])["rows"]} == {"trial-7"}
+        redo_failed(stored)
+        page.due = 0
+        later = changes(server.server_port, message["version"])
+        assert ([*later["rows"]], later["gone"]) == (["trial-8"], ["trial-7"])
+        assert changes(server.server_port, later["version"])["gone"] == []
         for since in ("", "nonsense", "0-0", "abcdef12-3", "-", "x" * 500):
             everything = changes(server.server_port, since)
-            assert len(everything["rows"]) == 7
+            assert len(everything["rows"]) == 8
+            assert everything["gone"] is None, "what an earlier server has sent is unknown"
             assert {*everything["order"]} | {"head", "nav", "progress"} == {*everything["parts"]}
 
 
@@ -290,6 +301,13 @@ def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of)
         page.locator("#failures").get_by_text(EVIL[:28]).first.wait_for()
         assert page.locator("img").count() == 0
         assert re.fullmatch(r"live, \d\d:\d\d:\d\d", page.locator("#live").inner_text())
+        redo_failed(stored)
+        page.locator("#trial-5").wait_for(state="detached")
+        page.locator("#trial-6").wait_for(state="attached")  # it waits
+        # As if another server had sent the rows, of which one is gone since.
+        page.evaluate("document.getElementById('trial-6').id = 'trial-9'; version = '0-0'")
+        page.locator("#trial-9").wait_for(state="detached")
+        assert page.evaluate(numbers) == [4, 0, 1, 2, 3]
         page.get_by_role("link", name="optuna-dashboard").click()
         page.get_by_text("optuna").first.wait_for()
     assert page.seen == []

@@ -107,6 +107,7 @@ class LivePage:
         self.boot = secrets.token_hex(4)  # versions of an earlier server mean nothing
         self.version = 0  # how often anything has changed
         self.parts: dict[str, tuple[str, int]] = {}  # HTML, and since which version
+        self.gone: dict[str, int] = {}  # parts that were removed, and with which version
         self.sections: list[Section] = []
         self.trouble = ""  # why the study could not be read at the last look
         self.due = 0.0  # when the next look is, by time.monotonic()
@@ -156,7 +157,10 @@ class LivePage:
         return "200 OK", f"{name} requested"
 
     def since(self, given: str) -> dict[str, Any]:
-        """Returns the changes since a version; everything if another server made the version."""
+        """Returns the changes since a version; everything if another server made the version.
+
+        `gone` are the keys of removed rows and sections; None if no rows are left but `rows`.
+        """
         match = re.fullmatch(rf"{self.boot}-(\d{{1,9}})", given)
         version = int(match[1]) if match else 0
         changed = {key: html for key, (html, at) in self.parts.items() if at > version}
@@ -165,6 +169,7 @@ class LivePage:
             "version": f"{self.boot}-{self.version}",
             "parts": changed,
             "rows": rows,
+            "gone": [key for key, at in self.gone.items() if at > version] if match else None,
             "order": [section.key for section in self.sections],
             "trouble": self.trouble,
         }
@@ -187,6 +192,8 @@ class LivePage:
             before = {key: html for key, (html, _) in self.parts.items()}
             if [*parts.items()] != [*before.items()]:
                 self.version += 1
+                gone = self.gone | dict.fromkeys(before, self.version)
+                self.gone = {key: at for key, at in gone.items() if key not in parts}
                 self.parts = {
                     key: self.parts[key] if before.get(key) == html else (html, self.version)
                     for key, html in parts.items()

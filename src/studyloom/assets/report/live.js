@@ -72,6 +72,14 @@ function placeRow(key, html) {
   else document.querySelector("#all-trials tbody")?.append(next);
 }
 
+// Rows go if their trials are trained again, or another server sent them.
+function removeRows(message) {
+  const rows = () => [...document.querySelectorAll("#all-trials tbody tr")].map((row) => row.id);
+  const gone = message.gone ?? rows().filter((key) => !(key in message.rows));
+  for (const key of gone) document.getElementById(key)?.remove();
+  return gone.length > 0;
+}
+
 // A section far from the visible part is replaced when it comes near, or before printing.
 const near = new Set();
 const waiting = new Map();
@@ -116,11 +124,12 @@ function update(message) {
     else if (message.order.includes(key)) placeSection(key, html, message.order);
   }
   for (const [key, html] of Object.entries(message.rows)) placeRow(key, html);
+  const fewer = removeRows(message);
   for (const section of document.querySelectorAll("main > section")) {
     if (!message.order.includes(section.id)) section.remove();
   }
   if ("trials" in message.parts) prepareTable();
-  if ("trials" in message.parts || Object.keys(message.rows).length) {
+  if ("trials" in message.parts || Object.keys(message.rows).length || fewer) {
     sort();
     filter();
   }
