@@ -225,15 +225,18 @@ def test_a_grid_and_a_study_of_before_take_no_proposals(sqlite_url):
 # What a proposer is told
 
 
-def write_tested(stored, run_dir):
-    """Leaves a result whose test is a secret, as of an earlier and smaller budget."""
+COMMAND = CommandRecord(10, reevaluated=True, tested=True, top=1, seeds=1)
+
+
+def write_tested(stored, run_dir, stage="s/final-training 4-1-1"):
+    """Leaves a result whose test is a secret, by default one of an earlier and smaller budget."""
     trial = stored.trials()[1]
     chosen = {"trial": 1, "params": trial.params, "search_value": trial.value}
     test = {"winner": {"mean": SECRET, "values": [SECRET]}}
-    result = result_of(study="s", winner=chosen, test=test)
+    result = result_of(study="s", stage=stage, winner=chosen, test=test)
     result.write(run_dir, {})
     store_result(stored, result.in_short())
-    begin_command(stored, CommandRecord(10, reevaluated=True, tested=True, top=1, seeds=1), 0.0)
+    begin_command(stored, COMMAND, 0.0)
     store_stage(stored, FINAL_TRAINING, result.stage)
 
 
@@ -401,6 +404,9 @@ def test_an_agent_takes_part_and_is_told_no_test_value_while_the_search_goes_on(
     assert [each["test"] for each in told[2]["studies"]] == [None, None]
     assert "proposed by claude" in answers[-1][1]
     work(hill, stored, 10)
+    final = COMMAND.stage_of("s", FINAL_TRAINING)
+    fresh(f"sqlite:///{run_dir}/study.db", hill, 1, final)
+    write_tested(stored, run_dir, final)
     *told, (is_error, text) = talk([run_dir], ("report", {}), ("status", {}), ("compare", {}))[1]
     assert all(SHOWN.search(text) for _, text in told), "once the search has ended"
     assert is_error
