@@ -142,9 +142,9 @@ def open_streams() -> None:
             setattr(sys, name, stream)
 
 
-def discard_output() -> None:
+def discard_output(descriptor: int = 1) -> None:
     """Discards what is still printed, since the reader of the pipe has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def print_at_once(text: str) -> None:

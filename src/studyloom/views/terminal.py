@@ -1,7 +1,6 @@
 """What a study prints on a terminal: its status, its trials, its result, and its failures."""
 
 import io
-import os
 import shlex
 import sys
 import threading
@@ -26,6 +25,7 @@ from rich.text import Text
 
 from studyloom.config.values import plain_sections
 from studyloom.definition.sources import CODE
+from studyloom.processes import discard_output
 from studyloom.space.outline import outline
 from studyloom.space.samplers import any_point
 from studyloom.storage.urls import parse_url, without_password
@@ -189,7 +189,7 @@ class SafeConsole(Console):
     def on_broken_pipe(self) -> None:
         if not self.lasting:
             raise  # BrokenPipeError, and not SystemExit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        discard_output(self.file.fileno())
 
 
 def make_console(file: Any = None, **options: Any) -> SafeConsole:
