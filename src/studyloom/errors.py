@@ -87,7 +87,7 @@ class UnfitData(DataError):
 
 
 class FileError(UserError):
-    """A file would be written outside of the run directory that it belongs to."""
+    """A file is not written: its place is wrong, or another file is there that would be lost."""
 
 
 class ScaffoldError(UserError):

@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from studyloom.errors import DataError
+from studyloom.errors import DataError, FileError
 from studyloom.processes import host_id, is_alive
+from studyloom.text import printable
 
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
@@ -87,6 +88,31 @@ def read_text(path: Path, *, own: bool) -> str:
                 "yours is known to have written it"
             )
         return file.read(-1 if own else MOST_BYTES)
+
+
+def check_output(path: Path, option: str, begins: bytes) -> None:
+    """Checks that writing to a path of the user's destroys no file of another kind.
+
+    A mistyped `--page study.db` would replace the database, also under the name of a link to it.
+
+    Args:
+        option: the option that names the path, such as --page.
+        begins: the first bytes of each file that this option writes. A file that is there must be
+            empty or begin so.
+
+    Raises:
+        FileError: it holds something else.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():  # of a link, the file that it leads to
+        return
+    with path.open("rb") as file:
+        start = file.read(len(begins))
+    if not begins.startswith(start):  # a killed command may have written only half of it
+        raise FileError(
+            f"{option} {printable(str(path))}: another file is there, which {option} has not "
+            "written; it stays unchanged; name a new file"
+        )
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> None:

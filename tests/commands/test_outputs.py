@@ -15,7 +15,7 @@ from studyloom.commands import outputs
 from studyloom.commands.documents import json_schema
 from studyloom.commands.looking import check
 from studyloom.commands.outputs import EventFile, Heartbeat, is_beating
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, FileError
 from studyloom.study.opening import create_study
 from studyloom.views.progress import Progress, ProgressReader, StageProgress
 from studyloom.views.snapshot import WorkerStatus
@@ -58,6 +58,14 @@ def test_a_file_that_cannot_be_written_is_a_mistake_before_the_study(tmp_path):
     for place, words in (("missing/events", "No such"), (".", "Is a"), ("pipe", "no program")):
         with pytest.raises(ConfigError, match=rf"cannot be written: {words}.*; name another"):
             EventFile(tmp_path / place)
+
+
+def test_events_are_not_appended_to_a_file_that_holds_something_else(tmp_path):
+    path = tmp_path / "study.db"
+    path.write_bytes(b"SQLite format 3")
+    with pytest.raises(FileError, match=r"another file is there.*name a new file"):
+        EventFile(path)
+    assert path.read_bytes() == b"SQLite format 3"
 
 
 def test_a_program_gets_its_document_though_no_events_can_be_written(tmp_path):

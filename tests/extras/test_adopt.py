@@ -144,6 +144,25 @@ def test_a_hostile_database_does_no_harm(here, capsys):
     )
 
 
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
+@pytest.mark.parametrize("name", ["s.db", "s.csv"])
+def test_a_page_never_replaces_what_was_read_also_not_through_a_link(here, capsys, name, link):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    study.add_trial(trial(0, 0.5, 0.1))
+    (here / "s.csv").write_text("lr,acc\n0.1,0.5\n")
+    before = (here / name).read_bytes()
+    target = here / (name if link == "same" else "page.html")
+    if link == "symbolic":
+        target.symlink_to(here / name)
+    if link == "hard":
+        target.hardlink_to(here / name)
+    metric = ["--maximize", "acc"] if name == "s.csv" else []
+    assert main(["adopt", name, *metric, "--page", str(target)]) == 2
+    assert f"--page {target}: another file is there" in capsys.readouterr().err
+    assert (here / name).read_bytes() == target.read_bytes() == before
+    assert target.is_symlink() == (link == "symbolic")
+
+
 # Findings
 
 

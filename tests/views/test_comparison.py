@@ -116,3 +116,20 @@ def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_sam
     assert "88.0% ± 2.0 on unseen examples" in printed
     assert printed.endswith(f"{folders[0] / 'compare.html'}\n")
     assert "Differences" in (folders[0] / "compare.html").read_text()
+
+
+def test_the_page_of_a_comparison_replaces_only_a_page(ran, tmp_path, capsys):
+    """A mistyped name could be that of the database or of the weights."""
+    run_dirs = [ran(name, values(0.9))[0] for name in "ab"]
+    before = (run_dirs[0] / "study.db").read_bytes()
+    command = ["compare", *map(str, run_dirs), "--trust-config", "--page"]
+    for name, reason in (
+        ("a/study.db", "another file is there"),
+        ("a", "is not a file"),
+        ("missing/page.html", "there is no folder"),
+    ):
+        assert main([*command, str(tmp_path / name)]) == 2
+        assert reason in capsys.readouterr().err
+    assert (run_dirs[0] / "study.db").read_bytes() == before
+    for _ in range(2):
+        assert main([*command, str(tmp_path / "page.html")]) == 0

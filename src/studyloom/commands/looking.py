@@ -160,8 +160,12 @@ def compare(arguments: argparse.Namespace) -> None:
     their curves over trials and time, and prints its path.
     """
     from studyloom.views.comparison import document, print_comparison, read_studies, write_page
+    from studyloom.views.page import check_page
     from studyloom.views.terminal import make_console
 
+    path = arguments.page or arguments.run_dirs[0] / PAGE
+    if arguments.page is not None:
+        check_page(path)  # before the studies are read, which may take long
     found = []
     for run_dir in arguments.run_dirs:
         arguments.run_dir = run_dir
@@ -171,7 +175,6 @@ def compare(arguments: argparse.Namespace) -> None:
         print_json(document(studies))
         return
     print_comparison(studies, make_console())
-    path = arguments.page or arguments.run_dirs[0] / PAGE
     write_page(studies, path)
     print(f"\n{printable(str(path))}")
 

@@ -22,7 +22,7 @@ import optuna
 from studyloom.commands.options import print_json, replace_unencodable
 from studyloom.environment import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
-from studyloom.files import write_whole
+from studyloom.files import check_output, write_whole
 from studyloom.plugins import load_plugin
 from studyloom.processes import host_id
 from studyloom.study.stopping import Request
@@ -43,6 +43,7 @@ from studyloom.worker_log import LINE
 
 HEARTBEAT = "heartbeat.json"
 INTERVAL = 10.0  # seconds between two heartbeats
+EVENTS_BEGIN = b'{"event"'  # of a file of events, as `progress.write_event` formats one
 RECENT = 60.0  # seconds after which a heartbeat is no sign of life
 LAST = 5.0  # seconds that the reader of a pipe has to take what is left when the command ends
 log = logging.getLogger(__name__)
@@ -265,6 +266,7 @@ class EventFile:
 
     Raises:
         ConfigError: it cannot be written to.
+        FileError: it holds something else than events.
     """
 
     def __init__(self, path: Path) -> None:
@@ -275,6 +277,7 @@ class EventFile:
         self._study_id: str | None = None
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
         try:
+            check_output(path, "--events", EVENTS_BEGIN)
             self._file: int | None = os.open(path, flags, 0o644)
         except OSError as error:
             why = "no program reads the pipe" if error.errno == errno.ENXIO else error.strerror

@@ -15,7 +15,6 @@ from rich.text import Text
 from studyloom.config.runs import read_written
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
-from studyloom.files import write_whole
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_duration, format_parameter, mask_passwords, one_line, shorten
@@ -251,8 +250,8 @@ def _sentence(study: Compared) -> str:
 
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:
-    """Writes the comparison as HTML; raises OSError if it cannot."""
-    write_whole(path, render(studies).encode(errors="replace"))
+    """Writes the comparison as HTML; raises FileError or OSError if it cannot."""
+    page.write_page(path, render(studies))
 
 
 def print_comparison(studies: Sequence[Compared], console: Console) -> None:

@@ -20,8 +20,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from studyloom._version import __version__
-from studyloom.errors import StudyloomError
-from studyloom.files import ASSETS
+from studyloom.errors import FileError, StudyloomError
+from studyloom.files import ASSETS, check_output, write_whole
 from studyloom.text import format_value, mask_passwords, name_error, printable
 from studyloom.views.figures import Block
 from studyloom.winner.result import Fact
@@ -30,6 +30,7 @@ IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FOLDER = ASSETS / "report"
 SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
 NUMBERED = re.compile(r"\b[Tt]rial \d+(, \d+)*\b")
+PAGE_BEGIN = b"<!DOCTYPE html>"
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -337,6 +338,31 @@ def _hash(script: str) -> str:
 
 def section_html(section: Section) -> Markup:
     return fill("section.html", section=section)
+
+
+def check_page(path: Path) -> None:
+    """Checks the path of `--page`, where only an HTML file of studyloom may be replaced.
+
+    Raises:
+        FileError: it is in no folder, or something else is there.
+    """
+    shown = f"--page {printable(str(path))}"
+    if not path.parent.is_dir():
+        raise FileError(f"{shown}: there is no folder {printable(str(path.parent))}; create it")
+    if path.exists() and not path.is_file():
+        raise FileError(f"{shown}: is not a file, and stays unchanged; name a new file")
+    check_output(path, "--page", PAGE_BEGIN)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Writes an HTML file to the path of `--page`.
+
+    Raises:
+        FileError: it would replace something else.
+        OSError: it cannot be written.
+    """
+    check_page(path)
+    write_whole(path, html.encode(errors="replace"))
 
 
 def report_page(head: Head, sections: Iterable[Section], run_dir: Path | None = None) -> str:

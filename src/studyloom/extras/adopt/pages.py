@@ -15,7 +15,6 @@ from studyloom.commands.options import print_json
 from studyloom.config.trust import SEARCHED
 from studyloom.extras.adopt.findings import LONGEST, find
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
-from studyloom.files import write_whole
 from studyloom.metrics import Goal
 from studyloom.text import one_line, shorten_end
 from studyloom.views import figures, page
@@ -32,6 +31,7 @@ NAME = re.compile(r"[A-Za-z_][\w.]*")  # of a hyperparameter that a command can 
 def adopt(arguments: Any) -> None:
     """Reads a study, prints what it shows and how to continue it, and writes a report."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    page.check_page(arguments.page)  # before the study is read, which may take minutes
     renames = dict(pair.partition("=")[::2] for pair in arguments.rename)
     if not all(renames.values()):
         raise ValueError("--rename must be OLD=NEW, such as lr=optimizer.adamw.lr")
@@ -45,7 +45,7 @@ def adopt(arguments: Any) -> None:
     found = find(study, arguments.trials)
     steps = next_steps(study, renames)
     path = arguments.page
-    write_whole(path, render(study, found, steps).encode(errors="replace"))
+    page.write_page(path, render(study, found, steps))
     if arguments.json:
         print_json({"study": study.name, "findings": found, "next": steps, "page": str(path)})
         return
