@@ -351,8 +351,15 @@ def test_a_list_among_the_defaults_of_a_loop_is_the_baseline_where_the_space_has
         "+space.params.widths={list:{int:[4,8]},length:{int:[1,3]}}",
     )
     params = {"hidden": [16], "drops": [0.1], "widths": [6, 6]}
-    assert ask(by_lists, *space).config.params == params
-    assert ask(by_lists, *space, "+params.hidden=[4,8]").config.params.drops == [0.2, 0.2]
+    assert ask(by_lists, *space, "+params.widths=[6,6]").config.params == params
+    for overrides, problem in {
+        (): "params.widths=[99] is outside its range [4, 8]",
+        ("+params.widths=[6,6]", "+params.hidden=[4,8]"): "[0.1] is not as long as params.hidden",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            validate_search(ask(by_lists, *space, *overrides), TrainingData())
+        (line,) = caught.value.errors
+        assert problem in line
 
 
 def test_a_loop_by_name_is_checked_before_the_first_trial_all_at_once(ask):

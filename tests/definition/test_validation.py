@@ -14,6 +14,7 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
+from studyloom.definition.prepare import kind_of
 from studyloom.definition.validation import check_ranks, check_sections
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
@@ -84,6 +85,63 @@ def test_a_search_that_does_not_fit_the_config_is_named_with_the_way_out(asking,
         assert words in line
         if ": the default " in line:
             assert "; change the default, the space, or set study.baseline=false" in line
+
+
+class Sized(Own):
+    """A network with defaults."""
+
+    def __init__(self, shape, classes, width=32, rate=None, hidden=(8, 300), kind=nn.ReLU):
+        super().__init__(shape, classes, width)
+
+
+def rated(run, *, rate=5e-5, count=64, momentum=None, epochs=3):
+    """A loop with defaults."""
+
+
+DEFAULTS_OUTSIDE = {
+    ("~model", "+model={_target_:test_validation.Sized}", "optimizer=adamw"): {
+        "model.width.int=[64,256]": "width=32 is outside its range [64, 256]",
+        "model.rate.float=[0,1]": "rate=null is null",
+        "model.hidden={list:{int:[4,256]},length:2}": "hidden=[8, 300] is outside",
+        "model.kind.choice=[relu,tanh]": "is not among [relu, tanh]",
+        "optimizer.eps.float=[1e-6,1e-4]": "eps=1e-08 is outside",
+    },
+    ("objective._target_=test_validation.rated", "objective.direction=maximize"): {
+        "params.rate.float=[1e-4,1e-2]": "rate=5e-05 is outside",
+        "params.count.int=[66,66]": "count=64 is outside",
+        "params.momentum.float=[0,1]": "momentum=null is null",
+    },
+}
+
+
+def read(*overrides: str) -> Definition:
+    """Returns a definition that is completed with the defaults of what its config names."""
+    cfg, composer = compose(*NONE, *overrides)
+    return kind_of(cfg).from_config(cfg, composer)
+
+
+@pytest.mark.parametrize("subject", DEFAULTS_OUTSIDE)
+def test_declared_defaults_outside_their_ranges_are_refused_at_once(subject, folds):
+    searches = DEFAULTS_OUTSIDE[subject]
+    spaces = [f"+space.{search}" for search in searches]
+    lines = errors_of(read(*subject, *spaces), folds)
+    assert len(lines) == len(searches)
+    for line, (search, words) in zip(lines, searches.items(), strict=True):
+        assert line.startswith(f"space.{search.partition('.')[0]}.")
+        assert words in line
+        assert "; change the default, the space, or set study.baseline=false; " in line
+    assert "test_validation.Sized declares it" in lines[0] or "rated declares it" in lines[0]
+    assert "a default of the range, such as" in lines[0]
+
+
+def test_a_default_of_the_range_replaces_a_declared_one_outside_it(folds):
+    subject = next(iter(DEFAULTS_OUTSIDE))
+    width = "+space.model.width={int:[64,256],default:100}"
+    definition = read(*subject, width)
+    validate_search(definition, TrainingData(None, IMAGES, folds))
+    assert definition.baseline.params == {"model.width": 100}
+    without = read(*subject, "+space.model.width.int=[64,256]", "study.baseline=false")
+    validate_search(without, TrainingData(None, IMAGES, folds))
 
 
 def test_an_option_of_the_baseline_that_the_space_does_not_hold_is_named(folds):

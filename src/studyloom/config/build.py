@@ -93,19 +93,29 @@ def build(section: Section, key: str = "", **offered: Any) -> Any:
 ANY = inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)
 
 
+def section_of(config: DictConfig, key: str) -> DictConfig | None:
+    """Returns the section with a target that a key is an argument of; None if there is none.
+
+    Keys of `params` are arguments of the custom training loop.
+    """
+    above = key.rpartition(".")[0]
+    section = OmegaConf.select(config, re.sub(r"^params\b", "objective", above))
+    if not isinstance(section, DictConfig) or section.get("_target_") is None:
+        return None
+    return section
+
+
 def argument(config: DictConfig, key: str) -> inspect.Parameter | None:
     """Returns the parameter of a section's target that a missing key would set.
-
-    Keys of `params` are parameters of the custom training loop.
 
     Returns:
         None if there is no section with a target, or that has no such parameter. A target that
         cannot be imported is assumed to have it: the error comes when it is built.
     """
-    above, _, name = key.rpartition(".")
-    section = OmegaConf.select(config, re.sub(r"^params\b", "objective", above))
-    if not isinstance(section, DictConfig) or section.get("_target_") is None:
+    section = section_of(config, key)
+    if section is None:
         return None
+    name = key.rpartition(".")[2]
     try:
         known = inspect.signature(find_target(section)).parameters
     except Exception:  # a user's module may raise anything

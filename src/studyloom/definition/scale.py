@@ -7,6 +7,7 @@ A single size, as in winner.yaml, is that at which the rule changes nothing: the
 the size of the config.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -170,7 +171,8 @@ def with_starts(
 ) -> DictConfig:
     """Returns a config with the values of the baseline that it lacks, or that the space gives.
 
-    A key is added where the target of its section has such a parameter, whose default counts.
+    A key is added where the target of its section has such a parameter, whose default counts, also
+    one outside the range: validation refuses it.
 
     Args:
         typed: the keys that the command line sets.
@@ -194,8 +196,8 @@ def with_starts(
                 continue
         elif node.default is None or key in typed:
             continue
-        default = getattr(parameter, "default", None)
-        values[key] = default_of(node, default, length_of)
+        declared = inspect.Parameter.empty if parameter is None else parameter.default
+        values[key] = default_of(node, declared, length_of)
     return with_values(config, values) if values else config
 
 

@@ -3,6 +3,7 @@
 Its own sections and its space are checked here. `Definition.try_out` tries what is trained.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from omegaconf import ListConfig
 from optuna.distributions import IntDistribution
 
+from studyloom.config.build import argument, section_of
 from studyloom.config.overrides import explain_key
 from studyloom.config.schema import Config, check_name, out_of_range
 from studyloom.config.values import describe_error, value_at, with_values
@@ -18,7 +20,7 @@ from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal
 from studyloom.space.samplers import DRAWS, any_point
-from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, end_of, why_not
+from studyloom.space.tree import LARGEST_GRID, Leaf, ListLeaf, default_of, end_of, why_not
 from studyloom.text import as_yaml, line_to_add, nearest
 
 SEARCHED = (*OF_NETWORKS, "train", "params")
@@ -204,8 +206,6 @@ def _check_groups(definition: Definition) -> Iterator[str]:
 
 def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
     """Yields unknown keys of a branch, and defaults that are not among its values."""
-    chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
-    ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
     for node in branch.nodes:
         if errors := [*_not_searched(node.name, node.key)]:
             yield from errors
@@ -217,10 +217,41 @@ def _check_leaves(definition: Definition, branch: Branch) -> Iterator[str]:
             way = "" if option else _to_add(definition, branch, node)
             yield f"space.{node.name}: {unknown}{way}"
         elif definition.config.study.baseline:
-            default = value_at(branch.config, node.key)
-            where = f"space.{node.name}: the default {node.key}={as_yaml(default)}"
-            for problem in _problems(node, default, branch):
-                yield f"{where} {problem}{ways_out}"
+            yield from _check_default(branch, node)
+
+
+def _check_default(branch: Branch, node: Leaf | ListLeaf) -> Iterator[str]:
+    """Yields why the default of a hyperparameter is not among its values."""
+    default = value_at(branch.config, node.key)
+    chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
+    way_out = f"change the default{chosen}, the space, or set study.baseline=false"
+    if owner := _declaring(branch, node, default):
+        middle = _middle(branch, node)
+        way_out += f"; {owner} declares it: a default of the range, such as {middle}, comes first"
+    for problem in _problems(node, default, branch):
+        yield f"space.{node.name}: the default {node.key}={as_yaml(default)} {problem}; {way_out}"
+
+
+def _declaring(branch: Branch, node: Leaf | ListLeaf, default: Any) -> str:
+    """Returns the name of the class or function that declares a default, or ""."""
+    section = section_of(branch.config, node.key)
+    declared = argument(branch.config, node.key)
+    if node.default is not None or section is None or declared is None:
+        return ""
+    if declared.default is inspect.Parameter.empty:
+        return ""
+    is_same = default == default_of(node, declared.default, len)
+    return str(section["_target_"]) if is_same else ""
+
+
+def _middle(branch: Branch, node: Leaf | ListLeaf) -> str:
+    """Returns the value in the middle of the range of a node without a default."""
+
+    def length_of(key: str) -> int:
+        other = value_at(branch.config, key)
+        return len(other) if isinstance(other, list) else 1
+
+    return as_yaml(default_of(node, inspect.Parameter.empty, length_of))
 
 
 def _check_relations(definition: Definition) -> Iterator[str]:

@@ -14,6 +14,7 @@ path without the options (`optimizer.momentum`). A group with a single option is
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from studyloom.errors import refuse
-from studyloom.text import as_yaml, kind_of, nearest
+from studyloom.text import as_yaml, is_scalar, kind_of, nearest
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 LARGEST_GRID = 100_000  # configurations that are enumerated
@@ -395,26 +396,32 @@ def middle_of(distribution: Distribution) -> Any:
             return min(max(low, float(f"{middle:.4g}")), high)
 
 
-def default_of(node: Leaf | ListLeaf, fallback: Any, length_of: Callable[[str], int]) -> Any:
-    """Returns the default value of a node: its own, or else `fallback` if it lies in the range.
+def default_of(node: Leaf | ListLeaf, declared: Any, length_of: Callable[[str], int]) -> Any:
+    """Returns the default value of a node: its own, else the declared one, else the middle.
 
-    Else it is the middle of the range.
+    A declared value outside the range is returned too, so that it can be refused.
 
     Args:
+        declared: the default of the argument that the node sets; empty of `inspect` without.
         length_of: returns the length of another list by its key.
     """
     if node.default is not None:
         return node.default
+    if declared is not inspect.Parameter.empty:
+        return _in_config(declared)
     if isinstance(node, Leaf):
-        fits = fallback is not None and why_not(node.distribution, fallback) is None
-        return fallback if fits else middle_of(node.distribution)
+        return middle_of(node.distribution)
     length = node.length
     if isinstance(length, str):
         length = IntDistribution(length_of(length), length_of(length))
-    items = fallback if isinstance(fallback, list | tuple) else ()
-    refused = (why_not(node.item, item) for item in items)
-    fits = why_not(length, len(items)) is None and not any(refused)
-    return [*items] if items and fits else [middle_of(node.item)] * middle_of(length)
+    return [middle_of(node.item)] * middle_of(length)
+
+
+def _in_config(value: Any) -> Any:
+    """Returns a value as a config can hold it; of an object, its text."""
+    if isinstance(value, list | tuple):
+        return [_in_config(item) for item in value]
+    return value if is_scalar(value) else str(value)
 
 
 def nth_value(distribution: Distribution, index: int) -> Any:
