@@ -8,6 +8,7 @@ import optuna
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import Never
 
 from studyloom.definition.loop import STRIDE, Loop, LoopObjective
@@ -188,6 +189,68 @@ def test_what_has_a_state_and_is_not_kept_is_named():
     whole = objective_of(walk)
     run_of(whole)
     assert whole.not_kept() == []
+
+
+class Numbers(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(8.0))
+
+
+def endless(loader):
+    while True:
+        yield from loader
+
+
+FIXED = DataLoader(TensorDataset(torch.arange(8.0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "is_stream"),
+    [
+        (lambda walk: Numbers(), True),
+        (lambda walk: DataLoader(Numbers()), True),
+        (lambda walk: iter(DataLoader(Numbers())), True),
+        (lambda walk: iter(FIXED), True),
+        (lambda walk: endless(FIXED), True),
+        (lambda walk: FIXED, False),
+        (lambda walk: (number for number in range(8)), False),
+        (lambda walk: walk, False),
+    ],
+)
+def test_a_stream_that_outlives_an_epoch_is_named_before_the_first(make, is_stream):
+    def streaming(config, run):
+        walk = Walk()
+        run.keep(walk=walk)
+        examples = make(walk)
+        for _ in run.epochs(2):
+            run.report(accuracy=walk.step())
+        assert examples is not None
+        return run.value
+
+    objective, streams = objective_of(streaming), []
+    run_of(objective, lambda step: streams.append(objective.streams()))
+    assert streams == [["examples"] if is_stream else []] * 2
+
+
+def test_a_stream_that_is_kept_or_made_in_each_epoch_is_not_named():
+    class Kept(Numbers, Walk):
+        """A stream that knows its position."""
+
+    def streaming(config, run):
+        numbers = Kept()
+        loader = DataLoader(numbers)
+        iterator = iter(loader)
+        run.keep(numbers=numbers)
+        for epoch in run.epochs(2):
+            in_epoch = iter(DataLoader(Numbers()))
+            next(in_epoch)
+            run.report(accuracy=epoch)
+        assert iterator is not None
+        return run.value
+
+    objective, streams = objective_of(streaming), []
+    run_of(objective, lambda step: streams.append(objective.streams()))
+    assert streams == [[], []]
 
 
 # What ends a loop

@@ -5,7 +5,9 @@ from contextlib import contextmanager, suppress
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
+from torch.utils.data import DataLoader
 from toy_worker import (
     FOLDER,
     FOLDS,
@@ -22,7 +24,16 @@ from toys import TWO, Never, Signal, ask, toy_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Halted
 from studyloom.processes import Stopwatch, worker_id
-from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, RESUMED, SLOT, TIMES
+from studyloom.storage.attributes import (
+    BASELINE,
+    EPOCHS,
+    FAILURE,
+    REASON,
+    RESUMED,
+    SLOT,
+    STREAMS,
+    TIMES,
+)
 from studyloom.study.opening import open_study
 from studyloom.study.stage import Stage
 from studyloom.study.strategy import Strategy
@@ -130,6 +141,31 @@ def test_a_trial_whose_worker_died_says_what_its_checkpoint_has_and_not_what_it_
     epoch, where = (1, "resumes after epoch 1") if kept else (None, "starts again from the begin")
     assert trial.user_attrs[RESUMED] == {"epoch": epoch, "deaths": 1, "death": "it was killed"}
     assert f"trial 0 {where}" in caplog.text
+
+
+def streaming(config, run):
+    """A loop that reads on in the same stream in each epoch."""
+    run.keep(net=torch.nn.Linear(1, 1))
+    examples = iter(DataLoader(run.train))
+    for _ in run.epochs(3):
+        next(examples)
+        run.report(accuracy=0.5)
+    return run.value
+
+
+def test_a_stream_is_stored_with_the_first_report_and_named_on_resuming(url, checkpoints, caplog):
+    caplog.set_level("INFO")
+    target = ("objective._target_=test_worker.streaming", "objective.direction=maximize")
+    definition = ask(*RANDOM, *target)
+    stored = fresh(url, definition, 1)
+    work(definition, stored, 1, Signal(2))
+    (trial,) = stored.trials()
+    assert trial.state == TrialState.RUNNING
+    assert trial.user_attrs[STREAMS] == ["examples"]
+    stored.ledger.claim("w", 1, 60.0)
+    stored.ledger.record_death("w", "it was killed")
+    work(definition, stored, 1)
+    assert "it was killed; stream examples starts again" in caplog.text
 
 
 class Thief(Never):

@@ -9,7 +9,7 @@ from rich.console import Console
 from toys import begin
 
 from studyloom.commands.documents import json_schema
-from studyloom.storage.attributes import HALTED, REASON, RESUMED
+from studyloom.storage.attributes import HALTED, REASON, RESUMED, STREAMS
 from studyloom.study.stopping import set_control
 from studyloom.views.progress import History, ProgressReader, write_event
 from studyloom.views.terminal import Resumptions
@@ -62,6 +62,25 @@ def test_a_trial_that_goes_on_after_a_death_is_told_once_in_events_and_the_termi
     assert console.export_text().splitlines() == [f"{words}1", f"{words}2"]
     lines = [write_event(e, "t", "1f") for e in History().new(ProgressReader(stored).read())]
     assert not [*History.read(lines, "1f").new(ProgressReader(stored).read())]
+
+
+def test_a_stream_is_named_once_at_its_first_report_and_at_each_resumption(stored):
+    trial, console = begin(stored), Console(record=True, width=200)
+    stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
+    trial.suggest_float("lr", 0.0, 1.0)
+    tell = Resumptions(ProgressReader(stored).read(), console)
+    trial.set_user_attr(STREAMS, ["batches"])
+    for epoch in (1, 2):
+        trial.report(0.1, epoch)
+        tell(ProgressReader(stored).read())
+    trial.set_user_attr(RESUMED, {"epoch": 2, "deaths": 1, "death": "it was killed"})
+    tell(ProgressReader(stored).read())
+    assert console.export_text().splitlines() == [
+        "stream batches: its position is not kept, so that a resumed trial reads it from its start "
+        "and may get another value; create it in each epoch",
+        "trial 0 resumes after epoch 2, since its worker died: it was killed; stream batches "
+        "starts again, so the value may be another",
+    ]
 
 
 def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_done):

@@ -469,6 +469,9 @@ class LoopObjective(Objective):
     def not_kept(self) -> list[str]:
         return self._not_kept
 
+    def streams(self) -> list[str]:
+        return [] if self._run is None else self._run.streams
+
     def steps(self) -> list[Report]:
         steps = []
         for position, reports in enumerate(self._reports):

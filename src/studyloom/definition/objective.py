@@ -165,6 +165,10 @@ class Objective:
         """Returns the names of objects whose state `state` lacks, so that a resumed run differs."""
         return []
 
+    def streams(self) -> list[str]:
+        """Returns the names of streams of examples whose position `state` lacks."""
+        return []
+
     def state(self) -> dict[str, Any] | None:
         """Returns all that `restore` needs to resume after the last step; None if it cannot.
 

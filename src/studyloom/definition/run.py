@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, GeneratorType
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
@@ -148,6 +149,7 @@ class Run:
             seed, and must finish the same number of epochs or make the same number of reports.
         costs: the costs that the loop has reported, by quantity.
         not_kept: names of objects in the loop with a state that `keep` was not given.
+        streams: names of streams in the loop whose position a resumed trial would lack.
         count: the number of epochs; None until `epochs` is called.
     """
 
@@ -169,6 +171,7 @@ class Run:
         self.generator = torch.Generator().manual_seed(job.seed)
         self.costs: dict[str, Cost] = {}
         self.not_kept: list[str] = []
+        self.streams: list[str] = []
         self.count: int | None = None
         self.most = most
         self.unfit: UnfitState | None = None
@@ -322,6 +325,9 @@ class Run:
                 f"has {count}; set pruner.max_resource={count}, or a key of params that says it"
             )
         self._begun, self.count = True, count
+        if self._kept:
+            variables = _variables(sys._getframe(1))
+            self.streams = _streams(variables, [*self._kept.values()])
         begun = self._go_on() if self._saved is not None else 0
         return self._each_epoch(begun)
 
@@ -332,7 +338,8 @@ class Run:
                 self._epoch = epoch
                 yield epoch
                 if self._kept and epoch == begun + 1:
-                    self.not_kept = [*_not_kept(sys._getframe(1), [*self._kept.values()])]
+                    variables = _variables(sys._getframe(1))
+                    self.not_kept = [*_not_kept(variables, [*self._kept.values()])]
                 with self._ranks.deciding():
                     self._between = True
                     self.flush()
@@ -548,21 +555,52 @@ def _check_part(method: str, name: str, part: Any) -> None:
         )
 
 
-def _not_kept(frame: FrameType | None, kept: Sequence[Any]) -> Iterator[str]:
-    """Yields the names of a loop's objects whose state a resumed trial would lack.
-
-    It skips objects without a state, networks that are not trained, and parts of what is kept.
+def _variables(frame: FrameType | None) -> dict[str, Any]:
+    """Returns the local variables of a loop, and of the user's functions that it has called.
 
     Args:
         frame: the frame that iterates over the epochs; only frames of user code count.
     """
-    tensors = {id(tensor) for part in kept for tensor in _tensors(part)}
-    found: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     while frame is not None and frame.f_globals.get("__name__") != LOOP:
         if is_users_code(Path(frame.f_code.co_filename)):
-            found = frame.f_locals | found
+            variables = frame.f_locals | variables
         frame = frame.f_back
-    for name, part in found.items():
+    return variables
+
+
+def _streams(variables: Mapping[str, Any], kept: Sequence[Any]) -> list[str]:
+    """Returns the names of streams that were made before the first epoch, and are not kept.
+
+    A stream is an IterableDataset or a DataLoader of one, which may continue where the last epoch
+    has left it, or an iterator over any DataLoader, which does.
+    """
+    return [name for name, value in variables.items() if _is_stream(value, kept)]
+
+
+def _is_stream(value: Any, kept: Sequence[Any]) -> bool:
+    if any(value is part for part in kept):
+        return False
+    if isinstance(value, IterableDataset):
+        return True
+    if isinstance(value, DataLoader):
+        return _is_stream(value.dataset, kept)
+    if isinstance(value, _BaseDataLoaderIter):
+        return not any(value._dataset is part for part in kept)
+    if isinstance(value, GeneratorType) and value.gi_frame is not None:
+        for inner in value.gi_frame.f_locals.values():
+            if isinstance(inner, DataLoader) or _is_stream(inner, kept):
+                return True
+    return False
+
+
+def _not_kept(variables: Mapping[str, Any], kept: Sequence[Any]) -> Iterator[str]:
+    """Yields the names of a loop's objects whose state a resumed trial would lack.
+
+    It skips objects without a state, networks that are not trained, and parts of what is kept.
+    """
+    tensors = {id(tensor) for part in kept for tensor in _tensors(part)}
+    for name, part in variables.items():
         stateful = callable(getattr(part, "load_state_dict", None)) and not isinstance(part, type)
         if not stateful or any(part is other for other in kept):
             continue

@@ -60,6 +60,7 @@ RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused or p
 SEGMENTS = "segments"  # list[tuple[int, int | None]]: of its training, see `ledger.Segment`
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 NOT_KEPT = "not_kept"  # list[str]: what of a loop has a state that run.keep was not given
+STREAMS = "streams"  # list[str]: the streams of a loop whose position no checkpoint has
 RESUMED = "resumed"  # dict[str, Any]: the epoch of its checkpoint, and the number of deaths
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
@@ -73,7 +74,7 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
-    *(PLANNED_JOBS, FAILURE, REASON, TRACEBACK),
+    *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK),
 )
 # Those that no sampler and no pruner reads; they are most of a trial.
 HEAVY = (EPOCHS, PROVENANCE, TRACEBACK)
@@ -97,6 +98,7 @@ TYPES: dict[str, Any] = {
     SEGMENTS: list[tuple[int, int | None]],
     RESUMED: Resumed,
     NOT_KEPT: list[str],
+    STREAMS: list[str],
 }
 
 
@@ -149,6 +151,7 @@ class TrialAttributes:
     reused = Stored[str | None](REUSED, None)
     is_kept = Stored[bool](KEPT, False)
     not_kept = Stored[Sequence[str]](NOT_KEPT, ())
+    streams = Stored[Sequence[str]](STREAMS, ())
     provenance = Stored[Mapping[str, Any]](PROVENANCE, {})
     traceback = Stored[str | None](TRACEBACK, None)
     proposed = Stored[Any](PROPOSED, None)

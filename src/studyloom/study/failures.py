@@ -151,8 +151,16 @@ def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
     return sorted(counts, key=lambda count: -count.count)
 
 
-def resumed_words(number: int, resumed: Mapping[str, Any]) -> str:
-    """Says where a trial resumes by its checkpoint, and how its last worker died."""
+def resumed_words(number: int, resumed: Mapping[str, Any], streams: Sequence[str] = ()) -> str:
+    """Says where a trial resumes by its checkpoint, and how its last worker died.
+
+    Args:
+        streams: the names of its streams, which it reads from the start all the same.
+    """
     epoch = resumed["epoch"]
     where = f"resumes after epoch {epoch}" if epoch else "starts again from the beginning"
-    return f"trial {number} {where}, since its worker died: {resumed['death']}"
+    words = f"trial {number} {where}, since its worker died: {resumed['death']}"
+    if epoch and streams:
+        names = ", ".join(streams)
+        words += f"; stream {names} starts again, so the value may be another"
+    return words

@@ -19,7 +19,14 @@ from optuna.pruners import NopPruner
 
 from studyloom.definition.objective import Objective, Report, Step, Stopping
 from studyloom.errors import Paused, Stopped, TimedOut
-from studyloom.storage.attributes import PAUSED, PLANNED_EPOCHS, PLANNED_JOBS, RESUMED, RUNGS
+from studyloom.storage.attributes import (
+    PAUSED,
+    PLANNED_EPOCHS,
+    PLANNED_JOBS,
+    RESUMED,
+    RUNGS,
+    STREAMS,
+)
 from studyloom.study.failures import resumed_words
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.slots import SlotQueue
@@ -125,7 +132,8 @@ class Reporter:
             epoch = last.step if isinstance(last, Report) else last and last.number
             resumed = {"epoch": epoch, "deaths": claim.deaths, "death": claim.death}
             trial.set_user_attr(RESUMED, resumed)
-            log.info("%s", resumed_words(trial.number, resumed))
+            streams = trial.user_attrs.get(STREAMS, ())
+            log.info("%s", resumed_words(trial.number, resumed, streams))
             self._outbox.send(PendingReport())
 
     def report(self, step: Step | None) -> None:
@@ -218,6 +226,9 @@ class Reporter:
             trial.set_user_attr(RUNGS, [*trial.user_attrs.get(RUNGS, []), step.number])
             trial.set_user_attr(PAUSED, step.number)
             held.store(self.objective)  # another worker may end it here, which has no weights
+        streams = self.objective.streams()
+        if streams and STREAMS not in trial.user_attrs:
+            trial.set_user_attr(STREAMS, streams)
         # Of jobs that are trained in turn the end of each is reported. (`Trial.report` refuses
         # several objectives, whose curves are kept all the same.)
         number, rest = divmod(step.number, stride)

@@ -577,7 +577,7 @@ def ending(trial: FrozenTrial) -> str:
     if record.reused is not None:
         words += f" It was not trained: its result is that of {record.reused}."
     if resumed := record.resumed:
-        words += f" T{resumed_words(trial.number, resumed)[1:]}."
+        words += f" T{resumed_words(trial.number, resumed, record.streams)[1:]}."
     return words
 
 

@@ -465,19 +465,47 @@ def watch_json(reader: ProgressReader, write: Callable[[str], object]) -> None:
 
 
 class Resumptions:
-    """Prints a line for each trial that is resumed after its worker has died, from now on."""
+    """Prints a line for each trial that is resumed after its worker has died, from now on.
+
+    Another line comes first, and once, if loops read streams whose position is not kept.
+    """
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.console, self._history = console, History()
         list(self._history.new(progress))  # past events are not printed
+        self._streams_shown = False
 
     def __call__(self, progress: Progress) -> None:
+        if not self._streams_shown:
+            self._show_streams(progress)
         for event in self._history.new(progress):
             if event["event"] == "resumed":
                 title, resumed = event["stage"], event | {"death": event["reason"]}
                 stage = "" if title == SEARCH else f"{WORDS.get(title, title)}: "
-                words = f"{stage}{resumed_words(event['trial'], resumed)}"
+                streams = _streams_of(progress.trials[title], event["trial"])
+                words = f"{stage}{resumed_words(event['trial'], resumed, streams)}"
                 say(self.console, words)
+
+    def _show_streams(self, progress: Progress) -> None:
+        for trials in progress.trials.values():
+            for trial in trials:
+                if streams := TrialRecord(trial).streams:
+                    names = ", ".join(map(one_line, streams))
+                    say(
+                        self.console,
+                        f"stream {names}: its position is not kept, so that a resumed trial reads "
+                        "it from its start and may get another value; create it in each epoch",
+                    )
+                    self._streams_shown = True
+                    return
+
+
+def _streams_of(trials: Sequence[FrozenTrial], number: int) -> list[str]:
+    """Returns the names of a trial's streams whose position is not kept."""
+    for trial in trials:
+        if trial.number == number:
+            return [one_line(name) for name in TrialRecord(trial).streams]
+    return []
 
 
 class Display:
