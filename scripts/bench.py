@@ -20,8 +20,6 @@
     python scripts/bench.py pareto           # two objectives with ASHA, replayed; 5 minutes
     python scripts/bench.py honesty          # results against the truth, 440 studies; 15 minutes
     python scripts/bench.py record           # makes those curves; an hour
-    python scripts/bench.py scale_up         # the best learning rate at three widths; 17 minutes
-    python scripts/bench.py transfer         # a small search for a large network; 10 minutes
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
@@ -63,10 +61,8 @@ from search.tables import FAMILIES
 from small import small
 from starting import measure_start
 from training.against_plain import answer, example, tutorial
-from training.learning_rates import scale_up
 from training.loading import loader
 from training.memory import memory
-from training.transfer import transfer
 
 
 def machine() -> str:
@@ -137,9 +133,7 @@ BENCHES = {
         ),
     ),
     "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
-    "scale_up": Bench(lambda a: scale_up(a.repeats or 5, a.image)),
     "honesty": Bench(lambda a: honesty(a.sizes, a.results), {"sizes": [1, 1, 2]}),
-    "transfer": Bench(lambda a: transfer(a.repeats or 3, a.trials or 40), {"trials": 2}),
     "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
 }
 
@@ -183,7 +177,6 @@ def main() -> None:
         "one worker; sleepers of scale; images of loader; bytes of memory; studies of each kind of "
         "honesty",
     )
-    parser.add_argument("--image", type=Path, help="a PNG that scale_up draws, by Chromium")
     parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()

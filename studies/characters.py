@@ -72,10 +72,8 @@ def train(config: DictConfig, run: Run) -> float:
     text, valid = (characters(part)[0].to(run.device) for part in ("train", "valid"))
     net = reader_of(params).to(run.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=params.lr)
-    run.scaled(net, optimizer)
-    rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=params.epochs * STEPS
+        optimizer, params.lr, total_steps=params.epochs * STEPS
     )
     run.keep(net=net, optimizer=optimizer, schedule=schedule)
     run.cost(parameters=sum(parameter.numel() for parameter in net.parameters()))

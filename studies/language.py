@@ -2,7 +2,6 @@
 
     python -m studies.language
     python -m studies.language params.epochs=24 study.name=longer
-    python -m studies.language ~space.params.width 'scale={params.width:[32,128],rule:mup}'
     python -m studies.language 'objective.constraints={parameters: "<= 40_000"}' study.name=small
 
 The loop is in `studies/characters.py`. It reports the perplexity on two chapters: between how many

@@ -69,7 +69,7 @@ class Winner:
         number: the number of the winning trial.
         value: the mean of the metric in re-evaluation, over new seeds; the value in the search if
             no other trial was a candidate.
-        params: the value of each hyperparameter by its path; with `scale`, at the target size.
+        params: the value of each hyperparameter by its path.
         config: the resolved sections that determine the value; None if the trial stored none.
         test: the mean of the metric on the test set, over the seeds of the final training; None
             without a test, as for a custom training loop without `objective.test` and for an
@@ -183,12 +183,10 @@ class Study:
         row, test = result.winner, result.test
         frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
         config = None if frozen is None else TrialRecord(frozen).config
-        if result.transfer is not None and config is not None:
-            config = result.transfer.carry(config)
         return Winner(
             number=row.trial,
             value=row.search_value if row.mean is None else row.mean,
-            params=result.params,
+            params=row.params,
             config=config,
             test=None if test is None else test.winner.mean,
             baseline_test=None if test is None or test.baseline is None else test.baseline.mean,

@@ -51,7 +51,6 @@ WAYS = {
         "+space.train.step.strength.float=[0.1,1]",
     ),
     "processes that load": DATASETS,
-    "a small search": (*SMALL, "train.epochs=12", "scale={model.hidden:[[16],[32]],rule:none}"),
     "a loop over folds and seeds": (*LOOP, "objective.folds=2", "objective.seeds=2"),
 }
 # What the study that is killed does otherwise.

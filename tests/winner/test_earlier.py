@@ -168,15 +168,3 @@ def test_what_other_code_has_trained_is_trained_again(definition, sqlite_url, tm
     _, back, opened = reevaluated(of_code("a"), sqlite_url, tmp_path, 4)
     assert back.reused == {"re-evaluation": (4, 4), "final-training": (4, 4)}
     assert opened == 0
-
-
-def test_what_another_scale_has_trained_is_trained_again(sqlite_url, tmp_path):
-    """Another size or rule makes other networks of the same trials; a larger budget does not."""
-    sizes = "model.hidden:[[16],[32]]", "model.hidden:[[16],[64]]"
-    for scale in ("null", *(f"{{{each}}}" for each in sizes), f"{{{sizes[1]},rule:mup}}"):
-        definition = ask(*SPACE, f"scale={scale}")
-        _, result, opened = reevaluated(definition, sqlite_url, tmp_path, 2, seeds=1)
-        assert {reused for reused, _ in result.reused.values()} == {0}, scale
-        assert opened == 1
-    _, grown, _ = reevaluated(definition, sqlite_url, tmp_path, 3, seeds=1)
-    assert grown.reused["re-evaluation"][0] > 0

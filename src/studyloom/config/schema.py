@@ -157,7 +157,6 @@ class Config:
     compress: Any = key(None, "true, or settings: compresses the winner at the end")
     params: Any = key(None, "arguments of your custom training loop")
     data: Any = MISSING
-    scale: Any = key(None, "sizes of search and winner, such as `{model.width:[64,1024]}`")
     model: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING

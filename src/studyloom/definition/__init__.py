@@ -6,6 +6,7 @@ value: it trains networks, or calls a custom training loop.
 
 __all__ = [
     "custom_loop",
+    "defaults",
     "definition",
     "jobs",
     "loop",
@@ -16,7 +17,6 @@ __all__ = [
     "python_study",
     "rule",
     "run",
-    "scale",
     "sources",
     "user_functions",
     "validation",

@@ -31,7 +31,6 @@ from studyloom.definition.user_functions import (
     compose_adapter,
     loop_goals,
     loop_limits,
-    loop_scaling,
     sources_of,
 )
 from studyloom.errors import ConfigError, refuse
@@ -227,13 +226,9 @@ class LoopDefinition(Definition):
         seed: int | None = None,
         fold: Fold | None = None,
     ) -> LoopObjective:
-        single, loop = None if seed is None else (seed, fold), self.loop(point)
+        single = None if seed is None else (seed, fold)
         return LoopObjective(
-            loop=replace(
-                loop,
-                resumes=attempt.pauses,
-                scaling=loop_scaling(loop.config, data.network_kwargs),
-            ),
+            loop=replace(self.loop(point), resumes=attempt.pauses),
             jobs=loop_jobs(self.config, data, self.trial_seed(number), single),
             trial=number,
             attempt=attempt,
@@ -264,12 +259,6 @@ class LoopDefinition(Definition):
                     build_loop_network(self.config, **data.network_kwargs)
         except ConfigError as error:
             yield from error.errors
-        if self.scale and self.scale.rule_sizes and objective.network is None:
-            yield (
-                "scale.rule=mup compares the network of a loop with the small one: name what makes "
-                "it of params as objective.network, and call run.scaled(network, optimizer), or "
-                "set scale.rule=none"
-            )
         if self.tested and data.split is not None and not hasattr(data.source, "test"):
             yield (
                 "objective.test is given the test set of the data, and "

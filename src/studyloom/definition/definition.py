@@ -25,9 +25,9 @@ from studyloom.config.values import (
 from studyloom.data.datasets import location_keys
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
+from studyloom.definition.defaults import with_defaults
 from studyloom.definition.objective import Attempt, Objective
 from studyloom.definition.rule import Condition, Cost, Rule, parse_limits, read_space
-from studyloom.definition.scale import Scale, with_starts
 from studyloom.definition.sources import code_digests, sources_of_main
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import Goal, Metric
@@ -101,10 +101,7 @@ class Definition:
         """Reads the definition from a full config without the section `hydra`."""
         space = read_space(value_at(cfg, "space"), composer.options)
         typed = {override.key for override in composer.overrides}
-        scale = Scale.parse(cfg)
-        refuse([*(scale.errors(space, typed, cfg) if scale else ())])
-        sizes = scale.searched if scale else {}
-        complete = functools.partial(with_starts, space, typed, sizes)
+        complete = functools.partial(with_defaults, space, typed)
         composer, cfg = replace(composer, complete=complete), complete(cfg, composer.choices)
         composer.keep(cfg)
         return cls(cfg, composer, space)
@@ -218,11 +215,6 @@ class Definition:
         if not self.config.study.baseline:
             return None
         return self.space.default(self.composer.choices, lambda key: value_at(self.config, key))
-
-    @functools.cached_property
-    def scale(self) -> Scale | None:
-        """The sizes of the search and of its winner; None if they are the same."""
-        return Scale.parse(self.config)
 
     @functools.cached_property
     def seed(self) -> int:

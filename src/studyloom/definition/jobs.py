@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from studyloom.config.build import Section, build, find_target, plain
 from studyloom.data.split import Fold
-from studyloom.definition.scale import scaling_at
 from studyloom.errors import ConfigError, refuse
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Goal, Metric
 from studyloom.seeds import derive
@@ -45,7 +44,6 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
         "model": network_builder(config),
         "optimizer": build_optimizer(optimizer),
         "groups": build_groups(optimizer.get(GROUPS)),
-        "scaling": scaling_at(config, network_builder),
         "schedule": build_schedule(plain(config.scheduler)),
         "metric": build_metric(objective),
     }

@@ -42,7 +42,6 @@ from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
-from studyloom.training.scaling import Scaling
 
 # The steps of a job are numbered by it if there are several; its end is a multiple, and compared.
 STRIDE = 1_000_000
@@ -183,7 +182,6 @@ class Loop:
         goals: the objectives that it returns, the metric first.
         keeps: whether it must keep something, since it is to be tested.
         resumes: whether it must be able to resume at each epoch, since the pruner pauses trials.
-        scaling: the rule for a network of another size than that of the search.
     """
 
     function: Callable[..., Any]
@@ -192,7 +190,6 @@ class Loop:
     limits: Sequence[Condition] = ()
     keeps: bool = False
     resumes: bool = False
-    scaling: Scaling | None = None
 
     @property
     def most_epochs(self) -> int | None:
@@ -414,7 +411,6 @@ class LoopObjective(Objective):
                 limits=loop.limit_of,
                 saved=self._saved,
                 most=loop.most_epochs,
-                scaling=loop.scaling,
             )
             self._run, self._costs[position:] = run, [run.costs]
             try:

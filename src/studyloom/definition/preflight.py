@@ -19,7 +19,6 @@ from studyloom.definition.definition import Definition
 from studyloom.definition.jobs import build_jobs
 from studyloom.errors import (
     TRAIN_IT_YOURSELF,
-    ConfigError,
     DataError,
     UndefinedMetric,
     messages_of,
@@ -27,7 +26,6 @@ from studyloom.errors import (
 )
 from studyloom.metrics import MEMORY, METRICS, Metric
 from studyloom.text import as_yaml
-from studyloom.training.coordinates import check_coordinates
 from studyloom.training.job import Job
 from studyloom.training.memory import predict_memory
 from studyloom.training.optimizer import check_schedule
@@ -70,54 +68,8 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                 ):
                     reported.append((branch.choices, line))
                     yield f"{where}: {line}" if where else line
-    if not reported:
-        yield from _try_target(definition, data, split)
     if not reported and definition.config.train.evaluate is None:  # which gives its own targets
         yield from _try_metric(definition.metric, data)
-
-
-def _try_target(definition: Definition, data: TrainingData, split: Part) -> Iterator[str]:
-    """Tries the networks of each branch at the size of the winner, and the rule for them."""
-    if (scale := definition.scale) is None:
-        return
-    for branch in definition.branches:
-        sizes = scale.present(scale.target, branch.config)
-        try:
-            job = build_jobs(with_values(branch.config, sizes), data.folds, seed=0)[0]
-            if job.scaling is not None:
-                with torch.random.fork_rng(devices=[]):
-                    network = job.model(shape=split.shape, outputs=split.outputs)
-                job.scaling.check(network, split.shape, split.outputs)
-            try_out(job, split)
-        except Exception as error:
-            where = ", ".join(f"{key}={as_yaml(size)}" for key, size in sizes.items())
-            for line in messages_of(error, describe_error(error)):
-                yield f"scale: at {where}{f', {branch}' if str(branch) else ''}: {line}"
-
-
-def breach_of_rule(definition: Definition, data: TrainingData) -> str | None:
-    """Names the layers whose activations grow with the size of the network, in words.
-
-    It tries the default configuration at sizes from that of the search to the target, or else to
-    eight times the small one.
-
-    Raises:
-        ConfigError: there are some, and scale.check is `end`.
-    """
-    scale, split = definition.scale, data.split
-    if scale is None or split is None or not scale.rule_sizes or not scale.target:
-        return None
-    jobs = []
-    for times, sizes in scale.between().items():
-        config = with_values(definition.config, sizes)
-        jobs.append((float(times), build_jobs(config, data.folds, seed=0)[0]))
-    broken = check_coordinates(jobs, split.for_preflight())
-    if not broken:
-        return None
-    words = f"scale.rule=mup: as the network grows, so do the activations of {', '.join(broken)}"
-    if scale.check == "end":
-        raise ConfigError(f"{words}; set scale.check=verify, or scale.rule=none")
-    return words
 
 
 def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:

@@ -14,7 +14,6 @@ from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
-from studyloom.definition.preflight import breach_of_rule
 from studyloom.definition.sources import digest_of_source
 from studyloom.definition.validation import CheckedStrategy, check_ranks, check_sections, validate
 from studyloom.errors import DataError
@@ -88,9 +87,6 @@ def preflight(
                 key,
                 "data.evaluate" if key == "data.train" else key,
             )
-        words = None if attempt.errors else attempt(lambda: breach_of_rule(definition, data))
-        if words:
-            log.warning("%s; only the trainings at the target show what is best there", words)
     if definition.compresses:
         find = load_plugin("compress_errors")
         attempt(lambda: attempt.errors.extend(find(definition, data)))

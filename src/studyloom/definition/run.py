@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
@@ -34,7 +33,6 @@ from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
-from studyloom.training.scaling import Scaling, scale_rates
 
 LOOP = "studyloom.definition.loop"  # the module whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
@@ -130,7 +128,6 @@ class Run:
         limits: the constraints on the costs of a trial, by quantity.
         saved: the state to resume from; None to start.
         most: the number of epochs that the pruner is set to; None: any number.
-        scaling: the rule that `scaled` applies; None at the size of the search.
 
     Attributes:
         trial: the number of the trial in its stage, an integer from 0.
@@ -161,7 +158,6 @@ class Run:
         limits: Mapping[str, Condition] | None = None,
         saved: Mapping[str, Any] | None = None,
         most: int | None = None,
-        scaling: Scaling | None = None,
     ) -> None:
         attempt, job, ranks = context.attempt, context.job, context.ranks
         self.trial, self.attempt, self.stage = context.trial, attempt.number, attempt.stage
@@ -177,7 +173,7 @@ class Run:
         self.unfit: UnfitState | None = None
         self.metric = metric
         self._ranks, self._folder, self._send = ranks, attempt.folder, send
-        self._limits, self._saved, self._scaling = limits or {}, saved, scaling
+        self._limits, self._saved = limits or {}, saved
         self._kept: dict[str, Any] = {}
         self._kept_at_end: dict[str, Any] = {}
         self._files: dict[str, str] | None = None  # of another library's trainer, in this epoch
@@ -387,25 +383,6 @@ class Run:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
-
-    def scaled(self, network: nn.Module, optimizer: Optimizer) -> None:
-        """Applies `scale.rule` to a new network and its optimizer; it modifies both.
-
-        At the size of the search it does nothing.
-
-        Args:
-            network: the network at its target size, with its initial weights.
-            optimizer: its optimizer, with the learning rate of the search.
-
-        Raises:
-            ConfigError: the rule does not cover the network; the message lists why.
-            RuntimeError: `keep` was called before, which may restore what is already scaled.
-        """
-        if self._kept:
-            raise RuntimeError("run.scaled must be called before run.keep")
-        if self._scaling is not None:
-            growths = self._scaling.rescale(network, None, None)
-            scale_rates(optimizer, network, growths)
 
     def cost(self, **quantities: Any) -> None:
         """Reports costs of the trial, such as parameters=120_000.

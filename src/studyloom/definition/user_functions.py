@@ -17,13 +17,11 @@ from studyloom.config.overrides import explain_key
 from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error, flatten, value_at, with_values
 from studyloom.definition.rule import Condition, parse_limits, read_space
-from studyloom.definition.scale import scaling_at
 from studyloom.errors import ConfigError, PredictError, refuse
 from studyloom.metrics import ANYTHING, DIRECTIONS, METRICS, Goal, Metric
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml
-from studyloom.training.scaling import Scaling
 
 NETWORK, PARAMS = "objective.network", "params"
 
@@ -172,15 +170,6 @@ def network_of(make: Any, config: DictConfig, **known: Any) -> nn.Module:
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"{NETWORK}: {describe_error(error)}") from error
     return make
-
-
-def loop_scaling(config: DictConfig, known: Mapping[str, Any]) -> Scaling | None:
-    """Returns how the network of a loop follows the rule of `scale`; None at its base size.
-
-    Args:
-        known: of the data, for `objective.network`.
-    """
-    return scaling_at(config, lambda base: lambda shape, outputs: build_loop_network(base, **known))
 
 
 def build_loop_network(config: DictConfig, **known: Any) -> nn.Module:

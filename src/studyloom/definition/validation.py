@@ -81,10 +81,9 @@ def check_sections(definition: Definition, strategy: CheckedStrategy) -> Iterato
 def _rules(definition: Definition) -> Iterator[str]:
     """Yields values that exclude each other, with a fix."""
     config, choices = definition.config, definition.composer.choices
-    study, objective, winner, train = config.study, config.objective, config.winner, config.train
+    study = config.study
+    objective = config.objective
     several = isinstance(objective.metric, ListConfig) and len(objective.metric) > 1
-    scale = definition.scale
-    sized = {} if scale is None else scale.target
     if study.stop not in (None, "improvement"):
         yield f"study.stop must be improvement, or null; got {study.stop}"
     elif (study.stop is None) != (study.min_improvement is None):
@@ -96,7 +95,7 @@ def _rules(definition: Definition) -> Iterator[str]:
         yield "objective.network is for a custom loop; name the network in the section model"
     if config.cost.limit is not None and not config.cost.per_hour:
         yield "cost.limit is spent by the hour; set cost.per_hour too, or cost.limit=null"
-    single, limited = objective.folds == objective.seeds == 1, bool(definition.limits)
+    single = objective.folds == objective.seeds == 1
     grid = str(config.sampler.get("_target_")).endswith(".GridSampler")
     for asked, needs, way_out, refusals in (
         (
@@ -106,19 +105,6 @@ def _rules(definition: Definition) -> Iterator[str]:
             {
                 "objective.metric names more than one": several,
                 "sampler=grid tries each configuration of a list": grid,
-            },
-        ),
-        (
-            bool(sized),
-            "scale re-evaluates the best trials of a small search at another size, by their metric",
-            "leave scale out, or the other",
-            {
-                "objective.metric names more than one": several,
-                "objective.constraints limits what the small network costs": limited,
-                "winner.enabled is false": not winner.enabled,
-                "train.patience or train.weights choose the epochs of which there are more": (
-                    "train.epochs" in sized and (train.patience, train.weights) != (None, "last")
-                ),
             },
         ),
         (

@@ -7,13 +7,11 @@ iterates over the epochs, and may report, prune, save a checkpoint or stop after
 __all__ = [
     "batches",
     "checkpoint",
-    "coordinates",
     "job",
     "memory",
     "optimizer",
     "randomness",
     "ranks",
-    "scaling",
     "steps",
     "trainer",
 ]

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from studyloom.metrics import ACCURACY, Metric
-from studyloom.training.optimizer import ParameterGroup, Schedule, absolute_rates
-from studyloom.training.scaling import Scaling
+from studyloom.training.optimizer import ParameterGroup, Schedule
 from studyloom.training.steps import PRECISIONS, OwnStep
 
 WEIGHTS = ("last", "best")
@@ -42,7 +41,6 @@ class Job:
         weights: `last`, or `best` for the epoch with the best value: its weights and its value are
             those of the training.
         until: the epoch after which training ends, on the schedule of all `epochs`; None for all.
-        scaling: the rule by which it is trained as at a base size; None for no scaling.
 
     Raises:
         ValueError: sizes do not fit the data, or a number is out of range.
@@ -71,7 +69,6 @@ class Job:
     patience: int | None = None
     weights: str = "last"
     until: int | None = None
-    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         available = len(self.train)
@@ -101,11 +98,6 @@ class Job:
         for key, (fits, must) in checks.items():
             if not fits:
                 raise ValueError(f"train.{key} must be {must}; got {getattr(self, key)!r}")
-        if self.scaling and (keys := absolute_rates(self.schedule)):
-            raise ValueError(
-                f"scale.rule=mup gives each layer its own rate, and scheduler.{keys[0]} is "
-                "one rate for all; choose a schedule of factors, or set scale.rule=none"
-            )
 
     @property
     def samples(self) -> int:

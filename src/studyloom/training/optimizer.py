@@ -19,10 +19,8 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from studyloom.errors import refuse
 from studyloom.metrics import Metric
 from studyloom.text import name_error, nearest, shorten
-from studyloom.training.scaling import Growth, scale_rates
 
 INTERVALS = ("epoch", "step")
-ABSOLUTE = ("max_lr", "base_lr", "eta_min", "min_lr")
 EVERY_STEP = (OneCycleLR, CyclicLR)  # which PyTorch documents for each step, and not each epoch
 
 
@@ -63,26 +61,20 @@ def make_optimizer(
     make: Callable[[Iterable[Any]], Optimizer],
     network: nn.Module,
     groups: Sequence[ParameterGroup],
-    growths: Mapping[str, Growth] | None = None,
 ) -> Optimizer:
     """Freezes what groups freeze, and makes the optimizer of the other parameters.
 
-    Its rates are those of a base size; `growths` scales them to the network's size. An optimizer
-    with an argument `network`, such as Muon, gets the network.
+    An optimizer with an argument `network`, such as Muon, gets the network.
 
     Raises:
         ConfigError: all errors: a pattern that matches nothing, a parameter in two groups, a
-            setting that the optimizer does not have, or nothing left to train; or there is no rule
-            for the growths under this optimizer.
+            setting that the optimizer does not have, or nothing left to train.
     """
     _avoid_compiler_import()
     bound: Any = make
     if "network" in inspect.signature(make).parameters:
         bound = partial(bound, network=network)
-    optimizer = _make(bound, network, groups)
-    if growths is not None:
-        scale_rates(optimizer, network, growths)
-    return optimizer
+    return _make(bound, network, groups)
 
 
 def _make(
@@ -309,15 +301,6 @@ class Rates:
             if state is None:
                 raise ValueError("it holds no state of a scheduler")
             self._scheduler.load_state_dict(deepcopy(state))
-
-
-def absolute_rates(schedule: Schedule) -> list[str]:
-    """Returns the settings of a scheduler, and of those in it, that are rates and not factors."""
-    if not isinstance(schedule, TorchSchedule):
-        return []
-    inner = schedule.settings.get("schedulers", ())
-    own = [key for key in ABSOLUTE if schedule.settings.get(key)]
-    return own + [key for each in inner for key in absolute_rates(each)]
 
 
 def check_schedule(schedule: Schedule) -> None:

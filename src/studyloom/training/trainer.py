@@ -106,9 +106,6 @@ class JobRun:
         with self.own_randomness():
             # Drawn on the CPU: the same initial weights on every device.
             self.model = job.model(shape=split.shape, outputs=split.outputs)
-        growths = None
-        if job.scaling is not None:
-            growths = job.scaling.rescale(self.model, split.shape, split.outputs)
         self.batches.fit(self.model)
         # Jobs may share one loss; if it adapts to the data, each job needs its own.
         self.loss = deepcopy(job.loss) if _learners(job.loss) else job.loss
@@ -120,7 +117,7 @@ class JobRun:
         self.steps = Steps(self.loss, self.device, job.precision, job.step, job.evaluate)
         self.steps_per_epoch = math.ceil(job.samples / (job.batch_size * job.accumulate))
         self.total_steps = job.epochs * self.steps_per_epoch
-        self.optimizer = make_optimizer(job.optimizer, self.model, job.groups, growths)
+        self.optimizer = make_optimizer(job.optimizer, self.model, job.groups)
         self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.rates = Rates(
             job.schedule, self.optimizer, job.epochs, self.steps_per_epoch, job.metric

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -43,7 +42,7 @@ def _rows(snapshot: snapshots.Snapshot, result: Result | None) -> Iterator[Seque
     tested = dict[str, Summary | None]()
     if result is not None:
         known = {row.name: row for row in result.candidates}
-        rows = {"winner": replace(result.winner, params=result.params)}
+        rows = {"winner": result.winner}
         if test := result.test:
             tested = {"winner": test.winner, "baseline": test.baseline}
     for role, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):

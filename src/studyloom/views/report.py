@@ -215,8 +215,8 @@ def details_section(stored: StoredStudy, snapshot: Snapshot, winner: Result | No
     if data := data_words(stored, winner):
         rows.append(("data", data))
     params = {"Best": snapshot.best.params} if snapshot.best else {}
-    if winner is not None and winner.params != params.get("Best"):
-        params["Winner"] = winner.params
+    if winner is not None and winner.winner.params != params.get("Best"):
+        params["Winner"] = winner.winner.params
     words = [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
     return section("details", [*[page.Lines(lines)] * bool(lines), page.Facts(rows), *words])
 
@@ -298,8 +298,7 @@ def candidates(winner: Result) -> figures.PageTable:
         if row == winner.winner:
             role = "winner"
         costs = [f"{name} {number(cost)}" for name, cost in row.costs.items()]
-        changed = [] if row.factor == 1 else [f"learning rate × {row.factor:g}"]
-        parameters = "  ".join([*costs, *changed, format_parameters(row.params)])
+        parameters = "  ".join([*costs, format_parameters(row.params)])
         again = row.reevaluation.words if row.reevaluation else "–"
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))

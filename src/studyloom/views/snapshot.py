@@ -28,7 +28,7 @@ from studyloom.text import (
     format_value,
     one_line,
 )
-from studyloom.winner.result import Result, Scores, Summary, Transfer, plural
+from studyloom.winner.result import Result, Scores, Summary, plural
 
 MOST_DETAILS = 2  # of a network
 MOST_SETTINGS = 3  # of a trial without a network
@@ -275,12 +275,9 @@ def format_parameters(params: Mapping[str, Any]) -> str:
 
 def result_sentence(result: Result, stored: StoredStudy) -> str | None:
     """Returns the result in one sentence; None if its winner has only the value of the search."""
-    winner, test, carried = result.winner, result.test, result.transfer
+    winner, test = result.winner, result.test
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
-    who = describe(trial, winner.params, carried)
-    if carried is not None:
-        warning = "" if carried.held else "The order of the search did not hold at the target: "
-        who = f"{warning}{who}, searched with {carried.small_words}"
+    who = describe(trial, winner.params)
     if test is not None:
         words = f"{who}: {format_summary(test.winner, stored.metric)} on {_examples(result, test)}"
         return f"{words}{_over_baseline(test, stored.metric)}"
@@ -294,17 +291,9 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def describe(
-    trial: FrozenTrial | None, params: Mapping[str, Any], carried: Transfer | None = None
-) -> str:
-    """Describes a trial: its network and optimizer, or else its first hyperparameters.
-
-    Args:
-        carried: how the search was scaled to the size of the winner, if it was.
-    """
+def describe(trial: FrozenTrial | None, params: Mapping[str, Any]) -> str:
+    """Describes a trial: its network and optimizer, or else its first hyperparameters."""
     config = _mapping(trial and TrialRecord(trial).config)
-    if carried is not None:
-        config, params = carried.carry(config), {**params, **carried.values}
     network, optimizer = _mapping(config.get("model")), _mapping(config.get("optimizer"))
     parts = []
     if name := _class_of(network):

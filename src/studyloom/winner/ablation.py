@@ -16,7 +16,6 @@ from optuna.trial import FrozenTrial
 from studyloom.config.values import has_key, value_at
 from studyloom.definition.definition import Definition
 from studyloom.space.tree import Parameter, Point, group_of, middle_of, why_not
-from studyloom.winner.candidates import at_target
 from studyloom.winner.result import Ablation, AblationRow
 from studyloom.winner.statistics import difference, errors_of_differences
 
@@ -73,7 +72,7 @@ class Defaults:
             for key, value in self.point.values.items()
             if value != own.get(key) == found.values.get(key) and has_key(config, key)
         }
-        return at_target(self.definition, replace(found, values=found.values | others))
+        return replace(found, values=found.values | others)
 
     @cached_property
     def changed(self) -> Sequence[Names]:

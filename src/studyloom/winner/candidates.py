@@ -21,7 +21,6 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import FIRST, Definition
 from studyloom.definition.objective import Attempt, Objective, StoredObjective
 from studyloom.definition.rule import Cost, Rule
-from studyloom.definition.scale import FACTORS, learning_rates
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.samplers import GridSampler
@@ -38,36 +37,29 @@ class Origin:
     """The trial that a candidate comes from, and what is changed.
 
     Args:
-        factor: multiplies its learning rate.
         defaults: the names of hyperparameters that are put back to their defaults.
     """
 
     trial: int
-    factor: float = 1.0
     defaults: tuple[str, ...] = ()
 
     @property
     def number(self) -> int | str:
-        """The candidate in stored rows: its trial, or below 0 at another learning rate.
+        """The candidate in stored rows: its trial.
 
-        With hyperparameters at their defaults it is a JSON list of that number and their names.
+        With hyperparameters at their defaults it is a JSON list of the trial and their names.
         """
         if self.defaults:
-            return json.dumps([replace(self, defaults=()).number, *self.defaults])
-        if self.factor == 1:
-            return self.trial
-        return -1 - len(FACTORS) * self.trial - FACTORS.index(self.factor)
+            return json.dumps([self.trial, *self.defaults])
+        return self.trial
 
     @classmethod
     def of(cls, number: int | str) -> "Origin":
         """Reads the number of a candidate in stored rows."""
         if isinstance(number, str):
-            number, *names = json.loads(number)
-            return replace(cls.of(number), defaults=tuple(names))
-        if number >= 0:
-            return cls(number)
-        trial, place = divmod(-number - 1, len(FACTORS))
-        return cls(trial, FACTORS[place])
+            trial, *names = json.loads(number)
+            return cls(trial, tuple(names))
+        return cls(number)
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ class CandidateSource:
     """Holds a candidate for the winner: its trial, and the configuration to train.
 
     Args:
-        point: the configuration, at the size of the winner.
+        point: the configuration.
         contends: whether it may win; the baseline may only be compared with.
     """
 
@@ -96,8 +88,6 @@ def choose_candidates(
 ) -> Candidates:
     """Chooses the best trials of a search, and the baseline even if it cannot win.
 
-    At the target size of a `scale`, the best trial has neighbors at other learning rates.
-
     Args:
         trials: the budget of this command; the study may have trials of a larger one.
         top: how many of the best trials are chosen.
@@ -108,7 +98,7 @@ def choose_candidates(
     contenders = {trial.number for trial in ranked}
     baselines = [trial for trial in search.feasible() if TrialRecord(trial).is_baseline]
     chosen = {trial.number: trial for trial in (*ranked[:top], *baselines)}
-    candidates = {
+    return {
         Origin(number): CandidateSource(
             chosen[number],
             _point_of(chosen[number], definition),
@@ -117,11 +107,6 @@ def choose_candidates(
         )
         for number in sorted(chosen)
     }
-    best = candidates[Origin(ranked[0].number)]
-    for factor, point in _neighbors(definition, best.point).items():
-        origin = Origin(best.trial.number, factor)
-        candidates[origin] = replace(best, point=point, is_baseline=False)
-    return candidates
 
 
 def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
@@ -131,34 +116,13 @@ def _point_of(trial: FrozenTrial, definition: Definition) -> Point:
     re-evaluation and final training, which has no validation set, keep it. The learning rate
     schedule remains that of all epochs.
     """
-    point = at_target(definition, definition.space.at(trial.params))
+    point = definition.space.at(trial.params)
     train = definition.at(point).train if definition.trains_networks else None
     if train is None or (train.patience, train.weights) == (None, "last"):
         return point
     until = kept_epoch(TrialRecord(trial).columns, train.weights, definition.metric.sign)
     pinned = {"train.until": until, "train.patience": None, "train.weights": "last"}
     return replace(point, values=point.values | pinned)
-
-
-def at_target(definition: Definition, point: Point) -> Point:
-    """Returns a configuration of the search at the size of the winner."""
-    if (scale := definition.scale) is None:
-        return point
-    sizes = scale.present(scale.target, definition.at(point))
-    return replace(point, values=point.values | sizes)
-
-
-def _neighbors(definition: Definition, point: Point) -> dict[float, Point]:
-    """Returns a configuration at other learning rates, by factor; empty without a target size."""
-    if (scale := definition.scale) is None or not scale.target:
-        return {}
-    rates = learning_rates(definition.at(point))
-    return {
-        factor: replace(
-            point, values=point.values | {key: rate * factor for key, rate in rates.items()}
-        )
-        for factor in (FACTORS if rates else ())
-    }
 
 
 def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, sign: int) -> int | None:

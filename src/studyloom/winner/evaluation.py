@@ -6,21 +6,19 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from studyloom.config.values import as_yaml, plain_sections, value_at
+from studyloom.config.values import as_yaml, value_at
 from studyloom.definition.definition import SECTIONS, Definition
-from studyloom.definition.network import measure_costs
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
-from studyloom.study.trial_record import TrialRecord
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.candidates import Origin, Reevaluated, at_target
+from studyloom.winner.candidates import Origin, Reevaluated
 from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
-from studyloom.winner.result import CARD, SIMPLE, STAGES, Candidate, Result, Transfer
+from studyloom.winner.result import CARD, SIMPLE, STAGES, Candidate, Result
 from studyloom.winner.stages import ResultStages
-from studyloom.winner.statistics import difference, rank_correlation, summarize
+from studyloom.winner.statistics import difference, summarize
 
 
 def evaluate_winner(
@@ -69,7 +67,6 @@ def evaluate_winner(
         metric=search.goals[0],
         rule=str(stages.rule),
         keeps=found.keeps_to_rule,
-        transfer=describe_transfer(stages, rows, winner, point),
         ablation=stages.ablation,
         command=tuple(command),
     )
@@ -111,7 +108,6 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
             search_value=value,
             costs=dict(zip(names, costs, strict=True)),
             baseline=source.is_baseline,
-            factor=origin.factor,
         )
         if origin in reevaluated:
             known = summarize(reevaluated[origin], bounds)
@@ -123,74 +119,6 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
         return row.mean is None, -search.sign * (row.mean or 0.0)
 
     return dict(sorted(rows.items(), key=lambda item: rank(item[1])))
-
-
-def describe_transfer(
-    stages: ResultStages, candidates: Sequence[Candidate], winner: Candidate, point: Point
-) -> Transfer | None:
-    """Describes how well small trials predicted the target size; None without a target size.
-
-    Args:
-        stages: the stages of a search at a small size, with candidates at that of `scale`.
-        point: the configuration of the winner.
-    """
-    definition = stages.definition
-    if (scale := definition.scale) is None or not scale.target:
-        return None
-    pairs = [(r.search_value, r.mean) for r in candidates if r.factor == 1 and r.mean is not None]
-    order, interval = rank_correlation(pairs)
-    small = definition.space.at(winner.params).values
-    return Transfer(
-        small=dict(scale.searched),
-        target=dict(scale.target),
-        rule=scale.rule,
-        values={key: value for key, value in point.values.items() if small.get(key) != value},
-        promised=winner.search_value,
-        reached=winner.search_value if winner.mean is None else winner.mean,
-        candidates=len(pairs),
-        order=order,
-        interval=interval,
-        neighbour=winner.factor != 1,
-        share=_share_of_operations(stages),
-    )
-
-
-def _share_of_operations(stages: ResultStages) -> float | None:
-    """Returns the share of operations (FLOPs) compared with a search at the target size.
-
-    It counts a forward pass of each network times the examples of its training. None if
-    studyloom does not build the network.
-    """
-    definition, split = stages.definition, stages.data.split
-    fold = stages.last.source.new_fold(0)
-    if split is None or fold is None or not definition.trains_networks:
-        return None
-    part, known = split.for_preflight(), dict[str, tuple[float, int]]()
-
-    def operations(point: Point) -> tuple[float, int]:
-        """Returns the operations of one epoch of a job, and the epochs of a training."""
-        name = as_yaml(plain_sections(definition.at(point), "model", "train"))
-        if name not in known:
-            job = definition.job(point, fold, seed=0)
-            (flops,) = measure_costs(["flops"], [], job, part)
-            known[name] = flops.value * job.samples, job.last
-        return known[name]
-
-    small = target = later = 0.0
-    for trial in stages.search.stored.trials():
-        run = len(TrialRecord(trial).columns.get("value", ()))
-        if not run:
-            continue
-        point = definition.space.at(trial.params)
-        each, last = operations(point)
-        small += run * each
-        each, full = operations(at_target(definition, point))
-        target += run * full / last * each
-    for stage in stages.later:
-        for origin, _ in stage.trained:
-            each, full = operations(stage.source.candidates[origin])
-            later += full * each
-    return (small + later) / (target + later) if target else None
 
 
 def is_result_of(result: Result, stages: ResultStages) -> bool:
@@ -205,10 +133,7 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
         and result.belongs_to(stages.search.stored)
         and result.trials == stages.trials  # else the search had ended, and was extended since
         and (result.ablation is not None or not stages.ablates)
-        and all(
-            [*row.values] == values.get(Origin(row.trial, row.factor), [])
-            for row in result.candidates
-        )
+        and all([*row.values] == values.get(Origin(row.trial), []) for row in result.candidates)
     )
 
 
@@ -230,10 +155,6 @@ def winner_config(definition: Definition, point: Point) -> dict[str, Any]:
     if (network := value_at(definition.config, "objective.network")) is not None:
         sections["objective"]["network"] = network
     study = definition.config.study
-    if (scale := definition.scale) is not None:
-        # Its network has the target size, and satisfies the rule from the size of the search on.
-        sizes = scale.present(scale.rule_sizes, definition.at(point))
-        sections["scale"] = {**sizes, "rule": scale.rule} if sizes else None
     if definition.rule is not None:
         # The winner is chosen already, and the study module may have another rule.
         sections["winner"] = {"rule": None}

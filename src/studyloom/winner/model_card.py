@@ -34,15 +34,13 @@ def model_card(
     if test.baseline and test.difference:
         difference = test.difference_words
         lines.append(f"The baseline has {test.baseline.words}; the difference is {difference}.")
-    if winner.reevaluation and winner.gap is not None and result.transfer is None:
+    if winner.reevaluation and winner.gap is not None:
         lines.append(
             f"{result.choice_words().capitalize()}. Its value in the search was "
             f"{format_value(winner.search_value)}, and {test.reevaluation_words} "
             f"{winner.reevaluation.words}. The selection gap is {format_value(winner.gap, '+')}; "
             "above 0, the search overrated it."
         )
-    if carried := result.transfer_sentence:
-        lines.append(in_markdown(carried))
     if winner.costs:
         costs = in_markdown(winner.costs_words)
         lines.append(f"Chosen by {code_in_markdown(result.rule)}{costs}.")
@@ -50,7 +48,7 @@ def model_card(
         lines.append(f"{reused.capitalize()}.")
     params = [
         f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
-        for name, value in result.params.items()
+        for name, value in winner.params.items()
     ]
     lines.append("\n".join(["## Hyperparameters\n\n| | |\n|-|-|", *(params or ["| default | |"])]))
     if result.data is None:

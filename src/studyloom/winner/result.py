@@ -11,7 +11,6 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
@@ -124,7 +123,6 @@ class Candidate:
         costs: the values of further objectives by name.
         values: one for each new seed; empty without a re-evaluation, as are the next three.
         gap: the selection gap; above 0 if the search overrated the candidate.
-        factor: multiplies the learning rate of the trial; 1 unless the candidate is a neighbor.
     """
 
     trial: int
@@ -137,13 +135,11 @@ class Candidate:
     std: float | None = None
     interval: Interval | None = None
     gap: float | None = None
-    factor: float = 1.0
 
     @property
     def name(self) -> str:
-        """The trial, and its changed learning rate."""
-        rate = "" if self.factor == 1 else f" at {self.factor:g} times its learning rate"
-        return f"trial {self.trial}{rate}"
+        """The trial, in words."""
+        return f"trial {self.trial}"
 
     @property
     def reevaluation(self) -> Summary | None:
@@ -156,57 +152,6 @@ class Candidate:
     def costs_words(self) -> str:
         """The costs, each after a comma; empty if the metric was the only objective."""
         return "".join(f", {name} {format_cost(value)}" for name, value in self.costs.items())
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """How well the order of small trials predicted that at the target size.
-
-    Attributes:
-        small: the sizes of the search, by key, and `target` those of the winner.
-        values: the values of the winner's configuration that differ from its trial's, by key.
-        promised: the value of the winner's trial in the search, and `reached` its mean on new
-            seeds at the target size.
-        order: the rank correlation of both over `candidates`; None for fewer than three.
-        interval: its 95% interval; None for fewer than six.
-        share: the share of the operations (FLOPs) that search and re-evaluation at the target
-            size would have taken; None if they cannot be counted.
-    """
-
-    small: dict[str, Any]
-    target: dict[str, Any]
-    rule: str
-    values: dict[str, Any]
-    promised: float
-    reached: float
-    candidates: int
-    order: float | None = None
-    interval: Interval | None = None
-    neighbour: bool = False
-    share: float | None = None
-
-    @property
-    def held(self) -> bool:
-        """Whether the results do not contradict the order of the small trials."""
-        return self.order is None or self.order > 0
-
-    @property
-    def small_words(self) -> str:
-        """The sizes of the search."""
-        return _sizes(self.small)
-
-    def carry(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the sections of a trial's configuration with the values of the winner."""
-        carried: dict[str, Any] = json.loads(json.dumps(config))
-        for key, value in self.values.items():
-            *sections, name = key.split(".")
-            inner = reduce(lambda at, section: at.setdefault(section, {}), sections, carried)
-            inner[name] = value
-        return carried
-
-
-def _sizes(sizes: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {format_parameter(size)}" for key, size in sizes.items())
 
 
 @dataclass(frozen=True)
@@ -552,7 +497,6 @@ class Result(Tested):
     """The content of winner.json.
 
     Attributes:
-        transfer: None if the winner has the size of the search.
         ablation: None if it was not requested.
         trials: how many trials the winner was chosen from; `study_trials` is the study's total.
         reused: for each stage, how many trainings came from earlier results, and its total.
@@ -571,7 +515,6 @@ class Result(Tested):
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)
     written: str = ""
     keeps: bool = True
-    transfer: Transfer | None = None
     ablation: Ablation | None = None
     command: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
@@ -656,11 +599,6 @@ class Result(Tested):
         )
 
     @property
-    def params(self) -> dict[str, Any]:
-        """The winner's hyperparameters by path, at the target size."""
-        return self.winner.params | ({} if self.transfer is None else self.transfer.values)
-
-    @property
     def is_of_loop(self) -> bool:
         """Whether the winner is a custom training loop, whose epochs are unknown."""
         return self.epochs is None
@@ -673,9 +611,9 @@ class Result(Tested):
     def new_values(self, metric: str) -> dict[str, Summary]:
         """Returns the re-evaluation and the test of the winner, by name.
 
-        Without those that cannot be compared with the search: of another metric or network size.
+        They are empty for another metric, which cannot be compared with the search.
         """
-        if self.transfer is not None or metric != self.metric.name:
+        if metric != self.metric.name:
             return {}
         test = None if self.test is None else self.test.winner
         found = {"re-evaluation": self.winner.reevaluation, "test": test}
@@ -699,9 +637,8 @@ class Result(Tested):
             for row in self.candidates:
                 if row.baseline and row.reevaluation and row != chosen:
                     yield Fact("baseline", row.reevaluation.words)
-            if self.transfer is None:
-                yield Fact("selection gap", gap)
-            notes = [reevaluation.seeds_words, *notes, *self.transfer_lines(), str(self.note)]
+            yield Fact("selection gap", gap)
+            notes = [reevaluation.seeds_words, *notes, str(self.note)]
         else:
             basis = plural(len(self.seeds), "seed")
             basis += f", {test.examples:,} examples" if test.examples is not None else ""
@@ -711,9 +648,9 @@ class Result(Tested):
                 yield Fact("difference", test.difference_words)
             for rule, value in test.references.items():
                 yield Fact(rule, format_value(value))
-            if reevaluation is not None and self.transfer is None:
+            if reevaluation is not None:
                 yield Fact("selection gap", gap, f"{reevaluation.words} {test.reevaluation_words}")
-            notes = [*test.uncertainty, *notes, *self.transfer_lines()]
+            notes = [*test.uncertainty, *notes]
             if test.uses > 1:
                 uses = format_uses(test.uses)
                 notes.append(f"the test set was {uses}, and each use proves less")
@@ -778,34 +715,6 @@ class Result(Tested):
             names = ", ".join(map(one_line, self.ablation.simple))
             yield f"{SIMPLE} has the defaults of {names}: {self.simple_words}"
 
-    def transfer_lines(self) -> Iterator[str]:
-        """Yields lines on how well the trials of the search predicted the winner's size."""
-        if (found := self.transfer) is None:
-            return
-        rule = "" if found.rule == "none" else f" by the rule {found.rule}"
-        target = _sizes(found.target)
-        yield f"searched with {found.small_words}, and scaled to {target}{rule}"
-        seeds = plural(len(self.winner.values), "new seed")
-        promised, reached = format_value(found.promised), format_value(found.reached)
-        yield f"transfer gap: {promised} in the search, {reached} at the target on {seeds}"
-        if found.order is not None:
-            between = ""
-            if found.interval is not None:
-                low, high = (format_value(end, "+") for end in found.interval)
-                between = f", 95% interval {low} to {high}"
-            order = format_value(found.order, "+")
-            yield f"order of {found.candidates} candidates: rank correlation {order}{between}"
-        if found.neighbour:
-            yield f"the best at the target is {self.winner.name}"
-        if found.share is not None:
-            yield f"{100 * found.share:.0f}% of the operations of the same search at the target"
-
-    @property
-    def transfer_sentence(self) -> str:
-        """The lines of `transfer_lines` as one sentence; empty without one."""
-        words = "; ".join(self.transfer_lines())
-        return f"{words[0].upper()}{words[1:]}." if words else ""
-
     def in_short(self) -> "ShortResult":
         """Returns the summary that the database stores, for views without a run directory."""
         chosen, test = self.winner, self.test
@@ -819,7 +728,7 @@ class Result(Tested):
             "stage": self.stage,
             "metric": self.metric.name,
             "trial": chosen.trial,
-            "params": self.params,
+            "params": chosen.params,
             "search_value": chosen.search_value,
             "reevaluation": short(chosen.reevaluation),
             "test": None if test is None else short(test.winner),

@@ -22,7 +22,6 @@ from functools import cached_property, partial
 
 from studyloom.config.schema import WinnerSection
 from studyloom.definition.rule import Rule
-from studyloom.definition.scale import FACTORS
 from studyloom.errors import DefinitionError
 from studyloom.launch.task import Prepared
 from studyloom.space.tree import Point
@@ -142,7 +141,7 @@ class ResultStages:
             trials=self.search.trials,
             reevaluated=settings.enabled,
             tested=bool(definition.tested),
-            top=settings.top + (len(FACTORS) if definition.scale else 0),
+            top=settings.top,
             seeds=settings.seeds,
             compresses=definition.compresses,
             per_hour=None if per_hour is None else float(per_hour),
@@ -281,8 +280,6 @@ class ResultStages:
         name = StageName(search.name, title, self.search.trials, settings.top, settings.seeds)
         if self.rule != Rule(search.goals[0]):
             name = name.with_detail(str(self.rule))  # other candidates, other trainings
-        if self.definition.scale is not None:
-            name = name.with_detail(str(self.definition.scale))
         if search.code_changes():  # other code, other trainings
             digest = hashlib.sha256(repr(sorted(search.code().items())).encode()).hexdigest()
             name = name.with_detail(f"code {digest[:8]}")
@@ -294,8 +291,6 @@ class ResultStages:
         points = {origin: self._point(origin) for origin in candidates}
         name, numbers = self._name(title).with_detail(detail), [each.number for each in points]
         definition = {"candidates": numbers, "seeds": settings.seeds, **search.code()}
-        if (scale := self.definition.scale) is not None:
-            definition["scale"] = [scale.small, scale.target, scale.rule]
         trainings = CandidateTrainings(
             self.definition, self.data, points, settings.seeds, whole=final
         )

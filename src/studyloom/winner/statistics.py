@@ -118,26 +118,6 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
     return Summary(mean, spread, _within((mean - half, mean + half), mean, bounds), known)
 
 
-def rank_correlation(
-    pairs: Sequence[tuple[float, float]],
-) -> tuple[float | None, Interval | None]:
-    """Returns Spearman's rank correlation, and its 95% interval by Bonett & Wright (2000).
-
-    Both are None for fewer than three pairs or equal values; the interval is None for fewer than
-    six pairs, where it would be too wide to say anything.
-    """
-    if len(pairs) < ENOUGH or any(len({*side}) == 1 for side in zip(*pairs, strict=True)):
-        return None, None
-    from scipy.stats import rankdata  # type: ignore[import-untyped]  # 1 s to import
-
-    order = float(np.corrcoef(*(rankdata(side) for side in zip(*pairs, strict=True)))[0, 1])
-    if len(pairs) < 2 * ENOUGH:
-        return order, None
-    middle = math.atanh(min(0.999, max(-0.999, order)))
-    half = NORMAL * math.sqrt((1 + order**2 / 2) / (len(pairs) - 3))
-    return order, (math.tanh(middle - half), math.tanh(middle + half))
-
-
 def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
     """Cuts an interval at the bounds of the metric, which costs no coverage.
 

@@ -2,7 +2,7 @@
 
 A training is identified by its candidate, a trial of the search, and the number of its seed. A
 budget raised from 40 to 60 trials makes new stages, often with the same candidates: they reuse
-what earlier stages trained and tested, unless the user's code or `scale` has changed.
+what earlier stages trained and tested, unless the user's code has changed.
 """
 
 import hashlib

@@ -368,7 +368,7 @@ def track_result(stored: StoredStudy, run_dir: Path) -> TrackedResult:
         values[f"search.{goal.name}"] = value
     values |= {name: float(value) for name, value in found.items() if value is not None}
     paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
-    params = dict(written.params if written else chosen.params if chosen else {})
+    params = dict(written.winner.params if written else chosen.params if chosen else {})
     return TrackedResult(study, number, params, values, paths)
 
 
