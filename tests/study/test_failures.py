@@ -1,5 +1,8 @@
 """Failures: their kinds, their effect on the study and the sampler, and their counts."""
 
+import errno
+import os
+
 import pytest
 import torch
 from optuna import TrialPruned
@@ -11,9 +14,9 @@ from toys import ask
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.objective import Objective
-from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
+from studyloom.errors import ClaimLost, CommandFailed, Diverged, Halted, StorageLost
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
-from studyloom.study.failures import count_failures
+from studyloom.study.failures import count_failures, explain
 from studyloom.study.reporter import Reporter
 from studyloom.study.trial_record import TrialRecord
 
@@ -57,6 +60,25 @@ class Unreadable(Exception):
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 NO_MEMORY = RuntimeError("[enforce fail] can't allocate memory: 9")
+# As PyTorch, JAX, TensorFlow and Linux word it.
+NO_MEMORY_TEXTS = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    "HIP out of memory. Tried to allocate 2.00 MiB",
+    "XPU out of memory. Tried to allocate 2.00 GiB",
+    "MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cuFFT error: CUFFT_ALLOC_FAILED",
+    "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+    "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes",
+    "unable to mmap 8 bytes from file </torch>: Cannot allocate memory (12)",
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2147483648 bytes.",
+    "OOM when allocating tensor with shape[8,8]",
+    "std::bad_alloc",
+)
 FAILURES = (
     (OUT_OF_MEMORY, "out_of_memory", "OutOfMemoryError: CUDA out of memory"),
     (MemoryError(), "out_of_memory", "MemoryError"),
@@ -138,6 +160,18 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
     work(definition, stored, 28)
     assert sum(tried[8:]) <= 6 < len(tried[8:]) / 2
     assert {trial.user_attrs.get(FAILURE) for trial in stored.trials()} == {None, "diverged"}
+
+
+@pytest.mark.parametrize("text", NO_MEMORY_TEXTS)
+def test_memory_that_runs_out_is_known_in_the_words_of_each_library(text):
+    assert explain(RuntimeError(text)).kind == "out_of_memory"
+    assert explain(CommandFailed(f"it ended with 1; the last lines: {text}")).kind == "out_of_memory"
+
+
+def test_memory_that_runs_out_is_known_by_the_class_of_the_exception():
+    refused = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    for error in (MemoryError(), torch.OutOfMemoryError("full"), refused):
+        assert explain(error).kind == "out_of_memory"
 
 
 # Counts

@@ -24,6 +24,21 @@ from studyloom.study.trial_record import TrialRecord
 from studyloom.text import error_text, mask_passwords
 
 TRACEBACK_LINES = 12
+# How libraries say that memory ran out, in lower case: PyTorch on CUDA, HIP, MPS, XPU and the CPU,
+# cuBLAS, cuDNN and cuFFT, JAX, TensorFlow, C++ and the operating system.
+NO_MEMORY = (
+    "out of memory",
+    "out_of_memory",
+    "out_of_device_memory",
+    "out_of_host_memory",
+    "error_out_of_resources",
+    "allocate memory",  # can't, cannot, failed to
+    "not enough memory",
+    "alloc_failed",
+    "allocation_failed",
+    "oom when allocating",
+    "bad_alloc",
+)
 DIVERGED = "diverged"
 OUT_OF_MEMORY = "out_of_memory"
 TIMEOUT = "timeout"
@@ -91,8 +106,6 @@ class Failure:
 
 def explain(error: BaseException) -> Failure:
     """Returns the record of an exception that ended a trial."""
-    import torch  # here, because importing this module must not import torch
-
     text = error_text(error)
     reason = f"{type(error).__name__}: {text}".removesuffix(": ")
     match error:
@@ -102,18 +115,29 @@ def explain(error: BaseException) -> Failure:
             return Failure(INFEASIBLE, text)
         case UndefinedMetric():
             return Failure(UNDEFINED, text)
-        case MemoryError() | torch.OutOfMemoryError():
-            return Failure(OUT_OF_MEMORY, reason)
-        case RuntimeError() if "can't allocate memory" in text:  # torch on a CPU
-            return Failure(OUT_OF_MEMORY, reason)
         case TimedOut():
             return Failure(TIMEOUT, text)
+        case _ if ran_out_of_memory(error):
+            return Failure(OUT_OF_MEMORY, text if isinstance(error, CommandFailed) else reason)
         case CommandFailed():
             return Failure(ERROR, text, error.output)
         case ConfigError():  # the words say it all
             reason = text
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of a GPU or of the host did not suffice.
+
+    Also the message of a command that failed, which has the last lines that the command printed.
+    """
+    import torch  # here, because importing this module must not import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = error_text(error).lower()
+    return any(words in text for words in NO_MEMORY)
 
 
 @dataclass(frozen=True)
