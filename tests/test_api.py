@@ -378,6 +378,35 @@ def test_a_script_runs_its_own_page_and_its_own_network(tmp_path):
     assert "all is well" in done.stdout
 
 
+BREAKS_GPU = """
+import studyloom as sl
+
+BROKEN = []  # what has broken the GPU for this process
+
+def objective(trial):
+    if BROKEN or trial.number == 2:
+        BROKEN.append(trial.number)
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    return trial.suggest_float("x", 0, 1)
+
+if __name__ == "__main__":
+    study = sl.search(
+        objective, trials=5, minimize="x", workers=1, winner=False, name="s", sampler="random"
+    )
+    print([row["state"] for row in study.to_dicts()])
+"""
+
+
+@pytest.mark.chaos
+def test_a_script_whose_trial_breaks_the_gpu_continues_in_a_worker_process(tmp_path):
+    (tmp_path / "script.py").write_text(BREAKS_GPU)
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "unable to use its GPU" in done.stderr
+    assert "['complete', 'complete', 'failed', 'complete', 'complete']" in done.stdout
+
+
 @pytest.mark.chaos
 def test_a_page_whose_package_is_another_one_here_is_named(tmp_path):
     import studies

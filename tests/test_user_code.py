@@ -4,7 +4,9 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 
+import numpy as np
 import pytest
 
 import studyloom
@@ -12,7 +14,7 @@ from studyloom import pickled
 from studyloom.definition.sources import code_digests
 from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
-from studyloom.pickled import passed_on, passed_to_child, receive
+from studyloom.pickled import LIGHT, can_pass_on, passed_on, passed_to_child, receive
 from studyloom.user_code import find_member
 
 GUARD = r'put that below `if __name__ == "__main__":`$'
@@ -75,6 +77,22 @@ def test_a_study_module_without_a_guard_is_named(write, tmp_path):
     write("bare", "import studyloom\nstudyloom.run('mnist')\n")
     with pytest.raises(ConfigError, match=r"^bare: runs a study when it is imported"):
         studyloom.run(tmp_path / "bare.py", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: np.zeros(LIGHT + 1, np.uint8), threading.Lock], ids=["large", "lock"]
+)
+def test_what_is_large_or_cannot_be_pickled_is_passed_on_only_if_needed(monkeypatch, make):
+    monkeypatch.setattr(pickled, "_objects", {"given": make()})
+    names = ["studyloom.pickled.registered_object"]
+    with passed_on(names, {}, [], needed=False):
+        assert not can_pass_on()
+        assert PICKLED.name not in passed_to_child({})["env"]
+    assert can_pass_on()
+    monkeypatch.setattr(pickled, "_objects", {"small": np.zeros(9)})
+    with passed_on(names, {}, [], needed=False):
+        assert can_pass_on()
+        assert PICKLED.name in passed_to_child({})["env"]
 
 
 class Deed:

@@ -499,8 +499,9 @@ def _conduct(cfg: DictConfig, command: "Command", quiet: bool, notes: Sequence[s
         try:
             outputs.open()
             prepared = prepare(cfg)
-            named, digests, used = _to_pass_on(cfg, prepared)
-            passing.enter_context(passed_on(named, known=digests, used=used))
+            named, digests, used, needed = _to_pass_on(cfg, prepared)
+            passed = passed_on(named, known=digests, used=used, needed=needed)
+            passing.enter_context(passed)
             search = open_search(prepared, stop, ResultStages, create=True)
             prepared, plan = passing.enter_context(search)
             if f": {MAIN}" in OmegaConf.to_yaml(cfg):
@@ -528,10 +529,10 @@ def _conduct(cfg: DictConfig, command: "Command", quiet: bool, notes: Sequence[s
 
 def _to_pass_on(
     cfg: DictConfig, prepared: "Prepared"
-) -> tuple[list[str], dict[str, str], list[str]]:
+) -> tuple[list[str], dict[str, str], list[str], bool]:
     """Returns the names that only this program defines, digests of their sources, and globals.
 
-    All are empty if there will be no other process.
+    Also whether there will be another process; else there is one only if this one loses its GPU.
 
     Raises:
         ConfigError: the workers are on other hosts, which cannot get these objects.
@@ -540,16 +541,17 @@ def _to_pass_on(
 
     launcher = prepared.launcher
     workers = launcher.count(2) * getattr(launcher, "ranks", 1)
+    # With a time limit for trials, a single worker is a process too.
+    needed = workers > 1 or cfg.study.trial_timeout is not None
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(OWN)]
-    # With a time limit for trials, a single worker is a process too.
-    if not named or (workers < 2 and cfg.study.trial_timeout is None):
-        return [], {}, []
-    if launcher.leaves_host:
+    if not named:
+        return [], {}, [], needed
+    if launcher.leaves_host and needed:
         raise ConfigError(
             f"{', '.join(named)}: is defined only in this program, and the launcher starts workers "
             "on other hosts, which cannot import it; move it into a module that they have"
         )
     digests = {key.removeprefix(CODE): each for key, each in prepared.definition.code.items()}
     digests = {key: each for key, each in digests.items() if f"{key}.".startswith(MAIN)}
-    return named, digests, [*main_globals(named)]
+    return named, digests, [*main_globals(named)], needed

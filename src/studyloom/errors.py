@@ -17,6 +17,7 @@
   · Halted
     + UndefinedObjective
   · LaunchError
+    + BrokenProcess
   · NoWinner
   · ClaimLost
     + TrialDeleted
@@ -153,6 +154,15 @@ class UndefinedObjective(Halted):
 
 class LaunchError(StudyloomError, RuntimeError):
     """No worker can be started, or all workers died before the budget was used."""
+
+
+class BrokenProcess(LaunchError):
+    """A trial has left this process unable to use its GPU; another process can continue.
+
+    That trial has ended.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: another try may succeed
 
 
 class NoWinner(StudyloomError, RuntimeError):

@@ -33,6 +33,13 @@ def use_pool():
         assert pool.map(operator.neg, [1, 2, 3]) == [-1, -2, -3]
 
 
+def break_gpu():
+    """Fails like a kernel of CUDA, after which each later call in this process fails likewise."""
+    BROKEN.append("CUDA error: device-side assert triggered")
+    raise RuntimeError(BROKEN[0])
+
+
+BROKEN = []  # what has broken the GPU for this process
 DEEDS = {
     "nothing": lambda: None,
     "exit 0": lambda: sys.exit(0),
@@ -43,12 +50,15 @@ DEEDS = {
     "process": leave_process,
     "argparse": parse,
     "pool by fork": use_pool,
+    "device-side assert": break_gpu,
 }
 
 
 def objective(config, report):
     """Does a deed between two reports."""
     report(0.0, 0)
+    if BROKEN:
+        raise RuntimeError(BROKEN[0])
     DEEDS[config.params.deed]()
     report(1.0, 1)
     return float(len(config.params.deed))

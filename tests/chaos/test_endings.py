@@ -26,6 +26,11 @@ DIED = ("FAIL", "crashed", "2 workers crashed in this trial; the last: the worke
 ENDS = {
     "exit 0": ("FAIL", "error", "SystemExit: 0"),
     "_exit 0": (*DIED[:2], DIED[2] + "ended with exit code 0"),
+    "device-side assert": (
+        "FAIL",
+        "error",
+        "RuntimeError: CUDA error: device-side assert triggered",
+    ),
     "SIGTERM": (*DIED[:2], DIED[2] + "got SIGTERM"),
     "SIGINT": (*DIED[:2], DIED[2] + "got SIGINT"),
 }
@@ -51,6 +56,16 @@ def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run):
         end = trial.state.name, attributes.get("failure"), attributes.get("reason")
         assert end == ENDS.get(deed, ("COMPLETE", None, None)), deed
     assert "crashed  " in printed
+
+
+def test_a_trial_that_breaks_the_gpu_costs_the_command_its_trial_alone(run):
+    """The command trains in its own process until that has lost its GPU."""
+    deeds = ("nothing", "device-side assert", "thread", "argparse", "pool by fork")
+    space = f"space.params.deed.choice=[{', '.join(deeds)}]"
+    run.end(run.start("launcher.workers=1", space, f"study.trials={len(deeds)}"), 0)
+    states = {trial.params["params.deed"]: trial.state.name for trial in run.stored().trials()}
+    assert states.pop("device-side assert") == "FAIL"
+    assert {*states.values()} == {"COMPLETE"}
 
 
 @pytest.mark.parametrize(

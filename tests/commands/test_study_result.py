@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from commands import QUICK
 
 import studyloom as api
@@ -61,6 +62,21 @@ def make_objective(monkeypatch):
         monkeypatch.setattr(CandidateTrainings, "make_objective", make_after)
 
     return put
+
+
+@pytest.mark.chaos
+def test_a_process_that_lost_its_gpu_does_not_use_the_test_set(searched, monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "synchronize", fail)
+        assert main(["winner", str(searched)]) == 75
+    assert "repeat it in a new process" in capsys.readouterr().err
+    with api.open_study(searched) as study:
+        assert study._stored.test_uses() == 0
+    assert main(["winner", str(searched)]) == 0
 
 
 @pytest.mark.chaos

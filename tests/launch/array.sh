@@ -18,10 +18,12 @@ cd '/projects/my study' || exit
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 # On USR2 the worker releases its trial at the end of the epoch, and the task is queued again.
-# A worker that another signal ends is started again, 3 times.
+# A worker that another signal ends is started again, 3 times; one that a trial has left
+# unable to use its GPU (exit code 75) whenever that happens, since the trial has ended.
 again=
+lives=4
 trap 'again=yes; [ "$!" ] && kill -TERM "$!"' USR2
-for _ in 1 2 3 4; do
+while [ "$lives" -gt 0 ]; do
     /venv/bin/python -m studies.mnist 'storage.url=${oc.env:STUDYLOOM_STORAGE}' launcher=join &
     worker=$!
     [ "$again" ] && kill -TERM "$worker" # the signal came before there was this worker
@@ -35,8 +37,10 @@ for _ in 1 2 3 4; do
     fi
     case $code in
         129 | 130 | 143) break ;; # a stop was requested
+        75) continue ;;
     esac
     [ "$code" -gt 128 ] || break
+    lives=$((lives - 1))
     echo "the worker ended with signal $((code - 128))"
 done
 exit "$code"

@@ -155,7 +155,7 @@ def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_
     assert run.end() == (0, "", None)
 
 
-@pytest.mark.parametrize("line", ["for _ in", "worker=$!"])
+@pytest.mark.parametrize("line", ["while [", "worker=$!"])
 def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
     # exec: a process that outlives its shell would keep the output open.
     run = RunningScript(tmp_path, "exec sleep 600", usr2_before=line)
@@ -166,6 +166,13 @@ def test_a_worker_that_ends_by_itself_ends_the_task_with_its_exit_code(tmp_path)
     for code in (0, 1, 2, 143):
         run = RunningScript(tmp_path, f"echo $OMP_NUM_THREADS; exit {code}")
         assert run.end() == (code, "3\n", None)
+
+
+def test_a_worker_whose_gpu_a_trial_has_broken_is_started_again_each_time(tmp_path):
+    lives = 7
+    worker = f"echo up >> ups; [ $(wc -l < ups) = {lives} ] && exit 0; exit 75"
+    assert RunningScript(tmp_path, worker).end() == (0, "", None)
+    assert (tmp_path / "ups").read_text() == lives * "up\n"
 
 
 def test_a_worker_that_is_killed_is_started_again_three_times(tmp_path):

@@ -14,9 +14,16 @@ from toys import ask
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.objective import Objective
-from studyloom.errors import ClaimLost, CommandFailed, Diverged, Halted, StorageLost
+from studyloom.errors import (
+    BrokenProcess,
+    ClaimLost,
+    CommandFailed,
+    Diverged,
+    Halted,
+    StorageLost,
+)
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
-from studyloom.study.failures import count_failures, explain
+from studyloom.study.failures import broken_by, count_failures, explain
 from studyloom.study.reporter import Reporter
 from studyloom.study.trial_record import TrialRecord
 
@@ -164,14 +171,81 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
 
 @pytest.mark.parametrize("text", NO_MEMORY_TEXTS)
 def test_memory_that_runs_out_is_known_in_the_words_of_each_library(text):
-    assert explain(RuntimeError(text)).kind == "out_of_memory"
-    assert explain(CommandFailed(f"it ended with 1; the last lines: {text}")).kind == "out_of_memory"
+    for error in (RuntimeError(text), CommandFailed(f"it ended with 1; it printed: {text}")):
+        assert explain(error).kind == "out_of_memory"
+        assert broken_by(error) is None, "the next trial may be smaller"
 
 
 def test_memory_that_runs_out_is_known_by_the_class_of_the_exception():
     refused = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     for error in (MemoryError(), torch.OutOfMemoryError("full"), refused):
         assert explain(error).kind == "out_of_memory"
+
+
+# A GPU that this process can no longer use
+
+ASSERT = "CUDA error: device-side assert triggered"
+# As PyTorch, NCCL, Triton, CuPy, JAX and Intel word it.
+BROKEN_GPU_TEXTS = (
+    f"{ASSERT}\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA error: an illegal memory access was encountered",
+    "CUDA error: unspecified launch failure",
+    "CUDA error: misaligned address",
+    "CUDA error: an illegal instruction was encountered",
+    "CUDA error: the launch timed out and was terminated",
+    "CUDA error: uncorrectable ECC error encountered",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "cuFFT error: CUFFT_EXEC_FAILED",
+    "HIP error: an illegal memory access was encountered",
+    "NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+    "Triton Error [CUDA]: an illegal memory access was encountered",
+    "cudaErrorAssert: device-side assert triggered",
+    "INTERNAL: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered",
+    "level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)",
+)
+
+
+@pytest.mark.parametrize("text", BROKEN_GPU_TEXTS)
+def test_a_broken_gpu_is_known_in_the_words_of_each_library(text):
+    error = RuntimeError(text)
+    assert broken_by(error) == f"RuntimeError: {text}".splitlines()[0]
+    assert explain(error).kind == "error"
+
+
+def test_a_broken_gpu_is_known_behind_another_exception_of_the_users_code():
+    for other in (TrialPruned("it failed"), ValueError("it failed")):
+        other.__context__ = RuntimeError(ASSERT)  # as of an exception that is raised in `except`
+        assert broken_by(other) == f"RuntimeError: {ASSERT}"
+    assert broken_by(CommandFailed(ASSERT)) is None, "it was in another process"
+    assert broken_by(RuntimeError("a bug")) is None
+
+
+def test_a_trial_that_breaks_the_gpu_costs_its_process_alone(sqlite_url, broken):
+    """A worker that continued would fail all trials to come, and the study would halt."""
+    count = 6
+    definition = broken(None, RuntimeError(ASSERT), *[None] * (count - 2))
+    stored = fresh(sqlite_url, definition, count)
+    with pytest.raises(BrokenProcess, match=f"trial 1 has left .* its GPU: RuntimeError: {ASSERT}"):
+        work(definition, stored, count)
+    assert stored.ledger.counts() == {"free": count - 2, "held": 0, "done": 2}
+    work(definition, stored, count)  # as the process that replaces it
+    states = [trial.state for trial in stored.trials()]
+    assert states.count(TrialState.FAIL) == 1
+    assert states.count(TrialState.COMPLETE) == count - 1
+
+
+def test_a_study_whose_trials_all_break_the_gpu_halts(sqlite_url, broken):
+    count = 4
+    definition = broken(None, *[RuntimeError(ASSERT)] * (count - 1))
+    stored = fresh(sqlite_url, definition, count)
+    for _ in range(count - 2):
+        with pytest.raises(BrokenProcess):
+            work(definition, stored, count, max_failures=count - 1)
+    with pytest.raises(Halted, match=ASSERT):
+        work(definition, stored, count, max_failures=count - 1)
 
 
 # Counts

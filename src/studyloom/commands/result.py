@@ -8,9 +8,10 @@ from rich.console import Console
 from studyloom.commands.outputs import Outputs
 from studyloom.config.values import as_yaml, without_transform
 from studyloom.error_display import print_errors
-from studyloom.errors import CompressError, UndrawnReport
+from studyloom.errors import BrokenProcess, CompressError, UndrawnReport
 from studyloom.files import is_newer, write_whole
 from studyloom.plugins import load_plugin
+from studyloom.study import failures
 from studyloom.study.command_record import store_result
 from studyloom.study.stopping import Stop
 from studyloom.views import terminal
@@ -57,11 +58,19 @@ def print_winner(
     Args:
         command: the command line of the study, without its arguments.
         repeat: whether to test again; the result keeps the command line that winner.json has.
+
+    Raises:
+        BrokenProcess: the winner is to be tested, and this process has lost its GPU.
     """
     with plan.search.stored.ledger.testing() as store:
         result = Result.read(plan.run_dir)
         known = result is not None and is_result_of(result, plan)
         if result is None or not known or repeat:
+            if failures.gpu_is_lost():
+                raise BrokenProcess(
+                    "a trial has left this process unable to use its GPU, which the test of the "
+                    "winner may need; all trainings are stored: repeat it in a new process"
+                )
             command = result.command if result is not None and repeat else command
             result = evaluate_winner(plan, command, store, repeat=known)
     store_result(plan.search.stored, result.in_short())

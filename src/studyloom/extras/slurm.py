@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from studyloom.errors import LaunchError
+from studyloom.errors import BrokenProcess, LaunchError
 from studyloom.launch.local import check_count
 from studyloom.launch.supervisor import RESTARTS
 from studyloom.launch.task import Task
@@ -20,10 +20,12 @@ cd {folder} || exit
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 
 # On USR2 the worker releases its trial at the end of the epoch, and the task is queued again.
-# A worker that another signal ends is started again, {restarts} times.
+# A worker that another signal ends is started again, {restarts} times; one that a trial has left
+# unable to use its GPU (exit code {broken}) whenever that happens, since the trial has ended.
 again=
+lives={lives}
 trap 'again=yes; [ "$!" ] && kill -TERM "$!"' USR2
-for _ in {lives}; do
+while [ "$lives" -gt 0 ]; do
     {command} &
     worker=$!
     [ "$again" ] && kill -TERM "$worker" # the signal came before there was this worker
@@ -37,8 +39,10 @@ for _ in {lives}; do
     fi
     case $code in
         129 | 130 | 143) break ;; # a stop was requested
+        {broken}) continue ;;
     esac
     [ "$code" -gt 128 ] || break
+    lives=$((lives - 1))
     echo "the worker ended with signal $((code - 128))"
 done
 exit "$code"
@@ -152,7 +156,8 @@ class Slurm:
             folder=shlex.quote(str(folder)),
             command=shlex.join(command),
             restarts=RESTARTS,
-            lives=" ".join(map(str, range(1, RESTARTS + 2))),
+            lives=RESTARTS + 1,
+            broken=BrokenProcess.exit_code,
         )
         options = {
             "job-name": " ".join(name.split()),

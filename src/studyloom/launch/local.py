@@ -1,6 +1,7 @@
 """Workers on this host: one in this process, or several in their own processes."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -15,15 +16,18 @@ import torch.distributed as dist
 
 from studyloom.data.training_data import shared_variables
 from studyloom.environment import LINE, MARK, WORKER
-from studyloom.errors import LaunchError
+from studyloom.errors import BrokenProcess, LaunchError
 from studyloom.launch.forks import ForkedWorker, ForkServer
 from studyloom.launch.line import Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import Task, renewing_leases
-from studyloom.pickled import passed_to_child
+from studyloom.pickled import can_pass_on, passed_to_child
 from studyloom.processes import cores, host_id, worker_id
+from studyloom.study import failures
 from studyloom.study.stopping import Stop
 from studyloom.training.ranks import ALONE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,13 @@ class Join:
         return True
 
     def launch(self, task: Task, stop: Stop) -> None:
-        """Works in this process. Raises StorageLost, Halted, and LaunchError if work is left."""
+        """Works in this process.
+
+        Raises:
+            StorageLost: the database stays away.
+            Halted: all trials fail for the same reason.
+            LaunchError: work is left; as BrokenProcess, since this process can do no more.
+        """
         if self.ranks > 1 and not dist.is_initialized():
             raise LaunchError(
                 f"launcher=join launcher.ranks={self.ranks}: ranks need their own processes, "
@@ -57,10 +67,9 @@ class Join:
         if task.command.is_worker:  # the launcher renews the lease
             task.work(stop)
             return
-        with renewing_leases(task, lambda: [worker_id(os.getpid())]):
-            task.work(stop)
-        if not stop() and (left := task.todo()):
-            raise LaunchError(f"{left} trials are open, and no worker runs them")
+        broken = work_here(task, stop)
+        if broken is not None:
+            raise in_a_new_process(broken, task)
 
 
 @dataclass(frozen=True)
@@ -94,11 +103,19 @@ class Local:
             )
 
     def launch(self, task: Task, stop: Stop) -> None:
-        """Works on the task. Raises LaunchError and StorageLost."""
+        """Works on the task, as `Launcher.launch` says.
+
+        If a trial leaves this process unable to use its GPU, a worker process does the rest.
+        """
         slots = task.todo()
         if self.works_here(task, slots):
-            Join().launch(task, stop)
-            return
+            broken = work_here(task, stop)
+            if broken is None:
+                return
+            if not can_pass_on():
+                raise in_a_new_process(broken, task)
+            log.warning("%s; a worker process continues", broken)
+            slots = task.todo()
         if not slots:  # others have ended the last trials meanwhile
             return
         count = self.count(slots)
@@ -116,10 +133,10 @@ class Local:
         """Whether this process is the only worker for open slots, and writes no log.
 
         With a time limit a single worker has a process too: a trial that hangs ends with it. So has
-        each rank.
+        each rank, and a worker whose trials this process cannot train, since its GPU is lost.
         """
         alone = self.ranks == 1 and task.limits.trial_timeout is None
-        return alone and self.count(slots) <= 1
+        return alone and self.count(slots) <= 1 and not failures.gpu_is_lost()
 
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
@@ -142,6 +159,35 @@ class Local:
             common | ({"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} if devices else {})
             for n in range(count)
         ]
+
+
+def work_here(task: Task, stop: Stop) -> BrokenProcess | None:
+    """Works on a task in this process, whose lease a thread renews.
+
+    Returns:
+        Why another process has to do what is left; None if nothing is.
+
+    Raises:
+        LaunchError: trials are open, and no worker runs them.
+    """
+    broken: BrokenProcess | None = None
+    with renewing_leases(task, lambda: [worker_id(os.getpid())]):
+        try:
+            task.work(stop)
+        except BrokenProcess as error:
+            broken = error
+    left = 0 if stop() else task.todo()
+    if not left:
+        return None
+    if broken is None:
+        raise LaunchError(f"{left} trials are open, and no worker runs them")
+    return broken
+
+
+def in_a_new_process(broken: BrokenProcess, task: Task) -> BrokenProcess:
+    """Returns an error that says how to do the rest where no worker process can be started."""
+    kind = task.command.kind
+    return BrokenProcess(f"{broken}; repeat the {kind} in a new process, which does the rest")
 
 
 def check_count(name: str, value: object, *, auto: bool = False) -> None:

@@ -22,6 +22,7 @@ from studyloom.definition.definition import Definition
 from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
 from studyloom.errors import (
+    BrokenProcess,
     CompressError,
     ConfigError,
     Halted,
@@ -146,7 +147,11 @@ def run_worker(
     """Works in this process on the stages of a study, as a worker that a launcher has started."""
 
     def work(task: StudyTask, stop: Stop) -> int:
-        task.prepared.launcher.launch(task, stop)
+        try:
+            task.prepared.launcher.launch(task, stop)
+        except BrokenProcess as broken:
+            line.say("died", broken)
+            raise
         return 0
 
     command, silent = replace(command, is_worker=True), Reporting()

@@ -39,6 +39,31 @@ NO_MEMORY = (
     "oom when allocating",
     "bad_alloc",
 )
+# How CUDA, HIP and XPU say that a process can no longer use its GPU, in lower case: each later call
+# there raises the same error. Statuses are those of cuBLAS, cuDNN, cuSOLVER, cuSPARSE and hipBLAS.
+BROKEN_GPU = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction was encountered",
+    "misaligned address",
+    "invalid program counter",
+    "hardware stack error",
+    "not supported on global/shared address space",
+    "unspecified launch failure",
+    "launch timed out",
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "context is destroyed",
+    "unhandled cuda error",
+    "cuda error: unknown error",
+    "device_lost",
+    "_status_execution_failed",
+    "_status_internal_error",
+    "_status_mapping_error",
+    "_status_not_initialized",
+    "cufft_exec_failed",
+    "cufft_internal_error",
+)
 DIVERGED = "diverged"
 OUT_OF_MEMORY = "out_of_memory"
 TIMEOUT = "timeout"
@@ -138,6 +163,35 @@ def ran_out_of_memory(error: BaseException) -> bool:
         return True
     text = error_text(error).lower()
     return any(words in text for words in NO_MEMORY)
+
+
+def broken_by(error: BaseException) -> str | None:
+    """Returns which error has left this process unable to use its GPU; None if none has.
+
+    The user's code may have met that error and raised another one, such as optuna.TrialPruned. The
+    process of a command that failed is another one.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        text = error_text(link)
+        says_so = any(words in text.lower() for words in BROKEN_GPU)
+        if says_so and not ran_out_of_memory(link) and not isinstance(link, CommandFailed):
+            return f"{type(link).__name__}: {text}".splitlines()[0]
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def gpu_is_lost() -> bool:
+    """Whether this process has used a GPU by CUDA or HIP, and can no longer."""
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 @dataclass(frozen=True)

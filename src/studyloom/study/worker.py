@@ -13,7 +13,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Attempt, Objective, Stopping
-from studyloom.errors import ClaimLost, Interrupted, Paused, Stopped, StorageError, StorageLost
+from studyloom.errors import (
+    BrokenProcess,
+    ClaimLost,
+    Interrupted,
+    Paused,
+    Stopped,
+    StorageError,
+    StorageLost,
+)
 from studyloom.processes import Stopwatch, worker_id
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
@@ -71,6 +79,7 @@ class Worker:
 
         Raises:
             Halted: the study's trials all fail for the same reason.
+            BrokenProcess: a trial has left this process unable to use its GPU, and has ended.
             LaunchError: the sampler or pruner keeps state, and another process is at work.
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
@@ -144,7 +153,7 @@ class Worker:
             held.fail(failures.Failure(failures.ERROR, NO_POINT))
             return
         try:
-            self.train(point, frozen, held, slots)
+            broken_by = self.train(point, frozen, held, slots)
         except Stopped:
             # A trial that ends its own process would come back for ever; one that others end, such
             # as a daemon that wants memory back, has mostly got further each time.
@@ -153,6 +162,11 @@ class Worker:
                 self.stored.ledger.record_death(slots.owner, death)
             raise
         self.files.remove(frozen.number, point)
+        if broken_by is not None:  # every further trial of this process would fail like this one
+            self.stored.check_halted()
+            raise BrokenProcess(
+                f"trial {frozen.number} has left this process unable to use its GPU: {broken_by}"
+            )
 
     def end_untrained(self, frozen: FrozenTrial, held: HeldTrial) -> None:
         """Ends a trial that no worker will resume.
@@ -176,8 +190,15 @@ class Worker:
         if point is not None:
             self.files.remove(frozen.number, point)
 
-    def train(self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: SlotQueue) -> None:
-        """Evaluates a configuration, and records its value, or why it has no value."""
+    def train(
+        self, point: Point, frozen: FrozenTrial, held: HeldTrial, slots: SlotQueue
+    ) -> str | None:
+        """Evaluates a configuration, and records its value, or why it has no value.
+
+        Returns:
+            Which error has left this process unable to use its GPU; None if none has.
+        """
+        broken_by: str | None = None
         state, value, suggests = TrialState.COMPLETE, None, point.trial is not None
         failure: failures.Failure | None = None
         objective: Objective | None = None
@@ -213,6 +234,7 @@ class Worker:
             theirs = isinstance(error, Stopped | Interrupted)
             if theirs or (ours and isinstance(error, StorageLost | ClaimLost | Paused)):
                 raise error from None
+            broken_by = failures.broken_by(error)
             if not isinstance(error, optuna.TrialPruned):
                 failure = failures.explain(error)
                 if ours and isinstance(error, StorageError):  # what the database cannot hold
@@ -229,6 +251,7 @@ class Worker:
             held.fail(failure)
         else:
             held.tell(value, state)
+        return broken_by
 
     def describe(self, held: HeldTrial, point: Point) -> None:
         """Sets the record from which the trial can be trained again, if this is the search."""
