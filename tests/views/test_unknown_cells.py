@@ -93,6 +93,21 @@ def test_an_attribute_of_another_type_counts_as_missing_and_all_else_is_shown(
     stored.close()
 
 
+@pytest.mark.parametrize("names", ["true", "5", "[1]", "[]", '["a", "b"]', '{"a": 1}'])
+def test_names_of_metrics_of_another_type_count_as_missing(names, half_done, sqlite_url, tmp_path):
+    half_done.close()
+    engine = sqlalchemy.create_engine(sqlite_url)
+    change = "UPDATE study_system_attributes SET value_json = :names WHERE key LIKE '%metric_names'"
+    with engine.begin() as connection:
+        assert connection.execute(sqlalchemy.text(change), {"names": names}).rowcount == 1
+    engine.dispose()
+    stored = open_study(sqlite_url, "toy")
+    for look in looks_at(tmp_path):
+        look(stored)
+    assert [goal.name for goal in stored.goals] == ["value"]
+    stored.close()
+
+
 def test_attributes_of_trials_of_another_program_stay_as_they_are(sqlite_url):
     study = optuna.create_study(storage=sqlite_url, study_name="plain")
     study.add_trial(create_trial(value=1.0, user_attrs={"epochs": 20, "times": "many"}))

@@ -29,6 +29,7 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL
@@ -52,6 +53,7 @@ from studyloom.storage.optuna_internals import (
     SCHEMA_VERSION,
     TABLES,
     BaseModel,
+    FrozenStudy,
     VersionInfoModel,
 )
 from studyloom.storage.urls import has_several_hosts, parse_url, without_password
@@ -337,7 +339,41 @@ def driver_message(error: BaseException, address: URL | None = None) -> str:
 # Storages
 
 
-class RetryingStorage(RDBStorage):
+class CheckedStorage(RDBStorage):
+    """Optuna's storage that checks the cells of studies, whose types SQLite leaves open.
+
+    Those of trials are checked by `sql.read`.
+    """
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        try:
+            studies = super().get_all_studies()
+            for study in studies:
+                sql.text(study.study_name, "study_name")
+        except StudyloomError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise sql.unknown_cell(error, "studies") from None
+        for study in studies:
+            study.system_attrs = sql.fitting_system_attrs(study.system_attrs)
+        return studies
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        try:
+            attributes = super().get_study_system_attrs(study_id)
+        except StudyloomError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise sql.unknown_cell(error, "study_system_attributes") from None
+        return sql.fitting_system_attrs(attributes)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        directions = super().get_study_directions(study_id)
+        sql.check_directions(directions)
+        return directions
+
+
+class RetryingStorage(CheckedStorage):
     """Optuna's storage whose calls are repeated after transient failures.
 
     It raises StorageLost, also from connections that it hands out. On a server each statement of
@@ -486,7 +522,7 @@ class RetryingStorage(RDBStorage):
 
 
 def _retrying(name: str, writes: bool, once: bool) -> Callable[..., Any]:
-    method = getattr(RDBStorage, name)
+    method = getattr(CheckedStorage, name)
 
     @functools.wraps(method)
     def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,8 @@ from optuna.storages._rdb.models import (
     VersionInfoModel,
 )
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY as CONSTRAINT
+from optuna.study._frozen import FrozenStudy
+from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
 from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table
 
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ALEMBIC",
     "CONSTRAINT",
+    "METRIC_NAMES",
     "MIGRATIONS",
     "SCHEMA_VERSION",
     "TABLES",
     "BaseModel",
     "CachedStorage",
+    "FrozenStudy",
     "TrialIntermediateValueModel",
     "TrialValueModel",
     "VersionInfoModel",

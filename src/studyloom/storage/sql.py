@@ -9,12 +9,12 @@ import copy
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -36,7 +36,13 @@ from studyloom.storage.attributes import (
     UUID,
     fits,
 )
-from studyloom.storage.optuna_internals import TABLES, TrialIntermediateValueModel, TrialValueModel
+from studyloom.storage.optuna_internals import (
+    CONSTRAINT,
+    METRIC_NAMES,
+    TABLES,
+    TrialIntermediateValueModel,
+    TrialValueModel,
+)
 from studyloom.text import one_line, shorten
 
 STUDIES, STUDY_ATTRIBUTES = TABLES["studies"], TABLES["study_user_attributes"]
@@ -44,6 +50,7 @@ TRIALS, PARAMS, VALUES = TABLES["trials"], TABLES["trial_params"], TABLES["trial
 REPORTS = TABLES["trial_intermediate_values"]
 USER_ATTRIBUTES = TABLES["trial_user_attributes"]
 SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
+T = TypeVar("T")
 Write = tuple[sa.Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 GIVEN = "fixed_params"  # Optuna's system attribute with the values of a queued trial
@@ -232,11 +239,87 @@ def read_light(connection: sa.Connection, heads: Sequence[Any]) -> list[FrozenTr
     return _with_details(connection, heads, LIGHT)
 
 
-def unknown_cell(error: Exception) -> StorageError:
-    """Returns the error of a cell that neither Optuna nor studyloom can have written."""
-    words = shorten(one_line(str(error) or "a number is missing"), 200)
+# What reading a cell raises that neither Optuna nor studyloom can have written.
+CELL_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError),
+    *(TypeError, ValueError),
+)
+
+
+def unknown_cell(error: Exception, place: str = "") -> StorageError:
+    """Returns the error of a cell that neither Optuna nor studyloom can have written.
+
+    Args:
+        place: the table and the trial of the cell, if they are known.
+    """
+    reason = shorten(one_line(str(error) or "a number is missing"), 200)
+    where = f"{place}: " if place else ""
     way_out = "another program has written it; put back a copy of the database from before"
-    return StorageError(f"storage.url: a cell of the database cannot be read: {words}; {way_out}")
+    return StorageError(
+        f"storage.url: a cell of the database cannot be read: {where}{reason}; {way_out}"
+    )
+
+
+def integer(value: Any, column: str) -> int:
+    """Returns a cell that must be an integer: SQLite stores any type in any column."""
+    if type(value) is not int:
+        raise TypeError(f"{column} must be an integer; got {value!r}")
+    return value
+
+
+def text(value: Any, column: str) -> str:
+    """Returns a cell that must be text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{column} must be text; got {value!r}")
+    return value
+
+
+def _read_value(objective: Any, value: Any, kind: Any) -> tuple[int, float]:
+    number = TrialValueModel.stored_repr_to_value(value, kind)
+    return integer(objective, "objective"), float(number)
+
+
+def _read_report(step: Any, value: Any, kind: Any) -> tuple[int, float]:
+    number = TrialIntermediateValueModel.stored_repr_to_intermediate_value(value, kind)
+    return integer(step, "step"), float(number)
+
+
+def _read_attribute(key: Any, stored: Any) -> tuple[str, Any]:
+    return text(key, "key"), json.loads(stored)
+
+
+def _read_system_attribute(key: Any, stored: Any) -> tuple[str, Any]:
+    if text(key, "key").startswith(PICKLED):
+        return key, None
+    value = json.loads(stored)
+    if key == CONSTRAINT:
+        _check_constraints([] if value is None else value)
+    elif key.startswith(f"{CONSTRAINT}:"):
+        _check_constraints([value])
+    return key, value
+
+
+def _check_constraints(values: Any) -> None:
+    """Checks the constraints of a trial, of which Optuna compares each with 0."""
+    if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+        raise TypeError(f"constraints must be numbers; got {values!r}")
+
+
+def check_directions(directions: Sequence[StudyDirection]) -> None:
+    """Checks the directions of a study; raises StorageError if it has none."""
+    if not directions or StudyDirection.NOT_SET in directions:
+        error = TypeError("the study has no direction, MINIMIZE or MAXIMIZE")
+        raise unknown_cell(error, "study_directions")
+
+
+def fitting_system_attrs(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the system attributes of a study without names of metrics that are no list of text.
+
+    Another program has stored them; a value of another type counts as missing.
+    """
+    names = attributes.get(METRIC_NAMES)
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return {key: value for key, value in attributes.items() if key != METRIC_NAMES or is_list}
 
 
 def _with_details(
@@ -246,35 +329,45 @@ def _with_details(
         return []
     ids = {"ids": json.dumps([head.trial_id for head in heads])}
 
-    def rows(table: sa.Table) -> dict[int, list[Any]]:
-        by_trial = defaultdict[int, list[Any]](list)
+    def rows(table: sa.Table, read_row: Callable[..., T]) -> dict[int, list[T]]:
+        by_trial = defaultdict[int, list[T]](list)
         for trial_id, *row in connection.execute(details[table], ids):
-            by_trial[trial_id].append(row)
+            try:
+                by_trial[trial_id].append(read_row(*row))
+            except CELL_ERRORS as error:
+                raise unknown_cell(error, f"{table.name}, trial_id {trial_id}") from None
         return by_trial
 
-    values, reports, user, system = map(rows, [*details][1:])
+    values = rows(VALUES, _read_value)
+    reports = rows(REPORTS, _read_report)
+    user = rows(USER_ATTRIBUTES, _read_attribute)
+    system = rows(SYSTEM_ATTRIBUTES, _read_system_attribute)
     # For 1,000 trials of 2,000 hyperparameters, copies of each name and JSON are a gibibyte.
     params = defaultdict[int, dict[str, Any]](dict)
     distributions = defaultdict[int, dict[str, BaseDistribution]](dict)
     for block in connection.execute(details[PARAMS], ids).partitions(10_000):
         for trial_id, name, value, stored in block:
-            name, domain = sys.intern(name), distribution(stored)
-            distributions[trial_id][name] = domain
-            params[trial_id][name] = domain.to_external_repr(float(value))
-    value_of = TrialValueModel.stored_repr_to_value
-    report_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
+            try:
+                name, domain = sys.intern(name), distribution(stored)
+                distributions[trial_id][name] = domain
+                params[trial_id][name] = domain.to_external_repr(float(value))
+            except CELL_ERRORS as error:
+                raise unknown_cell(error, f"{PARAMS.name}, trial_id {trial_id}") from None
     trials = []
     for trial_id, number, state, start, complete, ours in heads:
+        try:
+            integer(number, "number")
+        except TypeError as error:
+            raise unknown_cell(error, f"{TRIALS.name}, trial_id {trial_id}") from None
         in_order = sorted(values[trial_id], key=itemgetter(0))
-        reported = {step: float(report_of(*row)) for step, *row in reports[trial_id]}
-        attributes = {key: json.loads(value) for key, value in user[trial_id]}
+        attributes = dict(user[trial_id])
         checked = ours and is_slot(attributes.get(SLOT))
         trials.append(
             FrozenTrial(
                 number=number,
                 state=state,
                 value=None,
-                values=[float(value_of(*row)) for _, *row in in_order] or None,
+                values=[value for _, value in in_order] or None,
                 datetime_start=local(start),
                 datetime_complete=local(complete),
                 params=params[trial_id],
@@ -283,11 +376,9 @@ def _with_details(
                 user_attrs={k: v for k, v in attributes.items() if not checked or fits(k, v)},
                 # Optuna would unpickle what is left out.
                 system_attrs={
-                    key: json.loads(value)
-                    for key, value in system[trial_id]
-                    if not key.startswith(PICKLED)
+                    key: value for key, value in system[trial_id] if not key.startswith(PICKLED)
                 },
-                intermediate_values=reported,
+                intermediate_values=dict(reports[trial_id]),
                 trial_id=trial_id,
             )
         )

@@ -179,14 +179,7 @@ class StoredStudy:
     @cached_property
     def goals(self) -> tuple[Goal, ...]:
         """The objective for each value of a trial: the metric, then costs."""
-        names = self.optuna.metric_names or [
-            f"value {n}" if n else "value" for n, _ in enumerate(self.optuna.directions)
-        ]
-        # Another program may have named them with line breaks.
-        return tuple(
-            Goal(one_line(str(name)), "maximize" if way == StudyDirection.MAXIMIZE else "minimize")
-            for name, way in zip(names, self.optuna.directions, strict=True)
-        )
+        return goals_of(self.optuna.metric_names, self.optuna.directions)
 
     @property
     def metric(self) -> str:
@@ -323,6 +316,23 @@ class StoredStudy:
             if rule.holds(values)
         ]
         return [trial for *_, trial in sorted(satisfying)]
+
+
+def goals_of(
+    names: Sequence[str] | None, directions: Sequence[StudyDirection]
+) -> tuple[Goal, ...]:
+    """Returns the objectives of a study of any program.
+
+    Args:
+        names: as stored; without one for each direction they are called value, value 1, ….
+    """
+    if names is None or len(names) != len(directions):
+        names = [f"value {n}" if n else "value" for n in range(len(directions))]
+    goals = []
+    for name, direction in zip(names, directions, strict=True):
+        way = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
+        goals.append(Goal(one_line(name), way))  # another program may store line breaks
+    return tuple(goals)
 
 
 def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
