@@ -68,6 +68,25 @@ def asset(name: str) -> Iterator[IO[bytes]]:
         ) from error
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Opens a regular file for reading; a FIFO could be waited for, and a device read, for ever.
+
+    Raises:
+        ValueError: it is something else.
+        OSError: it cannot be opened.
+    """
+    descriptor = _open_without_waiting(path)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a regular file")
+    return open(descriptor, "rb")
+
+
+def _open_without_waiting(path: Path) -> int:
+    """Opens a file for reading, without waiting for the writer of a FIFO."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_text(path: Path, *, own: bool) -> str:
     """Reads a text file.
 
@@ -79,7 +98,7 @@ def read_text(path: Path, *, own: bool) -> str:
         ValueError: it exceeds these limits, or is not UTF-8 text.
         OSError: it cannot be opened.
     """
-    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # waits for no FIFO's writer
+    opened = _open_without_waiting(path)
     with open(opened, encoding="utf-8") as file:
         status = os.fstat(opened)
         if not own and (not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES):

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import random
+import re
 import shlex
 import sqlite3
 from datetime import datetime, timedelta
@@ -12,7 +14,7 @@ import jsonschema
 import optuna
 import pytest
 import torch
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from toy_worker import FOLDER, fresh, work
 from toys import ask
@@ -20,9 +22,11 @@ from toys import ask
 from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.config.compose import register
-from studyloom.errors import StorageError
-from studyloom.extras.adopt.findings import estimate_luck, repeats, replay_asha, stale_trials
+from studyloom.errors import DataError, StorageError
+from studyloom.extras.adopt import csv_file
+from studyloom.extras.adopt.findings import estimate_luck, find, repeats, replay_asha, stale_trials
 from studyloom.extras.adopt.reading import AdoptedStudy, read_csv, read_database
+from studyloom.storage.urls import parse_url
 from studyloom.study.placement import place_point
 from studyloom.study.trial_record import TrialRecord
 from studyloom.study.warm_start import WarmStart, WarmStarts, enqueue
@@ -144,6 +148,63 @@ def test_a_hostile_database_does_no_harm(here, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("UPDATE studies SET study_name = x'00ff'", "study_name must be text; got b'.x00.xff'"),
+        ("UPDATE trial_intermediate_values SET step = 'z'", "trial_id 1: step must be an integer"),
+        ("UPDATE trials SET number = 'one'", "trial_id 1: number must be an integer; got 'one'"),
+        ("DELETE FROM study_directions", "the study has no direction"),
+        ("UPDATE study_directions SET direction = 'NOT_SET'", "the study has no direction"),
+    ],
+)
+def test_a_cell_of_another_type_is_named_with_its_table(here, change, problem):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    study.add_trial(trial(0, 0.5, 0.1, curve=[0.1]))
+    with sqlite3.connect("s.db") as connection:
+        connection.execute(change)
+    connection.close()
+    with pytest.raises(StorageError, match=f"a cell of the database cannot be read: .*{problem}"):
+        read_database("s.db", None)
+
+
+@pytest.mark.parametrize("names", ["true", "5", '{"a": 1}', "[]"])
+def test_names_of_metrics_of_another_type_count_as_missing(here, names):
+    optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    with sqlite3.connect("s.db") as connection:
+        insert = "INSERT INTO study_system_attributes (study_id, key, value_json) VALUES "
+        connection.execute(f"{insert} (1, 'study:metric_names', ?)", [names])
+    connection.close()
+    assert read_database("s.db", None).metric == "value"
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+def test_choices_may_be_lists_or_nan_and_no_command_has_nan(here, capsys):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db", direction="maximize")
+    choices = [[64], [64, 64], {"a": 1}, math.nan, "x"]
+    space = {"hidden": CategoricalDistribution(choices)}
+    for number, choice in enumerate([*choices, *choices]):
+        study.add_trial(
+            create_trial(value=number % 5, params={"hidden": choice}, distributions=space)
+        )
+    document = adopted(capsys, "s.db", "--rename", "hidden=model.hidden")
+    start, call, left_out = document["next"]
+    assert 'study.enqueue=[{model.hidden:"x"},{model.hidden:"x"},' in start
+    assert "{'hidden': {'a': 1}}" in call
+    assert "nan" not in start + call
+    assert left_out == "left out, since a choice is NaN or infinite: trials 3"
+
+
+def test_the_path_of_a_database_may_have_any_characters(here, capsys):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    study.add_trial(trial(0, 0.5, 0.1))
+    for name in ("what?.db", "a#b.db", "50%.db", "a%3Fb.db"):
+        (here / name).write_bytes((here / "s.db").read_bytes())
+        start, *_ = adopted(capsys, name)["next"]
+        url = shlex.split(start)[-1].removeprefix('study.warm_start=["').removesuffix('#s"]')
+        assert parse_url(url).database == str(here / name)
+
+
 @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
 @pytest.mark.parametrize("name", ["s.db", "s.csv"])
 def test_a_page_never_replaces_what_was_read_also_not_through_a_link(here, capsys, name, link):
@@ -164,6 +225,37 @@ def test_a_page_never_replaces_what_was_read_also_not_through_a_link(here, capsy
 
 
 # Findings
+
+
+def test_an_infeasible_trial_is_neither_best_nor_tried_first(here, capsys):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db", direction="maximize")
+    for number in range(8):
+        broken = {"constraints": [number - 3.5]}
+        study.add_trial(trial(number, number / 10, number / 10, system_attrs=broken))
+    document = adopted(capsys, "s.db")
+    assert document["findings"]["best"] == "value 0.3000, trial 3: x=0.3"
+    assert document["findings"]["trials"].endswith("; 4 complete ones break a constraint")
+    assert "[{'x': 0.3}, {'x': 0.2}, {'x': 0.1}]" in document["next"][1]
+    assert read_database("s.db", None).ranked[0].number == study.best_trial.number
+
+
+def test_a_study_whose_trials_are_all_infeasible_has_no_best(here, capsys):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    study.add_trial(trial(0, 0.5, 0.1, system_attrs={"constraints": [1.0]}))
+    document = adopted(capsys, "s.db")
+    assert document["findings"]["best"].startswith("no trial is complete, with a finite value")
+    assert "enqueue" not in document["next"][1]
+
+
+def test_epochs_of_asha_in_order_are_told_apart_from_those_in_random_orders():
+    curves = [[(n + 1) / 28 * epoch for epoch in range(27)] for n in range(27)]
+    study = study_of([trial(n, curve[-1], 0.1, curve=curve) for n, curve in enumerate(curves)])
+    replayed = replay_asha(study)
+    assert not replayed.low <= replayed.epochs <= replayed.high
+    assert find(study, None)["pruner=asha"] == (
+        f"it would have spent {replayed.epochs} epochs in the order of these trials, and "
+        f"{replayed.low} to {replayed.high} in random orders (95% interval); these trials spent 729"
+    )
 
 
 def test_a_trial_that_runs_much_longer_than_others_took_is_stale():
@@ -197,7 +289,7 @@ def test_noise_is_measured_by_repeated_configurations_or_by_neighbors():
 def test_a_best_value_far_ahead_of_the_noise_is_no_luck():
     certain = [trial(n, n // 2 / 50, n // 2 / 50) for n in range(80)]
     for sign in (1, -1):
-        best, *_ = study_of(certain, sign).complete
+        best, *_ = study_of(certain, sign).ranked
         alone = [each for each in certain if each.number // 2 != best.number // 2] + [best]
         luck = estimate_luck(study_of(alone, sign), repeats(alone))
         assert (luck.noise, luck.other) == (0.0, 0.0)
@@ -280,6 +372,26 @@ def test_both_commands_continue_with_the_best_configurations(here, capsys, tmp_p
     assert main(["adopt", "s.db", "--rename", "x"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--trials", "-5"], "--trials must be a positive integer; got -5"),
+        (["--rename", "x"], "--rename must be OLD=NEW, such as lr=optimizer.adamw.lr; got x"),
+        (["--rename", "x=a", "--rename", "y=a"], "y=a: another one is renamed to a"),
+        (["--rename", "x=a", "--rename", "x=b"], "x=b: x is renamed twice"),
+        (["--rename", "x=y"], "x=y: y is another hyperparameter"),
+        (["--page", "/"], "--page /: is not a file"),
+        (["--page", "no/page.html"], "there is no folder no; create it"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_value(here, capsys, arguments, problem):
+    study = optuna.create_study(study_name="s", storage="sqlite:///s.db")
+    ranges = {"x": RANGE, "y": RANGE}
+    study.add_trial(create_trial(value=1, params={"x": 0.1, "y": 0.2}, distributions=ranges))
+    assert main(["adopt", "s.db", *arguments]) == 2
+    assert problem in capsys.readouterr().err
+
+
 def dict_of(objective, **settings):
     return settings
 
@@ -331,11 +443,70 @@ def test_exported_runs_of_wandb_and_mlflow_are_trials(here, capsys):
     ]
     found = adopted(capsys, "wandb.csv", "--maximize", "val_acc", "--params", "lr")
     assert found["findings"]["failed"] == "1 × crashed"
-    assert "study.enqueue=[]" in found["next"][0]
+    call, unfit = found["next"]
+    assert call.startswith("sl.search(")
+    assert unfit.startswith("no key of a config is called lr; name it with --rename")
     assert main(["adopt", "wandb.csv"]) == 2
     assert "--maximize COLUMN" in capsys.readouterr().err
     assert main(["adopt", "wandb.csv", "--minimize", "val_ac"]) == 2
     assert "did you mean val_acc?" in capsys.readouterr().err
+
+
+HEADER = b"lr,act,acc\n"
+FIRST = b"0.1,relu,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (HEADER + b"0.1,r\xe9lu,0.5\n", "line 2: the line is not UTF-8 text; .*-f LATIN1"),
+        ((HEADER + FIRST).decode().encode("utf-16"), "line 1: .*not UTF-8 text; .*-f UTF-16"),
+        (HEADER + b"0.1,re\0lu,0.5\n", "line 2: the line is not UTF-8 text"),
+        (HEADER + b"9" * 30 + b",relu,0.5\n", "line 2, column lr: the integer 9{30} is larger"),
+        (HEADER + b"9" * 5000 + b",relu,0.5\n", "line 2, column lr: the integer 9+…9+ is larger"),
+        (HEADER + FIRST + b"0.1,relu,high\n", "line 3, column acc: must be a number; got high"),
+        (HEADER + b'0.1,"relu,0.5\n' + FIRST, "line 3: cannot be read as CSV: unexpected end"),
+        (HEADER + b'0.1,"relu\n",0.5\n' + b"1,2,3,4\n", "line 4: 4 cells .* has 3 columns"),
+        (HEADER + b"0.1," + b"x" * 6000 + b",0.5\n", "line 2: the line is longer than 6,000"),
+        (HEADER + FIRST * 9, "line 10: more than 8 rows follow the header; split the file"),
+        (HEADER + b"1,%s,1\n" % (b"x" * 900) * 8, "line 9: the file has more than .* MB"),
+        (b"lr,lr,acc\n1,2,3\n", "line 1: 2 columns are called lr"),
+        (b"lr,params.lr,acc\n1,2,3\n", "line 1, column params.lr: another column is called lr too"),
+        (b"lr,\x1b[2J,acd\n1,2,3\n", "there is no column acc; did you mean acd.; it has lr, ␛"),
+        (b"", "there is no column acc; it has none"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_named_with_line_and_column(
+    here, capsys, monkeypatch, content, problem
+):
+    for name, limit in (("MOST_ROWS", 8), ("LONGEST_LINE", 6000), ("MOST_BYTES", 7000)):
+        monkeypatch.setattr(csv_file, name, limit)
+    (here / "s.csv").write_bytes(content)
+    names = ["--params", "lr,params.lr"] if b"params" in content else []
+    assert main(["adopt", "s.csv", "--maximize", "acc", *names]) == 2
+    assert re.search(rf"^error: s\.csv(, |: )({problem})", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "missing"])
+def test_only_a_regular_csv_file_is_read(here, kind):
+    """A FIFO would be waited for, and a device fill the memory."""
+    path = here / "s.csv"
+    if kind == "fifo":
+        os.mkfifo(path)
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    if kind == "folder":
+        path.mkdir()
+    with pytest.raises(DataError, match=r"s\.csv: cannot be read: (it is not a reg|Is a|No such)"):
+        read_csv(path, "acc", 1)
+
+
+def test_values_of_a_csv_file_may_be_as_large_as_floats_are(here, capsys):
+    rows = [f"{[1e308, -1e308, 0.1, 5][n % 4]},{[1e308, -1e308, 3][n % 3]}" for n in range(40)]
+    (here / "s.csv").write_text("\n".join(["lr,acc", *rows]))
+    findings = adopted(capsys, "s.csv", "--maximize", "acc")["findings"]
+    assert findings["best"].startswith("acc 1e+308, trial 0")
+    assert findings["luck"].startswith("unknown, since the values differ by too much")
 
 
 def test_whole_numbers_and_truth_values_of_a_csv_file_are_those_of_the_config(here, capsys):

@@ -669,7 +669,7 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
         return Retry(address, deadline).run(attempt)
 
 
-def read_only(url: str) -> RetryingStorage:
+def read_only(url: str | URL) -> RetryingStorage:
     """Opens a database of any program that uses Optuna to read it; a SQLite file stays unchanged.
 
     Raises:

@@ -74,6 +74,11 @@ def parse_url(url: str | URL) -> URL:
     )
 
 
+def sqlite_url(path: Path) -> URL:
+    """Returns the URL of a SQLite file, whose name may have characters such as ? and #."""
+    return URL.create("sqlite", database=str(path.absolute()))
+
+
 def folder_of(url: str) -> Path | None:
     """Returns the absolute folder of an embedded server; None for any other URL."""
     scheme, _, path = url.partition(":///")

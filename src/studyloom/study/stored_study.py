@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.definition.rule import Condition, Rule
 from studyloom.definition.sources import code_of
 from studyloom.errors import ConfigError, Halted, UndefinedObjective
-from studyloom.metrics import COSTS, Goal
+from studyloom.metrics import COSTS, Direction, Goal
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
     CODE_CHANGES,
@@ -318,9 +318,7 @@ class StoredStudy:
         return [trial for *_, trial in sorted(satisfying)]
 
 
-def goals_of(
-    names: Sequence[str] | None, directions: Sequence[StudyDirection]
-) -> tuple[Goal, ...]:
+def goals_of(names: Sequence[str] | None, directions: Sequence[StudyDirection]) -> tuple[Goal, ...]:
     """Returns the objectives of a study of any program.
 
     Args:
@@ -330,7 +328,7 @@ def goals_of(
         names = [f"value {n}" if n else "value" for n in range(len(directions))]
     goals = []
     for name, direction in zip(names, directions, strict=True):
-        way = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
+        way: Direction = "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
         goals.append(Goal(one_line(name), way))  # another program may store line breaks
     return tuple(goals)
 

@@ -1,3 +1,3 @@
 """Reads a study that another program has made, and says what its trials show: `studyloom adopt`."""
 
-__all__ = ["findings", "pages", "reading"]
+__all__ = ["csv_file", "findings", "pages", "reading"]

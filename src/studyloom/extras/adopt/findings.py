@@ -47,9 +47,12 @@ class Luck(NamedTuple):
 
 
 class Promotion(NamedTuple):
-    """The epochs that ASHA with promotion would have spent, with a 95% interval over orders.
+    """The epochs that ASHA with promotion would have spent.
 
     Args:
+        epochs: in the order of the trials.
+        low: the lower end of a 95% interval over random orders, which may not hold `epochs`.
+        high: its upper end.
         spent: what the trials have spent.
     """
 
@@ -65,11 +68,15 @@ def find(study: AdoptedStudy, requested: int | None) -> dict[str, str]:
     Args:
         requested: how many trials were requested; None if that is unknown.
     """
-    count, best = len(study.trials), study.complete
+    count = len(study.trials)
     states = Counter(trial.state.name.lower() for trial in study.trials)
     shares = (f"{n} {name} ({100 * n / count:.0f}%)" for name, n in states.items())
     found = {"trials": f"{count}: {', '.join(shares)}"}
-    for trial in best[:1]:
+    infeasible = len(study.complete) - len(study.ranked)
+    if infeasible:
+        found["trials"] += f"; {infeasible} complete ones break a constraint"
+    found["best"] = "no trial is complete, with a finite value and all constraints satisfied"
+    for trial in study.ranked[:1]:
         words = f"{study.metric} {format_value(trial.values[0])}, trial {trial.number}"
         found["best"] = f"{words}: {format_parameters(trial.params)}"
     stale = format_ranges([trial.number for trial in stale_trials(study.trials)])
@@ -89,6 +96,8 @@ def find(study: AdoptedStudy, requested: int | None) -> dict[str, str]:
     found["failed"] = words or "no trial has failed"
     luck, asha = estimate_luck(study, groups), replay_asha(study)
     found["luck"] = "unknown with so few complete trials"
+    if len(study.ranked) >= ENOUGH:
+        found["luck"] = "unknown, since the values differ by too much for a float"
     if luck is not None:
         found["luck"] = (
             f"the best is {format_value(luck.lead)} ahead of the next; the noise that "
@@ -98,8 +107,9 @@ def find(study: AdoptedStudy, requested: int | None) -> dict[str, str]:
     found["pruner=asha"] = "unknown, since no learning curves are stored"
     if asha is not None:
         found["pruner=asha"] = (
-            f"it would have spent {asha.epochs:,} epochs (95% interval {asha.low:,} to "
-            f"{asha.high:,}); these trials spent {asha.spent:,}"
+            f"it would have spent {asha.epochs:,} epochs in the order of these trials, and "
+            f"{asha.low:,} to {asha.high:,} in random orders (95% interval); these trials spent "
+            f"{asha.spent:,}"
         )
     return {title: shorten_end(one_line(each), LONGEST) for title, each in found.items()}
 
@@ -137,7 +147,7 @@ def estimate_luck(study: AdoptedStudy, groups: Sequence[Sequence[FrozenTrial]]) 
     trial of the best half and its nearest neighbor there by hyperparameters, / √2, which may be too
     large. True values are drawn around the stored ones with this noise.
     """
-    best = study.complete
+    best = study.ranked
     if len(best) < ENOUGH:
         return None
     known = {trial.number: trial.values[0] for trial in best}
@@ -169,11 +179,16 @@ def _noise_of_neighbors(trials: Sequence[FrozenTrial]) -> float:
 
 
 def _places(settings: Sequence[Any]) -> NDArray[np.float64]:
-    """Ranks the settings of a hyperparameter from 0 to 1, choices by their names."""
-    numbers = all(isinstance(each, int | float) for each in settings)
-    order = sorted({*settings}, key=None if numbers else str)
-    place = {each: at / max(len(order) - 1, 1) for at, each in enumerate(order)}
-    return np.array([place[each] for each in settings])
+    """Ranks the settings of a hyperparameter from 0 to 1: numbers, then other choices by name."""
+    by_name = {repr(setting): setting for setting in settings}  # a choice may be a list
+    order = sorted(by_name, key=lambda name: _order(by_name[name]))
+    place = {name: at / max(len(order) - 1, 1) for at, name in enumerate(order)}
+    return np.array([place[repr(setting)] for setting in settings])
+
+
+def _order(setting: Any) -> tuple[bool, float, str]:
+    is_number = isinstance(setting, int | float) and not math.isnan(setting)
+    return not is_number, float(setting) if is_number else 0.0, repr(setting)
 
 
 # What ASHA would have spent

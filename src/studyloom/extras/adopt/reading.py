@@ -4,41 +4,35 @@ Of a database of Optuna all is read: a SQLite file read-only, so that it does no
 MLflow's exported CSV hold a row for each run, with its hyperparameters and last values.
 """
 
-import csv
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.errors import StorageError
+from studyloom.extras.adopt.csv_file import CsvFile, Domain, Row, read_csv_file
 from studyloom.storage import sql
 from studyloom.storage.database import read_only, untrusted
-from studyloom.storage.urls import parse_url, without_password
-from studyloom.text import name_error, nearest, one_line, shorten
+from studyloom.storage.optuna_internals import METRIC_NAMES
+from studyloom.storage.urls import parse_url, sqlite_url, without_password
+from studyloom.study.stored_study import goals_of
+from studyloom.text import name_error, one_line, shorten
 
 MOST_SECONDS = 120.0  # for reading a database
-MOST_ROWS = 200_000  # of a CSV file
 # Columns of an exported CSV that describe a run: W&B's and MLflow's.
 ABOUT = {
     *("name", "state", "notes", "user", "tags", "created", "runtime", "sweep"),
     *("start time", "duration", "run id", "source type", "source name", "status"),
 }
-Domain = tuple[BaseDistribution, Callable[[str], Any]]  # of a column, and what reads a cell
+PARAMS = "params."  # begins MLflow's columns of hyperparameters
+STATES = ("state", "status")  # the columns of a run's state
 BEGUN = ("running", "pending", "scheduled")  # states of a run that has not ended
+ENDED = ("finished", "")
 
 
 @dataclass(frozen=True)
@@ -59,13 +53,23 @@ class AdoptedStudy:
 
     @cached_property
     def complete(self) -> list[FrozenTrial]:
-        """The complete trials with finite values, the best first."""
-        known = [
+        """The complete trials with finite values, by number."""
+        return [
             trial
             for trial in self.trials
             if trial.state == TrialState.COMPLETE and trial.values and _is_finite(trial.values[0])
         ]
-        return sorted(known, key=lambda trial: (-self.sign * trial.values[0], trial.number))
+
+    @cached_property
+    def ranked(self) -> list[FrozenTrial]:
+        """Those of them that break no constraint, the best first."""
+        feasible = [trial for trial in self.complete if is_feasible(trial)]
+        return sorted(feasible, key=lambda trial: (-self.sign * trial.values[0], trial.number))
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial breaks no constraint."""
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def read_database(source: str, name: str | None) -> AdoptedStudy:
@@ -74,32 +78,37 @@ def read_database(source: str, name: str | None) -> AdoptedStudy:
     Raises:
         StorageError: it cannot be read, or `name` must name one of several studies.
     """
-    url = source if "://" in source else f"sqlite:///{Path(source).absolute()}"
+    is_url = "://" in source
+    address = None if is_url else sqlite_url(Path(source))
     try:
+        if is_url and source.startswith(("sqlite", "postgres")):
+            address = parse_url(source)
         with untrusted(MOST_SECONDS):
-            if url.startswith(("sqlite", "postgres")):
-                with closing(read_only(url)) as storage:
-                    return _read(storage, name, without_password(parse_url(url)))
-            return _read(RDBStorage(url, skip_table_creation=True), name, None)
+            if address is not None:
+                with closing(read_only(address)) as storage:
+                    return _read(storage, name, without_password(address))
+            return _read(RDBStorage(source, skip_table_creation=True), name, None)
     except StorageError:
         raise
     except Exception as error:  # of a driver, or of a cell that Optuna has not written
-        words = shorten(one_line(name_error(error)), 300)
-        raise StorageError(f"adopt: the database cannot be read: {words}") from None
+        reason = shorten(one_line(name_error(error)), 300)
+        raise StorageError(f"adopt: the database cannot be read: {reason}") from None
 
 
 def _read(storage: BaseStorage, name: str | None, label: str | None) -> AdoptedStudy:
     studies = {study.study_name: study for study in storage.get_all_studies()}
-    name = name or next(iter(studies), None) if len(studies) < 2 else name
+    if name is None and len(studies) == 1:
+        name = next(iter(studies))
     if name is None or name not in studies:
         held = shorten(", ".join(map(one_line, studies)) or "none", 300)
         raise StorageError(f"adopt: name the study with --study; the database holds: {held}")
     study = studies[name]
-    names = study.system_attrs.get("study:metric_names") or ["value"]
-    sign = 1 if study.directions[0] == StudyDirection.MAXIMIZE else -1
-    trials = storage.get_all_trials(study._study_id, deepcopy=False)
-    own = [*map(sql.without_reserved, trials)]
-    return AdoptedStudy(name, one_line(str(names[0])), sign, own, label and f"{label}#{name}")
+    sql.check_directions(study.directions)
+    goal = goals_of(study.system_attrs.get(METRIC_NAMES), study.directions)[0]
+    stored = storage.get_all_trials(study._study_id, deepcopy=False)
+    trials = [sql.without_reserved(trial) for trial in stored]
+    source = None if label is None else f"{label}#{name}"
+    return AdoptedStudy(name, goal.name, goal.sign, trials, source)
 
 
 def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> AdoptedStudy:
@@ -111,68 +120,97 @@ def read_csv(path: Path, metric: str, sign: int, names: Sequence[str] = ()) -> A
             else those before the metric, where W&B and MLflow list them.
 
     Raises:
-        ValueError: it is no such file, or lacks a column.
+        DataError: it is no such file, or lacks a column.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            rows = [row for row, _ in zip(csv.DictReader(file), range(MOST_ROWS), strict=False)]
-        except csv.Error as error:
-            raise ValueError(f"{path}: cannot be read as CSV: {error}") from None
-    columns = [column for column in rows[0] if column] if rows else []
-    value = next((each for each in (metric, f"metrics.{metric}") if each in columns), None)
-    if value is None or (missing := [name for name in names if name not in columns]):
-        wrong = metric if value is None else missing[0]
-        listed = shorten(one_line(", ".join(columns)) or "none", 300)
-        raise ValueError(
-            f"{path}: there is no column {wrong}{nearest(wrong, columns)}; it has {listed}"
-        )
-    marked = [column for column in columns if column.startswith("params.")]
-    before = columns[: columns.index(value)]
-    plain = [c for c in before if c.lower() not in ABOUT and not c.startswith(("_", "tags."))]
-    chosen = [*names] or marked or plain
-    domains = {c: _domain([row[c] for row in rows if row[c]]) for c in chosen}
-    trials = [_trial(row, number, value, domains) for number, row in enumerate(rows)]
+    file = read_csv_file(path)
+    marked = f"metrics.{metric}"
+    if metric not in file.columns and marked in file.columns:
+        values = file.numbers(marked)
+        value = marked
+    else:
+        values = file.numbers(metric)
+        value = metric
+    columns = _by_parameter(file, names or _parameter_columns(file, value), value)
+    domains = {name: file.domain(column) for name, column in columns.items()}
+    places = {name: file.place(column) for name, column in columns.items()}
+    state_places = [at for at, name in enumerate(file.columns) if name.lower() in STATES]
+    trials = []
+    for number, row in enumerate(file.rows):
+        states = [row.cells[place] for place in state_places if row.cells[place]]
+        trial = _trial(number, states[0] if states else "", values[number], metric)
+        _set_params(trial, row, places, domains)
+        trials.append(trial)
     return AdoptedStudy(path.stem, metric, sign, trials)
 
 
-def _trial(
-    row: Mapping[str, Any], number: int, value: str, domains: Mapping[str, Domain]
-) -> FrozenTrial:
-    words = next((row[c] for c in row if c and c.lower() in ("state", "status") and row[c]), "")
-    found = _number(row[value])
-    ended = words.lower() in ("finished", "") and found is not None and not math.isnan(found)
-    state = TrialState.COMPLETE if ended else TrialState.FAIL
-    state = TrialState.RUNNING if words.lower() in BEGUN else state
-    known = {name.removeprefix("params."): name for name in domains if row[name]}
-    trial = create_trial(
-        state=state,
-        value=found if state == TrialState.COMPLETE else None,
-        params={name: domains[column][1](row[column]) for name, column in known.items()},
-        distributions={name: domains[column][0] for name, column in known.items()},
-        system_attrs={"fail_reason": words} if state == TrialState.FAIL and words else {},
+def _parameter_columns(file: CsvFile, value: str) -> list[str]:
+    """Returns the columns of hyperparameters where --params does not name them."""
+    marked = [column for column in file.columns if column.startswith(PARAMS)]
+    if marked:
+        return marked
+    before = file.columns[: file.place(value)]
+    return [
+        column
+        for column in before
+        if column and column.lower() not in ABOUT and not column.startswith(("_", "tags."))
+    ]
+
+
+def _by_parameter(file: CsvFile, columns: Sequence[str], value: str) -> dict[str, str]:
+    """Returns the column of each hyperparameter, by the name of the hyperparameter.
+
+    Raises:
+        DataError: a column is missing, is the metric, or has the name of another.
+    """
+    by_name: dict[str, str] = {}
+    for column in columns:
+        file.place(column)
+        name = column.removeprefix(PARAMS)
+        if column == value:
+            raise file.error("the metric is no hyperparameter; leave it out of --params", 1, column)
+        if by_name.setdefault(name, column) != column:
+            problem = f"another column is called {shorten(one_line(name), 80)} too; list the "
+            problem += "columns of hyperparameters with --params"
+            raise file.error(problem, 1, column)
+    return by_name
+
+
+def _trial(number: int, state: str, value: float | None, metric: str) -> FrozenTrial:
+    """Returns the trial of a run, without its hyperparameters and times."""
+    kind = TrialState.FAIL
+    reason = state
+    if state.lower() in BEGUN:
+        kind = TrialState.RUNNING
+    elif state.lower() in ENDED:
+        if value is None:
+            reason = f"no {metric} is stored"
+        elif math.isnan(value):
+            reason = f"{metric} is NaN"
+        else:
+            kind = TrialState.COMPLETE
+    return FrozenTrial(
+        number=number,
+        state=kind,
+        value=value if kind == TrialState.COMPLETE else None,
+        datetime_start=None,
+        datetime_complete=None,
+        params={},
+        distributions={},
+        user_attrs={},
+        system_attrs={"fail_reason": reason} if kind == TrialState.FAIL else {},
+        intermediate_values={},
+        trial_id=number,
     )
-    trial.number, trial.datetime_start, trial.datetime_complete = number, None, None
-    return trial
 
 
-def _domain(cells: Sequence[str]) -> Domain:
-    """Returns the distribution of a column, and what reads a cell."""
-    if cells and {cell.lower() for cell in cells} <= {"true", "false"}:
-        return CategoricalDistribution([False, True]), lambda cell: cell.lower() == "true"
-    numbers = [each for each in map(_number, cells) if each is not None and _is_finite(each)]
-    if not cells or len(numbers) < len(cells):
-        return CategoricalDistribution([*dict.fromkeys(cells)] or [""]), str
-    if all(re.fullmatch(r"-?\d+", cell) for cell in cells):
-        whole = [*map(int, cells)]
-        return IntDistribution(min(whole), max(whole)), int
-    return FloatDistribution(min(numbers), max(numbers)), float
-
-
-def _number(cell: str | None) -> float | None:
-    try:
-        return float(cell or "")
-    except ValueError:
-        return None
+def _set_params(
+    trial: FrozenTrial, row: Row, places: Mapping[str, int], domains: Mapping[str, Domain]
+) -> None:
+    for name, place in places.items():
+        cell = row.cells[place]
+        if cell:
+            trial.params[name] = domains[name].read(cell)
+            trial.distributions[name] = domains[name].distribution
 
 
 def _is_finite(value: object) -> bool:
