@@ -191,6 +191,27 @@ def test_what_has_a_state_and_is_not_kept_is_named():
     assert whole.not_kept() == []
 
 
+def test_a_compiled_network_is_kept_restored_and_saved_under_plain_names():
+    def compiled(config, run):
+        network = torch.nn.Linear(1, 1)
+        run.keep(network=torch.compile(network, backend="eager"))
+        for epoch in run.epochs(2):
+            torch.nn.init.constant_(network.weight, epoch)
+            run.report(accuracy=network.weight.item())
+        return run.value
+
+    objective, states = objective_of(compiled), []
+    run_of(objective, lambda step: states.append(copy.deepcopy(objective.state())))
+    assert [*states[0]["now"]["kept"]["network"]] == ["weight", "bias"]
+    assert [*objective.weights()["network"]] == ["weight", "bias"]
+    earlier = states[0]["now"]["kept"]
+    earlier["network"] = {f"_orig_mod.{name}": t for name, t in earlier["network"].items()}
+    resumed, steps = objective_of(compiled), []
+    resumed.restore(states[0])
+    run_of(resumed, lambda step: steps.append(step.number))
+    assert steps == [2], "it did not start again"
+
+
 class Numbers(IterableDataset):
     def __iter__(self):
         return iter(torch.arange(8.0))

@@ -1,6 +1,7 @@
 """The winner of a loop predicts as a network of ours does, once its network is known."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -100,6 +101,17 @@ def written(folder, states, network=None, metric="accuracy", **params):
     result_of(note="not tested", metric=metric).write(folder, files)
     mark_own(folder)
     return folder
+
+
+def test_the_winner_of_a_compiled_loop_predicts_with_the_network_that_is_not_compiled(tmp_path):
+    layer = nn.Linear(2, 3)
+    states = {"net": {f"_orig_mod.{name}": weight for name, weight in layer.state_dict().items()}}
+    winner = load_winner(written(tmp_path / "run", states), network=partial(nn.Linear, 2, 3))
+    inputs = torch.randn(4, 2)
+    assert torch.equal(winner.predict(inputs).probabilities, layer(inputs).softmax(1))
+    restored = nn.Linear(2, 3)
+    winner.restore(net=restored)
+    assert torch.equal(restored.weight, layer.weight)
 
 
 def test_arrays_and_lines_of_numbers_are_taken_as_they_are(tmp_path, capsys):

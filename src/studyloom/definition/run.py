@@ -33,6 +33,7 @@ from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
+from studyloom.training.states import load_state, plain_state
 
 LOOP = "studyloom.definition.loop"  # the module whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given
@@ -241,7 +242,7 @@ class Run:
             raise RuntimeError("run.keep must be called before run.epochs and before any report")
         for name, part in parts.items():
             _check_part("keep", name, part)
-            snapshot(part.state_dict(), f"run.keep({name}=…)")  # else known after an epoch
+            snapshot(plain_state(part), f"run.keep({name}=…)")  # else known after an epoch
             if self._saved is not None:
                 self._restore(name, part)
             self._kept[name] = part
@@ -488,7 +489,7 @@ class Run:
         try:
             if name not in self._saved["kept"]:
                 raise UnfitState(f"there is no {name} in it")
-            part.load_state_dict(snapshot(self._saved["kept"][name], name))
+            load_state(part, snapshot(self._saved["kept"][name], name))
         except Exception as error:
             words = " ".join(error_text(error).split())[:300]
             raise self._unfit(f"the checkpoint does not fit run.keep({name}=…): {words}") from error
@@ -598,5 +599,5 @@ def _tensors(part: Any) -> Iterator[Tensor]:
 
 def _snapshots(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: snapshot(part.state_dict(), f"run.keep({name}=…)") for name, part in parts.items()
+        name: snapshot(plain_state(part), f"run.keep({name}=…)") for name, part in parts.items()
     }

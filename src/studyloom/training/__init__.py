@@ -12,6 +12,7 @@ __all__ = [
     "optimizer",
     "randomness",
     "ranks",
+    "states",
     "steps",
     "trainer",
 ]

@@ -28,6 +28,7 @@ from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
 from studyloom.training.randomness import host_state, set_host_state
 from studyloom.training.ranks import ALONE, Ranks
+from studyloom.training.states import load_state, plain_state
 from studyloom.training.steps import Steps, call_network, choose_threads, on_threads
 
 
@@ -146,7 +147,7 @@ class JobRun:
     def kept_weights(self) -> dict[str, Tensor]:
         """Returns the state dict that is kept: its own tensors, not a copy."""
         kept = None if self.best is None else self.best[2]
-        return self.evaluated.state_dict() if kept is None else kept
+        return plain_state(self.evaluated) if kept is None else kept
 
     def signature(self) -> dict[str, Any]:
         """Returns the plain values of the job, so that an error can say what differs."""
@@ -161,14 +162,14 @@ class JobRun:
     def state(self) -> dict[str, Any]:
         state = {
             "signature": self.signature(),
-            "model": self.model.state_dict(),
+            "model": plain_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "random": self.random,
             "rates": self.rates.state(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.network.state_dict(),
+            "average": None if self.average is None else plain_state(self.average.network),
             "best": self.best,
         }
         return deepcopy(state)
@@ -179,14 +180,14 @@ class JobRun:
         for name in sorted({*here, *there}):
             if there.get(name) != here.get(name):
                 raise ValueError(f"{name} is {there.get(name)} in the state, {here.get(name)} here")
-        self.model.load_state_dict(state["model"])
+        load_state(self.model, state["model"])
         # A copy, since the optimizer would train the state's own tensors.
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         self.rates.restore(state["rates"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.network.load_state_dict(state["average"])
+            load_state(self.average.network, state["average"])
         self.best = None
         if state["best"] is not None:
             number, value, weights = state["best"]
@@ -241,7 +242,7 @@ class JobRun:
         self.rates.after_epoch(value)
         job = self.job
         if self.best is None or job.metric.sign * value > job.metric.sign * self.best[1]:
-            weights = deepcopy(self.evaluated.state_dict()) if job.weights == "best" else None
+            weights = deepcopy(plain_state(self.evaluated)) if job.weights == "best" else None
             self.best = self.epoch, value, weights
         rate, ended = job.samples / (trained - start), perf_counter()
         self.evaluating = ended - trained

@@ -13,6 +13,7 @@ from studyloom.data.training_data import Part
 from studyloom.metrics import Metric
 from studyloom.plugins import load_plugin
 from studyloom.training.job import Job
+from studyloom.training.states import load_state
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.result import Predictions, Wrong
 from studyloom.winner.statistics import Outputs
@@ -24,7 +25,7 @@ POINTS = 1000  # predictions of numbers that are kept, at most
 def make_network(job: Job, weights: Mapping[str, Tensor], part: Part) -> nn.Module:
     """Makes the network of a job for a set of examples, with weights."""
     network = job.model(shape=part.shape, outputs=part.outputs)
-    network.load_state_dict(weights)
+    load_state(network, weights)
     return network
 
 

@@ -31,6 +31,7 @@ from studyloom.errors import PredictError
 from studyloom.metrics import METRICS
 from studyloom.text import format_shape, html_table, one_line
 from studyloom.training.checkpoint import load_weights
+from studyloom.training.states import load_state
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.inputs import IN_PYTHON, InputFormat
 from studyloom.winner.result import DataFacts, InputPrediction, Result
@@ -194,7 +195,7 @@ class WinnerFiles:
         model = network_of(make, config, **known)
         try:
             # A loop may have brought its network to another precision, which its weights have.
-            model.load_state_dict(weights, assign=self.is_of_loop)
+            load_state(model, weights, assign=self.is_of_loop)
         except (ValueError, RuntimeError) as error:
             file, reason = self.run_dir / "winner.pt", one_line(str(error))[:300]
             raise PredictError(f"{file}: {reason}") from None
@@ -437,7 +438,7 @@ class LoopWinner(Predictor):
                 f"the winner kept no {unknown[0]}; it kept {', '.join(self.states) or 'nothing'}"
             )
         for name, part in parts.items():
-            part.load_state_dict(self.states[name])
+            load_state(part, self.states[name])
 
 
 def load_winner(
