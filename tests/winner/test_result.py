@@ -78,3 +78,23 @@ def test_where_the_training_ignores_the_seed_no_view_shows_a_spread():
     result = result_of(test=same)
     assert result.test.winner.words == "0.9000"
     assert short_words(result.in_short()) == "test accuracy 0.9000, trial 0"
+
+
+def test_the_reason_of_a_winner_says_which_candidates_failed():
+    complete = {"trial": 1, "mean": 1.18, "values": [1.17, 1.16, 1.21]}
+    baseline = {"baseline": True, "failed": 1, "mean": 1.08, "values": [1.06, 1.1]}
+    failed = "the baseline failed in 1 of 3 re-evaluations"
+    kept = result_of(winner=baseline, candidates=[complete, baseline])
+    why = "since no candidate beats it by more than chance explains, on 2 new seeds"
+    assert kept.reason_words == f"{why}; {failed}"
+    result = result_of(winner=complete, candidates=[complete, baseline])
+    assert result.reason_words == f"the only candidate with values on all of 3 new seeds; {failed}"
+    never = {"baseline": True, "failed": 3}
+    result = result_of(winner=complete, candidates=[complete, never])
+    words = "the baseline failed in 3 of 3 re-evaluations, so that nothing is compared with it"
+    assert result.reason_words.endswith(words)
+
+
+def test_a_single_candidate_has_no_best_mean():
+    only = {"mean": 0.5, "values": [0.5, 0.5, 0.5]}
+    assert result_of(winner=only).reason_words == "the only candidate"

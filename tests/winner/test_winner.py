@@ -14,6 +14,7 @@ import pytest
 import torch
 import toys
 import yaml
+from optuna.trial import TrialState
 from PIL import Image
 from reevaluated import (
     SPACE,
@@ -37,6 +38,7 @@ from studyloom.errors import Diverged, NoWinner
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.strategy import Strategy
+from studyloom.study.trial_record import TrialRecord
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.views.terminal import winner_lines
@@ -45,11 +47,11 @@ from studyloom.winner.candidates import (
     CandidateSource,
     CandidateTrainings,
     Origin,
-    Reevaluated,
     kept_epoch,
 )
 from studyloom.winner.evaluation import is_result_of
 from studyloom.winner.predictor import load_network, predict
+from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Result
 
 TRIALS = 4
@@ -202,6 +204,33 @@ def test_a_training_that_diverges_after_a_report_has_failed(tmp_path, monkeypatc
         return
     with pytest.raises(NoWinner, match="could not be trained on all data: train loss is nan"):
         stage.load_or_train(failed[0], 1)
+
+
+@pytest.mark.parametrize(("failures", "values"), [(1, 2), (2, 1)])
+def test_a_failed_training_of_a_candidate_is_tried_again_once(
+    definition, tmp_path, monkeypatch, failures, values
+):
+    """The first training of the stage: in a search its failure would halt the study."""
+    plain, attempts = CandidateTrainings.train_again, []
+
+    def train_again(self, candidate, seed, number, attempt):
+        if attempt.stage == "re-evaluation" and (candidate, seed) == self.trainings[0]:
+            attempts.append(number)
+            if len(attempts) <= failures:
+                raise OSError("disk full")
+        return plain(self, candidate, seed, number, attempt)
+
+    monkeypatch.setattr(CandidateTrainings, "train_again", train_again)
+    url = f"sqlite:///{tmp_path}/study.db"
+    stages = stages_of(definition, url, tmp_path, 1, top=1, seeds=2, ablation=True)
+    work(stages)
+    stage = stages.reevaluation
+    assert (len(attempts), stage.todo()) == (2, 0)
+    assert len(stages.reevaluated.values_by_seed(Origin(0))) == values
+    _, (failed,) = stage.stored.uncounted()
+    assert (failed.number, failed.state) == (attempts[0], TrialState.FAIL)
+    repeated = next(trial for trial in stage.stored.trials() if trial.number == attempts[1])
+    assert TrialRecord(repeated).repeats == failed.number
 
 
 # The test
@@ -514,3 +543,24 @@ def test_the_baseline_wins_unless_another_is_better_by_one_and_a_half_standard_e
     }
     found = Reevaluated(search, Rule(goal), candidates, means)
     assert found.winner == Origin(3 if wins else 0)
+
+
+@pytest.mark.parametrize(
+    ("partial", "wins"),
+    [
+        ({0: 1.061, 2: 1.099}, False),  # on both of its seeds it is better
+        ({1: 1.19}, True),
+        ({}, True),  # nothing to compare with
+    ],
+)
+def test_a_baseline_with_a_failed_training_is_compared_on_its_other_seeds(partial, wins):
+    goal = Goal("loss", "minimize")
+    search = SimpleNamespace(
+        metric="loss", sign=-1, goals=[goal], values_by_name=lambda trial: {"loss": 1.0}
+    )
+    candidates = {
+        Origin(number): CandidateSource(None, None, is_baseline=number == 0) for number in (0, 1)
+    }
+    values = {Origin(1): [1.1745, 1.1585, 1.2125]}
+    found = Reevaluated(search, Rule(goal), candidates, values, {Origin(0): partial})
+    assert found.winner == Origin(1 if wins else 0)

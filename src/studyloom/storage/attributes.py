@@ -62,6 +62,7 @@ KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the 
 NOT_KEPT = "not_kept"  # list[str]: what of a loop has a state that run.keep was not given
 STREAMS = "streams"  # list[str]: the streams of a loop whose position no checkpoint has
 RESUMED = "resumed"  # dict[str, Any]: the epoch of its checkpoint, and the number of deaths
+REPEATS = "repeats"  # int: the failed training of a candidate that it repeats, by its number
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure, as its error says it, often in one line
@@ -74,7 +75,7 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
-    *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK),
+    *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS),
 )
 # Those that no sampler and no pruner reads; they are most of a trial.
 HEAVY = (EPOCHS, PROVENANCE, TRACEBACK)
@@ -90,7 +91,7 @@ class Resumed(TypedDict):
 TYPES: dict[str, Any] = {
     **dict.fromkeys((DEFINITION, STAGES, RESULT, PROVENANCE), dict[str, Any]),
     **dict.fromkeys((HALTED, RULE, FAILURE, REASON), str | None),
-    **dict.fromkeys((TEST_USES, PLANNED_EPOCHS, PLANNED_JOBS), int),
+    **dict.fromkeys((TEST_USES, PLANNED_EPOCHS, PLANNED_JOBS, REPEATS), int),
     EPOCHS: dict[str, list[float | int | None]],
     TIMES: dict[str, float | int],
     STANDARD_ERROR: float | int,
@@ -149,6 +150,7 @@ class TrialAttributes:
     standard_error = Stored[float | None](STANDARD_ERROR, None)
     resumed = Stored[Resumed | None](RESUMED, None)
     reused = Stored[str | None](REUSED, None)
+    repeats = Stored[int | None](REPEATS, None)
     is_kept = Stored[bool](KEPT, False)
     not_kept = Stored[Sequence[str]](NOT_KEPT, ())
     streams = Stored[Sequence[str]](STREAMS, ())

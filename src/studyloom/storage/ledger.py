@@ -527,6 +527,17 @@ class Ledger:
         """Ends a claim whose slot is done; otherwise like `renew`."""
         return self._update(END, claim, "done", write, next_state="done")
 
+    def finish_and_queue(self, claim: Claim, write: WriteRows) -> bool:
+        """Ends a claim whose slot gets another trial, which `write` queues; otherwise like `renew`.
+
+        The study is locked first, as by everyone who makes trials: locks in another order deadlock.
+        """
+
+        def lock(connection: sa.Connection) -> None:
+            sql.lock_study(connection, self.study_id, self.uuid)
+
+        return self._update(END, claim, "done", write, before=lock, next_state="done")
+
     def release(self, claim: Claim, write: WriteRows | None = None) -> bool:
         """Releases a slot, so that another worker resumes its trial; otherwise like `renew`."""
         return self._update(END, claim, "free", write, next_state="free")
@@ -537,6 +548,7 @@ class Ledger:
         claim: Claim,
         state: str,
         write: WriteRows | None,
+        before: WriteRows | None = None,
         **values: object,
     ) -> bool:
         """Updates the row of a claim, and writes further rows if the claim still holds.
@@ -544,10 +556,13 @@ class Ledger:
         Args:
             statement: Updates no row if the claim no longer holds.
             state: Of the slot afterwards.
+            before: Called first, in the same transaction.
         """
         own = self._study | {"own_slot": claim.slot, "own_token": claim.token}
 
         def work(connection: sa.Connection) -> bool:
+            if before is not None:
+                before(connection)
             row = connection.execute(statement, own | values).one_or_none()
             if row is None:
                 # An earlier try may have done its COMMIT, and only the reply was lost.

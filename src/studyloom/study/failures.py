@@ -77,6 +77,8 @@ UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended 
 # complete and pruned trials, so these end as pruned with a broken constraint: from trials in the
 # state FAIL the sampler would learn nothing.
 TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
+# They have used up their attempts or their time, so that no candidate is trained again after one.
+USED_UP = (CRASHED, TIMEOUT)
 CODE_ERRORS = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
 
 

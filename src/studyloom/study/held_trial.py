@@ -21,14 +21,17 @@ from studyloom.storage.attributes import (
     HALTED,
     NOT_KEPT,
     PROVENANCE,
+    REPEATS,
     REUSED,
     STANDARD_ERROR,
     TIMES,
 )
-from studyloom.storage.ledger import LEASE_FACTOR, Claim
+from studyloom.storage.database import Connection
+from studyloom.storage.ledger import LEASE_FACTOR, Claim, WriteRows
 from studyloom.study import failures
 from studyloom.study.extrapolation import mark_worse_than_complete
 from studyloom.study.provenance import Provenance
+from studyloom.study.redo import replace_trial
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trial_record import TrialRecord
 from studyloom.worker_log import end_message
@@ -43,6 +46,8 @@ class HeldTrial:
     Its methods raise ClaimLost once another worker holds the slot; nothing was written then.
 
     Attributes:
+        is_search: whether it is a trial of the search. A training of a later stage that has failed
+            is tried again once: each candidate needs all its seeds.
         provenance: what is needed to train the trial again; None if that is impossible.
         progress: whether a step was reported that no earlier worker had reached.
         raised: the exception that a report raised last. The objective may catch it or raise another
@@ -57,6 +62,7 @@ class HeldTrial:
     limits: failures.Limits
     watch: Stopwatch
     on_end: Callable[[FrozenTrial], None] = lambda trial: None
+    is_search: bool = True
     provenance: Provenance | None = field(default=None, init=False)
     progress: bool = field(default=False, init=False)
     raised: BaseException | None = field(default=None, init=False)
@@ -129,7 +135,10 @@ class HeldTrial:
         self.trial.set_user_attr(TIMES, rounded)
 
     def fail(self, failure: failures.Failure) -> None:
-        """Ends a trial that has failed, and halts the study if its trials all fail like this."""
+        """Ends a trial that has failed, and halts the study if its trials all fail like this.
+
+        A training of a candidate that has failed for the first time is queued again instead.
+        """
         for name, value in failure.attributes().items():
             self.trial.set_user_attr(name, value)
         if failure.details:
@@ -137,14 +146,21 @@ class HeldTrial:
         teaches = failure.kind in failures.TEACHES
         if teaches:
             self.trial.set_constraint(failure.kind, 1.0)
-        self.tell(None, TrialState.PRUNED if teaches else TrialState.FAIL)
-        if self._is_hopeless(failure):
+        tries_again = self._tries_again(failure)
+        self.tell(None, TrialState.PRUNED if teaches else TrialState.FAIL, again=tries_again)
+        if not tries_again and self._is_hopeless(failure):
             self.stored.optuna.set_user_attr(HALTED, failure.reason)
+
+    def _tries_again(self, failure: failures.Failure) -> bool:
+        """Whether another trial repeats this one, which has failed."""
+        is_first = REPEATS not in self.trial.user_attrs
+        return not self.is_search and is_first and failure.kind not in failures.USED_UP
 
     def _is_hopeless(self, failure: failures.Failure) -> bool:
         """Whether the first trial failed, or the last `max_failures` all failed for this reason.
 
         A first trial that crashed its workers does not count by itself: the host may be the cause.
+        Nor does the first training of a later stage: the search has shown that the code works.
         """
         if failure.kind not in (*failures.CODE_ERRORS, failures.CRASHED):
             return False
@@ -154,11 +170,15 @@ class HeldTrial:
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         last = ended[-self.limits.max_failures :]
         same = [trial for trial in last if TrialRecord(trial).reason == failure.reason]
-        mistaken = first and failure.kind in failures.CODE_ERRORS
+        mistaken = self.is_search and first and failure.kind in failures.CODE_ERRORS
         return mistaken or len(same) == self.limits.max_failures
 
-    def tell(self, value: float | None, state: TrialState) -> None:
-        """Ends the trial, with the value of the metric if it has one, and its claim."""
+    def tell(self, value: float | None, state: TrialState, *, again: bool = False) -> None:
+        """Ends the trial, with the value of the metric if it has one, and its claim.
+
+        Args:
+            again: whether to set it aside and to queue another one of its configuration.
+        """
         if state == TrialState.PRUNED and len(self.stored.goals) > 1:
             trial = self.stored.storage.get_trial(self.trial._trial_id)
             mark_worse_than_complete(trial, self.trial.set_constraint)
@@ -166,6 +186,17 @@ class HeldTrial:
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
         ended = self.stored.storage.get_trial(self.trial._trial_id)
-        self._end_claim(self.stored.ledger.finish)
+        end = partial(self._finish_and_queue, ended) if again else self.stored.ledger.finish
+        self._end_claim(end)
         self.on_end(ended)
         log.info(end_message(self.trial.number, state.name, value))
+
+    def _finish_and_queue(self, failed: FrozenTrial, claim: Claim, write: WriteRows) -> bool:
+        """Ends the claim of a failed trial, sets it aside, and queues another one in its slot."""
+        ledger = self.stored.ledger
+
+        def write_both(connection: Connection) -> None:
+            write(connection)
+            replace_trial(ledger, connection, failed, {REPEATS: failed.number})
+
+        return ledger.finish_and_queue(claim, write_both)

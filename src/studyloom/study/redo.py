@@ -3,7 +3,8 @@
 A trial that is replaced is set aside: it is kept, but no longer counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
@@ -11,7 +12,7 @@ from studyloom.space.tree import Point
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, PROPOSED
 from studyloom.storage.database import Connection
-from studyloom.storage.ledger import SlotEntry
+from studyloom.storage.ledger import Ledger, SlotEntry
 from studyloom.study.command_record import reopen_command
 from studyloom.study.failures import TEACHES, count_failures
 from studyloom.study.stored_study import StoredStudy
@@ -31,17 +32,9 @@ def redo_failed(stored: StoredStudy) -> list[int]:
     def redo(connection: Connection) -> list[int]:
         failed = _failed(stored.lock_trials(connection))
         for trial in failed:
-            slot = TrialRecord(trial).slot
-            assert slot is not None  # only trials with slots are counted
-            sql.write(connection, [(sql.SET_ASIDE, {"id": trial._trial_id})])
             marks = (BASELINE, ENQUEUED, PROPOSED)
             kept = {key: trial.user_attrs[key] for key in marks if key in trial.user_attrs}
-            params = trial.system_attrs.get(sql.GIVEN, {}) | trial.params
-            if params or kept:
-                point = Point(params=params, distributions=trial.distributions)
-                ledger.queue(connection, slot, point, kept)
-            else:
-                ledger.enter(connection, [SlotEntry(slot, "free", None)])
+            replace_trial(ledger, connection, trial, kept)
         return [trial.number for trial in failed]
 
     numbers = ledger.storage.execute(redo)
@@ -49,6 +42,26 @@ def redo_failed(stored: StoredStudy) -> list[int]:
     if numbers:
         reopen_command(stored)
     return numbers
+
+
+def replace_trial(
+    ledger: Ledger, connection: Connection, trial: FrozenTrial, attributes: Mapping[str, Any]
+) -> None:
+    """Sets a trial aside, and opens its slot for a new one of the same configuration.
+
+    Args:
+        connection: in a transaction that has locked the study.
+        attributes: of the new trial.
+    """
+    slot = TrialRecord(trial).slot
+    assert slot is not None  # only trials with slots are counted
+    sql.write(connection, [(sql.SET_ASIDE, {"id": trial._trial_id})])
+    params = trial.system_attrs.get(sql.GIVEN, {}) | trial.params
+    if params or attributes:
+        point = Point(params=params, distributions=trial.distributions)
+        ledger.queue(connection, slot, point, attributes)
+    else:
+        ledger.enter(connection, [SlotEntry(slot, "free", None)])
 
 
 def missing_baseline(stored: StoredStudy) -> str | None:

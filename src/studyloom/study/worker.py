@@ -145,7 +145,15 @@ class Worker:
             return
         with self.watch("sampling"):
             trial = slots.begin_trial(frozen, claim)
-        held = HeldTrial(self.stored, trial, claim, self.limits, self.watch, self.on_end)
+        held = HeldTrial(
+            self.stored,
+            trial,
+            claim,
+            self.limits,
+            self.watch,
+            self.on_end,
+            is_search=self.stage.is_search,
+        )
         if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, held)
             return

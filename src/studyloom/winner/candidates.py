@@ -1,16 +1,14 @@
-"""The candidates for the winner: chosen from a search, trained with new seeds, and compared.
+"""The candidates for the winner: chosen from a search, and trained with new seeds.
 
 Every choice is a pure function of the stored trials, so that each process comes to the same one.
 """
 
 import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, variance
 
 import torch
 from optuna.pruners import BasePruner, NopPruner
@@ -78,9 +76,6 @@ class CandidateSource:
 
 
 Candidates = Mapping[Origin, CandidateSource]
-# Standard errors of the difference. Without a margin 15% of winners are truly worse than the
-# baseline, with it 2%, and a fiftieth of the gain is lost (`bench.py honesty`).
-MARGIN = 1.5
 
 
 def choose_candidates(
@@ -288,72 +283,3 @@ class CandidateTrainings:
 
     def pruner(self) -> BasePruner:
         return NopPruner()
-
-
-@dataclass(frozen=True)
-class Reevaluated:
-    """Holds the candidates of a search with their values on new seeds, and chooses the winner.
-
-    Args:
-        values: a value for each seed, of each candidate without a failed training; None without a
-            re-evaluation, which a single candidate that will be tested does not need.
-    """
-
-    search: StoredStudy
-    rule: Rule
-    candidates: Candidates
-    values: Mapping[Origin, Sequence[float]] | None
-
-    @property
-    def eligible(self) -> list[Origin]:
-        """The candidates that may win; after a re-evaluation only those that have values in it."""
-        known = self.candidates if self.values is None else self.values
-        return [o for o in self.candidates if self.candidates[o].contends and o in known]
-
-    @property
-    def baseline(self) -> Origin | None:
-        return next((o for o, each in self.candidates.items() if each.is_baseline), None)
-
-    @cached_property
-    def winner(self) -> Origin:
-        """The eligible candidate that is best on new seeds; the lower number wins a tie.
-
-        If no candidate satisfies the rule on new seeds, the one with the best mean wins. The
-        baseline wins if that one is not better than it by more than `MARGIN`.
-        """
-        known = {origin: self.known(origin) for origin in self.eligible}
-        satisfying = [origin for origin in known if self.rule.holds(known[origin])]
-        metric, sign = self.search.metric, self.search.sign
-
-        def rank(origin: Origin) -> tuple[float, ...]:
-            values = known[origin]
-            by_rule = self.rule.rank(values) if satisfying else 0.0
-            return by_rule, -sign * values[metric], int(origin.number)
-
-        chosen, baseline = min(satisfying or known, key=rank), self.baseline
-        is_kept = baseline in known and self._is_no_better(chosen, baseline)
-        return baseline if baseline is not None and is_kept else chosen
-
-    def _is_no_better(self, origin: Origin, baseline: Origin) -> bool:
-        """Whether chance explains that a candidate is better than the baseline, as far as known."""
-        if self.values is None or self.rule != Rule(self.search.goals[0]):
-            return False
-        one, other = self.values[origin], self.values[baseline]
-        if origin == baseline or len(one) < 2:
-            return False
-        error = math.sqrt((variance(one) + variance(other)) / len(one))
-        return self.search.sign * (fmean(one) - fmean(other)) <= MARGIN * error
-
-    def known(self, origin: Origin) -> dict[str, float]:
-        """Returns the values of a candidate by name, for the rule.
-
-        The mean on new seeds, if there is one, replaces the value in the search.
-        """
-        values = self.search.values_by_name(self.candidates[origin].trial)
-        values_again = (self.values or {}).get(origin)
-        return values | ({} if values_again is None else {self.search.metric: fmean(values_again)})
-
-    @property
-    def keeps_to_rule(self) -> bool:
-        """Whether the winner satisfies the rule on new seeds."""
-        return self.rule.holds(self.known(self.winner))

@@ -13,9 +13,10 @@ from studyloom.storage.attributes import DEFINED
 from studyloom.storage.ledger import Store
 from studyloom.text import one_line
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.candidates import Origin, Reevaluated
+from studyloom.winner.candidates import Origin
 from studyloom.winner.measurement import describe_untested, measure_winner
 from studyloom.winner.model_card import model_card
+from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import CARD, SIMPLE, STAGES, Candidate, Result
 from studyloom.winner.stages import ResultStages
 from studyloom.winner.statistics import difference, summarize
@@ -49,7 +50,8 @@ def evaluate_winner(
     if definition.tested:
         tested, kept = measure_winner(last, found, store, repeat=repeat)
     else:
-        kept = last.load_or_train(found.winner, 0)
+        first = min(found.values_by_seed(found.winner))
+        kept = last.load_or_train(found.winner, first)
         tested = describe_untested(last.source, found.winner)
     candidates = describe_candidates(found, definition.metric.bounds)
     winner, point = candidates[found.winner], found.candidates[found.winner].point
@@ -99,7 +101,7 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
         bounds: the lowest and the highest value of the metric.
     """
     search, rows = found.search, dict[Origin, Candidate]()
-    names, reevaluated = [goal.name for goal in search.goals[1:]], found.values or {}
+    names = [goal.name for goal in search.goals[1:]]
     for origin, source in found.candidates.items():
         value, *costs = source.trial.values
         row = Candidate(
@@ -109,14 +111,17 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
             costs=dict(zip(names, costs, strict=True)),
             baseline=source.is_baseline,
         )
-        if origin in reevaluated:
-            known = summarize(reevaluated[origin], bounds)
+        new_values = [*found.values_by_seed(origin).values()]
+        if found.values is not None:
+            row = replace(row, failed=found.seeds - len(new_values))
+        if new_values:
+            known = summarize(new_values, bounds)
             gap = difference(search.sign * value, search.sign * known.mean)
             row = replace(row, **vars(known), gap=gap)
         rows[origin] = row
 
-    def rank(row: Candidate) -> tuple[bool, float]:
-        return row.mean is None, -search.sign * (row.mean or 0.0)
+    def rank(row: Candidate) -> tuple[bool, bool, float]:
+        return row.mean is None, row.failed > 0, -search.sign * (row.mean or 0.0)
 
     return dict(sorted(rows.items(), key=lambda item: rank(item[1])))
 
@@ -127,13 +132,16 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
     Compares the name of the stage, which contains budget and rule, and the candidates with their
     seeds.
     """
-    values = stages.reevaluated.values or {}
+    found = stages.reevaluated
     return (
         result.stage == stages.last.stored.name
         and result.belongs_to(stages.search.stored)
         and result.trials == stages.trials  # else the search had ended, and was extended since
         and (result.ablation is not None or not stages.ablates)
-        and all([*row.values] == values.get(Origin(row.trial), []) for row in result.candidates)
+        and all(
+            [*row.values] == [*found.values_by_seed(Origin(row.trial)).values()]
+            for row in result.candidates
+        )
     )
 
 

@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 
-from studyloom.config.values import describe_error, value_at
-from studyloom.data.split import Split
-from studyloom.data.training_data import Part
-from studyloom.data.transform import InputRange, Reader, describe_transform
+from studyloom.config.values import describe_error
 from studyloom.definition.user_functions import kept_name, weights_of
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.metrics import METRICS
 from studyloom.storage.ledger import Store
 from studyloom.study.provenance import current_environment
-from studyloom.training.batches import batch_dtype
-from studyloom.winner.candidates import CandidateTrainings, Origin, Reevaluated
+from studyloom.winner.candidates import CandidateTrainings, Origin
+from studyloom.winner.data_facts import describe_data
 from studyloom.winner.predictions import network_outputs, show
-from studyloom.winner.result import DataFacts, RangeFacts, Scores, Tested
+from studyloom.winner.reevaluation import Reevaluated
+from studyloom.winner.result import Scores, Tested
 from studyloom.winner.statistics import compare, resample
 from studyloom.winner.stored_trainings import CandidateStage
 
@@ -74,7 +72,7 @@ def measure_winner(
 def describe_untested(trainings: CandidateTrainings, winner: Origin) -> Tested:
     """Describes the winner of a loop without `objective.test`."""
     note = getattr(getattr(trainings.definition, "adapter", None), "untested", NO_TEST)
-    data = _describe_data(trainings, winner, None) if _predicts(trainings) else None
+    data = describe_data(trainings, winner, None) if _predicts(trainings) else None
     environment = current_environment(CPU)
     return Tested(seeds=trainings.new_seeds, note=note, environment=environment, data=data)
 
@@ -106,7 +104,7 @@ def _call_test(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) ->
             weights = weights_of(kept[winner][0], name)
             outputs = network_outputs(job, weights, test)
             shown = show(job, weights, METRICS.get(metric.name, metric), outputs, test)
-        shown["data"] = _describe_data(trainings, winner, test)
+        shown["data"] = describe_data(trainings, winner, test)
     examples = None if test is None else len(test)
     return Tested(
         test=replace(scores, examples=examples, further=tuple(measured[winner])),
@@ -170,39 +168,9 @@ def _measure(trainings: CandidateTrainings, found: Reevaluated, kept: Kept) -> T
     scores = _compare(found, values, sampled=sampled, bounds=metric.bounds)
     return Tested(
         test=replace(scores, examples=len(test), references=references),
-        data=_describe_data(trainings, winner, test),
+        data=describe_data(trainings, winner, test),
         seeds=tuple(trainings.job(winner, each).seed for each in range(trainings.seeds)),
         epochs=job.last,
         environment=current_environment(test.device),
         **shown,
-    )
-
-
-def _describe_data(trainings: CandidateTrainings, winner: Origin, test: Part | None) -> DataFacts:
-    """Describes the data, as far as the use of the winner's network needs it."""
-    data, job = trainings.data, trainings.job(winner, 0)
-    assert data.split is not None
-    split, shown = data.split, data.split if test is None else test
-    section = value_at(trainings.definition.config, "data.transform")
-    seen = InputRange.of(split)
-    dtype: Any = "float32"  # in which the network takes inputs
-    if isinstance(split, Split) and not split.inputs.is_floating_point():
-        network = job.model(shape=split.shape, outputs=split.outputs)
-        dtype = str(batch_dtype(job, network, split)).removeprefix("torch.")
-    return DataFacts(
-        digest=split.digest,
-        test_digest="" if test is None else test.digest,
-        shape=None if shown.shape is None else tuple(shown.shape),
-        outputs=shown.outputs,
-        mean=split.mean,
-        std=split.std,
-        dtype=dtype,
-        classifies=shown.classifies,
-        names=tuple(shown.names),
-        columns=tuple(shown.columns),
-        inputs=None if seen is None else RangeFacts(**vars(seen)),
-        loaded=not split.in_memory,
-        kind=split.kind,
-        reads=isinstance(getattr(data.source, "transform", None), Reader),
-        transform=describe_transform(data.source, section, split),
     )

@@ -121,8 +121,10 @@ class Candidate:
 
     Attributes:
         costs: the values of further objectives by name.
-        values: one for each new seed; empty without a re-evaluation, as are the next three.
+        values: one for each new seed whose training did not fail; empty without a re-evaluation,
+            as are the next three.
         gap: the selection gap; above 0 if the search overrated the candidate.
+        failed: how many of its trainings with new seeds failed, each of them twice.
     """
 
     trial: int
@@ -135,6 +137,7 @@ class Candidate:
     std: float | None = None
     interval: Interval | None = None
     gap: float | None = None
+    failed: int = 0
 
     @property
     def name(self) -> str:
@@ -152,6 +155,18 @@ class Candidate:
     def costs_words(self) -> str:
         """The costs, each after a comma; empty if the metric was the only objective."""
         return "".join(f", {name} {format_cost(value)}" for name, value in self.costs.items())
+
+    @property
+    def failure_words(self) -> str:
+        """How many of its re-evaluations failed; empty if none did."""
+        if not self.failed:
+            return ""
+        who = "the baseline" if self.baseline else self.name
+        count = plural(self.failed + len(self.values), "re-evaluation")
+        words = f"{who} failed in {self.failed} of {count}"
+        if self.baseline and not self.values:
+            words += ", so that nothing is compared with it"
+        return words
 
 
 @dataclass(frozen=True)
@@ -632,7 +647,7 @@ class Result(Tested):
             notes.insert(0, FOLLOW_SEED)
         if test is None:
             assert reevaluation is not None  # a winner without a test was re-evaluated
-            basis = plural(len(self.seeds), "new seed")
+            basis = plural(len(reevaluation.values), "new seed")
             yield Fact("winner", f"{metric} {reevaluation.words}", basis)
             for row in self.candidates:
                 if row.baseline and row.reevaluation and row != chosen:
@@ -662,18 +677,33 @@ class Result(Tested):
 
     @property
     def reason_words(self) -> str:
+        """Why the winner is not another candidate, and which of them failed in re-evaluations."""
+        failures = [row.failure_words for row in self.candidates if row.failed]
+        return "; ".join([self._choice_reason, *failures])
+
+    @property
+    def _choice_reason(self) -> str:
         """Why the winner is not another candidate."""
         winner, sign = self.winner, self.metric.sign
-        if winner.mean is None:
+        if winner.mean is None or len(self.candidates) == 1:
             return "the only candidate"
-        others = (row.mean for row in self.candidates if row.mean is not None)
-        if all(sign * winner.mean >= sign * mean for mean in others):
+        complete = [
+            row.mean
+            for row in self.candidates
+            if row != winner and row.mean is not None and not row.failed
+        ]
+        seeds = plural(len(winner.values), "new seed")
+        if winner.baseline and winner.failed:
+            why = "since no candidate beats it by more than chance explains,"
+        elif not complete:
+            return f"the only candidate with values on all of {seeds}"
+        elif all(sign * winner.mean >= sign * mean for mean in complete):
             why = "since it had the best mean"
         elif winner.baseline and self.rule == str(Rule(self.metric)):
             why = "since the best mean beats the baseline by no more than chance explains,"
         else:
             why = f"by {self.rule},"
-        return f"{why} on {plural(len(winner.values), 'new seed')}"
+        return f"{why} on {seeds}"
 
     def choice_words(self, budget: int | None = None) -> str:
         """Says which trials the winner was chosen from: all of the study, or its first ones."""

@@ -35,9 +35,9 @@ from studyloom.winner.candidates import (
     Candidates,
     CandidateTrainings,
     Origin,
-    Reevaluated,
     choose_candidates,
 )
+from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Ablation
 from studyloom.winner.stored_trainings import CandidateStage, earlier_trainings, networks_folder
 
@@ -174,8 +174,12 @@ class ResultStages:
     @property
     def reevaluated(self) -> Reevaluated:
         """The candidates with their values on new seeds."""
-        values = self.reevaluation.values() if self.reevaluates else None
-        return Reevaluated(self.search.stored, self.rule, self.candidates, values)
+        search = self.search.stored
+        if not self.reevaluates:
+            return Reevaluated(search, self.rule, self.candidates, None)
+        stage = self.reevaluation
+        values, partial = stage.values(), stage.partial_values()
+        return Reevaluated(search, self.rule, self.candidates, values, partial)
 
     # The ablation
 

@@ -46,11 +46,26 @@ class CandidateStage(Stage):
 
     def values(self) -> dict[Origin, list[float]]:
         """Returns a value for each seed of each candidate of which no training failed."""
-        known: dict[Origin, list[float]] = {}
-        for (candidate, _), trial in sorted(self.trained.items()):
+        return {
+            candidate: [*values.values()]
+            for candidate, values in self._values_by_seed().items()
+            if len(values) == self.source.seeds
+        }
+
+    def partial_values(self) -> dict[Origin, dict[int, float]]:
+        """Returns the values of each candidate of which a training failed, by their seed."""
+        return {
+            candidate: values
+            for candidate, values in self._values_by_seed().items()
+            if len(values) < self.source.seeds
+        }
+
+    def _values_by_seed(self) -> dict[Origin, dict[int, float]]:
+        values = dict[Origin, dict[int, float]]()
+        for (candidate, seed), trial in sorted(self.trained.items()):
             if trial.state == TrialState.COMPLETE:
-                known.setdefault(candidate, []).append(trial.values[0])
-        return {o: values for o, values in known.items() if len(values) == self.source.seeds}
+                values.setdefault(candidate, {})[seed] = trial.values[0]
+        return values
 
     def reused(self) -> tuple[int, int]:
         """Counts the trainings that were reused from earlier stages, and all of them."""

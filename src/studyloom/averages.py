@@ -1,0 +1,31 @@
+"""Means and standard deviations of finite values, however large they are.
+
+A diverged perplexity may be 1e217: its square is no float. Large values are divided by a power of
+two first, which changes none of their digits.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+LARGE = 1e150  # a little less than the root of the largest float
+
+
+def scale_of(values: Sequence[float]) -> float:
+    """Returns the power of two by which values are divided before they are squared; mostly 1."""
+    largest = max(abs(value) for value in values)
+    if largest < LARGE:
+        return 1.0
+    _, exponent = math.frexp(largest)
+    return math.ldexp(1.0, exponent - 1)
+
+
+def mean(values: Sequence[float]) -> float:
+    scale = scale_of(values)
+    return scale * fmean(value / scale for value in values)
+
+
+def standard_deviation(values: Sequence[float]) -> float:
+    """Returns the standard deviation of a sample; infinity if that is larger than any float."""
+    scale = scale_of(values)
+    return scale * stdev(value / scale for value in values)
