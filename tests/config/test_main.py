@@ -159,6 +159,7 @@ def test_what_would_put_the_files_of_a_study_elsewhere_is_refused(command, capsy
         ("hydra.job.chdir=true", "hydra.job.chdir=true: leave it out"),
         ("run_dir='runs/a?mode=memory'", "must not have ? or %"),
         ("run_dir='runs/a%41'", "must not have ? or %"),
+        ("run_dir='runs/a\0b'", "run_dir=runs/a␀b: must not have ? or %, nor a zero byte"),
     ):
         assert command(typed) == 2
         assert words in capsys.readouterr().err

@@ -207,6 +207,13 @@ def test_an_objective_of_optunas_is_minimized_and_a_loop_says_what_is_better():
         ask(loop, {}, None, {})
 
 
+def test_a_run_directory_with_a_zero_byte_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(sl.ConfigError, match=r"a␀b: must not .* a zero byte; name another"):
+        sl.search(loop, minimize="loss", run_dir="a\0b")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_mistake_of_a_call_comes_at_once_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

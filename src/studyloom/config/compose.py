@@ -46,6 +46,7 @@ from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.values import has_key
 from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE, is_own, mark_own, write_whole
+from studyloom.text import one_line
 
 # studyloom's own groups: a wheel has them in the package, a checkout at its top.
 GROUPS = next(filter(Path.is_dir, (PACKAGE / "conf", PACKAGE.parent.parent / "conf")))
@@ -186,9 +187,18 @@ def _run_dir(name: str, run_dir: str, dry_run: bool) -> str:
     # The name is checked here, since Hydra makes the run directory before any code of ours runs.
     if error := check_name(str(name)):
         raise ConfigError(error)
-    if {"?", "%"} & {*str(run_dir)}:  # the URL of a SQLite file means something else by them
-        raise ConfigError(f"run_dir={run_dir}: must not have ? or %; name another folder")
+    check_run_dir(str(run_dir))
     return "." if dry_run else run_dir  # a dry run leaves nothing behind
+
+
+def check_run_dir(run_dir: str) -> None:
+    """Checks the name of a run directory; raises ConfigError if no file can lie in it."""
+    # The URL of a SQLite file means something else by the first two.
+    if {"?", "%", "\0"} & {*run_dir}:
+        shown = one_line(run_dir)
+        raise ConfigError(
+            f"run_dir={shown}: must not have ? or %, nor a zero byte; name another folder"
+        )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from studyloom import processes
 from studyloom._version import __version__
-from studyloom.config.compose import GROUPS, composing_once, register, restored_hydra
+from studyloom.config.compose import (
+    GROUPS,
+    check_run_dir,
+    composing_once,
+    register,
+    restored_hydra,
+)
 from studyloom.config.overrides import (
     STUDY_GROUPS,
     VERSION_BASE,
@@ -449,6 +455,7 @@ def of_sections(
     Raises:
         ConfigError: a value has a password, or the directory cannot be written to.
     """
+    check_run_dir(str(run_dir))
     refuse_passwords([f"{key}={value}" for key, value in flatten({**primary, **(groups or {})})])
     texts = {GIVEN: primary} | {f"{name}/{GIVEN}": each for name, each in (groups or {}).items()}
     texts = {name: OmegaConf.to_yaml(OmegaConf.create(each)) for name, each in texts.items()}
