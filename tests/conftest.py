@@ -61,23 +61,6 @@ def foreign_weights_are_read(monkeypatch):
         monkeypatch.setattr(module, "SAFE", True)
 
 
-@pytest.fixture(scope="session")
-def tmp_path_factory(tmp_path_factory):
-    """Makes folders with nothing beside them, also those of `tmp_path`.
-
-    A study begins with points of studies beside its own.
-    """
-    make = tmp_path_factory.mktemp
-
-    def mktemp(*arguments, **options):
-        alone = make(*arguments, **options) / "it"
-        alone.mkdir()
-        return alone
-
-    tmp_path_factory.mktemp = mktemp
-    return tmp_path_factory
-
-
 @pytest.fixture(autouse=True)
 def loggers_as_before():
     """Puts our loggers back: commands of this process set levels, and Hydra disables loggers."""

@@ -96,11 +96,9 @@ def work(job: Search) -> tuple[Search, Floats | str]:
     results, setting, budget = task.begin(job.seed), job.setting, job.budget
     if job.python is None:
         method = METHODS[job.method]
-        first = () if method.first is None else method.first(job.seed)
         tape = replay(
             *(results, method.overrides, job.seed, budget, setting.workers, setting.trials),
             within=job.place,
-            first=first,
         )
     else:
         with folder(job.place) as place, peers.Peer(job.method, job.python, place) as peer:
@@ -185,10 +183,10 @@ def compare(
 def suits(method: str, family: str) -> bool:
     """Whether a method can search the tasks of a family.
 
-    Peers have no space of a study module, and warm starts are of single data sets.
+    Peers have no space of a study module.
     """
     if method in METHODS:
-        return METHODS[method].first is None or family == "lcbench"
+        return True
     return family in ("lcbench", "joined") or (method == "optuna" and family != "curves")
 
 

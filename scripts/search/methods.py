@@ -1,11 +1,8 @@
 """The methods that are compared, and what they return as the best trial."""
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .simulator import Tape
-from .surrogates import warm_starts
 from .tables import Results
 
 
@@ -40,11 +37,9 @@ class Method:
 
     Args:
         overrides: of the command line; without any it is the default of this checkout.
-        first: the configurations to begin with on LCBench, by the seed of the study.
     """
 
     overrides: tuple[str, ...] = ()
-    first: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
 
 
 METHODS = {
@@ -53,7 +48,6 @@ METHODS = {
         name: Method((f"sampler={name}", "pruner=asha"))
         for name in ("tpe", "random", "gp", "cmaes")
     },
-    "warm": Method((), warm_starts),
 }
 USUAL = ("default", "tpe", "random")
 FORMER = "tpe"  # the default before samplers of other kinds learned from paused trials

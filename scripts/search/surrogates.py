@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studyloom.space.tree import Point
-from studyloom.study.placement import CANDIDATES, RankedPoints, choose_points, rank_scores
 
 TEST = (34539, 126029, 146212, 167104, 167161, 167190, 189862, 189906)  # no choice was made on them
 TUNE = (3945, 167152, 167184, 168330, 7593, 126025, 167149, 167181, 168335, 168868, 189354, 189909)
@@ -41,8 +40,6 @@ FIRST, LAST = 3, 52  # epochs of LCBench at the first and the last epoch of ours
 BRANCHES = ("first", "second")
 BEHIND = 0.1  # what the best of the second branch is worse than that of the first
 SEED_NOISE = EPOCH_NOISE = 0.004  # standard deviations of accuracy
-
-EARLIER, EARLIER_TRIALS, TAKEN = 10, 40, 5  # warm starts: studies, their trials, configurations
 
 Floats = NDArray[np.float64]
 
@@ -165,41 +162,3 @@ def model() -> tuple[Any, dict[str, int]]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     encoding = json.loads((folder() / "encoding.json").read_text())["OpenML_task_id"]
     return onnxruntime.InferenceSession(str(folder() / "model.onnx"), options), encoding
-
-
-def at(places: Floats) -> Floats:
-    """Returns the values of hyperparameters at places from 0 to 1, (configurations, values)."""
-    values = np.empty_like(places)
-    for column, (node, place) in enumerate(zip(SPACE.values(), places.T, strict=True)):
-        (kind, (low, high)), *log = node.items()
-        found = low * (high / low) ** place if log else low + (high - low) * place
-        values[:, column] = found.round() if kind == "int" else found
-    return values
-
-
-@functools.lru_cache(64)
-def warm_starts(seed: int) -> list[dict[str, Any]]:
-    """Returns what `study.warm_start=auto` takes of earlier studies on other data sets.
-
-    Of ten data sets that are not for tests, drawn for each seed, there is a study of 40 random
-    trials with noise.
-    """
-    generator = np.random.default_rng([seed, 1])
-    others = [int(name) for name in model()[1] if name.isdigit() and int(name) not in TEST]
-    others = [number for number in others if (folder() / f"best{number}.npy").exists()]
-    noise = float(np.hypot(SEED_NOISE, EPOCH_NOISE))
-    studies = []
-    for number in generator.choice(sorted(others), EARLIER, replace=False).tolist():
-        places = generator.random((EARLIER_TRIALS, len(SPACE)))
-        finals = Surrogate((number,)).means(at(places))[:, 0]
-        finals = finals + noise * generator.normal(size=EARLIER_TRIALS)
-        ranked = np.argsort(-finals)
-        eligible = np.arange(EARLIER_TRIALS) < CANDIDATES
-        studies.append(RankedPoints(places[ranked], rank_scores(EARLIER_TRIALS, 0), eligible))
-    taken = choose_points(studies, np.zeros(len(SPACE), bool), TAKEN)
-    rows = at(np.stack([studies[study].points[trial] for study, trial in taken]))
-    kinds = [int if "int" in node else float for node in SPACE.values()]
-    return [
-        {f"params.{name}": kind(value) for name, kind, value in zip(SPACE, kinds, row, strict=True)}
-        for row in rows.tolist()
-    ]

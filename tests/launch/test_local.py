@@ -123,7 +123,7 @@ def test_workers_that_are_no_forks_do_not_outlive_a_launcher_that_is_killed(tmp_
 def test_a_study_comes_to_the_same_values_without_forks_bit_for_bit(tmp_path):
     found = []
     for portable in ("", "1"):
-        run_dir = tmp_path / f"portable{portable}" / "run"  # nothing that it begins with is beside
+        run_dir = tmp_path / f"portable{portable}" / "run"
         # What takes a key of the launcher away is not for its workers, which have another one.
         overrides = (*TWO, "~launcher.per_gpu", f"run_dir={run_dir}")
         process = start(*overrides, STUDYLOOM_PORTABLE=portable, **HERE)

@@ -1,19 +1,16 @@
 """Points to begin with: placed in the space, queued once, taken from earlier studies."""
 
-import os
-import shutil
 import threading
 
 import optuna
 import pytest
-from earlier import finished_run, run_of
+from earlier import finished_run
 from optuna.trial import TrialState
 from toy_worker import RANDOM, fresh, work
 from toys import TINY, ask
 
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
-from studyloom.study import earlier_studies
 from studyloom.study.opening import open_study
 from studyloom.study.placement import place_point
 from studyloom.study.strategy import Strategy
@@ -233,24 +230,3 @@ def test_points_that_break_a_relation_are_left_out_with_a_line(tmp_path):
     assert (
         "none of its trials is taken: breaks space.where 'train.batch_size < 1'" in taken.notes[0]
     )
-
-
-def test_a_new_study_offers_what_lies_next_to_it_by_names_and_sizes_only(tmp_path, monkeypatch):
-    def offered(*overrides):
-        return find_warm_starts(ask(*RANDOM, f"run_dir={tmp_path / 'new'}", *overrides)).notes
-
-    assert [*offered()] == []
-    folder = finished_run(tmp_path / "a")
-    for name in ("fifo", "empty", "without"):
-        run_of(tmp_path / name)
-    os.mkfifo(tmp_path / "fifo" / "study.db")
-    (tmp_path / "empty" / "study.db").touch()
-    monkeypatch.setattr(earlier_studies, "read_run", None)
-    line = "study.warm_start=auto tries the best configurations of those that fit first"
-    assert [*offered()] == [f"1 earlier study lies next to {tmp_path / 'new'}: {line}"]
-    shutil.copytree(folder, tmp_path / "b")
-    assert offered()[0].startswith("2 earlier studies lie next to")
-    for none in ("study.trials=4", "study.warm_start=[]"):
-        assert [*offered(none)] == [], none
-    (tmp_path / "new" / ".hydra").mkdir(parents=True)
-    assert [*offered()] == []

@@ -102,7 +102,7 @@ def test_the_report_is_linked_from_the_folder_of_the_notebook(searched, tmp_path
     for here, address in (
         (tmp_path, inside),
         (folder, "report.html"),
-        (tmp_path.parent / "other", f"../it/{inside}"),
+        (tmp_path.parent / "other", f"../{tmp_path.name}/{inside}"),
     ):
         here.mkdir(exist_ok=True)
         monkeypatch.chdir(here)

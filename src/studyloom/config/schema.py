@@ -55,15 +55,12 @@ class StudySection:
     warm_start: Any = key(
         None,
         "earlier studies whose best configurations are tried first, as run directories or "
-        "`URL#NAME`; `auto`: those next to `run_dir` and in the database",
+        "`URL#NAME`, such as `[runs/a,runs/b]`",
     )
     warm_start_top: int = key(5, "how many configurations of study.warm_start are tried")
     proposals: float = key(0.3, "the share of the budget that `studyloom propose` may take")
     accept_code_change: bool = key(False, "true: continues after an edit of your code")
     dry_run: bool = key(False, "as `--dry-run`")
-
-
-AUTO = "auto"  # the value of study.warm_start that looks for earlier studies
 
 
 @dataclass

@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from torch.nn import functional
 
 from studyloom.config.compose import Composer
-from studyloom.config.schema import AUTO, SCHEMA
+from studyloom.config.schema import SCHEMA
 from studyloom.config.values import flatten, value_at, with_values
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
@@ -298,13 +298,16 @@ class LoopDefinition(Definition):
 
     def _check_suggesting(self, data: TrainingData) -> Iterator[str]:
         """Yields settings that an Optuna objective cannot have, since it gets only the trial."""
-        source = self.config.study.warm_start
         objective, way_out = self.config.objective, "leave it out, or write a loop (config, run)"
         for key, asked, why in (
             ("objective.test", self.tested, "it is given what run.keep keeps"),
             ("objective.network", objective.network, "its weights are what run.keep keeps"),
             ("data", data.split is not None, "run.train and run.valid are their Datasets"),
-            ("study.warm_start", source not in (None, AUTO), "its trials are placed in the space"),
+            (
+                "study.warm_start",
+                self.config.study.warm_start,
+                "its trials are placed in the space",
+            ),
         ):
             if asked:
                 yield f"{key}: {why}; objective(trial) has no run; {way_out}"

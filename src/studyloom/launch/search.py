@@ -51,7 +51,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
         preflight(attempt, definition, Strategy(definition), data, launcher)
         # Not after an error: configurations of a wrong space would be wrong too.
         if url is not None and not attempt.errors:
-            starts = attempt(lambda: find_starts(definition, data.digest, url))
+            starts = attempt(lambda: find_starts(definition, url))
     if url is not None and launcher is not None:
         away = launcher.leaves_host
         attempt.errors += check_database_reach(url, several=several, leaves_host=away)

@@ -493,23 +493,3 @@ def is_ordered(distribution: BaseDistribution) -> bool:
     """Whether near values of a distribution are alike: numbers, or choices of rising numbers."""
     choices = list(getattr(distribution, "choices", ()))
     return is_numeric(distribution) and choices == sorted(choices)
-
-
-def place_in(distribution: BaseDistribution, value: Any) -> float:
-    """Returns where a value lies in a distribution that can give it.
-
-    It is from 0 to 1 for ordered values, on the scale on which they are drawn; of choices that are
-    not ordered, the index.
-    """
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            index = float(choices.index(value))
-            return index / max(1, len(choices) - 1) if is_ordered(distribution) else index
-        case (
-            IntDistribution(low=low, high=high, log=log)
-            | FloatDistribution(low=low, high=high, log=log)
-        ):
-            scale = math.log if log else float
-            width = scale(high) - scale(low)
-            return (scale(value) - scale(low)) / width if width else 0.0
-    raise AssertionError(distribution)

@@ -11,7 +11,6 @@ from studyloom.storage.attributes import DEFINED, RUNG, SAMPLER
 from studyloom.storage.database import closed_on_error
 from studyloom.storage.urls import folder_of, serve
 from studyloom.study.asha import AshaPruner
-from studyloom.study.earlier_studies import EarlierStudies, find_earlier
 from studyloom.study.early_end import Bounds, set_bounds
 from studyloom.study.opening import check_definition, create_study, open_study, study_names
 from studyloom.study.stopping import Stop, begin_again
@@ -20,28 +19,19 @@ from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStarts, find_warm_starts, sources_of, store_warm_starts
 
 
-def find_starts(definition: Definition, digest: str, url: str) -> WarmStarts:
-    """Finds the configurations to begin with; opens the database only for a warm start.
-
-    Args:
-        digest: of the training data.
-    """
+def find_starts(definition: Definition, url: str) -> WarmStarts:
+    """Finds the configurations to begin with; opens the database only for a warm start."""
     cfg = definition.config
     if cfg.study.warm_start is None:
         return find_warm_starts(definition)
-    folder, name = folder_of(url), str(cfg.study.name)
+    folder = folder_of(url)
     address = url if folder is not None and not folder.exists() else serve(url, own=True)
-    before: list[str] | None = None  # the earlier studies of which it has trials
+    begun: list[str] = []  # the earlier studies of which it has trials
     if folder_of(address) is None:
+        name = str(cfg.study.name)
         with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
-            counts = stored.ledger.counts()
-            has_begun = counts["held"] or counts["done"]
-            before = sources_of(stored) or ([] if has_begun else None)
-
-    def remember() -> EarlierStudies:
-        return find_earlier(address, name, Path(cfg.run_dir), definition.identity(digest))
-
-    return find_warm_starts(definition, before, remember)
+            begun = sources_of(stored)
+    return find_warm_starts(definition, begun)
 
 
 def may_be_new(definition: Definition, url: str) -> bool:

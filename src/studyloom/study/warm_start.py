@@ -1,30 +1,27 @@
 """Warm starts: the configurations that a study tries first, from its user or earlier studies.
 
-`study.enqueue` lists known good ones. `study.warm_start` takes the best trials of an earlier study,
-or a portfolio of several: those that it names or, as `auto`, those that are found. Each becomes a
-waiting trial with fixed hyperparameters before any worker starts. The study definition is the same
-with them and without.
+`study.enqueue` lists known good ones. `study.warm_start` takes the best trials of the earlier
+studies that it names. Each becomes a waiting trial with fixed hyperparameters before any worker
+starts. The study definition is the same with them and without.
 
 People, programs and agents propose further ones while the search runs (`extras.proposals`). What
 these are checked against is stored with the study.
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studyloom.config.schema import AUTO
 from studyloom.config.values import value_at
 from studyloom.errors import refuse
 from studyloom.space.tree import Point
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, SPACE, WARM_START
 from studyloom.storage.database import Connection
-from studyloom.study.earlier_studies import EarlierStudies, EarlierStudy, offer_earlier, read_named
-from studyloom.study.placement import PlacedPoint, PlacedTrial, choose_trials, place_point
+from studyloom.study.earlier_studies import EarlierStudy, read_named
+from studyloom.study.placement import PlacedPoint, place_point
 from studyloom.study.redo import missing_baseline
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.strategy import Strategy
@@ -34,7 +31,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which a proposer need not wait for
     from studyloom.definition.definition import Definition
 
 log = logging.getLogger(__name__)
-LOOKED = 4  # at most one of so many trials is a warm start from a study that `auto` found
+MOST_PLACED = 2000  # of an earlier study's best trials; to place one takes 1 ms
 
 
 @dataclass(frozen=True)
@@ -51,47 +48,78 @@ class WarmStart:
     earlier: str | None = None
 
 
-def take_points(
-    definition: "Definition",
-    studies: Sequence[EarlierStudy],
-    top: int,
-    notes: list[str],
-    *,
-    looked: bool,
-) -> list[WarmStart]:
-    """Chooses trials of earlier studies whose configurations fit this study's space.
+@dataclass(frozen=True)
+class PlacedTrial:
+    """A trial of an earlier study, placed in the space of this one."""
 
-    Of a single study these are the best, of several a portfolio.
+    earlier: EarlierStudy
+    number: int
+    placed: PlacedPoint
 
-    Args:
-        looked: whether `auto` has found these studies, of which many may not fit.
+
+def choose_trials(
+    definition: "Definition", studies: Sequence[EarlierStudy], count: int
+) -> list[PlacedTrial]:
+    """Chooses the best trials of earlier studies whose configurations fit this study's space.
+
+    The studies take turns: the best trial of each, then the second best of each, and so on. The
+    values of different studies are not compared, since their scales may differ.
+
+    Returns:
+        At most `count` trials in the order in which they are tried, none with the configuration
+        of another or of the baseline.
     """
-    taken = defaultdict[int, list[PlacedTrial]](list)
-    starts: list[WarmStart] = []
-    for number, trial in choose_trials(definition, studies, top, alone=not looked):
-        taken[number].append(trial)
-        label = studies[number].label
-        starts.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
-    for number, earlier in enumerate(studies):
-        if number in taken:
-            notes.append(_note_taken(earlier, taken[number]))
-        elif not looked:
-            places = [place_point(definition, trial.params) for trial in earlier.ranked[:1]]
-            wrong = "; ".join(words for placed in places for words in placed.wrong)
-            why = f": {wrong}" if wrong else ""
-            notes.append(f"{earlier.label}: none of its trials is taken{why}")
-    return starts
+    chosen: list[PlacedTrial] = []
+    configurations = [] if definition.baseline is None else [definition.baseline.params]
+    turns = deque(_fitting_trials(definition, earlier) for earlier in studies)
+    while turns and len(chosen) < count:
+        trials = turns.popleft()
+        for trial in trials:
+            configuration = trial.placed.point.params
+            if configuration not in configurations:
+                chosen.append(trial)
+                configurations.append(configuration)
+                turns.append(trials)
+                break
+    return chosen
 
 
-def _note_taken(earlier: EarlierStudy, taken: Sequence[PlacedTrial]) -> str:
+def _fitting_trials(definition: "Definition", earlier: EarlierStudy) -> Iterator[PlacedTrial]:
+    """Yields trials of an earlier study that this study's space can hold, the best first."""
+    for trial in earlier.ranked[:MOST_PLACED]:
+        try:
+            placed = place_point(definition, trial.params)
+        except Exception:  # a name that no key can have, in untrusted content
+            continue
+        has_values = len(placed.composed) < len(placed.point.params)
+        if has_values and not placed.wrong:
+            yield PlacedTrial(earlier, trial.number, placed)
+
+
+def _note_taken(
+    definition: "Definition", earlier: EarlierStudy, chosen: Sequence[PlacedTrial]
+) -> str:
     """Notes which trials of an earlier study are tried first, and how they differ here."""
+    trials = [trial for trial in chosen if trial.earlier is earlier]
+    if not trials:
+        return _note_none_taken(definition, earlier)
     differences: list[str] = []
-    for placed in (trial.placed for trial in taken):
-        differences += [f"{name} has its default value" for name in placed.composed]
-        differences += [f"{name} is not searched here" for name in placed.unasked]
-    numbers = ", ".join(str(trial.number) for trial in taken)
-    head = f"{earlier.label}: begins with its trial{'s' * (len(taken) > 1)} {numbers}"
+    for trial in trials:
+        differences += [f"{name} has its default value" for name in trial.placed.composed]
+        differences += [f"{name} is not searched here" for name in trial.placed.unasked]
+    noun = "trial" if len(trials) == 1 else "trials"
+    numbers = ", ".join(str(trial.number) for trial in trials)
+    head = f"{earlier.label}: begins with its {noun} {numbers}"
     return "; ".join([head, *dict.fromkeys(differences)])
+
+
+def _note_none_taken(definition: "Definition", earlier: EarlierStudy) -> str:
+    """Notes that no trial of an earlier study is tried, and what is wrong with the best one."""
+    note = f"{earlier.label}: none of its trials is taken"
+    if not earlier.ranked:
+        return note
+    problems = place_point(definition, earlier.ranked[0].params).wrong
+    return f"{note}: {'; '.join(problems)}" if problems else note
 
 
 @dataclass(frozen=True)
@@ -99,7 +127,7 @@ class WarmStarts:
     """All configurations to begin with, and notes about them for people.
 
     Attributes:
-        sources: the earlier studies, without passwords, and `auto` if that has found them.
+        sources: the earlier studies that `study.warm_start` names, without passwords.
     """
 
     points: Sequence[WarmStart] = ()
@@ -107,37 +135,25 @@ class WarmStarts:
     notes: Sequence[str] = ()
 
 
-def find_warm_starts(
-    definition: "Definition",
-    begun: Sequence[str] | None = None,
-    look: Callable[[], EarlierStudies] = EarlierStudies,
-) -> WarmStarts:
+def find_warm_starts(definition: "Definition", begun: Sequence[str] = ()) -> WarmStarts:
     """Finds the configurations that `study.enqueue` and `study.warm_start` name.
 
     Args:
         begun: the earlier studies of which the study has trials already; they are not read again.
-            None if the study has no trials: only then `study.warm_start=auto` looks for studies.
-        look: finds earlier studies for `study.warm_start=auto`.
 
     Raises:
         ConfigError: every configuration outside the space, and every missing earlier study.
     """
     study = definition.config.study
     enqueued = value_at(definition.config, "study.enqueue")
-    wanted = value_at(definition.config, "study.warm_start")
+    named = value_at(definition.config, "study.warm_start")
+    if not enqueued and not named:
+        return WarmStarts()
     strategy = Strategy(definition)
-    listed = strategy.points is not None
-    fixed = listed or definition.suggests
-    if wanted == AUTO and (begun is not None or fixed):
-        wanted = None
     errors: list[str] = []
     notes: list[str] = []
-    if study.warm_start is None and strategy.trials > LOOKED and not fixed:
-        notes += offer_earlier(Path(definition.config.run_dir))
-    if not enqueued and not wanted:
-        return WarmStarts(notes=notes)
     points = list(_enqueued_points(definition, enqueued, errors, notes))
-    if listed:
+    if strategy.points is not None:
         errors.append(
             "sampler=grid: tries each configuration of the space once, so study.enqueue and "
             "study.warm_start add nothing; remove them, or choose another sampler"
@@ -148,20 +164,14 @@ def find_warm_starts(
             f"study.enqueue: {-room} of {len(points)} configurations do not fit into "
             f"study.trials={study.trials}; raise study.trials, or remove some"
         )
-    looked, found = wanted == AUTO, EarlierStudies()
-    sources, studies = list[str](), found.studies
-    if not looked:
-        sources, studies = read_named(wanted or [], begun or (), errors, notes)
-    elif (room := room // LOOKED) > 0 and not errors:
-        found = look()
-        studies = found.studies
+    sources, studies = read_named(named or [], begun, errors, notes)
     refuse(errors)
-    taken = take_points(definition, studies, min(study.warm_start_top, room), notes, looked=looked)
-    if looked and taken:
-        sources, notes = [AUTO], [*found.notes, *notes]
-    labels = {start.earlier for start in taken}
-    from_where = [each.label for each in studies if each.label in labels]
-    return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
+    chosen = choose_trials(definition, studies, min(study.warm_start_top, room))
+    notes += [_note_taken(definition, earlier, chosen) for earlier in studies]
+    for trial in chosen:
+        label = trial.earlier.label
+        points.append(WarmStart(trial.placed.point, f"{label}, trial {trial.number}", label))
+    return WarmStarts(points, sources, notes)
 
 
 def _enqueued_points(
@@ -214,8 +224,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
     """Queues each configuration that no trial of the study has tried, in one transaction.
 
     The baseline is queued first, because it is trial 0. An earlier study is left out if the study
-    has trials from it already; earlier studies that `auto` found are left out once the study has
-    any trial.
+    has trials from it already.
 
     Returns:
         How many configurations found no free slot.
@@ -226,8 +235,7 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         before = stored.lock_trials(connection)
         tried = [trial.system_attrs.get(sql.GIVEN, trial.params) for trial in before]
         known = sql.study_attrs(connection, study_id, WARM_START)[0] or []
-        again = bool(before) if AUTO in starts.sources else {*starts.sources} <= {*known}
-        points = [start for start in starts.points if not (start.earlier and again)]
+        points = [start for start in starts.points if start.earlier not in known]
         waiting: list[tuple[Point, dict[str, Any]]] = []
         if baseline is not None:
             if not tried and points:
@@ -240,7 +248,8 @@ def enqueue(stored: StoredStudy, starts: WarmStarts, trials: int, *, baseline: P
         slots = stored.ledger.never_claimed(connection, trials) if waiting else []
         for slot, (point, attributes) in zip(slots, waiting, strict=False):
             stored.ledger.queue(connection, slot, point, attributes)
-        if sources := [*dict.fromkeys([*known, *(() if again else starts.sources)])]:
+        sources = [*dict.fromkeys([*known, *starts.sources])]
+        if sources:
             sql.set_study_attr(connection, study_id, WARM_START, sources)
         return max(0, len(waiting) - len(slots))
 
