@@ -1,8 +1,10 @@
 import itertools
+import math
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import numpy
 import pytest
 from made_trials import AXIS, BEGAN, a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -24,6 +26,7 @@ from studyloom.views.figures import (
     history,
     idle_share,
     log_marks,
+    log_scale,
     losses,
     losses_section,
     plain_scale,
@@ -82,6 +85,35 @@ def test_axes_have_some_round_marks_in_their_range_and_equal_values_have_one():
         assert scale.low < scale.high
         assert scale.ticks
         assert all(scale.low <= tick.at <= scale.high for tick in scale.ticks)
+
+
+@pytest.mark.parametrize("value", [0.9300000012345678, 1e-9 / 3, 123456789.123, 0.5, 1.0])
+def test_values_that_differ_in_their_last_bits_are_one_value_of_an_axis(value):
+    single = numpy.nextafter(numpy.float32(value), numpy.float32(numpy.inf))
+    for other in (math.nextafter(value, math.inf), float(single)):
+        values = sorted((value, other))
+        scales = [plain_scale(values), plain_scale(values, upright=True), log_scale(values)]
+        drawn = [[scale.place(each) for each in values] for scale in scales[:2]]
+        drawn.append([scales[2].place(math.log10(each)) for each in values])
+        for kind in ("plain", "factors", "unit"):
+            axis = Axis("error", kind, -1)
+            assert axis.near([*9 * [value], other]) == sorted([*9 * [value], other])
+            scales.append(axis.scale_of(values, 300))
+            drawn.append([scales[-1].place(axis.height(each)) for each in values])
+        for scale, places in zip(scales, drawn, strict=True):
+            assert max(places) - min(places) < 0.1
+            assert all(-1 <= scale.place(tick.at) <= SIZE + 1 for tick in scale.ticks)
+
+
+def test_close_values_have_labels_that_differ():
+    for values in ([0.93, 0.93001], [123456.0, 123457.0], [-1e-9, -1.00002e-9]):
+        for scale in (
+            plain_scale(values, upright=True),
+            Axis("m", "plain", 1).scale_of(values, 300),
+        ):
+            labels = [tick.label for tick in scale.ticks]
+            assert len({*labels}) == len(labels) >= 2
+            assert all(0 <= scale.place(float(label)) <= SIZE for label in labels)
 
 
 def test_whole_numbers_have_whole_labels_and_accuracies_count_factors_of_ten_in_the_error():

@@ -32,6 +32,7 @@ SIZE = 1000  # units of the drawing along each axis
 NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
 LETTER, GAP = 7.2, 8  # pixels of a label's letter, and between two labels
 LINE = 22  # pixels between the labels of a vertical axis
+ROUNDING = 1e-6  # of a value; numbers that are closer differ by rounding, also in single precision
 
 Point = tuple[float, float]
 Part = Sequence[Point]  # one connected line, or a single dot
@@ -239,6 +240,21 @@ def responsive(
     return [replace(tick, when=whens[on]) for tick, on in shown if any(on)]
 
 
+def is_one_value(low: float, high: float) -> bool:
+    """Whether two numbers, the lower one first, are equal up to rounding."""
+    return high - low <= ROUNDING * max(abs(low), abs(high))
+
+
+def tick_labels(marks: Sequence[float], digits: int) -> list[str]:
+    """Returns a label for each mark, with at least so many digits, and as many as differ."""
+    labels: list[str] = []
+    for count in range(digits, 17):
+        labels = [f"{mark:.{count}g}" for mark in marks]
+        if len({*labels}) == len({*marks}):
+            break
+    return labels
+
+
 def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
     """Returns a horizontal axis of integers, with integer labels."""
     margin = 0.03 * (high - low) + 0.3
@@ -251,15 +267,16 @@ def whole_scale(low: float, high: float, title: str = "") -> ChartScale:
 
 
 def round_marks(low: float, high: float, count: int = 5) -> list[float]:
-    """Returns about `count` round numbers between two; only the lower one if they are equal."""
-    if not high > low:
+    """Returns about `count` round numbers between two; only the lower one if they are one value."""
+    if is_one_value(low, high):
         return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    exponent = math.floor(math.log10((high - low) / count))
+    power = 10.0**exponent
     step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= count)
     found = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     if len(found) < 2:  # one number on an axis gives no measure
         return round_marks(low, high, count + 1)
-    return [float(f"{n * step:.10g}") for n in found]
+    return [round(n * step, -exponent) for n in found]
 
 
 def plain_scale(
@@ -267,9 +284,12 @@ def plain_scale(
 ) -> ChartScale:
     """Returns an axis of numbers, at least one, with round labels."""
     low, high = min(values), max(values)
-    margin = 0.05 * (high - low) or 0.05 * max(1.0, abs(high))
+    margin = 0.05 * (high - low)
+    if is_one_value(low, high):
+        margin = 0.05 * max(1.0, abs(high))
     ends = low - margin, high + margin
-    ticks = [Tick(mark, f"{mark:.4g}") for mark in round_marks(*ends, 6)]
+    marks = round_marks(*ends, 6)
+    ticks = [*map(Tick, marks, tick_labels(marks, 4))]
     shown = spaced(ticks, *ends, height, upright=True) if upright else responsive(ticks, *ends)
     return ChartScale(*ends, shown, title)
 
@@ -280,12 +300,14 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
     Args:
         pixels: its length, if it is the same on all screens.
     """
-    low, high = (math.log10(value) for value in (min(values), max(values)))
-    margin = 0.05 * (high - low) or 0.1
+    single = is_one_value(min(values), max(values))
+    low = math.log10(min(values))
+    high = math.log10(max(values))
+    margin = 0.1 if single else 0.05 * (high - low)
     ends = low - margin, high + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(min(values), max(values))]
     shown = responsive(ticks, *ends, pixels)
-    if len(shown) < 2 and low < high:  # the range lies between two round numbers
+    if len(shown) < 2 and not single:  # the range lies between two round numbers
         shown = [Tick(at, f"{10**at:.2g}") for at in (low, high)]
     return ChartScale(*ends, shown, title, "tens")
 
@@ -349,8 +371,16 @@ class Axis:
         The best nine tenths then take at least a third of the axis.
         """
         ordered = sorted(values, key=lambda value: -self.sign * value)
-        best, last = (self.height(ordered[n]) for n in (0, math.ceil(0.9 * len(ordered)) - 1))
-        return [n for n in ordered if abs(self.height(n) - best) <= 3 * abs(last - best)]
+        best = ordered[0]
+        last = ordered[math.ceil(0.9 * len(ordered)) - 1]
+        most = 3 * abs(self.height(last) - self.height(best))
+
+        def is_near(value: float) -> bool:
+            if is_one_value(*sorted((value, best))):
+                return True
+            return abs(self.height(value) - self.height(best)) <= most
+
+        return [value for value in ordered if is_near(value)]
 
     def marks(self, low: float, high: float) -> list[float]:
         """Returns some round values between `low` and `high`, or only `low` without any."""
@@ -366,9 +396,12 @@ class Axis:
         """Returns the vertical axis for some values."""
         low, high = min(values), max(values)
         bottom, top = self.height(low), self.height(high)
-        margin = 0.06 * (top - bottom) or 0.05 * max(1.0, abs(top))
+        margin = 0.06 * (top - bottom)
+        if bottom == top or is_one_value(low, high):
+            margin = 0.05 * max(1.0, abs(top))
         ends = bottom - margin, top + margin
-        ticks = [Tick(self.height(mark), f"{mark:g}") for mark in self.marks(low, high)]
+        marks = self.marks(low, high)
+        ticks = [*map(Tick, map(self.height, marks), tick_labels(marks, 6))]
         shown = spaced(ticks, *ends, height, upright=True)
         reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
         return ChartScale(*ends, shown, self.metric, reads)
