@@ -149,6 +149,11 @@ def make_network(config: DictConfig, shape: Any, outputs: int) -> Any:
     return build_network(config.model, shape, outputs)
 
 
+def make_flat(config: DictConfig) -> Any:
+    """Makes the network of `train` for the digits, without facts of the data."""
+    return build_network(config.model, (1, 28, 28), 10)
+
+
 def build(config: DictConfig, part: Dataset[Any]) -> Any:
     return build_network(config.model, part[0][0].shape, 10)
 

@@ -5,9 +5,11 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import QUICK
+from toys import LOOP
 
 import studyloom as api
 from studyloom.cli import main
@@ -205,6 +207,41 @@ def test_a_report_that_cannot_be_drawn_costs_a_line_and_no_exit_code(searched, m
     assert "Traceback" not in said
     assert main(["report", str(searched)]) == 0
     assert "report.html is not written" in capsys.readouterr().err
+
+
+# `--network`
+
+
+@pytest.mark.chaos
+def test_a_network_named_later_predicts_and_the_test_is_not_repeated(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    search(run_dir, *LOOP).close()
+    mark_own(run_dir)
+    before = Result.load(run_dir)
+    inputs = tmp_path / "inputs.npy"
+    np.save(inputs, np.zeros((3, 1, 28, 28)))
+    assert main(["predict", str(run_dir), str(inputs)]) == 2
+    assert "--network mine.Net" in capsys.readouterr().err
+    assert main(["winner", str(run_dir), "--network", "toys.make_flatt"]) == 2
+    assert "toys.make_flatt: AttributeError" in capsys.readouterr().err
+    with_network = ["--network", "toys.make_flat"]
+    assert main(["predict", str(run_dir), str(inputs), *with_network]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 3
+    assert main(["winner", str(run_dir), *with_network]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(run_dir), str(inputs)]) == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == [
+        line.split("\t")[1] for line in printed.splitlines()
+    ]
+    after = Result.load(run_dir)
+    assert after.data.shape == (1, 28, 28)
+    assert after.command == before.command
+    assert after.test == before.test
+    search(run_dir, *LOOP, "objective.network={network:toys.make_network}").close()
+    assert main(["predict", str(run_dir), str(inputs)]) == 0
+    with api.open_study(run_dir) as study:
+        assert study._stored.test_uses() == 1
 
 
 # `studyloom ablate`

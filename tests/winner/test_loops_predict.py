@@ -272,11 +272,11 @@ def test_what_is_missing_is_said_with_the_way_out(tmp_path):
     assert isinstance(bare, LoopWinner)
     assert bare.config.params.lr == 0.1
     for folder, network, words in (
-        (tmp_path / "bare", None, "name it as objective.network"),
+        (tmp_path / "bare", None, "add --network mine.Net, here or once to `studyloom winner"),
         (tmp_path / "bare", Pair, "objective.network: .*missing 1 required positional argument"),
         (tmp_path / "bare", not_a_network, "must give a torch.nn.Module; got int"),
         (tmp_path / "bare", nn.Linear(2, 2), "winner.pt: .*Missing key"),
-        (written(tmp_path / "both", both), embedded, "predicts, net or ema: set objective.network"),
+        (written(tmp_path / "both", both), embedded, "predicts, net or ema: add --network NAME="),
         (tmp_path / "both", {"emma": embedded}, r"load_winner\(RUN_DIR, network={'NAME': Net}\)"),
         (
             tmp_path / "both",

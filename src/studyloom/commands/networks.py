@@ -12,6 +12,7 @@ from studyloom.commands.options import (
     CODE,
     CONSENT,
     JSON,
+    NETWORK,
     RUN_DIR,
     argument,
     command,
@@ -34,33 +35,59 @@ if TYPE_CHECKING:
 EVALUATE = ("winner.enabled=true", "launcher=join")
 
 
-def reevaluate(arguments: argparse.Namespace, *more: str, repeat: bool) -> tuple[str, Any]:
-    """Runs the stages after the search; see `commands.search.reevaluate`."""
+Named = str | dict[str, str]  # a value of the option `--network`
+
+
+def reevaluate(
+    arguments: argparse.Namespace, *more: str, repeat: bool, network: Named | None = None
+) -> tuple[str, Any]:
+    """Runs the stages after the search; see `commands.search.reevaluate`.
+
+    Args:
+        more: overrides of the study's command.
+        network: what makes the network of a loop, if the user names it now.
+    """
     from studyloom.commands.search import reevaluate
     from studyloom.config.compose import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.views.terminal import make_console
+    from studyloom.winner.predictor import load_network
 
     with (
         code_of_study(arguments.run_dir, arguments.code),
         recompose(arguments.run_dir, *EVALUATE, *more, trusted=arguments.trust_config) as cfg,
     ):
+        if network is not None and (arguments.run_dir / "winner.json").exists():
+            load_network(arguments.run_dir, named=network)  # nothing is written if it cannot be
         out = sys.stderr if arguments.json else sys.stdout
         return reevaluate(cfg, make_console(out), repeat=repeat)
 
 
 @command(
     "choose and test the winner of a finished search again",
-    *(RUN_DIR, *CONSENT, CODE, JSON),
-    examples=["studyloom winner runs/mnist"],
+    *(RUN_DIR, *CONSENT, CODE, NETWORK, JSON),
+    examples=["studyloom winner runs/mnist", "studyloom winner runs/mine --network mine.Net"],
 )
 def winner(arguments: argparse.Namespace) -> None:
     """Chooses the winner of a search that has ended, trains it, and tests it. Stored trainings are
-    reused.
+    reused. With --network it adds what makes the network to the result, and reuses its test too.
     """
-    study, result = reevaluate(arguments, repeat=True)
+    network = arguments.network
+    if network is None:
+        study, result = reevaluate(arguments, repeat=True)
+    else:
+        override = network_override(network)
+        study, result = reevaluate(arguments, override, repeat=False, network=network)
     if arguments.json:
         print_json({"study": study, "run_dir": str(arguments.run_dir), "result": result})
+
+
+def network_override(network: Named) -> str:
+    """Returns the override of `objective.network` for a value of the option `--network`."""
+    if isinstance(network, str):
+        return f"objective.network={network}"
+    ((kept, target),) = network.items()
+    return f"objective.network={{{kept}:{target}}}"
 
 
 @command(
@@ -133,7 +160,7 @@ def compress(arguments: argparse.Namespace) -> None:
         nargs="+",
     ),
     trust("a package that the winner may name; its code is executed"),
-    *(CODE, JSON),
+    *(CODE, NETWORK, JSON),
     examples=["studyloom predict runs/mnist digit.png"],
 )
 def predict(arguments: argparse.Namespace) -> int:
@@ -142,8 +169,9 @@ def predict(arguments: argparse.Namespace) -> int:
     from studyloom.winner.predictor import load_network, predict
 
     collect_as_usual()
-    with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
-        network = load_network(arguments.run_dir, arguments.trust)
+    names_code = bool(arguments.trust or arguments.network)
+    with code_of_study(arguments.run_dir, arguments.code, wanted=names_code):
+        network = load_network(arguments.run_dir, arguments.trust, named=arguments.network)
     if arguments.json:
         return print_results(predict(network, arguments.files))
     for prediction in predict(network, arguments.files):

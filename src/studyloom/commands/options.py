@@ -94,6 +94,20 @@ CODE = argument(
 JSON = flag("--json", "print JSON, for programs")
 
 
+def parse_network(text: str) -> str | dict[str, str]:
+    """Parses the option `--network` to a value of `objective.network`."""
+    kept, equals, target = text.rpartition("=")
+    return {kept: target} if equals else target
+
+
+NETWORK = argument(
+    *("--network", "CLASS"),
+    "what makes the network of a training loop, such as mine.Net; with several networks in "
+    "run.keep, NAME=mine.Net says which one predicts",
+    type=parse_network,
+)
+
+
 def trust(about: str) -> Argument:
     return ForUntrusted(argument("--trust", "PACKAGE", about, action="append", default=[]))
 

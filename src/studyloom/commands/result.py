@@ -57,7 +57,7 @@ def print_winner(
 
     Args:
         command: the command line of the study, without its arguments.
-        repeat: whether to test again; the result keeps the command line that winner.json has.
+        repeat: whether to test again.
 
     Raises:
         BrokenProcess: the winner is to be tested, and this process has lost its GPU.
@@ -71,7 +71,6 @@ def print_winner(
                     "a trial has left this process unable to use its GPU, which the test of the "
                     "winner may need; all trainings are stored: repeat it in a new process"
                 )
-            command = result.command if result is not None and repeat else command
             result = evaluate_winner(plan, command, store, repeat=known)
     store_result(plan.search.stored, result.in_short())
     stored = plan.search.stored

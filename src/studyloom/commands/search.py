@@ -23,6 +23,7 @@ from studyloom.study.stopping import Stop, read_control
 from studyloom.text import format_duration, one_line
 from studyloom.views import terminal
 from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.winner.result import Result
 from studyloom.winner.stages import ResultStages
 
 
@@ -220,7 +221,9 @@ def reevaluate(
                 stop_here(plan, "winner" if repeat else "ablate", stop, console)
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
-            result.print_winner(plan, command.as_typed, console, repeat=repeat)
+            former = Result.read(plan.run_dir)
+            typed = command.as_typed if former is None else former.command
+            result.print_winner(plan, typed, console, repeat=repeat)
             failure = result.compress_winner(plan, stop, outputs)
             if stop() and plan.definition.compresses:  # the next command finds the winner tested
                 stop_here(plan, "compress", stop, console)

@@ -201,8 +201,9 @@ def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]
         (name,) = networks
     if name not in networks:
         raise PredictError(
-            f"{NETWORK} must say which network of run.keep predicts, {' or '.join(networks)}: set "
-            f"{NETWORK}={{NAME: mine.Net}}, or call load_winner(RUN_DIR, network={{'NAME': Net}})"
+            f"{NETWORK} must say which network of run.keep predicts, {' or '.join(networks)}: add "
+            f"--network NAME=mine.Net, set {NETWORK}={{NAME: mine.Net}} before the search, or call "
+            "load_winner(RUN_DIR, network={'NAME': Net})"
         )
     weights: dict[str, Tensor] = networks[name]
     return weights

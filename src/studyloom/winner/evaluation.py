@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from studyloom.config.trust import read_yaml
 from studyloom.config.values import as_yaml, value_at
 from studyloom.definition.definition import SECTIONS, Definition
 from studyloom.space.tree import Point
@@ -129,8 +130,8 @@ def describe_candidates(found: Reevaluated, bounds: tuple[float, float]) -> dict
 def is_result_of(result: Result, stages: ResultStages) -> bool:
     """Whether a result comes from the last of these stages.
 
-    Compares the name of the stage, which contains budget and rule, and the candidates with their
-    seeds.
+    Compares the name of the stage, which contains budget and rule, the candidates with their
+    seeds, and what makes the network of a loop, which `predict` needs.
     """
     found = stages.reevaluated
     return (
@@ -142,7 +143,17 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
             [*row.values] == [*found.values_by_seed(Origin(row.trial)).values()]
             for row in result.candidates
         )
+        and names_network(stages)
     )
+
+
+def names_network(stages: ResultStages) -> bool:
+    """Whether winner.yaml names what makes a loop's network, if the config names it."""
+    network = value_at(stages.definition.config, "objective.network")
+    if network is None:
+        return True
+    written = read_yaml(stages.run_dir / "winner.yaml", own=True)
+    return bool(value_at(written, "objective.network") == network)
 
 
 def winner_config(definition: Definition, point: Point) -> dict[str, Any]:

@@ -40,9 +40,9 @@ BATCH = 256  # inputs of a call, as in an evaluation on the CPU
 ROUNDING = 1e-4  # by which probabilities of float32 or bfloat16 may differ from a sum of 1
 SHOWN, MOST_PROBABLE = 20, 5  # inputs in a notebook, and the classes of a single one
 NO_NETWORK = (
-    "{}: the winner is of a custom training loop, and nothing says what makes its network; name it "
-    "as objective.network and call `studyloom winner` on this study, or give it in Python: "
-    "studyloom.load_winner(RUN_DIR, network=Net)"
+    "{}: the winner is of a custom training loop, and nothing says what makes its network; add "
+    "--network mine.Net, here or once to `studyloom winner RUN_DIR`, which tests nothing again; "
+    "or in Python: studyloom.load_winner(RUN_DIR, network=Net)"
 )
 
 
@@ -204,9 +204,21 @@ class WinnerFiles:
         return Network(model, InputFormat(facts, _transform_of(facts, self.trusted)))
 
 
-def load_network(run_dir: Path, trusted: Sequence[str] = (), *, make: Any = None) -> Network:
-    """Loads the network of the winner in a run directory; see `WinnerFiles`."""
-    return WinnerFiles.read(run_dir, trusted).network(make)
+def load_network(
+    run_dir: Path, trusted: Sequence[str] = (), *, named: str | Mapping[str, str] | None = None
+) -> Network:
+    """Loads the network of the winner in a run directory; see `WinnerFiles`.
+
+    Args:
+        named: what makes the network, as a value of `objective.network` that the user gives, whose
+            code is called; None: what the files name.
+    """
+    files = WinnerFiles.read(run_dir, trusted)
+    if named is None:
+        return files.network()
+    make = build_named(named, NETWORK)
+    kept = kept_name(named)
+    return files.network(make if kept is None else {kept: make})
 
 
 def _facts_of(model: nn.Module, result: Result) -> DataFacts:
