@@ -284,7 +284,11 @@ def test_what_is_missing_is_said_with_the_way_out(tmp_path):
             "must say which network",
         ),
         (written(tmp_path / "none", {}), embedded, "the winner was saved without its network"),
-        (written(tmp_path / "files", {"files": {"a": b""}}), embedded, "saved without its network"),
+        (
+            written(tmp_path / "files", {"optimizer": {"lr": 1.0}, "files": {"a": b""}}),
+            embedded,
+            "without its network: it kept only optimizer, files; winner.yaml",
+        ),
         (tmp_path / "both", None, "objective.network must say which network"),
         (tmp_path / "none", None, "without its network.* a command, a Hydra app and an Optuna"),
     ):

@@ -192,8 +192,9 @@ def weights_of(states: Mapping[str, Any], name: str | None) -> dict[str, Tensor]
         if isinstance(state, Mapping) and state and all(map(torch.is_tensor, state.values()))
     }
     if not networks:
+        kept = f": it kept only {', '.join(states)}" if states else ""
         raise PredictError(
-            "the winner was saved without its network; winner.yaml has its configuration. "
+            f"the winner was saved without its network{kept}; winner.yaml has its configuration. "
             "A training loop keeps its network by run.keep(net=net); a command, a Hydra app and an "
             "Optuna objective save and load theirs themselves"
         )
