@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -112,14 +113,42 @@ def arrays(canary: Path) -> dict[str, bytes]:
         "subarray.npy": npy_header(
             "{'descr': ('<f4', (2147483647,)), 'fortran_order': False, 'shape': (1,)}"
         ),
-        "archive.npy": _archive(),
     }
 
 
-def _archive() -> bytes:
+def archives(canary: Path) -> dict[str, bytes]:
+    """Archives of arrays, by the name of their file."""
+    image = np.zeros((1, 28, 28), np.float32)
+    whole = archive(image=npy(image))
+    return {
+        "empty.npz": archive(),
+        "half.npz": whole[: len(whole) // 2],
+        "several.npz": archive(image=npy(image), other=npy(image)),
+        "objects.npz": archive(image=npy(np.array([Touch(canary)], dtype=object))),
+        "pickle.npz": archive(image=pickle.dumps(Touch(canary))),
+        "huge.npz": archive(image=shaped("(1000000000000, 1, 28, 28)", body=bytes(99))),
+        "bomb.npz": archive(image=shaped("(1000000, 1, 28, 28)", body=bytes(2**29))),
+        "liar.npz": _liar(archive(image=shaped("(1, 1, 28, 28)", body=bytes(2**29)))),
+        "bzip2.npz": archive(zipfile.ZIP_BZIP2, image=npy(image)),
+        "many.npz": archive(**{f"a{number}": b"" for number in range(2000)}),
+        "nested.npz": archive(image=whole),
+    }
+
+
+def archive(packed: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
+    """Returns a .npz file of members by name."""
     file = io.BytesIO()
-    np.savez(file, a=np.zeros((1, 28, 28)))
+    with zipfile.ZipFile(file, "w", packed) as written:
+        for name, content in members.items():
+            written.writestr(f"{name}.npy", content)
     return file.getvalue()
+
+
+def _liar(content: bytes) -> bytes:
+    """Lets the only member of an archive claim that it is small."""
+    changed = bytearray(content)
+    struct.pack_into("<I", changed, content.index(b"PK\x01\x02") + 24, 5000)
+    return bytes(changed)
 
 
 def nodes(folder: Path) -> list[Path]:

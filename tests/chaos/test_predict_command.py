@@ -98,7 +98,7 @@ def test_no_file_takes_a_gibibyte_and_the_good_ones_are_answered(tmp_path):
         transform={"_target_": "studyloom.data.Image"},
     )
     canary = tmp_path / "canary"
-    files = hostile.images() | hostile.arrays(canary)
+    files = hostile.images() | hostile.arrays(canary) | hostile.archives(canary)
     bad = hostile.write(tmp_path / "bad", files) + hostile.nodes(tmp_path / "nodes")
     good = tmp_path / "good.png"
     good.write_bytes(hostile.image("PNG", (7000, 7000)))

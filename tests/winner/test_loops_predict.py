@@ -18,7 +18,7 @@ from studyloom.cli import main
 from studyloom.files import mark_own
 from studyloom.models import MLP
 from studyloom.training.checkpoint import pack_weights
-from studyloom.winner.result import Result
+from studyloom.winner.result import InputPrediction, Result
 
 NETWORK = "objective.network=toys.make_network"
 
@@ -166,6 +166,139 @@ def test_a_network_of_ours_may_be_given_too(tmp_path):
     for given in (MLP, network):
         told = load_winner(tmp_path / "run", network=given).predict(inputs)
         assert torch.equal(told.probabilities, expected)
+
+
+# The command predicts what Python predicts
+
+
+class Named(nn.Module):
+    """A network of two named inputs, of which one is token ids; with a number for each example."""
+
+    def __init__(self, shape=None, outputs=None):
+        super().__init__()
+        self.words, self.layer = nn.Embedding(7, 3), nn.Linear(5, 1)
+
+    def forward(self, ids, features):
+        return self.layer(torch.cat([self.words(ids).mean(1), features], 1))[:, 0]
+
+
+class Segments(nn.Module):
+    """A network that gives the class of each pixel."""
+
+    def __init__(self, shape=None, outputs=None):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, image):
+        return self.layer(image)
+
+
+class Words(nn.Module):
+    """A network of texts of any length."""
+
+    def __init__(self, shape=None, outputs=None):
+        super().__init__()
+        self.words, self.layer = nn.Embedding(7, 3), nn.Linear(3, 2)
+
+    def forward(self, ids):
+        return self.layer(self.words(ids).mean(1))
+
+
+IDS, FEATURES = torch.tensor([[1, 2], [0, 6]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+PIXELS = torch.linspace(0, 1, 2 * 4 * 5).reshape(2, 1, 4, 5)
+DATASET = {"loaded": True, "outputs": 3}
+# By name: the network, the facts of its data, its inputs, and the file that holds them.
+LIKE_PYTHON = {
+    "named inputs": (Named, {"classifies": False}, {"features": FEATURES, "ids": IDS}, "npz"),
+    "inputs in order": (Named, {"classifies": False}, (IDS, FEATURES), "npz"),
+    "maps of classes": (Segments, {"shape": [1, 4, 5]}, PIXELS, "npy"),
+    "maps of numbers": (Segments, {"shape": [1, 4, 5], "classifies": False}, PIXELS, "npy"),
+    "an array with a name": (Segments, {"shape": [1, 4, 5]}, {"x": PIXELS}, "npz"),
+    "token ids": (Words, {"shape": [3], "kind": "int64"}, IDS, "npy"),
+    "lines of token ids": (Words, {"shape": [3], "kind": "int64"}, IDS, "csv"),
+}
+
+
+def saved(folder, inputs, kind):
+    """Writes inputs to a file as a user does."""
+    path = folder / f"inputs.{kind}"
+    if kind == "csv":
+        np.savetxt(path, inputs, fmt="%d", delimiter=",")
+    elif kind == "npy":
+        np.save(path, inputs.numpy())
+    elif isinstance(inputs, tuple):
+        np.savez(path, *[each.numpy() for each in inputs])
+    else:
+        np.savez_compressed(path, **{name: each.numpy() for name, each in inputs.items()})
+    return path
+
+
+def printed_by_command(capsys, folder, path):
+    """Returns the predictions of the command for a file, as JSON and as lines."""
+    assert main(["predict", str(folder), str(path), "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["predictions"]
+    assert main(["predict", str(folder), str(path)]) == 0
+    return predictions, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("case", LIKE_PYTHON)
+def test_the_command_predicts_from_files_what_python_predicts(case, tmp_path, capsys):
+    kind, facts, inputs, ending = LIKE_PYTHON[case]
+    torch.manual_seed(0)
+    section = {"_target_": f"test_loops_predict.{kind.__name__}"}
+    folder = tmp_path / "run"
+    write_winner(folder, section, kind().state_dict(), **DATASET | facts)
+    mark_own(folder)
+    path = saved(tmp_path, inputs, ending)
+    predictions, lines = printed_by_command(capsys, folder, path)
+    if isinstance(inputs, dict) and len(inputs) == 1:
+        (inputs,) = inputs.values()
+    expected = load_winner(folder).predict(inputs)
+    assert len(predictions) == len(lines) == 2
+    for place, row in enumerate(predictions):
+        assert row["name"] == f"{path}[{place}]"
+        values = torch.tensor(row["values"] or row["labels"]).reshape(row["shape"] or -1)
+        if expected.classes is None:
+            assert torch.allclose(values, expected.values[place])
+        elif expected.classes.ndim == 1:
+            assert row["label"] == expected.classes[place]
+        else:
+            assert torch.equal(values, expected.classes[place])
+
+
+def test_a_map_is_printed_up_to_a_size_and_then_in_summary():
+    small = InputPrediction("a", labels=(0, 2), shape=(1, 2))
+    assert str(small) == "a\t1 × 2\t0\t2"
+    classes = InputPrediction("a", labels=(*[1] * 90, *[0] * 30), shape=(10, 12))
+    assert str(classes) == "a\t10 × 12 classes, most 1 75.0%, 0 25.0%; --json prints all"
+    numbers = InputPrediction("a", values=tuple(map(float, range(200))), shape=(2, 100))
+    assert str(numbers) == "a\t2 × 100 numbers from 0.0000 to 199; --json prints all"
+
+
+def test_inputs_that_a_file_cannot_be_are_refused_with_the_fix(tmp_path, capsys):
+    folder = tmp_path / "run"
+    section = {"_target_": "test_loops_predict.Named"}
+    write_winner(folder, section, Named().state_dict(), **DATASET)
+    mark_own(folder)
+    np.savez(tmp_path / "nan.npz", ids=IDS.numpy(), features=np.full((2, 2), np.nan))
+    np.savez(tmp_path / "name.npz", ids=IDS.numpy(), feature=FEATURES.numpy())
+    np.savez(tmp_path / "text.npz", ids=np.array(["a"]), features=FEATURES.numpy())
+    np.save(tmp_path / "one.npy", IDS.numpy())
+    words = {
+        "nan.npz": "its numbers must be finite; features holds NaN",
+        "name.npz": "Named cannot take these inputs: TypeError: ",
+        "text.npz": "it must hold real numbers, and holds <U1",
+        "one.npy": "numpy.savez(FILE, first, second) or (FILE, name=array)",
+    }
+    assert main(["predict", str(folder), *[str(tmp_path / name) for name in words]]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    for (name, reason), error in zip(words.items(), errors, strict=True):
+        assert f"{name}: " in error
+        assert reason in error
+    write_winner(folder, section, Named().state_dict(), shape=[2], kind="int64", loaded=True)
+    (tmp_path / "part.csv").write_text("1,2.5\n")
+    assert main(["predict", str(folder), str(tmp_path / "part.csv")]) == 2
+    assert "must be integers" in capsys.readouterr().err
 
 
 class Sequence(nn.Module):

@@ -154,8 +154,8 @@ def compress(arguments: argparse.Namespace) -> None:
     argument("run_dir", "RUN_DIR", "a folder with winner.json, .yaml and .pt", type=Path),
     argument(
         *("files", "FILE"),
-        "an image of any size, a WAV or .npy file, a CSV file with a line for each input, or what "
-        "the Reader of the study reads",
+        "an image of any size, a WAV or .npy file, a CSV file with a line for each input, a .npz "
+        "file of arrays for a network of several, or what the Reader of the study reads",
         type=Path,
         nargs="+",
     ),

@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from studyloom.config.trust import read_yaml
 from studyloom.config.values import as_yaml, value_at
 from studyloom.definition.definition import SECTIONS, Definition
 from studyloom.space.tree import Point
@@ -134,6 +133,7 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
     seeds, and what makes the network of a loop, which `predict` needs.
     """
     found = stages.reevaluated
+    network = value_at(stages.definition.config, "objective.network")
     return (
         result.stage == stages.last.stored.name
         and result.belongs_to(stages.search.stored)
@@ -143,17 +143,8 @@ def is_result_of(result: Result, stages: ResultStages) -> bool:
             [*row.values] == [*found.values_by_seed(Origin(row.trial)).values()]
             for row in result.candidates
         )
-        and names_network(stages)
+        and (network is None or network == result.named_network(stages.run_dir))
     )
-
-
-def names_network(stages: ResultStages) -> bool:
-    """Whether winner.yaml names what makes a loop's network, if the config names it."""
-    network = value_at(stages.definition.config, "objective.network")
-    if network is None:
-        return True
-    written = read_yaml(stages.run_dir / "winner.yaml", own=True)
-    return bool(value_at(written, "objective.network") == network)
 
 
 def winner_config(definition: Definition, point: Point) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from studyloom.winner.result import DataFacts
 
 MOST_BYTES = 256 * 2**20  # of a file
 MOST_INPUTS = 1_000_000  # of a file
+MOST_ARRAYS = 1000  # of a .npz file
 # Not every format of Pillow: for EPS it starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
@@ -33,15 +36,20 @@ ORIENTATION = 0x0112  # EXIF's tag
 SPARE = 16  # times the size of inputs: a larger image is reduced before it becomes floats
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
 NORMALIZED = f"for inputs as in training {IN_PYTHON}"
-NO_FILE = f"the inputs of this winner are not one tensor of numbers, or token ids; {IN_PYTHON}"
+SEVERAL = (
+    "the network of this winner takes several tensors, or named ones; give a .npz file of "
+    "numpy.savez(FILE, first, second) or (FILE, name=array), or in Python a tuple or a dict"
+)
+ARRAY, ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"  # how .npy and .npz files begin
 SILENT = (
     "the data source of this winner does not say how an image becomes an input; name it as "
     "data.transform and call `studyloom winner`, or give a .npy file of what `load` returns"
 )
 
 
-# Float32 (n, *shape), and for each input a note to print with its prediction, or "".
-Inputs = tuple[Tensor, list[str]]
+# Float32 (n, *shape), and for each input a note to print with its prediction, or "". Or several
+# tensors by name or in order, without notes.
+Inputs = tuple[Any, list[str]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,9 @@ class InputFormat:
         """Reads the inputs in a file, whose format is detected from its content.
 
         It may be a .npy file of one input or several. Otherwise it is a WAV file for sounds,
-        any file for a `Reader`, an image for images, and else a CSV file of inputs.
+        any file for a `Reader`, a .npz file for a network of several inputs, an image for images,
+        and else a CSV file of inputs.
         """
-        if not self.facts.fits_files:
-            raise PredictError(NO_FILE)
         length = path.stat().st_size
         if length > MOST_BYTES:
             raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
@@ -76,15 +83,14 @@ class InputFormat:
         content = path.read_bytes()
         images, transform = is_image(self.shape), self.transform
         own = transform is not None and not isinstance(transform, Image)
-        if content.startswith(b"\x93NUMPY"):
-            numbers = np.load(io.BytesIO(content), allow_pickle=False)
-            if numbers.dtype.kind not in "biuf":
-                raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
-            with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
-                single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
-            return self.from_numbers(single, numbers.dtype.name)
+        if content.startswith(ARRAY):
+            return self._from_array(_read_array(content))
         if isinstance(transform, Sound | Reader):
             return self._from_content(content, transform)
+        if content.startswith(ARCHIVE):
+            return self._from_archive(_read_archive(content))
+        if not self.facts.takes_arrays:
+            raise PredictError(SEVERAL)
         if not self.shape:
             return self._finish(_read_lines(content, (), None))
         webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
@@ -92,9 +98,37 @@ class InputFormat:
             channels, *size = self.shape if images else (3, 64, 64)
             pixels, done = _read_image(content, channels, size)
             return self._from_pixels(pixels[None], done)
+        if self.facts.loads_tokens and len(self.shape) == 1:  # sequences may have any length
+            return self._finish(_read_lines(content, (), None))
         lines = _read_lines(content, self.facts.columns, math.prod(self.shape))
         rows = self._apply(lines) if own else lines.reshape(-1, *self.shape)
         return self._finish(rows)
+
+    def _from_array(self, numbers: np.ndarray) -> Inputs:
+        """Makes inputs from the array of a file."""
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
+            single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
+        return self.from_numbers(single, numbers.dtype.name)
+
+    def _from_archive(self, arrays: Mapping[str, np.ndarray]) -> Inputs:
+        """Makes inputs from the arrays of a .npz file.
+
+        Several arrays are several inputs of the network: in their order if they have the names that
+        `numpy.savez` gives to arrays without one, and otherwise by name.
+        """
+        if len(arrays) == 1 and self.facts.takes_arrays:
+            (numbers,) = arrays.values()
+            return self._from_array(numbers)
+        tensors: dict[str, Tensor] = {}
+        for name, numbers in arrays.items():
+            if not np.isfinite(numbers).all():
+                raise PredictError(f"its numbers must be finite; {name} holds NaN or infinity")
+            native = numbers.dtype.newbyteorder("=")
+            tensors[name] = torch.from_numpy(np.array(numbers, native, order="C"))
+        unnamed = [f"arr_{place}" for place in range(len(tensors))]
+        if [*tensors] == unnamed:
+            return tuple(tensors.values()), []
+        return tensors, []
 
     def from_numbers(self, numbers: Tensor, dtype: str) -> Inputs:
         """Makes inputs from an array of one or several.
@@ -109,8 +143,10 @@ class InputFormat:
             dtype: the name of their original type.
         """
         shape, transform = self.shape, self.transform
-        if not self.facts.fits_files:
-            raise PredictError(NO_FILE)
+        if not self.facts.takes_arrays:
+            raise PredictError(SEVERAL)
+        if self.facts.loads_tokens and numbers.ndim in (len(shape), len(shape) + 1):
+            shape = tuple(numbers.shape[-len(shape) :])  # sequences may have any length
         if not shape:
             if not numbers.ndim or not len(numbers):
                 raise PredictError("it must hold an input for each entry of its first dimension")
@@ -196,11 +232,53 @@ class InputFormat:
         if not bool(finite.all()):
             first = int((~finite).nonzero()[0])
             raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
+        if self.facts.takes_integers and not bool((rows == rows.round()).all()):
+            raise PredictError("its numbers must be integers, as the network takes them")
         facts, unlike = self.facts, dict[int, str]()
         if facts.inputs is not None and not facts.reads:  # a `Reader` says it itself
             unlike = InputRange(**vars(facts.inputs)).unlike(rows, facts.columns)
         words = [(*done, each, unlike.get(n, "")) for n, each in enumerate(own or [""] * len(rows))]
         return rows, ["; ".join(filter(None, each)) for each in words]
+
+
+def _read_array(content: bytes) -> np.ndarray:
+    """Reads a .npy file of real numbers."""
+    numbers: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    if numbers.dtype.kind not in "biuf":
+        raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
+    return numbers
+
+
+def _read_archive(content: bytes) -> dict[str, np.ndarray]:
+    """Reads the arrays of a .npz file by name; they may be larger than the file, up to a limit."""
+    if content.count(b"PK\x01\x02") > MOST_ARRAYS:  # of a directory, which is read as a whole
+        raise PredictError(f"it must hold at most {MOST_ARRAYS} arrays")
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MOST_BYTES:
+                raise PredictError(
+                    f"its arrays must have at most {MOST_BYTES >> 20} MiB; divide it"
+                )
+            for member in members:
+                arrays[member.filename.removesuffix(".npy")] = _read_member(archive, member)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise PredictError(f"it is a damaged .npz file: {one_line(str(error))}") from None
+    if not arrays:
+        raise PredictError("it holds no array")
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Reads an array of a .npz file."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise PredictError("it must be compressed as by numpy.savez_compressed, or not at all")
+    with archive.open(member) as file:
+        content = file.read(member.file_size)  # no more, whatever its compressed data holds
+    if not content.startswith(ARRAY):
+        raise PredictError(f"it must be a .npz file; {member.filename} in it is no array")
+    return _read_array(content)
 
 
 def _read_lines(content: bytes, columns: Sequence[str], count: int | None) -> Tensor:

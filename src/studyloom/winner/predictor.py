@@ -33,7 +33,7 @@ from studyloom.text import format_shape, html_table, one_line
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.states import load_state
 from studyloom.training.trainer import predict_outputs
-from studyloom.winner.inputs import IN_PYTHON, InputFormat
+from studyloom.winner.inputs import InputFormat
 from studyloom.winner.result import DataFacts, InputPrediction, Result
 
 BATCH = 256  # inputs of a call, as in an evaluation on the CPU
@@ -75,7 +75,7 @@ class Network:
         Raises:
             PredictError: the network cannot take the inputs, or the outputs are not finite.
         """
-        whole = self.form.facts.dtype == "int64" and isinstance(inputs, Tensor)
+        whole = self.form.facts.takes_integers and isinstance(inputs, Tensor)
         size = batch or (BATCH if self.batched else None)
         try:
             given = as_taken(inputs, torch.int64 if whole else self.precision)
@@ -257,27 +257,46 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[InputPrediction
         name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
         try:
             inputs, notes = network.form.read(path)
-            rows, classifies = network(inputs)
-            if rows.ndim != 2:
-                given = format_shape(rows.shape[1:]) or "one number"
-                wanted = "for an input, and not a row of numbers"
-                raise PredictError(f"the network gives {given} {wanted}; {IN_PYTHON}")
+            outputs, classifies = network(inputs)
         # OSError: of the file; RuntimeError: torch's, also of memory; TypeError: of the network.
         except (OSError, ValueError, MemoryError, RuntimeError, TypeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             errors.append(f"{name}: {one_line(reason)[:200]}")
             continue
-        names = network.form.facts.names
-        for position, (row, note) in enumerate(zip(rows, notes, strict=True)):
-            own = name if len(rows) == 1 else f"{name}[{position}]"
+        if not outputs.ndim:
+            outputs = outputs[None]
+        if len(notes) != len(outputs):  # a row may stand for a node or a time, and not for an input
+            notes = [""] * len(outputs)
+        for position, (row, note) in enumerate(zip(outputs, notes, strict=True)):
+            single = name if len(outputs) == 1 else f"{name}[{position}]"
             if classifies:
-                label = int(row.argmax())
-                word = names[label] if label < len(names) else ""
-                yield InputPrediction(own, label, float(row[label]), word=word, note=note)
+                yield describe_class(single, row, note, network.form.facts.names)
             else:
-                yield InputPrediction(own, values=tuple(row.tolist()), note=note)
+                yield describe_numbers(single, row, note)
     if errors:
         raise PredictError(errors)
+
+
+def describe_class(name: str, row: Tensor, note: str, names: Sequence[str]) -> InputPrediction:
+    """Describes the class of an input, or the class at each place of a map.
+
+    Args:
+        row: probabilities (classes, …).
+        names: of the classes; may be empty.
+    """
+    if row.ndim > 1:
+        classes = row.argmax(0)
+        labels = tuple(classes.flatten().tolist())
+        return InputPrediction(name, labels=labels, shape=tuple(classes.shape), note=note)
+    label = int(row.argmax())
+    word = names[label] if label < len(names) else ""
+    return InputPrediction(name, label, float(row[label]), word=word, note=note)
+
+
+def describe_numbers(name: str, row: Tensor, note: str) -> InputPrediction:
+    """Describes the numbers (…) for an input."""
+    shape = tuple(row.shape) if row.ndim > 1 else ()
+    return InputPrediction(name, values=tuple(row.flatten().tolist()), shape=shape, note=note)
 
 
 @dataclass(frozen=True)

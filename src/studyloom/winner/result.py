@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +46,7 @@ FOLLOW_SEED = (
     "if the training sets its seed itself, let it use the trial's: run.seed in a loop, {seed} "
     "in a command, objective.seed of a Hydra application"
 )
+MOST_PRINTED, MOST_CLASSES = 100, 3  # numbers of a map that are printed; else its main classes
 NO_INTERVAL = "no interval: it needs three seeds that differ"
 STAGES = {"re-evaluation": "re-evaluations", "final-training": "final trainings"}
 
@@ -279,10 +281,19 @@ class DataFacts:
     transform: dict[str, Any] | None = None
 
     @property
-    def fits_files(self) -> bool:
-        """Whether a file can hold an input: a tensor of numbers, not of token ids."""
-        token_ids = self.loaded and str(self.kind).startswith("int")
-        return self.reads or (self.shape is not None and not token_ids)
+    def takes_arrays(self) -> bool:
+        """Whether an input is one tensor, so that an array can hold it."""
+        return self.reads or self.shape is not None
+
+    @property
+    def loads_tokens(self) -> bool:
+        """Whether inputs are integers of a Dataset, such as token ids; a `Reader` makes its own."""
+        return self.loaded and not self.reads and str(self.kind).startswith("int")
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether the network gets integers."""
+        return self.dtype != "float32" or self.loads_tokens
 
     @property
     def accepted_files(self) -> str:
@@ -290,8 +301,10 @@ class DataFacts:
         shape, transform = self.shape, self.transform or {}
         if self.reads:
             return f"files that {transform['_target_']} reads"
-        if shape is None or not self.fits_files:
-            return "no files, since its inputs are not one tensor of numbers"
+        if shape is None:
+            return ".npz files with an array for each input of the network, in order or by name"
+        if self.loads_tokens:
+            return ".npy and CSV files of token ids"
         sizes = format_shape(shape)
         arrays = f".npy files of {sizes} numbers, or of several such"
         if len(shape) == 3 and shape[0] in (1, 3):  # channels, height and width of an image
@@ -326,9 +339,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class InputPrediction:
-    """The class of one input, with its name and probability, or numbers.
+    """The class of one input, with its name and probability, or numbers, or a map of either.
 
-    The note says how the input was changed, and how it differs from the training data.
+    Attributes:
+        values: the numbers; of a map, row after row.
+        labels: the class at each place of a map, row after row.
+        shape: of a map; empty for a class, and for a row of numbers.
+        note: how the input was changed, and how it differs from the training data.
     """
 
     name: str
@@ -337,13 +354,33 @@ class InputPrediction:
     values: tuple[float, ...] = ()
     word: str = ""
     note: str = ""
+    labels: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        if self.confidence is None:
-            words = [self.name, *map(format_value, self.values)]
+        words = [self.name]
+        if self.confidence is not None:
+            words += [self.word or str(self.label), f"{self.confidence:.4f}"]
+        elif math.prod(self.shape) > MOST_PRINTED:
+            words.append(self._map_words())
         else:
-            words = [self.name, self.word or str(self.label), f"{self.confidence:.4f}"]
-        return "\t".join([*words, self.note] if self.note else words)
+            if self.shape:
+                words.append(format_shape(self.shape))
+            words += [*map(format_value, self.values), *map(str, self.labels)]
+        if self.note:
+            words.append(self.note)
+        return "\t".join(words)
+
+    def _map_words(self) -> str:
+        """Summarizes a map in words."""
+        size = format_shape(self.shape)
+        if self.labels:
+            counts = Counter(self.labels).most_common(MOST_CLASSES)
+            shares = [f"{label} {count / len(self.labels):.1%}" for label, count in counts]
+            return f"{size} classes, most {', '.join(shares)}; --json prints all"
+        low = format_value(min(self.values))
+        high = format_value(max(self.values))
+        return f"{size} numbers from {low} to {high}; --json prints all"
 
 
 @dataclass(frozen=True)
@@ -612,6 +649,13 @@ class Result(Tested):
         return self.study == stored.name and all(
             trials.get(row.trial) == (row.params, row.search_value) for row in self.candidates
         )
+
+    def named_network(self, run_dir: Path) -> Any:
+        """Returns what winner.yaml names as `objective.network`; None if it names nothing."""
+        from studyloom.config.trust import read_yaml  # here: no view of a result waits for it
+        from studyloom.config.values import value_at
+
+        return value_at(read_yaml(run_dir / "winner.yaml", own=True), "objective.network")
 
     @property
     def is_of_loop(self) -> bool:
