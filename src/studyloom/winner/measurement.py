@@ -53,7 +53,7 @@ def measure_winner(
         tested, earlier = known
         first = stage.load_or_train(found.winner, 0)
         if tested.data is None and _predicts(stage.source):  # its network was named after the test
-            data = _describe_data(stage.source, found.winner, None)
+            data = describe_data(stage.source, found.winner, None)
             tested = replace(tested, data=data)
     else:
         kept: Kept = {}
