@@ -83,6 +83,19 @@ def test_a_stream_is_named_once_at_its_first_report_and_at_each_resumption(store
     ]
 
 
+def test_a_command_that_finds_its_files_is_not_said_to_start_again(stored):
+    trial, console = begin(stored), Console(record=True)
+    stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
+    trial.suggest_float("lr", 0.0, 1.0)
+    tell = Resumptions(ProgressReader(stored).read(), console)
+    resumed = {"epoch": None, "deaths": 1, "death": "it was killed", "files": True}
+    trial.set_user_attr(RESUMED, resumed)
+    assert look(stored, History()) == [("began", 0, None), ("resumed", 0, None)]
+    tell(ProgressReader(stored).read())
+    words = "trial 0 runs its command again, in the same folder, since its worker died: it was"
+    assert console.export_text().startswith(words)
+
+
 def test_whoever_looks_late_is_told_all_of_it_and_who_comes_back_the_rest(half_done):
     events = look(half_done, History())
     assert [event[0] for event in events].count("began") == 5

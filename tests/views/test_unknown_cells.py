@@ -18,6 +18,7 @@ from studyloom.storage.attributes import (
     RUNGS,
     STANDARD_ERROR,
     TIMES,
+    WARNINGS,
     fits,
 )
 from studyloom.study.opening import open_study
@@ -55,7 +56,17 @@ CELLS = {
 
 # Of attributes that studyloom reads, what it has not written.
 WRONG = (7, ["abc"], {"value": ["abc"]})
-READ = (EPOCHS, TIMES, PROVENANCE, RUNGS, STANDARD_ERROR, RESUMED, PLANNED_EPOCHS, NOT_KEPT)
+READ = (
+    EPOCHS,
+    TIMES,
+    PROVENANCE,
+    RUNGS,
+    STANDARD_ERROR,
+    RESUMED,
+    PLANNED_EPOCHS,
+    NOT_KEPT,
+    WARNINGS,
+)
 
 
 def looks_at(run_dir):

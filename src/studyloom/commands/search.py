@@ -97,6 +97,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
             failure = find_no_winner(plan)
     for stage in plan:
         terminal.print_failures(stage.stored, console)
+        terminal.print_warnings(stage.stored, console)
     terminal.print_not_kept(stored, console)
     terminal.print_next_steps(plan, task.command, snapshot, console, began)
     for stage in plan:

@@ -314,6 +314,7 @@ class LoopObjective(Objective):
     _saved: dict[str, Any] | None = None  # the state from which the running job resumes
     _run: Run | None = None
     _not_kept: list[str] = field(default_factory=list)
+    _warnings: list[str] = field(default_factory=list)
     _restored: dict[str, Any] | None = None  # for the other ranks
 
     @property
@@ -329,6 +330,12 @@ class LoopObjective(Objective):
     @property
     def keeps_files(self) -> bool:
         return self._run is not None and self._run.keeps_files
+
+    @property
+    def finds_files(self) -> bool:
+        folder = self.attempt.folder
+        keeps = getattr(self.loop.function, "resumes_from_files", False)
+        return bool(keeps and folder is not None and folder.exists())
 
     def run(self, report: Tell, stopping: Stopping) -> float:
         """Calls the loop; between its reports a signal may end it at any moment.
@@ -446,6 +453,7 @@ class LoopObjective(Objective):
                 raise
             finally:
                 self._not_kept = run.not_kept
+                self._warnings += run.warnings
                 run.close()
             loop.check_kept(run)
             if position == 0:
@@ -467,6 +475,9 @@ class LoopObjective(Objective):
 
     def streams(self) -> list[str]:
         return [] if self._run is None else self._run.streams
+
+    def warnings(self) -> list[str]:
+        return self._warnings
 
     def steps(self) -> list[Report]:
         steps = []

@@ -118,6 +118,11 @@ class Objective:
         """Whether `state` names files that a library's trainer keeps for a few steps only."""
         return False
 
+    @property
+    def finds_files(self) -> bool:
+        """Whether it starts again next to the files of the attempt before, and may resume them."""
+        return False
+
     def run(self, report: Tell, stopping: Stopping) -> float:
         """Runs to the end, from the start or from the restored step, and returns a finite number.
 
@@ -167,6 +172,10 @@ class Objective:
 
     def streams(self) -> list[str]:
         """Returns the names of streams of examples whose position `state` lacks."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Returns warnings about this trial, which the command prints at its end."""
         return []
 
     def state(self) -> dict[str, Any] | None:

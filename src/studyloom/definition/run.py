@@ -148,6 +148,7 @@ class Run:
         costs: the costs that the loop has reported, by quantity.
         not_kept: names of objects in the loop with a state that `keep` was not given.
         streams: names of streams in the loop whose position a resumed trial would lack.
+        warnings: what `warn` was given.
         count: the number of epochs; None until `epochs` is called.
     """
 
@@ -169,6 +170,7 @@ class Run:
         self.costs: dict[str, Cost] = {}
         self.not_kept: list[str] = []
         self.streams: list[str] = []
+        self.warnings: list[str] = []
         self.count: int | None = None
         self.most = most
         self.unfit: UnfitState | None = None
@@ -401,6 +403,15 @@ class Run:
             self.costs[name] = Cost(name, number, self._limits.get(name))
         if beyond := [str(cost) for cost in self.costs.values() if cost.excess > 0]:
             raise Infeasible("; ".join(beyond))
+
+    def warn(self, words: str) -> None:
+        """Warns of something in this trial, in the log and, once, at the end of the command.
+
+        Args:
+            words: a line.
+        """
+        log.warning("trial %d: %s", self.trial, words)
+        self.warnings.append(words)
 
     def flush(self, step: int | None = None) -> None:
         """Sends the pending report; studyloom calls it.

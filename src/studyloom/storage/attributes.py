@@ -6,7 +6,7 @@ The keys are part of stored studies: add new ones, but never rename one.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 import msgspec
 from optuna.trial import FrozenTrial
@@ -61,6 +61,7 @@ SEGMENTS = "segments"  # list[tuple[int, int | None]]: of its training, see `led
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 NOT_KEPT = "not_kept"  # list[str]: what of a loop has a state that run.keep was not given
 STREAMS = "streams"  # list[str]: the streams of a loop whose position no checkpoint has
+WARNINGS = "warnings"  # list[str]: what the command prints about the trial at its end
 RESUMED = "resumed"  # dict[str, Any]: the epoch of its checkpoint, and the number of deaths
 REPEATS = "repeats"  # int: the failed training of a candidate that it repeats, by its number
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
@@ -75,7 +76,7 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, PROPOSED, EPOCHS, STANDARD_ERROR, TIMES),
     *(PROVENANCE, PLANNED_EPOCHS, PAUSED, RUNGS, SEGMENTS, KEPT, NOT_KEPT, RESUMED, REUSED),
-    *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS),
+    *(PLANNED_JOBS, STREAMS, FAILURE, REASON, TRACEBACK, REPEATS, WARNINGS),
 )
 # Those that no sampler and no pruner reads; they are most of a trial.
 HEAVY = (EPOCHS, PROVENANCE, TRACEBACK)
@@ -86,6 +87,7 @@ class Resumed(TypedDict):
     epoch: int | None
     deaths: int
     death: str | None
+    files: NotRequired[bool]  # whether it has no checkpoint, and found the files of its command
 
 
 TYPES: dict[str, Any] = {
@@ -98,8 +100,7 @@ TYPES: dict[str, Any] = {
     RUNGS: list[int],
     SEGMENTS: list[tuple[int, int | None]],
     RESUMED: Resumed,
-    NOT_KEPT: list[str],
-    STREAMS: list[str],
+    **dict.fromkeys((NOT_KEPT, STREAMS, WARNINGS), list[str]),
 }
 
 
@@ -154,6 +155,7 @@ class TrialAttributes:
     is_kept = Stored[bool](KEPT, False)
     not_kept = Stored[Sequence[str]](NOT_KEPT, ())
     streams = Stored[Sequence[str]](STREAMS, ())
+    warnings = Stored[Sequence[str]](WARNINGS, ())
     provenance = Stored[Mapping[str, Any]](PROVENANCE, {})
     traceback = Stored[str | None](TRACEBACK, None)
     proposed = Stored[Any](PROPOSED, None)

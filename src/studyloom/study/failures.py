@@ -238,7 +238,12 @@ def resumed_words(number: int, resumed: Mapping[str, Any], streams: Sequence[str
         streams: the names of its streams, which it reads from the start all the same.
     """
     epoch = resumed["epoch"]
-    where = f"resumes after epoch {epoch}" if epoch else "starts again from the beginning"
+    if epoch:
+        where = f"resumes after epoch {epoch}"
+    elif resumed.get("files"):
+        where = "runs its command again, in the same folder"
+    else:
+        where = "starts again from the beginning"
     words = f"trial {number} {where}, since its worker died: {resumed['death']}"
     if epoch and streams:
         names = ", ".join(streams)

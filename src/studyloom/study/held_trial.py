@@ -25,6 +25,7 @@ from studyloom.storage.attributes import (
     REUSED,
     STANDARD_ERROR,
     TIMES,
+    WARNINGS,
 )
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import LEASE_FACTOR, Claim, WriteRows
@@ -121,6 +122,8 @@ class HeldTrial:
             self._store_costs(objective.costs())
             if not_kept := objective.not_kept():
                 self.trial.set_user_attr(NOT_KEPT, not_kept)
+            if warnings := objective.warnings():
+                self.trial.set_user_attr(WARNINGS, warnings)
             if columns := objective.curves():
                 if (error := objective.standard_error()) is not None:
                     self.trial.set_user_attr(STANDARD_ERROR, error)

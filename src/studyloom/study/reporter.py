@@ -75,6 +75,7 @@ class Reporter:
     def __post_init__(self) -> None:
         self._saved = time.monotonic()  # when the last checkpoint was
         self._evaluated = 0.0  # seconds of evaluation at the last step
+        self._finds_files = self.objective.finds_files  # before it makes its folder
         # The last step that is stored, and the last that has come.
         self._stored = self._latest = -1 if self.reported is None else self.reported
         self._outbox = Outbox[PendingReport](self.post, lambda: self.held.stored.retry.away)
@@ -119,6 +120,8 @@ class Reporter:
                 self.objective.restore(state)
             except ValueError as error:
                 log.warning("%s: %s; the trial starts again from the beginning", path, error)
+        elif self._finds_files:
+            pass  # it resumes by itself, or prints again what is known
         elif self.reported is not None:
             folder, number = path and path.parent, self.held.trial.number
             lacks = f"its reports up to step {self.reported} have no checkpoint in {folder}"
@@ -131,6 +134,8 @@ class Reporter:
             last = next(reversed(self.objective.steps()), None)
             epoch = last.step if isinstance(last, Report) else last and last.number
             resumed = {"epoch": epoch, "deaths": claim.deaths, "death": claim.death}
+            if self._finds_files:
+                resumed["files"] = True
             trial.set_user_attr(RESUMED, resumed)
             streams = trial.user_attrs.get(STREAMS, ())
             log.info("%s", resumed_words(trial.number, resumed, streams))

@@ -561,7 +561,8 @@ class Event(TypedDict):
 
     A trial has begun, has reported an epoch, is resumed after its worker died, has ended, or is
     the new best; another terminal has requested to stop, pause or resume; the study was aborted;
-    the winner is known; the command ends.
+    the winner is known; the command ends. `files` is true if a resumed trial has no checkpoint, and
+    finds the files that its command has left.
     """
 
     event: Literal[
@@ -576,6 +577,7 @@ class Event(TypedDict):
     worker: NotRequired[str | None]
     epoch: NotRequired[int | None]
     deaths: NotRequired[int]
+    files: NotRequired[bool]
     epochs: NotRequired[int | None]
     state: NotRequired[Literal["complete", "pruned", "failed"]]
     value: NotRequired[float | None]
@@ -653,6 +655,8 @@ def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]
         resumed = record.resumed
         if resumed and resumed["deaths"] > history.deaths.get((title, trial.number), 0):
             resumption = {"epoch": resumed["epoch"], "deaths": resumed["deaths"]}
+            if resumed.get("files"):
+                resumption["files"] = True
             yield {"event": "resumed", **same, **resumption, "reason": resumed["death"]}
         for epoch, value in sorted(trial.intermediate_values.items()):
             if known_epoch is None or epoch > known_epoch:

@@ -248,6 +248,13 @@ def print_not_kept(stored: StoredStudy, console: Console) -> None:
         say(console, f"run.keep lacks {missing}: a trial resumed after a crash gets another value")
 
 
+def print_warnings(stored: StoredStudy, console: Console) -> None:
+    """Prints what trials have warned of, each line once."""
+    warnings = (line for trial in stored.trials() for line in TrialRecord(trial).warnings)
+    for line in dict.fromkeys(warnings):
+        say(console, one_line(line))
+
+
 def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
     """Says how many trials failed for each kind of reason, with the first reason of the kind."""
     lines = [f"{each.kind}  {each.count} × such as: {each.first_reason}" for each in failures]
