@@ -261,6 +261,17 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
     assert "is an Optuna objective: a trial whose worker dies starts again" in note
 
 
+def test_the_time_limit_of_optunas_optimize_is_said_not_to_be_read(ask, monkeypatch):
+    source = f"study.{'optimize'}(called, n_trials=100, timeout=600)"  # not in this module's
+    monkeypatch.setattr("studyloom.definition.custom_loop.sources_of", lambda _: ("", source))
+    *_, note = ask(hills).notes(TrainingData())
+    assert note.endswith(
+        "has timeout=600 for Optuna's optimize, which is not called; study.timeout=600 limits the "
+        "search"
+    )
+    assert len(ask(hills, "study.timeout=60").notes(TrainingData())) == 1
+
+
 def test_each_seed_of_a_trial_has_the_parameters_that_the_first_suggested(ask, sqlite_url):
     given = []
 

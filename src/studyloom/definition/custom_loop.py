@@ -41,6 +41,7 @@ from studyloom.training.ranks import ALONE
 
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
 HANDED_ON = re.compile(r"\brun\b(?![.(])")  # the run of a loop, as in its signature
+OPTUNAS_TIMEOUT = re.compile(r"\.optimize\([^()]*\b(timeout=[\d._e]+)")
 UNUSED_TEST = (
     "data: the test set is not used; name a function (config, run, part) -> values that measures "
     "the winner on it, such as objective.test=mine.test"
@@ -59,9 +60,13 @@ class LoopDefinition(Definition):
     build an adapter: an object that is called like a loop, and may have these methods:
 
     * `check(config, space)` returns a line for each error that can be found before trial 0;
+    * `notes(config)` returns lines that are printed before trial 0;
     * `code()` returns digests of source files that decide a value, by `code.NAME`;
     * `composed()` returns the adapter's own config. Names in the space are keys of that config, and
       the section `params` holds what is set in it, by a trial or by the user.
+
+    Its attribute `undecisive` names keys of the section that change no value. If
+    `resumes_from_files` is true, a call may resume from files that an earlier one has left.
     """
 
     trains_networks = False
@@ -127,7 +132,10 @@ class LoopDefinition(Definition):
         """Returns notes that are printed before the first trial."""
         has_test = data.split is not None and getattr(data.source, "has_test", True)
         unused = has_test and self.config.winner.enabled and not self.tested
-        return [*self._resumption_notes(), *[UNUSED_TEST] * unused]
+        notes = [*self._resumption_notes(), *self._time_notes()]
+        if unused:
+            notes.append(UNUSED_TEST)
+        return [*notes, *getattr(self.adapter, "notes", lambda _: ())(self.config)]
 
     def _resumption_notes(self) -> Iterator[str]:
         """Yields a line if a trial whose worker dies cannot resume."""
@@ -145,6 +153,17 @@ class LoopDefinition(Definition):
             yield (
                 f"{name} calls run.keep and not run.epochs: a trial whose worker dies starts "
                 "again from the beginning; loop over run.epochs(count), and report there"
+            )
+
+    def _time_notes(self) -> Iterator[str]:
+        """Yields a line if the module of an Optuna objective gives `optimize` a time limit."""
+        if not self.suggests or self.config.study.timeout is not None:
+            return
+        name = self.config.objective["_target_"]
+        if match := OPTUNAS_TIMEOUT.search(sources_of(self.config.objective)[1]):
+            yield (
+                f"the module of {name} has {match[1]} for Optuna's optimize, which is not called; "
+                f"study.{match[1]} limits the search"
             )
 
     def at(self, point: Point) -> DictConfig:
@@ -206,12 +225,15 @@ class LoopDefinition(Definition):
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the definition; see `Definition.identity`."""
+        undecisive = [f"objective.{name}" for name in getattr(self.adapter, "undecisive", ())]
+        values = super().identity(digest)
+        values = {key: value for key, value in values.items() if key not in undecisive}
         if not hasattr(self.adapter, "composed"):
-            return super().identity(digest)
+            return values
         # Unresolved: ${now:…} is another at each start. What YAML does not know becomes text.
         plain = OmegaConf.to_container(self.adapter.composed(), resolve=False)
         own = flatten(json.loads(json.dumps(plain, default=str)), "objective.config")
-        return super().identity(digest) | dict(own)
+        return values | dict(own)
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""

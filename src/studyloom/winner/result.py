@@ -687,8 +687,7 @@ class Result(Tested):
         metric, gap = self.metric.name, format_value(chosen.gap or 0.0, "+")
         notes = [self.reuse_words]
         values = reevaluation if test is None else test.winner
-        if self.is_of_loop and values is not None and values.same:
-            notes.insert(0, FOLLOW_SEED)
+        ignores_seed = self.is_of_loop and values is not None and values.same
         if test is None:
             assert reevaluation is not None  # a winner without a test was re-evaluated
             basis = plural(len(reevaluation.values), "new seed")
@@ -697,7 +696,10 @@ class Result(Tested):
                 if row.baseline and row.reevaluation and row != chosen:
                     yield Fact("baseline", row.reevaluation.words)
             yield Fact("selection gap", gap)
-            notes = [reevaluation.seeds_words, *notes, str(self.note)]
+            seeds_words = reevaluation.seeds_words
+            if ignores_seed:
+                seeds_words += f"; {FOLLOW_SEED}"
+            notes = [seeds_words, *notes, str(self.note)]
         else:
             basis = plural(len(self.seeds), "seed")
             basis += f", {test.examples:,} examples" if test.examples is not None else ""
@@ -709,6 +711,8 @@ class Result(Tested):
                 yield Fact(rule, format_value(value))
             if reevaluation is not None:
                 yield Fact("selection gap", gap, f"{reevaluation.words} {test.reevaluation_words}")
+            if ignores_seed:
+                notes.insert(0, FOLLOW_SEED)
             notes = [*test.uncertainty, *notes]
             if test.uses > 1:
                 uses = format_uses(test.uses)
