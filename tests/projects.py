@@ -110,6 +110,89 @@ APPLICATION = {
     ''',
 }
 
+# Trainings that save their state by a relative path, each as in the example that it names. Their
+# loss is (1 - lr) to the power of the epoch, unless they load the state of another training. In
+# epoch 3 they wait for the file of their last argument.
+BEGIN = """
+    import json
+    import os
+    import sys
+    import time
+
+    assert open("data/input.txt").read() == "text"
+    rate, gate = float(sys.argv[1]), sys.argv[2]
+
+
+    def wait(epoch):
+        while epoch == 3 and not os.path.exists(gate):
+            time.sleep(0.01)
+
+
+    def save(state, path):
+        with open(path + ".new", "w") as file:
+            json.dump(state, file)
+        os.replace(path + ".new", path)
+
+
+    def load(path):
+        with open(path) as file:
+            return json.load(file)
+
+"""
+SAVING = {
+    # pytorch/examples, imagenet/main.py --resume checkpoint.pth.tar
+    "checkpoint.pth.tar": """
+    state = load("checkpoint.pth.tar") if os.path.isfile("checkpoint.pth.tar") else [0, 1.0]
+    for epoch in range(state[0] + 1, 5):
+        wait(epoch)
+        state = [epoch, state[1] * (1 - rate)]
+        print(f"epoch {epoch} loss {state[1]:.12f}")
+        save(state, "checkpoint.pth.tar")
+    """,
+    # karpathy/nanoGPT, train.py with init_from=resume if it can
+    "out/ckpt.pt": """
+    os.makedirs("out", exist_ok=True)
+    state = load("out/ckpt.pt") if os.path.exists("out/ckpt.pt") else {"epoch": 0, "loss": 1.0}
+    for epoch in range(state["epoch"] + 1, 5):
+        wait(epoch)
+        state = {"epoch": epoch, "loss": state["loss"] * (1 - rate)}
+        print(f"epoch {epoch} loss {state['loss']:.12f}")
+        save(state, os.path.join("out", "ckpt.pt"))
+    """,
+    # pytorch/examples, word_language_model/main.py, which tests the best model at the end
+    "model.pt": """
+    loss = best = 1.0
+    for epoch in range(1, 4):
+        wait(epoch)
+        loss *= 1 - rate
+        if loss < best:
+            save(loss, "model.pt")
+            best = loss
+        print(f"epoch {epoch} loss {loss:.12f}")
+    print(f"epoch 4 loss {load('model.pt') * (1 - rate):.12f}")
+    """,
+    # pytorch/examples, distributed/ddp-tutorial-series/multigpu_torchrun.py
+    "snapshot.pt": """
+    import torch
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    is_first = distributed.get_rank() == 0
+    state = torch.load("snapshot.pt") if os.path.exists("snapshot.pt") else [0, 1.0]
+    for epoch in range(state[0] + 1, 5):
+        wait(epoch)
+        loss = torch.tensor(state[1] * (1 - rate) / 2, dtype=torch.double)
+        distributed.all_reduce(loss)
+        state = [epoch, loss.item()]
+        if is_first:
+            print(f"epoch {epoch} loss {state[1]:.12f}")
+            torch.save(state, "new.pt")
+            os.replace("new.pt", "snapshot.pt")
+        distributed.barrier()
+    distributed.destroy_process_group()
+    """,
+}
+
 
 def write_project(folder: Path, files: dict[str, str]) -> Path:
     """Writes the files of a project, by their path in it, and returns its folder."""

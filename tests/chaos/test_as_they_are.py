@@ -6,11 +6,12 @@ Their files are those of people: none has a line of ours, and none is changed.
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 from commands import studyloom
 from live_processes import until
 from optuna.trial import TrialState
-from projects import APPLICATION, COMMAND, SCRIPT, write_project
+from projects import APPLICATION, BEGIN, COMMAND, SAVING, SCRIPT, write_project
 from runs import Run, kill
 
 from studyloom.processes import is_alive
@@ -141,6 +142,55 @@ def test_killed_in_the_midst_it_goes_on_to_the_values_of_the_undisturbed_run(
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kill_a_worker(project):
+    """Kills a worker that runs a command of a project, and waits until the command is gone."""
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in project.processes()}
+    commands = {pid for pid, line in lines.items() if b"main.py" in line.split(b"\0")}
+    worker = min({parent(pid) for pid in commands} - commands)
+    below = [process.pid for process in psutil.Process(worker).children(recursive=True)]
+    kill([worker])
+    until(lambda: not any(map(is_alive, below)), 30)
+
+
+TORCHRUN = "python -m torch.distributed.run --standalone --nproc_per_node=2"
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        *("checkpoint.pth.tar", "out/ckpt.pt", "model.pt"),
+        pytest.param("snapshot.pt", marks=pytest.mark.nightly),
+    ],
+)
+def test_trials_that_save_by_a_relative_path_do_not_see_each_other(make, tmp_path, saved):
+    """With two workers, one of which is killed, and next to what an earlier run has left."""
+    files = {"main.py": BEGIN + SAVING[saved], "data/input.txt": "text", saved: "an earlier one"}
+    study = COMMAND.replace("Average loss: (?P<value>\\S+),", "loss (?P<value>\\S+)")
+    project = make(study.replace("Train Epoch:", "epoch"), files)
+    program = TORCHRUN if saved == "snapshot.pt" else "python"
+    gate = tmp_path / "gate"
+    process = project.start(
+        f"objective.run='{program} main.py {{lr}} {gate}'",
+        *("winner.enabled=true", "winner.top=1", "winner.seeds=2"),
+    )
+    until(lambda: project.log("trial-*.log").count("epoch 2") == 2, 240)
+    kill_a_worker(project)
+    gate.touch()
+    printed = project.end(process, 0)
+    for trial in project.stored().trials():
+        assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+        assert trial.value == pytest.approx((1 - trial.params["params.lr"]) ** 4, abs=1e-11)
+    assert "selection gap +0.0000" in printed, "the re-evaluations have folders of their own"
+    assert "runs its command again, in the same folder" in printed
+    logs = [path.read_text() for path in project.folder.glob("logs/trial-*.log")]
+    (resumed,) = [text for text in logs if text.count("$ ") == 2]
+    assert resumed.count("epoch 1 ") == (2 if saved == "model.pt" else 1), "it found its own state"
+    written = {path.relative_to(project.cwd).as_posix() for path in project.cwd.rglob("*.*")}
+    outside = {path for path in written if not path.startswith("run/")}
+    assert outside == {*files, "conf/own.yaml"}, "all is in the folders of the trials"
+    assert not [*project.folder.glob("checkpoints/**/.work")]
 
 
 def test_an_existing_hydra_application_is_tuned_as_it_is(make):

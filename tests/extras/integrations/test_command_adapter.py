@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
-from toys import compose, validate_search
+from toys import Never, Signal, compose, validate_search
 
+from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.prepare import load_data
 from studyloom.errors import CommandFailed, ConfigError
@@ -19,6 +20,11 @@ from studyloom.extras.integrations import command as command_module
 from studyloom.extras.integrations.command import Command
 from studyloom.processes import is_alive
 from studyloom.space.language import parse_space
+from studyloom.storage.attributes import RESUMED
+from studyloom.study.opening import create_study
+from studyloom.study.stage import Stage
+from studyloom.study.strategy import Strategy
+from studyloom.study.worker import Worker
 
 STUDY = f"""
 defaults:
@@ -80,8 +86,8 @@ def test_a_step_may_stand_in_the_line_or_in_one_before_and_without_one_values_ar
     (run.dir / "checkpoint").touch()
     assert says('for v in (3, 2, 1): print("v=%d" % v)')(config(), run) == 1.0
     assert run.reports == [(1, 3.0), (2, 2.0), (3, 1.0)]
-    names = [path.name for path in run.dir.iterdir()]
-    assert names == [".output"], "it begins anew, as the counting does"
+    names = {path.name for path in run.dir.iterdir()}
+    assert names == {".output", ".work"}, "it begins anew, as the counting does"
 
 
 def test_what_was_reported_before_a_kill_is_kept_and_not_reported_again(config, make_run):
@@ -199,6 +205,42 @@ def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_an
     assert ask().identity("") == identity
     Path("main.py").write_text(Path("main.py").read_text().replace("range(50)", "range(51)"))
     assert ask().identity("")["code.main.py"] != identity["code.main.py"]
+
+
+def test_whether_folders_are_kept_is_no_part_of_the_definition(ask):
+    assert ask("+objective.keep=true").identity("") == ask().identity("")
+    assert ask("+objective.cwd=project").identity("") != ask().identity("")
+
+
+def test_what_a_command_has_to_say_is_among_the_notes_of_the_study(ask):
+    words = "each trial runs in its own folder, which is removed when the trial ends; "
+    assert words + "objective.keep=true keeps it" in ask().notes(TrainingData())
+    assert ask("+objective.cwd=project").notes(TrainingData()) == []
+
+
+@pytest.mark.parametrize("finds_files", [True, False])
+def test_a_resumed_command_is_said_to_run_again_if_it_finds_its_files(
+    ask, sqlite_url, tmp_path, caplog, finds_files
+):
+    """Without steps its files are removed, and it starts again from the beginning."""
+    caplog.set_level("INFO")
+    definition = ask() if finds_files else ask("objective.step=null")
+    stored = create_study(sqlite_url, "own", definition.identity(""), 1, goals=definition.goals)
+    stage = Stage("search", stored, definition, Strategy(definition), 1)
+
+    def work(stopping):
+        Worker(stage, TrainingData(), stopping, tmp_path / "checkpoints").run()
+
+    work(Signal(2))
+    stored.ledger.claim("w", 1, 60.0)
+    stored.ledger.record_death("w", "it was killed")
+    work(Never())
+    words = "runs its command again, in the same folder" if finds_files else "starts again from the"
+    assert f"trial 0 {words}" in caplog.text
+    assert ("from the beginning" in caplog.text) is not finds_files
+    (trial,) = stored.trials()
+    assert trial.user_attrs[RESUMED].get("files", False) is finds_files
+    assert [*trial.intermediate_values] == [1, 2, 3, 4, 5, 6]
 
 
 GOOD = {"run": "python main.py --lr {lr}", "value": r"v=(\S+)", "step": r"e=(\d+)"}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import psutil
 from omegaconf import DictConfig, OmegaConf
@@ -22,11 +22,14 @@ from studyloom.config.values import flatten, value_at
 from studyloom.definition.sources import CODE, digest_of_source
 from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
+from studyloom.extras.integrations.shared_files import SharedFiles
+from studyloom.extras.integrations.working_folder import WorkingFolder
 from studyloom.launch.supervisor import WorkerExit
 from studyloom.processes import leading_group
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 
+KEPT = "work"  # in the run directory: the working folders that are kept
 OURS = ("seed", "trial", "checkpoint_dir")
 PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
 # What may be named in a command and decide a value. Others, such as .json, may be its results.
@@ -35,6 +38,8 @@ LARGEST = 2**20  # bytes of a source
 LAST_LINES = 12
 LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
 LOOK = 0.02  # seconds between looks at what a command has printed
+# A format of few digits in Python, such as {loss:.2f} or %5.2f, but not of a percentage.
+FEW_DIGITS = r"(?:\{[^{}]*:[^{}]*\.(?P<braces>[012])f\}|%\d*\.(?P<percent>[012])f)(?!%)"
 WIDEST = 300  # characters of a line that an error shows
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
 
@@ -50,16 +55,31 @@ class Command:
             is the value of the trial.
         step: the same for the step of a value, with the group `step`, in its line or one before;
             None counts the values, from 1.
+        cwd: where it runs: in a folder of its trial, in which the project's files appear, or in
+            the folder of the project, which all trials share.
+        keep: whether the folder of a trial is kept when the trial has ended.
+        inputs: saved states of the project that the command reads, such as pretrained.pth, as
+            files or folders. Others do not appear in the folder of a trial, which would resume
+            from them.
     """
 
     run: str
     value: str
     step: str | None = None
+    cwd: Literal["trial", "project"] = "trial"
+    keep: bool = False
+    inputs: Sequence[str] = ()
 
+    undecisive: ClassVar[tuple[str, ...]] = ("keep",)  # keys that change no value
     resumes: ClassVar[bool] = False  # what it keeps is its own affair
     untested: ClassVar[str] = (
         "a command returns no network to test; what it printed on new seeds is the result"
     )
+
+    @property
+    def resumes_from_files(self) -> bool:
+        """Whether a trial that is resumed finds its files; without steps it starts from scratch."""
+        return self.step is not None
 
     def check(self, config: DictConfig, space: Space) -> list[str]:
         """Returns every error that can be found before the command is run."""
@@ -75,6 +95,7 @@ class Command:
             )
         if OmegaConf.select(config, "objective.test") is not None:
             errors.append(f"objective.test: {self.untested}; leave it out")
+        errors += self._folder_errors()
         errors += _pattern_errors("value", self.value)
         if self.step is not None:
             errors += _pattern_errors("step", self.step)
@@ -85,25 +106,114 @@ class Command:
             )
         return errors
 
+    def _folder_errors(self) -> Iterator[str]:
+        """Yields the errors in `cwd`, `keep` and `inputs`."""
+        if self.cwd not in ("trial", "project"):
+            yield f"objective.cwd must be trial or project; got {self.cwd!r}"
+        if self.keep not in (True, False):
+            yield f"objective.keep must be true or false; got {self.keep!r}"
+        if isinstance(self.inputs, str) or not all(isinstance(name, str) for name in self.inputs):
+            yield f"objective.inputs must be a list of paths, such as [a.pth]; got {self.inputs!r}"
+            return
+        for name in self.inputs:
+            if not Path(name).exists():
+                yield f"objective.inputs: there is no {name} in {Path.cwd()}"
+
+    def notes(self, config: DictConfig) -> list[str]:
+        """Returns lines that are printed before trial 0."""
+        return [*self._folder_notes(config), *self._seed_notes(config), *self._digit_notes()]
+
+    def _folder_notes(self, config: DictConfig) -> Iterator[str]:
+        """Yields what a user must know of the folders in which the trials run."""
+        if self.cwd == "project":
+            return
+        if not self.keep:
+            yield (
+                "each trial runs in its own folder, which is removed when the trial ends; "
+                "objective.keep=true keeps it"
+            )
+        if states := self._working_folder(config).states():
+            shown = ", ".join(states[:3])
+            more = f" and {len(states) - 3} more" if len(states) > 3 else ""
+            yield (
+                f"the trials do not see {shown}{more}, from which they would resume; if the "
+                f"command reads it, set objective.inputs=[{states[0]}]"
+            )
+
+    def _seed_notes(self, config: DictConfig) -> Iterator[str]:
+        """Yields a line if the command is not given its seed, though other seeds are to differ."""
+        if not OmegaConf.select(config, "winner.enabled", default=True):
+            return
+        reads = any(SEED.name in text for _, text in self._sources())
+        if "seed" not in _names_in(self.run) and not reads:
+            yield (
+                "objective.run has no {seed}: if the script sets its seed itself, the winner's new "
+                "seeds all give the same value; pass it, such as --seed {seed}"
+            )
+
+    def _digit_notes(self) -> Iterator[str]:
+        """Yields a line if a script prints its value with so few digits that trials tie."""
+        named = "(?P<value>"
+        before, group, _ = self.value.partition(named if named in self.value else "(")
+        if not group or not before.strip():
+            return
+        with contextlib.suppress(re.error):  # the group is within another one
+            rounded = re.compile(before + FEW_DIGITS)
+            for path, text in self._sources():
+                if match := rounded.search(text):
+                    line = text.count("\n", 0, match.start()) + 1
+                    digits = match["braces"] or match["percent"]
+                    yield (
+                        f"{path}, line {line}: the value is rounded to .{digits}f, so that trials "
+                        "may tie; print more digits"
+                    )
+                    return
+
+    def _sources(self) -> Iterator[tuple[Path, str]]:
+        """Yields the source files of the project that the command names, and their text."""
+        here = Path.cwd().resolve()
+        for path in self._named_files():
+            if path.stat().st_size <= LARGEST:
+                yield path.relative_to(here), path.read_text(errors="replace")
+
+    def _working_folder(self, config: DictConfig, *left_out: Path) -> WorkingFolder:
+        """Returns what makes the folders of trials, in which no folder of studyloom appears."""
+        project = Path.cwd()
+        folders = [*left_out]
+        if run_dir := OmegaConf.select(config, "run_dir"):
+            path = Path(run_dir).absolute()
+            # Mostly runs/NAME, next to those of other studies.
+            folders.append(path.parent if project in path.parent.parents else path)
+        if checkpoints := OmegaConf.select(config, "checkpoints.dir"):
+            folders.append(Path(checkpoints).absolute())
+        return WorkingFolder(project, folders, self.inputs)
+
     def code(self) -> dict[str, str]:
         """Returns the digests of the project's source files that the command names.
 
         Also that of `python -m package.module`. Files outside the working directory do not count.
         """
+        here = Path.cwd().resolve()
+        digests = {}
+        for path in self._named_files():
+            content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+            digests[f"{CODE}{path.relative_to(here)}"] = digest_of_source(content)
+        return digests
+
+    def _named_files(self) -> Iterator[Path]:
+        """Yields the source files below the working directory that the command names."""
         words = [word for word in shlex.split(self.run) if not PLACE.search(word)]
         named = [Path(word.rpartition("=")[2]) for word in words]
         for option, module in pairwise(words):
             if option == "-m":
                 path = Path(*module.split("."))
                 named += [path.with_suffix(".py"), path / "__main__.py"]
-        here, digests = Path.cwd().resolve(), dict[str, str]()
+        here = Path.cwd().resolve()
         for path in named:
             real = path.resolve()
             is_source = path.suffix in SOURCES or path == named[0]
             if is_source and real.is_relative_to(here) and real.is_file():
-                content = real.read_bytes() if real.stat().st_size <= LARGEST else b""
-                digests[f"{CODE}{real.relative_to(here)}"] = digest_of_source(content)
-        return digests
+                yield real
 
     def __call__(self, config: DictConfig, run: Any) -> float:
         """Runs the command to its end, and returns the last value.
@@ -111,7 +221,8 @@ class Command:
         Raises:
             CommandFailed: it printed no value, or ended with another code than 0.
         """
-        record, output = run.dir / ".output", Output(self.value, self.step, run)
+        record = run.dir / ".output"
+        output = Output(self.value, self.step, run)
         if self.step is None:  # it starts again, as the counting does
             shutil.rmtree(run.dir, ignore_errors=True)
             run.dir.mkdir(parents=True, exist_ok=True)
@@ -127,23 +238,56 @@ class Command:
         # Python would hold back what it prints into a file.
         environment = os.environ | {"PYTHONUNBUFFERED": "1"} | variables
         stage = "" if run.stage == "search" else f"{run.stage}-"
+        name = f"{stage}trial-{run.trial}"
         # A replay has no run directory, and keeps its log only while it runs.
         folder = OmegaConf.select(config, "run_dir") or run.dir
-        path = Path(folder, "logs", f"{stage}trial-{run.trial}.log")
+        path = Path(folder, "logs", f"{name}.log")
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
-            started(words, environment, record) as (process, lines),
+            self._working_in(config, run, name) as here,
+            path.open("a", encoding="utf-8", errors="replace", buffering=1) as printed,
+            started(words, environment, record, here) as (process, lines),
         ):
-            log.write(f"$ {mask_passwords(shlex.join(words))}\n")
+            printed.write(f"$ {mask_passwords(shlex.join(words))}\n")
             for line in lines:
-                log.write(f"{line}\n")
+                printed.write(f"{line}\n")
                 output.take(line)
         if process.returncode:
             raise output.failed(f"the command ended with {WorkerExit(process.returncode)}")
         if output.reported is None:
             raise output.failed(f"objective.value found nothing, with the pattern {self.value}")
         return output.reported[1]
+
+    @contextlib.contextmanager
+    def _working_in(self, config: DictConfig, run: Any, name: str) -> Iterator[Path]:
+        """Yields the folder in which the command runs for a trial.
+
+        In the folder of the project it warns of files that several trials have written.
+
+        Args:
+            name: of the trial, in the run directory.
+        """
+        run_dir = OmegaConf.select(config, "run_dir")
+        if self.cwd == "trial":
+            folder = run.dir.absolute()
+            kept = Path(run_dir, KEPT, name).absolute() if self.keep and run_dir else None
+            yield self._working_folder(config, folder).of_trial(folder, kept)
+            return
+        project = Path.cwd()
+        if not run_dir:  # a replay
+            yield project
+            return
+        record = Path(run_dir, "logs", "written.jsonl")
+        shared_files = SharedFiles(project, record, Path(run_dir).absolute())
+        began = shared_files.begin(name)
+        try:
+            yield project
+        finally:
+            for file, trials in shared_files.end(name, began).items():
+                run.warn(
+                    f"{trials[0]} and {trials[-1]} wrote {file} in {project}, so that one may have "
+                    "read what the other wrote; objective.cwd=trial gives each its own folder"
+                )
 
 
 def _params(config: DictConfig) -> dict[str, Any]:
@@ -322,7 +466,7 @@ def _read_lines(path: Path, start: int, ended: Callable[[], bool]) -> Iterator[s
 
 @contextlib.contextmanager
 def started(
-    words: Sequence[str], environment: Mapping[str, str], output: Path
+    words: Sequence[str], environment: Mapping[str, str], output: Path, folder: Path | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
     """Runs a command in a new process group; at the end of the body all its processes have ended.
 
@@ -334,6 +478,7 @@ def started(
         environment: all its variables.
         output: the file to which all that it prints is appended. So nothing is lost of what it has
             printed if this process is killed.
+        folder: in which it runs; None for that of this process.
 
     Yields:
         the process, and the lines that it prints until it has ended.
@@ -344,7 +489,7 @@ def started(
     with output.open("ab") as file:
         start = file.tell()
         pipes = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        with leading_group(words, env=environment, **pipes) as process:
+        with leading_group(words, env=environment, cwd=folder, **pipes) as process:
             try:
                 yield process, _read_lines(output, start, lambda: process.poll() is not None)
             finally:
