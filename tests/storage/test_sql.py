@@ -95,6 +95,15 @@ def test_what_optuna_writes_is_read(opened):
     assert third.state == TrialState.WAITING
 
 
+def test_trials_that_are_read_in_several_blocks_are_the_same(opened, monkeypatch):
+    for slot in range(5):
+        write(opened, sql.report(begin(opened, slot=slot), 1, slot / 4))
+    monkeypatch.setattr(sql, "MOST_HEADS", 2)
+    trials = opened.get_all_trials(opened.study_id)
+    assert trials == shipped(opened)
+    assert [trial.intermediate_values for trial in trials] == [{1: n / 4} for n in range(5)]
+
+
 def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened):
     other = opened.create_new_study([StudyDirection.MAXIMIZE], "t")
     begin(opened)

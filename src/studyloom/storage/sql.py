@@ -53,6 +53,9 @@ SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
 T = TypeVar("T")
 Write = tuple[sa.Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+# Trials whose details are read at once: their ids are one text, which has a limit of 1 MB where a
+# file is untrusted.
+MOST_HEADS = 50_000
 GIVEN = "fixed_params"  # Optuna's system attribute with the values of a queued trial
 
 
@@ -325,8 +328,15 @@ def fitting_system_attrs(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _with_details(
     connection: sa.Connection, heads: Sequence[Any], details: Mapping[sa.Table, sa.Select[Any]]
 ) -> list[FrozenTrial]:
-    if not heads:
-        return []
+    trials: list[FrozenTrial] = []
+    for begin in range(0, len(heads), MOST_HEADS):
+        trials += _with_details_of(connection, heads[begin : begin + MOST_HEADS], details)
+    return trials
+
+
+def _with_details_of(
+    connection: sa.Connection, heads: Sequence[Any], details: Mapping[sa.Table, sa.Select[Any]]
+) -> list[FrozenTrial]:
     ids = {"ids": json.dumps([head.trial_id for head in heads])}
 
     def rows(table: sa.Table, read_row: Callable[..., T]) -> dict[int, list[T]]:
