@@ -218,6 +218,24 @@ def test_a_plateau_steps_on_the_metric_in_its_direction(metric, mode):
         curve(toy_job(schedule=wrong, metric=METRICS[metric]))
 
 
+def test_a_plateau_steps_on_recorded_values_instead_also_when_resumed():
+    settings = {"patience": 0, "threshold": 0.0, "factor": 0.5}
+    recorded = (0.3, 0.5, 0.4, 0.6, 0.6)
+    job = toy_job(
+        schedule=TorchSchedule(lr_scheduler.ReduceLROnPlateau, settings, recorded=recorded),
+        epochs=5,
+        metric=scripted(*[0.9] * 5),
+    )
+    training = Training([job], SPLIT)
+    rates = []
+    for _ in training:
+        (run,) = training._runs
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        state = training.state()
+        training.restore(state)
+    assert rates == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025])
+
+
 # Patience, and the best epoch
 
 

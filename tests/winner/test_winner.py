@@ -36,6 +36,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.rule import Rule
 from studyloom.errors import Diverged, NoWinner
 from studyloom.metrics import ACCURACY, Goal
+from studyloom.storage.attributes import EPOCHS
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.strategy import Strategy
 from studyloom.study.trial_record import TrialRecord
@@ -55,6 +56,7 @@ from studyloom.winner.reevaluation import Reevaluated
 from studyloom.winner.result import Result
 
 TRIALS = 4
+PLATEAU = "{_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, patience: 0}"
 
 
 @pytest.fixture(scope="module", params=EACH_KIND)
@@ -145,6 +147,22 @@ def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_we
     again = flat(train_plainly(stages.final_training, stages.reevaluated.winner, 0)[1])
     assert stored.keys() == again.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in again.items())
+
+
+def test_a_plateau_in_the_final_training_steps_on_the_values_of_the_search(tmp_path):
+    """The examples that it would be evaluated on are among those that it trains on."""
+    plateau = ("~scheduler", f"+scheduler={PLATEAU}", "train.epochs=3")
+    definition = ask(*SPACE, *plateau)
+    stages = stages_of(definition, f"sqlite:///{tmp_path}/s.db", tmp_path, 2, top=1, seeds=2)
+    work(stages)
+    curves = [trial.user_attrs[EPOCHS]["value"] for trial in stages.search.stored.trials()]
+    for origin in stages.final_training.source.candidates:
+        final = stages.final_training.source.job(origin, 0).schedule
+        again = stages.reevaluation.source.job(origin, 0).schedule
+        assert final.recorded == curves[origin.trial]
+        assert len(final.recorded) == 3
+        assert list(again.recorded) == []
+    stages.close()
 
 
 def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve():

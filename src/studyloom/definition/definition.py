@@ -5,7 +5,7 @@ training loop, or an Optuna objective.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -139,6 +139,10 @@ class Definition:
             fold: of that; None where there are no data.
         """
         raise NotImplementedError
+
+    def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
+        """Has ReduceLROnPlateau step on recorded validation values, one for each epoch."""
+        return point
 
     def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
         """Calls `objective.test`, which only loops have."""

@@ -25,7 +25,10 @@ from studyloom.text import as_yaml, nearest
 from studyloom.training.job import Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule
 
-GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
+# Our own keys in the sections optimizer and scheduler
+GROUPS = "groups"
+INTERVAL = "interval"
+RECORDED = "recorded"
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
 OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
 NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are without
@@ -138,11 +141,18 @@ def build_schedule(
     if not (inspect.isclass(target) and issubclass(target, LRScheduler)):
         schedule: Callable[[float], float] = build(section, key)
         return schedule
-    own = {name: value for name, value in section.items() if name not in (INTERVAL, "schedulers")}
+    ours = (INTERVAL, RECORDED, "schedulers")
+    own = {name: value for name, value in section.items() if name not in ours}
     settings = dict(build(own | {"_partial_": True}, key).keywords)
     if "schedulers" in section:
         settings["schedulers"] = [build_schedule(inner, key) for inner in section["schedulers"]]
-    return TorchSchedule(target, settings, section.get(INTERVAL))
+    return TorchSchedule(target, settings, section.get(INTERVAL), section.get(RECORDED, ()))
+
+
+def steps_on_value(config: DictConfig) -> bool:
+    """Whether the schedule of a config steps on the validation value, as ReduceLROnPlateau does."""
+    schedule = build_schedule(plain(config.scheduler))
+    return isinstance(schedule, TorchSchedule) and schedule.steps_on_value
 
 
 def build_step(name: str, section: Any) -> Callable[..., Any] | None:

@@ -4,7 +4,7 @@ Its parameters, operations, milliseconds and memory are measured before it is tr
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.definition import FIRST, Definition
-from studyloom.definition.jobs import build_jobs, network_goals
+from studyloom.definition.jobs import RECORDED, build_jobs, network_goals, steps_on_value
 from studyloom.definition.objective import Attempt, NetworkObjective
 from studyloom.definition.preflight import try_networks
 from studyloom.definition.rule import Condition, Cost
@@ -64,6 +64,11 @@ class NetworkDefinition(Definition):
         in_turn = self.in_turn and seed is None
         training = Training(jobs, data.split, in_turn=in_turn, ranks=self.ranks)
         return NetworkObjective(training, self.recipe(point, number, attempt, seed, fold))
+
+    def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
+        if not values or not steps_on_value(self.at(point)):
+            return point
+        return replace(point, values={**point.values, f"scheduler.{RECORDED}": [*values]})
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Measures the limited and minimized costs of a configuration's network."""

@@ -176,6 +176,8 @@ class TorchSchedule:
         interval: how often it steps: after each `epoch`, or each `step` of the optimizer; None for
             what PyTorch documents, which is `step` for OneCycleLR and CyclicLR, else `epoch`.
             ReduceLROnPlateau steps on the validation value, after each epoch.
+        recorded: the values that ReduceLROnPlateau steps on, one for each epoch, instead of those
+            of the training, as in a final training, which has no validation set.
 
     Raises:
         ValueError: the interval is unknown, or is `step` for ReduceLROnPlateau.
@@ -184,6 +186,7 @@ class TorchSchedule:
     kind: type[LRScheduler]
     settings: dict[str, Any]
     interval: str | None = None
+    recorded: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if self.interval not in (None, *INTERVALS):
@@ -191,11 +194,16 @@ class TorchSchedule:
                 f"scheduler.interval must be {' or '.join(INTERVALS)}, or be left out; "
                 f"got {self.interval!r}"
             )
-        if self.interval == "step" and issubclass(self.kind, ReduceLROnPlateau):
+        if self.interval == "step" and self.steps_on_value:
             raise ValueError(
                 "scheduler.interval must be epoch for ReduceLROnPlateau, since there is a "
                 "validation value after each epoch only; got 'step'"
             )
+
+    @property
+    def steps_on_value(self) -> bool:
+        """Whether it steps on the validation value."""
+        return issubclass(self.kind, ReduceLROnPlateau)
 
     @property
     def every_step(self) -> bool:
@@ -226,7 +234,7 @@ class TorchSchedule:
             )
         length = epochs * steps_per_epoch if every_step else epochs
         offered: dict[str, Any] = {"total_steps": length, "T_max": length}
-        if issubclass(self.kind, ReduceLROnPlateau):
+        if self.steps_on_value:
             offered["mode"] = mode = metric.direction[:3]
             if self.settings.get("mode", mode) != mode:
                 better = "more" if metric.sign > 0 else "less"
@@ -282,6 +290,9 @@ class Rates:
     def after_epoch(self, value: float) -> None:
         """Steps an epoch's scheduler, given the validation value of the epoch that has ended."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
+            assert isinstance(self._schedule, TorchSchedule)
+            if self._schedule.recorded:
+                value = self._schedule.recorded[self._scheduler.last_epoch]
             self._scheduler.step(value)
         elif not self._every_step:
             self._step()

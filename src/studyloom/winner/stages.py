@@ -16,7 +16,7 @@ and they survive crashes as the search does.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -30,6 +30,7 @@ from studyloom.study.early_end import ending
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
 from studyloom.study.stored_study import ABLATION, FINAL_TRAINING, REEVALUATION, StageName
+from studyloom.study.trial_record import TrialRecord
 from studyloom.winner.ablation import Defaults, Losses, Names
 from studyloom.winner.candidates import (
     Candidates,
@@ -236,6 +237,19 @@ class ResultStages:
         known = self.candidates.get(origin)
         return known.point if known else self.defaults.put_back(origin.defaults)
 
+    def _with_recorded_values(self, points: Mapping[Origin, Point]) -> dict[Origin, Point]:
+        """Has each ReduceLROnPlateau step on the values of the candidate's trial in the search.
+
+        A final training has no validation set: on examples that it trains on, the metric reaches
+        its plateau later than in the search, or never.
+        """
+        recorded = {}
+        for origin, point in points.items():
+            trial = self.candidates[Origin(origin.trial)].trial
+            values = TrialRecord(trial).columns.get("value", [])
+            recorded[origin] = self.definition.with_recorded_values(point, values)
+        return recorded
+
     def _ablation(self, names: Names = ()) -> CandidateStage:
         """Opens the stage in which hyperparameters are put back together; () for one by one."""
         names = names if len(names) > 1 else ()
@@ -299,6 +313,8 @@ class ResultStages:
             self.definition, self.data, points, settings.seeds, whole=final
         )
         repeats = trainings.repeats
+        if final and not repeats:
+            trainings = replace(trainings, candidates=self._with_recorded_values(points))
         # Without a final training, or if it only repeats this, the result has these networks.
         keeps = final or repeats or not self.definition.tested
         folder = self.run_dir / "winner" if keeps else None
