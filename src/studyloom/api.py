@@ -540,9 +540,10 @@ def _to_pass_on(
     from studyloom.definition.sources import CODE, main_globals, targets
 
     launcher = prepared.launcher
-    workers = launcher.count(2) * getattr(launcher, "ranks", 1)
-    # With a time limit for trials, a single worker is a process too.
-    needed = workers > 1 or cfg.study.trial_timeout is not None
+    workers = launcher.count(2)
+    # With a time limit for trials, or several GPUs, a single worker is a process too.
+    sees_several_gpus = cfg.launcher.get("gpus", 1) > 1
+    needed = workers > 1 or sees_several_gpus or cfg.study.trial_timeout is not None
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     named = [each for each in dict.fromkeys(targets(plain)) if each.startswith(OWN)]
     if not named:

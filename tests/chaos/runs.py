@@ -168,7 +168,7 @@ class Run:
 
     def until_done(self, trials: int) -> None:
         """Waits until a number of trials are done."""
-        self._until(lambda stored: stored.ledger.counts()["done"] >= trials)
+        self.until_stored(lambda stored: stored.ledger.counts()["done"] >= trials)
 
     def at_work(
         self,
@@ -193,13 +193,13 @@ class Run:
             at_work = sum(trial._trial_id in held for trial in begun)
             return max(at_work, min(saved, len(held))) >= self.at_once
 
-        self._until(at_work)
+        self.until_stored(at_work)
         meanwhile()
         gate.parent.mkdir(exist_ok=True)
         gate.touch()
         return process
 
-    def _until(self, condition: Callable[[StoredStudy], bool]) -> None:
+    def until_stored(self, condition: Callable[[StoredStudy], bool]) -> None:
         errors = []
 
         def holds():

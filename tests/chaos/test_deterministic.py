@@ -67,7 +67,7 @@ def reports(run):
 def kill_five(run):
     """Kills a worker three times, once both, and then the command with all its workers."""
     process = run.start()
-    run._until(lambda stored: len(stored.trials()) > 1)
+    run.until_stored(lambda stored: len(stored.trials()) > 1)
     for count in (1, 1, 1, 2):
         before = reports(run)
         until(lambda n=before: reports(run) > n and len(run.workers()) == 2, 60)

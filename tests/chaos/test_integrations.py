@@ -166,7 +166,7 @@ def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_
     run.page, run.cwd = str(TRAINERS / "own.yaml"), tmp_path
     run.environment["PYTHONPATH"] += f":{TRAINERS}"
     process = run.start(STUDYLOOM_TEST_GATE=str(tmp_path / "never"))
-    run._until(lambda stored: any(len(t.intermediate_values) == 2 for t in stored.trials()))
+    run.until_stored(lambda stored: any(len(t.intermediate_values) == 2 for t in stored.trials()))
     kill([process.pid])
     process.communicate()
     assert len(list((folder / "checkpoints").rglob("trial-0.pt"))) == 1

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import CANARY, environment
-from harness import outcomes
 from live_processes import linux, until
-from ranked import RanksRun
 from runs import STUDY, Run, device, kill
 
 pytestmark = [pytest.mark.nightly, linux]
@@ -168,20 +166,3 @@ def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
     alone.at_work(meanwhile=lambda: alone.latest.kill()).communicate()
     alone.until_gone(120)  # Ray looks for itself whether its driver lives
     alone.go_on(undisturbed)
-
-
-def test_two_ranks_have_a_gpu_each_in_one_actor_and_one_that_is_killed_costs_nothing(
-    tmp_path, postgres_url, cluster
-):
-    one = RanksRun(tmp_path / "one", f"sqlite:///{tmp_path}/one/study.db")
-    one.end(one.start(), 0)
-    actors = ("launcher=ray", f"launcher.address={cluster.address}")
-    run = RanksRun(tmp_path / "run", postgres_url, *actors)
-
-    def kill_a_rank():
-        assert [*map(device, run.ranks())] == ["0,1", "0,1"]
-        run.kill_rank_1()
-
-    printed = run.end(run.at_work(meanwhile=kill_a_rank), 0)
-    assert "rank 1 of a worker ended with signal SIGKILL" in printed
-    assert outcomes(run.stored()) == outcomes(one.stored())

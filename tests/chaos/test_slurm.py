@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT
-from harness import outcomes
 from live_processes import until
-from ranked import RanksRun
 from runs import STUDY, TRIALS, Run, device, kill
 
 pytestmark = pytest.mark.nightly
@@ -81,10 +79,6 @@ class Job(Run):
         return sorted({*map(device, python)})
 
 
-class RanksJob(Job, RanksRun):
-    """The same of one task, whose trials are trained by two ranks."""
-
-
 @pytest.fixture
 def job(tmp_path, postgres_url):
     job = Job(tmp_path / "run", postgres_url, SLURM)
@@ -129,16 +123,3 @@ def test_a_job_that_is_canceled_hands_its_trials_back_and_the_same_command_goes_
     job.submit()
     job.end()
     job.check(undisturbed)
-
-
-def test_a_task_of_two_ranks_has_two_gpus_and_a_rank_that_is_killed_costs_nothing(
-    tmp_path, postgres_url
-):
-    one = RanksRun(tmp_path / "one", f"sqlite:///{tmp_path}/one/study.db")
-    one.end(one.start(), 0)
-    two = ("launcher=slurm", "launcher.gres=gpu:2", "launcher.cpus=2")
-    job = RanksJob(tmp_path / "run", postgres_url, *two)
-    job.at_work(meanwhile=job.kill_rank_1)
-    job.end()
-    assert "rank 1 of the worker ended with signal SIGKILL; this process ends too" in job.logs()
-    assert outcomes(job.stored()) == outcomes(one.stored())

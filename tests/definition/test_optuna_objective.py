@@ -14,7 +14,6 @@ from toys import Never, Signal, compose, validate_search
 
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
-from studyloom.definition.validation import check_ranks
 from studyloom.errors import ConfigError, Halted, Interrupted
 from studyloom.storage.attributes import PROVENANCE, TIMES
 from studyloom.study.opening import create_study, open_study
@@ -256,7 +255,6 @@ def test_what_an_objective_with_a_trial_alone_cannot_have_is_said_before_the_fir
             validate_search(ask(hills, override), TrainingData())
         assert words in str(caught.value)
     definition = ask(hills)
-    assert "launcher.ranks must be 1" in next(check_ranks(definition, 2))
     (note,) = definition.notes(TrainingData())
     assert "is an Optuna objective: a trial whose worker dies starts again" in note
 

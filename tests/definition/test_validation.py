@@ -15,7 +15,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.prepare import kind_of
-from studyloom.definition.validation import check_ranks, check_sections
+from studyloom.definition.validation import check_sections
 from studyloom.errors import ConfigError
 from studyloom.installation import pip_install
 from studyloom.study.strategy import Strategy
@@ -258,14 +258,6 @@ def test_what_are_no_two_objectives_and_parts_for_one_are_told_with_the_way_out(
         errors = errors_of(ask(*TWO, *overrides), toy_folds(split), split)
         assert len(errors) == len(found)
         assert all(words in mistake for words, mistake in zip(found, errors, strict=True))
-
-
-def test_a_batch_that_cannot_be_divided_among_the_ranks_is_named():
-    definition = ask("space=lr", "+space.train.batch_size.choice=[2,32]", "train.batch_size=32")
-    assert [*check_ranks(definition, 2)] == []
-    assert [*check_ranks(definition, 4)] == [
-        "train.batch_size must be at least 4, an example for each of launcher.ranks=4; got 2"
-    ]
 
 
 # Relations and repeats

@@ -5,13 +5,13 @@ import torch
 
 from studyloom.cli import main
 from studyloom.extras import gpu
-from studyloom.launch.local import gpus
+from studyloom.launch.local import visible_gpus
 
 
 @pytest.fixture(scope="module")
 def cards(tmp_path_factory):
     here = torch.cuda.is_available()
-    names, device = (gpus(), "cuda:0") if here else (("0", "1"), "cpu")
+    names, device = (visible_gpus(), "cuda:0") if here else (("0", "1"), "cpu")
     return gpu.Gpus(tuple(names), torch.device(device), tmp_path_factory.mktemp("gpu"))
 
 
@@ -35,7 +35,7 @@ def test_each_check_is_a_row_and_one_that_fails_ends_no_other(monkeypatch, tmp_p
         return "seen"
 
     monkeypatch.setattr(gpu, "CHECKS", (needs_two, fails, holds))
-    monkeypatch.setattr(gpu, "gpus", lambda: ["0"])
+    monkeypatch.setattr(gpu, "visible_gpus", lambda: ["0"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     rows = gpu.show()
     assert [row["state"] for row in rows] == ["not possible here", "failed", "ok"]

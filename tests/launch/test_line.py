@@ -29,8 +29,8 @@ def test_a_launcher_hears_what_its_worker_says(pair):
     assert listener.listen() == {}
     line.say_claimed()
     line.say_claimed()
-    line.say("died", "rank 1 of the worker ended with signal SIGKILL")
-    died = {"claimed": "", "died": "rank 1 of the worker ended with signal SIGKILL"}
+    line.say("died", "its loader ended with signal SIGKILL")
+    died = {"claimed": "", "died": "its loader ended with signal SIGKILL"}
     assert listener.listen() == died
 
 
@@ -117,5 +117,5 @@ def test_a_thread_that_never_ends_does_not_keep_a_worker_from_its_end(worker):
 def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
     arguments = ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"]
     monkeypatch.setattr(task.sys, "argv", arguments)
-    worker = Command.of_this_process().worker(ranks=2)
-    assert worker[-4:] == ["a.b=1", "launchers=2", "launcher=join", "launcher.ranks=2"]
+    worker = Command.of_this_process().worker()
+    assert worker[-3:] == ["a.b=1", "launchers=2", "launcher=join"]

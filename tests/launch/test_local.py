@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 
 import pytest
@@ -16,14 +15,13 @@ from studyloom.errors import ConfigError
 from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
-from studyloom.launch.local import Join, Local, gpus
+from studyloom.launch.local import Local, visible_gpus
 from studyloom.launch.process import launcher_class
-from studyloom.launch.ranks import rank_variables
 from studyloom.launch.task import Task
 from studyloom.study.failures import Limits
 from studyloom.study.opening import open_study
 from studyloom.study.stopping import Stop
-from studyloom.training.ranks import ALONE, check_device
+from studyloom.training.device import check_device, training_device
 
 # Trials of four epochs, whose workers can be met in the second.
 TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
@@ -228,7 +226,7 @@ def machine(monkeypatch):
 
     def with_gpus(*names):
         monkeypatch.setattr(local, "cores", lambda: 8)
-        monkeypatch.setattr(local, "gpus", lambda: list(names))
+        monkeypatch.setattr(local, "visible_gpus", lambda: list(names))
 
     return with_gpus
 
@@ -244,7 +242,7 @@ def test_auto_is_one_worker_per_gpu_else_one_per_core_and_never_more_than_open_s
 
 def test_no_worker_is_started_where_others_have_ended_the_last_trials(machine, tmp_path):
     machine()
-    for launcher in (Local(ranks=2), Local()):
+    for launcher in (Local(workers=2), Local()):
         limits = Limits(trial_timeout=9.0)
         task = Task(lambda stop: None, lambda: 0, None, tmp_path, limits, "s")
         launcher.launch(task, Stop())
@@ -256,32 +254,21 @@ class MyLocal(Local):
 
 
 @pytest.mark.parametrize(
-    ("target", "may_fork", "starts_ranks"),
+    ("target", "may_fork"),
     [
-        ("studyloom.launch.Local", True, False),
-        ("studyloom.launch.local.Local", True, False),
-        (f"{__name__}.MyLocal", True, False),
-        ("studyloom.launch.Join", False, True),
-        ("studyloom.launch.local.Join", False, True),
-        ("studyloom.extras.slurm.Slurm", False, False),
-        ("studyloom.launch.Lokal", False, False),  # reported elsewhere
-        (None, False, False),
+        ("studyloom.launch.Local", True),
+        ("studyloom.launch.local.Local", True),
+        (f"{__name__}.MyLocal", True),
+        ("studyloom.launch.Join", False),
+        ("studyloom.extras.slurm.Slurm", False),
+        ("studyloom.launch.Lokal", False),  # reported elsewhere
+        (None, False),
     ],
 )
-def test_a_launcher_is_known_by_its_class_whatever_name_a_config_has_for_it(
-    target, may_fork, starts_ranks
-):
+def test_a_launcher_is_known_by_its_class_whatever_its_name(target, may_fork):
     section = target and {"_target_": target}
     found = launcher_class(OmegaConf.create({"launcher": section}))
     assert getattr(found, "may_fork", False) == may_fork
-    assert getattr(found, "starts_ranks", False) == starts_ranks
-
-
-def test_ranks_are_found_on_the_loopback_device_alone():
-    variables = rank_variables(1, 2, 29500)
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        assert variables[name] in {device for _, device in socket.if_nameindex()}
-        assert variables[name].startswith("lo")
 
 
 def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):
@@ -290,12 +277,14 @@ def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["4", "7", "4", "7"]
     assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
     machine("0", "1", "2", "3")
-    two = Local(ranks=2)
-    assert (two.count(100), Local(ranks=2, per_gpu=3).count(9)) == (2, 6)
-    seen = [each["CUDA_VISIBLE_DEVICES"] for each in two.environments(3)]
+    two = Local(gpus=2)
+    assert two.count(100) == 2
+    seen = [variables["CUDA_VISIBLE_DEVICES"] for variables in two.environments(3)]
     assert seen == ["0,1", "2,3", "0,1"]
+    three = Local(gpus=3)
+    assert three.count(100) == 1
+    assert three.environments(1)[0]["CUDA_VISIBLE_DEVICES"] == "0,1,2"
     machine()
-    assert (Local(ranks=2).count(100), Local(ranks=16).count(100)) == (4, 1)
     (first, *_) = Local(workers=16).environments(16)
     assert first["OMP_NUM_THREADS"] == "1"
     assert "CUDA_VISIBLE_DEVICES" not in first
@@ -304,11 +293,11 @@ def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):
 def test_workers_get_only_the_devices_that_this_process_sees(monkeypatch):
     monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus() == ["0", "1"]
+    assert visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert gpus() == ["3", "5"]
+    assert visible_gpus() == ["3", "5"]
     monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
-    assert gpus() == []
+    assert visible_gpus() == []
 
 
 def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkeypatch, tmp_path):
@@ -320,23 +309,33 @@ def test_the_gpu_of_a_mac_is_used_where_it_is_named_and_is_there(machine, monkey
     assert "STUDYLOOM_DEVICE=mps: PyTorch finds no GPU of a Mac here; unset it" in done.stderr
     assert not (tmp_path / "run" / "study.db").exists()
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    check_device(ranks=1)
-    assert ALONE.device == torch.device("mps")
+    check_device()
+    assert training_device() == torch.device("mps")
     assert Local(per_gpu=2).count(9) == 2
-    with pytest.raises(ConfigError, match=r"one GPU; set launcher\.ranks=1; got 2"):
-        check_device(ranks=2)
     monkeypatch.setenv("STUDYLOOM_DEVICE", "tpu")
     with pytest.raises(ConfigError, match="must be mps, or unset; got 'tpu'; unset it"):
-        check_device(ranks=1)
+        check_device()
 
 
 def test_numbers_that_are_none_are_refused_by_name(machine):
     machine("0", "1", "2", "3")
     for launcher, name, value in (
-        *((Local, "workers", "two"), (Local, "per_gpu", 0), (Local, "ranks", True)),
-        *((other, "ranks", 0) for other in (Join, Slurm, Ray)),
+        (Local, "workers", "two"),
+        (Local, "per_gpu", 0),
+        (Local, "gpus", True),
+        (Slurm, "cpus", 0),
+        (Ray, "num_cpus", 0),
     ):
         with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got {value!r}"):
             launcher(**{name: value})
-    with pytest.raises(ValueError, match=r"ranks must divide the 4 GPUs .* 1, 2, 4; got 3"):
-        Local(ranks=3)
+    with pytest.raises(ValueError, match=r"launcher\.gpus=5: this process sees 4 GPUs; choose"):
+        Local(gpus=5)
+    with pytest.raises(ValueError, match=r"got gpus=2 and per_gpu=3; leave one of them at 1"):
+        Local(gpus=2, per_gpu=3)
+
+
+def test_a_single_worker_that_sees_several_gpus_has_its_own_process(machine, tmp_path):
+    machine("0", "1")
+    task = Task(lambda stop: None, lambda: 1, None, tmp_path, Limits(), "s")
+    assert Local(workers=1).works_here(task, 1)
+    assert not Local(workers=1, gpus=2).works_here(task, 1)

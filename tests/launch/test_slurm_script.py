@@ -41,23 +41,6 @@ def test_settings_that_sbatch_would_not_take_are_refused_by_name():
             Slurm(**{name: value})
 
 
-def test_a_task_with_another_number_of_gpus_than_ranks_is_refused():
-    for settings, words in (
-        ({}, "launcher.gres=gpu:1 gives a task 1 GPU, and launcher.ranks=2 .*gres=gpu:2"),
-        ({"gres": "shard:9,gpu"}, "launcher.gres=shard:9,gpu gives a task 1 GPU, and"),
-        ({"gres": None, "cpus": 1}, r"launcher.cpus must be at least 2, a core .*; got 1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            Slurm(ranks=2, **settings)
-
-
-def test_a_task_of_several_ranks_runs_the_command_with_them(submission, tmp_path):
-    for gres in (None, "gpu:2", "gpu:a100:2,shard:1"):
-        submission("echo 17", ranks=2, gres=gres)
-        script = (tmp_path / "run" / "slurm.sh").read_text()
-        assert "study.trials=9 launcher=join launcher.ranks=2 &" in script
-
-
 @pytest.fixture
 def submission(tmp_path, monkeypatch):
     """A function that submits a task with a `sbatch` of its own, and returns what is printed."""

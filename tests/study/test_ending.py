@@ -125,7 +125,7 @@ def test_a_worker_that_has_a_trial_knows_the_cores_of_the_others(sqlite_url):
     stored = fresh(sqlite_url, ask("model=mlp"), 2)
     other, own = begin(stored), begin(stored)
     other.set_user_attr(TIMES, {"training": 3600.0})
-    other.set_user_attr(PROVENANCE, {"environment": {"threads": 4, "ranks": 2}})
+    other.set_user_attr(PROVENANCE, {"environment": {"threads": 8}})
     stored.optuna.tell(other, 0.5)
     stored.storage.load(stored.ledger.study_id, own._trial_id)
     assert [outcome.hours.cores for outcome in read_outcomes(stored)] == [0.0, 8.0]

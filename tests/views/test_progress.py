@@ -185,15 +185,15 @@ def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(sto
     assert not ProgressReader(stored).read().ended
 
 
-def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
+def test_hours_are_counted_by_threads_and_gpus(stored):
     begin_command(stored, CommandRecord(8, per_hour=2.0), 0.0)
-    ran = {"cpu": {"threads": 4}, "cuda": {"threads": 2, "ranks": 2}}
+    ran = {"cpu": {"threads": 4}, "cuda": {"threads": 4}}
     for device, environment in ran.items():
         trial = begin(stored)
         trial.set_user_attr(TIMES, {"training": 1800.0, "start-up": 1800.0})
         trial.set_user_attr(PROVENANCE, {"device": device, "environment": environment})
         stored.optuna.tell(trial, 0.5)
     progress = ProgressReader(stored).read()
-    assert (progress.hours.cores, progress.hours.gpus) == (8.0, 2.0)
-    assert progress.cost == 4.0  # of the GPUs, since there are some
-    assert {"8.00 core-hours", "cost 4.00"} <= {*progress.time_words()}
+    assert (progress.hours.cores, progress.hours.gpus) == (8.0, 1.0)
+    assert progress.cost == 2.0  # of the GPUs, since there are some
+    assert {"8.00 core-hours", "cost 2.00"} <= {*progress.time_words()}

@@ -84,7 +84,7 @@ class TrainSection:
     """How a network is trained."""
 
     epochs: int = key(10, "epochs of a training")
-    batch_size: int = key(64, "examples of a batch, over all ranks")
+    batch_size: int = key(64, "examples of a batch")
     loss: Any = key("${oc.select:loss,null}", "the section `loss`")
     l1: float = key(0.0, "L1 penalty; L2 is the optimizer's weight_decay")
     clip: float | None = key(None, "the largest norm of the gradient")

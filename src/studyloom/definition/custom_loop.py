@@ -36,8 +36,8 @@ from studyloom.definition.user_functions import (
 from studyloom.errors import ConfigError, refuse
 from studyloom.space.tree import Open, Point
 from studyloom.text import as_yaml, is_scalar, nearest
+from studyloom.training.device import training_device
 from studyloom.training.job import Job
-from studyloom.training.ranks import ALONE
 
 READS_TRAIN = re.compile(r"""\btrain\.\w|["']train["']""")  # in the source of a loop
 HANDED_ON = re.compile(r"\brun\b(?![.(])")  # the run of a loop, as in its signature
@@ -237,7 +237,7 @@ class LoopDefinition(Definition):
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
-        return ALONE.device
+        return training_device()
 
     def make_objective(
         self,
@@ -254,8 +254,6 @@ class LoopDefinition(Definition):
             jobs=loop_jobs(self.config, data, self.trial_seed(number), single),
             trial=number,
             attempt=attempt,
-            ranks=self.ranks,
-            recipe=self.recipe(point, number, attempt, seed, fold),
             suggesting=point.trial,
         )
 

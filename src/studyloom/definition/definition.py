@@ -34,7 +34,6 @@ from studyloom.metrics import Goal, Metric
 from studyloom.seeds import derive
 from studyloom.space.tree import Leaf, ListLeaf, Open, Point, Space
 from studyloom.training.job import Job
-from studyloom.training.ranks import ALONE, Ranks, Recipe
 
 # The sections whose objects are made for each trial.
 OF_NETWORKS = ("model", "optimizer", "scheduler", "loss")
@@ -93,7 +92,6 @@ class Definition:
     config: DictConfig
     composer: Composer
     space: Space
-    ranks: Ranks = ALONE
     trains_networks: ClassVar[bool]  # ourselves; False where a custom loop does
 
     @classmethod
@@ -250,30 +248,6 @@ class Definition:
         rule = self.config.winner.rule
         known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
         return None if rule is None else Rule.parse(rule, [*dict.fromkeys(known)])
-
-    def recipe(
-        self, point: Point, number: int, attempt: Attempt, seed: int | None, fold: Fold | None
-    ) -> Recipe:
-        """Returns a function that makes this objective in other ranks, by their definition."""
-        make = functools.partial(type(self).make_objective, point=point, number=number)
-        return functools.partial(make, attempt=attempt, seed=seed, fold=fold)
-
-    def take_part(self, call: tuple[Recipe, dict[str, Any] | None], data: TrainingData) -> None:
-        """Trains a trial as another rank, which leads the training.
-
-        Args:
-            call: what makes its objective of this definition, and the state to resume from.
-        """
-        recipe, state = call
-        made: list[Any] = []
-
-        def prepare() -> None:
-            made.append(recipe(self, data=data))
-            if state is not None:
-                made[0].restore(state)
-
-        self.ranks.together(prepare)
-        made[0].follow()
 
     @functools.cached_property
     def steps(self) -> str:

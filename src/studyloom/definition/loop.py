@@ -41,7 +41,6 @@ from studyloom.metrics import Goal
 from studyloom.storage.attributes import OF_STUDIES, OF_TRIALS
 from studyloom.text import is_scalar
 from studyloom.training.randomness import seeded
-from studyloom.training.ranks import ALONE, Ranks, Recipe
 
 # The steps of a job are numbered by it if there are several; its end is a multiple, and compared.
 STRIDE = 1_000_000
@@ -296,16 +295,14 @@ class LoopObjective(Objective):
 
     The value is the mean of what the calls return. With several jobs, the pruner compares trials
     at the end of each job. A loop that keeps its state resumes after its last complete epoch; any
-    other repeats its job. `recipe` makes the same objective in the other ranks. An Optuna objective
-    gets `suggesting`, or a trial that repeats the values of `params`.
+    other repeats its job. An Optuna objective gets `suggesting`, or a trial that repeats the values
+    of `params`.
     """
 
     loop: Loop
     jobs: Sequence[LoopJob]
     trial: int = 0
     attempt: Attempt = field(default_factory=Attempt)
-    ranks: Ranks = ALONE
-    recipe: Recipe | None = None
     suggesting: BaseTrial | None = None
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
@@ -315,7 +312,6 @@ class LoopObjective(Objective):
     _run: Run | None = None
     _not_kept: list[str] = field(default_factory=list)
     _warnings: list[str] = field(default_factory=list)
-    _restored: dict[str, Any] | None = None  # for the other ranks
 
     @property
     def stride(self) -> int:
@@ -342,17 +338,6 @@ class LoopObjective(Objective):
 
         What `report` raises is raised even if the loop catches it; see `Objective.run`.
         """
-        call, self._restored = (self.recipe, self._restored), None
-        with self.ranks.leading(call, lambda: stopping.give_way()):
-            self._call_all(report, stopping)
-        return fmean(self._values)
-
-    def follow(self) -> None:
-        """Calls the loop as rank 0 does, which reports and decides."""
-        self._call_all(lambda step: None, Unstopped())
-
-    def _call_all(self, report: Tell, stopping: Stopping) -> None:
-        """Calls the loop for each job that is left."""
         while len(self._values) < len(self.jobs):
             position = len(self._values)
             try:
@@ -361,12 +346,13 @@ class LoopObjective(Objective):
                 log.warning("trial %d: %s; it starts again from the beginning", self.trial, unfit)
                 self._saved, self._reports[position] = None, []
                 continue
-            with self.ranks.deciding():
-                self._values.append(value)
-                self._saved, self._run = None, None
-                if len(self.jobs) > 1:
-                    self._reports.append([])
-                    report(self._end_of(position))
+            self._values.append(value)
+            self._saved = None
+            self._run = None
+            if len(self.jobs) > 1:
+                self._reports.append([])
+                report(self._end_of(position))
+        return fmean(self._values)
 
     def _call(self, position: int, report: Tell, stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""
@@ -412,7 +398,7 @@ class LoopObjective(Objective):
 
             interruptible.enter_context(stopping.interruptible())
             run = Run(
-                RunContext(self.trial, attempt, job, self.ranks),
+                RunContext(self.trial, attempt, job),
                 loop.metric,
                 send,
                 limits=loop.limit_of,
@@ -434,17 +420,13 @@ class LoopObjective(Objective):
                 with isolated_hydra(), keys_explained():
                     began = time.perf_counter()
                     returned = function.call(config, run, make_trial)
-                with self.ranks.deciding():
-                    if ended_by or run.unfit is not None:
-                        raise RuntimeError(
-                            "the loop must not catch the exception that ends its trial"
-                        )
-                    run.flush()
-                    first = self.ranks.rank == 0  # the others need not return anything
-                    value = loop.values_of(returned, run) if first else 0.0
+                if ended_by or run.unfit is not None:
+                    raise RuntimeError("the loop must not catch the exception that ends its trial")
+                run.flush()
+                value = loop.values_of(returned, run)
             except BaseException as error:
                 own = isinstance(error, TrialPruned) and not ended_by  # raised by the loop itself
-                if own and self.ranks.alone:
+                if own:
                     run.flush()
                 if ended_by:
                     raise ended_by[0] from None
@@ -541,7 +523,6 @@ class LoopObjective(Objective):
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the state does not fit this objective: {error}") from error
         self._reports, self._costs, self._saved = reports, costs, saved
-        self._restored = None if self.ranks.alone else state
 
     def weights(self) -> dict[str, Any] | None:
         """Returns the states that the first call has kept; None if it has kept nothing."""
@@ -549,7 +530,7 @@ class LoopObjective(Objective):
 
 
 class Unstopped(Stopping):
-    """A `Stopping` that stops nothing: only rank 0 stops the other ranks."""
+    """A `Stopping` that stops nothing."""
 
 
 def _test_values(returned: Any, metric: str) -> dict[str, float]:

@@ -62,8 +62,7 @@ class NetworkDefinition(Definition):
             assert fold is not None
             jobs = [self.job(point, fold, seed)]
         in_turn = self.in_turn and seed is None
-        training = Training(jobs, data.split, in_turn=in_turn, ranks=self.ranks)
-        return NetworkObjective(training, self.recipe(point, number, attempt, seed, fold))
+        return NetworkObjective(Training(jobs, data.split, in_turn=in_turn))
 
     def with_recorded_values(self, point: Point, values: Sequence[float]) -> Point:
         if not values or not steps_on_value(self.at(point)):

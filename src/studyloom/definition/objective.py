@@ -18,7 +18,6 @@ from torch import Tensor
 from studyloom.definition.rule import Cost
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.job import Epoch
-from studyloom.training.ranks import Recipe
 from studyloom.training.trainer import Training
 
 
@@ -37,10 +36,6 @@ class Stopping(Protocol):
     def alone(self) -> str | None:
         """The name of a signal to this process only, which is no request to stop the study."""
         return None
-
-    def give_way(self) -> None:
-        """Stops after this trial; another process continues."""
-        return
 
 
 @dataclass(frozen=True)
@@ -205,14 +200,10 @@ class Objective:
 
 
 class NetworkObjective(Objective):
-    """Trains networks: a step is an epoch of all jobs, or of one job if they are trained in turn.
+    """Trains networks: a step is an epoch of all jobs, or in turn of one job."""
 
-    The recipe makes the same objective in the other ranks of the training.
-    """
-
-    def __init__(self, training: Training, recipe: Recipe | None = None) -> None:
-        self.training, self.recipe = training, recipe
-        self._restored: dict[str, Any] | None = None
+    def __init__(self, training: Training) -> None:
+        self.training = training
 
     @property
     def epochs(self) -> int:
@@ -238,17 +229,10 @@ class NetworkObjective(Objective):
 
         See `Objective.run`.
         """
-        call, self._restored = (self.recipe, self._restored), None
-        leading = self.training.ranks.leading(call, lambda: stopping.give_way())
-        with leading, closing(self.training):
+        with closing(self.training):
             for epoch in run_epochs(self.training, stopping):
                 report(epoch)
         return mean_epoch(self.training.kept()).value
-
-    def follow(self) -> None:
-        """Trains as rank 0 does, which reports and decides."""
-        with closing(self.training):
-            list(self.training)
 
     def steps(self) -> list[Epoch]:
         return [step_at(self.training, position) for position in range(len(self.history))]
@@ -275,7 +259,6 @@ class NetworkObjective(Objective):
 
     def restore(self, state: dict[str, Any]) -> None:
         self.training.restore(state)
-        self._restored = None if self.training.ranks.alone else state
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the weights of the first job's network, and no copy."""

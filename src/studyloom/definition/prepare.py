@@ -15,7 +15,7 @@ from studyloom.definition.custom_loop import LoopDefinition
 from studyloom.definition.definition import Definition
 from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.sources import digest_of_source
-from studyloom.definition.validation import CheckedStrategy, check_ranks, check_sections, validate
+from studyloom.definition.validation import CheckedStrategy, check_sections, validate
 from studyloom.errors import DataError
 from studyloom.plugins import load_plugin
 from studyloom.seeds import derive
@@ -91,5 +91,4 @@ def preflight(
         find = load_plugin("compress_errors")
         attempt(lambda: attempt.errors.extend(find(definition, data)))
     if launcher is not None and not attempt.errors:
-        attempt.errors += check_ranks(definition, getattr(launcher, "ranks", 1))
         attempt.errors += strategy.check_workers(launcher.count(strategy.trials))

@@ -31,8 +31,8 @@ from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, LARGEST
 from studyloom.text import error_text, nearest
 from studyloom.training.checkpoint import digest_of, snapshot
+from studyloom.training.device import training_device
 from studyloom.training.randomness import random_state, set_random_state
-from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.states import load_state, plain_state
 
 LOOP = "studyloom.definition.loop"  # the module whose frames call the loops
@@ -60,7 +60,7 @@ class LoopJob:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The trial and job that a loop runs for, and the processes that it runs in.
+    """The trial and job that a loop runs for.
 
     Args:
         trial: its number in its stage: search, re-evaluation, ablation, final-training or test.
@@ -70,7 +70,6 @@ class RunContext:
     trial: int
     attempt: Attempt
     job: LoopJob
-    ranks: Ranks = ALONE
 
 
 def loop_jobs(
@@ -123,7 +122,7 @@ class Run:
     loop must not catch it.
 
     Args:
-        context: the trial and job that it runs for, and the processes that it runs in.
+        context: the trial and job that it runs for.
         metric: the name of the value that the study optimizes.
         send: called with each report: its step, the value and the other quantities.
         limits: the constraints on the costs of a trial, by quantity.
@@ -142,9 +141,6 @@ class Run:
         metric: the name of the value that the study optimizes.
         generator: a seeded `torch.Generator` on the CPU, for the order of a DataLoader;
             checkpoints include its state.
-        rank: the number of this process among those that train the trial; only rank 0 reports.
-        world_size: the number of these processes. Each calls the loop with the same config and
-            seed, and must finish the same number of epochs or make the same number of reports.
         costs: the costs that the loop has reported, by quantity.
         not_kept: names of objects in the loop with a state that `keep` was not given.
         streams: names of streams in the loop whose position a resumed trial would lack.
@@ -161,11 +157,11 @@ class Run:
         saved: Mapping[str, Any] | None = None,
         most: int | None = None,
     ) -> None:
-        attempt, job, ranks = context.attempt, context.job, context.ranks
+        attempt = context.attempt
+        job = context.job
         self.trial, self.attempt, self.stage = context.trial, attempt.number, attempt.stage
-        self.fold, self.seed, self.device = job.fold, job.seed, ranks.device
+        self.fold, self.seed, self.device = job.fold, job.seed, training_device()
         self.train, self.valid = job.parts()
-        self.rank, self.world_size = ranks.rank, ranks.world_size
         self.generator = torch.Generator().manual_seed(job.seed)
         self.costs: dict[str, Cost] = {}
         self.not_kept: list[str] = []
@@ -175,7 +171,8 @@ class Run:
         self.most = most
         self.unfit: UnfitState | None = None
         self.metric = metric
-        self._ranks, self._folder, self._send = ranks, attempt.folder, send
+        self._folder = attempt.folder
+        self._send = send
         self._limits, self._saved = limits or {}, saved
         self._kept: dict[str, Any] = {}
         self._kept_at_end: dict[str, Any] = {}
@@ -287,8 +284,6 @@ class Run:
     @functools.cached_property
     def checkpoint(self) -> Path | None:
         """The path that `keep_files` got, to resume from; None to start."""
-        if self.world_size > 1:
-            raise ValueError("launcher.ranks must be 1 for a trainer that saves its own files")
         files = None if self._saved is None else self._saved.get("files")
         if files is None:
             return None
@@ -339,10 +334,10 @@ class Run:
                 if self._kept and epoch == begun + 1:
                     variables = _variables(sys._getframe(1))
                     self.not_kept = [*_not_kept(variables, [*self._kept.values()])]
-                with self._ranks.deciding():
-                    self._between = True
-                    self.flush()
-                    self._between, self._files = False, None
+                self._between = True
+                self.flush()
+                self._between = False
+                self._files = None
         finally:  # after a `break`, the next report or the end of the loop sends what is pending
             self._epoch = None
 
@@ -373,19 +368,6 @@ class Run:
         if not values:
             raise TypeError("run.report must get a value by name, such as accuracy=0.9")
         self._take(values, step)
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Returns the network to train: with several ranks, PyTorch's DistributedDataParallel.
-
-        Train with what it returns; give the network itself to `keep` and to the optimizer.
-
-        Args:
-            network: a network on `run.device`.
-        """
-        if self._ranks.alone:
-            return network
-        devices = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
     def cost(self, **quantities: Any) -> None:
         """Reports costs of the trial, such as parameters=120_000.
@@ -462,10 +444,9 @@ class Run:
             raise TypeError(f"run.report: {taken[0]} is reserved; choose another name")
         checked = {name: finite(each, f"reported {name}={each!r}") for name, each in values.items()}
         if self._epoch is None:
-            with self._ranks.deciding():
-                self.flush()
-                self._pending = checked
-                self.flush(step)
+            self.flush()
+            self._pending = checked
+            self.flush(step)
             return
         if step not in (None, self._epoch) or not self._pending.keys().isdisjoint(checked):
             raise UndefinedMetric(

@@ -14,7 +14,7 @@ from optuna.distributions import IntDistribution
 from studyloom.config.build import argument, section_of
 from studyloom.config.overrides import explain_key
 from studyloom.config.schema import Config, check_name, out_of_range
-from studyloom.config.values import describe_error, value_at, with_values
+from studyloom.config.values import describe_error, value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.definition import OF_NETWORKS, Branch, Definition
 from studyloom.errors import ConfigError, refuse
@@ -144,27 +144,6 @@ def _check_goals(definition: Definition) -> Iterator[str]:
     if stop and rule is not None and rule.goal.name != goals[0].name:
         chooses = f"winner.rule chooses by {rule.goal.name}, and not by {goals[0].name}"
         yield f"study.stop={stop}: {chooses}; set study.stop=null, or another rule"
-
-
-def check_ranks(definition: Definition, ranks: int) -> Iterator[str]:
-    """Yields why the ranks cannot share a trial, as when a batch has too few examples."""
-    if ranks > 1 and definition.suggests:
-        yield f"launcher.ranks must be 1 for an Optuna objective(trial); got {ranks}"
-    if ranks == 1 or not definition.trains_networks:
-        return
-    smallest = min(
-        value_at(with_values(branch.config, probe), "train.batch_size")
-        for branch in definition.branches
-        for probe in branch.probes()
-    )
-    if smallest < ranks:
-        yield (
-            f"train.batch_size must be at least {ranks}, an example for each of "
-            f"launcher.ranks={ranks}; got {smallest}"
-        )
-
-
-# The space
 
 
 def _check_groups(definition: Definition) -> Iterator[str]:

@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from studyloom.data.split import Split
 from studyloom.environment import GPU_COUNT, GPU_NOTES, PREFIX
 from studyloom.errors import ConfigError
-from studyloom.launch.local import gpus
+from studyloom.launch.local import visible_gpus
 from studyloom.processes import driver_of_nvidia
 from studyloom.study.opening import open_study
 from studyloom.study.stored_study import trial_rows
@@ -43,7 +42,7 @@ LONGEST = 300.0  # seconds that a command, or a process that waits for others, m
 NO_WINNER = "winner.enabled=false"
 STAND_IN = (
     "import sys; from studyloom.cli import main; from studyloom.launch import local; "
-    "local.gpus = lambda: {}; sys.exit(main())"
+    "local.visible_gpus = lambda: {}; sys.exit(main())"
 )
 STUDY = (
     *("run", "mnist", "model._target_=studyloom.extras.gpu.Probe", "~model.hidden"),
@@ -88,10 +87,10 @@ class Probe(nn.Module):
 
 def note_place(folder: Path, device: torch.device) -> None:
     """Writes where this process computes, and waits for the notes of the others."""
-    card = os.environ["CUDA_VISIBLE_DEVICES"] if device == CPU else uuid_of(device)
-    ranks = dist.get_backend_config() if dist.is_initialized() else ""
+    visible = os.environ["CUDA_VISIBLE_DEVICES"]
+    card = visible if device == CPU else uuid_of(device)
     note = folder / f"{os.getpid()}.new"
-    note.write_text(json.dumps([card, ranks]))
+    note.write_text(json.dumps([card, visible]))
     note.rename(note.with_suffix(".json"))
     wait_for(lambda: len(notes_in(folder)) >= int(os.environ[GPU_COUNT.name]))
 
@@ -296,11 +295,10 @@ def memory_as_predicted(cards: Gpus) -> str:
     return f"{near(predict_memory(job, split), measured, 0.25)}; measured {measured:.4f} GiB"
 
 
-def two_ranks(cards: Gpus) -> str:
-    ranks = ("launcher=join", "launcher.ranks=2", NO_WINNER)
-    _, notes = cards.study(*ranks, visible=cards.first(2), count=2)
-    wanted = "gloo" if cards.device == CPU else "nccl"
-    return must(wanted in notes[0][1], f"2 processes on {notes[0][1]}")
+def one_worker_sees_two_cards_by_gpus(cards: Gpus) -> str:
+    pair = cards.first(2)
+    _, [(_, visible)] = cards.study("launcher.gpus=2", NO_WINNER, visible=pair)
+    return must(visible == ",".join(pair), f"1 process that sees {visible}")
 
 
 def kill_9_in_a_trial(cards: Gpus) -> str:
@@ -316,7 +314,8 @@ def kill_9_in_a_trial(cards: Gpus) -> str:
 
 
 CHECKS: tuple[Callable[[Gpus], str], ...] = (
-    *(two_workers_on_one_card_by_per_gpu, one_worker_on_each_of_two_cards, two_ranks),
+    *(two_workers_on_one_card_by_per_gpu, one_worker_on_each_of_two_cards),
+    one_worker_sees_two_cards_by_gpus,
     *(cuda_visible_devices, out_of_memory_ends_its_trial_alone, replay_of_a_trial),
     *(predict_without_a_gpu, fp32_as_on_the_cpu, bf16_near_fp32, memory_as_predicted),
     kill_9_in_a_trial,
@@ -340,7 +339,7 @@ def show(*, quiet: bool = False) -> list[dict[str, Any]]:
     say(in_markdown(devices().words) + "\n")
     say("| check | | seconds | what was seen |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="studyloom-gpu-") as folder:
-        cards = Gpus(tuple(gpus()), torch.device("cuda", 0), Path(folder))
+        cards = Gpus(tuple(visible_gpus()), torch.device("cuda", 0), Path(folder))
         for check in CHECKS:
             began, state = time.monotonic(), "ok"
             try:

@@ -18,7 +18,7 @@ from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
 from studyloom.installation import pip_install
-from studyloom.launch.local import check_count, gpus
+from studyloom.launch.local import check_count, visible_gpus
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import Task
 from studyloom.processes import cores, host_id
@@ -37,34 +37,26 @@ class Ray:
     Args:
         workers: a number, or `auto`: as many as fit in the cluster. There are never more
             workers than open slots.
-        num_gpus: the GPUs of a worker; a fraction shares one. By default one for each rank if
-            there are GPUs, else 0.
-        num_cpus: the cores of a worker, and its threads; at least one for each rank.
+        num_gpus: the GPUs that a worker sees; a fraction shares one. By default one if there are
+            GPUs, else 0.
+        num_cpus: the cores of a worker, and its threads.
         address: of a running cluster, such as `auto` or `head:6379`; None for a cluster on this
             host that ends with the command.
-        ranks: the processes that train each trial of a worker together, on one node.
     """
 
     workers: int | str = "auto"
     num_gpus: float | None = None
     num_cpus: int = 1
     address: str | None = None
-    ranks: int = 1
     _cluster: ExitStack | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, auto=True)
         check_count("num_cpus", self.num_cpus)
-        check_count("ranks", self.ranks)
         asked = 0 if self.num_gpus is None else self.num_gpus
         if type(asked) not in (int, float) or asked < 0 or (asked > 1 and asked % 1):
             raise ValueError(
                 f"launcher.num_gpus must be an integer, a fraction below 1, or null; got {asked!r}"
-            )
-        if self.ranks > 1 and self.num_gpus not in (None, 0, self.ranks):
-            raise ValueError(
-                f"launcher.num_gpus must be {self.ranks}, one for each of "
-                f"launcher.ranks={self.ranks}, 0, or null; got {self.num_gpus:g}"
             )
         if self.address is not None and not (isinstance(self.address, str) and self.address):
             raise ValueError(
@@ -87,7 +79,7 @@ class Ray:
         if self.workers != "auto":
             return min(int(self.workers), slots)
         if self.address is None:
-            resources = [{"CPU": float(cores()), "GPU": float(len(gpus()))}]
+            resources = [{"CPU": float(cores()), "GPU": float(len(visible_gpus()))}]
         else:
             resources = nodes(self.connect())
         return min(sum(self.room(node, self.share(resources)) for node in resources), slots)
@@ -96,16 +88,11 @@ class Ray:
         """Returns the GPUs of one worker."""
         if self.num_gpus is not None:
             return self.num_gpus
-        return float(self.ranks * any(node.get("GPU") for node in resources))
-
-    @property
-    def cpus(self) -> int:
-        """The cores of one worker."""
-        return max(self.num_cpus, self.ranks)
+        return float(any(node.get("GPU") for node in resources))
 
     def room(self, resources: dict[str, float], share: float) -> int:
         """Returns how many workers, each with a share of GPUs, fit on a node."""
-        fitting = resources.get("CPU", 0.0) / self.cpus
+        fitting = resources.get("CPU", 0.0) / self.num_cpus
         if share:
             count = resources.get("GPU", 0.0)
             of_one = int(1 / share + 1e-9)  # 1 // 0.2 is 4, since 0.2 is rounded up
@@ -125,7 +112,7 @@ class Ray:
             with ExitStack() as stack:
                 if self.address is None:
                     workers = 0 if self.workers == "auto" else min(int(self.workers), slots)
-                    stack.enter_context(own_cluster(max(cores(), workers * self.cpus)))
+                    stack.enter_context(own_cluster(max(cores(), workers * self.num_cpus)))
                 else:
                     stack.callback(lambda: import_ray().shutdown())
                     self.connect(run_dir)
@@ -153,7 +140,7 @@ class Ray:
         with closing(self):
             share = self._fitting_share(nodes(ray))
             remote = ray.remote(
-                num_cpus=self.cpus,
+                num_cpus=self.num_cpus,
                 num_gpus=share,
                 max_restarts=-1,
                 # A lost actor is reported at once: its trial goes to another worker.
@@ -163,7 +150,7 @@ class Ray:
             task.logs.mkdir(parents=True, exist_ok=True)
             prefix = f"{host_id()}-{os.getpid()}-worker"
             folder, count = task.logs.absolute(), self.count(task.todo())
-            command = task.command.worker(self.ranks)
+            command = task.command.worker()
             workers = [
                 RayWorker(ray, remote, command, folder / f"{prefix}{n + 1}.log")
                 for n in range(count)
@@ -202,7 +189,7 @@ class Ray:
             f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in resources
         )
         raise LaunchError(
-            f"launcher: no node has resources for a worker of num_cpus={self.cpus:g} and "
+            f"launcher: no node has resources for a worker of num_cpus={self.num_cpus:g} and "
             f"num_gpus={share:g}; there are {sizes}; ask for less, or for a larger cluster"
         )
 
@@ -222,7 +209,7 @@ def own_cluster(cpus: int) -> Iterator[None]:
     ) as folder:
         try:
             options = {"include_dashboard": False, "object_store_memory": STORE}
-            join(None, num_cpus=cpus, num_gpus=len(gpus()), _temp_dir=folder, **options)
+            join(None, num_cpus=cpus, num_gpus=len(visible_gpus()), _temp_dir=folder, **options)
             yield
         finally:
             with suppress(LaunchError):

@@ -1,6 +1,5 @@
 """Workers as the tasks of a SLURM job array, which keeps running after this command."""
 
-import re
 import shlex
 import subprocess
 import sys
@@ -62,8 +61,6 @@ class Slurm:
         memory: as `sbatch` takes it; None for the cluster's default.
         lines: lines for the script, before its commands: `#SBATCH --account=…`, `module load …`.
         submit: whether to submit the script; False only writes it.
-        ranks: the processes that train each trial of a task together, on one node: each has a GPU
-            of `gres`, and its part of the cores.
     """
 
     workers: int = 4
@@ -74,11 +71,10 @@ class Slurm:
     memory: str | None = None
     lines: Sequence[str] = ()
     submit: bool = True
-    ranks: int = 1
     leaves_host = True
 
     def __post_init__(self) -> None:
-        for name in ("workers", "cpus", "ranks"):
+        for name in ("workers", "cpus"):
             check_count(name, getattr(self, name))
         if isinstance(self.time, int):  # YAML reads 2:30:00 as 9000
             raise ValueError(
@@ -96,19 +92,6 @@ class Slurm:
                 "launcher.lines must be a list of lines, such as ['#SBATCH --account=mine']; "
                 f"got {self.lines!r}"
             )
-        gpus = re.search(r"(?:^|,)gpu(?::[^:,]*[^:,\d][^:,]*)?(?::(\d+))?(?:,|$)", self.gres or "")
-        count = None if gpus is None else int(gpus[1] or 1)
-        if self.ranks > 1 and count not in (None, self.ranks):
-            raise ValueError(
-                f"launcher.gres={self.gres} gives a task {count} GPU{'' if count == 1 else 's'}, "
-                f"and launcher.ranks={self.ranks} needs one for each rank; "
-                f"set launcher.gres=gpu:{self.ranks}, or launcher.gres=null for the CPU"
-            )
-        if self.cpus < self.ranks:
-            raise ValueError(
-                f"launcher.cpus must be at least {self.ranks}, a core for each of "
-                f"launcher.ranks={self.ranks}; got {self.cpus}"
-            )
 
     def count(self, slots: int) -> int:
         return min(self.workers, slots)
@@ -124,7 +107,8 @@ class Slurm:
         """
         path = task.run_dir.absolute() / "slurm.sh"
         task.logs.mkdir(parents=True, exist_ok=True)
-        command, tasks = [sys.executable, *task.command.worker(self.ranks)], self.count(task.todo())
+        command = [sys.executable, *task.command.worker()]
+        tasks = self.count(task.todo())
         path.write_text(self.script(task.name, tasks, command, Path.cwd(), task.logs.absolute()))
         follow = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"
         if not self.submit:

@@ -13,7 +13,6 @@ __all__ = [
     "line",
     "local",
     "process",
-    "ranks",
     "search",
     "supervisor",
     "task",

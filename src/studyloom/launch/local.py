@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import torch
-import torch.distributed as dist
 
 from studyloom.data.training_data import shared_variables
 from studyloom.environment import LINE, MARK, WORKER
@@ -25,25 +24,16 @@ from studyloom.pickled import can_pass_on, passed_to_child
 from studyloom.processes import cores, host_id, worker_id
 from studyloom.study import failures
 from studyloom.study.stopping import Stop
-from studyloom.training.ranks import ALONE
+from studyloom.training.device import training_device
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Join:
-    """One worker in this process; a thread renews its lease, and the worker after each epoch.
+    """One worker in this process; a thread renews its lease, and the worker after each epoch."""
 
-    Args:
-        ranks: the processes that train each trial together, of which this one is the first.
-    """
-
-    ranks: int = 1
     leaves_host = False
-    starts_ranks = True
-
-    def __post_init__(self) -> None:
-        check_count("ranks", self.ranks)
 
     def count(self, slots: int) -> int:
         return min(1, slots)
@@ -59,11 +49,6 @@ class Join:
             Halted: all trials fail for the same reason.
             LaunchError: work is left; as BrokenProcess, since this process can do no more.
         """
-        if self.ranks > 1 and not dist.is_initialized():
-            raise LaunchError(
-                f"launcher=join launcher.ranks={self.ranks}: ranks need their own processes, "
-                "which only a command starts; use the command, or launcher=local"
-            )
         if task.command.is_worker:  # the launcher renews the lease
             task.work(stop)
             return
@@ -77,29 +62,33 @@ class Local:
     """Workers on this host, each in its own process; a single worker runs in this process.
 
     Args:
-        workers: a number, or `auto`: `per_gpu` for each GPU, or one for each core if there is no
-            GPU; with several ranks, for each `ranks` GPUs or cores. There are never more workers
-            than open slots.
-        per_gpu: the number of workers that share a GPU.
-        ranks: the processes that train each trial of a worker together, each on its own GPU.
+        workers: a number, or `auto`: as many as the GPUs allow, or one for each core if there is no
+            GPU. There are never more workers than open slots.
+        gpus: how many GPUs a worker sees, for a trial that trains on several.
+        per_gpu: the number of workers that share a GPU, for small trials.
     """
 
     workers: int | str = "auto"
+    gpus: int = 1
     per_gpu: int = 1
-    ranks: int = 1
     leaves_host = False
     may_fork = True
 
     def __post_init__(self) -> None:
         check_count("workers", self.workers, auto=True)
         check_count("per_gpu", self.per_gpu)
-        check_count("ranks", self.ranks)
-        count = len(gpus()) if self.ranks > 1 else 0
-        if count % self.ranks:
-            divisors = ", ".join(str(n) for n in range(1, count + 1) if not count % n)
+        check_count("gpus", self.gpus)
+        if self.gpus > 1 and self.per_gpu > 1:
             raise ValueError(
-                f"launcher.ranks must divide the {count} GPUs here, one for each rank: {divisors}; "
-                f"got {self.ranks}; choose another number, or set CUDA_VISIBLE_DEVICES"
+                "launcher.gpus gives a worker several GPUs, and launcher.per_gpu a part of one; "
+                f"got gpus={self.gpus} and per_gpu={self.per_gpu}; leave one of them at 1"
+            )
+        available = len(visible_gpus())
+        if self.gpus > 1 and available < self.gpus:
+            raise ValueError(
+                f"launcher.gpus={self.gpus}: this process sees {available} "
+                f"GPU{'' if available == 1 else 's'}; choose a smaller number, or set "
+                "CUDA_VISIBLE_DEVICES"
             )
 
     def launch(self, task: Task, stop: Stop) -> None:
@@ -119,7 +108,7 @@ class Local:
         if not slots:  # others have ended the last trials meanwhile
             return
         count = self.count(slots)
-        command = [sys.executable, *task.command.worker(self.ranks)]
+        command = [sys.executable, *task.command.worker()]
         common = {WORKER.name: f"{task.command.age():.3f}", **shared_variables()}
         # With the process id: two commands at once on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
@@ -132,27 +121,35 @@ class Local:
     def works_here(self, task: Task, slots: int) -> bool:
         """Whether this process is the only worker for open slots, and writes no log.
 
-        With a time limit a single worker has a process too: a trial that hangs ends with it. So has
-        each rank, and a worker whose trials this process cannot train, since its GPU is lost.
+        With a time limit a single worker has a process too: a trial that hangs ends with it. With
+        `gpus` it has one, which sees only these, and so has a worker whose trials this process
+        cannot train, since its GPU is lost.
         """
-        alone = self.ranks == 1 and task.limits.trial_timeout is None
-        return alone and self.count(slots) <= 1 and not failures.gpu_is_lost()
+        needs_process = self.gpus > 1 or task.limits.trial_timeout is not None
+        return not needs_process and self.count(slots) <= 1 and not failures.gpu_is_lost()
 
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
-        if self.workers == "auto":
-            found = len(gpus()) or int(ALONE.device.type == "mps")
-            devices, per_device = (found, self.per_gpu) if found else (cores(), 1)
-            return min(max(1, devices // self.ranks) * per_device, slots)
-        return min(int(self.workers), slots)
+        if self.workers != "auto":
+            return min(int(self.workers), slots)
+        if available := len(visible_gpus()):
+            return min(available // self.gpus * self.per_gpu, slots)
+        if training_device().type == "mps":
+            return min(self.per_gpu, slots)
+        return min(cores(), slots)
+
+    def devices(self) -> list[str]:
+        """Returns the GPUs of each worker, as CUDA_VISIBLE_DEVICES names them; none without GPUs.
+
+        GPUs that are too few for another worker are left out.
+        """
+        available = visible_gpus()
+        starts = range(0, len(available) - self.gpus + 1, self.gpus)
+        return [",".join(available[start : start + self.gpus]) for start in starts]
 
     def environments(self, count: int) -> list[dict[str, str]]:
         """Returns the variables of each worker: its devices, and its share of the cores."""
-        found = gpus()
-        devices = [
-            ",".join(found[first : first + self.ranks])
-            for first in range(0, len(found), self.ranks)
-        ]
+        devices = self.devices()
         threads = str(max(1, cores() // count))
         common = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         return [
@@ -190,18 +187,18 @@ def in_a_new_process(broken: BrokenProcess, task: Task) -> BrokenProcess:
     return BrokenProcess(f"{broken}; repeat the {kind} in a new process, which does the rest")
 
 
+def visible_gpus() -> list[str]:
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(n) for n in range(count)]
+
+
 def check_count(name: str, value: object, *, auto: bool = False) -> None:
     """Raises ValueError unless a setting is an integer from 1 on, or "auto" if `auto` is set."""
     if (type(value) is not int or value < 1) and not (auto and value == "auto"):
         words = f"{'auto, or ' * auto}an integer of at least 1"
         raise ValueError(f"launcher.{name} must be {words}; got {value!r}")
-
-
-def gpus() -> list[str]:
-    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(n) for n in range(count)]
 
 
 @dataclass

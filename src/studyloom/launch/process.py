@@ -32,13 +32,10 @@ from studyloom.errors import (
 )
 from studyloom.launch.forks import fork_workers
 from studyloom.launch.line import Line
-from studyloom.launch.ranks import start_ranks
 from studyloom.launch.search import MakeStages, open_search, prepare
 from studyloom.launch.task import Command, StudyTask, make_task
 from studyloom.pickled import receive
-from studyloom.processes import collect_as_usual
 from studyloom.study.stopping import Stop, following
-from studyloom.training.ranks import Ranks
 
 STOPPED = 3  # the exit code of a process that `studyloom stop` has stopped
 
@@ -121,11 +118,9 @@ def run_process(
             server = fork_workers(launcher, worker, ending)
         with reporting_errors(stop, finish):
             receive()
-            peers = start_ranks(cfg, command, line, partial(follow_rank, cfg), launcher)
-            ending.enter_context(peers)
             line.follow()
             reporting.begin()
-            prepared = prepare(cfg, peers.connect(), joins=joins)
+            prepared = prepare(cfg, joins=joins)
             if cfg.study.dry_run:
                 reporting.show(prepared.definition)
                 finish(0, None)
@@ -163,13 +158,6 @@ def launcher_class(cfg: DictConfig) -> Any:
     with suppress(ConfigError):
         return find_target(cfg.launcher) if isinstance(cfg.launcher, DictConfig) else None
     return None
-
-
-def follow_rank(cfg: DictConfig, ranks: Ranks) -> Callable[[Any], None]:
-    """Prepares another rank than the first, which takes part in what that one calls."""
-    prepared = prepare(cfg, ranks, joins=True)
-    collect_as_usual()
-    return lambda call: prepared.definition.take_part(call, prepared.data)
 
 
 def exit_code(code: int, stop: Stop) -> int:

@@ -22,13 +22,13 @@ from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import SEARCH
 from studyloom.study.strategy import Strategy
 from studyloom.study.warm_start import WarmStarts
-from studyloom.training.ranks import ALONE, Ranks, check_device
+from studyloom.training.device import check_device, training_device
 
 # Makes the stages of a run from its search, which is the first of them.
 MakeStages = Callable[[Prepared, Stage], Stages]
 
 
-def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Prepared:
+def prepare(cfg: DictConfig, *, joins: bool = False) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
 
     Args:
@@ -41,7 +41,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     attempt = ErrorCollector()
     definition = attempt(lambda: define(cfg))
     launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
-    attempt(lambda: check_device(getattr(launcher, "ranks", 1)))
+    attempt(check_device)
     url = attempt(lambda: required_url(cfg))
     trackers = attempt(lambda: load_plugin("trackers")(cfg.track)) if cfg.track else {}
     several = launcher is not None and launcher.count(2) > 1
@@ -58,9 +58,8 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     attempt.check()
     # A custom training loop gets its data on the CPU, where the processes of a DataLoader can
     # read it.
-    if definition.trains_networks and (device := ranks.device).type != "cpu":
+    if definition.trains_networks and (device := training_device()).type != "cpu":
         data = data.to(device)
-    definition = replace(definition, ranks=ranks)
     strategy = Strategy(definition)
     return Prepared(definition, strategy, launcher, data, url, Path(cfg.run_dir), starts, trackers)
 

@@ -80,10 +80,9 @@ class Command:
         """Returns the arguments without the overrides of some keys, and of all below them."""
         return [each for each in self.arguments if not Override.parse(each).is_within(*keys)]
 
-    def worker(self, ranks: int = 1) -> list[str]:
+    def worker(self) -> list[str]:
         """Returns the arguments with which Python runs a worker of this command."""
-        several = [f"launcher.ranks={ranks}"] if ranks > 1 else []
-        return [*self.program, *self.without("launcher"), "launcher=join", *several]
+        return [*self.program, *self.without("launcher"), "launcher=join"]
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,6 @@ class Launcher(Protocol):
     Attributes:
         leaves_host: whether workers may run on other hosts, which see no file of this one.
         may_fork: if true, a worker may be a fork of this process.
-        starts_ranks: if true, the worker in this process starts the other ranks of its trials.
     """
 
     @property

@@ -50,17 +50,16 @@ class Hours:
 def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
     """Adds up what workers spent on trials that have ended or were paused, also before they died.
 
-    A trial that ran on the CPU counts for each thread of its worker; each of several ranks counts.
+    A trial that ran on the CPU counts for each thread of its worker.
     Without a stored environment it counts as one core.
     """
     cores = gpus = 0.0
     for trial in trials:
         hours, provenance = _worked(trial), TrialRecord(trial).provenance
         environment = provenance.get("environment") or {}
-        ranks = environment.get("ranks") or 1
-        cores += hours * ranks * (environment.get("threads") or 1)
+        cores += hours * (environment.get("threads") or 1)
         if provenance.get("device") in ("cuda", "mps"):
-            gpus += hours * ranks
+            gpus += hours
     return Hours(cores, gpus)
 
 

@@ -17,7 +17,6 @@ import msgspec
 import numpy as np
 import optuna
 import torch
-import torch.distributed as dist
 
 from studyloom._version import __version__
 from studyloom.processes import cpu_name
@@ -63,7 +62,6 @@ class Provenance:
 
 def current_environment(device: torch.device) -> dict[str, Any]:
     """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -73,7 +71,6 @@ def current_environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "commit": commit(),
-        **({"ranks": ranks} if ranks > 1 else {}),
     }
 
 

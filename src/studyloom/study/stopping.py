@@ -93,11 +93,6 @@ class Stop:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def give_way(self) -> None:
-        """Stops, since this process can run no other trial; another one replaces it."""
-        if self.signal is None:
-            self.signal, self.alone = signal.SIGTERM, "no signal, but lost another rank"
-
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Lets the first signal interrupt the body, which may be left at any step.

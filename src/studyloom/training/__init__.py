@@ -7,11 +7,11 @@ iterates over the epochs, and may report, prune, save a checkpoint or stop after
 __all__ = [
     "batches",
     "checkpoint",
+    "device",
     "job",
     "memory",
     "optimizer",
     "randomness",
-    "ranks",
     "states",
     "steps",
     "trainer",

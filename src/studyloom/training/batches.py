@@ -27,7 +27,6 @@ from studyloom.errors import DataError, LoaderDied
 from studyloom.processes import LINUX, end_with, signals_deferred
 from studyloom.text import name_error
 from studyloom.training.job import Job
-from studyloom.training.ranks import ALONE, Ranks
 from studyloom.user_code import importing_module
 
 # On a CPU a convolution's outputs should stay in the cache: 2,000 images a call take up to twice as
@@ -37,16 +36,15 @@ EVALUATION_BATCH = {"cpu": 256, "cuda": 4096, "mps": 4096}
 # Whether to train on the batch, its seed, and the indices of its examples.
 Request = tuple[bool, int, list[int]]
 Sized = tuple[Any, int]  # a batch, and the number of its examples
-# How many examples a step has in all ranks, and this rank's share of its batches, all of which are
-# to be taken before the next step.
+# How many examples a step has, and its batches, all of which are to be taken before the next step.
 Step = tuple[int, Iterable[Sized]]
 
 
-def make_batches(job: Job, split: Part, ranks: Ranks = ALONE) -> "Batches":
-    """Returns the batches of a job, each of which is divided among `ranks`."""
+def make_batches(job: Job, split: Part) -> "Batches":
+    """Returns the batches of a job."""
     if isinstance(split, Split):
-        return TensorBatches(job, split, ranks)
-    return ExampleBatches(job, split, ranks)
+        return TensorBatches(job, split)
+    return ExampleBatches(job, split)
 
 
 class TensorBatches:
@@ -59,13 +57,14 @@ class TensorBatches:
             network takes.
     """
 
-    def __init__(self, job: Job, split: Split, ranks: Ranks = ALONE) -> None:
-        self._job, self._split, self._ranks = job, split, ranks
+    def __init__(self, job: Job, split: Split) -> None:
+        self._job = job
+        self._split = split
         self.dtype = unseen_dtype(split)
         self.train = job.train.to(split.device)
         self.valid = job.valid.to(split.device)
         self.evaluation_size = EVALUATION_BATCH[split.device.type]
-        self._whole = ranks.alone and job.accumulate == 1  # whether a step has one batch
+        self._whole = job.accumulate == 1  # whether a step has one batch
 
     def steps(self) -> Iterator[Step]:
         """Draws the order of an epoch's examples, and returns what each step trains on.
@@ -80,8 +79,8 @@ class TensorBatches:
     def _step(self, indices: Tensor) -> Step:
         if self._whole:
             return len(indices), ((self.at(indices), len(indices)),)
-        shares = map(self._ranks.share, torch.split(indices, self._job.batch_size))
-        return len(indices), ((self.at(share), len(share)) for share in shares if len(share))
+        parts = torch.split(indices, self._job.batch_size)
+        return len(indices), ((self.at(part), len(part)) for part in parts)
 
     def part(self, indices: Tensor) -> Iterator[Sized]:
         """Yields the batches to evaluate the examples at `indices`, in their order."""
@@ -107,8 +106,9 @@ class TensorBatches:
 class ExampleBatches:
     """Batches of examples, as their collate function makes them; compare `TensorBatches`."""
 
-    def __init__(self, job: Job, examples: Examples, ranks: Ranks = ALONE) -> None:
-        self._job, self._examples, self._ranks = job, examples, ranks
+    def __init__(self, job: Job, examples: Examples) -> None:
+        self._job = job
+        self._examples = examples
         self.train = job.train.to(examples.device)
         self.valid = job.valid.to(examples.device)
         self.evaluation_size = job.batch_size
@@ -116,20 +116,17 @@ class ExampleBatches:
 
     def steps(self) -> Iterator[Step]:
         parts = torch.split(self._draw(), self._job.batch_size)
-        # What a rank draws for its examples is its own.
-        seeds = torch.randint(2**62, (len(parts),)) + self._ranks.rank
+        seeds = torch.randint(2**62, (len(parts),))
         return self._load_steps(parts, seeds.tolist())
 
     def _load_steps(self, parts: Sequence[Tensor], seeds: list[int]) -> Iterator[Step]:
-        shares = [self._ranks.share(part).tolist() for part in parts]
         batches = self._loader.load(
-            [(True, seed, share) for seed, share in zip(seeds, shares, strict=True) if share]
+            [(True, seed, part.tolist()) for seed, part in zip(seeds, parts, strict=True)]
         )
         for first in range(0, len(parts), self._job.accumulate):
-            group = slice(first, first + self._job.accumulate)
-            sizes = [len(share) for share in shares[group] if share]
+            sizes = [len(part) for part in parts[first : first + self._job.accumulate]]
             loaded = ((next(batches), size) for size in sizes)
-            yield sum(map(len, parts[group])), loaded
+            yield sum(sizes), loaded
         next(batches, None)  # the processes that load are free for what comes next
 
     def part(self, indices: Tensor) -> Iterator[Sized]:

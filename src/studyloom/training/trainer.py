@@ -11,9 +11,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import astuple, replace
-from functools import partial, reduce
+from functools import reduce
 from inspect import isroutine
-from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -22,12 +21,10 @@ from torch import Tensor, nn
 
 from studyloom.data.training_data import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
-from studyloom.seeds import derive
 from studyloom.training.batches import Batches, Sized, make_batches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
 from studyloom.training.randomness import host_state, set_host_state
-from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.states import load_state, plain_state
 from studyloom.training.steps import Steps, call_network, choose_threads, on_threads
 
@@ -87,10 +84,10 @@ class JobRun:
             unless they are to be kept.
     """
 
-    def __init__(self, job: Job, split: Part, ranks: Ranks = ALONE) -> None:
-        self.job, self.ranks = job, ranks
+    def __init__(self, job: Job, split: Part) -> None:
+        self.job = job
         self.device = split.device
-        self.batches: Batches = make_batches(job, split, ranks)
+        self.batches: Batches = make_batches(job, split)
         self.epoch = 0
         self.step = 0
         self.evaluating = 0.0
@@ -130,7 +127,6 @@ class JobRun:
         fp16 = job.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type) if fp16 else None
         self.average = None if job.ema is None else Average(self.model, job.ema)
-        self.aligned = ranks.alone  # whether all ranks have the weights of rank 0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -224,18 +220,14 @@ class JobRun:
         """Trains for one epoch and evaluates the validation set."""
         start = perf_counter()
         with self.own_randomness():
-            if not self.aligned:  # they differ if the user's code draws from its own generators
-                self.ranks.copy_from_first(self.model.state_dict().values())
-                self.aligned = True
-            steps, total = self.batches.steps(), torch.zeros((), device=self.device)
+            steps = self.batches.steps()
+            total = torch.zeros((), device=self.device)
             # If a signal cuts `no_grad` short as it ends, this one turns gradients on again.
-            with self._noise(), torch.enable_grad():
+            with torch.enable_grad():
                 self.model.train()
                 for count, batches in steps:
                     total += self.train_step(count, batches)
                 train_loss = float(total) / self.job.samples
-                # Such as the means of a BatchNorm, which has seen only this rank's shares.
-                self.ranks.copy_from_first(self.model.buffers())
                 trained = perf_counter()
                 valid_loss, value = self.evaluate(self.batches.valid)
         self.epoch += 1
@@ -248,32 +240,12 @@ class JobRun:
         self.evaluating = ended - trained
         return Epoch(self.epoch, train_loss, valid_loss, value, ended - start, rate)
 
-    @contextlib.contextmanager
-    def _noise(self) -> Iterator[None]:
-        """Seeds each of several ranks differently while the body runs.
-
-        What all ranks draw alike, such as the order of the examples, continues from where it was.
-        """
-        if self.ranks.alone:
-            yield
-            return
-        common = self._get_random()
-        seed = derive(self.job.seed, self.epoch, self.ranks.rank)
-        for generator in self.generators:
-            generator.manual_seed(seed)
-        set_host_state(host_state(seed))
-        yield
-        self._set_random(common)
-
     def train_step(self, count: int, batches: Iterable[Sized]) -> Tensor:
         """Makes one step of the optimizer, and returns the sum of its examples' losses."""
         self.rates.before_step(self.step / self.total_steps)
         for weight in self.weights:
             weight.grad = None  # as zero_grad does, which takes 0.02 ms for it
-        if self.ranks.alone:
-            total = self._backward(count, batches)
-        else:
-            total = self.ranks.sum_gradients(self.weights, lambda: self._backward(count, batches))
+        total = self._backward(count, batches)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.job.l1:
@@ -301,8 +273,7 @@ class JobRun:
             scaled = share if self.scaler is None else self.scaler.scale(share)
             scaled.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach() * size)
-        # A small batch may have no share for this rank.
-        return reduce(torch.add, losses) if losses else torch.zeros((), device=self.device)
+        return reduce(torch.add, losses)
 
     @torch.no_grad()
     def _add_l1(self) -> None:
@@ -319,19 +290,10 @@ class JobRun:
         """Returns the mean loss and the metric on examples; NaN if the loss is not finite."""
         if self.average is not None:
             self.average.take_buffers()
-        share = self.ranks.share(indices)
-        work = partial(evaluate_part, self.evaluated, self.steps, self.batches, share)
-        return self.ranks.agree(lambda: work() if len(share) else None, self._merge)
-
-    def _merge(self, parts: Sequence[tuple[float, Tensor, Tensor] | None]) -> tuple[float, float]:
-        losses, outputs, targets = zip(*filter(None, parts), strict=True)
-        loss = losses[0] if len(losses) == 1 else fmean(losses, map(len, targets))
+        loss, outputs, targets = evaluate_part(self.evaluated, self.steps, self.batches, indices)
         if not math.isfinite(loss):
             return loss, math.nan
-        if len(losses) == 1:
-            return loss, self.job.metric(outputs[0], targets[0])
-        whole = [torch.cat([part.to(self.device) for part in kind]) for kind in (outputs, targets)]
-        return loss, self.job.metric(*whole)
+        return loss, self.job.metric(outputs, targets)
 
 
 def evaluate_part(
@@ -444,8 +406,6 @@ class Training:
         in_turn: whether each job is trained to its end before the next one begins, an iteration
             being one epoch of one job. If not, all jobs are trained in lockstep, an iteration
             being one epoch of all.
-        ranks: the processes that train together. Each of them makes this object of the same jobs,
-            and iterates over it; rank 0 decides whether there is another iteration.
         threads: of the processor; None for as many as the steps are worth.
 
     Attributes:
@@ -463,7 +423,6 @@ class Training:
         split: Part,
         *,
         in_turn: bool = False,
-        ranks: Ranks = ALONE,
         threads: int | None = None,
     ) -> None:
         assert len({job.last for job in jobs}) == 1, "jobs of one training have as many epochs"
@@ -471,7 +430,6 @@ class Training:
         self._groups = [[job] for job in jobs] if in_turn else [jobs]
         self._group_epochs = jobs[0].last
         self._split = split
-        self.ranks = ranks
         self.stride = self._group_epochs if in_turn else 1
         self.history: list[list[Epoch]] = []
         self.numbers: list[int] = []
@@ -497,7 +455,7 @@ class Training:
         return all(run.ended for run in self._runs)
 
     def _begin(self, group: int) -> list[JobRun]:
-        return [JobRun(job, self._split, self.ranks) for job in self._groups[group]]
+        return [JobRun(job, self._split) for job in self._groups[group]]
 
     def close(self) -> None:
         """Ends the processes that load its batches, if there are any.
@@ -510,7 +468,7 @@ class Training:
     def __iter__(self) -> Iterator[list[Epoch]]:
         while True:
             self._check_whole()
-            if self.ended or not self.ranks.go_on():
+            if self.ended:
                 return self.close()
             self._whole = False
             if self._group_ended:
@@ -524,7 +482,6 @@ class Training:
                     run.run_epoch() if run in going else self._stand_in(at)
                     for at, run in enumerate(self._runs)
                 ]
-            self.ranks.rest()
             self.evaluating += sum(run.evaluating for run in going)
             for job, epoch in enumerate(results, self._group):
                 for part, loss in (("train", epoch.train_loss), ("valid", epoch.valid_loss)):

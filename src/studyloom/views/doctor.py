@@ -18,7 +18,7 @@ from studyloom._version import __version__
 from studyloom.environment import DEVICE
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
-from studyloom.launch.local import Local, gpus
+from studyloom.launch.local import Local, visible_gpus
 from studyloom.processes import cores
 from studyloom.storage.database import is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger
@@ -165,7 +165,7 @@ def writable(folder: Path) -> Finding:
 
 def devices() -> Finding:
     """Lists the GPUs and their free memory."""
-    if not gpus():
+    if not visible_gpus():
         if torch.backends.mps.is_available():
             return Finding(OK, f"a Mac's: workers train on it with {DEVICE.name}=mps")
         return Finding(OK, "none: workers train on the CPU")
@@ -178,7 +178,10 @@ def devices() -> Finding:
 
 def workers() -> Finding:
     """Counts the workers that `launcher.workers=auto` starts on this machine."""
-    count, found = Local().count(sys.maxsize), f"for {len(gpus()) or 'no'} GPUs and {cores()} cores"
+    count, found = (
+        Local().count(sys.maxsize),
+        f"for {len(visible_gpus()) or 'no'} GPUs and {cores()} cores",
+    )
     return Finding(OK, f"launcher.workers=auto starts {count}, {found}")
 
 

@@ -116,6 +116,14 @@ def test_it_is_told_seed_trial_and_folder_and_a_value_is_one_word_whatever_it_ho
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(("visible", "count"), [([], 1), (["4", "7"], 2)])
+def test_gpus_in_a_command_is_how_many_the_worker_sees(
+    config, make_run, monkeypatch, visible, count
+):
+    monkeypatch.setattr(command_module, "visible_gpus", lambda: visible)
+    assert says('print("v={gpus}")')(config(), make_run()) == count
+
+
 def test_a_command_without_a_value_says_why_with_its_last_lines(config, make_run):
     for text, words in (
         ('print("lost")', "objective.value found nothing, with the pattern v=.*; the last"),
@@ -194,8 +202,6 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
 def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_and_script(ask):
     definition = ask()
     assert errors_of(definition) == []
-    (mistake,) = errors_of(ask("launcher.ranks=2"))
-    assert "launcher.ranks=2: each rank would run the command" in mistake
     (mistake,) = errors_of(ask("objective.test=posixpath.join"))
     assert mistake.startswith("objective.test: a command returns no network to test")
     identity = definition.identity("")

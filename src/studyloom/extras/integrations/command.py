@@ -24,13 +24,14 @@ from studyloom.environment import CHECKPOINT_DIR, SEED, TRIAL
 from studyloom.errors import CommandFailed
 from studyloom.extras.integrations.shared_files import SharedFiles
 from studyloom.extras.integrations.working_folder import WorkingFolder
+from studyloom.launch.local import visible_gpus
 from studyloom.launch.supervisor import WorkerExit
 from studyloom.processes import leading_group
 from studyloom.space.tree import Group, Space
 from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 
 KEPT = "work"  # in the run directory: the working folders that are kept
-OURS = ("seed", "trial", "checkpoint_dir")
+OURS = ("seed", "trial", "checkpoint_dir", "gpus")
 PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
 # What may be named in a command and decide a value. Others, such as .json, may be its results.
 SOURCES = {".py", ".sh", ".yaml", ".yml", ".toml"}
@@ -50,7 +51,8 @@ class Command:
 
     Args:
         run: the command, such as `python main.py --lr {lr}`. A name in braces is a key of `params`,
-            or `seed`, `trial` or `checkpoint_dir`.
+            or `seed`, `trial`, `checkpoint_dir`, or `gpus`: how many GPUs the worker sees, and 1
+            without GPUs.
         value: a regular expression. What its group `value` finds in a line is reported; the last
             is the value of the trial.
         step: the same for the step of a value, with the group `step`, in its line or one before;
@@ -87,12 +89,6 @@ class Command:
         errors = [*_word_errors(self.run, [*params, *OURS]), *_space_errors(self.run, space)]
         ours = [name for name in OURS if name in params]
         errors += [f"params.{name}: {{{name}}} is reserved; rename it" for name in ours]
-        ranks = OmegaConf.select(config, "launcher.ranks", default=1)
-        if isinstance(ranks, int) and ranks > 1:
-            errors.append(
-                f"launcher.ranks={ranks}: each rank would run the command; leave it out, and start "
-                "the processes of a trial in the command, such as run: 'torchrun main.py'"
-            )
         if OmegaConf.select(config, "objective.test") is not None:
             errors.append(f"objective.test: {self.untested}; leave it out")
         errors += self._folder_errors()
@@ -228,7 +224,12 @@ class Command:
             run.dir.mkdir(parents=True, exist_ok=True)
         for line in _earlier_lines(record):  # of attempts that were cut short
             output.take(line)
-        ours = {"seed": run.seed, "trial": run.trial, "checkpoint_dir": run.dir.absolute()}
+        ours = {
+            "seed": run.seed,
+            "trial": run.trial,
+            "checkpoint_dir": run.dir.absolute(),
+            "gpus": max(1, len(visible_gpus())),
+        }
         words = _fill(self.run, _params(config) | ours)
         variables = {
             SEED.name: str(run.seed),

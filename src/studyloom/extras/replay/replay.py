@@ -27,7 +27,7 @@ from studyloom.training.steps import on_threads
 
 MOST_THREADS = 1024  # a greater number in a database is ignored
 # The parts of an environment that change the order in which numbers are added.
-REORDERING = ("torch", "device", "threads", "ranks")
+REORDERING = ("torch", "device", "threads")
 
 
 def replay(
@@ -147,7 +147,7 @@ def print_verdict(
         line = f"equal bit for bit: {epochs} of {quantities}{again}"
         console.print(Text(line, style="bold green"))
         return 0
-    made, here = ({"ranks": 1, **found} for found in (provenance.environment, here))
+    made = provenance.environment
     reordered = any(made.get(name) != here[name] for name in REORDERING)
     reasons = differences(made, here)
     if provenance.device != "cpu":
