@@ -131,5 +131,7 @@ def test_the_page_of_a_comparison_replaces_only_a_page(ran, tmp_path, capsys):
         assert main([*command, str(tmp_path / name)]) == 2
         assert reason in capsys.readouterr().err
     assert (run_dirs[0] / "study.db").read_bytes() == before
-    for _ in range(2):
-        assert main([*command, str(tmp_path / "page.html")]) == 0
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    for name in ("page.html", "page.html", "link.html"):
+        assert main([*command, str(tmp_path / name)]) == 0
+    assert (tmp_path / "link.html").is_symlink()

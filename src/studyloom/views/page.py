@@ -362,7 +362,8 @@ def write_page(path: Path, html: str) -> None:
         OSError: it cannot be written.
     """
     check_page(path)
-    write_whole(path, html.encode(errors="replace"))
+    # The file that a link leads to is replaced, and not the link, such as /dev/stdout.
+    write_whole(path.resolve(), html.encode(errors="replace"))
 
 
 def report_page(head: Head, sections: Iterable[Section], run_dir: Path | None = None) -> str:
