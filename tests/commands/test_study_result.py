@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import QUICK
+from optuna.trial import TrialState
 from toys import LOOP
 
 import studyloom as api
@@ -17,7 +18,9 @@ from studyloom.commands import result
 from studyloom.errors import ConfigError, Diverged, NoWinner, StorageError
 from studyloom.files import mark_own
 from studyloom.storage.attributes import RESULT
+from studyloom.study.command_record import StoredCommand
 from studyloom.study.early_end import look_ahead
+from studyloom.study.redo import redo_failed
 from studyloom.views import report
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.result import Result
@@ -64,6 +67,65 @@ def make_objective(monkeypatch):
         monkeypatch.setattr(CandidateTrainings, "make_objective", make_after)
 
     return put
+
+
+BUG = {"above": 2.0}
+BEFORE_TEST = {"call": lambda: None}
+
+
+def buggy(run, *, x=0.1):
+    """A loop that takes no time, and has a bug for large values, which are the best."""
+    if x > BUG["above"]:
+        raise RuntimeError("a bug")
+    run.keep(net=torch.nn.Linear(1, 1))
+    for _ in run.epochs(1):
+        run.report(score=x)
+    return run.value
+
+
+def score(config, run, part):
+    BEFORE_TEST["call"]()
+    return {"score": config.params.x}
+
+
+@pytest.mark.parametrize("moment", ["re-evaluation", "test"])
+def test_trials_that_are_opened_after_the_search_are_trained_before_it_returns(
+    moment, monkeypatch, make_objective, tmp_path
+):
+    """Failed ones are, and one of them wins: they were the best."""
+    monkeypatch.setitem(BUG, "above", 0.4)
+    opened = []
+
+    def redo(*_):
+        if not opened:
+            BUG["above"] = 2.0
+            with api.open_study(tmp_path / "run") as study:
+                opened.extend(redo_failed(study._stored))
+
+    if moment == "re-evaluation":
+        make_objective(redo)
+    else:
+        monkeypatch.setitem(BEFORE_TEST, "call", redo)
+    with api.search(
+        buggy,
+        space={"x": api.Float(0, 1)},
+        maximize="score",
+        trials=8,
+        workers=1,
+        quiet=True,
+        sampler="random",
+        winner={"top": 2, "seeds": 1},
+        run_dir=tmp_path / "run",
+        name="s",
+        objective={"test": f"{__name__}.score"},
+        study={"max_failures": 9},
+    ) as study:
+        assert opened
+        trials = study._stored.trials()
+        assert [trial.state for trial in trials] == 8 * [TrialState.COMPLETE]
+        best = max(trial.value for trial in trials)
+        assert study.winner.value == study.winner.test == best > 0.4
+        assert StoredCommand.read(study._stored).record.ended == 0
 
 
 @pytest.mark.chaos

@@ -30,6 +30,8 @@ from studyloom.winner.stages import ResultStages
 def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
     """Launches workers for the open trials, shows the progress, and prints the result.
 
+    It does so again if trials were opened meanwhile, such as those of `studyloom redo`.
+
     Returns:
         The exit code of a command: 1 if there is no result, although it was not stopped.
 
@@ -46,15 +48,26 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         folder = shlex.quote(str(task.run_dir))
         words = f"{stored.name} is paused; studyloom resume {folder} resumes it"
         terminal.say(outputs.console, words)
-    with recording_end(stored, not_small=1):
-        code = _search_and_report(task, stop, outputs)
-    if not stop() and not plan.todo():
-        end_command(stored, code)
+    while True:
+        with recording_end(stored, not_small=1):
+            code = _search_and_report(task, stop, outputs)
+        if code is None or stop():
+            break
+        if not plan.todo():
+            end_command(stored, code)
+        # Counted once the end is stored: trials that are opened later are for the next command.
+        left = plan.todo()
+        if not left:
+            break
+        words = "trials or trainings were opened meanwhile, as by studyloom redo: they follow"
+        terminal.say(outputs.console, f"{left} {words}")
+        begin_command(stored, record, task.command.age())
     plan.search.remove_left_files(plan.definition.config.checkpoints.dir)
-    return code
+    return code or 0
 
 
-def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
+def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int | None:
+    """Does what `search_and_report` says once; returns None if workers continue without it."""
     prepared, plan = task.prepared, task.stages
     began, console = datetime.now(), outputs.console
     stored, trials = plan.search.stored, plan.search.trials
@@ -71,10 +84,10 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         notes.append(f"{stored.name} {verb}: {many} to do{where}")
         follow = launch(task, stop, outputs, notes)
         if stop.alone is not None:  # another process continues
-            return 0
+            return None
         if follow is not None:  # the workers continue without this command
             terminal.say(console, follow)
-            return 0
+            return None
     snapshot = take_snapshot(stored)
     if snapshot.best is not None:
         result.write_best(plan, snapshot.best)
@@ -115,11 +128,7 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         update(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
     if failure is not None:
         raise failure
-    if stop():
-        return 0
-    if left := plan.todo():
-        terminal.say(console, f"{left} trials or trainings are left; {task.command.resumes} them")
-    return 0 if snapshot.best is not None and not left else 1
+    return 0 if snapshot.best is not None or stop() else 1
 
 
 def launch(task: StudyTask, stop: Stop, outputs: Outputs, notes: Sequence[str] = ()) -> str | None:
@@ -230,7 +239,13 @@ def reevaluate(
                 stop_here(plan, "compress", stop, console)
             if failure is not None:
                 raise failure
-        end_command(stored, 0)
+        if left := plan.todo():
+            words = (
+                "trials were opened meanwhile, as by studyloom redo: run the study to train them"
+            )
+            terminal.say(console, f"{left} {words}")
+        else:
+            end_command(stored, 0)
         return stored.name, StoredCommand.read(stored).result
 
 

@@ -156,6 +156,12 @@ def make_task(
 
     def work(stop: Stop) -> None:
         stopwatch = Stopwatch.since(command.age())
+        work_through_stages(stop, stopwatch)
+        # `studyloom redo` may have opened trials of a stage that had ended.
+        while not stop() and stages.todo():
+            work_through_stages(stop, stopwatch)
+
+    def work_through_stages(stop: Stop, stopwatch: Stopwatch) -> None:
         for stage in stages:
             search, checkpoints = stage.is_search, None
             if config.checkpoints.dir is not None:

@@ -64,9 +64,17 @@ class ResultStages:
         self.settings = WinnerSection(**self.definition.config.winner)
 
     def __iter__(self) -> Iterator[Stage]:
-        """Yields the stages up to the first that has not ended yet."""
+        """Yields the stages up to the first that has not ended yet.
+
+        A search that had ended may have trials again, as after `studyloom redo`: then the stages
+        after it are known again only once these have ended.
+        """
         yield self.search
-        if self.search.todo() or not self.settings.enabled or not self.candidates:
+        if self.search.todo():
+            if "candidates" in vars(self):
+                self._forget_outcomes()
+            return
+        if not self.settings.enabled or not self.candidates:
             return
         if self.reevaluates:
             yield self.reevaluation
@@ -122,12 +130,16 @@ class ResultStages:
         found = [stage.stored.reconcile(stage.trials) for stage in stages]
         if not any(found):
             return False
-        for stage in stages:
+        self._forget_outcomes()
+        return True
+
+    def _forget_outcomes(self) -> None:
+        """Forgets the trials, and what was computed from them; both are read again when needed."""
+        for stage in (self.search, *self._opened):
             stage.stored.storage.forget(stage.stored.ledger.study_id)
         for name in ("rule", "candidates", "reevaluation", "defaults", "ablates", "final_training"):
-            self.__dict__.pop(name, None)  # they were computed from the trials before
+            self.__dict__.pop(name, None)
         self._ablations.clear()
-        return True
 
     def close(self) -> None:
         """Closes the connections; the last one of a SQLite file removes its two side files."""
