@@ -133,6 +133,20 @@ def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored, url):
     assert read_control(stored) == "pause"
 
 
+def test_a_stop_is_withdrawn_by_a_command_that_starts_again_and_by_nothing_else(stored):
+    """A worker looks once a second, and could miss a stop that was withdrawn meanwhile."""
+    assert set_control(stored, "pause")
+    assert set_control(stored, "stop")
+    for request in ("pause", None):
+        assert not set_control(stored, request)
+        assert read_control(stored) == "stop"
+    assert set_control(stored, "stop")
+    begin_again(stored)
+    assert set_control(stored, "pause")
+    assert set_control(stored, None)
+    assert read_control(stored) is None
+
+
 def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
     monkeypatch.setattr(stopping, "POLL", 0.01)
     told = Queue()

@@ -192,6 +192,19 @@ def test_the_report_of_ones_own_study_stores_what_the_commands_store(half_done, 
             assert re.findall(r'data-request="(\w+)">', ask(port, "/")[2]) == useful
 
 
+def test_a_stale_report_cannot_withdraw_a_stop(half_done, tmp_path):
+    page = own(half_done, tmp_path)
+    set_control(half_done, "stop")  # as another report or terminal does
+    with served(guarded(page)) as server:
+        for name in ("resume", "pause"):
+            found = ask(server.server_port, f"/{name}", "POST", X_Report_Token=page.token)
+            assert (found[0], found[2]) == (
+                409,
+                "refused: the study is stopped; the command that runs it resumes it",
+            )
+            assert read_control(half_done) == "stop"
+
+
 def test_without_token_or_from_another_page_nothing_is_stored(half_done, tmp_path):
     page = own(half_done, tmp_path)
     token = page.token

@@ -315,11 +315,10 @@ def control(arguments: argparse.Namespace, request: "Request | None") -> int:
     if request is not None and progress.ended:
         words, request = f"has ended already; there is nothing to {request}", before
     else:
-        set_control(stored, request)
+        if not set_control(stored, request):
+            before, request = "stop", "stop"
         if request is not None:
             words = wait(reader, request, say=not arguments.json)
-        elif before == "stop":
-            words = "was stopped; the command that runs it resumes it"
         else:
             words = "continues" if before else "was neither stopped nor paused"
     left = holders(reader.read()) if request is not None else []

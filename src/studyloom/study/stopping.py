@@ -14,7 +14,9 @@ from weakref import WeakSet
 
 from studyloom.errors import Interrupted, Stopped, StudyloomError
 from studyloom.processes import running_beside
+from studyloom.storage import sql
 from studyloom.storage.attributes import CONTROL
+from studyloom.storage.database import Connection
 from studyloom.study.stored_study import StoredStudy
 
 
@@ -195,16 +197,32 @@ def read_control(stored: StoredStudy) -> Request | None:
     return request if request in ("stop", "pause") else None
 
 
-def set_control(stored: StoredStudy, request: Request | None) -> None:
-    """Requests all workers of a study to stop or to pause; None withdraws the request."""
-    if read_control(stored) != request:
-        stored.optuna.set_user_attr(CONTROL, request)
+def set_control(stored: StoredStudy, request: Request | None) -> bool:
+    """Requests all workers of a study to stop or to pause; None withdraws a request to pause.
+
+    Returns:
+        False if the study was requested to stop, which only a command that starts it again
+        withdraws: its workers may still be about to stop. Then nothing is stored.
+    """
+    ledger = stored.ledger
+
+    def store(connection: Connection) -> bool:
+        if stored.ours:
+            sql.lock_study(connection, ledger.study_id, ledger.uuid)
+        (before,) = sql.study_attrs(connection, ledger.study_id, CONTROL)
+        if before == "stop" and request != "stop":
+            return False
+        if before != request:
+            sql.set_study_attr(connection, ledger.study_id, CONTROL, request)
+        return True
+
+    return ledger.storage.execute(store)
 
 
 def begin_again(stored: StoredStudy) -> None:
     """Withdraws a request to stop, as a command does that starts the study again."""
     if read_control(stored) == "stop":
-        set_control(stored, None)
+        stored.optuna.set_user_attr(CONTROL, None)
 
 
 @contextlib.contextmanager

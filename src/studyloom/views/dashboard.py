@@ -42,6 +42,7 @@ PORTS = 100  # ports to try, from the requested one upwards
 DEADLINE = 10.0  # seconds that a request waits for a database that is away
 INTERVAL = 3.0  # seconds between two reads of the study, while a browser is connected
 ROW = "trial-"  # the prefix of the id of a row of the table of trials
+STOPPED = "the study is stopped; the command that runs it resumes it"
 REQUESTS: dict[str, Request | None] = {"pause": "pause", "resume": None, "stop": "stop"}  # by path
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
@@ -150,7 +151,8 @@ class LivePage:
             with self.looking:
                 if self.reader.read().ended:
                     return "409 Conflict", "the study has ended"
-                set_control(self.stored, REQUESTS[name])
+                if not set_control(self.stored, REQUESTS[name]):
+                    return "409 Conflict", f"refused: {STOPPED}"
         except (StudyloomError, OSError) as error:
             return "503 Service Unavailable", mask_passwords(one_line(f"not stored: {error}"))
         self.due = 0.0
