@@ -1,18 +1,18 @@
 """Means and standard deviations of finite values, however large they are.
 
-A diverged perplexity may be 1e217: its square is no float. Large values are divided by a power of
-two first, which changes none of their digits.
+A diverged perplexity may be 1e217: its square is larger than any float. Large values are divided by
+a power of two first, which changes none of their digits.
 """
 
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-LARGE = 1e150  # a little less than the root of the largest float
+LARGE = 1e75  # whose fourth power is a float, as a squared variance is
 
 
 def scale_of(values: Sequence[float]) -> float:
-    """Returns the power of two by which values are divided before they are squared; mostly 1."""
+    """Returns the power of two by which values are divided before their powers; mostly 1."""
     largest = max(abs(value) for value in values)
     if largest < LARGE:
         return 1.0

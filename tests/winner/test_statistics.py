@@ -7,7 +7,14 @@ from scipy import special, stats
 
 from studyloom.metrics import METRICS, example_scores
 from studyloom.winner.result import Summary
-from studyloom.winner.statistics import Outputs, compare, difference, resample, summarize
+from studyloom.winner.statistics import (
+    Outputs,
+    compare,
+    difference,
+    errors_of_differences,
+    resample,
+    summarize,
+)
 
 EXAMPLES = 400
 
@@ -155,3 +162,32 @@ def test_nineteen_of_twenty_intervals_contain_the_truth(ease):
         widths.append(width(test.difference.interval))
     assert np.mean(covered, axis=0) == pytest.approx([0.95, 0.95], abs=0.025)
     assert np.mean(widths) < 1.6 * 2 * 1.96 * np.std(errors), "paired by the examples"
+
+
+HUGE = [7.9, 8.1, 1.4e217]  # a perplexity of exp(500) is a finite number
+
+
+def test_a_value_whose_square_overflows_is_summarized_as_it_is():
+    summary = summarize(HUGE)
+    assert summary.mean == pytest.approx(1.4e217 / 3)
+    assert summary.std == pytest.approx(1.4e217 / np.sqrt(3))
+    largest = (1.7e308, -1.7e308, 1.7e308, -1.7e308)
+    assert summarize(largest) == Summary(0.0, values=largest)
+
+
+def test_an_interval_of_huge_values_is_that_of_small_ones_scaled():
+    small = {4: [1.0, 2.0, 4.0], 0: [3.0, 5.0, 6.0]}
+    rows = {n: np.random.default_rng(n).normal(size=(50, 3)) for n in small}
+    scale = 2.0**700
+    huge = {n: [value * scale for value in values] for n, values in small.items()}
+    expected = compare(small, 4, 0, rows)
+    found = compare(huge, 4, 0, {n: scale * series for n, series in rows.items()})
+    for role in ("winner", "baseline", "difference"):
+        interval = getattr(expected, role).interval
+        assert getattr(found, role).interval == tuple(scale * end for end in interval)
+
+
+def test_the_error_of_differences_ignores_rounding_and_does_not_overflow():
+    assert errors_of_differences([[0.3, 0.3, 0.3], [0.1 + 0.2, 0.3, 0.3]]) == (0.0, 0.0)
+    error, _ = errors_of_differences([HUGE, [7.8, 8.0, 9.0]])
+    assert error == pytest.approx(1.4e217 / 3, rel=1e-3)

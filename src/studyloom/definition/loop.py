@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import optuna
@@ -21,6 +20,7 @@ from optuna import TrialPruned
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.trial import BaseTrial
 
+from studyloom.averages import mean
 from studyloom.config.compose import isolated_hydra
 from studyloom.config.values import describe_error, keys_explained, with_values
 from studyloom.definition.objective import (
@@ -450,7 +450,7 @@ class LoopObjective(Objective):
         """Returns the costs that the loop has reported, as means over jobs."""
         names = dict.fromkeys([self.loop.metric, *self.loop.quantities])
         by_name = [[costs[name] for costs in self._costs if name in costs] for name in names]
-        return [replace(each[0], value=fmean(c.value for c in each)) for each in by_name if each]
+        return [replace(each[0], value=mean([c.value for c in each])) for each in by_name if each]
 
     def not_kept(self) -> list[str]:
         return self._not_kept
@@ -478,7 +478,7 @@ class LoopObjective(Objective):
         rows = [by_step[step] for step in sorted(by_step)]
         columns: dict[str, list[Any]] = {
             "number": [of_jobs[0].step for of_jobs in rows],
-            "value": [fmean(report.value for report in of_jobs) for of_jobs in rows],
+            "value": [mean([report.value for report in of_jobs]) for of_jobs in rows],
             "seconds": [sum(report.seconds for report in of_jobs) for of_jobs in rows],
         }
         names = (name for row in rows for report in row for name in report.further)
@@ -486,7 +486,7 @@ class LoopObjective(Objective):
             by_epoch = [
                 [each.further[name] for each in row if name in each.further] for row in rows
             ]
-            columns[name] = [fmean(values) if values else None for values in by_epoch]
+            columns[name] = [mean(values) if values else None for values in by_epoch]
         return columns | spread_over_jobs(rows) if rows else {}
 
     def standard_error(self) -> float | None:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from studyloom.averages import mean, standard_deviation
 from studyloom.definition.rule import Cost
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.job import Epoch
@@ -330,7 +331,7 @@ def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
         number=epochs[0].number,
         train_loss=fmean(epoch.train_loss for epoch in epochs),
         valid_loss=fmean(epoch.valid_loss for epoch in epochs),
-        value=fmean(epoch.value for epoch in epochs),
+        value=mean([epoch.value for epoch in epochs]),
         seconds=sum(epoch.seconds for epoch in epochs),
         samples_per_second=fmean(epoch.samples_per_second for epoch in epochs),
     )
@@ -353,7 +354,7 @@ def standard_error_of(values: Sequence[float]) -> float | None:
     It is the sample standard deviation over √n. The folds of one data set share most of their
     training images, so that it is too small (Bengio and Grandvalet, 2004).
     """
-    return None if len(values) < 2 else stdev(values) / math.sqrt(len(values))
+    return None if len(values) < 2 else standard_deviation(values) / math.sqrt(len(values))
 
 
 def _error_of(epochs: Sequence[Epoch]) -> float | None:

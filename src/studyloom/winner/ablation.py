@@ -8,11 +8,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from studyloom.averages import mean
 from studyloom.config.values import has_key, value_at
 from studyloom.definition.definition import Definition
 from studyloom.space.tree import Parameter, Point, group_of, middle_of, why_not
@@ -108,7 +108,7 @@ class Losses:
         if names not in self.values:
             return None
         pairs = zip(self.winner, self.values[names], strict=True)
-        return fmean(self.sign * difference(*pair) for pair in pairs)
+        return mean([self.sign * difference(*pair) for pair in pairs])
 
     @cached_property
     def errors(self) -> tuple[float, float] | None:

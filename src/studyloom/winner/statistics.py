@@ -1,14 +1,15 @@
 """Means over seeds, their intervals, and differences."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev, variance
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from studyloom.averages import mean, scale_of, standard_deviation
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import ANYTHING, Metric, example_scores
 from studyloom.winner.result import Interval, Scores, Summary
@@ -22,6 +23,7 @@ Key = TypeVar("Key")  # of a network or candidate
 Sampled = NDArray[np.float64]
 # A metric of scikit-learn takes some milliseconds for each network and resample.
 RESAMPLES = 99
+ROUNDING = 1e-12  # the largest share of a value by which only rounding changes it
 ENOUGH = 3  # seeds for a spread: of two, Student's interval is 13 standard errors to each side
 NORMAL = 1.959964  # standard deviations from the mean to the ends of a 95% interval
 BOTH, SEEDS, EXAMPLES = "seeds and examples", "seeds", "examples"  # what an interval covers
@@ -87,18 +89,21 @@ def errors_of_differences(series: Sequence[Sequence[float]]) -> tuple[float, flo
         The standard error; and half of the 95% interval, which holds for all differences at once
         (Student's, with Bonferroni's correction). None for a single seed.
     """
-    values = np.array(series)
-    others, seeds = values.shape[0] - 1, values.shape[1]
+    unscaled = np.array(series)
+    others, seeds = unscaled.shape[0] - 1, unscaled.shape[1]
     if not (freedom := others * (seeds - 1)):
         return None
+    scale = scale_of(unscaled.ravel().tolist())
+    values = unscaled / scale
     rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-    error = math.sqrt(2 * float((rest**2).sum()) / freedom / seeds)
+    rest[np.abs(rest) <= ROUNDING * np.abs(values).max()] = 0.0
+    error = scale * math.sqrt(2 * float((rest**2).sum()) / freedom / seeds)
     return error, error * _student(freedom, 0.025 / others)
 
 
 def difference(one: float, other: float) -> float:
     """Returns one minus the other; 0 if they differ only by rounding."""
-    return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
+    return 0.0 if math.isclose(one, other, rel_tol=ROUNDING) else one - other
 
 
 def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
@@ -109,13 +114,24 @@ def summarize(values: Sequence[float], bounds: Interval = ANYTHING) -> Summary:
     Args:
         bounds: the lowest and the highest value of the metric.
     """
-    mean, known = fmean(values), tuple(values)
+    middle, known = mean(values), tuple(values)
     if len(values) < ENOUGH:
-        return Summary(mean, values=known)
-    if (spread := stdev(values)) == 0:
-        return Summary(mean, spread, values=known)
+        return Summary(middle, values=known)
+    spread = standard_deviation(values)
+    if spread == 0:
+        return Summary(middle, spread, values=known)
+    if not math.isfinite(spread):
+        return Summary(middle, values=known)
     half = _student(len(values) - 1) * spread / math.sqrt(len(values))
-    return Summary(mean, spread, _within((mean - half, mean + half), mean, bounds), known)
+    interval = _finite((middle - half, middle + half))
+    if interval is not None:
+        interval = _within(interval, middle, bounds)
+    return Summary(middle, spread, interval, known)
+
+
+def _finite(interval: Interval) -> Interval | None:
+    """Returns an interval; None if an end is larger than any float."""
+    return interval if all(map(math.isfinite, interval)) else None
 
 
 def _within(interval: Interval, mean: float, bounds: Interval) -> Interval:
@@ -138,7 +154,7 @@ def _student(freedom: float, tail: float = 0.025) -> float:
 
 
 def _interval(
-    mean: float,
+    middle: float,
     values: Sequence[Sequence[float]],
     sampled: Sequence[Sampled],
     bounds: Interval,
@@ -153,9 +169,17 @@ def _interval(
     examples. It is None if all values are equal, or the mean is at a bound.
 
     Args:
+        middle: the mean, or the difference.
         values: by seed, of a candidate, or of the two that differ.
         sampled: their rows, see `resample`.
     """
+    scale = scale_of([middle, *itertools.chain(*values)])
+    if scale != 1:
+        low, high = bounds
+        scaled = [[value / scale for value in series] for series in values]
+        rows = [series / scale for series in sampled]
+        interval = _interval(middle / scale, scaled, rows, (low / scale, high / scale))
+        return None if interval is None else _finite((scale * interval[0], scale * interval[1]))
     count, examples, seeds = len(values[0]), 0.0, [0.0]
     several = count >= ENOUGH
     for n, one in enumerate(sampled):
@@ -165,19 +189,19 @@ def _interval(
             total = shared.sum() - own * np.trace(shared)
             examples += (1 if n == m else -1) * total / (count * (count - own))
     if several:
-        seeds = [variance(each) / count for each in values]
+        seeds = [standard_deviation(each) ** 2 / count for each in values]
     whole = sum(seeds) + max(0.0, float(examples))
     low, high = bounds
-    if whole == 0 or mean in bounds:  # as of examples that are all right
+    if whole == 0 or middle in bounds:  # as of examples that are all right
         return None
     squares = sum(each**2 for each in seeds) / max(1, count - 1)
     half = _student(whole**2 / squares if squares else math.inf) * math.sqrt(whole)
-    if not (math.isfinite(high - low) and low < mean < high):
-        return mean - half, mean + half
+    if not (math.isfinite(high - low) and low < middle < high):
+        return middle - half, middle + half
     from scipy.special import expit
 
-    place = math.log((mean - low) / (high - mean))
-    step = half * (high - low) / ((mean - low) * (high - mean))
+    place = math.log((middle - low) / (high - middle))
+    step = half * (high - low) / ((middle - low) * (high - middle))
     first, last = low + (high - low) * expit(np.array([place - step, place + step]))
     return float(first), float(last)
 
