@@ -74,6 +74,11 @@ class CandidateSource:
     is_baseline: bool = False
     contends: bool = True
 
+    @property
+    def recorded_values(self) -> Sequence[float]:
+        """The values of the trial's epochs in the search."""
+        return TrialRecord(self.trial).columns.get("value", [])
+
 
 Candidates = Mapping[Origin, CandidateSource]
 

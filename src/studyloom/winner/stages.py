@@ -30,7 +30,6 @@ from studyloom.study.early_end import ending
 from studyloom.study.opening import create_study
 from studyloom.study.stage import Stage
 from studyloom.study.stored_study import ABLATION, FINAL_TRAINING, REEVALUATION, StageName
-from studyloom.study.trial_record import TrialRecord
 from studyloom.winner.ablation import Defaults, Losses, Names
 from studyloom.winner.candidates import (
     Candidates,
@@ -257,8 +256,7 @@ class ResultStages:
         """
         recorded = {}
         for origin, point in points.items():
-            trial = self.candidates[Origin(origin.trial)].trial
-            values = TrialRecord(trial).columns.get("value", [])
+            values = self.candidates[Origin(origin.trial)].recorded_values
             recorded[origin] = self.definition.with_recorded_values(point, values)
         return recorded
 
