@@ -154,3 +154,11 @@ def test_the_command_names_the_trials(tmp_path, definition, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         main(["redo", str(run)])
     assert "--failed" in capsys.readouterr().err
+
+
+def test_the_hours_of_a_job_include_trials_that_were_set_aside(sqlite_url, definition, monkeypatch):
+    stored = fresh(sqlite_url, definition, TRIALS)
+    work_with_bug(monkeypatch, definition, stored)
+    before = ProgressReader(stored).read().hours
+    assert redo_failed(stored)
+    assert ProgressReader(stored).read().hours.cores == pytest.approx(before.cores)

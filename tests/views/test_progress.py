@@ -86,7 +86,7 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     assert time_fact(progress, [], live=True).explanation == "search: 2 of 4 trials"
     set_control(stored, "pause")
     assert reader.read().at_work
-    assert any("released at their last epoch" in words for words in reader.read().now_words())
+    assert "pausing: 1 trial is released at its last epoch" in reader.read().now_words()
 
 
 def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):

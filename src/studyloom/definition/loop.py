@@ -352,7 +352,7 @@ class LoopObjective(Objective):
             if len(self.jobs) > 1:
                 self._reports.append([])
                 report(self._end_of(position))
-        return fmean(self._values)
+        return mean(self._values)
 
     def _call(self, position: int, report: Tell, stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""

@@ -153,6 +153,11 @@ class StoredStudy:
         aside = [trial for trial in others if FORMER_SLOT in trial.user_attrs]
         return [trial for trial in others if FORMER_SLOT not in trial.user_attrs], aside
 
+    def worked_on(self) -> list[FrozenTrial]:
+        """Returns the trials that took the time of workers: also those that were set aside."""
+        _, aside = self.uncounted()
+        return [*self.trials(), *aside]
+
     @cached_property
     def ours(self) -> bool:
         """Whether studyloom has created the study."""

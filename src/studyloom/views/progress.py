@@ -331,8 +331,11 @@ class Progress:
         """The request of another terminal to stop or pause; empty if there is none."""
         held = len(self.current.workers)
         if self.control == "pause":
-            released = f"{held} trials are released at their last epoch"
-            return f"pausing: {released}" if held else "paused"
+            if not held:
+                return "paused"
+            if held == 1:
+                return "pausing: 1 trial is released at its last epoch"
+            return f"pausing: {held} trials are released at their last epoch"
         if self.control == "stop" and not self.ended:
             return "stopped" if not held else "stopping"
         return ""
@@ -420,7 +423,7 @@ class ProgressReader:
         if result is not None and (last is None or result.get("stage") != last.name):
             result = None  # it belongs to another budget or rule
         compresses = record is not None and record.compresses and record.ended is None
-        hours = hours_of(trial for own in trials.values() for trial in own)
+        hours = hours_of(trial for stored in studies.values() for trial in stored.worked_on())
         works = [Work()]
         for stage in stages:
             works.append(work_of(stage, trials.get(stage.title, ()), works[-1]))
