@@ -159,7 +159,8 @@ def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: boo
                 os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk, which has no such file
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -171,6 +172,8 @@ def naming(path: Path) -> Iterator[None]:
         words = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             words += "; free some space on its disk, or choose another with run_dir or TMPDIR"
+        if error.errno == errno.EROFS:
+            words += "; copy its folder to a disk that you can write to"
         raise OSError(error.errno, words, str(path)) from error
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -23,6 +25,7 @@ from studyloom.storage.database import (
     exclusive,
     newest_version,
     plain_engine,
+    read_only,
     untrusted,
     version_of,
 )
@@ -45,6 +48,45 @@ def test_a_database_deleted_in_mid_run_is_an_error_and_not_an_empty_one(sqlite_u
     with pytest.raises(StorageLost, match="the file was deleted"):
         storage.get_all_studies()
     assert not (tmp_path / "study.db").exists()
+
+
+@pytest.fixture
+def make_read_only(monkeypatch):
+    """Returns a function from which on every disk is one that nobody can write to."""
+
+    def make():
+        monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+
+    return make
+
+
+def test_a_study_on_a_read_only_disk_is_read_and_nothing_is_made_there(
+    sqlite_url, tmp_path, make_read_only
+):
+    storage = connect(sqlite_url, create=True)
+    optuna.create_study(study_name="s", storage=storage)
+    storage.close()
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    make_read_only()
+    for opened in (connect(sqlite_url), read_only(sqlite_url)):
+        assert [study.study_name for study in opened.get_all_studies()] == ["s"]
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+        with pytest.raises(StorageError, match="no permission to write there"):
+            opened.set_study_user_attr(1, "key", 1)
+        opened.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_the_last_commits_of_a_study_on_a_read_only_disk_are_not_left_out(
+    sqlite_url, make_read_only
+):
+    running = connect(sqlite_url, create=True)
+    optuna.create_study(study_name="s", storage=running)
+    make_read_only()
+    looking = connect(sqlite_url)
+    assert [study.study_name for study in looking.get_all_studies()] == ["s"]
+    looking.close()
+    running.close()
 
 
 def test_a_path_may_hold_any_character(tmp_path):

@@ -79,7 +79,10 @@ FINAL_WORDS = (
 )
 PASSING_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 WAYS_OUT = {
-    "unable to open database file": "no permission, or no such folder",
+    "unable to open database file": (
+        "no permission, or no such folder; SQLite writes next to the file even to read it, so copy "
+        "the folder to where you may write"
+    ),
     "readonly database": "no permission to write there",
     "interrupted": "it takes longer to read than an untrusted file may",
     "file is not a database": "something else is stored under that name",
@@ -574,7 +577,8 @@ class SQLiteStorage(RetryingStorage):
         @event.listens_for(self.engine, "connect")
         def connect(connection: Any, connection_record: Any) -> None:
             connection.isolation_level = None  # or sqlite3 begins transactions itself
-            connection.execute("PRAGMA journal_mode=WAL")
+            if not on_read_only_disk(address):
+                connection.execute("PRAGMA journal_mode=WAL")
             # A power cut may lose the last commits, but never the file.
             connection.execute("PRAGMA synchronous=NORMAL")
             connection_record.info["file"] = file_identity(address)
@@ -680,7 +684,7 @@ def read_only(url: str | URL) -> RetryingStorage:
         return _open(address, 0.0)
     if not sqlite_path(address).is_file():
         raise StorageError(f"there is no database {sqlite_path(address)}")
-    read = existing_file(address).set(query={"mode": "ro", "uri": "true"})
+    read = existing_file(address).update_query_dict({"mode": "ro"})
     storage = RetryingStorage(read.render_as_string(), address, 0.0, {})
     event.listen(storage.engine, "connect", _limit)
     return storage
@@ -766,10 +770,25 @@ def sqlite_path(address: URL) -> Path:
 def existing_file(address: URL) -> URL:
     """Returns the URL of a SQLite file that opening does not create.
 
-    Opening a file that was deleted is an error then, instead of an empty database.
+    Opening a file that was deleted is an error then, instead of an empty database. On a read-only
+    disk SQLite reads the file without the lock and the log that it otherwise makes next to it.
     """
-    path = quote(str(sqlite_path(address)))
-    return URL.create("sqlite", database=f"file:{path}", query={"mode": "rw", "uri": "true"})
+    path = sqlite_path(address)
+    query = {"mode": "rw", "uri": "true"}
+    if on_read_only_disk(address):
+        query["mode"] = "ro"
+        log_file = path.with_name(f"{path.name}-wal")
+        if not log_file.exists() or not log_file.stat().st_size:  # else it holds the last commits
+            query["immutable"] = "1"
+    return URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
+
+
+def on_read_only_disk(address: URL) -> bool:
+    """Whether a SQLite file lies on a disk that is mounted read-only."""
+    try:
+        return bool(os.statvfs(sqlite_path(address)).f_flag & os.ST_RDONLY)
+    except OSError:  # there is no file
+        return False
 
 
 def libpq_arguments(address: URL, defaults: Mapping[str, Any], deadline: float) -> dict[str, Any]:
