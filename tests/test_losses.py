@@ -47,6 +47,29 @@ def test_a_weighted_loss_is_a_mean_over_examples_whatever_the_batches():
     torch.testing.assert_close(loss(outputs, masks.expand(-1, 2, 5)), each.mean())
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_weighted_loss_leaves_out_ignored_labels_as_pytorch_does(smoothing):
+    labels = torch.tensor([0, -100, 2, 3, -100, 0])
+    kept = labels != -100
+    ones = CrossEntropy([1.0] * 4, smoothing).double()
+    expected = nn.functional.cross_entropy(OUTPUTS, labels, label_smoothing=smoothing)
+    torch.testing.assert_close(ones(OUTPUTS, labels), expected)
+    weighted = CrossEntropy([1.0, 2.0, 3.0, 4.0], smoothing).double()
+    torch.testing.assert_close(weighted(OUTPUTS, labels), weighted(OUTPUTS[kept], labels[kept]))
+    weights = weighted.weight
+    mean = nn.functional.cross_entropy(OUTPUTS, labels, weights, label_smoothing=smoothing)
+    total = mean * weights[labels[kept]].sum()  # PyTorch divides by the weights
+    torch.testing.assert_close(weighted(OUTPUTS, labels), total / kept.sum())
+
+
+def test_ignored_labels_do_not_count_in_balanced_weights():
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2] + [-100] * 50)
+    balanced, expected = CrossEntropy("balanced"), CrossEntropy("balanced")
+    balanced.adapt(torch.zeros(150, 1), labels)
+    expected.adapt(torch.zeros(100, 1), labels[:100])
+    assert torch.equal(balanced.weight, expected.weight)
+
+
 def test_weights_that_cannot_be_are_refused():
     for weights in ("equal", [], [1.0, 0.0]):
         with pytest.raises(ValueError, match=r"^loss\.weights must be "):

@@ -13,7 +13,8 @@ from torch.nn import functional
 class CrossEntropy(nn.CrossEntropyLoss):
     """Cross entropy of raw outputs (batch, classes, …) and labels (batch, …): a scalar.
 
-    A weight multiplies the loss of a label; the mean is over labels, whatever their weights.
+    A weight multiplies the loss of a label; the mean is over labels, whatever their weights. Labels
+    of -100 (`ignore_index`) are left out, as in PyTorch.
 
     Args:
         weights: none; or balanced, which gives each class the same share in the loss of the
@@ -66,12 +67,13 @@ class CrossEntropy(nn.CrossEntropyLoss):
         total = functional.cross_entropy(
             outputs, labels, weight, reduction="sum", label_smoothing=smooth
         )
-        return total / labels.numel()  # masks have one for each pixel
+        return total / (labels != self.ignore_index).sum()  # masks have one for each pixel
 
     def _balance(self, inputs: Tensor, targets: Tensor) -> None:
         """Sets the weights by the classes of the training set, (n,); ignores the inputs."""
-        counts = targets.bincount()
-        self.weight = len(targets) / (counts.clamp(min=1) * (counts > 0).sum())
+        labels = targets[targets != self.ignore_index]
+        counts = labels.bincount()
+        self.weight = len(labels) / (counts.clamp(min=1) * (counts > 0).sum())
 
 
 class MSE(nn.Module):
