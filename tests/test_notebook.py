@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -24,6 +25,29 @@ study = studyloom.run(
     overrides=["study.name=long", "train.epochs=100000", "launcher.workers=1"],
 )
 """
+
+
+OPTUNA_IN_NOTEBOOK = """
+import sys, types
+sys.modules["ipykernel.zmqshell"] = types.ModuleType("zmqshell")
+sys.modules["IPython"] = types.ModuleType("IPython")
+sys.modules["IPython"].get_ipython = lambda: object()
+sys.modules["ipywidgets"] = None
+import studyloom
+try:
+    {call}
+except studyloom.ConfigError:
+    pass
+assert "tqdm.autonotebook" in sys.modules
+"""
+
+
+@pytest.mark.parametrize("call", ["studyloom.search", "studyloom.run('none.yaml')"])
+def test_a_notebook_without_ipywidgets_shows_no_warning_of_tqdm(call):
+    code = OPTUNA_IN_NOTEBOOK.format(call=call)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 # A kernel that is this process

@@ -81,8 +81,12 @@ SOURCES = {
 def __getattr__(name: str) -> Any:
     if name not in SOURCES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from studyloom.processes import importing_optuna
+
+    with importing_optuna():
+        module = import_module(SOURCES[name])
     # Set, so that it is found without this function from now on.
-    globals()[name] = getattr(import_module(SOURCES[name]), name)
+    globals()[name] = getattr(module, name)
     return globals()[name]
 
 

@@ -167,6 +167,17 @@ def importing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def importing_optuna() -> Iterator[None]:
+    """Imports Optuna in the body, without a warning in a notebook that lacks ipywidgets.
+
+    Optuna imports tqdm, which wants them for progress bars that studyloom does not show.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        yield
+
+
+@contextlib.contextmanager
 def running_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
     """Calls a function in a thread while the body runs.
 

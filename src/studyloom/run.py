@@ -55,13 +55,14 @@ def run(
         KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
     """
     from studyloom.config.trust import active
-    from studyloom.processes import importing
+    from studyloom.processes import importing, importing_optuna
 
     if active() is not None and not isinstance(source, str | Path):
         with importing():
             from studyloom.commands.run_study import run_study
 
         run_study(source)
-    from studyloom.api import run_from_python
+    with importing_optuna():
+        from studyloom.api import run_from_python
 
     return run_from_python(source, overrides, quiet=quiet)

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,6 +12,7 @@ from commands import environment
 from made_trials import a_trial
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
+from optuna_dashboard._importance import param_importance_cache
 from results import document_of
 from serving import ask, served
 from toys import fill
@@ -20,7 +22,7 @@ from studyloom.storage.attributes import FAILURE, PROPOSED, REASON
 from studyloom.study.opening import create_study
 from studyloom.study.redo import redo_failed
 from studyloom.study.stopping import read_control, set_control
-from studyloom.views.dashboard import LivePage, application, bind, guarded
+from studyloom.views.dashboard import LivePage, application, bind, guarded, quiet_importances
 from studyloom.views.progress import Progress
 from studyloom.views.report import write_report
 
@@ -249,6 +251,22 @@ def test_no_report_but_that_of_ones_own_running_study_has_buttons(half_done, tmp
         found = ask(server.server_port, "/stop", "POST", X_Report_Token=page.token)
         assert (found[0], found[2]) == (409, "the study has ended")
     assert read_control(half_done) is None
+
+
+def test_importances_of_few_trials_warn_nobody_while_the_report_is_served(study_of):
+    fraction = FloatDistribution(0.0, 1.0)
+    always = {"p": (0.5, fraction)}
+    once = {"q": (0.5, fraction)}
+    trials = [a_trial(0, params=always | once), a_trial(1, params=always), a_trial(2, params=always)]
+    stored = study_of(trials)
+    param_importance_cache.clear()  # which knows a study only by its id, in all databases
+    path = f"/api/studies/{stored.ledger.study_id}/param_importances"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with quiet_importances(), served(application(stored, None)) as server:
+            status, _, body = ask(server.server_port, path)
+    assert (status, "importance" in body) == (200, True)
+    assert caught == []
 
 
 @pytest.mark.chaos

@@ -13,7 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from errno import EADDRINUSE
 from pathlib import Path
@@ -288,6 +290,17 @@ def bind(port: int) -> Server:
     raise ValueError(f"--port {port}: this one and the {PORTS - 1} above are taken; choose another")
 
 
+@contextmanager
+def quiet_importances() -> Iterator[None]:
+    """Ignores Optuna's warnings in the body, such as of few trials for an importance.
+
+    optuna-dashboard computes importances for each page, and the terminal is for the address.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
+        yield
+
+
 def application(stored: StoredStudy, run_dir: Path | None) -> "WSGIApplication":
     """Makes the live report, with optuna-dashboard below /dashboard, behind the guard."""
     from optuna_dashboard import wsgi  # type: ignore[import-untyped]  # it takes 1.7 s
@@ -310,7 +323,7 @@ def serve(
     Raises:
         ValueError: no port is free.
     """
-    with bind(port) as server:
+    with bind(port) as server, quiet_importances():
         # shutdown() waits for serve_forever() to return, so that it needs another thread.
         def stop(*_: object) -> None:
             threading.Thread(target=server.shutdown, daemon=True).start()
