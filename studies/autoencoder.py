@@ -8,10 +8,10 @@ A digit becomes eight numbers. Codes from which the pixels come back (a small er
 off which a linear probe reads the digit (a high accuracy). The loop is in `studies/codes.py`.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="autoencoder")

@@ -9,10 +9,10 @@ by, in stratified folds, and 113 as the test set. The scale of the inputs and th
 weights are learned only from the training set of each fold.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="breast_cancer")

@@ -9,10 +9,10 @@ The function is in `studies/reinforce.py`, which knows nothing of studyloom but 
 `(config, report) -> value`. A mean reward of 195 counts as solved.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="cartpole")

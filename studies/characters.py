@@ -3,15 +3,15 @@
 It is the loop of the study `language`; only the text comes from studyloom.
 """
 
+from studyloom import Run
+from studyloom.data import asset
+
 import math
 import re
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-
-from studyloom import Run
-from studyloom.data import asset
 
 PARTS = {"train": slice(0, 8), "valid": slice(8, 10), "test": slice(10, 12)}  # chapters
 CHAPTERS = 12

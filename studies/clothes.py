@@ -3,6 +3,8 @@
 It is what the study `reviews` trains on and with. The reviews came with studyloom.
 """
 
+from studyloom.data import Reader, Tokens, asset
+
 import bz2
 import csv
 import functools
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from studies.words import UNKNOWN, Vocabulary, cut, words_of
-from studyloom.data import Reader, Tokens, asset
 
 COUNT = 22_634  # reviews
 TEST_SHARE = 0.2  # of all reviews, in whole kinds of clothes

@@ -4,13 +4,13 @@ It is the loop of the study `autoencoder`. The two networks have an optimizer ea
 to read the codes, and the autoencoder to reproduce the pixels and to be readable.
 """
 
+from studyloom import Run
+
 import torch
 from omegaconf import DictConfig
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
-
-from studyloom import Run
 
 PIXELS, CODE, DIGITS = 28 * 28, 8, 10
 

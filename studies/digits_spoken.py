@@ -10,10 +10,10 @@ varied in training (time, pitch, microphone, SpecAugment) is searched. It takes 
 epochs.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="digits_spoken")

@@ -7,10 +7,10 @@ The space is 1 to 3 hidden layers of 4 to 128 units with dropout, and Adam, RMSp
 100 trials of 10 epochs of 3,840 images.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="fashion")

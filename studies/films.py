@@ -5,6 +5,9 @@ It is what the study `ratings` trains on and with; `studies.movielens` reads the
     python -m studies.films runs/ratings       # NDCG@10 of the winner on the test ratings
 """
 
+import studyloom
+from studyloom.data import Reader, Split
+
 import csv
 import functools
 import hashlib
@@ -21,10 +24,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-import studyloom
 from studies import movielens
 from studies.movielens import GENRES, Tables, folder_of, tables
-from studyloom.data import Reader, Split
 
 HISTORY = 30  # earlier ratings of a user that are inputs, the latest of them
 SLOW = 5  # ratings that a mean of before counts as

@@ -3,6 +3,8 @@
 It is what the study `photos` trains on and with; only the digits come from studyloom.
 """
 
+from studyloom.data import asset
+
 import os
 import shutil
 import tempfile
@@ -16,8 +18,6 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms import v2
-
-from studyloom.data import asset
 
 PIXELS = [v2.Grayscale(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
 NORMALIZE = v2.Normalize([0.1307], [0.3081])

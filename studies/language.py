@@ -8,10 +8,10 @@ The loop is in `studies/characters.py`. It reports the perplexity on two chapter
 characters the network is in doubt. Eight chapters are trained on, and the last two are the test.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="language")

@@ -5,10 +5,10 @@ python -m studies.mnist study.trials=500 launcher.workers=4
 python -m studies.mnist data=mnist space=lr study.name=lr    # full MNIST
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="mnist")

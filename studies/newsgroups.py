@@ -9,11 +9,12 @@ A bag of words and of pairs of words, a CNN, a GRU or a Transformer; how many wo
 searched too. The later posts of each group are the test set. It takes 10 trials of 2 epochs.
 """
 
+from studyloom.config import hydra_main
+from studyloom.run import run
+
 from omegaconf import DictConfig
 
 from studies import CONF
-from studyloom.config import hydra_main
-from studyloom.run import run
 
 
 @hydra_main(config_path=CONF, config_name="newsgroups")

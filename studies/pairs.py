@@ -6,6 +6,9 @@ digit; that they belong together is made up. Images and recordings came with stu
     python -m studies.pairs runs/seen_and_heard     # the winner, with both parts and with one
 """
 
+import studyloom
+from studyloom.data import asset
+
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-import studyloom
 from studies.speech import Spoken, cover, equalize, warp
-from studyloom.data import asset
 
 FUSIONS = ("image", "sound", "add", "join", "mean")
 DIGITS = 10

@@ -10,10 +10,10 @@ and the report. Without a rule the winner is the most accurate network that cost
 baseline.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="pareto")

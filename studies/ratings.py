@@ -11,11 +11,12 @@ takes more than factors; `python -m studies.films runs/ratings` prints NDCG@10. 
 of 3 epochs.
 """
 
+from studyloom.config import hydra_main
+from studyloom.run import run
+
 from omegaconf import DictConfig
 
 from studies import CONF
-from studyloom.config import hydra_main
-from studyloom.run import run
 
 
 @hydra_main(config_path=CONF, config_name="ratings")

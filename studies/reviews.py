@@ -9,11 +9,12 @@ the pieces are the test set. The baseline reads only the text, so that the line
 `difference` shows what the table adds to it. It takes 14 trials of 3 epochs.
 """
 
+from studyloom.config import hydra_main
+from studyloom.run import run
+
 from omegaconf import DictConfig
 
 from studies import CONF
-from studyloom.config import hydra_main
-from studyloom.run import run
 
 
 @hydra_main(config_path=CONF, config_name="reviews")

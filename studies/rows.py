@@ -8,10 +8,10 @@ Each network has its own options, and an image is 28 steps of 28 pixels. It take
 epochs on 3,200 digits; a GRU or LSTM reaches an accuracy of 0.95 and more.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="rows")

@@ -9,11 +9,12 @@ part is also trained separately, so that one may be missing, which `python -m st
 runs/seen_and_heard` tests. It takes 6 trials of 8 epochs.
 """
 
+from studyloom.config import hydra_main
+from studyloom.run import run
+
 from omegaconf import DictConfig
 
 from studies import CONF
-from studyloom.config import hydra_main
-from studyloom.run import run
 
 
 @hydra_main(config_path=CONF, config_name="seen_and_heard")

@@ -3,6 +3,8 @@
 It is what the study `digits_spoken` trains on. The recordings came with studyloom.
 """
 
+from studyloom.data import Sound, asset
+
 import math
 from collections.abc import Callable
 
@@ -11,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
-
-from studyloom.data import Sound, asset
 
 
 class Spoken(Dataset[tuple[Tensor, int]]):

@@ -9,10 +9,10 @@ The metric is the mean absolute error; the loss is searched too. The data are th
 are to choose by. The forecast to beat is persistence: next year is like this year.
 """
 
-from omegaconf import DictConfig
-
 from studyloom.config import hydra_main
 from studyloom.run import run
+
+from omegaconf import DictConfig
 
 
 @hydra_main(config_path="../conf", config_name="sunspots")

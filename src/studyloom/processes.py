@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from studyloom.environment import PORTABLE
 
@@ -33,6 +33,7 @@ LINUX = sys.platform == "linux" and not PORTABLE.get()
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
 LOOK = 0.2  # seconds between looks at whether a parent lives
 USUAL = gc.get_threshold()
+USUAL_HANDLER = signal.default_int_handler
 
 
 def worker_id(pid: int) -> str:
@@ -125,9 +126,36 @@ def ending_at_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            os.write(2, b"stopped before the first trial\n")
+        _print_stopped()
         sys.exit(128 + signal.SIGINT)
+
+
+def _print_stopped() -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"stopped before the first trial\n")
+
+
+def end_at_interrupt() -> None:
+    """Ends a program at a Ctrl-C as `ending_at_interrupt` does, until `interrupt_as_usual`.
+
+    It changes nothing in a notebook, nor where another handler than Python's is set.
+    """
+    is_program = hasattr(sys.modules["__main__"], "__file__")
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if is_program and in_main_thread and signal.getsignal(signal.SIGINT) is USUAL_HANDLER:
+        signal.signal(signal.SIGINT, _end_process)
+
+
+def interrupt_as_usual() -> None:
+    """Raises KeyboardInterrupt at a Ctrl-C, as before `end_at_interrupt`."""
+    if signal.getsignal(signal.SIGINT) is _end_process:
+        signal.signal(signal.SIGINT, USUAL_HANDLER)
+
+
+def _end_process(*_: object) -> NoReturn:
+    # An exception would come out of a library that is being imported as any error.
+    _print_stopped()
+    os._exit(128 + signal.SIGINT)
 
 
 def open_streams() -> None:

@@ -10,6 +10,8 @@ import pytest
 from commands import ROOT, environment, start, studyloom
 from live_processes import linux, processes_of, until
 
+from studyloom.config.scaffold import KINDS, write_study
+
 pytestmark = pytest.mark.chaos
 
 SEARCHES = """
@@ -123,6 +125,7 @@ def test_a_script_with_arguments_of_its_own_is_searched_by_workers_that_import_i
     "module",
     [
         "studyloom.config.main",
+        "omegaconf",
         "hydra.core.override_parser.overrides_visitor",
         "torch",
         "studyloom.study.worker",
@@ -150,3 +153,13 @@ def test_a_command_whose_parent_closed_streams_or_ignores_its_children_runs_to_i
     command = ["sh", "-c", shell, sys.executable]
     assert subprocess.run(command, cwd=tmp_path, env=environment(), timeout=60).returncode == 0
     assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupt_while_a_new_study_imports_the_rest_ends_with_one_line(kind, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
+    write_study("mine", tmp_path, kind)
+    module = "omegaconf" if kind == "command" else "torch"
+    process = start(page="mine", cwd=tmp_path, PYTHONPATH=".", STUDYLOOM_TEST_MODULE=module)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "stopped before the first trial\n")

@@ -253,12 +253,12 @@ def test_no_report_but_that_of_ones_own_running_study_has_buttons(half_done, tmp
     assert read_control(half_done) is None
 
 
-def test_importances_of_few_trials_warn_nobody_while_the_report_is_served(study_of):
+def test_importances_of_few_trials_warn_nobody(study_of):
     fraction = FloatDistribution(0.0, 1.0)
     always = {"p": (0.5, fraction)}
     once = {"q": (0.5, fraction)}
-    trials = [a_trial(0, params=always | once), a_trial(1, params=always), a_trial(2, params=always)]
-    stored = study_of(trials)
+    others = [a_trial(number, params=always) for number in (1, 2)]
+    stored = study_of([a_trial(0, params=always | once), *others])
     param_importance_cache.clear()  # which knows a study only by its id, in all databases
     path = f"/api/studies/{stored.ledger.study_id}/param_importances"
     with warnings.catch_warnings(record=True) as caught:

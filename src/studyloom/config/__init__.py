@@ -27,11 +27,13 @@ def __getattr__(name: str) -> Any:
     # Lazy, so that `studyloom.config.trust` checks a config without importing Hydra.
     if name != "hydra_main":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from studyloom.processes import collect_rarely, ending_at_interrupt, signals_deferred
+    from studyloom import processes
 
-    collect_rarely()  # a study module imports the rest next, until it is decorated
+    # A study module imports the rest next, until it is decorated.
+    processes.collect_rarely()
+    processes.end_at_interrupt()
     # A Ctrl-C in the middle would come out of the libraries as any error.
-    with ending_at_interrupt(), signals_deferred():
+    with processes.ending_at_interrupt(), processes.signals_deferred():
         from studyloom.config.main import hydra_main
 
     return hydra_main
