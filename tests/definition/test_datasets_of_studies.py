@@ -59,6 +59,26 @@ def test_what_cannot_be_trained_is_said_before_the_first_trial():
         assert words in errors(*overrides, **data)
 
 
+def test_a_last_batch_of_one_in_a_split_of_the_reevaluation_is_refused():
+    groups = [0] * 3 + [1] * 4 + [2] * 6 + [3] * 8 + [4] * 9 + [5] * 13 + [6] * 17
+    asked = definition(*NORMED, groups=groups)
+    data = load_data(asked.config)
+    searched = len(data.folds[0][0])
+    later = [len(asked.new_fold(data, seed)[0]) for seed in range(asked.config.winner.seeds)]
+    only_later = [
+        size
+        for size in range(5, 30)
+        if any(count % size == 1 for count in later) and 1 not in (searched % size, 60 % size)
+    ]
+    single = "the last batch of an epoch has a single example"
+    for size in only_later:
+        batches = (*NORMED, f"train.batch_size={size}")
+        assert single in errors(*batches, groups=groups)
+        assert errors(*batches, "winner.enabled=false", groups=groups) == ""
+        assert errors(*batches, "train.drop_last=true", groups=groups) == ""
+    assert only_later
+
+
 def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():
     plain = definition().identity("d")
     moved = definition(

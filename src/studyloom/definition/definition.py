@@ -227,6 +227,20 @@ class Definition:
         """Derives the seed of a trial, from which those of its jobs descend."""
         return derive(self.seed, number)
 
+    def new_fold(self, data: TrainingData, seed: int) -> Fold | None:
+        """Returns a training and validation split of the re-evaluation, unused by the search.
+
+        It is as large as those of the search, but for the size of a group. In time order the
+        validation set is always the last part: only there is all training data earlier.
+
+        Args:
+            seed: the number of the seed in the re-evaluation.
+        """
+        if data.split is None:
+            return None
+        count, seed_of_split = self.config.objective.folds, derive(self.seed, seed, 0, 1)
+        return data.split.folds(count, data.source.validation, seed_of_split)[-1]
+
     @functools.cached_property
     def metric(self) -> Metric:
         """The metric of `objective.metric`."""

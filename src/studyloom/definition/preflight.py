@@ -13,7 +13,8 @@ from functools import partial
 import torch
 
 from studyloom.config.values import describe_error, value_at, with_values
-from studyloom.data.split import Split
+from studyloom.data.examples import Examples
+from studyloom.data.split import Fold, Split
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.definition.definition import Definition
 from studyloom.definition.jobs import build_jobs
@@ -42,6 +43,7 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
     assert data.split is not None
     reported: list[tuple[Mapping[str, str], str]] = []
     split = data.split.for_preflight()
+    uneven = _uneven_folds(definition, data)
     for branch in definition.branches:
         for probe in branch.probes():
             try:
@@ -51,8 +53,9 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                     continue
                 jobs = build_jobs(config, data.folds, seed=0)
                 # The final training is on all examples.
-                everything = replace(jobs[0], train=torch.arange(len(split)))
-                try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
+                later = [torch.arange(len(split)), *(train for train, _ in uneven)]
+                jobs_later = [replace(jobs[0], train=train) for train in later]
+                try_out(jobs[0], split, {job.last_batch for job in [*jobs, *jobs_later]})
                 limited = MEMORY in [limit.name for limit in definition.limits]
                 if not probe and (limited or MEMORY in [goal.name for goal in definition.goals]):
                     predict_memory(jobs[0], split)
@@ -70,6 +73,16 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                     yield f"{where}: {line}" if where else line
     if not reported and definition.config.train.evaluate is None:  # which gives its own targets
         yield from _try_metric(definition.metric, data)
+
+
+def _uneven_folds(definition: Definition, data: TrainingData) -> list[Fold]:
+    """Returns the splits of the re-evaluation, if groups make other sizes than in the search."""
+    split, winner = data.split, definition.config.winner
+    has_groups = isinstance(split, Examples) and split.groups is not None
+    if not winner.enabled or not has_groups or data.source is None:
+        return []
+    folds = (definition.new_fold(data, seed) for seed in range(winner.seeds))
+    return [fold for fold in folds if fold is not None]
 
 
 def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:

@@ -214,15 +214,8 @@ class CandidateTrainings:
         return self.new_fold(seed)
 
     def new_fold(self, seed: int) -> Fold | None:
-        """Returns a new training and validation split, as large as those of the search.
-
-        In time order the validation set is always the last part: only there is all training data
-        earlier.
-        """
-        if self.data.split is None:
-            return None
-        count, seed_of_split = self.definition.config.objective.folds, derive(self.seed, seed, 0, 1)
-        return self.data.split.folds(count, self.data.source.validation, seed_of_split)[-1]
+        """Returns a new training and validation split; see `Definition.new_fold`."""
+        return self.definition.new_fold(self.data, seed)
 
     @property
     def repeats(self) -> bool:
