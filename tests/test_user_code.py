@@ -2,12 +2,16 @@
 
 import os
 import pickle
+import random
+import subprocess
 import sys
 import tempfile
 import threading
 
 import numpy as np
 import pytest
+import torch
+from commands import environment
 
 import studyloom
 from studyloom import pickled
@@ -15,8 +19,15 @@ from studyloom.definition.sources import code_digests
 from studyloom.environment import PICKLED
 from studyloom.errors import ConfigError
 from studyloom.pickled import LIGHT, can_pass_on, passed_on, passed_to_child, receive
-from studyloom.user_code import find_member
+from studyloom.user_code import find_member, seeding_imports
 
+DRAWS = """
+import random
+import numpy
+drawn = [random.random(), numpy.random.random()]
+import torch
+drawn.append(float(torch.rand(())))
+"""
 GUARD = r'put that below `if __name__ == "__main__":`$'
 # As many of pytorch/examples do.
 PARSES = """
@@ -120,3 +131,58 @@ def test_a_worker_unpickles_the_file_that_was_handed_over_and_no_other(monkeypat
             assert PICKLED.name not in os.environ
     assert "deed" not in pickled._objects
     assert PICKLED.name not in passed_to_child({})["env"]
+
+
+# Random numbers that a module draws when it is imported
+
+
+def draw():
+    """Draws the next numbers of this process."""
+    return [random.random(), float(np.random.random()), float(torch.rand(()))]
+
+
+def test_modules_draw_the_same_whichever_was_imported_before(write):
+    write("outer", "import inner\n" + DRAWS)
+    write("inner", DRAWS)
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    expected = draw()
+    imported = []
+    for names in (("outer", "inner"), ("inner", "outer")):
+        for name in names:
+            sys.modules.pop(name, None)
+        random.seed(len(imported))
+        with seeding_imports(3):
+            imported += [find_member(f"{name}.drawn") for name in names]
+    assert imported == [expected] * 4
+
+
+def test_an_import_leaves_the_random_numbers_of_its_process_as_they_were(write):
+    write("draws", DRAWS)
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = draw()
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    before = [*sys.meta_path]
+    with seeding_imports(0):
+        find_member("draws.drawn")
+        assert draw() == expected
+    assert sys.meta_path == before
+
+
+def test_a_module_that_imports_pytorch_first_draws_the_same(write):
+    write("draws", DRAWS)
+    code = (
+        "import sys; from studyloom.user_code import find_member, seeding_imports\n"
+        "assert 'torch' not in sys.modules\n"
+        "with seeding_imports(3): print(find_member('draws.drawn'))"
+    )
+    command = [sys.executable, "-c", code]
+    env = environment(PYTHONPATH=os.getcwd())
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    with seeding_imports(3):
+        assert done.stdout.strip() == str(find_member("draws.drawn"))

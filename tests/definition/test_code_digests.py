@@ -8,13 +8,16 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
+import torch
 from commands import ROOT, environment
 
 from studyloom import pickled
 from studyloom.definition.sources import code_digests, digest_of_source, main_globals
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, DefinitionError
 from studyloom.pickled import passed_on
+from studyloom.study.opening import check_definition
 
 NET = '''"""A network."""
 from torch import nn
@@ -218,3 +221,48 @@ def test_the_digests_of_a_notebook_are_the_same_in_each_process(of_cells, tmp_pa
     printed = ast.literal_eval(done.stdout)
     assert printed == {f"code.__main__.{key}": each for key, each in of_cells(names).items()}
     assert len(printed) == 2
+
+
+# Data that a module holds
+
+SPLIT = """
+import numpy as np
+import torch
+from torch.utils.data import Subset, TensorDataset
+split = np.random.permutation(50)
+points = torch.rand(20, 2)
+parts = Subset(TensorDataset(points), split[:10].tolist())
+weights = torch.nn.Parameter(torch.rand(3))
+unused = np.random.rand(3)
+
+def first():
+    return split[0], weights
+
+def train(run):
+    return first(), parts
+"""
+
+
+def drawn_with(seed, digests):
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return digests()
+
+
+def test_data_of_a_notebook_that_its_code_uses_are_part_of_the_definition(of_cells):
+    one, again, other = (drawn_with(seed, lambda: of_cells(SPLIT)) for seed in (0, 0, 1))
+    assert one == again
+    assert {name for name in one if one[name] != other[name]} == {"split", "parts"}
+
+
+def test_data_of_a_module_that_its_code_uses_are_part_of_the_definition(own):
+    sections = {"objective": {"_target_": "own_net.train"}}
+    one, again, other = (
+        drawn_with(seed, lambda: own(sections, own_net=SPLIT)) for seed in (0, 0, 1)
+    )
+    assert one == again
+    assert [*one] == ["code.own_net", "code.own_net.parts", "code.own_net.split"]
+    changed = {name for name in one if one[name] != other[name]}
+    assert changed == {"code.own_net.parts", "code.own_net.split"}
+    with pytest.raises(DefinitionError, match=r"the data own_net\.split have.* seed what draws"):
+        check_definition("mine", one, other)

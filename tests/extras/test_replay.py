@@ -131,7 +131,7 @@ def test_a_tampered_curve_is_found_with_the_first_difference(work, again):
     words, now = " ".join(text.split()), curve["valid_loss"][1]
     assert code == 1
     assert f"different from epoch 2, valid_loss: stored {now}, now {was}" in words
-    assert "nothing differs in versions, device, threads and commit" in words
+    assert "nothing differs in code, versions, device, threads and commit" in words
 
 
 def test_another_environment_has_a_tolerance_and_is_named(work, again):

@@ -55,7 +55,7 @@ from studyloom.error_display import print_errors, wants_tracebacks
 from studyloom.errors import ConfigError, LaunchError
 from studyloom.files import write_whole
 from studyloom.text import mask_passwords
-from studyloom.user_code import end_import, importing_module
+from studyloom.user_code import end_import, importing_module, seeding_imports
 
 T = TypeVar("T")
 Task = Callable[[DictConfig], None]
@@ -90,7 +90,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
                 TRACEBACKS.take()
             if errors := errors_in(cfg):
                 exit_with_errors(*errors)
-            task(cfg)
+            with seeding_imports(cfg.study.seed):
+                task(cfg)
 
         @functools.wraps(task)
         @processes.ending_at_interrupt()
@@ -320,7 +321,8 @@ class Invocation:
             try:
                 if errors := errors_in(cfg):
                     raise ConfigError(errors)
-                results.append(task(cfg, tuple(argv)))
+                with seeding_imports(cfg.study.seed):
+                    results.append(task(cfg, tuple(argv)))
             except BaseException as error:  # past Hydra, which would print it
                 raised.append(error)
 
@@ -390,8 +392,13 @@ def _of_file(path: Path) -> Invocation:
 
 def _of_study_module(path: Path) -> Invocation:
     root, name = _module_of(path.resolve())
+    was_imported = name in sys.modules
     with module_path(root), importing_module(name):
         module = _import_study_module(path, name)
+    if not was_imported:
+        # The config may name it too: then it is imported again, as in a command, once the seed of
+        # the study is known.
+        sys.modules.pop(name, None)
     functions = [
         value
         for value in vars(module).values()

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -26,7 +26,7 @@ from studyloom.files import is_own, read_text
 from studyloom.moved import MOVED
 from studyloom.pickled import MAIN
 from studyloom.text import name_error, nearest, no_such_key
-from studyloom.user_code import ELSEWHERE, find_member, script_as_main
+from studyloom.user_code import ELSEWHERE, find_member, script_as_main, seeding_imports
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
@@ -325,6 +325,17 @@ def _way_out(need: str) -> str:
 
 
 @contextmanager
+def seeding_as(run_dir: Path) -> Iterator[None]:
+    """Seeds the user's modules that the body imports as the study of a run directory does."""
+    seed = None
+    with suppress(OSError, ConfigError, OmegaConfBaseException):
+        config = read_yaml(run_dir / ".hydra" / "config.yaml", own=is_own(run_dir))
+        seed = OmegaConf.select(config, "study.seed")
+    with seeding_imports(seed) if isinstance(seed, int) else nullcontext():
+        yield
+
+
+@contextmanager
 def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) -> Iterator[None]:
     """Adds the folder of a study's modules to the module path in the body, if the user consents.
 
@@ -342,7 +353,7 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     if folder is not None:
         sys.path.append(str(folder.absolute()))
     try:
-        with script_as_main(run_dir, given):
+        with seeding_as(run_dir), script_as_main(run_dir, given):
             yield
     except ConfigError as error:
         missing = any("No module named" in line for line in error.errors)

@@ -25,7 +25,6 @@ from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.definition.objective import Attempt
 from studyloom.definition.rule import Condition, Cost
-from studyloom.definition.sources import is_users_code
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, LARGEST
@@ -34,6 +33,7 @@ from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.device import training_device
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.states import load_state, plain_state
+from studyloom.user_code import is_users_code
 
 LOOP = "studyloom.definition.loop"  # the module whose frames call the loops
 TEST = "test"  # the stage of a run that objective.test is given

@@ -12,10 +12,9 @@ import inspect
 import linecache
 import os
 import sys
-import sysconfig
 import textwrap
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -23,14 +22,14 @@ from types import CodeType
 from typing import Any
 
 from studyloom.errors import ConfigError, refuse
-from studyloom.files import PACKAGE
 from studyloom.pickled import MAIN, digests
-from studyloom.user_code import find_member
+from studyloom.user_code import find_member, is_users_code
 
 CODE = "code."  # what the keys of digests begin with; the module follows
 DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
+DATA = "data "  # what the digest of an array, a tensor or a Dataset begins with
+MOST = 1_000_000  # numbers of an array that its digest reads, evenly spaced
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-INSTALLED = ("site-packages", "dist-packages")
 
 # By module: its spec and the digest of its file when this process first looked.
 _first_digests: dict[str, tuple[Any, str]] = {}
@@ -42,6 +41,8 @@ def code_digests(sections: Any) -> dict[str, str]:
     Installed packages, Python's modules and studyloom are left out, so that an upgrade does not
     change a definition. So are modules that the named ones import. What a notebook or script
     defines is `code.__main__.NAME`, together with the globals that it uses; see `main_globals`.
+    Arrays, tensors and Datasets that the named code uses at the top level of its module are
+    `code.MODULE.NAME`.
 
     Args:
         sections: of a config, as plain values.
@@ -51,9 +52,10 @@ def code_digests(sections: Any) -> dict[str, str]:
             other code than it says; as in a notebook that runs a second study.
     """
     named = dict.fromkeys(targets(sections))
-    found = dict(filter(None, (_digest(part) for target in named for part in _parts(target))))
-    forms = {name: form for name, form in main_globals(named).items() if form}
-    own = {MAIN + name: digest_of_source(f"_ = {forms[name]}".encode()) for name in forms}
+    parts = [part for target in named for part in _parts(target)]
+    found = dict(filter(None, map(_digest, parts)))
+    found |= _module_data(parts, found)
+    own = {MAIN + name: _digest_of_form(form) for name, form in main_globals(named).items() if form}
     found |= digests or own  # those of the program whose worker this is
     refuse(
         [
@@ -168,16 +170,85 @@ def main_globals(named: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _digest_of_form(form: str) -> str:
+    return form if form.startswith(DATA) else digest_of_source(f"_ = {form}".encode())
+
+
+def _module_data(parts: Iterable[Any], modules: Container[str]) -> dict[str, str]:
+    """Returns the digests of the data that functions and classes of some modules use.
+
+    Such data may be drawn when the module is imported.
+    """
+    digests: dict[str, str] = {}
+    left = [part for part in parts if getattr(part, "__module__", None) in modules]
+    seen: set[int] = set()
+    while left:
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        members = vars(sys.modules[part.__module__])
+        codes = [getattr(each, "__code__", None) for each in (part, *vars(part).values())]
+        names = [name for code in codes if code is not None for name in _names_read(code)]
+        for name in names:
+            value = members.get(name)
+            data = data_digest(value)
+            if data is not None:
+                digests[f"{part.__module__}.{name}"] = data
+            is_code = inspect.isroutine(value) or inspect.isclass(value)
+            if is_code and value.__module__ == part.__module__:
+                left.append(value)
+    return digests
+
+
+def data_digest(value: Any) -> str | None:
+    """Returns a digest of an array, a tensor, or a Dataset of PyTorch that holds such.
+
+    None for anything else, also for the parameters of a network.
+    """
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    if torch is not None:
+        data = torch.utils.data
+        if isinstance(value, data.DataLoader):
+            return data_digest(value.dataset)
+        if isinstance(value, data.TensorDataset):
+            return _together([data_digest(tensor) for tensor in value.tensors])
+        if isinstance(value, data.Subset):
+            indices = numpy.asarray(value.indices)  # type: ignore[union-attr]
+            return _together([data_digest(indices), data_digest(value.dataset) or ""])
+        if isinstance(value, torch.Tensor):
+            if value.requires_grad or value.layout != torch.strided or value.is_quantized:
+                return None
+            value = value.detach().cpu()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if numpy is None or not isinstance(value, numpy.ndarray) or value.dtype.hasobject:
+        return None
+    sample = value.reshape(-1)[:: max(1, value.size // MOST)]
+    digest = hashlib.sha256(f"{value.dtype} {value.shape}".encode())
+    digest.update(numpy.ascontiguousarray(sample).view(numpy.uint8).data)
+    return DATA + digest.hexdigest()[:DIGITS]
+
+
+def _together(digests: Sequence[str | None]) -> str | None:
+    if None in digests:
+        return None
+    text = " ".join(filter(None, digests))
+    return DATA + hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
 def _form_of(value: Any, names: list[str]) -> str:
     """Returns a text that each process makes of the same code or plain data.
 
-    "" without one, as of a tensor. An object counts by its class, but for a dataclass.
+    "" without one. An object counts by its class, but for a dataclass; see also `data_digest`.
 
     Args:
         names: to which those of the globals are added that its code reads.
     """
     if value is None or isinstance(value, str | bytes | int | float | complex):
         return repr(value)
+    data = data_digest(value)
+    if data is not None:
+        return data
     if is_dataclass(value) and not isinstance(value, type):
         value = [type(value), vars(value)]
     if isinstance(value, dict):
@@ -247,13 +318,6 @@ def check_readable(part: Any) -> None:
                 f"{part.__qualname__}: its source cannot be read, so that an edit of it would "
                 "go unnoticed; define it in a cell of a notebook, a script or a module"
             ) from None
-
-
-def is_users_code(path: Path) -> bool:
-    """Whether a file is the user's code, and not that of Python, a package, or studyloom."""
-    library = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")]
-    elsewhere = {*INSTALLED}.intersection(path.parts)
-    return not elsewhere and not any(path.is_relative_to(p) for p in (PACKAGE, *library))
 
 
 def place_of(error: BaseException) -> str:

@@ -14,10 +14,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 
 from studyloom._version import __version__
-from studyloom.definition.sources import CODE, code_of, name_of_source
+from studyloom.definition.sources import CODE, DATA, code_of, name_of_source
 from studyloom.errors import DefinitionError, StorageError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.moved import MOVED
+from studyloom.pickled import MAIN
 from studyloom.storage.attributes import (
     CODE_CHANGES,
     DEFINITION,
@@ -102,20 +103,31 @@ def _another_definition(name: str, changes: Sequence[str]) -> DefinitionError:
     # Next to other changes, a module that is new or gone needs no line: a `_target_` names it.
     code = [change for change in changes if change not in lines]
     code = [change for change in code if not lines or "(absent)" not in change]
-    edited = [name_of_source(change.partition(": ")[0]) for change in code]
+    edited = [name_of_change(change) for change in code]
+    seeds = ""
+    if any(DATA in change for change in code):
+        seeds = "; seed what draws the data, as numpy.random.seed(0) does, and they stay the same"
     if not lines:
         names, has = ", ".join(edited), "has" if len(edited) == 1 else "have"
         return DefinitionError(
             f"study.name: {names} {has} changed since the study {name!r} began, so its trials are "
             "not comparable; restore the code to resume the study, continue with the new code by "
-            "study.accept_code_change=true, or start a new study with study.name=…"
+            f"study.accept_code_change=true, or start a new study with study.name=…{seeds}"
         )
     lines += [f"{each} has changed" for each in edited]
     return DefinitionError(
         f"study.name: the study {name!r} already exists with a different definition, so its "
         "trials are not comparable:\n" + "".join(f"  {line}\n" for line in lines) + "restore "
-        "these values to resume it, or start a new study with study.name=…"
+        f"these values to resume it, or start a new study with study.name=…{seeds}"
     )
+
+
+def name_of_change(change: str) -> str:
+    """Returns what has changed by a line of `differences`: a source, or data such as `split`."""
+    key, _, values = change.partition(": ")
+    if DATA in values:
+        return f"the data {key.removeprefix(CODE).removeprefix(MAIN)}"
+    return name_of_source(key)
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:

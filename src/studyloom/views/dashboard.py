@@ -294,7 +294,7 @@ def bind(port: int) -> Server:
 def quiet_importances() -> Iterator[None]:
     """Ignores Optuna's warnings in the body, such as of few trials for an importance.
 
-    optuna-dashboard computes importances for each page, and the terminal is for the address.
+    optuna-dashboard computes them for each view, and the terminal is for the address.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="optuna")

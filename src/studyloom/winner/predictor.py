@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from studyloom.config.build import build
-from studyloom.config.trust import check_targets, consent, read_yaml
+from studyloom.config.trust import check_targets, consent, read_yaml, seeding_as
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.transform import Image, Transform
 from studyloom.definition.jobs import build_network
@@ -500,7 +500,8 @@ def load_winner(
         PredictError: the folder has no winner, or its files cannot be used.
         ConfigError: winner.yaml names code that is not trusted.
     """
-    files = WinnerFiles.read(Path(run_dir), trust)
-    if files.is_of_loop:
-        return LoopWinner(files.config, files.kept, functools.partial(files.network, network))
-    return Predictor(files.network(network))
+    with seeding_as(Path(run_dir)):
+        files = WinnerFiles.read(Path(run_dir), trust)
+        if files.is_of_loop:
+            return LoopWinner(files.config, files.kept, functools.partial(files.network, network))
+        return Predictor(files.network(network))

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.definition.objective import Objective, Report, Step
+from studyloom.definition.sources import code_digests
 from studyloom.errors import ConfigError
 from studyloom.extras.replay.comparison import Course, Tolerance
 from studyloom.extras.replay.objective import make_objective
 from studyloom.extras.replay.stored_trial import find_trial, is_loop, load_data, rebuild
 from studyloom.study import failures
-from studyloom.study.opening import differences
+from studyloom.study.opening import differences, name_of_change
 from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
@@ -81,7 +82,15 @@ def replay(
     console.print(comparison_table(expected, now))
     examples = len(data.folds[0][1]) if data.folds else 0
     tolerance = Tolerance(stored.metric, examples)
-    return print_verdict(provenance, expected, now, here, tolerance, console)
+    changes = code_changes(stored, provenance)
+    return print_verdict(provenance, expected, now, here, tolerance, changes, console)
+
+
+def code_changes(stored: StoredStudy, provenance: Provenance) -> list[str]:
+    """Returns a line for each change since the study began of the code that a trial names."""
+    now = code_digests(provenance.config)
+    was = {key: digest for key, digest in stored.code().items() if key in now}
+    return [f"{name_of_change(change)} has changed" for change in differences(was, now)]
 
 
 class _Enough(Exception):
@@ -128,11 +137,15 @@ def print_verdict(
     now: Course,
     here: Mapping[str, Any],
     tolerance: Tolerance,
+    changes: Sequence[str],
     console: Console,
 ) -> int:
     """Prints whether two trainings are equal bit for bit or within tolerance, or where they differ.
 
     The tolerance counts if something may sum in another order; otherwise every bit must be equal.
+
+    Args:
+        changes: of the code that the trial names, a line for each.
 
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.
@@ -149,7 +162,7 @@ def print_verdict(
         return 0
     made = provenance.environment
     reordered = any(made.get(name) != here[name] for name in REORDERING)
-    reasons = differences(made, here)
+    reasons = [*changes, *differences(made, here)]
     if provenance.device != "cpu":
         reasons.append("a GPU may add in another order each time")
     if provenance.claims > 1:
@@ -162,7 +175,7 @@ def print_verdict(
             verdict, style, code = f"equal within tolerance: {tolerance}", "bold green", 0
     console.print(Text(verdict, style=style))
     if code:
-        reasons = reasons or ["nothing differs in versions, device, threads and commit"]
+        reasons = reasons or ["nothing differs in code, versions, device, threads and commit"]
     for reason in reasons:
         console.print(Text(f"  {reason}"))
     return code
