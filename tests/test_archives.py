@@ -130,7 +130,7 @@ def test_the_same_command_changes_no_row_and_more_trials_are_added_to_what_is_st
     assert old.stored() == before
     assert (old.run_dir / "winner.json").read_bytes() == result
 
-    search = ("winner.enabled=false", "compress=false")
+    search = ("winner.enabled=false",)
     assert "resumes: 2 trials to do" in old.run("study.trials=8", *search)
     after = old.stored()
     assert [table for table in TABLES if not before[table] <= after[table]] == []

@@ -8,7 +8,6 @@
     + FileError
     + ScaffoldError
     + PredictError
-    + CompressError
     + DefinitionError
     + UndefinedMetric
     + StorageError
@@ -97,10 +96,6 @@ class ScaffoldError(UserError):
 
 class PredictError(UserError):
     """There is no winner, or a file holds no input for it."""
-
-
-class CompressError(UserError):
-    """A winner cannot be compressed: a package is missing, or ONNX lacks an operator."""
 
 
 class DefinitionError(UserError):

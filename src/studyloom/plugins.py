@@ -12,9 +12,8 @@ from typing import Any
 PLUGINS = {
     "adopt": ("adopt.pages", "adopt"),
     "ask": ("proposals.asking", "print_asked"),
-    "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
-    "compress_errors": ("export.settings", "find_errors"),
-    "compress_winner": ("export.compression", "compress_winner"),
+    "compress": ("export.compression", "compress"),
+    "print_compressed": ("export.compression", "print_compressed"),
     "draw_png": ("image", "draw_png"),
     "embedded_server": ("embedded_server", "serve"),
     "explain": ("explain", "explain"),

@@ -72,7 +72,7 @@ EXAMPLES = {
         "study.trials=6 train.epochs=3 train.samples_per_epoch=256 data.validation=200 "
         "model.hidden=[8] space.model.mlp.hidden.list.int=[4,8] "
         "space.model.cnn.channels.choice=[2,16] winner.top=1 winner.seeds=3 "
-        "track=[tensorboard] compress={ratios:[0.5],widths:[],repeats:5,margin:0.5}",
+        "track=[tensorboard]",
         shape=(1, 28, 28),
     ),
     "looped.sqlite": Example(

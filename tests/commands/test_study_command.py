@@ -11,7 +11,6 @@ from snapshots import snapshot_of
 from studyloom.commands.outputs import Outputs
 from studyloom.commands.search import end_of_search
 from studyloom.errors import (
-    CompressError,
     DataError,
     Halted,
     Interrupted,
@@ -47,7 +46,7 @@ def test_an_error_ends_the_command_and_is_told(capsys):
     for error, code in (
         *((Halted("no value"), 1), (LaunchError("no worker"), 1), (OSError("full"), 1)),
         *((StorageError("a person must decide"), 2), (DataError("damaged"), 2)),
-        *((StorageLost("away"), 1), (CompressError("no form"), 1)),
+        (StorageLost("away"), 1),
     ):
         outputs = Told()
         with pytest.raises(SystemExit) as caught, reporting_end(Stop(), outputs.finish):

@@ -244,7 +244,7 @@ def test_winner_closes_the_database_of_a_study_that_it_refuses(searched, monkeyp
 def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_left_to_do(
     searched, monkeypatch, capsys
 ):
-    """No other command uses the test set meanwhile; and without compress= all is done."""
+    """No other command uses the test set meanwhile."""
     evaluate = result.evaluate_winner
 
     def evaluate_and_stop(stages, *given, **more):
@@ -257,7 +257,6 @@ def test_a_winner_is_tested_under_the_lease_and_a_late_stop_speaks_of_nothing_le
     assert main(["winner", str(searched)]) == 0
     out, _ = capsys.readouterr()
     assert "test      winner accuracy" in out
-    assert "studyloom compress" not in out
     assert ended(searched, capsys) == 0
 
 

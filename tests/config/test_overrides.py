@@ -17,7 +17,7 @@ WRONG = {
     "study.trials=many": ["study.trials=many", "'many'", "could not be converted to Integer"],
     "model.hidden=[16": ["model.hidden=[16"],
     "train.epochs": ["train.epochs"],
-    "compress.margin=1": ["compress is null", "+compress.margin=…"],
+    "winner.rule.metric=1": ["winner.rule is null", "+winner.rule.metric=…"],
     "model=mlp,cnn": ["model=mlp,cnn"],
 }
 

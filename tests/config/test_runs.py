@@ -113,8 +113,8 @@ def test_a_config_that_hydra_has_not_written_is_a_line(tmp_path):
 def test_a_command_composed_again_keeps_no_override_of_the_keys_that_replace_them(
     strange, tmp_path
 ):
-    typed = ("~launcher.per_gpu", "++launcher.workers=2", "+compress.margin=0.1", "train.epochs=3")
-    strange(*typed, "compress={}")
-    with recompose(tmp_path / "run", "launcher=join", "compress=null", trusted=True) as cfg:
+    typed = ("~launcher.per_gpu", "++launcher.workers=2", "+params.margin=0.1", "train.epochs=3")
+    strange(*typed, "params={}")
+    with recompose(tmp_path / "run", "launcher=join", "params=null", trusted=True) as cfg:
         assert cfg.launcher["_target_"] == "studyloom.launch.Join"
-        assert (cfg.compress, cfg.train.epochs) == (None, 3)
+        assert (cfg.params, cfg.train.epochs) == (None, 3)

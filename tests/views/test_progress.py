@@ -89,8 +89,8 @@ def test_search_reevaluation_and_final_training_are_one_progress(stored):
     assert "pausing: 1 trial is released at its last epoch" in reader.read().now_words()
 
 
-def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(stored, later):
-    begin_command(stored, replace(RECORD, compresses=True), 0.0)
+def test_a_study_continues_after_its_search_until_the_winner_is_tested(stored, later):
+    begin_command(stored, RECORD, 0.0)
     reader = ProgressReader(stored)
     work(stored, 4)
     assert (reader.read().title, reader.read().ended) == (REEVALUATION, False)
@@ -107,14 +107,10 @@ def test_the_job_goes_on_after_the_search_until_it_is_answered_and_made_small(st
     assert (reader.read().title, reader.read().ended) == ("test", False)
     store_result(stored, result_of(final.name))
     progress = reader.read()
-    assert (progress.title, progress.ended, progress.eta) == ("compress", False, None)
-    assert "compression" in progress.line
-    end_command(stored, 1)  # it could not be done
+    assert (progress.title, progress.ended) == ("done", True)
+    end_command(stored, 1)
     progress = reader.read()
     assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
-    begin_command(stored, RECORD, 0.0)  # of a command that makes nothing small
-    progress = reader.read()
-    assert (progress.title, progress.ended) == ("done", True)
     words = "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
     assert short_words(progress.result) == words
     assert "test accuracy 0.9725" in progress.line

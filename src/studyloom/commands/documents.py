@@ -96,7 +96,7 @@ class EvaluatedWinner(TypedDict):
 
 
 class Variants(TypedDict):
-    """The document compress.json: the variants, what each costs, and the chosen one."""
+    """The document winner.onnx.json: the variants, what each costs, and the chosen one."""
 
 
 class Predicted(TypedDict):

@@ -127,7 +127,7 @@ def compress(arguments: argparse.Namespace) -> None:
     from studyloom.config.trust import code_of_study
     from studyloom.errors import Interrupted
     from studyloom.study.stopping import Stop
-    from studyloom.views.terminal import make_console, print_compressed
+    from studyloom.views.terminal import make_console
     from studyloom.winner.result import to_document
 
     console = make_console(sys.stderr if arguments.json else sys.stdout)
@@ -146,7 +146,7 @@ def compress(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(to_document(record))
     else:
-        print_compressed(record, console)
+        load_plugin("print_compressed")(record, console)
 
 
 @command(

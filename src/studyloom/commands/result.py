@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from studyloom.commands.outputs import Outputs
 from studyloom.config.values import as_yaml, without_transform
 from studyloom.error_display import print_errors
-from studyloom.errors import BrokenProcess, CompressError, UndrawnReport
+from studyloom.errors import BrokenProcess, UndrawnReport
 from studyloom.files import is_newer, write_whole
-from studyloom.plugins import load_plugin
 from studyloom.study import failures
 from studyloom.study.command_record import store_result
-from studyloom.study.stopping import Stop
 from studyloom.views import terminal
 from studyloom.views.snapshot import result_sentence
 from studyloom.winner.evaluation import evaluate_winner, is_result_of
@@ -82,19 +79,6 @@ def print_winner(
         terminal.say(console, line, indent=10)
     if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
         write_report(plan)
-
-
-def compress_winner(plan: ResultStages, stop: Stop, outputs: Outputs) -> CompressError | None:
-    """Compresses the winner if the config says so and it was not compressed yet.
-
-    Returns:
-        The error, to be raised once all else is printed; None if there is no error.
-    """
-    if not plan.definition.compresses or stop():
-        return None
-    compress = load_plugin("compress_winner")
-    failure: CompressError | None = compress(plan, stop, outputs.console, outputs.look)
-    return failure
 
 
 def write_report(plan: ResultStages) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from studyloom.commands import result
 from studyloom.commands.outputs import Outputs
-from studyloom.errors import CompressError, ConfigError, Interrupted, NoWinner
+from studyloom.errors import ConfigError, Interrupted, NoWinner
 from studyloom.launch.search import open_search, prepare
 from studyloom.launch.task import Command, Prepared, StudyTask, make_task
 from studyloom.plugins import load_plugin
@@ -37,7 +37,6 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
 
     Raises:
         NoWinner: a training that the result needs, or the test, has failed.
-        CompressError: the winner cannot be compressed; all else is done.
     """
     plan: ResultStages = task.stages
     stored = plan.search.stored
@@ -49,7 +48,7 @@ def search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int:
         words = f"{stored.name} is paused; studyloom resume {folder} resumes it"
         terminal.say(outputs.console, words)
     while True:
-        with recording_end(stored, not_small=1):
+        with recording_end(stored):
             code = _search_and_report(task, stop, outputs)
         if code is None or stop():
             break
@@ -99,15 +98,14 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int | N
             console.print(terminal.front_table(snapshot))
     elif not plan.is_done():
         terminal.say(console, snapshot.sentence)
-    failure: CompressError | NoWinner | None = None
+    missing: NoWinner | None = None
     if plan.is_done():
         result.print_winner(plan, task.command.as_typed, console)
-        failure = result.compress_winner(plan, stop, outputs)
     else:  # stopped, or without a winner
         if snapshot.done:
             result.write_report(plan)
         if snapshot.best is not None and not stop():
-            failure = find_no_winner(plan)
+            missing = find_no_winner(plan)
     for stage in plan:
         terminal.print_failures(stage.stored, console)
         terminal.print_warnings(stage.stored, console)
@@ -126,8 +124,8 @@ def _search_and_report(task: StudyTask, stop: Stop, outputs: Outputs) -> int | N
     if prepared.trackers:
         update = load_plugin("update_trackers")
         update(stored, prepared.trackers, prepared.run_dir, ended=not plan.todo())
-    if failure is not None:
-        raise failure
+    if missing is not None:
+        raise missing
     return 0 if snapshot.best is not None or stop() else 1
 
 
@@ -179,7 +177,7 @@ def find_no_winner(plan: ResultStages) -> NoWinner | None:
     )
 
 
-# `studyloom winner` and `compress`
+# `studyloom winner` and what else works on a search that has ended
 
 
 @contextmanager
@@ -234,11 +232,6 @@ def reevaluate(
             former = Result.read(plan.run_dir)
             typed = command.as_typed if former is None else former.command
             result.print_winner(plan, typed, console, repeat=repeat)
-            failure = result.compress_winner(plan, stop, outputs)
-            if stop() and plan.definition.compresses:  # the next command finds the winner tested
-                stop_here(plan, "compress", stop, console)
-            if failure is not None:
-                raise failure
         if left := plan.todo():
             words = (
                 "trials were opened meanwhile, as by studyloom redo: run the study to train them"

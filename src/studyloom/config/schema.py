@@ -151,7 +151,6 @@ class Config:
     cost: CostSection = field(default_factory=CostSection)
     trust: list[str] = key([], "packages that an untrusted config may name; their code is executed")
     track: Any = key(None, "trackers, such as `[tensorboard,mlflow]`")
-    compress: Any = key(None, "true, or settings: compresses the winner at the end")
     params: Any = key(None, "arguments of your custom training loop")
     data: Any = MISSING
     model: Any = MISSING

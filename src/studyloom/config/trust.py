@@ -47,7 +47,7 @@ INTEGRATIONS = "studyloom.extras.integrations"
 SECTIONS = tuple(str(key) for key in SCHEMA)
 # The sections that a space may search.
 SEARCHED = ("params", "model", "optimizer", "scheduler", "loss", "sampler", "pruner", "train")
-OPEN = (*SEARCHED, "study", "objective", "winner", "cost", "compress", "data", "space")
+OPEN = (*SEARCHED, "study", "objective", "winner", "cost", "data", "space")
 NEVER = ("hydra", "trust", "defaults")
 CLOSED = ("study.warm_start", "study.accept_code_change")  # keys of open sections that reach out
 PATHS = ("root", "path", "_args_")  # arguments of data sources that name files

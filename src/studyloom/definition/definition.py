@@ -185,11 +185,6 @@ class Definition:
         return isinstance(self.space, Open)
 
     @property
-    def compresses(self) -> bool:
-        """Whether the winner is compressed."""
-        return self.config.get("compress") not in (None, False)
-
-    @property
     def tested(self) -> bool:
         """Whether the winner is trained on the full training set and tested."""
         return self.is_tested(self.config)

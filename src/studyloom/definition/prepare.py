@@ -17,7 +17,6 @@ from studyloom.definition.network import NetworkDefinition
 from studyloom.definition.sources import digest_of_source
 from studyloom.definition.validation import CheckedStrategy, check_sections, validate
 from studyloom.errors import DataError
-from studyloom.plugins import load_plugin
 from studyloom.seeds import derive
 
 log = logging.getLogger(__name__)
@@ -87,8 +86,5 @@ def preflight(
                 key,
                 "data.evaluate" if key == "data.train" else key,
             )
-    if definition.compresses:
-        find = load_plugin("compress_errors")
-        attempt(lambda: attempt.errors.extend(find(definition, data)))
     if launcher is not None and not attempt.errors:
         attempt.errors += strategy.check_workers(launcher.count(strategy.trials))

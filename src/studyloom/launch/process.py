@@ -23,7 +23,6 @@ from studyloom.environment import WORKER
 from studyloom.error_display import exit_with
 from studyloom.errors import (
     BrokenProcess,
-    CompressError,
     ConfigError,
     Halted,
     Interrupted,
@@ -191,8 +190,7 @@ def reporting_end(stop: Stop, finish: Callable[[int, str | None], None]) -> Iter
             os.write(2, b"stopped at once; the same command resumes here\n")
     except (StudyloomError, OSError) as error:
         # The search is done, and what remains can be done later.
-        unfinished = isinstance(error, OSError | CompressError)
-        code = 1 if unfinished else error.exit_code  # type: ignore[union-attr]
+        code = 1 if isinstance(error, OSError) else error.exit_code
         code = code if isinstance(error, Halted) else exit_code(code, stop)
         finish(code, str(error))
         exit_with(error, code)

@@ -26,7 +26,6 @@ WARM_START = "warm_start"  # list[str]: the earlier studies that gave its first 
 TEST_USES = "test_uses"  # int: how often the test set was used
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a final training: its test result, as in winner.json
-COMPRESSED = "compressed"  # dict[str, Any]: what the test set gave, by the digest of winner.onnx
 COMMAND = "command"  # dict[str, Any]: what the last command does, when it began and ended
 STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
 RESULT = "result"  # dict[str, Any]: the winner and its test, in short, and by which stage

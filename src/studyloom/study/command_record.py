@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from studyloom.errors import CompressError, Halted, NoWinner, StorageLost, UserError
+from studyloom.errors import Halted, NoWinner, StorageLost, UserError
 from studyloom.storage.attributes import COMMAND, RESULT, STAGES, parse
 from studyloom.study.stored_study import StageName, StoredStudy
-
-SMALL = "compressed"  # in the result in short: the compressed winner
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,6 @@ class CommandRecord:
     tested: bool = False
     top: int = 0
     seeds: int = 0
-    compresses: bool = False
     per_hour: float | None = None
     began: str | None = None
     ended: int | None = None
@@ -90,18 +87,14 @@ def reopen_command(stored: StoredStudy) -> None:
 
 
 @contextmanager
-def recording_end(stored: StoredStudy, not_small: int = CompressError.exit_code) -> Iterator[None]:
-    """Stores that the command has ended if the body raises an error that says so.
-
-    Args:
-        not_small: the exit code of the command if the winner cannot be compressed.
-    """
+def recording_end(stored: StoredStudy) -> Iterator[None]:
+    """Stores that the command has ended if the body raises an error that says so."""
     try:
         yield
     except StorageLost:
         raise  # nothing can be stored
     except (Halted, NoWinner, UserError) as error:
-        end_command(stored, not_small if isinstance(error, CompressError) else error.exit_code)
+        end_command(stored, error.exit_code)
         raise
 
 
@@ -114,14 +107,5 @@ def store_stage(stored: StoredStudy, title: str, name: str) -> None:
 
 def store_result(stored: StoredStudy, short: Mapping[str, Any]) -> None:
     """Stores `Result.in_short`, for views that have the database but no run directory."""
-    before = StoredCommand.read(stored).result or {}
-    # Of the same winner, what is known of its compression stays.
-    if {key: value for key, value in before.items() if key != SMALL} != short:
+    if StoredCommand.read(stored).result != short:
         stored.optuna.set_user_attr(RESULT, short)
-
-
-def store_compressed(stored: StoredStudy, short: Mapping[str, Any]) -> None:
-    """Stores what `Compressed.in_short` says of the winner, with the stored result."""
-    before = StoredCommand.read(stored).result
-    if before is not None and before.get(SMALL) != short:
-        stored.optuna.set_user_attr(RESULT, {**before, SMALL: short})

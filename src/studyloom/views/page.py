@@ -362,7 +362,7 @@ def write_page(path: Path, html: str) -> None:
         OSError: it cannot be written.
     """
     check_page(path)
-    # The file that a link leads to is replaced, and not the link, such as /dev/stdout.
+    # The file that a link leads to is replaced, and not the link.
     write_whole(path.resolve(), html.encode(errors="replace"))
 
 

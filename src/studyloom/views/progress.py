@@ -156,7 +156,7 @@ def pace_of(stage: "StageProgress", records: Sequence[TrialRecord]) -> float | N
     return seconds / epochs if epochs else None
 
 
-TEST, COMPRESS, DONE = "test", "compress", "done"
+TEST, DONE = "test", "done"
 # The titles of stages for people.
 WORDS = {
     SEARCH: "search",
@@ -164,7 +164,6 @@ WORDS = {
     ABLATION: "ablation",
     FINAL_TRAINING: "final training",
     TEST: "test",
-    COMPRESS: "compression",
     DONE: "done",
 }
 StageTitle = Annotated[str, Meta(extra_json_schema={"enum": [*WORDS]})]
@@ -422,7 +421,6 @@ class ProgressReader:
         last = stages[-1].snapshot
         if result is not None and (last is None or result.get("stage") != last.name):
             result = None  # it belongs to another budget or rule
-        compresses = record is not None and record.compresses and record.ended is None
         hours = hours_of(trial for stored in studies.values() for trial in stored.worked_on())
         works = [Work()]
         for stage in stages:
@@ -432,7 +430,7 @@ class ProgressReader:
         progress = Progress(
             search=search,
             stages=stages,
-            title=present_title(stages, result is not None, compresses=compresses),
+            title=present_title(stages, result is not None),
             halted=self.stored.halted(),
             control=read_control(self.stored),
             result=result,
@@ -491,16 +489,14 @@ def expected_stages(
             yield StageProgress(title, 0, trials)
 
 
-def present_title(
-    stages: Sequence[StageProgress], has_result: bool, *, compresses: bool = False
-) -> str:
+def present_title(stages: Sequence[StageProgress], has_result: bool) -> str:
     """Returns the title of the running stage."""
     for stage in stages:
         if stage.left:
             return stage.title
     if not has_result:
         return DONE if len(stages) == 1 else TEST
-    return COMPRESS if compresses else DONE
+    return DONE
 
 
 def elapsed_of(record: CommandRecord | None) -> float | None:
@@ -522,7 +518,7 @@ def time_left(progress: Progress) -> float | None:
     """Estimates the seconds until the whole job has ended."""
     if progress.ended:
         return 0.0
-    if progress.title in (TEST, COMPRESS):
+    if progress.title == TEST:
         return None
     return estimate(progress.works, sum(worker.alive for worker in progress.current.workers))
 

@@ -36,7 +36,7 @@ from studyloom.views import drawing, figures, page
 from studyloom.views.page import Absent, Section, Words, drawn, number, section
 from studyloom.views.progress import WORDS, Progress, ProgressReader
 from studyloom.views.snapshot import Snapshot, format_parameters, importances, varied_parameters
-from studyloom.winner.result import Compressed, Fact, Result, RunFiles, Wrong, plural
+from studyloom.winner.result import Fact, Result, RunFiles, Wrong, plural
 from studyloom.worker_log import read_end
 
 MOST = 2000  # trials shown, besides the notable ones; at 100,000, all of them took 22 GB
@@ -256,13 +256,8 @@ def data_words(stored: StoredStudy, winner: Result | None) -> str:
     return ", ".join(parts)
 
 
-def winner_sections(winner: Result, small: Compressed | None) -> Iterator[Section]:
+def winner_sections(winner: Result) -> Iterator[Section]:
     """Renders the candidates, and what the winner gets right and wrong on the test set."""
-    if small is not None:
-        heads, *rows = small.rows()
-        table = figures.PageTable(heads, rows, words=(0, len(heads) - 1))
-        lines = page.Lines(small.lines())
-        yield section("compressed", [table, lines])
     yield section("candidates", [candidates(winner)])
     if (ablation := winner.ablation) is not None and ablation.rows:
         simple = (
@@ -747,7 +742,7 @@ def read_report(
         yield from running_sections(progress.current)
         yield details_section(stored, snapshot, winner)
         if winner is not None:
-            yield from winner_sections(winner, files.compressed)
+            yield from winner_sections(winner)
             yield from explained_sections(winner)
         yield from search[first:]
         yield from proposer_sections(stored, winner)

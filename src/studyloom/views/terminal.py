@@ -42,7 +42,7 @@ from studyloom.text import (
 from studyloom.views.last_trials import last_trials
 from studyloom.views.progress import WORDS, History, Progress, ProgressReader, Status, wrap
 from studyloom.views.snapshot import Snapshot, format_parameters, format_trial_values, trial_values
-from studyloom.winner.result import CHOSEN, Compressed, Result, short_words
+from studyloom.winner.result import Result, short_words
 
 if TYPE_CHECKING:
     from studyloom.definition.definition import Definition
@@ -224,15 +224,6 @@ class CellConsole(SafeConsole):
         elif not self.quiet:  # in the main thread, so that it belongs to the running cell
             display = import_module("IPython.display").display
             self._output = display(content, raw=True, display_id=True)
-
-
-def print_compressed(record: Compressed, console: Console) -> None:
-    """Prints the variants of a compressed winner, and the chosen one."""
-    # A narrow terminal shows only medians; the report has percentiles too.
-    whole = console.width >= WHOLE
-    rows = [[cell if whole else cell.partition(" (")[0] for cell in row] for row in record.rows()]
-    console.print(render_rows(rows, (0, len(rows[0]) - 1), CHOSEN), soft_wrap=True)
-    say(console, "\n".join(record.lines()))
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studyloom.text import code_in_markdown, format_value, in_markdown, printable
-from studyloom.winner.result import Compressed, Result
+from studyloom.winner.result import Result
 
 if TYPE_CHECKING:
     from studyloom.data.training_data import Part
-
-SMALL_HEADING = "## Compression"
 
 
 def model_card(
@@ -71,18 +69,3 @@ def model_card(
         code = printable(source).replace("\n", "\n    ")
         lines.append(f"## Code\n\n{code_in_markdown(name)} was\n\n    {code}")
     return "\n\n".join(lines) + "\n"
-
-
-def small_section(record: Compressed) -> str:
-    """Returns the section of the model card about a compressed winner."""
-    heads, *rows = record.rows()
-    table = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
-    table.insert(1, ["---"] * len(heads))
-    about = (
-        "`winner.onnx` needs only onnxruntime: its input is `inputs`, (n, …) as in training, its "
-        "output `outputs`; how they were normalized is in its metadata, `studyloom`. All variants "
-        "were measured on a validation set that neither they nor the original were trained on."
-    )
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    listed = "\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in record.lines())
-    return "\n\n".join([SMALL_HEADING, about, listed, lines])

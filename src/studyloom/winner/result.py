@@ -1,4 +1,4 @@
-"""The result of a study: winner.json and compress.json, written, read, moved aside, put into words.
+"""The result of a study: winner.json, written, read, moved aside, put into words.
 
 The keys of winner.json are the fields of these types, which all views read. `Result.facts` is the
 one list of facts in words; views only lay it out. Reading a result does not import torch.
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from studyloom.definition.rule import Rule
 from studyloom.errors import PredictError
@@ -30,18 +30,12 @@ from studyloom.text import (
 )
 
 CARD = "model_card.md"
-RECORD, NETWORK = "compress.json", "winner.onnx"
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
-# Moved aside in this order: without winner.json the others are not a result.
 SIMPLE = "winner.simple.yaml"
-RESULT_FILES = (
-    *("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", RECORD, NETWORK, SIMPLE),
-    "winner",  # the folder of the networks
-)
+RESULT_FILES = ("winner.json", "winner.yaml", "winner.pt", CARD, "report.html", SIMPLE)
 Interval = tuple[float, float]
 DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
-CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
 FOLLOW_SEED = (
     "if the training sets its seed itself, let it use the trial's: run.seed in a loop, {seed} "
     "in a command, objective.seed of a Hydra application"
@@ -822,19 +816,6 @@ class Spread(TypedDict):
     std: float | None
 
 
-class ShortCompressed(TypedDict):
-    """The compressed winner, winner.onnx; its value, and the winner's, on the test set."""
-
-    name: str
-    bytes: int
-    bytes_of_winner: int
-    value: float
-    original: float
-    difference: float
-    within: bool  # whether the 95% interval of the difference is within the margin
-    interval: list[float]
-
-
 class ShortResult(TypedDict):
     """The winner: its value in the search, on new seeds if re-evaluated, and on the test set if
     tested.
@@ -849,7 +830,6 @@ class ShortResult(TypedDict):
     test: Spread | None
     baseline_test: float | None
     examples: int | None
-    compressed: NotRequired[ShortCompressed]
 
 
 def short_words(short: Mapping[str, Any]) -> str:
@@ -873,144 +853,6 @@ def _short_mean(values: Any) -> str:
         case {"mean": int() | float() as mean}:
             return format_value(mean)
     return ""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of a call: the median, the 10th and the 90th percentile."""
-
-    median: float
-    low: float
-    high: float
-    calls: int
-
-
-@dataclass(frozen=True)
-class VariantFacts:
-    """A compressed variant of the winner, with its measurements; `note` says why it failed."""
-
-    name: str
-    note: str | None = None
-    value: float = 0.0
-    drop: float = 0.0
-    drop_interval: Interval = (0.0, 0.0)
-    bytes: int = 0
-    parameters: int = 0
-    latency: dict[str, Latency] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The chosen variant; `medians` are the latencies of it and the original by batch size."""
-
-    name: str
-    bytes: int
-    parameters: int
-    medians: dict[str, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class SmallScores:
-    """The chosen variant compared with the original on the test set.
-
-    Attributes:
-        covers: whether the interval of the difference covers examples.
-        within: whether it shows that the loss is at most the margin.
-    """
-
-    value: float
-    original: float
-    difference: float
-    interval: Interval
-    covers: bool
-    examples: int
-    within: bool = False
-    uses: int = 1
-    earlier: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compressed:
-    """The document compress.json: the compressed winner.
-
-    Attributes:
-        winner: the SHA-256 of winner.pt, and `digest` that of winner.onnx.
-    """
-
-    winner: str
-    digest: str
-    settings: dict[str, Any]
-    metric: Goal
-    threads: int
-    rule: str
-    margin: float
-    original: VariantFacts
-    variants: tuple[VariantFacts, ...]
-    bytes_of_winner: int
-    chosen: Chosen
-    test: SmallScores
-
-    @classmethod
-    def read(cls, run_dir: Path, result: Result) -> "Compressed | None":
-        """Reads compress.json; None if it is missing, or belongs to another winner."""
-        try:
-            record = from_document(json.loads((run_dir / RECORD).read_bytes()), cls)
-            whole = record.digest == digest_of((run_dir / NETWORK).read_bytes())
-        except (OSError, ValueError, RecursionError):
-            return None
-        return record if whole and record.winner == result.files.get("winner.pt") else None
-
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Yields the header of the table of variants, and then a row for each."""
-        heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
-        yield "variant", self.metric.name, *heads
-        for row in (self.original, *self.variants):
-            if row.note is not None:
-                yield row.name, *["–"] * 5, row.note
-                continue
-            low, high = (format_value(end, "+") for end in row.drop_interval)
-            lost = "" if row is self.original else f"{low} to {high}"
-            latencies = (row.latency[batch] for batch in ("1", "64"))
-            times = [f"{each.median:.3g} ({each.low:.3g}–{each.high:.3g})" for each in latencies]
-            mark = CHOSEN if row.name == self.chosen.name else ""
-            yield row.name, format_value(row.value), lost, f"{row.bytes:_}", *times, mark
-
-    def lines(self) -> list[str]:
-        """Returns the lines about the chosen variant."""
-        chosen, test = self.chosen, self.test
-        faster = ", ".join(
-            f"{theirs / ours:.2f}× as fast at batch {batch}"
-            for batch, (ours, theirs) in chosen.medians.items()
-        )
-        low, high = (format_value(end, "+") for end in test.interval)
-        interval = f", 95% interval {low} to {high} over examples" if test.covers else ""
-        verdict = "within" if test.within else "not shown to be within"
-        return [
-            f"chosen {chosen.name} by {self.rule}",
-            f"{self.bytes_of_winner / chosen.bytes:.2f}× smaller: {chosen.bytes:_} bytes, "
-            f"winner.pt has {self.bytes_of_winner:_}",
-            f"{faster}, against PyTorch eager on {plural(self.threads, 'thread')}: medians",
-            f"test {self.metric.name} {format_value(test.value)}, the original has "
-            f"{format_value(test.original)}, on {test.examples:,} examples",
-            f"difference {format_value(test.difference, '+')}{interval}: "
-            f"{verdict} the margin of {format_value(self.margin)}",
-            f"the test set was {format_uses(test.uses)} in this study"
-            f"{', for this very file by an earlier command' if test.earlier else ''}",
-        ]
-
-    def in_short(self) -> ShortCompressed:
-        """Returns the summary that the database stores, next to that of the result."""
-        test = self.test
-        return {
-            "name": self.chosen.name,
-            "bytes": self.chosen.bytes,
-            "bytes_of_winner": self.bytes_of_winner,
-            "value": test.value,
-            "original": test.original,
-            "difference": test.difference,
-            "within": test.within,
-            "interval": [*test.interval],
-        }
 
 
 def to_document(value: Any) -> Any:
@@ -1045,7 +887,11 @@ def move_aside(run_dir: Path) -> Path | None:
     Raises:
         OSError: the files cannot be moved.
     """
-    files = [run_dir / name for name in RESULT_FILES if (run_dir / name).exists()]
+    files = [run_dir / name for name in RESULT_FILES]
+    files.append(run_dir / "winner")  # the folder of the networks
+    files += sorted(run_dir.glob("winner.*"))  # also those that other commands made of it
+    # In this order: without winner.json, which is first, the others are not a result.
+    files = [file for file in dict.fromkeys(files) if file.exists()]
     if not files:
         return None
     earlier = run_dir / "earlier"
@@ -1063,12 +909,10 @@ class RunFiles:
 
     Args:
         winner: from winner.json; None if it belongs to another study.
-        compressed: how the winner was compressed; None if it was not.
         configs: the configurations, as text.
     """
 
     winner: Result | None = None
-    compressed: Compressed | None = None
     configs: str = ""
 
     @classmethod
@@ -1078,5 +922,4 @@ class RunFiles:
         texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
         configs = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
         result = Result.read(run_dir, stored)
-        compressed = None if result is None else Compressed.read(run_dir, result)
-        return cls(result, compressed, configs)
+        return cls(result, configs)

@@ -155,7 +155,6 @@ class ResultStages:
             tested=bool(definition.tested),
             top=settings.top,
             seeds=settings.seeds,
-            compresses=definition.compresses,
             per_hour=None if per_hour is None else float(per_hour),
         )
 

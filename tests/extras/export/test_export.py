@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from studyloom.errors import CompressError
 from studyloom.extras.export import onnx
+from studyloom.extras.export.errors import CompressError
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, check_installed
 from studyloom.installation import pip_install
 

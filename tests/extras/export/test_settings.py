@@ -11,7 +11,6 @@ def test_values_are_read_as_yaml_and_the_rest_stays_at_its_default():
     expected = Settings("min bytes where accuracy > 0.9", ratios=(0.5,), widths=(), threads=2)
     assert Settings.parse(words) == expected
     assert Settings.parse([]) == Settings()
-    assert Settings.parse(["threads=2"], {"margin": 0.1}) == Settings(margin=0.1, threads=2)
 
 
 def test_all_mistakes_are_told_at_once():
@@ -22,17 +21,3 @@ def test_all_mistakes_are_told_at_once():
     assert len(said) == len(words)
     assert any("did you mean margin?" in line for line in said)
     assert any(line.startswith("ratios must be a list of numbers above 0") for line in said)
-
-
-def test_a_config_says_the_same_as_a_command_line():
-    assert [Settings.of(section) for section in (None, False, True, {})] == [
-        *(None, None, Settings(), Settings())
-    ]
-    section = {"margin": 0.01, "ratios": [0.5]}
-    words = ["margin=0.01", "ratios=[0.5]"]
-    settings = Settings.parse(words)
-    assert Settings.of(section) == settings == Settings.of(settings.document())
-    with pytest.raises(ConfigError) as caught:
-        Settings.of({"margn": 1, "margin": True, "widths": 0.5})
-    keys = [line.partition(" ")[0].rstrip(":") for line in caught.value.errors]
-    assert keys == ["compress.margn", "compress.margin", "compress.widths"]

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from studyloom.errors import CompressError
+from studyloom.extras.export.errors import CompressError
 from studyloom.extras.export.networks import count_parameters, distillation, narrow, prune
 from studyloom.models import CNN, MLP, Transformer
 

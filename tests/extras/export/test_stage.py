@@ -1,31 +1,28 @@
-"""Laws of `compress=…` as a stage: told at start, done once, stopped at any step, honest."""
+"""Laws of `studyloom compress`: one command at a time, stopped at any step, honest."""
 
 import signal
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 from filelock import FileLock
-from reevaluated import MIXED, SPLIT, CountedTest, evaluate_winner, stages_of, work
+from reevaluated import MIXED, CountedTest, evaluate_winner, stages_of, work
 from torch import nn
 from toys import LOOP, ask
 
-from studyloom.config.values import value_at
-from studyloom.data.training_data import TrainingData
-from studyloom.errors import CompressError, Stopped
+from studyloom.errors import ConfigError, Stopped
 from studyloom.extras.export import compressor, networks, onnx, variants
 from studyloom.extras.export.compression import compress, compress_winner
 from studyloom.extras.export.compressor import LOCK
+from studyloom.extras.export.errors import CompressError
 from studyloom.extras.export.networks import Original
-from studyloom.extras.export.settings import Settings, find_errors
-from studyloom.study.command_record import StoredCommand, store_result
+from studyloom.extras.export.settings import Settings
+from studyloom.study.command_record import store_result
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.views.terminal import make_console
-from studyloom.winner.result import Result
 
 pytestmark = pytest.mark.nightly
 
@@ -44,35 +41,6 @@ def ended(tmp_path_factory):
     store_result(stages.search.stored, evaluate_winner(stages, test, PAGE).in_short())
     yield stages, test
     stages.close()
-
-
-# At start
-
-
-def errors(*overrides, split=SPLIT):
-    return [*find_errors(ask(*overrides), TrainingData(None, split))]
-
-
-def test_all_mistakes_are_found_before_trial_0(monkeypatch):
-    monkeypatch.setattr(onnx, "PACKAGES", ("onnx_of_nobody",))
-    wrong = "compress={margn: 1, ratios: [2], rule: min bytes}"
-    package, enabled = "needs onnx_of_nobody", "winner.enabled=false chooses no winner"
-    found = errors(wrong, "winner.enabled=false")
-    for words in ("compress.margn: no such key", "did you mean margin?", package, enabled):
-        assert any(words in line for line in found), words
-    assert any(line.startswith("compress.ratios must be a list") for line in found)
-    assert len(found) == 4
-    monkeypatch.setattr(onnx, "PACKAGES", ())
-    for overrides, words in (
-        (("compress=perhaps",), "compress must be true, null, or settings such as"),
-        (("compress={rule: min byts}",), "compress.rule: 'min byts': byts is not known"),
-        (("compress=true", *LOOP), "toys.train; name what makes its network as objective.netw"),
-    ):
-        (line,) = errors(*overrides)
-        assert words in line
-    several = SimpleNamespace(shape=None, input_at=lambda index: None)
-    (line,) = errors("compress=true", split=several)
-    assert "an input of the data is not one tensor" in line
 
 
 # The stage
@@ -118,10 +86,10 @@ def made(monkeypatch):
     return calls
 
 
-def small(ended, settings=SMALL, stop=None, **more):
+def small(ended, settings=SMALL):
     stages, _ = ended
     told = []
-    record = compress(stages, settings, told.append, stop or Stop(), **more)
+    record = compress_winner(stages, settings, told.append, Stop())
     return record, told
 
 
@@ -163,8 +131,8 @@ def test_the_network_of_a_loop_is_made_small_as_it_is(tmp_path, made, monkeypatc
 
 def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it(ended, made):
     stages, test = ended
-    small(ended, repeat=False)
-    record, loaded, steps = (stages.run_dir / "compress.json").read_bytes(), test.loaded, []
+    small(ended)
+    record, loaded, steps = (stages.run_dir / "winner.onnx.json").read_bytes(), test.loaded, []
     for step in (0, 2):
         with Stop() as stop:
 
@@ -175,13 +143,13 @@ def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it
 
             steps.clear()
             with pytest.raises(Stopped):
-                compress(stages, replace(SMALL, calibration=9), say, stop, repeat=False)
+                compress_winner(stages, replace(SMALL, calibration=9), say, stop)
         assert len(steps) == step + 1
-        assert (stages.run_dir / "compress.json").read_bytes() == record
+        assert (stages.run_dir / "winner.onnx.json").read_bytes() == record
     assert test.loaded == loaded
 
 
-def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended, made):
+def test_of_two_commands_at_once_the_second_waits_for_the_first(ended, made):
     stages, _ = ended
     settings, results, waits = replace(SMALL, margin=0.125), [], threading.Event()
 
@@ -190,7 +158,7 @@ def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended,
             assert "waiting for it" in words
             waits.set()
 
-        results.append(compress(stages, settings, say, Stop(), repeat=False))
+        results.append(compress_winner(stages, settings, say, Stop()))
 
     thread = threading.Thread(target=second)
     with FileLock(stages.run_dir / LOCK):
@@ -198,56 +166,27 @@ def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended,
         assert waits.wait(30)
         with pytest.MonkeyPatch.context() as patch:  # this one has the lock
             patch.setattr(compressor, "LOCK", "another.lock")
-            first = compress(stages, settings, lambda words: None, Stop(), repeat=False)
+            first = compress_winner(stages, settings, lambda words: None, Stop())
     thread.join()
-    assert results == [first]
-    assert len(made) == 1
+    assert [record.digest for record in results] == [first.digest]
+    assert results[0].test.earlier, "the test set was used once"
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """Has the config say how the winner is made small."""
-
-    def ask_for(compress):
-        settings = Settings.of(value_at(ask(f"compress={compress}").config, "compress"))
-        monkeypatch.setattr(Settings, "of", lambda section: settings)
-
-    return ask_for
-
-
-def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, made, asked, capsys):
-    stages, _ = ended
-    console = make_console(width=120)
-    asked("{rule: min bytes, ratios: [], widths: [], repeats: 2}")
-    assert compress_winner(stages, Stop(), console, print) is None
-    printed = capsys.readouterr().out
-    assert "unchanged, int8" in printed
-    assert "by min bytes" in printed
-    assert "Compression" in (stages.run_dir / "report.html").read_text()
-    noted = StoredCommand.read(stages.search.stored).result
-    assert noted["compressed"]["bytes"] == (stages.run_dir / "winner.onnx").stat().st_size
-    store_result(stages.search.stored, Result.load(stages.run_dir).in_short())
-    assert StoredCommand.read(stages.search.stored).result == noted, "the result is the same"
-
-
-def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, asked, monkeypatch):
-    stages, _ = ended
-    console = make_console(quiet=True)
-    asked("{rule: 'min bytes where bytes < 9', ratios: [], widths: [], repeats: 1}")
-    failure = compress_winner(stages, Stop(), console, print)
-    assert isinstance(failure, CompressError)
-    assert str(failure).startswith("compress: rule: no variant satisfies min bytes")
-    many, stop = len(made), Stop()
-    stop.requested = "studyloom stop"
-    assert compress_winner(stages, stop, console, print) is None
-    assert len(made) == many
-
-    def failing(*_):
+def test_an_error_of_a_library_is_named_by_its_class(ended, made, monkeypatch):
+    def fails(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Original, "retrained", failing)
-    failure = compress_winner(stages, Stop(), console, print)
-    assert str(failure) == "compress: RuntimeError: out of memory"
+    stages, _ = ended
+    monkeypatch.setattr(Original, "retrained", fails)
+    with pytest.raises(CompressError, match="RuntimeError: out of memory"):
+        compress(stages, ["rule=min bytes", "ratios=[]"], Stop(), make_console(quiet=True))
+
+
+def test_a_rule_that_no_variant_satisfies_is_refused(ended, made):
+    stages, _ = ended
+    words = ["rule=min bytes where bytes < 9", "ratios=[]", "widths=[]", "repeats=1"]
+    with pytest.raises(ConfigError, match="rule: no variant satisfies min bytes"):
+        compress(stages, words, Stop(), make_console(quiet=True))
 
 
 # Who teaches

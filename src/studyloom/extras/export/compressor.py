@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from filelock import FileLock, Timeout
 
 from studyloom.definition.rule import Rule
-from studyloom.errors import CompressError, Stopped
+from studyloom.errors import Stopped
+from studyloom.extras.export.errors import CompressError
 from studyloom.extras.export.networks import (
     Original,
     count_parameters,
 )
 from studyloom.extras.export.onnx import OnnxNetwork
+from studyloom.extras.export.record import NETWORK, RECORD, Chosen, Compressed, Scores
 from studyloom.extras.export.settings import Settings, metric_of
 from studyloom.extras.export.variants import (
     Evaluator,
@@ -22,26 +24,14 @@ from studyloom.extras.export.variants import (
     export,
 )
 from studyloom.files import write_whole
-from studyloom.storage.attributes import COMPRESSED
 from studyloom.storage.ledger import Store
 from studyloom.study.stopping import Stop
-from studyloom.winner.model_card import SMALL_HEADING, small_section
-from studyloom.winner.result import (
-    CARD,
-    NETWORK,
-    RECORD,
-    Chosen,
-    Compressed,
-    Result,
-    SmallScores,
-    digest_of,
-    from_document,
-    to_document,
-    write_json,
-)
+from studyloom.winner.result import Result, digest_of, from_document, to_document, write_json
 from studyloom.winner.stages import ResultStages
 
 LOCK = "compress.lock"  # below the run directory
+# The attribute of the study with what the test set gave, by the digest of winner.onnx.
+TESTED = "compressed"
 OWN_LOOP = "a custom loop trains it, so no smaller network can be trained: it is tried unchanged"
 EXACT = 1e-9  # rounding of means of shares such as 5 of 1,000
 
@@ -81,7 +71,7 @@ class Compressor:
             winner = Original.of_winner(self.stages, settings.calibration)
             network = chosen.recipe.make(winner)
             content = export(winner, network, facts, quantized=chosen.quantized)
-        with self.writing(result) as (current, store):
+        with self.writing(result) as store:
             theirs = evaluator.original_facts.latency
             record = Compressed(
                 winner=result.files["winner.pt"],
@@ -105,11 +95,10 @@ class Compressor:
                 ),
                 test=self._test(evaluator, winner, content, store),
             )
-            # The record has the digest of the network, so that what a killed command has left is
-            # not taken for whole; `complete_card` writes what it has not come to.
+            # The record has the digest of the network, so that a network which a killed command
+            # has not written is missed.
             write_json(run_dir / RECORD, record)
             write_whole(run_dir / NETWORK, content, durable=True)
-            self.complete_card(record, current)
         return record
 
     def _begin(self, words: str) -> None:
@@ -118,17 +107,15 @@ class Compressor:
             raise Stopped
         self.say(words)
 
-    def _test(
-        self, evaluator: Evaluator, winner: Original, content: bytes, store: Store
-    ) -> SmallScores:
+    def _test(self, evaluator: Evaluator, winner: Original, content: bytes, store: Store) -> Scores:
         """Measures a file and the winner on the test set, which is used once for this file.
 
         The result is stored in the database at once.
         """
         key, search, metric = digest_of(content), self.stages.search.stored, evaluator.metric
-        before = search.optuna.user_attrs.get(COMPRESSED) or {}
+        before = search.optuna.user_attrs.get(TESTED) or {}
         if key in before:
-            scores = replace(from_document(before[key], SmallScores), earlier=True)
+            scores = replace(from_document(before[key], Scores), earlier=True)
         else:
             search.count_test_use(store)  # before it, should this be killed
             test = self.stages.data.test()
@@ -136,7 +123,7 @@ class Compressor:
                 evaluate(winner, each, test) for each in (winner.network, OnnxNetwork(content))
             )
             difference = differ(metric, winner, ours, theirs)
-            scores = SmallScores(
+            scores = Scores(
                 value=theirs.score(metric),
                 original=ours.score(metric),
                 difference=difference.mean,
@@ -144,7 +131,7 @@ class Compressor:
                 covers=difference.interval is not None,
                 examples=len(test),
             )
-            store(search.ledger.study_id, COMPRESSED, {**before, key: to_document(scores)})
+            store(search.ledger.study_id, TESTED, {**before, key: to_document(scores)})
         within = min(metric.sign * end for end in scores.interval) >= -evaluator.margin - EXACT
         return replace(scores, within=within, uses=search.test_uses())
 
@@ -175,8 +162,8 @@ class Compressor:
             lock.release()
 
     @contextmanager
-    def writing(self, result: Result) -> Iterator[tuple[Result, Store]]:
-        """Lets no other command write a result; yields what winner.json holds now, and the lease's.
+    def writing(self, result: Result) -> Iterator[Store]:
+        """Lets no other command write a result; yields what stores attributes under the lease.
 
         Args:
             result: what it held before.
@@ -193,20 +180,4 @@ class Compressor:
                     f"{run_dir}: another command has chosen another winner meanwhile; "
                     "run this one again"
                 )
-            yield current, store
-
-    def complete_card(self, record: Compressed, result: Result) -> None:
-        """Writes a record into the model card, if there is one that lacks it.
-
-        winner.json has the card's digest, and goes first as in `Result.write`.
-        """
-        path = self.stages.run_dir / CARD
-        if CARD not in result.files:
-            return
-        before = path.read_text()
-        head = before.partition(SMALL_HEADING)[0].rstrip()
-        card = f"{head}\n\n{small_section(record)}\n"
-        if card != before:
-            files = {**result.files, CARD: digest_of(card.encode())}
-            write_json(path.parent / "winner.json", replace(result, files=files))
-            write_whole(path, card.encode(), durable=True)
+            yield store

@@ -21,7 +21,7 @@ from studyloom.definition.jobs import build_network
 from studyloom.definition.loop import Unstopped
 from studyloom.definition.objective import Attempt
 from studyloom.definition.user_functions import kept_name, weights_of
-from studyloom.errors import CompressError
+from studyloom.extras.export.errors import CompressError
 from studyloom.seeds import derive
 from studyloom.study.stored_study import FINAL_TRAINING
 from studyloom.training.batches import batch_dtype

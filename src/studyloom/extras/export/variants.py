@@ -15,13 +15,14 @@ from studyloom.definition.rule import Condition, Rule
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.extras.export.networks import Original, count_parameters
 from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize
+from studyloom.extras.export.record import Latency, VariantFacts
 from studyloom.extras.export.settings import Settings
 from studyloom.metrics import Goal, Metric
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.result import DataFacts, Latency, Summary, VariantFacts, to_document
+from studyloom.winner.result import DataFacts, Summary, to_document
 from studyloom.winner.statistics import Outputs, compare, resample
 
 BATCHES = (1, 64)
