@@ -118,6 +118,41 @@ def test_what_is_no_schedule_is_named_with_what_is_one():
         assert words in line
 
 
+# Optimizers
+
+
+def optimizer(name, settings="lr: 0.1"):
+    target = f"_target_: torch.optim.{name}, _partial_: true, {settings}"
+    return ("~optimizer", f"+optimizer={{{target}}}")
+
+
+def sparse(shape, outputs, **settings):
+    """A network in which all gradients are sparse."""
+    return Sparse(outputs)
+
+
+class Sparse(torch.nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.rows = torch.nn.Embedding(2, outputs, sparse=True)
+
+    def forward(self, inputs):
+        return self.rows((inputs.flatten(1).sum(1) > 0).long())
+
+
+def test_an_optimizer_that_cannot_train_the_network_is_named_before_trial_0():
+    of_rows = ("model._target_=test_parts.sparse",)
+    for overrides, words in (
+        (optimizer("LBFGS"), "optimizer: LBFGS computes the loss several times in a step"),
+        (optimizer("SparseAdam"), "SparseAdam cannot train the network: RuntimeError: SparseAdam"),
+        ((*of_rows, *optimizer("Adam")), "Adam cannot train the network: RuntimeError: Adam does"),
+    ):
+        (line,) = errors_of(*overrides)
+        assert words in line
+        assert "such as torch.optim.AdamW, or train it yourself" in line
+    check(*of_rows, *optimizer("SparseAdam"))
+
+
 # Steps of one's own
 
 

@@ -5,6 +5,7 @@ branch of the space. Networks are trained on two examples, and a metric sees ran
 """
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -89,7 +90,8 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
 
     It takes two examples, or one if a batch may have only one. A custom step is tried on whole
-    batches; examples that are loaded one by one are first collected into batches.
+    batches; examples that are loaded one by one are first collected into batches. The optimizer
+    makes a step with their gradients.
 
     Args:
         last_batches: how many examples the last batch of an epoch may have.
@@ -120,6 +122,7 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
         with _explained("evaluate", job.evaluate, max(sizes)), torch.no_grad():
             batch, count = next(iter(batches.part(job.valid[: max(sizes)])))
             evaluated = steps.evaluate(model.eval(), batch, count)[1:]
+        _try_step(run)  # last: a large learning rate may spoil the network
     if isinstance(split, Split) and job.evaluate is None:
         return  # the metric is tried on whole folds
     if job.evaluate is None:
@@ -133,6 +136,30 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
         raise ValueError(
             f"objective.metric={job.metric.name}: {describe_error(error)}; the outputs and targets "
             f"of the evaluation are {shapes}"
+        ) from error
+
+
+def _try_step(run: JobRun) -> None:
+    """Makes a step of the optimizer on the gradients that the weights have.
+
+    Raises:
+        ValueError: the optimizer cannot train the network.
+    """
+    optimizer = run.optimizer
+    name = type(optimizer).__name__
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer: {name} computes the loss several times in a step (its closure), and "
+            "studyloom computes it once for each batch; choose another one, such as "
+            f"torch.optim.AdamW, {TRAIN_IT_YOURSELF}"
+        )
+    try:
+        run.optimizer_step()
+    except Exception as error:
+        raise ValueError(
+            f"optimizer: {name} cannot train the network: {describe_error(error)}; choose another "
+            f"one, such as torch.optim.AdamW, {TRAIN_IT_YOURSELF}"
         ) from error
 
 
