@@ -55,6 +55,7 @@ def test_what_is_misspelt_or_left_over_is_a_mistake_with_its_suggestion(capsys):
     for words, said in (
         (["statsu"], "did you mean status?"),
         (["\x1b[2Jstatus"], "\\x1b[2Jstatus: no such command"),
+        (["trials", "runs/x", "--trial", "39"], "--trial 39; --trial is an option of replay"),
         (["compress", "runs/x", "--jsn", "margin=1"], "arguments: --jsn; did you mean --json"),
     ):
         with pytest.raises(SystemExit) as caught:

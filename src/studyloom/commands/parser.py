@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import itertools
 import re
 import shutil
 import textwrap
@@ -70,8 +71,14 @@ class Parser(argparse.ArgumentParser):
             found.settings = found.settings + [word for word in left if not word.startswith("-")]
             left = [word for word in left if word.startswith("-")]
         if left:
-            known = sorted({o for each in self.commands.values() for o in options_of(each)})
-            wrong = nearest(left[0].partition("=")[0], known) if left[0].startswith("-") else ""
+            option = left[0].partition("=")[0]
+            options = {name: options_of(command) for name, command in self.commands.items()}
+            owners = [name for name in options if option in options[name]]
+            wrong = ""
+            if owners:
+                wrong = f"; {option} is an option of {', '.join(owners)}"
+            elif option.startswith("-"):
+                wrong = nearest(option, sorted({*itertools.chain(*options.values())}))
             self.error(f"unrecognized arguments: {' '.join(left)}{wrong}")
         return found
 
