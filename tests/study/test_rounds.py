@@ -10,7 +10,7 @@ from promoting import standing
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.seeds import derive
 from studyloom.storage.attributes import FAILURE, PAUSED, SEGMENTS
-from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Segment
+from studyloom.storage.ledger import DONE, HELD, OPEN, OWN, UNCLAIMED, Fault, Segment
 from studyloom.storage.trial_buffer import paused_as_pruned
 from studyloom.study.asha import AshaPruner
 from studyloom.study.extrapolation import mark_worse_than_complete
@@ -61,10 +61,12 @@ class Trial:
 class Rounds:
     """A search whose workers claim, train, pause and die in a random order."""
 
+    fails_above = 0.9  # trials of larger hyperparameters fail in their fourth epoch
+
     def __init__(self, order, workers, seed, deaths=0.0, several=False):
         self.order, self.workers, self.several = order, workers, several
         self.fate, self.deaths, self.most = random.Random(seed), deaths, 0
-        self.trials, self.ending = {}, set()
+        self.trials, self.ending, self.halted = {}, set(), False
 
     def standings(self, me):
         for slot in range(TRIALS):
@@ -84,10 +86,14 @@ class Rounds:
                 ),
                 paused=max(trial.rungs, default=None),
                 segments=[Segment(*each) for each in trial.segments],
+                failure=Fault("error", "a bug") if trial.failed else None,
             )
 
     def run(self):
         while sum(trial.state.is_finished() for trial in self.trials.values()) < TRIALS:
+            if self.order.halting([*self.standings(None)]) is not None:
+                self.halted = True
+                break
             self.step(self.fate.randrange(self.workers))
         return [
             (trial.number, trial.segments, trial.value, trial.state, trial.epochs, trial.rungs)
@@ -114,7 +120,7 @@ class Rounds:
             held.holder = None
         else:
             before, held.epochs = held.epochs, held.epochs + 1
-            if held.value > 0.9 and held.epochs == 4:
+            if held.value > self.fails_above and held.epochs == 4:
                 held.failed = True
             elif held.epochs < EPOCHS and self.order.pauses_at(held.number, before, held.epochs):
                 held.rungs.append(held.epochs)
@@ -168,3 +174,33 @@ def test_the_trials_are_the_same_for_any_workers_in_any_order_and_through_kills(
     for seed in range(3):
         for workers, deaths in ((1, 0.1), (2, 0.0), (4, 0.2), (9, 0.05)):
             assert Rounds(order, workers, seed, deaths, several).run() == expected
+
+
+def test_whether_and_where_a_search_halts_is_the_same_for_any_workers(monkeypatch):
+    monkeypatch.setattr(Rounds, "fails_above", 0.55)
+    halted = set()
+    for most in (1, 2, 3, 4):
+        order = RoundOrder(AshaPruner(1000).order((ACCURACY,)), 2, most)
+        first = Rounds(order, 1, 0)
+        expected = first.run()
+        halted.add(first.halted)
+        for seed in range(3):
+            for workers, deaths in ((2, 0.0), (4, 0.2), (9, 0.05)):
+                other = Rounds(order, workers, seed, deaths)
+                assert other.run() == expected
+                assert other.halted == first.halted
+    assert halted == {True, False}
+
+
+def test_a_search_that_is_started_again_halts_only_with_a_later_failure():
+    faults = [Fault("error", "a bug")] * 4
+    order = AshaPruner(1000).order((ACCURACY,))
+    trials = [
+        replace(standing(slot, DONE, 0.1, order=order), segments=[Segment(slot, 0)], failure=fault)
+        for slot, fault in enumerate(faults)
+    ]
+    waiting = [standing(slot, UNCLAIMED, order=order) for slot in range(4, 9)]
+    standings = [*trials, *waiting]
+    assert RoundOrder(order, 1, 3).halting(standings) == "a bug"
+    assert RoundOrder(order, 1, 3, halted_at=4).halting(standings) is None
+    assert RoundOrder(order, 1, 4).halting(standings) is None

@@ -19,6 +19,7 @@ FORMAT = "format"  # int: of all that is stored with a study and its trials
 VERSION = "studyloom"  # str: the version of studyloom that made the study
 DEFINITION = "definition"  # dict[str, Any]: the study definition, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
+HALTED_AT = "halted_at"  # int, of a search in rounds: the segments that it had when it did so last
 BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is spent
 EARLY_END = "early_end"  # dict[str, Any] | None: why it has ended so, decided once
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
@@ -92,7 +93,7 @@ class Resumed(TypedDict):
 TYPES: dict[str, Any] = {
     **dict.fromkeys((DEFINITION, STAGES, RESULT, PROVENANCE), dict[str, Any]),
     **dict.fromkeys((HALTED, RULE, FAILURE, REASON), str | None),
-    **dict.fromkeys((TEST_USES, PLANNED_EPOCHS, PLANNED_JOBS, REPEATS), int),
+    **dict.fromkeys((HALTED_AT, TEST_USES, PLANNED_EPOCHS, PLANNED_JOBS, REPEATS), int),
     EPOCHS: dict[str, list[float | int | None]],
     TIMES: dict[str, float | int],
     STANDARD_ERROR: float | int,

@@ -33,7 +33,16 @@ from studyloom.errors import ClaimLost, StorageError, StorageLost
 from studyloom.processes import host_id, is_alive, running_beside, worker_id
 from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, LARGEST, RUNGS, SEGMENTS, SLOT, UUID
+from studyloom.storage.attributes import (
+    BASELINE,
+    FAILURE,
+    LARGEST,
+    REASON,
+    RUNGS,
+    SEGMENTS,
+    SLOT,
+    UUID,
+)
 from studyloom.storage.database import LEASE, RENEWALS, RetryingStorage, call_state
 from studyloom.storage.optuna_internals import TrialIntermediateValueModel
 from studyloom.storage.sql import REPORTS, TRIALS, USER_ATTRIBUTES
@@ -274,6 +283,13 @@ class HeldClaim(NamedTuple):
 UNCLAIMED, OPEN, OWN, HELD, DONE = "unclaimed", "open", "own", "held", "done"
 
 
+class Fault(NamedTuple):
+    """The failure of a trial: its kind, such as error, and the reason."""
+
+    kind: str
+    reason: str
+
+
 class RungReport(NamedTuple):
     """The report of a trial at a rung: its first at the rung's step or later."""
 
@@ -298,6 +314,7 @@ class Standing:
     costs: Mapping[str, float] = field(default_factory=dict)  # by the names in the request
     paused: int | None = None  # the step at which it was paused last
     segments: Sequence[Segment] = ()  # so far, in a search in rounds
+    failure: Fault | None = None  # of a trial that has failed
 
 
 class Next(NamedTuple):
@@ -367,7 +384,8 @@ def _read_standings(
     connection: sa.Connection, order: Order, of: Mapping[str, Any], slots: Sequence[int]
 ) -> dict[int, Standing]:
     """Reads how far the trials of some slots have come, but not the states of the slots."""
-    asked = {**of, "slots": json.dumps(slots), "names": [BASELINE, RUNGS, SEGMENTS, *order.costs]}
+    names = [BASELINE, RUNGS, SEGMENTS, FAILURE, REASON, *order.costs]
+    asked = {**of, "slots": json.dumps(slots), "names": names}
     value_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     reported = defaultdict[int, list[RungReport]](list)
     for slot, step, *value in connection.execute(REPORTED, asked):
@@ -383,6 +401,9 @@ def _read_standings(
             rung: next(report for report in reports if report.step >= rung)
             for rung in (order.rungs(last) if last is not None else ())
         }
+        failure = None
+        if FAILURE in of_trial:
+            failure = Fault(str(of_trial[FAILURE]), str(of_trial.get(REASON)))
         costs = {name: float(of_trial[name]) for name in order.costs if name in of_trial}
         found[slot] = Standing(
             slot=slot,
@@ -393,6 +414,7 @@ def _read_standings(
             costs=costs,
             paused=max(of_trial.get(RUNGS, ()), default=None),
             segments=tuple(Segment(*each) for each in of_trial.get(SEGMENTS, ())),
+            failure=failure,
         )
     return found
 

@@ -80,6 +80,7 @@ TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
 # They have used up their attempts or their time, so that no candidate is trained again after one.
 USED_UP = (CRASHED, TIMEOUT)
 CODE_ERRORS = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
+HALTING = (*CODE_ERRORS, CRASHED)  # of which `max_failures` in a row for one reason halt the study
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Limits:
         lease: seconds for which a worker keeps its trial without a sign of life.
         trial_timeout: seconds that a trial may take; None for no limit.
         max_attempts: how many workers a trial may crash before it has failed.
-        max_failures: trials in a row that may fail for the same reason before the study stops.
+        max_failures: trials in a row that may fail for the same reason before the study stops; in a
+            search in rounds they are counted by segment, see `rounds`.
         repeats: whether several trials may have the same configuration.
     """
 

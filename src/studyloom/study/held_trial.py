@@ -49,6 +49,7 @@ class HeldTrial:
     Attributes:
         is_search: whether it is a trial of the search. A training of a later stage that has failed
             is tried again once: each candidate needs all its seeds.
+        in_rounds: whether failures in a row are counted by segment, see `rounds`.
         provenance: what is needed to train the trial again; None if that is impossible.
         progress: whether a step was reported that no earlier worker had reached.
         raised: the exception that a report raised last. The objective may catch it or raise another
@@ -64,6 +65,7 @@ class HeldTrial:
     watch: Stopwatch
     on_end: Callable[[FrozenTrial], None] = lambda trial: None
     is_search: bool = True
+    in_rounds: bool = False
     provenance: Provenance | None = field(default=None, init=False)
     progress: bool = field(default=False, init=False)
     raised: BaseException | None = field(default=None, init=False)
@@ -165,16 +167,18 @@ class HeldTrial:
         A first trial that crashed its workers does not count by itself: the host may be the cause.
         Nor does the first training of a later stage: the search has shown that the code works.
         """
-        if failure.kind not in (*failures.CODE_ERRORS, failures.CRASHED):
+        if failure.kind not in failures.HALTING:
             return False
         # Its slot, and not its number: another program may have added a trial before it.
         first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
+        mistaken = self.is_search and first and failure.kind in failures.CODE_ERRORS
+        if mistaken or self.in_rounds:
+            return mistaken
         ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         last = ended[-self.limits.max_failures :]
         same = [trial for trial in last if TrialRecord(trial).reason == failure.reason]
-        mistaken = self.is_search and first and failure.kind in failures.CODE_ERRORS
-        return mistaken or len(same) == self.limits.max_failures
+        return len(same) == self.limits.max_failures
 
     def tell(self, value: float | None, state: TrialState, *, again: bool = False) -> None:
         """Ends the trial, with the value of the metric if it has one, and its claim.

@@ -7,19 +7,24 @@ the last two: the one that is being decided, and the one before it, whose segmen
 These count as running, whether they run or have ended. So workers decide when a segment is trained,
 but not which segments there are.
 
+In the same way the study halts if `study.max_failures` segments in a row have failed for one
+reason: before the first decision that knows them, once all segments before it have ended.
+
 No plan is stored. A worker that claims a slot decides the next segment in its claim, as soon as
 those that count have ended, and those before it have their configurations. Otherwise it waits. A
 segment whose worker has died is claimed before others.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from optuna import Study
 
-from studyloom.storage.ledger import DONE, HELD, OPEN, Next, Segment, Standing
+from studyloom.storage.ledger import DONE, HELD, OPEN, Fault, Next, Segment, Standing
+from studyloom.study import failures
 from studyloom.study.asha import AshaOrder
 from studyloom.study.extrapolation import seen_in_rounds
 
@@ -33,10 +38,15 @@ class RoundOrder:
     Args:
         order: decides from what is known; without rungs if no trial pauses.
         width: how many segments a round has.
+        max_failures: how many segments in a row may fail for one reason before the study halts.
+        halted_at: the number of segments when the study halted last: since it was started again,
+            failures count only together with a later one.
     """
 
     order: AshaOrder
     width: int
+    max_failures: int = sys.maxsize
+    halted_at: int = 0
 
     @property
     def costs(self) -> list[str]:
@@ -63,7 +73,10 @@ class RoundOrder:
         return seen_in_rounds(study, partial(_unknown_from, known=self.known(segment.number)))
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
-        """Returns the slot to claim; see `storage.ledger.Order`. No bound ends such a search."""
+        """Returns the slot to claim; see `storage.ledger.Order`. No bound ends such a search.
+
+        None if the study halts, see `halting`.
+        """
         begun = {s.slot: s.segments for s in standings if s.segments}
         running = [s for s in standings if s.segments and not _rests(s)]
         if idle := [s for s in running if s.state != HELD]:
@@ -77,6 +90,8 @@ class RoundOrder:
         drawing = any(s.segments[-1].start is None for s in running)
         number = last + 1
         while not drawing and self.known(number) <= oldest:
+            if self._failing(standings, self.known(number)) is not None:
+                return None
             if (found := self.order.choose(self.view(standings, self.known(number)))) is not None:
                 before = begun.get(found.slot, ())
                 start = next(s.last for s in standings if s.slot == found.slot) if before else None
@@ -84,6 +99,43 @@ class RoundOrder:
             if self.known(number) > last:
                 return self._to_end(standings, self.known(number))
             number += self.width - number % self.width  # nothing else is known in this round
+        return None
+
+    def halting(self, standings: Sequence[Standing]) -> str | None:
+        """Returns why the study halts now; None if a slot can be claimed, or a segment runs."""
+        if any(s.segments and not _rests(s) for s in standings) or self.choose(standings):
+            return None
+        segments = [segment.number for s in standings for segment in s.segments]
+        later = max(segments, default=-1) + 1 + 2 * self.width  # a decision that knows all of them
+        return self._failing(standings, self.known(later))
+
+    def _failing(self, standings: Sequence[Standing], known: int) -> str | None:
+        """Returns the reason for which `max_failures` of the first segments in a row have failed.
+
+        Args:
+            known: how many segments count.
+        """
+        faults: dict[int, Fault | None] = {}
+        for standing in standings:
+            for segment in standing.segments:
+                faults[segment.number] = None
+            if standing.segments and standing.failure is not None:
+                faults[standing.segments[-1].number] = standing.failure
+        in_a_row = 0
+        before: Fault | None = None
+        for number in sorted(faults):
+            fault = faults[number]
+            if number >= known:
+                break
+            if fault is None or fault.kind not in failures.HALTING:
+                in_a_row = 0
+            elif before is not None and fault.reason == before.reason:
+                in_a_row += 1
+            else:
+                in_a_row = 1
+            before = fault
+            if fault is not None and in_a_row >= self.max_failures and number >= self.halted_at:
+                return fault.reason
         return None
 
     def view(self, standings: Sequence[Standing], known: int) -> list[Standing]:

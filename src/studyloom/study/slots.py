@@ -11,10 +11,18 @@ from studyloom.errors import ClaimLost, LaunchError
 from studyloom.seeds import derive
 from studyloom.space.samplers import any_point, identify
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, PAUSED, SEGMENTS, SLOT, WORKER
+from studyloom.storage.attributes import (
+    BASELINE,
+    HALTED,
+    HALTED_AT,
+    PAUSED,
+    SEGMENTS,
+    SLOT,
+    WORKER,
+)
 from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
-from studyloom.study.asha import AshaPruner
+from studyloom.study.asha import AshaOrder, AshaPruner
 from studyloom.study.held_trial import HeldTrial
 from studyloom.study.rounds import RoundOrder
 from studyloom.study.stage import Stage
@@ -32,9 +40,10 @@ class SlotQueue:
 
     Args:
         owner: the id of the worker.
+        max_failures: of `failures.Limits`, which a search in rounds counts by segment.
     """
 
-    def __init__(self, stage: Stage, owner: str) -> None:
+    def __init__(self, stage: Stage, owner: str, max_failures: int) -> None:
         self.stage, self.stored, self.owner = stage, stage.stored, owner
         self.baseline = stage.source.baseline
         pruner = self.stored.optuna.pruner
@@ -43,7 +52,10 @@ class SlotQueue:
         if not isinstance(pruner, AshaPruner):
             pruner = AshaPruner(sys.maxsize)  # without rungs
         order = pruner.order(self.stored.goals) if self.pauses or width else None
-        self.order = RoundOrder(order, width) if order and width else order
+        self.order: AshaOrder | RoundOrder | None = order
+        if order is not None and width:
+            (halted_at,) = self.stored.attributes(HALTED_AT)
+            self.order = RoundOrder(order, width, max_failures, halted_at or 0)
         self.stored.storage.whole = self.in_rounds
 
     @property
@@ -56,6 +68,20 @@ class SlotQueue:
         return self.stored.ledger.claim(
             self.owner, self.stage.trials, lease, self._make, begun=ended, order=self.order
         )
+
+    def halt(self) -> None:
+        """Halts a search in rounds whose segments fail, once it can neither begin nor end one.
+
+        In other searches the worker whose trial has failed does so, see `HeldTrial.fail`.
+        """
+        if not isinstance(self.order, RoundOrder):
+            return
+        standings = self.stored.ledger.standings(self.owner, self.stage.trials, self.order)
+        reason = self.order.halting(standings)
+        if reason is not None:
+            segments = [segment.number for s in standings for segment in s.segments]
+            self.stored.optuna.set_user_attr(HALTED_AT, max(segments) + 1)
+            self.stored.optuna.set_user_attr(HALTED, reason)
 
     def _make(self, connection: Connection, slot: int) -> int:
         first = {BASELINE: True} if slot == 0 and self.baseline is not None else {}

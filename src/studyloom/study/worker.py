@@ -86,7 +86,7 @@ class Worker:
         stage, ledger, lease = self.stage, self.stored.ledger, self.limits.lease
         begins = bool(stage.strategy.keeps_state)
         self.stored.optuna.pruner = stage.strategy.pruner()
-        slots = SlotQueue(stage, worker_id(os.getpid()))
+        slots = SlotQueue(stage, worker_id(os.getpid()), self.limits.max_failures)
         first, longest = ROUND_WAITS if slots.in_rounds else (WAIT, LONGEST_WAIT)
         wait = first
         while not self.stopping():
@@ -102,6 +102,7 @@ class Worker:
                 self.finish_claim(claim, slots)
                 wait = first
             elif ledger.todo(stage.trials, begun=ended):
+                slots.halt()
                 self.idle(wait)
                 wait = min(1.5 * wait, longest)
                 ledger.record_gone()
@@ -153,6 +154,7 @@ class Worker:
             self.watch,
             self.on_end,
             is_search=self.stage.is_search,
+            in_rounds=slots.in_rounds,
         )
         if claim.ends_pruned or claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.end_untrained(frozen, held)
