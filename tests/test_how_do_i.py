@@ -45,8 +45,9 @@ def call(code: str, folder: Path, **names: object) -> sl.Study:
 def test_fix_change_limit_and_stop():
     asked = ("fix one hyperparameter", "change the search space", "stop early")
     overrides = [override for task in asked for override in code_for(task)]
-    limits = code_for("limit memory and GPUs of a trial")[:-1]
-    done = study_here(*overrides, *limits, "--dry-run")
+    limits = code_for("limit the size of a model")
+    sharing = code_for("share a GPU between trials")[:-1]
+    done = study_here(*overrides, *limits, *sharing, "--dry-run")
     assert done.returncode == 0, done.stderr
     tree, config = done.stdout.split("one configuration")
     assert "train.batch_size" not in tree

@@ -21,9 +21,7 @@ if TYPE_CHECKING:  # torch is not imported only for names, as in `studyloom stat
 Direction = Literal["maximize", "minimize"]
 DIRECTIONS = ("maximize", "minimize")
 Score = Callable[["Tensor", "Tensor"], Any]
-MEMORY = "memory_gib"  # that a training holds at its peak: see `training.memory`
-# What a network may cost: known before training, and the less the better.
-COSTS = ("parameters", "flops", "latency_ms", MEMORY)
+COSTS = ("parameters", "flops")  # of a network, known before its training: the less the better
 ANYTHING = (-math.inf, math.inf)
 
 

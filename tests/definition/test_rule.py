@@ -9,7 +9,7 @@ from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
 
 PARAMETERS = Goal("parameters", "minimize")
-KNOWN = (ACCURACY, PARAMETERS, Goal("latency_ms", "minimize"))
+KNOWN = (ACCURACY, PARAMETERS, Goal("flops", "minimize"))
 
 
 def errors_of(text, known=KNOWN):
@@ -19,21 +19,21 @@ def errors_of(text, known=KNOWN):
 
 
 def test_a_rule_is_read_and_written_so_that_it_is_read_the_same():
-    bounds = (Condition("accuracy", ">=", 0.95), Condition("latency_ms", "<=", -25))
+    bounds = (Condition("accuracy", ">=", 0.95), Condition("flops", "<=", -25))
     for text, rule in {
         "max accuracy": Rule(Goal("accuracy", "maximize")),
-        "  min parameters where accuracy>=.95 and latency_ms <= -2.5E+1": Rule(PARAMETERS, bounds),
+        "  min parameters where accuracy>=.95 and flops <= -2.5E+1": Rule(PARAMETERS, bounds),
     }.items():
         assert Rule.parse(text, KNOWN) == rule
         assert Rule.parse(str(rule), KNOWN) == rule
 
 
 def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
-    rule = Rule.parse("max accuracy where parameters < 50_000 and latency_ms <= 2", KNOWN)
-    known = {"accuracy": 0.9, "parameters": 49_999.0, "latency_ms": 2.0}
+    rule = Rule.parse("max accuracy where parameters < 50_000 and flops <= 2", KNOWN)
+    known = {"accuracy": 0.9, "parameters": 49_999.0, "flops": 2.0}
     assert rule.holds(known)
     assert not rule.holds(known | {"parameters": 50_000.0})
-    assert not rule.holds(known | {"latency_ms": math.nan})
+    assert not rule.holds(known | {"flops": math.nan})
     assert not rule.holds({name: known[name] for name in ("accuracy", "parameters")})
     for value in (0.1 + 0.2, 0.9722222222222222, 1 / 3):
         copied = Rule.parse(f"max accuracy where accuracy >= {value}", KNOWN)
@@ -45,7 +45,7 @@ def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
 def test_names_that_are_not_known_and_a_wrong_direction_are_told_together():
     errors = errors_of("min accuracy where parameter < 5 and size > 1 and parameter > 3")
     assert len(errors) == 3
-    assert "there are accuracy, parameters, latency_ms; did you mean parameters?" in errors[0]
+    assert "there are accuracy, parameters, flops; did you mean parameters?" in errors[0]
     assert "objective.metric or objective.constraints names it" in errors[0]
     assert "size is not known" in errors[1]
     assert errors[2].endswith("more accuracy is better; write max accuracy")

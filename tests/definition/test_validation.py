@@ -379,7 +379,6 @@ TIMED = {
     ("pruner=median",): "pruner=median compares by MedianPruner with what has been reported until",
     ("pruner=auto", *LOOP): "pruner=auto compares by MedianPruner",
     ("+sampler.keeps_state=true",): "the sampler keeps its state in one process, which may die",
-    ("objective.constraints={latency_ms: '<= 2'}",): "latency_ms is never the same twice",
 }
 DETERMINISTIC = "study.deterministic=true"
 

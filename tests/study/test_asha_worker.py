@@ -138,7 +138,7 @@ def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, checkpoints):
 
 
 def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypatch):
-    """A latency is never the same twice, and the trial was ranked by the first."""
+    """The trial was ranked by the first."""
     measured, whole = [], NetworkDefinition.measure_costs
 
     def drifting(self, point, data):

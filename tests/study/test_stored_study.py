@@ -21,7 +21,7 @@ def test_the_front_is_what_brute_force_finds_unbeaten_the_best_by_the_metric_fir
     points = np.random.default_rng(0).integers(0, 6, (24, 2)).astype(float)  # many are alike
     drawn = [None if place % 7 == 3 else (a / 8, p) for place, (a, p) in enumerate(points)]
     stored = two_sided(sqlite_url, *drawn)
-    fill(stored, create_trial(values=[2.0, 0.0], constraints={"latency_ms": 0.5}))
+    fill(stored, create_trial(values=[2.0, 0.0], constraints={"flops": 0.5}))
     fill(stored, create_trial(state=TrialState.PRUNED, constraints={"diverged": 1.0}))
     fill(stored, create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.99}))
     whole = {number: values for number, values in enumerate(drawn) if values is not None}

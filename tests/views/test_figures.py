@@ -370,7 +370,7 @@ def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(sqlite
     stored = two_sided(
         sqlite_url, (0.90, 3000), (0.95, 3000), (0.80, 100), (0.85, 200), (0.84, 900), None
     )
-    fill(stored, create_trial(values=[0.99, 50], constraints={"latency_ms": 1.0}))
+    fill(stored, create_trial(values=[0.99, 50], constraints={"flops": 1.0}))
     snapshot = take_snapshot(stored)
     marked = {"baseline": snapshot.baseline, "best": snapshot.best, "winner": stored.trials()[3]}
     table = figures.PageTable(("trial",), [])

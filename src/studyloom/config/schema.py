@@ -71,7 +71,7 @@ class ObjectiveSection:
     seeds: int = key(1, "trainings per fold; a trial's value is the mean")
     metric: Any = key("accuracy", "a name, a `_target_`, or a list such as `[accuracy,parameters]`")
     direction: Any = key(None, "`maximize` or `minimize`, if the metric does not say it")
-    constraints: Any = key(None, 'limits: `{parameters: "<= 100_000", latency_ms: "<= 2"}`')
+    constraints: Any = key(None, 'limits: `{parameters: "<= 100_000", flops: "<= 1e9"}`')
     _target_: str | None = key(
         None, "your own loop, `(config, run)` or `(run, **params)`, or Optuna's `(trial)`"
     )

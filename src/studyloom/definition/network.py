@@ -1,12 +1,10 @@
 """The definition of a study whose trials train networks in PyTorch, and what a network costs.
 
-Its parameters, operations, milliseconds and memory are measured before it is trained.
+Its parameters and operations are counted before it is trained.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -19,17 +17,12 @@ from studyloom.definition.jobs import RECORDED, build_jobs, network_goals, steps
 from studyloom.definition.objective import Attempt, NetworkObjective
 from studyloom.definition.preflight import try_networks
 from studyloom.definition.rule import Condition, Cost
-from studyloom.metrics import MEMORY
 from studyloom.space.tree import Point
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
-from studyloom.training.memory import predict_memory
 from studyloom.training.optimizer import freeze
 from studyloom.training.steps import apply_network
 from studyloom.training.trainer import Training
-
-WARM_UP = 5  # calls of a network before its latency is measured
-TIMED = 30  # calls whose median is the latency
 
 
 @dataclass(frozen=True)
@@ -75,9 +68,8 @@ class NetworkDefinition(Definition):
         if not self.limits and not costs:
             return []
         assert data.split is not None
-        jobs = self.jobs(point, data.folds, 0)
-        together = 1 if self.in_turn else len(jobs)
-        return measure_costs(costs, self.limits, jobs[0], data.split, together)
+        job = self.jobs(point, data.folds, 0)[0]
+        return measure_costs(costs, self.limits, job, data.split)
 
     def try_out(self, data: TrainingData) -> Iterable[str]:
         return try_networks(self, data)
@@ -100,60 +92,30 @@ def count_flops(model: nn.Module, example: Any) -> float:
     return float(counter.get_total_flops())
 
 
-def measure_latency(model: nn.Module, example: Any) -> float:
-    """Measures the milliseconds of one forward pass: the median of 30, on this worker's device."""
-    on_gpu = any(parameter.device.type != "cpu" for parameter in model.parameters())
-
-    def call() -> float:
-        began = perf_counter()
-        apply_network(model, example)
-        if on_gpu:
-            torch.accelerator.synchronize()
-        return perf_counter() - began
-
-    for _ in range(WARM_UP):
-        call()
-    return 1e3 * median(call() for _ in range(TIMED))
-
-
-# Called with a network in eval mode, and a batch of one example on its device. MEMORY is that of a
-# training, and not of a call.
+# Called with a network in eval mode, and a batch of one example on its device.
 MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
     "parameters": count_parameters,
     "flops": count_flops,
-    "latency_ms": measure_latency,
 }
 
 
 @torch.inference_mode()
 def measure_costs(
-    quantities: Collection[str],
-    limits: Sequence[Condition],
-    job: Job,
-    split: Part,
-    together: int = 1,
+    quantities: Collection[str], limits: Sequence[Condition], job: Job, split: Part
 ) -> list[Cost]:
     """Measures what a job's network costs on the first example of a set, limited costs first.
 
-    The random state is not changed. A network beyond its limit of memory is not moved to its
-    device, and its other costs stay unknown.
+    The random state is not changed.
 
     Args:
         quantities: those of COSTS to measure in addition to the limited ones.
-        together: how many such jobs are trained in lockstep.
     """
     limit_of = {limit.name: limit for limit in limits}
     names = dict.fromkeys([*limit_of, *quantities])
-    costs = []
-    if MEMORY in names:
-        costs = [Cost(MEMORY, predict_memory(job, split, together), limit_of.get(MEMORY))]
-        if costs[0].excess > 0:
-            return costs
     with torch.random.fork_rng(devices=[]):
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.device).eval()
         freeze(model, job.groups)
         batches = make_batches(job, split)
         batches.fit(model)
         example = next(batches.part(torch.zeros(1, dtype=torch.int64, device=split.device)))[0]
-        measured = {name: MEASURES[name](model, example) for name in names if name != MEMORY}
-    return [*costs, *(Cost(name, cost, limit_of.get(name)) for name, cost in measured.items())]
+        return [Cost(name, MEASURES[name](model, example), limit_of.get(name)) for name in names]

@@ -26,10 +26,9 @@ from studyloom.errors import (
     messages_of,
     or_train_it_yourself,
 )
-from studyloom.metrics import MEMORY, METRICS, Metric
+from studyloom.metrics import METRICS, Metric
 from studyloom.text import as_yaml
 from studyloom.training.job import Job
-from studyloom.training.memory import predict_memory
 from studyloom.training.optimizer import check_schedule
 from studyloom.training.steps import apply_network, on_threads
 from studyloom.training.trainer import JobRun
@@ -57,9 +56,6 @@ def try_networks(definition: Definition, data: TrainingData) -> Iterator[str]:
                 later = [torch.arange(len(split)), *(train for train, _ in uneven)]
                 jobs_later = [replace(jobs[0], train=train) for train in later]
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, *jobs_later]})
-                limited = MEMORY in [limit.name for limit in definition.limits]
-                if not probe and (limited or MEMORY in [goal.name for goal in definition.goals]):
-                    predict_memory(jobs[0], split)
                 continue
             except Exception as error:  # of a user's class: better now than in trial 17
                 errors = messages_of(error, describe_error(error))

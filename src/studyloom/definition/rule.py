@@ -175,7 +175,7 @@ class Rule:
 
 
 def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Condition]:
-    """Parses `objective.constraints`, such as {parameters: "<= 100_000", latency_ms: "<= 2"}.
+    """Parses `objective.constraints`, such as {parameters: "<= 100_000", flops: "<= 1e9"}.
 
     Args:
         known: the quantities that can have a limit; None for any.

@@ -5,7 +5,6 @@ can use no GPU two that are made up: commands see them, and all is computed on t
 """
 
 import functools
-import itertools
 import json
 import math
 import os
@@ -33,7 +32,6 @@ from studyloom.study.opening import open_study
 from studyloom.study.stored_study import trial_rows
 from studyloom.text import in_markdown, name_error, shorten
 from studyloom.training.job import Job
-from studyloom.training.memory import predict_memory
 from studyloom.training.trainer import Training
 from studyloom.views.doctor import devices, versions
 
@@ -67,11 +65,9 @@ class Probe(nn.Module):
         explodes: whether it then allocates more memory than there is.
     """
 
-    def __init__(
-        self, shape: Sequence[int], outputs: int, explodes: bool = False, width: int = 32
-    ) -> None:
+    def __init__(self, shape: Sequence[int], outputs: int, explodes: bool = False) -> None:
         super().__init__()
-        ends = nn.Linear(math.prod(shape), width), nn.Linear(width, outputs)
+        ends = nn.Linear(math.prod(shape), 32), nn.Linear(32, outputs)
         self.layers = nn.Sequential(nn.Flatten(), ends[0], nn.ReLU(), ends[1])
         self.explodes, self.steps = explodes, 0
 
@@ -197,10 +193,10 @@ def small(cards: Gpus) -> tuple[Path, str]:
     return run_dir, card
 
 
-def job_of(precision: str = "fp32", width: int = 32) -> Job:
+def job_of(precision: str = "fp32") -> Job:
     some = torch.arange(640)
     return Job(
-        model=functools.partial(Probe, width=width),
+        model=Probe,
         optimizer=torch.optim.Adam,
         schedule=lambda progress: 1.0,
         loss=nn.functional.cross_entropy,
@@ -226,21 +222,6 @@ def losses_on(device: torch.device, precision: str = "fp32") -> Tensor:
 def near(one: Tensor | float, other: Tensor | float, most: float) -> str:
     apart = float(torch.as_tensor(one / other - 1).abs().max())
     return must(apart <= most, f"{apart:.1e} apart; at most {most:g} is right")
-
-
-def measured_peak(work: Callable[[], object], device: torch.device) -> float:
-    """Returns the most GiB that PyTorch allocated in addition while a function ran."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
-    with torch.profiler.profile(profile_memory=True) as profile:
-        work()
-    found: Any = profile.profiler
-    events = [each for each in found.kineto_results.events() if each.name() == "[memory]"]
-    changes = (each.nbytes() for each in sorted(events, key=lambda each: each.start_ns()))
-    return float(max(itertools.accumulate(changes))) / 2**30
 
 
 # The checks
@@ -283,18 +264,6 @@ def bf16_near_fp32(cards: Gpus) -> str:
     return near(losses_on(cards.device, "bf16"), losses_on(cards.device), 0.05)
 
 
-def memory_as_predicted(cards: Gpus) -> str:
-    job, split = job_of(width=2048), split_on(cards.device)
-
-    def train() -> None:
-        for _ in (training := Training([job], split)):
-            training.state()
-
-    train()  # what libraries take once, such as cuBLAS, is there before
-    measured = measured_peak(train, cards.device)
-    return f"{near(predict_memory(job, split), measured, 0.25)}; measured {measured:.4f} GiB"
-
-
 def one_worker_sees_two_cards_by_gpus(cards: Gpus) -> str:
     pair = cards.first(2)
     _, [(_, visible)] = cards.study("launcher.gpus=2", NO_WINNER, visible=pair)
@@ -317,7 +286,7 @@ CHECKS: tuple[Callable[[Gpus], str], ...] = (
     *(two_workers_on_one_card_by_per_gpu, one_worker_on_each_of_two_cards),
     one_worker_sees_two_cards_by_gpus,
     *(cuda_visible_devices, out_of_memory_ends_its_trial_alone, replay_of_a_trial),
-    *(predict_without_a_gpu, fp32_as_on_the_cpu, bf16_near_fp32, memory_as_predicted),
+    *(predict_without_a_gpu, fp32_as_on_the_cpu, bf16_near_fp32),
     kill_9_in_a_trial,
 )
 

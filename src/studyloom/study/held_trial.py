@@ -96,8 +96,7 @@ class HeldTrial:
     def constrain(self, costs: Sequence[Cost]) -> None:
         """Stores the costs of a network, and for the sampler their distance from the limits.
 
-        A resumed trial keeps the costs that were measured when it began: it was ranked by these,
-        and a latency is never the same twice.
+        A resumed trial keeps the costs that were measured when it began: it was ranked by these.
 
         Raises:
             Infeasible: a cost is beyond its limit.

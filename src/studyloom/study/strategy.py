@@ -41,7 +41,6 @@ TIMED = (
     *("study.timeout", "study.trial_timeout", "study.stop", "study.min_improvement"),
     *("study.epochs", "cost.limit"),
 )
-MEASURED = "latency_ms"
 
 
 @dataclass(frozen=True)
@@ -176,8 +175,6 @@ class Strategy:
                 f"{study}: an Optuna objective(trial) suggests while it runs; write a loop "
                 "(run, **params), and its search space"
             )
-        if MEASURED in {*(g.name for g in definition.goals), *(e.name for e in definition.limits)}:
-            yield f"{study}: {MEASURED} is never the same twice; limit flops or parameters instead"
 
     def check_workers(self, workers: int) -> Iterator[str]:
         """Yields an error if several workers are started for a part that keeps its state."""

@@ -9,7 +9,6 @@ __all__ = [
     "checkpoint",
     "device",
     "job",
-    "memory",
     "optimizer",
     "randomness",
     "states",
