@@ -20,9 +20,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any, get_args, get_type_hints, is_typeddict
 
 import studyloom
 import studyloom.data
@@ -108,16 +111,50 @@ def environment_page() -> str:
 
 
 def documents_page() -> str:
-    """The JSON documents and the fields of each."""
-    import msgspec
-
-    lines = ["| document | fields |", "|---|---|"]
+    """The JSON documents with the fields of each, and those of the objects in them."""
+    commands: dict[Any, list[str]] = {}  # by the class of their document
     for name, kind in DOCUMENTS.items():
-        schema = msgspec.json.schema(kind)
-        named = schema.get("items", schema).get("$ref", "").rpartition("/")[2]
-        fields = schema.get("$defs", {}).get(named, {}).get("properties", {})
-        lines.append(f"| `{name}` | {' '.join(f'`{field}`' for field in fields) or 'any'} |")
-    return "\n".join([*lines, ""])
+        commands.setdefault(kind, []).append(name)
+    fields: dict[type, list[str]] = {}  # by the class of the object that they hold
+    rows = []
+    for kind, names in commands.items():
+        (document,) = classes_in(kind)
+        rows.append(fields_row(names, document))
+        note_objects(document, fields)
+    objects = [fields_row(names, kind) for kind, names in fields.items()]
+    line = "|---|---|---|\n"
+    documents_table = f"| document | fields | meaning |\n{line}{''.join(rows)}"
+    objects_table = f"| object | fields | meaning |\n{line}{''.join(objects)}"
+    return f"{documents_table}\n{objects_table}"
+
+
+def fields_row(names: Sequence[str], kind: type) -> str:
+    """Returns the row of a document or object; a field that may be missing has a `?`."""
+    optional = getattr(kind, "__optional_keys__", ())
+    fields = [f"`{name}`{'?' if name in optional else ''}" for name in get_type_hints(kind)]
+    meaning = " ".join((kind.__doc__ or "").split())
+    for heading in ("Args: ", "Attributes: "):
+        meaning = meaning.replace(heading, "")
+    quoted = " ".join(f"`{name}`" for name in names)
+    return f"| {quoted} | {' '.join(fields) or 'any'} | {meaning} |\n"
+
+
+def note_objects(kind: type, fields: dict[type, list[str]]) -> None:
+    """Notes which fields of a document hold objects, at any depth, by the class of the object."""
+    for name, value in get_type_hints(kind).items():
+        for inner in classes_in(value):
+            names = fields.setdefault(inner, [])
+            if name not in names:
+                names.append(name)
+            note_objects(inner, fields)
+
+
+def classes_in(kind: Any) -> Iterator[type]:
+    """Yields the classes with fields that a type has at any depth: `list[BestTrial] | None`."""
+    if is_typeddict(kind) or is_dataclass(kind):
+        yield kind
+    for argument in get_args(kind):
+        yield from classes_in(argument)
 
 
 GENERATED = {

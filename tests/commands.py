@@ -12,8 +12,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+import msgspec
 import pytest
+
+from studyloom.commands.documents import DOCUMENTS
 
 CANARY = "canary-password"  # of a database; must show up in no output and no file
 ROOT = Path(__file__).parent.parent
@@ -45,6 +49,20 @@ FORKS.set_forkserver_preload(
         "sqlalchemy.dialects.postgresql.psycopg",
     ]
 )
+
+
+def documented(document, name):
+    """A JSON document; its fields are those that the reference lists, and have their types."""
+    kind = DOCUMENTS[name]
+    msgspec.convert(document, kind)
+    rows = document if isinstance(document, list) else [document]
+    shape = get_args(kind)[0] if isinstance(document, list) else kind
+    fields = {*get_type_hints(shape)}
+    missing = getattr(shape, "__optional_keys__", frozenset())
+    for row in rows if fields else ():  # those of compress.json are not listed
+        keys = {key for key in row if not key.startswith(("params.", "values."))}
+        assert fields - missing <= keys <= fields, (name, keys ^ fields)
+    return document
 
 
 def environment(**extra: str) -> dict[str, str]:

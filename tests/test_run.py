@@ -65,7 +65,7 @@ def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
     assert len(logs) == 2
     assert names - logs == {
         *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
-        *("best.yaml", "heartbeat.json", "report.html", "study.db", "study.lock"),
+        *("best.yaml", "report.html", "study.db", "study.lock"),
         "made-by",  # tells one's own folder from that of somebody else
     }
     trials = trials_of(run_dir)

@@ -16,6 +16,7 @@ from test_readme import SITE
 import studyloom
 import studyloom.data
 from studyloom import environment
+from studyloom.commands.documents import DOCUMENTS
 from studyloom.commands.parser import COMMANDS
 from studyloom.config.schema import describe_keys
 
@@ -58,6 +59,10 @@ def test_the_reference_has_all_that_the_code_has(site):
             assert re.search(rf"{module.__name__}\.{name}$", python, re.MULTILINE), name
     variables = [each.name for each in environment.PUBLIC]
     assert re.findall(r"^\| `(\w+)`", site.environment_page(), re.MULTILINE) == variables
+    documents, _, objects = site.documents_page().partition("| object ")
+    first_cells = re.findall(r"^\| (`.+?`) \|", documents, re.MULTILINE)
+    assert {*re.findall(r"\w+", " ".join(first_cells))} == {*DOCUMENTS}
+    assert re.search(r"^\| `workers` \| `owner` `trial` ", objects, re.MULTILINE)
 
 
 def test_a_page_from_elsewhere_keeps_its_links(site, tmp_path, monkeypatch):

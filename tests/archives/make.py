@@ -42,7 +42,7 @@ sys.stdin.read()
 """
 STUDYLOOM = "import sys; from studyloom.cli import main; sys.exit(main(sys.argv[1:]))"
 LEFT_OUT = (
-    *("report.html", "study.db", "heartbeat.json"),
+    *("report.html", "study.db"),
     *("logs/", "postgres/", "tensorboard/", "winner/"),
 )
 

@@ -1,20 +1,17 @@
-"""What a command tells: a heartbeat, and events in whole lines, for whose reader nobody waits."""
+"""Events of a command in whole lines, for whose reader nobody waits; and an exit code for cron."""
 
 import errno
 import json
 import os
-import time
 
-import jsonschema
 import pytest
 from commands import QUICK, study
 from snapshots import snapshot_of
 from toys import begin
 
 from studyloom.commands import outputs
-from studyloom.commands.documents import json_schema
 from studyloom.commands.looking import check
-from studyloom.commands.outputs import EventFile, Heartbeat, is_beating
+from studyloom.commands.outputs import EventFile
 from studyloom.errors import ConfigError, FileError
 from studyloom.study.opening import create_study
 from studyloom.views.progress import Progress, ProgressReader, StageProgress
@@ -114,34 +111,7 @@ def progress_of(workers=(), title="search", **more):
     return Progress(snapshot, (StageProgress("search", 5, 3, snapshot),), title, **more)
 
 
-def test_a_heartbeat_is_written_at_once_then_every_ten_seconds_and_at_the_end(
-    tmp_path, monkeypatch, caplog
-):
-    """A folder that cannot be written to is told once."""
-    clock = [0.0]
-    monkeypatch.setattr(outputs.time, "monotonic", lambda: clock[0])
-    beat = Heartbeat(tmp_path)
-    path, times = tmp_path / "heartbeat.json", []
-    for second in range(25):
-        clock[0] = float(second)
-        beat(progress_of())
-        if path.exists():
-            times.append(second)
-            path.unlink()
-    assert times == [0, 10, 20]
-    beat(progress_of(title="test"))  # another stage is told at once
-    document = json.loads(path.read_text())
-    jsonschema.validate(document, json_schema("heartbeat"))
-    assert (document["stage"], document["exit_code"]) == ("test", None)
-    beat.finish(0)
-    assert json.loads(path.read_text())["exit_code"] == 0
-    lost = Heartbeat(tmp_path / "missing")
-    lost(progress_of())
-    lost.finish(0)
-    assert len(caplog.records) == 1
-
-
-def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(tmp_path):
+def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(stored):
     alive, dead = (WorkerStatus("host:1", lease=lease) for lease in (9.0, -9.0))
     for given, code in (
         ({"workers": [alive]}, 0),
@@ -153,10 +123,7 @@ def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(tmp_path):
         ({"exit_code": 0}, 0),
         ({"title": "done"}, 0),
     ):
-        assert check(progress_of(**given), tmp_path) == code, given
-    assert not is_beating(tmp_path)
-    Heartbeat(tmp_path)(progress_of(title="test"))
-    assert check(progress_of(title="test"), tmp_path) == 0  # somebody makes the result
-    hour_ago = time.time() - 3600
-    os.utime(tmp_path / "heartbeat.json", (hour_ago, hour_ago))
-    assert not is_beating(tmp_path)
+        assert check(progress_of(**given), stored) == code, given
+    with stored.ledger.testing():
+        assert check(progress_of(title="test"), stored) == 0
+    assert check(progress_of(title="test"), stored) == 3

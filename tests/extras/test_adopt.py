@@ -10,17 +10,16 @@ import shlex
 import sqlite3
 from datetime import datetime, timedelta
 
-import jsonschema
 import optuna
 import pytest
 import torch
+from commands import documented
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from toy_worker import FOLDER, fresh, work
 from toys import ask
 
 from studyloom.cli import main
-from studyloom.commands.documents import json_schema
 from studyloom.config.compose import register
 from studyloom.errors import DataError, StorageError
 from studyloom.extras.adopt import csv_file
@@ -62,7 +61,7 @@ def adopted(capsys, *arguments):
     """What the command prints for programs."""
     assert main(["adopt", *map(str, arguments), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    jsonschema.validate(document, json_schema("adopt"))
+    documented(document, "adopt")
     return document
 
 

@@ -2,15 +2,14 @@
 
 import json
 
-import jsonschema
 import pytest
+from commands import documented
 from earlier import run_of
 from optuna.trial import TrialState
 from toy_worker import fresh, work
 from toys import ask
 
 from studyloom.cli import main
-from studyloom.commands.documents import json_schema
 from studyloom.errors import Halted
 from studyloom.storage.attributes import BASELINE
 from studyloom.study.command_record import CommandRecord, begin_command, end_command
@@ -147,7 +146,7 @@ def test_the_command_names_the_trials(tmp_path, definition, monkeypatch, capsys)
     failed = [t.number for t in stored.trials() if t.state == TrialState.FAIL]
     assert main(["redo", str(run), "--failed", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    jsonschema.validate(document, json_schema("redo"))
+    documented(document, "redo")
     assert document == {"study": "s", "trials": failed}
     assert main(["redo", str(run), "--failed"]) == 0
     assert capsys.readouterr().out == "s: no trial has failed\n"

@@ -1,15 +1,14 @@
 import json
 import re
 
-import jsonschema
 import pytest
+from commands import documented
 from made_trials import a_trial, forty
 from optuna.trial import TrialState
 from results import document_of
 from toys import fill
 
 from studyloom.cli import main
-from studyloom.commands.documents import json_schema
 from studyloom.errors import ConfigError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.storage.attributes import BASELINE, FORMER_SLOT, TIMES
@@ -102,7 +101,7 @@ def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_sam
     command = ["compare", *map(str, folders), "--trust-config"]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    jsonschema.validate(found, json_schema("compare"))
+    documented(found, "compare")
     first, second = found["studies"]
     assert [first[key] for key in ("best", "test", "difference", "std")] == [0.9, 0.88, 0.1, 0.02]
     assert (first["epochs"], first["worker_seconds"]) == (8, 4.0)

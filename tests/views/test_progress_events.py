@@ -2,25 +2,39 @@
 
 import json
 import math
+import re
+from typing import get_args, get_type_hints
 
-import jsonschema
+from commands import ROOT, documented
 from optuna.trial import TrialState
 from rich.console import Console
 from toys import begin
 
-from studyloom.commands.documents import json_schema
 from studyloom.storage.attributes import HALTED, REASON, RESUMED, STREAMS
 from studyloom.study.stopping import set_control
-from studyloom.views.progress import History, ProgressReader, write_event
+from studyloom.views.progress import Event, History, ProgressReader, write_event
 from studyloom.views.terminal import Resumptions
 
-SCHEMA = jsonschema.Draft202012Validator(json_schema("event"))
+PAGE = (ROOT / ".github/site/docs/reference/events.md").read_text()
+EVENTS = PAGE.partition("## Events")[2].partition("## Documents")[0]
+ROWS = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", EVENTS, re.MULTILINE)
+COMMON = {"event", "at", "study", "id"}
+FIELDS = {kind: COMMON | {*re.findall(r"`(\w+)`", names)} for kind, names in ROWS}
+OPTIONAL = {kind: {*re.findall(r"`(\w+)`\?", names)} for kind, names in ROWS}
+
+
+def test_the_reference_lists_every_event_and_every_field():
+    fields = get_type_hints(Event)
+    assert {*FIELDS} == {*get_args(fields["event"])}
+    assert set.union(*FIELDS.values()) == {*fields}
 
 
 def look(stored, history):
     events = [*history.new(ProgressReader(stored).read())]
     for event in events:
-        SCHEMA.validate(json.loads(write_event(event, "toy", "1f")))
+        document = documented(json.loads(write_event(event, "toy", "1f")), "event")
+        fields = FIELDS[event["event"]]
+        assert fields - OPTIONAL[event["event"]] <= {*document} <= fields
     return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
 
 

@@ -5,15 +5,14 @@ import re
 import time
 from dataclasses import replace
 
-import jsonschema
 import optuna
 import pytest
+from commands import documented
 from rich.console import Console
 from snapshots import joined, snapshot_of, trial_of
 from toys import begin, two_sided
 
 from studyloom.cli import main
-from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import HALTED, PROPOSED
 from studyloom.views.progress import Progress, ProgressReader, StageProgress, Status
@@ -56,7 +55,7 @@ def test_who_proposed_the_best_is_told_and_a_name_controls_no_terminal(half_done
     for width in (40, 80):
         assert ", proposed by an␛[2J na: a guess" in " ".join(shown(stands, width).split())
     document = json.loads(stands.as_json())
-    jsonschema.validate(document, json_schema("status"))
+    documented(document, "status")
     assert document["best"]["proposed_by"] == "an\x1b[2J\nna"
     assert document["baseline"]["proposed_by"] is None
 
@@ -95,7 +94,7 @@ def test_importances_are_told_once_they_mean_something(stored):
 
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     document = json.loads(ProgressReader(half_done).status().as_json())
-    jsonschema.validate(document, json_schema("status"))
+    documented(document, "status")
     assert document["slots"] == {"free": 2, "held": 2, "done": 4}
     counts = {"complete": 2, "pruned": 1, "failed": 1, "paused": 0, "running": 1, "waiting": 0}
     assert document["trials"] == counts
@@ -122,7 +121,7 @@ def test_what_is_no_finite_number_is_null():
     assert document["workers"][0]["value"] is document["importances"]["lr"] is None
     assert document["eta"] is None
     assert document["best"]["params"] == {"lr": None}
-    jsonschema.validate(document, json_schema("status"))
+    documented(document, "status")
 
 
 # Watching

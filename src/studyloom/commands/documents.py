@@ -1,7 +1,7 @@
-"""The JSON that commands write for programs: the shape of each document, and its JSON Schema.
+"""The JSON that commands write for programs: the fields of each document.
 
-The shapes of large documents are defined where the documents are made, those of small ones here;
-tests check the commands against them.
+The fields of large documents are defined where the documents are made, those of small ones here.
+The reference "Events and JSON" is generated from them, and tests check the commands against them.
 Hyperparameters are named by their path, such as optimizer.lr. Times are in seconds, `at` in UTC.
 """
 
@@ -58,11 +58,22 @@ class Redone(TypedDict):
 
 
 class ProposalContext(TypedDict):
-    """What a proposer needs: `definition` (of the study: metric, direction, rule, baseline,
-    about), `space` (a JSON Schema), `budget`, `left` (trials not begun), `proposals_left`, `ended`
-    (why it takes no more proposals, or null), `best_region` (of each hyperparameter in the best
-    tenth of the trials, or null) and `trials`, each with `params` and a `curve` of values by epoch.
+    """What a proposer needs to know.
+
+    `space` is a JSON Schema, and `left` counts the trials that have not begun. `ended` says why the
+    study takes no more proposals, and `best_region` has the range of each hyperparameter in the
+    best tenth of the trials. Each trial has `params` and a `curve` of values by epoch.
     """
+
+    study: str
+    definition: dict[str, Any]
+    space: dict[str, Any]
+    budget: int
+    left: int
+    proposals_left: int
+    ended: str | None
+    best_region: dict[str, Any] | None
+    trials: list[dict[str, Any]]
 
 
 class Proposed(TypedDict):
@@ -116,6 +127,8 @@ class Replayed(TypedDict):
 
 
 class Check(TypedDict):
+    """A check of `studyloom doctor`, and what it saw."""
+
     name: str
     state: Literal["ok", "warning", "to do", "failed", "not possible here"]
     seconds: NotRequired[float]
@@ -189,23 +202,7 @@ DOCUMENTS: dict[str, Any] = {
     "dashboard": Dashboard,
     "keys": list[Key],
     "completion": Completion,
-    "schema": dict[str, Any],
     "errors": Errors,
     "event": progress.Event,
-    "heartbeat": outputs.HeartbeatDocument,
     "notice": Notice,
 }
-
-
-def json_schema(name: str) -> dict[str, Any]:
-    """Returns the JSON Schema of a document."""
-    import msgspec
-
-    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    schema = msgspec.json.schema(DOCUMENTS[name])
-    for shape in schema.get("$defs", {}).values():
-        for field, about in shape.get("properties", {}).items():
-            if "default" in about:  # a field of a dataclass, which is always written
-                del about["default"]
-                shape["required"].append(field)
-    return dialect | schema

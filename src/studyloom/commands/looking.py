@@ -32,6 +32,7 @@ from studyloom.text import format_ranges, one_line, printable
 
 if TYPE_CHECKING:
     from studyloom.study.stopping import Request
+    from studyloom.study.stored_study import StoredStudy
     from studyloom.views.progress import Progress, ProgressReader
 
 PAGE, ADOPTED = "compare.html", "adopt.html"
@@ -72,25 +73,25 @@ def status(arguments: argparse.Namespace) -> int:
         print(reader.status().as_json())
     else:
         console.print(terminal.render_status(reader.status(), console.width))
-    return check(reader.read(), arguments.run_dir) if arguments.check else 0
+    return check(reader.read(), reader.stored) if arguments.check else 0
 
 
-def check(progress: "Progress", run_dir: Path) -> int:
+def check(progress: "Progress", stored: "StoredStudy") -> int:
     """Returns an exit code that says whether a job needs attention.
 
-    It is 0 if the job has succeeded or workers run it, 1 if it has failed, 3 if no worker runs,
-    and 4 if another terminal has stopped or paused it.
+    It is 0 if the job has succeeded, or workers run it or a process tests its winner; 1 if it has
+    failed, 3 if no worker runs, and 4 if another terminal has stopped or paused it.
     """
-    from studyloom.commands.outputs import is_beating
-
     if progress.halted is not None or progress.exit_code:
         return 1
     if progress.ended:
         return 0
     if progress.control is not None:
         return 4
-    alive = any(worker.alive for worker in progress.current.workers)
-    return 0 if alive or is_beating(run_dir) else 3
+    if any(worker.alive for worker in progress.current.workers):
+        return 0
+    is_tested = any(process.left > 0 for process in stored.ledger.held(testing=True))
+    return 0 if is_tested else 3
 
 
 @command(

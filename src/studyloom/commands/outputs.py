@@ -1,4 +1,4 @@
-"""The output next to the terminal: the log, a heartbeat, events, notices, and JSON at the end.
+"""The output next to the terminal: the log, events, notices, and JSON at the end.
 
 The command line names their targets, and `config.main` moves them into environment variables.
 `take_environment` removes them, so that neither workers nor studies within an objective write to
@@ -13,7 +13,6 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -22,10 +21,8 @@ import optuna
 from studyloom.commands.options import print_json, replace_unencodable
 from studyloom.environment import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
-from studyloom.files import check_output, write_whole
+from studyloom.files import check_output
 from studyloom.plugins import load_plugin
-from studyloom.processes import host_id
-from studyloom.study.stopping import Request
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import PrintableFormatter, mask_passwords, printable
 from studyloom.views.progress import (
@@ -33,18 +30,13 @@ from studyloom.views.progress import (
     History,
     Progress,
     ProgressReader,
-    StageTitle,
-    to_json,
     write_event,
 )
 from studyloom.views.terminal import make_console
 from studyloom.winner.result import ShortResult
 from studyloom.worker_log import LINE
 
-HEARTBEAT = "heartbeat.json"
-INTERVAL = 10.0  # seconds between two heartbeats
 EVENTS_BEGIN = b'{"event"'  # of a file of events, as `progress.write_event` formats one
-RECENT = 60.0  # seconds after which a heartbeat is no sign of life
 LAST = 5.0  # seconds that the reader of a pipe has to take what is left when the command ends
 log = logging.getLogger(__name__)
 
@@ -113,8 +105,8 @@ class Outputs:
 
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:
         """Begins to report on a study."""
-        self._reader, self._run_dir = ProgressReader(stored), run_dir
-        self.listeners.insert(0, Heartbeat(run_dir))  # the first, since others may wait
+        self._reader = ProgressReader(stored)
+        self._run_dir = run_dir
         if self.events is not None:
             self.events.attach(stored)
 
@@ -153,7 +145,7 @@ class RunDocument(TypedDict):
     reason: NotRequired[str | None]
     study: NotRequired[str | None]
     run_dir: NotRequired[str | None]
-    stage: NotRequired[StageTitle | None]
+    stage: NotRequired[str | None]
     done: NotRequired[int | None]
     budget: NotRequired[int | None]
     best: NotRequired[BestTrial | None]
@@ -177,81 +169,6 @@ def run_document(
         "best": shown,
         "result": progress and progress.result,
     }
-
-
-# The heartbeat
-
-
-class HeartbeatDocument(TypedDict):
-    """The document heartbeat.json in the run directory; the exit code comes with the end.
-
-    `find runs/mnist/heartbeat.json -mmin +2` finds one whose command has died or hangs.
-    """
-
-    at: str
-    host: str
-    pid: int
-    study: str
-    stage: StageTitle
-    done: int
-    budget: int
-    control: Request | None
-    eta: float | None
-    exit_code: int | None
-
-
-class Heartbeat:
-    """Writes heartbeat.json into the run directory."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / HEARTBEAT
-        self._last = -INTERVAL
-        self._progress: Progress | None = None
-        self._reported = False  # whether a failure to write was reported
-
-    def __call__(self, progress: Progress) -> None:
-        """Writes the file at a new stage, and if the last time is long enough ago."""
-        before, self._progress = self._progress, progress
-        changed = before is None or before.title != progress.title
-        if changed or time.monotonic() - self._last >= INTERVAL:
-            self._last = time.monotonic()
-            self._write(progress, None)
-
-    def finish(self, code: int, reason: str | None = None) -> None:
-        """Writes the exit code of the command."""
-        if self._progress is not None:
-            self._write(self._progress, code)
-
-    def _write(self, progress: Progress, code: int | None) -> None:
-        beat = HeartbeatDocument(
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            host=host_id(),
-            pid=os.getpid(),
-            study=progress.search.name,
-            stage=progress.title,
-            done=progress.done,
-            budget=progress.budget,
-            control=progress.control,
-            eta=progress.eta,
-            exit_code=code,
-        )
-        try:
-            write_whole(self.path, f"{to_json(beat)}\n")
-        except OSError as error:
-            if not self._reported:
-                self._reported = True
-                log.warning("%s: %s", self.path, error.strerror or error)
-
-
-def is_beating(run_dir: Path) -> bool:
-    """Whether a command has written a heartbeat into a run directory in the last minute.
-
-    Uses the file's modification time, so that nothing is read from an untrusted folder.
-    """
-    try:
-        return time.time() - (run_dir / HEARTBEAT).stat().st_mtime < RECENT
-    except OSError:
-        return False
 
 
 # Events

@@ -27,8 +27,8 @@ GROUPS: Mapping[str, tuple[Entry, ...]] = {
         *(looking.report, looking.compare, looking.adopt, networks.winner, networks.ablate),
         *(networks.predict, networks.compress, networks.replay),
     ),
-    "maintenance: check the machine, look up keys and formats, set up the shell": (
-        *(looking.doctor, studies.keys, studies.schema, studies.completion),
+    "maintenance: check the machine, look up keys, set up the shell": (
+        *(looking.doctor, studies.keys, studies.completion),
     ),
 }
 COMMANDS = tuple(entry for entries in GROUPS.values() for entry in entries)

@@ -1,4 +1,4 @@
-"""`studyloom new`, `run`, `keys`, `completion`, `schema`: writing, running and typing studies."""
+"""`studyloom new`, `run`, `keys`, `completion`: writing, running and typing studies."""
 
 import argparse
 import json
@@ -9,10 +9,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studyloom.commands.options import JSON, argument, command, flag, print_json
-from studyloom.errors import ConfigError
+from studyloom.commands.options import JSON, argument, command, print_json
 from studyloom.files import ASSETS
-from studyloom.text import nearest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -162,25 +160,3 @@ def completion(arguments: argparse.Namespace) -> None:
         print_json({"shell": arguments.shell, "script": script})
     else:
         print(script)
-
-
-@command(
-    "print the JSON Schemas of --json and --events",
-    argument(
-        *("name", "NAME"),
-        "the name of a command, or event, heartbeat, notice, errors (default: all of them)",
-        nargs="?",
-    ),
-    flag("--json", "the same; a schema is JSON"),
-    examples=["studyloom schema status", "studyloom schema event"],
-)
-def schema(arguments: argparse.Namespace) -> None:
-    """Prints the JSON Schema of what a command prints with --json, or of a line of --events."""
-    from studyloom.commands.documents import DOCUMENTS, json_schema
-
-    name = arguments.name
-    if name is not None and name not in DOCUMENTS:
-        known = f"{', '.join(DOCUMENTS)}{nearest(name, [*DOCUMENTS])}"
-        raise ConfigError(f"{name}: no such schema; there are {known}")
-    chosen = json_schema(name) if name else {each: json_schema(each) for each in DOCUMENTS}
-    print(json.dumps(chosen, indent=1, ensure_ascii=False))

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-from msgspec import Meta
 from optuna.trial import FrozenTrial
 
 from studyloom.errors import StorageError
@@ -166,7 +165,6 @@ WORDS = {
     TEST: "test",
     DONE: "done",
 }
-StageTitle = Annotated[str, Meta(extra_json_schema={"enum": [*WORDS]})]
 
 
 @dataclass(frozen=True)
@@ -757,7 +755,7 @@ class FailuresOfKind:
 class StageCounts:
     """How many trials of a stage have ended, and how many are left (at most, before it begins)."""
 
-    stage: StageTitle
+    stage: str
     done: int
     left: int
 
@@ -789,7 +787,7 @@ class StatusDocument:
     foreign: int
     ended: str | None
     gain: float | None
-    stage: StageTitle
+    stage: str
     stages: list[StageCounts]
     elapsed: float | None
     hours: Hours
