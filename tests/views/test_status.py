@@ -8,13 +8,14 @@ from dataclasses import replace
 import optuna
 import pytest
 from commands import documented
+from optuna.trial import TrialState
 from rich.console import Console
 from snapshots import joined, snapshot_of, trial_of
 from toys import begin, two_sided
 
 from studyloom.cli import main
 from studyloom.errors import StorageLost
-from studyloom.storage.attributes import HALTED, PROPOSED
+from studyloom.storage.attributes import HALTED, PAUSED, PROPOSED
 from studyloom.views.progress import Progress, ProgressReader, StageProgress, Status
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import render_status, watch, watch_json
@@ -39,6 +40,29 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
         "diverged  1 × such as: train loss is nan at epoch 1 of 2",
     ):
         assert words in text, text
+
+
+def test_a_trial_that_ends_between_two_reads_counts_nowhere(half_done, monkeypatch):
+    ledger, count = type(half_done.ledger), half_done.ledger.counts
+
+    def end_trials_first(_):
+        spend(half_done)
+        return count()
+
+    monkeypatch.setattr(ledger, "counts", end_trials_first)
+    progress = ProgressReader(half_done).read()
+    assert progress.search.headline.startswith("toy: 4 of 8 trials – 2 complete, 1 pruned")
+    assert progress.stage_words == "search: 4 of 8 trials, 1 pruned"
+
+
+def test_paused_trials_count_as_paused_where_a_trial_is_trained(half_done):
+    """The sampler of a worker takes them for pruned ones."""
+    half_done.storage.set_trial_user_attr(half_done.trials()[4]._trial_id, PAUSED, 2)
+    own = begin(half_done)
+    half_done.storage.load(half_done.ledger.study_id, own._trial_id)
+    progress = ProgressReader(half_done).read()
+    assert progress.stage_words == "search: 4 of 8 trials, 1 pruned, 1 paused"
+    assert "2 complete, 1 pruned, 1 failed" in progress.search.headline
 
 
 def test_counts_have_a_comma_from_a_thousand_on():
@@ -151,6 +175,12 @@ def watched(stored, monkeypatch, *steps, terminal=False, write=None, errors=()):
 
 
 def spend(stored):
+    """Ends the trials that run, and fills the slots that are left."""
+    for _ in range(3):
+        begin(stored)
+    for trial in stored.trials():
+        if not trial.state.is_finished():
+            stored.optuna.tell(trial.number, state=TrialState.PRUNED)
     with stored.ledger.storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE studyloom_slots SET state = 'done'")
 
@@ -170,7 +200,7 @@ def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monk
     assert all(re.match(r"\d\d:\d\d:\d\d  toy  .*  ETA ", line) for line in lines)
     assert [line[10:].rpartition("  ETA")[0] for line in lines] == [
         "toy  search: 4 of 8 trials, 1 pruned  best 0.9000 (trial 1)  2 running",
-        "toy  search: 4 of 8 trials, 1 pruned  best 0.9500 (trial 4)  2 running",
+        "toy  search: 5 of 8 trials, 1 pruned  best 0.9500 (trial 4)  1 running",
         "toy  done  best 0.9500 (trial 4)",
     ]
 

@@ -372,7 +372,7 @@ class ProgressReader:
         progress = self.read()
         shares = self._weigh(progress.search)
         few = dict([*shares.items()][:MOST_IMPORTANT])
-        return Status(progress, few, count_failures(self.stored.trials()))
+        return Status(progress, few, count_failures(progress.search.trials))
 
     def _weigh(self, search: Snapshot, growth: float = 1.0) -> Mapping[str, float]:
         """Returns the importances, from at least `1 / growth` of the complete trials."""
@@ -410,10 +410,10 @@ class ProgressReader:
         record, names, result = command.record, command.stages, command.result
         studies = {SEARCH: self.stored, **dict(self._begun(record, names))}
         snapshots = {title: take_snapshot(stored) for title, stored in studies.items()}
-        trials = {title: stored.trials() for title, stored in studies.items()}
+        trials = {title: snapshot.trials for title, snapshot in snapshots.items()}
         search, left = snapshots[SEARCH], snapshots[SEARCH].left
         if record is not None and record.trials < search.budget:  # another command raised it
-            left = min(left, self.stored.ledger.todo(record.trials))
+            left = min(left, record.trials - _count_ended(search.trials, record.trials))
         feasible = bool(self.stored.feasible())
         stages = tuple(expected_stages(record, left, snapshots, feasible))
         last = stages[-1].snapshot
@@ -455,6 +455,12 @@ class ProgressReader:
                 self._beside[name] = stored
             if name in self._beside:
                 yield title, self._beside[name]
+
+
+def _count_ended(trials: Iterable[FrozenTrial], slots: int) -> int:
+    """Counts the ended trials of the first `slots` slots."""
+    ended = [TrialRecord(trial).slot for trial in trials if trial.state.is_finished()]
+    return sum(slot is not None and slot < slots for slot in ended)
 
 
 def expected_stages(

@@ -16,6 +16,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.metrics import METRICS
+from studyloom.storage.ledger import HeldSlot
 from studyloom.storage.optuna_internals import ped_anova
 from studyloom.study.early_end import Outlook, look_ahead
 from studyloom.study.stored_study import StoredStudy, value_of
@@ -98,6 +99,7 @@ class Snapshot:
         rule: how the best is chosen; None if only the metric decides.
         foreign: the number of trials that another program has added.
         aside: the number of trials that another trial has replaced in their slot.
+        trials: all that fill slots, from which the counts follow.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Snapshot:
     foreign: int = 0
     aside: int = 0
     outlook: Outlook = field(default_factory=Outlook)
+    trials: Sequence[FrozenTrial] = field(default=(), compare=False, repr=False)
 
     @property
     def left(self) -> int:
@@ -205,20 +208,28 @@ class Snapshot:
 def take_snapshot(stored: StoredStudy) -> Snapshot:
     """Reads a study; fetches only trials that are unfinished or ended since the last call.
 
+    All counts follow from one list of trials: trials end between two reads. They are read from the
+    database, since a worker of this process lists paused trials as pruned, for its sampler.
+
     Raises:
         StorageError: the database cannot be read.
     """
-    trials = stored.trials()
+    trials = stored.trials(whole=True)
+    ended = {trial._trial_id for trial in trials if trial.state.is_finished()}
+    held = [slot for slot in stored.ledger.held() if slot.trial_id not in ended]
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     foreign, aside = stored.uncounted()
     rule, costs = stored.rule(), tuple(goal.name for goal in stored.goals[1:])
+    slots = _as_slots(trials)
+    if stored.ours:
+        slots = _count_slots(stored, len(held), len(ended))
     return Snapshot(
         name=stored.name,
-        slots=stored.ledger.counts() if stored.ours else _as_slots(trials),
+        slots=slots,
         outcomes=Counter(TrialRecord(trial).outcome for trial in trials),
         best=next(iter(stored.ranked(rule)), None),
         baseline=next((trial for trial in complete if TrialRecord(trial).is_baseline), None),
-        workers=_read_workers(stored, trials),
+        workers=_workers(held, trials),
         metric=stored.metric,
         costs=costs,
         front=tuple(stored.front()) if costs else (),
@@ -226,7 +237,20 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         foreign=len(foreign),
         aside=len(aside),
         outlook=look_ahead(stored),
+        trials=trials,
     )
+
+
+def _count_slots(stored: StoredStudy, held: int, done: int) -> dict[str, int]:
+    """Counts the slots of a study by state.
+
+    Args:
+        held: the number of slots whose trials run; read later than those that are done.
+        done: the number of trials that have ended.
+    """
+    budget = max(done, sum(stored.ledger.counts().values()))
+    held = min(held, budget - done)
+    return {"free": budget - done - held, "held": held, "done": done}
 
 
 def _as_slots(trials: Sequence[FrozenTrial]) -> dict[str, int]:
@@ -236,13 +260,13 @@ def _as_slots(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     return {"free": free, "held": held, "done": len(trials) - free - held}
 
 
-def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:
+def _workers(held: Sequence[HeldSlot], trials: Sequence[FrozenTrial]) -> tuple[WorkerStatus, ...]:
     by_id = {trial._trial_id: trial for trial in trials}
     workers = []
-    for held in stored.ledger.held():
-        worker = WorkerStatus(held.owner, held=held.age, lease=held.left)
-        if held.trial_id in by_id:
-            trial = by_id[held.trial_id]
+    for slot in held:
+        worker = WorkerStatus(slot.owner, held=slot.age, lease=slot.left)
+        if slot.trial_id in by_id:
+            trial = by_id[slot.trial_id]
             step = trial.last_step
             worker = replace(
                 worker,
